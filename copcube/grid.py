@@ -1,0 +1,287 @@
+"""ERA5's 0.25° lattice: cell ids, rows and columns, coordinates, bounds, areas, blocks.
+
+The lattice has 721 × 1440 nodes; a cell is centred on its node and reaches ±0.125°.
+Inside copcube there is one order, ERA5's own: row 0 is 90°N and rows go south, column 0
+is 0°E and columns go east, up to 359.75°.
+
+Published ids count differently. Copernicus-Pretrain numbers its cells from the *south*
+pole and from 180°W: ``grid_id = i·1440 + j`` with ``lat = -90 + i/4`` and
+``lon = -180 + j/4`` (``sample_era5_grids_land.ipynb`` of the Copernicus-FM repository;
+holds for the published ids 0772176, 0906994 and 0200599). This module alone converts.
+
+A point belongs to the cell whose half-open box holds it, closed on the north and west:
+``lat in (node - 0.125, node + 0.125]`` and ``lon in [node - 0.125, node + 0.125)``. The
+poles belong to rows 0 and 720, longitudes wrap, so 179.875…180 lies in the cell centred
+on 180 and -180 is the same meridian as 180.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from copcube.errors import GridError
+
+N_LAT = 721
+N_LON = 1440
+STEP = 0.25
+BLOCK = 45
+"""Rows and columns of a block: the chunk of a cube, its unit of writing."""
+
+_ID_TEXT = re.compile(r"(\d{7})_(-?\d+\.\d{2})_(-?\d+\.\d{2})")
+
+
+def latitudes() -> NDArray[np.float64]:
+    """Node latitudes, (721,) float64 in degrees north, 90 to -90; exact multiples of 0.25."""
+    return 90.0 - STEP * np.arange(N_LAT)
+
+
+def longitudes() -> NDArray[np.float64]:
+    """Node longitudes, (1440,) float64 in degrees east, 0 to 359.75; exact multiples of 0.25."""
+    return STEP * np.arange(N_LON)
+
+
+def latitude_bounds() -> NDArray[np.float64]:
+    """Northern and southern edge of every row, (721, 2) float64, clipped at the poles."""
+    lat = latitudes()
+    return np.clip(np.stack([lat + STEP / 2, lat - STEP / 2], axis=1), -90, 90)
+
+
+def longitude_bounds() -> NDArray[np.float64]:
+    """Western and eastern edge of every column, (1440, 2) float64, from -0.125 to 359.875."""
+    lon = longitudes()
+    return np.stack([lon - STEP / 2, lon + STEP / 2], axis=1)
+
+
+def areas() -> NDArray[np.float64]:
+    """Area of one cell of every row on the unit sphere.
+
+    Returns
+    -------
+    numpy.ndarray
+        (721,) float64 in steradians: ``(sin(north edge) - sin(south edge)) · 0.25°``.
+        Over all cells they sum to 4π; the polar half-cells keep their real area.
+    """
+    north, south = np.sin(np.radians(latitude_bounds())).T
+    return np.asarray((north - south) * np.radians(STEP), dtype=np.float64)
+
+
+@overload
+def row_col(grid_id: int) -> tuple[int, int]: ...
+@overload
+def row_col(
+    grid_id: NDArray[np.integer],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+def row_col(grid_id):  # type: ignore[no-untyped-def]
+    """Row and column, in ERA5's order, of published cell ids.
+
+    Parameters
+    ----------
+    grid_id : int or integer array
+        Published ids, 0 to 1,038,239, counted from the south pole and 180°W.
+
+    Returns
+    -------
+    row, col : int or int64 array
+
+    Raises
+    ------
+    GridError
+        If an id lies outside the lattice.
+
+    Examples
+    --------
+    >>> row_col(772176)  # 44°N, 96°W
+    (184, 1056)
+    """
+    ids = np.asarray(grid_id, dtype=np.int64)
+    if ids.size and (ids.min() < 0 or ids.max() >= N_LAT * N_LON):
+        bad = ids[(ids < 0) | (ids >= N_LAT * N_LON)].flat[0]
+        raise GridError(f"cell id {bad} lies outside the lattice; ids run from 0 to 1038239")
+    row, col = N_LAT - 1 - ids // N_LON, (ids % N_LON + N_LON // 2) % N_LON
+    return (int(row), int(col)) if ids.ndim == 0 else (row, col)
+
+
+@overload
+def grid_id(row: int, col: int) -> int: ...
+@overload
+def grid_id(row: NDArray[np.integer], col: NDArray[np.integer]) -> NDArray[np.int64]: ...
+def grid_id(row, col):  # type: ignore[no-untyped-def]
+    """Published cell id of a row and column in ERA5's order; the inverse of `row_col`.
+
+    Raises
+    ------
+    GridError
+        If a row or column lies outside the lattice.
+
+    Examples
+    --------
+    >>> grid_id(184, 1056)
+    772176
+    """
+    r, c = np.asarray(row, dtype=np.int64), np.asarray(col, dtype=np.int64)
+    if np.any((r < 0) | (r >= N_LAT) | (c < 0) | (c >= N_LON)):
+        raise GridError(f"row {row}, column {col} lies outside the 721 × 1440 lattice")
+    ids = (N_LAT - 1 - r) * N_LON + (c + N_LON // 2) % N_LON
+    return int(ids) if ids.ndim == 0 else ids
+
+
+def centre(grid_id: int) -> tuple[float, float]:
+    """Centre of a cell as (lat, lon) in degrees, longitude in [-180, 180) as published.
+
+    Examples
+    --------
+    >>> centre(772176)
+    (44.0, -96.0)
+    """
+    row, col = row_col(grid_id)
+    return 90.0 - STEP * row, (STEP * col + 180.0) % 360.0 - 180.0
+
+
+def cell_at(lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column, in ERA5's order, of the cells that hold points.
+
+    Parameters
+    ----------
+    lat : array_like
+        Degrees north, -90 to 90.
+    lon : array_like
+        Degrees east, any turn: -180…180 and 0…360 mean the same places.
+
+    Returns
+    -------
+    row, col : int64 arrays
+        By the half-open rule of this module: a point on an edge belongs to the cell
+        south or east of the edge.
+
+    Raises
+    ------
+    GridError
+        If a latitude lies beyond a pole or a coordinate is not finite.
+
+    Examples
+    --------
+    >>> [int(i) for i in cell_at(48.1, 11.6)]
+    [168, 46]
+    """
+    y, x = np.asarray(lat, dtype=np.float64), np.asarray(lon, dtype=np.float64)
+    if not (np.isfinite(y).all() and np.isfinite(x).all()):
+        raise GridError("a point has a coordinate that is not finite; drop such points first")
+    if np.any(np.abs(y) > 90):
+        raise GridError(f"latitude {y[np.abs(y) > 90].flat[0]} lies beyond a pole")
+    row = np.floor((90 + STEP / 2 - y) / STEP).astype(np.int64)
+    col = np.floor((x % 360 + STEP / 2) / STEP).astype(np.int64) % N_LON
+    return row, col
+
+
+def format_cell(grid_id: int) -> str:
+    """Published text form of a cell id, ``{grid_id:07d}_{lon:.2f}_{lat:.2f}``.
+
+    Examples
+    --------
+    >>> format_cell(772176)
+    '0772176_-96.00_44.00'
+    """
+    lat, lon = centre(grid_id)
+    return f"{grid_id:07d}_{lon:.2f}_{lat:.2f}"
+
+
+def parse_cell(text: str) -> int:
+    """Cell id of a published text form, checked against its coordinates.
+
+    Raises
+    ------
+    GridError
+        If the text has another form, or its coordinates are not those of the id.
+
+    Examples
+    --------
+    >>> parse_cell("0772176_-96.00_44.00")
+    772176
+    """
+    number, lon, lat = _split(text, "cell id")
+    true_lat, true_lon = centre(number)
+    if (lat, lon) != (true_lat, true_lon):
+        raise GridError(
+            f"cell id {text!r} contradicts itself: cell {number} lies at lon {true_lon:.2f}, "
+            f"lat {true_lat:.2f}, not at lon {lon:.2f}, lat {lat:.2f}; "
+            f"its name should be {format_cell(number)!r}"
+        )
+    return number
+
+
+def parse_local(text: str) -> tuple[float, float]:
+    """Centre (lat, lon) in degrees of a local patch, from its published text form.
+
+    Raises
+    ------
+    GridError
+        If the text has another form or the point is not on the globe.
+
+    Examples
+    --------
+    >>> parse_local("0865831_-95.92_43.96")
+    (43.96, -95.92)
+    """
+    _, lon, lat = _split(text, "local patch id")
+    if not (-90 <= lat <= 90 and -180 <= lon <= 180):
+        raise GridError(f"local patch id {text!r} names no point on the globe")
+    return lat, lon
+
+
+def _split(text: str, what: str) -> tuple[int, float, float]:
+    match = _ID_TEXT.fullmatch(text)
+    if match is None:
+        raise GridError(
+            f"{text!r} is not a {what}; expected seven digits, longitude and latitude "
+            "with two decimals, such as '0772176_-96.00_44.00'"
+        )
+    return int(match[1]), float(match[2]), float(match[3])
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """One chunk of a cube: up to 45 × 45 cells.
+
+    Parameters
+    ----------
+    i, j : int
+        Row and column of the block, counted from 90°N and 0°E; 17 × 32 blocks in all.
+    """
+
+    i: int
+    j: int
+
+    @property
+    def rows(self) -> slice:
+        """Rows of the lattice in this block."""
+        return slice(self.i * BLOCK, min((self.i + 1) * BLOCK, N_LAT))
+
+    @property
+    def cols(self) -> slice:
+        """Columns of the lattice in this block."""
+        return slice(self.j * BLOCK, min((self.j + 1) * BLOCK, N_LON))
+
+
+N_BANDS = -(-N_LAT // BLOCK)
+"""Rows of blocks; a band is one of them, 45 rows of cells all around the globe."""
+
+
+def block_of(grid_id: int) -> Block:
+    """Return the block that holds a cell.
+
+    Examples
+    --------
+    >>> block_of(772176)
+    Block(i=4, j=23)
+    """
+    row, col = row_col(grid_id)
+    return Block(row // BLOCK, col // BLOCK)
+
+
+def band_blocks(band: int) -> Iterator[Block]:
+    """Blocks of one band, west to east."""
+    return (Block(band, j) for j in range(N_LON // BLOCK))

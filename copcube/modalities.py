@@ -1,0 +1,260 @@
+"""The eight Sentinel modalities of Copernicus-Pretrain, as data.
+
+Bands, wavelengths, statistics, sizes and kernels as in the pretraining code of
+Copernicus-FM (github.com/zhu-xlab/Copernicus-FM, ``engine_pretrain.py`` and the dataset
+classes), arXiv:2503.11849. Normalisation is ``(pixel · scale - mean) / std``.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from copcube.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What is fixed about one modality.
+
+    Parameters
+    ----------
+    key : str
+        Name in files, JSON and parquet.
+    title : str
+        Name for people.
+    bands : tuple of str
+        Band names in stored order.
+    gsd : float
+        Nominal size of a pixel in metres.
+    stored_size : int
+        Side of the published tensors in pixels.
+    input_size : int
+        Side of the pretraining crop in pixels.
+    kernel : int
+        Side of a token in pixels.
+    tensor_dtype : str
+        dtype of the published tensors.
+    dates : int
+        Length of the date axis of the published tensors; 1 means no such axis.
+    local : bool
+        Whether a cell holds local patches of 2.64 km rather than one image of 28 km.
+    folders : tuple of str
+        Folders of the published GeoTIFF trees, the one to write first.
+    wavelengths, bandwidths : tuple of float, optional
+        Centre and width of every band in nm; absent for variables.
+    language_key : str, optional
+        Key of the variable's language embedding; absent for spectral modalities.
+    scale, mean, std : tuple of float
+        Normalisation, one value a band.
+    zero_is_missing : bool
+        Whether a pixel that is 0 in every band holds no data.
+    """
+
+    key: str
+    title: str
+    bands: tuple[str, ...]
+    gsd: float
+    stored_size: int
+    input_size: int
+    kernel: int
+    tensor_dtype: str
+    dates: int
+    local: bool
+    folders: tuple[str, ...]
+    wavelengths: tuple[float, ...] | None = None
+    bandwidths: tuple[float, ...] | None = None
+    language_key: str | None = None
+    scale: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    zero_is_missing: bool = field(default=False)
+
+    @property
+    def token_area(self) -> float:
+        """Nominal area of one token in km², the model's third metadata field."""
+        return (self.kernel * self.gsd / 1000) ** 2
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (bands, rows, columns) of one published image."""
+        return len(self.bands), self.stored_size, self.stored_size
+
+
+_S2 = (
+    ("B1", 440, 20, 1612.9, 791.0),
+    ("B2", 490, 65, 1397.6, 854.3),
+    ("B3", 560, 35, 1322.3, 878.7),
+    ("B4", 665, 30, 1373.1, 1144.9),
+    ("B5", 705, 15, 1561.0, 1127.5),
+    ("B6", 740, 15, 2108.4, 1164.2),
+    ("B7", 783, 20, 2390.7, 1276.0),
+    ("B8", 842, 115, 2318.7, 1249.5),
+    ("B8A", 860, 20, 2581.0, 1345.9),
+    ("B9", 940, 20, 837.7, 577.5),
+    ("B10", 1370, 30, 22.0, 47.5),
+    ("B11", 1610, 90, 2195.2, 1340.0),
+    ("B12", 2190, 180, 1537.4, 1142.9),
+)
+
+# The centre of Oa21 is 1020 nm in reality; the weights were trained with 1029.
+_S3 = (
+    ("Oa01", 400, 15, 0.0139465),
+    ("Oa02", 412.5, 10, 0.0133873),
+    ("Oa03", 442.5, 10, 0.0121481),
+    ("Oa04", 490, 10, 0.0115198),
+    ("Oa05", 510, 10, 0.0100953),
+    ("Oa06", 560, 10, 0.0123538),
+    ("Oa07", 620, 10, 0.00879161),
+    ("Oa08", 665, 10, 0.00876539),
+    ("Oa09", 673.75, 7.5, 0.0095103),
+    ("Oa10", 681.25, 7.5, 0.00773378),
+    ("Oa11", 708.75, 10, 0.00675523),
+    ("Oa12", 753.75, 7.5, 0.0071996),
+    ("Oa13", 761.25, 7.5, 0.00749684),
+    ("Oa14", 764.375, 3.75, 0.0086512),
+    ("Oa15", 767.5, 2.5, 0.00526779),
+    ("Oa16", 778.75, 15, 0.00530267),
+    ("Oa17", 865, 20, 0.00493004),
+    ("Oa18", 885, 10, 0.00549962),
+    ("Oa19", 900, 10, 0.00502847),
+    ("Oa20", 940, 20, 0.00326378),
+    ("Oa21", 1029, 40, 0.00324118),
+)
+
+
+def _s5p(gas: str, title: str, band: str, language_key: str) -> Modality:
+    return Modality(
+        key=f"s5p_{gas}",
+        title=f"Sentinel-5P {title}",
+        bands=(band,),
+        gsd=1000,
+        stored_size=28,
+        input_size=28,
+        kernel=4,
+        tensor_dtype="float32",
+        dates=12,
+        local=False,
+        folders=(f"s5p_l3_wgs/images/{band}", f"Sentinel-5P/images/{band}"),
+        language_key=language_key,
+    )
+
+
+MODALITIES: dict[str, Modality] = {
+    m.key: m
+    for m in (
+        Modality(
+            key="s1_grd",
+            title="Sentinel-1 GRD",
+            bands=("VV", "VH"),
+            gsd=10,
+            stored_size=264,
+            input_size=224,
+            kernel=16,
+            tensor_dtype="float32",
+            dates=4,
+            local=True,
+            folders=("s1_grd_utm/images", "Sentinel-1/images"),
+            wavelengths=(5e7, 5e7),
+            bandwidths=(1e9, 1e9),
+            scale=(1.0, 1.0),
+            mean=(-12.59, -20.26),
+            std=(5.26, 5.91),
+        ),
+        Modality(
+            key="s2_toa",
+            title="Sentinel-2 TOA",
+            bands=tuple(b[0] for b in _S2),
+            gsd=10,
+            stored_size=264,
+            input_size=224,
+            kernel=16,
+            tensor_dtype="int16",
+            dates=4,
+            local=True,
+            folders=("s2_toa_mix/images", "Sentinel-2/images"),
+            wavelengths=tuple(float(b[1]) for b in _S2),
+            bandwidths=tuple(float(b[2]) for b in _S2),
+            scale=(1.0,) * len(_S2),
+            mean=tuple(b[3] for b in _S2),
+            std=tuple(b[4] for b in _S2),
+            zero_is_missing=True,
+        ),
+        Modality(
+            key="s3_olci",
+            title="Sentinel-3 OLCI",
+            bands=tuple(b[0] for b in _S3),
+            gsd=300,
+            stored_size=96,
+            input_size=96,
+            kernel=8,
+            tensor_dtype="float32",
+            dates=8,
+            local=False,
+            folders=("s3_olci_wgs/images", "s3_olci_utm/images", "Sentinel-3/images"),
+            wavelengths=tuple(float(b[1]) for b in _S3),
+            bandwidths=tuple(float(b[2]) for b in _S3),
+            scale=tuple(b[3] for b in _S3),
+            mean=(0.0,) * len(_S3),
+            std=(1.0,) * len(_S3),
+        ),
+        _s5p("co", "CO", "CO_column_number_density", "Sentinel 5P Carbon Monoxide"),
+        _s5p(
+            "no2", "NO2", "tropospheric_NO2_column_number_density", "Sentinel 5P Nitrogen Dioxide"
+        ),
+        _s5p("o3", "O3", "O3_column_number_density", "Sentinel 5P Ozone"),
+        _s5p("so2", "SO2", "SO2_column_number_density", "Sentinel 5P Sulfur Dioxide"),
+        Modality(
+            key="dem",
+            title="Copernicus DEM",
+            bands=("elevation",),
+            gsd=30,
+            stored_size=960,
+            input_size=960,
+            kernel=64,
+            tensor_dtype="float32",
+            dates=1,
+            local=False,
+            folders=("dem_grid_wgs/images", "DEM/images"),
+            language_key="Copernicus Digital Elevation Model",
+            std=(10000.0,),
+        ),
+    )
+}
+"""The modalities by key, in the order of the pretraining loop."""
+
+ORDER: dict[str, int] = {key: i for i, key in enumerate(MODALITIES)}
+"""Position of every modality in that order."""
+
+
+def modality(key: str) -> Modality:
+    """Return the modality of a key.
+
+    Raises
+    ------
+    OptionError
+        If there is no such modality; names the nearest and all known ones.
+
+    Examples
+    --------
+    >>> modality("s1_grd").bands
+    ('VV', 'VH')
+    """
+    if key in MODALITIES:
+        return MODALITIES[key]
+    near = difflib.get_close_matches(key, MODALITIES, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise OptionError(f"unknown modality {key!r}{hint} (known: {', '.join(MODALITIES)})")
+
+
+def select(keys: Iterable[str] | None) -> tuple[str, ...]:
+    """Chosen modality keys, each once, in the fixed order; all of them for None.
+
+    Raises
+    ------
+    OptionError
+        If a key is unknown or none is given.
+    """
+    chosen = set(MODALITIES if keys is None else keys)
+    if not chosen:
+        raise OptionError(f"no modality chosen; give one or more of {', '.join(MODALITIES)}")
+    return tuple(sorted(chosen, key=lambda key: ORDER[modality(key).key]))
