@@ -1,0 +1,129 @@
+"""From a raster to the published tensor form, and what a pixel may hold.
+
+The tensors of Copernicus-Pretrain were made from its rasters by kornia's
+``SmallestMaxSize`` and ``CenterCrop``; `to_tensor_form` does the same with numpy:
+
+1. the shorter side becomes S, the other ``int(S · longer/shorter)``, truncated
+   (``kornia.geometry.transform.affwarp``);
+2. both axes are resized bilinearly by the rule of ``torch.nn.functional.interpolate``
+   with ``align_corners=False`` and no antialiasing: output pixel o samples
+   ``max(0, (o + ½)·n/m - ½)``;
+3. the window that starts at ``int((m - S) / 2)`` is kept
+   (``kornia.augmentation.random_generator``).
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import ImageError
+from copcube.modalities import Modality
+
+_RESCALED_BANDS = (0, 9)
+_TOO_LARGE = 1e6
+
+
+def to_tensor_form(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
+    """Bring a raster to the side S at which its modality is published.
+
+    Only the pixels of the final window are computed. A raster that needs no resizing
+    comes back as a view, or as itself.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (bands, rows, columns), any size, any integer or float dtype.
+    modality : Modality
+        Says S, its ``stored_size``.
+
+    Returns
+    -------
+    numpy.ndarray
+        (bands, S, S) in the dtype of ``pixels``. Integers are rounded to the nearest, ties
+        to even. A pixel is NaN if one that it is interpolated from is NaN.
+
+    Raises
+    ------
+    ImageError
+        If the array is not three-dimensional or holds no pixel.
+    """
+    if pixels.ndim != 3 or not pixels.size:
+        raise ImageError(
+            f"an array of shape {pixels.shape} is no image; expected (bands, rows, columns), "
+            "none of them 0"
+        )
+    size = modality.stored_size
+    rows, cols = _resized(pixels.shape[1], pixels.shape[2], size)
+    resized = _resize_axis(_resize_axis(pixels, 2, cols, size), 1, rows, size)
+    if resized.dtype != pixels.dtype and np.issubdtype(pixels.dtype, np.integer):
+        resized = np.rint(resized)
+    return resized.astype(pixels.dtype, copy=False)
+
+
+def rescale_s3(pixels: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+    """Undo the factor of 1e9 that bands Oa01 and Oa10 of some Sentinel-3 tensors carry.
+
+    The pretraining code multiplies these two bands by 1e-9 without looking. Here a band is
+    corrected only if its median magnitude exceeds 1e6: radiances stay below 1e5.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (21, rows, columns) float.
+
+    Returns
+    -------
+    pixels : numpy.ndarray
+        The input itself, or a corrected copy.
+    rescaled : bool
+        Whether any band was corrected.
+    """
+    wrong = [band for band in _RESCALED_BANDS if _magnitude(pixels[band]) > _TOO_LARGE]
+    if not wrong:
+        return pixels, False
+    corrected = pixels.copy()
+    corrected[wrong] *= 1e-9
+    return corrected, True
+
+
+def has_valid_pixel(pixels: NDArray[Any], modality: Modality) -> bool:
+    """Whether any pixel of an image (bands, rows, columns) holds data.
+
+    NaN and infinities are no data, and 0 in every band is none where the modality says so
+    (`Modality.zero_is_missing`); an elevation model of nothing but 0 is the sea.
+    """
+    for band in pixels:
+        valid = np.isfinite(band)
+        if modality.zero_is_missing:
+            valid &= band != 0
+        if valid.any():
+            return True
+    return False
+
+
+def _resized(rows: int, cols: int, size: int) -> tuple[int, int]:
+    """Rows and columns once the shorter side is ``size``; the longer one is truncated."""
+    aspect = cols / rows
+    return (int(size / aspect), size) if aspect < 1 else (size, int(size * aspect))
+
+
+def _resize_axis(pixels: NDArray[Any], axis: int, length: int, size: int) -> NDArray[Any]:
+    """Resize one axis linearly to ``length`` and keep the ``size`` pixels at its centre."""
+    start, old = (length - size) // 2, pixels.shape[axis]
+    if length == old:
+        return pixels[(slice(None),) * axis + (slice(start, start + size),)]
+    work = np.result_type(pixels.dtype, np.float32).type
+    output = np.arange(start, start + size, dtype=work)
+    place = np.maximum(work(old) / work(length) * (output + work(0.5)) - work(0.5), 0)
+    lower = place.astype(np.intp)
+    upper = np.minimum(lower + 1, old - 1)
+    weight = (place - lower).astype(work).reshape(-1, *(1,) * (pixels.ndim - 1 - axis))
+    before, after = np.take(pixels, lower, axis), np.take(pixels, upper, axis)
+    return np.asarray(before * (1 - weight) + after * weight)
+
+
+def _magnitude(band: NDArray[Any]) -> float:
+    """Median of the finite absolute values of a band, 0 if there are none."""
+    finite = np.abs(band[np.isfinite(band)])
+    return float(np.median(finite)) if finite.size else 0.0
