@@ -28,7 +28,7 @@ def to_tensor_form(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
     """Bring a raster to the side S at which its modality is published.
 
     Only the pixels of the final window are computed. A raster that needs no resizing
-    comes back as a view, or as itself.
+    comes back as a view.
 
     Parameters
     ----------
@@ -103,7 +103,10 @@ def has_valid_pixel(pixels: NDArray[Any], modality: Modality) -> bool:
 
 
 def _resized(rows: int, cols: int, size: int) -> tuple[int, int]:
-    """Rows and columns once the shorter side is ``size``; the longer one is truncated."""
+    """Rows and columns once the shorter side is ``size``; the longer one is truncated.
+
+    In kornia's own order of operations, so that 960 × 965 becomes 960 × 964 as it did there.
+    """
     aspect = cols / rows
     return (int(size / aspect), size) if aspect < 1 else (size, int(size * aspect))
 
@@ -120,7 +123,8 @@ def _resize_axis(pixels: NDArray[Any], axis: int, length: int, size: int) -> NDA
     upper = np.minimum(lower + 1, old - 1)
     weight = (place - lower).astype(work).reshape(-1, *(1,) * (pixels.ndim - 1 - axis))
     before, after = np.take(pixels, lower, axis), np.take(pixels, upper, axis)
-    return np.asarray(before * (1 - weight) + after * weight)
+    with np.errstate(invalid="ignore"):  # infinities become NaN
+        return np.asarray(before * (1 - weight) + after * weight)
 
 
 def _magnitude(band: NDArray[Any]) -> float:
