@@ -1,0 +1,453 @@
+"""The table of embeddings: one row an image, in the layout of the published parquet files.
+
+Columns are ``grid_id_coord``, ``modality``, ``local_id_coord``, ``date`` and ``embedding``,
+as in ``full_chunks`` of Copernicus-Embed-025deg, so that our files and the published ones
+interchange. What is written is strict and always the same bytes for the same rows; what is
+read may come from elsewhere: other list types and precisions, empty strings for missing
+values, further columns.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import GridError, RowsError
+from copcube.modalities import MODALITIES, ORDER
+from copcube.storage import atomic_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+COLUMNS = ("grid_id_coord", "modality", "local_id_coord", "date", "embedding")
+ROW_GROUP = 4096
+"""Rows of a row group in files that we write: 12 MB of vectors of 768."""
+
+_PREFIX = "copcube:"
+_BATCH = 4096
+_DATE = re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Embeddings of n images.
+
+    Parameters
+    ----------
+    grid_id : numpy.ndarray
+        Published cell ids, (n,) int64.
+    modality : numpy.ndarray
+        Index into `copcube.modalities.ORDER`, (n,) int8.
+    local_id, date : numpy.ndarray
+        Local patch in its published text form and date YYYYMMDD, (n,) object, str or None.
+    embedding : numpy.ndarray
+        (n, D) float32; (n, 0) where the vectors were not read.
+    """
+
+    grid_id: NDArray[np.int64]
+    modality: NDArray[np.int8]
+    local_id: NDArray[np.object_]
+    date: NDArray[np.object_]
+    embedding: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.grid_id)
+
+    @cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """Images as numbers, (4, n) int64: cell, modality, ranks of local patch and date.
+
+        Equal columns are the same image; their lexicographic order is the canonical one.
+        """
+        return np.stack(
+            [
+                self.grid_id,
+                self.modality.astype(np.int64),
+                _ranks(self.local_id),
+                _ranks(self.date),
+            ]
+        )
+
+    def take(self, index: NDArray[Any]) -> "Rows":
+        """Rows chosen by positions or by a mask, in that order."""
+        return Rows(
+            self.grid_id[index],
+            self.modality[index],
+            self.local_id[index],
+            self.date[index],
+            self.embedding[index],
+        )
+
+    def sorted(self) -> "Rows":
+        """Rows in canonical order: cell, modality, local patch, date, None first; stable."""
+        order = np.lexsort(self.keys[::-1])
+        return self if np.array_equal(order, np.arange(len(self))) else self.take(order)
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Rows]") -> Self:
+        """Join tables one after another.
+
+        Raises
+        ------
+        RowsError
+            If their vectors have different lengths, or there are no tables.
+        """
+        if not parts:
+            raise RowsError("no tables of embeddings to join")
+        dims = sorted({part.embedding.shape[1] for part in parts})
+        if len(dims) > 1:
+            raise RowsError(
+                f"embeddings of lengths {', '.join(map(str, dims))} cannot be joined; "
+                "they come from different encoders"
+            )
+        return cls(
+            np.concatenate([part.grid_id for part in parts]),
+            np.concatenate([part.modality for part in parts]),
+            np.concatenate([part.local_id for part in parts]),
+            np.concatenate([part.date for part in parts]),
+            np.concatenate([part.embedding for part in parts]),
+        )
+
+
+def describe(rows: Rows, i: int) -> str:
+    """Name the image of one row for a message."""
+    parts = [grid.format_cell(int(rows.grid_id[i])), list(ORDER)[rows.modality[i]]]
+    parts += [str(text) for text in (rows.local_id[i], rows.date[i]) if text is not None]
+    return " ".join(parts)
+
+
+def rows_files(path: str | Path) -> list[Path]:
+    """Parquet files of a file name, a folder (searched to its bottom) or a glob, sorted.
+
+    Raises
+    ------
+    RowsError
+        If there are none.
+    """
+    where = Path(path)
+    if where.is_file():
+        return [where]
+    if where.is_dir():
+        found = sorted(p for p in where.rglob("*.parquet") if not p.name.startswith("."))
+    else:
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        found = [p for p in found if p.is_file()]
+    if not found:
+        raise RowsError(f"{path}: no parquet files there; expected a file, a folder or a glob")
+    return found
+
+
+def write_rows(path: str | Path, rows: Rows, provenance: dict[str, str | int]) -> None:
+    """Write rows in canonical order; the same rows always give the same bytes.
+
+    Parameters
+    ----------
+    path : str or Path
+        File to write, atomically.
+    rows : Rows
+        In any order.
+    provenance : dict
+        What made the vectors; kept in the schema's metadata under ``copcube:`` keys.
+
+    Raises
+    ------
+    RowsError
+        If a vector holds a value that is not finite.
+    StorageError
+        If the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = rows.sorted()
+    _require_finite(rows.embedding, path, np.arange(len(rows)))
+    dim = rows.embedding.shape[1]
+    cells, cell = np.unique(rows.grid_id, return_inverse=True)
+    texts = pa.array([grid.format_cell(int(c)) for c in cells], pa.string())
+    keys = pa.array(list(MODALITIES), pa.string())
+    values = pa.array(np.ascontiguousarray(rows.embedding).reshape(-1))
+    columns = [
+        texts.take(pa.array(cell)),
+        keys.take(pa.array(rows.modality)),
+        pa.array(rows.local_id, pa.string()),
+        pa.array(rows.date, pa.string()),
+        pa.FixedSizeListArray.from_arrays(values, dim),
+    ]
+    metadata = {_PREFIX + key: str(provenance[key]) for key in sorted(provenance)}
+    schema = pa.schema(
+        [
+            pa.field(name, column.type, nullable=name in ("local_id_coord", "date"))
+            for name, column in zip(COLUMNS, columns, strict=True)
+        ],
+        metadata=metadata,
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(
+            pa.Table.from_arrays(columns, schema=schema),
+            temporary,
+            row_group_size=ROW_GROUP,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=list(COLUMNS[:-1]),
+            column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
+        )
+
+
+def read_provenance(path: str | Path) -> dict[str, str]:
+    """Tell what made a file's vectors, as `write_rows` was told; empty for files of others.
+
+    Raises
+    ------
+    RowsError
+        If the file is missing or is not parquet.
+    """
+    with _open(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+    found = {key.decode(): value.decode() for key, value in metadata.items()}
+    return {
+        key.removeprefix(_PREFIX): value
+        for key, value in sorted(found.items())
+        if key.startswith(_PREFIX)
+    }
+
+
+def read_rows(
+    path: str | Path,
+    row_groups: Sequence[int] | None = None,
+    cells: NDArray[np.int64] | None = None,
+    *,
+    embedding: bool = True,
+) -> Rows:
+    """Read rows of our own or of published files, in the order of the file.
+
+    Lists, large lists and fixed-size lists of float16, float32 or float64 are accepted, and
+    strings of any kind; an empty string counts as missing. Memory stays near the size of
+    the result.
+
+    Parameters
+    ----------
+    path : str or Path
+        Parquet file.
+    row_groups : sequence of int, optional
+        Row groups to read; all by default.
+    cells : numpy.ndarray, optional
+        Cell ids to keep, int64; all by default. Row groups without them are not decoded.
+    embedding : bool
+        Whether to read the vectors; without them `Rows.embedding` is (n, 0).
+
+    Raises
+    ------
+    RowsError
+        If the file is missing, is not parquet, lacks columns, names an unknown modality or
+        a cell whose id contradicts its coordinates, or holds a vector that is missing, of
+        another length than the others or not finite.
+    """
+    with _open(path) as file:
+        _check_schema(file.schema_arrow, path)
+        groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
+        table = file.read_row_groups(groups, columns=list(COLUMNS[:-1]))
+        grid_id = _cells(table.column("grid_id_coord"), path)
+        rows = Rows(
+            grid_id,
+            _modalities(table.column("modality"), path),
+            _texts(table.column("local_id_coord")),
+            _dates(table.column("date"), path),
+            np.empty((len(grid_id), 0), np.float32),
+        )
+        wanted = np.ones(len(rows), bool) if cells is None else np.isin(grid_id, cells)
+        if not wanted.all():
+            rows = rows.take(wanted)
+        if embedding:
+            vectors = _read_vectors(file, path, groups, wanted)
+            rows = replace(rows, embedding=vectors)
+    return rows
+
+
+def embedding_length(path: str | Path) -> int:
+    """Length of a file's vectors; 0 if it has no rows and does not declare it.
+
+    Raises
+    ------
+    RowsError
+        As `read_rows`.
+    """
+    with _open(path) as file:
+        _check_schema(file.schema_arrow, path)
+        kind = file.schema_arrow.field("embedding").type
+        if hasattr(kind, "list_size"):
+            return int(kind.list_size)
+        for batch in file.iter_batches(1, columns=["embedding"]):
+            return len(batch.column(0)[0].as_py() or ())
+    return 0
+
+
+def _open(path: str | Path) -> "pq.ParquetFile":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not os.path.isfile(path):
+        raise RowsError(f"{path}: no such file")
+    try:
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise RowsError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _check_schema(schema: "pa.Schema", path: str | Path) -> None:
+    import pyarrow as pa
+
+    missing = [name for name in COLUMNS if name not in schema.names]
+    if missing:
+        raise RowsError(
+            f"{path}: expected the columns {', '.join(COLUMNS)}; "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing "
+            f"(found {', '.join(schema.names) or 'none'})"
+        )
+    for name in COLUMNS[:-1]:
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.null()):
+            raise RowsError(f"{path}: column {name} holds {kind}; expected strings")
+    kind = schema.field("embedding").type
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not (any(test(kind) for test in lists) and pa.types.is_floating(kind.value_type)):
+        raise RowsError(
+            f"{path}: column embedding holds {kind}; expected lists of float16, float32 or float64"
+        )
+
+
+def _read_vectors(
+    file: "pq.ParquetFile", path: str | Path, groups: list[int], wanted: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Vectors of the wanted rows of some row groups, batch by batch into one array."""
+    sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+    rows_of = np.split(wanted, np.cumsum(sizes[groups]))[:-1]
+    needed = [(group, rows) for group, rows in zip(groups, rows_of, strict=True) if rows.any()]
+    if not needed:
+        return np.empty((0, embedding_length(path)), np.float32)
+    wanted = np.concatenate([rows for _, rows in needed])
+    first = np.cumsum(sizes) - sizes
+    number = np.concatenate([first[group] + np.arange(len(rows)) for group, rows in needed])
+
+    vectors = np.empty((int(wanted.sum()), 0), np.float32)
+    start = filled = 0
+    batches = file.iter_batches(
+        _BATCH, row_groups=[group for group, _ in needed], columns=["embedding"]
+    )
+    for batch in batches:
+        column, mask = batch.column(0), wanted[start : start + len(batch)]
+        if mask.any():
+            chosen = column if mask.all() else column.filter(mask)
+            block = _vectors(
+                chosen, vectors.shape[1], path, number[start : start + len(batch)][mask]
+            )
+            if not filled:
+                vectors = np.empty((len(vectors), block.shape[1]), np.float32)
+            vectors[filled : filled + len(block)] = block
+            filled += len(block)
+        start += len(batch)
+    return vectors
+
+
+def _vectors(
+    column: "pa.Array", dim: int, path: str | Path, number: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Vectors (n, dim) of a list column; dim 0 takes the length of the first."""
+    import pyarrow as pa
+
+    if column.null_count:
+        bad = int(np.flatnonzero(column.is_null())[0])
+        raise RowsError(f"{path}: row {number[bad]} has no embedding; drop such rows first")
+    if pa.types.is_fixed_size_list(column.type):
+        lengths = np.full(len(column), column.type.list_size)
+    else:
+        lengths = np.asarray(column.value_lengths())
+    dim = dim or int(lengths[0])
+    if dim == 0 or np.any(lengths != dim):
+        bad = int(np.argmax(lengths != dim)) if dim else 0
+        raise RowsError(
+            f"{path}: row {number[bad]} has an embedding of length {lengths[bad]}; "
+            f"expected {dim or 'more'}, as the rows before"
+        )
+    flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)  # null becomes NaN
+    with np.errstate(over="ignore"):
+        vectors: NDArray[np.float32] = flat.reshape(-1, dim).astype(np.float32, copy=False)
+    _require_finite(vectors, path, number)
+    return vectors
+
+
+def _require_finite(
+    vectors: NDArray[np.float32], path: str | Path, number: NDArray[np.int64]
+) -> None:
+    for start in range(0, len(vectors), _BATCH):
+        finite = np.isfinite(vectors[start : start + _BATCH]).all(axis=1)
+        if not finite.all():
+            row = number[start + int(np.argmin(finite))]
+            raise RowsError(
+                f"{path}: the embedding of row {row}, of length {vectors.shape[1]}, holds a "
+                "value that is not finite in float32; drop such rows first"
+            )
+
+
+def _cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64]:
+    texts, code = _encode(column)
+    try:
+        ids = [grid.parse_cell(text or "") for text in texts]
+    except GridError as error:
+        raise RowsError(f"{path}: column grid_id_coord: {error}") from error
+    return np.array(ids, np.int64)[code]
+
+
+def _modalities(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int8]:
+    texts, code = _encode(column)
+    unknown = [str(text) for text in texts if text not in ORDER]
+    if unknown:
+        raise RowsError(
+            f"{path}: unknown modality {', '.join(sorted(unknown))}; "
+            f"expected {', '.join(MODALITIES)}"
+        )
+    return np.array([ORDER[str(text)] for text in texts], np.int8)[code]
+
+
+def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:
+    texts, code = _encode(column)
+    wrong = [text for text in texts if text is not None and not _DATE.fullmatch(text)]
+    if wrong:
+        raise RowsError(f"{path}: date {wrong[0]!r}; expected YYYYMMDD, such as 20210704")
+    return texts[code]
+
+
+def _texts(column: "pa.ChunkedArray") -> NDArray[np.object_]:
+    texts, code = _encode(column)
+    return texts[code]
+
+
+def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    """Distinct texts, None for missing or empty ones, and which of them every row has."""
+    import pyarrow as pa
+
+    encoded = column.cast(pa.string()).combine_chunks().dictionary_encode(null_encoding="encode")
+    texts = [text or None for text in encoded.dictionary.to_pylist()]
+    return np.array(texts, object), encoded.indices.to_numpy().astype(np.int64)
+
+
+def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Place of every text among the distinct ones in ascending order; 0 for None."""
+    import pyarrow as pa
+
+    encoded = pa.array(texts, pa.string()).dictionary_encode()
+    distinct = np.array(encoded.dictionary.to_pylist(), object)
+    rank = np.empty(len(distinct) + 1, np.int64)
+    rank[np.argsort(distinct)] = np.arange(1, len(distinct) + 1)
+    rank[-1] = 0
+    code: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy()
+    return rank[code]
