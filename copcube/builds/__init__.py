@@ -1,0 +1,6 @@
+"""Builds: source → rows → cube, resumable after any death."""
+
+from copcube.builds.estimate import estimate
+from copcube.builds.run import Report, aggregate, build
+
+__all__ = ["Report", "aggregate", "build", "estimate"]

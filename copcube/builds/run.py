@@ -1,0 +1,376 @@
+"""Run a build: plan → embed partitions → assemble the cube.
+
+Each stage is a plain function of one unit: `embed_unit` here, `combine_unit` and
+`write_unit` of `copcube.builds.assemble`. `build` and `aggregate` find out which units
+are missing and call them.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from copcube.aggregate import Aggregation, Balance, By
+from copcube.builds.assemble import assemble, complete
+from copcube.builds.folder import BuildFolder, Receipt
+from copcube.builds.plan import Plan, digest, partitions_digest, write_partitions
+from copcube.embedding import Crop, Encoder, embed_partition
+from copcube.errors import BuildError
+from copcube.images import Partition, Selection, Source, open_source
+from copcube.modalities import MODALITIES
+from copcube.progress import Stage, stage
+from copcube.rows import rows_files, write_rows
+from copcube.storage import atomic_path
+
+if TYPE_CHECKING:
+    from copcube.encoder import EncoderSpec
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a build did.
+
+    Parameters
+    ----------
+    cube : Path
+        The finished cube.
+    rows : Path
+        Its rows, from which other cubes can be made.
+    images : dict of str to int
+        Images in the cube, by modality.
+    rejected : dict of str to int
+        Images left out, by kind: broken, stale, duplicate, empty.
+    resumed : int
+        Partitions that an earlier run had finished.
+    seconds : dict of str to float
+        Wall time of this run: ``total``, and of its embedding ``waiting`` for decoded
+        images and ``encoding``.
+    """
+
+    cube: Path
+    rows: Path
+    images: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    resumed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def build(
+    source: str | Path,
+    out: str | Path,
+    *,
+    modalities: Iterable[str] | None = None,
+    dates: str | None = None,
+    crop: Crop = "center",
+    balance: Balance = "modality",
+    by: By | None = None,
+    encoder: "Encoder | EncoderSpec | None" = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    """Build a cube from images; go on where an earlier run stopped.
+
+    Parameters
+    ----------
+    source : str or Path
+        A GeoTIFF tree, WebDataset shards, or an ``fnames_*.json.gz``; see
+        `copcube.images.open_source`.
+    out : str or Path
+        The cube, such as ``world.zarr``. Work goes on in ``world.build`` beside it, where
+        the rows stay.
+    modalities : iterable of str, optional
+        Keys to take; all by default.
+    dates : str, optional
+        Dates to take, such as ``2021`` or ``2021-03..2021-08-15``, inclusive. Images
+        without a date (the DEM) always pass.
+    crop : {"center", "full"}
+        What of a stored image is embedded: the pretraining size from its middle, or all.
+    balance : {"modality", "image"}
+        Mean of the modalities' means, or of all images alike.
+    by : {"modality", "month", "season", "year"}, optional
+        Add a leading dimension.
+    encoder : Encoder or EncoderSpec, optional
+        What embeds the images; by default Copernicus-FM with the published weights.
+    batch_size : int, optional
+        Images a batch; by default chosen by modality and device.
+    threads : int, optional
+        Decoding threads; by default as many as processors, up to four.
+    strict : bool
+        Whether a broken image stops the build; by default it is recorded and skipped.
+    overwrite : bool
+        Whether to throw away what is at `out` and in its build folder.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    SourceError, OptionError, WeightsError, FetchError
+        If the arguments cannot be used.
+    BuildError
+        If a build of other options, or another process, is in the way.
+    StorageError
+        If the output cannot be written; running again goes on.
+    ImageError
+        With `strict`, at a broken image.
+    """
+    begin = time.perf_counter()
+    selection = Selection.of(modalities, dates)
+    aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates="drop")
+    images = open_source(source)
+    folder = BuildFolder(Path(out))
+    with folder.lock():
+        model = loaded(encoder)
+        plan, partitions = plan_build(images, model, aggregation, crop, batch_size)
+        _admit(folder, plan, overwrite)
+        if folder.plan() is None:
+            write_partitions(folder.partitions, partitions)
+            folder.write_plan(plan)
+        done = {p.name: folder.receipt(plan, "embed", p.name) for p in partitions}
+        resumed = sum(receipt is not None for receipt in done.values())
+        seconds: Counter[str] = Counter()
+        with _images_stage(partitions, done) as bar:
+            for partition in partitions:
+                if done[partition.name] is not None:
+                    continue
+                receipt = embed_unit(
+                    folder,
+                    plan,
+                    images,
+                    partition,
+                    model,
+                    selection,
+                    threads=threads or min(os.cpu_count() or 1, 4),
+                    strict=strict,
+                    advance=bar.advance,
+                )
+                done[partition.name] = receipt
+                seconds.update(receipt["seconds"])
+        receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
+        rejected = _write_quarantine(folder.quarantine, receipts)
+        if not complete(folder, plan):
+            facts = {
+                "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
+                "s3_images_rescaled": sum(r["rescaled"] for r in receipts.values()),
+            }
+            files = [folder.rows / f"{p.name}.parquet" for p in partitions]
+            assemble(folder, plan, aggregation, files, facts)
+    total: Counter[str] = Counter()
+    for receipt in receipts.values():
+        total.update(receipt["images"])
+    return Report(
+        cube=folder.out,
+        rows=folder.rows,
+        images={key: total[key] for key in MODALITIES if total[key]},
+        rejected=rejected,
+        resumed=resumed,
+        seconds={**seconds, "total": time.perf_counter() - begin},
+    )
+
+
+def aggregate(
+    rows: str | Path,
+    out: str | Path,
+    *,
+    modalities: Iterable[str] | None = None,
+    dates: str | None = None,
+    balance: Balance = "modality",
+    by: By | None = None,
+    duplicates: Literal["refuse", "drop"] = "refuse",
+    overwrite: bool = False,
+) -> Report:
+    """Make a cube from rows: those of a build, or the published ``full_chunks``.
+
+    Parameters
+    ----------
+    rows : str or Path
+        A parquet file, a folder of them, or a glob.
+    out : str or Path
+        The cube, such as ``world.zarr``.
+    modalities, dates, balance, by, overwrite
+        As in `build`.
+    duplicates : {"refuse", "drop"}
+        What to do when two rows embed the same image.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    RowsError
+        If the rows lack columns or repeat an image.
+    BuildError, StorageError, OptionError
+        As in `build`.
+    """
+    begin = time.perf_counter()
+    selection = Selection.of(modalities, dates)
+    aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
+    files = rows_files(rows)
+    folder = BuildFolder(Path(out))
+    with folder.lock():
+        plan = Plan(
+            kind="aggregate",
+            source=Path(rows).name,
+            fingerprint=digest([(path.name, path.stat().st_size) for path in files]),
+            options=_options(aggregation),
+            encoder={},
+            batch_sizes={},
+            partitions="",
+        )
+        _admit(folder, plan, overwrite)
+        folder.write_plan(plan)
+        if not complete(folder, plan):
+            assemble(folder, plan, aggregation, files, {})
+    seconds = {"total": time.perf_counter() - begin}
+    return Report(cube=folder.out, rows=Path(rows), seconds=seconds)
+
+
+def loaded(encoder: "Encoder | EncoderSpec | None") -> Encoder:
+    """Return a live encoder: itself, loaded from its spec, or the published one."""
+    from copcube.encoder import EncoderSpec
+
+    if encoder is None:
+        encoder = EncoderSpec()
+    return encoder.load() if isinstance(encoder, EncoderSpec) else encoder
+
+
+def plan_build(
+    source: Source,
+    encoder: Encoder,
+    aggregation: Aggregation,
+    crop: Crop,
+    batch_size: int | None = None,
+) -> tuple[Plan, list[Partition]]:
+    """Plan the build of a cube from a source.
+
+    Returns
+    -------
+    plan : Plan
+    partitions : list of Partition
+        The units of embedding, in order.
+    """
+    partitions = source.partitions()
+    sizes = {
+        key: batch_size
+        or encoder.batch_size(
+            key, MODALITIES[key].input_size if crop == "center" else MODALITIES[key].stored_size
+        )
+        for key in aggregation.selection.modalities
+    }
+    plan = Plan(
+        kind="build",
+        source=Path(source.root).name,
+        fingerprint=source.fingerprint(),
+        options=_options(aggregation) | {"crop": crop, "layout": source.layout},
+        encoder=dict(encoder.provenance),
+        batch_sizes=sizes,
+        partitions=partitions_digest(partitions),
+    )
+    return plan, partitions
+
+
+def embed_unit(
+    folder: BuildFolder,
+    plan: Plan,
+    source: Source,
+    partition: Partition,
+    encoder: Encoder,
+    selection: Selection,
+    *,
+    threads: int,
+    strict: bool = False,
+    advance: Callable[[int], None],
+) -> Receipt:
+    """Embed one partition, write its rows, sign for them."""
+    begin = time.perf_counter()
+    rows, tally = embed_partition(
+        source,
+        partition,
+        encoder,
+        selection=selection,
+        batch_sizes=plan.batch_sizes,
+        crop=plan.options["crop"],
+        threads=threads,
+        strict=strict,
+        advance=advance,
+    )
+    path = folder.rows / f"{partition.name}.parquet"
+    write_rows(path, rows, plan.encoder | {"crop": plan.options["crop"]})
+    facts = {
+        "images": tally.images,
+        "rescaled": tally.rescaled,
+        "rejected": [asdict(item) for item in tally.rejected],
+        "seconds": {
+            "waiting": tally.waiting,
+            "encoding": tally.encoding,
+            "embedding": time.perf_counter() - begin,
+        },
+    }
+    return folder.sign(plan, "embed", partition.name, [path], facts)
+
+
+def _admit(folder: BuildFolder, plan: Plan, overwrite: bool) -> None:
+    """Refuse to go on with a build of other options, or to replace a cube unasked."""
+    if overwrite:
+        try:
+            known = folder.plan()
+        except BuildError:
+            known = None
+        if known is None or known.id != plan.id or complete(folder, plan):
+            folder.clear()
+        folder.set_aside()
+    elif (known := folder.plan()) is not None:
+        known.refuse_changes(plan, folder.path)
+    if folder.out.exists() and not complete(folder, plan):
+        raise BuildError(
+            f"{folder.out} exists and is not the result of this build; give another output "
+            "name, or --overwrite to replace it"
+        )
+    folder.prepare()
+
+
+def _options(aggregation: Aggregation) -> dict[str, Any]:
+    return {
+        "modalities": list(aggregation.selection.modalities),
+        "start": aggregation.selection.start,
+        "end": aggregation.selection.end,
+        "balance": aggregation.balance,
+        "by": aggregation.by,
+    }
+
+
+def _images_stage(
+    partitions: list[Partition], done: Mapping[str, Receipt | None]
+) -> AbstractContextManager[Stage]:
+    known = [partition.images for partition in partitions]
+    total = None if None in known else sum(images or 0 for images in known)
+    before = sum(sum(receipt["images"].values()) for receipt in done.values() if receipt)
+    return stage("embedding", total, "images", skip=before)
+
+
+def _write_quarantine(path: Path, receipts: Mapping[str, Receipt]) -> dict[str, int]:
+    """Write what was rejected as one table, and count its images by kind."""
+    found = [
+        item | {"partition": name}
+        for name, receipt in receipts.items()
+        for item in receipt["rejected"]
+    ]
+    columns = {"file": pa.string(), "member": pa.string(), "kind": pa.string()}
+    columns |= {"reason": pa.string(), "images": pa.int32(), "partition": pa.string()}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(found, schema=pa.schema(columns)), temporary)
+    kinds: Counter[str] = Counter()
+    for item in found:
+        kinds[item["kind"]] += item["images"]
+    return dict(sorted(kinds.items()))

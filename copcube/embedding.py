@@ -1,0 +1,295 @@
+"""Images to vectors: decode ahead on threads, batch by modality, embed, collect rows.
+
+The order of images is the source's, and a batch is the next `batch_size` images of one
+modality in that order, so the vectors of a partition do not depend on timing.
+"""
+
+import datetime
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import ImageError
+from copcube.images import Image, Job, Partition, Rejected, Selection, Source
+from copcube.images.pixels import has_valid_pixel
+from copcube.modalities import MODALITIES, ORDER, Modality
+from copcube.rows import Rows
+
+Crop = Literal["center", "full"]
+
+DEM_DAYS = 16436.0
+"""2015-01-01 in days since 1970-01-01: the date the DEM was given in pretraining."""
+
+
+class Encoder(Protocol):
+    """A frozen model that turns images into vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def provenance(self) -> Mapping[str, str | int]:
+        """What must be known of the encoder to make its vectors again."""
+
+    def batch_size(self, modality: str, size: int) -> int:
+        """Images of `size` pixels a side to embed at once, for speed within memory."""
+
+    def __call__(
+        self, modality: str, pixels: NDArray[Any], metadata: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """Embed one batch.
+
+        Parameters
+        ----------
+        modality : str
+            Key of the modality of all the images.
+        pixels : numpy.ndarray
+            (batch, bands, rows, columns) in their stored dtype.
+        metadata : numpy.ndarray
+            (batch, 4) float64: lon and lat in degrees, days since 1970-01-01, area of
+            one token in km²; NaN where unknown.
+
+        Returns
+        -------
+        numpy.ndarray
+            (batch, dim) float32.
+        """
+
+
+@dataclass
+class Tally:
+    """What happened to the images of a partition, and where the time went.
+
+    Parameters
+    ----------
+    images : dict of str to int
+        Images embedded, by modality.
+    rescaled : int
+        Sentinel-3 images whose bands Oa01 and Oa10 came 1e9 too large.
+    rejected : list of Rejected
+        What was left out.
+    waiting, encoding : float
+        Seconds spent waiting for decoded images, and in the encoder.
+    """
+
+    images: dict[str, int] = field(default_factory=dict)
+    rescaled: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    waiting: float = 0.0
+    encoding: float = 0.0
+
+
+def embed_partition(
+    source: Source,
+    partition: Partition,
+    encoder: Encoder,
+    *,
+    selection: Selection,
+    batch_sizes: Mapping[str, int],
+    crop: Crop = "center",
+    threads: int = 2,
+    strict: bool = False,
+    advance: Callable[[int], None] = lambda images: None,
+) -> tuple[Rows, Tally]:
+    """Embed the images of one partition.
+
+    Parameters
+    ----------
+    source : Source
+        Where the images come from.
+    partition : Partition
+        Which of them.
+    encoder : Encoder
+        What embeds them.
+    selection : Selection
+        Modalities and dates to take.
+    batch_sizes : mapping of str to int
+        Images a batch, by modality.
+    crop : {"center", "full"}
+        The pretraining size from the middle, or the whole stored image.
+    threads : int
+        Decoding threads.
+    strict : bool
+        Whether the first broken image ends it.
+    advance : callable
+        Called with the number of images after each batch.
+
+    Returns
+    -------
+    rows : Rows
+        One row an image, in canonical order.
+    tally : Tally
+
+    Raises
+    ------
+    ImageError
+        With `strict`, at the first broken image.
+    """
+    tally = Tally()
+    done: list[Rows] = []
+    decoded = _ahead(source.jobs(partition, selection), threads)
+    for batch in _batches(_timed(decoded, tally), crop, batch_sizes, tally, strict):
+        begin = time.perf_counter()
+        vectors = encoder(batch.modality.key, batch.pixels, batch.metadata)
+        tally.encoding += time.perf_counter() - begin
+        done.append(batch.rows(vectors))
+        key = batch.modality.key
+        tally.images[key] = tally.images.get(key, 0) + len(batch.images)
+        tally.rescaled += sum(image.rescaled for image in batch.images)
+        advance(len(batch.images))
+    return Rows.concatenate([Rows.empty(encoder.dim), *done]).sorted(), tally
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one modality and shape, as an encoder takes them.
+
+    Parameters
+    ----------
+    modality : Modality
+        Their modality.
+    images : list of Image
+        Where each came from.
+    pixels : numpy.ndarray
+        (batch, bands, rows, columns), stored dtype, cropped.
+    metadata : numpy.ndarray
+        (batch, 4) float64, see `Encoder`.
+    """
+
+    modality: Modality
+    images: list[Image]
+    pixels: NDArray[Any]
+    metadata: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, images: list[Image], crop: Crop) -> "Batch":
+        """Stack images of one modality."""
+        modality = MODALITIES[images[0].modality]
+        return cls(
+            modality,
+            images,
+            np.stack([cropped(image.pixels, modality, crop) for image in images]),
+            np.array([metadata(image) for image in images]),
+        )
+
+    def rows(self, vectors: NDArray[np.float32]) -> Rows:
+        """Join the images' identities with their vectors, (batch, dim) float32."""
+        return Rows(
+            grid_id=np.array([image.grid_id for image in self.images], dtype=np.int64),
+            modality=np.full(len(self.images), ORDER[self.modality.key], dtype=np.int8),
+            local_id=np.array([image.local_id for image in self.images], dtype=object),
+            date=np.array([image.date for image in self.images], dtype=object),
+            embedding=vectors,
+        )
+
+
+def cropped(pixels: NDArray[Any], modality: Modality, crop: Crop) -> NDArray[Any]:
+    """Cut the pretraining size out of the middle, or keep everything.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (bands, rows, columns) in the published tensor form.
+    modality : Modality
+        Says what the pretraining size is.
+    crop : {"center", "full"}
+        Which.
+
+    Returns
+    -------
+    numpy.ndarray
+        A view, (bands, size, size).
+    """
+    if crop == "full":
+        return pixels
+    size = modality.input_size
+    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
+    return pixels[:, top : top + size, left : left + size]
+
+
+def metadata(image: Image) -> tuple[float, float, float, float]:
+    """Longitude, latitude, days since 1970-01-01 and token area (km²) of an image.
+
+    The DEM, which has no date, gets 2015-01-01, as in pretraining.
+    """
+    days = DEM_DAYS if image.date is None else days_since_1970(image.date)
+    return image.lon, image.lat, days, MODALITIES[image.modality].token_area
+
+
+def days_since_1970(date: str) -> float:
+    """Days from 1970-01-01 to a date YYYYMMDD.
+
+    Examples
+    --------
+    >>> days_since_1970("20150101")
+    16436.0
+    """
+    day = datetime.datetime.strptime(date, "%Y%m%d").date()
+    return float((day - datetime.date(1970, 1, 1)).days)
+
+
+def _ahead(jobs: Iterable[Job | Rejected], threads: int) -> Iterator[list[Image | Rejected]]:
+    """Run jobs on threads, a bounded number ahead, and give their results in order."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        waiting: deque[Future[list[Image | Rejected]] | Rejected] = deque()
+        try:
+            for job in jobs:
+                waiting.append(job if isinstance(job, Rejected) else pool.submit(job))
+                if len(waiting) > 2 * threads:
+                    yield _result(waiting.popleft())
+            while waiting:
+                yield _result(waiting.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(item: Future[list[Image | Rejected]] | Rejected) -> list[Image | Rejected]:
+    return [item] if isinstance(item, Rejected) else item.result()
+
+
+def _timed(results: Iterator[list[Image | Rejected]], tally: Tally) -> Iterator[Image | Rejected]:
+    while True:
+        begin = time.perf_counter()
+        found = next(results, None)
+        tally.waiting += time.perf_counter() - begin
+        if found is None:
+            return
+        yield from found
+
+
+def _batches(
+    found: Iterable[Image | Rejected],
+    crop: Crop,
+    sizes: Mapping[str, int],
+    tally: Tally,
+    strict: bool,
+) -> Iterator[Batch]:
+    def images() -> Iterator[Image]:
+        for item in found:
+            if isinstance(item, Rejected):
+                reject(item)
+            elif has_valid_pixel(cropped(item.pixels, (m := MODALITIES[item.modality]), crop), m):
+                yield item
+            else:
+                file, _, member = item.origin.partition("::")
+                reject(Rejected(file, member, "empty", "no valid pixel in the crop"))
+
+    def reject(item: Rejected) -> None:
+        if strict and item.kind == "broken":
+            raise ImageError(
+                f"{item.file}{f' [{item.member}]' if item.member else ''}: {item.reason}; "
+                "without strict it would be recorded and skipped"
+            )
+        tally.rejected.append(item)
+
+    for key, group in itertools.groupby(images(), key=lambda image: image.modality):
+        while batch := list(itertools.islice(group, sizes[key])):
+            yield Batch.of(batch, crop)

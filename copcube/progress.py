@@ -1,0 +1,156 @@
+"""Seeing long work run: a bar a stage on a terminal, plain log lines elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+log = logging.getLogger("copcube")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Stage:
+    """One stage of the work.
+
+    Parameters
+    ----------
+    title : str
+        What is being done.
+    total : int or None
+        How many units there are, if known.
+    unit : str
+        What a unit is, in the plural.
+    skipped : int
+        Units that were done before this run.
+    """
+
+    def __init__(self, title: str, total: int | None, unit: str, skipped: int) -> None:
+        self.title, self.total, self.unit, self.skipped = title, total, unit, skipped
+        self.done = 0
+        self.note = ""
+        self._begin = time.monotonic()
+
+    def advance(self, units: int = 1, note: str | None = None) -> None:
+        """Count units as done now, and say something about them."""
+        self.done += units
+        self.note = self.note if note is None else note
+        self._show()
+
+    @property
+    def rate(self) -> float:
+        """Units done a second in this run."""
+        return self.done / max(time.monotonic() - self._begin, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds to the end at this rate, if that can be told."""
+        if self.total is None or not self.done:
+            return None
+        return max(self.total - self.skipped - self.done, 0) / self.rate
+
+    def line(self) -> str:
+        """State of the stage in one line."""
+        seen = self.done + self.skipped
+        total = "" if self.total is None else f"/{self.total}"
+        parts = [f"{self.title}: {seen}{total} {self.unit}"]
+        if self.done:
+            parts.append(f"{self.rate:.1f} {self.unit}/s")
+        if (left := self.seconds_left) is not None and left >= 1:
+            parts.append(f"{duration(left)} left")
+        return ", ".join([*parts, *([self.note] if self.note else [])])
+
+    def _show(self) -> None:
+        """Show the state; a stage that is not shown does nothing."""
+
+
+class _Line(Stage):
+    _shown = 0.0
+
+    def _show(self) -> None:
+        if time.monotonic() - self._shown >= SECONDS_BETWEEN_LINES:
+            self._shown = time.monotonic()
+            log.info("%s", self.line())
+
+
+class _Bar(Stage):
+    bars: "Bars"
+    task: "TaskID"
+
+    def _show(self) -> None:
+        self.bars.update(self.task, completed=self.done + self.skipped, state=self._state())
+
+    def _state(self) -> str:
+        left = self.seconds_left
+        parts = [f"{self.rate:.1f} {self.unit}/s"] if self.done else []
+        parts += [f"{duration(left)} left"] if left is not None else []
+        return ", ".join([*parts, *([self.note] if self.note else [])])
+
+
+@contextmanager
+def stage(title: str, total: int | None, unit: str, skip: int = 0) -> Iterator[Stage]:
+    """Show a stage while it runs, of which an earlier run did the first `skip` units.
+
+    On a terminal where the ``copcube`` logger shows messages it is a bar; elsewhere a
+    log line every ten seconds, and one at the end.
+    """
+    if log.isEnabledFor(logging.INFO) and log.handlers and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}, {task.fields[state]}"),
+        ]
+        with Bars(*columns, console=Console(stderr=True)) as bars:
+            bar = _Bar(title, total, unit, skip)
+            bar.bars, bar.task = bars, bars.add_task(title, total=total, unit=unit, state="")
+            yield bar
+        return
+    line = _Line(title, total, unit, skip)
+    yield line
+    log.info("%s", line.line())
+
+
+def duration(seconds: float) -> str:
+    """Write seconds for people.
+
+    Examples
+    --------
+    >>> duration(7384)
+    '2 h 3 min'
+    >>> duration(12.34)
+    '12 s'
+    """
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 48:
+        return f"{hours / 24:.0f} days"
+    if hours >= 1:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    if minutes >= 1:
+        return f"{int(minutes)} min {int(seconds % 60)} s"
+    return f"{seconds:.0f} s"
+
+
+def size(count: float) -> str:
+    """Write a number of bytes for people.
+
+    Examples
+    --------
+    >>> size(841_216_664)
+    '841 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,175 @@
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from stub import StubEncoder
+
+from copcube.embedding import Batch, cropped, days_since_1970, embed_partition, metadata
+from copcube.errors import ImageError
+from copcube.images import Image, Partition, Rejected, Selection
+from copcube.modalities import MODALITIES, ORDER, modality
+
+CELL = 772176
+EVERY = Selection.of()
+SIZES = dict.fromkeys(MODALITIES, 4)
+
+
+def image(key="s5p_co", *, local=None, date="20210101", value=1.0, grid_id=CELL):
+    m = modality(key)
+    pixels = np.full(m.shape, value, dtype="float32" if key != "s2_toa" else "uint16")
+    return Image(grid_id, key, local, date, -96.0, 44.0, pixels, f"{key}/{local}/{date}.tif")
+
+
+@dataclass
+class ListSource:
+    """A source whose jobs give what is on a list."""
+
+    items: list
+    decoding: int = 0
+    most: int = 0
+    delay: float = 0.0
+    root: str = "memory"
+    layout: str = "geotiff"
+
+    def __post_init__(self):
+        self.lock = threading.Lock()
+
+    def jobs(self, partition, selection):
+        for item in self.items:
+            yield item if isinstance(item, Rejected) else self.job(item)
+
+    def job(self, item):
+        def decode():
+            with self.lock:
+                self.decoding += 1
+                self.most = max(self.most, self.decoding)
+            time.sleep(self.delay * np.random.default_rng().random())
+            return [item]
+
+        return decode
+
+
+def embed(items, encoder=None, **options):
+    source = ListSource(items) if isinstance(items, list) else items
+    options = {"selection": EVERY, "batch_sizes": SIZES} | options
+    return embed_partition(source, Partition("p", ()), encoder or StubEncoder(), **options)
+
+
+def months(n, key="s5p_co"):
+    return [image(key, date=f"2021{i + 1:02d}01", value=float(i)) for i in range(n)]
+
+
+def test_every_image_becomes_one_row():
+    items = [*months(6), image("dem", date=None, value=3.0)]
+    rows, tally = embed(items)
+    assert tally.images == {"s5p_co": 6, "dem": 1}
+    assert list(rows.date) == [f"2021{i:02d}01" for i in range(1, 7)] + [None]
+    assert list(rows.modality) == [ORDER["s5p_co"]] * 6 + [ORDER["dem"]]
+    assert list(rows.embedding[:, 0]) == [0, 1, 2, 3, 4, 5, 3]
+
+
+def test_batches_hold_one_modality_and_keep_the_size_asked_for():
+    encoder = StubEncoder()
+    embed([*months(9), *months(3, "s5p_o3")], encoder, threads=3)
+    sizes = [(key, shape[0]) for key, shape in encoder.calls]
+    assert sizes == [("s5p_co", 4), ("s5p_co", 4), ("s5p_co", 1), ("s5p_o3", 3)]
+
+
+def test_timing_changes_nothing():
+    alone, _ = embed(months(12), threads=1)
+    for _ in range(3):
+        together, _ = embed(ListSource(months(12), delay=0.005), threads=4)
+        np.testing.assert_array_equal(alone.embedding, together.embedding)
+        assert list(alone.date) == list(together.date)
+
+
+def test_decoding_runs_ahead_but_not_away():
+    source = ListSource(months(12) * 5)
+    encoder = StubEncoder()
+    decoded_at_call = []
+    inner = encoder.__class__.__call__
+
+    class Watching(StubEncoder):
+        def __call__(self, *args):
+            decoded_at_call.append(source.decoding)
+            return inner(self, *args)
+
+    embed(source, Watching(seconds=0.002), threads=2)
+    ahead = np.array(decoded_at_call) - 4 * np.arange(1, len(decoded_at_call) + 1)
+    assert ahead.max() <= 2 * 2 + 1
+    assert decoded_at_call[-1] == 60
+
+
+def test_crop_takes_the_middle():
+    s2 = modality("s2_toa")
+    pixels = np.arange(264 * 264).reshape(1, 264, 264)
+    middle = cropped(pixels, s2, "center")
+    assert middle.shape == (1, 224, 224)
+    np.testing.assert_array_equal(middle, pixels[:, 20:244, 20:244])
+    assert cropped(pixels, s2, "full") is pixels
+
+
+def test_crop_reaches_the_encoder():
+    for crop, side in (("center", 224), ("full", 264)):
+        encoder = StubEncoder()
+        embed([image("s2_toa", value=7)], encoder, crop=crop)
+        assert encoder.calls == [("s2_toa", (1, 13, side, side))]
+
+
+def test_an_image_whose_crop_is_empty_is_left_out():
+    pixels = np.zeros((13, 264, 264), dtype="uint16")
+    pixels[:, :10] = 500
+    border = Image(CELL, "s2_toa", "l", "20210101", 0.0, 0.0, pixels, "a.tif")
+    rows, tally = embed([border])
+    assert len(rows) == 0
+    assert [r.kind for r in tally.rejected] == ["empty"]
+    rows, tally = embed([border], crop="full")
+    assert len(rows) == 1
+
+
+def test_metadata():
+    assert days_since_1970("19700102") == 1
+    assert days_since_1970("20210101") == 18628
+    assert metadata(image("s5p_co")) == (-96.0, 44.0, 18628.0, 16.0)
+    lon, lat, days, area = metadata(image("dem", date=None))
+    assert (lon, lat, days) == (-96.0, 44.0, 16436.0)
+    assert area == pytest.approx(3.6864)
+    batch = Batch.of(months(2), "center")
+    assert batch.metadata.dtype == np.float64
+    assert batch.metadata.shape == (2, 4)
+
+
+def test_rejected_images_are_kept_account_of():
+    bad = Rejected("x.tif", "", "broken", "expected 13 bands, found 3")
+    rows, tally = embed([months(1)[0], bad, *months(3)[1:]])
+    assert len(rows) == 3
+    assert tally.rejected == [bad]
+
+
+def test_strict_stops_at_a_broken_image_only():
+    duplicate = Rejected("y.tif", "", "duplicate", "same patch and date")
+    rows, _ = embed([duplicate, *months(1)], strict=True)
+    assert len(rows) == 1
+    bad = Rejected("x.tif", "", "broken", "expected 13 bands, found 3")
+    with pytest.raises(ImageError, match=r"x\.tif: expected 13 bands, found 3"):
+        embed([*months(1), bad], strict=True)
+
+
+def test_an_error_of_the_storage_ends_the_partition():
+    class Failing(ListSource):
+        def job(self, item):
+            def decode():
+                raise OSError(5, "Input/output error", "disk")
+
+            return decode
+
+    with pytest.raises(OSError, match="Input/output error"):
+        embed(Failing(months(3)))
+
+
+def test_nothing_gives_no_rows():
+    rows, tally = embed([])
+    assert rows.embedding.shape == (0, 8)
+    assert tally.images == {}
