@@ -62,6 +62,17 @@ class Rows:
     def __len__(self) -> int:
         return len(self.grid_id)
 
+    @classmethod
+    def empty(cls, dim: int) -> Self:
+        """Return a table without rows, of vectors of length `dim`."""
+        return cls(
+            np.empty(0, np.int64),
+            np.empty(0, np.int8),
+            np.empty(0, object),
+            np.empty(0, object),
+            np.empty((0, dim), np.float32),
+        )
+
     @cached_property
     def keys(self) -> NDArray[np.int64]:
         """Images as numbers, (4, n) int64: cell, modality, ranks of local patch and date.
@@ -270,6 +281,18 @@ def read_rows(
             vectors = _read_vectors(file, path, groups, wanted)
             rows = replace(rows, embedding=vectors)
     return rows
+
+
+def row_group_sizes(path: str | Path) -> list[int]:
+    """Rows in every row group of a file.
+
+    Raises
+    ------
+    RowsError
+        If the file is missing or is not parquet.
+    """
+    with _open(path) as file:
+        return [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
 
 
 def embedding_length(path: str | Path) -> int:

@@ -1,0 +1,459 @@
+"""Rows to cells: the mean of a cell's images, how many they are and how much they disagree.
+
+The mean is a weighted sum over images in float64, whose order is fixed by cell, modality,
+local patch and date; and a cell is always computed from all of its rows together. So the
+result is the same to the last bit whatever the order of the files, the number of workers and
+the way the rows are split into parts.
+
+A **part** is a run of row groups of one file. `survey` finds which cells lie in several
+parts; `combine` does the cells that are whole in a part, `combine_split` the others.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from copcube import grid
+from copcube.cells import Cells, read_cells, write_cells
+from copcube.errors import OptionError, RowsError
+from copcube.images import Selection
+from copcube.modalities import MODALITIES, ORDER
+from copcube.rows import (
+    Rows,
+    describe,
+    embedding_length,
+    read_provenance,
+    read_rows,
+    row_group_sizes,
+)
+
+__all__ = [
+    "Aggregation",
+    "Cells",
+    "Part",
+    "Survey",
+    "cell_statistics",
+    "combine",
+    "combine_split",
+    "parts",
+    "read_cells",
+    "survey",
+    "write_cells",
+]
+
+Balance = Literal["modality", "image"]
+By = Literal["modality", "month", "season", "year"]
+Duplicates = Literal["refuse", "drop"]
+
+MONTHS = tuple(f"{month:02d}" for month in range(1, 13))
+SEASONS = ("DJF", "MAM", "JJA", "SON")
+
+_ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256")
+_BLOCK = 2048
+_PASS = 100_000
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How images become cells.
+
+    Parameters
+    ----------
+    balance : {"modality", "image"}
+        Mean of the modalities' means, or of all images alike.
+    by : {"modality", "month", "season", "year"}, optional
+        Make one cell a group instead of one in all. Images without a date (the DEM) are in
+        no month, season or year and are left out of such groups.
+    selection : Selection
+        Modalities and dates that take part.
+    duplicates : {"refuse", "drop"}
+        What to do with a second row of the same cell, modality, local patch and date: an
+        error, or keep the first one in the order of file names and rows.
+    """
+
+    balance: Balance = "modality"
+    by: By | None = None
+    selection: Selection = field(default_factory=lambda: Selection(tuple(MODALITIES)))
+    duplicates: Duplicates = "refuse"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("balance", Balance), ("by", By), ("duplicates", Duplicates)):
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known and not (name == "by" and value is None):
+                raise OptionError(f"{name}={value!r} is unknown; expected {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of row groups of one file: the unit of aggregation.
+
+    Parameters
+    ----------
+    file : str
+        Path of the parquet file.
+    row_groups : tuple of int
+        Row groups, ascending.
+    rows : int
+        How many rows they hold.
+    """
+
+    file: str
+    row_groups: tuple[int, ...]
+    rows: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a first look at the small columns of all parts tells.
+
+    Parameters
+    ----------
+    groups : tuple of str
+        Labels of the groups, in order; empty without ``by``.
+    dim : int
+        Length of the vectors.
+    rows, images : int
+        Rows in all, and those that are selected, repeated images included.
+    images_by_modality : tuple of int
+        Selected rows of every modality, in the order of `copcube.modalities.ORDER`.
+    cells : int
+        Cells that have a selected image.
+    provenance : dict
+        What made the vectors, as far as all files agree on it.
+    split_cell, split_part, split_rows : numpy.ndarray
+        Cells with selected images in several parts, ordered from north to south; in which
+        part, by its number, and in how many rows of it. (m,) int64, one entry a cell and
+        part.
+    """
+
+    groups: tuple[str, ...]
+    dim: int
+    rows: int
+    images: int
+    images_by_modality: tuple[int, ...]
+    cells: int
+    provenance: dict[str, str]
+    split_cell: NDArray[np.int64]
+    split_part: NDArray[np.int64]
+    split_rows: NDArray[np.int64]
+
+
+def parts(files: Sequence[str | Path], max_rows: int = 65536) -> list[Part]:
+    """Divide files into parts of at most `max_rows` rows, or of one row group if larger.
+
+    Parameters
+    ----------
+    files : sequence of path
+        Parquet files of rows.
+    max_rows : int
+        Bound of a part; combining one takes about 8 kB a row of 768.
+
+    Raises
+    ------
+    RowsError
+        If a file is missing or is not parquet.
+    """
+    found = []
+    for file in sorted({str(file) for file in files}):
+        groups: list[int] = []
+        rows = 0
+        for group, size in enumerate(row_group_sizes(file)):
+            if groups and rows + size > max_rows:
+                found.append(Part(file, tuple(groups), rows))
+                groups, rows = [], 0
+            if size:
+                groups.append(group)
+                rows += size
+        if groups:
+            found.append(Part(file, tuple(groups), rows))
+    return found
+
+
+def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
+    """Read the small columns of all parts: groups, totals and cells in several parts.
+
+    Raises
+    ------
+    RowsError
+        If a file cannot be read, or files hold vectors of different lengths or encoders.
+    """
+    dim, provenance = _common(sorted({part.file for part in parts}))
+    total = images = 0
+    by_modality = np.zeros(len(ORDER), np.int64)
+    years: set[str] = set()
+    seen: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+    for number, part in enumerate(parts):
+        rows = read_rows(part.file, part.row_groups, embedding=False)
+        total += len(rows)
+        rows = rows.take(_selected(rows, aggregation.selection))
+        images += len(rows)
+        by_modality += np.bincount(rows.modality, minlength=len(ORDER))
+        if aggregation.by == "year":
+            years |= {date[:4] for date in set(rows.date) if date is not None}
+        cell, count = np.unique(rows.grid_id, return_counts=True)
+        seen.append((cell, np.full(len(cell), number), count))
+    empty = np.empty(0, np.int64)
+    cell, part_number, count = (
+        (np.concatenate([empty, *arrays]) for arrays in zip(*seen, strict=True))
+        if seen
+        else (empty, empty, empty)
+    )
+    distinct, inverse, times = np.unique(cell, return_inverse=True, return_counts=True)
+    split = np.flatnonzero(times[inverse] > 1)
+    split = split[np.lexsort((part_number[split], *grid.row_col(cell[split])[::-1]))]
+    return Survey(
+        groups=_labels(aggregation, years),
+        dim=dim,
+        rows=total,
+        images=images,
+        images_by_modality=tuple(int(n) for n in by_modality),
+        cells=len(distinct),
+        provenance=provenance,
+        split_cell=cell[split],
+        split_part=part_number[split],
+        split_rows=count[split],
+    )
+
+
+def cell_statistics(
+    rows: Rows,
+    aggregation: Aggregation,
+    groups: tuple[str, ...],
+    files: NDArray[np.object_] | None = None,
+) -> Cells:
+    """Statistics of the cells of rows, each of which must be there with all its rows.
+
+    Parameters
+    ----------
+    rows : Rows
+        In any order.
+    aggregation : Aggregation
+        What takes part and how.
+    groups : tuple of str
+        Labels of the groups, as `Survey.groups`; empty without ``by``.
+    files : numpy.ndarray, optional
+        File of every row, (n,) object, to be named in messages.
+
+    Returns
+    -------
+    Cells
+        Weights are ``1 / n`` (balance "image") or ``1 / (modalities · images of the
+        modality)`` (balance "modality"), within the cell and group; they sum to 1 and
+        serve mean and spread alike. The spread is taken around the float64 mean in a
+        second pass, so nothing cancels.
+
+    Raises
+    ------
+    RowsError
+        If an image comes twice and duplicates are refused.
+    """
+    images = replace(rows, embedding=np.empty((len(rows), 0), np.float32))
+    index = np.flatnonzero(_selected(images, aggregation.selection))
+    index = index[np.lexsort(images.take(index).keys[::-1])]
+    repeated = _repeated(images.take(index))
+    if repeated.any() and aggregation.duplicates == "refuse":
+        raise RowsError(_refusal(rows, index, int(np.argmax(repeated)), files))
+    index = index[~repeated]
+    group = _group(images.take(index), aggregation.by, groups)
+    index, group = index[group >= 0], group[group >= 0]
+
+    row, col = grid.row_col(rows.grid_id[index])
+    place = (group * grid.N_LAT + row) * grid.N_LON + col
+    order = np.argsort(place, kind="stable")
+    index, group = index[order], group[order]
+    _, start, cell, n_images = np.unique(
+        place[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    n, m = len(start), len(ORDER)
+    slot = cell * m + rows.modality[index]
+    n_by_modality = np.bincount(slot, minlength=n * m).reshape(n, m)
+    if aggregation.balance == "image":
+        weight = 1.0 / n_images[cell]
+    else:
+        weight = 1.0 / ((n_by_modality > 0).sum(axis=1)[cell] * n_by_modality.ravel()[slot])
+    mean, spread = _mean_and_spread(rows.embedding, index, weight, np.append(start, len(index)))
+    return Cells(
+        rows.grid_id[index[start]],
+        group[start].astype(np.int16),
+        n_images.astype(np.int32),
+        n_by_modality.astype(np.int32),
+        spread,
+        mean,
+        duplicates=int(repeated.sum()),
+    )
+
+
+def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
+    """Statistics of the cells that are whole in one part.
+
+    Raises
+    ------
+    RowsError
+        As `read_rows` and `cell_statistics`.
+    """
+    cells = np.unique(read_rows(part.file, part.row_groups, embedding=False).grid_id)
+    whole = np.setdiff1d(cells, survey.split_cell)
+    rows = read_rows(part.file, part.row_groups, whole)
+    return cell_statistics(rows, aggregation, survey.groups, np.full(len(rows), part.file, object))
+
+
+def combine_split(
+    parts: Sequence[Part], aggregation: Aggregation, survey: Survey
+) -> Iterator[Cells]:
+    """Statistics of the cells that lie in several parts, from north to south.
+
+    Works in passes of as many cells as have about 100,000 rows, each of which reads only
+    the row groups that hold its cells. It is quick where files keep neighbouring cells
+    together, whatever else they are divided by; rows in random order cost one reading of
+    everything a pass.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        The very parts of the survey.
+    aggregation : Aggregation
+        The very one of the survey.
+    survey : Survey
+        What `survey` found.
+
+    Yields
+    ------
+    Cells
+        Disjoint tables.
+
+    Raises
+    ------
+    RowsError
+        As `read_rows` and `cell_statistics`.
+    """
+    first = np.flatnonzero(np.diff(survey.split_cell, prepend=-1))
+    rows_of_cell = np.add.reduceat(survey.split_rows, first) if len(first) else first
+    passes = np.cumsum(rows_of_cell) // _PASS
+    for number in np.unique(passes):
+        inside = np.flatnonzero(passes == number)
+        stop = first[inside[-1] + 1] if inside[-1] + 1 < len(first) else len(survey.split_cell)
+        entries = slice(first[inside[0]], stop)
+        cells = np.unique(survey.split_cell[entries])
+        holders = sorted(
+            (parts[i] for i in np.unique(survey.split_part[entries])),
+            key=lambda part: (part.file, part.row_groups),
+        )
+        read = [read_rows(part.file, part.row_groups, cells) for part in holders]
+        files = [np.full(len(r), p.file, object) for r, p in zip(read, holders, strict=True)]
+        yield cell_statistics(
+            Rows.concatenate(read), aggregation, survey.groups, np.concatenate(files)
+        )
+
+
+def _mean_and_spread(
+    embedding: NDArray[np.float32],
+    index: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    bounds: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weighted mean (n, D) and spread (n,) of runs of rows, some whole cells at a time.
+
+    Cell i has the rows ``index[bounds[i]:bounds[i + 1]]``. A sparse product adds them one
+    after another, so a cell's result does not depend on its neighbours.
+    """
+    n = len(bounds) - 1
+    mean = np.empty((n, embedding.shape[1]), np.float32)
+    spread = np.empty(n, np.float32)
+    a = 0
+    while a < n:
+        b = max(a + 1, int(np.searchsorted(bounds, bounds[a] + _BLOCK, side="right")) - 1)
+        rows = slice(bounds[a], bounds[b])
+        x = embedding[index[rows]].astype(np.float64)
+        average = csr_array(
+            (weight[rows], np.arange(len(x)), bounds[a : b + 1] - bounds[a]), (b - a, len(x))
+        )
+        centre = average @ x
+        x -= np.repeat(centre, np.diff(bounds[a : b + 1]), axis=0)
+        np.square(x, out=x)
+        mean[a:b] = centre
+        spread[a:b] = np.sqrt(average @ x.sum(axis=1))
+        a = b
+    return mean, spread
+
+
+def _common(files: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """Length of all vectors and the provenance all files agree on."""
+    dims = {file: dim for file in files if (dim := embedding_length(file))}
+    made = {file: read_provenance(file) for file in files}
+    for file, dim in dims.items():
+        if dim != dims[min(dims)]:
+            raise RowsError(
+                f"{min(dims)} holds embeddings of length {dims[min(dims)]}, {file} of length "
+                f"{dim}; aggregate the rows of one encoder at a time"
+            )
+    known = {file: what for file, what in made.items() if what}
+    for file, what in known.items():
+        for key in _ENCODER:
+            ours, theirs = known[min(known)].get(key), what.get(key)
+            if ours != theirs:
+                raise RowsError(
+                    f"{min(known)} and {file} come from different encoders ({key}: {ours} and "
+                    f"{theirs}); aggregate the rows of one encoder at a time"
+                )
+    shared = set.intersection(*(set(what.items()) for what in made.values())) if made else set()
+    return dims[min(dims)] if dims else 0, dict(sorted(shared))
+
+
+def _labels(aggregation: Aggregation, years: set[str]) -> tuple[str, ...]:
+    match aggregation.by:
+        case None:
+            return ()
+        case "modality":
+            return aggregation.selection.modalities
+        case "month":
+            return MONTHS
+        case "season":
+            return SEASONS
+        case "year":
+            return tuple(sorted(years))
+
+
+def _group(rows: Rows, by: By | None, groups: tuple[str, ...]) -> NDArray[np.int64]:
+    """Group of every row, -1 for none."""
+    if by is None:
+        return np.zeros(len(rows), np.int64)
+    if by == "modality":
+        position = {ORDER[key]: i for i, key in enumerate(groups)}
+        return np.array([position.get(i, -1) for i in range(len(ORDER))])[rows.modality]
+    label = {None: None} | {
+        date: {"month": date[4:6], "season": SEASONS[int(date[4:6]) % 12 // 3]}.get(by, date[:4])
+        for date in set(rows.date)
+        if date is not None
+    }
+    position_of = {name: i for i, name in enumerate(groups)}
+    return np.array([position_of.get(label[date], -1) for date in rows.date], np.int64)
+
+
+def _selected(rows: Rows, selection: Selection) -> NDArray[np.bool_]:
+    admitted = {date: selection.admits(date) for date in set(rows.date)}
+    chosen: NDArray[np.bool_] = np.isin(rows.modality, [ORDER[key] for key in selection.modalities])
+    chosen &= np.array([admitted[date] for date in rows.date], bool)
+    return chosen
+
+
+def _repeated(rows: Rows) -> NDArray[np.bool_]:
+    """Which of rows in canonical order are the same image as the row before."""
+    return np.append(np.zeros(min(len(rows), 1), bool), (np.diff(rows.keys) == 0).all(axis=0))
+
+
+def _refusal(
+    rows: Rows, index: NDArray[np.int64], second: int, files: NDArray[np.object_] | None
+) -> str:
+    where = ""
+    if files is not None:
+        a, b = files[index[second - 1]], files[index[second]]
+        where = f", both in {a}" if a == b else f", in {a} and in {b}"
+    return (
+        f"the image {describe(rows, int(index[second]))} has two rows{where}; remove one, or "
+        "keep the first by duplicates='drop'"
+    )
