@@ -144,9 +144,11 @@ class Georeference:
 
         if images.rio.crs is None:
             return result
-        (top, dy), (left, dx) = (_edge_and_step(axis) for axis in (self.y, self.x))
+        (north, _, south), (west, _, east) = self.runs(size)
+        dy = (south[-1] - north[0]) / (self.y.size - 1)
+        dx = (east[-1] - west[0]) / (self.x.size - 1)
         name = images.rio.grid_mapping
-        transform = Affine(dx * size, 0, left, 0, dy * size, top)
+        transform = Affine(dx * size, 0, west[0] - dx / 2, 0, dy * size, north[0] - dy / 2)
         result = result.rio.write_crs(images.rio.crs, grid_mapping_name=name)
         result.rio.write_transform(transform, grid_mapping_name=name, inplace=True)
         return result
@@ -260,8 +262,3 @@ def _since_1970(times: NDArray[np.datetime64]) -> Floats:
 def _runs(positions: Floats, size: int) -> Floats:
     first, last = positions[::size], positions[size - 1 :: size]
     return np.stack([first, (first + last) / 2, last])
-
-
-def _edge_and_step(axis: xr.DataArray) -> tuple[float, float]:
-    first, second = (float(value) for value in axis.values[:2])
-    return first - (second - first) / 2, second - first

@@ -136,7 +136,7 @@ def embed(
         coords={
             name: coordinate
             for name, coordinate in whole.coords.items()
-            if set(coordinate.dims) <= set(leading)
+            if set(coordinate.dims) <= set(leading) and name != images.rio.grid_mapping
         },
         name="embedding",
         attrs={

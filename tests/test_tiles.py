@@ -14,7 +14,7 @@ import dask.array as da
 import numpy as np
 import pyproj
 import pytest
-import rioxarray  # noqa: F401
+import rioxarray
 import xarray as xr
 from affine import Affine
 from hypothesis import given, settings
@@ -210,6 +210,30 @@ def test_without_a_crs_the_place_is_unknown(caplog):
     np.testing.assert_array_equal(stub.metadata[:, 3], 0.0256)
     assert "not told where" in caplog.text
     assert "lat" not in result.coords
+
+
+def test_an_image_without_coordinates_leaves_no_transform_of_its_pixels_behind():
+    stub = Stub()
+    result = embed(utm().drop_vars(["x", "y"]), "s1_grd", encoder=stub, date="2021-06-01")
+    assert np.isnan(stub.metadata[:, :2]).all()
+    assert set(result.coords) == set()
+
+
+def test_a_real_geotiff():
+    path = SHARED / "S2_20201002T221611_20201002T221610_T60HWB.tif"
+    if not path.exists():
+        pytest.skip(f"no {path}: real data is not part of a checkout")
+    images = rioxarray.open_rasterio(path, chunks={"x": 100, "y": 100})
+    stub = Stub()
+    result = embed(images, "s2_toa", encoder=stub, date="2020-10-02").compute(scheduler="sync")
+    ((_, pixels, metadata),) = stub.calls
+    np.testing.assert_array_equal(pixels[0], images[:, :224, :224])
+    west, _, _, north = images.rio.bounds()
+    to_degrees = pyproj.Transformer.from_crs("EPSG:32760", "EPSG:4326")
+    lat, lon = to_degrees.transform(west + 1120, north - 1120)
+    np.testing.assert_allclose(metadata, [[lon, lat, 18537, 0.0256]], rtol=1e-9)
+    np.testing.assert_allclose([lon, lat], [174, -41], atol=7, err_msg="not New Zealand")
+    assert result.rio.crs.to_epsg() == 32760
 
 
 def test_places_off_the_projection_are_unknown():
