@@ -1,0 +1,314 @@
+"""The cube: a Zarr group that is made as a template, written band by band and finished.
+
+`create` writes metadata and coordinates only. `write_band` writes the chunks of one band,
+45 rows of cells all around the globe, and nothing else, so bands can be written in any
+order, by several processes and again after an interruption, with the same bytes. `finish`
+consolidates the metadata. What comes out opens with plain ``xarray.open_zarr``.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid, schema
+from copcube.cells import Cells
+from copcube.errors import CubeError
+from copcube.modalities import MODALITIES
+from copcube.storage import sync, writing
+
+if TYPE_CHECKING:
+    import xarray as xr
+    import zarr
+
+
+def create(
+    path: str | Path,
+    *,
+    dim: int,
+    by: str | None = None,
+    groups: tuple[str, ...] = (),
+    attrs: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the template of a cube: metadata and coordinates, no cells.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder of the cube; must not exist or be empty.
+    dim : int
+        Length of the vectors.
+    by : {"modality", "month", "season", "year"}, optional
+        Leading dimension.
+    groups : tuple of str
+        Labels along it.
+    attrs : mapping, optional
+        Further attributes of the group; they win over those of the conventions.
+
+    Raises
+    ------
+    CubeError
+        If something is there already.
+    OptionError
+        If `by` and `groups` do not fit.
+    StorageError
+        If the folder cannot be written.
+    """
+    import zarr
+    from zarr.codecs import ZstdCodec
+
+    root = Path(path)
+    parts = schema.variables(dim, by, groups)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise CubeError(f"{path} exists already; remove it or choose another name")
+    with writing(path), _settings():
+        group = zarr.create_group(
+            str(root), zarr_format=3, attributes=schema.group_attributes(dim, attrs or {})
+        )
+        for v in parts.values():
+            array = group.create_array(
+                v.name,
+                shape=v.shape,
+                chunks=v.chunks,
+                dtype=v.dtype,
+                fill_value=v.fill,
+                compressors=[ZstdCodec(level=schema.ZSTD_LEVEL)],
+                dimension_names=v.dims,
+                attributes=v.attrs,
+            )
+            if v.values is not None:
+                array[...] = v.values
+        _sync_tree(root)
+
+
+def write_band(path: str | Path, band: int, cells: Cells) -> list[Path]:
+    """Write all chunks of one band; what an earlier write left there is replaced.
+
+    Parameters
+    ----------
+    path : str or Path
+        Cube made by `create`.
+    band : int
+        Band of blocks, 0 (north) to 16.
+    cells : Cells
+        All cells of the band, each once in a group, in any order.
+
+    Returns
+    -------
+    list of Path
+        The chunk files, sorted, flushed to the disk. Chunks without cells are not stored.
+
+    Raises
+    ------
+    CubeError
+        If the cube is not one, or the cells do not fit it or the band.
+    StorageError
+        If a chunk cannot be written.
+    """
+    with _settings():
+        arrays = _arrays(path)
+        rows, row, col = _fit(path, arrays["embedding"], band, cells)
+        leading = arrays["embedding"].ndim == 4
+        files: list[Path] = []
+        with writing(path):
+            for g in range(arrays["embedding"].shape[0] if leading else 1):
+                mine = cells.group == g
+                at: tuple[int, ...] = (g,) if leading else ()
+                files += _write_vectors(arrays["embedding"], at, band, cells, mine, row, col)
+                for name, values in _fields(arrays, cells, mine, row, col, rows):
+                    array = arrays[name]
+                    where: Any = (*at, ..., rows, slice(None))
+                    array[where] = values
+                    index = (*at, *(0,) * (array.ndim - len(at) - 2), band, 0)
+                    files.append(_chunk(array, index))
+            files = sorted(file for file in files if file.exists())
+            for file in files:
+                sync(file)
+            for folder in sorted({file.parent for file in files}):
+                sync(folder)
+    return files
+
+
+def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
+    """Complete a cube: final attributes and consolidated metadata, written once.
+
+    Parameters
+    ----------
+    path : str or Path
+        Cube whose bands are all written.
+    attrs : mapping, optional
+        Attributes of the group to add or change.
+
+    Raises
+    ------
+    CubeError
+        If there is no cube.
+    StorageError
+        If the metadata cannot be written.
+    """
+    import warnings
+
+    import zarr
+
+    _arrays(path)
+    with writing(path), _settings():
+        group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
+        merged = dict(sorted((dict(group.attrs) | dict(attrs or {})).items()))
+        group.attrs.put(merged)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata", module="zarr")
+            zarr.consolidate_metadata(str(path), zarr_format=3)
+        _sync_tree(Path(path))
+
+
+def open_cube(path: str | Path) -> "xr.Dataset":
+    """Open a cube lazily, after checking that it is one; else as ``xarray.open_zarr``.
+
+    Raises
+    ------
+    CubeError
+        If the path holds something else.
+    """
+    import xarray as xr
+
+    if "://" not in str(path):
+        _arrays(path)
+    ds: xr.Dataset = xr.open_zarr(str(path))
+    missing = [name for name in ("embedding", "n_images", "lat", "lon") if name not in ds]
+    if missing:
+        raise CubeError(f"{path}: not an embedding cube; {', '.join(missing)} missing")
+    return ds
+
+
+def read_attributes(path: str | Path) -> dict[str, Any]:
+    """Attributes of a cube's group; empty where there is none."""
+    import zarr
+    from zarr.errors import BaseZarrError
+
+    try:
+        return dict(zarr.open_group(str(path), mode="r", zarr_format=3).attrs)
+    except (BaseZarrError, OSError, ValueError, KeyError):
+        return {}
+
+
+def _arrays(path: str | Path) -> "dict[str, zarr.Array[Any]]":
+    """Data arrays of a cube whose schema is ours, writable."""
+    import zarr
+
+    attributes = read_attributes(path)
+    if "copcube_schema" not in attributes:
+        what = "a Zarr group of something else" if attributes else "no Zarr group"
+        what = what if os.path.exists(path) else "nothing"
+        raise CubeError(f"{path}: expected an embedding cube made by copcube, found {what}")
+    if attributes["copcube_schema"] > schema.VERSION:
+        raise CubeError(
+            f"{path}: written by a later copcube (schema {attributes['copcube_schema']}, known "
+            f"{schema.VERSION}); update copcube"
+        )
+    group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
+    names = ("embedding", "spread", "n_images", "n_images_by_modality")
+    arrays = {name: array for name, array in group.arrays() if name in names}
+    missing = [name for name in names[:3] if name not in arrays]
+    if missing:
+        raise CubeError(f"{path}: not a whole cube; {', '.join(missing)} missing")
+    return arrays
+
+
+def _fit(
+    path: str | Path, embedding: "zarr.Array[Any]", band: int, cells: Cells
+) -> tuple[slice, NDArray[np.int64], NDArray[np.int64]]:
+    """Check cells against cube and band; rows of the band, row in it and column of each."""
+    if not 0 <= band < grid.N_BANDS:
+        raise CubeError(f"band {band} does not exist; bands run from 0 to {grid.N_BANDS - 1}")
+    dim, groups = embedding.shape[-1], embedding.shape[0] if embedding.ndim == 4 else 1
+    if embedding.chunks[-3:] != (grid.BLOCK, grid.BLOCK, dim):
+        raise CubeError(f"{path}: chunks {embedding.chunks}; expected blocks of 45 × 45 cells")
+    rows = grid.Block(band, 0).rows
+    if len(cells) == 0:
+        return rows, np.empty(0, np.int64), np.empty(0, np.int64)
+    if cells.embedding.shape[1] != dim:
+        raise CubeError(
+            f"{path} holds vectors of length {dim}; the cells have {cells.embedding.shape[1]}"
+        )
+    row, col = grid.row_col(cells.grid_id)
+    outside = (row < rows.start) | (row >= rows.stop)
+    if outside.any() or cells.group.max() >= groups or len(np.unique(cells.place)) < len(cells):
+        raise CubeError(
+            f"band {band} of {path} takes each cell of its rows once in each of {groups} groups; "
+            f"found {int(outside.sum())} cells of other rows, groups up to {cells.group.max()}, "
+            f"{len(cells) - len(np.unique(cells.place))} cells twice"
+        )
+    return rows, row - rows.start, col
+
+
+def _write_vectors(
+    array: "zarr.Array[Any]",
+    at: tuple[int, ...],
+    band: int,
+    cells: Cells,
+    mine: NDArray[np.bool_],
+    row: NDArray[np.int64],
+    col: NDArray[np.int64],
+) -> Iterator[Path]:
+    """Write the vectors of one group, block by block; name the chunk files."""
+    for block in grid.band_blocks(band):
+        file = _chunk(array, (*at, block.i, block.j, 0))
+        inside = np.flatnonzero(mine & (col >= block.cols.start) & (col < block.cols.stop))
+        if len(inside) == 0:
+            file.unlink(missing_ok=True)
+            continue
+        shape = (block.rows.stop - block.rows.start, block.cols.stop - block.cols.start)
+        values = np.full((*shape, array.shape[-1]), np.nan, np.float32)
+        values[row[inside], col[inside] - block.cols.start] = cells.embedding[inside]
+        where: Any = (*at, block.rows, block.cols)
+        array[where] = values
+        yield file
+
+
+def _fields(
+    arrays: "dict[str, zarr.Array[Any]]",
+    cells: Cells,
+    mine: NDArray[np.bool_],
+    row: NDArray[np.int64],
+    col: NDArray[np.int64],
+    rows: slice,
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Maps of one group over the band, (rows, 1440) or (8, rows, 1440), by name."""
+    shape = (rows.stop - rows.start, grid.N_LON)
+    y, x = row[mine], col[mine]
+    spread = np.full(shape, np.nan, np.float32)
+    spread[y, x] = cells.spread[mine]
+    yield "spread", spread
+    n_images = np.zeros(shape, np.int32)
+    n_images[y, x] = cells.n_images[mine]
+    yield "n_images", n_images
+    if "n_images_by_modality" in arrays:
+        by_modality = np.zeros((len(MODALITIES), *shape), np.int32)
+        by_modality[:, y, x] = cells.n_by_modality[mine].T
+        yield "n_images_by_modality", by_modality
+
+
+def _chunk(array: "zarr.Array[Any]", index: tuple[int, ...]) -> Path:
+    """File of a chunk."""
+    store: Any = array.store
+    return Path(store.root, array.path, array.metadata.encode_chunk_key(index))
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for file in files:
+            sync(Path(folder, file))
+        sync(folder)
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Hold the one setting of zarr that decides what is stored against the user's own."""
+    import zarr
+
+    with zarr.config.set({"array.write_empty_chunks": False}):
+        yield

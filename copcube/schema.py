@@ -1,0 +1,256 @@
+"""What a cube consists of: variables, dimensions, chunks and attributes, as data.
+
+A cube is one Zarr v3 group that any reader opens: data types and the zstd codec only, no
+strings (their encoding is not in the core specification), so labels are integers with CF
+``flag_meanings``. Conventions: CF 1.11 (cfconventions.org) and ``geoemb``
+(github.com/geo-embeddings/embeddings-zarr-convention).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import OptionError
+from copcube.modalities import MODALITIES
+
+ZSTD_LEVEL = 1
+VERSION = 1
+"""Of this schema; a reader refuses a later one."""
+
+GEO_TRANSFORM = f"{-grid.STEP / 2} {grid.STEP} 0.0 {90 + grid.STEP / 2} 0.0 {-grid.STEP}"
+
+_WGS84 = (
+    'GEOGCRS["WGS 84",DATUM["World Geodetic System 1984",ELLIPSOID["WGS 84",6378137,'
+    '298.257223563,LENGTHUNIT["metre",1]]],PRIMEM["Greenwich",0,ANGLEUNIT["degree",'
+    '0.0174532925199433]],CS[ellipsoidal,2],AXIS["geodetic latitude (Lat)",north,ORDER[1],'
+    'ANGLEUNIT["degree",0.0174532925199433]],AXIS["geodetic longitude (Lon)",east,ORDER[2],'
+    'ANGLEUNIT["degree",0.0174532925199433]],ID["EPSG",4326]]'
+)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One array of a cube.
+
+    Parameters
+    ----------
+    name : str
+        Name in the group.
+    dims : tuple of str
+        Names of its dimensions.
+    shape, chunks : tuple of int
+        Its shape and that of its chunks.
+    dtype : str
+        Data type of the Zarr core specification.
+    attrs : dict
+        CF attributes.
+    fill : float or int
+        Value of what is not stored.
+    values : numpy.ndarray, optional
+        Content, for coordinates.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    attrs: dict[str, Any]
+    fill: float | int = 0
+    values: NDArray[Any] | None = field(default=None, compare=False)
+
+
+def variables(dim: int, by: str | None, groups: tuple[str, ...]) -> dict[str, Variable]:
+    """All variables of a cube, by name.
+
+    Parameters
+    ----------
+    dim : int
+        Length of the vectors.
+    by : {"modality", "month", "season", "year"}, optional
+        Name of the leading dimension.
+    groups : tuple of str
+        Labels along it; empty without `by`.
+
+    Raises
+    ------
+    OptionError
+        If `by` and `groups` contradict each other or a label is not of its kind.
+    """
+    if (by is None) != (not groups):
+        raise OptionError(f"by={by!r} and groups={groups!r} contradict each other")
+    if dim < 1:
+        raise OptionError(f"dim={dim}; vectors have at least one value")
+    lead = () if by is None else (by,)
+    n = () if by is None else (len(groups),)
+    one = (1,) * len(n)
+    cells, shape = (*lead, "lat", "lon"), (*n, grid.N_LAT, grid.N_LON)
+    band = (*one, grid.BLOCK, grid.N_LON)
+    counted = {"units": "1", "standard_name": "number_of_observations", "grid_mapping": "crs"}
+    m = len(MODALITIES)
+    data = [
+        Variable(
+            "embedding",
+            (*cells, "dim"),
+            (*shape, dim),
+            (*one, grid.BLOCK, grid.BLOCK, dim),
+            "float32",
+            {
+                "long_name": "embedding of the cell, mean over its images",
+                "units": "1",
+                "cell_methods": "area: time: mean (comment: weighted as in the attribute "
+                "aggregation of the group)",
+                "ancillary_variables": "spread n_images"
+                + ("" if by == "modality" else " n_images_by_modality"),
+                "grid_mapping": "crs",
+            },
+            fill=np.nan,
+        ),
+        Variable(
+            "spread",
+            cells,
+            shape,
+            band,
+            "float32",
+            {
+                "long_name": "root of the mean squared distance of the images' embeddings "
+                "from their mean",
+                "units": "1",
+                "cell_methods": "area: time: standard_deviation (comment: length over all "
+                "dimensions of the embedding, weighted as the mean)",
+                "grid_mapping": "crs",
+            },
+            fill=np.nan,
+        ),
+        Variable(
+            "n_images",
+            cells,
+            shape,
+            band,
+            "int32",
+            {"long_name": "images in the mean", "cell_methods": "area: time: sum", **counted},
+        ),
+    ]
+    if by != "modality":
+        data.append(
+            Variable(
+                "n_images_by_modality",
+                (*lead, "modality", "lat", "lon"),
+                (*n, m, grid.N_LAT, grid.N_LON),
+                (*one, m, grid.BLOCK, grid.N_LON),
+                "int32",
+                {
+                    "long_name": "images of each modality in the mean",
+                    "cell_methods": "area: time: sum",
+                    **counted,
+                },
+            )
+        )
+        data.append(_flags("modality", "Copernicus Sentinel modality", tuple(MODALITIES)))
+    if by is not None:
+        data.append(_leading(by, groups))
+    return {v.name: v for v in (*data, *_coordinates(dim))}
+
+
+def group_attributes(dim: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of the group, sorted: those of the conventions, then the caller's."""
+    ours: dict[str, Any] = {
+        "Conventions": "CF-1.11",
+        "title": "Copernicus Sentinel embeddings on ERA5's 0.25 degree grid",
+        "references": "https://arxiv.org/abs/2503.11849",
+        "license": "CC-BY-4.0",
+        "coordinates": "crs lat_bnds lon_bnds",
+        "copcube_schema": VERSION,
+        "zarr_conventions": [
+            {
+                "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
+                "name": "geoemb:",
+                "description": "Provenance of geospatial embeddings",
+                "spec_url": f"{_GEOEMB}/blob/v1/README.md",
+            }
+        ],
+        "geoemb:type": "chip",
+        "geoemb:dimensions": dim,
+        "geoemb:model": "https://huggingface.co/wangyi111/Copernicus-FM",
+        "geoemb:source_data": ["https://huggingface.co/datasets/wangyi111/Copernicus-Pretrain"],
+        "geoemb:data_type": "float32",
+        "geoemb:spatial_layout": "global",
+        "geoemb:chip_layout": {  # a pixel of the cube is a cell, a cell is one chip
+            "layout_type": "regular_grid",
+            "chip_size": [1, 1],
+            "stride": [1, 1],
+            "grid_id": "era5-0p25",
+        },
+    }
+    return dict(sorted((ours | dict(attrs)).items()))
+
+
+_GEOEMB = "https://github.com/geo-embeddings/embeddings-zarr-convention"
+
+
+def labels(by: str, values: NDArray[Any], attrs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Labels along the leading dimension, from its coordinate's values and attributes."""
+    if "flag_meanings" in attrs:
+        return tuple(str(attrs["flag_meanings"]).split())
+    return tuple(f"{value:0{2 if by == 'month' else 4}d}" for value in values.tolist())
+
+
+def _leading(by: str, groups: tuple[str, ...]) -> Variable:
+    match by:
+        case "modality":
+            return _flags(by, "Copernicus Sentinel modality", groups)
+        case "season":
+            return _flags(by, "meteorological season", groups)
+        case "month" | "year":
+            long_name = {"month": "month of the year", "year": "calendar year"}[by]
+            if not all(label.isdecimal() for label in groups):
+                raise OptionError(f"groups={groups!r} are no labels of {by}s; expected numbers")
+            values = np.array([int(label) for label in groups], np.int16)
+            return _coordinate(by, values, {"long_name": long_name, "units": "1"})
+    raise OptionError(f"by={by!r} is unknown; expected modality, month, season or year")
+
+
+def _flags(name: str, long_name: str, meanings: tuple[str, ...]) -> Variable:
+    values = np.arange(len(meanings), dtype=np.int8)
+    flags = {"flag_values": values.tolist(), "flag_meanings": " ".join(meanings)}
+    return _coordinate(name, values, {"long_name": long_name, **flags})
+
+
+def _coordinates(dim: int) -> list[Variable]:
+    lat = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"}
+    lon = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"}
+    crs = {
+        "grid_mapping_name": "latitude_longitude",
+        "longitude_of_prime_meridian": 0.0,
+        "semi_major_axis": 6378137.0,
+        "inverse_flattening": 298.257223563,
+        "crs_wkt": _WGS84,
+        "spatial_ref": _WGS84,
+        "GeoTransform": GEO_TRANSFORM,
+    }
+    lat_bnds, lon_bnds = grid.latitude_bounds(), grid.longitude_bounds()
+    return [
+        _coordinate("lat", grid.latitudes(), {**lat, "axis": "Y", "bounds": "lat_bnds"}),
+        _coordinate("lon", grid.longitudes(), {**lon, "axis": "X", "bounds": "lon_bnds"}),
+        _coordinate(
+            "dim",
+            np.arange(dim, dtype=np.int16),
+            {"long_name": "dimension of the embedding", "units": "1"},
+        ),
+        Variable("lat_bnds", ("lat", "bnds"), *_whole(lat_bnds), {}, np.nan, lat_bnds),
+        Variable("lon_bnds", ("lon", "bnds"), *_whole(lon_bnds), {}, np.nan, lon_bnds),
+        Variable("crs", (), (), (), "int32", crs, 0, np.array(0, np.int32)),
+    ]
+
+
+def _coordinate(name: str, values: NDArray[Any], attrs: dict[str, Any]) -> Variable:
+    fill = np.nan if values.dtype.kind == "f" else -1
+    return Variable(name, (name,), *_whole(values), attrs, fill, values)
+
+
+def _whole(values: NDArray[Any]) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+    return values.shape, values.shape, values.dtype.name
