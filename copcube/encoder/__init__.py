@@ -1,0 +1,1 @@
+"""The frozen encoder: Copernicus-FM, its weights, and how images go through it."""

@@ -1,0 +1,539 @@
+"""The model against the published code's outputs, and what batching and keeping must not do."""
+
+import copy
+import math
+import pickle
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from copcube.encoder.copernicus_fm import CopernicusFM
+from copcube.encoder.kernels import Kernel, fourier
+from copcube.errors import OptionError
+from copcube.modalities import MODALITIES
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "data" / "copernicusfm_reference.npz"
+NAN = math.nan
+S2 = MODALITIES["s2_toa"]
+MUNICH = (11.5, 48.25, 18628.0, 0.0256)
+
+# case: image shape, metadata, modality (the table in the reference file's README)
+CASES: dict[str, tuple[tuple[int, ...], list[tuple[float, ...]], str]] = {
+    "s2_toa": ((2, 13, 224, 224), [MUNICH, (-70.0, -33.5, 18700, 0.0256)], "s2_toa"),
+    "s1_grd": ((1, 2, 224, 224), [MUNICH], "s1_grd"),
+    "s3_olci": ((1, 21, 96, 96), [(120.25, -0.5, 18800, 5.76)], "s3_olci"),
+    "s5p_no2": ((1, 1, 28, 28), [(0.0, 51.5, 18900, 16.0)], "s5p_no2"),
+    "s5p_no2_56": ((1, 1, 56, 56), [(0.0, 51.5, 18900, 16.0)], "s5p_no2"),
+    "dem": ((1, 1, 960, 960), [(86.75, 28.0, NAN, 3.6864)], "dem"),
+    "s2_no_metadata": ((1, 13, 224, 224), [(NAN, NAN, NAN, NAN)], "s2_toa"),
+}
+
+
+def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+    generator = np.random.RandomState(zlib.crc32(name.encode()))
+    return torch.from_numpy(generator.standard_normal(shape).astype(np.float32))
+
+
+def drawn(model: CopernicusFM) -> CopernicusFM:
+    """Load the reference weights, by the rule in the reference file's README."""
+    state = {}
+    for key, tensor in model.state_dict().items():
+        x = draw(key, tuple(tensor.shape))
+        if "norm" in key and key.endswith("weight"):
+            state[key] = 1 + 0.1 * x
+        elif x.ndim == 2 and key.endswith("weight"):
+            state[key] = x / math.sqrt(x.shape[1])
+        else:
+            state[key] = 0.1 * x
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def bands(key: str) -> dict[str, Any]:
+    """Arguments that describe the bands of a modality."""
+    modality = MODALITIES[key]
+    if modality.language_key:
+        words = draw("language/" + modality.language_key, (2048,))
+        return {"language_embedding": words, "kernel_size": modality.kernel}
+    return {
+        "wavelengths": modality.wavelengths,
+        "bandwidths": modality.bandwidths,
+        "kernel_size": modality.kernel,
+    }
+
+
+def tiny(pooling: Any = "cls") -> CopernicusFM:
+    return drawn(CopernicusFM(pooling, embed_dim=64, depth=2, heads=2))
+
+
+def images(*shape: int) -> Tensor:
+    return draw("tests", shape)
+
+
+@torch.no_grad()
+def s1(model: nn.Module, batch: int = 1, **options: Any) -> Tensor:
+    vectors: Tensor = model(
+        images(batch, 2, 64, 64), torch.tensor([MUNICH] * batch), **bands("s1_grd"), **options
+    )
+    return vectors
+
+
+@torch.no_grad()
+def dem(model: nn.Module) -> Tensor:
+    vectors: Tensor = model(images(1, 1, 128, 128), torch.tensor([MUNICH]), **bands("dem"))
+    return vectors
+
+
+# --- the published model
+
+
+@pytest.fixture(scope="module", params=["cls", "mean"])
+def published(request: pytest.FixtureRequest) -> CopernicusFM:
+    if not REFERENCE.exists():
+        pytest.skip(f"no reference data at {REFERENCE}")
+    return drawn(CopernicusFM(request.param))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_reproduces_the_published_code(published: CopernicusFM, case: str) -> None:
+    shape, metadata, key = CASES[case]
+    rows = torch.tensor(metadata, dtype=torch.float64)
+    with torch.inference_mode():
+        found = published(draw("input/" + case, shape), rows, **bands(key))
+    feature = "cls" if published.pooling == "cls" else "mean_pool"
+    expected = np.load(REFERENCE)[f"{case}/{feature}"]
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_has_the_published_tensors(published: CopernicusFM) -> None:
+    state = published.state_dict()
+    assert len(state) == 203
+    assert sum(tensor.numel() for tensor in state.values()) == 139_452_544
+    assert state["patch_embed_spectral.weight_generator.fc_weight.weight"].shape == (196608, 128)
+    assert state["patch_embed_variable.language_proj.weight"].shape == (128, 2048)
+    assert state["blocks.11.attn.qkv.weight"].shape == (2304, 768)
+    assert ("norm.weight" in state) == (published.pooling == "cls")
+    assert ("fc_norm.weight" in state) == (published.pooling == "mean")
+    frozen = [key for key, tensor in published.named_parameters() if not tensor.requires_grad]
+    assert frozen == ["pos_embed"]
+
+
+@pytest.mark.slow
+def test_bfloat16_points_the_same_way(published: CopernicusFM) -> None:
+    shape, metadata, key = CASES["s5p_no2"]
+    inputs = draw("input/s5p_no2", shape), torch.tensor(metadata)
+    half = copy.deepcopy(published)
+    half.blocks.to(torch.bfloat16)
+    with torch.inference_mode():
+        exact, rounded = published(*inputs, **bands(key)), half(*inputs, **bands(key))
+    assert rounded.dtype == torch.float32
+    assert F.cosine_similarity(exact, rounded).item() > 0.999
+
+
+# --- features
+
+
+def test_tokens_are_what_is_pooled() -> None:
+    model = tiny("mean")
+    with torch.no_grad():
+        nn.init.ones_(model.fc_norm.weight)
+        nn.init.zeros_(model.fc_norm.bias)
+    hidden: list[Tensor] = []
+    model.blocks[-1].register_forward_hook(lambda *call: hidden.append(call[2]))
+    tokens, vector = s1(model, tokens=True), s1(model)
+    assert tokens.shape == (1, 16, 64)
+    torch.testing.assert_close(tokens, F.layer_norm(hidden[0][:, 1:], (64,), eps=1e-6))
+    torch.testing.assert_close(vector, F.layer_norm(hidden[1][:, 1:].mean(1), (64,), eps=1e-6))
+
+
+@settings(deadline=None, max_examples=25)
+@given(size=st.integers(1, 20), rows=st.integers(18, 70), columns=st.integers(18, 70))
+def test_patches_are_those_of_a_padded_convolution(size: int, rows: int, columns: int) -> None:
+    from copcube.encoder.copernicus_fm import _patches
+
+    x, kernel = images(2, 3, rows, columns), draw("kernel", (5, 3, size, size))
+    patches, grid = _patches(x, size)
+    expected = F.conv2d(x.double(), kernel.double(), stride=size, padding=1)
+    assert grid == tuple(expected.shape[2:])
+    found = (patches.double() @ kernel.double().flatten(1).T).transpose(1, 2)
+    torch.testing.assert_close(found, expected.flatten(2))
+
+
+def test_tokens_of_a_rectangle_run_row_by_row() -> None:
+    model = tiny()
+    x = images(1, 2, 32, 64)
+    call = (torch.tensor([MUNICH]),)
+    with torch.no_grad():
+        for block in model.blocks:  # without attention and MLP, tokens stay where they are
+            nn.init.zeros_(block.attn.proj.weight)
+            nn.init.zeros_(block.mlp.fc2.weight)
+        before = model(x, *call, **bands("s1_grd"), tokens=True)
+        x[..., 17:30, 35:45] += 1  # inside the token of row 1, column 2
+        after = model(x, *call, **bands("s1_grd"), tokens=True)
+    assert before.shape == (1, 8, 64)
+    assert (before != after).any(-1).nonzero().tolist() == [[0, 6]]
+
+
+@pytest.mark.parametrize(("height", "width"), [(14, 14), (7, 7), (12, 5), (20, 31)])
+def test_positions_vary_along_their_axis_only(height: int, width: int) -> None:
+    model = CopernicusFM(embed_dim=64, depth=1, heads=2).eval()
+    with torch.no_grad():
+        grid = model._positions(height, width)[0, 1:].reshape(height, width, 64)
+    column, row = grid[..., :32], grid[..., 32:]
+    torch.testing.assert_close(column, column[:1].expand_as(column), rtol=0, atol=1e-5)
+    torch.testing.assert_close(row, row[:, :1].expand_as(row), rtol=0, atol=1e-5)
+    if (height, width) == (14, 14):  # closed form: waves of 10000^(-k/16)
+        torch.testing.assert_close(column[3, 5, 4], torch.tensor(math.sin(5 * 10000 ** (-4 / 16))))
+        torch.testing.assert_close(row[3, 5, 17], torch.tensor(math.cos(3 * 10000 ** (-1 / 16))))
+
+
+@pytest.mark.parametrize("size", [4, 8, 12, 20, 64])
+def test_kernels_are_resized_as_flexivit_writes_it(size: int) -> None:
+    weight = draw("resize", (3, 2, 16, 16)).double()
+    one_hot = torch.eye(256, dtype=torch.float64).reshape(256, 1, 16, 16)
+    resize = F.interpolate(one_hot, size=(size, size), mode="bicubic", antialias=True).flatten(1)
+    expected = weight.flatten(2) @ torch.linalg.pinv(resize).T
+    found = Kernel(weight, torch.zeros(3)).resized(size).weight
+    torch.testing.assert_close(found.flatten(2), expected)
+
+
+def test_an_enlarged_image_gets_the_answer_of_the_image() -> None:
+    weight, patch = draw("resize", (3, 2, 16, 16)).double(), draw("patch", (1, 2, 16, 16)).double()
+    large = F.interpolate(patch, size=(40, 40), mode="bicubic", antialias=True)
+    resized = Kernel(weight, torch.zeros(3)).resized(40).weight
+    torch.testing.assert_close((resized * large).sum((1, 2, 3)), (weight * patch).sum((1, 2, 3)))
+
+
+def test_fourier_code_is_sines_then_cosines_of_decades() -> None:
+    code = fourier(torch.tensor([0.0, 191.5], dtype=torch.float64), 1e-4, 1e2, 14)
+    assert code[0].tolist() == [0.0] * 7 + [1.0] * 7
+    # waves 1e-4 … 1e2 by decades: 191.5 is a whole number of the first four
+    np.testing.assert_allclose(code[1, :4], 0, atol=1e-8)
+    np.testing.assert_allclose(
+        code[1, 4:7], np.sin(2 * np.pi * np.array([0.5, 0.15, 0.915])), atol=1e-8
+    )
+    np.testing.assert_allclose(
+        code[1, 11:], np.cos(2 * np.pi * np.array([0.5, 0.15, 0.915])), atol=1e-8
+    )
+
+
+# --- metadata
+
+
+UNKNOWN = [
+    MUNICH,
+    (NAN, 48.25, 18628, 0.0256),
+    (11.5, NAN, 18628, 0.0256),
+    (11.5, 48.25, NAN, 0.0256),
+    (11.5, 48.25, 18628, NAN),
+    (NAN, NAN, NAN, NAN),
+]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_vector_does_not_depend_on_batch_mates(pooling: str) -> None:
+    model, x, rows = tiny(pooling), images(len(UNKNOWN), 2, 64, 64), torch.tensor(UNKNOWN)
+    with torch.no_grad():
+        together = model(x, rows, **bands("s1_grd"))
+        alone = [
+            model(x[i : i + 1], rows[i : i + 1], **bands("s1_grd")) for i in range(len(UNKNOWN))
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        same_image = model(x[:1].expand_as(x), rows, **bands("s1_grd"))
+    differ = (torch.cdist(same_image, same_image) > 1e-2).nonzero().tolist()
+    n = range(len(UNKNOWN))  # all differ but rows 1 and 2: a place is known whole or not at all
+    assert differ == [[i, j] for i in n for j in n if i != j and {i, j} != {1, 2}]
+
+
+@pytest.mark.parametrize(
+    ("token", "row"), [("coord_token", 1), ("scale_token", 4), ("time_token", 3)]
+)
+def test_an_unknown_field_takes_its_own_token(token: str, row: int) -> None:
+    model, x, rows = tiny(), images(len(UNKNOWN), 2, 64, 64), torch.tensor(UNKNOWN)
+    with torch.no_grad():
+        before = model(x, rows, **bands("s1_grd"))
+        getattr(model, token).add_(1)
+        after = model(x, rows, **bands("s1_grd"))
+    changed = {i for i in range(len(UNKNOWN)) if (before[i] - after[i]).abs().max() > 1e-4}
+    assert changed == ({1, 2, 5} if token == "coord_token" else {row, 5})
+
+
+def test_metadata_count_as_float32() -> None:
+    """The published code gets them so; at the shortest waves it makes a difference."""
+    model, x = tiny(), images(1, 2, 64, 64)
+    exact = torch.tensor([[11.527, 48.251, 18628, 5.76]], dtype=torch.float64)
+    with torch.no_grad():
+        wide, narrow = (model(x, rows, **bands("s1_grd")) for rows in (exact, exact.float()))
+    assert torch.equal(wide, narrow)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((190.5, 0, 0, 1), r"longitude of image 1 is 190.5; expected -180.*wrap 0 to 360"),
+        ((-180.5, 0, 0, 1), r"longitude of image 1 is -180.5"),
+        ((-179.99995, 0, 0, 1), r"longitude of image 1 is -179.99995; .*-179.9999 to 180"),
+        ((math.inf, 0, 0, 1), r"longitude of image 1 is inf"),
+        ((0, 90.25, 0, 1), r"latitude of image 1 is 90.25; expected -90, or -89.9999 to 90"),
+        ((0, -91, 0, 1), r"latitude of image 1 is -91"),
+        ((0, 0, -math.inf, 1), r"time of image 1 is -inf; expected a number of days"),
+        ((0, 0, 0, 0.0009), r"token area of image 1 is 0.0009; expected 0, or 0.001 to 5.1e8 km²"),
+        ((0, 0, 0, -1), r"token area of image 1 is -1"),
+        ((0, 0, 0, 6e8), r"token area of image 1 is 600000000; .*or NaN if unknown"),
+    ],
+)
+def test_metadata_out_of_range(row: tuple[float, ...], message: str) -> None:
+    rows = torch.tensor([(NAN,) * 4, row], dtype=torch.float64)
+    with pytest.raises(OptionError, match=message):
+        tiny_for_errors(images(2, 2, 64, 64), rows, **bands("s1_grd"))
+
+
+@pytest.mark.parametrize(
+    "row", [(-180, -90, -1, 0), (180, 90, 1e6, 0.001), (-179.999, -89.999, 0, 5.1e8)]
+)
+def test_metadata_at_the_ends_of_the_range(row: tuple[float, ...]) -> None:
+    vectors = tiny_for_errors(images(1, 2, 64, 64), torch.tensor([row]), **bands("s1_grd"))
+    assert vectors.isfinite().all()
+
+
+tiny_for_errors = tiny()
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"wavelengths": (5e7,)}, "images of 2 bands came with 1 wavelengths and 2 bandwidths"),
+        ({"wavelengths": None}, "came with another combination"),
+        ({"language_embedding": torch.zeros(2048)}, "came with another combination"),
+        (
+            {"wavelengths": None, "bandwidths": None, "language_embedding": torch.zeros(2048)},
+            r"images of 2 bands came with a language embedding of shape \(2048,\)",
+        ),
+        ({"wavelengths": (5e7, 99)}, "wavelength of band 1 is 99; expected 0, or 100 to 1e9 nm"),
+        ({"bandwidths": (0.5, 1e9)}, "bandwidth of band 0 is 0.5; expected 0, or 1 to 1e9 nm"),
+        ({"bandwidths": (NAN, 1e9)}, "bandwidth of band 0 is nan"),
+        ({"kernel_size": 0}, "kernel_size is 0; expected 1 to 66 for images of 64x80 pixels"),
+        ({"kernel_size": 67}, "kernel_size is 67"),
+    ],
+)
+def test_bands_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        tiny_for_errors(images(1, 2, 64, 80), torch.tensor([MUNICH]), **(bands("s1_grd") | change))
+
+
+def test_arrays_that_do_not_fit() -> None:
+    rows = torch.tensor([MUNICH])
+    with pytest.raises(OptionError, match=r"images have shape \(2, 64, 64\)"):
+        tiny_for_errors(images(2, 64, 64), rows, **bands("s1_grd"))
+    with pytest.raises(OptionError, match=r"metadata has shape \(1, 4\); expected \(2, 4\)"):
+        tiny_for_errors(images(2, 2, 64, 64), rows, **bands("s1_grd"))
+
+
+def test_models_that_cannot_be() -> None:
+    with pytest.raises(OptionError, match="pooling is 'max'"):
+        CopernicusFM("max")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="embed_dim is 66; expected a multiple of 4"):
+        CopernicusFM(embed_dim=66, heads=2)
+
+
+# --- what is kept between calls
+
+
+def edit_copy(model: CopernicusFM) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter * 1.5)
+
+
+def edit_inference_mode(model: CopernicusFM) -> None:
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+
+
+def edit_load(model: CopernicusFM) -> None:
+    model.load_state_dict({key: 1.5 * tensor for key, tensor in model.state_dict().items()})
+
+
+def edit_assign(model: CopernicusFM) -> None:
+    state = {key: 1.5 * tensor for key, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def edit_one(name: str) -> Callable[[CopernicusFM], None]:
+    def edit(model: CopernicusFM) -> None:
+        with torch.no_grad():
+            model.get_parameter(name).add_(0.1)
+
+    return edit
+
+
+def edit_optimiser(**options: Any) -> Callable[[CopernicusFM], None]:
+    def edit(model: CopernicusFM) -> None:
+        """Fine-tuning without ever leaving eval mode."""
+        optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, **options)
+        inputs = images(1, 2, 64, 64), torch.tensor([MUNICH])
+        loss = model(*inputs, **bands("s1_grd")).square().sum()
+        variable = model(images(1, 1, 128, 128), inputs[1], **bands("dem"))
+        (loss + variable.square().sum()).backward()
+        optimiser.step()
+
+    return edit
+
+
+def edit_data_while_training(model: CopernicusFM) -> None:
+    model.train()
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    model.eval()
+
+
+EDITS = {
+    "copy_": edit_copy,
+    "inference mode": edit_inference_mode,
+    "load_state_dict": edit_load,
+    "assign": edit_assign,
+    "fused": edit_optimiser(fused=True),
+    "foreach": edit_optimiser(foreach=True),
+    "data": edit_data_while_training,
+    "to and back": lambda model: model.bfloat16().float(),
+    "positions": edit_one("pos_embed"),
+    "kernel": edit_one("patch_embed_spectral.weight_generator.fc_weight.bias"),
+    "first layer": edit_one("patch_embed_spectral.fclayer.w1.weight"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+def test_what_is_kept_is_never_stale(edit: Callable[[CopernicusFM], object]) -> None:
+    model = tiny()
+    before = s1(model), dem(model)
+    edit(model)
+    fresh = CopernicusFM(embed_dim=64, depth=2, heads=2).eval()
+    fresh.load_state_dict(model.state_dict())
+    after = s1(model), dem(model)
+    assert not torch.equal(before[0], after[0])
+    assert torch.equal(after[0], s1(fresh))
+    assert torch.equal(after[1], dem(fresh))
+
+
+def test_kernels_and_positions_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    made: list[str] = []
+    for name in ("patch_embed_spectral", "patch_embed_variable"):
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: made.append(name))
+    first = s1(model), dem(model)
+    with torch.inference_mode():
+        again = s1(model, batch=3), dem(model)
+    assert made == ["patch_embed_spectral", "patch_embed_variable"]
+    torch.testing.assert_close(again[0][:1], first[0])
+    assert torch.equal(again[1], first[1])
+
+
+def test_nothing_is_kept_with_gradients_or_in_training() -> None:
+    model = tiny()
+    inputs = images(1, 2, 64, 64), torch.tensor([MUNICH])
+    s1(model)
+    model(*inputs, **bands("s1_grd")).sum().backward()
+    weight = model.patch_embed_spectral.weight_generator.fc_weight.weight
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+    assert not model._kept
+    model.train()
+    s1(model)
+    assert not model._kept
+
+
+def test_kept_values_are_told_apart() -> None:
+    model, x, rows = tiny(), images(1, 1, 64, 64), torch.tensor([MUNICH])
+    calls = [
+        {"wavelengths": [490.0], "bandwidths": [65.0]},
+        {"wavelengths": [490.0], "bandwidths": [60.0]},
+        {"wavelengths": [560.0], "bandwidths": [65.0]},
+        {"wavelengths": [490.0], "bandwidths": [65.0], "kernel_size": 8},
+        {"language_embedding": draw("a", (2048,))},
+        {"language_embedding": draw("b", (2048,))},
+    ]
+    with torch.no_grad():
+        kept = [model(x, rows, **call) for _ in range(2) for call in calls][len(calls) :]
+        fresh = [copy.deepcopy(model).train().eval()(x, rows, **call) for call in calls]
+    assert torch.equal(torch.cat(kept), torch.cat(fresh))
+    assert len(torch.cat(kept).unique(dim=0)) == len(calls)
+
+
+def test_what_is_kept_is_bounded() -> None:
+    model, x, rows = tiny(), images(1, 1, 16, 16), torch.tensor([MUNICH])
+    with torch.no_grad():
+        for step in range(70):
+            model(x, rows, wavelengths=[400.0 + step], bandwidths=[10.0])
+    assert len(model._kept) <= 64
+
+
+def test_copies_and_pickles_stand_alone() -> None:
+    model = tiny()
+    before = s1(model)
+    twin, revived = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    edit_copy(model)
+    assert torch.equal(s1(twin), before)
+    assert torch.equal(s1(revived), before)
+    edit_copy(twin)
+    assert torch.equal(s1(twin), s1(model))
+
+
+def test_a_model_made_in_inference_mode_is_never_stale() -> None:
+    with torch.inference_mode():
+        model = tiny()
+        before = s1(model)
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        after = s1(model)
+    assert not torch.equal(before, after)
+
+
+# --- dtypes, compilation, side effects
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_bfloat16(pooling: str, whole: bool) -> None:
+    model = tiny(pooling)
+    exact = s1(model)
+    (model if whole else model.blocks).to(torch.bfloat16)
+    rounded = s1(model)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, rounded.bfloat16().float())  # pooled and normed after it
+    assert F.cosine_similarity(exact, rounded).item() > 0.995
+
+
+def test_compiles() -> None:
+    model = tiny()
+    expected = s1(model)
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(s1(compiled), expected)
+    torch.testing.assert_close(s1(compiled), expected)
+
+
+def test_import_has_no_side_effects() -> None:
+    code = (
+        "import torch, random; state = torch.get_rng_state(), random.getstate();"
+        "import copcube.encoder.copernicus_fm;"
+        "assert torch.equal(state[0], torch.get_rng_state()) and state[1] == random.getstate()"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
