@@ -1,0 +1,467 @@
+"""Images from a GeoTIFF tree of Copernicus-Pretrain, with or without its JSON listing.
+
+A file's place and name say which image it is: ``<folder>/<cell>[/<local patch>]/<name>``,
+where folder is one of `Modality.folders`. Everything known about a file is read from that
+path, so a partition is nothing but paths, and a path is checked whenever it is used.
+"""
+
+import errno
+import gzip
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import CopcubeError, ImageError, SourceError
+from copcube.images import Image, Job, Partition, Rejected, Selection
+from copcube.images.identity import Identity, check_date, to_stored
+from copcube.images.pixels import to_tensor_form
+from copcube.modalities import MODALITIES, Modality
+
+_FOLDERS: dict[str, Modality] = {
+    **{folder: modality for modality in MODALITIES.values() for folder in modality.folders},
+    "s5p_l3_wgs/images/NO2_column_number_density": MODALITIES["s5p_no2"],
+    "Sentinel-5P/images/NO2_column_number_density": MODALITIES["s5p_no2"],
+    "Copernicus-DEM/images": MODALITIES["dem"],
+    "dem/images": MODALITIES["dem"],
+}
+"""Modality by folder; of several folders of one modality the first counts most."""
+
+_RANK = {folder: rank for rank, folder in enumerate(_FOLDERS)}
+_DEPTH = 4
+_IMAGES_PER_PARTITION = 1000
+_UNPLACED, _STALE = "unplaced", "stale"
+_MAX_LISTING = 4 << 30
+_MAX_SIDE = 20_000
+_MAX_BYTES = 1 << 30
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+_parse_cell = lru_cache(maxsize=256)(grid.parse_cell)
+_log = logging.getLogger(__name__)
+
+
+def recognise(path: str) -> "GeoTiffSource | None":
+    """Open a GeoTIFF tree, or the JSON listing beside it; None if it is neither.
+
+    Parameters
+    ----------
+    path : str
+        A folder that holds folders such as ``s2_toa_mix/images`` or ``Sentinel-2/images``,
+        itself or one level below, or a listing ``fnames_*.json.gz`` in such a folder.
+        A folder with exactly one listing in it is read by that listing.
+
+    Raises
+    ------
+    SourceError
+        If several trees or listings are there, or a listing without its tree.
+    """
+    where = os.path.abspath(path)
+    if os.path.isfile(where) and where.endswith((".json", ".json.gz")):
+        root = _tree(os.path.dirname(where))
+        if root is None:
+            raise SourceError(
+                f"{path}: found no GeoTIFF tree beside this listing; unpack the images so that "
+                "folders such as 's2_toa_mix' lie in the same folder"
+            )
+        return GeoTiffSource(root, where)
+    if not os.path.isdir(where):
+        return None
+    root = _tree(where)
+    if root is None:
+        return None
+    listings = sorted(p for p in Path(where).glob("fnames_*") if p.name.endswith((".json", ".gz")))
+    if len(listings) > 1:
+        raise SourceError(
+            f"{path}: found {len(listings)} listings, {', '.join(p.name for p in listings)}; "
+            "give the path of the one to use"
+        )
+    if listings:
+        _log.info("reading the files listed in %s", listings[0])
+        return GeoTiffSource(root, str(listings[0]))
+    return GeoTiffSource(root)
+
+
+def _tree(folder: str) -> str | None:
+    """The folder, or the one just below it, that holds folders of modalities."""
+    if any(os.path.isdir(os.path.join(folder, known)) for known in _FOLDERS):
+        return folder
+    below = sorted(
+        entry.path
+        for entry in os.scandir(folder)
+        if not entry.name.startswith(".")
+        and any(os.path.isdir(os.path.join(entry.path, known)) for known in _FOLDERS)
+    )
+    if len(below) > 1:
+        raise SourceError(f"{folder}: found several trees, {', '.join(below)}; give one of them")
+    return below[0] if below else None
+
+
+@dataclass(frozen=True)
+class GeoTiffSource:
+    """A tree of GeoTIFF files.
+
+    Parameters
+    ----------
+    root : str
+        Folder that holds the folders of the modalities.
+    fnames : str or None
+        Path of the JSON listing that says which files to read; None reads all.
+    """
+
+    root: str
+    fnames: str | None = None
+
+    @property
+    def layout(self) -> Literal["geotiff"]:
+        """Published layout of the files."""
+        return "geotiff"
+
+    def partitions(self) -> list[Partition]:
+        """List runs of whole cells of one block, of about 1000 images each.
+
+        Files whose path names no cell, or that are listed under another cell, come last,
+        in partitions of their own, where reading rejects them.
+
+        Raises
+        ------
+        SourceError
+            If the listing cannot be read.
+        """
+        cells: dict[int, list[tuple[tuple[int, int, str, str], str]]] = {}
+        odd: dict[str, list[str]] = {_STALE: [], _UNPLACED: []}
+        for path, stale in self._files():
+            try:
+                file = _place(path)
+            except CopcubeError:
+                odd[_UNPLACED].append(path)
+            else:
+                if stale:
+                    odd[_STALE].append(path)
+                else:
+                    cells.setdefault(file.grid_id, []).append((file.order, path))
+        found = []
+        by_block = sorted(cells, key=lambda cell: (grid.block_of(cell), cell))
+        for block, members in itertools.groupby(by_block, key=grid.block_of):
+            for number, run in enumerate(_runs(list(members), cells)):
+                paths = [path for _, path in sorted(itertools.chain(*(cells[c] for c in run)))]
+                name = f"block-{block.i:02d}-{block.j:02d}-{number:03d}"
+                found.append(Partition(name, tuple(paths), len(paths), len(run)))
+        for name, paths in odd.items():
+            for start in range(0, len(paths), _IMAGES_PER_PARTITION):
+                some = tuple(sorted(paths)[start : start + _IMAGES_PER_PARTITION])
+                number = start // _IMAGES_PER_PARTITION
+                found.append(Partition(f"{name}-{number:03d}", some, len(some), 0))
+        return found
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and sizes of the files, and the bytes of the listing.
+
+        Raises
+        ------
+        SourceError
+            If the listing cannot be read.
+        """
+        digest = hashlib.sha256()
+        if self.fnames is not None:
+            with open(self.fnames, "rb") as listing:
+                digest.update(hashlib.file_digest(listing, "sha256").digest())
+        for path in sorted(path for path, _ in self._files()):
+            try:
+                size = os.stat(os.path.join(self.root, path)).st_size if _inside(path) else -1
+            except OSError:
+                size = -1
+            digest.update(f"{path}\0{size}\n".encode())
+        return digest.hexdigest()
+
+    def count(self, partition: Partition, selection: Selection) -> Counter[str]:
+        """Count the selected images of a partition by modality, without reading a file."""
+        chosen = self._chosen(partition, selection)
+        return Counter(item[1].modality for item in chosen if not isinstance(item, Rejected))
+
+    def jobs(self, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
+        """Reading jobs, one a file, ordered by modality, cell, local patch and date.
+
+        Files that need no reading to be rejected come first, as `Rejected`.
+        """
+        from rasterio.errors import NotGeoreferencedWarning
+
+        # Threads share one list of filters, so this cannot be undone after each file.
+        warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+        for item in self._chosen(partition, selection):
+            yield item if isinstance(item, Rejected) else partial(self._read, *item)
+
+    def _chosen(
+        self, partition: Partition, selection: Selection
+    ) -> Iterator[tuple[str, Identity] | Rejected]:
+        """What can be rejected by its path alone, then the selected files in fixed order."""
+        placed: list[tuple[tuple[int, int, str, str], int, str, Identity]] = []
+        for path in partition.paths:
+            folder = _folder(path)
+            if folder is not None and _FOLDERS[folder].key not in selection.modalities:
+                continue
+            try:
+                file = _place(path)
+            except CopcubeError as error:
+                yield Rejected(path, "", "broken", str(error))
+                continue
+            if not selection.admits(file.date):
+                continue
+            if partition.name.startswith(_STALE):
+                listing = os.path.basename(self.fnames or "the listing")
+                reason = f"{listing} lists it under another cell than its path names"
+                yield Rejected(path, "", "stale", reason)
+            else:
+                placed.append((file.order, _RANK[folder or ""], path, file))
+        first: dict[Identity, str] = {}
+        for *_, path, file in sorted(placed, key=lambda item: item[:3]):
+            if file in first:
+                yield Rejected(path, "", "duplicate", f"{file}: already in {first[file]}")
+            else:
+                first[file] = path
+                yield path, file
+
+    def _read(self, path: str, file: Identity) -> list[Image | Rejected]:
+        """Decode one file; runs on any thread."""
+        try:
+            with open(os.path.join(self.root, path), "rb") as handle:
+                raw = _bounded(handle, _MAX_BYTES)
+            pixels = to_tensor_form(_decode(raw, file.modality), MODALITIES[file.modality])
+        except ImageError as error:
+            return [Rejected(path, "", "broken", str(error))]
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            listing = f"listed in {os.path.basename(self.fnames)}" if self.fnames else "listed"
+            return [Rejected(path, "", "broken", f"{listing} but not there: {error.strerror}")]
+        return [file.image(pixels, path)]
+
+    def _files(self) -> Iterator[tuple[str, bool]]:
+        """Relative paths of all files, and whether they are listed under another cell.
+
+        Names that are no text get backslashes, which no path inside the tree has.
+        """
+        if self.fnames is not None:
+            found = _listed(self.root, self.fnames)
+        else:
+            walks = (_walk(self.root, folder, _DEPTH) for folder in _FOLDERS)
+            found = ((path, False) for path in itertools.chain.from_iterable(walks))
+        for path, stale in found:
+            yield path.encode("utf-8", "backslashreplace").decode(), stale
+
+
+def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
+    """Relative paths of the GeoTIFF files below a folder, hidden ones left out."""
+    try:
+        entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        path = f"{folder}/{entry.name}"
+        if entry.name.startswith("."):
+            continue
+        if entry.name.lower().endswith((".tif", ".tiff")) and not entry.is_dir():
+            yield path
+        elif depth > 1 and entry.is_dir():
+            yield from _walk(root, path, depth - 1)
+
+
+def _runs(
+    cells: list[int], files: dict[int, list[tuple[tuple[int, int, str, str], str]]]
+) -> Iterator[list[int]]:
+    """Cut a list of cells into runs of at most about 1000 images."""
+    run: list[int] = []
+    images = 0
+    for cell in cells:
+        if run and images + len(files[cell]) > _IMAGES_PER_PARTITION:
+            yield run
+            run, images = [], 0
+        run.append(cell)
+        images += len(files[cell])
+    if run:
+        yield run
+
+
+# What a path says.
+
+
+def _inside(path: str) -> bool:
+    """Whether a relative path stays inside the root, and is written plainly."""
+    return path.isprintable() and not any(
+        part in ("", ".", "..") or "\\" in part for part in path.split("/")
+    )
+
+
+def _folder(path: str) -> str | None:
+    """The folder of a modality that a path begins with."""
+    parts = path.split("/")
+    return next((f for f in ("/".join(parts[:3]), "/".join(parts[:2])) if f in _FOLDERS), None)
+
+
+def _place(path: str) -> Identity:
+    """Say which image a file is, from its relative path alone.
+
+    Raises
+    ------
+    ImageError, GridError
+        If the path leaves the tree, or its folder, cell, local patch or date makes no sense.
+    """
+    folder = _folder(path)
+    if not _inside(path):
+        raise ImageError(f"{path!r} is no path inside the tree")
+    if folder is None:
+        raise ImageError(f"{path!r} lies in no folder of a modality, such as 's2_toa_mix/images'")
+    modality = _FOLDERS[folder]
+    *places, name = path[len(folder) + 1 :].split("/")
+    if len(places) != 1 + modality.local:
+        expected = "<cell>/<local patch>/<file>" if modality.local else "<cell>/<file>"
+        raise ImageError(f"expected {folder}/{expected}, found {path!r}")
+    cell = _parse_cell(places[0])
+    local_id = places[1] if modality.local else None
+    if local_id is not None:
+        grid.parse_local(local_id)
+    return Identity(modality.key, cell, local_id, _date(name, modality))
+
+
+def _date(name: str, modality: Modality) -> str | None:
+    if modality.dates == 1:
+        return None
+    iso = modality.key.startswith("s5p")
+    match = re.search(r"(\d{4})-(\d{2})-(\d{2})" if iso else r"(\d{8})T", name, re.ASCII)
+    if match is None:
+        expected = "2021-03-01_2021-04-01.tif" if iso else "…20210301T…"
+        raise ImageError(f"found no date in the name {name!r}; expected one such as {expected}")
+    return check_date("".join(match.groups()))
+
+
+# The JSON listing.
+
+
+def _listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
+    """Relative paths that a listing names, and whether under another cell than their own.
+
+    A listing may say ``s3_olci_utm`` where the files lie in ``s3_olci_wgs``: a path takes
+    the folder of its modality that exists.
+    """
+    there = [folder for folder in _FOLDERS if os.path.isdir(os.path.join(root, folder))]
+    home = {
+        folder: next((f for f in there if _FOLDERS[f] is modality), folder)
+        for folder, modality in _FOLDERS.items()
+    }
+    for key, entry in _load(fnames).items():
+        if not isinstance(entry, dict):
+            raise SourceError(f"{fnames}: cell {key!r} is no JSON object")
+        cell = entry.get("grid_id_coord")
+        try:
+            own = isinstance(cell, str) and key.isdecimal() and grid.parse_cell(cell) == int(key)
+        except ValueError:
+            own = False
+        for modality in MODALITIES:
+            for path in _paths(fnames, key, entry.get(modality, [])):
+                folder = _folder(path) or ""
+                inner = path[len(folder) :]
+                yield home.get(folder, "") + inner, not (own and inner.startswith(f"/{cell}/"))
+
+
+def _paths(fnames: str, key: str, value: Any) -> Iterator[str]:
+    """Paths in a list, or in the lists of an object."""
+    for paths in value.values() if isinstance(value, dict) else [value]:
+        if not (isinstance(paths, list) and all(isinstance(path, str) for path in paths)):
+            raise SourceError(f"{fnames}: cell {key!r} lists {paths!r:.80}; expected paths")
+        yield from paths
+
+
+def _load(fnames: str) -> dict[str, Any]:
+    """Read a listing, JSON or gzipped JSON, of bounded size."""
+    try:
+        with gzip.open(fnames) if fnames.endswith(".gz") else open(fnames, "rb") as handle:
+            listing = json.loads(_bounded(handle, _MAX_LISTING))
+    except (ImageError, ValueError, RecursionError, EOFError, gzip.BadGzipFile) as error:
+        raise SourceError(f"{fnames}: not a listing of files in JSON: {error}") from error
+    if not isinstance(listing, dict):
+        raise SourceError(f"{fnames}: expected a JSON object of cells, found {type(listing)}")
+    return listing
+
+
+def _bounded(handle: Any, limit: int) -> bytes:
+    """All bytes of an open file, refusing more than a limit.
+
+    Raises
+    ------
+    ImageError
+        If there are more.
+    """
+    chunks: list[bytes] = []
+    while chunk := handle.read(1 << 22):
+        chunks.append(chunk)
+        if len(chunks) << 22 > limit + (1 << 22):
+            raise ImageError(f"larger than {limit >> 20} MiB, the most that is read")
+    return b"".join(chunks)
+
+
+# The raster.
+
+
+def _decode(raw: bytes, modality: str) -> NDArray[Any]:
+    """Pixels (bands, rows, columns) of a GeoTIFF in the stored dtype of a modality.
+
+    Values equal to the file's nodata value become NaN, in integers 0.
+
+    Raises
+    ------
+    ImageError
+        If it is no GeoTIFF of that modality.
+    """
+    import rasterio
+    from rasterio.io import MemoryFile
+
+    bands = len(MODALITIES[modality].bands)
+    try:
+        # From memory GDAL can address uncompressed files directly, twice as fast for
+        # interleaved bands, and finds no neighbouring file to read metadata from.
+        with (
+            rasterio.Env(GTIFF_VIRTUAL_MEM_IO="YES"),
+            MemoryFile(raw) as memory,
+            memory.open(driver="GTiff") as raster,
+        ):
+            if raster.count != bands:
+                raise ImageError(f"expected {bands} bands of {modality}, found {raster.count}")
+            _check_size(raster)
+            pixels, nodata = raster.read(), raster.nodata
+    except ImageError:
+        raise
+    except (rasterio.errors.RasterioError, ValueError) as error:
+        reason = error.__cause__ or error
+        raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
+    pixels = to_stored(pixels, modality)
+    if pixels.dtype == np.float32 and nodata is not None:
+        with np.errstate(over="ignore"):
+            pixels[pixels == np.float32(nodata)] = np.nan
+    elif nodata:
+        pixels[pixels == nodata] = 0
+    return pixels
+
+
+def _check_size(raster: Any) -> None:
+    """Refuse rasters and blocks that no image has, before memory is spent on them."""
+    if any(dtype.startswith("complex") for dtype in raster.dtypes):
+        raise ImageError(f"expected real numbers, found {raster.dtypes[0]}")
+    for rows, cols in {raster.shape, *raster.block_shapes}:
+        size = rows * cols * sum(np.dtype(dtype).itemsize for dtype in raster.dtypes)
+        if max(rows, cols) > _MAX_SIDE or size > _MAX_BYTES:
+            raise ImageError(
+                f"{rows} × {cols} pixels in {raster.count} bands are more than any image has "
+                f"({_MAX_SIDE} a side, {_MAX_BYTES >> 20} MiB)"
+            )

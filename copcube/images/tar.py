@@ -1,0 +1,119 @@
+"""The regular members of a tar archive, found by its headers alone.
+
+Nothing is extracted and no member's name ever becomes a path. Unlike `tarfile`, which
+ends quietly where an archive is cut or damaged, this says where.
+"""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+from copcube.errors import ImageError
+
+_BLOCK = 512
+_MAX_HEADER = 1 << 20
+_MAX_MEMBERS = 100_000
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a regular file lies in an archive.
+
+    Parameters
+    ----------
+    name : str
+        Its name, as written there.
+    offset, size : int
+        Position and length of its data in bytes.
+    """
+
+    name: str
+    offset: int
+    size: int
+
+    def read(self, archive: str) -> bytes:
+        """Read its data from the archive at a path.
+
+        Raises
+        ------
+        ImageError
+            If the archive has become shorter.
+        """
+        with open(archive, "rb") as handle:
+            handle.seek(self.offset)
+            data = handle.read(self.size)
+        if len(data) < self.size:
+            raise ImageError(f"expected {self.size} bytes at {self.offset}, found {len(data)}")
+        return data
+
+
+def members(archive: str) -> Iterator[Member]:
+    """Regular files of an uncompressed tar, in order; links, folders and devices left out.
+
+    Parameters
+    ----------
+    archive : str
+        Path of the archive.
+
+    Raises
+    ------
+    ImageError
+        After the last whole member, if the archive is cut, damaged or endless.
+    """
+    with open(archive, "rb") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        longer = Member("", 0, -1)  # what extension headers say of the next member
+        offset = 0
+        for _ in range(_MAX_MEMBERS):
+            handle.seek(offset)
+            block = handle.read(_BLOCK)
+            if len(block) == _BLOCK and not any(block):
+                return
+            if len(block) < _BLOCK:
+                raise ImageError(f"the archive is cut off at byte {offset}: it has no end mark")
+            try:
+                header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+            except tarfile.TarError as error:
+                raise ImageError(f"damaged at byte {offset}: {error}") from error
+            extension = header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+            size = header.size if extension or longer.size < 0 else longer.size
+            if size < 0:
+                raise ImageError(f"damaged at byte {offset}: a member of {size} bytes")
+            start = offset + _BLOCK
+            offset = start + -(-size // _BLOCK) * _BLOCK
+            if start + size > end:
+                raise ImageError(
+                    f"the archive is cut off at byte {end}: {longer.name or header.name!r} of "
+                    f"{size} bytes begins at {start}"
+                )
+            if extension:
+                longer = _extend(longer, header.type, handle, size)
+                continue
+            if header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE:
+                yield Member(longer.name or header.name, start, size)
+            longer = Member("", 0, -1)
+        raise ImageError(f"more than {_MAX_MEMBERS} members, more than any shard has")
+
+
+def _extend(longer: Member, kind: bytes, handle: BinaryIO, size: int) -> Member:
+    """Take name and size of the next member from an extension header, if it has them."""
+    if size > _MAX_HEADER:
+        raise ImageError(f"an extension header of {size} bytes; expected at most {_MAX_HEADER}")
+    data = handle.read(size)
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return replace(longer, name=data.rstrip(b"\0").decode("utf-8", "backslashreplace"))
+    while data:
+        length, _, _ = data.partition(b" ")
+        if not (
+            length.isdigit() and len(length) < 8 and len(length) + 1 < int(length) <= len(data)
+        ):
+            raise ImageError(f"a damaged extension header, {data[:40]!r}")
+        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        data = data[int(length) :]
+        if key == b"path":
+            longer = replace(longer, name=value.decode("utf-8", "backslashreplace"))
+        elif key == b"size" and value.isdigit() and len(value) < 20:
+            longer = replace(longer, size=int(value))
+    return longer
