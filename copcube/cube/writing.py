@@ -1,4 +1,4 @@
-"""The cube: a Zarr group that is made as a template, written band by band and finished.
+"""Making a cube: a template, written band by band, and finished.
 
 `create` writes metadata and coordinates only. `write_band` writes the chunks of one band,
 45 rows of cells all around the globe, and nothing else, so bands can be written in any
@@ -7,23 +7,22 @@ consolidates the metadata. What comes out opens with plain ``xarray.open_zarr``.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube import grid, schema
+from copcube import grid
 from copcube.cells import Cells
+from copcube.cube import schema
+from copcube.cube.store import array, chunk_file, open_group
 from copcube.errors import CubeError
 from copcube.modalities import MODALITIES
 from copcube.storage import sync, writing
-
-if TYPE_CHECKING:
-    import xarray as xr
-    import zarr
 
 
 def create(
@@ -70,7 +69,7 @@ def create(
             str(root), zarr_format=3, attributes=schema.group_attributes(dim, attrs or {})
         )
         for v in parts.values():
-            array = group.create_array(
+            created = group.create_array(
                 v.name,
                 shape=v.shape,
                 chunks=v.chunks,
@@ -81,7 +80,7 @@ def create(
                 attributes=v.attrs,
             )
             if v.values is not None:
-                array[...] = v.values
+                created[...] = v.values
         _sync_tree(root)
 
 
@@ -109,28 +108,26 @@ def write_band(path: str | Path, band: int, cells: Cells) -> list[Path]:
     StorageError
         If a chunk cannot be written.
     """
-    with _settings():
-        arrays = _arrays(path)
-        rows, row, col = _fit(path, arrays["embedding"], band, cells)
-        leading = arrays["embedding"].ndim == 4
-        files: list[Path] = []
-        with writing(path):
-            for g in range(arrays["embedding"].shape[0] if leading else 1):
-                mine = cells.group == g
-                at: tuple[int, ...] = (g,) if leading else ()
-                files += _write_vectors(arrays["embedding"], at, band, cells, mine, row, col)
-                for name, values in _fields(arrays, cells, mine, row, col, rows):
-                    array = arrays[name]
-                    where: Any = (*at, ..., rows, slice(None))
-                    array[where] = values
-                    index = (*at, *(0,) * (array.ndim - len(at) - 2), band, 0)
-                    files.append(_chunk(array, index))
-            files = sorted(file for file in files if file.exists())
-            for file in files:
-                sync(file)
-            for folder in sorted({file.parent for file in files}):
-                sync(folder)
-    return files
+    with writing(path), _settings():
+        group = open_group(path, "r+")
+        embedding = array(group, "embedding")
+        rows, row, col = _fit(path, embedding, band, cells)
+        chunks: list[Path] = []
+        for g in range(embedding.shape[0] if embedding.ndim == 4 else 1):
+            at = (g,) if embedding.ndim == 4 else ()
+            mine = cells.group == g
+            chunks += _write_vectors(embedding, at, band, cells, mine, row, col)
+            for name, field in _fields(cells, mine, row, col, rows):
+                if name in group:
+                    target = array(group, name)
+                    target[(*at, ..., rows, slice(None))] = field
+                    zeros = (0,) * (target.ndim - len(at) - 2)
+                    chunks.append(chunk_file(target, (*at, *zeros, band, 0)))
+        written = sorted(file for file in chunks if file.exists())
+        folders = {folder for file in chunks for folder in file.parents[: embedding.ndim + 1]}
+        for entry in (*written, *(folder for folder in folders if folder.exists())):
+            sync(entry)
+    return written
 
 
 def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
@@ -150,76 +147,21 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
     StorageError
         If the metadata cannot be written.
     """
-    import warnings
-
     import zarr
 
-    _arrays(path)
     with writing(path), _settings():
-        group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
-        merged = dict(sorted((dict(group.attrs) | dict(attrs or {})).items()))
-        group.attrs.put(merged)
+        group = open_group(path, "r+")
+        group.attrs.put(dict(sorted((dict(group.attrs) | dict(attrs or {})).items())))
+        for stray in Path(path).rglob("*.partial"):
+            stray.unlink()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", module="zarr")
             zarr.consolidate_metadata(str(path), zarr_format=3)
         _sync_tree(Path(path))
 
 
-def open_cube(path: str | Path) -> "xr.Dataset":
-    """Open a cube lazily, after checking that it is one; else as ``xarray.open_zarr``.
-
-    Raises
-    ------
-    CubeError
-        If the path holds something else.
-    """
-    import xarray as xr
-
-    if "://" not in str(path):
-        _arrays(path)
-    ds: xr.Dataset = xr.open_zarr(str(path))
-    missing = [name for name in ("embedding", "n_images", "lat", "lon") if name not in ds]
-    if missing:
-        raise CubeError(f"{path}: not an embedding cube; {', '.join(missing)} missing")
-    return ds
-
-
-def read_attributes(path: str | Path) -> dict[str, Any]:
-    """Attributes of a cube's group; empty where there is none."""
-    import zarr
-    from zarr.errors import BaseZarrError
-
-    try:
-        return dict(zarr.open_group(str(path), mode="r", zarr_format=3).attrs)
-    except (BaseZarrError, OSError, ValueError, KeyError):
-        return {}
-
-
-def _arrays(path: str | Path) -> "dict[str, zarr.Array[Any]]":
-    """Data arrays of a cube whose schema is ours, writable."""
-    import zarr
-
-    attributes = read_attributes(path)
-    if "copcube_schema" not in attributes:
-        what = "a Zarr group of something else" if attributes else "no Zarr group"
-        what = what if os.path.exists(path) else "nothing"
-        raise CubeError(f"{path}: expected an embedding cube made by copcube, found {what}")
-    if attributes["copcube_schema"] > schema.VERSION:
-        raise CubeError(
-            f"{path}: written by a later copcube (schema {attributes['copcube_schema']}, known "
-            f"{schema.VERSION}); update copcube"
-        )
-    group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
-    names = ("embedding", "spread", "n_images", "n_images_by_modality")
-    arrays = {name: array for name, array in group.arrays() if name in names}
-    missing = [name for name in names[:3] if name not in arrays]
-    if missing:
-        raise CubeError(f"{path}: not a whole cube; {', '.join(missing)} missing")
-    return arrays
-
-
 def _fit(
-    path: str | Path, embedding: "zarr.Array[Any]", band: int, cells: Cells
+    path: str | Path, embedding: Any, band: int, cells: Cells
 ) -> tuple[slice, NDArray[np.int64], NDArray[np.int64]]:
     """Check cells against cube and band; rows of the band, row in it and column of each."""
     if not 0 <= band < grid.N_BANDS:
@@ -246,7 +188,7 @@ def _fit(
 
 
 def _write_vectors(
-    array: "zarr.Array[Any]",
+    embedding: Any,
     at: tuple[int, ...],
     band: int,
     cells: Cells,
@@ -256,21 +198,19 @@ def _write_vectors(
 ) -> Iterator[Path]:
     """Write the vectors of one group, block by block; name the chunk files."""
     for block in grid.band_blocks(band):
-        file = _chunk(array, (*at, block.i, block.j, 0))
+        file = chunk_file(embedding, (*at, block.i, block.j, 0))
         inside = np.flatnonzero(mine & (col >= block.cols.start) & (col < block.cols.stop))
-        if len(inside) == 0:
+        if len(inside):
+            height, width = (s.stop - s.start for s in (block.rows, block.cols))
+            values = np.full((height, width, embedding.shape[-1]), np.nan, np.float32)
+            values[row[inside], col[inside] - block.cols.start] = cells.embedding[inside]
+            embedding[(*at, block.rows, block.cols)] = values
+        else:
             file.unlink(missing_ok=True)
-            continue
-        shape = (block.rows.stop - block.rows.start, block.cols.stop - block.cols.start)
-        values = np.full((*shape, array.shape[-1]), np.nan, np.float32)
-        values[row[inside], col[inside] - block.cols.start] = cells.embedding[inside]
-        where: Any = (*at, block.rows, block.cols)
-        array[where] = values
         yield file
 
 
 def _fields(
-    arrays: "dict[str, zarr.Array[Any]]",
     cells: Cells,
     mine: NDArray[np.bool_],
     row: NDArray[np.int64],
@@ -286,16 +226,9 @@ def _fields(
     n_images = np.zeros(shape, np.int32)
     n_images[y, x] = cells.n_images[mine]
     yield "n_images", n_images
-    if "n_images_by_modality" in arrays:
-        by_modality = np.zeros((len(MODALITIES), *shape), np.int32)
-        by_modality[:, y, x] = cells.n_by_modality[mine].T
-        yield "n_images_by_modality", by_modality
-
-
-def _chunk(array: "zarr.Array[Any]", index: tuple[int, ...]) -> Path:
-    """File of a chunk."""
-    store: Any = array.store
-    return Path(store.root, array.path, array.metadata.encode_chunk_key(index))
+    by_modality = np.zeros((len(MODALITIES), *shape), np.int32)
+    by_modality[:, y, x] = cells.n_by_modality[mine].T
+    yield "n_images_by_modality", by_modality
 
 
 def _sync_tree(root: Path) -> None:

@@ -21,6 +21,9 @@ ZSTD_LEVEL = 1
 VERSION = 1
 """Of this schema; a reader refuses a later one."""
 
+ESSENTIAL = ("embedding", "spread", "n_images", "lat", "lon", "dim", "crs")
+"""Variables without which a group is no cube."""
+
 GEO_TRANSFORM = f"{-grid.STEP / 2} {grid.STEP} 0.0 {90 + grid.STEP / 2} 0.0 {-grid.STEP}"
 
 _WGS84 = (

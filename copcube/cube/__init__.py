@@ -1,0 +1,21 @@
+"""The cube: one Zarr v3 group, a vector for every cell of ERA5's grid.
+
+`create`, `write_band` and `finish` make one, `open_cube` opens it (as does plain
+``xarray.open_zarr``), `validate` proves it, `summary` tells what it holds.
+"""
+
+from copcube.cube.overview import CubeSummary, summary
+from copcube.cube.store import open_cube, read_attributes
+from copcube.cube.validation import validate
+from copcube.cube.writing import create, finish, write_band
+
+__all__ = [
+    "CubeSummary",
+    "create",
+    "finish",
+    "open_cube",
+    "read_attributes",
+    "summary",
+    "validate",
+    "write_band",
+]

@@ -1,0 +1,111 @@
+"""Opening cubes, and where their chunks lie."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from copcube.cube import schema
+from copcube.errors import CubeError
+
+if TYPE_CHECKING:
+    import xarray as xr
+    import zarr
+
+
+def open_cube(path: str | Path) -> "xr.Dataset":
+    """Open a cube lazily, after checking that it is one; else as ``xarray.open_zarr``.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder, or any address that zarr can read.
+
+    Returns
+    -------
+    xarray.Dataset
+        With the variables of `copcube.cube.schema`, backed by dask.
+
+    Raises
+    ------
+    CubeError
+        If the path holds something else.
+    """
+    import xarray as xr
+
+    open_group(path)
+    ds: xr.Dataset = xr.open_zarr(str(path))
+    return ds
+
+
+def read_attributes(path: str | Path) -> dict[str, Any]:
+    """Attributes of a cube's group; empty where there is no Zarr group."""
+    import zarr
+    from zarr.errors import BaseZarrError
+
+    try:
+        return dict(zarr.open_group(str(path), mode="r", zarr_format=3).attrs)
+    except (BaseZarrError, OSError, ValueError, KeyError):
+        return {}
+
+
+def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group":
+    """Open the group of a cube.
+
+    Raises
+    ------
+    CubeError
+        If there is none, or it was written by a later copcube, or it lacks variables.
+    """
+    import zarr
+
+    attributes = read_attributes(path)
+    if "copcube_schema" not in attributes:
+        found = "a Zarr group of something else" if attributes else "something else"
+        found = found if "://" in str(path) or os.path.exists(path) else "nothing"
+        raise CubeError(f"{path}: expected an embedding cube made by copcube, found {found}")
+    version = attributes["copcube_schema"]
+    if not isinstance(version, int) or version > schema.VERSION:
+        raise CubeError(
+            f"{path}: the cube has schema {version!r}, this copcube knows up to "
+            f"{schema.VERSION}; update copcube"
+        )
+    group = zarr.open_group(str(path), mode=mode, zarr_format=3, use_consolidated=False)
+    missing = [name for name in schema.ESSENTIAL if name not in group]
+    if missing:
+        raise CubeError(f"{path}: the cube lacks {', '.join(missing)}; was its making stopped?")
+    return group
+
+
+def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
+    """Name and labels of the leading dimension of a cube; None and () without one.
+
+    Raises
+    ------
+    CubeError
+        If its coordinate is missing.
+    """
+    dims: tuple[str | None, ...] = array(group, "embedding").metadata.dimension_names or ()
+    by = dims[0] if len(dims) == 4 else None
+    if by is None:
+        return None, ()
+    if by not in group:
+        raise CubeError(f"{group.store_path}: the dimension {by} has no coordinate")
+    coordinate = array(group, by)
+    return by, schema.labels(by, np.asarray(coordinate[...]), dict(coordinate.attrs))
+
+
+def array(group: "zarr.Group", name: str) -> Any:
+    """Return an array of the group; as Any, since zarr's own types are wide unions."""
+    return group[name]
+
+
+def chunk_file(array: Any, index: tuple[int, ...]) -> Path:
+    """File of a chunk of an array in a folder."""
+    return Path(array.store.root, array.path, array.metadata.encode_chunk_key(index))
+
+
+def is_stored(array: Any, index: tuple[int, ...]) -> bool:
+    """Whether a chunk may be stored; only in a folder is it worth finding out."""
+    return not hasattr(array.store, "root") or chunk_file(array, index).exists()

@@ -1,0 +1,135 @@
+"""Proving a cube: its schema, its coordinates, and that mask, counts and vectors agree."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.cube import schema
+from copcube.cube.store import array, is_stored, leading, open_group
+from copcube.errors import CopcubeError
+
+if TYPE_CHECKING:
+    import zarr
+
+_CODECS = ["bytes", "zstd"]
+
+
+def validate(path: str | Path) -> list[str]:
+    """Examine a whole cube, block by block.
+
+    Checked are: variables, dimensions, data types, chunks, codecs and attributes against
+    the schema; coordinates and bounds against ERA5's; that a vector is there, whole and
+    finite exactly where images are counted; spread likewise and not negative; and that the
+    modalities' counts add up.
+
+    Parameters
+    ----------
+    path : str or Path
+        The cube.
+
+    Returns
+    -------
+    list of str
+        What is wrong, each with the first place where it is; empty for a valid cube.
+    """
+    try:
+        group = open_group(path)
+        by, groups = leading(group)
+        expected = schema.variables(array(group, "embedding").shape[-1], by, groups)
+    except CopcubeError as error:
+        return [str(error)]
+    problems = [*_attributes(group), *_structure(group, expected)]
+    if problems:
+        return problems
+    problems = [*_coordinates(group, expected)]
+    found: dict[str, list[int]] = {}
+    for g in range(max(1, len(groups))):
+        for band in range(grid.N_BANDS):
+            for problem, wrong in _band(group, () if by is None else (g,), band):
+                if wrong.any():
+                    row, col = np.argwhere(wrong)[0].tolist()
+                    first = found.setdefault(problem, [0, g, band * grid.BLOCK + row, col])
+                    first[0] += int(wrong.sum())
+    for problem, (count, g, row, col) in found.items():
+        lat, lon = grid.centre(grid.grid_id(row, col))
+        where = f"lat {lat}, lon {lon}" + (f", {by} {groups[g]}" if by is not None else "")
+        problems.append(f"{problem}: {count:,} cells, the first at {where}")
+    return problems
+
+
+def _attributes(group: "zarr.Group") -> Iterator[str]:
+    dim = array(group, "embedding").shape[-1]
+    for name, value in schema.group_attributes(dim, {}).items():
+        if name not in group.attrs:
+            yield f"attribute {name} is missing; expected such as {value!r}"
+    if group.attrs.get("geoemb:dimensions", dim) != dim:
+        yield f"geoemb:dimensions is {group.attrs['geoemb:dimensions']}; vectors have {dim} values"
+
+
+def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Iterator[str]:
+    for name, variable in expected.items():
+        if name not in group:
+            yield f"variable {name} is missing"
+            continue
+        found = array(group, name)
+        facts = {
+            "dimensions": (found.metadata.dimension_names or (), variable.dims),
+            "shape": (found.shape, variable.shape),
+            "chunks": (found.chunks, variable.chunks),
+            "data type": (found.dtype.name, variable.dtype),
+            "fill value": (
+                str(found.fill_value),
+                str(np.dtype(variable.dtype).type(variable.fill)),
+            ),
+            "codecs": ([codec.to_dict()["name"] for codec in found.metadata.codecs], _CODECS),
+        }
+        facts |= {f"attribute {k}": (found.attrs.get(k), v) for k, v in variable.attrs.items()}
+        for what, (actual, wanted) in facts.items():
+            if actual != wanted:
+                yield f"{name}: {what} {actual!r}; expected {wanted!r}"
+
+
+def _coordinates(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Iterator[str]:
+    for name, variable in expected.items():
+        if variable.values is not None:
+            found = np.asarray(array(group, name)[...])
+            if not np.array_equal(found, variable.values):
+                yield f"{name}: values are not those of the schema, ERA5's grid for lat and lon"
+
+
+def _band(
+    group: "zarr.Group", at: tuple[int, ...], band: int
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Statements that must not hold, and the cells of the band for which they do."""
+    rows = grid.Block(band, 0).rows
+    count: NDArray[np.int32] = np.asarray(array(group, "n_images")[(*at, rows)])
+    spread: NDArray[np.float32] = np.asarray(array(group, "spread")[(*at, rows)])
+    yield "negative count of images", count < 0
+    yield "images, but no finite spread", (count > 0) & ~(np.isfinite(spread) & (spread >= 0))
+    yield "one image, but a spread", (count == 1) & (spread > 0)
+    yield "spread without images", (count == 0) & ~np.isnan(spread)
+    if "n_images_by_modality" in group:
+        by_modality = np.asarray(array(group, "n_images_by_modality")[(*at, slice(None), rows)])
+        yield "counts of the modalities do not add up", np.not_equal(by_modality.sum(0), count)
+        yield "negative count of a modality", (by_modality < 0).any(axis=0)
+
+    absent, stray, broken = (np.zeros(count.shape, bool) for _ in range(3))
+    embedding = array(group, "embedding")
+    for block in grid.band_blocks(band):
+        counted = count[:, block.cols] > 0
+        if not counted.any() and not is_stored(embedding, (*at, block.i, block.j, 0)):
+            continue
+        try:
+            vectors = np.asarray(embedding[(*at, block.rows, block.cols)])
+        except (OSError, ValueError, RuntimeError):
+            broken[:, block.cols] = True
+            continue
+        absent[:, block.cols] = counted & ~np.isfinite(vectors).all(axis=-1)
+        stray[:, block.cols] = ~counted & ~np.isnan(vectors).all(axis=-1)
+    yield "images, but no whole and finite vector", absent
+    yield "vector without images", stray
+    yield "vectors that cannot be decoded", broken
