@@ -113,14 +113,14 @@ def fetch_files(
     StorageError
         If there is no room, or no permission.
     """
-    root = None if folder is None else Path(folder)
+    cache, root = _cache(), None if folder is None else Path(folder)
     here = {file: _here(file, root) for file in files}
     missing = [file for file, got in here.items() if got is None]
     listed = _listed(missing) if missing else {}
     wanted = [one for file in missing for one in listed[file] if not _here(one, root)]
-    if wanted:
-        log.info("fetching %s", summary(wanted))
-        _demand_room(sum(one.size or 0 for one in wanted), root or _cache())
+    for line in summary(wanted).splitlines():
+        log.info("fetching %s", line)
+    _demand_room(sum(one.size or 0 for one in wanted), root or cache)
     found: list[Fetched] = []
     for file in files:
         got = here[file]
@@ -130,10 +130,11 @@ def fetch_files(
 
 def cached(file: Published) -> Path | None:
     """Where the hub's cache holds a file, if it does; asks nobody."""
+    cache = _cache()
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(
-        file.repo, file.path, cache_dir=_cache(), revision=file.revision, repo_type=file.kind
+        file.repo, file.path, cache_dir=cache, revision=file.revision, repo_type=file.kind
     )
     return Path(found) if isinstance(found, str) else None
 
@@ -224,7 +225,9 @@ def _here(file: Published, root: Path | None) -> Fetched | None:
     if path is None or not path.is_file():
         return None
     stamp = _read_stamp(path)
-    if stamp and (stamp.sha256 in file.sha256 or stamp.commit == file.revision):
+    if stamp and (
+        stamp.sha256 in file.sha256 or (not file.sha256 and stamp.commit == file.revision)
+    ):
         return stamp
     return _verified(file, path) if root is None else None
 

@@ -17,11 +17,12 @@ import huggingface_hub
 import pytest
 from hub_server import Hub, Repo, serve
 from huggingface_hub import constants
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from hypothesis import given
 from hypothesis import strategies as st
 
 from copcube import fetch as fetching
-from copcube.errors import FetchError, OptionError, StorageError
+from copcube.errors import FetchError, MissingPackageError, OptionError, StorageError
 from copcube.fetch import cached, fetch, fetch_files, unpack
 from copcube.published import (
     ARCHIVE,
@@ -340,6 +341,24 @@ def test_environment_of_a_new_process_is_heeded(hub, tmp_path):
         assert done.stdout.strip() == sha256(BODY)
         assert done.stderr == ""
     assert len(downloads(hub)) == 1
+
+
+@pytest.mark.parametrize(
+    ("terminal", "level"), [(True, "INFO"), (True, "WARNING"), (False, "INFO")]
+)
+def test_bars_are_for_terminals_that_show_messages(monkeypatch, caplog, terminal, level):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    caplog.set_level(level, "copcube")
+    with fetching._bars():
+        assert are_progress_bars_disabled() == (not terminal or level != "INFO")
+    assert not are_progress_bars_disabled()
+
+
+def test_without_huggingface_hub_the_remedy_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for folder in (None, tmp_path):
+        with pytest.raises(MissingPackageError, match=r"copcube\[build\]"):
+            fetch_files([WEIGHTS], folder)
 
 
 # Archives
