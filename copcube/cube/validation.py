@@ -113,9 +113,12 @@ def _band(
     yield "one image, but a spread", (count == 1) & (spread > 0)
     yield "spread without images", (count == 0) & ~np.isnan(spread)
     if "n_images_by_modality" in group:
-        by_modality = np.asarray(array(group, "n_images_by_modality")[(*at, slice(None), rows)])
-        yield "counts of the modalities do not add up", np.not_equal(by_modality.sum(0), count)
-        yield "negative count of a modality", (by_modality < 0).any(axis=0)
+        by_modality: NDArray[np.int32] = np.asarray(
+            array(group, "n_images_by_modality")[(*at, slice(None), rows)]
+        )
+        unequal: NDArray[np.bool_] = by_modality.sum(axis=0) != count
+        yield "counts of the modalities do not add up", unequal
+        yield "negative count of a modality", np.min(by_modality, axis=0) < 0
 
     absent, stray, broken = (np.zeros(count.shape, bool) for _ in range(3))
     embedding = array(group, "embedding")

@@ -1,0 +1,245 @@
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from strategies import random_rows, rows, table
+
+from copcube import grid
+from copcube.errors import RowsError
+from copcube.modalities import MODALITIES
+from copcube.rows import (
+    ROW_GROUP,
+    Rows,
+    embedding_length,
+    read_provenance,
+    read_rows,
+    row_group_sizes,
+    rows_files,
+    write_rows,
+)
+
+FIELDS = ("grid_id", "modality", "local_id", "date", "embedding")
+KEYS = [(772176, 1, "0865831_-95.92_43.96", "20210704"), (906994, 7, None, None)]
+
+
+def same(a: Rows, b: Rows) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
+
+
+def sha256(path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def foreign(path, embedding, **columns) -> None:
+    """Write a file as others would: two rows, given columns in place of the usual."""
+    usual = {
+        "grid_id_coord": pa.array([grid.format_cell(key[0]) for key in KEYS]),
+        "modality": pa.array(["s2_toa", "dem"]),
+        "local_id_coord": pa.array([key[2] for key in KEYS]),
+        "date": pa.array([key[3] for key in KEYS]),
+        "embedding": embedding,
+    }
+    kept = {name: column for name, column in (usual | columns).items() if column is not None}
+    pq.write_table(pa.table(kept), path)
+
+
+@given(table=rows())
+@settings(deadline=None, max_examples=60)
+def test_written_rows_are_the_published_layout_in_canonical_order(tmp_path_factory, table):
+    path = tmp_path_factory.mktemp("rows") / "a.parquet"
+    write_rows(path, table, {"encoder": "x"})
+    frame = pq.read_table(path).to_pylist()
+    expected = sorted(
+        zip(*(getattr(table, name).tolist() for name in FIELDS), strict=True),
+        key=lambda r: (r[0], r[1], r[2] is not None, r[2] or "", r[3] is not None, r[3] or ""),
+    )
+    names = list(MODALITIES)
+    assert [
+        (grid.parse_cell(r["grid_id_coord"]), r["modality"], r["local_id_coord"], r["date"])
+        for r in frame
+    ] == [(c, names[m], local, date) for c, m, local, date, _ in expected]
+    assert [r["embedding"] for r in frame] == [vector for *_, vector in expected]
+    assert same(read_rows(path), table.sorted())
+
+
+@given(table=rows(min_size=2))
+@settings(deadline=None, max_examples=30)
+def test_the_same_rows_give_the_same_bytes(tmp_path_factory, table):
+    folder = tmp_path_factory.mktemp("rows")
+    shuffled = table.take(np.random.default_rng(len(table)).permutation(len(table)))
+    write_rows(folder / "a.parquet", table, {"encoder": "x", "crop": "center"})
+    write_rows(folder / "b.parquet", shuffled, {"crop": "center", "encoder": "x"})
+    assert sha256(folder / "a.parquet") == sha256(folder / "b.parquet")
+
+
+def test_encodings_are_those_chosen(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_rows(path, random_rows(ROW_GROUP + 3, dim=4), {})
+    metadata = pq.ParquetFile(path).metadata
+    assert [metadata.row_group(i).num_rows for i in range(2)] == [ROW_GROUP, 3]
+    assert row_group_sizes(path) == [ROW_GROUP, 3]
+    columns = {
+        metadata.row_group(0).column(i).path_in_schema: metadata.row_group(0).column(i)
+        for i in range(5)
+    }
+    embedding = columns.pop("embedding.list.element")
+    assert "BYTE_STREAM_SPLIT" in embedding.encodings
+    assert not embedding.has_dictionary_page
+    assert embedding.compression == "ZSTD"
+    assert all(column.has_dictionary_page for column in columns.values())
+    assert pq.read_schema(path).field("embedding").type == pa.list_(pa.float32(), 4)
+
+
+def test_provenance_is_kept(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_rows(path, random_rows(3), {"encoder": "x", "encoder_trained": 0})
+    assert read_provenance(path) == {"encoder": "x", "encoder_trained": "0"}
+    assert pq.read_schema(path).metadata[b"copcube:encoder"] == b"x"
+    foreign(path, pa.array([[1.0, 2.0]] * 2))
+    assert read_provenance(path) == {}
+
+
+LISTS = {
+    "list of double": pa.array([[1.0, 2.5], [3.0, -4.0]]),
+    "list of float": pa.array([[1.0, 2.5], [3.0, -4.0]], pa.list_(pa.float32())),
+    "large list": pa.array([[1.0, 2.5], [3.0, -4.0]], pa.large_list(pa.float32())),
+    "fixed-size": pa.array([[1.0, 2.5], [3.0, -4.0]], pa.list_(pa.float64(), 2)),
+    "half": pa.array([[1.0, 2.5], [3.0, -4.0]], pa.list_(pa.float16(), 2)),
+}
+
+
+@pytest.mark.parametrize("embedding", LISTS.values(), ids=LISTS.keys())
+def test_any_kind_of_list_is_read(tmp_path, embedding):
+    path = tmp_path / "a.parquet"
+    foreign(path, embedding)
+    read = read_rows(path)
+    assert read.embedding.dtype == np.float32
+    assert same(read, table(KEYS, [[1.0, 2.5], [3.0, -4.0]]))
+    assert embedding_length(path) == 2
+
+
+def test_strings_of_any_kind_empty_ones_and_further_columns_are_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    foreign(
+        path,
+        LISTS["list of float"],
+        modality=pa.array(["s2_toa", "dem"]).dictionary_encode(),
+        local_id_coord=pa.array([KEYS[0][2], ""], pa.large_string()),
+        date=pa.array([KEYS[0][3], ""]),
+        geometry=pa.array([b"a", b"b"]),
+        __index_level_0__=pa.array([0, 1]),
+    )
+    assert same(read_rows(path), table(KEYS, [[1.0, 2.5], [3.0, -4.0]]))
+
+
+def test_a_column_of_nothing_but_nulls_is_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    foreign(path, LISTS["list of float"], local_id_coord=pa.nulls(2), date=pa.nulls(2))
+    assert read_rows(path).date.tolist() == [None, None]
+
+
+BROKEN = [
+    ({"date": None, "modality": None}, r"modality, date are missing \(found grid_id_coord"),
+    ({"modality": pa.array(["s2_toa", "s4"])}, "unknown modality s4; expected s1_grd"),
+    ({"modality": pa.array(["s2_toa", None])}, "unknown modality None"),
+    ({"modality": pa.array([1, 2])}, "column modality holds int64; expected strings"),
+    ({"grid_id_coord": pa.array(["0772176_-96.00_44.25", "x"])}, "contradicts itself|not a cell"),
+    ({"grid_id_coord": pa.array(["0772176_-96.00_44.00", None])}, "is not a cell id"),
+    ({"date": pa.array(["2021-07-04", None])}, "date '2021-07-04'; expected YYYYMMDD"),
+    ({"date": pa.array(["20211304", None])}, "date '20211304'"),
+    ({"embedding": pa.array([[1.0, 2.0], [1.0]])}, r"row 1 has an embedding of length 1; exp.* 2"),
+    ({"embedding": pa.array([[1.0, 2.0], None])}, "row 1 has no embedding"),
+    ({"embedding": pa.array([[], []], pa.list_(pa.float32()))}, "row 0 .* of length 0"),
+    ({"embedding": pa.array([[1.0, 2.0], [1.0, None]])}, "row 1, of length 2, .* not finite"),
+    ({"embedding": pa.array([[1.0, np.nan], [1.0, 2.0]])}, "row 0, of length 2, .* not finite"),
+    ({"embedding": pa.array([[1.0, 2.0], [1.0, 1e39]])}, "row 1, .* not finite in float32"),
+    ({"embedding": pa.array([[1, 2], [3, 4]])}, "embedding holds list<.*int64>; expected lists of"),
+    ({"embedding": pa.array([1.0, 2.0])}, "embedding holds double; expected lists of"),
+]
+
+
+@pytest.mark.parametrize(("columns", "message"), BROKEN)
+def test_what_is_broken_is_named(tmp_path, columns, message):
+    path = tmp_path / "a.parquet"
+    columns = dict(columns)
+    foreign(path, columns.pop("embedding", LISTS["list of float"]), **columns)
+    with pytest.raises(RowsError, match=rf"a\.parquet.*({message})"):
+        read_rows(path)
+
+
+def test_the_row_named_is_that_of_the_file(tmp_path):
+    path = tmp_path / "a.parquet"
+    good = random_rows(100, cells=5, dim=3)
+    write_rows(path, good, {})
+    broken = pq.read_table(path).to_pydict()
+    broken["embedding"][57] = [0.0, float("inf"), 0.0]
+    fields = pa.table(broken).cast(
+        pa.schema(
+            [(n, pa.string()) for n in list(broken)[:4]] + [("embedding", pa.list_(pa.float32()))]
+        )
+    )
+    pq.write_table(fields, path, row_group_size=10)
+    with pytest.raises(RowsError, match="row 57,"):
+        read_rows(path)
+    with pytest.raises(RowsError, match="row 57,"):
+        read_rows(path, row_groups=[2, 5])
+    cell = good.sorted().grid_id[57]
+    with pytest.raises(RowsError, match="row 57,"):
+        read_rows(path, cells=np.array([cell]))
+    others = np.setdiff1d(good.grid_id, [cell])
+    assert len(read_rows(path, cells=others)) == (good.grid_id != cell).sum()
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(RowsError, match=r"a\.parquet: not a readable parquet file"):
+        read_rows(tmp_path / "a.parquet")
+    with pytest.raises(RowsError, match="no such file"):
+        read_rows(tmp_path / "b.parquet")
+    with pytest.raises(RowsError, match="value that is not finite"):
+        write_rows(tmp_path / "c.parquet", table(KEYS, [[1, 2], [np.nan, 1]]), {})
+    assert not (tmp_path / "c.parquet").exists()
+
+
+def test_row_groups_and_cells_choose(tmp_path):
+    path = tmp_path / "a.parquet"
+    whole = random_rows(95, cells=7, dim=3).sorted()
+    write_rows(path, whole, {})
+    pq.write_table(pq.read_table(path), path, row_group_size=10)
+    chosen = read_rows(path, row_groups=[8, 1])
+    index = np.r_[80:90, 10:20]
+    assert same(chosen, whole.take(index))
+    some = np.unique(whole.grid_id)[[0, 4]]
+    assert same(read_rows(path, cells=some), whole.take(np.isin(whole.grid_id, some)))
+    assert read_rows(path, cells=np.array([], np.int64)).embedding.shape == (0, 3)
+    assert read_rows(path, row_groups=[]).embedding.shape == (0, 3)
+    bare = read_rows(path, embedding=False)
+    assert bare.embedding.shape == (95, 0)
+    assert np.array_equal(bare.keys, whole.keys)
+
+
+def test_an_empty_table_goes_round(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_rows(path, random_rows(5, dim=3).take(np.arange(0)), {})
+    assert read_rows(path).embedding.shape == (0, 3)
+    assert row_group_sizes(path) in ([], [0])
+
+
+def test_vectors_of_different_lengths_do_not_join():
+    with pytest.raises(RowsError, match="lengths 3, 4"):
+        Rows.concatenate([random_rows(2, dim=3), random_rows(2, dim=4)])
+
+
+def test_files_of_a_name_a_folder_and_a_glob(tmp_path):
+    for name in ("b/2.parquet", "1.parquet", "b/.3.parquet.partial", "b/.4.parquet", "x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    both = [tmp_path / "1.parquet", tmp_path / "b/2.parquet"]
+    assert rows_files(tmp_path) == both
+    assert rows_files(str(tmp_path / "**" / "*.parquet")) == both
+    assert rows_files(both[1]) == [both[1]]
+    with pytest.raises(RowsError, match="no parquet files"):
+        rows_files(tmp_path / "none")

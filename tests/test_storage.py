@@ -1,0 +1,67 @@
+import errno
+import os
+
+import pytest
+
+from copcube.errors import StorageError
+from copcube.storage import atomic_path, sync
+
+
+def test_a_file_appears_whole_and_nothing_else_stays(tmp_path):
+    target = tmp_path / "a.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == tmp_path
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_former_file(tmp_path, error):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def write() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission denied")],
+)
+def test_refusals_name_path_and_remedy(tmp_path, number, remedy):
+    target = tmp_path / "a.txt"
+    with pytest.raises(StorageError, match=rf"a\.txt.*{remedy}") as caught, atomic_path(target):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.errno == number
+    assert isinstance(caught.value, OSError)
+
+
+def test_a_missing_folder_is_said(tmp_path):
+    target = tmp_path / "none" / "a.txt"
+    with pytest.raises(StorageError, match="folder does not exist"), atomic_path(target) as file:
+        file.write_text("x")
+
+
+def test_a_body_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(StorageError), atomic_path(tmp_path / "a.txt"):
+        pass
+
+
+def test_other_os_errors_pass_unchanged(tmp_path):
+    with pytest.raises(TimeoutError), atomic_path(tmp_path / "a.txt"):
+        raise TimeoutError(errno.ETIMEDOUT, "slow")
+
+
+def test_sync_takes_files_and_folders(tmp_path):
+    (tmp_path / "a").write_text("x")
+    sync(tmp_path / "a")
+    sync(tmp_path)
