@@ -1,8 +1,7 @@
 """Images from a GeoTIFF tree of Copernicus-Pretrain, with or without its JSON listing.
 
-A file's place and name say which image it is: ``<folder>/<cell>[/<local patch>]/<name>``,
-where folder is one of `Modality.folders`. Everything known about a file is read from that
-path, so a partition is nothing but paths, and a path is checked whenever it is used.
+Everything known about a file is read from its path, so a partition is nothing but paths,
+and a path is checked whenever it is used.
 """
 
 import errno
@@ -12,12 +11,11 @@ import itertools
 import json
 import logging
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,20 +25,18 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, SourceError
 from copcube.images import Image, Job, Partition, Rejected, Selection
-from copcube.images.identity import Identity, check_date, to_stored
+from copcube.images.identity import (
+    FOLDERS,
+    RANK,
+    Identity,
+    folder_of,
+    from_path,
+    is_inside,
+    to_stored,
+)
 from copcube.images.pixels import to_tensor_form
 from copcube.modalities import MODALITIES, Modality
 
-_FOLDERS: dict[str, Modality] = {
-    **{folder: modality for modality in MODALITIES.values() for folder in modality.folders},
-    "s5p_l3_wgs/images/NO2_column_number_density": MODALITIES["s5p_no2"],
-    "Sentinel-5P/images/NO2_column_number_density": MODALITIES["s5p_no2"],
-    "Copernicus-DEM/images": MODALITIES["dem"],
-    "dem/images": MODALITIES["dem"],
-}
-"""Modality by folder; of several folders of one modality the first counts most."""
-
-_RANK = {folder: rank for rank, folder in enumerate(_FOLDERS)}
 _DEPTH = 4
 _IMAGES_PER_PARTITION = 1000
 _UNPLACED, _STALE = "unplaced", "stale"
@@ -49,7 +45,6 @@ _MAX_SIDE = 20_000
 _MAX_BYTES = 1 << 30
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
-_parse_cell = lru_cache(maxsize=256)(grid.parse_cell)
 _log = logging.getLogger(__name__)
 
 
@@ -96,13 +91,13 @@ def recognise(path: str) -> "GeoTiffSource | None":
 
 def _tree(folder: str) -> str | None:
     """The folder, or the one just below it, that holds folders of modalities."""
-    if any(os.path.isdir(os.path.join(folder, known)) for known in _FOLDERS):
+    if any(os.path.isdir(os.path.join(folder, known)) for known in FOLDERS):
         return folder
     below = sorted(
         entry.path
         for entry in os.scandir(folder)
         if not entry.name.startswith(".")
-        and any(os.path.isdir(os.path.join(entry.path, known)) for known in _FOLDERS)
+        and any(os.path.isdir(os.path.join(entry.path, known)) for known in FOLDERS)
     )
     if len(below) > 1:
         raise SourceError(f"{folder}: found several trees, {', '.join(below)}; give one of them")
@@ -144,7 +139,7 @@ class GeoTiffSource:
         odd: dict[str, list[str]] = {_STALE: [], _UNPLACED: []}
         for path, stale in self._files():
             try:
-                file = _place(path)
+                file = from_path(path)
             except CopcubeError:
                 odd[_UNPLACED].append(path)
             else:
@@ -180,7 +175,7 @@ class GeoTiffSource:
                 digest.update(hashlib.file_digest(listing, "sha256").digest())
         for path in sorted(path for path, _ in self._files()):
             try:
-                size = os.stat(os.path.join(self.root, path)).st_size if _inside(path) else -1
+                size = os.stat(os.path.join(self.root, path)).st_size if is_inside(path) else -1
             except OSError:
                 size = -1
             digest.update(f"{path}\0{size}\n".encode())
@@ -209,11 +204,11 @@ class GeoTiffSource:
         """What can be rejected by its path alone, then the selected files in fixed order."""
         placed: list[tuple[tuple[int, int, str, str], int, str, Identity]] = []
         for path in partition.paths:
-            folder = _folder(path)
-            if folder is not None and _FOLDERS[folder].key not in selection.modalities:
+            folder = folder_of(path)
+            if folder is not None and FOLDERS[folder].key not in selection.modalities:
                 continue
             try:
-                file = _place(path)
+                file = from_path(path)
             except CopcubeError as error:
                 yield Rejected(path, "", "broken", str(error))
                 continue
@@ -224,7 +219,7 @@ class GeoTiffSource:
                 reason = f"{listing} lists it under another cell than its path names"
                 yield Rejected(path, "", "stale", reason)
             else:
-                placed.append((file.order, _RANK[folder or ""], path, file))
+                placed.append((file.order, RANK[folder or ""], path, file))
         first: dict[Identity, str] = {}
         for *_, path, file in sorted(placed, key=lambda item: item[:3]):
             if file in first:
@@ -238,7 +233,8 @@ class GeoTiffSource:
         try:
             with open(os.path.join(self.root, path), "rb") as handle:
                 raw = _bounded(handle, _MAX_BYTES)
-            pixels = to_tensor_form(_decode(raw, file.modality), MODALITIES[file.modality])
+            modality = MODALITIES[file.modality]
+            pixels = to_tensor_form(_decode(raw, modality), modality)
         except ImageError as error:
             return [Rejected(path, "", "broken", str(error))]
         except OSError as error:
@@ -256,7 +252,7 @@ class GeoTiffSource:
         if self.fnames is not None:
             found = _listed(self.root, self.fnames)
         else:
-            walks = (_walk(self.root, folder, _DEPTH) for folder in _FOLDERS)
+            walks = (_walk(self.root, folder, _DEPTH) for folder in FOLDERS)
             found = ((path, False) for path in itertools.chain.from_iterable(walks))
         for path, stale in found:
             yield path.encode("utf-8", "backslashreplace").decode(), stale
@@ -294,58 +290,6 @@ def _runs(
         yield run
 
 
-# What a path says.
-
-
-def _inside(path: str) -> bool:
-    """Whether a relative path stays inside the root, and is written plainly."""
-    return path.isprintable() and not any(
-        part in ("", ".", "..") or "\\" in part for part in path.split("/")
-    )
-
-
-def _folder(path: str) -> str | None:
-    """The folder of a modality that a path begins with."""
-    parts = path.split("/")
-    return next((f for f in ("/".join(parts[:3]), "/".join(parts[:2])) if f in _FOLDERS), None)
-
-
-def _place(path: str) -> Identity:
-    """Say which image a file is, from its relative path alone.
-
-    Raises
-    ------
-    ImageError, GridError
-        If the path leaves the tree, or its folder, cell, local patch or date makes no sense.
-    """
-    folder = _folder(path)
-    if not _inside(path):
-        raise ImageError(f"{path!r} is no path inside the tree")
-    if folder is None:
-        raise ImageError(f"{path!r} lies in no folder of a modality, such as 's2_toa_mix/images'")
-    modality = _FOLDERS[folder]
-    *places, name = path[len(folder) + 1 :].split("/")
-    if len(places) != 1 + modality.local:
-        expected = "<cell>/<local patch>/<file>" if modality.local else "<cell>/<file>"
-        raise ImageError(f"expected {folder}/{expected}, found {path!r}")
-    cell = _parse_cell(places[0])
-    local_id = places[1] if modality.local else None
-    if local_id is not None:
-        grid.parse_local(local_id)
-    return Identity(modality.key, cell, local_id, _date(name, modality))
-
-
-def _date(name: str, modality: Modality) -> str | None:
-    if modality.dates == 1:
-        return None
-    iso = modality.key.startswith("s5p")
-    match = re.search(r"(\d{4})-(\d{2})-(\d{2})" if iso else r"(\d{8})T", name, re.ASCII)
-    if match is None:
-        expected = "2021-03-01_2021-04-01.tif" if iso else "…20210301T…"
-        raise ImageError(f"found no date in the name {name!r}; expected one such as {expected}")
-    return check_date("".join(match.groups()))
-
-
 # The JSON listing.
 
 
@@ -355,10 +299,10 @@ def _listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
     A listing may say ``s3_olci_utm`` where the files lie in ``s3_olci_wgs``: a path takes
     the folder of its modality that exists.
     """
-    there = [folder for folder in _FOLDERS if os.path.isdir(os.path.join(root, folder))]
+    there = [folder for folder in FOLDERS if os.path.isdir(os.path.join(root, folder))]
     home = {
-        folder: next((f for f in there if _FOLDERS[f] is modality), folder)
-        for folder, modality in _FOLDERS.items()
+        folder: next((f for f in there if FOLDERS[f] is modality), folder)
+        for folder, modality in FOLDERS.items()
     }
     for key, entry in _load(fnames).items():
         if not isinstance(entry, dict):
@@ -370,7 +314,7 @@ def _listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
             own = False
         for modality in MODALITIES:
             for path in _paths(fnames, key, entry.get(modality, [])):
-                folder = _folder(path) or ""
+                folder = folder_of(path) or ""
                 inner = path[len(folder) :]
                 yield home.get(folder, "") + inner, not (own and inner.startswith(f"/{cell}/"))
 
@@ -414,7 +358,7 @@ def _bounded(handle: Any, limit: int) -> bytes:
 # The raster.
 
 
-def _decode(raw: bytes, modality: str) -> NDArray[Any]:
+def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     """Pixels (bands, rows, columns) of a GeoTIFF in the stored dtype of a modality.
 
     Values equal to the file's nodata value become NaN, in integers 0.
@@ -427,7 +371,7 @@ def _decode(raw: bytes, modality: str) -> NDArray[Any]:
     import rasterio
     from rasterio.io import MemoryFile
 
-    bands = len(MODALITIES[modality].bands)
+    bands = len(modality.bands)
     try:
         # From memory GDAL can address uncompressed files directly, twice as fast for
         # interleaved bands, and finds no neighbouring file to read metadata from.
@@ -437,7 +381,7 @@ def _decode(raw: bytes, modality: str) -> NDArray[Any]:
             memory.open(driver="GTiff") as raster,
         ):
             if raster.count != bands:
-                raise ImageError(f"expected {bands} bands of {modality}, found {raster.count}")
+                raise ImageError(f"expected {bands} bands of {modality.key}, found {raster.count}")
             _check_size(raster)
             pixels, nodata = raster.read(), raster.nodata
     except ImageError:

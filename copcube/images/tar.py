@@ -15,6 +15,14 @@ from copcube.errors import ImageError
 _BLOCK = 512
 _MAX_HEADER = 1 << 20
 _MAX_MEMBERS = 100_000
+_WITHOUT_DATA = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def members(archive: str) -> Iterator[Member]:
     """
     with open(archive, "rb") as handle:
         end = handle.seek(0, os.SEEK_END)
-        longer = Member("", 0, -1)  # what extension headers say of the next member
+        pending = Member("", 0, -1)  # what extension headers say of the next member
         offset = 0
         for _ in range(_MAX_MEMBERS):
             handle.seek(offset)
@@ -78,42 +86,44 @@ def members(archive: str) -> Iterator[Member]:
             except tarfile.TarError as error:
                 raise ImageError(f"damaged at byte {offset}: {error}") from error
             extension = header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
-            size = header.size if extension or longer.size < 0 else longer.size
+            size = header.size if extension or pending.size < 0 else pending.size
+            if header.type in _WITHOUT_DATA:
+                size = 0
             if size < 0:
                 raise ImageError(f"damaged at byte {offset}: a member of {size} bytes")
             start = offset + _BLOCK
             offset = start + -(-size // _BLOCK) * _BLOCK
             if start + size > end:
                 raise ImageError(
-                    f"the archive is cut off at byte {end}: {longer.name or header.name!r} of "
+                    f"the archive is cut off at byte {end}: {pending.name or header.name!r} of "
                     f"{size} bytes begins at {start}"
                 )
             if extension:
-                longer = _extend(longer, header.type, handle, size)
+                pending = _extend(pending, header.type, handle, size)
                 continue
             if header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE:
-                yield Member(longer.name or header.name, start, size)
-            longer = Member("", 0, -1)
+                yield Member(pending.name or header.name, start, size)
+            pending = Member("", 0, -1)
         raise ImageError(f"more than {_MAX_MEMBERS} members, more than any shard has")
 
 
-def _extend(longer: Member, kind: bytes, handle: BinaryIO, size: int) -> Member:
+def _extend(pending: Member, kind: bytes, handle: BinaryIO, size: int) -> Member:
     """Take name and size of the next member from an extension header, if it has them."""
     if size > _MAX_HEADER:
         raise ImageError(f"an extension header of {size} bytes; expected at most {_MAX_HEADER}")
     data = handle.read(size)
     if kind == tarfile.GNUTYPE_LONGNAME:
-        return replace(longer, name=data.rstrip(b"\0").decode("utf-8", "backslashreplace"))
-    while data:
-        length, _, _ = data.partition(b" ")
-        if not (
-            length.isdigit() and len(length) < 8 and len(length) + 1 < int(length) <= len(data)
-        ):
-            raise ImageError(f"a damaged extension header, {data[:40]!r}")
-        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        data = data[int(length) :]
+        return replace(pending, name=data.rstrip(b"\0").decode("utf-8", "backslashreplace"))
+    at = 0
+    while at < size:  # records "<their own length> <key>=<value>\n"
+        digits = data[at : at + 8].partition(b" ")[0]
+        length = int(digits) if digits.isdigit() else 0
+        if not len(digits) + 1 < length <= size - at:
+            raise ImageError(f"a damaged extension header, {data[at : at + 40]!r}")
+        key, _, value = data[at + len(digits) + 1 : at + length - 1].partition(b"=")
+        at += length
         if key == b"path":
-            longer = replace(longer, name=value.decode("utf-8", "backslashreplace"))
+            pending = replace(pending, name=value.decode("utf-8", "backslashreplace"))
         elif key == b"size" and value.isdigit() and len(value) < 20:
-            longer = replace(longer, size=int(value))
-    return longer
+            pending = replace(pending, size=int(value))
+    return pending

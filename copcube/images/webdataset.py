@@ -1,0 +1,384 @@
+"""Images from WebDataset shards of Copernicus-Pretrain.
+
+A shard is a tar of samples, one a cell: ``<cell id>.<modality>.pth``, tensors, and
+``<cell id>.json``, which names every image in them, ``<cell>/<local patch>/<date>`` nested
+as the tensor is. What the names say is checked before a tensor is read: the script that
+wrote the shards pads dates by repeating some, and where a cell lacks a modality it can
+write the former cell's tensor again.
+"""
+
+import glob
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import CopcubeError, ImageError, SourceError
+from copcube.images import Image, Job, Partition, Rejected, Selection
+from copcube.images.identity import Identity, Index, from_names, to_stored
+from copcube.images.tar import Member, members
+from copcube.modalities import MODALITIES, ORDER, Modality
+
+if TYPE_CHECKING:
+    import torch
+
+_MAX_PATTERN = 100_000
+_MAX_JSON = 64 << 20
+_MAX_TENSOR = 2 << 30
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+
+
+def recognise(path: str) -> "WebDatasetSource | None":
+    """Open shards; None if the path names none.
+
+    Parameters
+    ----------
+    path : str
+        A shard ``*.tar``, a folder of shards, a glob, or a brace pattern such as
+        ``example-{000000..000009}.tar``, each part a range or a list with commas.
+
+    Raises
+    ------
+    SourceError
+        If shards of a pattern are missing, or the shards are compressed.
+    """
+    whole = os.path.abspath(path)
+    if os.path.isdir(whole):
+        inside = glob.glob(os.path.join(glob.escape(whole), "*"))
+        shards = sorted(name for name in inside if name.endswith(".tar"))
+        found = shards or ([] if any(map(os.path.isdir, inside)) else inside)
+    elif os.path.exists(whole):
+        found = [whole]
+    else:
+        names = _expand(whole)
+        matches = {name: sorted(glob.glob(name, recursive=True)) for name in names}
+        missing = [name for name, match in matches.items() if not match]
+        if missing and len(names) > 1 and whole.endswith(".tar"):
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise SourceError(
+                f"{path}: of {len(names)} shards {len(missing)} are missing: "
+                f"{', '.join(os.path.basename(name) for name in missing[:3])}{more}"
+            )
+        found = sorted(set(itertools.chain.from_iterable(matches.values())))
+    packed = min((name for name in found if name.endswith(_COMPRESSED)), default=None)
+    if packed is not None:
+        raise SourceError(
+            f"{packed}: compressed; shards are read in place and GeoTIFF files from a folder, "
+            "so decompress it first (and unpack it, if it holds GeoTIFF files)"
+        )
+    shards = [name for name in found if name.endswith(".tar") and os.path.isfile(name)]
+    return WebDatasetSource(tuple(shards)) if shards else None
+
+
+def _expand(pattern: str) -> list[str]:
+    """All texts that a pattern with ``{a..b}`` and ``{x,y}`` stands for, in order."""
+    parts: list[list[str]] = []
+    count = 1
+    for text, braces in re.findall(r"([^{}]*)(?:\{([^{}]*)\})?", pattern):
+        choices = [""]
+        if braces:
+            span = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", braces, re.ASCII)
+            if span:
+                numbers = range(int(span[1]), int(span[2]) + 1)
+                width = len(span[1]) if span[1].startswith("0") else 0
+                choices = [f"{n:0{width}d}" for n in numbers[: _MAX_PATTERN + 1]]
+            else:
+                choices = braces.split(",")
+        count *= len(choices)
+        if not 0 < count <= _MAX_PATTERN:
+            raise SourceError(f"{pattern}: stands for none or more than {_MAX_PATTERN} files")
+        parts.append([text + choice for choice in choices])
+    return ["".join(choice) for choice in itertools.product(*parts)]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A member to read: which images of it, each by its index in the tensor."""
+
+    member: Member
+    modality: Modality
+    lead: Index
+    images: tuple[tuple[Identity, Index], ...]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return ORDER[self.modality.key], self.images[0][0].grid_id
+
+
+@dataclass
+class _Sample:
+    """Members that lie together under one key, by what follows the key."""
+
+    key: str
+    parts: dict[str, Member] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WebDatasetSource:
+    """Shards of samples.
+
+    Parameters
+    ----------
+    shards : tuple of str
+        Paths of the shards.
+    """
+
+    shards: tuple[str, ...]
+
+    @property
+    def root(self) -> str:
+        """Folder that holds all shards."""
+        return os.path.commonpath([os.path.dirname(shard) for shard in self.shards])
+
+    @property
+    def layout(self) -> Literal["webdataset"]:
+        """Published layout of the files."""
+        return "webdataset"
+
+    def partitions(self) -> list[Partition]:
+        """List the shards, one a partition."""
+        paths = [os.path.relpath(shard, self.root) for shard in self.shards]
+        return [Partition(p.removesuffix(".tar").replace(os.sep, "-"), (p,)) for p in paths]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and sizes of the shards."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            name = os.path.relpath(shard, self.root)
+            digest.update(f"{name}\0{os.stat(shard).st_size}\n".encode())
+        return digest.hexdigest()
+
+    def count(self, partition: Partition, selection: Selection) -> Counter[str]:
+        """Count the selected images of a partition by modality, without reading a tensor."""
+        counts: Counter[str] = Counter()
+        for _, item in self._chosen(partition, selection):
+            if isinstance(item, _Tensor):
+                counts[item.modality.key] += len(item.images)
+        return counts
+
+    def jobs(self, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
+        """Reading jobs, one a member, ordered by modality and cell.
+
+        What the names alone reject comes first, as `Rejected`.
+        """
+        for path, item in self._chosen(partition, selection):
+            yield item if isinstance(item, Rejected) else partial(self._read, path, item)
+
+    def _chosen(
+        self, partition: Partition, selection: Selection
+    ) -> Iterator[tuple[str, _Tensor | Rejected]]:
+        for path in partition.paths:
+            tensors: list[_Tensor] = []
+            for item in self._tensors(path, selection):
+                if isinstance(item, Rejected):
+                    yield path, item
+                else:
+                    tensors.append(item)
+            seen: set[Identity] = set()
+            for tensor in sorted(tensors, key=lambda tensor: tensor.order):
+                new = _once(tensor, seen)
+                again = len(tensor.images) - len(new.images)
+                if again:
+                    reason = (
+                        f"{again} of {len(tensor.images)} images are in it or the shard already"
+                    )
+                    yield path, Rejected(path, tensor.member.name, "duplicate", reason, again)
+                if new.images:
+                    yield path, new
+
+    def _tensors(self, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
+        """Selected members of a shard, with what their JSON says of them."""
+        archive = os.path.join(self.root, path)
+        odd = True
+        for sample in _samples(archive):
+            if isinstance(sample, ImageError):
+                yield Rejected(path, "", "broken", str(sample))
+                odd = False
+                continue
+            wanted = [key for key in selection.modalities if f"{key}.pth" in sample.parts]
+            odd = odd and not sample.parts
+            if not wanted:
+                continue
+            try:
+                cell = _cell(sample.key)
+                names = _names(archive, sample)
+            except CopcubeError as error:
+                for key in wanted:
+                    yield Rejected(path, sample.parts[f"{key}.pth"].name, "broken", str(error))
+                continue
+            for key in wanted:
+                member = sample.parts[f"{key}.pth"]
+                modality = MODALITIES[key]
+                try:
+                    lead, images = from_names(names.get(key), modality)
+                except CopcubeError as error:
+                    yield Rejected(path, member.name, "broken", f"{sample.key}.json: {error}")
+                    continue
+                other = next((i.grid_id for i, _ in images if i.grid_id != cell), None)
+                if other is not None:
+                    reason = f"its names say cell {other:07d}, its key {sample.key}"
+                    yield Rejected(path, member.name, "stale", reason, len(images))
+                    continue
+                images = [item for item in images if selection.admits(item[0].date)]
+                if images:
+                    yield _Tensor(member, modality, lead, tuple(images))
+        if odd:
+            reason = "holds no sample; expected members such as 0772176.s2_toa.pth, 0772176.json"
+            yield Rejected(path, "", "broken", reason)
+
+    def _read(self, path: str, tensor: _Tensor) -> list[Image | Rejected]:
+        """Decode one member; runs on any thread."""
+        name = tensor.member.name
+        try:
+            if tensor.member.size > _MAX_TENSOR:
+                raise ImageError(f"{tensor.member.size} bytes; expected at most {_MAX_TENSOR}")
+            raw = tensor.member.read(os.path.join(self.root, path))
+            pixels = _pixels(_load(raw), tensor.modality, tensor.lead)
+        except ImageError as error:
+            return [Rejected(path, name, "broken", str(error), len(tensor.images))]
+        return [image.image(pixels[index], path, name) for image, index in tensor.images]
+
+
+def _once(tensor: _Tensor, seen: set[Identity]) -> _Tensor:
+    """Keep the images that were not seen before, in fixed order."""
+    first: dict[Identity, Index] = {}
+    for image, index in tensor.images:
+        if image not in seen:
+            seen.add(image)
+            first[image] = index
+    images = tuple(sorted(first.items(), key=lambda item: item[0].order))
+    return _Tensor(tensor.member, tensor.modality, tensor.lead, images)
+
+
+# What a shard holds.
+
+
+def _samples(archive: str) -> Iterator[_Sample | ImageError]:
+    """Samples of a shard in order, then what is wrong with it.
+
+    A sample ends where the key changes or a part comes again.
+    """
+    known = {"json", *(f"{key}.pth" for key in MODALITIES)}
+    sample = _Sample("")
+    listing = members(archive)
+    while True:
+        try:
+            member = next(listing, None)
+        except ImageError as error:
+            yield sample
+            yield error
+            return
+        if member is None:
+            yield sample
+            return
+        key, _, part = member.name.rpartition("/")[2].partition(".")
+        if part not in known:
+            continue
+        if key != sample.key or part in sample.parts:
+            yield sample
+            sample = _Sample(key)
+        sample.parts[part] = member
+
+
+def _cell(key: str) -> int:
+    """Cell id that a sample's key is.
+
+    Raises
+    ------
+    ImageError, GridError
+        If it is none of the lattice.
+    """
+    if not re.fullmatch(r"\d{7}", key, re.ASCII):
+        raise ImageError(f"the key {key!r} is no cell id; expected seven digits")
+    grid.row_col(int(key))
+    return int(key)
+
+
+def _names(archive: str, sample: _Sample) -> dict[str, Any]:
+    """Read a sample's JSON.
+
+    Raises
+    ------
+    ImageError
+        If it is absent or no JSON object.
+    """
+    member = sample.parts.get("json")
+    if member is None:
+        raise ImageError(f"no {sample.key}.json says what it holds")
+    if member.size > _MAX_JSON:
+        raise ImageError(f"{member.name}: {member.size} bytes; expected at most {_MAX_JSON}")
+    try:
+        names = json.loads(member.read(archive))
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"{member.name}: not JSON: {error}") from error
+    if not isinstance(names, dict):
+        raise ImageError(f"{member.name}: expected a JSON object, found a {type(names).__name__}")
+    return names
+
+
+# The tensor.
+
+
+def _load(raw: bytes) -> "torch.Tensor":
+    """Read a file of ``torch.save`` that holds one plain tensor and nothing else.
+
+    Raises
+    ------
+    ImageError
+        If it is anything else: code, other objects, a tensor larger than its file.
+    """
+    import torch
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            records = archive.infolist()
+        total = sum(record.file_size for record in records)
+        if total > len(raw):
+            raise ImageError(f"records of {total} bytes in a file of {len(raw)}")
+        tensor = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except ImageError:
+        raise
+    except Exception as error:  # torch.load documents none of what it raises
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ImageError(f"not a tensor that torch can load safely: {reason:.200}") from error
+    if type(tensor) is not torch.Tensor:
+        raise ImageError(f"expected a tensor, found a {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise ImageError(f"expected a plain tensor, found {tensor.layout} on {tensor.device}")
+    stored = sum(record.file_size for record in records if "/data/" in record.filename)
+    size = max(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+    if size > stored or not tensor.is_contiguous():
+        raise ImageError(f"a tensor of {size} bytes over {stored} stored ones")
+    return tensor.detach()
+
+
+def _pixels(tensor: "torch.Tensor", modality: Modality, lead: Index) -> NDArray[Any]:
+    """Pixels (*lead, bands, S, S) of a tensor, in the stored dtype.
+
+    Raises
+    ------
+    ImageError
+        If shape or dtype are not those of the modality and its names.
+    """
+    import torch
+
+    shape = lead + modality.shape
+    found = tuple(tensor.shape)
+    if found != shape and (modality.dates > 1 or found != shape[1:]):
+        raise ImageError(f"expected shape {shape} as its names say, found {found}")
+    if tensor.dtype not in (torch.int16, torch.uint16):
+        if not (tensor.is_floating_point() or tensor.dtype in (torch.uint8, torch.int32)):
+            raise ImageError(f"expected real numbers, found {tensor.dtype}")
+        tensor = tensor.float()
+    return to_stored(tensor.reshape(shape).numpy(), modality)
