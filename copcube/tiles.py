@@ -74,8 +74,9 @@ def embed(
         a tile. (A token sees one pixel less at the right and bottom and one more at the
         left and top than its nominal square: the model pads so.)
     encoder : Encoder or EncoderSpec, optional
-        The encoder, or what to load; then `weights`, `device` and `dtype` do not matter.
-        A live encoder serves only its own process; a spec, any.
+        The encoder, or what to load (a spec also names language embeddings, which S5P and
+        the DEM need); then `weights`, `device` and `dtype` do not matter. A live encoder
+        serves only its own process; a spec, any.
     weights : str
         What to load: ``"hub"``, a file, ``"untrained:SEED"``.
     date : str or numpy.datetime64, optional

@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -672,3 +674,89 @@ def test_contradictions_are_refused(options, message):
 def test_images_of_another_form_are_refused(images, message):
     with pytest.raises(OptionError, match=message):
         embed(images, "s1_grd", encoder=Stub())
+
+
+# The real model, small
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A narrow, shallow, untrained Copernicus-FM, and the encoder around it."""
+    pytest.importorskip("torch")
+    from copcube.encoder.frozen import FrozenEncoder
+    from copcube.encoder.weights import untrained_weights
+
+    weights = untrained_weights(0, embed_dim=64, depth=2, heads=4)
+    return weights.model, FrozenEncoder(weights, device="cpu", dtype="float32")
+
+
+def normalised(images, key):
+    kind = MODALITIES[key]
+    mean, std = (np.array(values)[:, None, None] for values in (kind.mean, kind.std))
+    return (images.values - mean) / std
+
+
+def test_the_real_model_in_blocks_and_in_one(small):
+    _, encoder = small
+    images = utm(bands=13)
+    one = embed(images, "s2_toa", encoder=encoder, date="2021-06-01", batch_size=6)
+    many = embed(images.chunk(y=224, x=300), "s2_toa", encoder=encoder, date="2021-06-01")
+    assert one.attrs["encoder_trained"] == 0
+    xr.testing.assert_allclose(many.compute(scheduler="threads"), one, rtol=1e-5, atol=1e-5)
+    assert float(one.std(["y", "x"]).min()) > 0, "tiles have vectors of their own"
+
+
+def test_the_real_model_sees_the_tile_and_its_metadata(small):
+    import torch
+
+    model, encoder = small
+    images = utm(224, 448, bands=13)
+    result = embed(images, "s2_toa", encoder=encoder, date="2021-06-01")
+    lon, lat = float(result.lon[0, 1]), float(result.lat[0, 1])
+    kind = MODALITIES["s2_toa"]
+    with torch.no_grad():
+        expected = model(
+            torch.tensor(normalised(images, "s2_toa")[None, :, :, 224:]).float(),
+            torch.tensor([[lon, lat, 18779, 0.0256]], dtype=torch.float64),
+            wavelengths=kind.wavelengths,
+            bandwidths=kind.bandwidths,
+        )
+    np.testing.assert_allclose(result[0, 1], expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.xfail(
+    raises=TypeError, reason="FrozenEncoder takes no Modality and gives no tokens yet"
+)
+def test_tokens_and_own_bands_of_the_real_model(small):
+    import torch
+
+    model, encoder = small
+    images = utm(64, 128, gsd=6, bands=3).astype("float32") / 3000 - 1.5
+    bands = {"wavelengths": [490.0, 560.0, 665.0], "bandwidths": [65.0, 35.0, 30.0]}
+    options = {**bands, "kernel_size": 8, "tile": 64, "gsd": 6.0, "date": "2021-06-01"}
+    vectors = embed(images, **options, encoder=encoder)
+    tokens = embed(images, **options, encoder=encoder, tokens=True)
+    told = torch.tensor([[float(vectors.lon[0, 1]), float(vectors.lat[0, 1]), 18779, 0.048**2]])
+    tile = torch.tensor(images.values[None, :, :, 64:])
+    with torch.no_grad():
+        whole = model(tile, told, **bands, kernel_size=8)
+        parts = model(tile, told, **bands, kernel_size=8, tokens=True)
+    assert tokens.shape == (8, 16, 64)
+    np.testing.assert_allclose(vectors[0, 1], whole[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(tokens[:, 8:], parts[0].reshape(8, 8, 64), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path):
+    pytest.importorskip("torch")
+    utm(224, 224, bands=13).rio.to_raster(tmp_path / "image.tif")
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "own_imagery.py", "image.tif"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'dim': 768} vectors, nothing computed yet" in done.stdout
+    assert done.stdout.endswith("cosine similarity to the first tile:\n[[1.]]\n")
