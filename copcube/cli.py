@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("folder", metavar="DIR", help="a new or empty folder")
     sample.add_argument("--layout", choices=("geotiff", "webdataset"), default="geotiff")
     sample.add_argument("--seed", type=int, default=0, help="other seeds, other images")
-    sample.add_argument("--cells", type=_positive, metavar="N", help="how many cells (default: 13)")
+    sample.add_argument("--cells", type=_positive, metavar="N", help="how many cells (default: 12)")
 
     fetch = _command(
         commands,
@@ -390,3 +390,7 @@ def _spec(arguments: Arguments) -> "EncoderSpec":
         device=arguments.device,
         dtype=arguments.dtype,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

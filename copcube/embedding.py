@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,14 @@ class Encoder(Protocol):
         numpy.ndarray
             (batch, dim) float32.
         """
+
+
+@runtime_checkable
+class Spec(Protocol):
+    """A small, hashable description of an encoder, such as `copcube.EncoderSpec`."""
+
+    def load(self) -> Encoder:
+        """Load the encoder."""
 
 
 @dataclass
@@ -279,8 +287,7 @@ def _batches(
             elif has_valid_pixel(cropped(item.pixels, (m := MODALITIES[item.modality]), crop), m):
                 yield item
             else:
-                file, _, member = item.origin.partition("::")
-                reject(Rejected(file, member, "empty", "no valid pixel in the crop"))
+                reject(Rejected(item.origin, "", "empty", "no valid pixel in the crop"))
 
     def reject(item: Rejected) -> None:
         if strict and item.kind == "broken":

@@ -71,7 +71,9 @@ class Stage:
 
 
 class _Line(Stage):
-    _shown = 0.0
+    def __init__(self, title: str, total: int | None, unit: str, skipped: int) -> None:
+        super().__init__(title, total, unit, skipped)
+        self._shown = self._begin
 
     def _show(self) -> None:
         if time.monotonic() - self._shown >= SECONDS_BETWEEN_LINES:

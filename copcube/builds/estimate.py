@@ -6,18 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from copcube.aggregate import Aggregation
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import Plan
 from copcube.builds.run import loaded, plan_build
-from copcube.embedding import Batch, Crop, Encoder
+from copcube.embedding import Batch, Crop, Encoder, Spec
 from copcube.images import Image, Partition, Selection, Source, open_source
 from copcube.progress import duration, size
-
-if TYPE_CHECKING:
-    from copcube.encoder import EncoderSpec
 
 LOOK = 8
 """Partitions looked into; what the others hold is estimated from them."""
@@ -75,7 +71,7 @@ def estimate(
     modalities: Iterable[str] | None = None,
     dates: str | None = None,
     crop: Crop = "center",
-    encoder: "Encoder | EncoderSpec | None" = None,
+    encoder: Encoder | Spec | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
 ) -> Estimate:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,16 +21,13 @@ from copcube.aggregate import Aggregation, Balance, By
 from copcube.builds.assemble import assemble, complete
 from copcube.builds.folder import BuildFolder, Receipt
 from copcube.builds.plan import Plan, digest, partitions_digest, write_partitions
-from copcube.embedding import Crop, Encoder, embed_partition
+from copcube.embedding import Crop, Encoder, Spec, embed_partition
 from copcube.errors import BuildError
 from copcube.images import Partition, Selection, Source, open_source
 from copcube.modalities import MODALITIES
 from copcube.progress import Stage, stage
 from copcube.rows import rows_files, write_rows
 from copcube.storage import atomic_path
-
-if TYPE_CHECKING:
-    from copcube.encoder import EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def build(
     crop: Crop = "center",
     balance: Balance = "modality",
     by: By | None = None,
-    encoder: "Encoder | EncoderSpec | None" = None,
+    encoder: Encoder | Spec | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
     strict: bool = False,
@@ -98,8 +95,9 @@ def build(
         Mean of the modalities' means, or of all images alike.
     by : {"modality", "month", "season", "year"}, optional
         Add a leading dimension.
-    encoder : Encoder or EncoderSpec, optional
-        What embeds the images; by default Copernicus-FM with the published weights.
+    encoder : Encoder or Spec, optional
+        What embeds the images, or an `EncoderSpec` of it; by default Copernicus-FM with the
+        published weights.
     batch_size : int, optional
         Images a batch; by default chosen by modality and device.
     threads : int, optional
@@ -236,13 +234,13 @@ def aggregate(
     return Report(cube=folder.out, rows=Path(rows), seconds=seconds)
 
 
-def loaded(encoder: "Encoder | EncoderSpec | None") -> Encoder:
+def loaded(encoder: Encoder | Spec | None) -> Encoder:
     """Return a live encoder: itself, loaded from its spec, or the published one."""
-    from copcube.encoder import EncoderSpec
-
     if encoder is None:
+        from copcube.encoder import EncoderSpec
+
         encoder = EncoderSpec()
-    return encoder.load() if isinstance(encoder, EncoderSpec) else encoder
+    return encoder.load() if isinstance(encoder, Spec) else encoder
 
 
 def plan_build(

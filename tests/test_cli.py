@@ -1,0 +1,174 @@
+"""The command line: what each command says, writes and returns."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import xarray as xr
+from stub import StubEncoder
+
+import copcube
+from copcube.cli import main, parser
+from copcube.images.sample import write_sample
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "images"
+    write_sample(folder, "geotiff", cells=2)
+    return folder
+
+
+@pytest.fixture
+def stubbed(monkeypatch):
+    """The command line with a stub in place of the model."""
+    import copcube.encoder
+
+    monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: StubEncoder())
+
+
+@pytest.fixture
+def world(images, stubbed, tmp_path):
+    assert main(["build", str(images), str(tmp_path / "world.zarr"), "--quiet"]) == 0
+    return tmp_path / "world.zarr"
+
+
+COMMANDS = ["sample", "fetch", "build", "aggregate", "info", "validate", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"example:\n  copcube {command}" in shown
+
+
+def test_examples_of_the_help_can_be_parsed():
+    import shlex
+
+    for action in parser()._subparsers._group_actions:
+        for command in action.choices.values():
+            for line in command.epilog.splitlines()[1:]:
+                assert parser().parse_args(shlex.split(line.strip())[1:]).run
+
+
+def test_wrong_usage_is_code_2(capsys):
+    for argv in ([], ["nonsense"], ["build", "only-one"], ["build", "a", "b", "--threads", "0"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 2
+    assert "positive whole number" in capsys.readouterr().err
+
+
+def test_sample_build_info_validate(images, stubbed, tmp_path, capsys):
+    out = tmp_path / "world.zarr"
+    assert main(["build", str(images), str(out)]) == 0
+    said = capsys.readouterr().err
+    assert f"{out} is done" in said
+    assert "s2_toa:" in said
+    assert main(["info", str(out)]) == 0
+    table = capsys.readouterr().out
+    for word in ("stub", "2 cells", "s2_toa", "45"):
+        assert word in table
+    assert main(["validate", str(out)]) == 0
+    assert "a valid embedding cube" in capsys.readouterr().out
+
+
+def test_quiet_says_nothing(images, stubbed, tmp_path, capsys):
+    assert main(["build", str(images), str(tmp_path / "w.zarr"), "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_validate_tells_what_is_wrong(world, capsys):
+    chunk = next(path for path in (world / "embedding" / "c").rglob("*") if path.is_file())
+    chunk.unlink()
+    assert main(["validate", str(world)]) == 1
+    assert "n_images" in capsys.readouterr().out
+
+
+def test_dry_run_writes_nothing(images, stubbed, tmp_path, capsys):
+    assert main(["build", str(images), str(tmp_path / "w.zarr"), "--dry-run"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    said = capsys.readouterr().out
+    assert "partitions" in said
+    assert "images/s" in said
+    assert "time: about" in said
+
+
+def test_aggregate(world, tmp_path):
+    rows = tmp_path / "world.build" / "rows"
+    out = tmp_path / "months.zarr"
+    assert main(["aggregate", str(rows), str(out), "--by", "month", "--dates", "2021"]) == 0
+    assert xr.open_zarr(out).sizes["month"] == 12
+
+
+def test_other_options_are_refused_and_overwrite_helps(images, world, stubbed, capsys):
+    again = ["build", str(images), str(world), "--balance", "image"]
+    assert main(again) == 1
+    assert "options.balance: was modality, now image" in capsys.readouterr().err
+    assert main([*again, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["build", "nowhere", "w.zarr"], "nowhere: no such file or folder"),
+        (["build", "{images}", "w.zarr", "--modalities", "s2"], "did you mean 's2_toa'"),
+        (["build", "{images}", "w.zarr", "--dates", "soon"], "'soon' is not a date"),
+        (["aggregate", "nowhere", "w.zarr"], "no parquet files there"),
+        (["info", "nowhere"], "expected an embedding cube"),
+        (["validate", "{images}"], "expected an embedding cube"),
+        (["sample", "{images}"], "images"),
+        (["fetch", "shards", "5000"], "5000"),
+    ],
+)
+def test_errors_are_one_message_and_code_1(images, stubbed, tmp_path, argv, message, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([word.format(images=images) for word in argv]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_without_network_build_names_both_ways_out(images, tmp_path):
+    """The real loader, with a hub that refuses the connection."""
+    environment = os.environ | {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+    }
+    command = [sys.executable, "-m", "copcube.cli", "build", str(images), str(tmp_path / "w.zarr")]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 1
+    assert "--weights PATH" in result.stderr
+    assert "--weights untrained:SEED" in result.stderr
+    assert not (tmp_path / "w.zarr").exists()
+
+
+def test_ctrl_c_is_code_130(images, tmp_path, monkeypatch, capsys):
+    import copcube.encoder
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", interrupted)
+    assert main(["build", str(images), str(tmp_path / "w.zarr")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_public_names():
+    for name in copcube.__all__:
+        assert getattr(copcube, name).__doc__
+        assert name in dir(copcube)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = copcube.nonsense
+
+
+def test_version_is_declared_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"copcube {copcube.__version__}"
