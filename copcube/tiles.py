@@ -13,21 +13,18 @@ import uuid
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from copcube.embedding import Encoder
+from copcube.embedding import Encoder, Spec
 from copcube.errors import OptionError
 from copcube.georeference import Georeference, tile_metadata
 from copcube.images.pixels import has_valid_pixel
 from copcube.modalities import MODALITIES, Modality
 from copcube.modalities import modality as published
-
-if TYPE_CHECKING:
-    from copcube.encoder import EncoderSpec
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +39,7 @@ def embed(
     *,
     tile: int | None = None,
     tokens: bool = False,
-    encoder: "Encoder | EncoderSpec | None" = None,
+    encoder: Encoder | Spec | None = None,
     weights: str = "hub",
     date: str | np.datetime64 | None = None,
     batch_size: int | None = None,
@@ -73,7 +70,7 @@ def embed(
         Whether to give a vector a token, `kernel_size` pixels a side, instead of a vector
         a tile. (A token sees one pixel less at the right and bottom and one more at the
         left and top than its nominal square: the model pads so.)
-    encoder : Encoder or EncoderSpec, optional
+    encoder : Encoder or copcube.EncoderSpec, optional
         The encoder, or what to load (a spec also names language embeddings, which S5P and
         the DEM need); then `weights`, `device` and `dtype` do not matter. A live encoder
         serves only its own process; a spec, any.
@@ -308,7 +305,7 @@ def _aligned(chunks: tuple[int, ...], size: int) -> tuple[int, ...]:
 class _Task:
     """What every block's embedding needs to know; a few hundred bytes."""
 
-    spec: "Spec"
+    spec: Spec
     sensor: Modality
     tile: int
     tokens: bool
@@ -382,14 +379,6 @@ def _valid_tiles(
             image[missing if nodata != 0 else missing & missing.all(axis=0)] = np.nan
         if has_valid_pixel(image, sensor):
             yield place, image
-
-
-@runtime_checkable
-class Spec(Protocol):
-    """A small, hashable description of an encoder, such as `EncoderSpec`."""
-
-    def load(self) -> Any:
-        """Load the encoder."""
 
 
 _LOADING, _ENCODING = threading.Lock(), threading.Lock()
