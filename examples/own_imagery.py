@@ -9,7 +9,7 @@ import numpy as np
 import rioxarray
 import xarray as xr
 
-from copcube.tiles import embed
+from copcube import embed
 
 
 def synthetic(size: int) -> xr.DataArray:
