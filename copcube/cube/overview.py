@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cube.store import array, leading, open_group
 from copcube.modalities import MODALITIES
+from copcube.progress import size
+
+_NOT_FOR_PEOPLE = ("Conventions", "coordinates", "copcube_schema", "geoemb:", "zarr_")
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,11 @@ class CubeSummary:
         counts = ", ".join(f"{key} {n:,}" for key, n in self.images_by_modality.items() if n)
         yield "images", f"{self.images:,}" + (f" ({counts})" if counts else "")
         if self.stored is not None:
-            yield "on disk", f"{self.stored / 1e6:,.1f} MB"
-        for name, value in sorted(self.attributes.items()):
-            if not name.startswith(("geoemb:", "zarr_", "Conventions", "coordinates")):
+            yield "on disk", size(self.stored)
+        for name, value in self.attributes.items():
+            if name == "encoder_trained":
+                yield name.replace("_", " "), "yes" if value else "NO: the numbers mean nothing"
+            elif not name.startswith(_NOT_FOR_PEOPLE):
                 yield name.replace("_", " "), str(value)
 
 

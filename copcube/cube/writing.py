@@ -120,9 +120,12 @@ def write_band(path: str | Path, band: int, cells: Cells) -> list[Path]:
             for name, field in _fields(cells, mine, row, col, rows):
                 if name in group:
                     target = array(group, name)
-                    target[(*at, ..., rows, slice(None))] = field
                     zeros = (0,) * (target.ndim - len(at) - 2)
                     chunks.append(chunk_file(target, (*at, *zeros, band, 0)))
+                    if mine.any():
+                        target[(*at, ..., rows, slice(None))] = field
+                    else:
+                        chunks[-1].unlink(missing_ok=True)
         written = sorted(file for file in chunks if file.exists())
         folders = {folder for file in chunks for folder in file.parents[: embedding.ndim + 1]}
         for entry in (*written, *(folder for folder in folders if folder.exists())):
