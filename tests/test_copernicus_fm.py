@@ -378,6 +378,24 @@ def edit_assign(model: CopernicusFM) -> None:
     model.load_state_dict(state, assign=True)
 
 
+def edit_replace(model: CopernicusFM) -> None:
+    """Other parameters with the same version counters."""
+    other = CopernicusFM(embed_dim=64, depth=2, heads=2)
+    other.load_state_dict({key: 1.5 * tensor for key, tensor in model.state_dict().items()})
+    for name, child in other.named_children():
+        setattr(model, name, child.eval())
+
+
+def edit_assign_data(model: CopernicusFM) -> None:
+    for parameter in model.parameters():
+        parameter.data = 1.5 * parameter.data
+
+
+def edit_apply(model: CopernicusFM) -> None:
+    """What `to` does, with new values at the old addresses and no version counted."""
+    model._apply(lambda tensor: tensor.data.mul_(1.5))
+
+
 def edit_one(name: str) -> Callable[[CopernicusFM], None]:
     def edit(model: CopernicusFM) -> None:
         with torch.no_grad():
@@ -411,6 +429,9 @@ EDITS = {
     "inference mode": edit_inference_mode,
     "load_state_dict": edit_load,
     "assign": edit_assign,
+    "replace": edit_replace,
+    "assign data": edit_assign_data,
+    "apply": edit_apply,
     "fused": edit_optimiser(fused=True),
     "foreach": edit_optimiser(foreach=True),
     "data": edit_data_while_training,

@@ -1,0 +1,372 @@
+"""Stored images through the encoder: normalisation, what counts as missing, memory, devices."""
+
+import logging
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from copcube.encoder import CopernicusFM, EncoderSpec, FrozenEncoder, Weights, frozen
+from copcube.errors import OptionError, WeightsError
+from copcube.modalities import MODALITIES
+
+SIZES = {key: 2 * modality.kernel for key, modality in MODALITIES.items()}
+"""Small images: two tokens a side."""
+
+
+def weights(trained: int = 1) -> Weights:
+    torch.manual_seed(0)
+    model = CopernicusFM(embed_dim=64, depth=2, heads=2).eval()
+    keys = [m.language_key for m in MODALITIES.values() if m.language_key]
+    provenance: dict[str, str | int] = {
+        "encoder": "tiny",
+        "encoder_trained": trained,
+        "encoder_weights": "by hand",
+    }
+    return Weights(model, {key: torch.randn(2048) for key in keys}, provenance)
+
+
+TINY = weights()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> FrozenEncoder:
+    return FrozenEncoder(TINY, device="cpu", dtype="float32")
+
+
+def typical(key: str, batch: int = 2, seed: int = 0) -> NDArray[np.float32]:
+    """Images with the statistics of their modality, (batch, bands, rows, columns)."""
+    modality = MODALITIES[key]
+    scale, mean, std = (
+        np.array(values)[:, None, None] for values in (modality.scale, modality.mean, modality.std)
+    )
+    shape = batch, len(modality.bands), SIZES[key], SIZES[key]
+    noise = np.random.default_rng(seed).standard_normal(shape)
+    return ((noise * std + mean) / scale).astype(np.float32)
+
+
+def places(key: str, batch: int = 2) -> NDArray[np.float64]:
+    return np.array([(11.5, 48.25, 18628.0, MODALITIES[key].token_area)] * batch)
+
+
+def expected(key: str, normalised: NDArray[Any]) -> NDArray[np.float32]:
+    """What the model makes of images that are normalised already."""
+    modality = MODALITIES[key]
+    words = TINY.language.get(modality.language_key or "")
+    with torch.no_grad():
+        vectors = TINY.model(
+            torch.from_numpy(normalised.astype(np.float32)),
+            torch.from_numpy(places(key, len(normalised))),
+            wavelengths=modality.wavelengths,
+            bandwidths=modality.bandwidths,
+            language_embedding=words,
+            kernel_size=modality.kernel,
+        )
+    return np.asarray(vectors)
+
+
+def normalised(key: str, pixels: NDArray[Any]) -> NDArray[np.float64]:
+    modality = MODALITIES[key]
+    scale, mean, std = (
+        np.array(values)[:, None, None] for values in (modality.scale, modality.mean, modality.std)
+    )
+    return (pixels.astype(np.float64) * scale - mean) / std
+
+
+# --- normalisation
+
+
+@pytest.mark.parametrize("key", MODALITIES)
+def test_is_the_model_of_normalised_images(encoder: FrozenEncoder, key: str) -> None:
+    pixels = typical(key)
+    found = encoder(key, pixels, places(key))
+    assert found.shape == (2, encoder.dim)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected(key, normalised(key, pixels)), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["<i2", "<u2", ">i2", ">u2", "<f4", ">f4", "<f8", "<i4", "u1"])
+def test_takes_any_stored_dtype(encoder: FrozenEncoder, dtype: str) -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (2, 13, 32, 32)).astype(dtype)
+    found = encoder("s2_toa", pixels, places("s2_toa"))
+    np.testing.assert_allclose(found, expected("s2_toa", normalised("s2_toa", pixels)), atol=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    pixels=st.sampled_from([np.int16, np.uint16]).flatmap(
+        lambda dtype: hnp.arrays(dtype, (1, 13, 2, 3), elements=hnp.from_dtype(np.dtype(dtype)))
+    )
+)
+def test_integers_keep_their_value(pixels: NDArray[Any]) -> None:
+    """Also below 0 as int16 and above 32767 as uint16."""
+    encoder = FrozenEncoder(TINY, device="cpu", dtype="float32")
+    found = encoder._uploaded(pixels)
+    np.testing.assert_array_equal(found.numpy(), pixels.astype(np.int64))
+
+
+def test_leaves_the_callers_arrays_alone(encoder: FrozenEncoder) -> None:
+    pixels = typical("s1_grd")
+    pixels[0, 0, 0, 0] = np.nan
+    before = pixels.copy()
+    pixels.flags.writeable = False  # as of a memory-mapped file; torch would warn
+    rows = places("s1_grd")
+    rows.flags.writeable = False
+    once = encoder("s1_grd", pixels, rows)
+    np.testing.assert_array_equal(pixels, before)
+    np.testing.assert_array_equal(encoder("s1_grd", pixels[:, :, ::-1][:, :, ::-1], rows), once)
+
+
+# --- what is missing counts as average
+
+
+@pytest.mark.parametrize("key", MODALITIES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite_is_average(encoder: FrozenEncoder, key: str, value: float) -> None:
+    pixels = typical(key)
+    pixels[0, -1, 3:9, 2:5] = value
+    average = normalised(key, pixels)
+    average[0, -1, 3:9, 2:5] = 0
+    found = encoder(key, pixels, places(key))
+    np.testing.assert_allclose(found, expected(key, average), atol=1e-5)
+
+
+def test_too_large_for_float32_is_missing(encoder: FrozenEncoder) -> None:
+    pixels = typical("s1_grd").astype(np.float64)
+    pixels[1, 0, 4:9, 4:9] = 1e300
+    average = normalised("s1_grd", pixels)
+    average[1, 0, 4:9, 4:9] = 0
+    found = encoder("s1_grd", pixels, places("s1_grd"))
+    np.testing.assert_allclose(found, expected("s1_grd", average), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.float32])
+def test_zero_in_every_band_of_s2_is_missing(encoder: FrozenEncoder, dtype: Any) -> None:
+    pixels = np.abs(typical("s2_toa")).clip(1).astype(dtype)
+    pixels[0, :, 3:9, 2:5] = 0
+    pixels[1, :12, 3:9, 2:5] = 0  # band B12 saw something: a real zero
+    average = normalised("s2_toa", pixels)
+    average[0, :, 3:9, 2:5] = 0
+    found = encoder("s2_toa", pixels, places("s2_toa"))
+    np.testing.assert_allclose(found, expected("s2_toa", average), atol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["s1_grd", "s3_olci", "s5p_no2", "dem"])
+def test_zero_is_a_value_elsewhere(encoder: FrozenEncoder, key: str) -> None:
+    assert not MODALITIES[key].zero_is_missing
+    pixels = typical(key)
+    pixels[0, :, 3:9, 2:5] = 0
+    found = encoder(key, pixels, places(key))
+    np.testing.assert_allclose(found, expected(key, normalised(key, pixels)), atol=1e-5)
+
+
+# --- arguments
+
+
+def test_arguments_that_do_not_fit(encoder: FrozenEncoder) -> None:
+    with pytest.raises(OptionError, match=r"unknown modality 's2_to'.*did you mean 's2_toa'"):
+        encoder("s2_to", typical("s2_toa"), places("s2_toa"))
+    with pytest.raises(OptionError, match=r"unknown modality 's4'"):
+        encoder.batch_size("s4", 224)
+    with pytest.raises(OptionError, match=r"s2_toa images have shape \(2, 2, 32, 32\).*13"):
+        encoder("s2_toa", typical("s1_grd"), places("s2_toa"))
+    with pytest.raises(OptionError, match=r"metadata of 2 images has shape \(3, 4\)"):
+        encoder("s1_grd", typical("s1_grd"), places("s1_grd", 3))
+    with pytest.raises(OptionError, match="longitude of image 1 is 200"):
+        encoder("s1_grd", typical("s1_grd"), places("s1_grd") + np.array([[0], [188.5]]))
+
+
+def test_no_images(encoder: FrozenEncoder) -> None:
+    assert encoder("s1_grd", typical("s1_grd", 0), np.empty((0, 4))).shape == (0, 64)
+
+
+def test_a_variable_without_its_language_embedding() -> None:
+    bare = FrozenEncoder(Weights(TINY.model, {}, TINY.provenance), device="cpu")
+    with pytest.raises(WeightsError, match=r"dem needs .*'Copernicus Digital.*none.*leave dem out"):
+        bare("dem", typical("dem"), places("dem"))
+    assert bare("s1_grd", typical("s1_grd"), places("s1_grd")).shape == (2, 64)
+
+
+# --- batches and memory
+
+
+@pytest.mark.parametrize("key", ["s1_grd", "dem"])
+def test_a_vector_does_not_depend_on_its_batch(encoder: FrozenEncoder, key: str) -> None:
+    pixels, rows = typical(key, 5), places(key, 5)
+    together = encoder(key, pixels, rows)
+    alone = [encoder(key, pixels[i : i + 1], rows[i : i + 1]) for i in range(5)]
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+    np.testing.assert_array_equal(encoder(key, pixels, rows), together)
+
+
+class SmallDevice:
+    """A model on a device that holds no more than so many images."""
+
+    embed_dim = 1
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.batches: list[int] = []
+
+    def __call__(self, images: torch.Tensor, metadata: torch.Tensor, **_: Any) -> torch.Tensor:
+        self.batches.append(len(images))
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return metadata[:, :1].float()
+
+
+def small_device(room: int) -> tuple[FrozenEncoder, SmallDevice]:
+    model = SmallDevice(room)
+    encoder = FrozenEncoder(
+        Weights(model, {}, TINY.provenance),  # type: ignore[arg-type]
+        device="cpu",
+        dtype="float32",
+    )
+    return encoder, model
+
+
+def test_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture) -> None:
+    encoder, model = small_device(room=3)
+    rows = np.column_stack([np.arange(11.0), np.zeros((11, 3))])
+    found = encoder("s1_grd", typical("s1_grd", 11), rows)
+    assert found[:, 0].tolist() == list(range(11))
+    assert model.batches == [11, 6, 3, 3, 3, 2]
+    assert "s1_grd: out of device memory, going on with batches of 3" in caplog.messages
+    encoder("s1_grd", typical("s1_grd", 11), rows)  # it has learned
+    assert model.batches[6:] == [3, 3, 3, 2]
+
+
+def test_out_of_memory_with_one_image() -> None:
+    encoder, model = small_device(room=0)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
+    assert error.value.__notes__ == ["one s1_grd image of (32, 32) pixels is too much"]
+    assert model.batches == [2, 1]
+
+
+def test_batch_size_on_the_cpu(encoder: FrozenEncoder) -> None:
+    found = {key: encoder.batch_size(key, m.input_size) for key, m in MODALITIES.items()}
+    gases = dict.fromkeys(["s5p_co", "s5p_no2", "s5p_o3", "s5p_so2"], 32)
+    assert found == {"s1_grd": 8, "s2_toa": 8, "s3_olci": 11, "dem": 7} | gases
+    assert encoder.batch_size("s2_toa", 10_000) == 1
+    assert encoder.batch_size("s5p_co", 4) == 64
+
+
+def test_batch_size_on_a_gpu() -> None:
+    def size(memory: int, dtype: torch.dtype = torch.bfloat16) -> int:
+        return frozen._cuda_batch(memory, 13 * 224**2, 197 * 768, dtype)
+
+    gibibyte = 2**30
+    assert size(139 * gibibyte) == 512
+    assert size(8 * gibibyte) == 128
+    assert size(8 * gibibyte, torch.float32) == 64
+    assert size(1000) == 1
+    for memory in np.geomspace(2**20, 2**40, 50).astype(int).tolist():
+        assert size(memory).bit_count() == 1
+        assert size(memory) <= size(2 * memory) <= 2 * size(memory)
+
+
+# --- devices, dtypes, provenance
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("flags : fpu avx2 avx512f", torch.float32),
+        ("flags : fpu avx512_bf16", torch.bfloat16),
+        ("flags : amx_bf16 amx_tile", torch.bfloat16),
+        (None, torch.float32),
+    ],
+)
+def test_bfloat16_only_where_the_cpu_multiplies_it(
+    flags: str | None, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(flags)
+    monkeypatch.setattr(frozen, "_CPU_INFO", info)
+    assert FrozenEncoder(TINY, device="cpu").dtype == dtype
+
+
+def test_bfloat16_leaves_the_weights_alone(encoder: FrozenEncoder) -> None:
+    half = FrozenEncoder(TINY, device="cpu", dtype="bfloat16")
+    inputs = "s2_toa", typical("s2_toa"), places("s2_toa")
+    exact, rounded = encoder(*inputs), half(*inputs)
+    assert {p.dtype for p in TINY.model.parameters()} == {torch.float32}
+    cosine = (exact * rounded).sum(1) / np.linalg.norm(exact, axis=1)
+    assert np.all(cosine / np.linalg.norm(rounded, axis=1) > 0.999)
+    assert not np.array_equal(exact, rounded)
+    assert half.provenance["encoder_dtype"] == "bfloat16"
+
+
+def test_devices_and_dtypes_that_cannot_be_had() -> None:
+    for device in ("tpu", "mps", "cpu0"):
+        with pytest.raises(OptionError, match=f"device is '{device}'; expected auto, cpu, cuda"):
+            FrozenEncoder(TINY, device=device)
+    with pytest.raises(OptionError, match=r"device is 'cuda:99', but torch .* sees \d+ CUDA"):
+        FrozenEncoder(TINY, device="cuda:99")
+    with pytest.raises(OptionError, match="dtype is 'float16'; expected auto, float32 or bfloat16"):
+        FrozenEncoder(TINY, dtype="float16")
+
+
+def test_provenance(encoder: FrozenEncoder) -> None:
+    assert encoder.provenance == TINY.provenance | {
+        "encoder_dtype": "float32",
+        "encoder_device": "cpu",
+    }
+    encoder.provenance["encoder"] = "another"
+    assert encoder.provenance["encoder"] == "tiny"
+
+
+def test_untrained_weights_are_loud(caplog: pytest.LogCaptureFixture) -> None:
+    FrozenEncoder(weights(trained=1), device="cpu")
+    assert not caplog.records
+    FrozenEncoder(weights(trained=0), device="cpu")
+    assert [(record.name, record.levelno) for record in caplog.records] == [
+        ("copcube", logging.WARNING)
+    ]
+    assert "UNTRAINED WEIGHTS (by hand): the numbers mean nothing" in caplog.text
+
+
+def test_spec_is_small_and_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_weights(*arguments: Any, **options: Any) -> Weights:
+        asked.append((arguments, options))
+        return TINY
+
+    monkeypatch.setattr("copcube.encoder.weights.load_weights", load_weights)
+    spec = EncoderSpec("untrained:7", language="words.pt", pooling="mean", dtype="bfloat16")
+    sent = pickle.dumps(spec)
+    assert len(sent) < 1000
+    assert pickle.loads(sent) == spec
+    encoder = spec.load()
+    assert asked == [(("untrained:7",), {"language": "words.pt", "pooling": "mean"})]
+    assert encoder.dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("key", MODALITIES)
+def test_gpu_agrees_and_waits_only_for_the_result(encoder: FrozenEncoder, key: str) -> None:
+    gpu = FrozenEncoder(TINY, device="cuda", dtype="float32")
+    pixels = np.abs(typical(key)).astype("u2" if key == "s2_toa" else "f4")
+    rows = places(key)
+    rows[1] = math.nan
+    np.testing.assert_allclose(gpu(key, pixels, rows), encoder(key, pixels, rows), atol=1e-4)
+    kind = MODALITIES[key]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
+            x = gpu._normalised(gpu._uploaded(pixels), kind)
+            gpu._model(x, torch.from_numpy(rows), **gpu._describe(kind))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
