@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -332,10 +333,12 @@ def _load(fnames: str) -> dict[str, Any]:
     try:
         with gzip.open(fnames) if fnames.endswith(".gz") else open(fnames, "rb") as handle:
             listing = json.loads(_bounded(handle, _MAX_LISTING))
-    except (ImageError, ValueError, RecursionError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, RecursionError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise SourceError(f"{fnames}: not a listing of files in JSON: {error}") from error
     if not isinstance(listing, dict):
-        raise SourceError(f"{fnames}: expected a JSON object of cells, found {type(listing)}")
+        raise SourceError(
+            f"{fnames}: expected a JSON object of cells, found a {type(listing).__name__}"
+        )
     return listing
 
 
@@ -348,10 +351,12 @@ def _bounded(handle: Any, limit: int) -> bytes:
         If there are more.
     """
     chunks: list[bytes] = []
+    size = 0
     while chunk := handle.read(1 << 22):
+        size += len(chunk)
+        if size > limit:
+            raise ImageError(f"larger than {limit} bytes, the most that is read")
         chunks.append(chunk)
-        if len(chunks) << 22 > limit + (1 << 22):
-            raise ImageError(f"larger than {limit >> 20} MiB, the most that is read")
     return b"".join(chunks)
 
 
@@ -372,6 +377,8 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     from rasterio.io import MemoryFile
 
     bands = len(modality.bands)
+    if not raw:
+        raise ImageError("an empty file")
     try:
         # From memory GDAL can address uncompressed files directly, twice as fast for
         # interleaved bands, and finds no neighbouring file to read metadata from.

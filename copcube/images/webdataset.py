@@ -200,14 +200,14 @@ class WebDatasetSource:
     def _tensors(self, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
         """Selected members of a shard, with what their JSON says of them."""
         archive = os.path.join(self.root, path)
-        odd = True
+        nothing = True
         for sample in _samples(archive):
             if isinstance(sample, ImageError):
                 yield Rejected(path, "", "broken", str(sample))
-                odd = False
+                nothing = False
                 continue
             wanted = [key for key in selection.modalities if f"{key}.pth" in sample.parts]
-            odd = odd and not sample.parts
+            nothing = nothing and not sample.parts
             if not wanted:
                 continue
             try:
@@ -233,7 +233,7 @@ class WebDatasetSource:
                 images = [item for item in images if selection.admits(item[0].date)]
                 if images:
                     yield _Tensor(member, modality, lead, tuple(images))
-        if odd:
+        if nothing:
             reason = "holds no sample; expected members such as 0772176.s2_toa.pth, 0772176.json"
             yield Rejected(path, "", "broken", reason)
 
@@ -377,8 +377,8 @@ def _pixels(tensor: "torch.Tensor", modality: Modality, lead: Index) -> NDArray[
     found = tuple(tensor.shape)
     if found != shape and (modality.dates > 1 or found != shape[1:]):
         raise ImageError(f"expected shape {shape} as its names say, found {found}")
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ImageError(f"expected real numbers, found {tensor.dtype}")
     if tensor.dtype not in (torch.int16, torch.uint16):
-        if not (tensor.is_floating_point() or tensor.dtype in (torch.uint8, torch.int32)):
-            raise ImageError(f"expected real numbers, found {tensor.dtype}")
         tensor = tensor.float()
-    return to_stored(tensor.reshape(shape).numpy(), modality)
+    return to_stored(tensor.resolve_neg().reshape(shape).numpy(), modality)

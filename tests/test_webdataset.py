@@ -1,0 +1,544 @@
+"""Reading WebDataset shards."""
+
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from copcube.errors import CopcubeError, SourceError
+from copcube.grid import format_cell
+from copcube.images import Image, Rejected, Selection, open_source, webdataset
+from copcube.images.identity import from_names
+from copcube.images.webdataset import WebDatasetSource
+from copcube.modalities import MODALITIES
+
+ALL = Selection.of()
+KEY, CELL, OTHER = "0772176", format_cell(772176), format_cell(772175)
+LOCAL = ["0865831_-95.92_43.96", "0000007_-96.01_44.02"]
+DATES = ["20210301", "20200715"]
+S5P, S3, S2, S1, DEM = (MODALITIES[k] for k in ("s5p_co", "s3_olci", "s2_toa", "s1_grd", "dem"))
+
+
+def tensor(modality, lead, seed=0):
+    rng = np.random.default_rng(seed)
+    drawn = rng.uniform(1, 9000, lead + modality.shape)
+    return torch.from_numpy(drawn.astype(modality.tensor_dtype))
+
+
+def names(modality, cell=CELL, dates=DATES, local=LOCAL, leaf=lambda name: [name]):
+    """Names as published, nested like the tensor."""
+    if modality.local:
+        return [[leaf(f"{cell}/{patch}/{date}") for date in dates] for patch in local]
+    if modality.dates > 1:
+        return [leaf(f"{cell}/{date}") for date in dates]
+    return leaf(cell)
+
+
+def lead(modality):
+    return {"s1_grd": (2, 2), "s2_toa": (2, 2), "dem": ()}.get(modality.key, (2,))
+
+
+def saved(value, **options):
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+def sample(key=KEY, modalities=(S5P,), seed=0, **options):
+    """Members of a sample, {name: bytes}, the JSON among them."""
+    members = {f"{key}.{m.key}.pth": saved(tensor(m, lead(m), seed)) for m in modalities}
+    about = {m.key: names(m, **{"cell": format_cell(int(key)), **options}) for m in modalities}
+    return members | {f"{key}.json": json.dumps(about).encode()}
+
+
+def shard(path, *samples):
+    with tarfile.open(path, "w") as archive:
+        for members in samples:
+            for name, content in members.items():
+                if isinstance(content, tarfile.TarInfo):
+                    archive.addfile(content)
+                    continue
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def read(source, selection=ALL):
+    found = []
+    for partition in source.partitions():
+        for job in source.jobs(partition, selection):
+            found += job() if callable(job) else [job]
+    return [f for f in found if isinstance(f, Image)], [f for f in found if isinstance(f, Rejected)]
+
+
+@pytest.fixture
+def given_samples(tmp_path):
+    """Return a reader of one shard that holds some samples."""
+    return lambda *samples, **options: read(
+        open_source(shard(tmp_path / "example-000000.tar", *samples)), **options
+    )
+
+
+# Which shards.
+
+
+PATTERNS = ["s-{000..003}.tar", "s-{8..11}.tar", "{a,b,}/s-{1..2}.tar", "s.tar", "{x,y}{0..1}"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash to compare with")
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_braces_stand_for_what_they_do_in_a_shell(pattern):
+    shell = subprocess.run(["bash", "-c", f"echo {pattern}"], capture_output=True, text=True)
+    assert webdataset._expand(pattern) == shell.stdout.split()
+
+
+def test_shards_by_file_folder_glob_and_pattern(tmp_path):
+    paths = [shard(tmp_path / f"example-{i:06d}.tar", sample()) for i in range(3)]
+    (tmp_path / "notes.txt").write_text("")
+    everything = tuple(map(str, paths))
+    for given_path in (
+        tmp_path,
+        tmp_path / "*.tar",
+        tmp_path / "example-*",
+        tmp_path / "example-{000000..000002}.tar",
+        tmp_path / "example-00000{2,0,1}.tar",
+    ):
+        source = open_source(given_path)
+        assert source == WebDatasetSource(everything)
+        assert source.root == str(tmp_path)
+        assert [p.name for p in source.partitions()] == [p.stem for p in paths]
+    assert open_source(paths[1]) == WebDatasetSource(everything[1:2])
+
+
+def test_shards_of_two_folders_have_names_of_their_own(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        shard(tmp_path / folder / "s.tar", sample())
+    source = open_source(tmp_path / "*" / "*.tar")
+    assert [(p.name, p.paths) for p in source.partitions()] == [
+        ("a-s", ("a/s.tar",)),
+        ("b-s", ("b/s.tar",)),
+    ]
+    assert len(read(source)[0]) == 4
+
+
+def test_missing_shards_are_named(tmp_path):
+    shard(tmp_path / "s-000001.tar", sample())
+    with pytest.raises(SourceError, match=r"9 are missing: s-000000.tar, s-000002.tar, .* 6 more"):
+        open_source(tmp_path / "s-{000000..000009}.tar")
+    with pytest.raises(SourceError, match="more than 100000"):
+        open_source(tmp_path / "s-{0..999999999}{0..999999999}.tar")
+    with pytest.raises(SourceError, match="none"):
+        open_source(tmp_path / "s-{3..1}.tar")
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(tmp_path / "t-*.tar")
+
+
+def test_compressed_shards_are_refused(tmp_path):
+    (tmp_path / "s.tar.gz").write_bytes(b"")
+    for path in (tmp_path / "s.tar.gz", tmp_path, tmp_path / "*.gz"):
+        with pytest.raises(SourceError, match=r"compressed; .* decompress it first"):
+            open_source(path)
+
+
+def test_fingerprint_follows_names_and_sizes(tmp_path):
+    first, second = (shard(tmp_path / f"{i}.tar", sample()) for i in "ab")
+    before = open_source(tmp_path).fingerprint()
+    copy = shutil.copytree(tmp_path, tmp_path / "copy" / "x")
+    assert open_source(copy).fingerprint() == before
+    second.write_bytes(second.read_bytes() + bytes(512))
+    longer = open_source(tmp_path).fingerprint()
+    first.rename(tmp_path / "c.tar")
+    assert len({before, longer, open_source(tmp_path).fingerprint()}) == 3
+
+
+# What is in them.
+
+
+@pytest.mark.parametrize("key", MODALITIES)
+@pytest.mark.parametrize("leaf", [lambda name: [name], lambda name: name], ids=["list", "bare"])
+def test_every_image_is_found_under_its_name(key, leaf, given_samples):
+    modality = MODALITIES[key]
+    about = names(modality, leaf=leaf)
+    members = sample(modalities=[modality], leaf=leaf)
+    images, rejected = given_samples(members)
+    expected = {}
+    for index in np.ndindex(*lead(modality)):
+        name = about
+        for i in index:
+            name = name[i]
+        expected["".join(name)] = tensor(modality, lead(modality)).numpy()[index]
+    assert len(images) == len(expected) == np.prod(lead(modality), dtype=int)
+    for image in images:
+        name = "/".join(filter(None, [CELL, image.local_id, image.date]))
+        stored = expected[name].view("uint16") if key == "s2_toa" else expected[name]
+        np.testing.assert_array_equal(image.pixels, stored)
+        assert image.pixels.dtype == ("uint16" if key == "s2_toa" else "float32")
+        place = {LOCAL[0]: (-95.92, 43.96), LOCAL[1]: (-96.01, 44.02), None: (-96.0, 44.0)}
+        assert (image.lon, image.lat) == place[image.local_id]
+        assert (image.grid_id, image.modality) == (772176, key)
+        assert image.origin == f"example-000000.tar:{KEY}.{key}.pth"
+    assert not rejected
+
+
+def test_elevation_without_a_band_axis(given_samples):
+    members = sample(modalities=[DEM])
+    members[f"{KEY}.dem.pth"] = saved(tensor(DEM, ())[0])
+    (image,), _ = given_samples(members)
+    np.testing.assert_array_equal(image.pixels, tensor(DEM, ()).numpy())
+
+
+def test_sentinel_2_above_32767_is_unwrapped(given_samples):
+    counts = np.full((1, 1, *S2.shape), 40_000, "uint16")
+    members = sample(modalities=[S2], local=LOCAL[:1], dates=DATES[:1])
+    members[f"{KEY}.s2_toa.pth"] = saved(torch.from_numpy(counts.view("int16")))
+    (image,), _ = given_samples(members)
+    assert (image.pixels == 40_000).all()
+
+
+def test_other_float_widths_become_float32(given_samples):
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        values = tensor(S5P, (2,)).to(dtype)
+        images, _ = given_samples(sample() | {f"{KEY}.s5p_co.pth": saved(values)})
+        assert images[0].pixels.dtype == np.float32
+        np.testing.assert_array_equal(images[1].pixels, values[0].to(torch.float32).numpy())
+
+
+def test_too_large_sentinel_3_bands_and_empty_images(given_samples):
+    values = tensor(S3, (3,))
+    values[0, [0, 9]] *= 1e9
+    values[1] = float("nan")
+    dates = ["20210101", "20210102", "20210103"]
+    members = sample(modalities=[S3], dates=dates) | {f"{KEY}.s3_olci.pth": saved(values)}
+    images, rejected = given_samples(members)
+    assert [(i.date, i.rescaled) for i in images] == [(dates[0], True), (dates[2], False)]
+    np.testing.assert_allclose(images[0].pixels, tensor(S3, (3,))[0].numpy(), rtol=1e-6)
+    assert [(r.kind, r.images, r.member) for r in rejected] == [("empty", 1, f"{KEY}.s3_olci.pth")]
+
+
+def test_order_selection_and_count(tmp_path):
+    samples = [sample(key, [S5P, S1]) for key in ("0772177", "0772176")]
+    source = open_source(shard(tmp_path / "s.tar", *samples))
+    images, _ = read(source)
+    found = [(i.modality, i.grid_id, i.local_id, i.date) for i in images]
+    assert found == [
+        *(
+            ("s1_grd", c, p, d)
+            for c in (772176, 772177)
+            for p in sorted(LOCAL)
+            for d in sorted(DATES)
+        ),
+        *(("s5p_co", c, None, d) for c in (772176, 772177) for d in sorted(DATES)),
+    ]
+    (partition,) = source.partitions()
+    assert source.count(partition, ALL) == {"s1_grd": 8, "s5p_co": 4}
+    some = Selection.of(["s5p_co", "dem"], "2021")
+    assert [i.date for i in read(source, some)[0]] == [DATES[0]] * 2
+    assert source.count(partition, some) == {"s5p_co": 2}
+
+
+def test_members_outside_the_selection_are_not_read(given_samples):
+    members = sample(modalities=[S5P, DEM]) | {f"{KEY}.dem.pth": b"reading this is an error"}
+    _, (rejected,) = given_samples(members)
+    assert rejected.member == f"{KEY}.dem.pth"
+    assert given_samples(members, selection=Selection.of(["s5p_co"]))[1] == []
+    members[f"{KEY}.s5p_co.pth"] = b"nor this"
+    assert given_samples(members, selection=Selection.of(["s5p_co"], "1999")) == ([], [])
+
+
+def test_threads_read_what_one_thread_reads_and_a_source_pickles(tmp_path):
+    samples = [sample(f"{772176 + i:07d}", [S5P, S3], seed=i) for i in range(6)]
+    source = open_source(shard(tmp_path / "s.tar", *samples))
+    serial, _ = read(source)
+    again = pickle.loads(pickle.dumps(source))
+    (partition,) = again.partitions()
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(job) for job in again.jobs(partition, ALL)]
+        found = [image for future in futures for image in future.result()]
+    assert len(found) == len(serial) == 24
+    for one, other in zip(found, serial, strict=True):
+        assert (one.grid_id, one.date, one.origin) == (other.grid_id, other.date, other.origin)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+def test_both_layouts_give_the_same_images(tmp_path):
+    from test_geotiff import write
+
+    cells = ["0772176", "0906994"]
+    shard(tmp_path / "s.tar", *(sample(c, [S1, S2, S3, S5P], int(c), local=LOCAL) for c in cells))
+    folders = {m.key: m.folders[0] for m in (S1, S2, S3, S5P)}
+    tars, _ = read(open_source(tmp_path / "s.tar"))
+    for image in tars:
+        date = image.date
+        if image.modality == "s5p_co":
+            name = f"{date[:4]}-{date[4:6]}-{date[6:]}_x.tif"
+        else:
+            name = f"X_{date}T000000.tif"
+        local = [image.local_id] if image.local_id else []
+        folder = [folders[image.modality], format_cell(image.grid_id), *local]
+        write(tmp_path.joinpath("tree", *folder, name), image.pixels)
+    tree = open_source(tmp_path / "tree")
+    tifs, rejected = read(tree)
+    assert not rejected
+
+    def by_cell(images):
+        return sorted(images, key=lambda i: i.grid_id)  # stable: the order within a cell stays
+
+    assert len(tifs) == len(tars) == 24
+    for a, b in zip(by_cell(tifs), by_cell(tars), strict=True):
+        assert (a.grid_id, a.modality, a.local_id, a.date) == (
+            b.grid_id,
+            b.modality,
+            b.local_id,
+            b.date,
+        )
+        assert (a.lon, a.lat, a.rescaled) == (b.lon, b.lat, b.rescaled)
+        assert a.pixels.dtype == b.pixels.dtype
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+
+
+# What the names say.
+
+
+@given(patches=st.integers(1, 6), dates=st.integers(1, 5), listed=st.booleans(), data=st.data())
+def test_names_nested_as_the_tensor_and_no_other_way(patches, dates, listed, data):
+    days = [f"202101{i + 1:02d}" for i in range(dates)]
+    local = [f"{i:07d}_-95.92_43.96" for i in range(patches)]
+    wrap = (lambda name: [name]) if listed else (lambda name: name)
+    modality = data.draw(st.sampled_from([S1, S2, S3, S5P]))
+    about = names(modality, dates=days, local=local, leaf=wrap)
+    shape, images = from_names(about, modality)
+    assert shape == ((patches, dates) if modality.local else (dates,))
+    assert [index for _, index in images] == list(np.ndindex(*shape))
+    for image, index in images:
+        assert image.date == days[index[-1]]
+        assert image.local_id == (local[index[0]] if modality.local else None)
+    rows = [*about] if modality.local else [about]
+    broken = data.draw(st.sampled_from(rows))
+    if modality.local and patches > 1:
+        broken.append(broken[0])
+        with pytest.raises(CopcubeError):
+            from_names(about, modality)
+        broken.pop()
+    broken[data.draw(st.integers(0, dates - 1))] = data.draw(
+        st.sampled_from([None, 3, {}, [], "", "x", f"{CELL}/2021", [f"{CELL}/20210101", "b"], [[]]])
+    )
+    with pytest.raises(CopcubeError):
+        from_names(about, modality)
+
+
+@given(
+    st.recursive(
+        st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_any_json_is_read_or_refused(about):
+    for modality in (S1, S3, DEM):
+        with pytest.raises(CopcubeError):
+            from_names(about, modality)
+
+
+def test_padded_dates_count_once(given_samples):
+    members = sample(modalities=[S1, S5P], dates=[DATES[0], DATES[1], DATES[0], DATES[0]])
+    members[f"{KEY}.s1_grd.pth"] = saved(tensor(S1, (2, 4)))
+    members[f"{KEY}.s5p_co.pth"] = saved(tensor(S5P, (4,)))
+    images, rejected = given_samples(members)
+    assert len(images) == 4 + 2
+    assert [(r.kind, r.member[8:], r.images) for r in rejected] == [
+        ("duplicate", "s1_grd.pth", 4),
+        ("duplicate", "s5p_co.pth", 2),
+    ]
+    np.testing.assert_array_equal(images[-1].pixels, tensor(S5P, (4,))[0].numpy())
+
+
+def test_tensors_of_the_former_cell_are_stale(given_samples):
+    """Cell 772177 lacks S5P and DEM: both members and the key stayed those of 772176."""
+    first = sample(KEY, [S3, S5P, DEM], seed=1)
+    about = json.loads(first[f"{KEY}.json"])
+    about["s3_olci"] = names(S3, format_cell(772177))
+    second = first | {
+        f"{KEY}.s3_olci.pth": saved(tensor(S3, (2,), 2)),
+        f"{KEY}.json": json.dumps(about).encode(),
+    }
+    third = sample("0772178", [S5P, DEM], seed=3)
+    third["0772178.json"] = first[f"{KEY}.json"]
+    images, rejected = given_samples(first, second, third)
+    assert {i.grid_id for i in images} == {772176}
+    assert len(images) == 2 + 2 + 1
+    np.testing.assert_array_equal(images[0].pixels, tensor(S3, (2,), 1)[1].numpy())
+    assert sorted((r.kind, r.member, r.images) for r in rejected) == [
+        ("duplicate", "0772176.dem.pth", 1),
+        ("duplicate", "0772176.s5p_co.pth", 2),
+        ("stale", "0772176.s3_olci.pth", 2),
+        ("stale", "0772178.dem.pth", 1),
+        ("stale", "0772178.s5p_co.pth", 2),
+    ]
+    assert any("say cell 0772177, its key 0772176" in r.reason for r in rejected)
+
+
+def test_what_does_not_fit_together_is_rejected(given_samples):
+    def only(members):
+        images, rejected = given_samples(members)
+        assert not images
+        assert {r.kind for r in rejected} == {"broken"}
+        return rejected[0].reason
+
+    good = sample()
+    assert "no 0772176.json says" in only({k: v for k, v in good.items() if "json" not in k})
+    assert "does not name the images of s5p_co" in only(good | {f"{KEY}.json": b"{}"})
+    assert "not JSON" in only(good | {f"{KEY}.json": b"{"})
+    assert "not JSON" in only(good | {f"{KEY}.json": b"[" * 100_000})
+    assert "expected a JSON object, found a list" in only(good | {f"{KEY}.json": b"[]"})
+    assert "contradicts itself" in only(sample(cell="0772176_-96.00_44.25"))
+    assert "'20210230' is no date" in only(sample(dates=["20210230"]))
+    assert "expected shape (3, 1, 28, 28)" in only(
+        sample(dates=["20210101", "20210102", "20210103"])
+    )
+    for key in ("cell", "9999999", "77217", "٠٧٧٢١٧٦"):
+        members = {name.replace(KEY, key): content for name, content in good.items()}
+        assert "id" in only(members)
+    assert "no sample" in only({"a.tif": b""})
+    absent = json.dumps({m: names(MODALITIES[m]) for m in ("s5p_co", "dem")}).encode()
+    images, rejected = given_samples(good | {f"{KEY}.json": absent})
+    assert (len(images), rejected) == (2, [])
+
+
+# Hostile members.
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def deflated(content):
+    """The same records, compressed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w", 8) as new:
+        for record in old.infolist():
+            new.writestr(record.filename, old.read(record))
+    return out.getvalue()
+
+
+def claiming(content, old, new):
+    """The same file with some bytes of its pickle replaced."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(out, "w") as changed:
+        for record in archive.infolist():
+            data = archive.read(record)
+            if record.filename.endswith("data.pkl"):
+                assert old in data
+                data = data.replace(old, new)
+            changed.writestr(record.filename, data)
+    return out.getvalue()
+
+
+SMALL = tensor(S5P, (2,))
+NUMEL = b"M" + SMALL.numel().to_bytes(2, "little")
+HOSTILE = {
+    "pickle": lambda flag: pickle.dumps(Payload(flag)),
+    "code in a tensor file": lambda flag: saved({"a": Payload(flag)}),
+    "code in a legacy file": lambda flag: saved(
+        Payload(flag), _use_new_zipfile_serialization=False
+    ),
+    "legacy": lambda _: saved(SMALL, _use_new_zipfile_serialization=False),
+    "dictionary": lambda _: saved({"s5p_co": SMALL}),
+    "list": lambda _: saved([SMALL]),
+    "number": lambda _: saved(3),
+    "numpy array": lambda _: saved(SMALL.numpy()),
+    "parameter": lambda _: saved(torch.nn.Parameter(SMALL)),
+    "sparse": lambda _: saved(SMALL.to_sparse()),
+    "quantised": lambda _: saved(torch.quantize_per_tensor(SMALL, 0.1, 0, torch.quint8)),
+    "meta": lambda _: saved(torch.empty(SMALL.shape, device="meta")),
+    "expanded": lambda _: saved(torch.ones(1).expand(SMALL.shape)),
+    "strided": lambda _: saved(torch.ones(1).as_strided(SMALL.shape, (0, 0, 0, 0))),
+    "transposed": lambda _: saved(SMALL.transpose(2, 3)),
+    "complex": lambda _: saved(SMALL.to(torch.complex64)),
+    "bool": lambda _: saved(SMALL > 0),
+    "wrong shape": lambda _: saved(tensor(S5P, (3,))),
+    "no axis for dates": lambda _: saved(tensor(S5P, ())),
+    "wrong size": lambda _: saved(torch.zeros(2, 1, 56, 56)),
+    "bomb": lambda _: deflated(saved(torch.zeros(4096, 1024))),
+    "empty": lambda _: b"",
+    "cut": lambda _: saved(SMALL)[:-200],
+    "larger than stored": lambda _: claiming(saved(SMALL), NUMEL, b"J\0\0\0\x10"),
+    "negative": lambda _: claiming(saved(SMALL), NUMEL, b"J\xff\xff\xff\xff"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:.*TypedStorage:UserWarning")
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_or_unfit_tensor_is_rejected(kind, given_samples, tmp_path):
+    flag = tmp_path / "executed"
+    content = HOSTILE[kind](flag)
+    good = sample("0772177")
+    images, (rejected,) = given_samples(sample() | {f"{KEY}.s5p_co.pth": content}, good)
+    assert {i.grid_id for i in images} == {772177}
+    assert (rejected.kind, rejected.images) == ("broken", 2)
+    assert (rejected.file, rejected.member) == ("example-000000.tar", f"{KEY}.s5p_co.pth")
+    assert rejected.reason
+    assert not flag.exists()
+
+
+def test_sentinel_2_must_be_counts(given_samples):
+    members = sample(modalities=[S2])
+    members[f"{KEY}.s2_toa.pth"] = saved(tensor(S2, (2, 2)).float())
+    _, (rejected,) = given_samples(members)
+    assert rejected.reason == "expected s2_toa as uint16 or int16, found float32"
+    assert rejected.images == 4
+
+
+def test_sizes_are_limited(given_samples, monkeypatch):
+    monkeypatch.setattr(webdataset, "_MAX_TENSOR", 1000)
+    assert "expected at most 1000" in given_samples(sample())[1][0].reason
+    monkeypatch.setattr(webdataset, "_MAX_JSON", 10)
+    assert "0772176.json: " in given_samples(sample())[1][0].reason
+
+
+def test_names_and_links_in_a_tar_touch_nothing(given_samples, tmp_path):
+    secret = tmp_path / "secret.pth"
+    secret.write_bytes(saved(tensor(S5P, (2,))))
+    before = sorted(tmp_path.rglob("*"))
+    link = tarfile.TarInfo(f"{KEY}.s5p_co.pth")
+    link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+    about = sample()[f"{KEY}.json"]
+    images, rejected = given_samples({"link": link, f"{KEY}.json": about})
+    assert (images, rejected) == ([], [])
+    climbing = {f"../../{name}": content for name, content in sample().items()}
+    absolute = {f"{tmp_path}/{n}": c for n, c in sample("0772177").items()}
+    images, rejected = given_samples(climbing, absolute)
+    assert ({i.grid_id for i in images}, rejected) == ({772176, 772177}, [])
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "example-000000.tar"])
+
+
+def test_a_cut_shard_is_read_up_to_the_cut(tmp_path):
+    keys = [f"{772176 + i:07d}" for i in range(3)]
+    path = shard(tmp_path / "s.tar", *(sample(key) for key in keys))
+    with tarfile.open(path) as archive:
+        ends = {m.name: m.offset_data + m.size for m in archive}
+    whole = path.read_bytes()
+    for cut in (ends["0772177.json"] - 1, ends["0772177.json"], ends["0772178.s5p_co.pth"] + 512):
+        path.write_bytes(whole[:cut])
+        images, rejected = read(open_source(path))
+        complete = {int(key) for key in keys if ends[f"{key}.json"] <= cut}
+        assert {i.grid_id for i in images} == complete
+        assert {r.kind for r in rejected} == {"broken"}
+        (reason,) = (r.reason for r in rejected if not r.member)
+        assert re.search(r"cut off at byte \d+", reason)
+        assert {r.file for r in rejected} == {"s.tar"}
