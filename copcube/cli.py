@@ -346,11 +346,12 @@ def _show(cube: Path) -> None:
 
 
 def _validate(arguments: Arguments) -> int:
+    from copcube.builds import validate_rows
     from copcube.cube import validate
 
-    problems = validate(Path(arguments.cube))
+    problems = [*validate(arguments.cube), *validate_rows(arguments.cube)]
     for problem in problems:
-        print(f"{arguments.cube}: {problem}")
+        print(problem)
     if not problems:
         print(f"{arguments.cube}: a valid embedding cube")
     return 1 if problems else 0

@@ -36,12 +36,12 @@ _ID_TEXT = re.compile(r"(\d{7})_(-?\d+\.\d{2})_(-?\d+\.\d{2})")
 
 def latitudes() -> NDArray[np.float64]:
     """Node latitudes, (721,) float64 in degrees north, 90 to -90; exact multiples of 0.25."""
-    return 90.0 - STEP * np.arange(N_LAT)
+    return 90.0 - STEP * np.arange(N_LAT, dtype=np.float64)
 
 
 def longitudes() -> NDArray[np.float64]:
     """Node longitudes, (1440,) float64 in degrees east, 0 to 359.75; exact multiples of 0.25."""
-    return STEP * np.arange(N_LON)
+    return STEP * np.arange(N_LON, dtype=np.float64)
 
 
 def latitude_bounds() -> NDArray[np.float64]:

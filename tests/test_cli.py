@@ -71,7 +71,7 @@ def test_sample_build_info_validate(images, stubbed, tmp_path, capsys):
     assert "s2_toa:" in said
     assert main(["info", str(out)]) == 0
     table = capsys.readouterr().out
-    for word in ("stub", "2 cells", "s2_toa", "45"):
+    for word in ("stub", "2, 0.00% of the globe", "s2_toa", "NO: the numbers mean nothing"):
         assert word in table
     assert main(["validate", str(out)]) == 0
     assert "a valid embedding cube" in capsys.readouterr().out
@@ -87,7 +87,14 @@ def test_validate_tells_what_is_wrong(world, capsys):
     chunk = next(path for path in (world / "embedding" / "c").rglob("*") if path.is_file())
     chunk.unlink()
     assert main(["validate", str(world)]) == 1
-    assert "n_images" in capsys.readouterr().out
+    assert "images, but no whole and finite vector: 1 cells" in capsys.readouterr().out
+
+
+def test_validate_proves_the_rows_beside_a_cube_too(world, capsys):
+    rows = next((world.with_name("world.build") / "rows").glob("*.parquet"))
+    rows.write_bytes(rows.read_bytes()[:-1])
+    assert main(["validate", str(world)]) == 1
+    assert f"{rows}: not the rows that were signed for" in capsys.readouterr().out
 
 
 def test_dry_run_writes_nothing(images, stubbed, tmp_path, capsys):
@@ -121,12 +128,13 @@ def test_other_options_are_refused_and_overwrite_helps(images, world, stubbed, c
         (["build", "{images}", "w.zarr", "--dates", "soon"], "'soon' is not a date"),
         (["aggregate", "nowhere", "w.zarr"], "no parquet files there"),
         (["info", "nowhere"], "expected an embedding cube"),
-        (["validate", "{images}"], "expected an embedding cube"),
         (["sample", "{images}"], "images"),
         (["fetch", "shards", "5000"], "5000"),
     ],
 )
-def test_errors_are_one_message_and_code_1(images, stubbed, tmp_path, argv, message, monkeypatch, capsys):
+def test_errors_are_one_message_and_code_1(
+    images, stubbed, tmp_path, argv, message, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert main([word.format(images=images) for word in argv]) == 1
     said = capsys.readouterr().err

@@ -11,7 +11,6 @@ from copcube.builds.plan import Plan
 from copcube.cells import Cells, read_cells, write_cells
 from copcube.errors import BuildError
 from copcube.grid import N_BANDS
-from copcube.modalities import MODALITIES
 from copcube.progress import stage
 
 
@@ -60,7 +59,7 @@ def assemble(
         write_cells(folder.cells / f"{names[-1]}.arrow", cells)
     if folder.receipt(plan, "create", "cube") is None:
         shutil.rmtree(folder.cube, ignore_errors=True)
-        attributes = _attributes(plan, survey) | facts
+        attributes = {**_attributes(plan, survey), **facts}
         cube.create(
             folder.cube, dim=survey.dim, by=aggregation.by, groups=survey.groups, attrs=attributes
         )
@@ -111,7 +110,6 @@ def _sweep(folder: BuildFolder) -> None:
 def _attributes(plan: Plan, survey: Survey) -> dict[str, str | int]:
     options, made_by = plan.options, dict(survey.provenance)
     crop = made_by.pop("crop", "")
-    counts = zip(MODALITIES, survey.images_by_modality, strict=True)
     return {
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source": f"Copernicus Sentinel imagery, {plan.source}",
@@ -121,7 +119,6 @@ def _attributes(plan: Plan, survey: Survey) -> dict[str, str | int]:
         "aggregation_by": options["by"] or "none",
         "modalities": " ".join(options["modalities"]),
         "dates": f"{options['start'] or 'first'} to {options['end'] or 'last'}",
-        "images": " ".join(f"{key}:{count}" for key, count in counts if count),
         "history": f"copcube {plan.version} {plan.kind} {plan.source}",
         "copcube_version": plan.version,
         "copcube_plan": plan.id,

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from copcube.aggregate import Aggregation, Balance, By
 from copcube.builds.assemble import assemble, complete
 from copcube.builds.folder import BuildFolder, Receipt
-from copcube.builds.plan import Plan, digest, partitions_digest, write_partitions
+from copcube.builds.plan import Plan, digest, partitions_digest, read_partitions, write_partitions
 from copcube.embedding import Crop, Encoder, Spec, embed_partition
 from copcube.errors import BuildError
 from copcube.images import Partition, Selection, Source, open_source
@@ -232,6 +232,33 @@ def aggregate(
             assemble(folder, plan, aggregation, files, {})
     seconds = {"total": time.perf_counter() - begin}
     return Report(cube=folder.out, rows=Path(rows), seconds=seconds)
+
+
+def validate_rows(out: str | Path) -> list[str]:
+    """Examine the rows that a build left beside its cube, against their receipts.
+
+    Parameters
+    ----------
+    out : str or Path
+        The cube.
+
+    Returns
+    -------
+    list of str
+        What is wrong; empty if all is well or there is no build folder.
+    """
+    folder = BuildFolder(Path(out))
+    plan = folder.plan()
+    if plan is None or plan.kind != "build":
+        return []
+    if not complete(folder, plan):
+        return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
+    return [
+        f"{folder.rows / partition.name}.parquet: not the rows that were signed for; "
+        "build again to mend them"
+        for partition in read_partitions(folder.partitions)
+        if folder.receipt(plan, "embed", partition.name) is None
+    ]
 
 
 def loaded(encoder: Encoder | Spec | None) -> Encoder:

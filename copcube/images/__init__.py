@@ -9,6 +9,7 @@ member when called, on any thread, and returns its images and what it had to rej
 import calendar
 import datetime
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +193,9 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of the source's files."""
+
+    def count(self, partition: Partition, selection: Selection) -> Counter[str]:
+        """Count the selected images of a partition by modality, without decoding any."""
 
     def jobs(self, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
         """Decoding jobs of a partition, ordered by modality, cell, local patch and date.

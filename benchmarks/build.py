@@ -1,0 +1,75 @@
+"""A build's images/s against those of the bare encoder on the same batches, in one run.
+
+    python benchmarks/build.py [--cells 12] [--layout geotiff] [--device auto]
+
+Partition by partition, in turn: decode all batches into memory and time nothing but the
+encoder; then time the whole of embedding the partition, from files to signed rows.
+Weights are untrained: speed does not depend on their values.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from copcube.aggregate import Aggregation
+from copcube.builds.folder import BuildFolder
+from copcube.builds.run import embed_unit, plan_build
+from copcube.embedding import Batch
+from copcube.encoder import EncoderSpec
+from copcube.images import Image, Selection, open_source
+from copcube.images.sample import write_sample
+
+
+def batches(source, partition, selection, sizes):
+    images = {}
+    for job in source.jobs(partition, selection):
+        for item in job() if callable(job) else ():
+            if isinstance(item, Image):
+                images.setdefault(item.modality, []).append(item)
+    for key, found in images.items():
+        for i in range(0, len(found), sizes[key]):
+            yield Batch.of(found[i : i + sizes[key]], "center")
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--cells", type=int, default=12)
+    options.add_argument("--layout", choices=("geotiff", "webdataset"), default="geotiff")
+    options.add_argument("--device", default="auto")
+    options.add_argument("--threads", type=int, default=2)
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        write_sample(Path(scratch, "images"), chosen.layout, cells=chosen.cells)
+        source, selection = open_source(Path(scratch, "images")), Selection.of()
+        encoder = EncoderSpec("untrained:0", device=chosen.device).load()
+        plan, partitions = plan_build(source, encoder, Aggregation(selection=selection), "center")
+        folder = BuildFolder(Path(scratch, "world.zarr"))
+        folder.prepare()
+        for batch in batches(source, partitions[0], selection, plan.batch_sizes):
+            encoder(batch.modality.key, batch.pixels, batch.metadata)  # warm up
+        images, bare, whole = 0, 0.0, 0.0
+        for partition in partitions:
+            for batch in batches(source, partition, selection, plan.batch_sizes):
+                begin = time.perf_counter()
+                encoder(batch.modality.key, batch.pixels, batch.metadata)
+                bare += time.perf_counter() - begin
+                images += len(batch.images)
+            begin = time.perf_counter()
+            embed_unit(
+                folder,
+                plan,
+                source,
+                partition,
+                encoder,
+                selection,
+                threads=chosen.threads,
+                advance=lambda n: None,
+            )
+            whole += time.perf_counter() - begin
+            print(f"{images} images: build / bare encoder {bare / whole:.3f}", flush=True)
+    print(f"bare encoder {images / bare:.2f} images/s, build {images / whole:.2f} images/s")
+
+
+if __name__ == "__main__":
+    main()
