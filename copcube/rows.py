@@ -466,11 +466,10 @@ def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.
 def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:
     """Place of every text among the distinct ones in ascending order; 0 for None."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     encoded = pa.array(texts, pa.string()).dictionary_encode()
-    distinct = np.array(encoded.dictionary.to_pylist(), object)
-    rank = np.empty(len(distinct) + 1, np.int64)
-    rank[np.argsort(distinct)] = np.arange(1, len(distinct) + 1)
-    rank[-1] = 0
+    rank = np.zeros(len(encoded.dictionary) + 1, np.int64)
+    rank[pc.array_sort_indices(encoded.dictionary)] = np.arange(1, len(rank))
     code: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy()
     return rank[code]
