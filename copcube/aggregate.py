@@ -180,34 +180,35 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
     Raises
     ------
     RowsError
-        If a file cannot be read, or files hold vectors of different lengths or encoders.
+        If a file cannot be read, files hold vectors of different lengths or encoders, or
+        the groups are times and no selected image has a date.
     """
     dim, provenance = _common(sorted({part.file for part in parts}))
     total = images = 0
     by_modality = np.zeros(len(ORDER), np.int64)
-    years: set[str] = set()
-    seen: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+    dates: set[str] = set()
+    nothing = np.empty(0, np.int64)
+    seen = [(nothing, nothing, nothing)]
     for number, part in enumerate(parts):
         rows = read_rows(part.file, part.row_groups, embedding=False)
         total += len(rows)
         rows = rows.take(_selected(rows, aggregation.selection))
         images += len(rows)
         by_modality += np.bincount(rows.modality, minlength=len(ORDER))
-        if aggregation.by == "year":
-            years |= {date[:4] for date in set(rows.date) if date is not None}
+        dates |= set(rows.date) - {None}
         cell, count = np.unique(rows.grid_id, return_counts=True)
         seen.append((cell, np.full(len(cell), number), count))
-    empty = np.empty(0, np.int64)
-    cell, part_number, count = (
-        (np.concatenate([empty, *arrays]) for arrays in zip(*seen, strict=True))
-        if seen
-        else (empty, empty, empty)
-    )
+    if images and not dates and aggregation.by in ("month", "season", "year"):
+        raise RowsError(
+            f"none of the {images:,} selected images has a date, so none belongs to a "
+            f"{aggregation.by}; select other modalities or another grouping"
+        )
+    cell, part_number, count = (np.concatenate(arrays) for arrays in zip(*seen, strict=True))
     distinct, inverse, times = np.unique(cell, return_inverse=True, return_counts=True)
     split = np.flatnonzero(times[inverse] > 1)
     split = split[np.lexsort((part_number[split], *grid.row_col(cell[split])[::-1]))]
     return Survey(
-        groups=_labels(aggregation, years),
+        groups=_labels(aggregation, dates),
         dim=dim,
         rows=total,
         images=images,
@@ -405,7 +406,7 @@ def _common(files: Sequence[str]) -> tuple[int, dict[str, str]]:
     return dims[min(dims)] if dims else 0, dict(sorted(shared))
 
 
-def _labels(aggregation: Aggregation, years: set[str]) -> tuple[str, ...]:
+def _labels(aggregation: Aggregation, dates: set[str]) -> tuple[str, ...]:
     match aggregation.by:
         case None:
             return ()
@@ -416,7 +417,7 @@ def _labels(aggregation: Aggregation, years: set[str]) -> tuple[str, ...]:
         case "season":
             return SEASONS
         case "year":
-            return tuple(sorted(years))
+            return tuple(sorted({date[:4] for date in dates}))
 
 
 def _group(rows: Rows, by: By | None, groups: tuple[str, ...]) -> NDArray[np.int64]:

@@ -171,6 +171,13 @@ def test_labels_of_the_survey(tmp_path):
     assert survey(some, Aggregation(by="modality", selection=two)).groups == ("s1_grd", "dem")
 
 
+@pytest.mark.parametrize("by", ["month", "season", "year"])
+def test_times_need_dates(tmp_path, by):
+    write_rows(tmp_path / "a.parquet", table([(CELL, 7, None, None)], [[1, 2]]), {})
+    with pytest.raises(RowsError, match=f"none of the 1 selected images has a date.* a {by}"):
+        survey(parts([tmp_path / "a.parquet"]), Aggregation(by=by))
+
+
 def test_selection():
     rows = random_rows(400, cells=5)
     chosen = Selection(("s1_grd", "dem"), "20210301", "20211001")
