@@ -96,6 +96,13 @@ def header(name, size, kind=tarfile.REGTYPE):
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_file_has_no_data_whatever_its_size(kind, tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(header("a", 1000, kind) + header("b", 3) + b"abc".ljust(1536, b"\0"))
+    assert found(str(path)) == by_tarfile(path) == [("b", 1024, 3)]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

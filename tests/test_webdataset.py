@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copcube.errors import CopcubeError, SourceError
@@ -340,6 +340,7 @@ def test_names_nested_as_the_tensor_and_no_other_way(patches, dates, listed, dat
         from_names(about, modality)
 
 
+@settings(max_examples=40)
 @given(
     st.recursive(
         st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
@@ -482,7 +483,11 @@ HOSTILE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:.*TypedStorage:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*quantize:UserWarning",
+    "ignore:.*TypedStorage:UserWarning",
+    "ignore:.*sparse tensor:UserWarning",
+)
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_or_unfit_tensor_is_rejected(kind, given_samples, tmp_path):
     flag = tmp_path / "executed"
@@ -492,7 +497,7 @@ def test_a_hostile_or_unfit_tensor_is_rejected(kind, given_samples, tmp_path):
     assert {i.grid_id for i in images} == {772177}
     assert (rejected.kind, rejected.images) == ("broken", 2)
     assert (rejected.file, rejected.member) == ("example-000000.tar", f"{KEY}.s5p_co.pth")
-    assert rejected.reason
+    assert "weights_only" not in rejected.reason
     assert not flag.exists()
 
 

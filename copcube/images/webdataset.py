@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import pickle
 import re
 import zipfile
 from collections import Counter
@@ -349,17 +350,23 @@ def _load(raw: bytes) -> "torch.Tensor":
         tensor = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except ImageError:
         raise
+    except pickle.UnpicklingError as error:  # whose text advises to load it without care
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = found[1] if found else "something"
+        raise ImageError(f"it holds {what}, which is no plain tensor") from error
     except Exception as error:  # torch.load documents none of what it raises
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ImageError(f"not a tensor that torch can load safely: {reason:.200}") from error
+        raise ImageError(f"no tensor that torch can load: {reason:.200}") from error
     if type(tensor) is not torch.Tensor:
         raise ImageError(f"expected a tensor, found a {type(tensor).__name__}")
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise ImageError(f"expected a plain tensor, found {tensor.layout} on {tensor.device}")
     stored = sum(record.file_size for record in records if "/data/" in record.filename)
     size = max(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-    if size > stored or not tensor.is_contiguous():
+    if size > stored:
         raise ImageError(f"a tensor of {size} bytes over {stored} stored ones")
+    if not tensor.is_contiguous():
+        raise ImageError(f"expected a contiguous tensor, found strides {tensor.stride()}")
     return tensor.detach()
 
 
