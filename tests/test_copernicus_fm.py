@@ -23,7 +23,7 @@ from copcube.encoder.kernels import Kernel, fourier
 from copcube.errors import OptionError
 from copcube.modalities import MODALITIES
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "data" / "copernicusfm_reference.npz"
+REFERENCE = "copernicusfm_reference.npz"
 NAN = math.nan
 S2 = MODALITIES["s2_toa"]
 MUNICH = (11.5, 48.25, 18628.0, 0.0256)
@@ -100,20 +100,20 @@ def dem(model: nn.Module) -> Tensor:
 
 @pytest.fixture(scope="module", params=["cls", "mean"])
 def published(request: pytest.FixtureRequest) -> CopernicusFM:
-    if not REFERENCE.exists():
-        pytest.skip(f"no reference data at {REFERENCE}")
     return drawn(CopernicusFM(request.param))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_reproduces_the_published_code(published: CopernicusFM, case: str) -> None:
+def test_reproduces_the_published_code(
+    published: CopernicusFM, case: str, shared_data: Path
+) -> None:
     shape, metadata, key = CASES[case]
     rows = torch.tensor(metadata, dtype=torch.float64)
     with torch.inference_mode():
         found = published(draw("input/" + case, shape), rows, **bands(key))
     feature = "cls" if published.pooling == "cls" else "mean_pool"
-    expected = np.load(REFERENCE)[f"{case}/{feature}"]
+    expected = np.load(shared_data / REFERENCE)[f"{case}/{feature}"]
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
 
