@@ -250,6 +250,7 @@ def _log_to_stderr(*, quiet: bool) -> None:
     log.addHandler(handler)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     log.propagate = False
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it finds is rejected by name
 
 
 def _sample(arguments: Arguments) -> None:

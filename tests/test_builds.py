@@ -215,9 +215,7 @@ def test_other_options_are_refused_by_name(trees, undisturbed, tmp_path):
     out = tmp_path / "world.zarr"
     build(trees / "geotiff", out, encoder=StubEncoder(), modalities=["dem"])
     with pytest.raises(BuildError) as caught:
-        build(
-            trees / "geotiff", out, encoder=StubEncoder(), modalities=["dem"], balance="image"
-        )
+        build(trees / "geotiff", out, encoder=StubEncoder(), modalities=["dem"], balance="image")
     assert "options.balance: was modality, now image" in str(caught.value)
     assert "modalities" not in str(caught.value)
     assert "--overwrite" in str(caught.value)
@@ -386,4 +384,3 @@ def test_the_plan_can_be_read(undisturbed):
     assert plan["kind"] == "build"
     assert plan["encoder"]["encoder"] == "stub"
     assert plan["options"]["crop"] == "center"
-

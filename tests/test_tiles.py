@@ -724,9 +724,6 @@ def test_the_real_model_sees_the_tile_and_its_metadata(small):
     np.testing.assert_allclose(result[0, 1], expected[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(
-    raises=TypeError, reason="FrozenEncoder takes no Modality and gives no tokens yet"
-)
 def test_tokens_and_own_bands_of_the_real_model(small):
     import torch
 

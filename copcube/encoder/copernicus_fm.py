@@ -122,7 +122,7 @@ class CopernicusFM(nn.Module):
         self.patch_embed_spectral = SpectralKernel(embed_dim)
         self.patch_embed_variable = VariableKernel(embed_dim)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(_sincos_grid(embed_dim), requires_grad=False)
+        self.pos_embed = nn.Parameter(sincos_grid(embed_dim), requires_grad=False)
         self.coord_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.scale_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.time_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -356,7 +356,7 @@ def _resize_positions(stored: Tensor, height: int, width: int) -> Tensor:
     return torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2).to(stored)], dim=1)
 
 
-def _sincos_grid(dim: int) -> Tensor:
+def sincos_grid(dim: int) -> Tensor:
     """Sine-cosine embedding of the grid, (1, 1 + 14·14, dim): zeros, then column and row."""
     waves = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     phase = torch.arange(_GRID, dtype=torch.float64)[:, None] * waves

@@ -18,7 +18,7 @@ from torch import Tensor
 from copcube import modalities
 from copcube.encoder.copernicus_fm import Pooling
 from copcube.errors import OptionError, WeightsError
-from copcube.modalities import MODALITIES, Modality
+from copcube.modalities import Modality
 
 if TYPE_CHECKING:
     from copcube.encoder.weights import Weights
@@ -108,12 +108,7 @@ class FrozenEncoder:
             self._model = copy.deepcopy(weights.model).to(self.device)
             self._model.blocks.to(self.dtype)
         self._language = weights.language
-        self._statistics = {
-            kind.key: torch.tensor([kind.scale, kind.mean, kind.std])[..., None, None].to(
-                self.device
-            )
-            for kind in MODALITIES.values()
-        }
+        self._statistics: dict[Modality, Tensor] = {}
         self._fits: dict[tuple[int, ...], int] = {}
         self._provenance = weights.provenance | {
             "encoder_dtype": str(self.dtype).removeprefix("torch."),
@@ -135,7 +130,7 @@ class FrozenEncoder:
         """What must be known of the encoder to make its vectors again."""
         return dict(self._provenance)
 
-    def batch_size(self, modality: str, size: int) -> int:
+    def batch_size(self, modality: str | Modality, size: int) -> int:
         """Images of `size` pixels a side to embed at once, for speed within memory.
 
         The same on every call and on every machine of the same kind: on the GPU it
@@ -147,7 +142,7 @@ class FrozenEncoder:
         OptionError
             If there is no such modality.
         """
-        kind = modalities.modality(modality)
+        kind = _kind(modality)
         tokens = ((size + 2) // kind.kernel) ** 2 + 1
         if self.device.type == "cpu":
             return max(1, min(_CPU_BATCH, round(_CPU_TOKENS / tokens)))
@@ -155,7 +150,12 @@ class FrozenEncoder:
         return _cuda_batch(memory, len(kind.bands) * size**2, tokens * self.dim, self.dtype)
 
     def __call__(
-        self, modality: str, pixels: NDArray[Any], metadata: NDArray[np.float64]
+        self,
+        modality: str | Modality,
+        pixels: NDArray[Any],
+        metadata: NDArray[np.float64],
+        *,
+        tokens: bool = False,
     ) -> NDArray[np.float32]:
         """Embed one batch.
 
@@ -164,19 +164,21 @@ class FrozenEncoder:
 
         Parameters
         ----------
-        modality : str
-            Key of the modality of all the images.
+        modality : str or Modality
+            Key of the modality of all the images, or a description of another sensor.
         pixels : numpy.ndarray
             (batch, bands, rows, columns); int16, uint16 and float32 travel as they are,
             any other dtype as float32.
         metadata : numpy.ndarray
             (batch, 4) float64: lon and lat in degrees, days since 1970-01-01, area of one
             token in km²; NaN where unknown.
+        tokens : bool
+            Whether to return the patch tokens rather than one vector an image.
 
         Returns
         -------
         numpy.ndarray
-            (batch, dim) float32.
+            (batch, dim) float32; with `tokens` (batch, tokens, dim), row by row.
 
         Raises
         ------
@@ -187,11 +189,11 @@ class FrozenEncoder:
         torch.OutOfMemoryError
             If not even one image fits the GPU; larger batches are halved until they do.
         """
-        kind = modalities.modality(modality)
-        bands = self._describe(kind)
+        kind = _kind(modality)
+        bands = self._describe(kind) | {"tokens": tokens}
         if pixels.ndim != 4 or pixels.shape[1] != len(kind.bands):
             raise OptionError(
-                f"{modality} images have shape {pixels.shape}; expected (batch, "
+                f"{kind.key} images have shape {pixels.shape}; expected (batch, "
                 f"{len(kind.bands)}, rows, columns)"
             )
         places = torch.tensor(metadata, dtype=torch.float64)
@@ -200,23 +202,25 @@ class FrozenEncoder:
                 f"metadata of {len(pixels)} images has shape {tuple(places.shape)}; expected "
                 f"({len(pixels)}, 4)"
             )
-        vectors = np.empty((len(pixels), self.dim), dtype=np.float32)
+        if not len(pixels):
+            return np.empty((0, self.dim), dtype=np.float32)
+        vectors: list[NDArray[np.float32]] = []
         done, step = 0, self._fits.get(pixels.shape, len(pixels))
         while done < len(pixels):
             part = slice(done, done + step)
             try:
-                vectors[part] = self._encode(kind, pixels[part], places[part], bands)
+                vectors.append(self._encode(kind, pixels[part], places[part], bands))
                 done += step
                 continue
             except torch.OutOfMemoryError as error:
                 if step == 1:
-                    error.add_note(f"one {modality} image of {pixels.shape[2:]} pixels is too much")
+                    error.add_note(f"one {kind.key} image of {pixels.shape[2:]} pixels is too much")
                     raise
             # Only here, past the handler, are the failed attempt's tensors gone.
             torch.cuda.empty_cache()
             step = self._fits[pixels.shape] = (step + 1) // 2
-            log.warning("%s: out of device memory, going on with batches of %d", modality, step)
-        return vectors
+            log.warning("%s: out of device memory, going on with batches of %d", kind.key, step)
+        return np.concatenate(vectors)
 
     @torch.inference_mode()
     def _encode(
@@ -240,7 +244,10 @@ class FrozenEncoder:
 
     def _normalised(self, pixels: Tensor, kind: Modality) -> Tensor:
         missing = (pixels == 0).all(1, keepdim=True) if kind.zero_is_missing else None
-        scale, mean, std = self._statistics[kind.key]
+        if kind not in self._statistics:
+            statistics = torch.tensor([kind.scale, kind.mean, kind.std])[..., None, None]
+            self._statistics[kind] = statistics.to(self.device)
+        scale, mean, std = self._statistics[kind]
         x = pixels.float().mul_(scale).sub_(mean).div_(std).nan_to_num_(0.0, 0.0, 0.0)
         return x if missing is None else x.masked_fill_(missing, 0.0)
 
@@ -260,6 +267,10 @@ class FrozenEncoder:
             "language_embedding": self._language[kind.language_key],
             "kernel_size": kind.kernel,
         }
+
+
+def _kind(given: str | Modality) -> Modality:
+    return given if isinstance(given, Modality) else modalities.modality(given)
 
 
 def _device(name: str) -> torch.device:

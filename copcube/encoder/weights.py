@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copcube.encoder.copernicus_fm import LANGUAGE_DIM, CopernicusFM, Pooling, _sincos_grid
+from copcube.encoder.copernicus_fm import LANGUAGE_DIM, CopernicusFM, Pooling, sincos_grid
 from copcube.errors import MissingPackageError, OptionError, WeightsError
 from copcube.modalities import MODALITIES
 from copcube.published import CHECKPOINT, LANGUAGE, WEIGHTS
@@ -91,7 +91,6 @@ def load_weights(
         match = re.fullmatch(r"untrained:([0-9]{1,18})", weights)
         if match is None:
             raise OptionError(f"weights are {weights!r}; expected a seed, such as 'untrained:0'")
-        log.warning("the encoder is untrained (%s): its vectors mean nothing", weights)
         noise = untrained_weights(int(match[1]), pooling=pooling or "cls")
         return noise if language is None else _with_language(noise, Path(language))
     if weights == "hub":
@@ -144,7 +143,7 @@ def untrained_weights(
         for name, tensor in model.state_dict().items()
         if name != "pos_embed"
     }
-    state["pos_embed"] = _sincos_grid(embed_dim)
+    state["pos_embed"] = sincos_grid(embed_dim)
     keys = [m.language_key for m in MODALITIES.values() if m.language_key]
     language = {
         key: torch.from_numpy(_uniform(seed, f"language/{key}", LANGUAGE_DIM)) for key in keys
