@@ -23,8 +23,8 @@ from scipy.sparse import csr_array
 
 from copcube import grid
 from copcube.aggregate import Part, parts
-from copcube.compare import lattice_index
 from copcube.errors import CubeError, RowsError
+from copcube.latlon import lattice_index
 from copcube.mask import vectors
 from copcube.rows import Rows, read_rows, rows_files
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube.schema import labels
-from copcube.errors import CubeError, GridError
+from copcube.errors import CubeError
+from copcube.latlon import lattice_index
 from copcube.mask import counted, present, vectors
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
 _TILE = 8 * grid.BLOCK
 _BATCH = 8192
-_NEAR = 0.01
 
 
 @dataclass(frozen=True)
@@ -210,11 +210,11 @@ class _Side:
         if self.counted is None:
             values = self.field.isel(where).values
             return present(values, zeros_allowed=self.field.name != "embedding"), values
-        counted = np.asarray(self.counted.isel(where).values)
-        if not counted.any():
-            return counted, np.empty(0)
+        mask = np.asarray(self.counted.isel(where).values)
+        if not mask.any():
+            return mask, np.empty(0)
         values = self.field.isel(where).values
-        return counted & present(values, zeros_allowed=True), values
+        return mask & present(values, zeros_allowed=True), values
 
     def on_coordinates(self, **values: NDArray[np.float64]) -> "xr.Dataset":
         """Values of the cells to compare as a dataset on this side's coordinates."""
@@ -228,27 +228,6 @@ _ATTRS = {
     "cosine": {"long_name": "cosine of the two vectors of the cell", "units": "1"},
     "norm_ratio": {"long_name": "length of the second vector over the first's", "units": "1"},
 }
-
-
-def lattice_index(
-    lat: NDArray[np.floating], lon: NDArray[np.floating]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns, in ERA5's order, of coordinates that are nodes of the lattice.
-
-    Raises
-    ------
-    GridError
-        If they are not.
-    """
-    y, x = (90 - lat.astype(np.float64)) / grid.STEP, lon.astype(np.float64) / grid.STEP
-    for name, places, values in (("latitude", y, lat), ("longitude", x, lon)):
-        off = ~(np.abs(places - np.rint(places)) < _NEAR)
-        if off.any():
-            raise GridError(
-                f"{name} {values[off][0]} is no node of the 0.25° lattice; bring both datasets "
-                "onto it, or compare cubes before they are merged with another grid"
-            )
-    return np.rint(y).astype(np.int64), np.rint(x).astype(np.int64) % grid.N_LON
 
 
 def _common(a: _Side, b: _Side) -> tuple[_Side, _Side]:

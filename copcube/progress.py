@@ -29,6 +29,11 @@ class Stage:
         What a unit is, in the plural.
     skipped : int
         Units that were done before this run.
+
+    Attributes
+    ----------
+    note : str
+        What else to show; set it before `advance`.
     """
 
     def __init__(self, title: str, total: int | None, unit: str, skipped: int) -> None:
@@ -37,11 +42,14 @@ class Stage:
         self.note = ""
         self._begin = time.monotonic()
 
-    def advance(self, units: int = 1, note: str | None = None) -> None:
-        """Count units as done now, and say something about them."""
+    def advance(self, units: int = 1) -> None:
+        """Count units as done now."""
         self.done += units
-        self.note = self.note if note is None else note
         self._show()
+
+    def expect(self, total: int | None) -> None:
+        """Say how many units there will be, as far as known by now."""
+        self.total = total
 
     @property
     def rate(self) -> float:
@@ -86,7 +94,8 @@ class _Bar(Stage):
     task: "TaskID"
 
     def _show(self) -> None:
-        self.bars.update(self.task, completed=self.done + self.skipped, state=self._state())
+        done = self.done + self.skipped
+        self.bars.update(self.task, total=self.total, completed=done, state=self._state())
 
     def _state(self) -> str:
         left = self.seconds_left

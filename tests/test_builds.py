@@ -200,6 +200,30 @@ def test_nothing_is_embedded_twice(trees, tmp_path):
     assert len(second.calls) < len(whole.calls)
 
 
+def test_resuming_keeps_batches_and_version_of_the_plan(trees, undisturbed, tmp_path):
+    """Automatic batch sizes of another machine, or a later copcube, do not bar the way."""
+
+    class Failing(StubEncoder):
+        def __call__(self, modality, pixels, metadata):
+            if len(self.calls) >= 12:
+                raise RuntimeError("power cut")
+            return super().__call__(modality, pixels, metadata)
+
+    class Larger(StubEncoder):
+        def batch_size(self, modality, size):
+            return 64
+
+    out = tmp_path / "world.zarr"
+    with pytest.raises(RuntimeError, match="power cut"):
+        build(trees / "geotiff", out, encoder=Failing())
+    encoder = Larger()
+    assert build(trees / "geotiff", out, encoder=encoder).resumed > 0
+    assert max(shape[0] for _, shape in encoder.calls) == 4
+    assert contents(out) == contents(undisturbed)
+    with pytest.raises(BuildError, match=r"batch_sizes\.dem: was 4, now 2"):
+        build(trees / "geotiff", out, encoder=StubEncoder(), batch_size=2)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_a_receipt_without_its_data_is_void(trees, undisturbed, tmp_path, damage):
     out = tmp_path / "world.zarr"

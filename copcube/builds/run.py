@@ -9,8 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from copcube.embedding import Crop, Encoder, Spec, embed_partition
 from copcube.errors import BuildError
 from copcube.images import Partition, Selection, Source, open_source
 from copcube.modalities import MODALITIES
-from copcube.progress import Stage, stage
+from copcube.progress import stage
 from copcube.rows import rows_files, write_rows
 from copcube.storage import atomic_path
 
@@ -130,18 +129,23 @@ def build(
     with folder.lock():
         model = loaded(encoder)
         plan, partitions = plan_build(images, model, aggregation, crop, batch_size)
-        _admit(folder, plan, overwrite)
+        plan = _admitted(folder, plan, overwrite, keep_batches=batch_size is None)
         if folder.plan() is None:
             write_partitions(folder.partitions, partitions)
             folder.write_plan(plan)
-        done = {p.name: folder.receipt(plan, "embed", p.name) for p in partitions}
-        resumed = sum(receipt is not None for receipt in done.values())
+        receipts = {
+            partition.name: receipt
+            for partition in partitions
+            if (receipt := folder.receipt(plan, "embed", partition.name)) is not None
+        }
+        resumed = len(receipts)
         seconds: Counter[str] = Counter()
-        with _images_stage(partitions, done) as bar:
+        with stage("embedding", None, "images", skip=_images(receipts)) as bar:
+            bar.expect(_expected(partitions, receipts))
             for partition in partitions:
-                if done[partition.name] is not None:
+                if partition.name in receipts:
                     continue
-                receipt = embed_unit(
+                receipts[partition.name] = receipt = embed_unit(
                     folder,
                     plan,
                     images,
@@ -152,9 +156,11 @@ def build(
                     strict=strict,
                     advance=bar.advance,
                 )
-                done[partition.name] = receipt
                 seconds.update(receipt["seconds"])
-        receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
+                bar.expect(_expected(partitions, receipts))
+                left_out = sum(len(r["rejected"]) for r in receipts.values())
+                bar.note = f"{len(receipts)}/{len(partitions)} partitions, {left_out} left out"
+        receipts = {partition.name: receipts[partition.name] for partition in partitions}
         rejected = _write_quarantine(folder.quarantine, receipts)
         if not complete(folder, plan):
             facts = {
@@ -226,7 +232,7 @@ def aggregate(
             batch_sizes={},
             partitions="",
         )
-        _admit(folder, plan, overwrite)
+        plan = _admitted(folder, plan, overwrite)
         folder.write_plan(plan)
         if not complete(folder, plan):
             assemble(folder, plan, aggregation, files, {})
@@ -345,8 +351,14 @@ def embed_unit(
     return folder.sign(plan, "embed", partition.name, [path], facts)
 
 
-def _admit(folder: BuildFolder, plan: Plan, overwrite: bool) -> None:
-    """Refuse to go on with a build of other options, or to replace a cube unasked."""
+def _admitted(folder: BuildFolder, plan: Plan, overwrite: bool, keep_batches: bool = True) -> Plan:
+    """Return the plan to follow: that of the build under way, if it is the one asked for.
+
+    Raises
+    ------
+    BuildError
+        If the build under way has other options, or a cube would be replaced unasked.
+    """
     if overwrite:
         try:
             known = folder.plan()
@@ -356,13 +368,17 @@ def _admit(folder: BuildFolder, plan: Plan, overwrite: bool) -> None:
             folder.clear()
         folder.set_aside()
     elif (known := folder.plan()) is not None:
+        if keep_batches:
+            plan = replace(plan, batch_sizes=known.batch_sizes)
         known.refuse_changes(plan, folder.path)
+        plan = known
     if folder.out.exists() and not complete(folder, plan):
         raise BuildError(
             f"{folder.out} exists and is not the result of this build; give another output "
             "name, or --overwrite to replace it"
         )
     folder.prepare()
+    return plan
 
 
 def _options(aggregation: Aggregation) -> dict[str, Any]:
@@ -375,13 +391,16 @@ def _options(aggregation: Aggregation) -> dict[str, Any]:
     }
 
 
-def _images_stage(
-    partitions: list[Partition], done: Mapping[str, Receipt | None]
-) -> AbstractContextManager[Stage]:
-    known = [partition.images for partition in partitions]
-    total = None if None in known else sum(images or 0 for images in known)
-    before = sum(sum(receipt["images"].values()) for receipt in done.values() if receipt)
-    return stage("embedding", total, "images", skip=before)
+def _images(receipts: Mapping[str, Receipt]) -> int:
+    return sum(sum(receipt["images"].values()) for receipt in receipts.values())
+
+
+def _expected(partitions: list[Partition], receipts: Mapping[str, Receipt]) -> int | None:
+    """Images in all: as listed, else as many a partition as in those that are done."""
+    known = [partition.images for partition in partitions if partition.images is not None]
+    if len(known) == len(partitions):
+        return sum(known)
+    return round(_images(receipts) / len(receipts) * len(partitions)) if receipts else None
 
 
 def _write_quarantine(path: Path, receipts: Mapping[str, Receipt]) -> dict[str, int]:
