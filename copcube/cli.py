@@ -367,7 +367,6 @@ def _demo(arguments: Arguments) -> int:
     folder = Path(arguments.folder)
     images, cube = folder / "images", folder / "world.zarr"
     if not images.exists():
-        log.info("writing sample images to %s", images)
         write_sample(images, "geotiff")
     try:
         encoder = EncoderSpec().load()

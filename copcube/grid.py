@@ -129,6 +129,20 @@ def grid_id(row, col):  # type: ignore[no-untyped-def]
     return int(ids) if ids.ndim == 0 else ids
 
 
+def published_column(col: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Columns of the published map that are columns in ERA5's order, and back.
+
+    The published map (``embed_map_310k``) runs from 90°N as ERA5 does, so its rows are ours,
+    but from 180°W: half a turn away, which is its own inverse.
+
+    Examples
+    --------
+    >>> published_column(np.array([0, 720, 1439])).tolist()
+    [720, 0, 719]
+    """
+    return (np.asarray(col, dtype=np.int64) + N_LON // 2) % N_LON
+
+
 def centre(grid_id: int) -> tuple[float, float]:
     """Centre of a cell as (lat, lon) in degrees, longitude in [-180, 180) as published.
 

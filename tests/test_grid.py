@@ -173,3 +173,32 @@ def test_a_cell_lies_in_its_block(number):
     block = grid.block_of(number)
     assert block.rows.start <= row < block.rows.stop
     assert block.cols.start <= col < block.cols.stop
+
+
+columns = st.integers(0, grid.N_LON - 1)
+
+
+@given(columns)
+def test_the_half_turn_to_the_published_map_is_its_own_inverse(col):
+    turned = grid.published_column(np.array([col]))
+    assert grid.published_column(turned).tolist() == [col]
+    lon = grid.longitudes()[col]
+    assert (-180 + turned[0] / 4 - lon) % 360 == 0
+
+
+@given(ids)
+def test_the_published_map_counts_rows_from_the_north_and_columns_as_its_ids(number):
+    """Ids run south to north, rows of the map north to south; both start at 180°W."""
+    row, col = grid.row_col(number)
+    assert row == 720 - number // 1440
+    assert grid.published_column(np.array([col])).tolist() == [number % 1440]
+
+
+@given(ids)
+def test_a_published_map_turned_lies_on_era5_s_coordinates(number):
+    image = np.arange(-180, 180, 0.25)[None] + 1000 * np.arange(90, -90.25, -0.25)[:, None]
+    era5 = image[:, grid.published_column(np.arange(grid.N_LON))]
+    row, col = grid.row_col(number)
+    lat, lon = grid.centre(number)
+    assert era5[row, col] == lon + 1000 * lat
+    assert (grid.latitudes()[row], grid.longitudes()[col]) == (lat, lon % 360)

@@ -330,12 +330,22 @@ def test_local_ids_never_leave_the_globe(lon):
     assert "-0.00" not in patch.text
 
 
-def test_progress_is_told(tmp_path):
-    told = []
-    write_sample(
-        tmp_path, cells=2, local_patches=1, dates=1, progress=lambda *args: told.append(args)
-    )
-    assert told == [(1, 2), (2, 2)]
+def test_what_is_written_halfway_does_not_appear(tmp_path, monkeypatch):
+    from copcube.images import sample
+
+    def interrupted(root, world, seed):
+        (root / "half.tif").write_bytes(b"")
+        yield
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "_write_geotiffs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_sample(tmp_path / "images", cells=2)
+    assert not (tmp_path / "images").exists()
+    write_sample(tmp_path / "images", cells=1, local_patches=1, dates=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert not list((tmp_path / "images").rglob("half.tif"))
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def _sweep(folder: BuildFolder) -> None:
 def _attributes(plan: Plan, survey: Survey) -> dict[str, str | int]:
     options, made_by = plan.options, dict(survey.provenance)
     crop = made_by.pop("crop", "")
+    dates = f"{options['start'] or 'first'} to {options['end'] or 'last'}"
     return {
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source": f"Copernicus Sentinel imagery, {plan.source}",
@@ -118,7 +119,7 @@ def _attributes(plan: Plan, survey: Survey) -> dict[str, str | int]:
         "aggregation": f"mean over {_BALANCE[options['balance']]}",
         "aggregation_by": options["by"] or "none",
         "modalities": " ".join(options["modalities"]),
-        "dates": f"{options['start'] or 'first'} to {options['end'] or 'last'}",
+        "dates": "all" if not options["start"] and not options["end"] else dates,
         "history": f"copcube {plan.version} {plan.kind} {plan.source}",
         "copcube_version": plan.version,
         "copcube_plan": plan.id,

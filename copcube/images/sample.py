@@ -14,8 +14,9 @@ import gzip
 import io
 import json
 import math
+import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date as Date
 from datetime import timedelta
@@ -31,6 +32,8 @@ from copcube.grid import cell_at, centre, format_cell, grid_id
 from copcube.images.pixels import to_tensor_form
 from copcube.images.scenes import Terrain, draw
 from copcube.modalities import MODALITIES, ORDER, Modality
+from copcube.progress import stage
+from copcube.storage import writing
 
 Layout = Literal["geotiff", "webdataset"]
 
@@ -114,7 +117,6 @@ def write_sample(
     cells: int = 12,
     local_patches: int = 3,
     dates: int = 3,
-    progress: Callable[[int, int], None] | None = None,
 ) -> SampleSummary:
     """Write a made-up Copernicus-Pretrain: the published form, drawn pixels.
 
@@ -123,7 +125,7 @@ def write_sample(
     Parameters
     ----------
     folder : str or Path
-        Where to write; created, and must be empty.
+        Where to write; it must be new or empty, and appears when the sample is whole.
     layout : {"geotiff", "webdataset"}
         A GeoTIFF tree with its ``fnames_*.json.gz``, or shards ``example-*.tar``.
     seed : int
@@ -135,8 +137,6 @@ def write_sample(
     dates : int
         Most dates a modality may have at one place, 1 to 12 (Sentinel-1 and -2 have at
         most 4, Sentinel-3 at most 8).
-    progress : callable, optional
-        Called with the number of cells written and their total.
 
     Returns
     -------
@@ -164,18 +164,19 @@ def write_sample(
     root = Path(folder)
     world = _world(seed, cells, local_patches, dates)
     write = _write_geotiffs if layout == "geotiff" else _write_shards
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if any(root.iterdir()):
+    partial = root.with_name(f".{root.name}.partial")
+    with writing(root):
+        if root.exists() and any(root.iterdir()):
             raise StorageError(f"{root}: not empty; give another folder or remove this one")
-        for done, _ in enumerate(write(root, world, seed), 1):
-            if progress is not None:
-                progress(done, cells)
-        size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"{root}: cannot write the sample there: {error}") from error
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with stage("writing sample", cells, "cells") as bar:
+            for _ in write(partial, world, seed):
+                bar.advance()
+        size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        if root.exists():
+            root.rmdir()
+        partial.rename(root)
     images = {
         key: sum(len(at_place) for cell in world for at_place in cell.dates.get(key, ()))
         for key in MODALITIES
