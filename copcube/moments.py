@@ -1,0 +1,152 @@
+"""Streamed covariance of weighted vectors, and its principal axes; numpy alone.
+
+Vectors come in batches. Each is centred on the running mean, multiplied with itself and
+merged in float64 (Chan, Golub & LeVeque, 1983, doi:10.1080/00031305.1983.10483115), so a
+mean that is large against the scatter costs no digits. Products are taken in float32, which
+is fast, or in float64; `Axes.trusted` tells whether float32 was exact enough.
+
+Covariances are unbiased: ``Σ wᵢ(xᵢ-m)(xᵢ-m)ᵀ / (W - Σ wᵢ²/W)`` with ``W = Σ wᵢ``, as
+``numpy.cov(aweights=w)`` defines them; with equal weights that divides by n - 1.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import CubeError, OptionError
+
+Floats = NDArray[np.float64]
+
+_UNIT = 2.0**-24
+"""Unit roundoff of float32."""
+_RANGE = 1e-25, 1e25
+"""Variances whose products neither underflow nor overflow in float32."""
+_CHANGE, _TURN = 5e-7, 5e-6
+"""Largest estimated effect of float32 products: relative change of a variance, angle of the
+space. Measured on 312,567 × 768, the true ones are 4 and 25 times less."""
+
+
+class Moments:
+    """Weight, mean and scatter of the vectors so far.
+
+    Around any shift, vectors ``y = x - shift`` of weights w have the mean ``t/W`` with
+    ``t = Σwy`` and the scatter ``Σwyyᵀ - ttᵀ/W``. The running mean as shift keeps the sum of
+    all ``Σw‖y‖²`` within twice the whole scatter, and with it the error of the products.
+    """
+
+    def __init__(self, dim: int, dtype: type[Any]) -> None:
+        self.dtype = dtype
+        self.cells = 0
+        self.weight = self.square = 0.0
+        self.mean: Floats = np.zeros(dim)
+        self.scatter: Floats = np.zeros((dim, dim))
+
+    def add(self, x: NDArray[Any], w: Floats) -> None:
+        """Add vectors (n, dim) of weights (n,)."""
+        if self.cells == 0:
+            self.mean = w @ x.astype(np.float64) / w.sum()
+        wide = np.result_type(x, self.dtype)
+        shift, root = self.mean.astype(wide), np.sqrt(w).astype(self.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not trusted
+            y = np.subtract(x, shift, dtype=wide).astype(self.dtype, copy=False)
+            y *= root[:, None]
+            products, t = y.T @ y, (root @ y).astype(np.float64)
+        exact = root.astype(np.float64) ** 2
+        weight = float(exact.sum())
+        step = shift - self.mean + t / weight
+        total = self.weight + weight
+        self.scatter += products
+        self.scatter += np.outer(step, step * (self.weight * weight / total))
+        self.scatter -= np.outer(t, t / weight)
+        self.mean = self.mean + step * (weight / total)
+        self.weight, self.square = total, self.square + float((exact**2).sum())
+        self.cells += len(x)
+
+    @property
+    def covariance(self) -> Floats:
+        """Unbiased covariance, (dim, dim); zero for a single vector."""
+        freedom = self.weight - self.square / self.weight
+        return self.scatter / freedom if self.cells > 1 and freedom > 0 else 0 * self.scatter
+
+
+@dataclass(frozen=True)
+class Axes:
+    """All principal axes, by falling variance."""
+
+    mean: Floats  # (dim,)
+    components: Floats  # (dim, dim), one a row
+    variance: Floats  # (dim,)
+    blur: Floats  # (dim,): Σ vᵢ² Cᵢᵢ for every axis v, what rounding errors scale with
+    cells: int
+    exact: bool  # products were in float64
+
+    @classmethod
+    def of(cls, moments: Moments) -> Self:
+        """Decompose; the entry of largest magnitude of every component is positive.
+
+        Raises
+        ------
+        CubeError
+            If products overflowed in float64.
+        """
+        covariance, exact = moments.covariance, moments.dtype is np.float64
+        if not np.isfinite(covariance).all():
+            if exact:
+                raise CubeError("the vectors hold values too large to be squared in float64")
+            covariance = np.zeros_like(covariance)
+        variance, columns = np.linalg.eigh(covariance)
+        variance, components = np.maximum(variance[::-1], 0), columns.T[::-1]
+        largest = np.abs(components).argmax(axis=1)
+        signs = np.sign(components[np.arange(len(components)), largest])
+        components = np.ascontiguousarray(components * signs[:, None])
+        blur = components**2 @ np.diagonal(covariance)
+        return cls(moments.mean, components, variance, blur, moments.cells, exact)
+
+    def count(self, k: int | float) -> int:
+        """Number of components that k means.
+
+        Raises
+        ------
+        OptionError
+            If it is larger than the rank.
+        """
+        vectors, rank = f"the {self.cells} vectors of length {len(self.mean)}", self._rank
+        if rank == 0:
+            raise OptionError(f"{vectors} are all alike (rank 0): they have no components")
+        n = min(self._reach(k), rank) if k < 1 else int(k)
+        if n > rank:
+            raise OptionError(f"k={k} is larger than {rank}, the rank of {vectors}; choose less")
+        return n
+
+    def trusted(self, k: int | float) -> bool:
+        """Whether the products were exact enough for what k means.
+
+        Errors of the covariance's entries are independent and about ``u sqrt(Cᵢᵢ Cⱼⱼ)``, with
+        the unit roundoff u. To first order they change the variance along v by u times its
+        blur, and turn v towards w by ``u sqrt(blur(v) blur(w)) / (variance(v) - variance(w))``.
+        """
+        if self.exact:
+            return True
+        if not _RANGE[0] < self.variance[0] < _RANGE[1]:
+            return False
+        n = min(self._reach(k), len(self.mean))
+        (inside, outside), blur = np.split(self.variance, [n]), _UNIT * self.blur
+        with np.errstate(divide="ignore"):
+            change = blur[:n] / inside
+            turn = np.sqrt(np.outer(blur[:n], blur[n:])) / (inside[:, None] - outside)
+        return bool(change.max() <= _CHANGE and np.linalg.norm(turn) <= _TURN)
+
+    @property
+    def _rank(self) -> int:
+        eps = len(self.mean) * np.finfo(np.float64).eps
+        floor = max(eps * self.variance[0], (eps * np.abs(self.mean).max()) ** 2)
+        return min(int((self.variance > floor).sum()), self.cells - 1)
+
+    def _reach(self, k: int | float) -> int:
+        """Number of components that k means, of those there are and are not."""
+        if k >= 1:
+            return int(k)
+        explained = np.cumsum(self.variance) / self.variance.sum()
+        return int(np.searchsorted(explained, k)) + 1
