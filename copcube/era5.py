@@ -93,6 +93,7 @@ def merge(
 
     if fill is not None and (isinstance(fill, bool) or not isinstance(fill, int | float)):
         raise OptionError(f"fill={fill!r}; expected a number, or None for NaN")
+    fields = fields.set_coords([name for name in _CRS if name in fields])
     field = vectors(fields)
     _refuse_merged(era5, field.name)
     target = LatLon.of(era5)
@@ -130,7 +131,7 @@ def _present(fields: "xr.Dataset") -> "xr.DataArray":
     if field.chunks is None or counted(fields) is not None:
         return filled(fields)
     finite: xr.DataArray = xr.apply_ufunc(np.isfinite, field, dask="allowed")
-    return finite.all(field.dims[-1])
+    return finite.all(str(field.dims[-1]))
 
 
 def _cells(

@@ -149,7 +149,7 @@ def test_without_network_build_names_both_ways_out(images, tmp_path):
         "HF_HOME": str(tmp_path / "cache"),
         "HF_HUB_CACHE": str(tmp_path / "cache"),
     }
-    command = [sys.executable, "-m", "copcube.cli", "build", str(images), str(tmp_path / "w.zarr")]
+    command = [sys.executable, "-m", "copcube", "build", str(images), str(tmp_path / "w.zarr")]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 1
     assert "--weights PATH" in result.stderr

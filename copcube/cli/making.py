@@ -1,18 +1,12 @@
-"""The command ``copcube``.
-
-Exit codes: 0 done, 1 failed (the message says what to do), 2 wrong usage, 130 stopped by
-Ctrl-C.
-"""
+"""Commands that make cubes: sample, fetch, build, aggregate, demo."""
 
 import argparse
 import logging
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copcube import __version__
-from copcube.errors import CopcubeError, CubeError, FetchError
+from copcube.cli.common import Arguments, Commands, command, overwrite, positive, show
+from copcube.errors import CubeError, FetchError
 from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -21,46 +15,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-Arguments = argparse.Namespace
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        The exit code.
-    """
-    arguments = parser().parse_args(argv)
-    _log_to_stderr(quiet=arguments.quiet)
-    try:
-        code: int | None = arguments.run(arguments)
-    except CopcubeError as error:
-        print(f"copcube: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("copcube: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return code or 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    root = argparse.ArgumentParser(
-        prog="copcube",
-        description="Turn Copernicus Sentinel imagery into an embedding datacube on ERA5's grid.",
-        epilog="Try it: copcube demo. Each command has its own --help with an example.",
-    )
-    root.add_argument("--version", action="version", version=f"copcube {__version__}")
-    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    sample = _command(
+def add(commands: Commands) -> None:
+    """Add the commands to the parser."""
+    sample = command(
         commands,
         "sample",
         _sample,
@@ -70,9 +28,9 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("folder", metavar="DIR", help="a new or empty folder")
     sample.add_argument("--layout", choices=("geotiff", "webdataset"), default="geotiff")
     sample.add_argument("--seed", type=int, default=0, help="other seeds, other images")
-    sample.add_argument("--cells", type=_positive, metavar="N", help="how many cells (default: 12)")
+    sample.add_argument("--cells", type=positive, metavar="N", help="how many cells (default: 12)")
 
-    fetch = _command(
+    fetch = command(
         commands,
         "fetch",
         _fetch,
@@ -92,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("range", nargs="?", metavar="A-B", help="which shards")
     fetch.add_argument("--to", metavar="DIR", default=".", help="folder (default: this one)")
 
-    build = _command(
+    build = command(
         commands,
         "build",
         _build,
@@ -114,17 +72,17 @@ def parser() -> argparse.ArgumentParser:
         help="embed the pretraining size from the middle (default) or the whole image",
     )
     _encoder(build)
-    build.add_argument("--batch-size", type=_positive, metavar="N", help="default: automatic")
-    build.add_argument("--threads", type=_positive, metavar="N", help="decoding threads")
+    build.add_argument("--batch-size", type=positive, metavar="N", help="default: automatic")
+    build.add_argument("--threads", type=positive, metavar="N", help="decoding threads")
     build.add_argument("--strict", action="store_true", help="stop at the first broken image")
     build.add_argument(
         "--dry-run",
         action="store_true",
         help="say what would be done: images, disk, time from a measured batch; write nothing",
     )
-    _overwrite(build)
+    overwrite(build)
 
-    aggregate = _command(
+    aggregate = command(
         commands,
         "aggregate",
         _aggregate,
@@ -142,21 +100,9 @@ def parser() -> argparse.ArgumentParser:
         default="refuse",
         help="what to do when two rows embed the same image",
     )
-    _overwrite(aggregate)
+    overwrite(aggregate)
 
-    info = _command(commands, "info", _info, "show what a cube holds", "copcube info world.zarr")
-    info.add_argument("cube", metavar="CUBE.zarr")
-
-    validate = _command(
-        commands,
-        "validate",
-        _validate,
-        "prove that a cube is whole and right",
-        "copcube validate world.zarr",
-    )
-    validate.add_argument("cube", metavar="CUBE.zarr")
-
-    demo = _command(
+    demo = command(
         commands,
         "demo",
         _demo,
@@ -166,27 +112,6 @@ def parser() -> argparse.ArgumentParser:
         "untrained weights, and says so: the cube then has the right form and no meaning.",
     )
     demo.add_argument("folder", metavar="DIR", nargs="?", default="demo")
-    return root
-
-
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    run: Callable[[Arguments], int | None],
-    summary: str,
-    example: str,
-    details: str = "",
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.\n\n{details}".rstrip(),
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("--quiet", "-q", action="store_true", help="only warnings and errors")
-    command.set_defaults(run=run)
-    return command
 
 
 def _choose(command: argparse.ArgumentParser) -> None:
@@ -227,30 +152,6 @@ def _encoder(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-
-
-def _overwrite(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--overwrite", action="store_true", help="replace an existing cube of other options"
-    )
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)
-
-
-def _log_to_stderr(*, quiet: bool) -> None:
-    for old in log.handlers[:]:
-        log.removeHandler(old)
-    handler = logging.StreamHandler()
-    plain = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(levelname)s %(message)s"
-    handler.setFormatter(logging.Formatter(plain, datefmt="%H:%M:%S"))
-    log.addHandler(handler)
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
-    log.propagate = False
-    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it finds is rejected by name
 
 
 def _sample(arguments: Arguments) -> None:
@@ -330,34 +231,6 @@ def _tell(report: "Report") -> None:
     log.info("%s is done, %s", report.cube, duration(report.seconds["total"]))
 
 
-def _info(arguments: Arguments) -> None:
-    _show(Path(arguments.cube))
-
-
-def _show(cube: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from copcube.cube import summary
-
-    table = Table(title=str(cube), show_header=False, title_justify="left")
-    for name, value in summary(cube).lines():
-        table.add_row(name, value)
-    Console().print(table)
-
-
-def _validate(arguments: Arguments) -> int:
-    from copcube.builds import validate_rows
-    from copcube.cube import validate
-
-    problems = [*validate(arguments.cube), *validate_rows(arguments.cube)]
-    for problem in problems:
-        print(problem)
-    if not problems:
-        print(f"{arguments.cube}: a valid embedding cube")
-    return 1 if problems else 0
-
-
 def _demo(arguments: Arguments) -> int:
     from copcube.builds import build
     from copcube.cube import validate
@@ -376,7 +249,7 @@ def _demo(arguments: Arguments) -> int:
     _tell(build(images, cube, encoder=encoder))
     if problems := validate(cube):
         raise CubeError(f"{cube}: {'; '.join(problems)}")
-    _show(cube)
+    show(cube)
     print(f"\nOpen it: xarray.open_zarr({str(cube)!r})")
     return 0
 
@@ -391,7 +264,3 @@ def _spec(arguments: Arguments) -> "EncoderSpec":
         device=arguments.device,
         dtype=arguments.dtype,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

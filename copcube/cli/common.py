@@ -1,0 +1,55 @@
+"""What the commands of the command line share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+Arguments = argparse.Namespace
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def command(
+    commands: Commands,
+    name: str,
+    run: Callable[[Arguments], int | None],
+    summary: str,
+    example: str,
+    details: str = "",
+) -> argparse.ArgumentParser:
+    """Add a command, with an example in its help."""
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.\n\n{details}".rstrip(),
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--quiet", "-q", action="store_true", help="only warnings and errors")
+    made.set_defaults(run=run)
+    return made
+
+
+def overwrite(command: argparse.ArgumentParser) -> None:
+    """Add the option to replace what exists."""
+    command.add_argument("--overwrite", action="store_true", help="replace an existing output")
+
+
+def positive(text: str) -> int:
+    """Read a positive whole number."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def show(cube: str | Path) -> None:
+    """Print what a cube holds as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from copcube.cube import summary
+
+    table = Table(title=str(cube), show_header=False, title_justify="left")
+    for name, value in summary(cube).lines():
+        table.add_row(name, value)
+    Console().print(table)
