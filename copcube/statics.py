@@ -6,6 +6,7 @@ them differently; parameter ids, short names and units are ECMWF's (codes.ecmwf.
 
 import logging
 import re
+import warnings
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -201,9 +202,10 @@ def _not_invariant(field: "xr.DataArray") -> str | None:
     level = level or field.attrs.get("GRIB_typeOfLevel", "surface")
     if level != "surface":
         return f"on {level}"
-    further = [d for d in field.dims if field.sizes[d] > 1 and str(d).lower() in _SINGLE]
-    if further and not bool((field == field.isel({d: 0 for d in further})).all()):
-        return f"differs along {' and '.join(map(str, further))}"
+    for dim in (d for d in field.dims if str(d).lower() in _SINGLE):
+        first, last = (field.isel({dim: i}, drop=True) for i in (0, -1))
+        if not first.equals(last):
+            return f"differs along {dim}"
     return None
 
 
@@ -294,7 +296,9 @@ def _open_zarr(path: str, options: dict[str, Any] | None = None) -> "xr.Dataset"
     import xarray as xr
 
     try:
-        ds: xr.Dataset = xr.open_zarr(path, storage_options=options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
+            ds: xr.Dataset = xr.open_zarr(path, storage_options=options)
     except (KeyError, OSError, ValueError) as error:
         raise SourceError(f"{path}: no Zarr store of variables can be read ({error})") from error
     return ds
