@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import xarray as xr
+
+from copcube.errors import CubeError
+from copcube.mask import counted, filled, spatial_dims, vectors
+
+LAT, LON = np.arange(60, 30, -0.25), np.arange(0, 20, 0.25)
+
+
+def small(counts=True, lead=()):
+    """A cube of 120 × 80 cells, half of them filled; and its mask."""
+    rng = np.random.default_rng(1)
+    shape = (*(size for _, size in lead), len(LAT), len(LON))
+    mask = rng.random(shape) < 0.5
+    values = np.where(mask[..., None], rng.normal(size=(*shape, 5)), np.nan).astype(np.float32)
+    dims = (*(name for name, _ in lead), "lat", "lon")
+    ds = xr.Dataset({"embedding": ((*dims, "dim"), values)}, {"lat": LAT, "lon": LON})
+    if counts:
+        ds["n_images"] = dims, mask.astype(np.int32) * 3
+    return ds, mask
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("lead", [(), (("season", 3),)])
+@pytest.mark.parametrize("chunks", [None, {}, {"lat": 7, "lon": 33, "dim": 2}])
+def test_finds_the_filled_cells(counts, lead, chunks):
+    ds, mask = small(counts, lead)
+    ds = ds if chunks is None else ds.chunk(chunks)
+    found = filled(ds)
+    assert found.dtype == bool
+    assert found.chunks is None
+    assert found.dims == (*(name for name, _ in lead), "lat", "lon")
+    assert np.array_equal(found.values, mask)
+    assert found.lat.identical(ds.lat)
+    assert (counted(ds) is None) != counts
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 4])
+def test_one_value_that_is_not_finite_makes_a_vector_missing(bad, at):
+    ds, mask = small(counts=False)
+    row, col = (int(i[0]) for i in np.nonzero(mask))
+    ds.embedding[row, col, at] = bad
+    mask[row, col] = False
+    assert np.array_equal(filled(ds), mask)
+
+
+def test_counts_are_believed_without_reading_vectors():
+    import dask.array as da
+
+    ds, mask = small()
+
+    def refuse(block):
+        raise AssertionError("the embedding was read")
+
+    lazy = da.map_blocks(refuse, ds.embedding.chunk().data, meta=np.empty((0, 0, 0), "f4"))
+    assert np.array_equal(filled(ds.assign(embedding=(ds.embedding.dims, lazy))), mask)
+
+
+def test_counts_that_became_floats_by_masking():
+    ds, mask = small()
+    north = ds.where(ds.lat > 45)
+    assert np.array_equal(filled(north), mask & (LAT > 45)[:, None])
+
+
+def test_counts_on_other_dimensions_do_not_count():
+    ds, mask = small(lead=(("season", 3),))
+    partial = ds.assign(n_images=ds.n_images.sum("season"))
+    assert counted(partial) is None
+    assert np.array_equal(filled(partial), mask)
+
+
+def test_zeros_without_counts_are_refused_and_with_counts_are_vectors():
+    ds, mask = small()
+    zeros = ds.assign(embedding=ds.embedding * 0)
+    assert np.array_equal(filled(zeros), mask)
+    with pytest.raises(CubeError, match=f"{mask[:45].sum()} cells.*engine='copembed'"):
+        filled(zeros.drop_vars("n_images"))
+    published = ds.embedding.fillna(0).to_dataset()
+    with pytest.raises(CubeError, match="zeros"):
+        filled(published)
+
+
+def test_reductions_may_hold_zeros():
+    ds, mask = small(counts=False)
+    pc = (ds.embedding * 0).rename("pc", dim="component").to_dataset()
+    assert np.array_equal(filled(pc), mask)
+
+
+@pytest.mark.parametrize(
+    ("rename", "attrs"),
+    [
+        ({}, {}),
+        ({"lat": "latitude", "lon": "longitude"}, {}),
+        ({"lat": "LAT", "lon": "Lon"}, {}),
+        ({"lat": "y", "lon": "x"}, {"standard_name": ("latitude", "longitude")}),
+        ({"lat": "rows", "lon": "cols"}, {"units": ("degrees_north", "degrees_east")}),
+    ],
+)
+def test_finds_latitude_and_longitude_by_name_or_convention(rename, attrs):
+    ds, mask = small(counts=False)
+    ds = ds.rename(rename)
+    names = (rename.get("lat", "lat"), rename.get("lon", "lon"))
+    for key, values in attrs.items():
+        for name, value in zip(names, values, strict=True):
+            ds[name].attrs[key] = value
+    turned = ds.transpose("dim", *reversed(names))
+    assert spatial_dims(turned) == spatial_dims(turned.embedding) == names
+    assert vectors(turned).dims == (*names, "dim")
+    assert np.array_equal(filled(turned), mask)
+
+
+def test_projected_coordinates_are_no_latitudes():
+    ds = small()[0].rename(lat="y", lon="x")
+    ds.y.attrs.update(standard_name="projection_y_coordinate", units="m")
+    with pytest.raises(CubeError, match=r"one dimension of latitude.*found none among y, x, dim"):
+        spatial_dims(ds)
+
+
+def test_says_what_is_missing():
+    ds, _ = small()
+    with pytest.raises(CubeError, match=r"variable embedding.*found n_images"):
+        filled(ds.drop_vars("embedding"))
+    with pytest.raises(CubeError, match="no variables"):
+        filled(xr.Dataset())
+    with pytest.raises(CubeError, match=r"latitude.*select by a list or a slice"):
+        filled(ds.sel(lat=45))
+    with pytest.raises(CubeError, match=r"longitude.*found none"):
+        filled(ds.drop_vars("lon"))
+    twice = ds.expand_dims(latitude=[1.0])
+    with pytest.raises(CubeError, match="latitude and lat"):
+        filled(twice)
+    named = small(lead=(("season", 3),))[0].rename(dim="feature")
+    with pytest.raises(CubeError, match=r"season, lat, lon, feature.*named dim"):
+        filled(named)
+
+
+def test_other_dimensions_of_the_dataset_do_not_confuse():
+    ds, mask = small()
+    ds["t2m"] = ("latitude",), [1.0, 2.0], {}
+    ds = ds.assign_coords(latitude=[0.0, 1.0])
+    assert np.array_equal(filled(ds), mask)
