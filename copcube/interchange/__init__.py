@@ -1,0 +1,25 @@
+"""Published forms in and out.
+
+`copcube.interchange.engine` is the xarray engine ``copembed``, which opens published maps and
+our exports as cubes; `convert` makes Zarr cubes of them; ``to_…`` and `export` write them.
+"""
+
+from copcube.interchange.averages import to_parquet
+from copcube.interchange.conversion import convert
+from copcube.interchange.exporting import export
+from copcube.interchange.geotiff import to_geotiff
+from copcube.interchange.netcdf import to_netcdf
+from copcube.interchange.npz import to_npz
+from copcube.interchange.packing import Exported
+from copcube.interchange.pt import to_pt
+
+__all__ = [
+    "Exported",
+    "convert",
+    "export",
+    "to_geotiff",
+    "to_netcdf",
+    "to_npz",
+    "to_parquet",
+    "to_pt",
+]

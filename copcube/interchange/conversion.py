@@ -1,0 +1,116 @@
+"""Published maps as Zarr cubes, band by band."""
+
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from copcube import cube, grid
+from copcube.cells import Cells
+from copcube.errors import CubeError
+from copcube.interchange.canvas import require_free
+from copcube.interchange.engine import dataset, open_source
+from copcube.interchange.sources import Piece, Source
+from copcube.modalities import MODALITIES
+from copcube.progress import stage
+from copcube.storage import sync, writing
+
+log = logging.getLogger("copcube")
+
+
+def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Path:
+    """Make a Zarr cube of a published map or of an export.
+
+    A map does not tell how many images its vectors are the means of. What it holds of a cell
+    is one vector, and so the cube counts it: ``n_images`` 1, ``spread`` 0. The attribute
+    ``n_images_known`` is 0 to say that these are no counts of images; the one image is
+    ascribed to the first modality, which says as little.
+
+    Parameters
+    ----------
+    path : str or Path
+        File of any form that the engine ``copembed`` opens.
+    out : str or Path
+        Cube to write; it appears complete or not at all.
+    overwrite : bool
+        Replace what is there.
+
+    Returns
+    -------
+    Path
+        The cube.
+
+    Raises
+    ------
+    CubeError
+        If the file holds no map, or the reduction of one.
+    RowsError
+        If a parquet file holds no averages.
+    StorageError
+        If the cube exists already or cannot be written.
+    """
+    target = require_free(out, overwrite)
+    source = open_source(path)
+    if source.legend.variable != "embedding":
+        raise CubeError(
+            f"{path}: holds a reduction, not the embeddings of a cube; open it with "
+            "engine='copembed' and save it with .to_zarr"
+        )
+    attrs = dataset(source).attrs | {"n_images_known": 0}
+    with _replacing(target) as temporary:
+        cube.create(temporary, dim=source.dim, attrs=attrs)
+        with stage("converting", grid.N_BANDS, "bands") as bar:
+            for band, piece in enumerate(source.bands()):
+                cube.write_band(temporary, band, _cells(source, piece))
+                bar.advance()
+        cube.finish(temporary)
+    log.info("%s: made of %s", out, path)
+    return target
+
+
+def _cells(source: Source, piece: Piece) -> Cells:
+    row, col, vectors = piece
+    if source.legend.order == "published":
+        col = grid.published_column(col)
+    if not np.isfinite(vectors).all():
+        broken = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        cell = grid.format_cell(grid.grid_id(int(row[broken]), int(col[broken])))
+        raise CubeError(
+            f"{source.path}: the vector of cell {cell} holds a value that is not finite; "
+            "set such cells to 0, which means missing"
+        )
+    n = len(row)
+    by_modality = np.zeros((n, len(MODALITIES)), np.int32)
+    by_modality[:, 0] = 1
+    return Cells(
+        grid.grid_id(row, col),
+        np.zeros(n, np.int16),
+        np.ones(n, np.int32),
+        by_modality,
+        np.zeros(n, np.float32),
+        vectors,
+    )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Make a folder under a temporary name and move it into place when it is complete."""
+    name = f".{path.name}.{uuid.uuid4().hex}"
+    temporary, former = path.with_name(f"{name}.partial"), path.with_name(f"{name}.former")
+    try:
+        with writing(path):
+            yield temporary
+            if path.exists():
+                path.rename(former)
+            temporary.rename(path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if former.is_dir():
+            shutil.rmtree(former)
+        else:
+            former.unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""The xarray engine ``copembed``: published maps and our exports as embedding cubes."""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from xarray.backends import BackendArray, BackendEntrypoint
+from xarray.core import indexing
+
+from copcube import grid
+from copcube.cube import schema
+from copcube.errors import CubeError
+from copcube.interchange.legend import LENGTHWISE
+from copcube.interchange.npz import open_npz
+from copcube.interchange.sources import Source
+
+_PLACES = ("lat", "lon", "lat_bnds", "lon_bnds", "crs")
+
+
+class CopembedBackend(BackendEntrypoint):
+    """Open a map of embeddings as a cube in ERA5's order, lazily."""
+
+    description = "Copernicus embedding maps on ERA5's grid (.npz, .pt, .tif, .parquet, .nc)"
+    url = "https://huggingface.co/datasets/wangyi111/Copernicus-Embed-025deg"
+    open_dataset_parameters = ("filename_or_obj", "drop_variables")
+
+    def open_dataset(
+        self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
+    ) -> xr.Dataset:
+        """Open a file.
+
+        Parameters
+        ----------
+        filename_or_obj : str or path-like
+            ``embed_map_310k.npz``, ``.pt`` or ``.tif``, ``embeddings_avg_*.parquet`` (a
+            folder or glob for its parts), or an export of copcube.
+        drop_variables : str or iterable of str, optional
+            Variables to leave out.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``embedding`` (lat, lon, dim) float32, or the ``pc`` of a reduction with its
+            basis; NaN where missing, latitudes from 90, longitudes from 0.
+
+        Raises
+        ------
+        CubeError
+            If there is no such file or it holds no map on the lattice.
+        RowsError
+            If a parquet file holds no averages.
+        """
+        ds = open_map(filename_or_obj)
+        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
+        return ds.drop_vars(list(dropped), errors="ignore")
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Whether a name is that of such a file; looks at nothing but the name."""
+        if not isinstance(filename_or_obj, str | os.PathLike):
+            return False
+        name = os.path.basename(os.fsdecode(filename_or_obj))
+        suffix = os.path.splitext(name)[1].lower()
+        return suffix in (".npz", ".pt", ".parquet") or (
+            suffix in (".tif", ".tiff") and name.startswith("embed_map_")
+        )
+
+
+def open_map(path: Any) -> xr.Dataset:
+    """Open a map of any form, lazily; errors are those of the engine."""
+    if isinstance(path, str | os.PathLike) and os.fsdecode(path).lower().endswith(".nc"):
+        from copcube.interchange.netcdf import open_netcdf
+
+        return open_netcdf(os.fsdecode(path))
+    return dataset(open_source(path))
+
+
+def open_source(path: Any) -> Source:
+    """Find the map in a file of any form.
+
+    Raises
+    ------
+    CubeError
+        If there is no such file or form, or no map in it.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise CubeError(f"expected a path, found {type(path).__name__}; save it to a file first")
+    text = os.fsdecode(path)
+    suffix = os.path.splitext(text)[1].lower()
+    if suffix not in _OPENERS:
+        raise CubeError(
+            f"{text}: expected a map as {', '.join(_OPENERS)}; found "
+            f"{suffix or 'a name without suffix'} (open a cube with xarray.open_zarr)"
+        )
+    if not os.path.isfile(text) and suffix != ".parquet":
+        raise CubeError(f"{text}: no such file; `copcube fetch map` brings the published one")
+    return _OPENERS[suffix](text)
+
+
+def _pt(path: str) -> Source:
+    from copcube.interchange.pt import open_pt
+
+    return open_pt(path)
+
+
+def _geotiff(path: str) -> Source:
+    from copcube.interchange.geotiff import open_geotiff
+
+    return open_geotiff(path)
+
+
+def _averages(path: str) -> Source:
+    from copcube.interchange.averages import open_averages
+
+    return open_averages(path)
+
+
+_OPENERS: dict[str, Callable[[str], Source]] = {
+    ".npz": open_npz,
+    ".pt": _pt,
+    ".tif": _geotiff,
+    ".tiff": _geotiff,
+    ".parquet": _averages,
+}
+
+
+def dataset(source: Source) -> xr.Dataset:
+    """Dataset of a map: the schema of cubes, as far as the map tells."""
+    legend = source.legend
+    parts = schema.variables(source.dim, None, ())
+    along = LENGTHWISE[legend.variable]
+    coords = {
+        name: xr.Variable(parts[name].dims, parts[name].values, parts[name].attrs)
+        for name in _PLACES
+    }
+    others = {
+        name: (
+            xr.Variable(o["dims"], np.asarray(o["data"], o["dtype"]), o["attrs"]),
+            o.get("coordinate", False),
+        )
+        for name, o in legend.others.items()
+    }
+    if along not in others and along == "dim":
+        dim = parts["dim"]
+        others["dim"] = xr.Variable(dim.dims, dim.values, dim.attrs), True
+    field = xr.Variable(
+        ("lat", "lon", along),
+        indexing.LazilyIndexedArray(MapArray(source)),
+        legend.variable_attrs or _attributes(parts["embedding"].attrs),
+        {"preferred_chunks": source.preferred_chunks, "source": source.path},
+    )
+    try:
+        return xr.Dataset(
+            {legend.variable: field}
+            | {name: variable for name, (variable, is_coord) in others.items() if not is_coord},
+            coords | {name: variable for name, (variable, is_coord) in others.items() if is_coord},
+            legend.attrs or _unknown(source),
+        )
+    except ValueError as error:
+        raise CubeError(f"{source.path}: its description does not fit its map ({error})") from error
+
+
+def _attributes(attrs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attrs.items() if key != "ancillary_variables"}
+
+
+def _unknown(source: Source) -> dict[str, Any]:
+    """Attributes of a map that says nothing of itself."""
+    attrs = schema.group_attributes(source.dim, {})
+    for name in ("copcube_schema", "coordinates"):
+        del attrs[name]
+    return attrs | {
+        "source": f"{os.path.basename(source.path)} ({source.form})",
+        "aggregation": "unknown: published as one vector a cell; images are not counted",
+    }
+
+
+class MapArray(BackendArray):
+    """A map in ERA5's order, read when it is indexed.
+
+    Parameters
+    ----------
+    source : Source
+        Where it lies.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.shape = (grid.N_LAT, grid.N_LON, source.dim)
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
+        rows, cols = (np.arange(n)[k] for n, k in zip(self.shape[:2], key[:2], strict=True))
+        if self.source.legend.order == "published":
+            cols = grid.published_column(cols)
+        dims = key[2] if isinstance(key[2], slice) else np.atleast_1d(key[2])
+        values = self.source.read(np.atleast_1d(rows), np.atleast_1d(cols), dims)
+        return values[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]

@@ -1,0 +1,262 @@
+"""GeoTIFFs: the map as torchgeo redistributes it (``embed_map_310k.tif``), a band a dimension.
+
+Layout of the published file: EPSG:4326, 721 × 1440 pixels of 0.25° whose upper left corner
+is (180.125°W, 90.125°N), so that pixel centres are ERA5's nodes; float32, 0 where missing and
+no nodata value, tiles of 256, pixel-interleaved, deflated.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import CubeError, OptionError
+from copcube.interchange.canvas import Canvas, require_free
+from copcube.interchange.legend import KEY, Legend
+from copcube.interchange.npz import packing_of
+from copcube.interchange.packing import Exported, Tally
+from copcube.interchange.sources import Dims, Index, Piece, Source, blank, piece
+from copcube.storage import atomic_path
+
+if TYPE_CHECKING:
+    import rasterio
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+TILE = 256
+_WEST = {"published": -180 - grid.STEP / 2, "era5": -grid.STEP / 2}
+"""Western edge of the raster in degrees."""
+_RS_EMBED_BYTES = 700 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Raster(Source):
+    """Bands of a GeoTIFF, decoded tile by tile.
+
+    Parameters
+    ----------
+    tile : tuple of int
+        Rows and columns of its tiles.
+    """
+
+    tile: tuple[int, int] = (TILE, TILE)
+
+    def read(self, rows: Index, cols: Index, dims: Dims) -> NDArray[np.float32]:  # noqa: D102
+        out = blank(rows, cols, self.dim, dims)
+        with _opened(self.path) as file:
+            for y in _tiles(rows, self.tile[0]):
+                for x in _tiles(cols, self.tile[1]):
+                    top, left = rows[y].min(), cols[x].min()
+                    size = int(rows[y].max() - top + 1), int(cols[x].max() - left + 1)
+                    numbers = _window(file, int(top), int(left), *size)
+                    numbers = numbers[(rows[y] - top)[:, None], cols[x] - left]
+                    filled = self.packing.filled(numbers)
+                    part = out[np.ix_(y, x)]
+                    part[filled] = self.packing.unpack(numbers[filled])[:, dims]
+                    out[np.ix_(y, x)] = part
+        return out
+
+    def sweep(self) -> Iterator[Piece]:  # noqa: D102
+        with _opened(self.path) as file:
+            for top in range(0, grid.N_LAT, self.tile[0]):
+                height = min(self.tile[0], grid.N_LAT - top)
+                for left in range(0, grid.N_LON, self.tile[1]):
+                    width = min(self.tile[1], grid.N_LON - left)
+                    numbers = _window(file, top, left, height, width)
+                    yield piece(numbers, top, left, self.packing)
+
+    @property
+    def preferred_chunks(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
+        cuts = np.arange(0, grid.N_LON, self.tile[1])
+        if self.legend.order == "published":
+            cuts = np.union1d(grid.published_column(cuts), [0])
+        widths = np.diff(cuts, append=grid.N_LON)
+        heights = np.diff(np.arange(0, grid.N_LAT, self.tile[0]), append=grid.N_LAT)
+        return {"lat": tuple(heights.tolist()), "lon": tuple(widths.tolist())}
+
+
+def open_geotiff(path: str) -> Source:
+    """Find the map in a GeoTIFF, without reading its pixels.
+
+    Raises
+    ------
+    CubeError
+        If it is no GeoTIFF, or lies on another grid.
+    """
+    with _opened(path) as file:
+        dtypes = sorted(set(file.dtypes))
+        order = _order(path, file)
+        text = file.tags().get(KEY.upper())
+        legend = Legend.loads(text, path)
+        if legend.order != order:
+            raise CubeError(f"{path}: its description says {legend.order} order, its place {order}")
+        if dtypes not in (["float32"], ["float64"], ["int8"]):
+            raise CubeError(
+                f"{path}: bands of {', '.join(dtypes)}; expected float32, as the published map"
+            )
+        scaled = np.array(file.scales, float), np.array(file.offsets, float)
+        packing = packing_of(path, np.dtype(dtypes[0]), file.count, *scaled)
+        tile = file.block_shapes[0]
+        return Raster(path, "GeoTIFF", file.count, packing, legend, tile)
+
+
+def to_geotiff(
+    ds: "xr.Dataset",
+    path: str | Path,
+    *,
+    order: str = "published",
+    dtype: str = "float32",
+    compress: bool = True,
+    compat: Literal["rs-embed"] | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a cube or a reduction as the GeoTIFF that is published: a band a dimension.
+
+    Bands are named ``dim_000``… or ``pc_00``…; torchgeo finds the file if its name begins
+    with ``embed_map_``.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Cube or reduction, of any region.
+    path : str or Path
+        File to write, atomically.
+    order : {"published", "era5"}
+        Whether columns run from 180°W or from 0°E.
+    dtype : {"float32", "int8"}
+        Int8 with scale and offset of every band in its tags, and nodata -128.
+    compress : bool
+        Deflate, as the published file.
+    compat : {"rs-embed"}, optional
+        Refuse what rs-embed would refuse to read: other names than ``embed_map_*.tif`` and
+        files under 700 MiB.
+    overwrite : bool
+        Replace what is there.
+
+    Returns
+    -------
+    Exported
+        What was written, and the error that `dtype` causes.
+
+    Raises
+    ------
+    CubeError, GridError
+        If the dataset is no cube or reduction on the lattice.
+    OptionError
+        If an option has no such value, or the file would not do for `compat`.
+    StorageError
+        If the file exists already or cannot be written.
+    """
+    import rasterio
+    from rasterio.windows import Window
+
+    out = require_free(path, overwrite)
+    if compat not in (None, "rs-embed"):
+        raise OptionError(f"compat={compat!r}; expected 'rs-embed' or None")
+    if compat and not (out.name.startswith("embed_map_") and out.suffix == ".tif"):
+        raise OptionError(f"rs-embed reads files named embed_map_*.tif; {out.name} is not")
+    canvas = Canvas.of(ds, order)
+    packing = canvas.packing(dtype, ("float32", "int8"), "GeoTIFF")
+    tally = Tally(packing)
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "height": grid.N_LAT,
+        "width": grid.N_LON,
+        "count": canvas.dim,
+        "dtype": packing.dtype,
+        "crs": "EPSG:4326",
+        "transform": rasterio.Affine(grid.STEP, 0, _WEST[order], 0, -grid.STEP, 90 + grid.STEP / 2),
+        "nodata": packing.missing or None,
+        "BIGTIFF": "YES",
+        "TILED": "YES",
+        "BLOCKXSIZE": TILE,
+        "BLOCKYSIZE": TILE,
+        "INTERLEAVE": "PIXEL",
+        "NUM_THREADS": "ALL_CPUS",
+    }
+    if compress:
+        profile |= {"COMPRESS": "DEFLATE", "PREDICTOR": 3 if packing.scale is None else 2}
+    with atomic_path(out) as temporary:
+        with rasterio.open(temporary, "w", **profile) as file:
+            file.update_tags(**{KEY.upper(): canvas.legend.dumps()})
+            file.descriptions = _names(canvas.legend.variable, canvas.dim)
+            if packing.scale is not None and packing.offset is not None:
+                file.scales, file.offsets = packing.scale.tolist(), packing.offset.tolist()
+            for top in range(0, grid.N_LAT, TILE):
+                for left in range(0, grid.N_LON, TILE):
+                    rows = slice(top, min(top + TILE, grid.N_LAT))
+                    cols = slice(left, min(left + TILE, grid.N_LON))
+                    numbers = canvas.window(rows, cols, packing, tally)
+                    place = Window.from_slices(rows, cols)
+                    file.write(np.moveaxis(numbers, -1, 0), window=place)
+        size = temporary.stat().st_size
+        if compat and size < _RS_EMBED_BYTES:
+            raise OptionError(
+                f"rs-embed refuses files under 700 MiB, this one has {size / 2**20:.0f} MiB; write "
+                "all 768 dimensions, with compress=False if need be"
+            )
+    result = tally.result(str(path), canvas.dim, size)
+    log.info("%s", result)
+    return result
+
+
+def _order(path: str, file: "rasterio.DatasetReader") -> str:
+    """Where the columns of a raster start.
+
+    Raises
+    ------
+    CubeError
+        If it is not on the lattice.
+    """
+    place = tuple(file.transform)[:6]
+    for order, west in _WEST.items():
+        wanted = (grid.STEP, 0, west, 0, -grid.STEP, 90 + grid.STEP / 2)
+        if file.shape == (grid.N_LAT, grid.N_LON) and np.allclose(place, wanted, atol=1e-6):
+            if file.crs is None or file.crs.to_epsg() != 4326:
+                raise CubeError(f"{path}: its reference system is {file.crs}; expected EPSG:4326")
+            return order
+    raise CubeError(
+        f"{path}: {file.height} × {file.width} pixels of {place[0]:g}° × {-place[4]:g}° from "
+        f"({place[2]:g}, {place[5]:g}); expected 721 × 1440 of 0.25° from (-180.125, 90.125) or "
+        "(-0.125, 90.125), centred on ERA5's nodes: warp it there first, with gdalwarp"
+    )
+
+
+def _names(variable: str, dim: int) -> tuple[str, ...]:
+    if variable == "pc":
+        return tuple(f"pc_{i:02d}" for i in range(dim))
+    return tuple(f"dim_{i:03d}" for i in range(dim))
+
+
+def _window(
+    file: "rasterio.DatasetReader", top: int, left: int, height: int, width: int
+) -> NDArray[Any]:
+    """Numbers of a window, (height, width, bands)."""
+    from rasterio.windows import Window
+
+    return np.moveaxis(np.asarray(file.read(window=Window(left, top, width, height))), 0, -1)
+
+
+def _tiles(index: Index, size: int) -> Iterator[Index]:
+    """Positions in an index, grouped by the tile they fall into."""
+    tile = index // size
+    return (np.flatnonzero(tile == t) for t in np.unique(tile))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator["rasterio.DatasetReader"]:
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        with rasterio.open(path, driver="GTiff") as file:
+            yield file
+    except (RasterioError, OSError) as error:
+        raise CubeError(f"{path}: not a readable GeoTIFF ({error}); get it anew") from error

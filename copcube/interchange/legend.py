@@ -1,0 +1,112 @@
+"""What a map of bare numbers cannot say of itself, as a JSON text carried beside it.
+
+The published forms hold one array. What we export carries more: whether it is a cube or a
+reduction, attributes, the basis of a reduction. It travels as a key of the npz, a member of
+the ``.pt``, a tag of the GeoTIFF or metadata of the parquet file, where readers of the
+published forms do not trip over it. A file without one is a published map.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from copcube.errors import CubeError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+KEY = "copcube"
+ORDERS = ("published", "era5")
+LENGTHWISE = {"embedding": "dim", "pc": "component"}
+"""Dimension along the vectors of either variable."""
+_NOT_OURS_TO_SAY = ("copcube_schema", "coordinates")
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the numbers of a file are.
+
+    Parameters
+    ----------
+    variable : {"embedding", "pc"}
+        Name of the variable.
+    order : {"published", "era5"}
+        Whether columns start at 180°W or at 0°E.
+    attrs, variable_attrs : dict
+        Attributes of dataset and variable.
+    others : dict
+        Variables that do not lie on the map, such as the basis of a reduction: name to
+        ``{"dims", "dtype", "data", "attrs", "coordinate"}``.
+    """
+
+    variable: str = "embedding"
+    order: str = "published"
+    attrs: dict[str, Any] = field(default_factory=dict)
+    variable_attrs: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ds: "xr.Dataset", field: "xr.DataArray", order: str) -> "Legend":
+        """Describe a cube or reduction whose vectors are `field`, (lat, lon, dim)."""
+        lat, lon, along = field.dims
+        name = str(field.name)
+        bases = [v for v in ds.data_vars.values() if not {lat, lon} & set(v.dims)]
+        dims = {along}.union(*(v.dims for v in bases))
+        others = {
+            str(key): {
+                "dims": [LENGTHWISE[name] if dim == along else str(dim) for dim in value.dims],
+                "dtype": value.dtype.name,
+                "data": value.values.tolist(),
+                "attrs": _plain(value.attrs),
+                "coordinate": key in ds.coords,
+            }
+            for key, value in ds.variables.items()
+            if set(value.dims) <= dims and value.dtype.kind in "biuf" and key != "crs"
+        }
+        attrs = {k: v for k, v in _plain(ds.attrs).items() if k not in _NOT_OURS_TO_SAY}
+        return cls(name, order, attrs, _plain(field.attrs), others)
+
+    def dumps(self) -> str:
+        """JSON text; the same legend gives the same text."""
+        return json.dumps(self.__dict__, sort_keys=True)
+
+    @classmethod
+    def loads(cls, text: str | None, path: str) -> "Legend":
+        """Read a text of `dumps`; no text is the legend of the published map.
+
+        Raises
+        ------
+        CubeError
+            If it is no legend.
+        """
+        if text is None:
+            return cls()
+        try:
+            legend = cls(**json.loads(text))
+            legend._check()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CubeError(
+                f"{path}: its description under {KEY!r} is broken ({error}); export it again"
+            ) from error
+        return legend
+
+    def _check(self) -> None:
+        if self.variable not in LENGTHWISE or self.order not in ORDERS:
+            raise ValueError(f"variable {self.variable!r} in order {self.order!r}")
+        if not all(isinstance(a, dict) for a in (self.attrs, self.variable_attrs, self.others)):
+            raise TypeError("attributes are no mappings")
+        for entry in self.others.values():
+            if np.dtype(entry["dtype"]).kind not in "biuf" or not isinstance(entry["attrs"], dict):
+                raise ValueError(f"a variable of {entry['dtype']!r}")
+            if np.ndim(np.asarray(entry["data"], entry["dtype"])) != len(entry["dims"]):
+                raise ValueError(f"a variable along {entry['dims']!r}")
+
+
+def _plain(attrs: Any) -> dict[str, Any]:
+    """Attributes with numpy's values as Python's."""
+    return {
+        str(key): value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        for key, value in attrs.items()
+    }

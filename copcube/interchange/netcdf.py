@@ -1,0 +1,164 @@
+"""netCDF: the whole dataset as it is, for readers that know CF.
+
+Unlike the published forms it keeps coordinates, counts and leading dimensions, and a region
+stays a region. ``xarray.open_dataset`` reads it without copcube; int8 is decoded by the
+engine ``copembed``, since CF knows one scale a variable and not one a dimension.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from copcube import grid
+from copcube.errors import CubeError
+from copcube.interchange.canvas import require_free
+from copcube.interchange.packing import Exported, Packing, Tally, int8_packing, require_dtype
+from copcube.mask import vectors
+from copcube.storage import atomic_path
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+_SMALL: dict[str, Any] = {"zlib": True, "complevel": 1, "shuffle": True}
+
+
+def to_netcdf(
+    ds: "xr.Dataset", path: str | Path, *, dtype: str = "float32", overwrite: bool = False
+) -> Exported:
+    """Write a cube or a reduction as netCDF-4, with all its variables.
+
+    Attributes that netCDF cannot hold become JSON texts.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Cube or reduction, of any region, with leading dimensions or without.
+    path : str or Path
+        File to write, atomically.
+    dtype : {"float32", "int8"}
+        Of the vectors. Int8 comes with ``embedding_scale`` and ``embedding_offset`` (or
+        ``pc_…``) along the vectors: value = code · scale + offset.
+    overwrite : bool
+        Replace what is there.
+
+    Returns
+    -------
+    Exported
+        What was written, and the error that `dtype` causes.
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube or reduction.
+    OptionError
+        If netCDF has no such data type.
+    StorageError
+        If the file exists already or cannot be written.
+    """
+    import netCDF4
+
+    out = require_free(path, overwrite)
+    require_dtype(dtype, ("float32", "int8"), "netCDF")
+    field = vectors(ds)
+    name, dim = str(field.name), int(field.shape[-1])
+    dims = [str(label) for label in field.dims]
+    packing = int8_packing(dim, (v for _, _, v in _pieces(field))) if dtype == "int8" else Packing()
+    rest = ds.drop_vars(name).drop_encoding()
+    if packing.scale is not None:
+        rest[f"{name}_scale"] = dims[-1], packing.scale, {"long_name": f"scale of {name}"}
+        rest[f"{name}_offset"] = dims[-1], packing.offset, {"long_name": f"offset of {name}"}
+    rest.attrs = _storable(rest.attrs)
+    for key in rest.variables:
+        rest[key].attrs = _storable(rest[key].attrs)
+    tally = Tally(packing)
+    with atomic_path(out) as temporary:
+        rest.to_netcdf(
+            temporary,
+            engine="netcdf4",
+            encoding={key: {"_FillValue": None} for key in rest.coords}
+            | {key: _SMALL for key, value in rest.items() if value.ndim > 1},
+        )
+        with netCDF4.Dataset(temporary, "a") as file:
+            for label, size in zip(dims, field.shape, strict=True):
+                if label not in file.dimensions:
+                    file.createDimension(label, size)
+            chunks = (*(1,) * (field.ndim - 3), grid.BLOCK, grid.BLOCK, dim)
+            variable = file.createVariable(
+                name,
+                packing.dtype,
+                dims,
+                **_SMALL,
+                chunksizes=[min(pair) for pair in zip(chunks, field.shape, strict=True)],
+                fill_value=np.nan if packing.scale is None else packing.missing,
+            )
+            variable.setncatts(_storable(field.attrs) | _placed(field, rest))
+            variable.set_auto_maskandscale(False)
+            for at, filled, found in _pieces(field):
+                fill = np.nan if packing.scale is None else packing.missing
+                numbers = np.full((*filled.shape, dim), fill, packing.dtype)
+                numbers[filled] = tally.pack(found)
+                variable[at] = numbers
+    result = tally.result(str(path), dim, out.stat().st_size)
+    log.info("%s", result)
+    return result
+
+
+def open_netcdf(path: str) -> "xr.Dataset":
+    """Open a file of `to_netcdf`, lazily; vectors in int8 are decoded as they are read.
+
+    Raises
+    ------
+    CubeError
+        If it is no netCDF file, or holds no cube or reduction.
+    """
+    import xarray as xr
+
+    try:
+        ds = xr.open_dataset(path, engine="netcdf4")
+    except (OSError, ValueError) as error:
+        raise CubeError(f"{path}: not a readable netCDF file ({error}); get it anew") from error
+    field = vectors(ds)
+    name = str(field.name)
+    scale, offset = f"{name}_scale", f"{name}_offset"
+    if scale not in ds or offset not in ds:
+        return ds
+    lazy = field.chunk({field.dims[-3]: grid.BLOCK})
+    values = (lazy * ds[scale].load() + ds[offset].load()).astype(np.float32)
+    return ds.drop_vars([scale, offset]).assign({name: values.assign_attrs(field.attrs)})
+
+
+def _pieces(field: "xr.DataArray") -> Iterator[tuple[Any, Any, Any]]:
+    """Where 45 rows of cells are, which of them are filled, and the vectors of those."""
+    for lead in np.ndindex(field.shape[:-3]):
+        for start in range(0, field.shape[-3], grid.BLOCK):
+            at = (*lead, slice(start, start + grid.BLOCK))
+            values = field[at].values
+            filled = np.isfinite(values).all(axis=-1)
+            yield at, filled, values[filled]
+
+
+def _placed(field: "xr.DataArray", rest: "xr.Dataset") -> dict[str, str]:
+    """CF attribute that names the coordinates which are no dimensions."""
+    names = sorted(str(key) for key in field.coords if key not in rest.dims and key != "crs")
+    return {"coordinates": " ".join(names)} if names else {}
+
+
+def _storable(attrs: Any) -> dict[str, Any]:
+    """Attributes as netCDF holds them: texts, numbers and lists of numbers."""
+
+    def stored(value: Any) -> Any:
+        if isinstance(value, bool):
+            return int(value)
+        if isinstance(value, str | int | float | np.ndarray | np.generic):
+            return value
+        if isinstance(value, list) and all(type(v) in (int, float) for v in value) and value:
+            return value
+        return json.dumps(value)
+
+    return {str(key): stored(value) for key, value in attrs.items()}

@@ -1,0 +1,264 @@
+"""NumPy archives: the form in which the map is published, and exports of the same kind.
+
+``embed_map_310k.npz`` holds one array, ``arr_0`` (721, 1440, 768). Stored members are mapped
+where they lie in the archive; deflated ones have to be read through.
+"""
+
+import logging
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import CubeError
+from copcube.interchange.canvas import Canvas, require_free
+from copcube.interchange.legend import KEY, Legend
+from copcube.interchange.packing import DTYPES, Exported, Packing, Tally
+from copcube.interchange.sources import Mapped, Piece, Source, Spooled, piece
+from copcube.storage import atomic_path
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+_SMALL = (KEY, "scale", "offset")
+_READABLE = ("float16", "float32", "float64", "int8")
+
+
+@dataclass(frozen=True)
+class Deflated(Spooled):
+    """A compressed member of an npz.
+
+    Parameters
+    ----------
+    member : str
+        Its name.
+    skip : int
+        Bytes of the array's header.
+    """
+
+    member: str = "arr_0.npy"
+    skip: int = 0
+
+    def sweep(self) -> Iterator[Piece]:  # noqa: D102
+        return self.bands()
+
+    def bands(self) -> Iterator[Piece]:  # noqa: D102
+        dtype = np.dtype(self.packing.dtype)
+        with (
+            _reading(self.path),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self.member) as stream,
+        ):
+            stream.read(self.skip)
+            for band in range(grid.N_BANDS):
+                rows = grid.Block(band, 0).rows
+                numbers = np.empty((rows.stop - rows.start, grid.N_LON, self.dim), dtype)
+                _fill(stream, numbers)
+                yield piece(numbers, rows.start, 0, self.packing)
+            stream.read(1)  # the end, where the checksum is compared
+
+
+def open_npz(path: str) -> Source:
+    """Find the map in an npz, without reading it.
+
+    Raises
+    ------
+    CubeError
+        If the file is no archive, or holds no array of (721, 1440, D) numbers.
+    """
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        maps = [name for name in names if name not in _SMALL]
+        name = "arr_0" if "arr_0" in maps else maps[0] if len(maps) == 1 else None
+        if name is None:
+            raise CubeError(
+                f"{path}: expected the array arr_0, or a single one; found "
+                f"{', '.join(maps) or 'none'}"
+            )
+        info = archive.getinfo(f"{name}.npy")
+        with archive.open(info) as stream:
+            shape, in_columns, dtype = _header(stream)
+            skip = stream.tell()
+        small = {key: _small(archive, f"{key}.npy") for key in _SMALL if key in names}
+    legend = Legend.loads(str(small[KEY]) if KEY in small else None, path)
+    require_map(path, name, shape, dtype.name)
+    packing = packing_of(path, dtype, shape[-1], small.get("scale"), small.get("offset"))
+    if in_columns or not dtype.isnative:
+        raise CubeError(
+            f"{path}: {name} is stored in {'column order' if in_columns else 'foreign byte order'};"
+            " save it again with numpy.ascontiguousarray"
+        )
+    if info.file_size != skip + int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        raise CubeError(f"{path}: {name} is shorter or longer than its shape {shape}; get it anew")
+    if info.compress_type != zipfile.ZIP_STORED:
+        return Deflated(path, "npz, deflated", shape[-1], packing, legend, info.filename, skip)
+    start = data_offset(path, info) + skip
+    return Mapped(path, "npz, stored", shape[-1], packing, legend, start)
+
+
+def to_npz(
+    ds: "xr.Dataset",
+    path: str | Path,
+    *,
+    order: str = "published",
+    dtype: str = "float32",
+    compress: bool = False,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a cube or a reduction as the published npz: key ``arr_0``, (721, 1440, D).
+
+    Rows run from 90°N, columns from 180°W; missing cells are 0 (in int8 -128). A second key,
+    ``copcube``, holds attributes and the basis of a reduction as JSON.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Cube or reduction, of any region.
+    path : str or Path
+        File to write, atomically.
+    order : {"published", "era5"}
+        Whether columns run from 180°W or from 0°E.
+    dtype : {"float32", "float16", "int8"}
+        Int8 comes with the keys ``scale`` and ``offset``: value = code · scale + offset.
+    compress : bool
+        Deflate, as the published file is; stored archives can be mapped into memory.
+    overwrite : bool
+        Replace what is there.
+
+    Returns
+    -------
+    Exported
+        What was written, and the error that `dtype` causes.
+
+    Raises
+    ------
+    CubeError, GridError
+        If the dataset is no cube or reduction on the lattice.
+    OptionError
+        If an option has no such value.
+    StorageError
+        If the file exists already or cannot be written.
+    """
+    out = require_free(path, overwrite)
+    canvas = Canvas.of(ds, order)
+    packing = canvas.packing(dtype, DTYPES, "npz")
+    tally = Tally(packing)
+    kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", kind, True) as archive:
+        with _member(archive, "arr_0", kind) as stream:
+            shape = grid.N_LAT, grid.N_LON, canvas.dim
+            descr = np.lib.format.dtype_to_descr(np.dtype(packing.dtype))
+            np.lib.format.write_array_header_1_0(
+                stream, {"shape": shape, "fortran_order": False, "descr": descr}
+            )
+            for rows in canvas.bands():
+                stream.write(canvas.window(rows, slice(None), packing, tally).data)
+        small = {"scale": packing.scale, "offset": packing.offset, KEY: canvas.legend.dumps()}
+        for name, value in small.items():
+            if value is not None:
+                with _member(archive, name, kind) as stream:
+                    np.lib.format.write_array(stream, np.asarray(value), allow_pickle=False)
+    result = tally.result(str(path), canvas.dim, out.stat().st_size)
+    log.info("%s", result)
+    return result
+
+
+def require_map(path: str, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Check that an array is a map.
+
+    Raises
+    ------
+    CubeError
+        If its shape or data type is another.
+    """
+    if len(shape) != 3 or shape[:2] != (grid.N_LAT, grid.N_LON) or shape[2] < 1:
+        raise CubeError(
+            f"{path}: {name} has the shape {shape}; expected (721, 1440, D), rows from 90°N, "
+            "columns from 180°W, vectors last"
+        )
+    if dtype not in _READABLE:
+        raise CubeError(f"{path}: {name} holds {dtype}; expected {', '.join(_READABLE)}")
+
+
+def packing_of(path: str, dtype: np.dtype[Any], dim: int, scale: Any, offset: Any) -> Packing:
+    """How the numbers of an array stand for vectors.
+
+    Raises
+    ------
+    CubeError
+        If integers come without scale and offset, or those do not fit.
+    """
+    if dtype.kind == "f":
+        return Packing(dtype.name)
+    parts = [None if part is None else np.asarray(part) for part in (scale, offset)]
+    if any(p is None or p.shape != (dim,) or p.dtype.kind != "f" for p in parts):
+        raise CubeError(
+            f"{path}: int8 numbers come with scale and offset, {dim} floats each; found "
+            f"{' and '.join('none' if p is None else f'{p.dtype} {p.shape}' for p in parts)}"
+        )
+    return Packing(dtype.name, *(np.asarray(part, np.float64) for part in parts))
+
+
+def data_offset(path: str, info: zipfile.ZipInfo) -> int:
+    """Byte of an archive where the data of a stored member start (APPNOTE.TXT, 4.3.7)."""
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)
+        lengths = np.frombuffer(file.read(4), "<u2")
+    return info.header_offset + 30 + int(lengths.sum(dtype=np.int64))
+
+
+@contextmanager
+def _member(archive: zipfile.ZipFile, name: str, kind: int) -> Iterator[IO[bytes]]:
+    info = zipfile.ZipInfo(f"{name}.npy")  # of 1980: the same cube gives the same bytes
+    info.compress_type = kind
+    with archive.open(info, "w", force_zip64=True) as stream:
+        yield stream
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
+
+
+def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    if archive.getinfo(name).file_size > 1 << 26:
+        raise CubeError(f"{archive.filename}: {name} is larger than such a member can be")
+    with archive.open(name) as stream:
+        return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def _fill(stream: IO[bytes], numbers: NDArray[Any]) -> None:
+    """Read bytes into an array until it is full."""
+    target = numbers.reshape(-1).view(np.uint8).data
+    start = 0
+    while start < len(target):
+        read = stream.readinto(target[start : start + (1 << 20)])  # type: ignore[attr-defined]
+        if not read:
+            raise EOFError("the data end early")
+        start += read
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turn what a broken archive raises into an error that names it."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise CubeError(
+            f"{path}: not a whole npz archive ({error}); it may be truncated: get it anew"
+        ) from error
+    except ValueError as error:
+        if isinstance(error, CubeError):
+            raise
+        raise CubeError(f"{path}: its array cannot be read ({error}); get it anew") from error

@@ -1,0 +1,204 @@
+"""How the numbers of a file stand for vectors: their precision, and what means missing."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import CubeError, OptionError
+
+DTYPES = ("float32", "float16", "int8")
+_MISSING_CODE = -128
+_TOP = 127
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Precision of the stored numbers; a missing cell is all 0, or all -128 in int8.
+
+    Parameters
+    ----------
+    dtype : str
+        Data type stored, one of `DTYPES` in what we write.
+    scale, offset : numpy.ndarray, optional
+        For integers: ``value = code · scale + offset``, (D,) float64 each.
+    """
+
+    dtype: str = "float32"
+    scale: NDArray[np.float64] | None = field(default=None, compare=False)
+    offset: NDArray[np.float64] | None = field(default=None, compare=False)
+
+    @property
+    def missing(self) -> int:
+        """Value of a missing cell in all its dimensions."""
+        return 0 if self.scale is None else _MISSING_CODE
+
+    def pack(self, vectors: NDArray[np.float32]) -> NDArray[np.generic]:
+        """Stored numbers of vectors (n, D).
+
+        Raises
+        ------
+        OptionError
+            If a value is too large for float16.
+        """
+        if self.scale is not None and self.offset is not None:
+            codes = np.rint((vectors - self.offset) / self.scale)
+            return np.asarray(np.clip(codes, -_TOP, _TOP).astype(self.dtype))
+        with np.errstate(over="ignore"):
+            packed = vectors.astype(self.dtype, copy=False)
+        if self.dtype == "float16" and not np.isfinite(packed).all():
+            worst = float(np.abs(vectors).max())
+            raise OptionError(
+                f"a value of size {worst:.6g} does not fit float16, which ends at 65504; "
+                "choose dtype='float32' or 'int8'"
+            )
+        return packed
+
+    def unpack(self, numbers: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Vectors (n, D) of stored numbers of filled cells."""
+        if self.scale is None or self.offset is None:
+            return numbers.astype(np.float32, copy=False)
+        return np.asarray((numbers.astype(np.float64) * self.scale + self.offset), np.float32)
+
+    def filled(self, numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
+        """Which cells of stored numbers (…, D) hold a vector."""
+        found: NDArray[np.bool_] = (numbers != self.missing).any(axis=-1)
+        return found
+
+
+def int8_packing(dim: int, parts: Iterable[NDArray[np.float32]]) -> Packing:
+    """Int8 with the codes -127…127 spread over the range of every dimension.
+
+    Parameters
+    ----------
+    dim : int
+        Length of the vectors.
+    parts : iterable
+        All vectors, (n, dim) each.
+
+    Raises
+    ------
+    CubeError
+        If there are none.
+    """
+    low, high = np.full(dim, np.inf), np.full(dim, -np.inf)
+    for part in parts:
+        low = np.minimum(low, part.min(axis=0, initial=np.inf))
+        high = np.maximum(high, part.max(axis=0, initial=-np.inf))
+    if not np.isfinite(low).all():
+        raise CubeError("no cell holds a vector: there is no range for int8 to span")
+    scale = (high - low) / (2 * _TOP)
+    return Packing("int8", np.where(scale > 0, scale, 1.0), (high + low) / 2)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, and what its precision cost.
+
+    Parameters
+    ----------
+    path : str
+        File written.
+    cells : int
+        Cells with a vector.
+    dim : int
+        Length of the vectors.
+    dtype : str
+        Data type stored.
+    size : int
+        Bytes of the file.
+    max_error : float
+        Largest difference between a value and what is read back, in the vectors' units.
+    rms_error : float
+        Root of the mean squared difference over that of the deviations from the mean of
+        every dimension: the share of the signal that is lost.
+    """
+
+    path: str
+    cells: int
+    dim: int
+    dtype: str
+    size: int
+    max_error: float
+    rms_error: float
+
+    def __str__(self) -> str:
+        from copcube.progress import size
+
+        cost = "exact"
+        if self.max_error:
+            cost = f"largest error {self.max_error:.3g}, rms error {self.rms_error:.3g} of the std"
+        return (
+            f"{self.path}: {self.cells:,} cells × {self.dim} {self.dtype}, "
+            f"{size(self.size)}, {cost}"
+        )
+
+
+class Tally:
+    """Running sums of what a packing costs.
+
+    Parameters
+    ----------
+    packing : Packing
+        How vectors are stored.
+    """
+
+    def __init__(self, packing: Packing) -> None:
+        self._packing = packing
+        self.cells = self._values = 0
+        self._max, self._squares = 0.0, 0.0
+        self._shift: NDArray[np.float64] | None = None
+        self._sum = self._sum2 = np.zeros(0)
+
+    def pack(self, vectors: NDArray[np.float32]) -> NDArray[np.generic]:
+        """Pack vectors (n, D) of filled cells and count them.
+
+        Raises
+        ------
+        CubeError
+            If one would be read back as missing.
+        OptionError
+            As `Packing.pack`.
+        """
+        packed = self._packing.pack(vectors)
+        if not len(vectors):
+            return packed
+        if lost := int((~self._packing.filled(packed)).sum()):
+            raise CubeError(
+                f"{lost} cells hold vectors that are all zeros in {self._packing.dtype}, which "
+                "in this file means missing; set them to NaN, or write netCDF or Zarr in float32"
+            )
+        self.cells += len(vectors)
+        if self._packing.dtype == "float32":
+            return packed
+        exact = vectors.astype(np.float64)
+        error = self._packing.unpack(packed) - exact
+        self._max = max(self._max, float(np.abs(error).max()))
+        self._squares += float(np.square(error).sum())
+        if self._shift is None:
+            self._shift = exact[0]
+            self._sum = self._sum2 = np.zeros(len(exact[0]))
+        exact -= self._shift
+        self._sum = self._sum + exact.sum(axis=0)
+        self._sum2 = self._sum2 + np.square(exact).sum(axis=0)
+        return packed
+
+    def result(self, path: str, dim: int, size: int) -> Exported:
+        """Sum up."""
+        n = max(self.cells, 1)
+        deviations = float((self._sum2 - self._sum**2 / n).sum())
+        rms = float(np.sqrt(self._squares / deviations)) if deviations > 0 else 0.0
+        return Exported(path, self.cells, dim, self._packing.dtype, size, self._max, rms)
+
+
+def require_dtype(dtype: str, possible: tuple[str, ...], form: str) -> None:
+    """Check a data type asked for against those that a form can hold.
+
+    Raises
+    ------
+    OptionError
+        If the form cannot hold it.
+    """
+    if dtype not in possible:
+        raise OptionError(f"dtype={dtype!r}: {form} holds {' or '.join(possible)} here; choose one")
