@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,43 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             sync(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Write a folder under a temporary name and move it into place when it is complete.
+
+    Parameters
+    ----------
+    path : str or Path
+        Final name; what is there is replaced at the end.
+
+    Yields
+    ------
+    Path
+        Temporary name in the same folder, hidden and ending in ``.partial``.
+
+    Raises
+    ------
+    StorageError
+        As `writing`.
+    """
+    final = Path(path)
+    name = f".{final.name}.{uuid.uuid4().hex}"
+    temporary, former = final.with_name(f"{name}.partial"), final.with_name(f"{name}.former")
+    try:
+        with writing(final):
+            yield temporary
+            if final.exists():
+                final.rename(former)
+            temporary.rename(final)
+            sync(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if former.is_dir():
+            shutil.rmtree(former)
+        else:
+            former.unlink(missing_ok=True)
 
 
 def sync(path: str | Path) -> None:

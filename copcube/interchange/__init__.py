@@ -12,6 +12,7 @@ from copcube.interchange.netcdf import to_netcdf
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.pt import to_pt
+from copcube.interchange.store import to_zarr
 
 __all__ = [
     "Exported",
@@ -22,4 +23,5 @@ __all__ = [
     "to_npz",
     "to_parquet",
     "to_pt",
+    "to_zarr",
 ]

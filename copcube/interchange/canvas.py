@@ -132,8 +132,8 @@ def require_free(path: str | Path, overwrite: bool) -> Path:
         If something is there already and must stay, or the folder is missing.
     """
     out = Path(path)
-    if out.is_dir() and out.suffix != ".zarr":
-        raise StorageError(f"{path} is a folder; name a file in it")
+    if out.is_dir() and not (out / "zarr.json").is_file():
+        raise StorageError(f"{path} is a folder; choose another name, or name a file in it")
     if out.exists() and not overwrite:
         raise StorageError(
             f"{path} exists already; choose another name, or replace it with overwrite=True "

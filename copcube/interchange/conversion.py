@@ -1,23 +1,19 @@
 """Published maps as Zarr cubes, band by band."""
 
 import logging
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from copcube import cube, grid
 from copcube.cells import Cells
-from copcube.errors import CubeError
+from copcube.errors import CubeError, StorageError
 from copcube.interchange.canvas import require_free
 from copcube.interchange.engine import dataset, open_source
 from copcube.interchange.sources import Piece, Source
 from copcube.modalities import MODALITIES
 from copcube.progress import stage
-from copcube.storage import sync, writing
+from copcube.storage import atomic_folder
 
 log = logging.getLogger("copcube")
 
@@ -54,6 +50,8 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
         If the cube exists already or cannot be written.
     """
     target = require_free(out, overwrite)
+    if target.is_file():
+        raise StorageError(f"{out} is a file, no Zarr store to be replaced; choose another name")
     source = open_source(path)
     if source.legend.variable != "embedding":
         raise CubeError(
@@ -61,7 +59,7 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
             "engine='copembed' and save it with .to_zarr"
         )
     attrs = dataset(source).attrs | {"n_images_known": 0}
-    with _replacing(target) as temporary:
+    with atomic_folder(target) as temporary:
         cube.create(temporary, dim=source.dim, attrs=attrs)
         with stage("converting", grid.N_BANDS, "bands") as bar:
             for band, piece in enumerate(source.bands()):
@@ -94,23 +92,3 @@ def _cells(source: Source, piece: Piece) -> Cells:
         np.zeros(n, np.float32),
         vectors,
     )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Make a folder under a temporary name and move it into place when it is complete."""
-    name = f".{path.name}.{uuid.uuid4().hex}"
-    temporary, former = path.with_name(f"{name}.partial"), path.with_name(f"{name}.former")
-    try:
-        with writing(path):
-            yield temporary
-            if path.exists():
-                path.rename(former)
-            temporary.rename(path)
-            sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if former.is_dir():
-            shutil.rmtree(former)
-        else:
-            former.unlink(missing_ok=True)

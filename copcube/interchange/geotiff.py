@@ -8,7 +8,7 @@ no nodata value, tiles of 256, pixel-interleaved, deflated.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -103,6 +103,8 @@ def open_geotiff(path: str) -> Source:
             )
         scaled = np.array(file.scales, float), np.array(file.offsets, float)
         packing = packing_of(path, np.dtype(dtypes[0]), file.count, *scaled)
+        if packing.scale is None and file.nodata is not None:
+            packing = replace(packing, missing=file.nodata)
         tile = file.block_shapes[0]
         return Raster(path, "GeoTIFF", file.count, packing, legend, tile)
 
@@ -173,7 +175,7 @@ def to_geotiff(
         "dtype": packing.dtype,
         "crs": "EPSG:4326",
         "transform": rasterio.Affine(grid.STEP, 0, _WEST[order], 0, -grid.STEP, 90 + grid.STEP / 2),
-        "nodata": packing.missing or None,
+        "nodata": packing.missing if packing.scale is not None else None,
         "BIGTIFF": "YES",
         "TILED": "YES",
         "BLOCKXSIZE": TILE,

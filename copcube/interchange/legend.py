@@ -66,7 +66,8 @@ class Legend:
             if set(value.dims) <= dims and value.dtype.kind in "biuf" and key != "crs"
         }
         attrs = {k: v for k, v in _plain(ds.attrs).items() if k not in _NOT_OURS_TO_SAY}
-        return cls(name, order, attrs, _plain(field.attrs), others)
+        own = {k: v for k, v in _plain(field.attrs).items() if k != "ancillary_variables"}
+        return cls(name, order, attrs, own, others)
 
     def dumps(self) -> str:
         """JSON text; the same legend gives the same text."""
@@ -97,7 +98,9 @@ class Legend:
             raise ValueError(f"variable {self.variable!r} in order {self.order!r}")
         if not all(isinstance(a, dict) for a in (self.attrs, self.variable_attrs, self.others)):
             raise TypeError("attributes are no mappings")
-        for entry in self.others.values():
+        for name, entry in self.others.items():
+            if name in ("lat", "lon", self.variable) or {"lat", "lon"} & set(entry["dims"]):
+                raise ValueError(f"a variable {name!r} along {entry['dims']!r}")
             if np.dtype(entry["dtype"]).kind not in "biuf" or not isinstance(entry["attrs"], dict):
                 raise ValueError(f"a variable of {entry['dtype']!r}")
             if np.ndim(np.asarray(entry["data"], entry["dtype"])) != len(entry["dims"]):

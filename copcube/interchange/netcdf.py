@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
+_FLOATS = Packing(missing=np.nan)
 _SMALL: dict[str, Any] = {"zlib": True, "complevel": 1, "shuffle": True}
 
 
@@ -68,7 +69,7 @@ def to_netcdf(
     field = vectors(ds)
     name, dim = str(field.name), int(field.shape[-1])
     dims = [str(label) for label in field.dims]
-    packing = int8_packing(dim, (v for _, _, v in _pieces(field))) if dtype == "int8" else Packing()
+    packing = int8_packing(dim, (v for _, _, v in _pieces(field))) if dtype == "int8" else _FLOATS
     rest = ds.drop_vars(name).drop_encoding()
     if packing.scale is not None:
         rest[f"{name}_scale"] = dims[-1], packing.scale, {"long_name": f"scale of {name}"}
@@ -95,13 +96,12 @@ def to_netcdf(
                 dims,
                 **_SMALL,
                 chunksizes=[min(pair) for pair in zip(chunks, field.shape, strict=True)],
-                fill_value=np.nan if packing.scale is None else packing.missing,
+                fill_value=packing.missing,
             )
             variable.setncatts(_storable(field.attrs) | _placed(field, rest))
             variable.set_auto_maskandscale(False)
             for at, filled, found in _pieces(field):
-                fill = np.nan if packing.scale is None else packing.missing
-                numbers = np.full((*filled.shape, dim), fill, packing.dtype)
+                numbers = np.full((*filled.shape, dim), packing.missing, packing.dtype)
                 numbers[filled] = tally.pack(found)
                 variable[at] = numbers
     result = tally.result(str(path), dim, out.stat().st_size)

@@ -20,7 +20,7 @@ from copcube import grid
 from copcube.errors import CubeError
 from copcube.interchange.canvas import Canvas, require_free
 from copcube.interchange.legend import KEY, Legend
-from copcube.interchange.packing import DTYPES, Exported, Packing, Tally
+from copcube.interchange.packing import DTYPES, MISSING_CODE, Exported, Packing, Tally
 from copcube.interchange.sources import Mapped, Piece, Source, Spooled, piece
 from copcube.storage import atomic_path
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-_SMALL = (KEY, "scale", "offset")
+_BESIDE = (KEY, "scale", "offset")
+SMALL = 1 << 26
+"""Bytes that what lies beside a map may have."""
+
 _READABLE = ("float16", "float32", "float64", "int8")
 
 
@@ -77,7 +80,7 @@ def open_npz(path: str) -> Source:
     """
     with _reading(path), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
-        maps = [name for name in names if name not in _SMALL]
+        maps = [name for name in names if name not in _BESIDE]
         name = "arr_0" if "arr_0" in maps else maps[0] if len(maps) == 1 else None
         if name is None:
             raise CubeError(
@@ -88,7 +91,7 @@ def open_npz(path: str) -> Source:
         with archive.open(info) as stream:
             shape, in_columns, dtype = _header(stream)
             skip = stream.tell()
-        small = {key: _small(archive, f"{key}.npy") for key in _SMALL if key in names}
+        small = {key: _small(archive, f"{key}.npy") for key in _BESIDE if key in names}
     legend = Legend.loads(str(small[KEY]) if KEY in small else None, path)
     require_map(path, name, shape, dtype.name)
     packing = packing_of(path, dtype, shape[-1], small.get("scale"), small.get("offset"))
@@ -205,7 +208,8 @@ def packing_of(path: str, dtype: np.dtype[Any], dim: int, scale: Any, offset: An
             f"{path}: int8 numbers come with scale and offset, {dim} floats each; found "
             f"{' and '.join('none' if p is None else f'{p.dtype} {p.shape}' for p in parts)}"
         )
-    return Packing(dtype.name, *(np.asarray(part, np.float64) for part in parts))
+    scales, offsets = (np.asarray(part, np.float64) for part in parts)
+    return Packing(dtype.name, scales, offsets, MISSING_CODE)
 
 
 def data_offset(path: str, info: zipfile.ZipInfo) -> int:
@@ -232,7 +236,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    if archive.getinfo(name).file_size > 1 << 26:
+    if archive.getinfo(name).file_size > SMALL:
         raise CubeError(f"{archive.filename}: {name} is larger than such a member can be")
     with archive.open(name) as stream:
         return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from copcube.errors import CubeError, OptionError
 
 DTYPES = ("float32", "float16", "int8")
-_MISSING_CODE = -128
+MISSING_CODE = -128
 _TOP = 127
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Precision of the stored numbers; a missing cell is all 0, or all -128 in int8.
+    """Precision of the stored numbers, and what a missing cell holds.
 
     Parameters
     ----------
@@ -23,16 +23,14 @@ class Packing:
         Data type stored, one of `DTYPES` in what we write.
     scale, offset : numpy.ndarray, optional
         For integers: ``value = code · scale + offset``, (D,) float64 each.
+    missing : float
+        Value of a missing cell in all its dimensions; NaN means missing besides.
     """
 
     dtype: str = "float32"
     scale: NDArray[np.float64] | None = field(default=None, compare=False)
     offset: NDArray[np.float64] | None = field(default=None, compare=False)
-
-    @property
-    def missing(self) -> int:
-        """Value of a missing cell in all its dimensions."""
-        return 0 if self.scale is None else _MISSING_CODE
+    missing: float = 0
 
     def pack(self, vectors: NDArray[np.float32]) -> NDArray[np.generic]:
         """Stored numbers of vectors (n, D).
@@ -64,6 +62,8 @@ class Packing:
     def filled(self, numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
         """Which cells of stored numbers (…, D) hold a vector."""
         found: NDArray[np.bool_] = (numbers != self.missing).any(axis=-1)
+        if numbers.dtype.kind == "f" and (nan := np.isnan(numbers[..., 0])).any():
+            found[nan] &= ~np.isnan(numbers[nan]).all(axis=-1)
         return found
 
 
@@ -89,7 +89,7 @@ def int8_packing(dim: int, parts: Iterable[NDArray[np.float32]]) -> Packing:
     if not np.isfinite(low).all():
         raise CubeError("no cell holds a vector: there is no range for int8 to span")
     scale = (high - low) / (2 * _TOP)
-    return Packing("int8", np.where(scale > 0, scale, 1.0), (high + low) / 2)
+    return Packing("int8", np.where(scale > 0, scale, 1.0), (high + low) / 2, MISSING_CODE)
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,9 @@ class Tally:
             return packed
         if lost := int((~self._packing.filled(packed)).sum()):
             raise CubeError(
-                f"{lost} cells hold vectors that are all zeros in {self._packing.dtype}, which "
-                "in this file means missing; set them to NaN, or write netCDF or Zarr in float32"
+                f"{lost} cells hold vectors that are all {self._packing.missing:g} in "
+                f"{self._packing.dtype}, which in this file means missing; set them to NaN, or "
+                "write netCDF or Zarr in float32"
             )
         self.cells += len(vectors)
         if self._packing.dtype == "float32":

@@ -18,7 +18,7 @@ from copcube import grid
 from copcube.errors import CubeError, MissingPackageError
 from copcube.interchange.canvas import Canvas, require_free
 from copcube.interchange.legend import KEY, Legend
-from copcube.interchange.npz import data_offset, packing_of, require_map
+from copcube.interchange.npz import SMALL, data_offset, packing_of, require_map
 from copcube.interchange.packing import DTYPES, Exported, Tally
 from copcube.interchange.sources import Mapped, Source
 from copcube.storage import atomic_path
@@ -57,8 +57,10 @@ def open_pt(path: str) -> Source:
             for info in archive.infolist()
             if "/data/" in info.filename and info.file_size == storage.nbytes()
         ]
-        legends = [info for info in archive.infolist() if info.filename.endswith(f"/{KEY}.json")]
-        text = archive.read(legends[0]).decode() if legends else None
+        legends = [i for i in archive.infolist() if i.filename.endswith(f"/{KEY}.json")]
+        if any(info.file_size > SMALL for info in legends):
+            raise CubeError(f"{path}: its description is larger than such a text can be")
+        text = archive.read(legends[0]).decode("utf-8", "replace") if legends else None
         orders = [archive.read(i) for i in archive.infolist() if i.filename.endswith("/byteorder")]
     plain = tensor.is_contiguous() and len(records) == 1 and orders in ([], [b"little"])
     if not plain or records[0].compress_type != zipfile.ZIP_STORED:
