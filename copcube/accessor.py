@@ -3,9 +3,8 @@
 A façade: an accessor holds its dataset and nothing else, changes nothing, keeps nothing, and
 every method is one call of a plain function. `register` is called by ``import copcube`` and
 costs nothing: xarray itself is never imported for it. If it is there already, the accessor
-is registered at once, else as soon as somebody imports it. Opening anything with xarray
-imports the engines that are installed, ours among them, so ``xr.open_zarr(path).copembed``
-works even where nobody imported copcube.
+is registered at once, else as soon as somebody imports it. Opening a file with our engine
+imports copcube too, so ``xr.open_dataset(path, engine="copembed").copembed`` needs no import.
 """
 
 import sys
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from copcube.compare import Comparison
+    from copcube.interchange import Exported
     from copcube.pca import Weights
 
 NAME = "copembed"
@@ -121,35 +121,35 @@ class Copembed:
 
         return compare(self._ds, _dataset(other))
 
-    def to_npz(self, path: "str | Path", **options: Any) -> None:
+    def to_npz(self, path: "str | Path", **options: Any) -> "Exported":
         """Write the published ``.npz``; `copcube.interchange.to_npz`."""
         from copcube.interchange import to_npz
 
-        to_npz(self._ds, path, **options)
+        return to_npz(self._ds, path, **options)
 
-    def to_pt(self, path: "str | Path", **options: Any) -> None:
+    def to_pt(self, path: "str | Path", **options: Any) -> "Exported":
         """Write the published ``.pt``; `copcube.interchange.to_pt`."""
         from copcube.interchange import to_pt
 
-        to_pt(self._ds, path, **options)
+        return to_pt(self._ds, path, **options)
 
-    def to_geotiff(self, path: "str | Path", **options: Any) -> None:
+    def to_geotiff(self, path: "str | Path", **options: Any) -> "Exported":
         """Write a GeoTIFF as published; `copcube.interchange.to_geotiff`."""
         from copcube.interchange import to_geotiff
 
-        to_geotiff(self._ds, path, **options)
+        return to_geotiff(self._ds, path, **options)
 
-    def to_netcdf(self, path: "str | Path", **options: Any) -> None:
+    def to_netcdf(self, path: "str | Path", **options: Any) -> "Exported":
         """Write CF netCDF; `copcube.interchange.to_netcdf`."""
         from copcube.interchange import to_netcdf
 
-        to_netcdf(self._ds, path, **options)
+        return to_netcdf(self._ds, path, **options)
 
-    def to_parquet(self, path: "str | Path", **options: Any) -> None:
+    def to_parquet(self, path: "str | Path", **options: Any) -> "Exported":
         """Write averages as published, one row a cell; `copcube.interchange.to_parquet`."""
         from copcube.interchange import to_parquet
 
-        to_parquet(self._ds, path, **options)
+        return to_parquet(self._ds, path, **options)
 
 
 def _dataset(obj: "xr.Dataset | xr.DataArray") -> "xr.Dataset":

@@ -141,7 +141,7 @@ def _lines(
     for dim in data.dims[:-3]:
         yield str(dim), ", ".join(_groups(ds, str(dim)))
     if mask is None:
-        yield "coverage", "not known without reading the vectors"
+        yield "coverage", "not known without computing the vectors"
     else:
         cells = int(mask.any(mask.dims[:-2]).sum())
         try:
@@ -154,7 +154,9 @@ def _lines(
         total = int(ds["n_images"].sum(dtype=np.float64))
         yield "images", f"{total:,}" + (f" ({counts})" if counts else "")
     if "explained_variance_ratio" in ds:
-        yield "variance", f"{float(ds['explained_variance_ratio'].sum()):.2%} explained"
+        explained = f"{float(ds['explained_variance_ratio'].sum()):.2%} of the variance"
+        fitted = attrs.get("reduction_cells")
+        yield "components", explained + (f", fitted to {fitted:,} cells" if fitted else "")
     if "encoder" in attrs:
         yield "encoder", f"{attrs['encoder']}{_TRAINED.get(attrs.get('encoder_trained', -1), '')}"
     for name, key in (("aggregation",) * 2, ("dates",) * 2, ("licence", "license")):

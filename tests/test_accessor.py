@@ -60,9 +60,12 @@ def test_the_accessor_is_there_in_every_order(how):
     assert out.count("not an embedding cube") == 2
 
 
-def test_opening_a_cube_with_xarray_alone_is_enough(path):
-    code = "import sys, xarray as xr; print(xr.open_zarr(sys.argv[1]).copembed)"
-    assert "copembed: embedding cube" in run(code, path)
+def test_opening_with_the_engine_is_enough(world, tmp_path):
+    world.copembed.to_npz(tmp_path / "map.npz")
+    code = (
+        "import sys, xarray as xr; print(xr.open_dataset(sys.argv[1], engine='copembed').copembed)"
+    )
+    assert "copembed: embedding cube" in run(code, tmp_path / "map.npz")
 
 
 def test_registering_imports_nothing():
@@ -74,9 +77,9 @@ def test_registering_imports_nothing():
         import xarray
         print([f for f in sys.meta_path if type(f).__module__ == "copcube.accessor"])
         import importlib.resources, inspect
-        print(inspect.getsource(xarray)[:3], importlib.resources.files(xarray).name)
+        print(inspect.getsource(xarray)[:4], importlib.resources.files(xarray).name)
         """)
-    assert out.splitlines() == ["[]", "1", "[]", '""" xarray']
+    assert out.splitlines() == ["[]", "1", "[]", "from xarray"]
 
 
 def test_an_accessor_holds_its_dataset_and_nothing_else(world):
@@ -142,7 +145,8 @@ def test_cubes_work_as_people_leave_them(world, statics, view):
     cells = int(ds.copembed.filled().sum())
     assert cells == int((full.n_images > 0).sum()) if "n_images" in full else cells > 0
     assert int(fields.copembed.filled().sum()) == cells
-    assert f"{cells:,} cells" in repr(fields.copembed)
+    assert f"coverage    {cells:,} cells" in repr(fields.compute().copembed)
+    assert f"fitted to {cells:,} cells" in repr(fields.copembed)
     again = fields.copembed.restore()
     assert again.embedding.sizes["dim"] == DIM
     assert ds.copembed.compare(ds).identical == 1
@@ -182,12 +186,13 @@ def test_a_basis_serves_other_cubes(world):
 def test_exports_are_those_of_interchange(world, monkeypatch, suffix):
     from copcube import interchange
 
-    seen = []
-    monkeypatch.setattr(interchange, f"to_{suffix}", lambda *a, **o: seen.append((a, o)))
-    getattr(world.copembed, f"to_{suffix}")("out", order="era5")
-    (((ds, path), options),) = seen
-    assert ds is world
-    assert (path, options) == ("out", {"order": "era5"})
+    def spy(ds, path, **options):
+        assert ds is world
+        return path, options
+
+    monkeypatch.setattr(interchange, f"to_{suffix}", spy)
+    done = getattr(world.copembed, f"to_{suffix}")("out", dtype="float16")
+    assert done == ("out", {"dtype": "float16"})
 
 
 def test_what_is_no_cube_is_told_when_used_not_before():

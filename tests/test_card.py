@@ -95,7 +95,7 @@ def test_without_counts_the_spread_tells_and_else_nothing_does():
     spread = ds.drop_vars("n_images").assign(spread=(("lat", "lon"), np.where(mask, 0.5, np.nan)))
     assert lines(spread)["coverage"] == lines(ds)["coverage"]
     unknown = card(ds.drop_vars("n_images"))
-    assert dict(unknown.lines)["coverage"] == "not known without reading the vectors"
+    assert dict(unknown.lines)["coverage"] == "not known without computing the vectors"
     assert unknown.raster is None
     assert "<img" not in unknown.html()
     assert len(unknown.text().splitlines()) == 1 + len(unknown.lines)
@@ -110,7 +110,7 @@ def test_a_reduction_shows_three_components():
     ).assign(explained_variance_ratio=("component", [0.5, 0.25, 0.125, 0.0625]))
     told = card(ds)
     assert "reduction" in told.title
-    assert dict(told.lines)["variance"] == "93.75% explained"
+    assert dict(told.lines)["components"] == "93.75% of the variance"
     assert np.array_equal(told.raster, np.roll(pc[..., :3], 720, axis=1), equal_nan=True)
     assert card(ds.isel(component=slice(2))).raster.ndim == 2
 

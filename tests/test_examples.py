@@ -1,0 +1,87 @@
+"""Every script in examples/ runs and says what it promises; own_imagery.py in test_tiles.py."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from copcube.interchange.engine import CopembedBackend
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+sys.path.append(str(EXAMPLES))
+import synthetic  # noqa: E402
+
+ELSEWHERE = {"own_imagery", "synthetic"}
+
+
+def run(name, folder, *args):
+    """Output of an example, of which a warning is an error."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+def test_four_lines(tmp_path):
+    out = run("four_lines", tmp_path, "--k", "3")
+    with xr.open_dataset(tmp_path / "fields.npz", engine=CopembedBackend) as fields:
+        assert fields.pc.shape == (721, 1440, 3)
+    cells = int(synthetic.cube().n_images.sum())
+    assert out.count(f"{cells:,} cells") >= 2
+    for name in ("pc ", "lsm ", "z ", "<copembed: reduction of an embedding cube>"):
+        assert name in out
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """Folder with the forms that published_forms.py wrote, and its output."""
+    pytest.importorskip("torch", reason="writing .pt needs torch")
+    folder = tmp_path_factory.mktemp("forms")
+    return folder, run("published_forms", folder, folder)
+
+
+def test_published_forms(forms):
+    folder, out = forms
+    assert {path.suffix for path in folder.iterdir()} == {".npz", ".pt", ".tif", ".parquet", ".nc"}
+    cells = int(synthetic.cube().n_images.sum())
+    assert out.count(f"{cells:,} cells are the same") == 5
+    vectors = {" ".join(text.split()) for text in re.findall(r"120°W: \[([^]]*)\]", out)}
+    (vector,) = vectors
+    expected = synthetic.cube().embedding.sel(lat=10, lon=240).values
+    assert np.allclose(np.array(vector.split(), float), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["embed_map.npz", "embed_map.pt", "embed_map.tif", "embeddings_avg.parquet"]
+)
+def test_the_four_lines_take_each_form(forms, tmp_path, name):
+    folder, _ = forms
+    run("four_lines", tmp_path, folder / name)
+    with xr.open_dataset(tmp_path / "fields.npz", engine=CopembedBackend) as fields:
+        assert np.array_equal(fields.pc.notnull().all("component"), synthetic.cube().n_images > 0)
+
+
+def test_compare_cubes(forms, tmp_path):
+    folder, _ = forms
+    assert re.search(r"identical +0\.00%", run("compare_cubes", tmp_path))
+    same = run("compare_cubes", tmp_path, folder / "embed_map.npz", folder / "embed_map.tif")
+    assert re.search(r"identical +100\.00%", same)
+
+
+def test_averaging_order(tmp_path):
+    (match,) = [line for line in run("averaging_order", tmp_path).splitlines() if "matches" in line]
+    assert match.startswith("dates, then patches, then modalities")
+
+
+def test_every_example_is_short_and_has_a_test():
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path.name
+        assert path.stem in ELSEWHERE or f"test_{path.stem}" in globals(), path.name
