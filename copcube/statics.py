@@ -138,10 +138,10 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
 
     found: dict[str, xr.DataArray] = {}
     left_out: list[str] = []
-    opened = [squeezed(ds) for ds in _open(str(path_or_url))]
-    for name, field in ((n, v) for ds in opened for n, v in ds.data_vars.items()):
+    opened = list(_open(str(path_or_url)))
+    for name, field in ((n, v) for ds in opened for n, v in squeezed(ds).data_vars.items()):
         static = recognise(name, field)
-        if static is None or (reason := _not_invariant(field)):
+        if static is None or (reason := _not_invariant(field, static)):
             left_out.append(str(name) if static is None else f"{name} ({reason})")
         elif static.name in found:
             raise CubeError(
@@ -164,6 +164,12 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
     except ValueError as error:
         raise CubeError(f"{path_or_url}: the fields are not on one grid: {error}") from error
     result.attrs = dict(opened[0].attrs)
+
+    def close() -> None:
+        for ds in opened:
+            ds.close()
+
+    result.set_close(close)
     return result
 
 
@@ -196,12 +202,13 @@ def squeezed(ds: "xr.Dataset") -> "xr.Dataset":
     return result
 
 
-def _not_invariant(field: "xr.DataArray") -> str | None:
+def _not_invariant(field: "xr.DataArray", static: Static) -> str | None:
     """Why a field of a known name is not the invariant one; None if it is."""
-    level = next((str(c) for c in field.coords if str(c).lower() in _LEVELS), None)
-    level = level or field.attrs.get("GRIB_typeOfLevel", "surface")
-    if level != "surface":
-        return f"on {level}"
+    if static.name == "z" and field.name != "geopotential_at_surface":
+        level = next((str(c) for c in field.coords if str(c).lower() in _LEVELS), None)
+        level = level or field.attrs.get("GRIB_typeOfLevel", "surface")
+        if level != "surface":
+            return f"on {level}"
     for dim in (d for d in field.dims if str(d).lower() in _SINGLE):
         first, last = (field.isel({dim: i}, drop=True) for i in (0, -1))
         if not first.equals(last):

@@ -26,8 +26,8 @@ ALLOWED = {  # third-party package → modules that may import it
 
 SPINE = """
     errors grid modalities storage progress images published fetch encoder rows embedding
-    georeference tiles cells aggregate cube builds mask latlon conservative pca query statics era5
-    interchange averaging compare card accessor cli
+    georeference tiles cells aggregate cube builds mask latlon conservative moments pca query statics era5
+    interchange averaging compare card accessor cli __main__
 """.split()
 """Along the spine a module imports only what stands to its left."""
 

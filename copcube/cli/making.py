@@ -106,7 +106,7 @@ def add(commands: Commands) -> None:
         commands,
         "demo",
         _demo,
-        "sample images, build their cube, show it",
+        "sample images, build their cube, reduce, merge and export it",
         "copcube demo demo",
         details="Uses the published weights where they can be had. Without a network it uses\n"
         "untrained weights, and says so: the cube then has the right form and no meaning.",
@@ -231,7 +231,7 @@ def _tell(report: "Report") -> None:
     log.info("%s is done, %s", report.cube, duration(report.seconds["total"]))
 
 
-def _demo(arguments: Arguments) -> int:
+def _demo(arguments: Arguments) -> None:
     from copcube.builds import build
     from copcube.cube import validate
     from copcube.encoder import EncoderSpec
@@ -251,7 +251,31 @@ def _demo(arguments: Arguments) -> int:
         raise CubeError(f"{cube}: {'; '.join(problems)}")
     show(cube)
     print(f"\nOpen it: xarray.open_zarr({str(cube)!r})")
-    return 0
+    _use(cube, folder)
+
+
+def _use(cube: Path, folder: Path) -> None:
+    """Reduce a cube, merge the fields with static ones, export them."""
+    import numpy as np
+    import xarray as xr
+
+    from copcube.cube import open_cube
+    from copcube.era5 import merge
+    from copcube.interchange import export, to_zarr
+    from copcube.mask import filled
+    from copcube.pca import reduce
+
+    world = open_cube(cube)
+    fields = reduce(world, k=3)
+    to_zarr(fields, folder / "fields.zarr", overwrite=True)
+    land = filled(world).rename(lat="latitude", lon="longitude").astype(np.float32)
+    stand_in = xr.Dataset({"lsm": land.reset_coords(drop=True)})
+    stand_in.lsm.attrs["comment"] = "a stand-in for ERA5's: 1 where the demo has images"
+    both = merge(fields, stand_in, fill=0.0, mask=True)
+    export(both, folder / "merged.nc", overwrite=True)
+    for suffix in ("npz", "pt", "tif"):
+        export(fields, folder / f"fields.{suffix}", overwrite=True)
+    print(f"Its 3 principal components, merged and exported: {folder}/fields.*, merged.nc")
 
 
 def _spec(arguments: Arguments) -> "EncoderSpec":

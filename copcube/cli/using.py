@@ -198,7 +198,7 @@ def _open(path: str) -> "xr.Dataset":
     from copcube.interchange.engine import CopembedBackend
 
     if Path(path).suffix == ".nc" or CopembedBackend().guess_can_open(path):
-        return xr.open_dataset(path, engine=CopembedBackend, chunks={})
+        return xr.open_dataset(path, engine="copembed", chunks={})
     if (Path(path) / "pc").is_dir():
         fields: xr.Dataset = xr.open_zarr(path)
         return fields
