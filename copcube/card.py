@@ -129,7 +129,7 @@ def _known(
         return None, None
     rows, cols = _north_up(values[lat].values, values[lon].values)
     found = values.transpose(lat, lon, ...).isel({lat: rows, lon: cols}).values.astype(np.float64)
-    return mask, found if data.name == "pc" else np.log2(found)
+    return mask, np.log2(found) if values.name == "n_images" else found
 
 
 def _lines(
@@ -156,7 +156,8 @@ def _lines(
     if "explained_variance_ratio" in ds:
         explained = f"{float(ds['explained_variance_ratio'].sum()):.2%} of the variance"
         fitted = attrs.get("reduction_cells")
-        yield "components", explained + (f", fitted to {fitted:,} cells" if fitted else "")
+        told = f", fitted to {fitted:,} cells" if isinstance(fitted, int | np.integer) else ""
+        yield "components", explained + told
     if "encoder" in attrs:
         yield "encoder", f"{attrs['encoder']}{_TRAINED.get(attrs.get('encoder_trained', -1), '')}"
     for name, key in (("aggregation",) * 2, ("dates",) * 2, ("licence", "license")):

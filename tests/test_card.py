@@ -94,6 +94,12 @@ def test_without_counts_the_spread_tells_and_else_nothing_does():
     ds = counts(mask)
     spread = ds.drop_vars("n_images").assign(spread=(("lat", "lon"), np.where(mask, 0.5, np.nan)))
     assert lines(spread)["coverage"] == lines(ds)["coverage"]
+    assert np.nanmax(card(spread).raster) == 0.5
+    single = card(spread.assign(spread=spread.spread * 0))
+    assert "coverage" in single.text()
+    assert "<img" in single.html()
+    groups = spread.expand_dims(season=3).transpose("season", ...)
+    assert card(groups).lines[2:] == card(spread).lines[1:]
     unknown = card(ds.drop_vars("n_images"))
     assert dict(unknown.lines)["coverage"] == "not known without computing the vectors"
     assert unknown.raster is None
