@@ -94,7 +94,7 @@ def open_geotiff(path: str) -> Source:
         dtypes = sorted(set(file.dtypes))
         order = _order(path, file)
         text = file.tags().get(KEY.upper())
-        legend = Legend.loads(text, path)
+        legend = Legend(order=order) if text is None else Legend.loads(text, path)
         if legend.order != order:
             raise CubeError(f"{path}: its description says {legend.order} order, its place {order}")
         if dtypes not in (["float32"], ["float64"], ["int8"]):

@@ -7,6 +7,7 @@ neither workers nor memory need torch.
 
 import logging
 import pickle
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -123,10 +124,10 @@ def _tensors(path: str) -> "dict[str, torch.Tensor]":
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()[0]
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise CubeError(
-            f"{path}: holds more than tensors and was not loaded ({reason}); such a file can run "
-            "code: get it from its publisher, or save the tensor alone"
+            f"{path}: holds more than tensors ({found[1] if found else 'unknown content'}) and was "
+            "not loaded, since such a file can run code; get it anew, or save the tensor alone"
         ) from error
     except (RuntimeError, ValueError, EOFError, OSError) as error:
         raise CubeError(

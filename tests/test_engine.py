@@ -1,0 +1,449 @@
+"""Published files, written here by numpy, torch, GDAL and pandas, open as the same cube."""
+
+import io
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copcube import grid
+from copcube.cube import schema
+from copcube.errors import CubeError, RowsError
+from copcube.interchange.engine import CopembedBackend
+from copcube.interchange.sources import Mapped
+
+DIM = 3
+KNOWN = {772176: (44.0, 264.0), 906994: (67.25, 128.5), 200599: (-55.25, 289.75)}
+CORNERS = (0, 719, 720, 1439, 720 * 1440, 720 * 1440 + 719, 721 * 1440 - 1)
+FORMS = ("stored", "deflated", "pt", "tif", "parquet")
+PROFILE = {
+    "driver": "GTiff",
+    "height": 721,
+    "width": 1440,
+    "crs": "EPSG:4326",
+    "transform": rasterio.Affine(0.25, 0, -180.125, 0, -0.25, 90.125),
+    "tiled": True,
+    "blockxsize": 256,
+    "blockysize": 256,
+    "interleave": "pixel",
+}
+
+
+def vectors():
+    """Published ids, ascending, and a vector for each; some sum to zero."""
+    rng = np.random.default_rng(3)
+    ids = np.unique(np.r_[rng.choice(721 * 1440, 500, replace=False), CORNERS, list(KNOWN)])
+    values = rng.normal(size=(len(ids), DIM)).astype(np.float32)
+    values[::50] = [1, -1, 0]
+    return ids, values
+
+
+def published_map():
+    """As published: rows from the north pole, columns from 180°W (facts of the demo notebook)."""
+    ids, values = vectors()
+    image = np.zeros((721, 1440, DIM), np.float32)
+    image[720 - ids // 1440, ids % 1440] = values
+    return image
+
+
+def name_of(number):
+    return f"{number:07d}_{-180 + number % 1440 / 4:.2f}_{-90 + number // 1440 / 4:.2f}"
+
+
+def write(folder, form):
+    image = published_map()
+    match form:
+        case "stored":
+            np.savez(path := folder / "embed_map_310k.npz", image)
+        case "deflated":
+            np.savez_compressed(path := folder / "embed_map_deflated.npz", image)
+        case "pt":
+            torch.save(torch.from_numpy(image), path := folder / "embed_map_310k.pt")
+        case "tif":
+            path = folder / "embed_map_310k.tif"
+            with rasterio.open(
+                path, "w", count=DIM, dtype="float32", compress="deflate", **PROFILE
+            ) as file:
+                file.write(np.moveaxis(image, -1, 0))
+        case "parquet":
+            ids, values = vectors()
+            order = np.random.default_rng(0).permutation(len(ids))
+            frame = pd.DataFrame(
+                {
+                    "grid_id_coord": [name_of(int(i)) for i in ids[order]],
+                    "embedding": list(values[order]),
+                }
+            )
+            frame.to_parquet(path := folder / "embeddings_avg_310k.parquet", row_group_size=100)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    return {form: write(folder, form) for form in FORMS}
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """(lat, lon, dim) in ERA5's order by numpy alone."""
+    image = published_map()
+    image[(image == 0).all(-1)] = np.nan
+    return np.concatenate([image[:, 720:], image[:, :720]], axis=1)
+
+
+def opened(path, **options):
+    return xr.open_dataset(path, engine=CopembedBackend, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_the_same_cube_in_era5_s_order(files, truth, form):
+    """Ids count from the south pole, the map from the north: both must meet."""
+    ds = opened(files[form])
+    assert ds.embedding.dtype == np.float32
+    assert np.array_equal(ds.embedding, truth, equal_nan=True)
+    ids, values = vectors()
+    for number, (lat, lon) in KNOWN.items():
+        expected = values[np.searchsorted(ids, number)]
+        assert np.array_equal(ds.embedding.sel(lat=lat, lon=lon), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_schema_is_that_of_cubes(files, form):
+    ds = opened(files[form])
+    assert ds.embedding.dims == ("lat", "lon", "dim")
+    for name in ("lat", "lon", "dim", "lat_bnds", "lon_bnds", "crs"):
+        variable = schema.variables(DIM, None, ())[name]
+        assert np.array_equal(ds[name], variable.values)
+        assert ds[name].dtype == variable.dtype
+        assert ds[name].attrs == variable.attrs
+        assert name in ds.coords
+    assert ds.attrs["source"].startswith(os.path.basename(files[form]))
+    assert "not counted" in ds.attrs["aggregation"]
+    assert "n_images" not in ds
+    assert ds.embedding.attrs["grid_mapping"] == "crs"
+    assert "ancillary_variables" not in ds.embedding.attrs
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dask_and_pickle(files, truth, form):
+    ds = opened(files[form], chunks={})
+    assert np.array_equal(ds.embedding, truth, equal_nan=True)
+    copy = pickle.loads(pickle.dumps(opened(files[form])))
+    assert np.array_equal(copy.embedding[100:200], truth[100:200], equal_nan=True)
+    assert len(pickle.dumps(opened(files[form]).embedding.variable._data)) < 20_000
+
+
+def indexers(size):
+    return st.one_of(
+        st.integers(-size, size - 1),
+        st.slices(size).filter(lambda s: len(range(size)[s])),
+        st.lists(st.integers(0, size - 1), min_size=1, max_size=4).map(np.array),
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_piece_is_what_numpy_says(files, truth, form):
+    ds = opened(files[form])
+
+    @settings(max_examples=25, deadline=None)
+    @given(indexers(721), indexers(1440), indexers(DIM))
+    def check(y, x, d):
+        piece = ds.embedding.isel(lat=y, lon=x, dim=d)
+        expected = truth[y, :, :]
+        axis = 0 if isinstance(y, int) else 1
+        expected = expected[(slice(None),) * axis + (x,)]
+        axis += 0 if isinstance(x, int) else 1
+        expected = expected[(slice(None),) * axis + (d,)]
+        assert np.array_equal(piece.values, expected, equal_nan=True)
+
+    check()
+
+
+def test_points_are_found_by_coordinates(files, truth):
+    ids, values = vectors()
+    row, col = grid.row_col(ids)
+    for form in FORMS:
+        found = opened(files[form]).embedding.sel(
+            lat=xr.DataArray(90 - row / 4, dims="cell"), lon=xr.DataArray(col / 4, dims="cell")
+        )
+        assert np.array_equal(found, values)
+
+
+def test_only_what_is_asked_is_read(files, monkeypatch):
+    asked = []
+    read = Mapped.read
+    monkeypatch.setattr(Mapped, "read", lambda *a: (asked.append(a[1:]), read(*a))[1])
+    ds = opened(files["stored"])
+    assert asked == []
+    ds.embedding.isel(lat=3, lon=[0, 719]).values  # noqa: B018
+    ((rows, cols, dims),) = asked
+    assert (rows.tolist(), cols.tolist()) == ([3], [720, 1439])
+    assert list(range(DIM)[dims]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("form", ["tif", "stored"])
+def test_chunks_of_a_geotiff_are_its_tiles(files, form):
+    ds = opened(files[form], chunks={})
+    expected = (48, 256, 256, 160, 256, 256, 208) if form == "tif" else (1440,)
+    assert ds.embedding.chunks[1] == expected
+
+
+def test_float16_float64_and_nan_are_understood(tmp_path, truth):
+    image = published_map()
+    np.savez(tmp_path / "a.npz", image.astype("f8"))
+    assert np.array_equal(opened(tmp_path / "a.npz").embedding, truth, equal_nan=True)
+    np.savez_compressed(tmp_path / "b.npz", image.astype("f2"))
+    half = truth.astype("f2").astype("f4")
+    assert np.array_equal(opened(tmp_path / "b.npz").embedding, half, equal_nan=True)
+    image[(image == 0).all(-1)] = np.nan
+    np.savez(tmp_path / "c.npz", embeddings=image)
+    assert np.array_equal(opened(tmp_path / "c.npz").embedding, truth, equal_nan=True)
+    torch.save({"map": torch.from_numpy(image)}, tmp_path / "d.pt")
+    assert np.array_equal(opened(tmp_path / "d.pt").embedding, truth, equal_nan=True)
+    two = torch.from_numpy(np.stack([image, image]))  # a view that does not start at 0
+    torch.save(two[1], tmp_path / "e.pt")
+    assert np.array_equal(opened(tmp_path / "e.pt").embedding, truth, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", ["f8", "f2"])
+def test_averages_of_any_precision_and_in_parts(tmp_path, truth, value):
+    ids, values = vectors()
+    for part in (0, 1):
+        frame = pd.DataFrame(
+            {
+                "grid_id_coord": [name_of(int(i)) for i in ids[part::2]],
+                "embedding": [v.astype(value).tolist() for v in values[part::2]],
+                "more": part,
+            }
+        )
+        frame.to_parquet(tmp_path / f"embeddings_avg_{part}.parquet")
+    expected = truth.astype(value).astype("f4")
+    for place in ("embeddings_avg_*.parquet",):
+        ds = opened(tmp_path / place)
+        assert np.array_equal(ds.embedding, expected, equal_nan=True)
+
+
+def test_variables_can_be_dropped(files):
+    assert "embedding" not in opened(files["stored"], drop_variables="embedding")
+    assert "crs" not in opened(files["stored"], drop_variables=["crs", "nothing"])
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("embed_map_310k.npz", True),
+        ("x/embed_map_310k.pt", True),
+        ("embeddings_avg_310k.parquet", True),
+        ("embed_map_310k.tif", True),
+        ("dem.tif", False),
+        ("world.zarr", False),
+        ("", False),
+        (b"a.npz", False),
+        (None, False),
+        (io.BytesIO(b"PK"), False),
+        (3, False),
+    ],
+)
+def test_guessing_looks_at_the_name(name, answer):
+    assert CopembedBackend().guess_can_open(name) is answer
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil-was-here",)
+
+
+def broken(folder, kind):
+    """A broken file and what is said of it."""
+    image = published_map()
+    path = folder / ("a.pt" if "pt" in kind.split() else "a.npz")
+    match kind:
+        case "no file":
+            return folder / "none.npz", "none.npz: no such file; .*copcube fetch map"
+        case "no form":
+            (path := folder / "a.h5").write_bytes(b"x")
+            return path, "expected a map as .npz, .*; found .h5"
+        case "truncated npz":
+            np.savez(path, image)
+            path.write_bytes(path.read_bytes()[: 1 << 20])
+            return path, "a.npz: not a whole npz archive .*truncated: get it anew"
+        case "empty npz":
+            path.write_bytes(b"")
+            return path, "not a whole npz archive"
+        case "npz of no arrays":
+            with zipfile.ZipFile(path, "w"):
+                pass
+            return path, "expected the array arr_0, or a single one; found none"
+        case "npz of two":
+            np.savez(path, a=image[:1], b=image[:1])
+            return path, "found a, b"
+        case "npz on its side":
+            np.savez(path, np.zeros((1440, 721, 2), np.float32))
+            return path, r"the shape \(1440, 721, 2\); expected \(721, 1440, D\)"
+        case "npz of integers":
+            np.savez(path, np.zeros((721, 1440, 2), np.int32))
+            return path, "arr_0 holds int32; expected float16"
+        case "npz of codes":
+            np.savez(path, np.zeros((721, 1440, 2), np.int8))
+            return path, "int8 numbers come with scale and offset, 2 floats each; found none"
+        case "npz of a pickle":
+            np.savez(path, np.array([Evil()], object))
+            return path, r"the shape \(1,\); expected"
+        case "npz in column order":
+            np.savez(path, np.asfortranarray(image))
+            return path, "column order; save it again"
+        case "npz with a lie":
+            buffer = io.BytesIO()
+            np.save(buffer, image)
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("arr_0.npy", buffer.getvalue()[:5000])
+            return path, "shorter or longer than its shape"
+        case "npz with a broken description":
+            np.savez(path, arr_0=image, copcube='{"variable": "lies"}')
+            return path, "description under 'copcube' is broken .*'lies'"
+        case "npz with a foreign description":
+            bad = {"dims": ["lat"], "dtype": "float64", "data": [1.0], "attrs": {}}
+            text = str({"others": {"lat": bad}}).replace("'", '"')
+            np.savez(path, arr_0=image, copcube=text)
+            return path, "description under 'copcube' is broken"
+        case "malicious pt":
+            torch.save({"map": torch.from_numpy(image[:1]), "more": Evil()}, path)
+            return path, "more than tensors .[a-z]+.mkdir. and was not loaded.*can run code"
+        case "truncated pt":
+            torch.save(torch.from_numpy(image), path)
+            path.write_bytes(path.read_bytes()[: 1 << 20])
+            return path, "not a whole torch file"
+        case "pt of numbers":
+            torch.save([1, 2], path)
+            return path, "expected a tensor or a dict with one; found list"
+        case "pt of two":
+            part = torch.zeros(2, 2)
+            torch.save({"a": part, "b": part}, path)
+            return path, r"one map; found a \(2, 2\), b \(2, 2\)"
+        case "pt on its side":
+            torch.save(torch.from_numpy(image).movedim(-1, 0), path)
+            return path, r"the shape \(3, 721, 1440\); expected"
+        case "pt transposed":
+            torch.save(torch.zeros(1440, 721, 2).transpose(0, 1), path)
+            return path, "does not lie plainly in the file; save it again"
+        case "pt of bfloat16":
+            torch.save(torch.zeros(721, 1440, 2, dtype=torch.bfloat16), path)
+            return path, "holds bfloat16"
+    raise AssertionError(kind)
+
+
+KINDS = re.findall(r'case "([a-z][^"]+)":', Path(__file__).read_text().split("def broken")[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_broken_files_are_named(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path, message = broken(tmp_path, kind)
+    with pytest.raises(CubeError, match=message):
+        opened(path)
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.9])
+def test_damage_in_a_deflated_map_is_noticed(files, tmp_path, cut):
+    raw = bytearray(files["deflated"].read_bytes())
+    raw[int(cut * 0.98 * len(raw))] ^= 0xFF
+    (path := tmp_path / "a.npz").write_bytes(raw)
+    with pytest.raises(CubeError, match="not a whole npz archive"):
+        opened(path).embedding.values  # noqa: B018
+
+
+def table(folder, **columns):
+    pd.DataFrame(columns).to_parquet(path := folder / "embeddings_avg.parquet")
+    return path
+
+
+V = [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"grid_id_coord": [name_of(3)]}, "embedding missing .found grid_id_coord"),
+        ({"cell": [3], "vector": [V]}, "grid_id_coord and embedding missing .found cell, vector"),
+        (
+            {"grid_id_coord": [name_of(3)], "modality": ["dem"], "embedding": [V]},
+            "a row an image, not averages; .*copcube aggregate",
+        ),
+        ({"grid_id_coord": [name_of(3)] * 2, "embedding": [V, V]}, "0000003_.* comes twice"),
+        ({"grid_id_coord": ["0772176_-96.00_-44.00"], "embedding": [V]}, "contradicts itself"),
+        ({"grid_id_coord": [name_of(3), name_of(4)], "embedding": [V, [1.0]]}, "length 1; exp"),
+        ({"grid_id_coord": [name_of(3)], "embedding": [[np.nan, 1.0]]}, "not finite"),
+        ({"grid_id_coord": [], "embedding": []}, "no rows with vectors"),
+    ],
+)
+def test_tables_of_something_else_are_refused(tmp_path, columns, message):
+    path = table(tmp_path, **columns)
+    with pytest.raises(RowsError, match=message):
+        opened(path).embedding.values  # noqa: B018
+
+
+def test_parts_that_overlap_or_are_no_parquet(tmp_path):
+    path = table(tmp_path, grid_id_coord=[name_of(3)], embedding=[V])
+    (tmp_path / "embeddings_avg_2.parquet").write_bytes(path.read_bytes())
+    with pytest.raises(RowsError, match="comes twice; .*parts that do not overlap"):
+        opened(tmp_path / "*.parquet").embedding.values  # noqa: B018
+    with pytest.raises(RowsError, match="no parquet files there"):
+        opened(tmp_path / "none.parquet")
+    path.write_bytes(b"PAR1")
+    with pytest.raises(RowsError, match="not a readable parquet file"):
+        opened(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"transform": rasterio.Affine(0.25, 0, -180, 0, -0.25, 90.125)},
+            r"from \(-180, 90.125\); expected .*\(-180.125, 90.125\) or \(-0.125, 90.125\)",
+        ),
+        (
+            {"height": 36, "width": 36, "blockxsize": 16, "blockysize": 16},
+            "36 × 36 pixels .*expected 721 × 1440 .*gdalwarp",
+        ),
+        ({"crs": "EPSG:3857"}, "reference system is EPSG:3857; expected EPSG:4326"),
+        ({"dtype": "uint8"}, "bands of uint8; expected float32"),
+    ],
+)
+def test_a_geotiff_on_another_grid_is_refused(tmp_path, change, message):
+    profile = PROFILE | {"count": 2, "dtype": "float32"} | change
+    with rasterio.open(tmp_path / "a.tif", "w", **profile):
+        pass
+    with pytest.raises(CubeError, match=message):
+        opened(tmp_path / "a.tif")
+
+
+def test_what_is_no_geotiff(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0 nothing")
+    with pytest.raises(CubeError, match="a.tif: not a readable GeoTIFF"):
+        opened(tmp_path / "a.tif")
+
+
+def test_a_geotiff_in_era5_s_order_and_with_nodata(tmp_path, truth):
+    place = {"transform": rasterio.Affine(0.25, 0, -0.125, 0, -0.25, 90.125)}
+    with rasterio.open(
+        tmp_path / "a.tif", "w", count=DIM, dtype="float32", nodata=-9, **(PROFILE | place)
+    ) as file:
+        file.write(np.moveaxis(np.nan_to_num(truth, nan=-9), -1, 0))
+    assert np.array_equal(opened(tmp_path / "a.tif").embedding, truth, equal_nan=True)
+
+
+def test_handles_are_no_paths():
+    with pytest.raises(CubeError, match="expected a path, found BytesIO"):
+        opened(io.BytesIO(b"PK"))
