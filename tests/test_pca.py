@@ -1,0 +1,598 @@
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copcube import cube as cubes
+from copcube import grid, pca
+from copcube.cells import Cells
+from copcube.errors import CubeError, OptionError
+from copcube.moments import Axes, Moments
+
+LAT, LON = np.arange(72, 45, -0.25), np.arange(3, 27, 0.25)
+DIM = 20
+PARTS = [*pca._BASIS, "pc"]
+
+
+def made(values, lead=(), counts=True, lat=LAT, lon=LON):
+    """A cube of given vectors (…, lat, lon, dim)."""
+    dims = (*lead, "lat", "lon")
+    ds = xr.Dataset({"embedding": ((*dims, "dim"), values)}, {"lat": lat, "lon": lon})
+    if counts:
+        ds["n_images"] = dims, np.isfinite(values).all(-1).astype(np.int32)
+    return ds
+
+
+def drawn(seed=0, lead=(), dtype=np.float32, change=lambda x, rng: x, **options):
+    """A cube of smooth spectrum, changed by a function, two thirds of it filled."""
+    rng = np.random.default_rng(seed)
+    shape = (*(size for _, size in lead), len(LAT), len(LON))
+    turn = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
+    x = rng.normal(size=(*shape, DIM)) * (1.3 ** -np.arange(DIM)) @ turn + rng.normal(size=DIM)
+    x = change(x, rng)
+    x[rng.random(shape) < 1 / 3] = np.nan
+    return made(x.astype(dtype), tuple(name for name, _ in lead), **options)
+
+
+def reference(ds, weights="area"):
+    """Components, variances, mean by a float64 SVD of all vectors; numpy's weighted cov."""
+    x = ds.embedding.transpose(..., "lat", "lon", "dim").values.astype(np.float64)
+    if isinstance(weights, str):
+        edges = np.clip([LAT + 0.125, LAT - 0.125], -90, 90)
+        north, south = np.sin(np.radians(edges))
+        weights = np.broadcast_to((north - south)[:, None], (len(LAT), len(LON)))
+    elif weights is None:
+        weights = np.ones((len(LAT), len(LON)))
+    here = np.isfinite(x).all(-1)
+    w = np.broadcast_to(weights, here.shape)[here]
+    x, w = x[here], w / w.sum()
+    mean = x[0] + np.average(x - x[0], axis=0, weights=w)
+    _, s, components = np.linalg.svd((x - mean) * np.sqrt(w)[:, None], full_matrices=False)
+    return components, s**2 / (1 - (w**2).sum()), mean
+
+
+def angle(a, b):
+    """Sine of the largest angle between the spaces of the rows of a and b."""
+    return np.linalg.norm(a - (a @ b.T) @ b, 2)
+
+
+def same_bits(a, b, names=PARTS):
+    return all(a[name].values.tobytes() == b[name].values.tobytes() for name in names)
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """Products in float32 first, as for large cubes."""
+    monkeypatch.setattr(pca, "_FEW", 0)
+
+
+NASTY = {
+    "plain": (np.float32, lambda x, rng: x),
+    "mean 1e4 sigma": (np.float32, lambda x, rng: x + 1e4),
+    "tiny variance": (np.float32, lambda x, rng: 1 + 1e-5 * x),
+    "tiny values": (np.float32, lambda x, rng: 1e-25 * x),
+    "huge values": (np.float32, lambda x, rng: 1e30 * x),
+    "float64, mean 1e9 sigma": (np.float64, lambda x, rng: 1e9 + x),
+    "float64 beyond float32": (np.float64, lambda x, rng: 1e60 * x),
+    "float16": (np.float16, lambda x, rng: x + 10),
+    "constant dimension": (np.float32, lambda x, rng: np.where(np.arange(DIM) == 3, 7.1, x)),
+    "outlying dimension": (np.float32, lambda x, rng: x * 1e3 ** (np.arange(DIM) == 3)),
+    "steep spectrum": (np.float64, lambda x, rng: x * 2.0 ** -np.arange(DIM)),
+    "no preferred direction": (np.float32, lambda x, rng: rng.normal(size=x.shape)),
+    "drift": (np.float32, lambda x, rng: x + 10 * np.arange(len(LAT))[:, None, None]),
+    "one cell far away": (np.float32, lambda x, rng: np.where(_first(x), 1e4, x)),
+}
+
+
+def _first(x):
+    return (np.arange(x.shape[0])[:, None, None] < 2) & (np.arange(x.shape[1])[:, None] < 2)
+
+
+@pytest.mark.parametrize("k", [1, 5, 15])
+@pytest.mark.parametrize("start", ["float32", "float64"])
+@pytest.mark.parametrize("name", NASTY)
+def test_agrees_with_an_svd_in_float64(name, start, k, monkeypatch):
+    monkeypatch.setattr(pca, "_FEW", 0 if start == "float32" else 10**9)
+    dtype, change = NASTY[name]
+    ds = drawn(dtype=dtype, change=change)
+    basis = pca.fit(ds, k)
+    components, variance, mean = reference(ds)
+    assert np.allclose(basis.explained_variance, variance[:k], rtol=1e-6, atol=0)
+    ratio = variance[:k] / variance.sum()
+    assert np.allclose(basis.explained_variance_ratio, ratio, rtol=1e-6, atol=0)
+    assert angle(basis.components.values, components[:k]) < 1e-5
+    deviation = np.sqrt(variance[0])
+    assert np.abs(basis["mean"] - mean).max() < 1e-6 * deviation + 1e-15 * np.abs(mean).max()
+    identity = basis.components.values @ basis.components.values.T
+    assert np.allclose(identity, np.eye(k), atol=1e-12)
+
+
+def test_float32_suffices_for_plain_data_and_is_not_used_where_it_does_not(coarse, monkeypatch):
+    used = []
+    add = Moments.add
+    monkeypatch.setattr(
+        Moments, "add", lambda self, x, w: (used.append(self.dtype), add(self, x, w))[1]
+    )
+    for change, expected in ((lambda x, rng: x + 1e3, 1), (NASTY["no preferred direction"][1], 2)):
+        used.clear()
+        pca.fit(drawn(change=change), 5)
+        assert len(set(used)) == expected
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_share_of_variance(share):
+    ds = drawn()
+    _, variance, _ = reference(ds)
+    explained = np.cumsum(variance) / variance.sum()
+    basis = pca.fit(ds, share)
+    assert basis.sizes["component"] == int((explained < share).sum()) + 1
+    assert float(basis.explained_variance_ratio.sum()) >= share
+    assert float(basis.explained_variance_ratio[:-1].sum()) < share
+
+
+def test_unweighted_is_numpys_covariance():
+    ds = drawn()
+    x = ds.embedding.values.reshape(-1, DIM).astype(np.float64)
+    values = np.linalg.eigvalsh(np.cov(x[np.isfinite(x).all(1)].T))[::-1]
+    assert np.allclose(pca.fit(ds, 7, weights=None).explained_variance, values[:7], rtol=1e-9)
+
+
+def test_weights_given_as_a_field():
+    ds = drawn()
+    rng = np.random.default_rng(5)
+    field = ds.n_images.copy(data=rng.integers(0, 4, ds.n_images.shape).astype(np.float32))
+    components, variance, _ = reference(ds, field.values)
+    for weights in (field, field.T, field.rename(lat="latitude", lon="longitude"), field.chunk()):
+        basis = pca.fit(ds, 4, weights=weights)
+        assert np.allclose(basis.explained_variance, variance[:4], rtol=1e-6)
+        assert angle(basis.components.values, components[:4]) < 1e-5
+        assert basis.attrs["reduction_weights"] == "given"
+    assert same_bits(basis, pca.fit(ds, 4, weights=field * 2.0**-90), pca._BASIS)
+    lat = np.cos(np.radians(ds.lat))  # away from the poles, areas go with it
+    area = pca.fit(ds, 4, weights=xr.ones_like(field) * lat)
+    assert np.allclose(area.components, pca.fit(ds, 4).components, atol=1e-10)
+
+
+def test_cells_of_weight_zero_shape_nothing_but_are_projected():
+    ds = drawn()
+    ds.embedding[:40] *= 1000
+    weights = xr.ones_like(ds.n_images, float)
+    weights[:40] = 0
+    fields = pca.reduce(ds, 3, weights=weights)
+    rest = pca.fit(ds.isel(lat=slice(40, None)), 3, weights=None)
+    assert np.allclose(fields.explained_variance, rest.explained_variance, rtol=1e-9)
+    assert fields.attrs["reduction_cells"] == int(ds.n_images[40:].sum())
+    assert np.array_equal(fields.pc.notnull().all("component"), ds.n_images > 0)
+
+
+def test_groups_are_fitted_together():
+    ds = drawn(lead=(("season", 3),))
+    components, variance, _ = reference(ds)
+    for form in (ds, ds.transpose("dim", "lon", "season", "lat"), ds.chunk(season=1)):
+        fields = pca.reduce(form, 4)
+        assert fields.pc.dims == ("season", "lat", "lon", "component")
+        assert np.allclose(fields.explained_variance, variance[:4], rtol=1e-6)
+        assert angle(fields.components.values, components[:4]) < 1e-5
+    one = pca.project(ds.isel(season=1), fields)
+    assert same_bits(one, fields.isel(season=1), ["pc"])
+
+
+def test_each_component_has_its_largest_entry_positive():
+    for seed in range(5):
+        components = pca.fit(drawn(seed), 10).components.values
+        assert (components.max(axis=1) == np.abs(components).max(axis=1)).all()
+
+
+CHUNKS = [
+    {},
+    {"lat": 45, "lon": 45},
+    {"lat": 7, "lon": 50, "dim": 3},
+    {"lat": 1},
+    {"dim": 1},
+    {"lat": (5, 100, 3), "lon": (95, 1)},
+]
+
+
+@pytest.mark.parametrize("few", [0, 10**9])
+@pytest.mark.parametrize("chunks", CHUNKS)
+def test_the_same_bits_for_every_chunking(chunks, few, monkeypatch):
+    monkeypatch.setattr(pca, "_FEW", few)
+    ds = drawn()
+    chunked = ds.chunk(chunks)
+    expected, found = pca.reduce(ds, 6), pca.reduce(chunked, 6)
+    assert found.pc.chunks is not None
+    assert same_bits(expected, found)
+    assert same_bits(pca.restore(expected), pca.restore(found), ["embedding"])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lat=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    lon=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    dim=st.integers(1, DIM),
+    few=st.sampled_from([0, 10**9]),
+)
+def test_the_same_bits_for_any_chunking(lat, lon, dim, few):
+    def tiling(sizes, n):
+        cuts = [c for c in np.cumsum(sizes).tolist() if c < n]
+        return tuple(np.diff([0, *cuts, n]).tolist())
+
+    ds = drawn()
+    chunked = ds.chunk({"lat": tiling(lat, len(LAT)), "lon": tiling(lon, len(LON)), "dim": dim})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pca, "_FEW", few)
+        assert same_bits(pca.reduce(ds, 3), pca.reduce(chunked, 3))
+
+
+def test_the_same_bits_from_zarr_and_netcdf(tmp_path):
+    ds = drawn()
+    expected = pca.reduce(ds, 6)
+    encoding = {"embedding": {"chunks": (50, 31, 7)}}
+    ds.to_zarr(tmp_path / "a.zarr", encoding=encoding, zarr_format=3, consolidated=False)
+    ds.to_netcdf(tmp_path / "a.nc")
+    for chunks in ({}, None, "auto"):
+        opened = xr.open_zarr(tmp_path / "a.zarr", chunks=chunks, consolidated=False)
+        assert same_bits(expected, pca.reduce(opened, 6))
+    with xr.open_dataset(tmp_path / "a.nc") as opened:
+        assert same_bits(expected, pca.reduce(opened, 6))
+        assert same_bits(expected, pca.reduce(opened.transpose(), 6))
+
+
+def test_forms_that_users_make():
+    ds = drawn()
+    expected = pca.reduce(ds, 4)
+    for form in (
+        ds.drop_vars("n_images"),
+        ds.transpose("dim", "lon", "lat"),
+        ds.astype(np.float64),
+        ds.assign(spread=ds.n_images * 1.0),
+    ):
+        assert np.allclose(pca.reduce(form, 4).pc, expected.pc, atol=1e-5, equal_nan=True)
+    renamed = pca.reduce(ds.rename(lat="latitude", lon="longitude", dim="feature"), 4)
+    assert renamed.pc.dims == ("latitude", "longitude", "component")
+    assert same_bits(renamed, expected)
+    half = pca.reduce(ds.astype(np.float16), 4)
+    assert half.pc.dtype == np.float32
+    assert np.allclose(half.pc, expected.pc, atol=0.02, equal_nan=True)
+    flipped = pca.reduce(ds.isel(lat=slice(None, None, -1)).assign_coords(lon=ds.lon - 360), 4)
+    assert np.allclose(flipped.pc[::-1], expected.pc, atol=1e-5, equal_nan=True)
+    region = ds.sel(lat=slice(65, 50), lon=slice(10, 20.25))
+    components = pca.fit(region, 4).components
+    x = region.embedding.values.reshape(-1, DIM)
+    w = np.repeat(np.cos(np.radians(region.lat.values)), region.sizes["lon"])
+    x, w = x[np.isfinite(x).all(1)].astype(np.float64), w[np.isfinite(x).all(1)]
+    vectors = np.linalg.eigh(np.cov(x.T, aweights=w))[1]
+    assert angle(components.values, vectors[:, ::-1].T[:4]) < 1e-5
+
+
+def test_cells_masked_in_the_embedding_alone_are_left_out():
+    ds = drawn()
+    masked = ds.assign(embedding=ds.embedding.where(ds.lat > 55))
+    fields = pca.reduce(masked, 3)
+    assert same_bits(fields, pca.reduce(masked.drop_vars("n_images"), 3))
+    assert fields.attrs["reduction_cells"] == int(ds.n_images.where(ds.lat > 55).sum())
+    assert fields.pc.where(ds.lat <= 55).isnull().all()
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_fields_are_the_projections_and_restore_inverts_them(whiten):
+    ds = drawn()
+    fields = pca.reduce(ds, DIM, weights=None, whiten=whiten)
+    x = ds.embedding.values.astype(np.float64) - fields["mean"].values
+    y = x @ fields.components.values.T
+    y /= np.sqrt(fields.explained_variance.values) if whiten else 1
+    assert fields.pc.dtype == np.float32
+    assert np.allclose(fields.pc, y, rtol=1e-6, atol=1e-6, equal_nan=True)
+    spread = fields.pc.astype(np.float64).var(("lat", "lon"), ddof=1)
+    expected = np.ones(DIM) if whiten else fields.explained_variance
+    assert np.allclose(spread, expected, rtol=1e-5)
+    back = pca.restore(fields)
+    assert back.embedding.dims == ds.embedding.dims
+    assert back.embedding.dtype == np.float32
+    assert np.allclose(back.embedding, ds.embedding, atol=1e-5, equal_nan=True)
+
+
+def test_restoring_fewer_components_loses_the_variance_they_do_not_explain():
+    ds = drawn()
+    fields = pca.reduce(ds, 12, weights=None)
+    for n in (1, 5, 12):
+        part = pca.restore(fields.isel(component=slice(0, n)))
+        lost = ((part.embedding - ds.embedding) ** 2).sum("dim").where(ds.n_images > 0).mean()
+        whole = float(fields.explained_variance[0] / fields.explained_variance_ratio[0])
+        assert float(lost) == pytest.approx(
+            whole - float(fields.explained_variance[:n].sum()), rel=1e-3
+        )
+
+
+def test_a_basis_serves_other_cubes():
+    basis = pca.fit(drawn(0), 5)
+    other = drawn(1).isel(lat=slice(10, 70))
+    fields = pca.project(other, basis)
+    expected = (other.embedding - basis["mean"]) @ basis.components.T
+    assert np.allclose(fields.pc, expected, atol=1e-5, equal_nan=True)
+    assert same_bits(fields, basis, pca._BASIS)
+    assert fields.lat.identical(other.lat)
+
+
+def test_lazy_cubes_stay_lazy():
+    import dask.array as da
+
+    ds = drawn()
+    basis = pca.fit(ds, 3)
+
+    def refuse(block):
+        raise AssertionError("the cube was read")
+
+    lazy = da.map_blocks(refuse, ds.embedding.chunk().data, meta=np.empty((0, 0, 0), "f4"))
+    fields = pca.project(ds.assign(embedding=(ds.embedding.dims, lazy)), basis)
+    restored = pca.restore(fields)
+    assert restored.embedding.shape == ds.embedding.shape
+    with pytest.raises(AssertionError, match="was read"):
+        restored.compute()
+
+
+def test_blocks_without_images_are_not_read():
+    import dask.array as da
+
+    ds = drawn()
+    ds.embedding[:, 42:87] = np.nan  # the block of columns 54° to 99° of the lattice
+    ds["n_images"] = ds.embedding.notnull().all("dim").astype(int)
+    expected = pca.fit(ds, 3)
+
+    def guard(block):
+        assert np.isfinite(block).any(), "an empty block was read"
+        return block
+
+    chunks = {"lat": (27, 45, 36), "lon": (33, 45, 18)}
+    cut = ds.embedding.chunk(chunks)
+    assert [slice(0, 33), slice(33, 78), slice(78, 96)] == pca._runs(
+        grid.cell_at(0, LON)[1] // grid.BLOCK
+    )
+    cut[:, 33:78] = np.nan
+    ds["n_images"] = ds.n_images.where(np.isfinite(cut[..., 0].compute()), 0)
+    lazy = da.map_blocks(guard, cut.data, meta=np.empty((0, 0, 0), "f4"))
+    found = pca.fit(ds.assign(embedding=(ds.embedding.dims, lazy)), 3)
+    assert found.sizes == expected.sizes
+
+
+def test_memory_is_bounded():
+    import dask.array as da
+
+    block = np.random.default_rng(0).normal(size=(45, 45, 64)).astype(np.float32)
+    data = da.map_blocks(
+        lambda block_info: block + np.float32(block_info[None]["chunk-location"][0]),
+        chunks=((45,) * 8, (45,) * 16, (64,)),
+        meta=np.empty((0, 0, 0), np.float32),
+    )
+    lat, lon = grid.latitudes()[:360], grid.longitudes()[:720]
+    ds = xr.Dataset({"embedding": (("lat", "lon", "dim"), data)}, {"lat": lat, "lon": lon})
+    tracemalloc.start()
+    pca.fit(ds, 4)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < ds.embedding.nbytes / 3
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A cube of copcube's own with a thousand cells in two regions."""
+    path = tmp_path_factory.mktemp("pca") / "world.zarr"
+    rng = np.random.default_rng(3)
+    row, col = np.divmod(np.arange(1000), 25)
+    ids = np.sort(np.concatenate([grid.grid_id(row + 100, col + 1430 - 1440 * (col > 9))]))
+    n = len(ids)
+    cells = Cells(
+        ids,
+        np.zeros(n, np.int16),
+        np.ones(n, np.int32),
+        np.tile(np.int32([1] + [0] * 7), (n, 1)),
+        np.zeros(n, np.float32),
+        rng.normal(size=(n, 6)).astype(np.float32) * 2.0 ** -np.arange(6, dtype=np.float32),
+    )
+    attrs = {"encoder": "test", "encoder_sha256": "aa", "encoder_trained": 1, "source": "nowhere"}
+    cubes.create(path, dim=6, attrs=attrs)
+    rows, _ = grid.row_col(ids)
+    for band in range(grid.N_BANDS):
+        cubes.write_band(path, band, cells.take(np.flatnonzero(rows // grid.BLOCK == band)))
+    cubes.finish(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "nc"])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_fields_and_basis_survive_a_file(world, tmp_path, suffix, whiten):
+    ds = cubes.open_cube(world)
+    lazy = pca.reduce(ds, 3, whiten=whiten)
+    fields = lazy.compute()
+    path = tmp_path / f"fields.{suffix}"
+    if suffix == "zarr":
+        lazy.to_zarr(path, zarr_format=3, consolidated=False)
+        again = xr.open_zarr(path, consolidated=False)
+    else:
+        lazy.to_netcdf(path)
+        again = xr.open_dataset(path)
+    with again:
+        assert again.equals(fields)
+        assert same_bits(again, fields)
+        assert set(again.coords) == {
+            "lat",
+            "lon",
+            "lat_bnds",
+            "lon_bnds",
+            "crs",
+            "component",
+            "dim",
+        }
+        assert again.attrs["encoder_sha256"] == "aa"
+        assert again.attrs["encoder_trained"] == 1
+        assert again.attrs["reduction_weights"] == "area"
+        assert again.attrs["reduction_cells"] == 1000
+        assert "copcube_schema" not in again.attrs
+        region = {"lat": slice(66, 50), "lon": slice(0, 5)}
+        assert same_bits(pca.project(ds, again).sel(region), fields.sel(region), ["pc"])
+        restored, expected = (pca.restore(form).sel(region) for form in (again, fields))
+        assert same_bits(restored, expected, ["embedding"])
+        assert again.pc.attrs["grid_mapping"] == "crs"
+
+
+def test_slices_of_a_cube_on_disk_can_be_written(world, tmp_path):
+    ds = cubes.open_cube(world).sel(lat=slice(66.5, 55), lon=slice(0, 3))
+    pca.reduce(ds, 2).to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
+    found = xr.open_zarr(tmp_path / "a.zarr", consolidated=False)
+    assert same_bits(found, pca.reduce(ds.compute(), 2))
+
+
+def test_cubes_of_another_encoder_or_length_are_refused(world):
+    ds = cubes.open_cube(world)
+    basis = pca.fit(ds, 2)
+    with pytest.raises(CubeError, match=r"encoder_sha256 'bb'.*fitted on 'aa'"):
+        pca.project(ds.assign_attrs(encoder_sha256="bb"), basis)
+    with pytest.raises(CubeError, match=r"length 5, those of the basis 6"):
+        pca.project(ds.isel(dim=slice(0, 5)), basis)
+    stranger = ds.drop_attrs()
+    assert same_bits(pca.project(stranger, basis), pca.project(ds, basis))
+
+
+def test_fewer_cells_than_dimensions():
+    rng = np.random.default_rng(2)
+    values = np.full((len(LAT), len(LON), 50), np.nan, np.float32)
+    values[::12, 7] = rng.normal(size=(9, 50))
+    ds = made(values)
+    fields = pca.reduce(ds, 8, weights=None)
+    x = values[::12, 7].astype(np.float64)
+    s = np.linalg.svd(x - x.mean(0), compute_uv=False)
+    assert np.allclose(fields.explained_variance, s[:8] ** 2 / 8, rtol=1e-6)
+    assert float(fields.explained_variance_ratio.sum()) == pytest.approx(1, rel=1e-12)
+    assert np.allclose(pca.restore(fields).embedding, values, atol=1e-5, equal_nan=True)
+    with pytest.raises(OptionError, match=r"k=9 is larger than 8, the rank of the 9 vectors"):
+        pca.fit(ds, 9)
+    assert pca.fit(ds, 0.999999).sizes["component"] == 8
+
+
+def test_the_rank_is_that_of_the_vectors(coarse):
+    rng = np.random.default_rng(2)
+    flat = rng.integers(-8, 8, (len(LAT), len(LON), 3)) @ rng.integers(-8, 8, (3, DIM))
+    ds = made(flat.astype(np.float32))
+    assert pca.fit(ds, 3).sizes["component"] == 3
+    with pytest.raises(OptionError, match="k=4 is larger than 3, the rank"):
+        pca.fit(ds, 4)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e20, 12345.678])
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_vectors_all_alike_have_no_components(value, few, monkeypatch):
+    monkeypatch.setattr(pca, "_FEW", few)
+    ds = made(np.full((len(LAT), len(LON), DIM), value, np.float32))
+    with pytest.raises(OptionError, match=r"all alike \(rank 0\)"):
+        pca.fit(ds, 1)
+    with pytest.raises(OptionError, match=r"all alike \(rank 0\)"):
+        pca.fit(ds.isel(lat=[5], lon=[5]), 0.5)
+
+
+def test_nothing_to_reduce():
+    ds = drawn()
+    empty = ds.where(ds.lat > 90)
+    for form in (empty, empty.drop_vars("n_images"), empty.chunk()):
+        with pytest.raises(CubeError, match="no cell holds a vector"):
+            pca.reduce(form, 2)
+    with pytest.raises(CubeError, match="weight above zero"):
+        pca.fit(ds, 2, weights=xr.zeros_like(ds.n_images))
+
+
+@pytest.mark.parametrize("k", [0, -3, 1.0, 1.5, 0.0, -0.5, True, "16", None, np.nan])
+def test_numbers_of_components_that_mean_nothing(k):
+    with pytest.raises(OptionError, match=r"expected a number of components.*0\.95"):
+        pca.fit(drawn(), k)
+
+
+def test_weights_that_cannot_be_used():
+    ds = drawn()
+    good = xr.ones_like(ds.n_images, float)
+    there = ds.n_images > 0
+    pca.fit(ds, 2, weights=good.where(there))  # missing where nothing is: fine
+    for bad, message in (
+        (-good, "negative or not finite"),
+        (good.where(ds.lat > 60), "negative or not finite"),
+        (good * np.inf, "negative or not finite"),
+        ("areas", "expected 'area', None or a DataArray"),
+        (good.values, "expected 'area', None or a DataArray"),
+        (good[1:], "another lat than the cube"),
+        (good[::-1], "same order"),
+        (good.expand_dims(season=2), "alone"),
+        (good.assign_coords(lon=good.lon - 360), "another lon"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            pca.fit(ds, 2, weights=bad)
+    with pytest.raises(CubeError, match="latitude"):
+        pca.fit(ds, 2, weights=good.drop_vars("lat"))
+
+
+def test_what_is_no_cube_or_no_basis():
+    ds = drawn()
+    fields = pca.reduce(ds, 2)
+    with pytest.raises(CubeError, match="found a reduction"):
+        pca.reduce(fields, 1)
+    with pytest.raises(CubeError, match="variable embedding"):
+        pca.fit(ds[["n_images"]], 1)
+    with pytest.raises(OptionError, match="found no components, mean"):
+        pca.project(ds, ds)
+    with pytest.raises(OptionError, match="no reduction_whiten"):
+        pca.restore(fields.drop_attrs())
+    with pytest.raises(CubeError, match="pc"):
+        pca.restore(ds)
+    zeros = ds.fillna(0).drop_vars("n_images")
+    with pytest.raises(CubeError, match="engine='copembed'"):
+        pca.fit(zeros, 1)
+    with pytest.raises(CubeError, match="engine='copembed'"):
+        pca.project(zeros, fields)
+
+
+def test_values_too_large_for_float64():
+    with pytest.raises(CubeError, match="too large"):
+        pca.fit(drawn(dtype=np.float64, change=lambda x, rng: x * 1e200), 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 300), pieces=st.integers(1, 20))
+def test_moments_do_not_depend_on_the_batches(seed, n, pieces):
+    rng = np.random.default_rng(seed)
+    x, w = rng.normal(1e3, 1, (n, 4)), rng.uniform(0.1, 1, n)
+    moments = Moments(4, np.float64)
+    for part in np.array_split(np.arange(n), min(pieces, n)):
+        moments.add(x[part], w[part])
+    assert np.allclose(moments.covariance, np.cov(x.T, aweights=w), rtol=1e-9, atol=1e-10)
+    assert np.allclose(moments.mean, np.average(x, axis=0, weights=w), rtol=1e-13)
+    assert moments.cells == n
+
+
+def test_distrust_grows_with_the_error(coarse):
+    """What float32 products get wrong by more than the tolerances is never trusted."""
+    rng = np.random.default_rng(4)
+    for slope in (0, 0.5, 1, 2, 4, 8):
+        x = rng.normal(size=(4000, 30)) * np.arange(1, 31.0) ** -slope
+        x = (x @ np.linalg.qr(rng.normal(size=(30, 30)))[0]).astype(np.float32)
+        both = {}
+        for dtype in (np.float32, np.float64):
+            moments = Moments(30, dtype)
+            for part in np.array_split(x, 4):
+                moments.add(part, np.ones(len(part)))
+            both[dtype] = Axes.of(moments)
+        rough, exact = both[np.float32], both[np.float64]
+        for k in (k for k in (1, 4, 12, 29) if exact.variance[k] > 1e-9 * exact.variance[0]):
+            change = np.abs(rough.variance[:k] / exact.variance[:k] - 1).max()
+            turn = angle(rough.components[:k], exact.components[:k])
+            assert not rough.trusted(k) or (change < 1e-6 and turn < 1e-5)
+        assert exact.trusted(30)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(tmp_path):
+    command = [sys.executable, "benchmarks/reduce.py", "--quick", "--only", "copcube"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "| copcube" in done.stdout
