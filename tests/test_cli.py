@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import xarray as xr
 from stub import StubEncoder
@@ -34,7 +35,8 @@ def world(images, stubbed, tmp_path):
     return tmp_path / "world.zarr"
 
 
-COMMANDS = ["sample", "fetch", "build", "aggregate", "info", "validate", "demo"]
+COMMANDS = ["sample", "fetch", "build", "aggregate", "demo", "info", "validate"]
+COMMANDS += ["reduce", "merge", "export", "convert", "compare"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -130,6 +132,9 @@ def test_other_options_are_refused_and_overwrite_helps(images, world, stubbed, c
         (["info", "nowhere"], "expected an embedding cube"),
         (["sample", "{images}"], "images"),
         (["fetch", "shards", "5000"], "5000"),
+        (["reduce", "{images}", "f.zarr"], "expected an embedding cube"),
+        (["compare", "{images}"], "takes two cubes"),
+        (["convert", "nowhere.npz", "w.zarr"], "nowhere.npz"),
     ],
 )
 def test_errors_are_one_message_and_code_1(
@@ -140,6 +145,53 @@ def test_errors_are_one_message_and_code_1(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def statics(tmp_path):
+    lat, lon = 90 - 0.25 * np.arange(721), 0.25 * np.arange(1440)
+    z = (("latitude", "longitude"), np.ones((721, 1440), "float32"))
+    xr.Dataset({"z": z}, {"latitude": lat, "longitude": lon}).to_netcdf(tmp_path / "era5.nc")
+    return tmp_path / "era5.nc"
+
+
+def test_reduce_merge_export(world, statics, tmp_path, capsys):
+    fields, both = tmp_path / "fields.zarr", tmp_path / "both.nc"
+    assert main(["reduce", str(world), str(fields), "--k", "1"]) == 0
+    assert "1 components explain 100.0 % of variance" in capsys.readouterr().err
+    assert main(["reduce", str(world), str(tmp_path / "again.nc"), "--basis", str(fields)]) == 0
+    one, other = xr.open_zarr(fields), xr.open_dataset(tmp_path / "again.nc")
+    np.testing.assert_array_equal(one.pc, other.pc)
+    assert main(["merge", str(fields), str(statics), str(both), "--fill", "0", "--mask"]) == 0
+    merged = xr.open_dataset(both)
+    assert {"z", "pc", "embedding_mask"} <= set(merged)
+    assert int((merged.embedding_mask == 1).sum()) == 2
+    assert not merged.pc.isnull().any()
+    assert main(["export", str(fields), str(tmp_path / "f.npz"), "--order", "era5"]) == 0
+    assert "2 cells" in capsys.readouterr().out
+    again = xr.open_dataset(tmp_path / "f.npz", engine="copembed")
+    np.testing.assert_array_equal(again.pc, one.pc)
+
+
+def test_convert_and_compare(world, tmp_path, capsys):
+    assert main(["export", str(world), str(tmp_path / "map.npz")]) == 0
+    assert main(["convert", str(tmp_path / "map.npz"), str(tmp_path / "again.zarr")]) == 0
+    assert main(["validate", str(tmp_path / "again.zarr")]) == 0
+    assert main(["compare", str(world), str(tmp_path / "again.zarr")]) == 0
+    rows = str(tmp_path / "world.build" / "rows")
+    assert main(["compare", "--rows", rows, str(world)]) == 0
+    said = capsys.readouterr().out
+    assert "identical            100.00%" in said
+    assert "modalities alike" in said
+
+
+def test_outputs_are_not_overwritten_unasked(world, tmp_path, capsys):
+    reduce = ["reduce", str(world), str(tmp_path / "fields.zarr"), "--k", "1"]
+    assert main(reduce) == 0
+    assert main(reduce) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*reduce, "--overwrite"]) == 0
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
 def test_without_network_build_names_both_ways_out(images, tmp_path):

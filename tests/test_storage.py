@@ -4,7 +4,7 @@ import os
 import pytest
 
 from copcube.errors import StorageError
-from copcube.storage import atomic_path, sync
+from copcube.storage import atomic_folder, atomic_path, sync
 
 
 def test_a_file_appears_whole_and_nothing_else_stays(tmp_path):
@@ -65,3 +65,35 @@ def test_sync_takes_files_and_folders(tmp_path):
     (tmp_path / "a").write_text("x")
     sync(tmp_path / "a")
     sync(tmp_path)
+
+
+@pytest.mark.parametrize("former", ["nothing", "file", "folder"])
+def test_a_folder_appears_whole_and_replaces_what_was_there(tmp_path, former):
+    out = tmp_path / "cube.zarr"
+    if former == "file":
+        out.write_text("old")
+    elif former == "folder":
+        out.mkdir()
+        (out / "old").write_text("old")
+    with atomic_folder(out) as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_text("new")
+        assert former == "nothing" or out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["cube.zarr"]
+    assert [path.name for path in out.iterdir()] == ["new"]
+
+
+def test_a_failed_folder_leaves_the_former_one(tmp_path):
+    out = tmp_path / "cube.zarr"
+    out.mkdir()
+    (out / "old").write_text("old")
+
+    def fail():
+        with atomic_folder(out) as temporary:
+            temporary.mkdir()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["cube.zarr"]
+    assert [path.name for path in out.iterdir()] == ["old"]
