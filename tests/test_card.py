@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_cube import GROUPS, build, cells_of
@@ -150,6 +150,7 @@ def test_dots_are_where_cells_are():
     assert all(set(line) == {"\u2800"} for line in drawn[8:])
 
 
+@settings(deadline=None)
 @given(
     arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 4))
 )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copcube import grid
@@ -34,6 +34,7 @@ VIEWS = {
 }
 
 
+@settings(deadline=None)
 @given(
     lat=st.floats(-90, 90),
     lon=st.floats(-540, 540),
