@@ -57,11 +57,9 @@ class Overlaps:
         down = np.where(top - bottom > _SLIVER, sines, 0)
 
         away = (grid.STEP * cols - coarse.x[:, np.newaxis] + 180) % 360 - 180
-        along = np.zeros(away.shape)
-        for turn in (-360, 0, 360):
-            east = np.minimum(coarse.dx / 2, away + turn + grid.STEP / 2)
-            west = np.maximum(-coarse.dx / 2, away + turn - grid.STEP / 2)
-            along += np.where(east - west > _SLIVER, east - west, 0)
+        east = np.minimum(coarse.dx / 2, away + grid.STEP / 2)
+        west = np.maximum(-coarse.dx / 2, away - grid.STEP / 2)
+        along = np.where(east - west > _SLIVER, east - west, 0)  # cells are at most 180° wide
         return cls(
             csr_array(down),
             csr_array(np.radians(along)),

@@ -329,6 +329,7 @@ COARSE = {
     "2.8125°": (np.arange(-88.59375, 90, 2.8125), np.arange(0, 360, 2.8125), 2.8125),
     "1° from 0.5": (np.arange(89.5, -90, -1), np.arange(-179.5, 180), 1.0),
     "1° with poles": (np.arange(90, -91, -1.0), np.arange(0.0, 360), 1.0),
+    "two longitudes": (np.arange(90, -91, -180.0), np.array([0.0, 180]), 180.0),
     "0.5°": (np.arange(90, -90.5, -0.5), np.arange(0, 360, 0.5), 0.5),
     "1.40625° in float32": (
         np.linspace(-90 + 0.703125, 90 - 0.703125, 128, dtype=np.float32),
@@ -348,6 +349,7 @@ def test_means_by_area_are_those_of_counting_tiny_parts(case, row, col):
     rows, cols = np.arange(row, min(row + 24, 721)), (col + np.arange(30)) % 1440
     values = rng.normal(5, 2, (len(rows), len(cols), 2)).astype(np.float32)
     values[rng.random(values.shape[:2]) < 0.4] = np.nan
+    values[3:6, 7:20, 1] = np.nan  # a vector that is not whole is missing
     fields = places(rows, cols).drop_vars("n_images")
     fields["pc"] = fields.pc.copy(data=values)
     merged = era5.merge(fields, dataset(lat, lon), mask=True)
@@ -575,7 +577,7 @@ def test_lazy_fields_stay_lazy_and_come_out_the_same(world, onto, counts):
     )
     fields["n_images"] = fields.n_images.fillna(0).astype(np.int32)
     fields = fields if counts else fields.drop_vars("n_images")
-    chunks = {"lat": 45, "lon": 45, "component": 1}
+    chunks = {"lat": 135, "lon": 360, "component": 1}
     merged = era5.merge(unreadable(fields, chunks), onto, fill=0.0, mask=True)
     assert isinstance(merged.pc.data, da.Array)
     assert max(np.prod([max(c) for c in merged.pc.chunks]), 1) < 721 * 1440 / 4

@@ -192,9 +192,12 @@ def test_geopotential_of_a_pressure_level_is_not_the_orography(tmp_path, level, 
     ds = on(level)
     if as_dimension:
         ds["z"] = ds.z.drop_vars(level).expand_dims({level: [500.0]})
-    ds.drop_vars("lsm").to_netcdf(tmp_path / "a.nc")
+    ds.to_netcdf(tmp_path / "a.nc")
+    with era5.open_static(tmp_path / "a.nc") as opened:
+        assert list(opened) == ["lsm"]
+    ds.drop_vars("lsm").to_netcdf(tmp_path / "b.nc")
     with pytest.raises(CubeError, match=rf"found z \(on {level}\)"):
-        era5.open_static(tmp_path / "a.nc")
+        era5.open_static(tmp_path / "b.nc")
 
 
 def test_a_field_repeated_in_time_is_taken_once_and_a_changing_one_is_not(tmp_path, caplog):
