@@ -209,6 +209,24 @@ def test_without_network_build_names_both_ways_out(images, tmp_path):
     assert not (tmp_path / "w.zarr").exists()
 
 
+def test_fetch_brings_shards_from_a_hub(tmp_path):
+    """In a process of its own, from a hub on this machine."""
+    from hub_server import Hub, Repo, serve
+
+    from copcube.published import shard
+
+    file, body = shard(7), bytes(range(256)) * 40
+    hub = Hub({file.repo: Repo(file.revision, {file.path: body})})
+    with serve(hub):
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
+        command = [sys.executable, "-m", "copcube", "fetch", "shards", "7", "--to", str(tmp_path)]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(tmp_path / file.path)
+    assert (tmp_path / file.path).read_bytes() == body
+    assert "CC-BY-4.0" in result.stderr
+
+
 def test_ctrl_c_is_code_130(images, tmp_path, monkeypatch, capsys):
     import copcube.encoder
 
