@@ -4,6 +4,8 @@ Vectors come in batches. Each is centred on the running mean, multiplied with it
 merged in float64 (Chan, Golub & LeVeque, 1983, doi:10.1080/00031305.1983.10483115), so a
 mean that is large against the scatter costs no digits. Products are taken in float32, which
 is fast, or in float64; `Axes.trusted` tells whether float32 was exact enough.
+A covariance squares the scale: a variance is exact to about 1e-15 of the largest one, and
+what is less than that counts as none.
 
 Covariances are unbiased: ``Σ wᵢ(xᵢ-m)(xᵢ-m)ᵀ / (W - Σ wᵢ²/W)`` with ``W = Σ wᵢ``, as
 ``numpy.cov(aweights=w)`` defines them; with equal weights that divides by n - 1.

@@ -35,6 +35,9 @@ _CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "
 _FEW = 2**15
 """Cells up to which products are in float64 at once: it costs little, and the rounding errors
 of float32 average out over many only."""
+_NEGLIGIBLE = 1e-30
+"""Weight, relative to the largest, below which a cell counts as having none: float32 holds
+its square root, and no sum in float64 notices it."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -69,8 +72,9 @@ def fit(
     xarray.Dataset
         The basis: ``components`` (component, dim) orthonormal, the entry of largest
         magnitude of each positive; ``mean`` (dim); ``explained_variance`` and, as share of
-        the whole variance, ``explained_variance_ratio`` (component); all float64. Memory is
-        that of a few blocks of 45 × 45 cells.
+        the whole variance, ``explained_variance_ratio`` (component); all float64. Variances
+        are unbiased, as scikit-learn's and those of ``numpy.cov(aweights=…)`` are. Memory
+        is that of a few blocks of 45 × 45 cells.
 
     Raises
     ------
@@ -235,7 +239,8 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
         "units": "1",
         "long_name": f"embedding, restored from {len(components)} principal components",
     }
-    return _on_grid("embedding", embedding, fields, fields[["dim"]], fields.attrs)
+    basis = fields[["dim"] if "dim" in fields.coords else []]
+    return _on_grid("embedding", embedding, fields, basis, fields.attrs)
 
 
 @dataclass(frozen=True)
@@ -325,6 +330,7 @@ def _weights(
                 "vectors; give finite numbers ≥ 0 there"
             )
     values /= values.max(initial=0) or 1
+    values[values < _NEGLIGIBLE] = 0
     return values
 
 

@@ -170,6 +170,17 @@ def test_cells_of_weight_zero_shape_nothing_but_are_projected():
     assert np.array_equal(fields.pc.notnull().all("component"), ds.n_images > 0)
 
 
+def test_weights_that_vanish_far_away(coarse):
+    ds = drawn()
+    distance = (ds.lat - 60) ** 2 + (ds.lon - 15) ** 2
+    weights = np.exp(-1.5 * distance).where(ds.n_images > 0)
+    assert 0 < float(weights.min()) < 1e-200
+    components, variance, _ = reference(ds, weights.values)
+    basis = pca.fit(ds, 2, weights=weights)
+    assert np.allclose(basis.explained_variance, variance[:2], rtol=1e-6)
+    assert angle(basis.components.values, components[:2]) < 1e-5
+
+
 def test_groups_are_fitted_together():
     ds = drawn(lead=(("season", 3),))
     components, variance, _ = reference(ds)
