@@ -463,6 +463,6 @@ def test_a_later_schema_is_refused(copy):
 
 
 def test_half_a_cube_is_refused(copy):
-    shutil.rmtree(copy / "spread")
-    with pytest.raises(CubeError, match="lacks spread"):
+    shutil.rmtree(copy / "n_images")
+    with pytest.raises(CubeError, match="lacks n_images"):
         cube.summary(copy)

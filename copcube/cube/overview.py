@@ -13,7 +13,7 @@ from copcube.cube.store import array, leading, open_group
 from copcube.modalities import MODALITIES
 from copcube.progress import size
 
-_NOT_FOR_PEOPLE = ("Conventions", "coordinates", "copcube_schema", "geoemb:", "zarr_")
+_NOT_FOR_PEOPLE = ("Conventions", "coordinates", "copcube_schema", "geoemb:", "n_images", "zarr_")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,11 @@ class CubeSummary:
                 + " … ".join(f"{abs(v):g}°{'W' if v < 0 else 'E'}" for v in self.lon),
             )
         counts = ", ".join(f"{key} {n:,}" for key, n in self.images_by_modality.items() if n)
-        yield "images", f"{self.images:,}" + (f" ({counts})" if counts else "")
+        known = self.attributes.get("n_images_known", 1)
+        yield (
+            "images",
+            f"{self.images:,}" + (f" ({counts})" if counts else "") if known else "unknown",
+        )
         if self.stored is not None:
             yield "on disk", size(self.stored)
         for name, value in self.attributes.items():

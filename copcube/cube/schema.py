@@ -21,7 +21,7 @@ ZSTD_LEVEL = 1
 VERSION = 1
 """Of this schema; a reader refuses a later one."""
 
-ESSENTIAL = ("embedding", "spread", "n_images", "lat", "lon", "dim", "crs")
+ESSENTIAL = ("embedding", "n_images", "lat", "lon", "dim", "crs")
 """Variables without which a group is no cube."""
 
 GEO_TRANSFORM = f"{-grid.STEP / 2} {grid.STEP} 0.0 {90 + grid.STEP / 2} 0.0 {-grid.STEP}"
@@ -67,7 +67,9 @@ class Variable:
     values: NDArray[Any] | None = field(default=None, compare=False)
 
 
-def variables(dim: int, by: str | None, groups: tuple[str, ...]) -> dict[str, Variable]:
+def variables(
+    dim: int, by: str | None, groups: tuple[str, ...], *, counted: bool = True
+) -> dict[str, Variable]:
     """All variables of a cube, by name.
 
     Parameters
@@ -78,6 +80,9 @@ def variables(dim: int, by: str | None, groups: tuple[str, ...]) -> dict[str, Va
         Name of the leading dimension.
     groups : tuple of str
         Labels along it; empty without `by`.
+    counted : bool
+        Whether it is known how many images made a cell. If not, there is no ``spread`` and
+        no ``n_images_by_modality``, and ``n_images`` is 1 where there is a vector.
 
     Raises
     ------
@@ -93,8 +98,11 @@ def variables(dim: int, by: str | None, groups: tuple[str, ...]) -> dict[str, Va
     one = (1,) * len(n)
     cells, shape = (*lead, "lat", "lon"), (*n, grid.N_LAT, grid.N_LON)
     band = (*one, grid.BLOCK, grid.N_LON)
-    counted = {"units": "1", "standard_name": "number_of_observations", "grid_mapping": "crs"}
+    number = {"units": "1", "standard_name": "number_of_observations", "grid_mapping": "crs"}
     m = len(MODALITIES)
+    companions = ["spread", "n_images", "n_images_by_modality"] if counted else ["n_images"]
+    if by == "modality" and counted:
+        companions.remove("n_images_by_modality")
     data = [
         Variable(
             "embedding",
@@ -107,8 +115,7 @@ def variables(dim: int, by: str | None, groups: tuple[str, ...]) -> dict[str, Va
                 "units": "1",
                 "cell_methods": "area: time: mean (comment: weighted as in the attribute "
                 "aggregation of the group)",
-                "ancillary_variables": "spread n_images"
-                + ("" if by == "modality" else " n_images_by_modality"),
+                "ancillary_variables": " ".join(companions),
                 "grid_mapping": "crs",
             },
             fill=np.nan,
@@ -135,10 +142,14 @@ def variables(dim: int, by: str | None, groups: tuple[str, ...]) -> dict[str, Va
             shape,
             band,
             "int32",
-            {"long_name": "images in the mean", "cell_methods": "area: time: sum", **counted},
+            {
+                "long_name": "images in the mean" if counted else "1 where there is a vector",
+                "cell_methods": "area: time: sum",
+                **number,
+            },
         ),
     ]
-    if by != "modality":
+    if "n_images_by_modality" in companions:
         data.append(
             Variable(
                 "n_images_by_modality",
@@ -149,13 +160,14 @@ def variables(dim: int, by: str | None, groups: tuple[str, ...]) -> dict[str, Va
                 {
                     "long_name": "images of each modality in the mean",
                     "cell_methods": "area: time: sum",
-                    **counted,
+                    **number,
                 },
             )
         )
         data.append(_flags("modality", "Copernicus Sentinel modality", tuple(MODALITIES)))
     if by is not None:
         data.append(_leading(by, groups))
+    data = [v for v in data if v.name in ("embedding", *companions) or v.values is not None]
     return {v.name: v for v in (*data, *_coordinates(dim))}
 
 

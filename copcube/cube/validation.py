@@ -39,7 +39,8 @@ def validate(path: str | Path) -> list[str]:
     try:
         group = open_group(path)
         by, groups = leading(group)
-        expected = schema.variables(array(group, "embedding").shape[-1], by, groups)
+        dim, counted = array(group, "embedding").shape[-1], group.attrs.get("n_images_known", 1)
+        expected = schema.variables(dim, by, groups, counted=bool(counted))
     except CopcubeError as error:
         return [str(error)]
     problems = [*_attributes(group), *_structure(group, expected)]
@@ -107,11 +108,12 @@ def _band(
     """Statements that must not hold, and the cells of the band for which they do."""
     rows = grid.Block(band, 0).rows
     count: NDArray[np.int32] = np.asarray(array(group, "n_images")[(*at, rows)])
-    spread: NDArray[np.float32] = np.asarray(array(group, "spread")[(*at, rows)])
     yield "negative count of images", count < 0
-    yield "images, but no finite spread", (count > 0) & ~(np.isfinite(spread) & (spread >= 0))
-    yield "one image, but a spread", (count == 1) & (spread > 0)
-    yield "spread without images", (count == 0) & ~np.isnan(spread)
+    if "spread" in group:
+        spread: NDArray[np.float32] = np.asarray(array(group, "spread")[(*at, rows)])
+        yield "images, but no finite spread", (count > 0) & ~(np.isfinite(spread) & (spread >= 0))
+        yield "one image, but a spread", (count == 1) & (spread > 0)
+        yield "spread without images", (count == 0) & ~np.isnan(spread)
     if "n_images_by_modality" in group:
         by_modality: NDArray[np.int32] = np.asarray(
             array(group, "n_images_by_modality")[(*at, slice(None), rows)]

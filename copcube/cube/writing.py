@@ -32,6 +32,7 @@ def create(
     by: str | None = None,
     groups: tuple[str, ...] = (),
     attrs: Mapping[str, Any] | None = None,
+    counted: bool = True,
 ) -> None:
     """Write the template of a cube: metadata and coordinates, no cells.
 
@@ -47,6 +48,8 @@ def create(
         Labels along it.
     attrs : mapping, optional
         Further attributes of the group; they win over those of the conventions.
+    counted : bool
+        Whether it is known how many images made a cell; see `copcube.cube.schema.variables`.
 
     Raises
     ------
@@ -61,12 +64,15 @@ def create(
     from zarr.codecs import ZstdCodec
 
     root = Path(path)
-    parts = schema.variables(dim, by, groups)
+    parts = schema.variables(dim, by, groups, counted=counted)
+    known = {} if counted else {"n_images_known": 0}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise CubeError(f"{path} exists already; remove it or choose another name")
     with writing(path), _settings():
         group = zarr.create_group(
-            str(root), zarr_format=3, attributes=schema.group_attributes(dim, attrs or {})
+            str(root),
+            zarr_format=3,
+            attributes=schema.group_attributes(dim, known | dict(attrs or {})),
         )
         for v in parts.values():
             created = group.create_array(

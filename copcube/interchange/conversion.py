@@ -21,10 +21,9 @@ log = logging.getLogger("copcube")
 def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Path:
     """Make a Zarr cube of a published map or of an export.
 
-    A map does not tell how many images its vectors are the means of. What it holds of a cell
-    is one vector, and so the cube counts it: ``n_images`` 1, ``spread`` 0. The attribute
-    ``n_images_known`` is 0 to say that these are no counts of images; the one image is
-    ascribed to the first modality, which says as little.
+    A map does not tell how many images its vectors are the means of: the cube has no
+    ``spread`` and no ``n_images_by_modality``, its ``n_images`` is 1 where there is a vector,
+    and the attribute ``n_images_known`` is 0.
 
     Parameters
     ----------
@@ -58,9 +57,9 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
             f"{path}: holds a reduction, not the embeddings of a cube; open it with "
             "engine='copembed' and save it with .to_zarr"
         )
-    attrs = dataset(source).attrs | {"n_images_known": 0}
+    attrs = dataset(source).attrs
     with atomic_folder(target) as temporary:
-        cube.create(temporary, dim=source.dim, attrs=attrs)
+        cube.create(temporary, dim=source.dim, attrs=attrs, counted=False)
         with stage("converting", grid.N_BANDS, "bands") as bar:
             for band, piece in enumerate(source.bands()):
                 cube.write_band(temporary, band, _cells(source, piece))
@@ -82,13 +81,11 @@ def _cells(source: Source, piece: Piece) -> Cells:
             "set such cells to 0, which means missing"
         )
     n = len(row)
-    by_modality = np.zeros((n, len(MODALITIES)), np.int32)
-    by_modality[:, 0] = 1
     return Cells(
         grid.grid_id(row, col),
         np.zeros(n, np.int16),
         np.ones(n, np.int32),
-        by_modality,
+        np.zeros((n, len(MODALITIES)), np.int32),
         np.zeros(n, np.float32),
         vectors,
     )
