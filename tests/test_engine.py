@@ -397,7 +397,7 @@ def test_tables_of_something_else_are_refused(tmp_path, columns, message):
 def test_parts_that_overlap_or_are_no_parquet(tmp_path):
     path = table(tmp_path, grid_id_coord=[name_of(3)], embedding=[V])
     (tmp_path / "embeddings_avg_2.parquet").write_bytes(path.read_bytes())
-    with pytest.raises(RowsError, match="comes twice; .*parts that do not overlap"):
+    with pytest.raises(RowsError, match=r"comes twice; .*parts that do not overlap"):
         opened(tmp_path / "*.parquet").embedding.values  # noqa: B018
     with pytest.raises(RowsError, match="no parquet files there"):
         opened(tmp_path / "none.parquet")
@@ -431,7 +431,7 @@ def test_a_geotiff_on_another_grid_is_refused(tmp_path, change, message):
 
 def test_what_is_no_geotiff(tmp_path):
     (tmp_path / "a.tif").write_bytes(b"II*\0 nothing")
-    with pytest.raises(CubeError, match="a.tif: not a readable GeoTIFF"):
+    with pytest.raises(CubeError, match=r"a\.tif: not a readable GeoTIFF"):
         opened(tmp_path / "a.tif")
 
 

@@ -182,6 +182,9 @@ def _length(file: "pq.ParquetFile", name: str) -> int:
         raise RowsError(
             f"{name}: holds a row an image, not averages; make a cube of it with copcube aggregate"
         )
+    kind = file.schema_arrow.field("embedding").type
+    if getattr(kind, "list_size", 0) > 0:
+        return int(kind.list_size)
     for batch in file.iter_batches(1, columns=["embedding"]):
         if length := len(batch.column(0)[0].as_py() or ()):
             return length

@@ -178,7 +178,7 @@ class Tally:
         self._max = max(self._max, float(np.abs(error).max()))
         self._squares += float(np.square(error).sum())
         if self._shift is None:
-            self._shift = exact[0]
+            self._shift = exact[0].copy()
             self._sum = self._sum2 = np.zeros(len(exact[0]))
         exact -= self._shift
         self._sum = self._sum + exact.sum(axis=0)

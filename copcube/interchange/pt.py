@@ -124,10 +124,11 @@ def _tensors(path: str) -> "dict[str, torch.Tensor]":
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = culprit[1] if culprit else "unknown content"
         raise CubeError(
-            f"{path}: holds more than tensors ({found[1] if found else 'unknown content'}) and was "
-            "not loaded, since such a file can run code; get it anew, or save the tensor alone"
+            f"{path}: holds more than tensors ({found}) and was not loaded, since such "
+            "a file can run code; get it anew, or save the tensor alone"
         ) from error
     except (RuntimeError, ValueError, EOFError, OSError) as error:
         raise CubeError(

@@ -25,7 +25,8 @@ Dims = Index | slice
 Piece = tuple[Index, Index, NDArray[np.float32]]
 """Rows and columns of some filled cells, (n,), and their vectors (n, D)."""
 
-_STEP = 1 << 26
+_STEP = 1 << 24
+"""Bytes of vectors read at a time."""
 
 
 @dataclass(frozen=True)
