@@ -16,9 +16,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copcube import grid
+from copcube import era5, grid, pca
 from copcube.cube import schema
 from copcube.errors import CubeError, RowsError
+from copcube.interchange import to_npz
 from copcube.interchange.engine import CopembedBackend
 from copcube.interchange.sources import Mapped
 
@@ -229,9 +230,30 @@ def test_averages_of_any_precision_and_in_parts(tmp_path, truth, value):
         )
         frame.to_parquet(tmp_path / f"embeddings_avg_{part}.parquet")
     expected = truth.astype(value).astype("f4")
-    for place in ("embeddings_avg_*.parquet",):
-        ds = opened(tmp_path / place)
-        assert np.array_equal(ds.embedding, expected, equal_nan=True)
+    ds = opened(tmp_path / "embeddings_avg_*.parquet")
+    assert np.array_equal(ds.embedding, expected, equal_nan=True)
+
+
+def test_every_form_is_reduced_merged_and_exported_alike(files, tmp_path, shared_data):
+    """The four lines of the README."""
+    results = set()
+    with xr.open_dataset(shared_data / "era5_static_025.nc") as statics:
+        for form in FORMS:
+            ds = opened(files[form])
+            fields = pca.reduce(ds, k=2)
+            both = era5.merge(fields, statics)
+            to_npz(fields, tmp_path / "fields.npz", overwrite=True)
+            results.add(
+                both.pc.values.tobytes() + np.load(tmp_path / "fields.npz")["arr_0"].tobytes()
+            )
+    assert len(results) == 1
+
+
+def test_every_form_can_be_saved_as_zarr(files, truth, tmp_path):
+    for form in FORMS:
+        opened(files[form]).to_zarr(tmp_path / f"{form}.zarr", consolidated=False)
+        with xr.open_zarr(tmp_path / f"{form}.zarr", consolidated=False) as again:
+            assert np.array_equal(again.embedding, truth, equal_nan=True)
 
 
 def test_variables_can_be_dropped(files):

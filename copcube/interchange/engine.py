@@ -13,8 +13,12 @@ from xarray.core import indexing
 from copcube import grid
 from copcube.cube import schema
 from copcube.errors import CubeError
+from copcube.interchange.averages import open_averages
+from copcube.interchange.geotiff import open_geotiff
 from copcube.interchange.legend import LENGTHWISE
+from copcube.interchange.netcdf import open_netcdf
 from copcube.interchange.npz import open_npz
+from copcube.interchange.pt import open_pt
 from copcube.interchange.sources import Source
 
 _PLACES = ("lat", "lon", "lat_bnds", "lon_bnds", "crs")
@@ -36,7 +40,7 @@ class CopembedBackend(BackendEntrypoint):
         ----------
         filename_or_obj : str or path-like
             ``embed_map_310k.npz``, ``.pt`` or ``.tif``, ``embeddings_avg_*.parquet`` (a
-            folder or glob for its parts), or an export of copcube.
+            glob for several parts), or an export of copcube.
         drop_variables : str or iterable of str, optional
             Variables to leave out.
 
@@ -71,8 +75,6 @@ class CopembedBackend(BackendEntrypoint):
 def open_map(path: Any) -> xr.Dataset:
     """Open a map of any form, lazily; errors are those of the engine."""
     if isinstance(path, str | os.PathLike) and os.fsdecode(path).lower().endswith(".nc"):
-        from copcube.interchange.netcdf import open_netcdf
-
         return open_netcdf(os.fsdecode(path))
     return dataset(open_source(path))
 
@@ -99,30 +101,12 @@ def open_source(path: Any) -> Source:
     return _OPENERS[suffix](text)
 
 
-def _pt(path: str) -> Source:
-    from copcube.interchange.pt import open_pt
-
-    return open_pt(path)
-
-
-def _geotiff(path: str) -> Source:
-    from copcube.interchange.geotiff import open_geotiff
-
-    return open_geotiff(path)
-
-
-def _averages(path: str) -> Source:
-    from copcube.interchange.averages import open_averages
-
-    return open_averages(path)
-
-
 _OPENERS: dict[str, Callable[[str], Source]] = {
     ".npz": open_npz,
-    ".pt": _pt,
-    ".tif": _geotiff,
-    ".tiff": _geotiff,
-    ".parquet": _averages,
+    ".pt": open_pt,
+    ".tif": open_geotiff,
+    ".tiff": open_geotiff,
+    ".parquet": open_averages,
 }
 
 
@@ -149,7 +133,7 @@ def dataset(source: Source) -> xr.Dataset:
         ("lat", "lon", along),
         indexing.LazilyIndexedArray(MapArray(source)),
         legend.variable_attrs or _attributes(parts["embedding"].attrs),
-        {"preferred_chunks": source.preferred_chunks, "source": source.path},
+        {"preferred_chunks": source.preferred_chunks},
     )
     try:
         return xr.Dataset(
