@@ -1,9 +1,10 @@
 """Streamed covariance of weighted vectors, and its principal axes; numpy alone.
 
-Vectors come in batches. Each is centred on the running mean, multiplied with itself and
-merged in float64 (Chan, Golub & LeVeque, 1983, doi:10.1080/00031305.1983.10483115), so a
-mean that is large against the scatter costs no digits. Products are taken in float32, which
-is fast, or in float64; `Axes.trusted` tells whether float32 was exact enough.
+Vectors come in batches. Each is centred on its own mean and multiplied with itself, in float32,
+which is fast, or in float64; batches are merged in float64 (Chan, Golub & LeVeque, 1983,
+doi:10.1080/00031305.1983.10483115). So a mean that is large against the scatter costs no
+digits. `Axes.trusted` tells whether float32 was exact enough.
+
 A covariance squares the scale: a variance is exact to about 1e-15 of the largest one, and
 what is less than that counts as none.
 
@@ -33,24 +34,57 @@ _LENIENT = np.errstate(over="ignore", under="ignore", invalid="ignore")
 """What overflows ends as a covariance that is not finite, and `Axes.of` tells."""
 
 
-class Moments:
-    """Weight, mean and scatter of the vectors so far.
+@dataclass(frozen=True)
+class Batch:
+    """Weight, mean and products of some vectors.
 
     Around any shift, vectors ``y = x - shift`` of weights w have the mean ``t/W`` with
-    ``t = Σwy`` and the scatter ``Σwyyᵀ - ttᵀ/W``. The mean so far, or that of the batch if it
-    weighs more, as shift keeps the sum of all ``Σw‖y‖²`` within twice the whole scatter, and
-    with it the error of the products.
+    ``t = Σwy`` and the scatter ``Σwyyᵀ - ttᵀ/W``. With their plain mean as shift, t is small
+    and the error of the products relative to the scatter.
+    """
+
+    cells: int
+    weight: float
+    square: float  # Σw²
+    mean: Floats  # (dim,)
+    products: NDArray[Any]  # (dim, dim): Σwyyᵀ
+    offset: Floats  # (dim,): t/√W
+
+    @classmethod
+    @_LENIENT
+    def of(cls, x: NDArray[Any], w: Floats, dtype: type[Any]) -> Self:
+        """Multiply vectors, (n, dim), of weights (n,) above zero.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            (n, dim), n ≥ 1.
+        w : numpy.ndarray
+            (n,) float64, 1e-30 to 1.
+        dtype : type
+            ``numpy.float32`` or ``numpy.float64``, of the products.
+        """
+        wide = np.result_type(x, dtype)
+        shift = x.mean(axis=0, dtype=np.float64).astype(wide)
+        root = np.sqrt(w).astype(dtype)
+        exact = root.astype(np.float64) ** 2  # so that rounded roots are consistent
+        y = np.subtract(x, shift, dtype=wide).astype(dtype, copy=False)
+        y *= root[:, None]
+        weight, t = float(exact.sum()), (root @ y).astype(np.float64)
+        mean, square = shift + t / weight, float((exact**2).sum())
+        return cls(len(x), weight, square, mean, y.T @ y, t / np.sqrt(weight))
+
+
+class Moments:
+    """Weight, mean and scatter of all batches so far.
 
     Parameters
     ----------
     dim : int
         Length of the vectors.
-    dtype : type
-        ``numpy.float32`` or ``numpy.float64``, of the products.
     """
 
-    def __init__(self, dim: int, dtype: type[Any]) -> None:
-        self.dtype = dtype
+    def __init__(self, dim: int) -> None:
         self.cells = 0
         self.mean: Floats = np.zeros(dim)
         self._weight = self._square = 0.0
@@ -59,24 +93,16 @@ class Moments:
         self._minus: list[Floats] = []
 
     @_LENIENT
-    def add(self, x: NDArray[Any], w: Floats) -> None:
-        """Add vectors, (n, dim), of weights (n,) above zero."""
-        wide = np.result_type(x, self.dtype)
-        own = self._weight < w.sum()
-        shift = (w @ x.astype(np.float64) / w.sum() if own else self.mean).astype(wide)
-        root = np.sqrt(w).astype(self.dtype)
-        exact = root.astype(np.float64) ** 2  # so that rounded roots are consistent
-        weight, before = float(exact.sum()), self._weight
-        y = np.subtract(x, shift, dtype=wide).astype(self.dtype, copy=False)
-        y *= root[:, None]
-        self._products += y.T @ y
-        t = (root @ y).astype(np.float64)
-        step = shift - self.mean + t / weight
-        self._plus.append(step * np.sqrt(before * weight / (before + weight)))
-        self._minus.append(t / np.sqrt(weight))
-        self.mean = self.mean + step * (weight / (before + weight))
-        self._weight, self._square = before + weight, self._square + float((exact**2).sum())
-        self.cells += len(x)
+    def add(self, batch: Batch) -> None:
+        """Merge a batch."""
+        before, after = self._weight, self._weight + batch.weight
+        step = batch.mean - self.mean
+        self._products += batch.products
+        self._plus.append(step * np.sqrt(before * batch.weight / after))
+        self._minus.append(batch.offset)
+        self.mean = self.mean + step * (batch.weight / after)
+        self._weight, self._square = after, self._square + batch.square
+        self.cells += batch.cells
 
     @property
     @_LENIENT
@@ -101,15 +127,17 @@ class Axes:
     exact: bool  # products were in float64
 
     @classmethod
-    def of(cls, moments: Moments) -> Self:
+    def of(cls, moments: Moments, dtype: type[Any]) -> Self:
         """Decompose; the entry of largest magnitude of every component is positive.
+
+        `dtype` is that of the products in the batches.
 
         Raises
         ------
         CubeError
             If products overflowed in float64.
         """
-        covariance, exact = moments.covariance, moments.dtype is np.float64
+        covariance, exact = moments.covariance, dtype is np.float64
         if not np.isfinite(covariance).all():
             if exact:
                 raise CubeError("the vectors hold values too large to be squared in float64")

@@ -6,6 +6,7 @@ memory. Products are in float32 and sums in float64 (`copcube.moments`); where t
 coarse for what is asked, the cube is read once more with products in float64.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.blas import one_thread
 from copcube.errors import CubeError, OptionError
 from copcube.mask import counted, present, spatial_dims, vectors
-from copcube.moments import Axes, Floats, Moments
+from copcube.moments import Axes, Batch, Floats, Moments
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,6 +40,8 @@ of float32 average out over many only."""
 _NEGLIGIBLE = 1e-30
 """Weight, relative to the largest, below which a cell counts as having none: float32 holds
 its square root, and no sum in float64 notices it."""
+_THREADS = min(os.cpu_count() or 1, 8)
+"""Blocks at work at once; each takes some 20 MB."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -266,16 +270,17 @@ class _Source:
 
     def axes(self, dtype: type[Any]) -> Axes:
         """Read everything once, with products in `dtype`."""
-        moments = Moments(self.field.shape[-1], dtype)
-        for x, w in _ahead(self._read, self._blocks()):
-            if len(x):
-                moments.add(x, w)
+        moments = Moments(self.field.shape[-1])
+        with one_thread():
+            for batch in _ahead(partial(self._batch, dtype=dtype), self._blocks()):
+                if batch is not None:
+                    moments.add(batch)
         if moments.cells == 0:
             raise CubeError(
                 "no cell holds a vector, or none that does has a weight above zero: there is "
                 "nothing to reduce; does the selected region hold land?"
             )
-        return Axes.of(moments)
+        return Axes.of(moments, dtype)
 
     def _blocks(self) -> Iterator[tuple[Any, ...]]:
         """Places of the lattice's blocks that hold vectors, row by row of blocks."""
@@ -287,13 +292,14 @@ class _Source:
                     if self.wanted[(*lead, rows, cols)].any():
                         yield (*lead, rows, cols)
 
-    def _read(self, place: tuple[Any, ...]) -> tuple[NDArray[Any], Floats]:
-        """Vectors of one block, (n, dim), and their weights, (n,)."""
+    def _batch(self, place: tuple[Any, ...], dtype: type[Any]) -> Batch | None:
+        """Read and multiply the vectors of one block; None if it turns out to have none."""
         wanted = self.wanted[place]
-        x = self.field.variable[place].values[wanted]
-        w = self.weights[place[-2:]][wanted]
+        x, w = self.field.variable[place].values[wanted], self.weights[place[-2:]][wanted]
         finite = present(x, zeros_allowed=self.zeros_allowed)
-        return (x, w) if finite.all() else (x[finite], w[finite])
+        if not finite.all():
+            x, w = x[finite], w[finite]
+        return Batch.of(x, w, dtype) if len(x) else None
 
 
 def _embedding(cube: "xr.Dataset") -> "xr.DataArray":
@@ -414,7 +420,10 @@ def _affine(
     result = np.full((*x.shape[:-1], matrix.shape[1]), np.nan, np.float32)
     here = present(x, zeros_allowed=zeros_allowed)
     if here.any():
-        result[here] = (x[here].astype(np.float64) - before) @ matrix + after
+        y = x[here].astype(np.float64)
+        y -= before
+        with one_thread():
+            result[here] = y @ matrix + after
     return result
 
 
@@ -449,13 +458,13 @@ def _runs(index: NDArray[np.int64]) -> list[slice]:
 
 
 def _ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Map in order, a few items ahead, on two threads."""
+    """Map in order, on a few threads and a few items ahead."""
     waiting: deque[Future[_R]] = deque()
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 4:
+                if len(waiting) > 2 * _THREADS:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

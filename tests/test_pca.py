@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from copcube import cube as cubes
 from copcube import grid, pca
+from copcube.blas import one_thread
 from copcube.cells import Cells
 from copcube.errors import CubeError, OptionError
-from copcube.moments import Axes, Moments
+from copcube.moments import Axes, Batch, Moments
 
 LAT, LON = np.arange(72, 45, -0.25), np.arange(3, 27, 0.25)
 DIM = 20
@@ -114,9 +115,9 @@ def test_agrees_with_an_svd_in_float64(name, start, k, monkeypatch):
 
 def test_float32_suffices_for_plain_data_and_is_not_used_where_it_does_not(coarse, monkeypatch):
     used = []
-    add = Moments.add
+    batch = Batch.of
     monkeypatch.setattr(
-        Moments, "add", lambda self, x, w: (used.append(self.dtype), add(self, x, w))[1]
+        Batch, "of", lambda x, w, dtype: (used.append(dtype), batch(x, w, dtype))[1]
     )
     for change, expected in ((lambda x, rng: x + 1e3, 1), (NASTY["no preferred direction"][1], 2)):
         used.clear()
@@ -573,9 +574,9 @@ def test_values_too_large_for_float64():
 def test_moments_do_not_depend_on_the_batches(seed, n, pieces):
     rng = np.random.default_rng(seed)
     x, w = rng.normal(1e3, 1, (n, 4)), rng.uniform(0.1, 1, n)
-    moments = Moments(4, np.float64)
+    moments = Moments(4)
     for part in np.array_split(np.arange(n), min(pieces, n)):
-        moments.add(x[part], w[part])
+        moments.add(Batch.of(x[part], w[part], np.float64))
     assert np.allclose(moments.covariance, np.cov(x.T, aweights=w), rtol=1e-9, atol=1e-10)
     assert np.allclose(moments.mean, np.average(x, axis=0, weights=w), rtol=1e-13)
     assert moments.cells == n
@@ -599,6 +600,27 @@ def test_distrust_grows_with_the_error(coarse):
             turn = angle(rough.components[:k], exact.components[:k])
             assert not rough.trusted(k) or (change < 1e-6 and turn < 1e-5)
         assert exact.trusted(30)
+
+
+def test_blas_gets_its_threads_back():
+    control = pytest.importorskip("threadpoolctl")
+
+    def threads():
+        return {
+            lib["num_threads"] for lib in control.threadpool_info() if lib["user_api"] == "blas"
+        }
+
+    with control.threadpool_limits(3, user_api="blas"):
+        assert threads() == {3}
+        with one_thread():
+            with one_thread():
+                assert threads() == {1}
+            assert threads() == {1}
+        assert threads() == {3}
+        with pytest.raises(CubeError):
+            pca.fit(drawn() * np.nan, 2)
+        pca.reduce(drawn(), 2)
+        assert threads() == {3}
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+"""Matrix products on one thread each, where many of them run side by side.
+
+BLAS libraries split every product over all cores. Where a pool of threads works on blocks,
+that only makes the cores wait for each other; on one thread each, products are also the same
+on machines of any number of cores.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+_LOCK = threading.Lock()
+_inside = 0
+_limit: Any = None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep BLAS to one thread until the last of all blocks under this manager has ended.
+
+    The number of threads belongs to the process; hence the count of those inside. Without
+    the package threadpoolctl, or with a BLAS that it does not know, nothing happens.
+    """
+    global _inside, _limit
+    with _LOCK:
+        _inside += 1
+        if _inside == 1 and (controller := _controller()) is not None:
+            _limit = controller.limit(limits=1, user_api="blas")
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _inside -= 1
+            if _inside == 0 and _limit is not None:
+                _limit.restore_original_limits()
+                _limit = None
+
+
+@cache
+def _controller() -> Any:
+    """Handle on the BLAS libraries of the process; None without threadpoolctl."""
+    try:
+        return import_module("threadpoolctl").ThreadpoolController()
+    except ImportError:
+        return None
