@@ -6,7 +6,7 @@ could be relied on, so it is read through once (`Spooled`).
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,7 @@ def open_averages(path: str) -> Source:
         )
     text = texts.pop()
     legend = Legend.loads(None if text is None else text.decode("utf-8", "replace"), path)
+    legend = replace(legend, order="published")  # as the sweep places its cells
     return Averages(path, "parquet averages", dims.pop(), Packing(), legend, files)
 
 

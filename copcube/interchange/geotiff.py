@@ -33,6 +33,9 @@ log = logging.getLogger("copcube")
 TILE = 256
 _WEST = {"published": -180 - grid.STEP / 2, "era5": -grid.STEP / 2}
 """Western edge of the raster in degrees."""
+_CACHE = 512
+"""Megabytes that GDAL may hold back while it writes: two tiles of 768 bands."""
+
 _RS_EMBED_BYTES = 700 * 1024 * 1024
 
 
@@ -186,7 +189,10 @@ def to_geotiff(
     if compress:
         profile |= {"COMPRESS": "DEFLATE", "PREDICTOR": 3 if packing.scale is None else 2}
     with atomic_path(out) as temporary:
-        with rasterio.open(temporary, "w", **profile) as file:
+        with (
+            rasterio.Env(GDAL_CACHEMAX=_CACHE),
+            rasterio.open(temporary, "w", **profile) as file,
+        ):
             file.update_tags(**{KEY.upper(): canvas.legend.dumps()})
             file.descriptions = _names(canvas.legend.variable, canvas.dim)
             if packing.scale is not None and packing.offset is not None:

@@ -8,10 +8,14 @@ neither workers nor memory need torch.
 import logging
 import pickle
 import re
-import tempfile
+import struct
 import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-_LEGEND = f"archive/{KEY}.json"
+_ALIGNMENT = 64
+_STORAGES = {"float32": "Float", "float16": "Half", "float64": "Double", "int8": "Char"}
 
 
 def open_pt(path: str) -> Source:
@@ -87,35 +92,86 @@ def to_pt(
 
     ``torch.load(path, weights_only=True, mmap=True)`` gives the bare tensor; for int8 a dict
     of it and of ``scale`` and ``offset``. Parameters, result and errors are those of
-    `copcube.interchange.to_npz`; while it writes, as much disk again is in use.
+    `copcube.interchange.to_npz`.
 
     Raises
     ------
     MissingPackageError
         If torch is not installed.
     """
-    torch = _torch()
+    _torch()
     out = require_free(path, overwrite)
     canvas = Canvas.of(ds, order)
     packing = canvas.packing(dtype, DTYPES, "pt")
     tally = Tally(packing)
     shape = grid.N_LAT, grid.N_LON, canvas.dim
-    with atomic_path(out) as temporary, tempfile.TemporaryFile(dir=out.parent) as scratch:
-        for rows in canvas.bands():
-            scratch.write(canvas.window(rows, slice(None), packing, tally).data)
-        scratch.flush()
-        tensor = torch.from_numpy(np.memmap(scratch, packing.dtype, "r+", shape=shape))
-        content: Any = tensor
-        if packing.scale is not None:
-            scale, offset = (torch.from_numpy(a) for a in (packing.scale, packing.offset))
-            content = {canvas.legend.variable: tensor, "scale": scale, "offset": offset}
-        with temporary.open("wb") as stream:  # through a handle, the archive has a fixed name
-            torch.save(content, stream)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr(zipfile.ZipInfo(_LEGEND), canvas.legend.dumps())
+    content: Any = _Tensor("0", packing.dtype, shape)
+    small = [a for a in (packing.scale, packing.offset) if a is not None]
+    if small:
+        scale, offset = (_Tensor(key, "float64", (canvas.dim,)) for key in ("1", "2"))
+        content = {canvas.legend.variable: content, "scale": scale, "offset": offset}
+    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with _record(archive, "data.pkl") as stream:
+            _Pickler(stream, protocol=2).dump(content)
+        with _record(archive, "byteorder") as stream:
+            stream.write(b"little")
+        with _record(archive, "data/0") as stream:
+            for rows in canvas.bands():
+                stream.write(canvas.window(rows, slice(None), packing, tally).data)
+        for number, values in enumerate(small, 1):
+            with _record(archive, f"data/{number}") as stream:
+                stream.write(values.tobytes())
+        with _record(archive, "version") as stream:
+            stream.write(b"3\n")
+        with _record(archive, f"{KEY}.json") as stream:
+            stream.write(canvas.legend.dumps().encode())
     result = tally.result(str(path), canvas.dim, out.stat().st_size)
     log.info("%s", result)
     return result
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Stands for a tensor in a pickle, whose numbers are written as a record apart.
+
+    So `torch.save` lays out its archives, but it would need all numbers in memory.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        steps = tuple(int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape)))
+        what = _Storage(self.key, self.dtype, int(np.prod(self.shape, dtype=np.int64)))
+        rebuild = _torch()._utils._rebuild_tensor_v2
+        return rebuild, (what, 0, self.shape, steps, False, OrderedDict())
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: str
+    count: int
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        if not isinstance(obj, _Storage):
+            return None
+        kind = getattr(_torch(), f"{_STORAGES[obj.dtype]}Storage")
+        return "storage", kind, obj.key, "cpu", obj.count
+
+
+@contextmanager
+def _record(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
+    """Write a record whose data start at a multiple of 64 bytes, as torch's do."""
+    info = zipfile.ZipInfo(f"archive/{name}")  # of 1980: the same cube gives the same bytes
+    start = archive.start_dir + 30 + len(info.filename) + 20  # 20 of zip64, which comes after
+    padding = -(start + 4) % _ALIGNMENT
+    info.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
+    with archive.open(info, "w", force_zip64=True) as stream:
+        yield stream
 
 
 def _tensors(path: str) -> "dict[str, torch.Tensor]":
