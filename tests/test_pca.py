@@ -590,10 +590,10 @@ def test_distrust_grows_with_the_error(coarse):
         x = (x @ np.linalg.qr(rng.normal(size=(30, 30)))[0]).astype(np.float32)
         both = {}
         for dtype in (np.float32, np.float64):
-            moments = Moments(30, dtype)
+            moments = Moments(30)
             for part in np.array_split(x, 4):
-                moments.add(part, np.ones(len(part)))
-            both[dtype] = Axes.of(moments)
+                moments.add(Batch.of(part, np.ones(len(part)), dtype))
+            both[dtype] = Axes.of(moments, dtype)
         rough, exact = both[np.float32], both[np.float64]
         for k in (k for k in (1, 4, 12, 29) if exact.variance[k] > 1e-9 * exact.variance[0]):
             change = np.abs(rough.variance[:k] / exact.variance[:k] - 1).max()
