@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 _LOCK = threading.Lock()
@@ -21,14 +20,14 @@ _limit: Any = None
 def one_thread() -> Iterator[None]:
     """Keep BLAS to one thread until the last of all blocks under this manager has ended.
 
-    The number of threads belongs to the process; hence the count of those inside. Without
-    the package threadpoolctl, or with a BLAS that it does not know, nothing happens.
+    The number of threads belongs to the process; hence the count of those inside. With a BLAS
+    that threadpoolctl does not know, nothing happens.
     """
     global _inside, _limit
     with _LOCK:
         _inside += 1
-        if _inside == 1 and (controller := _controller()) is not None:
-            _limit = controller.limit(limits=1, user_api="blas")
+        if _inside == 1:
+            _limit = _controller().limit(limits=1, user_api="blas")
     try:
         yield
     finally:
@@ -41,8 +40,7 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def _controller() -> Any:
-    """Handle on the BLAS libraries of the process; None without threadpoolctl."""
-    try:
-        return import_module("threadpoolctl").ThreadpoolController()
-    except ImportError:
-        return None
+    """Handle on the BLAS libraries of the process: finding them takes a while."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

@@ -24,8 +24,18 @@ ALLOWED = {  # third-party package → modules that may import it
     "distributed": {"builds.run"},
 }
 
-SPINE = ["errors", "grid", "modalities", "storage", "progress", "images", "published", "fetch"]
-SPINE += ["encoder", "rows", "embedding", "georeference", "tiles", "cells", "aggregate", "cube"]
+SPINE = ["errors", "grid", "modalities", "storage", "blas", "progress", "images", "published"]
+SPINE += [
+    "fetch",
+    "encoder",
+    "rows",
+    "embedding",
+    "georeference",
+    "tiles",
+    "cells",
+    "aggregate",
+    "cube",
+]
 SPINE += ["builds", "mask", "latlon", "conservative", "moments", "pca", "query", "statics"]
 SPINE += ["era5", "interchange", "averaging", "compare", "card", "accessor", "cli", "__main__"]
 """Along the spine a module imports only what stands to its left."""

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -621,11 +619,3 @@ def test_blas_gets_its_threads_back():
             pca.fit(drawn() * np.nan, 2)
         pca.reduce(drawn(), 2)
         assert threads() == {3}
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs(tmp_path):
-    command = [sys.executable, "benchmarks/reduce.py", "--quick", "--only", "copcube"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "| copcube" in done.stdout
