@@ -1,6 +1,6 @@
 """Time and peak memory of published forms: out, in, and to the first vector.
 
-    python benchmarks/interchange.py [--cells 312567] [--quick] [--folder DIR]
+    python benchmarks/interchange.py [--cells 312567] [--quick] [--only FORM ...] [--folder DIR]
 
 A synthetic cube of the size of the published map (benchmarks/reduce.py) is written in every
 form; each is opened, asked for the vector of one cell and converted to Zarr. Every step runs
@@ -29,7 +29,6 @@ FORMS = {
     "parquet": ("a.parquet", {}),
     "netCDF": ("a.nc", {}),
 }
-ENGINE = ("npz stored", "npz deflated", "pt", "GeoTIFF", "parquet")
 
 
 def write_form(folder, form):
@@ -81,6 +80,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--cells", type=int, default=reduce.CELLS)
     options.add_argument("--quick", action="store_true", help="16 dimensions, few cells")
+    options.add_argument("--only", nargs="+", default=list(FORMS), help=", ".join(FORMS))
     options.add_argument("--folder", type=Path, help="where to write; removed by default")
     options.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     chosen = options.parse_args()
@@ -109,16 +109,21 @@ def main():
         folder = Path(name)
         reduce.write(folder, chosen.cells)
         (folder / "world.npz").unlink()
-        for form in FORMS:
+        for form in chosen.only:
             step(folder, "write", form)
             print(f"{'':22} {size((folder / FORMS[form][0]).stat().st_size)}")
         row, col = divmod(int(reduce.land(chosen.cells)[chosen.cells // 2]), 1440)
         found = {
             form: step(folder, "vector", form, row, col)
-            for form in ("Zarr", *ENGINE, "netCDF", "NumPy")
+            for form in (
+                "Zarr",
+                *chosen.only,
+                *(["NumPy"] if "npz deflated" in chosen.only else []),
+            )
+            if form != "npz int8"
         }
         assert max(found.values()) - min(found.values()) < 1e-3 * abs(found["Zarr"]) + 1e-3, found
-        for form in ENGINE:
+        for form in (form for form in chosen.only if form not in ("netCDF", "npz int8")):
             step(folder, "convert", form)
 
 
