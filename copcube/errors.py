@@ -17,6 +17,10 @@ class GridError(CopcubeError, ValueError):
     """A cell id, coordinate or index does not fit the 0.25° lattice."""
 
 
+class MissingFileError(CopcubeError, FileNotFoundError):
+    """A file that is to be read does not exist."""
+
+
 class SourceError(CopcubeError, ValueError):
     """A path holds no imagery in a form copcube knows."""
 
@@ -46,4 +50,4 @@ class BuildError(CopcubeError, RuntimeError):
 
 
 class StorageError(CopcubeError, OSError):
-    """An output cannot be written."""
+    """An output cannot be written, or an object store cannot be read."""

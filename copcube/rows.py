@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import GridError, RowsError
+from copcube.errors import GridError, RowsError, StorageError
 from copcube.modalities import MODALITIES, ORDER
+from copcube.objects import is_remote, listing, open_file, sizes
 from copcube.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -136,14 +137,20 @@ def describe(rows: Rows, i: int) -> str:
     return " ".join(parts)
 
 
-def rows_files(path: str | Path) -> list[Path]:
+def rows_files(path: str | Path) -> list[Path] | list[str]:
     """Parquet files of a file name, a folder (searched to its bottom) or a glob, sorted.
+
+    The address of a parquet file or of a folder of them gives addresses.
 
     Raises
     ------
     RowsError
         If there are none.
+    StorageError
+        If an object store cannot be reached, denies access or cannot be listed.
     """
+    if is_remote(path):
+        return _addresses(str(path).rstrip("/"))
     where = Path(path)
     if where.is_file():
         return [where]
@@ -155,6 +162,15 @@ def rows_files(path: str | Path) -> list[Path]:
     if not found:
         raise RowsError(f"{path}: no parquet files there; expected a file, a folder or a glob")
     return found
+
+
+def _addresses(url: str) -> list[str]:
+    if url.endswith(".parquet") and sizes([url]) != [None]:
+        return [url]
+    names = [entry.name for entry in listing(url) if entry.name.endswith(".parquet")]
+    if not names:
+        raise RowsError(f"{url}: no parquet files there; expected one, or a folder of them")
+    return [f"{url}/{name}" for name in names if not f"/{name}".count("/.")]
 
 
 def write_rows(path: str | Path, rows: Rows, provenance: dict[str, str | int]) -> None:
@@ -176,11 +192,23 @@ def write_rows(path: str | Path, rows: Rows, provenance: dict[str, str | int]) -
     StorageError
         If the file cannot be written.
     """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encode_rows(rows, provenance, path))
+
+
+def encode_rows(rows: Rows, provenance: dict[str, str | int], name: str | Path) -> "pa.Buffer":
+    """Return the bytes that `write_rows` writes to a file of a name.
+
+    Raises
+    ------
+    RowsError
+        If a vector holds a value that is not finite.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = rows.sorted()
-    _require_finite(rows.embedding, path, np.arange(len(rows)))
+    _require_finite(rows.embedding, name, np.arange(len(rows)))
     dim = rows.embedding.shape[1]
     cells, cell = np.unique(rows.grid_id, return_inverse=True)
     texts = pa.array([grid.format_cell(int(c)) for c in cells], pa.string())
@@ -201,16 +229,17 @@ def write_rows(path: str | Path, rows: Rows, provenance: dict[str, str | int]) -
         ],
         metadata=metadata,
     )
-    with atomic_path(path) as temporary:
-        pq.write_table(
-            pa.Table.from_arrays(columns, schema=schema),
-            temporary,
-            row_group_size=ROW_GROUP,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=list(COLUMNS[:-1]),
-            column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
-        )
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=schema),
+        sink,
+        row_group_size=ROW_GROUP,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=list(COLUMNS[:-1]),
+        column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
+    )
+    return sink.getvalue()
 
 
 def read_provenance(path: str | Path) -> dict[str, str]:
@@ -247,7 +276,7 @@ def read_rows(
     Parameters
     ----------
     path : str or Path
-        Parquet file.
+        Parquet file, or the address of one.
     row_groups : sequence of int, optional
         Row groups to read; all by default.
     cells : numpy.ndarray, optional
@@ -317,10 +346,16 @@ def _open(path: str | Path) -> "pq.ParquetFile":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not os.path.isfile(path):
-        raise RowsError(f"{path}: no such file")
     try:
+        if is_remote(path):
+            return pq.ParquetFile(open_file(str(path)), pre_buffer=False, buffer_size=8 << 20)
+        if not os.path.isfile(path):
+            raise FileNotFoundError
         return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    except FileNotFoundError as error:
+        raise RowsError(f"{path}: no such file") from error
+    except StorageError:
+        raise
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error
 

@@ -1,8 +1,14 @@
 """Fixtures shared by all tests."""
 
+import os
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from s3_server import Web, make_bucket, serve_s3, serve_web
+
+from copcube.objects import access, stores
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -13,3 +19,41 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no {SHARED}: real data is not part of a checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Endpoint of an S3 server on this machine."""
+    with serve_s3() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, quick: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty bucket, which the environment says how to reach."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    make_bucket(s3_endpoint, "bucket")
+    return "s3://bucket"
+
+
+@pytest.fixture
+def web(quick: None) -> Iterator[Web]:
+    """Web server on this machine."""
+    with serve_web() as state:
+        yield state
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stores opened anew for the test, which do not wait long before they try again."""
+    backoff = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(seconds=0.1)}
+    monkeypatch.setattr(stores, "_RETRY", {"max_retries": 2, "backoff": backoff})
+    monkeypatch.setattr(access, "_PAUSE", 0.01)
+    stores._store.cache_clear()
+    yield
+    stores._store.cache_clear()

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from strategies import random_rows, rows, table
 
 from copcube import grid
-from copcube.errors import RowsError
+from copcube.errors import RowsError, StorageError
 from copcube.modalities import MODALITIES
+from copcube.objects import ObjectFolder
 from copcube.rows import (
     ROW_GROUP,
     Rows,
     embedding_length,
+    encode_rows,
     read_provenance,
     read_rows,
     row_group_sizes,
@@ -243,3 +245,45 @@ def test_files_of_a_name_a_folder_and_a_glob(tmp_path):
     assert rows_files(both[1]) == [both[1]]
     with pytest.raises(RowsError, match="no parquet files"):
         rows_files(tmp_path / "none")
+
+
+def test_what_is_encoded_is_what_is_written(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_rows(path, random_rows(50, dim=3), {"encoder": "x"})
+    assert path.read_bytes() == bytes(encode_rows(random_rows(50, dim=3), {"encoder": "x"}, "b"))
+
+
+def test_rows_at_addresses_are_read_as_files(bucket, web, tmp_path):
+    whole = random_rows(95, cells=7, dim=3).sorted()
+    data = encode_rows(whole, {"encoder": "x"}, "a.parquet")
+    folder = ObjectFolder(f"{bucket}/rows")
+    for name in ("2.parquet", "b/1.parquet", ".3.parquet", "x.txt"):
+        folder.write(name, data)
+    both = [f"{bucket}/rows/2.parquet", f"{bucket}/rows/b/1.parquet"]
+    assert rows_files(f"{bucket}/rows") == rows_files(f"{bucket}/rows/") == both
+    assert rows_files(both[1]) == [both[1]]
+    web.files["a.parquet"] = bytes(data)
+    url = f"{web.url}/a.parquet"
+    assert rows_files(url) == [url]
+    cell = whole.grid_id[[50]]
+    for path in (both[0], url):
+        assert same(read_rows(path), whole)
+        assert same(read_rows(path, cells=cell), whole.take(whole.grid_id == cell))
+        assert read_provenance(path) == {"encoder": "x"}
+        assert row_group_sizes(path) == [95]
+        assert embedding_length(path) == 3
+    with pytest.raises(RowsError, match="no parquet files"):
+        rows_files(f"{bucket}/none")
+
+
+def test_addresses_without_rows_and_stores_that_fail(bucket, web):
+    with pytest.raises(RowsError, match=r"none\.parquet: no such file"):
+        read_rows(f"{bucket}/none.parquet")
+    ObjectFolder(bucket).write("x.parquet", b"PAR1 and no more")
+    with pytest.raises(RowsError, match=r"x\.parquet: not a readable parquet file"):
+        read_rows(f"{bucket}/x.parquet")
+    with pytest.raises(StorageError, match="list no folders"):
+        rows_files(f"{web.url}/rows")
+    web.files["a.parquet"], web.status["a.parquet"] = b"PAR1", 503
+    with pytest.raises(StorageError, match="503"):
+        read_rows(f"{web.url}/a.parquet")

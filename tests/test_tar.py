@@ -1,6 +1,8 @@
 """Members of a tar archive, against Python's own reader."""
 
+import gc
 import io
+import os
 import random
 import tarfile
 
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 
 from copcube.errors import ImageError
 from copcube.images import tar
+from copcube.images.archives import LocalArchive, open_archive
+from copcube.objects import ObjectFolder
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 OTHERS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
@@ -41,15 +45,16 @@ def by_tarfile(path):
 
 
 def found(path):
-    return [(m.name, m.offset, m.size) for m in tar.members(path)]
+    return [(m.name, m.offset, m.size) for m in tar.members(LocalArchive(path))]
 
 
 @given(entries=ENTRIES, form=st.sampled_from(FORMATS))
 def test_members_are_those_of_tarfile(entries, form, tmp_path_factory):
     path = pack(tmp_path_factory.mktemp("tar") / "x.tar", entries, form)
     assert found(path) == by_tarfile(path)
-    for member in tar.members(path):
-        assert member.read(path) == random.Random(member.size).randbytes(member.size)
+    archive = LocalArchive(path)
+    for member in tar.members(archive):
+        assert member.read(archive) == random.Random(member.size).randbytes(member.size)
 
 
 @pytest.mark.parametrize("form", FORMATS[1:])
@@ -71,7 +76,7 @@ def test_a_cut_archive_gives_what_is_whole_and_says_where_it_ends(cut, tmp_path_
     listing = []
     ended = None
     try:
-        for member in tar.members(path):
+        for member in tar.members(LocalArchive(path)):
             listing.append((member.name, member.offset, member.size))
     except ImageError as error:
         ended = str(error)
@@ -83,11 +88,12 @@ def test_a_cut_archive_gives_what_is_whole_and_says_where_it_ends(cut, tmp_path_
 
 def test_a_member_that_has_gone_is_broken(tmp_path):
     path = pack(tmp_path / "x.tar", [("a", 700, None)])
-    (member,) = tar.members(path)
+    archive = LocalArchive(path)
+    (member,) = tar.members(archive)
     with open(path, "r+b") as file:
         file.truncate(member.offset + 10)
     with pytest.raises(ImageError, match=f"expected 700 bytes at {member.offset}, found 10"):
-        member.read(path)
+        member.read(archive)
 
 
 def header(name, size, kind=tarfile.REGTYPE):
@@ -127,11 +133,34 @@ def test_what_is_no_file_has_no_data_whatever_its_size(kind, tmp_path):
 def test_hostile_headers_end_the_listing(content, reason, tmp_path):
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(ImageError, match=reason):
-        list(tar.members(str(tmp_path / "x.tar")))
+        list(tar.members(LocalArchive(str(tmp_path / "x.tar"))))
 
 
 def test_an_archive_of_endless_members_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(tar, "_MAX_MEMBERS", 3)
     path = pack(tmp_path / "x.tar", [("a", 0, None)] * 5, FORMATS[0])
     with pytest.raises(ImageError, match="more than 3 members"):
-        list(tar.members(path))
+        list(tar.members(LocalArchive(path)))
+
+
+def test_an_object_is_read_as_a_file(bucket, tmp_path):
+    entries = [("folder/a", 70_000, None), ("b", 3, None), ("link", 0, tarfile.SYMTYPE)]
+    path = pack(tmp_path / "x.tar", entries)
+    with open(path, "rb") as file:
+        ObjectFolder(bucket).write("x.tar", file.read())
+    for whole in (True, False):
+        archive = open_archive(f"{bucket}/x.tar", whole=whole)
+        listing = list(tar.members(archive))
+        assert [(m.name, m.offset, m.size) for m in listing] == by_tarfile(path)
+        local = LocalArchive(path)
+        assert [m.read(archive) for m in listing] == [m.read(local) for m in listing]
+
+
+def test_a_file_is_closed_with_its_archive(tmp_path):
+    archive = LocalArchive(pack(tmp_path / "x.tar", [("a", 3, None)]))
+    descriptor = archive._descriptor
+    os.fstat(descriptor)
+    del archive
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

@@ -8,8 +8,10 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,12 +19,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copcube.errors import CopcubeError, SourceError
+from copcube.errors import CopcubeError, SourceError, StorageError
 from copcube.grid import format_cell
-from copcube.images import Image, Rejected, Selection, open_source, webdataset
+from copcube.images import Image, Rejected, Selection, archives, open_source, webdataset
 from copcube.images.identity import from_names
 from copcube.images.webdataset import WebDatasetSource
 from copcube.modalities import MODALITIES
+from copcube.objects import ObjectFolder, ReadAhead
 
 ALL = Selection.of()
 KEY, CELL, OTHER = "0772176", format_cell(772176), format_cell(772175)
@@ -108,7 +111,7 @@ def test_braces_stand_for_what_they_do_in_a_shell(pattern):
 def test_shards_by_file_folder_glob_and_pattern(tmp_path):
     paths = [shard(tmp_path / f"example-{i:06d}.tar", sample()) for i in range(3)]
     (tmp_path / "notes.txt").write_text("")
-    everything = tuple(map(str, paths))
+    everything = tuple((path.name, path.stat().st_size) for path in paths)
     for given_path in (
         tmp_path,
         tmp_path / "*.tar",
@@ -117,10 +120,9 @@ def test_shards_by_file_folder_glob_and_pattern(tmp_path):
         tmp_path / "example-00000{2,0,1}.tar",
     ):
         source = open_source(given_path)
-        assert source == WebDatasetSource(everything)
-        assert source.root == str(tmp_path)
+        assert source == WebDatasetSource(str(tmp_path), everything)
         assert [p.name for p in source.partitions()] == [p.stem for p in paths]
-    assert open_source(paths[1]) == WebDatasetSource(everything[1:2])
+    assert open_source(paths[1]) == WebDatasetSource(str(tmp_path), everything[1:2])
 
 
 def test_shards_of_two_folders_have_names_of_their_own(tmp_path):
@@ -233,21 +235,42 @@ def test_order_selection_and_count(tmp_path):
     samples = [sample(key, [S5P, S1]) for key in ("0772177", "0772176")]
     source = open_source(shard(tmp_path / "s.tar", *samples))
     images, _ = read(source)
-    found = [(i.modality, i.grid_id, i.local_id, i.date) for i in images]
-    assert found == [
-        *(
-            ("s1_grd", c, p, d)
-            for c in (772176, 772177)
-            for p in sorted(LOCAL)
-            for d in sorted(DATES)
-        ),
-        *(("s5p_co", c, None, d) for c in (772176, 772177) for d in sorted(DATES)),
-    ]
+    found = [(i.grid_id, i.modality, i.local_id, i.date) for i in images]
+    expected = []
+    for cell in (772177, 772176):  # as they lie in the shard
+        expected += [(cell, "s1_grd", p, d) for p in sorted(LOCAL) for d in sorted(DATES)]
+        expected += [(cell, "s5p_co", None, d) for d in sorted(DATES)]
+    assert found == expected
     (partition,) = source.partitions()
     assert source.count(partition, ALL) == {"s1_grd": 8, "s5p_co": 4}
     some = Selection.of(["s5p_co", "dem"], "2021")
     assert [i.date for i in read(source, some)[0]] == [DATES[0]] * 2
     assert source.count(partition, some) == {"s5p_co": 2}
+
+
+def test_a_sample_is_given_as_soon_as_it_is_known(tmp_path):
+    samples = [sample(f"{772176 + i:07d}", [S5P], seed=i) for i in range(3)]
+    path = shard(tmp_path / "s.tar", *samples)
+    source = open_source(path)
+    (partition,) = source.partitions()
+    jobs = source.jobs(partition, ALL)
+    first = next(jobs)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)  # what comes later was not read yet
+    assert {image.grid_id for image in first()} == {772176}
+    assert any(isinstance(job, Rejected) and "cut off" in job.reason for job in jobs)
+
+
+def test_a_reader_reads_any_partition_and_pickles_small(tmp_path):
+    for i in range(50):
+        shard(tmp_path / f"s-{i:06d}.tar", sample(f"{772176 + i:07d}"))
+    source = open_source(tmp_path)
+    reader = pickle.loads(pickle.dumps(source.reader))
+    assert len(pickle.dumps(source.reader)) < 1000 < len(pickle.dumps(source))
+    assert reader.partitions() == []
+    last = source.partitions()[-1]
+    (job,) = reader.jobs(last, ALL)
+    assert {image.grid_id for image in job()} == {772225}
 
 
 def test_members_outside_the_selection_are_not_read(given_samples):
@@ -269,8 +292,18 @@ def test_threads_read_what_one_thread_reads_and_a_source_pickles(tmp_path):
         futures = [pool.submit(job) for job in again.jobs(partition, ALL)]
         found = [image for future in futures for image in future.result()]
     assert len(found) == len(serial) == 24
-    for one, other in zip(found, serial, strict=True):
-        assert (one.grid_id, one.date, one.origin) == (other.grid_id, other.date, other.origin)
+    assert_same_images(found, serial)
+
+
+def assert_same_images(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert (one.grid_id, one.modality, one.local_id, one.date, one.origin) == (
+            other.grid_id,
+            other.modality,
+            other.local_id,
+            other.date,
+            other.origin,
+        )
         np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
@@ -547,3 +580,162 @@ def test_a_cut_shard_is_read_up_to_the_cut(tmp_path):
         (reason,) = (r.reason for r in rejected if not r.member)
         assert re.search(r"cut off at byte \d+", reason)
         assert {r.file for r in rejected} == {"s.tar"}
+
+
+# Shards in object stores and on web servers.
+
+
+@pytest.fixture(params=["s3", "http"])
+def upload(request):
+    """Return what brings a folder's files to a server, and gives their address."""
+    if request.param == "s3":
+        bucket = request.getfixturevalue("bucket")
+
+        def bring(folder):
+            for path in folder.rglob("*.*"):
+                where = ObjectFolder(f"{bucket}/shards")
+                where.write(str(path.relative_to(folder)), path.read_bytes())
+            return f"{bucket}/shards"
+    else:
+        web = request.getfixturevalue("web")
+
+        def bring(folder):
+            for path in folder.rglob("*.*"):
+                web.files[f"shards/{path.relative_to(folder)}"] = path.read_bytes()
+            return f"{web.url}/shards"
+
+    return bring
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Two shards with duplicated, stale and broken members, the second of them cut off."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+    stale = sample("0772178", [S5P, DEM], seed=3)
+    stale["0772178.json"] = sample(KEY, [S5P, DEM])[f"{KEY}.json"]
+    broken = sample("0772179", [S3, S5P]) | {"0772179.s5p_co.pth": b"no tensor"}
+    shard(
+        folder / "s-000000.tar",
+        sample("0772177", [S1, S5P], seed=1),
+        sample(KEY, [S5P, S1, DEM], seed=2),
+        sample("0772177", [S5P], seed=5),
+        stale,
+        broken,
+    )
+    path = shard(folder / "s-000001.tar", *(sample(f"{906994 + i:07d}", [S3]) for i in range(3)))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    return folder
+
+
+@pytest.mark.parametrize("part", [8 << 20, 1 << 14])
+def test_a_server_gives_what_the_files_give(upload, world, part, monkeypatch):
+    monkeypatch.setattr(archives, "ReadAhead", partial(ReadAhead, part=part))
+    url = upload(world)
+    there, here = open_source(f"{url}/s-{{000000..000001}}.tar"), open_source(world)
+    assert there.root == url
+    assert there.partitions() == here.partitions()
+    assert there.fingerprint() == here.fingerprint()
+    (images, rejected), (expected, refused) = read(there), read(here)
+    assert len(images) > 15
+    assert_same_images(images, expected)
+    assert rejected == refused
+    assert {r.kind for r in rejected} == {"broken", "stale", "duplicate"}
+    assert any("cut off at byte" in r.reason for r in rejected)
+    for partition in here.partitions():
+        assert there.count(partition, ALL) == here.count(partition, ALL) != {}
+    one = open_source(f"{url}/s-000001.tar")
+    assert one.fingerprint() == open_source(world / "s-000001.tar").fingerprint()
+
+
+def test_a_prefix_stands_for_its_shards(bucket, world):
+    where = ObjectFolder(f"{bucket}/a/shards")
+    for path in world.iterdir():
+        where.write(path.name, path.read_bytes())
+    where.write("notes.txt", b"")
+    where.write("deeper/s-000002.tar", b"")
+    for url in (f"{bucket}/a/shards", f"{bucket}/a/shards/"):
+        source = open_source(url)
+        assert source.root == f"{bucket}/a/shards"
+        assert source.fingerprint() == open_source(world).fingerprint()
+    where.write("s.tar.gz", b"")
+    with pytest.raises(SourceError, match="compressed"):
+        open_source(f"{bucket}/a/shards")
+
+
+def test_shards_of_several_prefixes_have_one_root(bucket, world):
+    for name in "ab":
+        where = ObjectFolder(f"{bucket}/x/{name}")
+        where.write("s.tar", (world / "s-000000.tar").read_bytes())
+    source = open_source(f"{bucket}/x/{{a,b}}/s.tar")
+    assert source.root == f"{bucket}/x"
+    assert [(p.name, p.paths) for p in source.partitions()] == [
+        ("a-s", ("a/s.tar",)),
+        ("b-s", ("b/s.tar",)),
+    ]
+
+
+def test_what_is_not_there_is_named(bucket, web):
+    ObjectFolder(bucket).write("s/s-000001.tar", b"")
+    ObjectFolder(bucket).write("tree/s2_toa_mix/images/x.tif", b"")
+    with pytest.raises(SourceError, match=r"of 10 shards 9 are missing: s-000000.tar.* 6 more"):
+        open_source(f"{bucket}/s/s-{{000000..000009}}.tar")
+    for url in (f"{bucket}/tree", f"{bucket}/none", f"{bucket}/s/none.tar", f"{web.url}/x.tar"):
+        with pytest.raises(SourceError, match=r"found none; a GeoTIFF tree cannot be read from"):
+            open_source(url)
+    with pytest.raises(SourceError, match=r"list no folders; name the shards"):
+        open_source(f"{web.url}/shards/")
+    with pytest.raises(SourceError, match="compressed"):
+        open_source(f"{bucket}/s/s.tar.gz")
+
+
+def test_a_shard_is_fetched_once_from_front_to_back_without_a_copy(web, tmp_path, monkeypatch):
+    path = shard(
+        tmp_path / "s.tar", *(sample(f"{772176 + i:07d}", [S5P, S3], seed=i) for i in range(8))
+    )
+    web.files["s.tar"] = path.read_bytes()
+    size, part = path.stat().st_size, 1 << 16
+    assert size > 100 * part
+    monkeypatch.setattr(archives, "ReadAhead", partial(ReadAhead, part=part))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    source = open_source(f"{web.url}/s.tar")
+    (partition,) = source.partitions()
+    with ThreadPoolExecutor(3) as pool:
+        found = [f.result() for f in [pool.submit(j) for j in source.jobs(partition, ALL)]]
+    assert sum(map(len, found)) == 8 * 4
+    spans = web.fetched("s.tar")
+    fetched = sum(last + 1 - first for first, last in spans)
+    assert sorted(set(spans))[0][0] == 0
+    assert size <= fetched < 1.6 * size
+    assert list(scratch.iterdir()) == []
+
+
+def test_counting_fetches_little(web, tmp_path):
+    path = shard(tmp_path / "s.tar", *(sample(f"{772176 + i:07d}", [S3, S1]) for i in range(3)))
+    web.files["s.tar"] = path.read_bytes()
+    source = open_source(f"{web.url}/s.tar")
+    (partition,) = source.partitions()
+    assert source.count(partition, ALL) == {"s3_olci": 6, "s1_grd": 12}
+    fetched = sum(last + 1 - first for first, last in web.fetched("s.tar"))
+    assert 0 < fetched < path.stat().st_size / 4
+
+
+def test_a_store_that_fails_rejects_no_image(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "ReadAhead", partial(ReadAhead, part=1 << 16, ahead=0))
+    path = shard(tmp_path / "s.tar", *(sample(f"{772176 + i:07d}", [S3]) for i in range(3)))
+    web.files["s.tar"] = path.read_bytes()
+    source = open_source(f"{web.url}/s.tar")
+    (partition,) = source.partitions()
+    web.cut["s.tar"] = 2
+    first, *_ = source.jobs(partition, ALL)
+    assert len(first()) == 2
+    jobs = source.jobs(partition, ALL)
+    first = next(jobs)
+    web.status["s.tar"] = 503
+    for read_on in (first, lambda: next(jobs)):
+        with pytest.raises(StorageError, match="503"):
+            read_on()
+    del web.status["s.tar"]
+    assert len(first()) == 2

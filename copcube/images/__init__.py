@@ -181,11 +181,15 @@ class Source(Protocol):
 
     @property
     def root(self) -> str:
-        """Path that every `Partition.paths` is relative to."""
+        """Path or address that every `Partition.paths` is relative to."""
 
     @property
     def layout(self) -> Literal["geotiff", "webdataset"]:
         """Published layout of the files."""
+
+    @property
+    def reader(self) -> "Source":
+        """A source that reads the same partitions and lists none: small, to be sent to workers."""
 
     def partitions(self) -> list[Partition]:
         """List the partitions, in a fixed order."""
@@ -197,9 +201,10 @@ class Source(Protocol):
         """Count the selected images of a partition by modality, without decoding any."""
 
     def jobs(self, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
-        """Decoding jobs of a partition, ordered by modality, cell, local patch and date.
+        """Decoding jobs of a partition, grouped by cell or by modality.
 
-        What can be rejected without decoding comes as it is.
+        The images of one modality always come in the same order. What can be rejected
+        without decoding comes as it is.
         """
 
 
@@ -210,17 +215,21 @@ def open_source(path: str | Path) -> Source:
     ----------
     path : str or Path
         A GeoTIFF tree, an ``fnames_*.json.gz`` beside or inside one, a shard, a folder of
-        shards, a glob, or a brace pattern such as ``example-{000000..000009}.tar``.
+        shards, a glob, or a brace pattern such as ``example-{000000..000009}.tar``; shards
+        may also lie at addresses, such as ``s3://bucket/shards`` or
+        ``https://host/example-{000000..000009}.tar``.
 
     Raises
     ------
     SourceError
         If nothing is there or nothing in it is recognised.
+    StorageError
+        If an object store cannot be reached or denies access.
     """
     from copcube.images import geotiff, webdataset
 
     for layout in (webdataset, geotiff):
-        source: Source | None = layout.recognise(str(path))
+        source: Source | None = layout.recognise(str(path))  # no address goes past the first
         if source is not None:
             return source
     where = Path(path)

@@ -125,6 +125,11 @@ class GeoTiffSource:
         """Published layout of the files."""
         return "geotiff"
 
+    @property
+    def reader(self) -> "GeoTiffSource":
+        """The source itself, which is small."""
+        return self
+
     def partitions(self) -> list[Partition]:
         """List runs of whole cells of one block, of about 1000 images each.
 

@@ -4,13 +4,12 @@ Nothing is extracted and no member's name ever becomes a path. Unlike `tarfile`,
 ends quietly where an archive is cut or damaged, this says where.
 """
 
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
 
 from copcube.errors import ImageError
+from copcube.images.archives import Archive
 
 _BLOCK = 512
 _MAX_HEADER = 1 << 20
@@ -41,77 +40,72 @@ class Member:
     offset: int
     size: int
 
-    def read(self, archive: str) -> bytes:
-        """Read its data from the archive at a path.
+    def read(self, archive: Archive) -> bytes:
+        """Read its data from the archive.
 
         Raises
         ------
         ImageError
             If the archive has become shorter.
         """
-        with open(archive, "rb") as handle:
-            handle.seek(self.offset)
-            data = handle.read(self.size)
+        data = archive.read(self.offset, self.size)
         if len(data) < self.size:
             raise ImageError(f"expected {self.size} bytes at {self.offset}, found {len(data)}")
         return data
 
 
-def members(archive: str) -> Iterator[Member]:
+def members(archive: Archive) -> Iterator[Member]:
     """Regular files of an uncompressed tar, in order; links, folders and devices left out.
 
     Parameters
     ----------
-    archive : str
-        Path of the archive.
+    archive : Archive
+        What holds the bytes.
 
     Raises
     ------
     ImageError
         After the last whole member, if the archive is cut, damaged or endless.
     """
-    with open(archive, "rb") as handle:
-        end = handle.seek(0, os.SEEK_END)
-        pending = Member("", 0, -1)  # what extension headers say of the next member
-        offset = 0
-        for _ in range(_MAX_MEMBERS):
-            handle.seek(offset)
-            block = handle.read(_BLOCK)
-            if len(block) == _BLOCK and not any(block):
-                return
-            if len(block) < _BLOCK:
-                raise ImageError(f"the archive is cut off at byte {offset}: it has no end mark")
-            try:
-                header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
-            except tarfile.TarError as error:
-                raise ImageError(f"damaged at byte {offset}: {error}") from error
-            extension = header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
-            size = header.size if extension or pending.size < 0 else pending.size
-            if header.type in _WITHOUT_DATA:
-                size = 0
-            if size < 0:
-                raise ImageError(f"damaged at byte {offset}: a member of {size} bytes")
-            start = offset + _BLOCK
-            offset = start + -(-size // _BLOCK) * _BLOCK
-            if start + size > end:
-                raise ImageError(
-                    f"the archive is cut off at byte {end}: {pending.name or header.name!r} of "
-                    f"{size} bytes begins at {start}"
-                )
-            if extension:
-                pending = _extend(pending, header.type, handle, size)
-                continue
-            if header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE:
-                yield Member(pending.name or header.name, start, size)
-            pending = Member("", 0, -1)
-        raise ImageError(f"more than {_MAX_MEMBERS} members, more than any shard has")
+    pending = Member("", 0, -1)  # what extension headers say of the next member
+    offset = 0
+    for _ in range(_MAX_MEMBERS):
+        block = archive.read(offset, _BLOCK)
+        if len(block) == _BLOCK and not any(block):
+            return
+        if len(block) < _BLOCK:
+            raise ImageError(f"the archive is cut off at byte {offset}: it has no end mark")
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        except tarfile.TarError as error:
+            raise ImageError(f"damaged at byte {offset}: {error}") from error
+        extension = header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+        size = header.size if extension or pending.size < 0 else pending.size
+        if header.type in _WITHOUT_DATA:
+            size = 0
+        if size < 0:
+            raise ImageError(f"damaged at byte {offset}: a member of {size} bytes")
+        start = offset + _BLOCK
+        offset = start + -(-size // _BLOCK) * _BLOCK
+        if start + size > archive.size:
+            raise ImageError(
+                f"the archive is cut off at byte {archive.size}: "
+                f"{pending.name or header.name!r} of {size} bytes begins at {start}"
+            )
+        if extension:
+            pending = _extend(pending, header.type, archive, start, size)
+            continue
+        if header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE:
+            yield Member(pending.name or header.name, start, size)
+        pending = Member("", 0, -1)
+    raise ImageError(f"more than {_MAX_MEMBERS} members, more than any shard has")
 
 
-def _extend(pending: Member, kind: bytes, handle: BinaryIO, size: int) -> Member:
+def _extend(pending: Member, kind: bytes, archive: Archive, start: int, size: int) -> Member:
     """Take name and size of the next member from an extension header, if it has them."""
     if size > _MAX_HEADER:
         raise ImageError(f"an extension header of {size} bytes; expected at most {_MAX_HEADER}")
-    data = handle.read(size)
+    data = archive.read(start, size)
     if kind == tarfile.GNUTYPE_LONGNAME:
         return replace(pending, name=data.rstrip(b"\0").decode("utf-8", "backslashreplace"))
     at = 0

@@ -17,8 +17,8 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, SourceError
 from copcube.images import Image, Job, Partition, Rejected, Selection
+from copcube.images.archives import Archive, open_archive
 from copcube.images.identity import Identity, Index, from_names, to_stored
 from copcube.images.tar import Member, members
-from copcube.modalities import MODALITIES, ORDER, Modality
+from copcube.modalities import MODALITIES, Modality
+from copcube.objects import is_remote, listing, sizes
 
 if TYPE_CHECKING:
     import torch
@@ -47,13 +49,19 @@ def recognise(path: str) -> "WebDatasetSource | None":
     ----------
     path : str
         A shard ``*.tar``, a folder of shards, a glob, or a brace pattern such as
-        ``example-{000000..000009}.tar``, each part a range or a list with commas.
+        ``example-{000000..000009}.tar``, each part a range or a list with commas. The
+        address of a shard, of a folder of shards or a brace pattern of addresses.
 
     Raises
     ------
     SourceError
-        If shards of a pattern are missing, or the shards are compressed.
+        If shards of a pattern are missing, or the shards are compressed, or there are none
+        at an address.
+    StorageError
+        If an object store cannot be reached or denies access.
     """
+    if is_remote(path):
+        return _at_address(path)
     whole = os.path.abspath(path)
     if os.path.isdir(whole):
         inside = glob.glob(os.path.join(glob.escape(whole), "*"))
@@ -66,20 +74,66 @@ def recognise(path: str) -> "WebDatasetSource | None":
         matches = {name: sorted(glob.glob(name, recursive=True)) for name in names}
         missing = [name for name, match in matches.items() if not match]
         if missing and len(names) > 1 and whole.endswith(".tar"):
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise SourceError(
-                f"{path}: of {len(names)} shards {len(missing)} are missing: "
-                f"{', '.join(os.path.basename(name) for name in missing[:3])}{more}"
-            )
+            raise _lacking(path, names, missing)
         found = sorted(set(itertools.chain.from_iterable(matches.values())))
-    packed = min((name for name in found if name.endswith(_COMPRESSED)), default=None)
+    _refuse_compressed(found)
+    shards = [name for name in found if name.endswith(".tar") and os.path.isfile(name)]
+    if not shards:
+        return None
+    root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
+    relative = (os.path.relpath(shard, root) for shard in shards)
+    return WebDatasetSource(
+        root, tuple((name, os.path.getsize(os.path.join(root, name))) for name in relative)
+    )
+
+
+def _at_address(url: str) -> "WebDatasetSource":
+    """Open shards in an object store or on a web server."""
+    _refuse_compressed([url])
+    names = sorted(set(_expand(url)))
+    if url.endswith(".tar"):
+        found = dict(zip(names, sizes(names), strict=True))
+        missing = [name for name, size in found.items() if size is None]
+        if missing and len(names) > 1:
+            raise _lacking(url, names, missing)
+    elif url.startswith("http"):
+        raise SourceError(
+            f"{url}: web servers list no folders; name the shards, as in "
+            "https://host/shards/example-{000000..000009}.tar"
+        )
+    else:
+        folder = url.rstrip("/")
+        found = {f"{folder}/{e.name}": e.size for e in listing(folder, deep=False)}
+        _refuse_compressed(found)
+    shards = [(n, size) for n, size in found.items() if n.endswith(".tar") and size is not None]
+    if not shards:
+        raise SourceError(
+            f"{url}: expected WebDataset shards there ('*.tar'), found none; a GeoTIFF tree "
+            "cannot be read from an object store, so copy or mount it"
+        )
+    root = shards[0][0].rpartition("/")[0]
+    while not all(name.startswith(f"{root}/") for name, _ in shards):
+        root = root.rpartition("/")[0]
+    if "://" not in root:
+        raise SourceError(f"{url}: shards of several buckets or hosts; build from one at a time")
+    return WebDatasetSource(root, tuple((n.removeprefix(f"{root}/"), size) for n, size in shards))
+
+
+def _lacking(path: str, names: list[str], missing: list[str]) -> SourceError:
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return SourceError(
+        f"{path}: of {len(names)} shards {len(missing)} are missing: "
+        f"{', '.join(os.path.basename(name) for name in missing[:3])}{more}"
+    )
+
+
+def _refuse_compressed(names: Iterable[str]) -> None:
+    packed = min((name for name in names if name.endswith(_COMPRESSED)), default=None)
     if packed is not None:
         raise SourceError(
             f"{packed}: compressed; shards are read in place and GeoTIFF files from a folder, "
             "so decompress it first (and unpack it, if it holds GeoTIFF files)"
         )
-    shards = [name for name in found if name.endswith(".tar") and os.path.isfile(name)]
-    return WebDatasetSource(tuple(shards)) if shards else None
 
 
 def _expand(pattern: str) -> list[str]:
@@ -112,10 +166,6 @@ class _Tensor:
     lead: Index
     images: tuple[tuple[Identity, Index], ...]
 
-    @property
-    def order(self) -> tuple[int, int]:
-        return ORDER[self.modality.key], self.images[0][0].grid_id
-
 
 @dataclass
 class _Sample:
@@ -131,124 +181,127 @@ class WebDatasetSource:
 
     Parameters
     ----------
-    shards : tuple of str
-        Paths of the shards.
+    root : str
+        Folder, or address of one, that holds all shards.
+    shards : tuple of (str, int)
+        Path in it and size in bytes of every shard.
     """
 
-    shards: tuple[str, ...]
-
-    @property
-    def root(self) -> str:
-        """Folder that holds all shards."""
-        return os.path.commonpath([os.path.dirname(shard) for shard in self.shards])
+    root: str
+    shards: tuple[tuple[str, int], ...]
 
     @property
     def layout(self) -> Literal["webdataset"]:
         """Published layout of the files."""
         return "webdataset"
 
+    @property
+    def reader(self) -> "WebDatasetSource":
+        """A source that reads the same partitions but lists none, a few bytes when pickled."""
+        return replace(self, shards=())
+
     def partitions(self) -> list[Partition]:
         """List the shards, one a partition."""
-        paths = [os.path.relpath(shard, self.root) for shard in self.shards]
-        return [Partition(p.removesuffix(".tar").replace(os.sep, "-"), (p,)) for p in paths]
+        paths = [path for path, _ in self.shards]
+        return [Partition(p.removesuffix(".tar").replace("/", "-"), (p,)) for p in paths]
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of the shards."""
-        digest = hashlib.sha256()
-        for shard in self.shards:
-            name = os.path.relpath(shard, self.root)
-            digest.update(f"{name}\0{os.stat(shard).st_size}\n".encode())
-        return digest.hexdigest()
+        lines = (f"{path}\0{size}\n".encode() for path, size in self.shards)
+        return hashlib.sha256(b"".join(lines)).hexdigest()
 
     def count(self, partition: Partition, selection: Selection) -> Counter[str]:
         """Count the selected images of a partition by modality, without reading a tensor."""
         counts: Counter[str] = Counter()
-        for _, item in self._chosen(partition, selection):
-            if isinstance(item, _Tensor):
-                counts[item.modality.key] += len(item.images)
+        for path in partition.paths:
+            archive = open_archive(self._at(path), whole=False)
+            for item in _chosen(archive, path, selection):
+                if isinstance(item, _Tensor):
+                    counts[item.modality.key] += len(item.images)
         return counts
 
     def jobs(self, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
-        """Reading jobs, one a member, ordered by modality and cell.
+        """Reading jobs, one a member, sample by sample as they lie in the shard.
 
-        What the names alone reject comes first, as `Rejected`.
+        Within a sample they are ordered by modality. What the names alone reject comes
+        between them, as `Rejected`.
         """
-        for path, item in self._chosen(partition, selection):
-            yield item if isinstance(item, Rejected) else partial(self._read, path, item)
-
-    def _chosen(
-        self, partition: Partition, selection: Selection
-    ) -> Iterator[tuple[str, _Tensor | Rejected]]:
         for path in partition.paths:
-            tensors: list[_Tensor] = []
-            for item in self._tensors(path, selection):
-                if isinstance(item, Rejected):
-                    yield path, item
-                else:
-                    tensors.append(item)
-            seen: set[Identity] = set()
-            for tensor in sorted(tensors, key=lambda tensor: tensor.order):
-                new = _once(tensor, seen)
-                again = len(tensor.images) - len(new.images)
-                if again:
-                    reason = (
-                        f"{again} of {len(tensor.images)} images are in it or the shard already"
-                    )
-                    yield path, Rejected(path, tensor.member.name, "duplicate", reason, again)
-                if new.images:
-                    yield path, new
+            archive = open_archive(self._at(path), whole=True)
+            for item in _chosen(archive, path, selection):
+                yield item if isinstance(item, Rejected) else partial(_read, archive, path, item)
 
-    def _tensors(self, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
-        """Selected members of a shard, with what their JSON says of them."""
-        archive = os.path.join(self.root, path)
-        nothing = True
-        for sample in _samples(archive):
-            if isinstance(sample, ImageError):
-                yield Rejected(path, "", "broken", str(sample))
-                nothing = False
-                continue
-            wanted = [key for key in selection.modalities if f"{key}.pth" in sample.parts]
-            nothing = nothing and not sample.parts
-            if not wanted:
-                continue
-            try:
-                cell = _cell(sample.key)
-                names = _names(archive, sample)
-            except CopcubeError as error:
-                for key in wanted:
-                    yield Rejected(path, sample.parts[f"{key}.pth"].name, "broken", str(error))
-                continue
-            for key in wanted:
-                member = sample.parts[f"{key}.pth"]
-                modality = MODALITIES[key]
-                try:
-                    lead, images = from_names(names.get(key), modality)
-                except CopcubeError as error:
-                    yield Rejected(path, member.name, "broken", f"{sample.key}.json: {error}")
-                    continue
-                other = next((i.grid_id for i, _ in images if i.grid_id != cell), None)
-                if other is not None:
-                    reason = f"its names say cell {other:07d}, its key {sample.key}"
-                    yield Rejected(path, member.name, "stale", reason, len(images))
-                    continue
-                images = [item for item in images if selection.admits(item[0].date)]
-                if images:
-                    yield _Tensor(member, modality, lead, tuple(images))
-        if nothing:
-            reason = "holds no sample; expected members such as 0772176.s2_toa.pth, 0772176.json"
-            yield Rejected(path, "", "broken", reason)
+    def _at(self, path: str) -> str:
+        return f"{self.root}/{path}"
 
-    def _read(self, path: str, tensor: _Tensor) -> list[Image | Rejected]:
-        """Decode one member; runs on any thread."""
-        name = tensor.member.name
+
+def _chosen(archive: Archive, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
+    """What to read of a shard, in its order, every image once, and what is left out."""
+    seen: set[Identity] = set()
+    for item in _tensors(archive, path, selection):
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        new = _once(item, seen)
+        again = len(item.images) - len(new.images)
+        if again:
+            reason = f"{again} of {len(item.images)} images are in it or the shard already"
+            yield Rejected(path, item.member.name, "duplicate", reason, again)
+        if new.images:
+            yield new
+
+
+def _tensors(archive: Archive, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
+    """Selected members of a shard, with what their JSON says of them."""
+    nothing = True
+    for sample in _samples(archive):
+        if isinstance(sample, ImageError):
+            yield Rejected(path, "", "broken", str(sample))
+            nothing = False
+            continue
+        wanted = [key for key in selection.modalities if f"{key}.pth" in sample.parts]
+        nothing = nothing and not sample.parts
+        if not wanted:
+            continue
         try:
-            if tensor.member.size > _MAX_TENSOR:
-                raise ImageError(f"{tensor.member.size} bytes; expected at most {_MAX_TENSOR}")
-            raw = tensor.member.read(os.path.join(self.root, path))
-            pixels = _pixels(_load(raw), tensor.modality, tensor.lead)
-        except ImageError as error:
-            return [Rejected(path, name, "broken", str(error), len(tensor.images))]
-        return [image.image(pixels[index], path, name) for image, index in tensor.images]
+            cell = _cell(sample.key)
+            names = _names(archive, sample)
+        except CopcubeError as error:
+            for key in wanted:
+                yield Rejected(path, sample.parts[f"{key}.pth"].name, "broken", str(error))
+            continue
+        for key in wanted:
+            member = sample.parts[f"{key}.pth"]
+            modality = MODALITIES[key]
+            try:
+                lead, images = from_names(names.get(key), modality)
+            except CopcubeError as error:
+                yield Rejected(path, member.name, "broken", f"{sample.key}.json: {error}")
+                continue
+            other = next((i.grid_id for i, _ in images if i.grid_id != cell), None)
+            if other is not None:
+                reason = f"its names say cell {other:07d}, its key {sample.key}"
+                yield Rejected(path, member.name, "stale", reason, len(images))
+                continue
+            images = [item for item in images if selection.admits(item[0].date)]
+            if images:
+                yield _Tensor(member, modality, lead, tuple(images))
+    if nothing:
+        reason = "holds no sample; expected members such as 0772176.s2_toa.pth, 0772176.json"
+        yield Rejected(path, "", "broken", reason)
+
+
+def _read(archive: Archive, path: str, tensor: _Tensor) -> list[Image | Rejected]:
+    """Decode one member; runs on any thread."""
+    name = tensor.member.name
+    try:
+        if tensor.member.size > _MAX_TENSOR:
+            raise ImageError(f"{tensor.member.size} bytes; expected at most {_MAX_TENSOR}")
+        raw = tensor.member.read(archive)
+        pixels = _pixels(_load(raw), tensor.modality, tensor.lead)
+    except ImageError as error:
+        return [Rejected(path, name, "broken", str(error), len(tensor.images))]
+    return [image.image(pixels[index], path, name) for image, index in tensor.images]
 
 
 def _once(tensor: _Tensor, seen: set[Identity]) -> _Tensor:
@@ -265,7 +318,7 @@ def _once(tensor: _Tensor, seen: set[Identity]) -> _Tensor:
 # What a shard holds.
 
 
-def _samples(archive: str) -> Iterator[_Sample | ImageError]:
+def _samples(archive: Archive) -> Iterator[_Sample | ImageError]:
     """Samples of a shard in order, then what is wrong with it.
 
     A sample ends where the key changes or a part comes again.
@@ -306,7 +359,7 @@ def _cell(key: str) -> int:
     return int(key)
 
 
-def _names(archive: str, sample: _Sample) -> dict[str, Any]:
+def _names(archive: Archive, sample: _Sample) -> dict[str, Any]:
     """Read a sample's JSON.
 
     Raises

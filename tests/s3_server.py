@@ -1,0 +1,115 @@
+"""Object stores on 127.0.0.1: an S3 server, and a web server that counts and fails on demand."""
+
+import logging
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+
+@contextmanager
+def serve_s3() -> Iterator[str]:
+    """Run an S3 server on a free port while the body runs; gives its endpoint."""
+    from moto.server import ThreadedMotoServer  # slow to import, and few tests need it
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def make_bucket(endpoint: str, name: str) -> None:
+    """Make an empty bucket, and forget all else that the server holds."""
+    for path, method in (("moto-api/reset", "POST"), (name, "PUT")):
+        request = urllib.request.Request(f"{endpoint}/{path}", method=method)
+        urllib.request.urlopen(request).close()
+
+
+@dataclass
+class Web:
+    """Files by path, what was asked for, and what is to go wrong.
+
+    `cut` says how many bodies of a file are still to end after ten bytes, `status` answers
+    all requests for a file with a code; without `ranges` the server sends only whole files.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    cut: dict[str, int] = field(default_factory=dict)
+    status: dict[str, int] = field(default_factory=dict)
+    ranges: bool = True
+    url: str = ""
+
+    def fetched(self, path: str) -> list[tuple[int, int]]:
+        """First and last byte of every part of a file that was asked for."""
+        asked = (r for method, p, r in self.requests if (method, p) == ("GET", path))
+        spans = (r.removeprefix("bytes=").split("-") for r in asked)
+        return [(int(first), int(last)) for first, last in spans]
+
+
+@contextmanager
+def serve_web() -> Iterator[Web]:
+    """Run a web server on a free port while the body runs."""
+    web = Web()
+
+    class Handler(_Handler):
+        state = web
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    web.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    state: Web
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(self.path).strip("/")
+        wanted = self.headers.get("Range", "")
+        self.state.requests.append((self.command, path, wanted))
+        body, code = self.state.files.get(path, b""), 200
+        span = ""
+        if wanted and self.state.ranges:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            last = min(int(last), len(body) - 1)
+            span, code = f"bytes {first}-{last}/{len(body)}", 206
+            body = body[int(first) : last + 1]
+        if path not in self.state.files:
+            body, code = b"", 404
+        if path in self.state.status:
+            body, code = b"", self.state.status[path]
+        self.send_response(code)
+        if span and code == 206:
+            self.send_header("Content-Range", span)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            if self.state.cut.get(path, 0) and len(body) > 10:
+                self.state.cut[path] -= 1
+                self.close_connection = True
+                body = body[:10]
+            self.wfile.write(body)

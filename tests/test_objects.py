@@ -1,0 +1,372 @@
+"""Object stores."""
+
+import io
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from copcube import objects
+from copcube.errors import BuildError, MissingPackageError, OptionError, StorageError
+from copcube.objects import ObjectFolder, ReadAhead, ahead, is_remote, lease, stores
+
+
+@pytest.fixture
+def folder(bucket):
+    return ObjectFolder(f"{bucket}/world.build")
+
+
+def fill(folder, names):
+    for name in names:
+        folder.write(name, name.encode())
+
+
+# Addresses and errors.
+
+
+def test_what_is_an_address(tmp_path):
+    assert is_remote("s3://bucket/x")
+    assert is_remote("https://host/x")
+    assert not is_remote(str(tmp_path))
+    assert not is_remote(tmp_path)
+    assert not is_remote("a:b/c")
+    for wrong in ("ftp://host/x", "s3://", "s3:///x"):
+        with pytest.raises(OptionError, match="expected a local path, or an address s3://bucket"):
+            objects.read(wrong)
+
+
+def test_without_obstore_the_message_says_what_to_install(monkeypatch):
+    stores._store.cache_clear()
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'copcube\[cloud\]'"):
+        objects.read("s3://bucket/x")
+
+
+def test_a_local_endpoint_needs_no_further_settings(bucket):
+    assert "AWS_ALLOW_HTTP" not in os.environ
+    fill(ObjectFolder(bucket), ["a"])
+    assert objects.read(f"{bucket}/a") == b"a"
+
+
+def test_what_is_absent_or_denied_is_named(bucket, web):
+    with pytest.raises(FileNotFoundError, match=r"no such object: 's3://bucket/none'"):
+        objects.read(f"{bucket}/none")
+    with pytest.raises(StorageError, match=r"s3://other/x: there is no such bucket"):
+        objects.listing("s3://other/x")
+    with pytest.raises(FileNotFoundError):
+        objects.stat(f"{web.url}/none")
+    web.files["x"], web.status["x"] = b"abc", 403
+    with pytest.raises(StorageError, match="/x: access denied"):
+        objects.read(f"{web.url}/x")
+    with pytest.raises(StorageError, match="list no folders"):
+        objects.listing(web.url)
+    del web.status["x"]
+    web.ranges = False
+    with pytest.raises(StorageError, match="does not send parts"):
+        objects.read_range(f"{web.url}/x", 1, 1)
+
+
+def test_a_server_that_fails_is_asked_again_and_then_named(web):
+    web.files["x"] = bytes(range(100))
+    web.cut["x"] = 2
+    assert objects.read_range(f"{web.url}/x", 3, 50) == bytes(range(3, 53))
+    assert len(web.requests) == 3
+    web.status["x"] = 503
+    with pytest.raises(StorageError, match=r"/x: the store does not answer .*503"):
+        objects.read(f"{web.url}/x")
+    with pytest.raises(StorageError, match=r"127\.0\.0\.1:9/x: the store does not answer"):
+        objects.read("http://127.0.0.1:9/x")
+
+
+def test_sizes_listing_and_ranges(bucket):
+    fill(ObjectFolder(bucket), ["a/1", "a/22", "a/b/333", "ab/1", "c"])
+    urls = [f"{bucket}/{name}" for name in ("a/22", "none", "c")]
+    assert objects.sizes(urls) == [4, None, 1]
+    assert objects.file_size(urls[0]) == 4
+    found = [(entry.name, entry.size) for entry in objects.listing(f"{bucket}/a")]
+    assert found == [("1", 3), ("22", 4), ("b/333", 7)]
+    assert [e.name for e in objects.listing(f"{bucket}/a/", deep=False)] == ["1", "22"]
+    assert len(objects.listing(bucket)) == 5
+    assert objects.read_range(urls[0], 2, 100) == b"22"
+
+
+def test_an_object_as_a_file(bucket):
+    content = os.urandom(1_000_000)
+    ObjectFolder(bucket).write("x", content)
+    there, here = objects.open_file(f"{bucket}/x"), io.BytesIO(content)
+    for offset, whence, length in [(5, 0, 10), (-8, 2, 8), (3, 1, 9), (400_000, 0, 500_000)]:
+        assert there.seek(offset, whence) == here.seek(offset, whence)
+        assert there.read(length) == here.read(length)
+    assert there.read() == here.read()
+    assert there.read() == b""
+
+
+# Reading ahead.
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Every part that is fetched, (first byte, length), and how many are held at most."""
+    fetched = []
+    fetch = ahead.read_range
+
+    def spy(url, start, length):
+        fetched.append((start, length))
+        return fetch(url, start, length)
+
+    monkeypatch.setattr(ahead, "read_range", spy)
+    return fetched
+
+
+def test_a_sequential_reader_fetches_every_byte_once_and_ahead(bucket, parts):
+    content = os.urandom(10_050)
+    ObjectFolder(bucket).write("x", content)
+    stream = ReadAhead(f"{bucket}/x", part=100, ahead=3)
+    assert stream.size == len(content)
+    assert stream.read(0, 10) == content[:10]
+    assert len(parts) == 4
+    found = [stream.read(start, 77) for start in range(0, len(content), 77)]
+    assert b"".join(found) == content
+    assert sorted(parts) == [(s, min(100, len(content) - s)) for s in range(0, len(content), 100)]
+    assert len(stream._parts) <= ahead.KEPT
+    assert stream.read(len(content), 5) == b""
+    assert stream.read(len(content) - 2, 5) == content[-2:]
+
+
+def test_any_access_is_right_and_holds_a_bounded_number_of_parts(bucket, parts, monkeypatch):
+    monkeypatch.setattr(ahead, "KEPT", 6)
+    content = os.urandom(5_000)
+    ObjectFolder(bucket).write("x", content)
+    stream = ReadAhead(f"{bucket}/x", part=100, ahead=3)
+    most = 0
+
+    def read(start):
+        nonlocal most
+        most = max(most, len(stream._parts))
+        return stream.read(start, 350) == content[start : start + 350]
+
+    starts = [(i * 7919) % 5_000 for i in range(60)]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, starts))
+    assert 1 < most <= 6
+    assert len(parts) > 60, "what was gone was not fetched again"
+
+
+def test_a_part_that_failed_is_fetched_when_it_is_read_again(web):
+    web.files["x"] = bytes(1000)
+    stream = ReadAhead(f"{web.url}/x", part=100, ahead=0)
+    web.status["x"] = 500
+    with pytest.raises(StorageError, match="500"):
+        stream.read(0, 10)
+    del web.status["x"]
+    assert stream.read(0, 10) == bytes(10)
+
+
+def test_an_object_that_becomes_shorter_is_an_error_of_the_store(web):
+    web.files["x"] = bytes(1000)
+    stream = ReadAhead(f"{web.url}/x", part=100, ahead=0)
+    web.files["x"] = bytes(150)
+    with pytest.raises(StorageError, match="expected 100 bytes at 100, found 50; it changed"):
+        stream.read(100, 100)
+
+
+# Folders.
+
+
+def test_a_folder_as_the_local_one(folder, tmp_path):
+    from copcube.folders import LocalFolder
+
+    names = ["a.json", "rows/1.parquet", "rows/2.parquet", "rows2/1.parquet"]
+    for place in (folder, LocalFolder(tmp_path / "x")):
+        assert place.names() == []
+        fill(place, names)
+        place.write("a.json", memoryview(b"new"))
+        place.flush(names)
+        assert place.read("a.json") == b"new"
+        assert place.names() == names
+        assert place.names("rows") == names[1:]
+        assert place.names("rows/") == names[1:3]
+        assert place.names("rows/2") == names[2:3]
+        assert place.names("none/") == []
+        assert place.create("b", b"first")
+        assert not place.create("b", b"second")
+        assert place.read("b") == b"first"
+        with pytest.raises(FileNotFoundError):
+            place.read("none")
+        for gone in ("rows", "none", "a.json"):
+            place.remove(gone)
+        assert place.names() == ["b", "rows2/1.parquet"]
+        place.remove("")
+        assert place.names() == []
+
+
+def test_a_folder_pickles_small_and_takes_buffers_of_any_kind(folder):
+    import numpy as np
+    import pyarrow as pa
+
+    again = pickle.loads(pickle.dumps(folder))
+    assert len(pickle.dumps(folder)) < 200
+    again.write("a", pa.py_buffer(b"abc"))
+    again.write("b", np.arange(3, dtype="u1"))
+    again.write("c", b"")
+    assert (folder.read("a"), folder.read("b"), folder.read("c")) == (b"abc", b"\0\1\2", b"")
+
+
+def test_a_large_file_is_written_in_parts(folder, monkeypatch):
+    monkeypatch.setattr(objects.folder, "ONE_PUT", 6 << 20)
+    content = os.urandom(13 << 20)
+    folder.write("large", content)
+    assert folder.read("large") == content
+
+
+def test_of_several_that_create_a_file_one_succeeds(folder):
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: folder.create("x", b"%d" % i), range(16)))
+    assert sum(won) == 1
+    assert folder.read("x") == b"%d" % won.index(True)
+
+
+def test_a_copy_ends_with_the_last_file(folder, bucket, monkeypatch):
+    names = [f"c/{i}" for i in range(20)] + ["zarr.json"]
+    fill(folder, names)
+    seen = []
+    copy = stores.locate(bucket)[0].copy
+
+    class Store:
+        def copy(self, source, target):
+            seen.append(target)
+            copy(source, target)
+
+    locate = stores.locate
+    monkeypatch.setattr(objects.folder, "locate", lambda url: (Store(), locate(url)[1]))
+    folder.copy_to(f"{bucket}/world.zarr", last="zarr.json")
+    monkeypatch.undo()
+    assert seen[-1] == "world.zarr/zarr.json"
+    assert len(seen) == 21
+
+
+def test_a_copy_has_all_files_and_stays_in_its_bucket(folder, bucket):
+    names = [f"c/{i}" for i in range(20)] + ["zarr.json"]
+    fill(folder, names)
+    folder.copy_to(f"{bucket}/world.zarr", last="zarr.json")
+    there = ObjectFolder(f"{bucket}/world.zarr")
+    assert there.names() == folder.names() == sorted(names)
+    assert all(there.read(name) == name.encode() for name in names)
+    with pytest.raises(OptionError, match=r"in the bucket of s3://bucket/world\.build"):
+        folder.copy_to("s3://other/world.zarr", last="zarr.json")
+
+
+def test_zarr_writes_and_reads_at_an_address(bucket):
+    import zarr
+
+    group = zarr.create_group(objects.zarr_store(f"{bucket}/cube.zarr"))
+    group.create_array("x", shape=(4,), chunks=(2,), dtype="f4")[:] = 1
+    again = zarr.open_group(objects.zarr_store(f"{bucket}/cube.zarr/"), mode="r")
+    assert again["x"][:].tolist() == [1, 1, 1, 1]
+    assert "x/c/1" in ObjectFolder(f"{bucket}/cube.zarr").names()
+
+
+# Leases.
+
+
+def write_lease(folder, **changes):
+    about = {"host": "far", "machine": "other", "pid": 1, "token": "t", "beats": 1}
+    folder.write("lock", json.dumps(about | changes).encode())
+
+
+def test_one_holder_at_a_time(folder):
+    with folder.lock():
+        for shared in (False, True):
+            expected = rf"another process \({socket.gethostname()}, pid {os.getpid()}\)"
+            with pytest.raises(BuildError, match=expected), folder.lock(shared=shared):
+                pytest.fail("two holders")
+        assert folder.names() == ["lock"]
+    with folder.lock():
+        pass
+    assert folder.names() == []
+    assert objects.listing(folder._url) == [], "something was left behind"
+
+
+def test_those_who_share_hold_it_against_who_wants_it_alone(folder):
+    with folder.lock(shared=True), folder.lock(shared=True):
+        with pytest.raises(BuildError, match="another process"), folder.lock():
+            pytest.fail("not alone")
+        with folder.lock(shared=True):
+            pass
+    with folder.lock():
+        pass
+
+
+def test_of_several_at_once_at_most_one_holds_it(folder):
+    held, most = 0, 0
+
+    def hold(_):
+        nonlocal held, most
+        try:
+            with folder.lock():
+                held += 1
+                most = max(most, held)
+                time.sleep(0.3)
+                held -= 1
+        except BuildError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        won = list(pool.map(hold, range(6)))
+    assert sum(won) >= 1
+    assert most == 1
+
+
+def test_the_lease_of_a_process_that_is_gone_is_taken_at_once(folder):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    write_lease(folder, machine=lease._machine(), pid=gone.pid)
+    with folder.lock():
+        assert json.loads(folder.read("lock"))["pid"] == os.getpid()
+    write_lease(folder, machine="another", pid=gone.pid)
+    with pytest.raises(BuildError, match=rf"\(far, pid {gone.pid}\)"), folder.lock():
+        pytest.fail("that machine may be alive")
+
+
+def test_a_lease_not_renewed_is_dead_and_one_that_is_lives(folder, monkeypatch):
+    monkeypatch.setattr(lease, "DEAD", 2.0)
+    monkeypatch.setattr(lease, "BEAT", 0.2)
+    write_lease(folder)
+    with pytest.raises(BuildError, match="far"), folder.lock():
+        pytest.fail("it is not dead yet")
+    time.sleep(3.5)
+    with folder.lock():
+        before = folder.read("lock")
+        time.sleep(3.5)
+        assert folder.read("lock") != before
+        with pytest.raises(BuildError, match="another process"), folder.lock():
+            pytest.fail("it lives")
+
+
+def test_who_lost_the_lease_is_told_and_leaves_the_new_one(folder, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+
+    def lose():
+        write_lease(folder)
+        deadline = time.monotonic() + 20
+        while any(t.name == "lease" for t in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    with pytest.raises(BuildError, match="took this build over"), folder.lock():
+        lose()
+    assert json.loads(folder.read("lock"))["host"] == "far"
+
+
+def test_an_unreadable_lease_counts_as_one(folder):
+    folder.write("lock", b"{")
+    with pytest.raises(BuildError, match="of unknown name"), folder.lock():
+        pytest.fail("held")
