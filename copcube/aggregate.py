@@ -6,10 +6,10 @@ result is the same to the last bit whatever the order of the files, the number o
 the way the rows are split into parts.
 
 A **part** is a run of row groups of one file. `survey` finds which cells lie in several
-parts; `combine` does the cells that are whole in a part, `combine_split` the others.
+parts; `combine` does the cells that are whole in a part, `combine_pass` the others.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from copcube import grid
-from copcube.cells import Cells, read_cells, write_cells
+from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
 from copcube.images import Selection
 from copcube.modalities import MODALITIES, ORDER
@@ -39,11 +39,10 @@ __all__ = [
     "Survey",
     "cell_statistics",
     "combine",
-    "combine_split",
+    "combine_pass",
     "parts",
-    "read_cells",
+    "passes",
     "survey",
-    "write_cells",
 ]
 
 Balance = Literal["modality", "image"]
@@ -304,15 +303,32 @@ def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
     return cell_statistics(rows, aggregation, survey.groups, np.full(len(rows), part.file, object))
 
 
-def combine_split(
-    parts: Sequence[Part], aggregation: Aggregation, survey: Survey
-) -> Iterator[Cells]:
-    """Statistics of the cells that lie in several parts, from north to south.
+def passes(survey: Survey) -> list[slice]:
+    """Divide the cells that lie in several parts into passes, from north to south.
 
-    Works in passes of as many cells as have about 100,000 rows, each of which reads only
-    the row groups that hold its cells. It is quick where files keep neighbouring cells
-    together, whatever else they are divided by; rows in random order cost one reading of
-    everything a pass.
+    Returns
+    -------
+    list of slice
+        Runs of the entries of `Survey.split_cell`; a pass has whole cells, of about 100,000
+        rows.
+    """
+    if not len(survey.split_cell):
+        return []
+    first = np.flatnonzero(np.diff(survey.split_cell, prepend=-1))
+    number = np.cumsum(np.add.reduceat(survey.split_rows, first)) // _PASS
+    starts = first[np.flatnonzero(np.diff(number, prepend=-1))]
+    stops = np.append(starts[1:], len(survey.split_cell))
+    return [slice(int(a), int(b)) for a, b in zip(starts, stops, strict=True)]
+
+
+def combine_pass(
+    parts: Sequence[Part], aggregation: Aggregation, survey: Survey, entries: slice
+) -> Cells:
+    """Statistics of the cells of one pass, each of which lies in several parts.
+
+    Reads only the row groups that hold its cells. It is quick where files keep neighbouring
+    cells together, whatever else they are divided by; rows in random order cost one reading
+    of everything a pass.
 
     Parameters
     ----------
@@ -322,34 +338,24 @@ def combine_split(
         The very one of the survey.
     survey : Survey
         What `survey` found.
-
-    Yields
-    ------
-    Cells
-        Disjoint tables.
+    entries : slice
+        One of `passes`.
 
     Raises
     ------
     RowsError
         As `read_rows` and `cell_statistics`.
     """
-    first = np.flatnonzero(np.diff(survey.split_cell, prepend=-1))
-    rows_of_cell = np.add.reduceat(survey.split_rows, first) if len(first) else first
-    passes = np.cumsum(rows_of_cell) // _PASS
-    for number in np.unique(passes):
-        inside = np.flatnonzero(passes == number)
-        stop = first[inside[-1] + 1] if inside[-1] + 1 < len(first) else len(survey.split_cell)
-        entries = slice(first[inside[0]], stop)
-        cells = np.unique(survey.split_cell[entries])
-        holders = sorted(
-            (parts[i] for i in np.unique(survey.split_part[entries])),
-            key=lambda part: (part.file, part.row_groups),
-        )
-        read = [read_rows(part.file, part.row_groups, cells) for part in holders]
-        files = [np.full(len(r), p.file, object) for r, p in zip(read, holders, strict=True)]
-        yield cell_statistics(
-            Rows.concatenate(read), aggregation, survey.groups, np.concatenate(files)
-        )
+    cells = np.unique(survey.split_cell[entries])
+    holders = sorted(
+        (parts[i] for i in np.unique(survey.split_part[entries])),
+        key=lambda part: (part.file, part.row_groups),
+    )
+    read = [read_rows(part.file, part.row_groups, cells) for part in holders]
+    files = [np.full(len(r), p.file, object) for r, p in zip(read, holders, strict=True)]
+    return cell_statistics(
+        Rows.concatenate(read), aggregation, survey.groups, np.concatenate(files)
+    )
 
 
 def _mean_and_spread(

@@ -1,21 +1,21 @@
 """Statistics of cells: what aggregation makes of the images and a cube is written from.
 
-Cells are sorted by group and then in ERA5's order, north to south and west to east, so that
-a band of a cube is one run a group. They are kept in Arrow IPC files that are mapped into
-memory: a band is read without touching the rest.
+Cells are sorted by group and then in ERA5's order, north to south and west to east. They are
+kept as Arrow IPC files, one a band of the cube, so that writing a band reads nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import RowsError
-from copcube.storage import atomic_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,24 @@ class Cells:
         """Cells chosen by ascending positions, a mask or a slice; a slice gives views."""
         return replace(self, **{name: getattr(self, name)[index] for name in _ARRAYS})
 
+    @classmethod
+    def empty(cls, dim: int) -> "Cells":
+        """Return a table without cells, of vectors of length `dim`."""
+        return cls(
+            np.empty(0, np.int64),
+            np.empty(0, np.int16),
+            np.empty(0, np.int32),
+            np.empty((0, 8), np.int32),
+            np.empty(0, np.float32),
+            np.empty((0, dim), np.float32),
+        )
+
+    def by_band(self) -> "Iterator[tuple[int, Cells]]":
+        """Divide the cells by bands of blocks, 0 (north) to 16; empty bands are left out."""
+        band = grid.row_col(self.grid_id)[0] // grid.BLOCK
+        for number in np.unique(band):
+            yield int(number), self.take(band == number)
+
     @staticmethod
     def concatenate(parts: "Sequence[Cells]") -> "Cells":
         """Join disjoint cells into one sorted table.
@@ -89,7 +107,7 @@ class Cells:
             cell = grid.format_cell(int(joined.grid_id[order[twice[0]]]))
             raise RowsError(
                 f"cell {cell} comes twice; its rows were aggregated in several parts, which "
-                "must be done together (`combine_split`)"
+                "must be done together (`copcube.aggregate.combine_pass`)"
             )
         return joined.take(order)
 
@@ -97,14 +115,8 @@ class Cells:
 _ARRAYS = tuple(f.name for f in fields(Cells) if f.name != "duplicates")
 
 
-def write_cells(path: str | Path, cells: Cells) -> None:
-    """Write cells as an Arrow IPC file, atomically; the same cells give the same bytes.
-
-    Raises
-    ------
-    StorageError
-        If the file cannot be written.
-    """
+def encode_cells(cells: Cells) -> "pa.Buffer":
+    """Cells as the bytes of an Arrow IPC file; the same cells give the same bytes."""
     import pyarrow as pa
 
     columns = [
@@ -119,47 +131,37 @@ def write_cells(path: str | Path, cells: Cells) -> None:
         [pa.field(name, c.type, nullable=False) for name, c in zip(_ARRAYS, columns, strict=True)],
         metadata={"duplicates": str(cells.duplicates)},
     )
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as file:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as file:
         file.write_batch(pa.record_batch(columns, schema=schema))
+    return sink.getvalue()
 
 
-def read_cells(path: str | Path, band: int | None = None) -> Cells:
-    """Read cells, or those of one band of 45 rows, as views of the mapped file.
+def decode_cells(data: Any, name: str) -> Cells:
+    """Cells of the bytes of `encode_cells`, as views of them.
 
     Parameters
     ----------
-    path : str or Path
-        File of `write_cells`.
-    band : int, optional
-        Band of blocks, 0 (north) to 16.
+    data : buffer
+        The bytes.
+    name : str
+        Where they come from, for messages.
 
     Raises
     ------
     RowsError
-        If the file is missing or is not one of cells.
+        If they are something else.
     """
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as mapped:
-            file = pa.ipc.open_file(mapped)
-            batch = file.get_batch(0)
-            duplicates = int(file.schema.metadata[b"duplicates"])
+        file = pa.ipc.open_file(pa.py_buffer(data))
+        batch = file.get_batch(0)
+        duplicates = int(file.schema.metadata[b"duplicates"])
         arrays: list[Any] = [_numpy(batch.column(name)) for name in _ARRAYS]
     except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
-        raise RowsError(f"{path}: not a readable file of cells ({error})") from error
-    cells = replace(Cells(*arrays), duplicates=duplicates)
-    if band is None:
-        return cells
-    groups = np.arange(int(cells.group.max(initial=0)) + 1)
-    rows = grid.Block(band, 0).rows
-    place = cells.place
-    start = np.searchsorted(place, (groups * grid.N_LAT + rows.start) * grid.N_LON)
-    stop = np.searchsorted(place, (groups * grid.N_LAT + rows.stop) * grid.N_LON)
-    runs = [cells.take(slice(a, b)) for a, b in zip(start, stop, strict=True)]
-    if len(runs) == 1:
-        return runs[0]
-    return replace(Cells.concatenate(runs), duplicates=duplicates)
+        raise RowsError(f"{name}: not a readable file of cells ({error})") from error
+    return replace(Cells(*arrays), duplicates=duplicates)
 
 
 def _lists(values: NDArray[Any]) -> Any:

@@ -1,35 +1,49 @@
 """Images to vectors: decode ahead on threads, batch by modality, embed, collect rows.
 
 The order of images is the source's, and a batch is the next `batch_size` images of one
-modality in that order, so the vectors of a partition do not depend on timing.
+modality in that order, so the vectors of a partition do not depend on timing. Decoding,
+embedding and collecting go on side by side, each a bounded way ahead of the next.
 """
 
 import datetime
-import itertools
+import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.errors import ImageError
+from copcube.errors import CopcubeError, ImageError
 from copcube.images import Image, Job, Partition, Rejected, Selection, Source
 from copcube.images.pixels import has_valid_pixel
 from copcube.modalities import MODALITIES, ORDER, Modality
 from copcube.rows import Rows
 
+log = logging.getLogger("copcube")
+
 Crop = Literal["center", "full"]
+
+T = TypeVar("T")
+
+PAUSES = (0.5, 5.0)
+"""Seconds to wait before what could not be read is read again."""
 
 DEM_DAYS = 16436.0
 """2015-01-01 in days since 1970-01-01: the date the DEM was given in pretraining."""
 
 
 class Encoder(Protocol):
-    """A frozen model that turns images into vectors."""
+    """A frozen model that turns images into vectors; it may be called on several threads."""
+
+    @property
+    def streams(self) -> int:
+        """Calls that are worth having under way at once, so that copies hide behind them."""
 
     @property
     def dim(self) -> int:
@@ -43,7 +57,7 @@ class Encoder(Protocol):
         """Images of `size` pixels a side to embed at once, for speed within memory."""
 
     def __call__(
-        self, modality: str, pixels: NDArray[Any], metadata: NDArray[np.float64]
+        self, modality: str, pixels: Sequence[NDArray[Any]], metadata: NDArray[np.float64]
     ) -> NDArray[np.float32]:
         """Embed one batch.
 
@@ -51,8 +65,8 @@ class Encoder(Protocol):
         ----------
         modality : str
             Key of the modality of all the images.
-        pixels : numpy.ndarray
-            (batch, bands, rows, columns) in their stored dtype.
+        pixels : sequence of numpy.ndarray
+            The images, each (bands, rows, columns), in their stored dtype.
         metadata : numpy.ndarray
             (batch, 4) float64: lon and lat in degrees, days since 1970-01-01, area of
             one token in km²; NaN where unknown.
@@ -84,13 +98,16 @@ class Tally:
         Sentinel-3 images whose bands Oa01 and Oa10 came 1e9 too large.
     rejected : list of Rejected
         What was left out.
+    decoding : float
+        Seconds spent reading and decoding, summed over the threads.
     waiting, encoding : float
-        Seconds spent waiting for decoded images, and in the encoder.
+        Seconds that the partition waited for decoded images, and for the encoder.
     """
 
     images: dict[str, int] = field(default_factory=dict)
     rescaled: int = 0
     rejected: list[Rejected] = field(default_factory=list)
+    decoding: float = 0.0
     waiting: float = 0.0
     encoding: float = 0.0
 
@@ -143,16 +160,18 @@ def embed_partition(
     """
     tally = Tally()
     done: list[Rows] = []
-    decoded = _ahead(source.jobs(partition, selection), threads)
-    for batch in _batches(_timed(decoded, tally), crop, batch_sizes, tally, strict):
-        begin = time.perf_counter()
-        vectors = encoder(batch.modality.key, batch.pixels, batch.metadata)
-        tally.encoding += time.perf_counter() - begin
-        done.append(batch.rows(vectors))
-        key = batch.modality.key
-        tally.images[key] = tally.images.get(key, 0) + len(batch.images)
-        tally.rescaled += sum(image.rescaled for image in batch.images)
-        advance(len(batch.images))
+    jobs = (_timed_job(job, tally) for job in source.jobs(partition, selection))
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders:
+        decoded = _timed(_ahead(jobs, decoders, 2 * threads), tally)
+        batches = _batches(decoded, crop, batch_sizes, tally, strict)
+        with ThreadPoolExecutor(encoder.streams, thread_name_prefix="encode") as streams:
+            calls = (partial(_encoded, encoder, batch, tally) for batch in batches)
+            for batch, vectors in _ahead(calls, streams, encoder.streams):
+                done.append(batch.rows(vectors))
+                key = batch.modality.key
+                tally.images[key] = tally.images.get(key, 0) + len(batch.images)
+                tally.rescaled += sum(image.rescaled for image in batch.images)
+                advance(len(batch.images))
     return Rows.concatenate([Rows.empty(encoder.dim), *done]).sorted(), tally
 
 
@@ -166,15 +185,16 @@ class Batch:
         Their modality.
     images : list of Image
         Where each came from.
-    pixels : numpy.ndarray
-        (batch, bands, rows, columns), stored dtype, cropped.
+    pixels : list of numpy.ndarray
+        Each (bands, rows, columns), stored dtype, cropped: views, which the encoder copies
+        to where it needs them.
     metadata : numpy.ndarray
         (batch, 4) float64, see `Encoder`.
     """
 
     modality: Modality
     images: list[Image]
-    pixels: NDArray[Any]
+    pixels: list[NDArray[Any]]
     metadata: NDArray[np.float64]
 
     @classmethod
@@ -184,7 +204,7 @@ class Batch:
         return cls(
             modality,
             images,
-            np.stack([cropped(image.pixels, modality, crop) for image in images]),
+            [cropped(image.pixels, modality, crop) for image in images],
             np.array([metadata(image) for image in images]),
         )
 
@@ -244,23 +264,59 @@ def days_since_1970(date: str) -> float:
     return float((day - datetime.date(1970, 1, 1)).days)
 
 
-def _ahead(jobs: Iterable[Job | Rejected], threads: int) -> Iterator[list[Image | Rejected]]:
-    """Run jobs on threads, a bounded number ahead, and give their results in order."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[Future[list[Image | Rejected]] | Rejected] = deque()
+def _ahead(calls: Iterable[Callable[[], T]], pool: ThreadPoolExecutor, number: int) -> Iterator[T]:
+    """Make calls on a pool, a bounded number ahead, and give what they return in order."""
+    waiting: deque[Future[T]] = deque()
+    try:
+        for call in calls:
+            waiting.append(pool.submit(call))
+            if len(waiting) > number:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _timed_job(job: Job | Rejected, tally: Tally) -> Callable[[], list[Image | Rejected]]:
+    """Make of what a source gives a call that is timed, and patient where reading fails."""
+    if isinstance(job, Rejected):
+        return lambda: [job]
+
+    def call() -> list[Image | Rejected]:
+        begin = time.perf_counter()
         try:
-            for job in jobs:
-                waiting.append(job if isinstance(job, Rejected) else pool.submit(job))
-                if len(waiting) > 2 * threads:
-                    yield _result(waiting.popleft())
-            while waiting:
-                yield _result(waiting.popleft())
+            return _patiently(job)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            with _COUNTING:
+                tally.decoding += time.perf_counter() - begin
+
+    return call
 
 
-def _result(item: Future[list[Image | Rejected]] | Rejected) -> list[Image | Rejected]:
-    return [item] if isinstance(item, Rejected) else item.result()
+_COUNTING = threading.Lock()
+
+
+def _patiently(job: Job) -> list[Image | Rejected]:
+    """Do a job, and again after a pause where the file system or network fails."""
+    for pause in PAUSES:
+        try:
+            return job()
+        except CopcubeError:
+            raise
+        except OSError as error:
+            log.warning("%s; reading it again in %.1f s", error, pause)
+            time.sleep(pause)
+    return job()
+
+
+def _encoded(encoder: Encoder, batch: "Batch", tally: Tally) -> "tuple[Batch, NDArray[np.float32]]":
+    begin = time.perf_counter()
+    vectors = encoder(batch.modality.key, batch.pixels, batch.metadata)
+    with _COUNTING:
+        tally.encoding += time.perf_counter() - begin
+    return batch, vectors
 
 
 def _timed(results: Iterator[list[Image | Rejected]], tally: Tally) -> Iterator[Image | Rejected]:
@@ -297,6 +353,11 @@ def _batches(
             )
         tally.rejected.append(item)
 
-    for key, group in itertools.groupby(images(), key=lambda image: image.modality):
-        while batch := list(itertools.islice(group, sizes[key])):
-            yield Batch.of(batch, crop)
+    collected: dict[str, list[Image]] = {}
+    for image in images():
+        batch = collected.setdefault(image.modality, [])
+        batch.append(image)
+        if len(batch) == sizes[image.modality]:
+            yield Batch.of(collected.pop(image.modality), crop)
+    for key in sorted(collected, key=ORDER.__getitem__):
+        yield Batch.of(collected[key], crop)

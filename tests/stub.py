@@ -1,6 +1,8 @@
 """A stand-in encoder whose vectors follow from pixels and metadata alone, exactly."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ class StubEncoder:
     """
 
     dim = 8
+    streams = 1
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -30,9 +33,9 @@ class StubEncoder:
         return 4
 
     def __call__(
-        self, modality: str, pixels: NDArray[Any], metadata: NDArray[np.float64]
+        self, modality: str, pixels: Sequence[NDArray[Any]], metadata: NDArray[np.float64]
     ) -> NDArray[np.float32]:
-        self.calls.append((modality, pixels.shape))
+        self.calls.append((modality, (len(pixels), *pixels[0].shape)))
         time.sleep(self.seconds * len(pixels))
         return np.stack([self.vector(p, m) for p, m in zip(pixels, metadata, strict=True)])
 
@@ -41,3 +44,13 @@ class StubEncoder:
         x = np.nan_to_num(pixels.astype(np.float64), posinf=0, neginf=0)
         moments = [x.mean(), x.std(), x[0].mean(), x[-1].max(), x[:, : x.shape[1] // 2].mean()]
         return np.array([*moments, *metadata[:3]], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class StubSpec:
+    """Description of a `StubEncoder` that travels to workers."""
+
+    seconds: float = 0.0
+
+    def load(self) -> StubEncoder:
+        return StubEncoder(self.seconds)

@@ -1,7 +1,6 @@
 """Builds: what they make, and that no death loses or changes anything."""
 
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -9,12 +8,12 @@ import random
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
+from builds_helpers import assert_undisturbed, contents, leftovers
 from stub import StubEncoder
 
 from copcube import grid
@@ -45,21 +44,6 @@ def undisturbed(trees, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "world.zarr"
     build(trees / "geotiff", out, encoder=StubEncoder())
     return out
-
-
-def contents(folder):
-    """Checksum of every file below a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
-    }
-
-
-def leftovers(build_folder):
-    return {p.name for p in build_folder.iterdir()} - {
-        *("plan.json", "partitions.parquet", "quarantine.parquet", "rows", "receipts", "lock")
-    }
 
 
 def test_the_cube_holds_the_mean_of_every_cell(trees, undisturbed):
@@ -143,14 +127,6 @@ def _run(source, out, *, die_at=None, die_after=None):
     return child.exitcode == 0
 
 
-def _assert_undisturbed(out, undisturbed):
-    assert contents(out) == contents(undisturbed)
-    folder, known = out.with_name("world.build"), undisturbed.with_name("world.build")
-    assert contents(folder / "rows") == contents(known / "rows")
-    assert not leftovers(folder)
-    assert not list(folder.rglob(".*.partial"))
-
-
 @pytest.mark.slow
 def test_dying_at_commits_changes_nothing(trees, undisturbed, tmp_path):
     """Every run dies some changes of the file system later than the last."""
@@ -160,7 +136,7 @@ def test_dying_at_commits_changes_nothing(trees, undisturbed, tmp_path):
         deaths += 1
         assert deaths < 100
     assert deaths > 8
-    _assert_undisturbed(out, undisturbed)
+    assert_undisturbed(out, undisturbed)
 
 
 @pytest.mark.slow
@@ -178,7 +154,7 @@ def test_dying_at_random_moments_changes_nothing(trees, undisturbed, tmp_path):
             moment = moments.uniform(0.1, 0.6) * whole
             deaths += not _run(trees / "geotiff", out, die_after=moment)
         assert _run(trees / "geotiff", out)
-        _assert_undisturbed(out, undisturbed)
+        assert_undisturbed(out, undisturbed)
     assert deaths >= 4
 
 
@@ -336,7 +312,7 @@ def test_a_disk_that_fills_up_and_is_emptied(trees, undisturbed, tmp_path, monke
     assert not out.exists()
     monkeypatch.setattr(os, "fsync", fsync)
     build(trees / "geotiff", out, encoder=StubEncoder())
-    _assert_undisturbed(out, undisturbed)
+    assert_undisturbed(out, undisturbed)
 
 
 def test_broken_images_are_recorded_and_skipped(trees, tmp_path):

@@ -267,7 +267,7 @@ def test_the_files_named_are_the_chunks_there(world, cells, tmp_path):
     named = []
     for band in range(grid.N_BANDS):
         named += cube.write_band(path, band, cells.take(band_of(cells) == band))
-    assert {str(file.relative_to(path)) for file in named} == set(digests(path)) - template
+    assert set(named) == set(digests(path)) - template
     blocks = {grid.block_of(int(cell)) for cell in cells.grid_id}
     assert sum("embedding" in file.parts for file in named) == len(blocks)
 

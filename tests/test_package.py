@@ -13,18 +13,30 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "copcube"
 
 HEAVY = {"torch", "timm", "distributed", "huggingface_hub", "rasterio", "rioxarray", "zarr"}
-HEAVY |= {"pyarrow", "scipy", "pandas", "xarray", "rich", "dask"}
+HEAVY |= {"pyarrow", "scipy", "pandas", "xarray", "rich", "dask", "obstore"}
 
 ALLOWED = {  # third-party package → modules that may import it
     "torch": {"encoder", "images.webdataset", "images.sample", "interchange"},
     "timm": {"encoder"},
     "rasterio": {"images.geotiff", "images.sample", "interchange"},
-    "zarr": {"cube"},
+    "zarr": {"cube", "objects.stores"},
+    "obstore": {"objects"},
     "huggingface_hub": {"fetch"},
-    "distributed": {"builds.run"},
+    "distributed": {"builds.cluster", "builds.crew", "builds.run"},
 }
 
-SPINE = ["errors", "grid", "modalities", "storage", "blas", "progress", "images", "published"]
+SPINE = [
+    "errors",
+    "grid",
+    "modalities",
+    "storage",
+    "objects",
+    "folders",
+    "blas",
+    "progress",
+    "images",
+    "published",
+]
 SPINE += [
     "fetch",
     "encoder",
@@ -88,7 +100,7 @@ def test_the_first_second_stays_light(command):
 
 
 def requirements(lines):
-    names = {"torch": "pytorch", "dask[array]": "dask"}
+    names = {"torch": "pytorch", "dask[array]": "dask", "moto[server]": "moto"}
     found = set()
     for line in lines:
         name, bound, version = line.partition(">=")
@@ -99,7 +111,7 @@ def requirements(lines):
 def test_environment_is_in_step_with_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["build"], *extras["test"]]
+    wanted = [*project["dependencies"], *extras["build"], *extras["cloud"], *extras["test"]]
     wanted = [line for line in wanted if not line.startswith("copcube[")]
     wanted.append(f"python{project['requires-python']}")
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())

@@ -1,6 +1,17 @@
 """Builds: source → rows → cube, resumable after any death."""
 
+from copcube.builds.cluster import connect
 from copcube.builds.estimate import estimate
 from copcube.builds.run import Report, aggregate, build, validate_rows
+from copcube.builds.status import Status, status
 
-__all__ = ["Report", "aggregate", "build", "estimate", "validate_rows"]
+__all__ = [
+    "Report",
+    "Status",
+    "aggregate",
+    "build",
+    "connect",
+    "estimate",
+    "status",
+    "validate_rows",
+]

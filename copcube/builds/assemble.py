@@ -1,15 +1,17 @@
 """Rows to cube: combine the parts to cells, write the bands, put the cube in its place."""
 
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
-from copcube import aggregate, cube
-from copcube.aggregate import Aggregation, Part, Survey
-from copcube.builds.folder import BuildFolder, Receipt
+from copcube import cube
+from copcube.aggregate import Aggregation, Survey
+from copcube.builds.crew import Crew
+from copcube.builds.drive import drive
+from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import Plan
-from copcube.cells import Cells, read_cells, write_cells
+from copcube.builds.units import AssembleTask, Surveyed, combine_unit, digest_of, write_unit
 from copcube.errors import BuildError
+from copcube.folders import folder as folder_at
 from copcube.grid import N_BANDS
 from copcube.progress import stage
 
@@ -18,8 +20,9 @@ def assemble(
     folder: BuildFolder,
     plan: Plan,
     aggregation: Aggregation,
-    files: Sequence[Path],
-    facts: Mapping[str, str | int],
+    files: Sequence[str],
+    facts: Mapping[str, Any],
+    crew: Crew,
 ) -> None:
     """Make the cube of a plan from files of rows; go on where an earlier run stopped.
 
@@ -31,80 +34,80 @@ def assemble(
         What is made.
     aggregation : Aggregation
         How cells are aggregated.
-    files : sequence of Path
+    files : sequence of str
         Files of rows, in a fixed order.
     facts : mapping
         Further attributes for the cube.
+    crew : Crew
+        Who combines and writes.
 
     Raises
     ------
     BuildError
-        If no row is left to aggregate.
+        If no row is left to aggregate, or units failed.
     """
-    parts = aggregate.parts(files)
-    survey = aggregate.survey(parts, aggregation)
-    if not survey.images:
+    found = Surveyed.of(files, aggregation)
+    if not found.survey.images:
         raise BuildError(
             f"{plan.source}: no image is left to make a cube of; the modalities and dates chosen "
-            f"admit none, or all were rejected ({folder.quarantine} says why)"
+            f"admit none, or all were rejected ({folder.path}/quarantine.parquet says why)"
         )
-    names = [f"{i:06d}" for i in range(len(parts))]
-    with stage("combining", len(parts), "parts") as bar:
-        for name, part in zip(names, parts, strict=True):
-            if folder.receipt(plan, "combine", name) is None:
-                combine_unit(folder, plan, name, part, aggregation, survey)
-            bar.advance()
-    for i, cells in enumerate(aggregate.combine_split(parts, aggregation, survey)):
-        names.append(f"split-{i:06d}")
-        write_cells(folder.cells / f"{names[-1]}.arrow", cells)
-    if folder.receipt(plan, "create", "cube") is None:
-        shutil.rmtree(folder.cube, ignore_errors=True)
-        attributes = {**_attributes(plan, survey), **facts}
+    data = found.to_json()
+    if _known_survey(folder) != data:
+        for scratch in ("cells", "cube.zarr"):
+            folder.files.remove(scratch)
+        folder.files.write("survey.json", data)
+    task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
+    _do(folder, crew, task, "combine", len(found.parts) + len(found.passes))
+    if folder.receipt(task.work, "create", "cube") is None:
+        folder.files.remove("cube.zarr")
         cube.create(
-            folder.cube, dim=survey.dim, by=aggregation.by, groups=survey.groups, attrs=attributes
+            folder.cube,
+            dim=found.survey.dim,
+            by=aggregation.by,
+            groups=found.survey.groups,
+            attrs={**_attributes(plan, found.survey), **facts},
         )
-        folder.sign(plan, "create", "cube", sorted(folder.cube.rglob("zarr.json")), {})
-    with stage("writing", N_BANDS, "bands") as bar:
-        for band in range(N_BANDS):
-            if folder.receipt(plan, "write", f"{band:02d}") is None:
-                write_unit(folder, plan, band, [folder.cells / f"{name}.arrow" for name in names])
-            bar.advance()
+        metadata = [f"cube.zarr/{name}" for name in folder_at(folder.cube).names()]
+        metadata = [name for name in metadata if name.endswith("zarr.json")]
+        folder.sign(task.work, "create", "cube", metadata, {})
+    _do(folder, crew, task, "write", N_BANDS)
     cube.finish(folder.cube)
-    folder.cube.rename(folder.out)
-    _sweep(folder)
+    folder.publish()
+    folder.sweep()
 
 
-def combine_unit(
-    folder: BuildFolder, plan: Plan, name: str, part: Part, aggregation: Aggregation, survey: Survey
-) -> Receipt:
-    """Combine the rows of one part to the statistics of its whole cells, sign for them."""
-    path = folder.cells / f"{name}.arrow"
-    cells = aggregate.combine(part, aggregation, survey)
-    write_cells(path, cells)
-    return folder.sign(plan, "combine", name, [path], {"cells": len(cells)})
-
-
-def write_unit(folder: BuildFolder, plan: Plan, band: int, files: Sequence[Path]) -> Receipt:
-    """Write one band of blocks from the cells of all parts, sign for it."""
-    cells = Cells.concatenate([read_cells(path, band) for path in files])
-    written = cube.write_band(folder.cube, band, cells)
-    return folder.sign(plan, "write", f"{band:02d}", written, {"cells": len(cells)})
-
-
-def complete(folder: BuildFolder, plan: Plan) -> bool:
-    """Whether the finished cube of this very plan is in its place."""
-    if cube.read_attributes(folder.out).get("copcube_plan") != plan.id:
+def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:
+    """Whether the finished cube of this very plan and these very rows is in its place."""
+    attributes = cube.read_attributes(folder.out)
+    if (attributes.get("copcube_plan"), attributes.get("copcube_rows")) != (plan.id, rows):
         return False
-    _sweep(folder)
+    folder.sweep()
     return True
 
 
-def _sweep(folder: BuildFolder) -> None:
-    """Remove what only the making of a cube needs; rows, receipts and plan stay."""
-    for scratch in (folder.cells, folder.replaced):
-        shutil.rmtree(scratch, ignore_errors=True)
-    for stage_name in ("combine", "create", "write"):
-        shutil.rmtree(folder.path / "receipts" / stage_name, ignore_errors=True)
+def _do(folder: BuildFolder, crew: Crew, task: AssembleTask, name: str, number: int) -> None:
+    """Do the units of one stage that are not done."""
+    function, title, width, unit = {
+        "combine": (combine_unit, "combining", 6, "parts"),
+        "write": (write_unit, "writing", 2, "bands"),
+    }[name]
+    names = [f"{i:0{width}d}" for i in range(number)]
+    done = folder.receipts(task.work, name, names)
+    todo = [
+        AssembleTask(task.out, task.plan, task.survey, i)
+        for i, unit_name in enumerate(names)
+        if unit_name not in done
+    ]
+    with stage(title, number, unit, skip=len(done)) as bar:
+        drive(crew, function, todo, bar, lambda t: f"{name}-{t.number:0{width}d}", folder)
+
+
+def _known_survey(folder: BuildFolder) -> bytes | None:
+    try:
+        return folder.files.read("survey.json")
+    except FileNotFoundError:
+        return None
 
 
 def _attributes(plan: Plan, survey: Survey) -> dict[str, str | int]:

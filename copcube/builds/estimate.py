@@ -10,7 +10,8 @@ from pathlib import Path
 from copcube.aggregate import Aggregation
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import Plan
-from copcube.builds.run import loaded, plan_build
+from copcube.builds.run import image_sizes, plan_build
+from copcube.builds.units import describe, loaded
 from copcube.embedding import Batch, Crop, Encoder, Spec
 from copcube.images import Image, Partition, Selection, Source, open_source
 from copcube.progress import duration, size
@@ -86,12 +87,14 @@ def estimate(
     SourceError, OptionError, WeightsError, FetchError
         As `copcube.build`.
     """
+    from copcube.encoder import EncoderSpec
+
     selection = Selection.of(modalities, dates)
     images = open_source(source)
-    model = loaded(encoder)
-    plan, partitions = plan_build(images, model, Aggregation(selection=selection), crop, batch_size)
-    folder = BuildFolder(Path(out))
-    done = sum(folder.receipt(plan, "embed", p.name) is not None for p in partitions)
+    model = loaded(encoder or EncoderSpec())
+    facts = describe(model, image_sizes(selection, crop))
+    plan, partitions = plan_build(images, facts, Aggregation(selection=selection), crop, batch_size)
+    done = len(BuildFolder(out).receipts(plan.id, "embed", [p.name for p in partitions]))
     step = max(len(partitions) // LOOK, 1)
     looked = partitions[::step]
     counts: Counter[str] = Counter()

@@ -3,31 +3,37 @@
     world.build/
       plan.json  partitions.parquet  quarantine.parquet
       rows/NAME.parquet              one file a partition
-      cells/NAME.arrow               statistics of its cells, until the cube is done
+      survey.json                    what the rows hold in all
+      cells/BAND/NAME.arrow          statistics of cells, until the cube is done
       receipts/STAGE/NAME.json       one a finished unit
+      running/NAME.json              what a worker is at, with its last sign of life
+      failed/NAME.json               what failed and may succeed at the next try
       cube.zarr                      the cube until it is whole, then renamed
 
-A unit counts as done when its receipt names this plan and its files have the recorded
-sizes and checksums. A receipt is written last, after its files are on the disk, so
-killing a build at any moment loses only what had no receipt.
+A unit counts as done when its receipt names the work it belongs to and its files have the
+recorded sizes and checksums. A receipt is written last, after its files are durable, so
+killing a build at any moment loses only what had no receipt. In an object store the folder
+looks the same.
 """
 
-import fcntl
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from copcube.builds.plan import Plan
+from copcube.cube import read_attributes
 from copcube.errors import BuildError
-from copcube.storage import atomic_path, writing
+from copcube.folders import LocalFolder, absolute, checksum, folder
+from copcube.objects import ObjectFolder, is_remote
 
 Receipt = dict[str, Any]
+
+SCRATCH = ("cells", "running", "failed", "survey.json", "replaced.zarr", "cube.zarr")
+"""What only the making of a cube needs."""
 
 
 class BuildFolder:
@@ -35,20 +41,20 @@ class BuildFolder:
 
     Parameters
     ----------
-    out : Path
-        The cube, such as ``world.zarr``; the folder is ``world.build``.
+    out : str or Path
+        The cube, such as ``world.zarr`` or ``s3://bucket/world.zarr``; the folder is
+        ``world.build`` beside it.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.path = out.with_name(out.name.removesuffix(".zarr") + ".build")
-        self.cube = self.path / "cube.zarr"
-        self.rows = self.path / "rows"
-        self.cells = self.path / "cells"
-        self.quarantine = self.path / "quarantine.parquet"
-        self.partitions = self.path / "partitions.parquet"
-        self.replaced = self.path / "replaced.zarr"
-        self._plan = self.path / "plan.json"
+    def __init__(self, out: str | Path) -> None:
+        self.out = absolute(out)
+        self.path = self.out.removesuffix(".zarr") + ".build"
+        self.files = folder(self.path)
+        self.cube = f"{self.path}/cube.zarr"
+
+    def rows(self, name: str = "") -> str:
+        """Path of the rows of a partition, or of the folder of all rows."""
+        return f"{self.path}/rows/{name}.parquet" if name else f"{self.path}/rows"
 
     def plan(self) -> Plan | None:
         """Return the plan of the build under way, if any.
@@ -59,102 +65,129 @@ class BuildFolder:
             If the file is there and is no plan.
         """
         try:
-            return Plan(**json.loads(self._plan.read_text("utf-8")))
+            return Plan(**json.loads(self.files.read("plan.json")))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
             raise BuildError(
-                f"{self._plan}: expected the plan of a build, found something else ({error}); "
-                "--overwrite starts anew"
+                f"{self.path}/plan.json: expected the plan of a build, found something else "
+                f"({error}); --overwrite starts anew"
             ) from error
 
-    def write_plan(self, plan: Plan) -> None:
-        """Write the plan."""
-        with atomic_path(self._plan) as temporary:
-            temporary.write_text(json.dumps(asdict(plan), indent=1, sort_keys=True), "utf-8")
+    def write_plan(self, plan: Plan) -> Plan:
+        """Write the plan if there is none; return the one that is there."""
+        text = json.dumps(asdict(plan), indent=1, sort_keys=True)
+        self.files.create("plan.json", text.encode())
+        there = self.plan()
+        assert there is not None
+        return there
 
     def prepare(self) -> None:
-        """Make the folders and sweep what a killed writer left behind.
-
-        Raises
-        ------
-        StorageError
-            If they cannot be made.
-        """
-        with writing(self.path):
-            for folder in (self.rows, self.cells, self.path / "receipts"):
-                folder.mkdir(parents=True, exist_ok=True)
-            for stray in self.path.rglob(".*.partial"):
-                stray.unlink()
+        """Sweep what killed drivers and workers left behind; for the one that holds the lock."""
+        if isinstance(self.files, LocalFolder):
+            self.files.sweep()
+        self.files.remove("running")
 
     def clear(self) -> None:
-        """Remove everything in the folder but its lock."""
-        for entry in self.path.iterdir() if self.path.exists() else ():
-            if entry.name == "lock":
-                continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        """Remove everything in the folder but its lock and a cube that was set aside."""
+        tops = {name.partition("/")[0] for name in self.files.names()}
+        for top in tops - {"lock", "replaced.zarr"}:
+            self.files.remove(top)
+
+    def has_cube(self) -> bool:
+        """Whether something is at the cube's final place."""
+        return bool(folder(self.out).names()) if is_remote(self.out) else Path(self.out).exists()
+
+    def is_cube_of(self, plan: Plan) -> bool:
+        """Whether the cube at its final place was made by a plan."""
+        return read_attributes(self.out).get("copcube_plan") == plan.id
 
     def set_aside(self) -> None:
-        """Move a cube that is to be replaced out of the way, until its successor is done."""
-        if self.out.exists():
-            shutil.rmtree(self.replaced, ignore_errors=True)
-            self.out.rename(self.replaced)
+        """Move a cube that is to be replaced out of the way, until its successor is done.
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the build against other drivers on this machine and its file systems.
+        In an object store it stays, to be replaced as a whole by `publish`.
+        """
+        if self.has_cube() and not is_remote(self.out):
+            self.files.remove("replaced.zarr")
+            Path(self.out).rename(Path(self.path, "replaced.zarr"))
+
+    def publish(self) -> None:
+        """Put the finished cube in its place, where it appears whole or not at all."""
+        if is_remote(self.out):
+            there = folder(self.out)
+            there.remove("zarr.json")  # without it, what is there is no cube
+            there.remove("")
+            ObjectFolder(self.cube).copy_to(self.out, last="zarr.json")
+        else:
+            Path(self.cube).rename(self.out)
+
+    def sweep(self) -> None:
+        """Remove what only the making of a cube needs; rows, plan and their receipts stay."""
+        for scratch in (*SCRATCH, *(f"receipts/{s}" for s in ("combine", "create", "write"))):
+            self.files.remove(scratch)
+        self.prepare()
+
+    def lock(self, *, shared: bool = False) -> AbstractContextManager[None]:
+        """Hold the build against other drivers; shared, only against those who want it alone.
 
         Raises
         ------
         BuildError
             If another process holds it.
         """
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise BuildError(
-                f"{self.path}: another process is working on this build; wait for it, or stop it"
-            ) from error
-        try:
-            yield
-        finally:
-            os.close(descriptor)
+        return self.files.lock(shared=shared)
 
-    def receipt(self, plan: Plan, stage: str, name: str) -> Receipt | None:
-        """Receipt of a unit, if it is done: of this plan, with its files as recorded."""
+    def receipt(self, work: str, stage: str, name: str) -> Receipt | None:
+        """Receipt of a unit, if it is done: of this work, with its files as recorded."""
         try:
-            receipt: Receipt = json.loads(self._receipt(stage, name).read_text("utf-8"))
-            if receipt["plan"] != plan.id or not all(
-                _checksum(self.path / file) == known for file, known in receipt["files"].items()
+            receipt: Receipt = json.loads(self.files.read(f"receipts/{stage}/{name}.json"))
+            if receipt["work"] != work or not all(
+                checksum(self.files, file) == known for file, known in receipt["files"].items()
             ):
                 return None
         except (FileNotFoundError, ValueError, KeyError):
             return None
         return receipt
 
-    def sign(
-        self, plan: Plan, stage: str, name: str, files: list[Path], facts: Mapping[str, Any]
-    ) -> Receipt:
-        """Write the receipt of a unit whose files are on the disk, and return it."""
-        path = self._receipt(stage, name)
-        path.parent.mkdir(exist_ok=True)
-        receipt = {
-            "plan": plan.id,
-            "files": {str(f.relative_to(self.path)): _checksum(f) for f in files},
-            **facts,
-        }
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(receipt, sort_keys=True), "utf-8")
+    def signed(self, stage: str, name: str) -> Receipt:
+        """Receipt of a unit that is done, as it stands."""
+        receipt: Receipt = json.loads(self.files.read(f"receipts/{stage}/{name}.json"))
         return receipt
 
-    def _receipt(self, stage: str, name: str) -> Path:
-        return self.path / "receipts" / stage / f"{name}.json"
+    def receipts(self, work: str, stage: str, names: Iterable[str]) -> dict[str, Receipt]:
+        """Receipts of the units that are done, by name, looked up on a few threads."""
+        known = {
+            file.rpartition("/")[2].removesuffix(".json")
+            for file in self.files.names(f"receipts/{stage}/")
+        }
+        signed = [name for name in names if name in known]
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(lambda name: self.receipt(work, stage, name), signed)
+            pairs = zip(signed, found, strict=True)
+            return {name: receipt for name, receipt in pairs if receipt is not None}
+
+    def sign(
+        self, work: str, stage: str, name: str, files: Iterable[str], facts: Mapping[str, Any]
+    ) -> Receipt:
+        """Write the receipt of a unit whose files are durable, and return it.
+
+        Parameters
+        ----------
+        work : str
+            Hash of everything that decides the bytes of the files.
+        stage, name : str
+            Which unit.
+        files : iterable of str
+            Its files, by their names in this folder.
+        facts : mapping
+            What else is to be remembered of it.
+        """
+        sums = {file: checksum(self.files, file) for file in files}
+        receipt = {"work": work, "files": sums, **facts}
+        self.files.write(f"receipts/{stage}/{name}.json", to_json(receipt))
+        return receipt
 
 
-def _checksum(path: Path) -> list[int | str]:
-    with path.open("rb") as file:
-        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+def to_json(value: Any) -> bytes:
+    """Bytes of a value as JSON with sorted keys."""
+    return json.dumps(value, sort_keys=True).encode()

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,8 @@ import pyarrow.parquet as pq
 from copcube import __version__
 from copcube.errors import BuildError
 from copcube.images import Partition
-from copcube.storage import atomic_path
+
+_ROW_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Plan:
         """SHA-256 over the plan, the name of the build."""
         return digest(asdict(self))
 
-    def refuse_changes(self, asked: "Plan", folder: Path) -> None:
+    def refuse_changes(self, asked: "Plan", folder: str) -> None:
         """Raise if another plan was asked for than this one, which is under way.
 
         Raises
@@ -91,8 +91,8 @@ def partitions_digest(partitions: Sequence[Partition]) -> str:
     return digest([asdict(partition) for partition in partitions])
 
 
-def write_partitions(path: Path, partitions: Sequence[Partition]) -> None:
-    """Write the list of partitions as parquet, one row each."""
+def encode_partitions(partitions: Sequence[Partition]) -> "pa.Buffer":
+    """List of partitions as the bytes of a parquet file, one row each."""
     table = pa.table(
         {
             "name": pa.array([p.name for p in partitions], pa.string()),
@@ -101,15 +101,26 @@ def write_partitions(path: Path, partitions: Sequence[Partition]) -> None:
             "paths": pa.array([p.paths for p in partitions], pa.list_(pa.string())),
         }
     )
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=256)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
+    return sink.getvalue()
 
 
-def read_partitions(path: Path) -> list[Partition]:
-    """Read the list of partitions back."""
+def read_partitions(file: Any) -> list[Partition]:
+    """Read the list of partitions back, from what `copcube.folders.Folder.open` returns."""
+    return _partitions(pq.read_table(file))
+
+
+def read_partition(file: Any, number: int) -> Partition:
+    """Read one partition of the list, and little else of it."""
+    group, row = divmod(number, _ROW_GROUP)
+    return _partitions(pq.ParquetFile(file).read_row_group(group).slice(row, 1))[0]
+
+
+def _partitions(table: "pa.Table") -> list[Partition]:
     return [
         Partition(row["name"], tuple(row["paths"]), row["images"], row["cells"])
-        for row in pq.read_table(path).to_pylist()
+        for row in table.to_pylist()
     ]
 
 

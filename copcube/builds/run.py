@@ -1,32 +1,46 @@
 """Run a build: plan → embed partitions → assemble the cube.
 
-Each stage is a plain function of one unit: `embed_unit` here, `combine_unit` and
-`write_unit` of `copcube.builds.assemble`. `build` and `aggregate` find out which units
-are missing and call them.
+Each stage is a plain function of one unit, in `copcube.builds.units`. `build` and
+`aggregate` find out which units are missing and drive a crew through them.
 """
 
-import os
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copcube.aggregate import Aggregation, Balance, By
 from copcube.builds.assemble import assemble, complete
+from copcube.builds.cluster import Workers, crew
+from copcube.builds.crew import Crew, KilledError
+from copcube.builds.drive import drive
 from copcube.builds.folder import BuildFolder, Receipt
-from copcube.builds.plan import Plan, digest, partitions_digest, read_partitions, write_partitions
-from copcube.embedding import Crop, Encoder, Spec, embed_partition
-from copcube.errors import BuildError
+from copcube.builds.plan import (
+    Plan,
+    digest,
+    encode_partitions,
+    partitions_digest,
+    read_partitions,
+)
+from copcube.builds.units import EmbedTask, EncoderFacts, counts, describe, embed_unit
+from copcube.embedding import Crop, Encoder, Spec
+from copcube.errors import BuildError, OptionError
 from copcube.images import Partition, Selection, Source, open_source
 from copcube.modalities import MODALITIES
+from copcube.objects import file_size, is_remote
 from copcube.progress import stage
-from copcube.rows import rows_files, write_rows
-from copcube.storage import atomic_path
+from copcube.rows import rows_files
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger("copcube")
 
 
 @dataclass(frozen=True)
@@ -35,26 +49,34 @@ class Report:
 
     Parameters
     ----------
-    cube : Path
-        The finished cube.
-    rows : Path
+    cube : Path or str
+        The finished cube, a str if it is a URL; with a choice of partitions, where it
+        will be.
+    rows : Path or str
         Its rows, from which other cubes can be made.
     images : dict of str to int
-        Images in the cube, by modality.
+        Images in the rows, by modality.
     rejected : dict of str to int
-        Images left out, by kind: broken, stale, duplicate, empty.
+        Images left out, by kind: broken, stale, duplicate, empty, killer.
     resumed : int
         Partitions that an earlier run had finished.
+    finished : bool
+        Whether the cube is made.
+    quarantined : tuple of str
+        Partitions left out as a whole, because they killed their worker.
     seconds : dict of str to float
-        Wall time of this run: ``total``, and of its embedding ``waiting`` for decoded
-        images and ``encoding``.
+        ``total``, wall time of this run, and summed over the partitions it embedded:
+        ``embedding`` in all, of it ``waiting`` for decoded images, ``encoding`` and
+        ``writing`` rows; ``decoding`` on the threads beside it.
     """
 
-    cube: Path
-    rows: Path
+    cube: Path | str
+    rows: Path | str
     images: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
+    finished: bool = True
+    quarantined: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -72,17 +94,21 @@ def build(
     threads: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    workers: Workers | None = None,
+    client: "Client | None" = None,
+    partitions: str | None = None,
+    retry_quarantined: bool = False,
 ) -> Report:
     """Build a cube from images; go on where an earlier run stopped.
 
     Parameters
     ----------
     source : str or Path
-        A GeoTIFF tree, WebDataset shards, or an ``fnames_*.json.gz``; see
-        `copcube.images.open_source`.
+        A GeoTIFF tree, WebDataset shards, also in an object store, or an
+        ``fnames_*.json.gz``; see `copcube.images.open_source`.
     out : str or Path
-        The cube, such as ``world.zarr``. Work goes on in ``world.build`` beside it, where
-        the rows stay.
+        The cube, such as ``world.zarr`` or ``s3://bucket/world.zarr``. Work goes on in
+        ``world.build`` beside it, where the rows stay.
     modalities : iterable of str, optional
         Keys to take; all by default.
     dates : str, optional
@@ -100,11 +126,23 @@ def build(
     batch_size : int, optional
         Images a batch; by default chosen by modality and device.
     threads : int, optional
-        Decoding threads; by default as many as processors, up to four.
+        Decoding threads a worker; by default as many as processors, up to eight.
     strict : bool
         Whether a broken image stops the build; by default it is recorded and skipped.
     overwrite : bool
         Whether to throw away what is at `out` and in its build folder.
+    workers : int or "auto", optional
+        Worker processes to start on this machine; ``auto`` is one for each visible GPU, or
+        else for every two processors. By default this process does everything.
+    client : distributed.Client, optional
+        Of a dask cluster whose workers see `source` and `out` under the same names. Workers
+        with a GPU should offer the resource ``GPU``, one a process.
+    partitions : str, optional
+        Which partitions to embed, such as ``0-99``, by their numbers in the plan (of
+        shards: in sorted order). Nothing is assembled then, and any number of such runs
+        may work on the same build at once.
+    retry_quarantined : bool
+        Whether to try partitions again that killed their worker.
 
     Returns
     -------
@@ -115,69 +153,81 @@ def build(
     SourceError, OptionError, WeightsError, FetchError
         If the arguments cannot be used.
     BuildError
-        If a build of other options, or another process, is in the way.
+        If a build of other options, or another process, is in the way; if units failed; if
+        the connection to the cluster is lost. Running again goes on.
     StorageError
         If the output cannot be written; running again goes on.
     ImageError
         With `strict`, at a broken image.
     """
     begin = time.perf_counter()
+    if overwrite and partitions is not None:
+        raise OptionError("--overwrite would throw away what other runs of --partitions have made")
     selection = Selection.of(modalities, dates)
     aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates="drop")
     images = open_source(source)
-    folder = BuildFolder(Path(out))
-    with folder.lock():
-        model = loaded(encoder)
-        plan, partitions = plan_build(images, model, aggregation, crop, batch_size)
-        plan = _admitted(folder, plan, overwrite, keep_batches=batch_size is None)
-        if folder.plan() is None:
-            write_partitions(folder.partitions, partitions)
-            folder.write_plan(plan)
+    embedder = _default(encoder)
+    if (client is not None or workers is not None) and not isinstance(embedder, Spec):
+        raise OptionError(
+            "an encoder that is sent to workers must be a small description of one, such as "
+            f"copcube.EncoderSpec; found a {type(embedder).__name__}"
+        )
+    folder = BuildFolder(out)
+    on_gpus = getattr(embedder, "device", "auto") != "cpu"
+    with (
+        folder.lock(shared=partitions is not None),
+        crew(client, workers, gpus=on_gpus) as hands,
+    ):
+        facts = hands.ask(describe, embedder, image_sizes(selection, crop))
+        plan, listed = plan_build(images, facts, aggregation, crop, batch_size)
+        chosen = _chosen(partitions, len(listed))
+        plan = _admitted(folder, plan, overwrite, batch_size is None, alone=partitions is None)
+        folder.files.create("partitions.parquet", encode_partitions(listed))
+        known = folder.write_plan(plan)
+        known.refuse_changes(plan, folder.path)
+        names = [listed[i].name for i in chosen]
         receipts = {
-            partition.name: receipt
-            for partition in partitions
-            if (receipt := folder.receipt(plan, "embed", partition.name)) is not None
+            name: counts(receipt)
+            for name, receipt in folder.receipts(plan.id, "embed", names).items()
+            if not (retry_quarantined and receipt.get("quarantined"))
         }
         resumed = len(receipts)
-        seconds: Counter[str] = Counter()
-        with stage("embedding", None, "images", skip=_images(receipts)) as bar:
-            bar.expect(_expected(partitions, receipts))
-            for partition in partitions:
-                if partition.name in receipts:
-                    continue
-                receipts[partition.name] = receipt = embed_unit(
-                    folder,
-                    plan,
-                    images,
-                    partition,
-                    model,
-                    selection,
-                    threads=threads or min(os.cpu_count() or 1, 4),
-                    strict=strict,
-                    advance=bar.advance,
-                )
-                seconds.update(receipt["seconds"])
-                bar.expect(_expected(partitions, receipts))
-                left_out = sum(len(r["rejected"]) for r in receipts.values())
-                bar.note = f"{len(receipts)}/{len(partitions)} partitions, {left_out} left out"
-        receipts = {partition.name: receipts[partition.name] for partition in partitions}
-        rejected = _write_quarantine(folder.quarantine, receipts)
-        if not complete(folder, plan):
-            facts = {
-                "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
-                "s3_images_rescaled": sum(r["rescaled"] for r in receipts.values()),
-            }
-            files = [folder.rows / f"{p.name}.parquet" for p in partitions]
-            assemble(folder, plan, aggregation, files, facts)
+        tasks = [
+            EmbedTask(
+                folder.out, plan.id, i, listed[i].name, images.reader, embedder, threads, strict
+            )
+            for i in chosen
+            if listed[i].name not in receipts
+        ]
+        seconds = _embed(folder, plan, hands, tasks, listed, receipts, len(chosen))
+        quarantined = tuple(name for name in names if receipts[name]["quarantined"])
+        rejected: dict[str, int] = {}
+        if partitions is None:
+            signed = [folder.signed("embed", name) for name in names]
+            rejected = _write_quarantine(folder, dict(zip(names, signed, strict=True)))
+            rows = _rows_digest(signed)
+            if not complete(folder, plan, rows):
+                if folder.has_cube():
+                    folder.set_aside()
+                attributes = {
+                    "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
+                    "s3_images_rescaled": sum(r["rescaled"] for r in signed),
+                    "partitions_quarantined": len(quarantined),
+                    "copcube_rows": rows,
+                }
+                files = [folder.rows(name) for name in names if name not in quarantined]
+                assemble(folder, plan, aggregation, files, attributes, hands)
     total: Counter[str] = Counter()
     for receipt in receipts.values():
         total.update(receipt["images"])
     return Report(
-        cube=folder.out,
-        rows=folder.rows,
+        cube=_place(folder.out),
+        rows=_place(folder.rows()),
         images={key: total[key] for key in MODALITIES if total[key]},
         rejected=rejected,
         resumed=resumed,
+        finished=partitions is None,
+        quarantined=quarantined,
         seconds={**seconds, "total": time.perf_counter() - begin},
     )
 
@@ -192,6 +242,8 @@ def aggregate(
     by: By | None = None,
     duplicates: Literal["refuse", "drop"] = "refuse",
     overwrite: bool = False,
+    workers: Workers | None = None,
+    client: "Client | None" = None,
 ) -> Report:
     """Make a cube from rows: those of a build, or the published ``full_chunks``.
 
@@ -201,7 +253,7 @@ def aggregate(
         A parquet file, a folder of them, or a glob.
     out : str or Path
         The cube, such as ``world.zarr``.
-    modalities, dates, balance, by, overwrite
+    modalities, dates, balance, by, overwrite, workers, client
         As in `build`.
     duplicates : {"refuse", "drop"}
         What to do when two rows embed the same image.
@@ -221,23 +273,23 @@ def aggregate(
     selection = Selection.of(modalities, dates)
     aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
     files = rows_files(rows)
-    folder = BuildFolder(Path(out))
-    with folder.lock():
+    folder = BuildFolder(out)
+    with folder.lock(), crew(client, workers, gpus=False) as hands:
         plan = Plan(
             kind="aggregate",
-            source=Path(rows).name,
-            fingerprint=digest([(path.name, path.stat().st_size) for path in files]),
+            source=_name(rows),
+            fingerprint=digest([(_name(file), file_size(file)) for file in files]),
             options=_options(aggregation),
             encoder={},
             batch_sizes={},
             partitions="",
         )
-        plan = _admitted(folder, plan, overwrite)
-        folder.write_plan(plan)
-        if not complete(folder, plan):
-            assemble(folder, plan, aggregation, files, {})
+        plan = folder.write_plan(_admitted(folder, plan, overwrite))
+        if not complete(folder, plan, ""):
+            names = [str(file) for file in files]
+            assemble(folder, plan, aggregation, names, {"copcube_rows": ""}, hands)
     seconds = {"total": time.perf_counter() - begin}
-    return Report(cube=folder.out, rows=Path(rows), seconds=seconds)
+    return Report(cube=_place(folder.out), rows=_place(str(rows)), seconds=seconds)
 
 
 def validate_rows(out: str | Path) -> list[str]:
@@ -253,32 +305,33 @@ def validate_rows(out: str | Path) -> list[str]:
     list of str
         What is wrong; empty if all is well or there is no build folder.
     """
-    folder = BuildFolder(Path(out))
+    folder = BuildFolder(out)
     plan = folder.plan()
     if plan is None or plan.kind != "build":
         return []
-    if not complete(folder, plan):
-        return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
-    return [
-        f"{folder.rows / partition.name}.parquet: not the rows that were signed for; "
-        "build again to mend them"
-        for partition in read_partitions(folder.partitions)
-        if folder.receipt(plan, "embed", partition.name) is None
+    names = [p.name for p in read_partitions(folder.files.open("partitions.parquet"))]
+    receipts = folder.receipts(plan.id, "embed", names)
+    missing = [
+        f"{folder.rows(name)}: not the rows that were signed for; build again to mend them"
+        for name in names
+        if name not in receipts
     ]
+    if missing or complete(folder, plan, _rows_digest(receipts.values())):
+        return missing
+    return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
 
 
-def loaded(encoder: Encoder | Spec | None) -> Encoder:
-    """Return a live encoder: itself, loaded from its spec, or the published one."""
-    if encoder is None:
-        from copcube.encoder import EncoderSpec
-
-        encoder = EncoderSpec()
-    return encoder.load() if isinstance(encoder, Spec) else encoder
+def image_sizes(selection: Selection, crop: Crop) -> dict[str, int]:
+    """Pixels a side of the images that an encoder is given, by modality."""
+    return {
+        key: MODALITIES[key].input_size if crop == "center" else MODALITIES[key].stored_size
+        for key in selection.modalities
+    }
 
 
 def plan_build(
     source: Source,
-    encoder: Encoder,
+    encoder: EncoderFacts,
     aggregation: Aggregation,
     crop: Crop,
     batch_size: int | None = None,
@@ -292,66 +345,90 @@ def plan_build(
         The units of embedding, in order.
     """
     partitions = source.partitions()
-    sizes = {
-        key: batch_size
-        or encoder.batch_size(
-            key, MODALITIES[key].input_size if crop == "center" else MODALITIES[key].stored_size
-        )
-        for key in aggregation.selection.modalities
-    }
     plan = Plan(
         kind="build",
-        source=Path(source.root).name,
+        source=_name(source.root),
         fingerprint=source.fingerprint(),
         options=_options(aggregation) | {"crop": crop, "layout": source.layout},
-        encoder=dict(encoder.provenance),
-        batch_sizes=sizes,
+        encoder=encoder.provenance,
+        batch_sizes={key: batch_size or n for key, n in encoder.batch_sizes.items()},
         partitions=partitions_digest(partitions),
     )
     return plan, partitions
 
 
-def embed_unit(
+def _embed(
     folder: BuildFolder,
     plan: Plan,
-    source: Source,
-    partition: Partition,
-    encoder: Encoder,
-    selection: Selection,
-    *,
-    threads: int,
-    strict: bool = False,
-    advance: Callable[[int], None],
-) -> Receipt:
-    """Embed one partition, write its rows, sign for them."""
-    begin = time.perf_counter()
-    rows, tally = embed_partition(
-        source,
-        partition,
-        encoder,
-        selection=selection,
-        batch_sizes=plan.batch_sizes,
-        crop=plan.options["crop"],
-        threads=threads,
-        strict=strict,
-        advance=advance,
-    )
-    path = folder.rows / f"{partition.name}.parquet"
-    write_rows(path, rows, plan.encoder | {"crop": plan.options["crop"]})
-    facts = {
-        "images": tally.images,
-        "rescaled": tally.rescaled,
-        "rejected": [asdict(item) for item in tally.rejected],
-        "seconds": {
-            "waiting": tally.waiting,
-            "encoding": tally.encoding,
-            "embedding": time.perf_counter() - begin,
-        },
+    hands: Crew,
+    tasks: Sequence[EmbedTask],
+    listed: Sequence[Partition],
+    receipts: dict[str, Receipt],
+    number: int,
+) -> dict[str, float]:
+    """Embed partitions, add their counts to the receipts; seconds spent."""
+    seconds: Counter[str] = Counter()
+    images = {partition.name: partition.images for partition in listed}
+    with stage("embedding", None, "images", skip=_images(receipts)) as bar:
+
+        def tell() -> None:
+            todo = [images[task.name] for task in tasks if task.name not in receipts]
+            bar.expect(_expected(todo, receipts))
+            left_out = sum(r["rejected"] for r in receipts.values())
+            bar.note = f"{len(receipts)}/{number} partitions, {left_out} left out"
+
+        def done(task: EmbedTask, receipt: Receipt) -> None:
+            receipts[task.name] = receipt
+            seconds.update(receipt["seconds"])
+            tell()
+
+        def killed(task: EmbedTask, error: KilledError) -> None:
+            receipts[task.name] = _quarantine(folder, plan, listed[task.number], str(error))
+            tell()
+
+        tell()
+        drive(
+            hands,
+            embed_unit,
+            tasks,
+            bar,
+            lambda task: task.name,
+            folder,
+            embeds=True,
+            size=lambda receipt: sum(receipt["images"].values()),
+            done=done,
+            killed=None if any(task.strict for task in tasks) else killed,
+        )
+    return dict(seconds)
+
+
+def _quarantine(folder: BuildFolder, plan: Plan, partition: Partition, reason: str) -> Receipt:
+    """Sign that a partition is left out as a whole."""
+    entry = {
+        "file": partition.paths[0],
+        "member": "",
+        "kind": "killer",
+        "reason": f"{partition.name}: {reason}",
+        "images": partition.images or 0,
     }
-    return folder.sign(plan, "embed", partition.name, [path], facts)
+    facts = {
+        "images": {},
+        "rescaled": 0,
+        "rejected": [entry],
+        "seconds": {},
+        "quarantined": reason,
+    }
+    log.warning("%s is left out: %s", partition.name, reason)
+    return counts(folder.sign(plan.id, "embed", partition.name, [], facts))
 
 
-def _admitted(folder: BuildFolder, plan: Plan, overwrite: bool, keep_batches: bool = True) -> Plan:
+def _admitted(
+    folder: BuildFolder,
+    plan: Plan,
+    overwrite: bool,
+    keep_batches: bool = True,
+    alone: bool = True,
+) -> Plan:
     """Return the plan to follow: that of the build under way, if it is the one asked for.
 
     Raises
@@ -364,7 +441,7 @@ def _admitted(folder: BuildFolder, plan: Plan, overwrite: bool, keep_batches: bo
             known = folder.plan()
         except BuildError:
             known = None
-        if known is None or known.id != plan.id or complete(folder, plan):
+        if known is None or known.id != plan.id or folder.is_cube_of(plan):
             folder.clear()
         folder.set_aside()
     elif (known := folder.plan()) is not None:
@@ -372,12 +449,13 @@ def _admitted(folder: BuildFolder, plan: Plan, overwrite: bool, keep_batches: bo
             plan = replace(plan, batch_sizes=known.batch_sizes)
         known.refuse_changes(plan, folder.path)
         plan = known
-    if folder.out.exists() and not complete(folder, plan):
+    if folder.has_cube() and not folder.is_cube_of(plan) and not overwrite:
         raise BuildError(
             f"{folder.out} exists and is not the result of this build; give another output "
             "name, or --overwrite to replace it"
         )
-    folder.prepare()
+    if alone:
+        folder.prepare()
     return plan
 
 
@@ -391,19 +469,65 @@ def _options(aggregation: Aggregation) -> dict[str, Any]:
     }
 
 
+def _default(encoder: Encoder | Spec | None) -> Encoder | Spec:
+    """Return what is given, or the description of the published encoder."""
+    if encoder is not None:
+        return encoder
+    from copcube.encoder import EncoderSpec
+
+    return EncoderSpec()
+
+
+def _chosen(partitions: str | None, number: int) -> range:
+    """Numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be read, or names a partition that does not exist.
+    """
+    if partitions is None:
+        return range(number)
+    first, dash, last = partitions.partition("-")
+    if not first.isdecimal() or not (last.isdecimal() or not dash):
+        raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")
+    chosen = range(int(first), int(last or first) + 1)
+    if not chosen or chosen[-1] >= number:
+        raise OptionError(
+            f"partitions {partitions!r}: this source has {number}, numbered from 0 to {number - 1}"
+        )
+    return chosen
+
+
+def _name(path: str | Path) -> str:
+    """Last part of a path or URL."""
+    return str(path).rstrip("/").rpartition("/")[2]
+
+
+def _place(path: str) -> Path | str:
+    return path if is_remote(path) else Path(path)
+
+
 def _images(receipts: Mapping[str, Receipt]) -> int:
     return sum(sum(receipt["images"].values()) for receipt in receipts.values())
 
 
-def _expected(partitions: list[Partition], receipts: Mapping[str, Receipt]) -> int | None:
+def _expected(todo: Sequence[int | None], receipts: Mapping[str, Receipt]) -> int | None:
     """Images in all: as listed, else as many a partition as in those that are done."""
-    known = [partition.images for partition in partitions if partition.images is not None]
-    if len(known) == len(partitions):
-        return sum(known)
-    return round(_images(receipts) / len(receipts) * len(partitions)) if receipts else None
+    known = [images for images in todo if images is not None]
+    if len(known) < len(todo):
+        if not receipts:
+            return None
+        known = [round(_images(receipts) / len(receipts))] * len(todo)
+    return _images(receipts) + sum(known)
 
 
-def _write_quarantine(path: Path, receipts: Mapping[str, Receipt]) -> dict[str, int]:
+def _rows_digest(receipts: Iterable[Receipt]) -> str:
+    """Hash of all rows, by the checksums in the receipts of their partitions, in order."""
+    return digest([receipt["files"] for receipt in receipts])
+
+
+def _write_quarantine(folder: BuildFolder, receipts: Mapping[str, Receipt]) -> dict[str, int]:
     """Write what was rejected as one table, and count its images by kind."""
     found = [
         item | {"partition": name}
@@ -412,8 +536,9 @@ def _write_quarantine(path: Path, receipts: Mapping[str, Receipt]) -> dict[str, 
     ]
     columns = {"file": pa.string(), "member": pa.string(), "kind": pa.string()}
     columns |= {"reason": pa.string(), "images": pa.int32(), "partition": pa.string()}
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(found, schema=pa.schema(columns)), temporary)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(found, schema=pa.schema(columns)), sink)
+    folder.files.write("quarantine.parquet", sink.getvalue())
     kinds: Counter[str] = Counter()
     for item in found:
         kinds[item["kind"]] += item["images"]

@@ -1,7 +1,7 @@
 """The command ``copcube``.
 
-Exit codes: 0 done, 1 failed (the message says what to do), 2 wrong usage, 130 stopped by
-Ctrl-C.
+Exit codes: 0 done, 1 failed (the message says what to do), 2 wrong usage, 3 done but for
+partitions that killed their worker, 130 stopped by Ctrl-C.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""Commands that make cubes: sample, fetch, build, aggregate, demo."""
+"""Commands that make cubes: sample, fetch, build, status, aggregate, demo."""
 
 import argparse
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, command, overwrite, positive, show
 from copcube.errors import CubeError, FetchError
@@ -56,11 +58,13 @@ def add(commands: Commands) -> None:
         _build,
         "build a cube from images; the same command resumes",
         "copcube build images world.zarr\n"
+        "  copcube build images world.zarr --workers auto\n"
         "  copcube build 'example-{000000..000009}.tar' example.zarr --modalities s2_toa,dem",
         details="SOURCE is a GeoTIFF tree of Copernicus-Pretrain, an fnames_*.json.gz of one, or\n"
         "WebDataset shards: a file, a folder, a glob or a brace pattern. Work goes on in\n"
         "OUT.build beside the cube, where the rows stay; stop it at any moment and give the\n"
-        "same command to go on. What could not be read is listed in OUT.build/quarantine.parquet.",
+        "same command to go on. What could not be read is listed in OUT.build/quarantine.parquet.\n"
+        "Shards and cubes may lie in object stores (s3://, gs://, https://).",
     )
     build.add_argument("source", metavar="SOURCE")
     build.add_argument("out", metavar="OUT.zarr")
@@ -73,7 +77,19 @@ def add(commands: Commands) -> None:
     )
     _encoder(build)
     build.add_argument("--batch-size", type=positive, metavar="N", help="default: automatic")
-    build.add_argument("--threads", type=positive, metavar="N", help="decoding threads")
+    build.add_argument("--threads", type=positive, metavar="N", help="decoding threads a worker")
+    _crew(build)
+    build.add_argument(
+        "--partitions",
+        metavar="A-B",
+        help="embed only these (of shards: the A-th to B-th in sorted order) and assemble nothing; "
+        "any number of such runs may work on one OUT.build at once",
+    )
+    build.add_argument(
+        "--retry-quarantined",
+        action="store_true",
+        help="try partitions again that killed their worker",
+    )
     build.add_argument("--strict", action="store_true", help="stop at the first broken image")
     build.add_argument(
         "--dry-run",
@@ -100,7 +116,19 @@ def add(commands: Commands) -> None:
         default="refuse",
         help="what to do when two rows embed the same image",
     )
+    _crew(aggregate)
     overwrite(aggregate)
+
+    status = command(
+        commands,
+        "status",
+        _status,
+        "tell how a build stands, from any machine that sees its folder",
+        "copcube status world.build",
+        details="Says what is done, running, failed and quarantined, and why; the rate, and the\n"
+        "time left.",
+    )
+    status.add_argument("folder", metavar="OUT.build")
 
     demo = command(
         commands,
@@ -152,6 +180,35 @@ def _encoder(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    command.add_argument(
+        "--compile", action="store_true", help="compile the model with torch.compile"
+    )
+
+
+def _crew(command: argparse.ArgumentParser) -> None:
+    who = command.add_mutually_exclusive_group()
+    who.add_argument(
+        "--workers",
+        type=lambda text: text if text == "auto" else positive(text),
+        metavar="N|auto",
+        help="start worker processes here; auto: one for each GPU, or else for two processors",
+    )
+    who.add_argument("--scheduler", metavar="ADDRESS", help="use a dask cluster, tcp://HOST:8786")
+    who.add_argument(
+        "--scheduler-file", metavar="FILE", help="use the dask cluster of a scheduler file"
+    )
+
+
+@contextlib.contextmanager
+def _hands(arguments: Arguments) -> Iterator[dict[str, Any]]:
+    """Options of a build that say who does the work, connected as long as the body runs."""
+    if arguments.scheduler is None and arguments.scheduler_file is None:
+        yield {"workers": arguments.workers}
+        return
+    from copcube.builds import connect
+
+    with connect(arguments.scheduler, arguments.scheduler_file) as client:
+        yield {"client": client}
 
 
 def _sample(arguments: Arguments) -> None:
@@ -171,7 +228,7 @@ def _fetch(arguments: Arguments) -> None:
         print(file.path)
 
 
-def _build(arguments: Arguments) -> None:
+def _build(arguments: Arguments) -> int:
     from copcube.builds import build, estimate
 
     options = {
@@ -184,51 +241,91 @@ def _build(arguments: Arguments) -> None:
     }
     if arguments.dry_run:
         print(estimate(arguments.source, arguments.out, **options))
-        return
-    report = build(
-        arguments.source,
-        arguments.out,
-        balance=arguments.balance,
-        by=arguments.by,
-        strict=arguments.strict,
-        overwrite=arguments.overwrite,
-        **options,
-    )
+        return 0
+    with _hands(arguments) as hands:
+        report = build(
+            arguments.source,
+            arguments.out,
+            balance=arguments.balance,
+            by=arguments.by,
+            strict=arguments.strict,
+            overwrite=arguments.overwrite,
+            partitions=arguments.partitions,
+            retry_quarantined=arguments.retry_quarantined,
+            **hands,
+            **options,
+        )
     _tell(report)
+    return 3 if report.quarantined else 0
 
 
 def _aggregate(arguments: Arguments) -> None:
     from copcube.builds import aggregate
 
-    report = aggregate(
-        arguments.rows,
-        arguments.out,
-        modalities=arguments.modalities,
-        dates=arguments.dates,
-        balance=arguments.balance,
-        by=arguments.by,
-        duplicates=arguments.duplicates,
-        overwrite=arguments.overwrite,
-    )
+    with _hands(arguments) as hands:
+        report = aggregate(
+            arguments.rows,
+            arguments.out,
+            modalities=arguments.modalities,
+            dates=arguments.dates,
+            balance=arguments.balance,
+            by=arguments.by,
+            duplicates=arguments.duplicates,
+            overwrite=arguments.overwrite,
+            **hands,
+        )
     _tell(report)
+
+
+def _status(arguments: Arguments) -> None:
+    from copcube.builds import status
+
+    print(status(arguments.folder))
 
 
 def _tell(report: "Report") -> None:
     from copcube.progress import duration
 
+    build = f"{str(report.cube).removesuffix('.zarr')}.build"
     if report.images:
         log.info("%s", ", ".join(f"{key}: {count}" for key, count in report.images.items()))
     if report.rejected:
         left_out = ", ".join(f"{count} {kind}" for kind, count in report.rejected.items())
-        quarantine = report.rows.parent / "quarantine.parquet"
-        broken = report.rejected.get("broken", 0)
         log.log(
-            logging.WARNING if broken else logging.INFO,
-            "images left out: %s (reasons in %s)",
+            logging.WARNING if report.rejected.get("broken", 0) else logging.INFO,
+            "images left out: %s (reasons in %s/quarantine.parquet)",
             left_out,
-            quarantine,
+            build,
         )
-    log.info("%s is done, %s", report.cube, duration(report.seconds["total"]))
+    if report.quarantined:
+        log.warning(
+            "PARTITIONS LEFT OUT because they killed their worker: %s; --retry-quarantined tries "
+            "them again",
+            ", ".join(report.quarantined),
+        )
+    if report.seconds.get("embedding"):
+        log.info("%s", _times(report.seconds))
+    what = f"{report.cube} is done" if report.finished else f"these partitions of {build} are done"
+    log.info("%s, %s", what, duration(report.seconds["total"]))
+
+
+def _times(seconds: dict[str, float]) -> str:
+    """Where the time of embedding went, in one line."""
+    from copcube.progress import duration
+
+    whole = seconds["embedding"]
+    shares = ", ".join(
+        f"{what} {seconds[key] / whole:.0%}"
+        for key, what in (
+            ("encoding", "encoder busy"),
+            ("waiting", "waiting for decoded images"),
+            ("writing", "writing rows"),
+        )
+    )
+    return (
+        f"embedding took {duration(whole)} of workers' time: {shares}; "
+        f"decoding beside it {duration(seconds['decoding'])}"
+    )
 
 
 def _demo(arguments: Arguments) -> None:
@@ -287,4 +384,5 @@ def _spec(arguments: Arguments) -> "EncoderSpec":
         pooling=arguments.pooling,
         device=arguments.device,
         dtype=arguments.dtype,
+        compile=arguments.compile,
     )

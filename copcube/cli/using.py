@@ -2,11 +2,12 @@
 
 import argparse
 import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copcube.cli.common import Arguments, Commands, command, overwrite, show
-from copcube.errors import OptionError
+from copcube.errors import CubeError, OptionError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -137,6 +138,7 @@ def _validate(arguments: Arguments) -> int:
 def _reduce(arguments: Arguments) -> None:
     from copcube.pca import project, reduce
 
+    _require_free(arguments)
     cube = _open(arguments.cube)
     if arguments.basis:
         fields = project(cube, _open(arguments.basis))
@@ -149,19 +151,20 @@ def _reduce(arguments: Arguments) -> None:
         )
     share = float(fields.explained_variance_ratio.sum())
     log.info("%d components explain %.1f %% of variance", fields.sizes["component"], 100 * share)
-    _save(fields, arguments.out, replace=arguments.overwrite)
+    _save(fields, arguments)
 
 
 def _merge(arguments: Arguments) -> None:
     from copcube.era5 import merge, open_static
 
+    _require_free(arguments)
     both = merge(
         _open(arguments.fields),
         open_static(arguments.era5),
         fill=arguments.fill,
         mask=arguments.mask,
     )
-    _save(both, arguments.out, replace=arguments.overwrite)
+    _save(both, arguments)
 
 
 def _export(arguments: Arguments) -> None:
@@ -191,32 +194,62 @@ def _compare(arguments: Arguments) -> None:
 
 
 def _open(path: str) -> "xr.Dataset":
-    """Open a cube, a reduction or a published map, by what the path looks like."""
+    """Open a cube, a reduction or a published map, by what the path looks like.
+
+    What users saved themselves, such as part of a cube, is opened if it holds vectors.
+    """
     import xarray as xr
 
     from copcube.cube import open_cube
-    from copcube.interchange.engine import CopembedBackend
+    from copcube.interchange.exporting import WRITERS
 
-    if Path(path).suffix == ".nc" or CopembedBackend().guess_can_open(path):
+    if Path(path).suffix.lower() in WRITERS:
         return xr.open_dataset(path, engine="copembed", chunks={})
-    if (Path(path) / "pc").is_dir():
-        fields: xr.Dataset = xr.open_zarr(path)
-        return fields
-    return open_cube(path)
+    try:
+        return open_cube(path)
+    except CubeError:
+        ds = _open_plainly(path)
+        if ds is None:
+            raise
+        return ds
 
 
-def _save(ds: "xr.Dataset", path: str, *, replace: bool) -> None:
+def _open_plainly(path: str) -> "xr.Dataset | None":
+    """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
+    import xarray as xr
+
+    from copcube.mask import vectors
+
+    if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
+        ds: xr.Dataset = xr.open_zarr(path)
+    try:
+        vectors(ds)
+    except CubeError:
+        return None
+    return ds
+
+
+def _require_free(arguments: Arguments) -> None:
+    """Check that the output can be written, before any work."""
+    from copcube.interchange.canvas import require_free
+
+    if Path(arguments.out).suffix not in (".zarr", ".nc"):
+        raise OptionError(
+            f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
+        )
+    require_free(arguments.out, arguments.overwrite)
+
+
+def _save(ds: "xr.Dataset", arguments: Arguments) -> None:
     """Write a dataset as Zarr or netCDF, with all its variables."""
     from copcube.interchange import to_netcdf, to_zarr
 
-    suffix = Path(path).suffix
-    if suffix == ".zarr":
-        to_zarr(ds, path, overwrite=replace)
-    elif suffix == ".nc":
-        to_netcdf(ds, path, overwrite=replace)
-    else:
-        raise OptionError(f"{path}: expected .zarr or .nc; for other forms see `copcube export`")
-    log.info("%s is done", path)
+    write = to_zarr if Path(arguments.out).suffix == ".zarr" else to_netcdf
+    write(ds, arguments.out, overwrite=arguments.overwrite)
+    log.info("%s is done", arguments.out)
 
 
 def _count_or_share(text: str) -> int | float:

@@ -8,6 +8,7 @@ import numpy as np
 
 from copcube.cube import schema
 from copcube.errors import CubeError
+from copcube.objects import is_remote, zarr_store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,8 +36,13 @@ def open_cube(path: str | Path) -> "xr.Dataset":
     import xarray as xr
 
     open_group(path)
-    ds: xr.Dataset = xr.open_zarr(str(path))
+    ds: xr.Dataset = xr.open_zarr(address(path))
     return ds
+
+
+def address(path: str | Path) -> Any:
+    """Return what zarr opens a path, or the URL of an object store, through."""
+    return zarr_store(str(path)) if is_remote(path) else str(path)
 
 
 def read_attributes(path: str | Path) -> dict[str, Any]:
@@ -45,7 +51,7 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
     from zarr.errors import BaseZarrError
 
     try:
-        return dict(zarr.open_group(str(path), mode="r", zarr_format=3).attrs)
+        return dict(zarr.open_group(address(path), mode="r", zarr_format=3).attrs)
     except (BaseZarrError, OSError, ValueError, KeyError):
         return {}
 
@@ -63,7 +69,7 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
     attributes = read_attributes(path)
     if "copcube_schema" not in attributes:
         found = "a Zarr group of something else" if attributes else "something else"
-        found = found if "://" in str(path) or os.path.exists(path) else "nothing"
+        found = found if is_remote(path) or os.path.exists(path) else "nothing"
         raise CubeError(f"{path}: expected an embedding cube made by copcube, found {found}")
     version = attributes["copcube_schema"]
     if not isinstance(version, int) or version > schema.VERSION:
@@ -71,7 +77,7 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
             f"{path}: the cube has schema {version!r}, this copcube knows up to "
             f"{schema.VERSION}; update copcube"
         )
-    group = zarr.open_group(str(path), mode=mode, zarr_format=3, use_consolidated=False)
+    group = zarr.open_group(address(path), mode=mode, zarr_format=3, use_consolidated=False)
     missing = [name for name in schema.ESSENTIAL if name not in group]
     if missing:
         raise CubeError(f"{path}: the cube lacks {', '.join(missing)}; was its making stopped?")
@@ -101,11 +107,12 @@ def array(group: "zarr.Group", name: str) -> Any:
     return group[name]
 
 
-def chunk_file(array: Any, index: tuple[int, ...]) -> Path:
-    """File of a chunk of an array in a folder."""
-    return Path(array.store.root, array.path, array.metadata.encode_chunk_key(index))
+def chunk_name(array: Any, index: tuple[int, ...]) -> str:
+    """Name of a chunk's file in the cube."""
+    return f"{array.path}/{array.metadata.encode_chunk_key(index)}"
 
 
 def is_stored(array: Any, index: tuple[int, ...]) -> bool:
     """Whether a chunk may be stored; only in a folder is it worth finding out."""
-    return not hasattr(array.store, "root") or chunk_file(array, index).exists()
+    root = getattr(array.store, "root", None)
+    return root is None or Path(root, chunk_name(array, index)).exists()

@@ -6,7 +6,6 @@ order, by several processes and again after an interruption, with the same bytes
 consolidates the metadata. What comes out opens with plain ``xarray.open_zarr``.
 """
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cells import Cells
 from copcube.cube import schema
-from copcube.cube.store import array, chunk_file, open_group
+from copcube.cube.store import address, array, chunk_name, open_group
 from copcube.errors import CubeError
+from copcube.folders import Folder, folder
 from copcube.modalities import MODALITIES
-from copcube.storage import sync, writing
+from copcube.storage import writing
 
 
 def create(
@@ -39,7 +39,7 @@ def create(
     Parameters
     ----------
     path : str or Path
-        Folder of the cube; must not exist or be empty.
+        Folder of the cube, or its URL in an object store; nothing may be there.
     dim : int
         Length of the vectors.
     by : {"modality", "month", "season", "year"}, optional
@@ -63,14 +63,14 @@ def create(
     import zarr
     from zarr.codecs import ZstdCodec
 
-    root = Path(path)
+    place = folder(path)
     parts = schema.variables(dim, by, groups, counted=counted)
     known = {} if counted else {"n_images_known": 0}
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if place.names():
         raise CubeError(f"{path} exists already; remove it or choose another name")
     with writing(path), _settings():
         group = zarr.create_group(
-            str(root),
+            address(path),
             zarr_format=3,
             attributes=schema.group_attributes(dim, known | dict(attrs or {})),
         )
@@ -87,10 +87,10 @@ def create(
             )
             if v.values is not None:
                 created[...] = v.values
-        _sync_tree(root)
+        place.flush(place.names())
 
 
-def write_band(path: str | Path, band: int, cells: Cells) -> list[Path]:
+def write_band(path: str | Path, band: int, cells: Cells) -> list[str]:
     """Write all chunks of one band; what an earlier write left there is replaced.
 
     Parameters
@@ -104,8 +104,9 @@ def write_band(path: str | Path, band: int, cells: Cells) -> list[Path]:
 
     Returns
     -------
-    list of Path
-        The chunk files, sorted, flushed to the disk. Chunks without cells are not stored.
+    list of str
+        Names of the chunks' files in the cube, sorted, flushed to the disk. Chunks without
+        cells are not stored.
 
     Raises
     ------
@@ -115,28 +116,25 @@ def write_band(path: str | Path, band: int, cells: Cells) -> list[Path]:
         If a chunk cannot be written.
     """
     with writing(path), _settings():
-        group = open_group(path, "r+")
+        place, group = folder(path), open_group(path, "r+")
         embedding = array(group, "embedding")
         rows, row, col = _fit(path, embedding, band, cells)
-        chunks: list[Path] = []
+        written: list[str] = []
         for g in range(embedding.shape[0] if embedding.ndim == 4 else 1):
             at = (g,) if embedding.ndim == 4 else ()
             mine = cells.group == g
-            chunks += _write_vectors(embedding, at, band, cells, mine, row, col)
+            written += _write_vectors(place, embedding, at, band, cells, mine, row, col)
             for name, field in _fields(cells, mine, row, col, rows):
                 if name in group:
                     target = array(group, name)
-                    zeros = (0,) * (target.ndim - len(at) - 2)
-                    chunks.append(chunk_file(target, (*at, *zeros, band, 0)))
+                    chunk = chunk_name(target, (*at, *(0,) * (target.ndim - len(at) - 2), band, 0))
                     if mine.any():
                         target[(*at, ..., rows, slice(None))] = field
+                        written.append(chunk)
                     else:
-                        chunks[-1].unlink(missing_ok=True)
-        written = sorted(file for file in chunks if file.exists())
-        folders = {folder for file in chunks for folder in file.parents[: embedding.ndim + 1]}
-        for entry in (*written, *(folder for folder in folders if folder.exists())):
-            sync(entry)
-    return written
+                        place.remove(chunk)
+        place.flush(written)
+    return sorted(written)
 
 
 def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
@@ -159,14 +157,14 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
     import zarr
 
     with writing(path), _settings():
-        group = open_group(path, "r+")
+        place, group = folder(path), open_group(path, "r+")
         group.attrs.put(dict(sorted((dict(group.attrs) | dict(attrs or {})).items())))
-        for stray in Path(path).rglob("*.partial"):
-            stray.unlink()
+        for stray in (name for name in place.names() if name.endswith(".partial")):
+            place.remove(stray)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", module="zarr")
-            zarr.consolidate_metadata(str(path), zarr_format=3)
-        _sync_tree(Path(path))
+            zarr.consolidate_metadata(address(path), zarr_format=3)
+        place.flush(place.names())
 
 
 def _fit(
@@ -197,6 +195,7 @@ def _fit(
 
 
 def _write_vectors(
+    place: Folder,
     embedding: Any,
     at: tuple[int, ...],
     band: int,
@@ -204,19 +203,19 @@ def _write_vectors(
     mine: NDArray[np.bool_],
     row: NDArray[np.int64],
     col: NDArray[np.int64],
-) -> Iterator[Path]:
-    """Write the vectors of one group, block by block; name the chunk files."""
+) -> Iterator[str]:
+    """Write the vectors of one group, block by block; name the chunks that are stored."""
     for block in grid.band_blocks(band):
-        file = chunk_file(embedding, (*at, block.i, block.j, 0))
+        chunk = chunk_name(embedding, (*at, block.i, block.j, 0))
         inside = np.flatnonzero(mine & (col >= block.cols.start) & (col < block.cols.stop))
         if len(inside):
             height, width = (s.stop - s.start for s in (block.rows, block.cols))
             values = np.full((height, width, embedding.shape[-1]), np.nan, np.float32)
             values[row[inside], col[inside] - block.cols.start] = cells.embedding[inside]
             embedding[(*at, block.rows, block.cols)] = values
+            yield chunk
         else:
-            file.unlink(missing_ok=True)
-        yield file
+            place.remove(chunk)
 
 
 def _fields(
@@ -238,13 +237,6 @@ def _fields(
     by_modality = np.zeros((len(MODALITIES), *shape), np.int32)
     by_modality[:, y, x] = cells.n_by_modality[mine].T
     yield "n_images_by_modality", by_modality
-
-
-def _sync_tree(root: Path) -> None:
-    for folder, _, files in os.walk(root):
-        for file in files:
-            sync(Path(folder, file))
-        sync(folder)
 
 
 @contextmanager

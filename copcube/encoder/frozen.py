@@ -1,11 +1,15 @@
 """The frozen encoder: images as they are stored in, vectors out.
 
 Pixels travel to the device in their stored dtype and are normalised there. Nothing waits
-for the device but the return of the vectors.
+for the device but the return of the vectors; on a GPU two batches may be under way on
+streams of their own, so that one is copied while the other is computed.
 """
 
+import contextlib
 import copy
 import logging
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +55,9 @@ class EncoderSpec:
         ``auto`` (the GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
     dtype : str
         ``auto``, ``float32`` or ``bfloat16``.
+    compile : bool
+        Whether to compile the transformer with ``torch.compile``, which takes about a
+        minute at first.
     """
 
     weights: str = "hub"
@@ -58,6 +65,7 @@ class EncoderSpec:
     pooling: Pooling | None = None
     device: str = "auto"
     dtype: str = "auto"
+    compile: bool = False
 
     def load(self) -> "FrozenEncoder":
         """Load the weights and put them on the device.
@@ -72,7 +80,7 @@ class EncoderSpec:
         from copcube.encoder.weights import load_weights
 
         weights = load_weights(self.weights, language=self.language, pooling=self.pooling)
-        return FrozenEncoder(weights, device=self.device, dtype=self.dtype)
+        return FrozenEncoder(weights, device=self.device, dtype=self.dtype, compile=self.compile)
 
 
 class FrozenEncoder:
@@ -88,6 +96,9 @@ class FrozenEncoder:
         Of the transformer: ``float32``, ``bfloat16``, or ``auto``, which is bfloat16 where
         the hardware multiplies it natively. Kernels, metadata, pooling and the last norm
         are always float32.
+    compile : bool
+        Whether to compile the blocks of the transformer; then every batch is filled up to
+        the size of the first of its kind, so that shapes stay as they are.
 
     Raises
     ------
@@ -100,13 +111,27 @@ class FrozenEncoder:
     batch sizes and devices, vectors agree to rounding.
     """
 
-    def __init__(self, weights: "Weights", *, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        weights: "Weights",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        compile: bool = False,
+    ) -> None:
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
         self._model = weights.model
         if self.device.type != "cpu" or self.dtype != torch.float32:
             self._model = copy.deepcopy(weights.model).to(self.device)
             self._model.blocks.to(self.dtype)
+        if compile:
+            self._model = copy.deepcopy(self._model)
+            for block in self._model.blocks:
+                block.compile(dynamic=False)
+        self._compiled = compile
+        self._computing = threading.Lock()
+        self._full: dict[tuple[Modality, tuple[int, ...]], int] = {}
         self._language = weights.language
         self._statistics: dict[Modality, Tensor] = {}
         self._fits: dict[tuple[int, ...], int] = {}
@@ -119,6 +144,11 @@ class FrozenEncoder:
                 "UNTRAINED WEIGHTS (%s): the numbers mean nothing",
                 weights.provenance["encoder_weights"],
             )
+
+    @property
+    def streams(self) -> int:
+        """Calls worth having under way at once: on a GPU one is copied while one is computed."""
+        return 2 if self.device.type == "cuda" else 1
 
     @property
     def dim(self) -> int:
@@ -152,7 +182,7 @@ class FrozenEncoder:
     def __call__(
         self,
         modality: str | Modality,
-        pixels: NDArray[Any],
+        pixels: Sequence[NDArray[Any]] | NDArray[Any],
         metadata: NDArray[np.float64],
         *,
         tokens: bool = False,
@@ -166,9 +196,9 @@ class FrozenEncoder:
         ----------
         modality : str or Modality
             Key of the modality of all the images, or a description of another sensor.
-        pixels : numpy.ndarray
-            (batch, bands, rows, columns); int16, uint16 and float32 travel as they are,
-            any other dtype as float32.
+        pixels : sequence of numpy.ndarray
+            The images, each (bands, rows, columns), or all as one array; int16, uint16 and
+            float32 travel as they are, any other dtype as float32.
         metadata : numpy.ndarray
             (batch, 4) float64: lon and lat in degrees, days since 1970-01-01, area of one
             token in km²; NaN where unknown.
@@ -191,10 +221,12 @@ class FrozenEncoder:
         """
         kind = _kind(modality)
         bands = self._describe(kind) | {"tokens": tokens}
-        if pixels.ndim != 4 or pixels.shape[1] != len(kind.bands):
+        shapes = {image.shape for image in pixels}
+        shape = shapes.pop() if shapes else (len(kind.bands), 0, 0)
+        if shapes or len(shape) != 3 or shape[0] != len(kind.bands):
             raise OptionError(
-                f"{kind.key} images have shape {pixels.shape}; expected (batch, "
-                f"{len(kind.bands)}, rows, columns)"
+                f"{kind.key} images have shape {', '.join(map(str, [shape, *shapes]))}; expected "
+                f"one shape, ({len(kind.bands)}, rows, columns)"
             )
         places = torch.tensor(metadata, dtype=torch.float64)
         if places.shape != (len(pixels), 4):
@@ -205,7 +237,8 @@ class FrozenEncoder:
         if not len(pixels):
             return np.empty((0, self.dim), dtype=np.float32)
         vectors: list[NDArray[np.float32]] = []
-        done, step = 0, self._fits.get(pixels.shape, len(pixels))
+        batch = (len(pixels), *shape)
+        done, step = 0, self._fits.get(batch, len(pixels))
         while done < len(pixels):
             part = slice(done, done + step)
             try:
@@ -214,33 +247,78 @@ class FrozenEncoder:
                 continue
             except torch.OutOfMemoryError as error:
                 if step == 1:
-                    error.add_note(f"one {kind.key} image of {pixels.shape[2:]} pixels is too much")
+                    error.add_note(f"one {kind.key} image of {shape[1:]} pixels is too much")
                     raise
             # Only here, past the handler, are the failed attempt's tensors gone.
             torch.cuda.empty_cache()
-            step = self._fits[pixels.shape] = (step + 1) // 2
+            step = self._fits[batch] = (step + 1) // 2
             log.warning("%s: out of device memory, going on with batches of %d", kind.key, step)
         return np.concatenate(vectors)
 
     @torch.inference_mode()
     def _encode(
-        self, kind: Modality, pixels: NDArray[Any], metadata: Tensor, bands: dict[str, Any]
+        self,
+        kind: Modality,
+        pixels: Sequence[NDArray[Any]] | NDArray[Any],
+        metadata: Tensor,
+        bands: dict[str, Any],
     ) -> NDArray[np.float32]:
-        x = self._normalised(self._uploaded(pixels), kind)
-        vectors: NDArray[np.float32] = self._model(x, metadata, **bands).cpu().numpy()
-        return vectors
+        host, unsigned = self._packed(pixels)
+        with self._beside() as beside:
+            x = host.to(self.device, non_blocking=True)
+        with self._computing:
+            if beside is not None:
+                here = torch.cuda.current_stream(self.device)
+                here.wait_stream(beside)
+                x.record_stream(here)
+            # torch computes little with uint16: the same 16 bits came as int16.
+            x = self._normalised(x.int() & 0xFFFF if unsigned else x, kind)
+            vectors = self._forward(x, metadata, kind, bands)
+            if beside is None:
+                return vectors.numpy()
+            back = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
+            back.copy_(vectors, non_blocking=True)
+            there = here.record_event()
+        there.synchronize()
+        return back.numpy().copy()
 
-    def _uploaded(self, pixels: NDArray[Any]) -> Tensor:
-        """Bring pixels to the device, through pinned memory if it is a GPU."""
-        stored = pixels.dtype.newbyteorder("=")
+    def _forward(
+        self, x: Tensor, metadata: Tensor, kind: Modality, bands: dict[str, Any]
+    ) -> Tensor:
+        """Run the model; if it is compiled, on a batch filled up to a size seen before."""
+        number, key = len(x), (kind, tuple(x.shape[1:]))
+        missing = max(self._full.get(key, 0), number) - number if self._compiled else 0
+        self._full[key] = number + missing
+        if missing:
+            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+            metadata = torch.cat([metadata, metadata.new_zeros(missing, 4)])
+        vectors: Tensor = self._model(x, metadata, **bands)
+        return vectors[:number]
+
+    @contextlib.contextmanager
+    def _beside(self) -> "Iterator[torch.cuda.Stream | None]":
+        """Stream to copy on beside what is computed; None on a CPU."""
+        if self.device.type == "cpu":
+            yield None
+            return
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            yield stream
+
+    def _packed(self, pixels: Sequence[NDArray[Any]] | NDArray[Any]) -> tuple[Tensor, bool]:
+        """Images as one tensor to be uploaded, and whether its int16 stand for uint16.
+
+        For a GPU it lies in pinned memory. Every image is copied once.
+        """
+        stored = np.result_type(*{image.dtype.newbyteorder("=") for image in pixels})
         dtype = torch.int16 if stored in (np.int16, np.uint16) else torch.float32
-        host = torch.empty(pixels.shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+        shape = (len(pixels), *pixels[0].shape)
+        host = torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
         view = host.numpy().view(np.uint16) if stored == np.uint16 else host.numpy()
         with np.errstate(over="ignore"):  # beyond float32 is infinite, hence missing
-            np.copyto(view, pixels, casting="unsafe")
-        x = host.to(self.device, non_blocking=True)
-        # torch computes little with uint16: the same 16 bits go as int16.
-        return x.int() & 0xFFFF if stored == np.uint16 else x
+            for target, image in zip(view, pixels, strict=True):
+                np.copyto(target, image, casting="unsafe")
+        return host, bool(stored == np.uint16)
 
     def _normalised(self, pixels: Tensor, kind: Modality) -> Tensor:
         missing = (pixels == 0).all(1, keepdim=True) if kind.zero_is_missing else None
@@ -271,6 +349,11 @@ class FrozenEncoder:
 
 def _kind(given: str | Modality) -> Modality:
     return given if isinstance(given, Modality) else modalities.modality(given)
+
+
+def cuda_devices() -> int:
+    """How many CUDA devices torch sees."""
+    return torch.cuda.device_count()
 
 
 def _device(name: str) -> torch.device:

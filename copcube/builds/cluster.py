@@ -1,0 +1,151 @@
+"""Connecting to a dask cluster, or starting one on this machine."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from copcube.builds.crew import GPU, Cluster, Crew, Here
+from copcube.errors import BuildError, MissingPackageError, OptionError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger("copcube")
+
+Workers = int | Literal["auto"]
+
+
+@contextlib.contextmanager
+def crew(client: "Client | None", workers: Workers | None, *, gpus: bool) -> Iterator[Crew]:
+    """Yield who does the units: a cluster's workers, workers started here, or this process.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+        Of a running cluster, of any kind.
+    workers : int or "auto", optional
+        Worker processes to start on this machine; see `local_cluster`.
+    gpus : bool
+        Whether workers that are started take a GPU each, if there are any.
+
+    Raises
+    ------
+    OptionError
+        If both are given.
+    """
+    if client is not None and workers is not None:
+        raise OptionError("give a client of a cluster or a number of workers, not both")
+    if client is not None:
+        _show(client)
+        yield Cluster(client)
+    elif workers is not None:
+        with local_cluster(workers, gpus=gpus) as started:
+            _show(started)
+            yield Cluster(started)
+    else:
+        yield Here()
+
+
+@contextlib.contextmanager
+def connect(address: str | None = None, scheduler_file: str | None = None) -> "Iterator[Client]":
+    """Connect to a running dask scheduler.
+
+    Parameters
+    ----------
+    address : str, optional
+        Such as ``tcp://10.0.0.1:8786``.
+    scheduler_file : str, optional
+        JSON file that ``dask scheduler --scheduler-file`` wrote.
+
+    Raises
+    ------
+    BuildError
+        If no scheduler answers there.
+    """
+    _require_distributed()
+    from distributed import Client
+
+    try:
+        client = Client(address, scheduler_file=scheduler_file, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise BuildError(
+            f"{address or scheduler_file}: no dask scheduler answers there ({error}); start one "
+            "with `dask scheduler`, or let --workers start workers here"
+        ) from error
+    with client:
+        yield client
+
+
+@contextlib.contextmanager
+def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
+    """Start worker processes on this machine, each watched by a nanny that starts it again.
+
+    Parameters
+    ----------
+    workers : int or "auto"
+        How many; ``auto`` is one for each visible GPU, or else for every two processors.
+    gpus : bool
+        Whether to give each worker a GPU of its own, as the resource ``GPU``.
+
+    Raises
+    ------
+    OptionError
+        If more workers than GPUs are asked for.
+    """
+    _require_distributed()
+    import dask
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
+    devices = visible_gpus() if gpus else []
+    processors = len(os.sched_getaffinity(0))
+    number = workers if workers != "auto" else len(devices) or max(1, processors // 2)
+    if devices and number > len(devices):
+        raise OptionError(f"{number} workers for {len(devices)} GPUs; give each GPU one worker")
+    threads = max(1, processors // number)
+    spec: dict[int, Any] = {}
+    for i in range(number):
+        options: dict[str, Any] = {"nthreads": 1, "host": "127.0.0.1"}
+        options["env"] = {"OMP_NUM_THREADS": str(threads)}
+        if devices:
+            options["env"]["CUDA_VISIBLE_DEVICES"] = devices[i]
+            options["resources"] = {GPU: 1}
+        spec[i] = {"cls": Nanny, "options": options}
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": ":8787"}}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.comm.timeouts.connect": "60s"}))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Port 8787 is already in use")
+            cluster = stack.enter_context(
+                SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL)
+            )
+        yield stack.enter_context(Client(cluster, set_as_default=False))
+
+
+def visible_gpus() -> list[str]:
+    """CUDA devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name and name != "-1"]
+    from copcube.encoder.frozen import cuda_devices
+
+    return [str(i) for i in range(cuda_devices())]
+
+
+def _require_distributed() -> None:
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            "workers need the package distributed; pip install 'copcube[build]'"
+        ) from error
+
+
+def _show(client: "Client") -> None:
+    log.info(
+        "scheduler %s, dashboard %s",
+        client.scheduler.address if client.scheduler else "unknown",
+        client.dashboard_link or "none",
+    )

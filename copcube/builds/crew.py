@@ -1,0 +1,221 @@
+"""Who does the units of a build: this process, or the workers of a dask cluster.
+
+A crew is given a function and tasks, and gives back what became of each, as they finish. On
+a cluster only a window of tasks is submitted at a time, so that neither scheduler nor driver
+grow with the work, and what comes back are counts: arrays never travel.
+
+The scheduler of dask gives a task up after its worker died under it a few times, and blames
+the innocent tasks that ran beside the guilty one as well, and those whose worker came to
+its end in time. So tasks that were given up are done again, each alone on the whole
+cluster; one that is given up then twice in a row is guilty.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from copcube.builds.units import Advance, ignore
+from copcube.errors import BuildError, CopcubeError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+log = logging.getLogger("copcube")
+
+Task = TypeVar("Task")
+Outcome = dict[str, Any] | Exception
+
+GPU = "GPU"
+"""Name of the resource that workers with a GPU offer, one a process."""
+
+_TRIES_ALONE = 2
+_PATIENCE = 60.0
+_POLL = 2.0
+
+
+class KilledError(CopcubeError, RuntimeError):
+    """A unit killed every worker it was given to, the last one while it ran alone."""
+
+
+class Crew(Protocol):
+    """Whoever does the units."""
+
+    counts_units: bool
+    """Whether `run` counts what is done within units while they run."""
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function gives on the machine that embeds."""
+
+    def run(
+        self,
+        function: Callable[..., dict[str, Any]],
+        tasks: Iterable[Task],
+        *,
+        advance: Advance = ignore,
+        embeds: bool = False,
+    ) -> Iterator[tuple[Task, Outcome]]:
+        """Do units in any order; yield each task with its counts, or what it failed with."""
+
+
+class Here:
+    """Units are done in this process, one after another."""
+
+    counts_units = True
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """See `Crew`."""
+        return function(*arguments)
+
+    def run(
+        self,
+        function: Callable[..., dict[str, Any]],
+        tasks: Iterable[Task],
+        *,
+        advance: Advance = ignore,
+        embeds: bool = False,
+    ) -> Iterator[tuple[Task, Outcome]]:
+        """See `Crew`; only errors of reading are given back, all others are raised."""
+        for task in tasks:
+            try:
+                outcome: Outcome = function(task, advance)
+            except CopcubeError:
+                raise
+            except OSError as error:
+                outcome = error
+            yield task, outcome
+
+
+class Cluster:
+    """Units are done by the workers of a dask cluster, which may come and go.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected to the cluster.
+    """
+
+    counts_units = False
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+        self._workers: dict[str, Any] = {}
+        self._looked = self._lonely = -_PATIENCE
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """See `Crew`."""
+        ((_, outcome),) = self.run(_call, [(function, arguments)], embeds=True)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome["value"]
+
+    def run(
+        self,
+        function: Callable[..., dict[str, Any]],
+        tasks: Iterable[Task],
+        *,
+        advance: Advance = ignore,
+        embeds: bool = False,
+    ) -> Iterator[tuple[Task, Outcome]]:
+        """See `Crew`; tasks that embed ask for a GPU where any worker offers one."""
+        from distributed import KilledWorker
+
+        todo = iter(tasks)
+        running: dict[Future[Any], Task] = {}
+        suspects: list[Task] = []
+        try:
+            while True:
+                for task in itertools.islice(todo, max(0, self._window(embeds) - len(running))):
+                    running[self._submit(function, task, embeds)] = task
+                if not running:
+                    break
+                for future in self._finished(running):
+                    task = running.pop(future)
+                    outcome = _outcome(future)
+                    if isinstance(outcome, KilledWorker):
+                        suspects.append(task)
+                    else:
+                        yield task, outcome
+            for task in suspects:
+                for _ in range(_TRIES_ALONE):
+                    future = self._submit(function, task, embeds)
+                    running[future] = task
+                    self._finished(running)
+                    del running[future]
+                    outcome = _outcome(future)
+                    if not isinstance(outcome, KilledWorker):
+                        break
+                else:
+                    outcome = KilledError(f"it killed its worker while it ran alone: {outcome}")
+                yield task, outcome
+        finally:
+            if running and self._client.status == "running":
+                self._client.cancel(list(running), reason="the build stopped")
+
+    def _submit(self, function: Callable[..., Any], task: Any, embeds: bool) -> "Future[Any]":
+        resources = {GPU: 1} if embeds and self._slots(gpus=True) else None
+        return self._client.submit(function, task, pure=False, resources=resources)
+
+    def _window(self, embeds: bool) -> int:
+        """How many tasks to have at the scheduler: two for each that can run, and two more."""
+        return 2 + 2 * ((embeds and self._slots(gpus=True)) or self._slots())
+
+    def _slots(self, *, gpus: bool = False) -> int:
+        """How many tasks the workers run at once."""
+        if time.monotonic() - self._looked > _POLL:
+            self._workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            self._looked = time.monotonic()
+        if gpus:
+            return int(sum(w["resources"].get(GPU, 0) for w in self._workers.values()))
+        return sum(w["nthreads"] for w in self._workers.values())
+
+    def _finished(self, running: "dict[Future[Any], Any]") -> "list[Future[Any]]":
+        """Futures that are done, after waiting for the first of them.
+
+        Raises
+        ------
+        BuildError
+            If the scheduler is gone.
+        """
+        from concurrent.futures import CancelledError
+
+        from distributed import TimeoutError, wait
+
+        while True:
+            try:
+                with self._client.as_current():
+                    done = wait(list(running), timeout=_POLL, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                done = set()
+            except CancelledError:  # of which the connection lost is the one cause here
+                done = None
+            if done is None or self._client.status != "running":
+                running.clear()
+                raise BuildError(
+                    "the connection to the scheduler is lost; what was signed for is kept. Start "
+                    "the cluster again and give the same command to go on"
+                )
+            if done:
+                return sorted(done, key=list(running).index)
+            self._tell_if_lonely()
+
+    def _tell_if_lonely(self) -> None:
+        if self._slots() or time.monotonic() - self._lonely < _PATIENCE:
+            return
+        self._lonely = time.monotonic()
+        log.warning("no worker is there; waiting for one to join the cluster")
+
+
+def _call(task: tuple[Callable[..., Any], tuple[Any, ...]], advance: Advance = ignore) -> Any:
+    function, arguments = task
+    return {"value": function(*arguments)}
+
+
+def _outcome(future: "Future[Any]") -> Any:
+    """What a finished future holds: counts, or the error it ended with."""
+    if future.status == "finished":
+        return future.result()
+    if future.status == "error":
+        return future.exception()
+    return BuildError(f"a unit was {future.status} by the scheduler; give the same command again")

@@ -1,0 +1,30 @@
+"""What tests of builds share: the bytes of a folder, and what may be left in one."""
+
+import hashlib
+from pathlib import Path
+
+
+def contents(folder):
+    """Checksum of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def leftovers(build_folder):
+    """Names in the folder of a finished build that should be gone."""
+    return {p.name for p in build_folder.iterdir()} - {
+        *("plan.json", "partitions.parquet", "quarantine.parquet", "rows", "receipts", "lock")
+    }
+
+
+def assert_undisturbed(out, undisturbed):
+    """Hold cube, rows and leftovers of a build against those of one that nobody disturbed."""
+    assert contents(out) == contents(undisturbed)
+    folder, known = out.with_name("world.build"), undisturbed.with_name("world.build")
+    assert contents(folder / "rows") == contents(known / "rows")
+    assert not leftovers(folder)
+    assert [p.name for p in (folder / "receipts").iterdir()] == ["embed"]
+    assert not list(folder.rglob("*.partial"))

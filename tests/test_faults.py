@@ -1,0 +1,653 @@
+"""Whatever dies while a cluster builds, the finished cube has the same bytes.
+
+Every test ends with the bytes of an undisturbed build in one process, with nothing embedded
+twice that had a receipt, and without a leftover in the build's folder.
+"""
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import cloudpickle
+import dask
+import distributed  # noqa: F401  (its settings must be there before some are set)
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import xarray as xr
+from builds_helpers import assert_undisturbed
+from stub import StubEncoder, StubSpec
+from workers import DiesOnce, KillsAt, WorkerSpec
+
+from copcube.builds import build, connect, status
+from copcube.builds.cluster import local_cluster
+from copcube.builds.crew import Cluster, Here
+from copcube.builds.units import AssembleTask, EmbedTask, combine_unit, embed_unit, write_unit
+from copcube.cube import validate
+from copcube.encoder import EncoderSpec
+from copcube.errors import BuildError, OptionError, StorageError
+from copcube.images import open_source, sample
+from copcube.images.geotiff import GeoTiffSource
+from copcube.images.webdataset import WebDatasetSource
+
+pytestmark = [
+    pytest.mark.slow,
+    # distributed leaves a socket behind where the port of its dashboard is taken
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+TESTS = str(Path(__file__).parent)
+KEYS = ["s5p_co", "s5p_no2", "s5p_o3"]
+OPTIONS = {"modalities": KEYS, "threads": 1}
+SEED = int(os.environ.get("COPCUBE_FAULTS_SEED", "0"))
+"""Another seed, other moments of death."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Twelve shards of one cell each."""
+    folder = tmp_path_factory.mktemp("shards") / "images"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "_CELLS_PER_SHARD", 1)
+        sample.write_sample(folder, "webdataset", seed=5, cells=12)
+    assert len(open_source(folder).partitions()) == 12
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards, tmp_path_factory):
+    """A build that nobody disturbed, in this process."""
+    out = tmp_path_factory.mktemp("undisturbed") / "world.zarr"
+    build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    assert validate(out) == []
+    return out
+
+
+@pytest.fixture
+def diary(tmp_path):
+    folder = tmp_path / "diary"
+    folder.mkdir()
+    return str(folder)
+
+
+@contextmanager
+def cluster(workers=2, deaths=1):
+    """A cluster of processes here whose scheduler gives a task up after some deaths."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": deaths}),
+        local_cluster(workers, gpus=False) as client,
+    ):
+        yield client
+
+
+def embedded(out):
+    """When each partition's rows were last signed for, by its name."""
+    receipts = Path(str(out).replace(".zarr", ".build"), "receipts", "embed")
+    return {path.stem: path.stat().st_mtime_ns for path in receipts.glob("*.json")}
+
+
+@contextmanager
+def meanwhile(out, *steps):
+    """Do something each time that so many partitions are done, while the body runs."""
+    over = threading.Event()
+
+    def act():
+        for number, action in steps:
+            while len(embedded(out)) < number:
+                if over.wait(0.01):
+                    return
+            action()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+# What a cluster makes.
+
+
+def test_workers_make_the_same_bytes(shards, undisturbed, tmp_path, diary):
+    spec = WorkerSpec(diary)
+    with cluster() as client:
+        report = build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
+    assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+    assert report.finished
+    assert report.quarantined == ()
+    assert report.seconds["embedding"] >= report.seconds["encoding"] > 0
+    assert len(set(spec.noted("call"))) == 2
+    assert os.getpid() not in spec.noted("call")
+    assert sorted(spec.noted("load")) == sorted(set(spec.noted("load")))
+    assert str(status(tmp_path / "world.build")).startswith(
+        f"{tmp_path}/world.build: done, 12 of 12 partitions done"
+    )
+
+
+def test_workers_are_started_on_request(shards, undisturbed, tmp_path):
+    build(shards, tmp_path / "world.zarr", encoder=StubSpec(), workers=1, **OPTIONS)
+    assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+
+
+def test_the_encoder_is_loaded_once_by_the_threads_of_a_worker(shards, tmp_path, diary):
+    from distributed import Client, LocalCluster
+
+    spec = WorkerSpec(diary, seconds=0.01)
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=4, dashboard_address=":0", host="127.0.0.1"
+        ) as four,
+        Client(four) as client,
+    ):
+        build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
+    assert len(spec.noted("load")) == 1
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "geotiff"])
+def test_a_task_is_small(layout):
+    """Of the whole world, with the longest names there may be."""
+    root = f"/{'a' * 200}/pretrain"
+    names = tuple(f"{root}/ssl4eo_s_220k_aligned/example-{i:06d}.tar" for i in range(3211))
+    sources = {
+        "webdataset": WebDatasetSource(root, names).reader,
+        "geotiff": GeoTiffSource(root, f"{root}/fnames_union_310k.json.gz").reader,
+    }
+    spec = EncoderSpec(weights=f"/{'w' * 200}")
+    embed = EmbedTask(f"{root}/w.zarr", 64 * "0", 3000, "p" * 99, sources[layout], spec, 8, False)
+    rest = AssembleTask(f"{root}/w.zarr", 64 * "0", 64 * "1", 3210)
+    for function, task in ((embed_unit, embed), (combine_unit, rest), (write_unit, rest)):
+        assert len(cloudpickle.dumps((function, task))) < 10_000
+        assert pickle.loads(pickle.dumps(task)) == task
+
+
+def test_a_live_encoder_cannot_be_sent_to_workers(shards, tmp_path):
+    with pytest.raises(OptionError, match=r"must be a small description.*found a StubEncoder"):
+        build(shards, tmp_path / "world.zarr", encoder=StubEncoder(), workers=1)
+
+
+def test_only_workers_with_a_gpu_embed(shards, undisturbed, tmp_path, diary):
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
+    spec = WorkerSpec(diary)
+    options = {"nthreads": 1, "host": "127.0.0.1"}
+    workers = {
+        0: {"cls": Nanny, "options": {**options, "resources": {"GPU": 1}}},
+        1: {"cls": Nanny, "options": options},
+    }
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": ":0"}}
+    with SpecCluster(workers=workers, scheduler=scheduler) as two, Client(two) as client:
+        gpu = client.run(os.getpid, workers=[two.workers[0].worker_address])
+        build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
+    assert set(spec.noted("call")) == set(gpu.values())
+    assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+
+
+def test_a_worker_with_another_encoder_is_refused(shards, tmp_path):
+    out = tmp_path / "world.zarr"
+    build(shards, out, encoder=StubSpec(), partitions="0", **OPTIONS)
+    plan = tmp_path / "world.build" / "plan.json"
+    edited = json.loads(plan.read_text())
+    edited["encoder"]["encoder_device"] = "cuda"
+    task = EmbedTask(
+        str(out), "", 1, open_source(shards).partitions()[1].name,
+        open_source(shards).reader, StubSpec(), 1, False,
+    )  # fmt: skip
+    plan.write_text(json.dumps(edited))
+    from copcube.builds.plan import Plan
+
+    with pytest.raises(BuildError, match=r"encoder_device is None here and 'cuda' in the plan"):
+        embed_unit(EmbedTask(**{**vars(task), "plan": Plan(**edited).id}))
+    with pytest.raises(BuildError, match="the plan of this build was replaced"):
+        embed_unit(EmbedTask(**{**vars(task), "plan": 64 * "0"}))
+
+
+# Independent jobs.
+
+
+def test_jobs_that_share_nothing_but_the_folder(shards, undisturbed, tmp_path):
+    out = tmp_path / "world.zarr"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from stub import StubSpec\nfrom copcube.builds import build\n"
+        "report = build(sys.argv[2], sys.argv[3], encoder=StubSpec(0.002), modalities=KEYS,\n"
+        "               threads=1, partitions=sys.argv[4])\n"
+        "assert not report.finished\n"
+    ).replace("KEYS", repr(KEYS))
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", code, TESTS, str(shards), str(out), which])
+        for which in ("0-4", "5-9", "3-7")
+    ]
+    assert [job.wait(120) for job in jobs] == [0, 0, 0]
+    assert not out.exists()
+    assert len(embedded(out)) == 10
+    before = embedded(out)
+    report = build(shards, out, encoder=StubSpec(), **OPTIONS)
+    assert report.resumed == 10
+    assert {name: embedded(out)[name] for name in before} == before
+    assert_undisturbed(out, undisturbed)
+
+
+@pytest.mark.parametrize("which", ["12", "3-12", "x", "3-", "-3", "5-4", "²"])
+def test_partitions_that_are_not_there(shards, tmp_path, which):
+    with pytest.raises(OptionError, match="partitions '"):
+        build(shards, tmp_path / "w.zarr", encoder=StubEncoder(), partitions=which, **OPTIONS)
+
+
+def test_jobs_keep_out_a_driver_of_the_whole(shards, tmp_path):
+    from copcube.builds.folder import BuildFolder
+
+    with (
+        BuildFolder(tmp_path / "w.zarr").lock(shared=True),
+        pytest.raises(BuildError, match="another process is working on this build"),
+    ):
+        build(shards, tmp_path / "w.zarr", encoder=StubEncoder(), **OPTIONS)
+    with (
+        BuildFolder(tmp_path / "w.zarr").lock(),
+        pytest.raises(BuildError, match="another process is working on this build"),
+    ):
+        build(shards, tmp_path / "w.zarr", encoder=StubEncoder(), partitions="0", **OPTIONS)
+
+
+# Workers that die.
+
+
+def test_a_worker_that_dies_is_replaced(shards, undisturbed, tmp_path, diary):
+    spec = DiesOnce(diary)
+    with cluster(deaths=3) as client:
+        build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
+    assert len(spec.noted("death")) == 1
+    assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+
+
+def test_workers_killed_at_random_moments(shards, undisturbed, tmp_path, diary):
+    out = tmp_path / "world.zarr"
+    moments = random.Random(SEED)
+    with cluster(deaths=100) as client:
+        pids = list(client.run(os.getpid).values())
+        finished = threading.Event()
+        killed = []
+
+        def kill():
+            while not finished.wait(moments.uniform(0.1, 0.6)) and len(killed) < 4:
+                alive = [int(p) for p in _children(os.getpid()) if int(p) not in killed]
+                victims = [pid for pid in alive if _is_worker(pid)]
+                if victims:
+                    killed.append(moments.choice(victims))
+                    os.kill(killed[-1], signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        try:
+            spec = WorkerSpec(diary, seconds=0.02)
+            report = build(shards, out, encoder=spec, client=client, **OPTIONS)
+        finally:
+            finished.set()
+            thread.join()
+    assert killed
+    assert set(killed) & set(pids)
+    assert report.quarantined == ()
+    assert_undisturbed(out, undisturbed)
+
+
+def _children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split() + [
+        grandchild
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for grandchild in (task / "children").read_text().split()
+    ]
+
+
+def _is_worker(pid):
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("guilty", [(0,), (4, 7)])
+def test_only_the_guilty_partition_is_quarantined(shards, undisturbed, tmp_path, diary, guilty):
+    out = tmp_path / "world.zarr"
+    images = []
+    source = open_source(shards)
+    from copcube.images import Selection
+
+    for partition in source.partitions():
+        jobs = filter(callable, source.jobs(partition, Selection.of(["s5p_co"])))
+        first = next(jobs)()[0]
+        images.append((partition.name, (first.lon, first.lat)))
+    spec = KillsAt(diary, places=tuple(images[i][1] for i in guilty))
+    names = tuple(images[i][0] for i in guilty)
+    with cluster() as client:
+        report = build(shards, out, encoder=spec, client=client, **OPTIONS)
+        assert report.quarantined == names
+        assert len(spec.noted("death")) >= 2 * len(guilty)
+        listed = pq.read_table(tmp_path / "world.build" / "quarantine.parquet").to_pylist()
+        assert {row["partition"] for row in listed if row["kind"] == "killer"} == set(names)
+        assert validate(out) == []
+        assert int((xr.open_zarr(out).n_images > 0).sum()) == 12 - len(guilty)
+        assert xr.open_zarr(out).attrs["partitions_quarantined"] == len(guilty)
+        assert f"quarantined: {names[0]}: it killed its worker while it ran alone" in str(
+            status(out)
+        )
+        deaths = len(spec.noted("death"))
+        assert build(shards, out, encoder=spec, client=client, **OPTIONS).quarantined == names
+        assert len(spec.noted("death")) == deaths
+    before = embedded(out)
+    report = build(shards, out, encoder=StubSpec(), retry_quarantined=True, **OPTIONS)
+    assert report.quarantined == ()
+    after = embedded(out)
+    assert {name for name in before if before[name] != after[name]} == set(names)
+    assert_undisturbed(out, undisturbed)
+
+
+def test_strict_builds_fail_where_a_partition_kills(shards, tmp_path, diary):
+    spec = DiesOnce(diary, times=10**6)
+    with (
+        cluster(workers=1, deaths=0) as client,
+        pytest.raises(BuildError, match="killed its worker while it ran alone"),
+    ):
+        build(
+            shards, tmp_path / "w.zarr", encoder=spec, client=client, strict=True,
+            partitions="0", **OPTIONS,
+        )  # fmt: skip
+
+
+def test_workers_join_and_leave(shards, undisturbed, tmp_path, diary):
+    out = tmp_path / "world.zarr"
+    with cluster(workers=1) as client:
+        first = client.cluster.workers[0].worker_address
+        spec = WorkerSpec(diary, seconds=0.1)
+        with meanwhile(
+            out,
+            (1, lambda: client.cluster.scale(3)),
+            (4, lambda: client.retire_workers([first])),
+        ):
+            build(shards, out, encoder=spec, client=client, **OPTIONS)
+    assert len(set(spec.noted("load"))) > 1
+    assert_undisturbed(out, undisturbed)
+
+
+def test_workers_with_a_lifetime(shards, undisturbed, tmp_path, diary):
+    from distributed import Client, LocalCluster
+
+    spec = WorkerSpec(diary, seconds=0.05)
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1",
+            lifetime="4 seconds", lifetime_stagger="1 second", lifetime_restart=True,
+        ) as mortal,
+        Client(mortal) as client,
+    ):  # fmt: skip
+        build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
+    assert len(set(spec.noted("load"))) > 2
+    assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+
+
+# Drivers and schedulers that die.
+
+DRIVER = """
+import sys; sys.path.insert(0, sys.argv[1])
+if __name__ == "__main__":
+    from stub import StubSpec
+    from copcube.builds import build
+    build(sys.argv[2], sys.argv[3], encoder=StubSpec(0.01), modalities=KEYS, threads=1, workers=2)
+""".replace("KEYS", repr(KEYS))
+
+
+def test_a_driver_killed_with_its_workers_still_running(shards, undisturbed, tmp_path):
+    """Some of its workers' tasks end after the next driver has begun."""
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    out = tmp_path / "world.zarr"
+    moments = random.Random(SEED)
+    known: dict[str, int] = {}
+    for _ in range(3):
+        driver = subprocess.Popen([sys.executable, script, TESTS, shards, out])
+        wanted = len(embedded(out)) + moments.randint(1, 3)
+        while len(embedded(out)) < min(wanted, 12) and driver.poll() is None:
+            time.sleep(0.01)
+        driver.kill()
+        driver.wait()
+        assert not out.exists()
+        assert {name: embedded(out)[name] for name in known} == known
+        known = embedded(out)
+    assert known
+    build(shards, out, encoder=StubSpec(), **OPTIONS)
+    _without_stragglers()
+    build(shards, out, encoder=StubSpec(), **OPTIONS)
+    assert_undisturbed(out, undisturbed)
+
+
+def _without_stragglers():
+    """Wait until no worker of a killed driver is left."""
+    deadline = time.monotonic() + 60
+    mine = set(_children(os.getpid()))
+    while time.monotonic() < deadline:
+        orphans = [
+            p.name
+            for p in Path("/proc").iterdir()
+            if p.name.isdecimal() and p.name not in mine and _is_orphan(int(p.name))
+        ]
+        if not orphans:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"workers {orphans} outlived their driver")
+
+
+def _is_orphan(pid):
+    try:
+        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        return parent == "1" and _is_worker(pid)
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def lone_scheduler(tmp_path):
+    """A scheduler and a worker in processes of their own, by a scheduler file."""
+    file = tmp_path / "scheduler.json"
+    environment = os.environ | {"PYTHONPATH": TESTS}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    run = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    scheduler = subprocess.Popen(
+        [*run, "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file],
+        **quiet,
+    )
+    run = [sys.executable, "-m", "distributed.cli.dask_worker"]
+    worker = subprocess.Popen(
+        [*run, "--scheduler-file", file, "--nthreads", "1", "--no-dashboard", "--no-nanny",
+         "--host", "127.0.0.1", "--local-directory", tmp_path],
+        **quiet,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    yield scheduler, file
+    for process in (worker, scheduler):
+        process.kill()
+        process.wait()
+
+
+def test_a_scheduler_that_is_stopped(shards, undisturbed, tmp_path, lone_scheduler, diary):
+    scheduler, file = lone_scheduler
+    out = tmp_path / "world.zarr"
+    with (
+        meanwhile(out, (3, scheduler.kill)),
+        dask.config.set({"distributed.comm.timeouts.connect": "3s"}),
+        connect(scheduler_file=str(file)) as client,
+        pytest.raises(BuildError, match=r"connection to the scheduler is lost.*same command"),
+    ):
+        build(shards, out, encoder=WorkerSpec(diary, seconds=0.05), client=client, **OPTIONS)
+    before = embedded(out)
+    assert len(before) >= 3
+    report = build(shards, out, encoder=StubSpec(), **OPTIONS)
+    assert report.resumed >= 3
+    assert_undisturbed(out, undisturbed)
+
+
+def test_no_scheduler_answers(tmp_path):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(BuildError, match="no dask scheduler answers there"),
+        connect("tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+# Disks and networks that fail.
+
+
+def _fill_disk(full):
+    """Make a process's disk full as long as a file is there."""
+    import errno
+    import os
+
+    fsync = os.fsync
+
+    def failing(descriptor):
+        if os.path.exists(full):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    os.fsync = failing
+
+
+def test_a_full_disk_under_the_workers(shards, undisturbed, tmp_path, diary):
+    out, full = tmp_path / "world.zarr", tmp_path / "full"
+    spec = WorkerSpec(diary, seconds=0.02)
+    with cluster() as client:
+        client.run(_fill_disk, str(full))
+        with (
+            meanwhile(out, (3, full.touch)),
+            pytest.raises(StorageError, match="the disk is full; free some space"),
+        ):
+            build(shards, out, encoder=spec, client=client, **OPTIONS)
+        full.unlink()
+        before = embedded(out)
+        build(shards, out, encoder=spec, client=client, **OPTIONS)
+    assert {name: embedded(out)[name] for name in before} == before
+    assert_undisturbed(out, undisturbed)
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_a_read_error_that_goes_away(shards, undisturbed, tmp_path, monkeypatch, times):
+    """Twice: the member is read again. Four times: the partition is tried again."""
+    from copcube.images.tar import Member
+
+    monkeypatch.setattr("copcube.embedding.PAUSES", (0.0, 0.0))
+    read, failures = Member.read, []
+
+    def flaky(self, archive):
+        if "s5p_no2" in self.name and len(failures) < times:
+            failures.append(self.name)
+            raise OSError(5, "Input/output error")
+        return read(self, archive)
+
+    monkeypatch.setattr(Member, "read", flaky)
+    build(shards, tmp_path / "world.zarr", encoder=StubEncoder(), **OPTIONS)
+    assert len(failures) == times
+    assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+
+
+def test_a_read_error_that_stays(shards, undisturbed, tmp_path, monkeypatch):
+    from copcube.images.tar import Member
+
+    out = tmp_path / "world.zarr"
+    name = open_source(shards).partitions()[5].name
+    monkeypatch.setattr("copcube.embedding.PAUSES", (0.0, 0.0))
+    read = Member.read
+    with tarfile.open(Path(shards, open_source(shards).partitions()[5].paths[0])) as archive:
+        cell = archive.getnames()[0].partition(".")[0]
+
+    def failing(self, archive):
+        if self.name.startswith(cell):
+            raise OSError(5, "Input/output error")
+        return read(self, archive)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Member, "read", failing)
+        with pytest.raises(BuildError, match=rf"1 units .*\n  {name}: OSError: .*Input/output"):
+            build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    assert len(embedded(out)) == 11
+    text = str(status(tmp_path / "world.build"))
+    assert "embedding, 11 of 12 partitions done" in text
+    assert f"failed: {name}: OSError: [Errno 5] Input/output error (tried 3 times)" in text
+    build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    assert_undisturbed(out, undisturbed)
+
+
+def test_a_stage_in_which_everything_fails_is_given_up_early(shards, tmp_path, diary):
+    class Failing(WorkerSpec):
+        def misbehave(self, metadata):
+            super().misbehave(metadata)
+            raise RuntimeError("no such kernel image")
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        with (
+            cluster(workers=1) as client,
+            pytest.raises(BuildError, match=r"10 units .* failed:(.|\n)*no such kernel image"),
+        ):
+            build(shards, tmp_path / "w.zarr", encoder=Failing(diary), client=client, **OPTIONS)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+# Orders and clocks.
+
+
+class Shuffled(Here):
+    """Does units in any order, and some of them twice."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+
+    def run(self, function, tasks, *, advance=lambda units: None, embeds=False):
+        tasks = list(tasks)
+        self.random.shuffle(tasks)
+        for task in tasks:
+            for _ in range(self.random.randint(0, 1)):
+                function(task, lambda units: None)
+            yield from super().run(function, [task], advance=advance, embeds=embeds)
+
+
+def test_orders_and_clocks_do_not_matter(shards, undisturbed, tmp_path, monkeypatch):
+    clock = random.Random(SEED)
+    monkeypatch.setattr(time, "time", lambda: clock.uniform(0, 4e9))
+    monkeypatch.setattr("copcube.builds.cluster.Here", lambda: Shuffled(SEED))
+    out = tmp_path / "world.zarr"
+    build(shards, out, encoder=StubEncoder(), partitions="4-9", **OPTIONS)
+    for path in (tmp_path / "world.build").rglob("*.json"):
+        os.utime(path, (0, clock.randint(0, 2**31)))
+    build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    assert_undisturbed(out, undisturbed)
+
+
+def test_the_window_is_bounded():
+    """Of a million tasks the scheduler knows a handful at a time."""
+    with cluster(workers=2) as client:
+        seen = []
+
+        for task, outcome in Cluster(client).run(_echo, iter(range(300))):
+            assert outcome == {"value": task}
+            seen.append(client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+        assert len(seen) == 300
+        assert max(seen) <= 8
+        assert np.mean(seen) >= 1
+
+
+def _echo(task, advance=None):
+    return {"value": task}

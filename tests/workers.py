@@ -1,0 +1,77 @@
+"""Encoders that do things to the workers they run on; their vectors are the stub's."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stub import StubEncoder
+
+
+class Misbehaving(StubEncoder):
+    """A stub that first asks its spec what to do."""
+
+    def __init__(self, spec: "WorkerSpec") -> None:
+        super().__init__(spec.seconds)
+        self.spec = spec
+
+    def __call__(self, modality, pixels, metadata):
+        self.spec.misbehave(metadata)
+        return super().__call__(modality, pixels, metadata)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """An encoder that behaves well and keeps a diary.
+
+    Parameters
+    ----------
+    diary : str
+        Folder where every load and every call leaves a file.
+    seconds : float
+        How long an image takes.
+    """
+
+    diary: str
+    seconds: float = 0.0
+
+    def load(self) -> Misbehaving:
+        self.note("load")
+        return Misbehaving(self)
+
+    def note(self, what: str) -> None:
+        Path(self.diary, f"{what}-{os.getpid()}-{time.monotonic_ns()}").touch()
+
+    def noted(self, what: str) -> list[int]:
+        """Processes of the entries of a kind."""
+        return [int(p.name.split("-")[1]) for p in Path(self.diary).glob(f"{what}-*")]
+
+    def misbehave(self, metadata) -> None:
+        self.note("call")
+
+
+@dataclass(frozen=True)
+class DiesOnce(WorkerSpec):
+    """Kills its worker the first few times that anything is embedded."""
+
+    times: int = 1
+
+    def misbehave(self, metadata) -> None:
+        self.note("call")
+        if len(self.noted("death")) < self.times:
+            self.note("death")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class KillsAt(WorkerSpec):
+    """Kills its worker at every image of one place, given as longitude and latitude."""
+
+    places: tuple[tuple[float, float], ...] = field(default=())
+
+    def misbehave(self, metadata) -> None:
+        self.note("call")
+        if {tuple(row[:2]) for row in metadata.tolist()} & set(self.places):
+            self.note("death")
+            os.kill(os.getpid(), signal.SIGKILL)
