@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench soak
 .DEFAULT_GOAL := demo
 
 # Images to a cube, on a fresh machine.
@@ -15,6 +15,13 @@ lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Ten rounds of builds whose workers, drivers, disks and networks die at ever other moments.
+soak: .venv/installed
+	for seed in 1 2 3 4 5 6 7 8 9 10; do \
+	  COPCUBE_FAULTS_SEED=$$seed $(BIN)/pytest tests/test_faults.py tests/test_builds.py \
+	    tests/test_remote_builds.py || exit 1; \
+	done
 
 # Side-by-side measurements; see benchmarks/README.md.
 bench: .venv/installed

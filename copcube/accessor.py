@@ -156,9 +156,9 @@ def _dataset(obj: "xr.Dataset | xr.DataArray") -> "xr.Dataset":
     """Wrap a bare ``embedding`` or ``pc`` in a dataset; a dataset is taken as it is."""
     import xarray as xr
 
-    if isinstance(obj, xr.Dataset):
-        return obj
-    return obj.to_dataset(name="pc" if "component" in obj.dims else "embedding")
+    if isinstance(obj, xr.DataArray):
+        return obj.to_dataset(name="pc" if "component" in obj.dims else "embedding")
+    return obj
 
 
 def register() -> None:

@@ -1,7 +1,8 @@
 """A dataset at a glance: what it covers, what made it, and a small map, as text and HTML.
 
-The vectors of a cube are never read: counts of images, or else the spread, say where they
-are. The map is a palette PNG, written here so that it needs no plotting package.
+Vectors are never read from a file or computed: counts of images, or else the spread, say where
+they are, or a few values of each vector where they lie in memory. The map is a palette PNG,
+written here so that it needs no plotting package.
 """
 
 import struct
@@ -76,7 +77,7 @@ class Card:
 
 
 def card(ds: "xr.Dataset") -> Card:
-    """Sum up a cube or a reduction without reading its vectors.
+    """Sum up a cube or a reduction without reading its vectors, if they are not in memory.
 
     Parameters
     ----------
@@ -115,10 +116,15 @@ def _known(
     *lead, lat, lon, along = map(str, data.dims)
     mask = counted(ds)
     values: xr.DataArray
-    if data.name == "pc" and data.chunks is None:
-        values = data.isel({dim: 0 for dim in lead} | {along: slice(3)})
+    at_hand = data.chunks is None if data.name == "pc" else mask is None and data._in_memory
+    if at_hand:
+        some = data.isel({along: slice(3)})
+        if mask is None:
+            mask = some.isel({along: 0}, drop=True).notnull()
+        if data.name == "embedding":  # of zeros is missing, as in published maps
+            mask &= (some != 0).any(along)
+        values = some.where(mask).isel({dim: 0 for dim in lead})
         values = values if values.shape[-1] == 3 else values.isel({along: 0})
-        mask = data.isel({along: 0}, drop=True).notnull() if mask is None else mask
     elif mask is not None:
         values = ds["n_images"].sum(lead)
         values = values.where(values > 0)
@@ -141,7 +147,7 @@ def _lines(
     for dim in data.dims[:-3]:
         yield str(dim), ", ".join(_groups(ds, str(dim)))
     if mask is None:
-        yield "coverage", "not known without computing the vectors"
+        yield "coverage", "not known without reading all vectors, as .copembed.coverage does"
     else:
         cells = int(mask.any(mask.dims[:-2]).sum())
         try:

@@ -7,6 +7,7 @@ ERA5's invariant fields from what people have.
 """
 
 import logging
+import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from copcube import __version__, grid
 from copcube.conservative import Overlaps
 from copcube.errors import CubeError, OptionError
 from copcube.latlon import Integers, LatLon, lattice_index
-from copcube.mask import counted, filled, spatial_dims, vectors
+from copcube.mask import counted, filled, refuse_zeros, require_dataset, spatial_dims, vectors
 from copcube.statics import open_static, squeezed
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ def merge(
     Raises
     ------
     CubeError
-        If `fields` is no cube or reduction, the two have no place in common, a name is in
-        both, or a field of whole numbers other than counts would have to be averaged.
+        If `fields` is no cube or reduction or has zeros for what is missing, `era5` is no
+        dataset, the two have no place in common, a name is in both, or a field of whole
+        numbers other than counts would have to be averaged.
     GridError
         If `era5` is on a finer, Gaussian, curvilinear or irregular grid, or `fields` is not
         on the lattice.
@@ -91,10 +93,14 @@ def merge(
     """
     import xarray as xr
 
-    if fill is not None and (isinstance(fill, bool) or not isinstance(fill, int | float)):
+    if fill is not None and (
+        isinstance(fill, bool) or not isinstance(fill, int | float | np.number)
+    ):
         raise OptionError(f"fill={fill!r}; expected a number, or None for NaN")
-    fields = fields.set_coords([name for name in _CRS if name in fields])
+    require_dataset(era5, "the ERA5 fields")
     field = vectors(fields)
+    fields = fields.set_coords([name for name in _CRS if name in fields])
+    fields = fields.assign({field.name: _believed(fields)})
     _refuse_merged(era5, field.name)
     target = LatLon.of(era5)
     lat, lon = spatial_dims(fields)
@@ -121,6 +127,36 @@ def merge(
     told = f"copcube {__version__} merge: {_names(new)} {how} on a {target}{filling}"
     result.attrs = _attributes(era5.attrs, fields.attrs, told)
     return result
+
+
+def _believed(fields: "xr.Dataset") -> "xr.DataArray":
+    """Vectors, NaN where counts say that they are missing; without counts, none may be zeros.
+
+    Whether there are such is found out when they are computed, if they are lazy.
+    """
+    import xarray as xr
+
+    field, counts = vectors(fields), counted(fields)
+    asis = fields[field.name]
+    if counts is not None:
+        believed = field.where(counts)
+    elif field.name == "embedding":
+        along = [field.dims[-1]]
+        believed = xr.apply_ufunc(
+            refuse_zeros,
+            field,
+            input_core_dims=[along],
+            output_core_dims=[along],
+            dask="parallelized",
+            output_dtypes=[field.dtype],
+            dask_gufunc_kwargs={"allow_rechunk": True},
+            keep_attrs=True,
+        )
+    else:
+        return asis
+    believed = believed.transpose(*asis.dims)
+    believed.encoding = asis.encoding
+    return believed
 
 
 def _present(fields: "xr.Dataset") -> "xr.DataArray":
@@ -156,7 +192,10 @@ def _by_index(maps: "xr.Dataset", cells: tuple[Integers, Integers], target: LatL
         name: v.dtype.type(0) for name, v in maps.items() if name == MASK or _counts(name, v)
     }
     maps = maps.assign_coords({_ROW: cells[0], _COL: cells[1]})
-    maps = maps.reindex({_ROW: rows, _COL: cols}, fill_value=nothing).drop_vars([_ROW, _COL])
+    with warnings.catch_warnings():  # of dask, about the mask of rows and columns, which is small
+        warnings.filterwarnings("ignore", message="Increasing number of chunks")
+        maps = maps.reindex({_ROW: rows, _COL: cols}, fill_value=nothing)
+    maps = maps.drop_vars([_ROW, _COL])
     maps = maps.map(lambda v: v.transpose(*_order(v.dims, target)))
     return maps.rename({_ROW: target.lat, _COL: target.lon})
 
@@ -292,8 +331,8 @@ def _refuse_clashes(era5: "xr.Dataset", new: Mapping[Hashable, "xr.Variable"]) -
 def _clash(names: Iterable[Hashable]) -> CubeError:
     first = str(next(iter(names)))
     return CubeError(
-        f"fields and era5 both have {_names(names)}, and not the same; rename those of era5, "
-        f"such as era5.rename({{{first!r}: 'era5_{first}'}})"
+        f"fields and era5 both have {_names(names)}; rename those of one of them, such as "
+        f"era5.rename({{{first!r}: 'era5_{first}'}}), or drop them"
     )
 
 

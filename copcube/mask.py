@@ -88,8 +88,9 @@ def vectors(cube: "xr.Dataset") -> "xr.DataArray":
     Raises
     ------
     CubeError
-        If the dataset has no such variable, or it has not such dimensions.
+        If it is no dataset, has no such variable, or that has not such dimensions.
     """
+    require_dataset(cube, "an embedding cube or its reduction")
     name = next((name for name in _VECTORS if name in cube), None)
     if name is None:
         raise CubeError(
@@ -106,6 +107,23 @@ def vectors(cube: "xr.Dataset") -> "xr.DataArray":
         )
     lead = [dim for dim in others if dim != along]
     return cube[name].transpose(*lead, lat, lon, along)
+
+
+def require_dataset(ds: object, what: str) -> None:
+    """Check that something is a dataset, and not a path or a single array.
+
+    Raises
+    ------
+    CubeError
+        If it is not.
+    """
+    import xarray as xr
+
+    if not isinstance(ds, xr.Dataset):
+        raise CubeError(
+            f"expected {what} as an xarray.Dataset, found {type(ds).__name__}; open a file with "
+            "xarray.open_zarr or xarray.open_dataset, make one of an array with .to_dataset()"
+        )
 
 
 def filled(cube: "xr.Dataset") -> "xr.DataArray":
@@ -156,14 +174,27 @@ def present(values: NDArray[Any], *, zeros_allowed: bool = False) -> NDArray[np.
     CubeError
         If zeros are not allowed and a vector is all zeros.
     """
+    if not zeros_allowed:
+        refuse_zeros(values)
     finite: NDArray[np.bool_] = np.isfinite(values).all(axis=-1)
-    if not zeros_allowed and (zeros := ~values.any(axis=-1)).any():
+    return finite
+
+
+def refuse_zeros(values: NDArray[Any]) -> NDArray[Any]:
+    """Return vectors, along the last axis, as they are, if none of them is all zeros.
+
+    Raises
+    ------
+    CubeError
+        If one is.
+    """
+    if (zeros := ~values.any(axis=-1)).any():
         raise CubeError(
             f"{int(zeros.sum())} cells hold vectors of zeros and the cube has no n_images to "
             "tell whether they are missing; published maps mean that by zeros: open them with "
             "engine='copembed', or set them to NaN"
         )
-    return finite
+    return values
 
 
 def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.blas import one_thread
 from copcube.errors import CubeError, OptionError
-from copcube.mask import counted, present, spatial_dims, vectors
+from copcube.mask import counted, present, require_dataset, spatial_dims, vectors
 from copcube.moments import Axes, Batch, Floats, Moments
 
 if TYPE_CHECKING:
@@ -171,18 +171,22 @@ def project(cube: "xr.Dataset", basis: "xr.Dataset") -> "xr.Dataset":
     -------
     xarray.Dataset
         ``pc`` (…, lat, lon, component) float32 on the cube's coordinates, NaN where a vector
-        is missing, with the basis. Lazy if the cube is dask-backed, in blocks of 45 × 45
-        cells whatever the cube's chunks, so that these do not change a bit.
+        is missing or its cell counts no images, with the basis. Lazy if the cube is
+        dask-backed, in blocks of 45 × 45 cells whatever the cube's chunks, so that these do
+        not change a bit.
 
     Raises
     ------
     CubeError
-        If the dataset is no cube, its vectors have another length than the basis, or come
-        from another encoder.
+        If one is no dataset, the first no cube, or its vectors have another length than the
+        basis or come from another encoder.
     OptionError
         If `basis` is none.
     """
+    import xarray as xr
+
     field = _embedding(cube)
+    counts = counted(cube)
     components, deviations = _components(basis)
     if field.shape[-1] != basis.sizes["dim"]:
         raise CubeError(
@@ -201,9 +205,11 @@ def project(cube: "xr.Dataset", basis: "xr.Dataset") -> "xr.Dataset":
         before=basis["mean"].values.astype(np.float64),
         matrix=np.ascontiguousarray(components.T) / deviations,
         after=np.zeros(len(components)),
-        zeros_allowed=counted(cube) is not None,
+        zeros_allowed=counts is not None,
     )
     pc = _map(field, rotate, "component", len(components))
+    if counts is not None:
+        pc = pc.where(xr.DataArray(counts.variable))
     pc.attrs = {"units": "1", "long_name": "principal components of the embedding"}
     attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
     return _on_grid("pc", pc, cube, basis[list(_BASIS)], {**_provenance(cube), **attrs})
@@ -364,6 +370,7 @@ def _aligned(field: "xr.DataArray", weights: "xr.DataArray") -> Floats:
 
 def _components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
     """Components, (component, dim), and what projections on them are divided by."""
+    require_dataset(basis, "the basis of a reduction")
     missing = [name for name in _BASIS if name not in basis]
     missing += [name for name in ("reduction_whiten",) if name not in basis.attrs]
     if missing:

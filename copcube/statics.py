@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copcube.errors import CubeError, MissingPackageError, SourceError
+from copcube.errors import CubeError, MissingFileError, MissingPackageError, SourceError
 from copcube.latlon import LatLon
 
 if TYPE_CHECKING:
@@ -120,10 +120,10 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
     ------
     CubeError
         If there is no invariant field, or two claim to be the same one.
-    FileNotFoundError
-        If there is no such file.
     GridError
         If the fields are on a grid that `merge` cannot use.
+    MissingFileError
+        If there is no such file.
     MissingPackageError
         If reading needs a package that is not installed.
     SourceError
@@ -246,7 +246,7 @@ def _open(path: str) -> Iterator["xr.Dataset"]:
         yield _open_address(path)
         return
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such file; expected NetCDF, GRIB or a Zarr store")
+        raise MissingFileError(f"{path}: no such file; expected NetCDF, GRIB or a Zarr store")
     if Path(path).is_dir():
         yield _open_zarr(path)
         return
@@ -266,6 +266,8 @@ def _open(path: str) -> Iterator["xr.Dataset"]:
 
 
 def _open_grib(path: str) -> list["xr.Dataset"]:
+    import pyproj  # noqa: F401  (after ecCodes, which brings a PROJ of its own, it would crash)
+
     try:
         open_variables = import_module("cfgrib.xarray_store").open_variable_datasets
     except (ImportError, RuntimeError) as error:  # RuntimeError: without the ecCodes library
@@ -296,7 +298,9 @@ def _open_address(url: str) -> "xr.Dataset":
         ) from error
 
 
-_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"} | dict.fromkeys(
+    ("http", "https"), "aiohttp requests"
+)
 
 
 def _open_zarr(path: str, options: dict[str, Any] | None = None) -> "xr.Dataset":

@@ -101,10 +101,29 @@ def test_without_counts_the_spread_tells_and_else_nothing_does():
     groups = spread.expand_dims(season=3).transpose("season", ...)
     assert card(groups).lines[2:] == card(spread).lines[1:]
     unknown = card(ds.drop_vars("n_images"))
-    assert dict(unknown.lines)["coverage"] == "not known without computing the vectors"
+    assert dict(unknown.lines)["coverage"].startswith("not known without reading all vectors")
     assert unknown.raster is None
     assert "<img" not in unknown.html()
     assert len(unknown.text().splitlines()) == 1 + len(unknown.lines)
+
+
+@pytest.mark.parametrize("missing", [np.nan, 0])
+def test_vectors_in_memory_tell_where_they_are(missing):
+    mask = earth()
+    vectors = np.random.default_rng(0).normal(size=(721, 1440, 4)).astype("f4")
+    vectors[~mask] = missing
+    vectors[mask, 1] = 0
+    ds = xr.Dataset({"embedding": (("lat", "lon", "dim"), vectors)}, {"lat": LAT, "lon": LON})
+    told = card(ds)
+    assert dict(told.lines)["coverage"] == lines(counts(mask))["coverage"]
+    vectors[~mask] = np.nan
+    assert np.array_equal(told.raster, np.roll(vectors[..., :3], 720, axis=1), equal_nan=True)
+    assert np.array_equal(ds.embedding.values[mask], vectors[mask])
+    assert card(ds.isel(dim=[0])).raster.ndim == 2
+    groups = ds.expand_dims(season=2).copy(deep=True)
+    groups.embedding[0, 0] = np.nan
+    assert dict(card(groups).lines)["coverage"] == dict(told.lines)["coverage"]
+    assert np.isnan(card(groups).raster[0]).all()
 
 
 def test_a_reduction_shows_three_components():

@@ -135,6 +135,8 @@ def test_other_options_are_refused_and_overwrite_helps(images, world, stubbed, c
         (["reduce", "{images}", "f.zarr"], "expected an embedding cube"),
         (["compare", "{images}"], "takes two cubes"),
         (["convert", "nowhere.npz", "w.zarr"], "nowhere.npz"),
+        (["merge", "nowhere.nc", "e.nc", "b.nc"], "nowhere.nc: no such file"),
+        (["reduce", "{images}", "f.tif"], "f.tif: expected .zarr or .nc"),
     ],
 )
 def test_errors_are_one_message_and_code_1(
@@ -173,6 +175,26 @@ def test_reduce_merge_export(world, statics, tmp_path, capsys):
     np.testing.assert_array_equal(again.pc, one.pc)
 
 
+def test_era5_fields_that_are_not_there(world, tmp_path, capsys):
+    assert main(["merge", str(world), "nowhere.grib", str(tmp_path / "both.nc")]) == 1
+    assert "copcube: nowhere.grib: no such file; expected NetCDF, GRIB" in capsys.readouterr().err
+
+
+def test_what_users_saved_themselves_is_opened(world, statics, tmp_path, capsys):
+    part = xr.open_zarr(world).isel(lat=slice(720)).rename(lat="latitude", lon="longitude")
+    part = part[["embedding"]].drop_encoding()
+    for zarr_format in (2, 3):
+        mine = str(tmp_path / f"mine{zarr_format}.zarr")
+        part.to_zarr(mine, zarr_format=zarr_format, consolidated=False)
+        assert main(["reduce", mine, str(tmp_path / f"f{zarr_format}.zarr"), "--k", "1"]) == 0
+        assert main(["merge", mine, str(statics), str(tmp_path / f"m{zarr_format}.zarr")]) == 0
+        assert main(["compare", str(tmp_path / f"m{zarr_format}.zarr"), str(world)]) == 0
+        assert "identical            100.00%" in capsys.readouterr().out
+    assert main(["export", str(world), str(tmp_path / "fields.tif")]) == 0
+    assert main(["compare", str(tmp_path / "fields.tif"), mine]) == 0
+    assert "identical            100.00%" in capsys.readouterr().out
+
+
 def test_convert_and_compare(world, tmp_path, capsys):
     assert main(["export", str(world), str(tmp_path / "map.npz")]) == 0
     assert main(["convert", str(tmp_path / "map.npz"), str(tmp_path / "again.zarr")]) == 0
@@ -185,12 +207,31 @@ def test_convert_and_compare(world, tmp_path, capsys):
     assert "modalities alike" in said
 
 
-def test_outputs_are_not_overwritten_unasked(world, tmp_path, capsys):
+def test_outputs_are_not_overwritten_unasked(world, statics, tmp_path, capsys):
     reduce = ["reduce", str(world), str(tmp_path / "fields.zarr"), "--k", "1"]
     assert main(reduce) == 0
     assert main(reduce) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert main([*reduce, "--overwrite"]) == 0
+    others = {
+        "both.nc": ["merge", str(tmp_path / "fields.zarr"), str(statics)],
+        "both.zarr": ["merge", str(tmp_path / "fields.zarr"), str(statics)],
+        "map.npz": ["export", str(world)],
+        "again.zarr": ["convert", str(tmp_path / "map.npz")],
+    }
+    for name, command in others.items():
+        out = tmp_path / name
+        assert main([*command, str(out)]) == 0
+        before = (inode := out.stat()).st_ino, inode.st_mtime_ns
+        assert main([*command, str(out)]) == 1
+        assert f"{out} exists already" in capsys.readouterr().err
+        assert (out.stat().st_ino, out.stat().st_mtime_ns) == before
+        assert main([*command, str(out), "--overwrite"]) == 0
+        assert out.stat().st_ino != before[0]
+    assert main(["reduce", "no.zarr", str(tmp_path / "fields.zarr")]) == 1  # before any work
+    assert "exists already" in capsys.readouterr().err
+    assert main(["merge", "no.zarr", "no.nc", str(tmp_path / "both.nc")]) == 1
+    assert "exists already" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 

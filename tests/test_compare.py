@@ -249,6 +249,8 @@ def test_what_cannot_be_compared_is_refused():
         compare(a.assign_coords(lon=LON + 0.05), a)
     with pytest.raises(CubeError, match="no cell of the lattice in common"):
         compare(a, a.assign_coords(lat=LAT - 90))
+    with pytest.raises(CubeError, match="found ndarray; open a file with"):
+        compare(a, a.embedding.values)
     with pytest.raises(CubeError, match="embedding"):
         compare(a, a.drop_vars(["embedding", "n_images"]).assign(z=("lat", LAT)))
 

@@ -4,7 +4,11 @@ import io
 import os
 import pickle
 import re
+import subprocess
+import sys
+import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from hypothesis import strategies as st
 from copcube import era5, grid, pca
 from copcube.cube import schema
 from copcube.errors import CubeError, RowsError
-from copcube.interchange import to_npz
+from copcube.interchange import geotiff, to_npz
 from copcube.interchange.engine import CopembedBackend
 from copcube.interchange.sources import Mapped
 
@@ -198,6 +202,62 @@ def test_chunks_of_a_geotiff_are_its_tiles(files, form):
     ds = opened(files[form], chunks={})
     expected = (48, 256, 256, 160, 256, 256, 208) if form == "tif" else (1440,)
     assert ds.embedding.chunks[1] == expected
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Places of the tiles of GeoTIFFs that are decoded."""
+    found = []
+    window = geotiff._window
+    monkeypatch.setattr(geotiff, "_window", lambda *a: (found.append(a[1:3]), window(*a))[1])
+    return found
+
+
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_every_tile_of_a_geotiff_is_decoded_once(files, decoded, chunks):
+    ds = opened(files["tif"], chunks=chunks)
+    ds.embedding.sel(lat=48.25, lon=11.5).load()
+    assert decoded == [(0, 512)]
+    fields = pca.reduce(ds, k=2).compute()
+    assert sorted(decoded) == [(y, x) for y in range(0, 721, 256) for x in range(0, 1440, 256)]
+    expected = pca.reduce(opened(files["stored"]), k=2)
+    assert fields.pc.values.tobytes() == expected.pc.values.tobytes()
+
+
+def test_threads_share_what_a_geotiff_held(files, truth, decoded):
+    ds = opened(files["tif"])
+    rows = [slice(start, start + 90) for start in range(0, 721, 30)]
+    with ThreadPoolExecutor(8) as pool:
+        for row, values in zip(rows, pool.map(lambda r: ds.embedding[r].values, rows), strict=True):
+            assert np.array_equal(values, truth[row], equal_nan=True)
+    assert len(decoded) == len(set(decoded)) == 18
+
+
+FORKED = """
+import os, sys
+import numpy as np, xarray as xr
+from copcube.interchange.engine import CopembedBackend
+path, truth = sys.argv[1], np.load(sys.argv[2])
+ds = xr.open_dataset(path, engine=CopembedBackend, cache=False)
+right = lambda rows: np.array_equal(ds.embedding[rows].values, truth[rows], equal_nan=True)
+assert right(slice(0, 100))
+go, ready = os.pipe()
+child = os.fork()
+if child == 0:
+    os.read(go, 1)
+    os._exit(0 if right(slice(300, 400)) and right(slice(0, 100)) else 1)
+assert right(slice(600, 721))
+os.write(ready, b"x")
+assert os.waitpid(child, 0)[1] == 0
+assert right(slice(600, 721)) and right(slice(None))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_leaves_its_parent_s_vectors_alone(files, truth, tmp_path):
+    np.save(tmp_path / "truth.npy", truth)
+    command = [sys.executable, "-c", FORKED, files["tif"], tmp_path / "truth.npy"]
+    subprocess.run(command, check=True)
 
 
 def test_float16_float64_and_nan_are_understood(tmp_path, truth):
@@ -451,10 +511,27 @@ def test_a_geotiff_on_another_grid_is_refused(tmp_path, change, message):
         opened(tmp_path / "a.tif")
 
 
+def test_a_geotiff_without_a_place_is_refused(tmp_path):
+    profile = {key: value for key, value in PROFILE.items() if key not in ("crs", "transform")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(tmp_path / "a.tif", "w", **profile, count=2, dtype="float32"):
+            pass
+    with pytest.raises(CubeError, match=r"pixels of 1° .*from \(0, 0\); expected 721 × 1440"):
+        opened(tmp_path / "a.tif")
+
+
 def test_what_is_no_geotiff(tmp_path):
     (tmp_path / "a.tif").write_bytes(b"II*\0 nothing")
     with pytest.raises(CubeError, match=r"a\.tif: not a readable GeoTIFF"):
         opened(tmp_path / "a.tif")
+
+
+def test_a_truncated_geotiff_is_named(files, tmp_path):
+    data = files["tif"].read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CubeError, match=r"a\.tif: not a readable GeoTIFF .*get it anew"):
+        opened(tmp_path / "a.tif").load()
 
 
 def test_a_geotiff_in_era5_s_order_and_with_nodata(tmp_path, truth):

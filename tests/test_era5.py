@@ -541,11 +541,55 @@ def test_a_fill_that_is_no_number(world, fill):
         era5.merge(world, dataset(LAT[:9], LON[:9]), fill=fill)
 
 
-def test_zeros_that_mean_missing_are_refused_with_a_mask():
-    fields = places(slice(9), slice(9), "embedding").drop_vars("n_images")
+def test_a_fill_may_be_numpy_s(world):
+    merged = era5.merge(places(slice(5)), dataset(LAT[:9], LON[:9]), fill=np.float32(-5))
+    assert (merged.pc[5:] == -5).all()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(
+    "onto",
+    [dataset(LAT[:90], LON), dataset(*COARSE["1.5° with poles"][:2])],
+    ids=["lattice", "coarse"],
+)
+def test_zeros_that_mean_missing_are_refused(onto, mask):
+    fields = places(slice(90), name="embedding").drop_vars("n_images")
     fields.embedding[3] = 0
-    with pytest.raises(CubeError, match="engine='copembed'"):
-        era5.merge(fields, dataset(LAT[:9], LON[:9]), mask=True)
+    with pytest.raises(CubeError, match=r"1440 cells hold vectors of zeros .*engine='copembed'"):
+        era5.merge(fields, onto, mask=mask)
+    lazy = era5.merge(fields.chunk(lat=45, dim=1), onto, mask=mask)
+    with pytest.raises(CubeError, match=r"cells hold vectors of zeros .*engine='copembed'"):
+        lazy.compute()
+    fields.embedding[3, :, 0] = 1  # a zero here and there is a value
+    assert era5.merge(fields.chunk(lat=45, dim=1), onto, mask=mask).compute().embedding.any()
+
+
+@pytest.mark.parametrize("value", [0, -9999])
+@pytest.mark.parametrize("name", ["pc", "embedding"])
+@pytest.mark.parametrize("chunks", [None, {"lat": 50}])
+@pytest.mark.parametrize(
+    "onto",
+    [dataset(LAT[:90], LON), dataset(*COARSE["1.5° with poles"][:2])],
+    ids=["lattice", "coarse"],
+)
+def test_what_the_counts_call_missing_is_missing_whatever_its_vector(onto, chunks, name, value):
+    fields = places(slice(90), name=name).transpose("component" if name == "pc" else "dim", ...)
+    fields[name].encoding["grid_mapping"] = "crs"
+    fields.n_images[10:30, 20:50] = 0
+    expected = era5.merge(fields.where(fields.n_images > 0), onto)[name]
+    assert 0 < int(expected.isnull().sum()) < expected.size
+    fields[name] = fields[name].where(fields.n_images > 0, value)
+    fields = fields if chunks is None else fields.chunk(chunks)
+    found = era5.merge(fields, onto)[name]
+    xr.testing.assert_equal(found, expected)
+    assert found.dims == expected.dims == ("component" if name == "pc" else "dim", *onto.z.dims)
+    assert found.attrs["long_name"] == "a field"
+
+
+@pytest.mark.parametrize("other", ["era5_static.nc", dataset(LAT[:9], LON[:9]).z, None])
+def test_what_is_no_dataset_is_refused(world, other):
+    with pytest.raises(CubeError, match=r"expected the ERA5 fields as an xarray\.Dataset, found"):
+        era5.merge(world, other)
 
 
 # -------------------------------------------------------------------------------- laziness
@@ -585,6 +629,12 @@ def test_lazy_fields_stay_lazy_and_come_out_the_same(world, onto, counts):
     xr.testing.assert_identical(
         era5.merge(fields.chunk(chunks), onto, fill=0.0, mask=True).compute(), expected
     )
+
+
+def test_a_lazy_region_of_many_chunks_is_merged_without_a_warning(world):
+    part = world.isel(lat=slice(720))
+    merged = era5.merge(part.chunk(lat=45, lon=45), dataset(LAT, LON))
+    xr.testing.assert_equal(merged.compute(), era5.merge(part, dataset(LAT, LON)))
 
 
 def test_a_lazy_era5_stays_lazy(world):

@@ -40,6 +40,31 @@ def test_four_lines(tmp_path):
         assert name in out
 
 
+def test_examples_overwrite_nothing_unasked(forms, tmp_path):
+    for name, out in (("four_lines", "fields.npz"), ("published_forms", "embed_map.npz")):
+        (tmp_path / out).write_text("mine")
+        command = [sys.executable, EXAMPLES / f"{name}.py"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 1
+        assert f"{out} exists already" in done.stderr
+        assert (tmp_path / out).read_text() == "mine"
+    run("four_lines", tmp_path, "--overwrite")
+    assert (tmp_path / "fields.npz").read_bytes()[:2] == b"PK"
+
+
+def test_same_axes(forms, tmp_path):
+    folder, _ = forms
+    out = run("same_axes", tmp_path, folder / "embed_map.npz", folder / "embed_map.zarr")
+    share, lost = (
+        float(re.search(text, out)[1]) for text in (r"explain ([\d.]+)%", r"by (\S+) rms")
+    )
+    assert 50 < share < 100
+    assert 0.01 < lost < 0.1  # of the noise of 0.1 that is not on the axes
+    assert re.search(r"deviations: \[0\. 0\. 0\. 0\.\]", out)
+    moved = re.search(r"deviations: \[([^]]*)\]", run("same_axes", tmp_path))[1]
+    assert all(float(text) > 0 for text in moved.split())
+
+
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory):
     """Folder with the forms that published_forms.py wrote, and its output."""
@@ -50,9 +75,10 @@ def forms(tmp_path_factory):
 
 def test_published_forms(forms):
     folder, out = forms
-    assert {path.suffix for path in folder.iterdir()} == {".npz", ".pt", ".tif", ".parquet", ".nc"}
+    suffixes = {".npz", ".pt", ".tif", ".parquet", ".nc", ".zarr"}
+    assert {path.suffix for path in folder.iterdir()} == suffixes
     cells = int(synthetic.cube().n_images.sum())
-    assert out.count(f"{cells:,} cells are the same") == 5
+    assert out.count(f"{cells:,} cells are the same") == 6
     vectors = {" ".join(text.split()) for text in re.findall(r"120°W: \[([^]]*)\]", out)}
     (vector,) = vectors
     expected = synthetic.cube().embedding.sel(lat=10, lon=240).values

@@ -14,13 +14,12 @@ import sys
 import tarfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cloudpickle
 import dask
 import distributed  # noqa: F401  (its settings must be there before some are set)
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
@@ -39,13 +38,7 @@ from copcube.images import open_source, sample
 from copcube.images.geotiff import GeoTiffSource
 from copcube.images.webdataset import WebDatasetSource
 
-pytestmark = [
-    pytest.mark.slow,
-    # distributed leaves a socket behind where the port of its dashboard is taken
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 TESTS = str(Path(__file__).parent)
 KEYS = ["s5p_co", "s5p_no2", "s5p_o3"]
@@ -303,11 +296,12 @@ def test_workers_killed_at_random_moments(shards, undisturbed, tmp_path, diary):
 
 
 def _children(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split() + [
-        grandchild
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for grandchild in (task / "children").read_text().split()
-    ]
+    """Processes that the threads of a process have started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            found += (task / "children").read_text().split()
+    return found
 
 
 def _is_worker(pid):
@@ -370,24 +364,31 @@ def test_workers_join_and_leave(shards, undisturbed, tmp_path, diary):
     with cluster(workers=1) as client:
         first = client.cluster.workers[0].worker_address
         spec = WorkerSpec(diary, seconds=0.1)
-        with meanwhile(
-            out,
-            (1, lambda: client.cluster.scale(3)),
-            (4, lambda: client.retire_workers([first])),
-        ):
+        joining = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-dashboard"]
+        joining += ["--nthreads", "1", "--host", "127.0.0.1", client.scheduler.address]
+        newcomers = []
+
+        def leave():
+            client.wait_for_workers(2, timeout=60)
+            client.retire_workers([first])
+
+        with meanwhile(out, (1, lambda: newcomers.append(_started(joining))), (2, leave)):
             build(shards, out, encoder=spec, client=client, **OPTIONS)
-    assert len(set(spec.noted("load"))) > 1
+        for newcomer in newcomers:
+            newcomer.terminate()
+            newcomer.wait()
+    assert len(set(spec.noted("call"))) == 2
     assert_undisturbed(out, undisturbed)
 
 
 def test_workers_with_a_lifetime(shards, undisturbed, tmp_path, diary):
     from distributed import Client, LocalCluster
 
-    spec = WorkerSpec(diary, seconds=0.05)
+    spec = WorkerSpec(diary, seconds=0.3)
     with (
         LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1",
-            lifetime="4 seconds", lifetime_stagger="1 second", lifetime_restart=True,
+            lifetime="9 seconds", lifetime_stagger="2 seconds", lifetime_restart=True,
         ) as mortal,
         Client(mortal) as client,
     ):  # fmt: skip
@@ -431,6 +432,28 @@ def test_a_driver_killed_with_its_workers_still_running(shards, undisturbed, tmp
     assert_undisturbed(out, undisturbed)
 
 
+def test_an_interrupt_ends_a_cluster_cleanly(shards, undisturbed, tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    out = tmp_path / "world.zarr"
+    driver = subprocess.Popen(
+        [sys.executable, script, TESTS, shards, out], stderr=subprocess.PIPE, text=True
+    )
+    while len(embedded(out)) < 2 and driver.poll() is None:
+        time.sleep(0.01)
+    workers = [int(pid) for pid in _children(driver.pid) if _is_worker(int(pid))]
+    assert workers
+    driver.send_signal(signal.SIGINT)
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    assert not any(_is_worker(pid) for pid in workers)
+    before = embedded(out)
+    build(shards, out, encoder=StubSpec(), **OPTIONS)
+    assert {name: embedded(out)[name] for name in before} == before
+    assert_undisturbed(out, undisturbed)
+
+
 def _without_stragglers():
     """Wait until no worker of a killed driver is left."""
     deadline = time.monotonic() + 60
@@ -455,23 +478,22 @@ def _is_orphan(pid):
         return False
 
 
+def _started(command):
+    """A process, without output, that can import what stands beside this file."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": TESTS}, **quiet)
+
+
 @pytest.fixture
 def lone_scheduler(tmp_path):
     """A scheduler and a worker in processes of their own, by a scheduler file."""
     file = tmp_path / "scheduler.json"
-    environment = os.environ | {"PYTHONPATH": TESTS}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    run = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-    scheduler = subprocess.Popen(
-        [*run, "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file],
-        **quiet,
+    where = ["--scheduler-file", str(file), "--host", "127.0.0.1", "--no-dashboard"]
+    scheduler = _started(
+        [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", *where]
     )
-    run = [sys.executable, "-m", "distributed.cli.dask_worker"]
-    worker = subprocess.Popen(
-        [*run, "--scheduler-file", file, "--nthreads", "1", "--no-dashboard", "--no-nanny",
-         "--host", "127.0.0.1", "--local-directory", tmp_path],
-        **quiet,
-    )  # fmt: skip
+    options = ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path)]
+    worker = _started([sys.executable, "-m", "distributed.cli.dask_worker", *where, *options])
     deadline = time.monotonic() + 60
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -645,8 +667,7 @@ def test_the_window_is_bounded():
             assert outcome == {"value": task}
             seen.append(client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
         assert len(seen) == 300
-        assert max(seen) <= 8
-        assert np.mean(seen) >= 1
+        assert 2 <= max(seen) <= 20
 
 
 def _echo(task, advance=None):

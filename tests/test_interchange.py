@@ -347,6 +347,20 @@ def test_what_a_type_cannot_hold_is_refused(world, tmp_path):
         assert same(again.embedding, zero.embedding)
 
 
+@pytest.mark.parametrize("value", [0, -9999])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("suffix", ["npz", "nc"])
+def test_what_the_counts_call_missing_is_written_as_missing(world, tmp_path, suffix, dtype, value):
+    other = world.fillna(value).sel(lat=slice(90, -60))
+    assert int((other.embedding == value).all("dim").sum()) > 800_000
+    done = export(other, tmp_path / f"a.{suffix}", dtype=dtype)
+    expected = export(world.sel(lat=slice(90, -60)), tmp_path / f"b.{suffix}", dtype=dtype)
+    assert done.cells == expected.cells < 184
+    assert done.max_error == expected.max_error
+    with opened(tmp_path / f"a.{suffix}") as a, opened(tmp_path / f"b.{suffix}") as b:
+        assert same(a.embedding, b.embedding)
+
+
 def test_a_tally_of_nothing():
     assert Tally(Packing("float16")).result("a", 3, 10).rms_error == 0
 

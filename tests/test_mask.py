@@ -71,6 +71,13 @@ def test_counts_on_other_dimensions_do_not_count():
     assert np.array_equal(filled(partial), mask)
 
 
+def test_what_is_no_dataset_is_refused():
+    ds, _ = small()
+    for other in ("world.zarr", ds.embedding, ds.embedding.values, None):
+        with pytest.raises(CubeError, match=rf"found {type(other).__name__}; open a file with"):
+            filled(other)
+
+
 def test_zeros_without_counts_are_refused_and_with_counts_are_vectors():
     ds, mask = small()
     zeros = ds.assign(embedding=ds.embedding * 0)

@@ -289,6 +289,17 @@ def test_cells_masked_in_the_embedding_alone_are_left_out():
     assert fields.pc.where(ds.lat <= 55).isnull().all()
 
 
+@pytest.mark.parametrize("value", [0.0, -9999.0])
+@pytest.mark.parametrize("chunks", [None, {"lat": 30, "dim": 7}])
+@pytest.mark.parametrize("lead", [(), (("season", 2),)])
+def test_what_the_counts_call_missing_is_missing_whatever_its_vector(value, chunks, lead):
+    ds = drawn(lead=lead)
+    other = ds.fillna(value)
+    assert int((other.embedding == value).all("dim").sum()) == int((ds.n_images == 0).sum()) > 0
+    fields = pca.reduce(other if chunks is None else other.chunk(chunks), 3)
+    assert same_bits(fields, pca.reduce(ds, 3))
+
+
 @pytest.mark.parametrize("whiten", [False, True])
 def test_fields_are_the_projections_and_restore_inverts_them(whiten):
     ds = drawn()
@@ -553,6 +564,11 @@ def test_what_is_no_cube_or_no_basis():
         pca.project(ds, ds)
     with pytest.raises(OptionError, match="no reduction_whiten"):
         pca.restore(fields.drop_attrs())
+    with pytest.raises(CubeError, match=r"expected an embedding cube.*found str; open a file"):
+        pca.reduce("world.zarr", 2)
+    for basis in ("fields.zarr", fields.components):
+        with pytest.raises(CubeError, match="expected the basis of a reduction as an xarray"):
+            pca.project(ds, basis)
     with pytest.raises(CubeError, match="pc"):
         pca.restore(ds)
     zeros = ds.fillna(0).drop_vars("n_images")

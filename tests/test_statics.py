@@ -9,7 +9,13 @@ import pytest
 import xarray as xr
 
 from copcube import era5
-from copcube.errors import CubeError, GridError, MissingPackageError, SourceError
+from copcube.errors import (
+    CubeError,
+    GridError,
+    MissingFileError,
+    MissingPackageError,
+    SourceError,
+)
 from copcube.statics import STATICS, recognise
 
 LAT, LON = np.arange(60, 50, -0.25), np.arange(0, 10, 0.25)
@@ -253,7 +259,8 @@ def test_a_reduced_grid_is_refused(tmp_path):
 
 
 def test_there_is_no_such_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no such file; expected NetCDF, GRIB or a Zarr"):
+    assert issubclass(MissingFileError, FileNotFoundError)
+    with pytest.raises(MissingFileError, match=r"no such file; expected NetCDF, GRIB or a Zarr"):
         era5.open_static(tmp_path / "none.nc")
 
 

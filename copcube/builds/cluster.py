@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-import warnings
+import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,15 +113,20 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
             options["env"]["CUDA_VISIBLE_DEVICES"] = devices[i]
             options["resources"] = {GPU: 1}
         spec[i] = {"cls": Nanny, "options": options}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": ":8787"}}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.comm.timeouts.connect": "60s"}))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Port 8787 is already in use")
-            cluster = stack.enter_context(
-                SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL)
-            )
-        yield stack.enter_context(Client(cluster, set_as_default=False))
+    where = {"host": "127.0.0.1", "dashboard_address": f":{_free_port(8787)}"}
+    scheduler = {"cls": Scheduler, "options": where}
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "60s"}),
+        SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _free_port(wanted: int) -> int:
+    """A port if nobody listens there, else 0, which stands for any."""
+    with socket.socket() as probe:
+        return 0 if probe.connect_ex(("127.0.0.1", wanted)) == 0 else wanted
 
 
 def visible_gpus() -> list[str]:

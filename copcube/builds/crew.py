@@ -14,6 +14,8 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from copcube.builds.units import Advance, ignore
@@ -132,7 +134,7 @@ class Cluster:
                     break
                 for future in self._finished(running):
                     task = running.pop(future)
-                    outcome = _outcome(future)
+                    outcome = self._outcome(future)
                     if isinstance(outcome, KilledWorker):
                         suspects.append(task)
                     else:
@@ -143,7 +145,7 @@ class Cluster:
                     running[future] = task
                     self._finished(running)
                     del running[future]
-                    outcome = _outcome(future)
+                    outcome = self._outcome(future)
                     if not isinstance(outcome, KilledWorker):
                         break
                 else:
@@ -164,41 +166,55 @@ class Cluster:
     def _slots(self, *, gpus: bool = False) -> int:
         """How many tasks the workers run at once."""
         if time.monotonic() - self._looked > _POLL:
-            self._workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            with self._connected():
+                self._workers = self._client.scheduler_info(n_workers=-1)["workers"]
             self._looked = time.monotonic()
         if gpus:
             return int(sum(w["resources"].get(GPU, 0) for w in self._workers.values()))
         return sum(w["nthreads"] for w in self._workers.values())
 
     def _finished(self, running: "dict[Future[Any], Any]") -> "list[Future[Any]]":
-        """Futures that are done, after waiting for the first of them.
-
-        Raises
-        ------
-        BuildError
-            If the scheduler is gone.
-        """
-        from concurrent.futures import CancelledError
-
+        """Futures that are done, after waiting for the first of them."""
         from distributed import TimeoutError, wait
 
         while True:
             try:
-                with self._client.as_current():
+                with self._connected(), self._client.as_current():
                     done = wait(list(running), timeout=_POLL, return_when="FIRST_COMPLETED").done
-            except TimeoutError:
-                done = set()
-            except CancelledError:  # of which the connection lost is the one cause here
-                done = None
-            if done is None or self._client.status != "running":
-                running.clear()
-                raise BuildError(
-                    "the connection to the scheduler is lost; what was signed for is kept. Start "
-                    "the cluster again and give the same command to go on"
-                )
-            if done:
                 return sorted(done, key=list(running).index)
-            self._tell_if_lonely()
+            except TimeoutError:
+                self._tell_if_lonely()
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Tell what to do if the scheduler is lost meanwhile.
+
+        Raises
+        ------
+        BuildError
+            If it is.
+        """
+        from distributed import TimeoutError
+        from distributed.comm.core import CommClosedError
+
+        lost: Exception | None = None
+        try:
+            yield
+        except TimeoutError:
+            if self._client.status == "running":
+                raise
+        except (CommClosedError, CancelledError) as error:  # the client cancels what it has lost
+            lost = error
+        if lost is not None or self._client.status != "running":
+            raise BuildError(
+                "the connection to the scheduler is lost; what was signed for is kept. Start the "
+                "cluster again and give the same command to go on"
+            ) from lost
+
+    def _outcome(self, future: "Future[Any]") -> Any:
+        """What a finished future holds: counts, or the error it ended with."""
+        with self._connected():
+            return future.result() if future.status == "finished" else future.exception()
 
     def _tell_if_lonely(self) -> None:
         if self._slots() or time.monotonic() - self._lonely < _PATIENCE:
@@ -210,12 +226,3 @@ class Cluster:
 def _call(task: tuple[Callable[..., Any], tuple[Any, ...]], advance: Advance = ignore) -> Any:
     function, arguments = task
     return {"value": function(*arguments)}
-
-
-def _outcome(future: "Future[Any]") -> Any:
-    """What a finished future holds: counts, or the error it ended with."""
-    if future.status == "finished":
-        return future.result()
-    if future.status == "error":
-        return future.exception()
-    return BuildError(f"a unit was {future.status} by the scheduler; give the same command again")

@@ -18,7 +18,7 @@ from copcube.errors import CubeError, GridError, OptionError, StorageError
 from copcube.interchange.legend import ORDERS, Legend
 from copcube.interchange.packing import Packing, Tally, int8_packing, require_dtype
 from copcube.latlon import lattice_index
-from copcube.mask import vectors
+from copcube.mask import counted, vectors
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,6 +34,8 @@ class Canvas:
     ----------
     field : xarray.DataArray
         (lat, lon, dim), lazy if it is.
+    counted : numpy.ndarray or None
+        (lat, lon) bool: which cells hold images, if the dataset counts them.
     row, col : numpy.ndarray
         For all 721 rows and 1440 columns of the file, the position in `field`; -1 outside.
     legend : Legend
@@ -41,6 +43,7 @@ class Canvas:
     """
 
     field: "xr.DataArray"
+    counted: NDArray[np.bool_] | None
     row: Index
     col: Index
     legend: Legend
@@ -71,8 +74,10 @@ class Canvas:
         row, col = lattice_index(ds[lat].values, ds[lon].values)
         if order == "published":
             col = grid.published_column(col)
+        counts = counted(ds)
         return cls(
             field,
+            None if counts is None else counts.values,
             _positions(row, grid.N_LAT, str(lat)),
             _positions(col, grid.N_LON, str(lon)),
             Legend.of(ds, field, order),
@@ -89,6 +94,8 @@ class Canvas:
         inside_y, inside_x = np.flatnonzero(y >= 0), np.flatnonzero(x >= 0)
         values = _load(self.field, y[inside_y], x[inside_x])
         filled = np.asarray(np.isfinite(values).all(axis=-1))
+        if self.counted is not None:
+            filled &= self.counted[np.ix_(y[inside_y], x[inside_x])]
         at, on = np.nonzero(filled)
         return inside_y[at], inside_x[on], values[filled]
 

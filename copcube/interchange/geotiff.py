@@ -6,11 +6,13 @@ no nodata value, tiles of 256, pixel-interleaved, deflated.
 """
 
 import logging
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from copcube.interchange.canvas import Canvas, require_free
 from copcube.interchange.legend import KEY, Legend
 from copcube.interchange.npz import packing_of
 from copcube.interchange.packing import Exported, Tally
-from copcube.interchange.sources import Dims, Index, Piece, Source, blank, piece
+from copcube.interchange.sources import SPOOLING, Dims, Index, Piece, Source, Spool, Spooled, piece
 from copcube.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -40,8 +42,12 @@ _RS_EMBED_BYTES = 700 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Raster(Source):
+class Raster(Spooled):
     """Bands of a GeoTIFF, decoded tile by tile.
+
+    A tile of 256 × 256 vectors cannot be decoded in part, and much of what is asked for, such
+    as blocks of 45 × 45 cells, lies in the same tiles; so each is decoded once, when it is
+    first needed, and its vectors are kept as those of other forms are.
 
     Parameters
     ----------
@@ -52,28 +58,38 @@ class Raster(Source):
     tile: tuple[int, int] = (TILE, TILE)
 
     def read(self, rows: Index, cols: Index, dims: Dims) -> NDArray[np.float32]:  # noqa: D102
-        out = blank(rows, cols, self.dim, dims)
-        with _opened(self.path) as file:
-            for y in _tiles(rows, self.tile[0]):
-                for x in _tiles(cols, self.tile[1]):
-                    top, left = rows[y].min(), cols[x].min()
-                    size = int(rows[y].max() - top + 1), int(cols[x].max() - left + 1)
-                    numbers = _window(file, int(top), int(left), *size)
-                    numbers = numbers[(rows[y] - top)[:, None], cols[x] - left]
-                    filled = self.packing.filled(numbers)
-                    part = out[np.ix_(y, x)]
-                    part[filled] = self.packing.unpack(numbers[filled])[:, dims]
-                    out[np.ix_(y, x)] = part
-        return out
+        wanted = {
+            (int(top), int(left))
+            for top in np.unique(rows // self.tile[0]) * self.tile[0]
+            for left in np.unique(cols // self.tile[1]) * self.tile[1]
+        }
+        decoded = self._decoded()
+        if not wanted <= decoded.tiles:
+            with SPOOLING, _opened(self.path) as file:
+                for top, left in sorted(wanted - decoded.tiles):
+                    decoded.spool.add(self._piece(file, top, left))
+                    decoded.tiles.add((top, left))
+        return decoded.spool.read(rows, cols, dims)
 
     def sweep(self) -> Iterator[Piece]:  # noqa: D102
         with _opened(self.path) as file:
             for top in range(0, grid.N_LAT, self.tile[0]):
-                height = min(self.tile[0], grid.N_LAT - top)
                 for left in range(0, grid.N_LON, self.tile[1]):
-                    width = min(self.tile[1], grid.N_LON - left)
-                    numbers = _window(file, top, left, height, width)
-                    yield piece(numbers, top, left, self.packing)
+                    yield self._piece(file, top, left)
+
+    def _decoded(self) -> "_Decoded":
+        """What this process has decoded; one that was forked must not write to its parent's."""
+        key = f"_decoded_by_{os.getpid()}"
+        if key not in self.__dict__:
+            self.__dict__.setdefault(key, _Decoded(Spool(self.dim), set()))
+        found: _Decoded = self.__dict__[key]
+        return found
+
+    def _piece(self, file: "rasterio.DatasetReader", top: int, left: int) -> Piece:
+        """Filled cells of a tile."""
+        height = min(self.tile[0], grid.N_LAT - top)
+        width = min(self.tile[1], grid.N_LON - left)
+        return piece(_window(file, top, left, height, width), top, left, self.packing)
 
     @property
     def preferred_chunks(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
@@ -85,6 +101,11 @@ class Raster(Source):
         return {"lat": tuple(heights.tolist()), "lon": tuple(widths.tolist())}
 
 
+class _Decoded(NamedTuple):
+    spool: Spool
+    tiles: set[tuple[int, int]]  # top and left of those that it holds
+
+
 def open_geotiff(path: str) -> Source:
     """Find the map in a GeoTIFF, without reading its pixels.
 
@@ -93,7 +114,7 @@ def open_geotiff(path: str) -> Source:
     CubeError
         If it is no GeoTIFF, or lies on another grid.
     """
-    with _opened(path) as file:
+    with _without_warning(), _opened(path) as file:
         dtypes = sorted(set(file.dtypes))
         order = _order(path, file)
         text = file.tags().get(KEY.upper())
@@ -237,6 +258,16 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
     )
 
 
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    """Say nothing of a file without a place: `_order` does."""
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
 def _names(variable: str, dim: int) -> tuple[str, ...]:
     if variable == "pc":
         return tuple(f"pc_{i:02d}" for i in range(dim))
@@ -250,12 +281,6 @@ def _window(
     from rasterio.windows import Window
 
     return np.moveaxis(np.asarray(file.read(window=Window(left, top, width, height))), 0, -1)
-
-
-def _tiles(index: Index, size: int) -> Iterator[Index]:
-    """Positions in an index, grouped by the tile they fall into."""
-    tile = index // size
-    return (np.flatnonzero(tile == t) for t in np.unique(tile))
 
 
 @contextmanager

@@ -7,17 +7,19 @@ engine ``copembed``, since CF knows one scale a variable and not one a dimension
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError
 from copcube.interchange.canvas import require_free
 from copcube.interchange.packing import Exported, Packing, Tally, int8_packing, require_dtype
-from copcube.mask import vectors
+from copcube.mask import counted, vectors
 from copcube.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -69,7 +71,11 @@ def to_netcdf(
     field = vectors(ds)
     name, dim = str(field.name), int(field.shape[-1])
     dims = [str(label) for label in field.dims]
-    packing = int8_packing(dim, (v for _, _, v in _pieces(field))) if dtype == "int8" else _FLOATS
+    counts = counted(ds)
+    mask = None if counts is None else counts.values
+    packing = _FLOATS
+    if dtype == "int8":
+        packing = int8_packing(dim, (v for _, _, v in _pieces(field, mask)))
     rest = ds.drop_vars(name).drop_encoding()
     if packing.scale is not None:
         rest[f"{name}_scale"] = dims[-1], packing.scale, {"long_name": f"scale of {name}"}
@@ -100,7 +106,7 @@ def to_netcdf(
             )
             variable.setncatts(_storable(field.attrs) | _placed(field, rest))
             variable.set_auto_maskandscale(False)
-            for at, filled, found in _pieces(field):
+            for at, filled, found in _pieces(field, mask):
                 numbers = np.full((*filled.shape, dim), packing.missing, packing.dtype)
                 numbers[filled] = tally.pack(found)
                 variable[at] = numbers
@@ -115,10 +121,12 @@ def open_netcdf(path: str) -> "xr.Dataset":
     Raises
     ------
     CubeError
-        If it is no netCDF file, or holds no cube or reduction.
+        If there is no such file, it is no netCDF, or holds no cube or reduction.
     """
     import xarray as xr
 
+    if not os.path.isfile(path):
+        raise CubeError(f"{path}: no such file; expected netCDF of a cube or a reduction")
     try:
         ds = xr.open_dataset(path, engine="netcdf4")
     except (OSError, ValueError) as error:
@@ -133,13 +141,17 @@ def open_netcdf(path: str) -> "xr.Dataset":
     return ds.drop_vars([scale, offset]).assign({name: values.assign_attrs(field.attrs)})
 
 
-def _pieces(field: "xr.DataArray") -> Iterator[tuple[Any, Any, Any]]:
+def _pieces(
+    field: "xr.DataArray", mask: NDArray[np.bool_] | None
+) -> Iterator[tuple[Any, Any, Any]]:
     """Where 45 rows of cells are, which of them are filled, and the vectors of those."""
     for lead in np.ndindex(field.shape[:-3]):
         for start in range(0, field.shape[-3], grid.BLOCK):
             at = (*lead, slice(start, start + grid.BLOCK))
             values = field[at].values
             filled = np.isfinite(values).all(axis=-1)
+            if mask is not None:
+                filled &= mask[at]
             yield at, filled, values[filled]
 
 

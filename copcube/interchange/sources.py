@@ -4,11 +4,13 @@ Rows and columns are those of the file: rows from 90°N, columns from 180°W or 
 legend says. A source is a small value: it holds paths, not handles or arrays, and pickles.
 """
 
+import os
 import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -114,7 +116,7 @@ class Mapped(Source):
 
 @dataclass(frozen=True)
 class Spooled(Source):
-    """Numbers that can only be read through from the start.
+    """Numbers that must be decoded to be read, here all of them from the start.
 
     The first access reads the file once and keeps the vectors of filled cells in a temporary
     file without a name, which is mapped from then on and goes with the process. That takes
@@ -122,7 +124,7 @@ class Spooled(Source):
     """
 
     def read(self, rows: Index, cols: Index, dims: Dims) -> NDArray[np.float32]:  # noqa: D102
-        with _SPOOLING:
+        with SPOOLING:
             spool = self._spool
         return spool.read(rows, cols, dims)
 
@@ -131,17 +133,20 @@ class Spooled(Source):
         return Spool(self.dim, self.sweep())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_spool"}
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     def __deepcopy__(self, memo: object) -> "Spooled":
         return self
 
 
-_SPOOLING = threading.Lock()
+SPOOLING = threading.Lock()
+"""Held while a spool is filled: by one thread at a time."""
 
 
 class Spool:
     """Vectors of filled cells in a temporary file, and where each cell's is.
+
+    One thread may add cells while others read those that are there.
 
     Parameters
     ----------
@@ -151,23 +156,35 @@ class Spool:
         The cells, in any order.
     """
 
-    def __init__(self, dim: int, pieces: Iterable[Piece]) -> None:
+    def __init__(self, dim: int, pieces: Iterable[Piece] = ()) -> None:
         self._dim = dim
         self._place = np.full((grid.N_LAT, grid.N_LON), -1, np.int32)
-        self._file = tempfile.TemporaryFile(prefix="copcube-")  # noqa: SIM115
+        with _writing():
+            self._file = tempfile.TemporaryFile(prefix="copcube-", buffering=0)  # noqa: SIM115
         self._n = 0
-        with writing(f"the temporary file in {tempfile.gettempdir()} (set TMPDIR)"):
-            for row, col, vectors in pieces:
-                self._place[row, col] = self._n + np.arange(len(row))
-                self._file.write(np.ascontiguousarray(vectors, np.float32).data)
-                self._n += len(row)
-            self._file.flush()
-        if self._n == 0:
-            self._n = 1  # a file without cells cannot be mapped
-            self._file.truncate(4 * dim)
+        try:
+            for part in pieces:
+                self.add(part)
+        except BaseException:
+            self._file.close()
+            raise
 
     def __del__(self) -> None:
-        self._file.close()
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def add(self, part: Piece) -> None:
+        """Append cells."""
+        row, col, vectors = part
+        data = np.ascontiguousarray(vectors, np.float32).reshape(-1).view(np.uint8).data
+        end = 4 * self._dim * self._n
+        with _writing():
+            while data:
+                written = os.pwrite(self._file.fileno(), data, end)
+                data, end = data[written:], end + written
+        places = self._n + np.arange(len(row))
+        self._n += len(row)
+        self._place[row, col] = places
 
     def read(self, rows: Index, cols: Index, dims: Dims) -> NDArray[np.float32]:
         """Cells where rows and columns cross, as `Source.read`."""
@@ -190,7 +207,13 @@ class Spool:
         return y, x, place[y, x].astype(np.int64)
 
     def _vectors(self) -> NDArray[np.float32]:
+        if self._n == 0:  # an empty file cannot be mapped
+            return np.empty((0, self._dim), np.float32)
         return np.memmap(self._file, np.float32, "r", 0, (self._n, self._dim))
+
+
+def _writing() -> AbstractContextManager[None]:
+    return writing(f"the temporary file in {tempfile.gettempdir()} (set TMPDIR)")
 
 
 def blank(rows: Index, cols: Index, dim: int, dims: Dims) -> NDArray[np.float32]:

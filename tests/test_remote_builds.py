@@ -1,0 +1,201 @@
+"""Builds from and into object stores: the same bytes as on the disk, whatever dies."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import xarray as xr
+from builds_helpers import contents
+from stub import StubEncoder, StubSpec
+
+from copcube import objects
+from copcube.builds import aggregate, build, status, validate_rows
+from copcube.cli import main
+from copcube.cube import open_cube, validate
+from copcube.errors import BuildError
+from copcube.images import sample
+
+KEYS = ["s5p_co", "s5p_no2"]
+OPTIONS = {"modalities": KEYS, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards") / "images"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "_CELLS_PER_SHARD", 2)
+        sample.write_sample(folder, "webdataset", seed=5, cells=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "world.zarr"
+    build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    return out
+
+
+@pytest.fixture
+def uploaded(bucket, shards):
+    """The same shards in a bucket."""
+    folder = objects.ObjectFolder(f"{bucket}/images")
+    for path in sorted(shards.glob("*.tar")):
+        folder.write(path.name, path.read_bytes())
+    return f"{bucket}/images"
+
+
+def download(url, to):
+    folder = objects.ObjectFolder(url)
+    for name in folder.names():
+        path = Path(to, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(folder.read(name))
+    return to
+
+
+def assert_undisturbed(url, undisturbed, tmp_path):
+    assert contents(download(url, tmp_path / "cube")) == contents(undisturbed)
+    build_url = url.replace(".zarr", ".build")
+    rows = download(f"{build_url}/rows", tmp_path / "rows")
+    assert contents(rows) == contents(undisturbed.with_name("world.build") / "rows")
+    tops = {name.partition("/")[0] for name in objects.ObjectFolder(build_url).names()}
+    assert tops == {"plan.json", "partitions.parquet", "quarantine.parquet", "rows", "receipts"}
+
+
+def test_from_bucket_to_bucket(uploaded, bucket, undisturbed, tmp_path):
+    out = f"{bucket}/out/world.zarr"
+    report = build(uploaded, out, encoder=StubEncoder(), **OPTIONS)
+    assert (report.cube, report.rows) == (out, f"{bucket}/out/world.build/rows")
+    assert_undisturbed(out, undisturbed, tmp_path)
+    assert validate(out) == []
+    assert validate_rows(out) == []
+    assert "done, 4 of 4 partitions done" in str(status(f"{bucket}/out/world.build"))
+    xr.testing.assert_identical(open_cube(out).load(), xr.open_zarr(undisturbed).load())
+    encoder = StubEncoder()
+    assert build(uploaded, out, encoder=encoder, **OPTIONS).resumed == 4
+    assert not encoder.calls
+
+
+def test_nothing_is_copied_to_the_disk(uploaded, undisturbed, tmp_path, monkeypatch):
+    """Of a shard; and a cube may be local while its images are not."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    out = tmp_path / "world.zarr"
+    build(uploaded, out, encoder=StubEncoder(), **OPTIONS)
+    assert contents(out) == contents(undisturbed)
+    assert not list(scratch.iterdir())
+
+
+def test_from_a_web_server(web, shards, undisturbed, tmp_path):
+    for path in shards.glob("*.tar"):
+        web.files[f"images/{path.name}"] = path.read_bytes()
+    out = tmp_path / "world.zarr"
+    pattern = f"{web.url}/images/example-{{000000..000003}}.tar"
+    build(pattern, out, encoder=StubEncoder(), **OPTIONS)
+    assert contents(out) == contents(undisturbed)
+
+
+def test_a_cube_in_a_bucket_appears_whole(shards, bucket, undisturbed, tmp_path, monkeypatch):
+    """Its group's metadata come last, so what is there before is no cube."""
+    out = f"{bucket}/world.zarr"
+    seen = []
+    copy_to = objects.ObjectFolder.copy_to
+
+    def watched(self, url, *, last):
+        real = objects.folder.locate
+
+        def slow(address):
+            if address.startswith(f"{out}/"):
+                names = objects.ObjectFolder(out).names()
+                seen.append(("zarr.json" in names, len(names)))
+            return real(address)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(objects.folder, "locate", slow)
+            copy_to(self, url, last=last)
+
+    monkeypatch.setattr(objects.ObjectFolder, "copy_to", watched)
+    build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    assert len(seen) > 10
+    assert not any(whole for whole, _ in seen)
+    assert max(count for _, count in seen) > 5
+    assert_undisturbed(out, undisturbed, tmp_path)
+
+
+def test_a_cube_in_a_bucket_is_replaced_on_request_only(shards, bucket, undisturbed, tmp_path):
+    out = f"{bucket}/world.zarr"
+    objects.ObjectFolder(out).write("precious", b"data")
+    with pytest.raises(BuildError, match="exists and is not the result of this build"):
+        build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    build(shards, out, encoder=StubEncoder(), overwrite=True, **OPTIONS)
+    assert_undisturbed(out, undisturbed, tmp_path)
+    with pytest.raises(BuildError, match=r"options\.balance: was modality, now image"):
+        build(shards, out, encoder=StubEncoder(), balance="image", **OPTIONS)
+
+
+def test_rows_in_a_bucket_are_aggregated(uploaded, bucket, undisturbed, tmp_path):
+    build(uploaded, f"{bucket}/world.zarr", encoder=StubEncoder(), **OPTIONS)
+    aggregate(f"{bucket}/world.build/rows", f"{bucket}/seasons.zarr", by="season")
+    rows = undisturbed.with_name("world.build") / "rows"
+    aggregate(rows, tmp_path / "seasons.zarr", by="season")
+    one = open_cube(f"{bucket}/seasons.zarr").load()
+    other = xr.open_zarr(tmp_path / "seasons.zarr").load()
+    for name in other.variables:
+        xr.testing.assert_identical(one[name].variable, other[name].variable)
+
+
+DRIVER = """
+import sys; sys.path.insert(0, sys.argv[1])
+from stub import StubSpec
+from copcube.builds import build
+build(sys.argv[2], sys.argv[3], encoder=StubSpec(0.02), modalities=KEYS, threads=1)
+""".replace("KEYS", repr(KEYS))
+
+
+@pytest.mark.slow
+def test_a_driver_killed_while_it_builds_in_a_bucket(uploaded, bucket, undisturbed, tmp_path):
+    out = f"{bucket}/world.zarr"
+    receipts = objects.ObjectFolder(f"{bucket}/world.build")
+    moments = random.Random(0)
+    for wanted in (1, 2, 3):
+        tests = str(Path(__file__).parent)
+        driver = subprocess.Popen([sys.executable, "-c", DRIVER, tests, uploaded, out])
+        while len(receipts.names("receipts/embed/")) < wanted and driver.poll() is None:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.2))
+        driver.kill()
+        driver.wait()
+    report = build(uploaded, out, encoder=StubSpec(), **OPTIONS)
+    assert report.resumed >= 1
+    assert_undisturbed(out, undisturbed, tmp_path)
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_share_a_bucket_alone(uploaded, bucket, undisturbed, tmp_path):
+    build(uploaded, f"{bucket}/world.zarr", encoder=StubSpec(), workers=2, **OPTIONS)
+    assert_undisturbed(f"{bucket}/world.zarr", undisturbed, tmp_path)
+
+
+def test_the_command_line_takes_addresses(uploaded, bucket, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("copcube.encoder.EncoderSpec", lambda **options: StubSpec())
+    out = f"{bucket}/world.zarr"
+    command = ["build", uploaded, out, "--modalities", ",".join(KEYS), "--threads", "1"]
+    assert main([*command, "--partitions", "0-1"]) == 0
+    assert main(["status", f"{bucket}/world.build"]) == 0
+    assert "embedding, 2 of 4 partitions done" in capsys.readouterr().out
+    assert main(command) == 0
+    assert main(["validate", out]) == 0
+    assert main(["info", out]) == 0
+    assert "s3://bucket/world.zarr" in capsys.readouterr().out
+    receipts = objects.ObjectFolder(f"{bucket}/world.build")
+    names = receipts.names("receipts/embed/")
+    assert [len(json.loads(receipts.read(name))["files"]) for name in names] == [1] * 4
+    assert pq.ParquetFile(receipts.open("quarantine.parquet")).metadata.num_rows >= 0
+    assert not os.path.exists("s3:")
