@@ -23,7 +23,7 @@ import distributed  # noqa: F401  (its settings must be there before some are se
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from builds_helpers import assert_undisturbed
+from builds_helpers import assert_undisturbed, contents
 from stub import StubEncoder, StubSpec
 from workers import DiesOnce, KillsAt, WorkerSpec
 
@@ -381,20 +381,35 @@ def test_workers_join_and_leave(shards, undisturbed, tmp_path, diary):
     assert_undisturbed(out, undisturbed)
 
 
-def test_workers_with_a_lifetime(shards, undisturbed, tmp_path, diary):
-    from distributed import Client, LocalCluster
+def test_workers_with_a_lifetime(shards, undisturbed, tmp_path, diary, lone_scheduler):
+    """As under a batch system: a job ends when its time is up, and the next one begins."""
+    _, worker, file = lone_scheduler
+    worker.kill()
+    job = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file)]
+    job += ["--nthreads", "1", "--no-nanny", "--host", "127.0.0.1", "--no-dashboard"]
+    job += ["--local-directory", str(tmp_path), "--lifetime", "6s", "--lifetime-stagger", "1s"]
+    over, jobs = threading.Event(), []
 
+    def queue():
+        while not over.wait(0.1):
+            if sum(job.poll() is None for job in jobs) < 2:
+                jobs.append(_started(job))
+
+    thread = threading.Thread(target=queue)
     spec = WorkerSpec(diary, seconds=0.3)
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1",
-            lifetime="9 seconds", lifetime_stagger="2 seconds", lifetime_restart=True,
-        ) as mortal,
-        Client(mortal) as client,
-    ):  # fmt: skip
-        build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
-    assert len(set(spec.noted("load"))) > 2
-    assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+    with connect(scheduler_file=str(file)) as client:
+        thread.start()
+        try:
+            report = build(shards, tmp_path / "w.zarr", encoder=spec, client=client, **OPTIONS)
+        finally:
+            over.set()
+            thread.join()
+            for process in jobs:
+                process.kill()
+                process.wait()
+    assert len(jobs) > 2
+    assert report.quarantined == ()
+    assert contents(tmp_path / "w.zarr") == contents(undisturbed)
 
 
 # Drivers and schedulers that die.
@@ -497,14 +512,14 @@ def lone_scheduler(tmp_path):
     deadline = time.monotonic() + 60
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    yield scheduler, file
+    yield scheduler, worker, file
     for process in (worker, scheduler):
         process.kill()
         process.wait()
 
 
 def test_a_scheduler_that_is_stopped(shards, undisturbed, tmp_path, lone_scheduler, diary):
-    scheduler, file = lone_scheduler
+    scheduler, _, file = lone_scheduler
     out = tmp_path / "world.zarr"
     with (
         meanwhile(out, (3, scheduler.kill)),
