@@ -10,11 +10,14 @@ Weights are untrained: speed does not depend on their values.
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from copcube.aggregate import Aggregation
 from copcube.builds.folder import BuildFolder
-from copcube.builds.run import embed_unit, plan_build
+from copcube.builds.plan import encode_partitions
+from copcube.builds.run import image_sizes, plan_build
+from copcube.builds.units import EmbedTask, describe, embed_unit
 from copcube.embedding import Batch
 from copcube.encoder import EncoderSpec
 from copcube.images import Image, Selection, open_source
@@ -32,6 +35,20 @@ def batches(source, partition, selection, sizes):
             yield Batch.of(found[i : i + sizes[key]], "center")
 
 
+def started(source, out, encoder, selection):
+    """Begin a build without doing anything of it; its plan and the tasks of embedding."""
+    facts = describe(encoder, image_sizes(selection, "center"))
+    plan, partitions = plan_build(source, facts, Aggregation(selection=selection), "center")
+    folder = BuildFolder(out)
+    folder.files.create("partitions.parquet", encode_partitions(partitions))
+    folder.write_plan(plan)
+    tasks = [
+        EmbedTask(folder.out, plan.id, i, partition.name, source.reader, encoder, None, False)
+        for i, partition in enumerate(partitions)
+    ]
+    return plan, partitions, tasks
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--cells", type=int, default=12)
@@ -43,29 +60,18 @@ def main():
         write_sample(Path(scratch, "images"), chosen.layout, cells=chosen.cells)
         source, selection = open_source(Path(scratch, "images")), Selection.of()
         encoder = EncoderSpec("untrained:0", device=chosen.device).load()
-        plan, partitions = plan_build(source, encoder, Aggregation(selection=selection), "center")
-        folder = BuildFolder(Path(scratch, "world.zarr"))
-        folder.prepare()
+        plan, partitions, tasks = started(source, f"{scratch}/world.zarr", encoder, selection)
         for batch in batches(source, partitions[0], selection, plan.batch_sizes):
             encoder(batch.modality.key, batch.pixels, batch.metadata)  # warm up
         images, bare, whole = 0, 0.0, 0.0
-        for partition in partitions:
+        for partition, task in zip(partitions, tasks, strict=True):
             for batch in batches(source, partition, selection, plan.batch_sizes):
                 begin = time.perf_counter()
                 encoder(batch.modality.key, batch.pixels, batch.metadata)
                 bare += time.perf_counter() - begin
                 images += len(batch.images)
             begin = time.perf_counter()
-            embed_unit(
-                folder,
-                plan,
-                source,
-                partition,
-                encoder,
-                selection,
-                threads=chosen.threads,
-                advance=lambda n: None,
-            )
+            embed_unit(replace(task, threads=chosen.threads))
             whole += time.perf_counter() - begin
             print(f"{images} images: build / bare encoder {bare / whole:.3f}", flush=True)
     print(f"bare encoder {images / bare:.2f} images/s, build {images / whole:.2f} images/s")

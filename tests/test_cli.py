@@ -275,7 +275,8 @@ def test_ctrl_c_is_code_130(images, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", interrupted)
-    assert main(["build", str(images), str(tmp_path / "w.zarr")]) == 130
+    unseen = ["--weights", "untrained:130"]  # no such encoder is kept from an earlier build
+    assert main(["build", str(images), str(tmp_path / "w.zarr"), *unseen]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
 

@@ -77,6 +77,52 @@ def test_batches_hold_one_modality_and_keep_the_size_asked_for():
     assert sizes == [("s5p_co", 4), ("s5p_co", 4), ("s5p_co", 1), ("s5p_o3", 3)]
 
 
+def test_batches_do_not_depend_on_how_modalities_alternate():
+    one, other = months(9), months(9, "s5p_o3")
+    apart, together = StubEncoder(), StubEncoder()
+    rows, _ = embed([*one, *other], apart)
+    mixed, _ = embed([item for pair in zip(other, one, strict=True) for item in pair], together)
+    assert sorted(apart.calls) == sorted(together.calls)
+    assert len(apart.calls) == 6
+    np.testing.assert_array_equal(rows.embedding, mixed.embedding)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_what_cannot_be_read_is_read_again(monkeypatch, times):
+    monkeypatch.setattr("copcube.embedding.PAUSES", (0.0, 0.0))
+    failures = []
+
+    class Flaky(ListSource):
+        def job(self, item):
+            def decode():
+                if len(failures) < times:
+                    failures.append(item)
+                    raise OSError(5, "Input/output error")
+                return [item]
+
+            return decode
+
+    if times < 3:
+        rows, tally = embed(Flaky(months(1)), threads=1)
+        assert len(rows) == 1
+        assert tally.rejected == []
+    else:
+        with pytest.raises(OSError, match="Input/output error"):
+            embed(Flaky(months(1)), threads=1)
+    assert len(failures) == times
+
+
+def test_several_streams_change_nothing():
+    class Wide(StubEncoder):
+        streams = 3
+
+    rows, tally = embed(months(12))
+    wide, same = embed(months(12), Wide(seconds=0.001))
+    np.testing.assert_array_equal(rows.embedding, wide.embedding)
+    assert list(rows.date) == list(wide.date)
+    assert tally.images == same.images
+
+
 def test_timing_changes_nothing():
     alone, _ = embed(months(12), threads=1)
     for _ in range(3):
@@ -155,18 +201,6 @@ def test_strict_stops_at_a_broken_image_only():
     bad = Rejected("x.tif", "", "broken", "expected 13 bands, found 3")
     with pytest.raises(ImageError, match=r"x\.tif: expected 13 bands, found 3"):
         embed([*months(1), bad], strict=True)
-
-
-def test_an_error_of_the_storage_ends_the_partition():
-    class Failing(ListSource):
-        def job(self, item):
-            def decode():
-                raise OSError(5, "Input/output error", "disk")
-
-            return decode
-
-    with pytest.raises(OSError, match="Input/output error"):
-        embed(Failing(months(3)))
 
 
 def test_nothing_gives_no_rows():

@@ -11,7 +11,6 @@ import random
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -30,12 +29,13 @@ from workers import DiesOnce, KillsAt, WorkerSpec
 from copcube.builds import build, connect, status
 from copcube.builds.cluster import local_cluster
 from copcube.builds.crew import Cluster, Here
+from copcube.builds.folder import BuildFolder
+from copcube.builds.plan import Plan
 from copcube.builds.units import AssembleTask, EmbedTask, combine_unit, embed_unit, write_unit
 from copcube.cube import validate
 from copcube.encoder import EncoderSpec
 from copcube.errors import BuildError, OptionError, StorageError
-from copcube.images import open_source, sample
-from copcube.images.geotiff import GeoTiffSource
+from copcube.images import Selection, geotiff, open_source, sample
 from copcube.images.webdataset import WebDatasetSource
 
 pytestmark = pytest.mark.slow
@@ -47,22 +47,22 @@ SEED = int(os.environ.get("COPCUBE_FAULTS_SEED", "0"))
 """Another seed, other moments of death."""
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """Twelve shards of one cell each."""
-    folder = tmp_path_factory.mktemp("shards") / "images"
+@pytest.fixture(scope="module", autouse=True)
+def images(tmp_path_factory):
+    """Twelve cells, each a partition of its own."""
+    folder = tmp_path_factory.mktemp("images") / "images"
+    sample.write_sample(folder, "geotiff", seed=5, cells=12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "_CELLS_PER_SHARD", 1)
-        sample.write_sample(folder, "webdataset", seed=5, cells=12)
-    assert len(open_source(folder).partitions()) == 12
-    return folder
+        patch.setattr(geotiff, "_IMAGES_PER_PARTITION", 1)
+        assert len(open_source(folder).partitions()) == 12
+        yield folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shards, tmp_path_factory):
+def undisturbed(images, tmp_path_factory):
     """A build that nobody disturbed, in this process."""
     out = tmp_path_factory.mktemp("undisturbed") / "world.zarr"
-    build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    build(images, out, encoder=StubEncoder(), **OPTIONS)
     assert validate(out) == []
     return out
 
@@ -114,10 +114,10 @@ def meanwhile(out, *steps):
 # What a cluster makes.
 
 
-def test_workers_make_the_same_bytes(shards, undisturbed, tmp_path, diary):
+def test_workers_make_the_same_bytes(images, undisturbed, tmp_path, diary):
     spec = WorkerSpec(diary)
     with cluster() as client:
-        report = build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
+        report = build(images, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
     assert report.finished
     assert report.quarantined == ()
@@ -130,12 +130,12 @@ def test_workers_make_the_same_bytes(shards, undisturbed, tmp_path, diary):
     )
 
 
-def test_workers_are_started_on_request(shards, undisturbed, tmp_path):
-    build(shards, tmp_path / "world.zarr", encoder=StubSpec(), workers=1, **OPTIONS)
+def test_workers_are_started_on_request(images, undisturbed, tmp_path):
+    build(images, tmp_path / "world.zarr", encoder=StubSpec(), workers=1, **OPTIONS)
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
 
 
-def test_the_encoder_is_loaded_once_by_the_threads_of_a_worker(shards, tmp_path, diary):
+def test_the_encoder_is_loaded_once_by_the_threads_of_a_worker(images, tmp_path, diary):
     from distributed import Client, LocalCluster
 
     spec = WorkerSpec(diary, seconds=0.01)
@@ -145,7 +145,7 @@ def test_the_encoder_is_loaded_once_by_the_threads_of_a_worker(shards, tmp_path,
         ) as four,
         Client(four) as client,
     ):
-        build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
+        build(images, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
     assert len(spec.noted("load")) == 1
 
 
@@ -156,7 +156,7 @@ def test_a_task_is_small(layout):
     names = tuple(f"{root}/ssl4eo_s_220k_aligned/example-{i:06d}.tar" for i in range(3211))
     sources = {
         "webdataset": WebDatasetSource(root, names).reader,
-        "geotiff": GeoTiffSource(root, f"{root}/fnames_union_310k.json.gz").reader,
+        "geotiff": geotiff.GeoTiffSource(root, f"{root}/fnames_union_310k.json.gz").reader,
     }
     spec = EncoderSpec(weights=f"/{'w' * 200}")
     embed = EmbedTask(f"{root}/w.zarr", 64 * "0", 3000, "p" * 99, sources[layout], spec, 8, False)
@@ -166,12 +166,12 @@ def test_a_task_is_small(layout):
         assert pickle.loads(pickle.dumps(task)) == task
 
 
-def test_a_live_encoder_cannot_be_sent_to_workers(shards, tmp_path):
+def test_a_live_encoder_cannot_be_sent_to_workers(images, tmp_path):
     with pytest.raises(OptionError, match=r"must be a small description.*found a StubEncoder"):
-        build(shards, tmp_path / "world.zarr", encoder=StubEncoder(), workers=1)
+        build(images, tmp_path / "world.zarr", encoder=StubEncoder(), workers=1)
 
 
-def test_only_workers_with_a_gpu_embed(shards, undisturbed, tmp_path, diary):
+def test_only_workers_with_a_gpu_embed(images, undisturbed, tmp_path, diary):
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     spec = WorkerSpec(diary)
@@ -183,24 +183,22 @@ def test_only_workers_with_a_gpu_embed(shards, undisturbed, tmp_path, diary):
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": ":0"}}
     with SpecCluster(workers=workers, scheduler=scheduler) as two, Client(two) as client:
         gpu = client.run(os.getpid, workers=[two.workers[0].worker_address])
-        build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
+        build(images, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
     assert set(spec.noted("call")) == set(gpu.values())
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
 
 
-def test_a_worker_with_another_encoder_is_refused(shards, tmp_path):
+def test_a_worker_with_another_encoder_is_refused(images, tmp_path):
     out = tmp_path / "world.zarr"
-    build(shards, out, encoder=StubSpec(), partitions="0", **OPTIONS)
+    build(images, out, encoder=StubSpec(), partitions="0", **OPTIONS)
     plan = tmp_path / "world.build" / "plan.json"
     edited = json.loads(plan.read_text())
     edited["encoder"]["encoder_device"] = "cuda"
     task = EmbedTask(
-        str(out), "", 1, open_source(shards).partitions()[1].name,
-        open_source(shards).reader, StubSpec(), 1, False,
+        str(out), "", 1, open_source(images).partitions()[1].name,
+        open_source(images).reader, StubSpec(), 1, False,
     )  # fmt: skip
     plan.write_text(json.dumps(edited))
-    from copcube.builds.plan import Plan
-
     with pytest.raises(BuildError, match=r"encoder_device is None here and 'cuda' in the plan"):
         embed_unit(EmbedTask(**{**vars(task), "plan": Plan(**edited).id}))
     with pytest.raises(BuildError, match="the plan of this build was replaced"):
@@ -210,62 +208,61 @@ def test_a_worker_with_another_encoder_is_refused(shards, tmp_path):
 # Independent jobs.
 
 
-def test_jobs_that_share_nothing_but_the_folder(shards, undisturbed, tmp_path):
+def test_jobs_that_share_nothing_but_the_folder(images, undisturbed, tmp_path):
     out = tmp_path / "world.zarr"
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from stub import StubSpec\nfrom copcube.builds import build\n"
+        "from copcube.images import geotiff\ngeotiff._IMAGES_PER_PARTITION = 1\n"
         "report = build(sys.argv[2], sys.argv[3], encoder=StubSpec(0.002), modalities=KEYS,\n"
         "               threads=1, partitions=sys.argv[4])\n"
         "assert not report.finished\n"
     ).replace("KEYS", repr(KEYS))
     jobs = [
-        subprocess.Popen([sys.executable, "-c", code, TESTS, str(shards), str(out), which])
+        subprocess.Popen([sys.executable, "-c", code, TESTS, str(images), str(out), which])
         for which in ("0-4", "5-9", "3-7")
     ]
     assert [job.wait(120) for job in jobs] == [0, 0, 0]
     assert not out.exists()
     assert len(embedded(out)) == 10
     before = embedded(out)
-    report = build(shards, out, encoder=StubSpec(), **OPTIONS)
+    report = build(images, out, encoder=StubSpec(), **OPTIONS)
     assert report.resumed == 10
     assert {name: embedded(out)[name] for name in before} == before
     assert_undisturbed(out, undisturbed)
 
 
 @pytest.mark.parametrize("which", ["12", "3-12", "x", "3-", "-3", "5-4", "²"])
-def test_partitions_that_are_not_there(shards, tmp_path, which):
+def test_partitions_that_are_not_there(images, tmp_path, which):
     with pytest.raises(OptionError, match="partitions '"):
-        build(shards, tmp_path / "w.zarr", encoder=StubEncoder(), partitions=which, **OPTIONS)
+        build(images, tmp_path / "w.zarr", encoder=StubEncoder(), partitions=which, **OPTIONS)
 
 
-def test_jobs_keep_out_a_driver_of_the_whole(shards, tmp_path):
-    from copcube.builds.folder import BuildFolder
-
+def test_jobs_keep_out_a_driver_of_the_whole(images, tmp_path):
     with (
         BuildFolder(tmp_path / "w.zarr").lock(shared=True),
         pytest.raises(BuildError, match="another process is working on this build"),
     ):
-        build(shards, tmp_path / "w.zarr", encoder=StubEncoder(), **OPTIONS)
+        build(images, tmp_path / "w.zarr", encoder=StubEncoder(), **OPTIONS)
     with (
         BuildFolder(tmp_path / "w.zarr").lock(),
         pytest.raises(BuildError, match="another process is working on this build"),
     ):
-        build(shards, tmp_path / "w.zarr", encoder=StubEncoder(), partitions="0", **OPTIONS)
+        build(images, tmp_path / "w.zarr", encoder=StubEncoder(), partitions="0", **OPTIONS)
 
 
 # Workers that die.
 
 
-def test_a_worker_that_dies_is_replaced(shards, undisturbed, tmp_path, diary):
+def test_a_worker_that_dies_is_replaced(images, undisturbed, tmp_path, diary):
     spec = DiesOnce(diary)
     with cluster(deaths=3) as client:
-        build(shards, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
+        build(images, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
     assert len(spec.noted("death")) == 1
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
 
 
-def test_workers_killed_at_random_moments(shards, undisturbed, tmp_path, diary):
+def test_workers_killed_at_random_moments(images, undisturbed, tmp_path, diary):
     out = tmp_path / "world.zarr"
     moments = random.Random(SEED)
     with cluster(deaths=100) as client:
@@ -285,7 +282,7 @@ def test_workers_killed_at_random_moments(shards, undisturbed, tmp_path, diary):
         thread.start()
         try:
             spec = WorkerSpec(diary, seconds=0.02)
-            report = build(shards, out, encoder=spec, client=client, **OPTIONS)
+            report = build(images, out, encoder=spec, client=client, **OPTIONS)
         finally:
             finished.set()
             thread.join()
@@ -312,20 +309,18 @@ def _is_worker(pid):
 
 
 @pytest.mark.parametrize("guilty", [(0,), (4, 7)])
-def test_only_the_guilty_partition_is_quarantined(shards, undisturbed, tmp_path, diary, guilty):
+def test_only_the_guilty_partition_is_quarantined(images, undisturbed, tmp_path, diary, guilty):
     out = tmp_path / "world.zarr"
-    images = []
-    source = open_source(shards)
-    from copcube.images import Selection
-
+    source = open_source(images)
+    there = []
     for partition in source.partitions():
         jobs = filter(callable, source.jobs(partition, Selection.of(["s5p_co"])))
         first = next(jobs)()[0]
-        images.append((partition.name, (first.lon, first.lat)))
-    spec = KillsAt(diary, places=tuple(images[i][1] for i in guilty))
-    names = tuple(images[i][0] for i in guilty)
+        there.append((partition.name, (first.lon, first.lat)))
+    spec = KillsAt(diary, places=tuple(there[i][1] for i in guilty))
+    names = tuple(there[i][0] for i in guilty)
     with cluster() as client:
-        report = build(shards, out, encoder=spec, client=client, **OPTIONS)
+        report = build(images, out, encoder=spec, client=client, **OPTIONS)
         assert report.quarantined == names
         assert len(spec.noted("death")) >= 2 * len(guilty)
         listed = pq.read_table(tmp_path / "world.build" / "quarantine.parquet").to_pylist()
@@ -337,29 +332,29 @@ def test_only_the_guilty_partition_is_quarantined(shards, undisturbed, tmp_path,
             status(out)
         )
         deaths = len(spec.noted("death"))
-        assert build(shards, out, encoder=spec, client=client, **OPTIONS).quarantined == names
+        assert build(images, out, encoder=spec, client=client, **OPTIONS).quarantined == names
         assert len(spec.noted("death")) == deaths
     before = embedded(out)
-    report = build(shards, out, encoder=StubSpec(), retry_quarantined=True, **OPTIONS)
+    report = build(images, out, encoder=StubSpec(), retry_quarantined=True, **OPTIONS)
     assert report.quarantined == ()
     after = embedded(out)
     assert {name for name in before if before[name] != after[name]} == set(names)
     assert_undisturbed(out, undisturbed)
 
 
-def test_strict_builds_fail_where_a_partition_kills(shards, tmp_path, diary):
+def test_strict_builds_fail_where_a_partition_kills(images, tmp_path, diary):
     spec = DiesOnce(diary, times=10**6)
     with (
         cluster(workers=1, deaths=0) as client,
         pytest.raises(BuildError, match="killed its worker while it ran alone"),
     ):
         build(
-            shards, tmp_path / "w.zarr", encoder=spec, client=client, strict=True,
+            images, tmp_path / "w.zarr", encoder=spec, client=client, strict=True,
             partitions="0", **OPTIONS,
         )  # fmt: skip
 
 
-def test_workers_join_and_leave(shards, undisturbed, tmp_path, diary):
+def test_workers_join_and_leave(images, undisturbed, tmp_path, diary):
     out = tmp_path / "world.zarr"
     with cluster(workers=1) as client:
         first = client.cluster.workers[0].worker_address
@@ -373,7 +368,7 @@ def test_workers_join_and_leave(shards, undisturbed, tmp_path, diary):
             client.retire_workers([first])
 
         with meanwhile(out, (1, lambda: newcomers.append(_started(joining))), (2, leave)):
-            build(shards, out, encoder=spec, client=client, **OPTIONS)
+            build(images, out, encoder=spec, client=client, **OPTIONS)
         for newcomer in newcomers:
             newcomer.terminate()
             newcomer.wait()
@@ -381,7 +376,7 @@ def test_workers_join_and_leave(shards, undisturbed, tmp_path, diary):
     assert_undisturbed(out, undisturbed)
 
 
-def test_workers_with_a_lifetime(shards, undisturbed, tmp_path, diary, lone_scheduler):
+def test_workers_with_a_lifetime(images, undisturbed, tmp_path, diary, lone_scheduler):
     """As under a batch system: a job ends when its time is up, and the next one begins."""
     _, worker, file = lone_scheduler
     worker.kill()
@@ -400,7 +395,7 @@ def test_workers_with_a_lifetime(shards, undisturbed, tmp_path, diary, lone_sche
     with connect(scheduler_file=str(file)) as client:
         thread.start()
         try:
-            report = build(shards, tmp_path / "w.zarr", encoder=spec, client=client, **OPTIONS)
+            report = build(images, tmp_path / "w.zarr", encoder=spec, client=client, **OPTIONS)
         finally:
             over.set()
             thread.join()
@@ -419,11 +414,13 @@ import sys; sys.path.insert(0, sys.argv[1])
 if __name__ == "__main__":
     from stub import StubSpec
     from copcube.builds import build
+    from copcube.images import geotiff
+    geotiff._IMAGES_PER_PARTITION = 1
     build(sys.argv[2], sys.argv[3], encoder=StubSpec(0.01), modalities=KEYS, threads=1, workers=2)
 """.replace("KEYS", repr(KEYS))
 
 
-def test_a_driver_killed_with_its_workers_still_running(shards, undisturbed, tmp_path):
+def test_a_driver_killed_with_its_workers_still_running(images, undisturbed, tmp_path):
     """Some of its workers' tasks end after the next driver has begun."""
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
@@ -431,7 +428,7 @@ def test_a_driver_killed_with_its_workers_still_running(shards, undisturbed, tmp
     moments = random.Random(SEED)
     known: dict[str, int] = {}
     for _ in range(3):
-        driver = subprocess.Popen([sys.executable, script, TESTS, shards, out])
+        driver = subprocess.Popen([sys.executable, script, TESTS, images, out])
         wanted = len(embedded(out)) + moments.randint(1, 3)
         while len(embedded(out)) < min(wanted, 12) and driver.poll() is None:
             time.sleep(0.01)
@@ -441,18 +438,18 @@ def test_a_driver_killed_with_its_workers_still_running(shards, undisturbed, tmp
         assert {name: embedded(out)[name] for name in known} == known
         known = embedded(out)
     assert known
-    build(shards, out, encoder=StubSpec(), **OPTIONS)
+    build(images, out, encoder=StubSpec(), **OPTIONS)
     _without_stragglers()
-    build(shards, out, encoder=StubSpec(), **OPTIONS)
+    build(images, out, encoder=StubSpec(), **OPTIONS)
     assert_undisturbed(out, undisturbed)
 
 
-def test_an_interrupt_ends_a_cluster_cleanly(shards, undisturbed, tmp_path):
+def test_an_interrupt_ends_a_cluster_cleanly(images, undisturbed, tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
     out = tmp_path / "world.zarr"
     driver = subprocess.Popen(
-        [sys.executable, script, TESTS, shards, out], stderr=subprocess.PIPE, text=True
+        [sys.executable, script, TESTS, images, out], stderr=subprocess.PIPE, text=True
     )
     while len(embedded(out)) < 2 and driver.poll() is None:
         time.sleep(0.01)
@@ -464,7 +461,7 @@ def test_an_interrupt_ends_a_cluster_cleanly(shards, undisturbed, tmp_path):
     assert "KeyboardInterrupt" in errors
     assert not any(_is_worker(pid) for pid in workers)
     before = embedded(out)
-    build(shards, out, encoder=StubSpec(), **OPTIONS)
+    build(images, out, encoder=StubSpec(), **OPTIONS)
     assert {name: embedded(out)[name] for name in before} == before
     assert_undisturbed(out, undisturbed)
 
@@ -518,7 +515,7 @@ def lone_scheduler(tmp_path):
         process.wait()
 
 
-def test_a_scheduler_that_is_stopped(shards, undisturbed, tmp_path, lone_scheduler, diary):
+def test_a_scheduler_that_is_stopped(images, undisturbed, tmp_path, lone_scheduler, diary):
     scheduler, _, file = lone_scheduler
     out = tmp_path / "world.zarr"
     with (
@@ -527,10 +524,10 @@ def test_a_scheduler_that_is_stopped(shards, undisturbed, tmp_path, lone_schedul
         connect(scheduler_file=str(file)) as client,
         pytest.raises(BuildError, match=r"connection to the scheduler is lost.*same command"),
     ):
-        build(shards, out, encoder=WorkerSpec(diary, seconds=0.05), client=client, **OPTIONS)
+        build(images, out, encoder=WorkerSpec(diary, seconds=0.05), client=client, **OPTIONS)
     before = embedded(out)
     assert len(before) >= 3
-    report = build(shards, out, encoder=StubSpec(), **OPTIONS)
+    report = build(images, out, encoder=StubSpec(), **OPTIONS)
     assert report.resumed >= 3
     assert_undisturbed(out, undisturbed)
 
@@ -562,7 +559,7 @@ def _fill_disk(full):
     os.fsync = failing
 
 
-def test_a_full_disk_under_the_workers(shards, undisturbed, tmp_path, diary):
+def test_a_full_disk_under_the_workers(images, undisturbed, tmp_path, diary):
     out, full = tmp_path / "world.zarr", tmp_path / "full"
     spec = WorkerSpec(diary, seconds=0.02)
     with cluster() as client:
@@ -571,62 +568,57 @@ def test_a_full_disk_under_the_workers(shards, undisturbed, tmp_path, diary):
             meanwhile(out, (3, full.touch)),
             pytest.raises(StorageError, match="the disk is full; free some space"),
         ):
-            build(shards, out, encoder=spec, client=client, **OPTIONS)
+            build(images, out, encoder=spec, client=client, **OPTIONS)
         full.unlink()
         before = embedded(out)
-        build(shards, out, encoder=spec, client=client, **OPTIONS)
+        build(images, out, encoder=spec, client=client, **OPTIONS)
     assert {name: embedded(out)[name] for name in before} == before
     assert_undisturbed(out, undisturbed)
 
 
 @pytest.mark.parametrize("times", [2, 4])
-def test_a_read_error_that_goes_away(shards, undisturbed, tmp_path, monkeypatch, times):
+def test_a_read_error_that_goes_away(images, undisturbed, tmp_path, monkeypatch, times):
     """Twice: the member is read again. Four times: the partition is tried again."""
-    from copcube.images.tar import Member
-
     monkeypatch.setattr("copcube.embedding.PAUSES", (0.0, 0.0))
-    read, failures = Member.read, []
+    read, failures = geotiff._bounded, []
 
-    def flaky(self, archive):
-        if "s5p_no2" in self.name and len(failures) < times:
-            failures.append(self.name)
+    def flaky(handle, limit):
+        if "NO2" in handle.name and len(failures) < times:
+            failures.append(handle.name)
             raise OSError(5, "Input/output error")
-        return read(self, archive)
+        return read(handle, limit)
 
-    monkeypatch.setattr(Member, "read", flaky)
-    build(shards, tmp_path / "world.zarr", encoder=StubEncoder(), **OPTIONS)
+    monkeypatch.setattr(geotiff, "_bounded", flaky)
+    build(images, tmp_path / "world.zarr", encoder=StubEncoder(), **OPTIONS)
     assert len(failures) == times
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
 
 
-def test_a_read_error_that_stays(shards, undisturbed, tmp_path, monkeypatch):
-    from copcube.images.tar import Member
-
+def test_a_read_error_that_stays(images, undisturbed, tmp_path, monkeypatch):
     out = tmp_path / "world.zarr"
-    name = open_source(shards).partitions()[5].name
+    partition = open_source(images).partitions()[5]
+    name = partition.name
     monkeypatch.setattr("copcube.embedding.PAUSES", (0.0, 0.0))
-    read = Member.read
-    with tarfile.open(Path(shards, open_source(shards).partitions()[5].paths[0])) as archive:
-        cell = archive.getnames()[0].partition(".")[0]
+    read = geotiff._bounded
 
-    def failing(self, archive):
-        if self.name.startswith(cell):
+    def failing(handle, limit):
+        if handle.name.endswith(partition.paths):
             raise OSError(5, "Input/output error")
-        return read(self, archive)
+        return read(handle, limit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Member, "read", failing)
+        patch.setattr(geotiff, "_bounded", failing)
         with pytest.raises(BuildError, match=rf"1 units .*\n  {name}: OSError: .*Input/output"):
-            build(shards, out, encoder=StubEncoder(), **OPTIONS)
+            build(images, out, encoder=StubEncoder(), **OPTIONS)
     assert len(embedded(out)) == 11
     text = str(status(tmp_path / "world.build"))
     assert "embedding, 11 of 12 partitions done" in text
     assert f"failed: {name}: OSError: [Errno 5] Input/output error (tried 3 times)" in text
-    build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    build(images, out, encoder=StubEncoder(), **OPTIONS)
     assert_undisturbed(out, undisturbed)
 
 
-def test_a_stage_in_which_everything_fails_is_given_up_early(shards, tmp_path, diary):
+def test_a_stage_in_which_everything_fails_is_given_up_early(images, tmp_path, diary):
     class Failing(WorkerSpec):
         def misbehave(self, metadata):
             super().misbehave(metadata)
@@ -638,7 +630,7 @@ def test_a_stage_in_which_everything_fails_is_given_up_early(shards, tmp_path, d
             cluster(workers=1) as client,
             pytest.raises(BuildError, match=r"10 units .* failed:(.|\n)*no such kernel image"),
         ):
-            build(shards, tmp_path / "w.zarr", encoder=Failing(diary), client=client, **OPTIONS)
+            build(images, tmp_path / "w.zarr", encoder=Failing(diary), client=client, **OPTIONS)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
@@ -661,15 +653,15 @@ class Shuffled(Here):
             yield from super().run(function, [task], advance=advance, embeds=embeds)
 
 
-def test_orders_and_clocks_do_not_matter(shards, undisturbed, tmp_path, monkeypatch):
+def test_orders_and_clocks_do_not_matter(images, undisturbed, tmp_path, monkeypatch):
     clock = random.Random(SEED)
     monkeypatch.setattr(time, "time", lambda: clock.uniform(0, 4e9))
     monkeypatch.setattr("copcube.builds.cluster.Here", lambda: Shuffled(SEED))
     out = tmp_path / "world.zarr"
-    build(shards, out, encoder=StubEncoder(), partitions="4-9", **OPTIONS)
+    build(images, out, encoder=StubEncoder(), partitions="4-9", **OPTIONS)
     for path in (tmp_path / "world.build").rglob("*.json"):
         os.utime(path, (0, clock.randint(0, 2**31)))
-    build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    build(images, out, encoder=StubEncoder(), **OPTIONS)
     assert_undisturbed(out, undisturbed)
 
 

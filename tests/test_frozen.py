@@ -3,6 +3,7 @@
 import logging
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_takes_any_stored_dtype(encoder: FrozenEncoder, dtype: str) -> None:
 def test_integers_keep_their_value(pixels: NDArray[Any]) -> None:
     """Also below 0 as int16 and above 32767 as uint16."""
     encoder = FrozenEncoder(TINY, device="cpu", dtype="float32")
-    found = encoder._uploaded(pixels)
+    found = frozen._widened(*encoder._packed(pixels))
     np.testing.assert_array_equal(found.numpy(), pixels.astype(np.int64))
 
 
@@ -176,7 +177,7 @@ def test_arguments_that_do_not_fit(encoder: FrozenEncoder) -> None:
         encoder("s2_to", typical("s2_toa"), places("s2_toa"))
     with pytest.raises(OptionError, match=r"unknown modality 's4'"):
         encoder.batch_size("s4", 224)
-    with pytest.raises(OptionError, match=r"s2_toa images have shape \(2, 2, 32, 32\).*13"):
+    with pytest.raises(OptionError, match=r"s2_toa images have shape \(2, 32, 32\).*13"):
         encoder("s2_toa", typical("s1_grd"), places("s2_toa"))
     with pytest.raises(OptionError, match=r"metadata of 2 images has shape \(3, 4\)"):
         encoder("s1_grd", typical("s1_grd"), places("s1_grd", 3))
@@ -205,6 +206,34 @@ def test_a_vector_does_not_depend_on_its_batch(encoder: FrozenEncoder, key: str)
     alone = [encoder(key, pixels[i : i + 1], rows[i : i + 1]) for i in range(5)]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
     np.testing.assert_array_equal(encoder(key, pixels, rows), together)
+
+
+def test_images_may_come_one_by_one_and_from_several_threads(encoder: FrozenEncoder) -> None:
+    pixels, rows = typical("s2_toa", 6), places("s2_toa", 6)
+    whole = encoder("s2_toa", pixels, rows)
+    np.testing.assert_array_equal(encoder("s2_toa", list(pixels), rows), whole)
+    same = [image.clip(0, 30_000).astype(np.uint16) for image in pixels]
+    mixed = [image.astype(np.int16) if i % 2 else image for i, image in enumerate(same)]
+    np.testing.assert_allclose(
+        encoder("s2_toa", mixed, rows), encoder("s2_toa", same, rows), atol=1e-6
+    )
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: encoder("s2_toa", pixels, rows), range(8))
+        for vectors in found:
+            np.testing.assert_array_equal(vectors, whole)
+    with pytest.raises(OptionError, match=r"expected one shape, \(13, rows, columns\)"):
+        encoder("s2_toa", [pixels[0], pixels[1][:, :16]], rows[:2])
+
+
+def test_compiled_batches_keep_their_shape() -> None:
+    encoder, model = small_device(room=8)
+    encoder._compiled = True
+    rows = np.column_stack([np.arange(11.0), np.zeros((11, 3))])
+    for number in (5, 8, 3, 11):
+        found = encoder("s1_grd", typical("s1_grd", number), rows[:number])
+        assert found[:, 0].tolist() == list(range(number))
+    # Of eleven, half are too many when they are filled up to eleven, and fit by themselves.
+    assert model.batches == [5, 8, 8, 11, 6, 6]
 
 
 class SmallDevice:

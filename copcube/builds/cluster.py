@@ -17,6 +17,8 @@ log = logging.getLogger("copcube")
 
 Workers = int | Literal["auto"]
 
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
 
 @contextlib.contextmanager
 def crew(client: "Client | None", workers: Workers | None, *, gpus: bool) -> Iterator[Crew]:
@@ -98,6 +100,7 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     _require_distributed()
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
+    from distributed.system import MEMORY_LIMIT
 
     devices = visible_gpus() if gpus else []
     processors = len(os.sched_getaffinity(0))
@@ -108,7 +111,9 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     spec: dict[int, Any] = {}
     for i in range(number):
         options: dict[str, Any] = {"nthreads": 1, "host": "127.0.0.1"}
-        options["env"] = {"OMP_NUM_THREADS": str(threads)}
+        options["memory_limit"] = MEMORY_LIMIT // number  # dask's own choice goes by nthreads
+        options["silence_logs"] = logging.WARNING
+        options["env"] = dict.fromkeys(_THREADS, str(threads))
         if devices:
             options["env"]["CUDA_VISIBLE_DEVICES"] = devices[i]
             options["resources"] = {GPU: 1}

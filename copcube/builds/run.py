@@ -368,23 +368,31 @@ def _embed(
 ) -> dict[str, float]:
     """Embed partitions, add their counts to the receipts; seconds spent."""
     seconds: Counter[str] = Counter()
-    images = {partition.name: partition.images for partition in listed}
-    with stage("embedding", None, "images", skip=_images(receipts)) as bar:
+    known = all(listed[task.number].images is not None for task in tasks)
+    left = sum(listed[task.number].images or 0 for task in tasks)
+    images = _images(receipts.values())
+    left_out = sum(receipt["rejected"] for receipt in receipts.values())
+    with stage("embedding", None, "images", skip=images) as bar:
 
         def tell() -> None:
-            todo = [images[task.name] for task in tasks if task.name not in receipts]
-            bar.expect(_expected(todo, receipts))
-            left_out = sum(r["rejected"] for r in receipts.values())
+            """Expect as many images as are listed, else as many a partition as before."""
+            if known:
+                bar.expect(images + left)
+            elif receipts:
+                bar.expect(round(images / len(receipts) * number))
             bar.note = f"{len(receipts)}/{number} partitions, {left_out} left out"
 
-        def done(task: EmbedTask, receipt: Receipt) -> None:
+        def signed(task: EmbedTask, receipt: Receipt) -> None:
+            nonlocal images, left, left_out
             receipts[task.name] = receipt
+            images += _images([receipt])
+            left -= listed[task.number].images or 0
+            left_out += receipt["rejected"]
             seconds.update(receipt["seconds"])
             tell()
 
         def killed(task: EmbedTask, error: KilledError) -> None:
-            receipts[task.name] = _quarantine(folder, plan, listed[task.number], str(error))
-            tell()
+            signed(task, _quarantine(folder, plan, listed[task.number], str(error)))
 
         tell()
         drive(
@@ -395,8 +403,8 @@ def _embed(
             lambda task: task.name,
             folder,
             embeds=True,
-            size=lambda receipt: sum(receipt["images"].values()),
-            done=done,
+            size=lambda receipt: _images([receipt]),
+            done=signed,
             killed=None if any(task.strict for task in tasks) else killed,
         )
     return dict(seconds)
@@ -508,18 +516,8 @@ def _place(path: str) -> Path | str:
     return path if is_remote(path) else Path(path)
 
 
-def _images(receipts: Mapping[str, Receipt]) -> int:
-    return sum(sum(receipt["images"].values()) for receipt in receipts.values())
-
-
-def _expected(todo: Sequence[int | None], receipts: Mapping[str, Receipt]) -> int | None:
-    """Images in all: as listed, else as many a partition as in those that are done."""
-    known = [images for images in todo if images is not None]
-    if len(known) < len(todo):
-        if not receipts:
-            return None
-        known = [round(_images(receipts) / len(receipts))] * len(todo)
-    return _images(receipts) + sum(known)
+def _images(receipts: Iterable[Receipt]) -> int:
+    return sum(sum(receipt["images"].values()) for receipt in receipts)
 
 
 def _rows_digest(receipts: Iterable[Receipt]) -> str:

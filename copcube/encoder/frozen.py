@@ -98,7 +98,7 @@ class FrozenEncoder:
         are always float32.
     compile : bool
         Whether to compile the blocks of the transformer; then every batch is filled up to
-        the size of the first of its kind, so that shapes stay as they are.
+        the largest of its kind so far, so that shapes stay as they are.
 
     Raises
     ------
@@ -251,6 +251,7 @@ class FrozenEncoder:
                     raise
             # Only here, past the handler, are the failed attempt's tensors gone.
             torch.cuda.empty_cache()
+            self._full.clear()
             step = self._fits[batch] = (step + 1) // 2
             log.warning("%s: out of device memory, going on with batches of %d", kind.key, step)
         return np.concatenate(vectors)
@@ -271,8 +272,7 @@ class FrozenEncoder:
                 here = torch.cuda.current_stream(self.device)
                 here.wait_stream(beside)
                 x.record_stream(here)
-            # torch computes little with uint16: the same 16 bits came as int16.
-            x = self._normalised(x.int() & 0xFFFF if unsigned else x, kind)
+            x = self._normalised(_widened(x, unsigned), kind)
             vectors = self._forward(x, metadata, kind, bands)
             if beside is None:
                 return vectors.numpy()
@@ -349,6 +349,11 @@ class FrozenEncoder:
 
 def _kind(given: str | Modality) -> Modality:
     return given if isinstance(given, Modality) else modalities.modality(given)
+
+
+def _widened(x: Tensor, unsigned: bool) -> Tensor:
+    """Values of a packed tensor; torch computes little with uint16, which came as int16."""
+    return x.int() & 0xFFFF if unsigned else x
 
 
 def cuda_devices() -> int:
