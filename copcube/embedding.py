@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -252,6 +252,7 @@ def metadata(image: Image) -> tuple[float, float, float, float]:
     return image.lon, image.lat, days, MODALITIES[image.modality].token_area
 
 
+@lru_cache(maxsize=4096)
 def days_since_1970(date: str) -> float:
     """Days from 1970-01-01 to a date YYYYMMDD.
 

@@ -7,7 +7,7 @@ Each stage is a plain function of one unit, in `copcube.builds.units`. `build` a
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -203,15 +203,13 @@ def build(
         quarantined = tuple(name for name in names if receipts[name]["quarantined"])
         rejected: dict[str, int] = {}
         if partitions is None:
-            signed = [folder.signed("embed", name) for name in names]
-            rejected = _write_quarantine(folder, dict(zip(names, signed, strict=True)))
-            rows = _rows_digest(signed)
+            rejected, rescaled, rows = _tally(folder, names)
             if not complete(folder, plan, rows):
                 if folder.has_cube():
                     folder.set_aside()
                 attributes = {
                     "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
-                    "s3_images_rescaled": sum(r["rescaled"] for r in signed),
+                    "s3_images_rescaled": rescaled,
                     "partitions_quarantined": len(quarantined),
                     "copcube_rows": rows,
                 }
@@ -525,19 +523,32 @@ def _rows_digest(receipts: Iterable[Receipt]) -> str:
     return digest([receipt["files"] for receipt in receipts])
 
 
-def _write_quarantine(folder: BuildFolder, receipts: Mapping[str, Receipt]) -> dict[str, int]:
-    """Write what was rejected as one table, and count its images by kind."""
-    found = [
-        item | {"partition": name}
-        for name, receipt in receipts.items()
-        for item in receipt["rejected"]
-    ]
+def _tally(folder: BuildFolder, names: Sequence[str]) -> tuple[dict[str, int], int, str]:
+    """Read the receipts of all partitions once, and write what was rejected as one table.
+
+    Returns
+    -------
+    rejected : dict of str to int
+        Images left out, by kind.
+    rescaled : int
+        Sentinel-3 images that were corrected.
+    rows : str
+        Hash of all rows.
+    """
     columns = {"file": pa.string(), "member": pa.string(), "kind": pa.string()}
     columns |= {"reason": pa.string(), "images": pa.int32(), "partition": pa.string()}
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(found, schema=pa.schema(columns)), sink)
-    folder.files.write("quarantine.parquet", sink.getvalue())
+    schema, sink = pa.schema(columns), pa.BufferOutputStream()
     kinds: Counter[str] = Counter()
-    for item in found:
-        kinds[item["kind"]] += item["images"]
-    return dict(sorted(kinds.items()))
+    rescaled, files = 0, []
+    with pq.ParquetWriter(sink, schema, compression="zstd") as table:
+        for name in names:
+            receipt = folder.signed("embed", name)
+            files.append({"files": receipt["files"]})
+            rescaled += receipt["rescaled"]
+            for item in receipt["rejected"]:
+                kinds[item["kind"]] += item["images"]
+            if receipt["rejected"]:
+                rows = [item | {"partition": name} for item in receipt["rejected"]]
+                table.write_table(pa.Table.from_pylist(rows, schema=schema))
+    folder.files.write("quarantine.parquet", sink.getvalue())
+    return dict(sorted(kinds.items())), rescaled, _rows_digest(files)

@@ -26,7 +26,7 @@ from copcube.builds.plan import Plan, digest, read_partition
 from copcube.cells import Cells, decode_cells, encode_cells
 from copcube.embedding import Encoder, Spec, embed_partition
 from copcube.errors import BuildError
-from copcube.images import Selection, Source
+from copcube.images import Rejected, Selection, Source
 from copcube.rows import encode_rows
 
 SECONDS_BETWEEN_SIGNS = 30.0
@@ -178,12 +178,29 @@ def embed_unit(task: EmbedTask, advance: Advance = ignore) -> Receipt:
         facts = {
             "images": tally.images,
             "rescaled": tally.rescaled,
-            "rejected": [asdict(item) for item in tally.rejected],
+            "rejected": [asdict(item) for item in _counted(tally.rejected)],
             "seconds": seconds,
             "host": socket.gethostname(),
             "finished": time.time(),
         }
         return counts(folder.sign(plan.id, "embed", task.name, [name], facts))
+
+
+def _counted(rejected: Sequence[Rejected]) -> list[Rejected]:
+    """What was rejected, the repeated images of an archive counted in one entry.
+
+    Published tensors are padded with such, so that nearly every member of a shard has some.
+    """
+    kept = [item for item in rejected if item.kind != "duplicate" or not item.member]
+    repeated: dict[str, list[Rejected]] = {}
+    for item in rejected:
+        if item.kind == "duplicate" and item.member:
+            repeated.setdefault(item.file, []).append(item)
+    for file, items in repeated.items():
+        reason = f"images that are in it already, in {len(items)} members"
+        number = sum(item.images for item in items)
+        kept.append(Rejected(file, "", "duplicate", reason, number))
+    return kept
 
 
 def counts(receipt: Receipt) -> Receipt:
