@@ -18,7 +18,7 @@ from pathlib import Path
 
 import cloudpickle
 import dask
-import distributed  # noqa: F401  (its settings must be there before some are set)
+import distributed.system  # distributed's settings must be there before some are set
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
@@ -186,6 +186,27 @@ def test_only_workers_with_a_gpu_embed(images, undisturbed, tmp_path, diary):
         build(images, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
     assert set(spec.noted("call")) == set(gpu.values())
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+
+
+def test_workers_take_a_gpu_each(monkeypatch):
+    """As many as are visible, by whatever names; each worker sees its own alone."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8f2e")
+
+    def look():
+        names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        return [os.environ[name] for name in names]
+
+    with local_cluster("auto") as client:
+        threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+        assert sorted(client.run(look).values()) == [
+            ["3", threads, threads],
+            ["GPU-8f2e", threads, threads],
+        ]
+        workers = client.scheduler_info()["workers"].values()
+        assert [worker["resources"] for worker in workers] == [{"GPU": 1}, {"GPU": 1}]
+        assert sum(w["memory_limit"] for w in workers) > 0.9 * distributed.system.MEMORY_LIMIT
+    with pytest.raises(OptionError, match="3 workers for 2 GPUs"), local_cluster(3):
+        pass
 
 
 def test_a_worker_with_another_encoder_is_refused(images, tmp_path):

@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from copcube import progress
 from copcube.builds.plan import Plan
 from copcube.cube import read_attributes
 from copcube.errors import BuildError
@@ -155,16 +156,25 @@ class BuildFolder:
         return receipt
 
     def receipts(self, work: str, stage: str, names: Iterable[str]) -> dict[str, Receipt]:
-        """Receipts of the units that are done, by name, looked up on a few threads."""
+        """Receipts of the units that are done, by name, in the order of the names."""
         known = {
             file.rpartition("/")[2].removesuffix(".json")
             for file in self.files.names(f"receipts/{stage}/")
         }
         signed = [name for name in names if name in known]
-        with ThreadPoolExecutor(8) as pool:
-            found = pool.map(lambda name: self.receipt(work, stage, name), signed)
-            pairs = zip(signed, found, strict=True)
-            return {name: receipt for name, receipt in pairs if receipt is not None}
+        if not signed:
+            return {}
+        found = {}
+        with (
+            progress.stage("checking", len(signed), "receipts") as bar,
+            ThreadPoolExecutor() as pool,
+        ):
+            receipts = pool.map(lambda name: self.receipt(work, stage, name), signed)
+            for name, receipt in zip(signed, receipts, strict=True):
+                if receipt is not None:
+                    found[name] = receipt
+                bar.advance()
+        return found
 
     def sign(
         self, work: str, stage: str, name: str, files: Iterable[str], facts: Mapping[str, Any]
