@@ -6,12 +6,14 @@ embedding and collecting go on side by side, each a bounded way ahead of the nex
 """
 
 import datetime
+import errno
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -19,7 +21,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.errors import CopcubeError, ImageError
+from copcube.errors import ImageError, StorageError
 from copcube.images import Image, Job, Partition, Rejected, Selection, Source
 from copcube.images.pixels import has_valid_pixel
 from copcube.modalities import MODALITIES, ORDER, Modality
@@ -160,7 +162,7 @@ def embed_partition(
     """
     tally = Tally()
     done: list[Rows] = []
-    jobs = (_timed_job(job, tally) for job in source.jobs(partition, selection))
+    jobs = (_timed_job(job, tally) for job in _listed(source, partition, selection))
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders:
         decoded = _timed(_ahead(jobs, decoders, 2 * threads), tally)
         batches = _batches(decoded, crop, batch_sizes, tally, strict)
@@ -299,17 +301,32 @@ def _timed_job(job: Job | Rejected, tally: Tally) -> Callable[[], list[Image | R
 _COUNTING = threading.Lock()
 
 
+def _listed(source: Source, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
+    with _reading():
+        yield from source.jobs(partition, selection)
+
+
 def _patiently(job: Job) -> list[Image | Rejected]:
-    """Do a job, and again after a pause where the file system or network fails."""
-    for pause in PAUSES:
-        try:
-            return job()
-        except CopcubeError:
-            raise
-        except OSError as error:
-            log.warning("%s; reading it again in %.1f s", error, pause)
-            time.sleep(pause)
-    return job()
+    """Do a job, and again after a pause where the file system fails."""
+    with _reading():
+        for pause in PAUSES:
+            try:
+                return job()
+            except StorageError:  # of an object store, which was asked with patience already
+                raise
+            except OSError as error:
+                log.warning("%s; reading it again in %.1f s", error, pause)
+                time.sleep(pause)
+        return job()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Tell a store that cannot be read, which may recover, from one that cannot be written."""
+    try:
+        yield
+    except StorageError as error:
+        raise OSError(error.errno or errno.EIO, str(error)) from error
 
 
 def _encoded(encoder: Encoder, batch: "Batch", tally: Tally) -> "tuple[Batch, NDArray[np.float32]]":

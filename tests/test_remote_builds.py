@@ -140,6 +140,29 @@ def test_a_cube_in_a_bucket_is_replaced_on_request_only(shards, bucket, undistur
         build(shards, out, encoder=StubEncoder(), balance="image", **OPTIONS)
 
 
+def test_a_store_that_fails_for_one_shard_does_not_stop_the_others(
+    web, shards, undisturbed, tmp_path
+):
+    for path in shards.glob("*.tar"):
+        web.files[f"images/{path.name}"] = path.read_bytes()
+    out = tmp_path / "world.zarr"
+    pattern = f"{web.url}/images/example-{{000000..000003}}.tar"
+
+    class Failing(StubEncoder):
+        """From the first image on, one shard cannot be had."""
+
+        def __call__(self, *arguments):
+            web.status["images/example-000002.tar"] = 503
+            return super().__call__(*arguments)
+
+    with pytest.raises(BuildError, match=r"1 units .* failed:\n  example-000002: OSError: "):
+        build(pattern, out, encoder=Failing(), **OPTIONS)
+    assert "embedding, 3 of 4 partitions done" in str(status(tmp_path / "world.build"))
+    web.status.clear()
+    assert build(pattern, out, encoder=StubEncoder(), **OPTIONS).resumed == 3
+    assert contents(out) == contents(undisturbed)
+
+
 def test_rows_in_a_bucket_are_aggregated(uploaded, bucket, undisturbed, tmp_path):
     build(uploaded, f"{bucket}/world.zarr", encoder=StubEncoder(), **OPTIONS)
     aggregate(f"{bucket}/world.build/rows", f"{bucket}/seasons.zarr", by="season")
