@@ -113,19 +113,37 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
         options: dict[str, Any] = {"nthreads": 1, "host": "127.0.0.1"}
         options["memory_limit"] = MEMORY_LIMIT // number  # dask's own choice goes by nthreads
         options["silence_logs"] = logging.WARNING
-        options["env"] = dict.fromkeys(_THREADS, str(threads))
         if devices:
-            options["env"]["CUDA_VISIBLE_DEVICES"] = devices[i]
+            options["env"] = {"CUDA_VISIBLE_DEVICES": devices[i]}
             options["resources"] = {GPU: 1}
         spec[i] = {"cls": Nanny, "options": options}
     where = {"host": "127.0.0.1", "dashboard_address": f":{_free_port(8787)}"}
     scheduler = {"cls": Scheduler, "options": where}
+    settings = {
+        "distributed.comm.timeouts.connect": "60s",
+        # dask's own would leave the encoder one thread, and make it return its memory at once.
+        "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, threads),
+    }
     with (
-        dask.config.set({"distributed.comm.timeouts.connect": "60s"}),
+        _environment_kept(),
+        dask.config.set(settings),
         SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo what the starting of workers leaves in this process's environment."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in _THREADS:
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 def _free_port(wanted: int) -> int:
