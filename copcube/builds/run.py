@@ -4,23 +4,18 @@ Each stage is a plain function of one unit, in `copcube.builds.units`. `build` a
 `aggregate` find out which units are missing and drive a crew through them.
 """
 
-import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from copcube.aggregate import Aggregation, Balance, By
 from copcube.builds.assemble import assemble, complete
 from copcube.builds.cluster import Workers, crew
-from copcube.builds.crew import Crew, KilledError
-from copcube.builds.drive import drive
-from copcube.builds.folder import BuildFolder, Receipt
+from copcube.builds.embed import embed_partitions, rows_digest, tally
+from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import (
     Plan,
     digest,
@@ -28,19 +23,16 @@ from copcube.builds.plan import (
     partitions_digest,
     read_partitions,
 )
-from copcube.builds.units import EmbedTask, EncoderFacts, counts, describe, embed_unit
+from copcube.builds.units import EmbedTask, EncoderFacts, counts, describe
 from copcube.embedding import Crop, Encoder, Spec
 from copcube.errors import BuildError, OptionError
 from copcube.images import Partition, Selection, Source, open_source
 from copcube.modalities import MODALITIES
 from copcube.objects import file_size, is_remote
-from copcube.progress import stage
 from copcube.rows import rows_files
 
 if TYPE_CHECKING:
     from distributed import Client
-
-log = logging.getLogger("copcube")
 
 
 @dataclass(frozen=True)
@@ -199,11 +191,11 @@ def build(
             for i in chosen
             if listed[i].name not in receipts
         ]
-        seconds = _embed(folder, plan, hands, tasks, listed, receipts, len(chosen))
+        seconds = embed_partitions(folder, plan, hands, tasks, listed, receipts, len(chosen))
         quarantined = tuple(name for name in names if receipts[name]["quarantined"])
         rejected: dict[str, int] = {}
         if partitions is None:
-            rejected, rescaled, rows = _tally(folder, names)
+            rejected, rescaled, rows = tally(folder, names)
             if not complete(folder, plan, rows):
                 if folder.has_cube():
                     folder.set_aside()
@@ -314,7 +306,7 @@ def validate_rows(out: str | Path) -> list[str]:
         for name in names
         if name not in receipts
     ]
-    if missing or complete(folder, plan, _rows_digest(receipts.values())):
+    if missing or complete(folder, plan, rows_digest(receipts.values())):
         return missing
     return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
 
@@ -353,79 +345,6 @@ def plan_build(
         partitions=partitions_digest(partitions),
     )
     return plan, partitions
-
-
-def _embed(
-    folder: BuildFolder,
-    plan: Plan,
-    hands: Crew,
-    tasks: Sequence[EmbedTask],
-    listed: Sequence[Partition],
-    receipts: dict[str, Receipt],
-    number: int,
-) -> dict[str, float]:
-    """Embed partitions, add their counts to the receipts; seconds spent."""
-    seconds: Counter[str] = Counter()
-    known = all(listed[task.number].images is not None for task in tasks)
-    left = sum(listed[task.number].images or 0 for task in tasks)
-    images = _images(receipts.values())
-    left_out = sum(receipt["rejected"] for receipt in receipts.values())
-    with stage("embedding", None, "images", skip=images) as bar:
-
-        def tell() -> None:
-            """Expect as many images as are listed, else as many a partition as before."""
-            if known:
-                bar.expect(images + left)
-            elif receipts:
-                bar.expect(round(images / len(receipts) * number))
-            bar.note = f"{len(receipts)}/{number} partitions, {left_out} left out"
-
-        def signed(task: EmbedTask, receipt: Receipt) -> None:
-            nonlocal images, left, left_out
-            receipts[task.name] = receipt
-            images += _images([receipt])
-            left -= listed[task.number].images or 0
-            left_out += receipt["rejected"]
-            seconds.update(receipt["seconds"])
-            tell()
-
-        def killed(task: EmbedTask, error: KilledError) -> None:
-            signed(task, _quarantine(folder, plan, listed[task.number], str(error)))
-
-        tell()
-        drive(
-            hands,
-            embed_unit,
-            tasks,
-            bar,
-            lambda task: task.name,
-            folder,
-            embeds=True,
-            size=lambda receipt: _images([receipt]),
-            done=signed,
-            killed=None if any(task.strict for task in tasks) else killed,
-        )
-    return dict(seconds)
-
-
-def _quarantine(folder: BuildFolder, plan: Plan, partition: Partition, reason: str) -> Receipt:
-    """Sign that a partition is left out as a whole."""
-    entry = {
-        "file": partition.paths[0],
-        "member": "",
-        "kind": "killer",
-        "reason": f"{partition.name}: {reason}",
-        "images": partition.images or 0,
-    }
-    facts = {
-        "images": {},
-        "rescaled": 0,
-        "rejected": [entry],
-        "seconds": {},
-        "quarantined": reason,
-    }
-    log.warning("%s is left out: %s", partition.name, reason)
-    return counts(folder.sign(plan.id, "embed", partition.name, [], facts))
 
 
 def _admitted(
@@ -512,43 +431,3 @@ def _name(path: str | Path) -> str:
 
 def _place(path: str) -> Path | str:
     return path if is_remote(path) else Path(path)
-
-
-def _images(receipts: Iterable[Receipt]) -> int:
-    return sum(sum(receipt["images"].values()) for receipt in receipts)
-
-
-def _rows_digest(receipts: Iterable[Receipt]) -> str:
-    """Hash of all rows, by the checksums in the receipts of their partitions, in order."""
-    return digest([receipt["files"] for receipt in receipts])
-
-
-def _tally(folder: BuildFolder, names: Sequence[str]) -> tuple[dict[str, int], int, str]:
-    """Read the receipts of all partitions once, and write what was rejected as one table.
-
-    Returns
-    -------
-    rejected : dict of str to int
-        Images left out, by kind.
-    rescaled : int
-        Sentinel-3 images that were corrected.
-    rows : str
-        Hash of all rows.
-    """
-    columns = {"file": pa.string(), "member": pa.string(), "kind": pa.string()}
-    columns |= {"reason": pa.string(), "images": pa.int32(), "partition": pa.string()}
-    schema, sink = pa.schema(columns), pa.BufferOutputStream()
-    kinds: Counter[str] = Counter()
-    rescaled, files = 0, []
-    with pq.ParquetWriter(sink, schema, compression="zstd") as table:
-        for name in names:
-            receipt = folder.signed("embed", name)
-            files.append({"files": receipt["files"]})
-            rescaled += receipt["rescaled"]
-            for item in receipt["rejected"]:
-                kinds[item["kind"]] += item["images"]
-            if receipt["rejected"]:
-                rows = [item | {"partition": name} for item in receipt["rejected"]]
-                table.write_table(pa.Table.from_pylist(rows, schema=schema))
-    folder.files.write("quarantine.parquet", sink.getvalue())
-    return dict(sorted(kinds.items())), rescaled, _rows_digest(files)
