@@ -35,7 +35,7 @@ def world(images, stubbed, tmp_path):
     return tmp_path / "world.zarr"
 
 
-COMMANDS = ["sample", "fetch", "build", "aggregate", "demo", "info", "validate"]
+COMMANDS = ["sample", "fetch", "build", "aggregate", "status", "demo", "info", "validate"]
 COMMANDS += ["reduce", "merge", "export", "convert", "compare"]
 
 
@@ -278,6 +278,32 @@ def test_ctrl_c_is_code_130(images, tmp_path, monkeypatch, capsys):
     unseen = ["--weights", "untrained:130"]  # no such encoder is kept from an earlier build
     assert main(["build", str(images), str(tmp_path / "w.zarr"), *unseen]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_quarantined_partitions_are_code_3(tmp_path, monkeypatch, capsys):
+    report = copcube.Report(
+        cube=tmp_path / "w.zarr", rows=tmp_path / "w.build/rows", quarantined=("example-000007",),
+        images={"dem": 3}, rejected={"killer": 4}, seconds={"total": 90.0, "embedding": 60.0,
+        "encoding": 45.0, "waiting": 9.0, "writing": 3.0, "decoding": 30.0},
+    )  # fmt: skip
+    monkeypatch.setattr("copcube.builds.build", lambda *arguments, **options: report)
+    assert main(["build", "images", str(tmp_path / "w.zarr")]) == 3
+    errors = capsys.readouterr().err
+    assert "PARTITIONS LEFT OUT because they killed their worker: example-000007" in errors
+    assert "encoder busy 75%, waiting for decoded images 15%, writing rows 5%" in errors
+    assert "images left out: 4 killer" in errors
+
+
+def test_no_scheduler_is_code_1(images, tmp_path, monkeypatch, capsys):
+    dask = pytest.importorskip("dask")
+    pytest.importorskip("distributed")
+    command = ["build", str(images), str(tmp_path / "w.zarr"), "--scheduler", "tcp://127.0.0.1:9"]
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        assert main(command) == 1
+    assert "tcp://127.0.0.1:9: no dask scheduler answers there" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--workers", "2"])
+    assert caught.value.code == 2
 
 
 def test_public_names():
