@@ -166,9 +166,9 @@ def embed_partition(
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders:
         decoded = _timed(_ahead(jobs, decoders, 2 * threads), tally)
         batches = _batches(decoded, crop, batch_sizes, tally, strict)
-        with ThreadPoolExecutor(encoder.streams, thread_name_prefix="encode") as streams:
-            calls = (partial(_encoded, encoder, batch, tally) for batch in batches)
-            for batch, vectors in _ahead(calls, streams, encoder.streams):
+        calls = (partial(_encoded, encoder, batch, tally) for batch in batches)
+        with _side_by_side(calls, encoder.streams) as results:
+            for batch, vectors in results:
                 done.append(batch.rows(vectors))
                 key = batch.modality.key
                 tally.images[key] = tally.images.get(key, 0) + len(batch.images)
@@ -280,6 +280,20 @@ def _ahead(calls: Iterable[Callable[[], T]], pool: ThreadPoolExecutor, number: i
     finally:
         for future in waiting:
             future.cancel()
+
+
+@contextmanager
+def _side_by_side(calls: Iterable[Callable[[], T]], number: int) -> Iterator[Iterator[T]]:
+    """Make calls, so many at once, and give what they return in order.
+
+    One at a time they are made here: on a CPU, threads of their own would only cost the
+    encoder its warm memory.
+    """
+    if number == 1:
+        yield (call() for call in calls)
+        return
+    with ThreadPoolExecutor(number, thread_name_prefix="encode") as pool:
+        yield _ahead(calls, pool, number)
 
 
 def _timed_job(job: Job | Rejected, tally: Tally) -> Callable[[], list[Image | Rejected]]:
