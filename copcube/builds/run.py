@@ -130,8 +130,8 @@ def build(
         Of a dask cluster whose workers see `source` and `out` under the same names. Workers
         with a GPU should offer the resource ``GPU``, one a process.
     partitions : str, optional
-        Which partitions to embed, such as ``0-99``, by their numbers in the plan (of
-        shards: in sorted order). Nothing is assembled then, and any number of such runs
+        Which partitions to embed, such as ``0-99``, by their numbers in the plan (shards
+        are sorted by name). Nothing is assembled then, and any number of such runs
         may work on the same build at once.
     retry_quarantined : bool
         Whether to try partitions again that killed their worker.

@@ -82,7 +82,7 @@ def add(commands: Commands) -> None:
     build.add_argument(
         "--partitions",
         metavar="A-B",
-        help="embed only these (of shards: the A-th to B-th in sorted order) and assemble nothing; "
+        help="embed only these (of shards: by their numbers, sorted by name) and assemble nothing; "
         "any number of such runs may work on one OUT.build at once",
     )
     build.add_argument(

@@ -77,7 +77,9 @@ def recognise(path: str) -> "WebDatasetSource | None":
             raise _lacking(path, names, missing)
         found = sorted(set(itertools.chain.from_iterable(matches.values())))
     _refuse_compressed(found)
-    shards = [name for name in found if name.endswith(".tar") and os.path.isfile(name)]
+    shards = sorted(
+        (name for name in found if name.endswith(".tar") and os.path.isfile(name)), key=_by_name
+    )
     if not shards:
         return None
     root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
@@ -90,7 +92,7 @@ def recognise(path: str) -> "WebDatasetSource | None":
 def _at_address(url: str) -> "WebDatasetSource":
     """Open shards in an object store or on a web server."""
     _refuse_compressed([url])
-    names = sorted(set(_expand(url)))
+    names = sorted(set(_expand(url)), key=_by_name)
     if url.endswith(".tar"):
         found = dict(zip(names, sizes(names), strict=True))
         missing = [name for name, size in found.items() if size is None]
@@ -117,6 +119,11 @@ def _at_address(url: str) -> "WebDatasetSource":
     if "://" not in root:
         raise SourceError(f"{url}: shards of several buckets or hosts; build from one at a time")
     return WebDatasetSource(root, tuple((n.removeprefix(f"{root}/"), size) for n, size in shards))
+
+
+def _by_name(path: str) -> tuple[str, str]:
+    """Order of shards: by their names, which number them, then by their folders."""
+    return path.rpartition("/")[2], path
 
 
 def _lacking(path: str, names: list[str], missing: list[str]) -> SourceError:
@@ -201,7 +208,7 @@ class WebDatasetSource:
         return replace(self, shards=())
 
     def partitions(self) -> list[Partition]:
-        """List the shards, one a partition."""
+        """List the shards, one a partition, by their names wherever they lie."""
         paths = [path for path, _ in self.shards]
         return [Partition(p.removesuffix(".tar").replace("/", "-"), (p,)) for p in paths]
 
