@@ -15,7 +15,6 @@ from pathlib import Path
 
 from copcube.aggregate import Aggregation
 from copcube.builds.folder import BuildFolder
-from copcube.builds.plan import encode_partitions
 from copcube.builds.run import image_sizes, plan_build
 from copcube.builds.units import EmbedTask, describe, embed_unit
 from copcube.embedding import Batch
@@ -40,8 +39,8 @@ def started(source, out, encoder, selection):
     facts = describe(encoder, image_sizes(selection, "center"))
     plan, partitions = plan_build(source, facts, Aggregation(selection=selection), "center")
     folder = BuildFolder(out)
-    folder.files.create("partitions.parquet", encode_partitions(partitions))
     folder.write_plan(plan)
+    folder.write_partitions(partitions, plan.partitions)
     tasks = [
         EmbedTask(folder.out, plan.id, i, partition.name, source.reader, encoder, None, False)
         for i, partition in enumerate(partitions)

@@ -250,6 +250,16 @@ def test_a_changed_source_is_refused(trees, tmp_path):
         build(tmp_path / "images", out, encoder=StubEncoder(), modalities=["dem"])
 
 
+def test_a_list_of_partitions_that_is_not_of_the_plan_is_replaced(trees, undisturbed, tmp_path):
+    """As after a kill between the two, or by a driver that was refused."""
+    folder = tmp_path / "world.build"
+    folder.mkdir()
+    build(trees / "webdataset", tmp_path / "other.zarr", encoder=StubEncoder())
+    shutil.copy(tmp_path / "other.build" / "partitions.parquet", folder)
+    build(trees / "geotiff", tmp_path / "world.zarr", encoder=StubEncoder())
+    assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+
+
 def test_overwrite_starts_anew_and_keeps_the_old_cube_until_then(trees, tmp_path):
     out = tmp_path / "world.zarr"
     build(trees / "geotiff", out, encoder=StubEncoder(), modalities=["dem"])

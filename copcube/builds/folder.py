@@ -17,7 +17,7 @@ looks the same.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from copcube import progress
-from copcube.builds.plan import Plan
+from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
 from copcube.cube import read_attributes
 from copcube.errors import BuildError
 from copcube.folders import LocalFolder, absolute, checksum, folder
+from copcube.images import Partition
 from copcube.objects import ObjectFolder, is_remote
 
 Receipt = dict[str, Any]
@@ -82,6 +83,22 @@ class BuildFolder:
         there = self.plan()
         assert there is not None
         return there
+
+    def partitions(self) -> list[Partition]:
+        """List of partitions; empty as long as it is not written."""
+        try:
+            return read_partitions(self.files.open("partitions.parquet"))
+        except FileNotFoundError:
+            return []
+
+    def write_partitions(self, partitions: Sequence[Partition], digest: str) -> None:
+        """Write the list of partitions, unless the one of this digest is there."""
+        try:
+            there = read_digest(self.files.open("partitions.parquet"))
+        except FileNotFoundError:
+            there = ""
+        if there != digest:
+            self.files.write("partitions.parquet", encode_partitions(partitions, digest))
 
     def prepare(self) -> None:
         """Sweep what killed drivers and workers left behind; for the one that holds the lock."""

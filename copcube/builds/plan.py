@@ -19,6 +19,7 @@ from copcube.errors import BuildError
 from copcube.images import Partition
 
 _ROW_GROUP = 64
+_DIGEST = "digest"
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def partitions_digest(partitions: Sequence[Partition]) -> str:
     return digest([asdict(partition) for partition in partitions])
 
 
-def encode_partitions(partitions: Sequence[Partition]) -> "pa.Buffer":
-    """List of partitions as the bytes of a parquet file, one row each."""
+def encode_partitions(partitions: Sequence[Partition], digest: str) -> "pa.Buffer":
+    """List of partitions as the bytes of a parquet file, one row each, with their digest."""
     table = pa.table(
         {
             "name": pa.array([p.name for p in partitions], pa.string()),
@@ -100,10 +101,16 @@ def encode_partitions(partitions: Sequence[Partition]) -> "pa.Buffer":
             "cells": pa.array([p.cells for p in partitions], pa.int64()),
             "paths": pa.array([p.paths for p in partitions], pa.list_(pa.string())),
         }
-    )
+    ).replace_schema_metadata({_DIGEST: digest})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
     return sink.getvalue()
+
+
+def read_digest(file: Any) -> str:
+    """Digest of the list of partitions in a file, without reading it."""
+    metadata = pq.read_schema(file).metadata or {}
+    return str(metadata.get(_DIGEST.encode(), b"").decode())
 
 
 def read_partitions(file: Any) -> list[Partition]:

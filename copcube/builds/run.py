@@ -19,9 +19,7 @@ from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import (
     Plan,
     digest,
-    encode_partitions,
     partitions_digest,
-    read_partitions,
 )
 from copcube.builds.units import EmbedTask, EncoderFacts, counts, describe
 from copcube.embedding import Crop, Encoder, Spec
@@ -174,9 +172,8 @@ def build(
         plan, listed = plan_build(images, facts, aggregation, crop, batch_size)
         chosen = _chosen(partitions, len(listed))
         plan = _admitted(folder, plan, overwrite, batch_size is None, alone=partitions is None)
-        folder.files.create("partitions.parquet", encode_partitions(listed))
-        known = folder.write_plan(plan)
-        known.refuse_changes(plan, folder.path)
+        folder.write_plan(plan).refuse_changes(plan, folder.path)
+        folder.write_partitions(listed, plan.partitions)
         names = [listed[i].name for i in chosen]
         receipts = {
             name: counts(receipt)
@@ -299,7 +296,7 @@ def validate_rows(out: str | Path) -> list[str]:
     plan = folder.plan()
     if plan is None or plan.kind != "build":
         return []
-    names = [p.name for p in read_partitions(folder.files.open("partitions.parquet"))]
+    names = [partition.name for partition in folder.partitions()]
     receipts = folder.receipts(plan.id, "embed", names)
     missing = [
         f"{folder.rows(name)}: not the rows that were signed for; build again to mend them"

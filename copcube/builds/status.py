@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from copcube.builds.folder import BuildFolder
-from copcube.builds.plan import read_partitions
 from copcube.cube import read_attributes
 from copcube.errors import BuildError
 from copcube.grid import N_BANDS
@@ -137,9 +136,7 @@ def status(path: str | Path) -> Status:
             f"{path}: expected the folder of a build such as world.build, with a plan.json in it; "
             "found none"
         )
-    names: list[str] = []
-    if plan.kind == "build":
-        names = [p.name for p in read_partitions(folder.files.open("partitions.parquet"))]
+    names = [partition.name for partition in folder.partitions()]
     signed = _read_all(folder, "receipts/embed/")
     stage, units, done = _stage(folder, plan.id, len(names), len(signed))
     return Status(

@@ -153,9 +153,12 @@ def embed_unit(task: EmbedTask, advance: Advance = ignore) -> Receipt:
         encoder = loaded(task.encoder)
         _require_same(plan, encoder)
         options = plan.options
+        partition = read_partition(folder.files.open("partitions.parquet"), task.number)
+        if partition.name != task.name:
+            raise BuildError(f"{folder.path}: the partitions of this build were replaced")
         rows, tally = embed_partition(
             task.source,
-            read_partition(folder.files.open("partitions.parquet"), task.number),
+            partition,
             encoder,
             selection=Selection(tuple(options["modalities"]), options["start"], options["end"]),
             batch_sizes=plan.batch_sizes,
