@@ -467,7 +467,7 @@ def test_a_driver_killed_with_its_workers_still_running(images, undisturbed, tmp
 
 def test_an_interrupt_ends_a_cluster_cleanly(images, undisturbed, tmp_path):
     script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
+    script.write_text(DRIVER.replace("0.01", "0.2"))
     out = tmp_path / "world.zarr"
     driver = subprocess.Popen(
         [sys.executable, script, TESTS, images, out], stderr=subprocess.PIPE, text=True
