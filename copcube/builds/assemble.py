@@ -80,10 +80,7 @@ def assemble(
 def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:
     """Whether the finished cube of this very plan and these very rows is in its place."""
     attributes = cube.read_attributes(folder.out)
-    if (attributes.get("copcube_plan"), attributes.get("copcube_rows")) != (plan.id, rows):
-        return False
-    folder.sweep()
-    return True
+    return (attributes.get("copcube_plan"), attributes.get("copcube_rows")) == (plan.id, rows)
 
 
 def _do(folder: BuildFolder, crew: Crew, task: AssembleTask, name: str, number: int) -> None:

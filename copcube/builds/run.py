@@ -193,7 +193,9 @@ def build(
         rejected: dict[str, int] = {}
         if partitions is None:
             rejected, rescaled, rows = tally(folder, names)
-            if not complete(folder, plan, rows):
+            if complete(folder, plan, rows):
+                folder.sweep()
+            else:
                 if folder.has_cube():
                     folder.set_aside()
                 attributes = {
@@ -272,7 +274,9 @@ def aggregate(
             partitions="",
         )
         plan = folder.write_plan(_admitted(folder, plan, overwrite))
-        if not complete(folder, plan, ""):
+        if complete(folder, plan, ""):
+            folder.sweep()
+        else:
             names = [str(file) for file in files]
             assemble(folder, plan, aggregation, names, {"copcube_rows": ""}, hands)
     seconds = {"total": time.perf_counter() - begin}
