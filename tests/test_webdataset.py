@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from copcube.embedding import _ahead
 from copcube.errors import CopcubeError, SourceError, StorageError
 from copcube.grid import format_cell
 from copcube.images import Image, Rejected, Selection, archives, open_source, webdataset
@@ -703,7 +704,7 @@ def test_a_shard_is_fetched_once_from_front_to_back_without_a_copy(web, tmp_path
     source = open_source(f"{web.url}/s.tar")
     (partition,) = source.partitions()
     with ThreadPoolExecutor(3) as pool:
-        found = [f.result() for f in [pool.submit(j) for j in source.jobs(partition, ALL)]]
+        found = list(_ahead(source.jobs(partition, ALL), pool, 4))
     assert sum(map(len, found)) == 8 * 4
     spans = web.fetched("s.tar")
     fetched = sum(last + 1 - first for first, last in spans)

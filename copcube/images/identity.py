@@ -56,7 +56,7 @@ class Identity:
         """
         local_id = places[1] if modality.local else None
         if local_id is not None:
-            grid.parse_local(local_id)
+            _parse_local(local_id)
         return cls(modality.key, _parse_cell(places[0]), local_id, date and _check_date(date))
 
     @property
@@ -80,9 +80,9 @@ class Identity:
         if self.modality == "s3_olci":
             pixels, rescaled = rescale_s3(pixels)
         if self.local_id is None:
-            lat, lon = grid.centre(self.grid_id)
+            lat, lon = _centre(self.grid_id)
         else:
-            lat, lon = grid.parse_local(self.local_id)
+            lat, lon = _parse_local(self.local_id)
         return Image(
             grid_id=self.grid_id,
             modality=self.modality,
@@ -100,9 +100,13 @@ class Identity:
         return " ".join(filter(None, (self.modality, cell, self.local_id, self.date)))
 
 
+# Images of a cell come together, of few places and dates.
 _parse_cell = lru_cache(maxsize=256)(grid.parse_cell)
+_parse_local = lru_cache(maxsize=4096)(grid.parse_local)
+_centre = lru_cache(maxsize=256)(grid.centre)
 
 
+@lru_cache(maxsize=4096)
 def _check_date(text: str) -> str:
     try:
         if not re.fullmatch(r"\d{8}", text, re.ASCII):
@@ -135,6 +139,8 @@ def to_stored(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
         If the dtype cannot be that of the modality.
     """
     dtype = pixels.dtype
+    if dtype == np.float32 and modality.tensor_dtype == "float32":
+        return pixels
     if modality.tensor_dtype == "int16":
         if dtype not in (np.dtype("uint16"), np.dtype("int16")):
             raise ImageError(f"expected {modality.key} as uint16 or int16, found {dtype}")

@@ -12,6 +12,7 @@ The tensors of Copernicus-Pretrain were made from its rasters by kornia's
    (``kornia.augmentation.random_generator``).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def rescale_s3(pixels: NDArray[Any]) -> tuple[NDArray[Any], bool]:
     rescaled : bool
         Whether any band was corrected.
     """
-    wrong = [band for band in _RESCALED_BANDS if _magnitude(pixels[band]) > _TOO_LARGE]
+    wrong = [band for band in _RESCALED_BANDS if _is_too_large(pixels[band])]
     if not wrong:
         return pixels, False
     corrected = pixels.copy()
@@ -93,6 +94,10 @@ def has_valid_pixel(pixels: NDArray[Any], modality: Modality) -> bool:
     NaN and infinities are no data, and 0 in every band is none where the modality says so
     (`Modality.zero_is_missing`); an elevation model of nothing but 0 is the sea.
     """
+    _, rows, columns = pixels.shape
+    middle = pixels.item(0, rows // 2, columns // 2)  # which mostly tells
+    if math.isfinite(middle) and (middle != 0 or not modality.zero_is_missing):
+        return True
     for band in pixels:
         valid = np.isfinite(band)
         if modality.zero_is_missing:
@@ -127,7 +132,10 @@ def _resize_axis(pixels: NDArray[Any], axis: int, length: int, size: int) -> NDA
         return np.asarray(before * (1 - weight) + after * weight)
 
 
-def _magnitude(band: NDArray[Any]) -> float:
-    """Median of the finite absolute values of a band, 0 if there are none."""
-    finite = np.abs(band[np.isfinite(band)])
-    return float(np.median(finite)) if finite.size else 0.0
+def _is_too_large(band: NDArray[Any]) -> bool:
+    """Whether the median of the finite absolute values of a band is."""
+    sizes = np.abs(band)
+    if not np.fmax.reduce(sizes, axis=None) > _TOO_LARGE:  # then nor is their median
+        return False
+    finite = sizes[np.isfinite(sizes)]
+    return bool(finite.size and np.median(finite) > _TOO_LARGE)

@@ -40,17 +40,18 @@ class Member:
     offset: int
     size: int
 
-    def read(self, archive: Archive) -> bytes:
-        """Read its data from the archive.
+    def read(self, archive: Archive, start: int, length: int) -> bytes:
+        """Read some of its data from the archive.
 
         Raises
         ------
         ImageError
             If the archive has become shorter.
         """
-        data = archive.read(self.offset, self.size)
-        if len(data) < self.size:
-            raise ImageError(f"expected {self.size} bytes at {self.offset}, found {len(data)}")
+        data = archive.read(self.offset + start, length)
+        if len(data) < length:
+            where = self.offset + start
+            raise ImageError(f"expected {length} bytes at {where}, found {len(data)}")
         return data
 
 

@@ -9,19 +9,18 @@ write the former cell's tensor again.
 
 import glob
 import hashlib
-import io
 import itertools
 import json
+import math
 import os
-import pickle
 import re
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
@@ -29,16 +28,15 @@ from copcube.errors import CopcubeError, ImageError, SourceError
 from copcube.images import Image, Job, Partition, Rejected, Selection
 from copcube.images.archives import Archive, open_archive
 from copcube.images.identity import Identity, Index, from_names, to_stored
+from copcube.images.pth import load_tensor, locate_tensor
 from copcube.images.tar import Member, members
 from copcube.modalities import MODALITIES, Modality
 from copcube.objects import is_remote, listing, sizes
 
-if TYPE_CHECKING:
-    import torch
-
 _MAX_PATTERN = 100_000
 _MAX_JSON = 64 << 20
 _MAX_TENSOR = 2 << 30
+_AT_ONCE = 1 << 20
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
@@ -304,11 +302,13 @@ def _read(archive: Archive, path: str, tensor: _Tensor) -> list[Image | Rejected
     try:
         if tensor.member.size > _MAX_TENSOR:
             raise ImageError(f"{tensor.member.size} bytes; expected at most {_MAX_TENSOR}")
-        raw = tensor.member.read(archive)
-        pixels = _pixels(_load(raw), tensor.modality, tensor.lead)
+        pixels = _pixels(archive, tensor)
     except ImageError as error:
         return [Rejected(path, name, "broken", str(error), len(tensor.images))]
-    return [image.image(pixels[index], path, name) for image, index in tensor.images]
+    return [
+        image.image(found, path, name)
+        for (image, _), found in zip(tensor.images, pixels, strict=True)
+    ]
 
 
 def _once(tensor: _Tensor, seen: set[Identity]) -> _Tensor:
@@ -380,7 +380,7 @@ def _names(archive: Archive, sample: _Sample) -> dict[str, Any]:
     if member.size > _MAX_JSON:
         raise ImageError(f"{member.name}: {member.size} bytes; expected at most {_MAX_JSON}")
     try:
-        names = json.loads(member.read(archive))
+        names = json.loads(member.read(archive, 0, member.size))
     except (ValueError, RecursionError) as error:
         raise ImageError(f"{member.name}: not JSON: {error}") from error
     if not isinstance(names, dict):
@@ -388,64 +388,52 @@ def _names(archive: Archive, sample: _Sample) -> dict[str, Any]:
     return names
 
 
-# The tensor.
-
-
-def _load(raw: bytes) -> "torch.Tensor":
-    """Read a file of ``torch.save`` that holds one plain tensor and nothing else.
+def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
+    """Pixels (bands, S, S) of the images of a member, in the stored dtype.
 
     Raises
     ------
     ImageError
-        If it is anything else: code, other objects, a tensor larger than its file.
+        If it holds no tensor, or one of another shape or dtype than the modality and its
+        names say.
     """
+    member, modality = tensor.member, tensor.modality
+    shape = tensor.lead + modality.shape
+    shapes = [shape] if modality.dates > 1 else [shape[1:], shape]
+    read = partial(member.read, archive)
+    for known in shapes:
+        start = locate_tensor(read, member.size, modality.tensor_dtype, known)
+        if start is not None:
+            return _in_place(read, start, tensor)
+
     import torch
 
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            records = archive.infolist()
-        total = sum(record.file_size for record in records)
-        if total > len(raw):
-            raise ImageError(f"records of {total} bytes in a file of {len(raw)}")
-        tensor = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except ImageError:
-        raise
-    except pickle.UnpicklingError as error:  # whose text advises to load it without care
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = found[1] if found else "something"
-        raise ImageError(f"it holds {what}, which is no plain tensor") from error
-    except Exception as error:  # torch.load documents none of what it raises
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ImageError(f"no tensor that torch can load: {reason:.200}") from error
-    if type(tensor) is not torch.Tensor:
-        raise ImageError(f"expected a tensor, found a {type(tensor).__name__}")
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise ImageError(f"expected a plain tensor, found {tensor.layout} on {tensor.device}")
-    stored = sum(record.file_size for record in records if "/data/" in record.filename)
-    size = max(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-    if size > stored:
-        raise ImageError(f"a tensor of {size} bytes over {stored} stored ones")
-    if not tensor.is_contiguous():
-        raise ImageError(f"expected a contiguous tensor, found strides {tensor.stride()}")
-    return tensor.detach()
+    loaded = load_tensor(read(0, member.size))
+    if tuple(loaded.shape) not in shapes:
+        raise ImageError(f"expected shape {shape} as its names say, found {tuple(loaded.shape)}")
+    if loaded.is_complex() or loaded.dtype == torch.bool:
+        raise ImageError(f"expected real numbers, found {loaded.dtype}")
+    if loaded.dtype not in (torch.int16, torch.uint16):
+        loaded = loaded.float()
+    pixels = to_stored(loaded.resolve_neg().reshape(shape).numpy(), modality)
+    return [pixels[index] for _, index in tensor.images]
 
 
-def _pixels(tensor: "torch.Tensor", modality: Modality, lead: Index) -> NDArray[Any]:
-    """Pixels (*lead, bands, S, S) of a tensor, in the stored dtype.
+def _in_place(read: Callable[[int, int], bytes], start: int, tensor: _Tensor) -> list[NDArray[Any]]:
+    """Read images whose tensor begins at a position, those of a large one each by itself.
 
-    Raises
-    ------
-    ImageError
-        If shape or dtype are not those of the modality and its names.
+    What repeats other images or is not selected is not read then, and the pieces are of a
+    size that is soon had from memory again.
     """
-    import torch
-
-    shape = lead + modality.shape
-    found = tuple(tensor.shape)
-    if found != shape and (modality.dates > 1 or found != shape[1:]):
-        raise ImageError(f"expected shape {shape} as its names say, found {found}")
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ImageError(f"expected real numbers, found {tensor.dtype}")
-    if tensor.dtype not in (torch.int16, torch.uint16):
-        tensor = tensor.float()
-    return to_stored(tensor.resolve_neg().reshape(shape).numpy(), modality)
+    modality = tensor.modality
+    dtype = np.dtype(modality.tensor_dtype).newbyteorder("<")
+    number = math.prod(modality.shape)
+    size = number * dtype.itemsize
+    whole = math.prod(tensor.lead) * size
+    places = [int(np.ravel_multi_index(i, tensor.lead)) if i else 0 for _, i in tensor.images]
+    if whole <= _AT_ONCE:
+        raw = read(start, whole)
+        pieces = [np.frombuffer(raw, dtype, number, place * size) for place in places]
+    else:
+        pieces = [np.frombuffer(read(start + place * size, size), dtype) for place in places]
+    return [to_stored(piece.reshape(modality.shape), modality) for piece in pieces]
