@@ -1,9 +1,11 @@
 """Stored images through the encoder: normalisation, what counts as missing, memory, devices."""
 
+import contextlib
 import logging
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +112,9 @@ def test_takes_any_stored_dtype(encoder: FrozenEncoder, dtype: str) -> None:
 def test_integers_keep_their_value(pixels: NDArray[Any]) -> None:
     """Also below 0 as int16 and above 32767 as uint16."""
     encoder = FrozenEncoder(TINY, device="cpu", dtype="float32")
-    found = frozen._widened(*encoder._packed(pixels))
-    np.testing.assert_array_equal(found.numpy(), pixels.astype(np.int64))
+    kind = replace(MODALITIES["s2_toa"], mean=(0.0,) * 13, std=(1.0,) * 13, zero_is_missing=False)
+    found = encoder._normalised(*encoder._packed(pixels), kind)
+    np.testing.assert_array_equal(found.numpy(), pixels.astype(np.float32))
 
 
 def test_leaves_the_callers_arrays_alone(encoder: FrozenEncoder) -> None:
@@ -382,6 +385,92 @@ def test_spec_is_small_and_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoder.dtype == torch.bfloat16
 
 
+class Timeline:
+    """Stands in for `torch.cuda`: what streams and events are told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def stream(self, name: str) -> Any:
+        timeline = self
+
+        class Stream:
+            def record_event(self) -> str:
+                timeline.told.append(f"{name} records")
+                return f"the event of {name}"
+
+            def wait_event(self, event: str) -> None:
+                timeline.told.append(f"{name} waits for {event}")
+
+            def __repr__(self) -> str:
+                return name
+
+        return Stream()
+
+    def event(self, **_: Any) -> Any:
+        timeline = self
+
+        class Event:
+            def record(self, stream: Any) -> None:
+                timeline.told.append(f"{stream} records the end")
+
+            def synchronize(self) -> None:
+                timeline.told.append("the thread waits for the end")
+
+        return Event()
+
+
+def on_a_timeline(monkeypatch: pytest.MonkeyPatch) -> tuple[FrozenEncoder, Timeline]:
+    """An encoder that takes the steps of a GPU, on the CPU."""
+    encoder, timeline = FrozenEncoder(TINY, device="cpu", dtype="float32"), Timeline()
+    encoder._copying = timeline.stream("copying")
+    computing, empty = timeline.stream("computing"), torch.empty
+
+    def pinned(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        if pin_memory:
+            timeline.told.append("pins")
+        return empty(*shape, **options)
+
+    def kept_until(_: torch.Tensor, stream: Any) -> None:
+        timeline.told.append(f"pixels are kept for {stream}")
+
+    monkeypatch.setattr(torch, "empty", pinned)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(torch.cuda, "Event", timeline.event)
+    monkeypatch.setattr(torch.Tensor, "record_stream", kept_until)
+    return encoder, timeline
+
+
+def test_on_a_gpu_computing_waits_for_the_copy_and_the_thread_for_the_vectors(
+    encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
+    steps, timeline = on_a_timeline(monkeypatch)
+    found = steps("s1_grd", typical("s1_grd"), places("s1_grd"))
+    np.testing.assert_array_equal(found, expected)
+    assert timeline.told == [
+        "pins",
+        "copying records",
+        "computing waits for the event of copying",
+        "pixels are kept for computing",
+        "pins",
+        "computing records the end",
+        "the thread waits for the end",
+    ]
+
+
+def test_threads_of_a_gpu_do_not_mix_their_batches(
+    encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = [typical("s3_olci", 3, seed) for seed in range(8)]
+    expected = [encoder("s3_olci", batch, places("s3_olci", 3)) for batch in batches]
+    steps, _ = on_a_timeline(monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: steps("s3_olci", batch, places("s3_olci", 3)), batches))
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("key", MODALITIES)
@@ -391,11 +480,10 @@ def test_gpu_agrees_and_waits_only_for_the_result(encoder: FrozenEncoder, key: s
     rows = places(key)
     rows[1] = math.nan
     np.testing.assert_allclose(gpu(key, pixels, rows), encoder(key, pixels, rows), atol=1e-4)
-    kind = MODALITIES[key]
+    first = gpu(key, pixels, rows)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with torch.inference_mode():
-            x = gpu._normalised(gpu._uploaded(pixels), kind)
-            gpu._model(x, torch.from_numpy(rows), **gpu._describe(kind))
+        again = gpu(key, pixels, rows)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    np.testing.assert_array_equal(again, first)
