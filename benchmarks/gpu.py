@@ -24,7 +24,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from build import batches, started
+from feed import write_shard
 
+from copcube.builds.crew import Here
 from copcube.builds.units import embed_unit
 from copcube.encoder import EncoderSpec
 from copcube.images import Selection, open_source
@@ -32,8 +34,8 @@ from copcube.images.sample import write_sample
 from copcube.modalities import MODALITIES
 
 WIDTH, DEPTH = 768, 12
-COPIES = 4
-"""How often a shard is built from; the copies are links, so that they take no memory."""
+COPIES = 6
+"""How often the shard is built from; the copies are links, so that they take no memory."""
 
 
 def flop(modality):
@@ -143,20 +145,21 @@ def rates(chosen, keys):
         torch.cuda.empty_cache()
 
 
-def linked_sample(folder, cells):
-    """A sample in shards, each of them there several times by links."""
-    write_sample(folder, "webdataset", cells=cells)
-    for path in sorted(folder.glob("*.tar")):
-        for i in range(1, COPIES):
-            os.link(path, path.with_name(f"{path.stem}-{i}.tar"))
+def linked_shard(folder, cells):
+    """A shard of the published size, which is there several times by links."""
+    folder.mkdir()
+    write_shard(folder, cells)
+    (path,) = folder.glob("*.tar")
+    for i in range(1, COPIES):
+        os.link(path, path.with_name(f"{path.stem}-{i}.tar"))
     return open_source(folder)
 
 
 def build(chosen, keys):
-    """Partition by partition: the bare encoder on batches in memory, then the whole."""
+    """The bare encoder on a partition's batches in memory, then the whole of as many partitions."""
     selection = Selection.of(keys)
     with tempfile.TemporaryDirectory(dir=chosen.folder) as scratch:
-        source = linked_sample(Path(scratch, "images"), 2 if chosen.quick else chosen.cells)
+        source = linked_shard(Path(scratch, "images"), 2 if chosen.quick else chosen.cells)
         spec = EncoderSpec("untrained:0", device=chosen.device, compile=chosen.compile)
         encoder = spec.load()
         plan, partitions, tasks = started(source, f"{scratch}/world.zarr", encoder, selection)
@@ -170,16 +173,18 @@ def build(chosen, keys):
                     call.result()
 
             bare()  # warm up
-            for task in tasks[: 1 if chosen.quick else COPIES]:
-                begin = time.perf_counter()
+            number = 2 if chosen.quick else COPIES
+            begin = time.perf_counter()
+            for _ in range(number):
                 bare()
-                totals["bare"] += time.perf_counter() - begin
-                begin = time.perf_counter()
-                counts = embed_unit(replace(task, threads=chosen.threads))
-                totals["build"] += time.perf_counter() - begin
-                totals["images"] += sum(counts["images"].values())
-                for key, value in counts["seconds"].items():
-                    totals[key] += value
+            totals["bare"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        tasks = [replace(task, threads=chosen.threads) for task in tasks[:number]]
+        for _, counts in Here().run(embed_unit, tasks, embeds=True):
+            totals["images"] += sum(counts["images"].values())
+            for key, value in counts["seconds"].items():
+                totals[key] += value
+        totals["build"] = time.perf_counter() - begin
         images = totals["images"]
         print(f"{images:.0f} images from shards in {chosen.folder}, {chosen.threads} threads:")
         print(f"bare encoder {images / totals['bare']:.1f} images/s,", end=" ")
@@ -224,7 +229,9 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options.add_argument("--quick", action="store_true", help="little of everything")
-    options.add_argument("--cells", type=int, default=100, help="of the build; 4 GB a hundred")
+    options.add_argument(
+        "--cells", type=int, default=100, help="in a shard of the build; 2 GB a hundred"
+    )
     options.add_argument("--threads", type=int, default=min(8, len(os.sched_getaffinity(0))))
     options.add_argument("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES))
     options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))

@@ -167,7 +167,7 @@ def embed_partition(
         decoded = _timed(_ahead(jobs, decoders, 2 * threads), tally)
         batches = _batches(decoded, crop, batch_sizes, tally, strict)
         calls = (partial(_encoded, encoder, batch, tally) for batch in batches)
-        with _side_by_side(calls, encoder.streams) as results:
+        with side_by_side(calls, encoder.streams) as results:
             for batch, vectors in results:
                 done.append(batch.rows(vectors))
                 key = batch.modality.key
@@ -283,16 +283,26 @@ def _ahead(calls: Iterable[Callable[[], T]], pool: ThreadPoolExecutor, number: i
 
 
 @contextmanager
-def _side_by_side(calls: Iterable[Callable[[], T]], number: int) -> Iterator[Iterator[T]]:
+def side_by_side(calls: Iterable[Callable[[], T]], number: int) -> Iterator[Iterator[T]]:
     """Make calls, so many at once, and give what they return in order.
 
-    One at a time they are made here: on a CPU, threads of their own would only cost the
-    encoder its warm memory.
+    Parameters
+    ----------
+    calls : iterable of callable
+        Taken as they are needed.
+    number : int
+        How many threads make them. With 1 they are made on this one: on a CPU, a thread of
+        its own would only cost the encoder its warm memory.
+
+    Yields
+    ------
+    iterator
+        What they return; what is under way is waited for at the end.
     """
     if number == 1:
         yield (call() for call in calls)
         return
-    with ThreadPoolExecutor(number, thread_name_prefix="encode") as pool:
+    with ThreadPoolExecutor(number, thread_name_prefix="copcube") as pool:
         yield _ahead(calls, pool, number)
 
 

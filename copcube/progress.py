@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,11 +42,13 @@ class Stage:
         self.done = 0
         self.note = ""
         self._begin = time.monotonic()
+        self._counting = threading.Lock()
 
     def advance(self, units: int = 1) -> None:
-        """Count units as done now."""
-        self.done += units
-        self._show()
+        """Count units as done now; from any thread."""
+        with self._counting:
+            self.done += units
+            self._show()
 
     def expect(self, total: int | None) -> None:
         """Say how many units there will be, as far as known by now."""

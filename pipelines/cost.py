@@ -2,7 +2,7 @@
 
 python pipelines/cost.py
 
-Nothing printed here was measured but the two rates that say so.
+Nothing printed here was measured but the three rates that say so.
 """
 
 import argparse
@@ -19,9 +19,12 @@ DIM, DEPTH = 768, 12
 SHARE = 0.4
 """Share of a GPU's peak that the encoder reaches (assumed)."""
 
-CORE_FLOPS, CORE_BYTES = 94e9, 0.7e9
-"""FLOP/s of the encoder, float32, and bytes/s of decoding, on one core of a server's CPU with
-AVX-512 (measured: ViT-B/16 at batch 8; tensors of a sample, from the page cache to a batch)."""
+CORE_FLOPS, CORE_BYTES = 94e9, 2.5e9
+"""FLOP/s of the encoder, float32, and bytes/s of reading and gathering, on one core of a server's
+CPU with AVX-512 (measured: ViT-B/16 at batch 8; `benchmarks/feed.py --modalities s2_toa`)."""
+
+PYTHON = 75e-6
+"""Seconds an image in which a process can do nothing else (measured: `benchmarks/feed.py`)."""
 
 CELLS = 312_567
 COUNTS = {  # published: places (local patches, or cells), images
@@ -37,20 +40,25 @@ COUNTS = {  # published: places (local patches, or cells), images
 
 
 class Machine(NamedTuple):
-    """Where to build: FLOP/s reached, cores that decode, bytes/s read."""
+    """Where to build: FLOP/s reached, processes, cores that decode, bytes/s read."""
 
     name: str
     flops: float
+    processes: int
     cores: int
     reading: float
 
 
 MACHINES = (  # peaks: bfloat16 without sparsity, from the makers' data sheets
-    Machine("64 cores, no GPU, disk at 1 GB/s", 64 * CORE_FLOPS, 64, 1e9),
-    Machine("1 × RTX 4090 (165 TFLOP/s), 16 cores, NVMe at 3 GB/s", 165e12 * SHARE, 16, 3e9),
-    Machine("8 × A100 (312), 64 cores, file system at 2 GB/s", 8 * 312e12 * SHARE, 64, 2e9),
-    Machine("33 jobs of 1 × A100, 8 cores; file system at 10 GB/s", 33 * 312e12 * SHARE, 264, 1e10),
-    Machine("8 pods of 1 × L4 (121), 8 cores; bucket at 1 GB/s a pod", 8 * 121e12 * SHARE, 64, 8e9),
+    Machine("64 cores, no GPU, disk at 1 GB/s", 64 * CORE_FLOPS, 32, 64, 1e9),
+    Machine("1 × RTX 4090 (165 TFLOP/s), 16 cores, NVMe at 3 GB/s", 165e12 * SHARE, 1, 16, 3e9),
+    Machine("8 × A100 (312), 64 cores, file system at 2 GB/s", 8 * 312e12 * SHARE, 8, 64, 2e9),
+    Machine(
+        "33 jobs of 1 × A100, 8 cores; file system at 10 GB/s", 33 * 312e12 * SHARE, 33, 264, 1e10
+    ),
+    Machine(
+        "8 pods of 1 × L4 (121), 8 cores; bucket at 1 GB/s a pod", 8 * 121e12 * SHARE, 8, 64, 8e9
+    ),
 )
 
 
@@ -67,7 +75,7 @@ def flop(modality: Modality) -> float:
 
 
 def stored(modality: Modality) -> float:
-    """Bytes of its tensors in all shards; short date axes are padded, and read as they are."""
+    """Bytes of its tensors in all shards, whose short date axes are padded."""
     image = math.prod(modality.shape) * np.dtype(modality.tensor_dtype).itemsize
     return COUNTS[modality.key][0] * modality.dates * image
 
@@ -96,7 +104,9 @@ def report() -> str:
     for machine in MACHINES:
         seconds = {
             "encoding": work / machine.flops,
-            "decoding": volume / (machine.cores * CORE_BYTES),
+            "decoding": max(
+                volume / (machine.cores * CORE_BYTES), images * PYTHON / machine.processes
+            ),
             "reading": volume / machine.reading,
         }
         hours = " | ".join(f"{each / 3600:.2f}" for each in seconds.values())

@@ -130,6 +130,23 @@ def test_workers_make_the_same_bytes(images, undisturbed, tmp_path, diary):
     )
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_two_partitions_at_a_time_keep_a_gpu_busy(images, undisturbed, tmp_path, streams):
+    class Watching(StubEncoder):
+        most = 0
+
+        def __call__(self, modality, pixels, metadata):
+            running = list((tmp_path / "world.build" / "running").glob("*.json"))
+            self.most = max(self.most, len(running))
+            return super().__call__(modality, pixels, metadata)
+
+    encoder = Watching(seconds=0.005)
+    encoder.streams = streams
+    build(images, tmp_path / "world.zarr", encoder=encoder, **OPTIONS)
+    assert encoder.most == streams
+    assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+
+
 def test_workers_are_started_on_request(images, undisturbed, tmp_path):
     build(images, tmp_path / "world.zarr", encoder=StubSpec(), workers=1, **OPTIONS)
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
@@ -175,7 +192,7 @@ def test_only_workers_with_a_gpu_embed(images, undisturbed, tmp_path, diary):
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     spec = WorkerSpec(diary)
-    options = {"nthreads": 1, "host": "127.0.0.1"}
+    options = {"nthreads": 2, "host": "127.0.0.1"}
     workers = {
         0: {"cls": Nanny, "options": {**options, "resources": {"GPU": 1}}},
         1: {"cls": Nanny, "options": options},
@@ -204,6 +221,7 @@ def test_workers_take_a_gpu_each(monkeypatch):
         ]
         workers = client.scheduler_info()["workers"].values()
         assert [worker["resources"] for worker in workers] == [{"GPU": 1}, {"GPU": 1}]
+        assert [worker["nthreads"] for worker in workers] == [2, 2]
         assert sum(w["memory_limit"] for w in workers) > 0.9 * distributed.system.MEMORY_LIMIT
     with pytest.raises(OptionError, match="3 workers for 2 GPUs"), local_cluster(3):
         pass

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from copcube.builds.crew import GPU, Cluster, Crew, Here
+from copcube.builds.crew import GPU, TOGETHER, Cluster, Crew, Here
 from copcube.errors import BuildError, MissingPackageError, OptionError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     threads = max(1, processors // number)
     spec: dict[int, Any] = {}
     for i in range(number):
-        options: dict[str, Any] = {"nthreads": 1, "host": "127.0.0.1"}
+        options: dict[str, Any] = {"nthreads": TOGETHER if devices else 1, "host": "127.0.0.1"}
         options["memory_limit"] = MEMORY_LIMIT // number  # dask's own choice goes by nthreads
         options["silence_logs"] = logging.WARNING
         if devices:

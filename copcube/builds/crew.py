@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from copcube.builds.units import Advance, ignore
+from copcube.builds.units import Advance, ignore, loaded
+from copcube.embedding import side_by_side
 from copcube.errors import BuildError, CopcubeError
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ Outcome = dict[str, Any] | Exception
 
 GPU = "GPU"
 """Name of the resource that workers with a GPU offer, one a process."""
+
+TOGETHER = 2
+"""Partitions embedded at a time on a GPU: one keeps it busy while another begins or ends."""
 
 _TRIES_ALONE = 2
 _PATIENCE = 60.0
@@ -62,7 +67,7 @@ class Crew(Protocol):
 
 
 class Here:
-    """Units are done in this process, one after another."""
+    """Units are done in this process: one after another, but for those that embed on a GPU."""
 
     counts_units = True
 
@@ -79,14 +84,23 @@ class Here:
         embeds: bool = False,
     ) -> Iterator[tuple[Task, Outcome]]:
         """See `Crew`; only errors of reading are given back, all others are raised."""
-        for task in tasks:
-            try:
-                outcome: Outcome = function(task, advance)
-            except CopcubeError:
-                raise
-            except OSError as error:
-                outcome = error
-            yield task, outcome
+        todo = iter(tasks)
+        first: list[Any] = list(itertools.islice(todo, 1))
+        wide = embeds and any(loaded(task.encoder).streams > 1 for task in first)
+        calls = (partial(_try, function, task, advance) for task in itertools.chain(first, todo))
+        with side_by_side(calls, TOGETHER if wide else 1) as outcomes:
+            yield from outcomes
+
+
+def _try(
+    function: Callable[..., dict[str, Any]], task: Task, advance: Advance
+) -> tuple[Task, Outcome]:
+    try:
+        return task, function(task, advance)
+    except CopcubeError:
+        raise
+    except OSError as error:
+        return task, error
 
 
 class Cluster:
@@ -156,12 +170,12 @@ class Cluster:
                 self._client.cancel(list(running), reason="the build stopped")
 
     def _submit(self, function: Callable[..., Any], task: Any, embeds: bool) -> "Future[Any]":
-        resources = {GPU: 1} if embeds and self._slots(gpus=True) else None
+        resources = {GPU: 1 / TOGETHER} if embeds and self._slots(gpus=True) else None
         return self._client.submit(function, task, pure=False, resources=resources)
 
     def _window(self, embeds: bool) -> int:
         """How many tasks to have at the scheduler: two for each that can run, and two more."""
-        return 2 + 2 * ((embeds and self._slots(gpus=True)) or self._slots())
+        return 2 + 2 * ((embeds and TOGETHER * self._slots(gpus=True)) or self._slots())
 
     def _slots(self, *, gpus: bool = False) -> int:
         """How many tasks the workers run at once."""

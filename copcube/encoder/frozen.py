@@ -35,7 +35,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 # 4.7 with 1 and 3.4 with 32, which no longer fit the caches).
 _CPU_TOKENS = 8 * 197
 _CPU_BATCH = 64
-_CUDA_BATCH = 512
+_CUDA_BATCH = 256
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+"""How fast the host feeds an encoder: reading, decoding, batching, rows, but no computing.
+
+    python benchmarks/feed.py [--cells 60] [--threads 1 2 8] [--modalities s2_toa s1_grd]
+
+One WebDataset shard in memory-backed storage is embedded by an encoder that gathers its
+images in one array, as they are sent to a GPU, and returns zeros. `all`: time and processor
+time an image. `interpreter`: the same without reading and gathering, of which threads do as
+many at a time as there are cores; what is left is Python, of which they do one at a time, so
+one process feeds a GPU at most that fast, however many cores it has.
+"""
+
+import argparse
+import os
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from copcube.embedding import embed_partition
+from copcube.images import Selection, open_source
+from copcube.images.archives import LocalArchive
+from copcube.images.sample import write_sample
+from copcube.modalities import MODALITIES
+
+BATCH, DIM = 64, 768
+
+
+class Gathering:
+    """An encoder that computes nothing."""
+
+    streams, dim, provenance = 4, DIM, {}
+
+    def __init__(self, gathers):
+        self.gathers, self.free = gathers, {}
+
+    def __call__(self, modality, pixels, metadata):
+        if self.gathers:
+            kept = self.free.setdefault((modality, pixels[0].shape), [])
+            shape = (BATCH, *pixels[0].shape)
+            target = kept.pop() if kept else np.zeros(shape, pixels[0].dtype)
+            for place, image in zip(target, pixels, strict=False):
+                np.copyto(place, image)
+            kept.append(target)
+        return np.zeros((len(pixels), DIM), np.float32)
+
+
+def write_shard(folder, cells):
+    """Write a sample as a single shard, as many cells as those published have."""
+    parts = Path(folder, "parts")
+    write_sample(parts, "webdataset", cells=cells, local_patches=9, dates=12)
+    with open(Path(folder, "example-000000.tar"), "wb") as shard:
+        for path in sorted(parts.glob("*.tar")):
+            with tarfile.open(path) as part:
+                last = part.getmembers()[-1]
+            size = last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            shard.write(path.read_bytes()[:size])
+            path.unlink()
+        parts.rmdir()
+        shard.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+def measured(source, keys, threads, encoder, seconds):
+    """Seconds and processor seconds an image, the best of what there is time for."""
+    (partition,) = source.partitions()
+    options = {"selection": Selection.of(keys), "batch_sizes": dict.fromkeys(keys, BATCH)}
+    best = (float("inf"), float("inf"))
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin, used = time.perf_counter(), time.process_time()
+        rows, _ = embed_partition(source, partition, encoder, threads=threads, **options)
+        spent = time.perf_counter() - begin, time.process_time() - used
+        best = min(best, tuple(value / len(rows) for value in spent))
+    return best
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--cells", type=int, default=60)
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2, 8])
+    options.add_argument("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES))
+    options.add_argument("--seconds", type=float, default=5.0, help="for each figure")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        write_shard(folder, chosen.cells)
+        source = open_source(folder)
+        size = Path(folder, "example-000000.tar").stat().st_size
+        print(f"a shard of {size / 1e9:.1f} GB, {len(os.sched_getaffinity(0))} cores")
+        print("| threads | all, µs an image | of a processor | interpreter | of a processor |")
+        print("|---|---|---|---|---|")
+        read, known = LocalArchive.read, {}
+
+        def remembered(archive, start, length):
+            if (start, length) not in known:
+                known[start, length] = read(archive, start, length)
+            return known[start, length]
+
+        for threads in chosen.threads:
+            figures = []
+            for gathers, reading in (True, read), (False, remembered):
+                LocalArchive.read = reading
+                encoder = Gathering(gathers)
+                measured(source, chosen.modalities, threads, encoder, 0.1)
+                figures += measured(source, chosen.modalities, threads, encoder, chosen.seconds)
+            LocalArchive.read = read
+            cells = (f"{1e6 * figure:.0f}" for figure in figures)
+            print(f"| {threads} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
