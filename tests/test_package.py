@@ -16,7 +16,7 @@ HEAVY = {"torch", "timm", "distributed", "huggingface_hub", "rasterio", "rioxarr
 HEAVY |= {"pyarrow", "scipy", "pandas", "xarray", "rich", "dask", "obstore"}
 
 ALLOWED = {  # third-party package → modules that may import it
-    "torch": {"encoder", "images.webdataset", "images.sample", "interchange"},
+    "torch": {"encoder", "images.pth", "images.sample", "interchange"},
     "timm": {"encoder"},
     "rasterio": {"images.geotiff", "images.sample", "interchange"},
     "zarr": {"cube", "objects.stores"},

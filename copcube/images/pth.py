@@ -17,14 +17,12 @@ import struct
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from copcube.errors import ImageError
-
-if TYPE_CHECKING:
-    import torch
 
 Shape = tuple[int, ...]
 
@@ -81,8 +79,13 @@ def locate_tensor(
     return start if records["data/0"].size == length and start + length <= size else None
 
 
-def load_tensor(raw: bytes) -> "torch.Tensor":
-    """Read a file that holds one plain tensor and nothing else.
+def load_tensor(raw: bytes) -> NDArray[Any]:
+    """Read a file that holds one plain tensor of real numbers and nothing else.
+
+    Returns
+    -------
+    numpy.ndarray
+        int16 and uint16 as they are, everything else as float32.
 
     Raises
     ------
@@ -117,7 +120,11 @@ def load_tensor(raw: bytes) -> "torch.Tensor":
         raise ImageError(f"a tensor of {size} bytes over {stored} stored ones")
     if not tensor.is_contiguous():
         raise ImageError(f"expected a contiguous tensor, found strides {tensor.stride()}")
-    return tensor.detach()
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ImageError(f"expected real numbers, found {tensor.dtype}")
+    if tensor.dtype not in (torch.int16, torch.uint16):
+        tensor = tensor.float()
+    return np.asarray(tensor.detach().resolve_neg())
 
 
 class _Record(NamedTuple):

@@ -406,16 +406,10 @@ def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
         if start is not None:
             return _in_place(read, start, tensor)
 
-    import torch
-
     loaded = load_tensor(read(0, member.size))
-    if tuple(loaded.shape) not in shapes:
-        raise ImageError(f"expected shape {shape} as its names say, found {tuple(loaded.shape)}")
-    if loaded.is_complex() or loaded.dtype == torch.bool:
-        raise ImageError(f"expected real numbers, found {loaded.dtype}")
-    if loaded.dtype not in (torch.int16, torch.uint16):
-        loaded = loaded.float()
-    pixels = to_stored(loaded.resolve_neg().reshape(shape).numpy(), modality)
+    if loaded.shape not in shapes:
+        raise ImageError(f"expected shape {shape} as its names say, found {loaded.shape}")
+    pixels = to_stored(loaded.reshape(shape), modality)
     return [pixels[index] for _, index in tensor.images]
 
 
