@@ -15,18 +15,23 @@ class Archive(Protocol):
     size: int
     """How many there are."""
 
+    streamed: bool
+    """Whether they are best read from front to back."""
+
     def read(self, start: int, length: int) -> bytes:
         """Return some of them, fewer where they end."""
 
 
 class LocalArchive:
-    """A file that is read in place.
+    """A file that is read in place, anywhere at the same cost.
 
     Parameters
     ----------
     path : str
         The file, open as long as this is in use.
     """
+
+    streamed = False
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)

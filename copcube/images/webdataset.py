@@ -400,7 +400,13 @@ def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
     member, modality = tensor.member, tensor.modality
     shape = tensor.lead + modality.shape
     shapes = [shape] if modality.dates > 1 else [shape[1:], shape]
-    read = partial(member.read, archive)
+    whole = member.read(archive, 0, member.size) if archive.streamed else None
+
+    def read(start: int, length: int) -> bytes:
+        if whole is None:
+            return member.read(archive, start, length)
+        return whole[start : start + length]
+
     for known in shapes:
         start = locate_tensor(read, member.size, modality.tensor_dtype, known)
         if start is not None:

@@ -34,6 +34,8 @@ class ReadAhead:
         As `copcube.objects.stores.asking`, now and when it is read.
     """
 
+    streamed = True
+
     def __init__(self, url: str, part: int = PART, ahead: int = REQUESTS) -> None:
         self.size = stat(url).size
         self._url, self._part, self._ahead = url, part, ahead
