@@ -328,7 +328,12 @@ class FrozenEncoder:
             statistics = torch.tensor([kind.scale, kind.mean, kind.std])[..., None, None]
             self._statistics[kind] = statistics.to(self.device)
         scale, mean, std = self._statistics[kind]
-        x = pixels.float().mul_(scale).sub_(mean).div_(std).nan_to_num_(0.0, 0.0, 0.0)
+        x = pixels.float()
+        if set(kind.scale) != {1.0}:
+            x.mul_(scale)
+        x.sub_(mean).div_(std)
+        if pixels.is_floating_point():
+            x.nan_to_num_(0.0, 0.0, 0.0)
         return x if missing is None else x.masked_fill_(missing, 0.0)
 
     def _describe(self, kind: Modality) -> dict[str, Any]:
