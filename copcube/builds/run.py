@@ -116,7 +116,8 @@ def build(
     batch_size : int, optional
         Images a batch; by default chosen by modality and device.
     threads : int, optional
-        Decoding threads a worker; by default as many as processors, up to eight.
+        Decoding threads a partition, of which a GPU embeds two at a time; by default as many
+        as processors, up to eight.
     strict : bool
         Whether a broken image stops the build; by default it is recorded and skipped.
     overwrite : bool

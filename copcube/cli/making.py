@@ -77,7 +77,12 @@ def add(commands: Commands) -> None:
     )
     _encoder(build)
     build.add_argument("--batch-size", type=positive, metavar="N", help="default: automatic")
-    build.add_argument("--threads", type=positive, metavar="N", help="decoding threads a worker")
+    build.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="decoding threads a partition (default: up to 8); a GPU has two partitions at a time",
+    )
     _crew(build)
     build.add_argument(
         "--partitions",
