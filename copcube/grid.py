@@ -31,7 +31,7 @@ STEP = 0.25
 BLOCK = 45
 """Rows and columns of a block: the chunk of a cube, its unit of writing."""
 
-_ID_TEXT = re.compile(r"(\d{7})_(-?\d+\.\d{2})_(-?\d+\.\d{2})")
+_ID_TEXT = re.compile(r"(\d{7})_(-?\d{1,3}\.\d{2})_(-?\d{1,3}\.\d{2})", re.ASCII)
 
 
 def latitudes() -> NDArray[np.float64]:

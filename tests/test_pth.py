@@ -89,7 +89,7 @@ def test_of_a_damaged_file_the_right_numbers_are_found_or_none(data):
     if found is None or found.tobytes() == damaged[start : start + found.nbytes]:
         return
     try:
-        expected = load_tensor(damaged)
+        expected = load_tensor(damaged, [(3, 5)])
     except ImageError:
         return
     np.testing.assert_array_equal(found, expected)
@@ -121,7 +121,7 @@ def pixels(raw, key, lead, chosen=None):
 
 @pytest.mark.parametrize("key", MODALITIES)
 def test_published_tensors_are_never_unpickled(key, monkeypatch):
-    monkeypatch.setattr(webdataset, "load_tensor", lambda raw: pytest.fail("it was"))
+    monkeypatch.setattr(webdataset, "load_tensor", lambda *_: pytest.fail("it was"))
     modality = MODALITIES[key]
     lead = (2,) * modality.local + (2,) * (modality.dates > 1)
     tensor = drawn(lead + modality.shape, modality.tensor_dtype)

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import subprocess
 import tarfile
 import tempfile
@@ -484,6 +485,43 @@ def claiming(content, old, new):
     return out.getvalue()
 
 
+def with_pickle(pickled):
+    """A tensor file of another pickle."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(SMALL))) as archive, zipfile.ZipFile(out, "w") as changed:
+        for record in archive.infolist():
+            unpickled = record.filename.endswith("data.pkl")
+            changed.writestr(record.filename, pickled if unpickled else archive.read(record))
+    return out.getvalue()
+
+
+def shared_tuples(depth):
+    """A pickle of a few bytes that takes 2 to the power of depth steps to hash."""
+    pairs = (b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(depth))
+    return b"\x80\x02K\x01K\x01\x86q\x00" + b"".join(pairs) + b"}h%cK\x01s." % depth
+
+
+def with_two_directories(size):
+    """An archive in which zipfile sees records of one byte, and torch all of them deflated."""
+    bomb = deflated(saved(torch.zeros(size)))
+    length, offset = struct.unpack("<II", bomb[-10:-2])
+    (number,) = struct.unpack("<H", bomb[-12:-10])
+    other, at = bytearray(bomb[offset : offset + length]), 0
+    for _ in range(number):
+        lengths = struct.unpack_from("<HHH", other, at + 28)
+        struct.pack_into("<H", other, at + 10, 0)
+        struct.pack_into("<II", other, at + 20, 1, 1)
+        at += 46 + sum(lengths)
+    return bomb[:-22] + other + bomb[-22:]
+
+
+def as_folder(content):
+    """The same file, whose data is marked a folder: torch returns memory as it finds it."""
+    marked = bytearray(content)
+    marked[marked.rindex(b"archive/data/0") - 46 + 38] |= 0x10
+    return bytes(marked)
+
+
 SMALL = tensor(S5P, (2,))
 NUMEL = b"M" + SMALL.numel().to_bytes(2, "little")
 HOSTILE = {
@@ -510,6 +548,16 @@ HOSTILE = {
     "no axis for dates": lambda _: saved(tensor(S5P, ())),
     "wrong size": lambda _: saved(torch.zeros(2, 1, 56, 56)),
     "bomb": lambda _: deflated(saved(torch.zeros(4096, 1024))),
+    "bomb behind another directory": lambda _: with_two_directories(4096 * 1024),
+    "legacy before an archive": lambda _: (
+        saved(SMALL, _use_new_zipfile_serialization=False) + saved(SMALL)
+    ),
+    "endless hash": lambda _: with_pickle(shared_tuples(60)),
+    "endless pickle": lambda _: with_pickle(b"\x80\x02" + 100_000 * b"K\x00" + b"."),
+    "memory": lambda _: with_pickle(b"\x80\x02c__builtin__\nbytearray\nJ\0\0\0\x40\x85R."),
+    "folder": lambda _: as_folder(saved(SMALL.double())),
+    "nested": lambda _: saved(torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])),
+    "bits": lambda _: saved(SMALL.to(torch.uint8).view(torch.bits8)),
     "empty": lambda _: b"",
     "cut": lambda _: saved(SMALL)[:-200],
     "larger than stored": lambda _: claiming(saved(SMALL), NUMEL, b"J\0\0\0\x10"),
@@ -521,6 +569,7 @@ HOSTILE = {
     "ignore:.*quantize:UserWarning",
     "ignore:.*TypedStorage:UserWarning",
     "ignore:.*sparse tensor:UserWarning",
+    "ignore:.*nested tensors:UserWarning",
 )
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_or_unfit_tensor_is_rejected(kind, given_samples, tmp_path):

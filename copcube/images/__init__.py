@@ -40,8 +40,8 @@ class Image:
     lon, lat : float
         Centre in degrees, longitude in [-180, 180): the local patch's, else the cell's.
     pixels : numpy.ndarray
-        (bands, rows, columns) in its stored dtype; NaN or, for integers, 0 in every band
-        where there is no data.
+        (bands, rows, columns) in its stored dtype, perhaps read-only; NaN or, for integers,
+        0 in every band where there is no data.
     origin : str
         File, and member, that it was read from.
     rescaled : bool

@@ -94,6 +94,8 @@ def has_valid_pixel(pixels: NDArray[Any], modality: Modality) -> bool:
     NaN and infinities are no data, and 0 in every band is none where the modality says so
     (`Modality.zero_is_missing`); an elevation model of nothing but 0 is the sea.
     """
+    if not pixels.size:
+        return False
     _, rows, columns = pixels.shape
     middle = pixels.item(0, rows // 2, columns // 2)  # which mostly tells
     if math.isfinite(middle) and (middle != 0 or not modality.zero_is_missing):
@@ -135,7 +137,7 @@ def _resize_axis(pixels: NDArray[Any], axis: int, length: int, size: int) -> NDA
 def _is_too_large(band: NDArray[Any]) -> bool:
     """Whether the median of the finite absolute values of a band is."""
     sizes = np.abs(band)
-    if not np.fmax.reduce(sizes, axis=None) > _TOO_LARGE:  # then nor is their median
+    if not np.fmax.reduce(sizes, axis=None, initial=0) > _TOO_LARGE:  # then nor is their median
         return False
     finite = sizes[np.isfinite(sizes)]
     return bool(finite.size and np.median(finite) > _TOO_LARGE)

@@ -11,11 +11,11 @@ file is left to `torch.load`.
 
 import io
 import math
-import pickle
+import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -32,10 +32,24 @@ _PICKLE = (
     b"X\1\0\0\x000q\3X\3\0\0\0cpuq\4%btq\5QK\0%bq\6%bq\7\x89ccollections\nOrderedDict\n"
     b"q\x08)Rq\ttq\nRq\x0b."
 )
+_FOLDER = 0x10
+_GLOBALS = re.compile(
+    r"torch\._utils _rebuild_tensor_v[23]|collections OrderedDict|torch \w+Storage"
+    r"|torch\.storage UntypedStorage|torch u?int(8|16|32|64)"
+)
+_OPERATIONS = {
+    *("PROTO", "GLOBAL", "BINPUT", "MARK", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1"),
+    *("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "BINPERSID", "NEWTRUE", "NEWFALSE"),
+    *("REDUCE", "STOP"),
+}
+"""What rebuilds a tensor: no containers but tuples, nothing used twice."""
+
 _EDGE = 2048
 """Bytes at either end of a file that hold all but the numbers."""
 
 _END = struct.Struct("<4s6xHIIH")
+_LOCATOR = struct.Struct("<8xQ4x")
+_LARGE_END = struct.Struct("<48xQ")
 _ENTRY = struct.Struct("<4s6xH8xIIHHH8xI")
 _LOCAL = struct.Struct("<4s22xHH")
 
@@ -79,8 +93,15 @@ def locate_tensor(
     return start if records["data/0"].size == length and start + length <= size else None
 
 
-def load_tensor(raw: bytes) -> NDArray[Any]:
+def load_tensor(raw: bytes, shapes: Sequence[Shape]) -> NDArray[Any]:
     """Read a file that holds one plain tensor of real numbers and nothing else.
+
+    Parameters
+    ----------
+    raw : bytes
+        The file.
+    shapes : sequence of tuple of int
+        What its shape may be.
 
     Returns
     -------
@@ -95,36 +116,74 @@ def load_tensor(raw: bytes) -> NDArray[Any]:
     import torch
 
     try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            records = archive.infolist()
-        total = sum(record.file_size for record in records)
-        if total > len(raw):
-            raise ImageError(f"records of {total} bytes in a file of {len(raw)}")
+        stored = _examined(raw)
         tensor = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        if type(tensor) is not torch.Tensor or tensor.is_nested:
+            raise ImageError(f"expected a plain tensor, found a {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ImageError(f"expected a plain tensor, found {tensor.layout} on {tensor.device}")
+        size = max(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+        if size > stored:
+            raise ImageError(f"a tensor of {size} bytes over {stored} stored ones")
+        if not tensor.is_contiguous():
+            raise ImageError(f"expected a contiguous tensor, found strides {tensor.stride()}")
+        if tensor.is_complex() or tensor.dtype == torch.bool:
+            raise ImageError(f"expected real numbers, found {tensor.dtype}")
+        if tuple(tensor.shape) not in shapes:
+            found = tuple(tensor.shape)
+            raise ImageError(f"expected shape {shapes[-1]} as its names say, found {found}")
+        if tensor.dtype not in (torch.int16, torch.uint16):
+            tensor = tensor.float()
+        return np.asarray(tensor.detach())
     except ImageError:
         raise
-    except pickle.UnpicklingError as error:  # whose text advises to load it without care
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = found[1] if found else "something"
-        raise ImageError(f"it holds {what}, which is no plain tensor") from error
     except Exception as error:  # torch.load documents none of what it raises
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ImageError(f"no tensor that torch can load: {reason:.200}") from error
-    if type(tensor) is not torch.Tensor:
-        raise ImageError(f"expected a tensor, found a {type(tensor).__name__}")
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise ImageError(f"expected a plain tensor, found {tensor.layout} on {tensor.device}")
-    stored = sum(record.file_size for record in records if "/data/" in record.filename)
-    size = max(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-    if size > stored:
-        raise ImageError(f"a tensor of {size} bytes over {stored} stored ones")
-    if not tensor.is_contiguous():
-        raise ImageError(f"expected a contiguous tensor, found strides {tensor.stride()}")
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ImageError(f"expected real numbers, found {tensor.dtype}")
-    if tensor.dtype not in (torch.int16, torch.uint16):
-        tensor = tensor.float()
-    return np.asarray(tensor.detach().resolve_neg())
+
+
+def _examined(raw: bytes) -> int:
+    """Bytes of stored data in an archive in which torch finds what `zipfile` finds.
+
+    Its pickle is read without being obeyed. `torch.load` is safe from code, but not from
+    pickles that take endless time or memory.
+
+    Raises
+    ------
+    ImageError
+        If the records are not all stored, or the pickle does more than rebuild a tensor.
+    zipfile.BadZipFile
+        If it is no archive.
+    """
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        records, start = archive.infolist(), archive.start_dir
+    ends = {_END.unpack_from(raw, len(raw) - _END.size)[3]}
+    if raw[-_LOCATOR.size - _END.size :].startswith(b"PK\6\7"):
+        (end,) = _LOCATOR.unpack_from(raw, len(raw) - _LOCATOR.size - _END.size)
+        ends.add(_LARGE_END.unpack_from(raw, end)[0])
+    names = {record.filename for record in records}
+    if not raw.startswith(b"PK\3\4") or ends != {start} or len(names) < len(records):
+        raise ImageError("its directory says one thing here and another there")
+    if any(record.compress_type or record.external_attr & _FOLDER for record in records):
+        raise ImageError("expected stored records, found compressed ones or folders")
+    total = sum(record.file_size for record in records)
+    if total > len(raw):
+        raise ImageError(f"records of {total} bytes in a file of {len(raw)}")
+    for record in records:
+        if record.filename.endswith("data.pkl") and record.file_size > _EDGE:
+            raise ImageError(f"a pickle of {record.file_size} bytes; expected at most {_EDGE}")
+        if record.filename.endswith("data.pkl"):
+            _refuse_unusual(_content(raw, _Record(record.header_offset, record.file_size)))
+    return sum(record.file_size for record in records if "/data/" in record.filename)
+
+
+def _refuse_unusual(pickled: bytes) -> None:
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
+            name = str(argument).replace(" ", ".")
+            raise ImageError(f"it holds {name}, which is no plain tensor")
+        if operation.name not in _OPERATIONS:
+            raise ImageError(f"its pickle holds {operation.name}, as that of no plain tensor does")
 
 
 class _Record(NamedTuple):

@@ -412,10 +412,8 @@ def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
         if start is not None:
             return _in_place(read, start, tensor)
 
-    loaded = load_tensor(read(0, member.size))
-    if loaded.shape not in shapes:
-        raise ImageError(f"expected shape {shape} as its names say, found {loaded.shape}")
-    pixels = to_stored(loaded.reshape(shape), modality)
+    pixels = load_tensor(read(0, member.size), shapes)
+    pixels = to_stored(pixels.reshape(shape), modality)
     return [pixels[index] for _, index in tensor.images]
 
 
