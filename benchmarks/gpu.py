@@ -14,6 +14,7 @@ device this says so and ends; on a CPU it measures the same, in float32 and comp
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 from collections import defaultdict
@@ -25,10 +26,12 @@ import numpy as np
 import torch
 from build import batches, started
 from feed import write_shard
+from torch.nn.attention import sdpa_kernel
 
 from copcube.builds.crew import Here
 from copcube.builds.units import embed_unit
 from copcube.encoder import EncoderSpec
+from copcube.encoder.frozen import _ATTENTION
 from copcube.images import Selection, open_source
 from copcube.images.sample import write_sample
 from copcube.modalities import MODALITIES
@@ -51,8 +54,11 @@ def wait(device):
         torch.cuda.synchronize()
 
 
-def rate(call, device, seconds):
-    """Calls a second, the best of three times, after two calls that are not counted."""
+def rate(call, device, seconds, at_once=8):
+    """Calls a second, the best of three times, after two calls that are not counted.
+
+    On a GPU so many calls are made before it is waited for.
+    """
     for _ in range(2):
         call()
     best = 0.0
@@ -60,7 +66,7 @@ def rate(call, device, seconds):
         wait(device)
         done, begin = 0, time.perf_counter()
         while not done or time.perf_counter() - begin < seconds / 3:
-            for _ in range(1 if device == "cpu" else 8):
+            for _ in range(at_once if device == "cuda" else 1):
                 call()
                 done += 1
             wait(device)
@@ -81,7 +87,7 @@ def drawn(modality, number):
     shape, size = modality.shape, modality.input_size
     dtype = np.uint16 if modality.tensor_dtype == "int16" else np.float32
     rng, edge = np.random.default_rng(0), (modality.stored_size - size) // 2
-    stored = [rng.integers(1, 4000, shape).astype(dtype) for _ in range(min(number, 8))]
+    stored = [rng.integers(1, 4000, shape).astype(dtype) for _ in range(min(number, 64))]
     pixels = [image[:, edge : edge + size, edge : edge + size] for image in stored]
     pixels = [pixels[i % len(pixels)] for i in range(number)]
     return pixels, np.tile([10.0, 50.0, 18700.0, modality.token_area], (number, 1))
@@ -91,16 +97,13 @@ def encoder_rate(encoder, modality, device, seconds):
     """Images a second from memory to vectors, as many calls at once as in a build."""
     number = encoder.batch_size(modality.key, modality.input_size)
     pixels, metadata = drawn(modality, number)
+    calls = 8 * encoder.streams if device == "cuda" else 1
     with ThreadPoolExecutor(encoder.streams) as pool:
 
-        def all_at_once():
-            calls = [
-                pool.submit(encoder, modality.key, pixels, metadata) for _ in range(encoder.streams)
-            ]
-            for call in calls:
-                call.result()
+        def one_after_another():
+            list(pool.map(lambda _: encoder(modality.key, pixels, metadata), range(calls)))
 
-        return encoder.streams * number * rate(all_at_once, device, seconds)
+        return calls * number * rate(one_after_another, device, seconds, at_once=1)
 
 
 def model_rate(encoder, modality, device, seconds):
@@ -109,11 +112,9 @@ def model_rate(encoder, modality, device, seconds):
     size, bands = modality.input_size, len(modality.bands)
     x = torch.randn(number, bands, size, size, device=device)
     metadata = torch.from_numpy(drawn(modality, 1)[1]).repeat(number, 1)
-    with torch.inference_mode():
+    with torch.inference_mode(), sdpa_kernel(_ATTENTION):
         described = encoder._describe(modality) | {"tokens": False}
-        return number * rate(
-            lambda: encoder._forward(x, metadata, modality, described), device, seconds
-        )
+        return number * rate(lambda: encoder._model(x, metadata, **described), device, seconds)
 
 
 def rates(chosen, keys):
@@ -181,6 +182,8 @@ def build(chosen, keys):
         begin = time.perf_counter()
         tasks = [replace(task, threads=chosen.threads) for task in tasks[:number]]
         for _, counts in Here().run(embed_unit, tasks, embeds=True):
+            if isinstance(counts, Exception):
+                raise counts
             totals["images"] += sum(counts["images"].values())
             for key, value in counts["seconds"].items():
                 totals[key] += value
@@ -243,6 +246,8 @@ def main():
         print(f"torch {torch.__version__} sees no CUDA device here: nothing measured.")
         print("`--device cpu --quick` runs the same steps on a processor.")
         return
+    if (free := shutil.disk_usage(chosen.folder).free) < 5e7 * chosen.cells:
+        options.error(f"{chosen.folder} has {free / 1e9:.1f} GB; give another --folder or --cells")
     device = torch.cuda.get_device_name() if chosen.device == "cuda" else "CPU"
     print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in chosen.only:

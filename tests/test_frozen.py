@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -228,15 +229,18 @@ def test_images_may_come_one_by_one_and_from_several_threads(encoder: FrozenEnco
         encoder("s2_toa", [pixels[0], pixels[1][:, :16]], rows[:2])
 
 
-def test_compiled_batches_keep_their_shape() -> None:
-    encoder, model = small_device(room=8)
-    encoder._compiled = True
-    rows = np.column_stack([np.arange(11.0), np.zeros((11, 3))])
-    for number in (5, 8, 3, 11):
-        found = encoder("s1_grd", typical("s1_grd", number), rows[:number])
-        assert found[:, 0].tolist() == list(range(number))
-    # Of eleven, half are too many when they are filled up to eleven, and fit by themselves.
-    assert model.batches == [5, 8, 8, 11, 6, 6]
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_once_for_batches_of_any_size(encoder: FrozenEncoder) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = FrozenEncoder(TINY, device="cpu", dtype="float32", compile=True)
+    for number in (5, 8, 3, 11, 2, 7):
+        for key in ("s1_grd", "s5p_co"):
+            found = compiled(key, typical(key, number), places(key, number))
+            expected = encoder(key, typical(key, number), places(key, number))
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
 class SmallDevice:
@@ -472,6 +476,7 @@ def test_threads_of_a_gpu_do_not_mix_their_batches(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("key", MODALITIES)
 def test_gpu_agrees_and_waits_only_for_the_result(encoder: FrozenEncoder, key: str) -> None:
@@ -481,8 +486,8 @@ def test_gpu_agrees_and_waits_only_for_the_result(encoder: FrozenEncoder, key: s
     rows[1] = math.nan
     np.testing.assert_allclose(gpu(key, pixels, rows), encoder(key, pixels, rows), atol=1e-4)
     first = gpu(key, pixels, rows)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         again = gpu(key, pixels, rows)
     finally:
         torch.cuda.set_sync_debug_mode("default")

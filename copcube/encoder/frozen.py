@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from copcube import modalities
 from copcube.encoder.copernicus_fm import Pooling
@@ -36,6 +37,10 @@ _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_TOKENS = 8 * 197
 _CPU_BATCH = 64
 _CUDA_BATCH = 256
+
+# Not cuDNN's, which torch prefers on some GPUs: it plans anew for every thread and size of
+# batch, for tens of milliseconds.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,7 @@ class FrozenEncoder:
         the hardware multiplies it natively. Kernels, metadata, pooling and the last norm
         are always float32.
     compile : bool
-        Whether to compile the blocks of the transformer; then every batch is filled up to
-        the largest of its kind so far, so that shapes stay as they are.
+        Whether to compile the blocks of the transformer, once for batches of any size.
 
     Raises
     ------
@@ -127,13 +131,12 @@ class FrozenEncoder:
         if compile:
             self._model = copy.deepcopy(self._model)
             for block in self._model.blocks:
-                block.compile(dynamic=False)
-        self._compiled = compile
+                block.compile(dynamic=True)
         self._computing = threading.Lock()
+        self._under_way = threading.BoundedSemaphore(self.streams)
         self._copying: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self._copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        self._full: dict[tuple[Modality, tuple[int, ...]], int] = {}
         self._language = weights.language
         self._statistics: dict[Modality, Tensor] = {}
         self._fits: dict[tuple[int, ...], int] = {}
@@ -257,7 +260,6 @@ class FrozenEncoder:
                     raise
             # Only here, past the handler, are the failed attempt's tensors gone.
             torch.cuda.empty_cache()
-            self._full.clear()
             step = self._fits[batch] = (step + 1) // 2
             log.warning("%s: out of device memory, going on with batches of %d", kind.key, step)
         return np.concatenate(vectors)
@@ -270,40 +272,28 @@ class FrozenEncoder:
         metadata: Tensor,
         bands: dict[str, Any],
     ) -> NDArray[np.float32]:
-        host, unsigned = self._packed(pixels)
         if self._copying is None:
+            host, unsigned = self._packed(pixels)
             with self._computing:
-                return self._forward(
-                    self._normalised(host, unsigned, kind), metadata, kind, bands
-                ).numpy()
-        with torch.cuda.stream(self._copying):
-            x = host.to(self.device, non_blocking=True)
-            copied = self._copying.record_event()
-        with self._computing:
-            here = torch.cuda.current_stream(self.device)
-            here.wait_event(copied)
-            x.record_stream(here)
-            vectors = self._forward(self._normalised(x, unsigned, kind), metadata, kind, bands)
-            back = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
-            back.copy_(vectors, non_blocking=True)
-            # A thread that waits for a blocking event leaves its core to others.
-            there = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            there.record(here)
-        there.synchronize()
-        return back.numpy().copy()
-
-    def _forward(
-        self, x: Tensor, metadata: Tensor, kind: Modality, bands: dict[str, Any]
-    ) -> Tensor:
-        """Run the model; if it is compiled, on a batch filled up to a size seen before."""
-        number, key = len(x), (kind, tuple(x.shape[1:]))
-        missing = max(self._full.get(key, 0), number) - number if self._compiled else 0
-        self._full[key] = number + missing
-        if missing:
-            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
-            metadata = torch.cat([metadata, metadata.new_zeros(missing, 4)])
-        vectors: Tensor = self._model(x, metadata, **bands)
-        return vectors[:number]
+                vectors = self._model(self._normalised(host, unsigned, kind), metadata, **bands)
+                return np.asarray(vectors)
+        with self._under_way:  # bounds the memory that is pinned, which is never given back
+            host, unsigned = self._packed(pixels)
+            with torch.cuda.stream(self._copying):
+                x = host.to(self.device, non_blocking=True)
+                copied = self._copying.record_event()
+            with self._computing, sdpa_kernel(_ATTENTION):
+                here = torch.cuda.current_stream(self.device)
+                here.wait_event(copied)
+                x.record_stream(here)
+                vectors = self._model(self._normalised(x, unsigned, kind), metadata, **bands)
+                back = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
+                back.copy_(vectors, non_blocking=True)
+                # A thread that waits for a blocking event leaves its core to others.
+                there = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                there.record(here)
+            there.synchronize()
+            return back.numpy().copy()
 
     def _packed(self, pixels: Sequence[NDArray[Any]] | NDArray[Any]) -> tuple[Tensor, bool]:
         """Images as one tensor to be uploaded, and whether its int16 stand for uint16.
@@ -321,9 +311,9 @@ class FrozenEncoder:
         return host, bool(stored == np.uint16)
 
     def _normalised(self, pixels: Tensor, unsigned: bool, kind: Modality) -> Tensor:
-        if unsigned:  # torch computes little with uint16, which came as int16
-            pixels = pixels.int() & 0xFFFF
         missing = (pixels == 0).all(1, keepdim=True) if kind.zero_is_missing else None
+        if unsigned:  # torch computes little with uint16, which came as int16
+            pixels = pixels.int().bitwise_and_(0xFFFF)
         if kind not in self._statistics:
             statistics = torch.tensor([kind.scale, kind.mean, kind.std])[..., None, None]
             self._statistics[kind] = statistics.to(self.device)
@@ -365,7 +355,7 @@ def cuda_devices() -> int:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -377,6 +367,8 @@ def _device(name: str) -> torch.device:
             f"device is {name!r}, but torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices; use auto or cpu"
         )
+    if name == "cuda":  # which is another one to each thread
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
