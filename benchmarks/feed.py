@@ -6,7 +6,8 @@ One WebDataset shard in memory-backed storage is embedded by an encoder that gat
 images in one array, as they are sent to a GPU, and returns zeros. `all`: time and processor
 time an image. `interpreter`: the same without reading and gathering, of which threads do as
 many at a time as there are cores; what is left is Python, of which they do one at a time, so
-one process feeds a GPU at most that fast, however many cores it has.
+one process feeds a GPU at most that fast, however many cores it has. Tensors are read in
+place, and once more by `torch.load`.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from copcube.embedding import embed_partition
-from copcube.images import Selection, open_source
+from copcube.images import Selection, open_source, webdataset
 from copcube.images.archives import LocalArchive
+from copcube.images.pth import locate_tensor
 from copcube.images.sample import write_sample
 from copcube.modalities import MODALITIES
 
@@ -61,6 +63,17 @@ def write_shard(folder, cells):
         shard.write(bytes(2 * tarfile.BLOCKSIZE))
 
 
+READ = LocalArchive.read
+KNOWN = {}
+
+
+def remembered(archive, start, length):
+    """Read each piece of the one shard once."""
+    if (start, length) not in KNOWN:
+        KNOWN[start, length] = READ(archive, start, length)
+    return KNOWN[start, length]
+
+
 def measured(source, keys, threads, encoder, seconds):
     """Seconds and processor seconds an image, the best of what there is time for."""
     (partition,) = source.partitions()
@@ -87,25 +100,19 @@ def main():
         source = open_source(folder)
         size = Path(folder, "example-000000.tar").stat().st_size
         print(f"a shard of {size / 1e9:.1f} GB, {len(os.sched_getaffinity(0))} cores")
-        print("| threads | all, µs an image | of a processor | interpreter | of a processor |")
-        print("|---|---|---|---|---|")
-        read, known = LocalArchive.read, {}
-
-        def remembered(archive, start, length):
-            if (start, length) not in known:
-                known[start, length] = read(archive, start, length)
-            return known[start, length]
-
+        print("| threads | tensors | all, µs an image | of a processor | interpreter | of it |")
+        print("|---|---|---|---|---|---|")
         for threads in chosen.threads:
-            figures = []
-            for gathers, reading in (True, read), (False, remembered):
-                LocalArchive.read = reading
-                encoder = Gathering(gathers)
-                measured(source, chosen.modalities, threads, encoder, 0.1)
-                figures += measured(source, chosen.modalities, threads, encoder, chosen.seconds)
-            LocalArchive.read = read
-            cells = (f"{1e6 * figure:.0f}" for figure in figures)
-            print(f"| {threads} | {' | '.join(cells)} |", flush=True)
+            for tensors, locate in ("in place", locate_tensor), ("torch.load", lambda *_: None):
+                webdataset.locate_tensor = locate
+                figures = []
+                for gathers, reading in (True, READ), (False, remembered):
+                    LocalArchive.read = reading
+                    encoder = Gathering(gathers)
+                    measured(source, chosen.modalities, threads, encoder, 0.1)
+                    figures += measured(source, chosen.modalities, threads, encoder, chosen.seconds)
+                cells = (f"{1e6 * figure:.0f}" for figure in figures)
+                print(f"| {threads} | {tensors} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def build(chosen, keys):
     """The bare encoder on a partition's batches in memory, then the whole of as many partitions."""
     selection = Selection.of(keys)
     with tempfile.TemporaryDirectory(dir=chosen.folder) as scratch:
-        source = linked_shard(Path(scratch, "images"), 2 if chosen.quick else chosen.cells)
+        source = linked_shard(Path(scratch, "images"), chosen.cells)
         spec = EncoderSpec("untrained:0", device=chosen.device, compile=chosen.compile)
         encoder = spec.load()
         plan, partitions, tasks = started(source, f"{scratch}/world.zarr", encoder, selection)
@@ -246,6 +246,7 @@ def main():
         print(f"torch {torch.__version__} sees no CUDA device here: nothing measured.")
         print("`--device cpu --quick` runs the same steps on a processor.")
         return
+    chosen.cells = 2 if chosen.quick else chosen.cells
     if (free := shutil.disk_usage(chosen.folder).free) < 5e7 * chosen.cells:
         options.error(f"{chosen.folder} has {free / 1e9:.1f} GB; give another --folder or --cells")
     device = torch.cuda.get_device_name() if chosen.device == "cuda" else "CPU"

@@ -23,7 +23,7 @@ CORE_FLOPS, CORE_BYTES = 94e9, 2.5e9
 """FLOP/s of the encoder, float32, and bytes/s of reading and gathering, on one core of a server's
 CPU with AVX-512 (measured: ViT-B/16 at batch 8; `benchmarks/feed.py --modalities s2_toa`)."""
 
-PYTHON = 75e-6
+PYTHON = 65e-6
 """Seconds an image in which a process can do nothing else (measured: `benchmarks/feed.py`)."""
 
 CELLS = 312_567
