@@ -170,20 +170,21 @@ def _examined(raw: bytes) -> int:
     if total > len(raw):
         raise ImageError(f"records of {total} bytes in a file of {len(raw)}")
     for record in records:
-        if record.filename.endswith("data.pkl") and record.file_size > _EDGE:
-            raise ImageError(f"a pickle of {record.file_size} bytes; expected at most {_EDGE}")
         if record.filename.endswith("data.pkl"):
+            if record.file_size > _EDGE:
+                raise ImageError(f"a pickle of {record.file_size} bytes; expected at most {_EDGE}")
             _refuse_unusual(_content(raw, _Record(record.header_offset, record.file_size)))
     return sum(record.file_size for record in records if "/data/" in record.filename)
 
 
 def _refuse_unusual(pickled: bytes) -> None:
+    """Refuse a pickle that does anything but rebuild one tensor."""
     for operation, argument, _ in pickletools.genops(pickled):
         if operation.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
             name = str(argument).replace(" ", ".")
             raise ImageError(f"it holds {name}, which is no plain tensor")
         if operation.name not in _OPERATIONS:
-            raise ImageError(f"its pickle holds {operation.name}, as that of no plain tensor does")
+            raise ImageError(f"its pickle holds {operation.name}, no plain tensor's does")
 
 
 class _Record(NamedTuple):
