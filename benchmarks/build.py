@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from copcube.aggregate import Aggregation
+from copcube.builds.api import image_sizes, plan_build
 from copcube.builds.folder import BuildFolder
-from copcube.builds.run import image_sizes, plan_build
-from copcube.builds.units import EmbedTask, describe, embed_unit
-from copcube.embedding import Batch
+from copcube.builds.tasks import EmbedTask, describe, embed_unit
+from copcube.embedding.partition import Batch
 from copcube.encoder import EncoderSpec
-from copcube.images import Image, Selection, open_source
-from copcube.images.sample import write_sample
+from copcube.images import Image, open_source
+from copcube.images.sample.writing import write_sample
+from copcube.selection import Selection
 
 
 def batches(source, partition, selection, sizes):

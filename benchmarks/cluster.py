@@ -22,10 +22,11 @@ from known import KEYS, StubSpec, write_shards
 
 import copcube
 from copcube import grid
-from copcube.builds.cluster import local_cluster
-from copcube.builds.units import describe, loaded
+from copcube.builds.dask import local_cluster
+from copcube.builds.tasks import describe, loaded
 from copcube.encoder import EncoderSpec
-from copcube.images import Selection, open_source
+from copcube.images import open_source
+from copcube.selection import Selection
 
 SIZES = dict.fromkeys(KEYS, 28)
 

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from copcube.embedding import embed_partition
-from copcube.images import Selection, open_source, webdataset
+from copcube.embedding.partition import embed_partition
+from copcube.images import open_source, webdataset
 from copcube.images.archives import LocalArchive
-from copcube.images.pth import locate_tensor
-from copcube.images.sample import write_sample
+from copcube.images.sample.writing import write_sample
+from copcube.images.torchfile import locate_tensor
 from copcube.modalities import MODALITIES
+from copcube.selection import Selection
 
 BATCH, DIM = 64, 768
 

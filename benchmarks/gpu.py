@@ -28,13 +28,14 @@ from build import batches, started
 from feed import write_shard
 from torch.nn.attention import sdpa_kernel
 
-from copcube.builds.crew import Here
-from copcube.builds.units import embed_unit
+from copcube.builds.executors import Here
+from copcube.builds.tasks import embed_unit
 from copcube.encoder import EncoderSpec
 from copcube.encoder.frozen import _ATTENTION
-from copcube.images import Selection, open_source
-from copcube.images.sample import write_sample
+from copcube.images import open_source
+from copcube.images.sample.writing import write_sample
 from copcube.modalities import MODALITIES
+from copcube.selection import Selection
 
 WIDTH, DEPTH = 768, 12
 COPIES = 6

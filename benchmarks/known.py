@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 from copcube import grid
-from copcube.embedding import days_since_1970
+from copcube.embedding.partition import days_since_1970
 from copcube.modalities import ORDER
 
 DATES = tuple(f"2021{month:02d}01" for month in range(1, 6))

@@ -35,7 +35,7 @@ def main():
     if chosen.build:
         build(*chosen.build)
         return
-    from copcube.images.sample import write_sample
+    from copcube.images.sample.writing import write_sample
 
     for cells in chosen.cells:
         with tempfile.TemporaryDirectory() as scratch:

@@ -89,7 +89,7 @@ def with_copcube(folder, k):
     """Components and fields by copcube, from Zarr on disk."""
     import xarray as xr
 
-    from copcube.pca import reduce
+    from copcube.pca.components import reduce
 
     fields = reduce(xr.open_zarr(folder / "world.zarr"), k=k, weights=None).compute()
     return fields.components.values, fields.explained_variance.values

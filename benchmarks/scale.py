@@ -30,7 +30,7 @@ from known import KEYS, StubSpec, check, write_shards
 
 import copcube
 from copcube import grid
-from copcube.builds.cluster import local_cluster
+from copcube.builds.dask import local_cluster
 from copcube.progress import size
 
 STAGES = ("planning", "embedding", "surveying", "combining", "writing", "finishing")

@@ -1,23 +1,25 @@
 """copcube: Copernicus Sentinel imagery as an embedding datacube on ERA5's grid."""
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copcube.accessor import register
+from copcube.version import __version__
 
 if TYPE_CHECKING:
     from copcube import era5
     from copcube.builds import Report, build
+    from copcube.embedding.tiles import embed
     from copcube.encoder import EncoderSpec
     from copcube.errors import CopcubeError
-    from copcube.interchange import convert
-    from copcube.tiles import embed
+    from copcube.interchange.convert import convert
 
-__version__ = "0.1.0"
 __all__ = [
     "CopcubeError",
     "EncoderSpec",
     "Report",
+    "__version__",
     "build",
     "convert",
     "embed",
@@ -30,14 +32,17 @@ _HOMES = {
     "Report": "copcube.builds",
     "build": "copcube.builds",
     "convert": "copcube.interchange",
-    "embed": "copcube.tiles",
+    "embed": "copcube.embedding.tiles",
 }
 
-register()
+# Importing copcube registers `ds.copembed`, for which it imports xarray. Only the command
+# starts without it, so that `copcube --help` answers at once; no command uses the accessor.
+if Path(sys.argv[0]).stem != "copcube" and sys.orig_argv[1:3] != ["-m", "copcube"]:
+    import_module("copcube.accessor")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import copcube` stays light."""
+    """Import a public name when it is first used, so that `import copcube` needs no torch."""
     if name == "era5":
         return import_module("copcube.era5")
     if name not in _HOMES:

@@ -1,30 +1,25 @@
 """``ds.copembed``: the functions of copcube as methods of xarray's datasets.
 
-A façade: an accessor holds its dataset and nothing else, changes nothing, keeps nothing, and
-every method is one call of a plain function. `register` is called by ``import copcube`` and
-costs nothing: xarray itself is never imported for it. If it is there already, the accessor
-is registered at once, else as soon as somebody imports it. Opening a file with our engine
-imports copcube too, so ``xr.open_dataset(path, engine="copembed").copembed`` needs no import.
+The accessor is a façade: it holds its dataset and nothing else, changes nothing, caches
+nothing, and every method is one call of a plain function. ``import copcube`` registers it.
+Opening a file with the engine ``copembed`` imports copcube too, so that
+``xr.open_dataset(path, engine="copembed").copembed`` needs no import of its own.
 """
 
-import sys
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import xarray as xr
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import xarray as xr
-
-    from copcube.compare import Comparison
+    from copcube.cube.compare import Comparison
     from copcube.interchange import Exported
-    from copcube.pca import Weights
-
-NAME = "copembed"
+    from copcube.pca.components import Weights
 
 
+@xr.register_dataarray_accessor("copembed")  # type: ignore[no-untyped-call]
+@xr.register_dataset_accessor("copembed")  # type: ignore[no-untyped-call]
 class Copembed:
     """Methods of embedding cubes and their reductions; shows itself as a card.
 
@@ -35,39 +30,39 @@ class Copembed:
         one of the two itself. That it is none is said when a method is used.
     """
 
-    def __init__(self, obj: "xr.Dataset | xr.DataArray") -> None:
+    def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
         self._obj = obj
 
     @property
-    def _ds(self) -> "xr.Dataset":
+    def _ds(self) -> xr.Dataset:
         return _dataset(self._obj)
 
     def __repr__(self) -> str:
-        from copcube.card import card
+        from copcube.cube.card import card
 
         return card(self._ds).text()
 
     def _repr_html_(self) -> str:
-        from copcube.card import card
+        from copcube.cube.card import card
 
         return card(self._ds).html()
 
     @property
     def coverage(self) -> float:
-        """Share of the globe's area under cells with a vector; `copcube.card.coverage`."""
-        from copcube.card import coverage
+        """Share of the globe's area under cells with a vector; `copcube.cube.card.coverage`."""
+        from copcube.cube.card import coverage
 
         return coverage(self._ds)
 
-    def filled(self) -> "xr.DataArray":
-        """Which cells hold a vector, (…, lat, lon) bool; `copcube.mask.filled`."""
-        from copcube.mask import filled
+    def filled(self) -> xr.DataArray:
+        """Which cells hold a vector, (…, lat, lon) bool; `copcube.cube.view.filled`."""
+        from copcube.cube.view import filled
 
         return filled(self._ds)
 
-    def at(self, lat: float, lon: float) -> "xr.Dataset":
-        """Select the cell that holds a point, longitude of any turn; `copcube.query.at`."""
-        from copcube.query import at
+    def at(self, lat: float, lon: float) -> xr.Dataset:
+        """Select the cell that holds a point, longitude of any turn; `copcube.cube.view.at`."""
+        from copcube.cube.view import at
 
         return at(self._ds, lat, lon)
 
@@ -77,9 +72,9 @@ class Copembed:
         *,
         weights: "Weights | xr.DataArray" = "area",
         whiten: bool = False,
-    ) -> "xr.Dataset":
-        """Principal components of the cells, with their basis; `copcube.pca.reduce`."""
-        from copcube.pca import reduce
+    ) -> xr.Dataset:
+        """Principal components of the cells, with their basis; `copcube.pca.components.reduce`."""
+        from copcube.pca.components import reduce
 
         return reduce(self._ds, k, weights=weights, whiten=whiten)
 
@@ -89,35 +84,35 @@ class Copembed:
         *,
         weights: "Weights | xr.DataArray" = "area",
         whiten: bool = False,
-    ) -> "xr.Dataset":
-        """The basis alone, for `project`; `copcube.pca.fit`."""
-        from copcube.pca import fit
+    ) -> xr.Dataset:
+        """The basis alone, for `project`; `copcube.pca.components.fit`."""
+        from copcube.pca.components import fit
 
         return fit(self._ds, k, weights=weights, whiten=whiten)
 
-    def project(self, basis: "xr.Dataset") -> "xr.Dataset":
-        """Components of this cube on the basis of another one; `copcube.pca.project`."""
-        from copcube.pca import project
+    def project(self, basis: xr.Dataset) -> xr.Dataset:
+        """Components of this cube on the basis of another one; `copcube.pca.components.project`."""
+        from copcube.pca.components import project
 
         return project(self._ds, basis)
 
-    def restore(self) -> "xr.Dataset":
-        """Embeddings from a reduction; `copcube.pca.restore`."""
-        from copcube.pca import restore
+    def restore(self) -> xr.Dataset:
+        """Embeddings from a reduction; `copcube.pca.components.restore`."""
+        from copcube.pca.components import restore
 
         return restore(self._ds)
 
     def merge(
-        self, era5: "xr.Dataset", *, fill: float | None = None, mask: bool = False
-    ) -> "xr.Dataset":
-        """Join with ERA5 fields, on their coordinates; `copcube.era5.merge`."""
-        from copcube.era5 import merge
+        self, era5: xr.Dataset, *, fill: float | None = None, mask: bool = False
+    ) -> xr.Dataset:
+        """Join with ERA5 fields, on their coordinates; `copcube.era5.merge.merge`."""
+        from copcube.era5.merge import merge
 
         return merge(self._ds, era5, fill=fill, mask=mask)
 
-    def compare(self, other: "xr.Dataset") -> "Comparison":
-        """Agreement with another cube; `copcube.compare.compare`."""
-        from copcube.compare import compare
+    def compare(self, other: xr.Dataset) -> "Comparison":
+        """Agreement with another cube; `copcube.cube.compare.compare`."""
+        from copcube.cube.compare import compare
 
         return compare(self._ds, _dataset(other))
 
@@ -152,48 +147,8 @@ class Copembed:
         return to_parquet(self._ds, path, **options)
 
 
-def _dataset(obj: "xr.Dataset | xr.DataArray") -> "xr.Dataset":
+def _dataset(obj: xr.Dataset | xr.DataArray) -> xr.Dataset:
     """Wrap a bare ``embedding`` or ``pc`` in a dataset; a dataset is taken as it is."""
-    import xarray as xr
-
     if isinstance(obj, xr.DataArray):
         return obj.to_dataset(name="pc" if "component" in obj.dims else "embedding")
     return obj
-
-
-def register() -> None:
-    """Give xarray's datasets and arrays the accessor, now or once xarray is imported."""
-    if "xarray" in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _OnImport())
-
-
-def _register() -> None:
-    import xarray as xr
-
-    if getattr(xr.Dataset, NAME, None) is not Copembed:
-        xr.register_dataset_accessor(NAME)(Copembed)  # type: ignore[no-untyped-call]
-        xr.register_dataarray_accessor(NAME)(Copembed)  # type: ignore[no-untyped-call]
-
-
-class _OnImport:
-    """Finder that steps in front of Python's own for xarray alone, and once."""
-
-    def find_spec(
-        self, name: str, path: object = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Find xarray as Python does, but register the accessor after it has been executed."""
-        if name != "xarray":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                _register()
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec

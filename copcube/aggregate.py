@@ -21,7 +21,6 @@ from scipy.sparse import csr_array
 from copcube import grid
 from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
-from copcube.images import Selection
 from copcube.modalities import MODALITIES, ORDER
 from copcube.rows import (
     Rows,
@@ -31,6 +30,7 @@ from copcube.rows import (
     read_rows,
     row_group_sizes,
 )
+from copcube.selection import Selection
 
 __all__ = [
     "Aggregation",

@@ -25,11 +25,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from copcube.errors import GridError
 
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
 N_LAT = 721
 N_LON = 1440
 STEP = 0.25
 BLOCK = 45
 """Rows and columns of a block: the chunk of a cube, its unit of writing."""
+
+NEAR = 1e-3
+"""Degrees within which coordinates agree: 30 times the rounding of float32 at 360°."""
 
 _ID_TEXT = re.compile(r"(\d{7})_(-?\d{1,3}\.\d{2})_(-?\d{1,3}\.\d{2})", re.ASCII)
 
@@ -189,6 +195,47 @@ def cell_at(lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.int64], NDArray[
     row = np.floor((90 + STEP / 2 - y) / STEP).astype(np.int64)
     col = np.floor((x % 360 + STEP / 2) / STEP).astype(np.int64) % N_LON
     return row, col
+
+
+def lattice_index(lat: ArrayLike, lon: ArrayLike) -> tuple[Integers, Integers]:
+    """Rows and columns, in ERA5's order, of coordinates that are nodes of the lattice.
+
+    Parameters
+    ----------
+    lat, lon : array_like
+        Degrees north and east, any turn; float32 is enough.
+
+    Returns
+    -------
+    row, col : int64 arrays
+
+    Raises
+    ------
+    GridError
+        If a coordinate lies more than 0.001° from every node.
+
+    Examples
+    --------
+    >>> lattice_index([90, 47.75], [-0.25, 359.75])
+    (array([  0, 169]), array([1439, 1439]))
+    """
+    y, x = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
+    for name, values, off in (
+        ("latitude", y, ~(on_nodes(y) & (np.abs(y) < 90 + NEAR))),
+        ("longitude", x, ~on_nodes(x)),
+    ):
+        if off.any():
+            raise GridError(
+                f"{name} {values[off].flat[0]:.6g} is no node of the 0.25° lattice; "
+                "expected multiples of 0.25, as in a cube before it is averaged or interpolated"
+            )
+    row = np.rint((90 - y) / STEP).astype(np.int64)
+    return row, np.rint(x / STEP).astype(np.int64) % N_LON
+
+
+def on_nodes(degrees: Floats) -> NDArray[np.bool_]:
+    """Whether coordinates in degrees lie within `NEAR` of multiples of 0.25."""
+    return np.abs(degrees - STEP * np.rint(degrees / STEP)) < NEAR
 
 
 def format_cell(grid_id: int) -> str:

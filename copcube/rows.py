@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import GridError, RowsError, StorageError
+from copcube.files.atomic import atomic_path
+from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.modalities import MODALITIES, ORDER
-from copcube.objects import is_remote, listing, open_file, sizes
-from copcube.storage import atomic_path
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from copcube import grid
-from copcube.averaging import averaging_order, nested_mean
+from copcube.cube.averaging import averaging_order, nested_mean
 from copcube.modalities import ORDER
 from copcube.rows import Rows, write_rows
 

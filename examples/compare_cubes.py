@@ -10,7 +10,7 @@ import argparse
 import synthetic
 import xarray as xr
 
-from copcube.compare import compare
+from copcube.cube.compare import compare
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from copcube.cli import main as copcube
 from copcube.errors import CopcubeError, SourceError
+from copcube.hub.published import LAST_SHARD, published
 from copcube.images import open_source
-from copcube.published import LAST_SHARD, published
 
 SLURM = Path(__file__).parent / "slurm" / "jobqueue.yaml"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from s3_server import Web, make_bucket, serve_s3, serve_web
 
-from copcube.objects import access, stores
+from copcube.files.objects import access, stores
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

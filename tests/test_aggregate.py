@@ -21,9 +21,9 @@ from copcube.aggregate import (
     survey,
 )
 from copcube.errors import OptionError, RowsError
-from copcube.images import Selection
 from copcube.modalities import MODALITIES
 from copcube.rows import Rows, rows_files, write_rows
+from copcube.selection import Selection
 
 FIELDS = ("grid_id", "group", "n_images", "n_by_modality", "spread", "embedding")
 KEYS = tuple(MODALITIES)

@@ -7,7 +7,7 @@ from strategies import CELLS, LOCALS, rows, table
 
 from copcube import grid
 from copcube.aggregate import Aggregation, cell_statistics
-from copcube.averaging import ORDERS, averaging_order, nested_mean
+from copcube.cube.averaging import ORDERS, averaging_order, nested_mean
 from copcube.errors import CubeError, RowsError
 from copcube.rows import Rows, write_rows
 

@@ -21,7 +21,7 @@ from copcube.builds import aggregate, build, estimate
 from copcube.cube import validate
 from copcube.errors import BuildError, ImageError, SourceError, StorageError
 from copcube.images import open_source
-from copcube.images.sample import write_sample
+from copcube.images.sample.writing import write_sample
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
@@ -53,9 +53,9 @@ def test_the_cube_holds_the_mean_of_every_cell(trees, undisturbed):
     encoder = StubEncoder()
     images = {}
     source = open_source(trees / "geotiff")
-    from copcube.embedding import cropped, metadata
-    from copcube.images import Selection
+    from copcube.embedding.partition import cropped, metadata
     from copcube.modalities import MODALITIES
+    from copcube.selection import Selection
 
     for partition in source.partitions():
         for job in source.jobs(partition, Selection.of()):

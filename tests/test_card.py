@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from test_cube import GROUPS, build, cells_of
 
 from copcube import cube, grid
-from copcube.card import PNG_LIMIT, card, coverage, picture, png
+from copcube.cube.card import PNG_LIMIT, card, coverage, picture, png
 from copcube.errors import CubeError
 
 LAT, LON = grid.latitudes(), grid.longitudes()

@@ -11,7 +11,7 @@ from stub import StubEncoder
 
 import copcube
 from copcube.cli import main, parser
-from copcube.images.sample import write_sample
+from copcube.images.sample.writing import write_sample
 
 
 @pytest.fixture(scope="session")
@@ -254,7 +254,7 @@ def test_fetch_brings_shards_from_a_hub(tmp_path):
     """In a process of its own, from a hub on this machine."""
     from hub_server import Hub, Repo, serve
 
-    from copcube.published import shard
+    from copcube.hub.published import shard
 
     file, body = shard(7), bytes(range(256)) * 40
     hub = Hub({file.repo: Repo(file.revision, {file.path: body})})

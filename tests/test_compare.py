@@ -10,7 +10,7 @@ from scipy.spatial import procrustes
 from scipy.stats import ortho_group
 
 from copcube import cube, grid
-from copcube.compare import QUANTILES, compare
+from copcube.cube.compare import QUANTILES, compare
 from copcube.errors import CubeError, GridError
 
 LAT = np.arange(60, 45, -0.25)

@@ -430,7 +430,7 @@ def test_the_summary_counts_groups(tmp_path, by):
     ],
 )
 def test_the_extent_is_the_shortest_arc(cols, ends):
-    from copcube.cube.overview import _arc
+    from copcube.cube.summary import _arc
 
     assert _arc(np.array(sorted(cols), np.int64)) == ends
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from stub import StubEncoder
 
-from copcube.embedding import Batch, cropped, days_since_1970, embed_partition, metadata
+from copcube.embedding.partition import Batch, cropped, days_since_1970, embed_partition, metadata
 from copcube.errors import ImageError
-from copcube.images import Image, Partition, Rejected, Selection
+from copcube.images import Image, Partition, Rejected
 from copcube.modalities import MODALITIES, ORDER, modality
+from copcube.selection import Selection
 
 CELL = 772176
 EVERY = Selection.of()
@@ -89,7 +90,7 @@ def test_batches_do_not_depend_on_how_modalities_alternate():
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_what_cannot_be_read_is_read_again(monkeypatch, times):
-    monkeypatch.setattr("copcube.embedding.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("copcube.embedding.partition.PAUSES", (0.0, 0.0))
     failures = []
 
     class Flaky(ListSource):

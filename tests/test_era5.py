@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copcube import era5, grid, pca
+from copcube.cube.latlon import LatLon
 from copcube.errors import CubeError, GridError, OptionError
-from copcube.latlon import LatLon, lattice_index
+from copcube.grid import lattice_index
 
 LAT, LON = grid.latitudes(), grid.longitudes()
 

@@ -27,16 +27,18 @@ from stub import StubEncoder, StubSpec
 from workers import DiesOnce, KillsAt, WorkerSpec
 
 from copcube.builds import build, connect, status
-from copcube.builds.cluster import local_cluster
-from copcube.builds.crew import Cluster, Here
+from copcube.builds.dask import local_cluster
+from copcube.builds.executors import Cluster, Here
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import Plan
-from copcube.builds.units import AssembleTask, EmbedTask, combine_unit, embed_unit, write_unit
+from copcube.builds.tasks import AssembleTask, EmbedTask, combine_unit, embed_unit, write_unit
 from copcube.cube import validate
 from copcube.encoder import EncoderSpec
 from copcube.errors import BuildError, OptionError, StorageError
-from copcube.images import Selection, geotiff, open_source, sample
+from copcube.images import geotiff, open_source
+from copcube.images.sample import writing as sample
 from copcube.images.webdataset import WebDatasetSource
+from copcube.selection import Selection
 
 pytestmark = pytest.mark.slow
 
@@ -618,7 +620,7 @@ def test_a_full_disk_under_the_workers(images, undisturbed, tmp_path, diary):
 @pytest.mark.parametrize("times", [2, 4])
 def test_a_read_error_that_goes_away(images, undisturbed, tmp_path, monkeypatch, times):
     """Twice: the member is read again. Four times: the partition is tried again."""
-    monkeypatch.setattr("copcube.embedding.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("copcube.embedding.partition.PAUSES", (0.0, 0.0))
     read, failures = geotiff._bounded, []
 
     def flaky(handle, limit):
@@ -637,7 +639,7 @@ def test_a_read_error_that_stays(images, undisturbed, tmp_path, monkeypatch):
     out = tmp_path / "world.zarr"
     partition = open_source(images).partitions()[5]
     name = partition.name
-    monkeypatch.setattr("copcube.embedding.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("copcube.embedding.partition.PAUSES", (0.0, 0.0))
     read = geotiff._bounded
 
     def failing(handle, limit):
@@ -695,7 +697,7 @@ class Shuffled(Here):
 def test_orders_and_clocks_do_not_matter(images, undisturbed, tmp_path, monkeypatch):
     clock = random.Random(SEED)
     monkeypatch.setattr(time, "time", lambda: clock.uniform(0, 4e9))
-    monkeypatch.setattr("copcube.builds.cluster.Here", lambda: Shuffled(SEED))
+    monkeypatch.setattr("copcube.builds.dask.Here", lambda: Shuffled(SEED))
     out = tmp_path / "world.zarr"
     build(images, out, encoder=StubEncoder(), partitions="4-9", **OPTIONS)
     for path in (tmp_path / "world.build").rglob("*.json"):

@@ -21,10 +21,10 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copcube import fetch as fetching
 from copcube.errors import FetchError, MissingPackageError, OptionError, StorageError
-from copcube.fetch import cached, fetch, fetch_files, unpack
-from copcube.published import (
+from copcube.hub import fetch as fetching
+from copcube.hub.fetch import cached, fetch, fetch_files, unpack
+from copcube.hub.published import (
     ARCHIVE,
     CHECKPOINT,
     EXAMPLE,
@@ -319,7 +319,7 @@ def test_disk_that_refuses_in_the_middle(hub, monkeypatch, code):
 def test_environment_of_a_new_process_is_heeded(hub, tmp_path):
     """HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE as a user sets them; no bars without a terminal."""
     program = (
-        "from copcube.fetch import fetch_files; from test_fetch import WEIGHTS;"
+        "from copcube.hub.fetch import fetch_files; from test_fetch import WEIGHTS;"
         "print(fetch_files([WEIGHTS])[0].sha256)"
     )
     here = Path(__file__).parent

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from copcube.errors import BuildError, StorageError
-from copcube.folders import LocalFolder, absolute, checksum, folder
+from copcube.files.folders import LocalFolder, absolute, checksum, folder
 
 
 @pytest.fixture(params=["local", "store"])

@@ -17,8 +17,9 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from copcube.errors import SourceError
 from copcube.grid import block_of, centre, format_cell
-from copcube.images import Image, Rejected, Selection, geotiff, open_source
+from copcube.images import Image, Rejected, geotiff, open_source
 from copcube.modalities import MODALITIES
+from copcube.selection import Selection
 
 CELL, NEXT, FAR = format_cell(772176), format_cell(772177), format_cell(906994)
 LOCAL = "0865831_-95.92_43.96"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from copcube.errors import CopcubeError
 from copcube.grid import format_cell
-from copcube.images.identity import FOLDERS, Identity, folder_of, from_path, is_inside
+from copcube.images.naming import FOLDERS, Identity, folder_of, from_path, is_inside
 from copcube.modalities import MODALITIES, ORDER
 
 CELL = "0772176_-96.00_44.00"

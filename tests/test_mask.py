@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from copcube.cube.view import counted, filled, spatial_dims, vectors
 from copcube.errors import CubeError
-from copcube.mask import counted, filled, spatial_dims, vectors
 
 LAT, LON = np.arange(60, 30, -0.25), np.arange(0, 20, 0.25)
 

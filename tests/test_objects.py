@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from copcube import objects
 from copcube.errors import BuildError, MissingPackageError, OptionError, StorageError
-from copcube.objects import ObjectFolder, ReadAhead, ahead, is_remote, lease, stores
+from copcube.files import objects
+from copcube.files.objects import ObjectFolder, ReadAhead, ahead, is_remote, lease, stores
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_an_object_that_becomes_shorter_is_an_error_of_the_store(web):
 
 
 def test_a_folder_as_the_local_one(folder, tmp_path):
-    from copcube.folders import LocalFolder
+    from copcube.files.folders import LocalFolder
 
     names = ["a.json", "rows/1.parquet", "rows/2.parquet", "rows2/1.parquet"]
     for place in (folder, LocalFolder(tmp_path / "x")):

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from copcube import cube as cubes
 from copcube import grid, pca
-from copcube.blas import one_thread
 from copcube.cells import Cells
 from copcube.errors import CubeError, OptionError
-from copcube.moments import Axes, Batch, Moments
+from copcube.pca.blas import one_thread
+from copcube.pca.moments import Axes, Batch, Moments
 
 LAT, LON = np.arange(72, 45, -0.25), np.arange(3, 27, 0.25)
 DIM = 20

@@ -12,8 +12,8 @@ import xarray as xr
 import yaml
 from builds_helpers import contents
 
-from copcube.images import sample
-from copcube.published import published
+from copcube.hub.published import published
+from copcube.images.sample import writing as sample
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINES = ROOT / "pipelines"

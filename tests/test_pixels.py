@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from copcube.errors import ImageError
-from copcube.images.pixels import has_valid_pixel, rescale_s3, to_tensor_form
+from copcube.images.tensor_form import has_valid_pixel, rescale_s3, to_tensor_form
 from copcube.modalities import MODALITIES
 
 S5P, S3, DEM, S2 = (MODALITIES[key] for key in ("s5p_no2", "s3_olci", "dem", "s2_toa"))

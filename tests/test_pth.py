@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from copcube.errors import ImageError
 from copcube.images import webdataset
-from copcube.images.identity import Identity
-from copcube.images.pth import load_tensor, locate_tensor
+from copcube.images.naming import Identity
 from copcube.images.tar import Member
+from copcube.images.torchfile import load_tensor, locate_tensor
 from copcube.images.webdataset import _pixels, _Tensor
 from copcube.modalities import MODALITIES
 

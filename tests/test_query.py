@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copcube import grid
+from copcube.cube.view import at
 from copcube.errors import CubeError, GridError
-from copcube.query import at
 
 LAT, LON = grid.latitudes(), grid.longitudes()
 

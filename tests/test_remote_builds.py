@@ -14,12 +14,12 @@ import xarray as xr
 from builds_helpers import contents
 from stub import StubEncoder, StubSpec
 
-from copcube import objects
 from copcube.builds import aggregate, build, status, validate_rows
 from copcube.cli import main
 from copcube.cube import open_cube, validate
 from copcube.errors import BuildError
-from copcube.images import sample
+from copcube.files import objects
+from copcube.images.sample import writing as sample
 
 KEYS = ["s5p_co", "s5p_no2"]
 OPTIONS = {"modalities": KEYS, "threads": 1}

@@ -9,8 +9,8 @@ from strategies import random_rows, rows, table
 
 from copcube import grid
 from copcube.errors import RowsError, StorageError
+from copcube.files.objects import ObjectFolder
 from copcube.modalities import MODALITIES
-from copcube.objects import ObjectFolder
 from copcube.rows import (
     ROW_GROUP,
     Rows,

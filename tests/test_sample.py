@@ -18,8 +18,8 @@ from rasterio.warp import transform_bounds
 
 from copcube.errors import MissingPackageError, OptionError, StorageError
 from copcube.grid import format_cell, parse_cell, parse_local, row_col
-from copcube.images.pixels import rescale_s3, to_tensor_form
-from copcube.images.sample import _mgrs_tile, _patch, write_sample
+from copcube.images.sample.writing import _mgrs_tile, _patch, write_sample
+from copcube.images.tensor_form import rescale_s3, to_tensor_form
 from copcube.modalities import MODALITIES
 
 SMALL = {"cells": 6, "local_patches": 2, "dates": 2}
@@ -331,7 +331,7 @@ def test_local_ids_never_leave_the_globe(lon):
 
 
 def test_what_is_written_halfway_does_not_appear(tmp_path, monkeypatch):
-    from copcube.images import sample
+    from copcube.images.sample import writing as sample
 
     def interrupted(root, world, seed):
         (root / "half.tif").write_bytes(b"")

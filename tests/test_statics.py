@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 from copcube import era5
+from copcube.era5.statics import STATICS, recognise
 from copcube.errors import (
     CubeError,
     GridError,
@@ -16,7 +17,6 @@ from copcube.errors import (
     MissingPackageError,
     SourceError,
 )
-from copcube.statics import STATICS, recognise
 
 LAT, LON = np.arange(60, 50, -0.25), np.arange(0, 10, 0.25)
 ORDER = [static.name for static in STATICS]

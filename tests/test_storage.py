@@ -4,7 +4,7 @@ import os
 import pytest
 
 from copcube.errors import StorageError
-from copcube.storage import atomic_folder, atomic_path, sync
+from copcube.files.atomic import atomic_folder, atomic_path, sync
 
 
 def test_a_file_appears_whole_and_nothing_else_stays(tmp_path):

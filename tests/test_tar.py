@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from copcube.errors import ImageError
+from copcube.files.objects import ObjectFolder
 from copcube.images import tar
 from copcube.images.archives import LocalArchive, open_archive
-from copcube.objects import ObjectFolder
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 OTHERS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]

@@ -22,10 +22,10 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copcube import tiles
+from copcube.embedding import tiles
+from copcube.embedding.tiles import embed
 from copcube.errors import OptionError
 from copcube.modalities import MODALITIES
-from copcube.tiles import embed
 
 # rioxarray multiplies transforms in a way that a later affine will not know.
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")

@@ -20,14 +20,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copcube.embedding import _ahead
+from copcube.embedding.partition import _ahead
 from copcube.errors import CopcubeError, SourceError, StorageError
+from copcube.files.objects import ObjectFolder, ReadAhead
 from copcube.grid import format_cell
-from copcube.images import Image, Rejected, Selection, archives, open_source, webdataset
-from copcube.images.identity import from_names
+from copcube.images import Image, Rejected, archives, open_source, webdataset
+from copcube.images.naming import from_names
 from copcube.images.webdataset import WebDatasetSource
 from copcube.modalities import MODALITIES
-from copcube.objects import ObjectFolder, ReadAhead
+from copcube.selection import Selection
 
 ALL = Selection.of()
 KEY, CELL, OTHER = "0772176", format_cell(772176), format_cell(772175)

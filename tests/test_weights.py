@@ -18,8 +18,8 @@ from copcube.encoder import weights as module
 from copcube.encoder.copernicus_fm import CopernicusFM
 from copcube.encoder.weights import load_weights, untrained_weights
 from copcube.errors import FetchError, OptionError, WeightsError
+from copcube.hub.published import CHECKPOINT, LANGUAGE
 from copcube.modalities import MODALITIES
-from copcube.published import CHECKPOINT, LANGUAGE
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 GOLDEN = "a95c2923c9f7536eb858f0728354c419eb5f49cd5365e651992a9965a71f9273"

@@ -1,8 +1,8 @@
 """Builds: source → rows → cube, resumable after any death."""
 
-from copcube.builds.cluster import connect
+from copcube.builds.api import Report, aggregate, build, validate_rows
+from copcube.builds.dask import connect
 from copcube.builds.estimate import estimate
-from copcube.builds.run import Report, aggregate, build, validate_rows
 from copcube.builds.status import Status, status
 
 __all__ = [

@@ -5,13 +5,13 @@ from typing import Any
 
 from copcube import cube
 from copcube.aggregate import Aggregation, Survey
-from copcube.builds.crew import Crew
-from copcube.builds.drive import drive
+from copcube.builds.executors import Crew
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import Plan
-from copcube.builds.units import AssembleTask, Surveyed, combine_unit, digest_of, write_unit
+from copcube.builds.stages import drive
+from copcube.builds.tasks import AssembleTask, Surveyed, combine_unit, digest_of, write_unit
 from copcube.errors import BuildError
-from copcube.folders import folder as folder_at
+from copcube.files.folders import folder as folder_at
 from copcube.grid import N_BANDS
 from copcube.progress import stage
 

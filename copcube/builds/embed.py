@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from copcube.builds.crew import Crew, KilledError
-from copcube.builds.drive import drive
+from copcube.builds.executors import Crew, KilledError
 from copcube.builds.folder import BuildFolder, Receipt
 from copcube.builds.plan import Plan, digest
-from copcube.builds.units import EmbedTask, counts, embed_unit
+from copcube.builds.stages import drive
+from copcube.builds.tasks import EmbedTask, counts, embed_unit
 from copcube.images import Partition
 from copcube.progress import stage
 
@@ -54,7 +54,7 @@ def embed_partitions(
     Raises
     ------
     BuildError, StorageError, ImageError
-        As `copcube.builds.drive.drive`.
+        As `copcube.builds.stages.drive`.
     """
     seconds: Counter[str] = Counter()
     known = all(listed[task.number].images is not None for task in tasks)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from copcube.aggregate import Aggregation
+from copcube.builds.api import image_sizes, plan_build
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import Plan
-from copcube.builds.run import image_sizes, plan_build
-from copcube.builds.units import describe, loaded
-from copcube.embedding import Batch, Crop, Encoder, Spec
-from copcube.images import Image, Partition, Selection, Source, open_source
+from copcube.builds.tasks import describe, loaded
+from copcube.embedding.partition import Batch, Crop, Encoder, Spec
+from copcube.images import Image, Partition, Source, open_source
 from copcube.progress import duration, size
+from copcube.selection import Selection
 
 LOOK = 8
 """Partitions looked into; what the others hold is estimated from them."""

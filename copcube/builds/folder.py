@@ -28,9 +28,9 @@ from copcube import progress
 from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
 from copcube.cube import read_attributes
 from copcube.errors import BuildError
-from copcube.folders import LocalFolder, absolute, checksum, folder
+from copcube.files.folders import LocalFolder, absolute, checksum, folder
+from copcube.files.objects import ObjectFolder, is_remote
 from copcube.images import Partition
-from copcube.objects import ObjectFolder, is_remote
 
 Receipt = dict[str, Any]
 

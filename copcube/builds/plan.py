@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from copcube import __version__
 from copcube.errors import BuildError
 from copcube.images import Partition
+from copcube.version import __version__
 
 _ROW_GROUP = 64
 _DIGEST = "digest"
@@ -114,7 +114,7 @@ def read_digest(file: Any) -> str:
 
 
 def read_partitions(file: Any) -> list[Partition]:
-    """Read the list of partitions back, from what `copcube.folders.Folder.open` returns."""
+    """Read the list of partitions back, from what `copcube.files.folders.Folder.open` returns."""
     return _partitions(pq.read_table(file))
 
 

@@ -4,8 +4,8 @@
 ``xarray.open_zarr``), `validate` proves it, `summary` tells what it holds.
 """
 
-from copcube.cube.overview import CubeSummary, summary
 from copcube.cube.store import open_cube, read_attributes
+from copcube.cube.summary import CubeSummary, summary
 from copcube.cube.validation import validate
 from copcube.cube.writing import create, finish, write_band
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from copcube.cube import schema
 from copcube.errors import CubeError
-from copcube.objects import is_remote, zarr_store
+from copcube.files.objects import is_remote, zarr_store
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -20,9 +20,9 @@ from copcube.cells import Cells
 from copcube.cube import schema
 from copcube.cube.store import address, array, chunk_name, open_group
 from copcube.errors import CubeError
-from copcube.folders import Folder, folder
+from copcube.files.atomic import writing
+from copcube.files.folders import Folder, folder
 from copcube.modalities import MODALITIES
-from copcube.storage import writing
 
 
 def create(

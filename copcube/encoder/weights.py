@@ -26,8 +26,8 @@ from torch import Tensor
 
 from copcube.encoder.copernicus_fm import LANGUAGE_DIM, CopernicusFM, Pooling, sincos_grid
 from copcube.errors import MissingPackageError, OptionError, WeightsError
+from copcube.hub.published import CHECKPOINT, LANGUAGE, WEIGHTS
 from copcube.modalities import MODALITIES
-from copcube.published import CHECKPOINT, LANGUAGE, WEIGHTS
 
 log = logging.getLogger("copcube")
 
@@ -94,7 +94,7 @@ def load_weights(
         noise = untrained_weights(int(match[1]), pooling=pooling or "cls")
         return noise if language is None else _with_language(noise, Path(language))
     if weights == "hub":
-        from copcube.fetch import fetch_files
+        from copcube.hub.fetch import fetch_files
 
         here = fetch_files(WEIGHTS if language is None else (CHECKPOINT,))
         source = f"hf://{CHECKPOINT.repo}@{here[0].commit}/{CHECKPOINT.path}"
@@ -276,7 +276,7 @@ def _find_language(folder: Path) -> Path | None:
         if (folder / name).is_file():
             return folder / name
     with contextlib.suppress(MissingPackageError):
-        from copcube.fetch import cached
+        from copcube.hub.fetch import cached
 
         return cached(LANGUAGE)
     return None

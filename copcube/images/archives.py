@@ -4,7 +4,7 @@ import os
 import weakref
 from typing import Protocol
 
-from copcube.objects import ReadAhead, is_remote
+from copcube.files.objects import ReadAhead, is_remote
 
 _GLANCE = 64 << 10
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, SourceError
-from copcube.images import Image, Job, Partition, Rejected, Selection
-from copcube.images.identity import (
+from copcube.images.base import Image, Job, Partition, Rejected
+from copcube.images.naming import (
     FOLDERS,
     RANK,
     Identity,
@@ -35,8 +35,9 @@ from copcube.images.identity import (
     is_inside,
     to_stored,
 )
-from copcube.images.pixels import to_tensor_form
+from copcube.images.tensor_form import to_tensor_form
 from copcube.modalities import MODALITIES, Modality
+from copcube.selection import Selection
 
 _DEPTH = 4
 _IMAGES_PER_PARTITION = 1000

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, SourceError
-from copcube.images import Image, Job, Partition, Rejected, Selection
+from copcube.files.objects import is_remote, listing, sizes
 from copcube.images.archives import Archive, open_archive
-from copcube.images.identity import Identity, Index, from_names, to_stored
-from copcube.images.pth import load_tensor, locate_tensor
+from copcube.images.base import Image, Job, Partition, Rejected
+from copcube.images.naming import Identity, Index, from_names, to_stored
 from copcube.images.tar import Member, members
+from copcube.images.torchfile import load_tensor, locate_tensor
 from copcube.modalities import MODALITIES, Modality
-from copcube.objects import is_remote, listing, sizes
+from copcube.selection import Selection
 
 _MAX_PATTERN = 100_000
 _MAX_JSON = 64 << 20

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.cube.view import counted, vectors
 from copcube.errors import CubeError, GridError, OptionError, StorageError
+from copcube.grid import lattice_index
 from copcube.interchange.legend import ORDERS, Legend
 from copcube.interchange.packing import Packing, Tally, int8_packing, require_dtype
-from copcube.latlon import lattice_index
-from copcube.mask import counted, vectors
 
 if TYPE_CHECKING:
     import xarray as xr

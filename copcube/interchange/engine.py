@@ -13,13 +13,13 @@ from xarray.core import indexing
 from copcube import grid
 from copcube.cube import schema
 from copcube.errors import CubeError
-from copcube.interchange.averages import open_averages
 from copcube.interchange.geotiff import open_geotiff
 from copcube.interchange.legend import LENGTHWISE
 from copcube.interchange.netcdf import open_netcdf
 from copcube.interchange.npz import open_npz
-from copcube.interchange.pt import open_pt
+from copcube.interchange.parquet import open_averages
 from copcube.interchange.sources import Source
+from copcube.interchange.torch import open_pt
 
 _PLACES = ("lat", "lon", "lat_bnds", "lon_bnds", "crs")
 

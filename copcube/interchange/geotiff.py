@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError, OptionError
+from copcube.files.atomic import atomic_path
 from copcube.interchange.canvas import Canvas, require_free
 from copcube.interchange.legend import KEY, Legend
 from copcube.interchange.npz import packing_of
 from copcube.interchange.packing import Exported, Tally
 from copcube.interchange.sources import SPOOLING, Dims, Index, Piece, Source, Spool, Spooled, piece
-from copcube.storage import atomic_path
 
 if TYPE_CHECKING:
     import rasterio

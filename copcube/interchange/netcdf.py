@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.cube.view import counted, vectors
 from copcube.errors import CubeError
+from copcube.files.atomic import atomic_path
 from copcube.interchange.canvas import require_free
 from copcube.interchange.packing import Exported, Packing, Tally, int8_packing, require_dtype
-from copcube.mask import counted, vectors
-from copcube.storage import atomic_path
 
 if TYPE_CHECKING:
     import xarray as xr

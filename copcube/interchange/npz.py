@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError
+from copcube.files.atomic import atomic_path
 from copcube.interchange.canvas import Canvas, require_free
 from copcube.interchange.legend import KEY, Legend
 from copcube.interchange.packing import DTYPES, MISSING_CODE, Exported, Packing, Tally
 from copcube.interchange.sources import Mapped, Piece, Source, Spooled, piece
-from copcube.storage import atomic_path
 
 if TYPE_CHECKING:
     import xarray as xr

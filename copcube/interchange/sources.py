@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.files.atomic import writing
 from copcube.interchange.legend import Legend
 from copcube.interchange.packing import Packing
-from copcube.storage import writing
 
 Index = NDArray[np.int64]
 Dims = Index | slice

@@ -4,8 +4,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from copcube.files.atomic import atomic_folder
 from copcube.interchange.canvas import require_free
-from copcube.storage import atomic_folder
 
 if TYPE_CHECKING:
     import xarray as xr

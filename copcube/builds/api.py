@@ -1,0 +1,436 @@
+"""Run a build: plan → embed partitions → assemble the cube.
+
+Each stage is a plain function of one unit, in `copcube.builds.tasks`. `build` and
+`aggregate` find out which units are missing and drive a crew through them.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from copcube.aggregate import Aggregation, Balance, By
+from copcube.builds.assemble import assemble, complete
+from copcube.builds.dask import Workers, crew
+from copcube.builds.embed import embed_partitions, rows_digest, tally
+from copcube.builds.folder import BuildFolder
+from copcube.builds.plan import (
+    Plan,
+    digest,
+    partitions_digest,
+)
+from copcube.builds.tasks import EmbedTask, EncoderFacts, counts, describe
+from copcube.embedding.partition import Crop, Encoder, Spec
+from copcube.errors import BuildError, OptionError
+from copcube.files.objects import file_size, is_remote
+from copcube.images import Partition, Source, open_source
+from copcube.modalities import MODALITIES
+from copcube.rows import rows_files
+from copcube.selection import Selection
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a build did.
+
+    Parameters
+    ----------
+    cube : Path or str
+        The finished cube, a str if it is a URL; with a choice of partitions, where it
+        will be.
+    rows : Path or str
+        Its rows, from which other cubes can be made.
+    images : dict of str to int
+        Images in the rows, by modality.
+    rejected : dict of str to int
+        Images left out, by kind: broken, stale, duplicate, empty, killer.
+    resumed : int
+        Partitions that an earlier run had finished.
+    finished : bool
+        Whether the cube is made.
+    quarantined : tuple of str
+        Partitions left out as a whole, because they killed their worker.
+    seconds : dict of str to float
+        ``total``, wall time of this run, and summed over the partitions it embedded:
+        ``embedding`` in all, of it ``waiting`` for decoded images, ``encoding`` and
+        ``writing`` rows; ``decoding`` on the threads beside it.
+    """
+
+    cube: Path | str
+    rows: Path | str
+    images: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    resumed: int = 0
+    finished: bool = True
+    quarantined: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def build(
+    source: str | Path,
+    out: str | Path,
+    *,
+    modalities: Iterable[str] | None = None,
+    dates: str | None = None,
+    crop: Crop = "center",
+    balance: Balance = "modality",
+    by: By | None = None,
+    encoder: Encoder | Spec | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    workers: Workers | None = None,
+    client: "Client | None" = None,
+    partitions: str | None = None,
+    retry_quarantined: bool = False,
+) -> Report:
+    """Build a cube from images; go on where an earlier run stopped.
+
+    Parameters
+    ----------
+    source : str or Path
+        A GeoTIFF tree, WebDataset shards, also in an object store, or an
+        ``fnames_*.json.gz``; see `copcube.images.open_source`.
+    out : str or Path
+        The cube, such as ``world.zarr`` or ``s3://bucket/world.zarr``. Work goes on in
+        ``world.build`` beside it, where the rows stay.
+    modalities : iterable of str, optional
+        Keys to take; all by default.
+    dates : str, optional
+        Dates to take, such as ``2021`` or ``2021-03..2021-08-15``, inclusive. Images
+        without a date (the DEM) always pass.
+    crop : {"center", "full"}
+        What of a stored image is embedded: the pretraining size from its middle, or all.
+    balance : {"modality", "image"}
+        Mean of the modalities' means, or of all images alike.
+    by : {"modality", "month", "season", "year"}, optional
+        Add a leading dimension.
+    encoder : Encoder or Spec, optional
+        What embeds the images, or an `EncoderSpec` of it; by default Copernicus-FM with the
+        published weights.
+    batch_size : int, optional
+        Images a batch; by default chosen by modality and device.
+    threads : int, optional
+        Decoding threads a partition, of which a GPU embeds two at a time; by default as many
+        as processors, up to eight.
+    strict : bool
+        Whether a broken image stops the build; by default it is recorded and skipped.
+    overwrite : bool
+        Whether to throw away what is at `out` and in its build folder.
+    workers : int or "auto", optional
+        Worker processes to start on this machine; ``auto`` is one for each visible GPU, or
+        else for every two processors. By default this process does everything.
+    client : distributed.Client, optional
+        Of a dask cluster whose workers see `source` and `out` under the same names. Workers
+        with a GPU should offer the resource ``GPU``, one a process.
+    partitions : str, optional
+        Which partitions to embed, such as ``0-99``, by their numbers in the plan (shards
+        are sorted by name). Nothing is assembled then, and any number of such runs
+        may work on the same build at once.
+    retry_quarantined : bool
+        Whether to try partitions again that killed their worker.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    SourceError, OptionError, WeightsError, FetchError
+        If the arguments cannot be used.
+    BuildError
+        If a build of other options, or another process, is in the way; if units failed; if
+        the connection to the cluster is lost. Running again goes on.
+    StorageError
+        If the output cannot be written; running again goes on.
+    ImageError
+        With `strict`, at a broken image.
+    """
+    begin = time.perf_counter()
+    if overwrite and partitions is not None:
+        raise OptionError("--overwrite would throw away what other runs of --partitions have made")
+    selection = Selection.of(modalities, dates)
+    aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates="drop")
+    images = open_source(source)
+    embedder = _default(encoder)
+    if (client is not None or workers is not None) and not isinstance(embedder, Spec):
+        raise OptionError(
+            "an encoder that is sent to workers must be a small description of one, such as "
+            f"copcube.EncoderSpec; found a {type(embedder).__name__}"
+        )
+    folder = BuildFolder(out)
+    on_gpus = getattr(embedder, "device", "auto") != "cpu"
+    with (
+        folder.lock(shared=partitions is not None),
+        crew(client, workers, gpus=on_gpus) as hands,
+    ):
+        facts = hands.ask(describe, embedder, image_sizes(selection, crop))
+        plan, listed = plan_build(images, facts, aggregation, crop, batch_size)
+        chosen = _chosen(partitions, len(listed))
+        plan = _admitted(folder, plan, overwrite, batch_size is None, alone=partitions is None)
+        folder.write_plan(plan).refuse_changes(plan, folder.path)
+        folder.write_partitions(listed, plan.partitions)
+        names = [listed[i].name for i in chosen]
+        receipts = {
+            name: counts(receipt)
+            for name, receipt in folder.receipts(plan.id, "embed", names).items()
+            if not (retry_quarantined and receipt.get("quarantined"))
+        }
+        resumed = len(receipts)
+        tasks = [
+            EmbedTask(
+                folder.out, plan.id, i, listed[i].name, images.reader, embedder, threads, strict
+            )
+            for i in chosen
+            if listed[i].name not in receipts
+        ]
+        seconds = embed_partitions(folder, plan, hands, tasks, listed, receipts, len(chosen))
+        quarantined = tuple(name for name in names if receipts[name]["quarantined"])
+        rejected: dict[str, int] = {}
+        if partitions is None:
+            rejected, rescaled, rows = tally(folder, names)
+            if complete(folder, plan, rows):
+                folder.sweep()
+            else:
+                if folder.has_cube():
+                    folder.set_aside()
+                attributes = {
+                    "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
+                    "s3_images_rescaled": rescaled,
+                    "partitions_quarantined": len(quarantined),
+                    "copcube_rows": rows,
+                }
+                files = [folder.rows(name) for name in names if name not in quarantined]
+                assemble(folder, plan, aggregation, files, attributes, hands)
+    total: Counter[str] = Counter()
+    for receipt in receipts.values():
+        total.update(receipt["images"])
+    return Report(
+        cube=_place(folder.out),
+        rows=_place(folder.rows()),
+        images={key: total[key] for key in MODALITIES if total[key]},
+        rejected=rejected,
+        resumed=resumed,
+        finished=partitions is None,
+        quarantined=quarantined,
+        seconds={**seconds, "total": time.perf_counter() - begin},
+    )
+
+
+def aggregate(
+    rows: str | Path,
+    out: str | Path,
+    *,
+    modalities: Iterable[str] | None = None,
+    dates: str | None = None,
+    balance: Balance = "modality",
+    by: By | None = None,
+    duplicates: Literal["refuse", "drop"] = "refuse",
+    overwrite: bool = False,
+    workers: Workers | None = None,
+    client: "Client | None" = None,
+) -> Report:
+    """Make a cube from rows: those of a build, or the published ``full_chunks``.
+
+    Parameters
+    ----------
+    rows : str or Path
+        A parquet file, a folder of them, or a glob.
+    out : str or Path
+        The cube, such as ``world.zarr``.
+    modalities, dates, balance, by, overwrite, workers, client
+        As in `build`.
+    duplicates : {"refuse", "drop"}
+        What to do when two rows embed the same image.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    RowsError
+        If the rows lack columns or repeat an image.
+    BuildError, StorageError, OptionError
+        As in `build`.
+    """
+    begin = time.perf_counter()
+    selection = Selection.of(modalities, dates)
+    aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
+    files = rows_files(rows)
+    folder = BuildFolder(out)
+    with folder.lock(), crew(client, workers, gpus=False) as hands:
+        plan = Plan(
+            kind="aggregate",
+            source=_name(rows),
+            fingerprint=digest([(_name(file), file_size(file)) for file in files]),
+            options=_options(aggregation),
+            encoder={},
+            batch_sizes={},
+            partitions="",
+        )
+        plan = folder.write_plan(_admitted(folder, plan, overwrite))
+        if complete(folder, plan, ""):
+            folder.sweep()
+        else:
+            names = [str(file) for file in files]
+            assemble(folder, plan, aggregation, names, {"copcube_rows": ""}, hands)
+    seconds = {"total": time.perf_counter() - begin}
+    return Report(cube=_place(folder.out), rows=_place(str(rows)), seconds=seconds)
+
+
+def validate_rows(out: str | Path) -> list[str]:
+    """Examine the rows that a build left beside its cube, against their receipts.
+
+    Parameters
+    ----------
+    out : str or Path
+        The cube.
+
+    Returns
+    -------
+    list of str
+        What is wrong; empty if all is well or there is no build folder.
+    """
+    folder = BuildFolder(out)
+    plan = folder.plan()
+    if plan is None or plan.kind != "build":
+        return []
+    names = [partition.name for partition in folder.partitions()]
+    receipts = folder.receipts(plan.id, "embed", names)
+    missing = [
+        f"{folder.rows(name)}: not the rows that were signed for; build again to mend them"
+        for name in names
+        if name not in receipts
+    ]
+    if missing or complete(folder, plan, rows_digest(receipts.values())):
+        return missing
+    return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
+
+
+def image_sizes(selection: Selection, crop: Crop) -> dict[str, int]:
+    """Pixels a side of the images that an encoder is given, by modality."""
+    return {
+        key: MODALITIES[key].input_size if crop == "center" else MODALITIES[key].stored_size
+        for key in selection.modalities
+    }
+
+
+def plan_build(
+    source: Source,
+    encoder: EncoderFacts,
+    aggregation: Aggregation,
+    crop: Crop,
+    batch_size: int | None = None,
+) -> tuple[Plan, list[Partition]]:
+    """Plan the build of a cube from a source.
+
+    Returns
+    -------
+    plan : Plan
+    partitions : list of Partition
+        The units of embedding, in order.
+    """
+    partitions = source.partitions()
+    plan = Plan(
+        kind="build",
+        source=_name(source.root),
+        fingerprint=source.fingerprint(),
+        options=_options(aggregation) | {"crop": crop, "layout": source.layout},
+        encoder=encoder.provenance,
+        batch_sizes={key: batch_size or n for key, n in encoder.batch_sizes.items()},
+        partitions=partitions_digest(partitions),
+    )
+    return plan, partitions
+
+
+def _admitted(
+    folder: BuildFolder,
+    plan: Plan,
+    overwrite: bool,
+    keep_batches: bool = True,
+    alone: bool = True,
+) -> Plan:
+    """Return the plan to follow: that of the build under way, if it is the one asked for.
+
+    Raises
+    ------
+    BuildError
+        If the build under way has other options, or a cube would be replaced unasked.
+    """
+    if overwrite:
+        try:
+            known = folder.plan()
+        except BuildError:
+            known = None
+        if known is None or known.id != plan.id or folder.is_cube_of(plan):
+            folder.clear()
+        folder.set_aside()
+    elif (known := folder.plan()) is not None:
+        if keep_batches:
+            plan = replace(plan, batch_sizes=known.batch_sizes)
+        known.refuse_changes(plan, folder.path)
+        plan = known
+    if folder.has_cube() and not folder.is_cube_of(plan) and not overwrite:
+        raise BuildError(
+            f"{folder.out} exists and is not the result of this build; give another output "
+            "name, or --overwrite to replace it"
+        )
+    if alone:
+        folder.prepare()
+    return plan
+
+
+def _options(aggregation: Aggregation) -> dict[str, Any]:
+    return {
+        "modalities": list(aggregation.selection.modalities),
+        "start": aggregation.selection.start,
+        "end": aggregation.selection.end,
+        "balance": aggregation.balance,
+        "by": aggregation.by,
+    }
+
+
+def _default(encoder: Encoder | Spec | None) -> Encoder | Spec:
+    """Return what is given, or the description of the published encoder."""
+    if encoder is not None:
+        return encoder
+    from copcube.encoder import EncoderSpec
+
+    return EncoderSpec()
+
+
+def _chosen(partitions: str | None, number: int) -> range:
+    """Numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be read, or names a partition that does not exist.
+    """
+    if partitions is None:
+        return range(number)
+    first, dash, last = partitions.partition("-")
+    if not first.isdecimal() or not (last.isdecimal() or not dash):
+        raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")
+    chosen = range(int(first), int(last or first) + 1)
+    if not chosen or chosen[-1] >= number:
+        raise OptionError(
+            f"partitions {partitions!r}: this source has {number}, numbered from 0 to {number - 1}"
+        )
+    return chosen
+
+
+def _name(path: str | Path) -> str:
+    """Last part of a path or URL."""
+    return str(path).rstrip("/").rpartition("/")[2]
+
+
+def _place(path: str) -> Path | str:
+    return path if is_remote(path) else Path(path)

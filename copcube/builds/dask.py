@@ -1,0 +1,179 @@
+"""Connecting to a dask cluster, or starting one on this machine."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from copcube.builds.executors import GPU, TOGETHER, Cluster, Crew, Here
+from copcube.errors import BuildError, MissingPackageError, OptionError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger("copcube")
+
+Workers = int | Literal["auto"]
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextlib.contextmanager
+def crew(client: "Client | None", workers: Workers | None, *, gpus: bool) -> Iterator[Crew]:
+    """Yield who does the units: a cluster's workers, workers started here, or this process.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+        Of a running cluster, of any kind.
+    workers : int or "auto", optional
+        Worker processes to start on this machine; see `local_cluster`.
+    gpus : bool
+        Whether workers that are started take a GPU each, if there are any.
+
+    Raises
+    ------
+    OptionError
+        If both are given.
+    """
+    if client is not None and workers is not None:
+        raise OptionError("give a client of a cluster or a number of workers, not both")
+    if client is not None:
+        _show(client)
+        yield Cluster(client)
+    elif workers is not None:
+        with local_cluster(workers, gpus=gpus) as started:
+            _show(started)
+            yield Cluster(started)
+    else:
+        yield Here()
+
+
+@contextlib.contextmanager
+def connect(address: str | None = None, scheduler_file: str | None = None) -> "Iterator[Client]":
+    """Connect to a running dask scheduler.
+
+    Parameters
+    ----------
+    address : str, optional
+        Such as ``tcp://10.0.0.1:8786``.
+    scheduler_file : str, optional
+        JSON file that ``dask scheduler --scheduler-file`` wrote.
+
+    Raises
+    ------
+    BuildError
+        If no scheduler answers there.
+    """
+    _require_distributed()
+    from distributed import Client
+
+    try:
+        client = Client(address, scheduler_file=scheduler_file, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise BuildError(
+            f"{address or scheduler_file}: no dask scheduler answers there ({error}); start one "
+            "with `dask scheduler`, or let --workers start workers here"
+        ) from error
+    with client:
+        yield client
+
+
+@contextlib.contextmanager
+def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
+    """Start worker processes on this machine, each watched by a nanny that starts it again.
+
+    Parameters
+    ----------
+    workers : int or "auto"
+        How many; ``auto`` is one for each visible GPU, or else for every two processors.
+    gpus : bool
+        Whether to give each worker a GPU of its own, as the resource ``GPU``.
+
+    Raises
+    ------
+    OptionError
+        If more workers than GPUs are asked for.
+    """
+    _require_distributed()
+    import dask
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+    from distributed.system import MEMORY_LIMIT
+
+    devices = visible_gpus() if gpus else []
+    processors = len(os.sched_getaffinity(0))
+    number = workers if workers != "auto" else len(devices) or max(1, processors // 2)
+    if devices and number > len(devices):
+        raise OptionError(f"{number} workers for {len(devices)} GPUs; give each GPU one worker")
+    threads = max(1, processors // number)
+    spec: dict[int, Any] = {}
+    for i in range(number):
+        options: dict[str, Any] = {"nthreads": TOGETHER if devices else 1, "host": "127.0.0.1"}
+        options["memory_limit"] = MEMORY_LIMIT // number  # dask's own choice goes by nthreads
+        options["silence_logs"] = logging.WARNING
+        if devices:
+            options["env"] = {"CUDA_VISIBLE_DEVICES": devices[i]}
+            options["resources"] = {GPU: 1}
+        spec[i] = {"cls": Nanny, "options": options}
+    where = {"host": "127.0.0.1", "dashboard_address": f":{_free_port(8787)}"}
+    scheduler = {"cls": Scheduler, "options": where}
+    settings = {
+        "distributed.comm.timeouts.connect": "60s",
+        # dask's own would leave the encoder one thread, and make it return its memory at once.
+        "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, threads),
+    }
+    with (
+        _environment_kept(),
+        dask.config.set(settings),
+        SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo what the starting of workers leaves in this process's environment."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in _THREADS:
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
+
+
+def _free_port(wanted: int) -> int:
+    """A port if nobody listens there, else 0, which stands for any."""
+    with socket.socket() as probe:
+        return 0 if probe.connect_ex(("127.0.0.1", wanted)) == 0 else wanted
+
+
+def visible_gpus() -> list[str]:
+    """CUDA devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name and name != "-1"]
+    from copcube.encoder.frozen import cuda_devices
+
+    return [str(i) for i in range(cuda_devices())]
+
+
+def _require_distributed() -> None:
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            "workers need the package distributed; pip install 'copcube[build]'"
+        ) from error
+
+
+def _show(client: "Client") -> None:
+    log.info(
+        "scheduler %s, dashboard %s",
+        client.scheduler.address if client.scheduler else "unknown",
+        client.dashboard_link or "none",
+    )

@@ -1,0 +1,404 @@
+"""The units of a build: plain functions of a small task, wherever they are called.
+
+A task says which unit of which build; everything else is read from the build's folder. So
+tasks are a few hundred bytes on their way to a worker, and what comes back is a few numbers:
+images, rows and cells only ever go to the folder. Each unit may be done twice, at once or
+again after its worker died; its files appear whole and are the same every time.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from copcube import aggregate, cube
+from copcube.aggregate import Aggregation, Part, Survey
+from copcube.builds.folder import BuildFolder, Receipt, to_json
+from copcube.builds.plan import Plan, digest, read_partition
+from copcube.cells import Cells, decode_cells, encode_cells
+from copcube.embedding.partition import Encoder, Spec, embed_partition
+from copcube.errors import BuildError
+from copcube.images import Rejected, Source
+from copcube.rows import encode_rows
+from copcube.selection import Selection
+
+SECONDS_BETWEEN_SIGNS = 30.0
+"""How often a worker says that it is alive."""
+
+Advance = Callable[[int], None]
+
+
+def ignore(units: int) -> None:
+    """Count nothing."""
+
+
+# What an encoder is.
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What a plan must know of an encoder.
+
+    Parameters
+    ----------
+    dim : int
+        Length of its vectors.
+    provenance : dict
+        What made them.
+    batch_sizes : dict of str to int
+        Images a batch, by modality.
+    """
+
+    dim: int
+    provenance: dict[str, str | int]
+    batch_sizes: dict[str, int]
+
+
+def describe(encoder: Encoder | Spec, sizes: Mapping[str, int]) -> EncoderFacts:
+    """Describe an encoder on the machine that will use it.
+
+    Parameters
+    ----------
+    encoder : Encoder or Spec
+        Which.
+    sizes : mapping of str to int
+        Pixels a side of the images of every modality.
+    """
+    model = loaded(encoder)
+    batches = {key: model.batch_size(key, size) for key, size in sizes.items()}
+    return EncoderFacts(model.dim, dict(model.provenance), batches)
+
+
+_LOADING = threading.Lock()
+
+
+def loaded(encoder: Encoder | Spec) -> Encoder:
+    """Return a live encoder: itself, or the one of a spec, loaded once a process."""
+    if not isinstance(encoder, Spec):
+        return encoder
+    with _LOADING:  # the cache alone would load it once a thread
+        live: Encoder = _loaded(encoder)  # type: ignore[arg-type]  # specs are hashable
+        return live
+
+
+@lru_cache(maxsize=1)
+def _loaded(spec: Spec) -> Encoder:
+    return spec.load()
+
+
+# Embedding a partition.
+
+
+@dataclass(frozen=True)
+class EmbedTask:
+    """Which partition to embed.
+
+    Parameters
+    ----------
+    out : str
+        The cube to be.
+    plan : str
+        Hash of its plan.
+    number : int
+        Of the partition in the list.
+    name : str
+        Of the partition.
+    source : Source
+        Where its images are read from.
+    encoder : Encoder or Spec
+        What embeds them; a spec wherever the task is sent to.
+    threads : int or None
+        Decoding threads; None leaves it to the machine.
+    strict : bool
+        Whether a broken image ends it.
+    """
+
+    out: str
+    plan: str
+    number: int
+    name: str
+    source: Source
+    encoder: Encoder | Spec
+    threads: int | None
+    strict: bool
+
+
+def embed_unit(task: EmbedTask, advance: Advance = ignore) -> Receipt:
+    """Embed one partition, write its rows, sign for them.
+
+    Returns
+    -------
+    dict
+        The receipt's counts: ``images``, ``rejected`` and ``seconds``.
+
+    Raises
+    ------
+    BuildError
+        If the build has another plan by now, or this machine another encoder.
+    ImageError
+        With `strict`, at the first broken image.
+    StorageError
+        If the rows cannot be written.
+    """
+    begin = time.perf_counter()
+    folder, plan = _opened(task.out, task.plan)
+    with _alive(folder, task.name, advance) as alive:
+        encoder = loaded(task.encoder)
+        _require_same(plan, encoder)
+        options = plan.options
+        partition = read_partition(folder.files.open("partitions.parquet"), task.number)
+        if partition.name != task.name:
+            raise BuildError(f"{folder.path}: the partitions of this build were replaced")
+        rows, tally = embed_partition(
+            task.source,
+            partition,
+            encoder,
+            selection=Selection(tuple(options["modalities"]), options["start"], options["end"]),
+            batch_sizes=plan.batch_sizes,
+            crop=options["crop"],
+            threads=task.threads or min(len(os.sched_getaffinity(0)), 8),
+            strict=task.strict,
+            advance=alive,
+        )
+        writing = time.perf_counter()
+        name = f"rows/{task.name}.parquet"
+        made_by = plan.encoder | {"crop": options["crop"]}
+        folder.files.write(name, encode_rows(rows, made_by, folder.rows(task.name)))
+        seconds = {
+            "decoding": tally.decoding,
+            "waiting": tally.waiting,
+            "encoding": tally.encoding,
+            "writing": time.perf_counter() - writing,
+            "embedding": time.perf_counter() - begin,
+        }
+        facts = {
+            "images": tally.images,
+            "rescaled": tally.rescaled,
+            "rejected": [asdict(item) for item in _counted(tally.rejected)],
+            "seconds": seconds,
+            "host": socket.gethostname(),
+            "finished": time.time(),
+        }
+        return counts(folder.sign(plan.id, "embed", task.name, [name], facts))
+
+
+def _counted(rejected: Sequence[Rejected]) -> list[Rejected]:
+    """What was rejected, the repeated images of an archive counted in one entry.
+
+    Published tensors are padded with such, so that nearly every member of a shard has some.
+    """
+    kept = [item for item in rejected if item.kind != "duplicate" or not item.member]
+    repeated: dict[str, list[Rejected]] = {}
+    for item in rejected:
+        if item.kind == "duplicate" and item.member:
+            repeated.setdefault(item.file, []).append(item)
+    for file, items in repeated.items():
+        reason = f"images that are in it already, in {len(items)} members"
+        number = sum(item.images for item in items)
+        kept.append(Rejected(file, "", "duplicate", reason, number))
+    return kept
+
+
+def counts(receipt: Receipt) -> Receipt:
+    """Numbers of a receipt of embedding, without its lists."""
+    return {
+        "images": receipt["images"],
+        "rejected": sum(item["images"] for item in receipt["rejected"]),
+        "seconds": receipt["seconds"],
+        "quarantined": receipt.get("quarantined"),
+    }
+
+
+def _require_same(plan: Plan, encoder: Encoder) -> None:
+    made_by = dict(encoder.provenance)
+    for key in sorted(plan.encoder.keys() | made_by.keys()):
+        if plan.encoder.get(key) != made_by.get(key):
+            raise BuildError(
+                f"{socket.gethostname()}: {key} is {made_by.get(key)!r} here and "
+                f"{plan.encoder.get(key)!r} in the plan of this build; give all its workers the "
+                "same device, dtype and weights"
+            )
+
+
+@contextmanager
+def _alive(folder: BuildFolder, name: str, advance: Advance) -> Iterator[Advance]:
+    """Leave signs of life in the folder while the body counts what it has done."""
+    mark = f"running/{name}.json"
+    state = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    done, last = 0, 0.0
+
+    def count(images: int) -> None:
+        nonlocal done, last
+        done += images
+        if time.time() - last >= SECONDS_BETWEEN_SIGNS:
+            last = time.time()
+            folder.files.write(mark, to_json(state | {"images": done, "seen": last}))
+        advance(images)
+
+    count(0)
+    try:
+        yield count
+    finally:
+        folder.files.remove(mark)
+
+
+# Assembling the cube.
+
+
+@dataclass(frozen=True)
+class AssembleTask:
+    """Which unit of assembling to do.
+
+    Parameters
+    ----------
+    out : str
+        The cube to be.
+    plan : str
+        Hash of its plan.
+    survey : str
+        Hash of what its rows hold.
+    number : int
+        Of the part of the rows, or of the band of the cube.
+    """
+
+    out: str
+    plan: str
+    survey: str
+    number: int
+
+    @property
+    def work(self) -> str:
+        """Hash of everything that decides the bytes of the unit."""
+        return digest([self.plan, self.survey])
+
+
+def combine_unit(task: AssembleTask, advance: Advance = ignore) -> Receipt:
+    """Combine one part of the rows to the statistics of whole cells, sign for them.
+
+    The parts come first, then the passes over cells that lie in several parts.
+    """
+    folder, found = _surveyed(task)
+    if task.number < len(found.parts):
+        part = found.parts[task.number]
+        cells = aggregate.combine(part, found.aggregation, found.survey)
+    else:
+        entries = found.passes[task.number - len(found.parts)]
+        cells = aggregate.combine_pass(found.parts, found.aggregation, found.survey, entries)
+    files = []
+    for band, some in cells.by_band():
+        files.append(f"cells/{band:02d}/{task.number:06d}.arrow")
+        folder.files.write(files[-1], encode_cells(some))
+    advance(1)
+    facts = {"cells": len(cells)}
+    folder.sign(task.work, "combine", f"{task.number:06d}", files, facts)
+    return facts
+
+
+def write_unit(task: AssembleTask, advance: Advance = ignore) -> Receipt:
+    """Write one band of blocks of the cube from the cells of all parts, sign for it."""
+    folder, found = _surveyed(task)
+    names = folder.files.names(f"cells/{task.number:02d}/")
+    pieces = [decode_cells(folder.files.read(name), f"{folder.path}/{name}") for name in names]
+    cells = Cells.concatenate([Cells.empty(found.survey.dim), *pieces])
+    written = cube.write_band(folder.cube, task.number, cells)
+    advance(1)
+    facts = {"cells": len(cells)}
+    files = [f"cube.zarr/{chunk}" for chunk in written]
+    folder.sign(task.work, "write", f"{task.number:02d}", files, facts)
+    return facts
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What is known of the rows before they are combined.
+
+    Parameters
+    ----------
+    aggregation : Aggregation
+        How cells are aggregated.
+    parts : list of Part
+        Units of combining.
+    survey : Survey
+        What the rows hold.
+    passes : list of slice
+        Further units: passes over the cells that lie in several parts.
+    """
+
+    aggregation: Aggregation
+    parts: list[Part]
+    survey: Survey
+    passes: list[slice]
+
+    @classmethod
+    def of(cls, files: Sequence[str], aggregation: Aggregation) -> "Surveyed":
+        """Survey files of rows."""
+        parts = aggregate.parts(files)
+        survey = aggregate.survey(parts, aggregation)
+        return cls(aggregation, parts, survey, aggregate.passes(survey))
+
+    def to_json(self) -> bytes:
+        """Return bytes that `from_json` reads."""
+        split = {key: v.tolist() for key, v in vars(self.survey).items() if key.startswith("split")}
+        return to_json(
+            {
+                "aggregation": asdict(self.aggregation),
+                "parts": [asdict(part) for part in self.parts],
+                "survey": vars(self.survey) | split,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Surveyed":
+        """Read the bytes of `to_json`."""
+        found = json.loads(data)
+        aggregation, survey = found["aggregation"], found["survey"]
+        selection = aggregation["selection"]
+        selection["modalities"] = tuple(selection["modalities"])
+        aggregation["selection"] = Selection(**selection)
+        for key, value in survey.items():
+            if key.startswith("split"):
+                survey[key] = np.array(value, np.int64)
+            elif isinstance(value, list):
+                survey[key] = tuple(value)
+        parts = [Part(p["file"], tuple(p["row_groups"]), p["rows"]) for p in found["parts"]]
+        known = Survey(**survey)
+        return cls(Aggregation(**aggregation), parts, known, aggregate.passes(known))
+
+
+# What a process keeps between units.
+
+
+@lru_cache(maxsize=4)
+def _opened(out: str, plan: str) -> tuple[BuildFolder, Plan]:
+    folder = BuildFolder(out)
+    known = folder.plan()
+    if known is None or known.id != plan:
+        raise BuildError(f"{folder.path}: the plan of this build was replaced; start it again")
+    return folder, known
+
+
+def _surveyed(task: AssembleTask) -> tuple[BuildFolder, Surveyed]:
+    folder, _ = _opened(task.out, task.plan)
+    return folder, _survey(task.out, task.survey)
+
+
+@lru_cache(maxsize=2)
+def _survey(out: str, survey: str) -> Surveyed:
+    folder = BuildFolder(out)
+    data = folder.files.read("survey.json")
+    if digest_of(data) != survey:
+        raise BuildError(f"{folder.path}: the survey of its rows was replaced; start it again")
+    return Surveyed.from_json(data)
+
+
+def digest_of(data: bytes) -> str:
+    """SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()

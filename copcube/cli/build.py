@@ -1,0 +1,393 @@
+"""Commands that make cubes: sample, fetch, build, status, aggregate, demo."""
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from copcube.cli.common import Arguments, Commands, command, overwrite, positive, show
+from copcube.errors import CubeError, FetchError
+from copcube.modalities import MODALITIES
+
+if TYPE_CHECKING:
+    from copcube.builds import Report
+    from copcube.encoder import EncoderSpec
+
+log = logging.getLogger("copcube")
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to the parser."""
+    sample = command(
+        commands,
+        "sample",
+        _sample,
+        "write a small Copernicus-Pretrain to try things on",
+        "copcube sample images --layout geotiff --seed 0",
+    )
+    sample.add_argument("folder", metavar="DIR", help="a new or empty folder")
+    sample.add_argument("--layout", choices=("geotiff", "webdataset"), default="geotiff")
+    sample.add_argument("--seed", type=int, default=0, help="other seeds, other images")
+    sample.add_argument("--cells", type=positive, metavar="N", help="how many cells (default: 12)")
+
+    fetch = command(
+        commands,
+        "fetch",
+        _fetch,
+        "bring published files: weights, examples, shards, embeddings",
+        "copcube fetch weights\n  copcube fetch shards 0-9 --to pretrain",
+        details="What is there:\n"
+        "  weights    the encoder and the variables' language embeddings, into the cache\n"
+        "  example    100 cells of Copernicus-Pretrain in both layouts\n"
+        "  shards     WebDataset shards 0 to 3210, such as 7 or 0-99\n"
+        "  map        the published embedding map, 721 × 1440 × 768\n"
+        "  averages   the published embedding of every cell, parquet\n"
+        "  rows       the published embedding of every image, parquet\n"
+        "Size and licence are said first. An interrupted download goes on.\n"
+        "HF_HUB_OFFLINE=1 asks nobody and uses only what is here.",
+    )
+    fetch.add_argument("what", choices=("weights", "example", "shards", "map", "averages", "rows"))
+    fetch.add_argument("range", nargs="?", metavar="A-B", help="which shards")
+    fetch.add_argument("--to", metavar="DIR", default=".", help="folder (default: this one)")
+
+    build = command(
+        commands,
+        "build",
+        _build,
+        "build a cube from images; the same command resumes",
+        "copcube build images world.zarr\n"
+        "  copcube build images world.zarr --workers auto\n"
+        "  copcube build 'example-{000000..000009}.tar' example.zarr --modalities s2_toa,dem",
+        details="SOURCE is a GeoTIFF tree of Copernicus-Pretrain, an fnames_*.json.gz of one, or\n"
+        "WebDataset shards: a file, a folder, a glob or a brace pattern. Work goes on in\n"
+        "OUT.build beside the cube, where the rows stay; stop it at any moment and give the\n"
+        "same command to go on. What could not be read is listed in OUT.build/quarantine.parquet.\n"
+        "Shards and cubes may lie in object stores (s3://, gs://, https://).",
+    )
+    build.add_argument("source", metavar="SOURCE")
+    build.add_argument("out", metavar="OUT.zarr")
+    _choose(build)
+    build.add_argument(
+        "--crop",
+        choices=("center", "full"),
+        default="center",
+        help="embed the pretraining size from the middle (default) or the whole image",
+    )
+    _encoder(build)
+    build.add_argument("--batch-size", type=positive, metavar="N", help="default: automatic")
+    build.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="decoding threads a partition (default: up to 8); a GPU has two partitions at a time",
+    )
+    _crew(build)
+    build.add_argument(
+        "--partitions",
+        metavar="A-B",
+        help="embed only these (of shards: by their numbers, sorted by name) and assemble nothing; "
+        "any number of such runs may work on one OUT.build at once",
+    )
+    build.add_argument(
+        "--retry-quarantined",
+        action="store_true",
+        help="try partitions again that killed their worker",
+    )
+    build.add_argument("--strict", action="store_true", help="stop at the first broken image")
+    build.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be done: images, disk, time from a measured batch; write nothing",
+    )
+    overwrite(build)
+
+    aggregate = command(
+        commands,
+        "aggregate",
+        _aggregate,
+        "make a cube from rows, without images or GPU",
+        "copcube aggregate world.build/rows seasons.zarr --by season",
+        details="ROWS is a parquet file, a folder or a glob: the rows of a build, or the\n"
+        "published full_chunks of Copernicus-Embed-025deg.",
+    )
+    aggregate.add_argument("rows", metavar="ROWS")
+    aggregate.add_argument("out", metavar="OUT.zarr")
+    _choose(aggregate)
+    aggregate.add_argument(
+        "--duplicates",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="what to do when two rows embed the same image",
+    )
+    _crew(aggregate)
+    overwrite(aggregate)
+
+    status = command(
+        commands,
+        "status",
+        _status,
+        "tell how a build stands, from any machine that sees its folder",
+        "copcube status world.build",
+        details="Says what is done, running, failed and quarantined, and why; the rate, and the\n"
+        "time left.",
+    )
+    status.add_argument("folder", metavar="OUT.build")
+
+    demo = command(
+        commands,
+        "demo",
+        _demo,
+        "sample images, build their cube, reduce, merge and export it",
+        "copcube demo demo",
+        details="Uses the published weights where they can be had. Without a network it uses\n"
+        "untrained weights, and says so: the cube then has the right form and no meaning.",
+    )
+    demo.add_argument("folder", metavar="DIR", nargs="?", default="demo")
+
+
+def _choose(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--modalities",
+        type=lambda text: text.split(","),
+        metavar="KEY,…",
+        help=f"which of {', '.join(MODALITIES)} (default: all)",
+    )
+    command.add_argument(
+        "--dates", metavar="FROM..TO", help="such as 2021 or 2021-03..2021-08-15, inclusive"
+    )
+    command.add_argument(
+        "--balance",
+        choices=("modality", "image"),
+        default="modality",
+        help="mean of the modalities' means (default), or of all images alike",
+    )
+    command.add_argument(
+        "--by",
+        choices=("modality", "month", "season", "year"),
+        help="add a leading dimension to the cube",
+    )
+
+
+def _encoder(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--weights",
+        default="hub",
+        metavar="hub|PATH|untrained:SEED",
+        help="the published weights (default), a local file, or meaningless ones for tests",
+    )
+    command.add_argument(
+        "--language", metavar="PATH", help="the variables' language embeddings (default: found)"
+    )
+    command.add_argument(
+        "--pooling", choices=("cls", "mean"), help="which feature (default: what the weights ask)"
+    )
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    command.add_argument(
+        "--compile", action="store_true", help="compile the model with torch.compile"
+    )
+
+
+def _crew(command: argparse.ArgumentParser) -> None:
+    who = command.add_mutually_exclusive_group()
+    who.add_argument(
+        "--workers",
+        type=lambda text: text if text == "auto" else positive(text),
+        metavar="N|auto",
+        help="start worker processes here; auto: one for each GPU, or else for two processors",
+    )
+    who.add_argument("--scheduler", metavar="ADDRESS", help="use a dask cluster, tcp://HOST:8786")
+    who.add_argument(
+        "--scheduler-file", metavar="FILE", help="use the dask cluster of a scheduler file"
+    )
+
+
+@contextlib.contextmanager
+def _hands(arguments: Arguments) -> Iterator[dict[str, Any]]:
+    """Options of a build that say who does the work, connected as long as the body runs."""
+    if arguments.scheduler is None and arguments.scheduler_file is None:
+        yield {"workers": arguments.workers}
+        return
+    from copcube.builds import connect
+
+    with connect(arguments.scheduler, arguments.scheduler_file) as client:
+        yield {"client": client}
+
+
+def _sample(arguments: Arguments) -> None:
+    from copcube.images.sample.writing import write_sample
+    from copcube.progress import size
+
+    cells = {} if arguments.cells is None else {"cells": arguments.cells}
+    made = write_sample(arguments.folder, arguments.layout, seed=arguments.seed, **cells)
+    images = sum(made.images.values())
+    log.info("%s: %d cells, %d images, %s", made.folder, made.cells, images, size(made.bytes))
+
+
+def _fetch(arguments: Arguments) -> None:
+    from copcube.hub.fetch import fetch
+
+    for file in fetch(arguments.what, arguments.to, arguments.range):
+        print(file.path)
+
+
+def _build(arguments: Arguments) -> int:
+    from copcube.builds import build, estimate
+
+    options = {
+        "modalities": arguments.modalities,
+        "dates": arguments.dates,
+        "crop": arguments.crop,
+        "encoder": _spec(arguments),
+        "batch_size": arguments.batch_size,
+        "threads": arguments.threads,
+    }
+    if arguments.dry_run:
+        print(estimate(arguments.source, arguments.out, **options))
+        return 0
+    with _hands(arguments) as hands:
+        report = build(
+            arguments.source,
+            arguments.out,
+            balance=arguments.balance,
+            by=arguments.by,
+            strict=arguments.strict,
+            overwrite=arguments.overwrite,
+            partitions=arguments.partitions,
+            retry_quarantined=arguments.retry_quarantined,
+            **hands,
+            **options,
+        )
+    _tell(report)
+    return 3 if report.quarantined else 0
+
+
+def _aggregate(arguments: Arguments) -> None:
+    from copcube.builds import aggregate
+
+    with _hands(arguments) as hands:
+        report = aggregate(
+            arguments.rows,
+            arguments.out,
+            modalities=arguments.modalities,
+            dates=arguments.dates,
+            balance=arguments.balance,
+            by=arguments.by,
+            duplicates=arguments.duplicates,
+            overwrite=arguments.overwrite,
+            **hands,
+        )
+    _tell(report)
+
+
+def _status(arguments: Arguments) -> None:
+    from copcube.builds import status
+
+    print(status(arguments.folder))
+
+
+def _tell(report: "Report") -> None:
+    from copcube.progress import duration
+
+    build = f"{str(report.cube).removesuffix('.zarr')}.build"
+    if report.images:
+        log.info("%s", ", ".join(f"{key}: {count}" for key, count in report.images.items()))
+    if report.rejected:
+        left_out = ", ".join(f"{count} {kind}" for kind, count in report.rejected.items())
+        log.log(
+            logging.WARNING if report.rejected.get("broken", 0) else logging.INFO,
+            "images left out: %s (reasons in %s/quarantine.parquet)",
+            left_out,
+            build,
+        )
+    if report.quarantined:
+        log.warning(
+            "PARTITIONS LEFT OUT because they killed their worker: %s; --retry-quarantined tries "
+            "them again",
+            ", ".join(report.quarantined),
+        )
+    if report.seconds.get("embedding"):
+        log.info("%s", _times(report.seconds))
+    what = f"{report.cube} is done" if report.finished else f"these partitions of {build} are done"
+    log.info("%s, %s", what, duration(report.seconds["total"]))
+
+
+def _times(seconds: dict[str, float]) -> str:
+    """Where the time of embedding went, in one line."""
+    from copcube.progress import duration
+
+    whole = seconds["embedding"]
+    shares = ", ".join(
+        f"{what} {seconds[key] / whole:.0%}"
+        for key, what in (
+            ("encoding", "encoder busy"),
+            ("waiting", "waiting for decoded images"),
+            ("writing", "writing rows"),
+        )
+    )
+    return (
+        f"embedding took {duration(whole)} of workers' time: {shares}; "
+        f"decoding beside it {duration(seconds['decoding'])}"
+    )
+
+
+def _demo(arguments: Arguments) -> None:
+    from copcube.builds import build
+    from copcube.cube import validate
+    from copcube.encoder import EncoderSpec
+    from copcube.images.sample.writing import write_sample
+
+    folder = Path(arguments.folder)
+    images, cube = folder / "images", folder / "world.zarr"
+    if not images.exists():
+        write_sample(images, "geotiff")
+    try:
+        encoder = EncoderSpec().load()
+    except FetchError as error:
+        log.warning("the published weights cannot be had here: %s", error)
+        encoder = EncoderSpec(weights="untrained:0").load()
+    _tell(build(images, cube, encoder=encoder))
+    if problems := validate(cube):
+        raise CubeError(f"{cube}: {'; '.join(problems)}")
+    show(cube)
+    print(f"\nOpen it: xarray.open_zarr({str(cube)!r})")
+    _use(cube, folder)
+
+
+def _use(cube: Path, folder: Path) -> None:
+    """Reduce a cube, merge the fields with static ones, export them."""
+    import numpy as np
+    import xarray as xr
+
+    from copcube.cube import open_cube
+    from copcube.cube.view import filled
+    from copcube.era5.merge import merge
+    from copcube.interchange import export, to_zarr
+    from copcube.pca.components import reduce
+
+    world = open_cube(cube)
+    fields = reduce(world, k=3)
+    to_zarr(fields, folder / "fields.zarr", overwrite=True)
+    land = filled(world).rename(lat="latitude", lon="longitude").astype(np.float32)
+    stand_in = xr.Dataset({"lsm": land.reset_coords(drop=True)})
+    stand_in.lsm.attrs["comment"] = "a stand-in for ERA5's: 1 where the demo has images"
+    both = merge(fields, stand_in, fill=0.0, mask=True)
+    export(both, folder / "merged.nc", overwrite=True)
+    for suffix in ("npz", "pt", "tif"):
+        export(fields, folder / f"fields.{suffix}", overwrite=True)
+    print(f"Its 3 principal components, merged and exported: {folder}/fields.*, merged.nc")
+
+
+def _spec(arguments: Arguments) -> "EncoderSpec":
+    from copcube.encoder import EncoderSpec
+
+    return EncoderSpec(
+        weights=arguments.weights,
+        language=arguments.language,
+        pooling=arguments.pooling,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        compile=arguments.compile,
+    )

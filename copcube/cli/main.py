@@ -1,0 +1,68 @@
+"""The command ``copcube``: its parser, its log and its exit codes.
+
+Exit codes: 0 done, 1 failed (the message says what to do), 2 wrong usage, 3 done but for
+partitions that killed their worker, 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from copcube.cli import build, use
+from copcube.errors import CopcubeError
+from copcube.version import __version__
+
+log = logging.getLogger("copcube")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    arguments = parser().parse_args(argv)
+    _log_to_stderr(quiet=arguments.quiet)
+    try:
+        code: int | None = arguments.run(arguments)
+    except CopcubeError as error:
+        print(f"copcube: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("copcube: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return code or 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    root = argparse.ArgumentParser(
+        prog="copcube",
+        description="Turn Copernicus Sentinel imagery into an embedding datacube on ERA5's grid.",
+        epilog="Try it: copcube demo. Each command has its own --help with an example.",
+    )
+    root.add_argument("--version", action="version", version=f"copcube {__version__}")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    build.add(commands)
+    use.add(commands)
+    return root
+
+
+def _log_to_stderr(*, quiet: bool) -> None:
+    for old in log.handlers[:]:
+        log.removeHandler(old)
+    handler = logging.StreamHandler()
+    plain = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(levelname)s %(message)s"
+    handler.setFormatter(logging.Formatter(plain, datefmt="%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.propagate = False
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it finds is rejected by name

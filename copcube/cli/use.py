@@ -1,0 +1,262 @@
+"""Commands that use cubes: info, validate, reduce, merge, export, convert, compare."""
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from copcube.cli.common import Arguments, Commands, command, overwrite, show
+from copcube.errors import CubeError, OptionError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+CUBE = "a cube, or a published map (.npz, .pt, .tif, .parquet)"
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to the parser."""
+    info = command(commands, "info", _info, "show what a cube holds", "copcube info world.zarr")
+    info.add_argument("cube", metavar="CUBE.zarr")
+
+    validate = command(
+        commands,
+        "validate",
+        _validate,
+        "prove that a cube is whole and right",
+        "copcube validate world.zarr",
+    )
+    validate.add_argument("cube", metavar="CUBE.zarr")
+
+    reduce = command(
+        commands,
+        "reduce",
+        _reduce,
+        "reduce a cube to its principal components",
+        "copcube reduce world.zarr fields.zarr --k 16\n"
+        "  copcube reduce embed_map_310k.npz fields.nc --k 0.95",
+        details="The basis is kept beside the components, to project other cubes on it (--basis).",
+    )
+    reduce.add_argument("cube", metavar="CUBE", help=CUBE)
+    reduce.add_argument("out", metavar="OUT", help=".zarr or .nc")
+    reduce.add_argument(
+        "--k",
+        type=_count_or_share,
+        default=16,
+        help="how many components, or the share of variance below 1 (default: 16)",
+    )
+    reduce.add_argument(
+        "--weights",
+        choices=("area", "none"),
+        default="area",
+        help="weigh cells by their area (default), or all alike",
+    )
+    reduce.add_argument("--whiten", action="store_true", help="give components unit variance")
+    reduce.add_argument(
+        "--basis", metavar="FIELDS", help="project on the basis of another reduction instead"
+    )
+    overwrite(reduce)
+
+    merge = command(
+        commands,
+        "merge",
+        _merge,
+        "put a cube or a reduction beside ERA5 fields, on their grid",
+        "copcube merge fields.zarr era5_static.nc both.nc",
+    )
+    merge.add_argument("fields", metavar="FIELDS", help="a reduction, or " + CUBE)
+    merge.add_argument("era5", metavar="ERA5", help="static fields: NetCDF, GRIB or Zarr")
+    merge.add_argument("out", metavar="OUT", help=".nc or .zarr")
+    merge.add_argument("--fill", type=float, metavar="VALUE", help="instead of NaN")
+    merge.add_argument("--mask", action="store_true", help="add a mask of cells with vectors")
+    overwrite(merge)
+
+    export = command(
+        commands,
+        "export",
+        _export,
+        "write a cube or a reduction in a published form",
+        "copcube export fields.zarr fields.npz\n"
+        "  copcube export world.zarr embed_map.tif --order era5 --dtype int8",
+        details="The ending of OUT chooses the form: .npz, .pt, .tif, .nc or .parquet.",
+    )
+    export.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    export.add_argument("out", metavar="OUT")
+    export.add_argument(
+        "--order",
+        choices=("published", "era5"),
+        help="columns from 180°W, zeros for missing (default), or from 0°E as ERA5",
+    )
+    export.add_argument("--dtype", choices=("float32", "float16", "int8"))
+    overwrite(export)
+
+    convert = command(
+        commands,
+        "convert",
+        _convert,
+        "turn a published map into a Zarr cube",
+        "copcube convert embed_map_310k.npz world.zarr",
+        details="For the published embeddings of images (full_chunks) see copcube aggregate.",
+    )
+    convert.add_argument("map", metavar="IN", help=".npz, .pt, .tif, or .parquet of averages")
+    convert.add_argument("out", metavar="OUT.zarr")
+    overwrite(convert)
+
+    compare = command(
+        commands,
+        "compare",
+        _compare,
+        "tell how far two cubes agree",
+        "copcube compare world.zarr embed_map_310k.npz\n"
+        "  copcube compare --rows world.build/rows world.zarr",
+        details="With --rows, tell in which order the rows were averaged to make the cube.",
+    )
+    compare.add_argument("a", metavar="A", help=CUBE)
+    compare.add_argument("b", metavar="B", nargs="?")
+    compare.add_argument("--rows", metavar="ROWS", help="embeddings of images that A may average")
+
+
+def _info(arguments: Arguments) -> None:
+    show(arguments.cube)
+
+
+def _validate(arguments: Arguments) -> int:
+    from copcube.builds import validate_rows
+    from copcube.cube import validate
+
+    problems = [*validate(arguments.cube), *validate_rows(arguments.cube)]
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f"{arguments.cube}: a valid embedding cube")
+    return 1 if problems else 0
+
+
+def _reduce(arguments: Arguments) -> None:
+    from copcube.pca.components import project, reduce
+
+    _require_free(arguments)
+    cube = _open(arguments.cube)
+    if arguments.basis:
+        fields = project(cube, _open(arguments.basis))
+    else:
+        fields = reduce(
+            cube,
+            arguments.k,
+            weights=None if arguments.weights == "none" else "area",
+            whiten=arguments.whiten,
+        )
+    share = float(fields.explained_variance_ratio.sum())
+    log.info("%d components explain %.1f %% of variance", fields.sizes["component"], 100 * share)
+    _save(fields, arguments)
+
+
+def _merge(arguments: Arguments) -> None:
+    from copcube.era5.merge import merge, open_static
+
+    _require_free(arguments)
+    both = merge(
+        _open(arguments.fields),
+        open_static(arguments.era5),
+        fill=arguments.fill,
+        mask=arguments.mask,
+    )
+    _save(both, arguments)
+
+
+def _export(arguments: Arguments) -> None:
+    from copcube.interchange import export
+
+    chosen = {"order": arguments.order, "dtype": arguments.dtype}
+    options = {name: value for name, value in chosen.items() if value is not None}
+    print(export(_open(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
+
+
+def _convert(arguments: Arguments) -> None:
+    from copcube.interchange import convert
+
+    print(convert(arguments.map, arguments.out, overwrite=arguments.overwrite))
+
+
+def _compare(arguments: Arguments) -> None:
+    from copcube.cube.averaging import averaging_order
+    from copcube.cube.compare import compare
+
+    if (arguments.b is None) == (arguments.rows is None):
+        raise OptionError("compare takes two cubes, or --rows ROWS and one cube")
+    if arguments.rows is not None:
+        print(averaging_order(arguments.rows, _open(arguments.a)))
+    else:
+        print(compare(_open(arguments.a), _open(arguments.b)))
+
+
+def _open(path: str) -> "xr.Dataset":
+    """Open a cube, a reduction or a published map, by what the path looks like.
+
+    What users saved themselves, such as part of a cube, is opened if it holds vectors.
+    """
+    import xarray as xr
+
+    from copcube.cube import open_cube
+    from copcube.interchange.export import WRITERS
+
+    if Path(path).suffix.lower() in WRITERS:
+        return xr.open_dataset(path, engine="copembed", chunks={})
+    try:
+        return open_cube(path)
+    except CubeError:
+        ds = _open_plainly(path)
+        if ds is None:
+            raise
+        return ds
+
+
+def _open_plainly(path: str) -> "xr.Dataset | None":
+    """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
+    import xarray as xr
+
+    from copcube.cube.view import vectors
+
+    if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
+        ds: xr.Dataset = xr.open_zarr(path)
+    try:
+        vectors(ds)
+    except CubeError:
+        return None
+    return ds
+
+
+def _require_free(arguments: Arguments) -> None:
+    """Check that the output can be written, before any work."""
+    from copcube.interchange.canvas import require_free
+
+    if Path(arguments.out).suffix not in (".zarr", ".nc"):
+        raise OptionError(
+            f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
+        )
+    require_free(arguments.out, arguments.overwrite)
+
+
+def _save(ds: "xr.Dataset", arguments: Arguments) -> None:
+    """Write a dataset as Zarr or netCDF, with all its variables."""
+    from copcube.interchange import to_netcdf, to_zarr
+
+    write = to_zarr if Path(arguments.out).suffix == ".zarr" else to_netcdf
+    write(ds, arguments.out, overwrite=arguments.overwrite)
+    log.info("%s is done", arguments.out)
+
+
+def _count_or_share(text: str) -> int | float:
+    """Read a number of components, or a share of variance below 1."""
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of components or a share of variance, got {text!r}"
+        ) from None

@@ -1,0 +1,250 @@
+"""Telling in which order a file of averages was averaged.
+
+The published averages are "averaged over the available modalities", and nothing says in which
+order: over all images at once, or first over those that belong together. It matters: a cell
+with four local patches has about 89 images, of which 48 are Sentinel-5P's and one is the DEM.
+So every documented order is tried on a sample of cells, from the embeddings of their images,
+and the one that gives the averages to the precision of float32 is the answer.
+
+An order is a nested mean. Its levels name what is kept apart, from the outside inwards: with
+levels (modality, date), images of one modality and date are averaged first, then the dates of
+a modality, then the modalities of the cell. An image then counts ``Π 1 / (parts of the group it
+is in)`` over the levels, so each order is one vector of weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from copcube import grid
+from copcube.aggregate import Part, parts
+from copcube.cube.view import vectors
+from copcube.errors import CubeError, RowsError
+from copcube.grid import lattice_index
+from copcube.rows import Rows, read_rows, rows_files
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ORDERS: dict[str, tuple[str, ...]] = {
+    "all images alike": (),
+    "modalities alike": ("modality",),
+    "patches, then dates, then modalities": ("modality", "date"),
+    "dates, then patches, then modalities": ("modality", "local"),
+}
+"""Name and levels of the orders that are tried."""
+
+PRECISION = 1e-5
+"""Relative error up to which an order matches: means of hundreds of float32 vectors."""
+
+_KEY = {"cell": 0, "modality": 1, "local": 2, "date": 3}
+_PARTS_TO_SAMPLE = 16
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One order of averaging, and how far it is from the averages.
+
+    Parameters
+    ----------
+    order : str
+        Name, one of `ORDERS`.
+    repeated : {"counted", "dropped", "none"}
+        What was done with repeated images (same cell, modality, local patch and date);
+        "none" if the sample has none.
+    max_absolute : float
+        Largest absolute error of a value.
+    max_relative : float
+        Largest ``‖mean - average‖ / ‖average‖`` of a cell.
+    """
+
+    order: str
+    repeated: str
+    max_absolute: float
+    max_relative: float
+
+    @property
+    def matches(self) -> bool:
+        """Whether it gives every average of the sample to the precision of float32."""
+        return self.max_relative <= PRECISION
+
+
+@dataclass(frozen=True)
+class AveragingOrder:
+    """All orders, the closest first.
+
+    Parameters
+    ----------
+    candidates : tuple of Candidate
+        Ranked by their largest relative error.
+    cells, images : int
+        Size of the sample.
+    """
+
+    candidates: tuple[Candidate, ...]
+    cells: int
+    images: int
+
+    @property
+    def matching(self) -> tuple[Candidate, ...]:
+        """Candidates that match; several if the sample cannot tell them apart."""
+        return tuple(candidate for candidate in self.candidates if candidate.matches)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.cells:,} cells, {self.images:,} images"
+        yield f"{'order of averaging':<37} {'repeated':<9} {'abs. error':>10} {'rel. error':>10}"
+        for c in self.candidates:
+            match = "  matches" if c.matches else ""
+            yield (
+                f"{c.order:<37} {c.repeated:<9} {c.max_absolute:>10.2e} {c.max_relative:>10.2e}"
+                f"{match}"
+            )
+        if not self.matching:
+            yield (
+                "none matches to float32 precision; other images, weights or a coarser data type "
+                "made these averages"
+            )
+
+
+def averaging_order(
+    rows: str | Path, averages: "xr.Dataset", *, cells: int = 256, seed: int = 0
+) -> AveragingOrder:
+    """Tell by which order of averaging a file or cube was made from embeddings of images.
+
+    Parameters
+    ----------
+    rows : str or Path
+        Parquet file, folder or glob of embeddings, one row an image, as the published
+        ``full_chunks`` and the rows of a build. The small columns of all files are read, and
+        the vectors of the sample alone.
+    averages : xarray.Dataset
+        A cube, or a published map or file of averages opened by the engine ``copembed``.
+    cells : int
+        Cells to try, drawn at random from parts all over the files.
+    seed : int
+        Other seeds, other cells.
+
+    Returns
+    -------
+    AveragingOrder
+        Every order with and without repeated images, where the sample has any.
+
+    Raises
+    ------
+    RowsError
+        If the rows cannot be read, or have vectors of another length.
+    CubeError
+        If the averages are no cube, or have none of the sampled cells.
+    GridError
+        If their coordinates are not nodes of the lattice.
+    """
+    sources = parts(rows_files(rows))
+    if not sources:
+        raise RowsError(f"{rows}: no embeddings there; the files hold no rows")
+    chosen, target = _averages_of(averages, _sample(sources, cells, seed))
+    found = Rows.concatenate([read_rows(p.file, p.row_groups, chosen) for p in sources])
+    if found.embedding.shape[1] != target.shape[1]:
+        raise RowsError(
+            f"{rows}: embeddings of length {found.embedding.shape[1]}; the averages have "
+            f"{target.shape[1]}, so another encoder made them"
+        )
+    found = found.sorted()
+    repeated = np.zeros(len(found), bool)
+    repeated[1:] = (np.diff(found.keys) == 0).all(axis=0)
+    ways = {"counted": found, "dropped": found.take(~repeated)}
+    if not repeated.any():
+        ways = {"none": found}
+    size = np.linalg.norm(target, axis=1)
+    candidates = []
+    for way, images in ways.items():
+        for order, levels in ORDERS.items():
+            error = nested_mean(images, levels) - target
+            relative = np.linalg.norm(error, axis=1) / size
+            worst = float(np.abs(error).max()), float(relative.max())
+            candidates.append(Candidate(order, way, *worst))
+    ranked = sorted(candidates, key=lambda candidate: candidate.max_relative)
+    return AveragingOrder(tuple(ranked), len(chosen), len(found))
+
+
+def nested_mean(rows: Rows, levels: tuple[str, ...]) -> NDArray[np.float64]:
+    """Means of cells in a given order of averaging.
+
+    Parameters
+    ----------
+    rows : Rows
+        All images of the cells.
+    levels : tuple of {"modality", "local", "date"}
+        What is kept apart, from the outside inwards.
+
+    Returns
+    -------
+    numpy.ndarray
+        (cells, D) float64, cells by ascending id.
+    """
+    keys = rows.keys
+    weight = np.ones(len(rows))
+    _, cell, _ = _groups(keys[:1])
+    outer = cell
+    for depth in range(1, len(levels) + 1):
+        _, inner, first = _groups(keys[[0, *(_KEY[level] for level in levels[:depth])]])
+        weight /= np.bincount(outer[first])[outer]  # parts of the group an image is in
+        outer = inner
+    weight /= np.bincount(outer)[outer]
+    mean = csr_array((weight, (cell, np.arange(len(rows)))))
+    return np.asarray(mean @ rows.embedding.astype(np.float64))
+
+
+def _groups(
+    keys: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct columns of keys, the group of every column, and a member of each group."""
+    distinct, first, group = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    return distinct, group.ravel(), first
+
+
+def _sample(sources: list[Part], cells: int, seed: int) -> NDArray[np.int64]:
+    """Cell ids from some parts that lie evenly over all of them, ascending."""
+    some = np.unique(np.linspace(0, len(sources) - 1, _PARTS_TO_SAMPLE).round().astype(int))
+    seen = [
+        read_rows(sources[i].file, sources[i].row_groups, embedding=False).grid_id
+        for i in some[: len(sources)]
+    ]
+    found = np.unique(np.concatenate([np.empty(0, np.int64), *seen]))
+    chosen = np.random.default_rng(seed).choice(found, min(cells, len(found)), replace=False)
+    return np.sort(chosen)
+
+
+def _averages_of(
+    averages: "xr.Dataset", cells: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Cells that have an average, and the averages (n, D)."""
+    import xarray as xr
+
+    field = vectors(averages)
+    if field.ndim != 3:
+        raise CubeError(
+            f"expected one average a cell, found groups along {field.dims[0]}; aggregate without"
+        )
+    lat, lon, _ = field.dims
+    rows, cols = lattice_index(field[lat].values, field[lon].values)
+    at_row, at_col = np.full(grid.N_LAT, -1), np.full(grid.N_LON, -1)
+    at_row[rows], at_col[cols] = np.arange(len(rows)), np.arange(len(cols))
+    row, col = grid.row_col(cells)
+    inside = (at_row[row] >= 0) & (at_col[col] >= 0)
+    i, j = (xr.DataArray(at[inside], dims="cell") for at in (at_row[row], at_col[col]))
+    values = field.isel({lat: i, lon: j}).transpose("cell", ...).values.astype(np.float64)
+    filled = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
+    if not filled.any():
+        raise CubeError(
+            f"none of the {len(inside)} sampled cells has an average; do the rows and the "
+            "averages belong to the same cells?"
+        )
+    return cells[inside][filled], values[filled]

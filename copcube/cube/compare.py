@@ -1,0 +1,329 @@
+"""Agreement of two cubes: cell by cell, and as two clouds of vectors.
+
+Cells are paired by their place on the lattice, so orientation, order and extent may differ;
+so may the length of the vectors, for what needs no pairs of values. Everything is streamed
+by tiles: mean and products of the centred vectors are merged in float64 from tile to tile
+(Chan, Golub & LeVeque, 1983, doi:10.1080/00031305.1983.10483115), which also holds for
+vectors whose mean is large against their scatter.
+
+- Linear CKA is ``‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖)`` in Frobenius norms, for centred X and Y
+  (Kornblith et al., 2019, arXiv:1905.00414): 1 where one is a rotation of the other.
+- The Procrustes distance is ``1 - (Σσ)² / (tr XᵀX · tr YᵀY)`` with the singular values σ of
+  ``XᵀY``: the share of squared scatter that no rotation, reflection and scaling brings into
+  agreement, as `scipy.spatial.procrustes` defines its disparity; 0 to 1.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.cube.schema import labels
+from copcube.cube.view import counted, present, vectors
+from copcube.errors import CubeError
+from copcube.grid import lattice_index
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
+_TILE = 8 * grid.BLOCK
+_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two cubes agree, on the cells of the lattice that both span.
+
+    Parameters
+    ----------
+    both, only_a, only_b : int
+        Cells with a vector in both cubes, in the first alone, in the second alone; cells
+        of a leading dimension count each for themselves.
+    dims : tuple of int
+        Lengths of the vectors of the two.
+    identical : float or None
+        Share of the cells in both whose vectors are equal in every value. This and the
+        next three are None where the lengths differ or no cell is in both.
+    max_difference : float or None
+        Largest absolute difference of two values.
+    cosine_quantiles : dict or None
+        Cosine by quantile (`QUANTILES`) over the cells in both.
+    norm_ratio_median : float or None
+        Median over the cells of the second vector's length divided by the first's.
+    cka : float
+        Linear CKA over the cells in both, 0 to 1; NaN where a cube does not vary.
+    procrustes : float
+        Procrustes distance over them, 0 to 1; NaN likewise.
+    fields : xarray.Dataset
+        ``cosine`` and ``norm_ratio`` of every cell, (…, lat, lon) float64 on the first
+        cube's own coordinates; NaN where a vector is missing or zero, and ``cosine``
+        everywhere if the lengths differ.
+    """
+
+    both: int
+    only_a: int
+    only_b: int
+    dims: tuple[int, int]
+    identical: float | None
+    max_difference: float | None
+    cosine_quantiles: dict[float, float] | None
+    norm_ratio_median: float | None
+    cka: float
+    procrustes: float
+    fields: "xr.Dataset" = field(repr=False, compare=False)
+
+    @property
+    def cosine(self) -> "xr.DataArray":
+        """Cosine of the two vectors of every cell, (…, lat, lon)."""
+        return self.fields["cosine"]
+
+    @property
+    def norm_ratio(self) -> "xr.DataArray":
+        """Length of the second vector divided by that of the first, (…, lat, lon)."""
+        return self.fields["norm_ratio"]
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Name and text of every figure, for people."""
+        a, b = self.dims
+        yield "dimensions", f"{a:,}" if a == b else f"{a:,} and {b:,}"
+        yield "cells in both", f"{self.both:,}"
+        yield "only in the first", f"{self.only_a:,}"
+        yield "only in the second", f"{self.only_b:,}"
+        if self.identical is not None:
+            yield "identical", f"{self.identical:.2%}"
+        if self.max_difference is not None:
+            yield "largest difference", f"{self.max_difference:.4g}"
+        if self.cosine_quantiles is not None:
+            for q, value in self.cosine_quantiles.items():
+                name = {0: "cosine, least", 0.5: "cosine, median", 1: "cosine, greatest"}
+                yield name.get(q, f"cosine, {q:.0%}"), f"{value:.8f}"
+        if self.norm_ratio_median is not None:
+            yield "norm ratio, median", f"{self.norm_ratio_median:.8f}"
+        yield "linear CKA", f"{self.cka:.8f}"
+        yield "Procrustes distance", f"{self.procrustes:.3e}"
+
+    def __str__(self) -> str:
+        rows = list(self.lines())
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
+    """Compare two cubes, or two reductions, cell by cell and as a whole.
+
+    Parameters
+    ----------
+    a, b : xarray.Dataset
+        With ``embedding`` or ``pc`` on nodes of the 0.25° lattice, in any order, whole or
+        in part, lazy or not. A leading dimension must be the same in both.
+
+    Returns
+    -------
+    Comparison
+        Memory is that of a few tiles of 45 × 360 cells, whatever the size of the cubes.
+
+    Raises
+    ------
+    CubeError
+        If a dataset is no cube, the leading dimensions differ, or no cell is in the
+        extent of both.
+    GridError
+        If coordinates are not nodes of the lattice.
+
+    Examples
+    --------
+    >>> from copcube.cube.compare import compare
+    >>> print(compare(ours, theirs))  # doctest: +SKIP
+    """
+    first, second = _common(_Side.of(a), _Side.of(b))
+    dims = first.field.shape[-1], second.field.shape[-1]
+    paired, moments = dims[0] == dims[1], _Moments(*dims)
+    cosine, ratio = np.full(first.shape, np.nan), np.full(first.shape, np.nan)
+    only_a = only_b = identical = 0
+    difference = 0.0
+    for place in _tiles(first.shape):
+        (in_a, of_a), (in_b, of_b) = first.tile(place), second.tile(place)
+        only_a += int((in_a & ~in_b).sum())
+        only_b += int((in_b & ~in_a).sum())
+        if not (both := in_a & in_b).any():
+            continue
+        x, y = of_a[both], of_b[both]
+        c, r = np.empty(len(x)), np.empty(len(x))
+        for start in range(0, len(x), _BATCH):
+            part = slice(start, start + _BATCH)
+            u, v = x[part].astype(np.float64), y[part].astype(np.float64)
+            moments.add(u, v)
+            c[part], r[part] = _cosine_and_ratio(u, v, paired)
+            if paired:
+                identical += int((u == v).all(axis=1).sum())
+                difference = max(difference, float(np.abs(u - v).max()))
+        cosine[..., *place][both], ratio[..., *place][both] = c, r
+    known = cosine[np.isfinite(cosine)]
+    return Comparison(
+        both=moments.n,
+        only_a=only_a,
+        only_b=only_b,
+        dims=dims,
+        identical=identical / moments.n if paired and moments.n else None,
+        max_difference=difference if paired and moments.n else None,
+        cosine_quantiles=dict(zip(QUANTILES, np.quantile(known, QUANTILES).tolist(), strict=True))
+        if len(known)
+        else None,
+        norm_ratio_median=float(np.nanmedian(ratio)) if len(known) else None,
+        cka=moments.cka(),
+        procrustes=moments.procrustes(),
+        fields=first.on_coordinates(cosine=cosine, norm_ratio=ratio),
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two datasets, and where in it the cells to compare are."""
+
+    field: "xr.DataArray"  # (…, lat, lon, n)
+    counted: "xr.DataArray | None"  # (…, lat, lon)
+    row: NDArray[np.int64]  # of the lattice, one a latitude
+    col: NDArray[np.int64]
+    rows: NDArray[np.int64]  # positions along lat of the cells to compare
+    cols: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, ds: "xr.Dataset") -> "_Side":
+        field = vectors(ds)
+        row, col = lattice_index(*(field[dim].values for dim in field.dims[-3:-1]))
+        return cls(field, counted(ds), row, col, np.arange(len(row)), np.arange(len(col)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (…, lat, lon) of the cells to compare."""
+        return (*self.field.shape[:-3], len(self.rows), len(self.cols))
+
+    def tile(self, place: tuple[slice, slice]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+        """Which cells of a tile hold a whole vector, and its vectors if any does."""
+        lat, lon = self.field.dims[-3:-1]
+        where = {lat: _run(self.rows[place[0]]), lon: _run(self.cols[place[1]])}
+        if self.counted is None:
+            values = self.field.isel(where).values
+            return present(values, zeros_allowed=self.field.name != "embedding"), values
+        mask = np.asarray(self.counted.isel(where).values)
+        if not mask.any():
+            return mask, np.empty(0)
+        values = self.field.isel(where).values
+        return mask & present(values, zeros_allowed=True), values
+
+    def on_coordinates(self, **values: NDArray[np.float64]) -> "xr.Dataset":
+        """Values of the cells to compare as a dataset on this side's coordinates."""
+        *cells, vector = map(str, self.field.dims)
+        frame = self.field.coords.to_dataset().drop_dims(vector, errors="ignore")
+        frame = frame.isel({cells[-2]: self.rows, cells[-1]: self.cols})
+        return frame.assign({name: (cells, v, _ATTRS[name]) for name, v in values.items()})
+
+
+_ATTRS = {
+    "cosine": {"long_name": "cosine of the two vectors of the cell", "units": "1"},
+    "norm_ratio": {"long_name": "length of the second vector over the first's", "units": "1"},
+}
+
+
+def _common(a: _Side, b: _Side) -> tuple[_Side, _Side]:
+    """Both sides with the positions of the cells in the extent of both, in the order of `a`."""
+    groups_a, groups_b = _groups(a), _groups(b)
+    if groups_a != groups_b:
+        raise CubeError(
+            f"the first has {_in_words(groups_a)}, the second {_in_words(groups_b)}; choose the "
+            "same groups of both, such as cube.isel(season=0)"
+        )
+    _, rows_a, rows_b = np.intersect1d(a.row, b.row, return_indices=True)
+    _, cols_a, cols_b = np.intersect1d(a.col, b.col, return_indices=True)
+    if not (len(rows_a) and len(cols_a)):
+        raise CubeError("the two have no cell of the lattice in common; compare the same region")
+    down, along = np.argsort(rows_a), np.argsort(cols_a)
+    lead = a.field.dims[:-3]
+    return (
+        replace(a, rows=rows_a[down], cols=cols_a[along]),
+        replace(
+            b,
+            field=b.field.transpose(*lead, ...),
+            counted=None if b.counted is None else b.counted.transpose(*lead, ...),
+            rows=rows_b[down],
+            cols=cols_b[along],
+        ),
+    )
+
+
+def _groups(side: _Side) -> dict[str, tuple[str, ...]]:
+    """Labels along the leading dimensions."""
+    coords = {str(dim): side.field[dim] for dim in side.field.dims[:-3]}
+    return {
+        dim: labels(dim, v.values, v.attrs) if v.dtype.kind == "i" else tuple(map(str, v.values))
+        for dim, v in coords.items()
+    }
+
+
+def _in_words(groups: dict[str, tuple[str, ...]]) -> str:
+    return ", ".join(f"{dim} {' '.join(v)}" for dim, v in groups.items()) or "no leading dimension"
+
+
+def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Places of tiles over the last two axes, narrower if there are groups."""
+    width = max(grid.BLOCK, _TILE // math.prod(shape[:-2]))
+    for i in range(0, shape[-2], grid.BLOCK):
+        for j in range(0, shape[-1], width):
+            yield slice(i, i + grid.BLOCK), slice(j, j + width)
+
+
+def _run(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Ascending neighbours as a slice, which reads without copying; others as they are."""
+    first, last = int(positions[0]), int(positions[-1])
+    return slice(first, last + 1) if np.all(np.diff(positions) == 1) else positions
+
+
+class _Moments:
+    """Count, means and centred products of pairs of vectors, merged from batch to batch."""
+
+    def __init__(self, p: int, q: int) -> None:
+        self.n = 0
+        self.mean_x, self.mean_y = np.zeros(p), np.zeros(q)
+        self.xx, self.yy, self.xy = np.zeros((p, p)), np.zeros((q, q)), np.zeros((p, q))
+
+    def add(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+        """Take in rows (n, p) and (n, q)."""
+        n = len(x)
+        mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+        x, y = x - mean_x, y - mean_y
+        dx, dy = mean_x - self.mean_x, mean_y - self.mean_y
+        weight = self.n * n / (self.n + n)
+        self.xx += x.T @ x + weight * np.outer(dx, dx)
+        self.yy += y.T @ y + weight * np.outer(dy, dy)
+        self.xy += x.T @ y + weight * np.outer(dx, dy)
+        self.n += n
+        self.mean_x += dx * (n / self.n)
+        self.mean_y += dy * (n / self.n)
+
+    def cka(self) -> float:
+        """Linear centred kernel alignment."""
+        scatter = np.linalg.norm(self.xx) * np.linalg.norm(self.yy)
+        return float(np.linalg.norm(self.xy) ** 2 / scatter) if scatter > 0 else float("nan")
+
+    def procrustes(self) -> float:
+        """Disparity after the best rotation, reflection and scaling."""
+        scatter = np.trace(self.xx) * np.trace(self.yy)
+        if not scatter > 0:
+            return float("nan")
+        return max(0.0, float(1 - np.linalg.norm(self.xy, "nuc") ** 2 / scatter))
+
+
+def _cosine_and_ratio(
+    x: NDArray[np.float64], y: NDArray[np.float64], paired: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    norm_x, norm_y = np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1)
+    product = np.einsum("ij,ij->i", x, y) if paired else np.full(len(x), np.nan)
+    some = (norm_x > 0) & (norm_y > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = np.clip(product / norm_x / norm_y, -1, 1)
+        return np.where(some, cosine, np.nan), np.where(some, norm_y / norm_x, np.nan)

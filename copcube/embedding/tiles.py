@@ -1,0 +1,428 @@
+"""One vector a tile: the frozen encoder, mapped lazily over people's own imagery.
+
+An image is cut into square tiles that do not overlap; a tile is embedded like an image of
+Copernicus-Pretrain, with the longitude and latitude of its centre, its date and the area
+of a token as metadata. Over dask arrays the map is `dask.array.map_blocks`, over numpy
+arrays the same function is called once.
+"""
+
+import itertools
+import logging
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from copcube.embedding.georeference import Georeference, tile_metadata
+from copcube.embedding.partition import Encoder, Spec
+from copcube.errors import OptionError
+from copcube.images.tensor_form import has_valid_pixel
+from copcube.modalities import MODALITIES, Modality
+from copcube.modalities import modality as published
+
+_LOG = logging.getLogger(__name__)
+
+_BAND_NAMES = ("band", "bands", "channel", "channels", "wavelength", "variable")
+_Y_NAMES = ("y", "lat", "latitude", "northing", "row", "rows")
+_X_NAMES = ("x", "lon", "longitude", "easting", "col", "columns")
+
+
+def embed(
+    images: xr.DataArray,
+    modality: str | None = None,
+    *,
+    tile: int | None = None,
+    tokens: bool = False,
+    encoder: Encoder | Spec | None = None,
+    weights: str = "hub",
+    date: str | np.datetime64 | None = None,
+    batch_size: int | None = None,
+    wavelengths: Sequence[float] | None = None,
+    bandwidths: Sequence[float] | None = None,
+    kernel_size: int = 16,
+    gsd: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> xr.DataArray:
+    """Embed imagery of one's own, tile by tile; lazily if it is dask-backed.
+
+    Parameters
+    ----------
+    images : xarray.DataArray
+        Dimensions band, y and x in any order, by those or other usual names (``lat`` and
+        ``longitude``, ``channel``…); of a single band, the band may be missing. Other
+        dimensions, such as time, are leading ones, mapped independently. Any real dtype,
+        in the units of the modality: ``modalities.modality(key)`` says its bands.
+    modality : str, optional
+        Key of the modality: ``"s2_toa"``, ``"s1_grd"``… Give this or `wavelengths`.
+    tile : int, optional
+        Side of a tile in pixels. Default: that of pretraining; of a general sensor, that
+        of 14 tokens.
+    tokens : bool
+        Whether to give a vector a token, `kernel_size` pixels a side, instead of a vector
+        a tile. (A token sees one pixel less at the right and bottom and one more at the
+        left and top than its nominal square: the model pads so.)
+    encoder : Encoder or copcube.EncoderSpec, optional
+        The encoder, or what to load (a spec also names language embeddings, which S5P and
+        the DEM need); then `weights`, `device` and `dtype` do not matter. A live encoder
+        serves only its own process; a spec, any.
+    weights : str
+        What to load: ``"hub"``, a file, ``"untrained:SEED"``.
+    date : str or numpy.datetime64, optional
+        Date of all the images, YYYY-MM-DD or YYYYMMDD. Default: the coordinate ``time``,
+        if there is one; 2015-01-01 for the DEM, as in pretraining; else unknown.
+    batch_size : int, optional
+        Tiles to embed at once. Default: the encoder decides.
+    wavelengths, bandwidths : sequence of float, optional
+        Centre and width of every band in nm, for a sensor that is no modality of ours.
+    kernel_size : int
+        Side of a token of a general sensor, in pixels.
+    gsd : float, optional
+        Size of a pixel in metres. Default: measured along the ellipsoid, tile by tile;
+        the modality's, if within 5 % of that, as in pretraining, or without coordinates.
+    mean, std : sequence of float, optional
+        Normalisation ``(pixel - mean) / std`` by band, instead of the modality's. Default
+        for a general sensor: none, the pixels are normalised already.
+    device, dtype : str
+        Where and in what precision to run; see `copcube.encoder.EncoderSpec`.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``embedding``, float32, dimensions (leading…, y, x, dim): y and x are the centres
+        of tiles, or tokens. Dimensions named lat and lon stay the dimension coordinates;
+        all others get two-dimensional ``lat`` and ``lon``, if the image has a CRS. Tiles
+        without a valid pixel are NaN. Attributes say what the encoder was.
+
+    Raises
+    ------
+    OptionError
+        If the arguments contradict each other, the image has not the bands or dimensions
+        expected, or is smaller than a tile.
+
+    Examples
+    --------
+    >>> import copcube, rioxarray                                       # doctest: +SKIP
+    >>> images = rioxarray.open_rasterio("T32UPU.tif", chunks=True)     # doctest: +SKIP
+    >>> vectors = copcube.embed(images, "s2_toa", date="2024-07-01")    # doctest: +SKIP
+    """
+    if encoder is None:
+        from copcube.encoder import EncoderSpec
+
+        encoder = EncoderSpec(weights=weights, device=device, dtype=dtype)
+    sensor = _sensor(modality, wavelengths, bandwidths, kernel_size, mean, std)
+    size = _tile_size(tile, sensor, tokens)
+    arranged = _arranged(images, sensor)
+    *leading, y, x, _ = arranged.dims
+    whole = _whole_tiles(arranged, size)
+    where = Georeference.of(whole, y, x)
+    metadata = tile_metadata(whole, where, size, sensor, date=date, gsd=gsd)
+    spec = encoder if isinstance(encoder, Spec) else _Live.of(encoder)
+    loaded = _load(spec)
+    task = _Task(spec, sensor, size, tokens, images.rio.nodata, batch_size)
+    result = xr.DataArray(
+        _map(whole.data, metadata, task, loaded.dim),
+        dims=(*leading, y, x, "dim"),
+        coords={
+            name: coordinate
+            for name, coordinate in whole.coords.items()
+            if set(coordinate.dims) <= set(leading) and name != images.rio.grid_mapping
+        },
+        name="embedding",
+        attrs={
+            "long_name": f"embedding of {sensor.title} by a frozen encoder",
+            "units": "1",
+            "modality": sensor.key,
+            "tile_size": size,
+            **loaded.provenance,
+        },
+    )
+    if where is None:
+        return result
+    return where.write(result.assign_coords(where.coordinates(task.step)), whole, task.step)
+
+
+def _sensor(
+    modality: str | None,
+    wavelengths: Sequence[float] | None,
+    bandwidths: Sequence[float] | None,
+    kernel_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Modality:
+    """Find what took the images: a published modality, or one described in its form."""
+    if (modality is None) == (wavelengths is None):
+        raise OptionError(
+            "give either modality=, one of "
+            f"{', '.join(MODALITIES)}, or wavelengths= and bandwidths= in nm"
+        )
+    if modality is None:
+        sensor = _general_sensor(tuple(wavelengths or ()), tuple(bandwidths or ()), kernel_size)
+    else:
+        sensor = published(modality)
+        if bandwidths is not None or kernel_size not in (16, sensor.kernel):
+            raise OptionError(
+                f"bandwidths= and kernel_size= describe a general sensor; {modality!r} has its own"
+            )
+    if mean is None and std is None:
+        return sensor
+    count = len(sensor.bands)
+    if mean is None or std is None or len(mean) != count or len(std) != count:
+        raise OptionError(
+            f"mean has {_count(mean)} values and std {_count(std)}; expected {count} of both, "
+            f"one a band of {sensor.title}"
+        )
+    return replace(
+        sensor,
+        scale=(1.0,) * count,
+        mean=tuple(float(value) for value in mean),
+        std=tuple(float(value) for value in std),
+    )
+
+
+def _count(values: Sequence[float] | None) -> int:
+    return 0 if values is None else len(values)
+
+
+def _general_sensor(
+    wavelengths: tuple[float, ...], bandwidths: tuple[float, ...], kernel_size: int
+) -> Modality:
+    count = len(wavelengths)
+    if not count or count != len(bandwidths):
+        raise OptionError(
+            f"{count} wavelengths and {len(bandwidths)} bandwidths given; expected one of each "
+            "a band, in nm"
+        )
+    if kernel_size < 1:
+        raise OptionError(f"kernel_size is {kernel_size}; expected at least 1 pixel")
+    return Modality(
+        key="general",
+        title="a general sensor",
+        bands=tuple(f"{wavelength:g} nm" for wavelength in wavelengths),
+        gsd=0.0,  # unknown
+        stored_size=14 * kernel_size,
+        input_size=14 * kernel_size,
+        kernel=kernel_size,
+        tensor_dtype="float32",
+        dates=1,
+        local=False,
+        folders=(),
+        wavelengths=tuple(float(value) for value in wavelengths),
+        bandwidths=tuple(float(value) for value in bandwidths),
+        scale=(1.0,) * count,
+        mean=(0.0,) * count,
+        std=(1.0,) * count,
+    )
+
+
+def _tile_size(tile: int | None, sensor: Modality, tokens: bool) -> int:
+    size = sensor.input_size if tile is None else tile
+    if size < max(sensor.kernel, 2):
+        raise OptionError(f"tile is {size} pixels; expected at least a token of {sensor.kernel}")
+    if tokens and (size % sensor.kernel or sensor.kernel < 3):
+        raise OptionError(
+            f"tokens of {sensor.kernel} pixels do not fill tiles of {size}; with tokens=True "
+            "the tile must be a multiple of the token, and a token 3 pixels or more"
+        )
+    return size
+
+
+def _arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
+    """Order the dimensions as (leading…, y, x, band) and the bands as published."""
+    if not isinstance(images, xr.DataArray):
+        raise OptionError(
+            f"images is a {type(images).__name__}; expected an xarray.DataArray "
+            "(a Dataset of bands becomes one by .to_dataarray('band'))"
+        )
+    if images.dtype.kind not in "iuf":
+        raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
+    band, y, x = (
+        next((dim for dim in images.dims if str(dim).lower() in names), None)
+        for names in (_BAND_NAMES, _Y_NAMES, _X_NAMES)
+    )
+    if band is None and len(sensor.bands) == 1:
+        band, images = "band", images.expand_dims("band")
+    if band is None or y is None or x is None:
+        raise OptionError(
+            f"images has dimensions {images.dims}; expected a band, y and x (or lat and lon); "
+            "rename them with .rename()"
+        )
+    images = _in_published_order(images, band, sensor)
+    if images.sizes[band] != len(sensor.bands):
+        raise OptionError(
+            f"images has {images.sizes[band]} bands; expected the {len(sensor.bands)} of "
+            f"{sensor.title}, in this order: {', '.join(sensor.bands)}"
+        )
+    return images.transpose(..., y, x, band)
+
+
+def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.DataArray:
+    """Pick the sensor's bands by name, where they are named; else leave them as they are."""
+    names = [str(name) for name in images.coords[band].values] if band in images.coords else []
+    # Sentinel-2's B1 is B01 in many archives.
+    places = {name.replace("B0", "B"): place for place, name in enumerate(names)}
+    if not set(sensor.bands) <= places.keys():
+        return images
+    return images.isel({band: [places[name] for name in sensor.bands]})
+
+
+def _whole_tiles(arranged: xr.DataArray, size: int) -> xr.DataArray:
+    """Drop the rows and columns that fill no tile, and let chunks hold whole tiles."""
+    *_, y, x, band = arranged.dims
+    rows, cols = arranged.sizes[y], arranged.sizes[x]
+    if rows < size or cols < size:
+        raise OptionError(
+            f"images of {rows} × {cols} pixels are smaller than a tile of {size}; "
+            "give a smaller tile="
+        )
+    if rows % size or cols % size:
+        _LOG.warning(
+            f"the last {rows % size} of {rows} rows and {cols % size} of {cols} columns of pixels "
+            f"fill no tile of {size} and are left out"
+        )
+    whole = arranged.isel({y: slice(rows - rows % size), x: slice(cols - cols % size)})
+    if whole.chunks is None:
+        return whole
+    chunks = {dim: _aligned(whole.chunksizes[dim], size) for dim in (y, x)}
+    return whole.chunk({**chunks, band: -1})
+
+
+def _aligned(chunks: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Move the edges of chunks to the nearest edges of tiles."""
+    edges = {round(int(edge) / size) * size for edge in np.cumsum(chunks)}
+    return tuple(int(length) for length in np.diff(sorted(edges | {0})))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every block's embedding needs to know; a few hundred bytes."""
+
+    spec: Spec
+    sensor: Modality
+    tile: int
+    tokens: bool
+    nodata: float | None
+    batch_size: int | None
+
+    @property
+    def step(self) -> int:
+        """Pixels from one vector to the next."""
+        return self.sensor.kernel if self.tokens else self.tile
+
+
+def _map(pixels: Any, metadata: NDArray[np.float64], task: _Task, dim: int) -> Any:
+    """Embed (leading…, y, x, band) to (leading…, y / step, x / step, dim)."""
+    if isinstance(pixels, np.ndarray):
+        return _embed_block(pixels, metadata, task)
+    import dask.array as da
+
+    *leading, rows, cols, _ = pixels.chunks
+    tiles = [tuple(length // task.tile for length in axis) for axis in (rows, cols)]
+    vectors = [tuple(length // task.step for length in axis) for axis in (rows, cols)]
+    told = [axis if n > 1 else (1,) for axis, n in zip(leading, metadata.shape, strict=False)]
+    return da.map_blocks(  # type: ignore[no-untyped-call]
+        _embed_block,
+        pixels,
+        da.from_array(metadata, (*told, *tiles, (4,))),  # type: ignore[no-untyped-call]
+        task,
+        chunks=(*leading, *vectors, (dim,)),
+        dtype=np.float32,
+        meta=np.empty((0,) * pixels.ndim, dtype=np.float32),
+        token="copcube-embed",
+    )
+
+
+def _embed_block(
+    pixels: NDArray[Any], metadata: NDArray[np.float64], task: _Task
+) -> NDArray[np.float32]:
+    """Embed the tiles of one block, row by row, in batches."""
+    encoder, sensor, tile = _load(task.spec), task.sensor, task.tile
+    *leading, rows, cols, bands = pixels.shape
+    ny, nx, side = rows // tile, cols // tile, tile // task.step
+    images = np.einsum(
+        "...aibjc->...abcij", pixels.reshape(*leading, ny, tile, nx, tile, bands)
+    )  # a view, (leading…, tiles y, tiles x, band, tile, tile)
+    told = np.broadcast_to(metadata, (*leading, ny, nx, 4))
+    vectors = np.full((*leading, ny, nx, side, side, encoder.dim), np.nan, dtype=np.float32)
+    name = sensor.key if MODALITIES.get(sensor.key) == sensor else sensor
+    options = {"tokens": True} if task.tokens else {}
+    valid = _valid_tiles(images, sensor, task.nodata)
+    count = task.batch_size or encoder.batch_size(name, tile)
+    while batch := list(itertools.islice(valid, count)):
+        where = tuple(np.transpose([place for place, _ in batch]))
+        stack = np.stack([image for _, image in batch])
+        with _ENCODING:
+            found = encoder(name, stack, told[where], **options)
+        vectors[where] = found.reshape(-1, side, side, encoder.dim)
+    rows_of_vectors: NDArray[np.float32] = np.einsum("...abijd->...aibjd", vectors)
+    return rows_of_vectors.reshape(*leading, ny * side, nx * side, encoder.dim)
+
+
+def _valid_tiles(
+    images: NDArray[Any], sensor: Modality, nodata: float | None
+) -> Iterator[tuple[tuple[int, ...], NDArray[np.float32]]]:
+    """Tiles that hold data, with their index, as float32; NaN where nodata is declared."""
+    for place in np.ndindex(images.shape[:-3]):
+        with np.errstate(over="ignore"):
+            image = images[place].astype(np.float32)
+        if nodata is not None and np.isfinite(nodata):
+            missing = images[place] == nodata
+            # A single dark band may well be 0; a pixel that is 0 in all of them is a hole.
+            image[missing if nodata != 0 else missing & missing.all(axis=0)] = np.nan
+        if has_valid_pixel(image, sensor):
+            yield place, image
+
+
+_LOADING, _ENCODING = threading.Lock(), threading.Lock()
+_LOADED: dict[Spec, Any] = {}
+_LIVE: "weakref.WeakValueDictionary[str, Any]" = weakref.WeakValueDictionary()
+
+
+def _load(spec: Spec) -> Any:
+    """Load an encoder once a process, whatever the number of threads that ask."""
+    if isinstance(spec, _Live):
+        return spec.encoder
+    with _LOADING:
+        if spec not in _LOADED:
+            _LOADED[spec] = spec.load()
+        return _LOADED[spec]
+
+
+@dataclass(frozen=True, eq=False)
+class _Live:
+    """An encoder handed over alive: a graph carries its key, never its weights."""
+
+    key: str
+    encoder: Any
+
+    @classmethod
+    def of(cls, encoder: Any) -> "_Live":
+        key = next((key for key, live in _LIVE.items() if live is encoder), uuid.uuid4().hex)
+        _LIVE[key] = encoder
+        return cls(key, encoder)
+
+    def load(self) -> Any:
+        return self.encoder
+
+    def __dask_tokenize__(self) -> str:
+        return self.key
+
+    def __reduce__(self) -> tuple[Callable[[str], "_Live"], tuple[str]]:
+        return _revived, (self.key,)
+
+
+def _revived(key: str) -> _Live:
+    if key not in _LIVE:
+        raise OptionError(
+            "an encoder object serves only the process that made it; to compute in others, "
+            "give embed() an EncoderSpec (or weights=), which each of them loads"
+        )
+    return _Live(key, _LIVE[key])

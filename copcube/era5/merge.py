@@ -1,0 +1,365 @@
+"""Merging embeddings with ERA5: the fields come to the dataset, which stays as it is.
+
+`merge` puts the fields of a cube or a reduction on the coordinates of an ERA5 dataset, in
+its order, names and turn of longitude. On the 0.25° lattice values are joined by index, on
+coarser grids they are averaged by area; nothing is ever interpolated. `open_static` opens
+ERA5's invariant fields from what people have.
+"""
+
+import logging
+import warnings
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from copcube import grid
+from copcube.cube.latlon import LatLon
+from copcube.cube.view import counted, filled, refuse_zeros, require_dataset, spatial_dims, vectors
+from copcube.era5.conservative import Overlaps
+from copcube.era5.statics import open_static, squeezed
+from copcube.errors import CubeError, OptionError
+from copcube.grid import Integers, lattice_index
+from copcube.version import __version__
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["MASK", "merge", "open_static"]
+
+MASK = "embedding_mask"
+"""Name of the mask that `merge` adds on request."""
+
+_LOG = logging.getLogger(__name__)
+
+_ROW, _COL, _ONE = "_copcube_row", "_copcube_col", "_copcube_one"
+"""Dimensions while fields are on their way, unlike anyone's."""
+_CRS = ("crs", "spatial_ref")
+_OF_A_CUBE = ("Conventions", "coordinates", "copcube_schema", "zarr_conventions", "geoemb:")
+"""Attributes that are true of a whole cube only."""
+_OF_THE_FIELDS = ("title", "history", "license", "references", "comment", "source", "institution")
+"""Attributes that would speak for the merged dataset; the fields' own get a prefix."""
+
+
+def merge(
+    fields: "xr.Dataset",
+    era5: "xr.Dataset",
+    *,
+    fill: float | None = None,
+    mask: bool = False,
+) -> "xr.Dataset":
+    """Add the fields of a cube or a reduction to an ERA5 dataset, on its own grid.
+
+    Parameters
+    ----------
+    fields : xarray.Dataset
+        With ``embedding`` or ``pc`` on nodes of the 0.25° lattice, whole or in part, in any
+        order, lazy or not. All its variables on latitude and longitude come along, and those
+        that have neither: the basis, so that `copcube.pca.components.restore` works on the result.
+    era5 : xarray.Dataset
+        Any dataset on nodes of the lattice (721 or 720 rows, regions, across Greenwich or
+        180°, float32 coordinates, either order of either axis, transposed), or on a coarser
+        regular grid, such as 1.5° with poles or 5.625° without.
+    fill : float, optional
+        Value of missing cells in floating-point fields; NaN by default.
+    mask : bool
+        Also add ``embedding_mask``, (…, lat, lon) float32: the share of each cell's area
+        that holds vectors, as ERA5's ``lsm`` is one of land. On the lattice 0 or 1.
+
+    Returns
+    -------
+    xarray.Dataset
+        A new dataset: all variables of `era5` with the fields beside them, which stay dask
+        arrays if they are. Dimensions of length 1 named like times, members or versions
+        become scalar coordinates; nothing else of `era5` changes. On coarser grids, fields
+        are means over the filled cells by area (`copcube.era5.conservative`), counts of images
+        are sums, as float64. The attributes of `fields` follow, with the prefix ``copcube_``
+        where they would speak for `era5`; ``history`` tells of the merge.
+
+    Raises
+    ------
+    CubeError
+        If `fields` is no cube or reduction or has zeros for what is missing, `era5` is no
+        dataset, the two have no place in common, a name is in both, or a field of whole
+        numbers other than counts would have to be averaged.
+    GridError
+        If `era5` is on a finer, Gaussian, curvilinear or irregular grid, or `fields` is not
+        on the lattice.
+    OptionError
+        If `fill` is no number.
+
+    Examples
+    --------
+    >>> from copcube import era5
+    >>> both = era5.merge(fields, era5.open_static("static.nc"))  # doctest: +SKIP
+    """
+    import xarray as xr
+
+    if fill is not None and (
+        isinstance(fill, bool) or not isinstance(fill, int | float | np.number)
+    ):
+        raise OptionError(f"fill={fill!r}; expected a number, or None for NaN")
+    require_dataset(era5, "the ERA5 fields")
+    field = vectors(fields)
+    fields = fields.set_coords([name for name in _CRS if name in fields])
+    fields = fields.assign({field.name: _believed(fields)})
+    _refuse_merged(era5, field.name)
+    target = LatLon.of(era5)
+    lat, lon = spatial_dims(fields)
+
+    maps = {name: v.variable for name, v in fields.data_vars.items() if {lat, lon} <= {*v.dims}}
+    basis = {name: v.variable for name, v in fields.data_vars.items() if not {lat, lon} & {*v.dims}}
+    if left_out := set(fields.data_vars) - {*maps, *basis}:
+        _LOG.warning(f"left out, for they run along only one axis: {_names(left_out)}")
+    if mask:
+        maps[MASK] = _present(fields).variable
+    placed, cells = _cells(xr.Dataset(maps), fields, lat, lon)
+    if target.on_lattice:
+        placed = _by_index(placed, cells, target)
+    else:
+        placed = _by_area(placed, cells, target, str(field.dims[-1]))
+
+    new = {name: _finished(name, v.variable, maps[name], fill) for name, v in placed.items()}
+    new |= {name: v.copy(deep=False) for name, v in basis.items()}
+    result = squeezed(era5)
+    _refuse_clashes(result, new)
+    result = result.assign_coords(_further_coordinates(fields, {lat, lon}, result)).assign(new)
+    how = "by lattice index" if target.on_lattice else "averaged by area"
+    filling = "" if fill is None else f", missing cells set to {fill:g}"
+    told = f"copcube {__version__} merge: {_names(new)} {how} on a {target}{filling}"
+    result.attrs = _attributes(era5.attrs, fields.attrs, told)
+    return result
+
+
+def _believed(fields: "xr.Dataset") -> "xr.DataArray":
+    """Vectors, NaN where counts say that they are missing; without counts, none may be zeros.
+
+    Whether there are such is found out when they are computed, if they are lazy.
+    """
+    import xarray as xr
+
+    field, counts = vectors(fields), counted(fields)
+    asis = fields[field.name]
+    if counts is not None:
+        believed = field.where(counts)
+    elif field.name == "embedding":
+        along = [field.dims[-1]]
+        believed = xr.apply_ufunc(
+            refuse_zeros,
+            field,
+            input_core_dims=[along],
+            output_core_dims=[along],
+            dask="parallelized",
+            output_dtypes=[field.dtype],
+            dask_gufunc_kwargs={"allow_rechunk": True},
+            keep_attrs=True,
+        )
+    else:
+        return asis
+    believed = believed.transpose(*asis.dims)
+    believed.encoding = asis.encoding
+    return believed
+
+
+def _present(fields: "xr.Dataset") -> "xr.DataArray":
+    """Which cells hold a vector; lazy where finding out means reading all vectors."""
+    import xarray as xr
+
+    field = vectors(fields)
+    if field.chunks is None or counted(fields) is not None:
+        return filled(fields)
+    finite: xr.DataArray = xr.apply_ufunc(np.isfinite, field, dask="allowed")
+    return finite.all(str(field.dims[-1]))
+
+
+def _cells(
+    maps: "xr.Dataset", fields: "xr.Dataset", lat: str, lon: str
+) -> tuple["xr.Dataset", tuple[Integers, Integers]]:
+    """Maps along rows and columns of the lattice, each once, and which these are."""
+    row, col = lattice_index(fields[lat].values, fields[lon].values)
+    (row, down), (col, along) = (np.unique(places, return_index=True) for places in (row, col))
+    maps = maps.rename({lat: _ROW, lon: _COL})
+    for dim, kept in ((_ROW, down), (_COL, along)):
+        if not np.array_equal(kept, np.arange(maps.sizes[dim])):
+            maps = maps.isel({dim: kept})
+    return maps, (row, col)
+
+
+def _by_index(maps: "xr.Dataset", cells: tuple[Integers, Integers], target: LatLon) -> "xr.Dataset":
+    """Join cells with the points of the target that have the same row and column."""
+    rows, cols = lattice_index(target.y, target.x)
+    if not (np.isin(rows, cells[0]).any() and np.isin(cols, cells[1]).any()):
+        raise _nothing_in_common(cells, target)
+    nothing: dict[Hashable, Any] = {
+        name: v.dtype.type(0) for name, v in maps.items() if name == MASK or _counts(name, v)
+    }
+    maps = maps.assign_coords({_ROW: cells[0], _COL: cells[1]})
+    with warnings.catch_warnings():  # of dask, about the mask of rows and columns, which is small
+        warnings.filterwarnings("ignore", message="Increasing number of chunks")
+        maps = maps.reindex({_ROW: rows, _COL: cols}, fill_value=nothing)
+    maps = maps.drop_vars([_ROW, _COL])
+    maps = maps.map(lambda v: v.transpose(*_order(v.dims, target)))
+    return maps.rename({_ROW: target.lat, _COL: target.lon})
+
+
+def _by_area(
+    maps: "xr.Dataset", cells: tuple[Integers, Integers], target: LatLon, along: str
+) -> "xr.Dataset":
+    """Average cells over those of the target, some rows at a time so that laziness pays."""
+    import xarray as xr
+
+    overlaps = Overlaps.between(*cells, target)
+    if not (overlaps.down.nnz and overlaps.along.nnz):
+        raise _nothing_in_common(cells, target)
+    result = {}
+    for name, v in maps.items():
+        last = along if along in v.dims else _ONE
+        fine = v if along in v.dims else v.expand_dims({_ONE: 1})
+        kernel, dtype = _kernel(name, v)
+        bands = [
+            xr.apply_ufunc(
+                getattr(band, kernel),
+                fine.isel({_ROW: rows}),
+                input_core_dims=[[_ROW, _COL, last]],
+                output_core_dims=[[target.lat, target.lon, last]],
+                dask="parallelized",
+                output_dtypes=[dtype],
+                dask_gufunc_kwargs={
+                    "output_sizes": {
+                        target.lat: band.down.shape[0],
+                        target.lon: band.along.shape[0],
+                    },
+                    "allow_rechunk": True,
+                },
+            )
+            for band, rows in overlaps.bands()
+        ]
+        whole = xr.concat(bands, target.lat)
+        whole = whole.squeeze(_ONE) if last == _ONE else whole
+        names: dict[Hashable, str] = {_ROW: target.lat, _COL: target.lon}
+        result[name] = whole.transpose(*(names.get(d, d) for d in _order(v.dims, target)))
+    return xr.Dataset(result)
+
+
+def _kernel(name: Hashable, field: "xr.DataArray") -> tuple[str, Any]:
+    """Which method of `Overlaps` brings a field to coarser cells, and its dtype."""
+    if name == MASK:
+        return "share", np.float32
+    if _counts(name, field):
+        return "total", np.float64
+    if field.dtype.kind != "f":
+        raise CubeError(
+            f"{name} holds {field.dtype} values, which have no mean over coarser cells; leave it "
+            f"out: fields.drop_vars({str(name)!r})"
+        )
+    return "mean", field.dtype
+
+
+def _counts(name: Hashable, field: "xr.DataArray") -> bool:
+    """Whether a field counts images: 0 where none are, a sum over larger cells."""
+    return field.dtype.kind in "iu" and (
+        str(name).startswith("n_images")
+        or field.attrs.get("standard_name") == "number_of_observations"
+    )
+
+
+def _order(dims: Iterable[Hashable], target: LatLon) -> list[Hashable]:
+    """Dimensions in their order, with row and column in that of the target."""
+    spatial = iter((_COL, _ROW) if target.transposed else (_ROW, _COL))
+    return [next(spatial) if dim in (_ROW, _COL) else dim for dim in dims]
+
+
+def _finished(
+    name: Hashable, variable: "xr.Variable", original: "xr.Variable", fill: float | None
+) -> "xr.Variable":
+    """Fill and describe a field; of its encoding only what names its grid mapping stays."""
+    if name == MASK:
+        variable = variable.astype(np.float32)
+        variable.attrs = {
+            "long_name": "share of the cell's area that holds an embedding",
+            "standard_name": "area_fraction",
+            "units": "1",
+        }
+        return variable
+    if fill is not None and variable.dtype.kind == "f" and original.dtype.kind == "f":
+        variable = variable.fillna(variable.dtype.type(fill))  # type: ignore[no-untyped-call]
+    variable.attrs = dict(original.attrs)
+    variable.encoding = {k: v for k, v in original.encoding.items() if k == "grid_mapping"}
+    return variable
+
+
+def _further_coordinates(
+    fields: "xr.Dataset", spatial: set[str], era5: "xr.Dataset"
+) -> dict[Hashable, Any]:
+    """Coordinates of the fields that are not of latitude and longitude, unless there already.
+
+    Raises
+    ------
+    CubeError
+        If `era5` has another coordinate or dimension of the same name.
+    """
+    coords: dict[Hashable, Any] = {}
+    for name, v in fields.coords.items():
+        if spatial & {*v.dims} or (name in _CRS and name in era5.variables):
+            continue
+        if name in era5.variables and not era5[name].reset_coords(drop=True).equals(
+            v.reset_coords(drop=True)
+        ):
+            raise _clash([name])
+        if name not in era5.variables:
+            coords[name] = v.variable.copy(deep=False)
+            if name in _CRS:  # the affine transform is that of the fields' own order and extent
+                coords[name].attrs = {k: w for k, w in v.attrs.items() if k != "GeoTransform"}
+    return coords
+
+
+def _refuse_merged(era5: "xr.Dataset", name: Hashable) -> None:
+    if name in era5.variables:
+        raise CubeError(
+            f"era5 holds {name} already, as after an earlier merge; drop the fields first, "
+            f"era5.drop_vars([{str(name)!r}, …]), or rename them"
+        )
+
+
+def _refuse_clashes(era5: "xr.Dataset", new: Mapping[Hashable, "xr.Variable"]) -> None:
+    """Refuse names that `era5` has too, and dimensions that are of another size there."""
+    sizes = {dim: size for v in new.values() for dim, size in v.sizes.items()}
+    taken = [name for name in new if name in era5.variables or name in era5.dims]
+    taken += [dim for dim, size in sizes.items() if era5.sizes.get(dim, size) != size]
+    if taken:
+        raise _clash(taken)
+
+
+def _clash(names: Iterable[Hashable]) -> CubeError:
+    first = str(next(iter(names)))
+    return CubeError(
+        f"fields and era5 both have {_names(names)}; rename those of one of them, such as "
+        f"era5.rename({{{first!r}: 'era5_{first}'}}), or drop them"
+    )
+
+
+def _nothing_in_common(cells: tuple[Integers, Integers], target: LatLon) -> CubeError:
+    lat, lon = 90 - grid.STEP * cells[0], grid.STEP * cells[1]
+    return CubeError(
+        "fields and era5 have no place in common: fields has latitudes "
+        f"{lat.min():g}…{lat.max():g} and longitudes {lon.min():g}…{lon.max():g}, era5 "
+        f"{target.y.min():g}…{target.y.max():g} and {target.x.min():g}…{target.x.max():g}"
+    )
+
+
+def _attributes(
+    era5: Mapping[Any, Any], fields: Mapping[Any, Any], told: str
+) -> dict[Hashable, Any]:
+    """Attributes of `era5`, then those of the fields; what was done goes into the history."""
+    attrs: dict[Hashable, Any] = dict(era5)
+    for key, value in fields.items():
+        if str(key).startswith(_OF_A_CUBE):
+            continue
+        speaks = key in _OF_THE_FIELDS or str(attrs.get(key, value)) != str(value)
+        attrs[f"copcube_{key}" if speaks else key] = value
+    attrs["history"] = "\n".join(filter(None, (str(era5.get("history", "")), told)))
+    return attrs
+
+
+def _names(names: Iterable[Hashable]) -> str:
+    return ", ".join(sorted(map(str, names)))

@@ -1,0 +1,315 @@
+"""ERA5's invariant fields, recognised in whatever people have and given one name each.
+
+Fourteen fields of ERA5 never change. CDS, ARCO-ERA5, WeatherBench2, cfgrib and CDO each name
+them differently; parameter ids, short names and units are ECMWF's (codes.ecmwf.int/grib/param-db).
+"""
+
+import logging
+import re
+import warnings
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from copcube.cube.latlon import LatLon
+from copcube.errors import CubeError, MissingFileError, MissingPackageError, SourceError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Static:
+    """One invariant field.
+
+    Parameters
+    ----------
+    param_id : int
+        ECMWF's parameter id.
+    name : str
+        ECMWF's short name, ours too.
+    kind : {"categorical", "fraction", "continuous", "angle"}
+        What may be done to it: categories are neither averaged nor scaled, angles are
+        periodic.
+    units : str
+        Its units.
+    long_names : tuple of str
+        Other names, in lower case with underscores.
+    """
+
+    param_id: int
+    name: str
+    kind: str
+    units: str
+    long_names: tuple[str, ...]
+
+
+_OROGRAPHY = "sub_gridscale_orography"
+
+STATICS = (
+    Static(129, "z", "continuous", "m2 s-2", ("geopotential_at_surface", "geopotential")),
+    Static(172, "lsm", "fraction", "1", ("land_sea_mask",)),
+    Static(43, "slt", "categorical", "1", ("soil_type",)),
+    Static(27, "cvl", "fraction", "1", ("low_vegetation_cover",)),
+    Static(28, "cvh", "fraction", "1", ("high_vegetation_cover",)),
+    Static(29, "tvl", "categorical", "1", ("type_of_low_vegetation",)),
+    Static(30, "tvh", "categorical", "1", ("type_of_high_vegetation",)),
+    Static(26, "cl", "fraction", "1", ("lake_cover",)),
+    Static(228007, "dl", "continuous", "m", ("lake_depth", "lake_total_depth")),
+    Static(
+        160,
+        "sdor",
+        "continuous",
+        "m",
+        ("standard_deviation_of_orography", f"standard_deviation_of_{_OROGRAPHY}"),
+    ),
+    Static(161, "isor", "continuous", "1", (f"anisotropy_of_{_OROGRAPHY}",)),
+    Static(162, "anor", "angle", "radians", (f"angle_of_{_OROGRAPHY}",)),
+    Static(163, "slor", "continuous", "1", (f"slope_of_{_OROGRAPHY}",)),
+    Static(
+        74,
+        "sdfor",
+        "continuous",
+        "m",
+        (
+            "standard_deviation_of_filtered_subgrid_orography",
+            "standard_deviation_of_filtered_subgrid_orography_climatological",
+        ),
+    ),
+)
+
+_BY_ID = {static.param_id: static for static in STATICS}
+_BY_NAME = {name: static for static in STATICS for name in (static.name, *static.long_names)}
+
+_SINGLE = ("time", "valid_time", "number", "expver", "step", "realization", "member", "ensemble")
+"""Dimensions that a file of ERA5 may have with length 1 and without a meaning."""
+_LEVELS = ("level", "pressure_level", "isobaricinhpa", "plev", "hybrid", "model_level", "lev")
+
+_MAGIC = {
+    b"GRIB": "grib",
+    b"\x89HDF": "netcdf",
+    b"CDF\x01": "netcdf",
+    b"CDF\x02": "netcdf",
+    b"CDF\x05": "netcdf",
+    b"PK\x03\x04": "zip",
+}
+
+
+def open_static(path_or_url: str | Path) -> "xr.Dataset":
+    """Open ERA5's invariant fields from a file or store, under ECMWF's short names.
+
+    Parameters
+    ----------
+    path_or_url : str or Path
+        A NetCDF or GRIB file, a Zarr store, or the address of one; ``gs://`` and ``s3://``
+        are read anonymously.
+
+    Returns
+    -------
+    xarray.Dataset
+        The fields of `STATICS` that are there, in that order, lazy, on ``latitude`` and
+        ``longitude``, which keep their order, turn and dtype. Attributes stay; ``kind``
+        says what may be done with a field, ``units`` are added where missing. What is left
+        out is logged.
+
+    Raises
+    ------
+    CubeError
+        If there is no invariant field, or two claim to be the same one.
+    GridError
+        If the fields are on a grid that `merge` cannot use.
+    MissingFileError
+        If there is no such file.
+    MissingPackageError
+        If reading needs a package that is not installed.
+    SourceError
+        If the file is none of these kinds or is damaged.
+
+    Examples
+    --------
+    >>> from copcube import era5
+    >>> era5.open_static("static.nc")  # doctest: +SKIP
+    """
+    import xarray as xr
+
+    found: dict[str, xr.DataArray] = {}
+    left_out: list[str] = []
+    opened = list(_open(str(path_or_url)))
+    for name, field in ((n, v) for ds in opened for n, v in squeezed(ds).data_vars.items()):
+        static = recognise(name, field)
+        if static is None or (reason := _not_invariant(field, static)):
+            left_out.append(str(name) if static is None else f"{name} ({reason})")
+        elif static.name in found:
+            raise CubeError(
+                f"{path_or_url}: {found[static.name].attrs['original_name']} and {name} both are "
+                f"ERA5's {static.name}, {static.long_names[0]}; keep one of them"
+            )
+        else:
+            found[static.name] = _canonical(field, static)
+    if not found:
+        raise CubeError(
+            f"{path_or_url}: expected invariant fields of ERA5 "
+            f"({', '.join(static.name for static in STATICS)}), found "
+            f"{', '.join(left_out) or 'no variables'}"
+        )
+    if left_out:
+        _LOG.info(f"{path_or_url}: left out, for not invariant: {', '.join(left_out)}")
+    fields = {static.name: found[static.name] for static in STATICS if static.name in found}
+    try:
+        result = xr.merge(fields.values(), join="exact", compat="override")
+    except ValueError as error:
+        raise CubeError(f"{path_or_url}: the fields are not on one grid: {error}") from error
+    result.attrs = dict(opened[0].attrs)
+
+    def close() -> None:
+        for ds in opened:
+            ds.close()
+
+    result.set_close(close)
+    return result
+
+
+def recognise(name: Hashable, field: "xr.DataArray") -> Static | None:
+    """Which invariant field a variable is; None if it is none.
+
+    A GRIB or CDO parameter id decides. Without one, the variable's name does, and if that
+    says nothing, its long name.
+    """
+    for key in ("GRIB_paramId", "paramId", "param_id", "code"):
+        if key in field.attrs:
+            number = re.match(r"\d+", str(field.attrs[key]))
+            return _BY_ID.get(int(number[0])) if number else None
+    text = _words(name)
+    if number := re.fullmatch(r"(?:var|p|param)?_?(\d+)(?:_128|_228)?", text):
+        return _BY_ID.get(int(number[1]))
+    if text in _BY_NAME:
+        return _BY_NAME[text]
+    return _BY_NAME.get(_words(field.attrs.get("long_name", "")))
+
+
+def squeezed(ds: "xr.Dataset") -> "xr.Dataset":
+    """Take away dimensions of length 1 that mean nothing to a field, such as a single time."""
+    single = [dim for dim in ds.dims if ds.sizes[dim] == 1 and str(dim).lower() in _SINGLE]
+    result = ds.squeeze(single)
+    unlimited = set(ds.encoding.get("unlimited_dims", ())) - set(single)
+    result.encoding = {**ds.encoding}
+    if "unlimited_dims" in result.encoding:  # else to_netcdf asks for dimensions that are gone
+        result.encoding["unlimited_dims"] = unlimited
+    return result
+
+
+def _not_invariant(field: "xr.DataArray", static: Static) -> str | None:
+    """Why a field of a known name is not the invariant one; None if it is."""
+    if static.name == "z" and field.name != "geopotential_at_surface":
+        level = next((str(c) for c in field.coords if str(c).lower() in _LEVELS), None)
+        level = level or field.attrs.get("GRIB_typeOfLevel", "surface")
+        if level != "surface":
+            return f"on {level}"
+    for dim in (d for d in field.dims if str(d).lower() in _SINGLE):
+        first, last = (field.isel({dim: i}, drop=True) for i in (0, -1))
+        if not first.equals(last):
+            return f"differs along {dim}"
+    return None
+
+
+def _canonical(field: "xr.DataArray", static: Static) -> "xr.DataArray":
+    """One map of a field, under our names."""
+    further = {d: 0 for d in field.dims if str(d).lower() in _SINGLE}
+    field = field.isel(further)
+    where = LatLon.of(field.to_dataset(name=static.name))
+    names = {where.lat: "latitude", where.lon: "longitude"}
+    original = str(field.name)
+    field = field.rename(static.name).rename({k: v for k, v in names.items() if k != v})
+    if extra := set(field.dims) - {"latitude", "longitude"}:
+        raise CubeError(
+            f"{original} has the dimensions {', '.join(map(str, field.dims))}; expected latitude "
+            f"and longitude: select one of {' and '.join(map(str, extra))}"
+        )
+    field.attrs = {"units": static.units, **field.attrs, "kind": static.kind}
+    field.attrs["original_name"] = original
+    return field.drop_vars([c for c in field.coords if c not in field.dims])
+
+
+def _words(text: object) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")
+
+
+def _open(path: str) -> Iterator["xr.Dataset"]:
+    """Open whatever lies there; a GRIB file gives a dataset a variable."""
+    import xarray as xr
+
+    if "://" in path:
+        yield _open_address(path)
+        return
+    if not Path(path).exists():
+        raise MissingFileError(f"{path}: no such file; expected NetCDF, GRIB or a Zarr store")
+    if Path(path).is_dir():
+        yield _open_zarr(path)
+        return
+    with open(path, "rb") as file:
+        kind = _MAGIC.get(file.read(4))
+    if kind == "netcdf":
+        try:
+            yield xr.open_dataset(path, engine="netcdf4")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SourceError(f"{path}: the NetCDF file cannot be read ({error})") from error
+    elif kind == "grib":
+        yield from _open_grib(path)
+    elif kind == "zip":
+        raise SourceError(f"{path}: a ZIP archive, as CDS sends them; unpack it and open its files")
+    else:
+        raise SourceError(f"{path}: expected NetCDF, GRIB or a Zarr store, found something else")
+
+
+def _open_grib(path: str) -> list["xr.Dataset"]:
+    import pyproj  # noqa: F401  (after ecCodes, which brings a PROJ of its own, it would crash)
+
+    try:
+        open_variables = import_module("cfgrib.xarray_store").open_variable_datasets
+    except (ImportError, RuntimeError) as error:  # RuntimeError: without the ecCodes library
+        raise MissingPackageError(
+            f"{path} is GRIB, which needs cfgrib and ecCodes ({error}): pip install cfgrib "
+            "eccodes, or convert it with grib_to_netcdf or cdo -f nc copy"
+        ) from error
+    try:
+        # Each variable by itself, since those of one file may differ in level or time.
+        datasets: list[xr.Dataset] = open_variables(path, {"indexpath": ""})
+    except (EOFError, OSError, ValueError) as error:
+        raise SourceError(f"{path}: the GRIB file cannot be read ({error})") from error
+    return datasets
+
+
+def _open_address(url: str) -> "xr.Dataset":
+    scheme = url.split("://")[0]
+    anonymous: dict[str, Any] = {"gs": {"token": "anon"}, "gcs": {"token": "anon"}}
+    anonymous["s3"] = {"anon": True}
+    if url.rstrip("/").endswith((".nc", ".nc4", ".grib", ".grb", ".grib2")):
+        raise SourceError(f"{url}: only Zarr stores are read from an address; download the file")
+    try:
+        return _open_zarr(url, anonymous.get(scheme))
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{url}: reading from {scheme} needs a package that is not installed ({error}): "
+            f"pip install {_PACKAGES.get(scheme, 'fsspec')}"
+        ) from error
+
+
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"} | dict.fromkeys(
+    ("http", "https"), "aiohttp requests"
+)
+
+
+def _open_zarr(path: str, options: dict[str, Any] | None = None) -> "xr.Dataset":
+    import xarray as xr
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
+            ds: xr.Dataset = xr.open_zarr(path, storage_options=options)
+    except (KeyError, OSError, ValueError) as error:
+        raise SourceError(f"{path}: no Zarr store of variables can be read ({error})") from error
+    return ds

@@ -1,0 +1,1 @@
+"""Bytes at rest: files that appear whole, folders, locks, object stores."""

@@ -1,0 +1,36 @@
+"""The one door to object stores: ``s3://``, ``gs://`` and, for reading, ``https://`` addresses.
+
+Everything about a store comes from the environment, as its own tools read it:
+``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``,
+``AWS_SKIP_SIGNATURE=true`` for public buckets, ``GOOGLE_APPLICATION_CREDENTIALS`` and so on.
+Keys go to the store as they are written; in ``https://`` addresses ``%20`` is a space.
+"""
+
+from copcube.files.objects.access import (
+    Entry,
+    file_size,
+    listing,
+    open_file,
+    read,
+    read_range,
+    sizes,
+    stat,
+)
+from copcube.files.objects.ahead import ReadAhead
+from copcube.files.objects.folder import ObjectFolder
+from copcube.files.objects.stores import is_remote, zarr_store
+
+__all__ = [
+    "Entry",
+    "ObjectFolder",
+    "ReadAhead",
+    "file_size",
+    "is_remote",
+    "listing",
+    "open_file",
+    "read",
+    "read_range",
+    "sizes",
+    "stat",
+    "zarr_store",
+]

@@ -1,0 +1,193 @@
+"""Listing and reading objects."""
+
+import io
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from copcube.errors import StorageError
+from copcube.files.objects.stores import asking, is_remote, locate, pool, split
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+_BUFFER = 256 << 10
+_TRIES, _PAUSE = 3, 1.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a store says of an object.
+
+    Parameters
+    ----------
+    name : str
+        Its key below the place that was listed.
+    size : int
+        Bytes.
+    modified : datetime
+        When it was written, by the store's clock.
+    """
+
+    name: str
+    size: int
+    modified: datetime
+
+
+def stat(url: str) -> Entry:
+    """What the store says of one object.
+
+    Raises
+    ------
+    FileNotFoundError, StorageError, OptionError
+        As `copcube.files.objects.stores.asking`.
+    """
+    store, key = locate(url)
+    with asking(url):
+        return _entry(store.head(key), "")
+
+
+def file_size(path: str | Path) -> int:
+    """Size in bytes of a file or an object.
+
+    Raises
+    ------
+    FileNotFoundError, StorageError
+        If it is not there or cannot be read.
+    """
+    return stat(str(path)).size if is_remote(path) else os.stat(path).st_size
+
+
+def sizes(urls: Iterable[str]) -> list[int | None]:
+    """Sizes in bytes of several objects, asked for at once; None where there is none.
+
+    Raises
+    ------
+    StorageError
+        If a store cannot be asked.
+    """
+
+    def size(url: str) -> int | None:
+        try:
+            return stat(url).size
+        except FileNotFoundError:
+            return None
+
+    return list(pool().map(size, urls))
+
+
+def listing(url: str, *, deep: bool = True) -> list[Entry]:
+    """Objects below an address, sorted by name.
+
+    Parameters
+    ----------
+    url : str
+        A bucket, or a prefix in it up to a ``/``, which may be left out.
+    deep : bool
+        Whether to go on below further ``/``; else what lies deeper is left out.
+
+    Raises
+    ------
+    StorageError
+        If the store cannot be listed, as all of ``https://``.
+    """
+    store, key = locate(url)
+    if split(url)[0].startswith("http"):
+        raise StorageError(f"{url}: web servers list no folders; name the files themselves")
+    key = key.strip("/")
+    with asking(url):
+        if deep:
+            found = list(store.list(key or None).collect())
+        else:
+            found = list(store.list_with_delimiter(key or None)["objects"])
+    above = f"{key}/" if key else ""
+    return sorted((_entry(meta, above) for meta in found), key=lambda entry: entry.name)
+
+
+def _entry(meta: "ObjectMeta", above: str) -> Entry:
+    name = meta["path"].removeprefix(above)
+    return Entry(name, meta["size"], meta["last_modified"])
+
+
+def read(url: str) -> bytes:
+    """All bytes of an object.
+
+    Raises
+    ------
+    FileNotFoundError, StorageError
+        As `copcube.files.objects.stores.asking`.
+    """
+    return read_range(url, 0, None)
+
+
+def read_range(url: str, start: int, length: int | None) -> bytes:
+    """Some bytes of an object, fewer where it ends.
+
+    Parameters
+    ----------
+    url : str
+        The object.
+    start : int
+        The first byte, at or before the end of the object.
+    length : int or None
+        How many, at least 1; None for all.
+
+    Raises
+    ------
+    FileNotFoundError, StorageError
+        As `copcube.files.objects.stores.asking`.
+    """
+    store, key = locate(url)
+    for left in reversed(range(_TRIES)):
+        try:
+            with asking(url):
+                if length is None:
+                    return store.get(key).bytes().to_bytes()
+                return store.get_range(key, start=start, length=length).to_bytes()
+        except StorageError:  # a body that was cut is not asked for again below us
+            if not left:
+                raise
+            time.sleep(_PAUSE)
+    raise AssertionError
+
+
+class _File(io.RawIOBase):
+    """An object as a file that can be read at any place."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._size, self._at = url, stat(url).size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        length = min(len(buffer), self._size - self._at)
+        if length <= 0:
+            return 0
+        data = read_range(self._url, self._at, length)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def open_file(url: str) -> BinaryIO:
+    """Open an object as a file that can be read at any place, such as pyarrow takes.
+
+    Raises
+    ------
+    FileNotFoundError, StorageError
+        As `copcube.files.objects.stores.asking`, now and when it is read.
+    """
+    return io.BufferedReader(_File(url), _BUFFER)

@@ -1,0 +1,112 @@
+"""A folder of an object store."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+from copcube.errors import OptionError
+from copcube.files.objects.access import listing, open_file, read
+from copcube.files.objects.lease import leased
+from copcube.files.objects.stores import asking, locate, pool, split
+
+ONE_PUT = 32 << 20
+"""Bytes up to which a file is sent in one request; larger ones appear with their last part."""
+
+
+class ObjectFolder:
+    """Objects below an address, as a `copcube.files.folders.Folder`.
+
+    A file is there whole or not at all, and stays, as every object.
+
+    Parameters
+    ----------
+    url : str
+        Such as ``s3://bucket/world.build``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        """See `Folder`."""
+        return read(self._at(name))
+
+    def open(self, name: str) -> Any:
+        """See `Folder`."""
+        return open_file(self._at(name))
+
+    def write(self, name: str, data: Any) -> None:
+        """See `Folder`."""
+        store, key = locate(self._at(name))
+        with asking(self._at(name)):
+            store.put(key, memoryview(data).cast("B"), chunk_size=ONE_PUT)
+
+    def create(self, name: str, data: Any) -> bool:
+        """See `Folder`; of two processes at once only one succeeds."""
+        from obstore.exceptions import AlreadyExistsError
+
+        store, key = locate(self._at(name))
+        try:
+            with asking(self._at(name)):
+                store.put(key, memoryview(data).cast("B"), mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def names(self, prefix: str = "") -> list[str]:
+        """See `Folder`; hidden files are left out."""
+        above = prefix.rpartition("/")[0]
+        names = (self._below(above, entry.name) for entry in listing(self._at(above)))
+        return [n for n in names if n.startswith(prefix) and not f"/{n}".count("/.")]
+
+    def remove(self, name: str) -> None:
+        """See `Folder`."""
+        url = self._at(name)
+        store, key = locate(url)
+        below = [f"{key}/{entry.name}".lstrip("/") for entry in listing(url)]
+        with suppress(FileNotFoundError), asking(url):
+            store.delete([key, *below] if name else below)
+
+    def flush(self, names: Iterable[str]) -> None:
+        """See `Folder`; nothing to do."""
+
+    def copy_to(self, url: str, *, last: str) -> None:
+        """Copy all files to another address of the same bucket, inside the store.
+
+        Parameters
+        ----------
+        url : str
+            Where to; what is there and has no counterpart stays.
+        last : str
+            File that appears when all others are there.
+
+        Raises
+        ------
+        OptionError
+            If it is another bucket.
+        FileNotFoundError, StorageError
+            As `copcube.files.objects.stores.asking`.
+        """
+        other = ObjectFolder(url)
+        if split(url)[0] != split(self._url)[0]:
+            raise OptionError(f"{url}: expected a place in the bucket of {self._url}")
+
+        def copy(name: str) -> None:
+            store, key = locate(self._at(name))
+            with asking(self._at(name)):
+                store.copy(key, locate(other._at(name))[1])
+
+        names = [entry.name for entry in listing(self._url)]
+        list(pool().map(copy, (name for name in names if name != last)))
+        copy(last)
+
+    def lock(self, *, shared: bool = False) -> AbstractContextManager[None]:
+        """See `Folder`, and `copcube.files.objects.lease.leased`."""
+        return leased(self._url, shared=shared)
+
+    def _at(self, name: str) -> str:
+        return f"{self._url}/{name}" if name else self._url
+
+    @staticmethod
+    def _below(above: str, name: str) -> str:
+        return f"{above}/{name}" if above else name

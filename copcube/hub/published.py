@@ -1,0 +1,190 @@
+"""The published files as data: what they are, where they lie, under which licence.
+
+Repositories, revisions, sizes and checksums as published on the Hugging Face hub by the
+authors of Copernicus-FM (arXiv:2503.11849). `copcube.hub.fetch` brings them.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from copcube.errors import OptionError
+from copcube.progress import size as in_words
+
+LAST_ALIGNED, LAST_SHARD = 2255, 3210
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published file.
+
+    Parameters
+    ----------
+    repo : str
+        Repository on the hub.
+    kind : {"model", "dataset"}
+        Kind of the repository.
+    revision : str
+        Commit of 40 hexadecimal digits, or a branch where no commit is known.
+    path : str
+        Path in the repository; with ``*``, a pattern for several.
+    licence : str
+        Licence of the file.
+    size : int or None
+        Bytes, as far as known.
+    sha256 : tuple of str
+        Known checksums, any of which will do; empty where the hub's word has to.
+    """
+
+    repo: str
+    kind: Literal["model", "dataset"]
+    revision: str
+    path: str
+    licence: str
+    size: int | None = None
+    sha256: tuple[str, ...] = ()
+
+    @property
+    def page(self) -> str:
+        """Landing page of the repository."""
+        return f"https://huggingface.co/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.path} at {self.revision[:12]}"
+
+
+# The first checksum is that of the present file, the second that of March 2025.
+CHECKPOINT = Published(
+    "wangyi111/Copernicus-FM",
+    "model",
+    "e1db406d517a122c8373802e1c130c5fc4789f84",
+    "CopernicusFM_ViT_base_varlang_e100.pth",
+    "CC-BY-4.0",
+    557_931_327,
+    (
+        "085350e4fa0ebc6047a501aed1307394c4fcc23c013dd026db65af06411d6bee",
+        "539c5dd95cdf5b95fac1c4540929eaeb24b53a694a3421535ef3322a51644397",
+    ),
+)
+LANGUAGE = replace(
+    CHECKPOINT,
+    path="varname_embed/varname_embed_llama3.2_1B.pt",
+    licence="Llama 3.2 Community License (passing it on needs a copy of the licence and a notice)",
+    size=116_962,
+    sha256=(),
+)
+WEIGHTS = (CHECKPOINT, LANGUAGE)
+
+ARCHIVE = Published(
+    "wangyi111/Copernicus-Pretrain",
+    "dataset",
+    "d17e1098bd4fef52e7994805658434ce7e5800fc",
+    "example_100_grids/example_100_geotiff.zip",
+    "CC-BY-4.0",
+)
+EXAMPLE = (
+    *(
+        replace(
+            ARCHIVE,
+            path=f"example_100_grids/example_100_webdataset/example-{i:06d}.tar",
+            size=500_000_000,
+        )
+        for i in range(10)
+    ),
+    ARCHIVE,
+    replace(ARCHIVE, path="example_100_grids/fnames_100_union.json.gz"),
+)
+
+_MAP = Published(
+    "wangyi111/Copernicus-Embed-025deg",
+    "dataset",
+    "main",
+    "embeddings_025_v1/embed_map_310k.npz",
+    "CC-BY-4.0",
+    841_216_664,
+    ("be1d6537efd98c3fcfea5ed128b4c99659259080250ad2efcb65590ec29270dc",),
+)
+_AVERAGES = replace(
+    _MAP, path="embeddings_025_v1/*embeddings_avg_310k.parquet", size=960_000_000, sha256=()
+)
+_ROWS = replace(_MAP, path="embeddings_025_v1/*_chunk_*.parquet", size=57_500_000_000, sha256=())
+
+PRODUCTS = {
+    "weights": WEIGHTS,
+    "example": EXAMPLE,
+    "map": (_MAP,),
+    "averages": (_AVERAGES,),
+    "rows": (_ROWS,),
+}
+"""The published files by the names that `copcube fetch` knows; ``shards`` come on top."""
+
+
+def shard(number: int) -> Published:
+    """One WebDataset shard of Copernicus-Pretrain, about 97 cells.
+
+    The folder called union holds the rest: cells that lack a modality.
+    """
+    folder = "ssl4eo_s_220k_aligned" if number <= LAST_ALIGNED else "ssl4eo_s_220k_310k_union"
+    return replace(ARCHIVE, path=f"{folder}/example-{number:06d}.tar", size=5_000_000_000)
+
+
+def published(what: str, which: str | None = None) -> tuple[Published, ...]:
+    """Files that a name stands for.
+
+    Parameters
+    ----------
+    what : str
+        ``weights``, ``example``, ``shards``, ``map``, ``averages`` or ``rows``.
+    which : str, optional
+        Shards to choose, such as ``7`` or ``0-99``; for ``shards`` alone.
+
+    Raises
+    ------
+    OptionError
+        If there is no such product, or no such shard.
+
+    Examples
+    --------
+    >>> [file.path for file in published("shards", "2255-2256")]
+    ['ssl4eo_s_220k_aligned/example-002255.tar', 'ssl4eo_s_220k_310k_union/example-002256.tar']
+    """
+    if what != "shards":
+        if what not in PRODUCTS:
+            raise OptionError(f"unknown product {what!r} (known: {', '.join(PRODUCTS)}, shards)")
+        if which is not None:
+            raise OptionError(f"{what!r} has no parts to choose from, given {which!r}")
+        return PRODUCTS[what]
+    match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", which or "")
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not first <= last <= LAST_SHARD:
+        raise OptionError(f"expected shards such as 7 or 0-99 within 0-{LAST_SHARD}, got {which!r}")
+    return tuple(shard(number) for number in range(first, last + 1))
+
+
+def describe(what: str, which: str | None = None) -> str:
+    """Say what would be fetched: how many files, how large, under which licence, from where.
+
+    Parameters and errors are those of `published`.
+
+    Examples
+    --------
+    >>> print(describe("map"))
+    1 file, about 841 MB, CC-BY-4.0, https://huggingface.co/datasets/wangyi111/Copernicus-Embed-025deg
+    """
+    return summary(published(what, which))
+
+
+def summary(files: Sequence[Published]) -> str:
+    """Say how many files these are, how large, under which licence, from where."""
+    groups: dict[tuple[str, str], list[Published]] = {}
+    for file in files:
+        groups.setdefault((file.page, file.licence), []).append(file)
+    lines = []
+    for (page, licence), group in groups.items():
+        several = len(group) > 1 or "*" in group[0].path
+        count = "files" if "*" in group[0].path else f"{len(group)} file{'s' if several else ''}"
+        total = sum(file.size or 0 for file in group)
+        more = " and more" if any(file.size is None for file in group) else ""
+        lines.append(f"{count}, about {in_words(total)}{more}, {licence}, {page}")
+    return "\n".join(lines)

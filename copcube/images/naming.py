@@ -1,0 +1,264 @@
+"""Which image it is, told from a path or from a name beside a tensor.
+
+A file of a GeoTIFF tree lies at ``<folder>/<cell>[/<local patch>]/<name with date>``; an
+image of a tensor is called ``<cell>[/<local patch>][/<date>]``. Both give an `Identity`,
+which makes the `Image` once its pixels are read.
+"""
+
+import datetime
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import ImageError
+from copcube.images.base import Image, Rejected
+from copcube.images.tensor_form import has_valid_pixel, rescale_s3
+from copcube.modalities import MODALITIES, ORDER, Modality
+
+Index = tuple[int, ...]
+"""Where in a tensor an image lies."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells an image from all others: one that agrees in all four is a duplicate.
+
+    Parameters
+    ----------
+    modality : str
+        Key of its modality.
+    grid_id : int
+        Published id of its cell.
+    local_id : str or None
+        Published text form of its local patch; None for modalities without.
+    date : str or None
+        YYYYMMDD; None for the DEM.
+    """
+
+    modality: str
+    grid_id: int
+    local_id: str | None = None
+    date: str | None = None
+
+    @classmethod
+    def of(cls, modality: Modality, places: list[str], date: str | None) -> "Identity":
+        """Make an identity of published texts: a cell, perhaps a local patch, a date YYYYMMDD.
+
+        Raises
+        ------
+        ImageError, GridError
+            If one of them makes no sense.
+        """
+        local_id = places[1] if modality.local else None
+        if local_id is not None:
+            _parse_local(local_id)
+        return cls(modality.key, _parse_cell(places[0]), local_id, date and _check_date(date))
+
+    @property
+    def order(self) -> tuple[int, int, str, str]:
+        """Key of the fixed order of images: modality, cell, local patch, date."""
+        return ORDER[self.modality], self.grid_id, self.local_id or "", self.date or ""
+
+    def image(self, pixels: NDArray[Any], file: str, member: str = "") -> Image | Rejected:
+        """Make the image from its pixels, if any of them holds data.
+
+        Parameters
+        ----------
+        pixels : numpy.ndarray
+            (bands, S, S), the published tensor form, in the stored dtype.
+        file, member : str
+            Where they were read from.
+        """
+        modality, rescaled = MODALITIES[self.modality], False
+        if not has_valid_pixel(pixels, modality):
+            return Rejected(file, member, "empty", f"{self}: no valid pixel")
+        if self.modality == "s3_olci":
+            pixels, rescaled = rescale_s3(pixels)
+        if self.local_id is None:
+            lat, lon = _centre(self.grid_id)
+        else:
+            lat, lon = _parse_local(self.local_id)
+        return Image(
+            grid_id=self.grid_id,
+            modality=self.modality,
+            local_id=self.local_id,
+            date=self.date,
+            lon=-180.0 if lon == 180 else lon,
+            lat=lat,
+            pixels=pixels,
+            origin=f"{file}:{member}" if member else file,
+            rescaled=rescaled,
+        )
+
+    def __str__(self) -> str:
+        cell = grid.format_cell(self.grid_id)
+        return " ".join(filter(None, (self.modality, cell, self.local_id, self.date)))
+
+
+# Images of a cell come together, of few places and dates.
+_parse_cell = lru_cache(maxsize=256)(grid.parse_cell)
+_parse_local = lru_cache(maxsize=4096)(grid.parse_local)
+_centre = lru_cache(maxsize=256)(grid.centre)
+
+
+@lru_cache(maxsize=4096)
+def _check_date(text: str) -> str:
+    try:
+        if not re.fullmatch(r"\d{8}", text, re.ASCII):
+            raise ValueError
+        datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
+    except ValueError:
+        raise ImageError(f"{text!r} is no date; expected a day such as 20210301") from None
+    return text
+
+
+def to_stored(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
+    """Bring pixels to the dtype in which images of a modality are handed on.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        As read.
+    modality : Modality
+        What they show.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint16 for Sentinel-2, whose published tensors are int16 and wrap above 32767;
+        float32 for all others.
+
+    Raises
+    ------
+    ImageError
+        If the dtype cannot be that of the modality.
+    """
+    dtype = pixels.dtype
+    if dtype == np.float32 and modality.tensor_dtype == "float32":
+        return pixels
+    if modality.tensor_dtype == "int16":
+        if dtype not in (np.dtype("uint16"), np.dtype("int16")):
+            raise ImageError(f"expected {modality.key} as uint16 or int16, found {dtype}")
+        return pixels.view(np.uint16)
+    if not (np.issubdtype(dtype, np.floating) or np.issubdtype(dtype, np.integer)):
+        raise ImageError(f"expected {modality.key} as real numbers, found {dtype}")
+    with np.errstate(over="ignore"):
+        return pixels.astype(np.float32, copy=False)
+
+
+# Told from a path.
+
+
+FOLDERS: dict[str, Modality] = {
+    **{folder: modality for modality in MODALITIES.values() for folder in modality.folders},
+    "s5p_l3_wgs/images/NO2_column_number_density": MODALITIES["s5p_no2"],
+    "Sentinel-5P/images/NO2_column_number_density": MODALITIES["s5p_no2"],
+    "Copernicus-DEM/images": MODALITIES["dem"],
+    "dem/images": MODALITIES["dem"],
+}
+"""Modality by folder; of several folders of one modality the first counts most."""
+
+RANK = {folder: rank for rank, folder in enumerate(FOLDERS)}
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path stays inside the root, and is written plainly."""
+    return path.isprintable() and not any(
+        part in ("", ".", "..") or "\\" in part for part in path.split("/")
+    )
+
+
+def folder_of(path: str) -> str | None:
+    """The folder of a modality that a path begins with."""
+    parts = path.split("/")
+    return next((f for f in ("/".join(parts[:3]), "/".join(parts[:2])) if f in FOLDERS), None)
+
+
+def from_path(path: str) -> Identity:
+    """Say which image a file is, from its relative path alone.
+
+    Raises
+    ------
+    ImageError, GridError
+        If the path leaves the tree, or its folder, cell, local patch or date makes no sense.
+    """
+    folder = folder_of(path)
+    if not is_inside(path):
+        raise ImageError(f"{path!r} is no path inside the tree")
+    if folder is None:
+        raise ImageError(f"{path!r} lies in no folder of a modality, such as 's2_toa_mix/images'")
+    modality = FOLDERS[folder]
+    *places, name = path[len(folder) + 1 :].split("/")
+    if len(places) != 1 + modality.local:
+        expected = "<cell>/<local patch>/<file>" if modality.local else "<cell>/<file>"
+        raise ImageError(f"expected {folder}/{expected}, found {path!r}")
+    return Identity.of(modality, places, _date(name, modality))
+
+
+def _date(name: str, modality: Modality) -> str | None:
+    if modality.dates == 1:
+        return None
+    iso = modality.key.startswith("s5p")
+    match = re.search(r"(\d{4})-(\d{2})-(\d{2})" if iso else r"(\d{8})T", name, re.ASCII)
+    if match is None:
+        expected = "2021-03-01_2021-04-01.tif" if iso else "…20210301T…"
+        raise ImageError(f"found no date in the name {name!r}; expected one such as {expected}")
+    return "".join(match.groups())
+
+
+# Told from the names beside a tensor.
+
+
+def from_names(names: Any, modality: Modality) -> tuple[Index, list[tuple[Identity, Index]]]:
+    """Leading axes of a tensor and every image in it, from the names beside it.
+
+    Raises
+    ------
+    ImageError, GridError
+        If they are not nested as the tensor is, or a name makes no sense.
+    """
+    if names is None:
+        raise ImageError(f"it does not name the images of {modality.key}")
+    depth = int(modality.local) + int(modality.dates > 1)
+    lead: list[int] = []
+    level = names
+    for _ in range(depth):
+        if not (isinstance(level, list) and level):
+            raise ImageError(f"{modality.key}: expected lists {depth} deep, found {names!r:.80}")
+        lead.append(len(level))
+        level = level[0]
+    images = []
+    for index in np.ndindex(*lead):
+        name = names
+        for axis, i in enumerate(index):
+            if not (isinstance(name, list) and len(name) == lead[axis]):
+                raise ImageError(
+                    f"{modality.key}: expected {' × '.join(map(str, lead))} names, "
+                    f"found {name!r:.80} among them"
+                )
+            name = name[i]
+        images.append((_from_name(_leaf(name), modality), index))
+    return tuple(lead), images
+
+
+def _leaf(name: Any) -> str:
+    """Take a name out of the lists of one around it: collated, a name is ``["…"]``."""
+    for _ in range(2):
+        if isinstance(name, list) and len(name) == 1:
+            name = name[0]
+    if not isinstance(name, str):
+        raise ImageError(f"expected the name of an image, found {name!r:.80}")
+    return name
+
+
+def _from_name(name: str, modality: Modality) -> Identity:
+    parts = name.split("/")
+    if len(parts) != 1 + modality.local + (modality.dates > 1):
+        form = "<cell>" + "/<local patch>" * modality.local + "/<date>" * (modality.dates > 1)
+        raise ImageError(f"{modality.key}: expected a name {form}, found {name!r:.80}")
+    return Identity.of(modality, parts, parts[-1] if modality.dates > 1 else None)

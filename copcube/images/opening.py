@@ -1,0 +1,42 @@
+"""Recognising the layout of a source."""
+
+from pathlib import Path
+
+from copcube.errors import SourceError
+from copcube.images.base import Source
+
+
+def open_source(path: str | Path) -> Source:
+    """Recognise and open a GeoTIFF tree or WebDataset shards.
+
+    Parameters
+    ----------
+    path : str or Path
+        A GeoTIFF tree, an ``fnames_*.json.gz`` beside or inside one, a shard, a folder of
+        shards, a glob, or a brace pattern such as ``example-{000000..000009}.tar``; shards
+        may also lie at addresses, such as ``s3://bucket/shards`` or
+        ``https://host/example-{000000..000009}.tar``.
+
+    Raises
+    ------
+    SourceError
+        If nothing is there or nothing in it is recognised.
+    StorageError
+        If an object store cannot be reached or denies access.
+    """
+    # Imported late, so that whoever only reads shards or rows does not load GDAL.
+    from copcube.images import geotiff, webdataset
+
+    for layout in (webdataset, geotiff):
+        source: Source | None = layout.recognise(str(path))  # no address goes past the first
+        if source is not None:
+            return source
+    where = Path(path)
+    if not where.exists():
+        raise SourceError(f"{path}: no such file or folder")
+    found = "an empty folder" if where.is_dir() and not any(where.iterdir()) else "neither"
+    raise SourceError(
+        f"{path}: expected a GeoTIFF tree of Copernicus-Pretrain (folders such as "
+        f"'s2_toa_mix/images' or 'Sentinel-2/images') or WebDataset shards ('*.tar'), "
+        f"found {found}; `copcube sample DIR` writes a small example of either"
+    )

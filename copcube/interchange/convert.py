@@ -1,0 +1,91 @@
+"""Published maps as Zarr cubes, band by band."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from copcube import cube, grid
+from copcube.cells import Cells
+from copcube.errors import CubeError, StorageError
+from copcube.files.atomic import atomic_folder
+from copcube.interchange.canvas import require_free
+from copcube.interchange.engine import dataset, open_source
+from copcube.interchange.sources import Piece, Source
+from copcube.modalities import MODALITIES
+from copcube.progress import stage
+
+log = logging.getLogger("copcube")
+
+
+def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Path:
+    """Make a Zarr cube of a published map or of an export.
+
+    A map does not tell how many images its vectors are the means of: the cube has no
+    ``spread`` and no ``n_images_by_modality``, its ``n_images`` is 1 where there is a vector,
+    and the attribute ``n_images_known`` is 0.
+
+    Parameters
+    ----------
+    path : str or Path
+        File of any form that the engine ``copembed`` opens.
+    out : str or Path
+        Cube to write; it appears complete or not at all.
+    overwrite : bool
+        Replace what is there.
+
+    Returns
+    -------
+    Path
+        The cube.
+
+    Raises
+    ------
+    CubeError
+        If the file holds no map, or the reduction of one.
+    RowsError
+        If a parquet file holds no averages.
+    StorageError
+        If the cube exists already or cannot be written.
+    """
+    target = require_free(out, overwrite)
+    if target.is_file():
+        raise StorageError(f"{out} is a file, no Zarr store to be replaced; choose another name")
+    source = open_source(path)
+    if source.legend.variable != "embedding":
+        raise CubeError(
+            f"{path}: holds a reduction, not the embeddings of a cube; open it with "
+            "engine='copembed' and save it with .to_zarr"
+        )
+    attrs = dataset(source).attrs
+    with atomic_folder(target) as temporary:
+        cube.create(temporary, dim=source.dim, attrs=attrs, counted=False)
+        with stage("converting", grid.N_BANDS, "bands") as bar:
+            for band, piece in enumerate(source.bands()):
+                cube.write_band(temporary, band, _cells(source, piece))
+                bar.advance()
+        cube.finish(temporary)
+    log.info("%s: made of %s", out, path)
+    return target
+
+
+def _cells(source: Source, piece: Piece) -> Cells:
+    row, col, vectors = piece
+    if source.legend.order == "published":
+        col = grid.published_column(col)
+    if not np.isfinite(vectors).all():
+        broken = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        cell = grid.format_cell(grid.grid_id(int(row[broken]), int(col[broken])))
+        raise CubeError(
+            f"{source.path}: the vector of cell {cell} holds a value that is not finite; "
+            "set such cells to 0, which means missing"
+        )
+    n = len(row)
+    return Cells(
+        grid.grid_id(row, col),
+        np.zeros(n, np.int16),
+        np.ones(n, np.int32),
+        np.zeros((n, len(MODALITIES)), np.int32),
+        np.zeros(n, np.float32),
+        vectors,
+    )

@@ -1,0 +1,67 @@
+"""Exports by the suffix of the file."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from copcube.errors import OptionError
+from copcube.interchange.geotiff import to_geotiff
+from copcube.interchange.netcdf import to_netcdf
+from copcube.interchange.npz import to_npz
+from copcube.interchange.packing import Exported
+from copcube.interchange.parquet import to_parquet
+from copcube.interchange.torch import to_pt
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+WRITERS: dict[str, Callable[..., Exported]] = {
+    ".npz": to_npz,
+    ".pt": to_pt,
+    ".tif": to_geotiff,
+    ".tiff": to_geotiff,
+    ".nc": to_netcdf,
+    ".parquet": to_parquet,
+}
+"""What writes which suffix."""
+
+
+def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
+    """Write a cube or a reduction in the form that the suffix of the file names.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Cube or reduction.
+    path : str or Path
+        File ending in .npz, .pt, .tif, .nc or .parquet.
+    **options
+        Those of `to_npz`, `to_pt`, `to_geotiff`, `to_netcdf` or `to_parquet`.
+
+    Returns
+    -------
+    Exported
+        What was written, and the error that its data type causes.
+
+    Raises
+    ------
+    OptionError
+        If the suffix is unknown or the form has no such option.
+    CopcubeError
+        As the function that writes the form.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITERS:
+        raise OptionError(
+            f"{path}: expected a name ending in {', '.join(WRITERS)}"
+            + ("; write Zarr with .to_zarr" if suffix == ".zarr" else "")
+        )
+    writer = WRITERS[suffix]
+    known = [name for name in inspect.signature(writer).parameters if name not in ("ds", "path")]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise OptionError(
+            f"{suffix} files have no option {', '.join(unknown)}; expected {', '.join(known)}"
+        )
+    return writer(ds, path, **options)

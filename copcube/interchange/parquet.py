@@ -1,0 +1,199 @@
+"""Parquet tables of averages: a row a cell, ``grid_id_coord`` and ``embedding``.
+
+As ``embeddings_avg_310k.parquet``. Ids count from the south pole; a table has no order that
+could be relied on, so it is read through once (`Spooled`).
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import RowsError
+from copcube.files.atomic import atomic_path
+from copcube.interchange.canvas import Canvas, require_free
+from copcube.interchange.legend import KEY, Legend
+from copcube.interchange.packing import Exported, Packing, Tally
+from copcube.interchange.sources import Piece, Source, Spooled
+from copcube.rows import ROW_GROUP, _cells, _open, _vectors, rows_files
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+COLUMNS = ("grid_id_coord", "embedding")
+
+
+@dataclass(frozen=True)
+class Averages(Spooled):
+    """One or several tables of averages.
+
+    Parameters
+    ----------
+    files : tuple of str
+        Their names.
+    """
+
+    files: tuple[str, ...] = ()
+
+    def sweep(self) -> Iterator[Piece]:  # noqa: D102
+        import pyarrow as pa
+
+        seen = np.zeros((grid.N_LAT, grid.N_LON), bool)
+        for name in self.files:
+            start = 0
+            with _open(name) as file:
+                for batch in file.iter_batches(ROW_GROUP, columns=list(COLUMNS)):
+                    ids = _cells(pa.chunked_array([batch.column(0)]), name)
+                    row, col = grid.row_col(ids)
+                    col = grid.published_column(col)
+                    if len(np.unique(ids)) < len(ids) or seen[row, col].any():
+                        again = _repeated(ids, seen[row, col])
+                        raise RowsError(
+                            f"{name}: cell {grid.format_cell(again)} comes twice; expected each "
+                            "cell once: name one table of averages, or parts that do not overlap"
+                        )
+                    seen[row, col] = True
+                    number = start + np.arange(len(ids))
+                    yield row, col, _vectors(batch.column(1), self.dim, name, number)
+                    start += len(ids)
+
+
+def open_averages(path: str) -> Source:
+    """Find tables of averages, without reading their vectors.
+
+    Raises
+    ------
+    RowsError
+        If there are none, or they are tables of something else, or of different vectors.
+    """
+    files = tuple(str(file) for file in rows_files(path))
+    dims, texts = set(), set()
+    for name in files:
+        with _open(name) as file:
+            dims.add(_length(file, name))
+            texts.add((file.schema_arrow.metadata or {}).get(KEY.encode()))
+    if len(dims) > 1 or len(texts) > 1:
+        raise RowsError(
+            f"{path}: tables of vectors of length {', '.join(map(str, sorted(dims)))} that do not "
+            "belong together; open them one by one"
+        )
+    text = texts.pop()
+    legend = Legend.loads(None if text is None else text.decode("utf-8", "replace"), path)
+    legend = replace(legend, order="published")  # as the sweep places its cells
+    return Averages(path, "parquet averages", dims.pop(), Packing(), legend, files)
+
+
+def to_parquet(
+    ds: "xr.Dataset",
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> Exported:
+    """Write a cube or a reduction as the published table of averages, sorted by cell id.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Cube or reduction, of any region.
+    path : str or Path
+        File to write, atomically.
+    dtype : {"float32", "float16"}
+        Data type of the vectors.
+    overwrite : bool
+        Replace what is there.
+
+    Returns
+    -------
+    Exported
+        What was written, and the error that `dtype` causes.
+
+    Raises
+    ------
+    CubeError, GridError
+        If the dataset is no cube or reduction on the lattice.
+    OptionError
+        If an option has no such value.
+    StorageError
+        If the file exists already or cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = require_free(path, overwrite)
+    canvas = Canvas.of(ds)
+    packing = canvas.packing(dtype, ("float32", "float16"), "parquet")
+    tally = Tally(packing)
+    schema = pa.schema(
+        [
+            pa.field(COLUMNS[0], pa.string(), nullable=False),
+            pa.field(COLUMNS[1], pa.list_(pa.from_numpy_dtype(packing.dtype), canvas.dim)),
+        ],
+        metadata={KEY: canvas.legend.dumps()},
+    )
+    with (
+        atomic_path(out) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
+        ) as file,
+    ):
+        for rows in reversed(list(canvas.bands())):
+            y, x, found = canvas.cells(rows, slice(None))
+            ids = grid.grid_id(y + rows.start, grid.published_column(x))
+            south_first = np.argsort(ids)
+            numbers = tally.pack(found[south_first])
+            texts = [grid.format_cell(int(cell)) for cell in ids[south_first]]
+            values = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), canvas.dim)
+            batch = pa.record_batch([pa.array(texts, pa.string()), values], schema=schema)
+            file.write_batch(batch, row_group_size=ROW_GROUP)
+    result = tally.result(str(path), canvas.dim, out.stat().st_size)
+    log.info("%s", result)
+    return result
+
+
+def _length(file: "pq.ParquetFile", name: str) -> int:
+    """Length of the vectors of a table of averages.
+
+    Raises
+    ------
+    RowsError
+        If it is not one.
+    """
+    found = file.schema_arrow.names
+    missing = [column for column in COLUMNS if column not in found]
+    if missing:
+        raise RowsError(
+            f"{name}: expected the columns {' and '.join(COLUMNS)} of a table of averages; "
+            f"{' and '.join(missing)} missing (found {', '.join(found) or 'none'})"
+        )
+    if "modality" in found:
+        raise RowsError(
+            f"{name}: holds a row an image, not averages; make a cube of it with copcube aggregate"
+        )
+    kind = file.schema_arrow.field("embedding").type
+    if getattr(kind, "list_size", 0) > 0:
+        return int(kind.list_size)
+    for batch in file.iter_batches(1, columns=["embedding"]):
+        if length := len(batch.column(0)[0].as_py() or ()):
+            return length
+    raise RowsError(f"{name}: has no rows with vectors; get it anew")
+
+
+def _repeated(ids: NDArray[np.int64], seen: NDArray[np.bool_]) -> int:
+    if seen.any():
+        return int(ids[seen][0])
+    values, counts = np.unique(ids, return_counts=True)
+    return int(values[counts > 1][0])

@@ -1,0 +1,480 @@
+"""Exact principal components of a cube, streamed: fit, project, restore.
+
+`fit` reads a cube once, block by block of the lattice and in a fixed order, so that the
+result has the same bits however the cube is chunked and whether it lies on disk or in
+memory. Products are in float32 and sums in float64 (`copcube.pca.moments`); where that is too
+coarse for what is asked, the cube is read once more with products in float64.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.cube.view import counted, present, require_dataset, spatial_dims, vectors
+from copcube.errors import CubeError, OptionError
+from copcube.pca.blas import one_thread
+from copcube.pca.moments import Axes, Batch, Floats, Moments
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Weights = Literal["area"] | None
+
+_BASIS = ("components", "mean", "explained_variance", "explained_variance_ratio")
+_SAME_ENCODER = ("encoder_sha256", "encoder_pooling")
+_CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "title")
+"""Beginnings of the names of attributes that are not true of a reduction."""
+
+_FEW = 2**15
+"""Cells up to which products are in float64 at once: it costs little, and the rounding errors
+of float32 average out over many only."""
+_NEGLIGIBLE = 1e-30
+"""Weight, relative to the largest, below which a cell counts as having none: float32 holds
+its square root, and no sum in float64 notices it."""
+_THREADS = min(os.cpu_count() or 1, 8)
+"""Blocks at work at once; each takes some 20 MB."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def fit(
+    cube: "xr.Dataset",
+    k: int | float = 16,
+    *,
+    weights: "Weights | xr.DataArray" = "area",
+    whiten: bool = False,
+) -> "xr.Dataset":
+    """Find the principal components of a cube's vectors.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        With ``embedding``, whole or in part, in any order of dimensions, lazy or not. A
+        leading dimension such as season is no axis of the analysis: the cells of all groups
+        are fitted together.
+    k : int or float
+        Number of components; or, between 0 and 1, the share of variance that they shall
+        explain at least.
+    weights : "area", None or xarray.DataArray
+        Weight of every cell: its area on the sphere, the same for all, or any (lat, lon)
+        field of finite numbers ≥ 0 on the cube's own coordinates.
+    whiten : bool
+        Whether projections are divided by their standard deviations.
+
+    Returns
+    -------
+    xarray.Dataset
+        The basis: ``components`` (component, dim) orthonormal, the entry of largest
+        magnitude of each positive; ``mean`` (dim); ``explained_variance`` and, as share of
+        the whole variance, ``explained_variance_ratio`` (component); all float64. Variances
+        are unbiased, as scikit-learn's and those of ``numpy.cov(aweights=…)`` are. Memory
+        is that of a few blocks of 45 × 45 cells.
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube or none of its cells holds a vector.
+    OptionError
+        If `k` is larger than the rank of the vectors, or `k` or `weights` is no such value.
+
+    Examples
+    --------
+    >>> from copcube.pca.components import fit, project
+    >>> basis = fit(cube, k=0.95)  # doctest: +SKIP
+    >>> fields = project(cube_of_another_year, basis)  # doctest: +SKIP
+    """
+    import xarray as xr
+
+    _check_k(k)
+    source = _Source.of(cube, weights)
+    axes = source.axes(np.float64 if source.candidates <= _FEW else np.float32)
+    if not axes.trusted(k):
+        axes = source.axes(np.float64)
+    n = axes.count(k)
+    variance, total = axes.variance[:n], axes.variance.sum()
+    name = source.field.dims[-1]
+    dim = source.field[name].values if name in source.field.coords else np.arange(len(axes.mean))
+    return xr.Dataset(
+        {
+            "components": (
+                ("component", "dim"),
+                axes.components[:n],
+                {"units": "1", "long_name": "unit vectors along the principal components"},
+            ),
+            "mean": ("dim", axes.mean, {"units": "1", "long_name": "mean embedding"}),
+            "explained_variance": (
+                "component",
+                variance,
+                {"units": "1", "long_name": "variance along the component"},
+            ),
+            "explained_variance_ratio": (
+                "component",
+                variance / total,
+                {"units": "1", "long_name": "share of the whole variance along the component"},
+            ),
+        },
+        coords={
+            "component": (
+                "component",
+                np.arange(n, dtype=np.int16),
+                {"units": "1", "long_name": "number of the principal component"},
+            ),
+            "dim": ("dim", dim, {"units": "1", "long_name": "dimension of the embedding"}),
+        },
+        attrs={
+            **_provenance(cube),
+            "reduction": "principal components",
+            "reduction_weights": _kind(weights),
+            "reduction_cells": axes.cells,
+            "reduction_whiten": int(whiten),
+        },
+    )
+
+
+def reduce(
+    cube: "xr.Dataset",
+    k: int | float = 16,
+    *,
+    weights: "Weights | xr.DataArray" = "area",
+    whiten: bool = False,
+) -> "xr.Dataset":
+    """Reduce a cube to its first principal components: `fit`, then `project`.
+
+    Parameters and errors are those of `fit`, the result that of `project`. The cube is read
+    twice; the second time, if it is dask-backed, when the result is computed or written.
+    """
+    return project(cube, fit(cube, k, weights=weights, whiten=whiten))
+
+
+def project(cube: "xr.Dataset", basis: "xr.Dataset") -> "xr.Dataset":
+    """Express the vectors of a cube on a basis, its own or another's.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        With ``embedding``, as in `fit`: another year, another region, groups or not.
+    basis : xarray.Dataset
+        What `fit` or `reduce` returned, or a file of it opened again; components may have
+        been selected from it.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``pc`` (…, lat, lon, component) float32 on the cube's coordinates, NaN where a vector
+        is missing or its cell counts no images, with the basis. Lazy if the cube is
+        dask-backed, in blocks of 45 × 45 cells whatever the cube's chunks, so that these do
+        not change a bit.
+
+    Raises
+    ------
+    CubeError
+        If one is no dataset, the first no cube, or its vectors have another length than the
+        basis or come from another encoder.
+    OptionError
+        If `basis` is none.
+    """
+    import xarray as xr
+
+    field = _embedding(cube)
+    counts = counted(cube)
+    components, deviations = _components(basis)
+    if field.shape[-1] != basis.sizes["dim"]:
+        raise CubeError(
+            f"the cube's vectors have length {field.shape[-1]}, those of the basis "
+            f"{basis.sizes['dim']}; a basis serves cubes of the encoder it was fitted on"
+        )
+    for name in _SAME_ENCODER:
+        ours, theirs = cube.attrs.get(name), basis.attrs.get(name)
+        if None not in (ours, theirs) and ours != theirs:
+            raise CubeError(
+                f"the cube has {name} {ours!r}, the basis was fitted on {theirs!r}: vectors of "
+                "different encoders have no common axes; fit a basis on this cube"
+            )
+    rotate = partial(
+        _affine,
+        before=basis["mean"].values.astype(np.float64),
+        matrix=np.ascontiguousarray(components.T) / deviations,
+        after=np.zeros(len(components)),
+        zeros_allowed=counts is not None,
+    )
+    pc = _map(field, rotate, "component", len(components))
+    if counts is not None:
+        pc = pc.where(xr.DataArray(counts.variable))
+    pc.attrs = {"units": "1", "long_name": "principal components of the embedding"}
+    attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
+    return _on_grid("pc", pc, cube, basis[list(_BASIS)], {**_provenance(cube), **attrs})
+
+
+def restore(fields: "xr.Dataset") -> "xr.Dataset":
+    """Turn principal components back into embeddings, as far as they go.
+
+    Parameters
+    ----------
+    fields : xarray.Dataset
+        What `project` or `reduce` returned; cells and components may have been selected.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``embedding`` (…, lat, lon, dim) float32, NaN where ``pc`` is; lazy if it is.
+
+    Raises
+    ------
+    CubeError
+        If there is no ``pc``.
+    OptionError
+        If its basis is not with it.
+    """
+    field = vectors(fields.drop_vars("embedding", errors="ignore"))
+    components, deviations = _components(fields)
+    expand = partial(
+        _affine,
+        before=np.zeros(len(components)),
+        matrix=components * deviations[:, None],
+        after=fields["mean"].values.astype(np.float64),
+        zeros_allowed=True,
+    )
+    embedding = _map(field, expand, "dim", components.shape[1])
+    embedding.attrs = {
+        "units": "1",
+        "long_name": f"embedding, restored from {len(components)} principal components",
+    }
+    basis = fields[["dim"] if "dim" in fields.coords else []]
+    return _on_grid("embedding", embedding, fields, basis, fields.attrs)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Vectors to fit, (…, lat, lon, dim), and the weight of every cell, (lat, lon)."""
+
+    field: "xr.DataArray"
+    weights: Floats
+    wanted: NDArray[np.bool_]  # (…, lat, lon): may hold a vector, and has weight
+    zeros_allowed: bool
+
+    @classmethod
+    def of(cls, cube: "xr.Dataset", weights: "Weights | xr.DataArray") -> "_Source":
+        field, counts = _embedding(cube), counted(cube)
+        mask = np.ones(field.shape[:-1], bool) if counts is None else counts.values
+        weight = _weights(field, weights, mask)
+        return cls(field, weight, mask & (weight > 0), counts is not None)
+
+    @property
+    def candidates(self) -> int:
+        """Cells that may hold a vector."""
+        return int(self.wanted.sum())
+
+    def axes(self, dtype: type[Any]) -> Axes:
+        """Read everything once, with products in `dtype`."""
+        moments = Moments(self.field.shape[-1])
+        with one_thread():
+            for batch in _ahead(partial(self._batch, dtype=dtype), self._blocks()):
+                if batch is not None:
+                    moments.add(batch)
+        if moments.cells == 0:
+            raise CubeError(
+                "no cell holds a vector, or none that does has a weight above zero: there is "
+                "nothing to reduce; does the selected region hold land?"
+            )
+        return Axes.of(moments, dtype)
+
+    def _blocks(self) -> Iterator[tuple[Any, ...]]:
+        """Places of the lattice's blocks that hold vectors, row by row of blocks."""
+        lat, lon = (self.field[dim].values for dim in self.field.dims[-3:-1])
+        row, col = grid.cell_at(lat, 0)[0], grid.cell_at(0, lon)[1]
+        for lead in np.ndindex(self.field.shape[:-3]):
+            for rows in _runs(row // grid.BLOCK):
+                for cols in _runs(col // grid.BLOCK):
+                    if self.wanted[(*lead, rows, cols)].any():
+                        yield (*lead, rows, cols)
+
+    def _batch(self, place: tuple[Any, ...], dtype: type[Any]) -> Batch | None:
+        """Read and multiply the vectors of one block; None if it turns out to have none."""
+        wanted = self.wanted[place]
+        x, w = self.field.variable[place].values[wanted], self.weights[place[-2:]][wanted]
+        finite = present(x, zeros_allowed=self.zeros_allowed)
+        if not finite.all():
+            x, w = x[finite], w[finite]
+        return Batch.of(x, w, dtype) if len(x) else None
+
+
+def _embedding(cube: "xr.Dataset") -> "xr.DataArray":
+    field = vectors(cube)
+    if field.name != "embedding":
+        raise CubeError("expected a cube with a variable embedding, found a reduction of one")
+    return field
+
+
+def _check_k(k: int | float) -> None:
+    whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
+    share = isinstance(k, (float, np.floating))
+    if not ((whole and k >= 1) or (share and 0 < k < 1)):
+        raise OptionError(
+            f"k={k!r}; expected a number of components, 1 or more, or a share of the variance "
+            "between 0 and 1, such as 0.95"
+        )
+
+
+def _weights(
+    field: "xr.DataArray", weights: "Weights | xr.DataArray", mask: NDArray[np.bool_]
+) -> Floats:
+    """Weight of every cell, (lat, lon), at most 1; 0 where no group holds a vector."""
+    used = mask.reshape(-1, *mask.shape[-2:]).any(axis=0)
+    values = np.asarray(used, np.float64)
+    if isinstance(weights, str) and weights == "area":
+        row = grid.cell_at(field[field.dims[-3]].values, 0)[0]
+        values = np.where(used, grid.areas()[row][:, None], 0)
+    elif weights is not None:
+        values = np.where(used, _aligned(field, weights), 0)
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise OptionError(
+                "weights hold values that are negative or not finite where the cube has "
+                "vectors; give finite numbers ≥ 0 there"
+            )
+    values /= values.max(initial=0) or 1
+    values[values < _NEGLIGIBLE] = 0
+    return values
+
+
+def _kind(weights: "Weights | xr.DataArray") -> str:
+    return "none" if weights is None else weights if isinstance(weights, str) else "given"
+
+
+def _aligned(field: "xr.DataArray", weights: "xr.DataArray") -> Floats:
+    """Values of a field of weights, (lat, lon), after checking that it is on the cube's cells."""
+    import xarray as xr
+
+    if not isinstance(weights, xr.DataArray):
+        raise OptionError(f"weights={weights!r}; expected 'area', None or a DataArray")
+    ours, theirs = field.dims[-3:-1], spatial_dims(weights)
+    if weights.ndim != 2:
+        raise OptionError(f"weights have the dimensions {weights.dims}; expected {theirs} alone")
+    for a, b in zip(ours, theirs, strict=True):
+        if not np.array_equal(field[a].values, weights[b].values):
+            raise OptionError(
+                f"weights have another {b} than the cube: expected the same values in the same "
+                "order; bring them there with weights.reindex_like(cube)"
+            )
+    return weights.transpose(*theirs).values.astype(np.float64)
+
+
+def _components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
+    """Components, (component, dim), and what projections on them are divided by."""
+    require_dataset(basis, "the basis of a reduction")
+    missing = [name for name in _BASIS if name not in basis]
+    missing += [name for name in ("reduction_whiten",) if name not in basis.attrs]
+    if missing:
+        raise OptionError(
+            f"expected the basis of a reduction, found no {', '.join(missing)}; give what "
+            "fit or reduce returned, with its attributes"
+        )
+    components = basis["components"].transpose("component", "dim").values.astype(np.float64)
+    variance = basis["explained_variance"].values.astype(np.float64)
+    whiten = int(basis.attrs["reduction_whiten"]) == 1
+    return components, np.sqrt(variance) if whiten else np.ones(len(components))
+
+
+def _map(
+    field: "xr.DataArray", function: Callable[[NDArray[Any]], NDArray[Any]], name: str, size: int
+) -> "xr.DataArray":
+    """Map blocks of vectors, (…, lat, lon, n), to such of `size`; lazily if dask-backed.
+
+    Blocks are the same for every kind of array, so that matrix products in them are.
+    """
+    import xarray as xr
+
+    *lead, n_lat, n_lon, _ = field.shape
+    shape, values = (*lead, n_lat, n_lon, size), field.variable
+    if field.chunks is not None:
+        import dask.array as da
+
+        data = field.data.rechunk((*(1 for _ in lead), grid.BLOCK, grid.BLOCK, -1))
+        result = da.map_blocks(  # type: ignore[no-untyped-call]
+            function,
+            data,
+            dtype=np.float32,
+            chunks=(*data.chunks[:-1], (size,)),
+            meta=np.empty((0,) * len(shape), np.float32),
+        )
+    else:
+        result = np.empty(shape, np.float32)
+        places = [
+            (*at, slice(i, i + grid.BLOCK), slice(j, j + grid.BLOCK))
+            for at in np.ndindex(*lead)
+            for i in range(0, n_lat, grid.BLOCK)
+            for j in range(0, n_lon, grid.BLOCK)
+        ]
+        blocks = _ahead(lambda place: function(values[place].values), places)
+        for place, block in zip(places, blocks, strict=True):
+            result[place] = block
+    return xr.DataArray(result, dims=(*field.dims[:-1], name))
+
+
+def _affine(
+    x: NDArray[Any], *, before: Floats, matrix: Floats, after: Floats, zeros_allowed: bool
+) -> NDArray[np.float32]:
+    """``(x - before) @ matrix + after`` in float64 where x is finite along the last axis."""
+    result = np.full((*x.shape[:-1], matrix.shape[1]), np.nan, np.float32)
+    here = present(x, zeros_allowed=zeros_allowed)
+    if here.any():
+        y = x[here].astype(np.float64)
+        y -= before
+        with one_thread():
+            result[here] = y @ matrix + after
+    return result
+
+
+def _on_grid(
+    name: str, result: "xr.DataArray", source: "xr.Dataset", basis: "xr.Dataset", attrs: Any
+) -> "xr.Dataset":
+    """Dataset of a result and its basis, with the coordinates of the source's cells."""
+    bounds = {coordinate.attrs.get("bounds") for coordinate in source.coords.values()}
+    coords = {
+        key: coordinate.variable
+        for key, coordinate in source.coords.items()
+        if set(coordinate.dims) <= set(result.dims[:-1]) or key in bounds
+    }
+    if "crs" in coords:
+        result.attrs["grid_mapping"] = "crs"
+    return basis.assign({name: result}).assign_coords(coords).assign_attrs(attrs)
+
+
+def _provenance(cube: "xr.Dataset") -> dict[str, Any]:
+    """Attributes of a cube that are true of its reduction and that any format can hold."""
+    return {
+        key: value
+        for key, value in cube.attrs.items()
+        if isinstance(value, (str, int, float, np.number)) and not key.startswith(_CUBES_ONLY)
+    }
+
+
+def _runs(index: NDArray[np.int64]) -> list[slice]:
+    """Slices of equal neighbours."""
+    cuts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+def _ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Map in order, on a few threads and a few items ahead."""
+    waiting: deque[Future[_R]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * _THREADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

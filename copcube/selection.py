@@ -1,0 +1,77 @@
+"""Which modalities and dates are wanted."""
+
+import calendar
+import datetime
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from copcube.errors import OptionError
+from copcube.modalities import select
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images of a source to read.
+
+    Parameters
+    ----------
+    modalities : tuple of str
+        Keys, in the fixed order.
+    start, end : str or None
+        First and last date, YYYYMMDD, both inclusive; images without a date (the DEM)
+        always pass.
+    """
+
+    modalities: tuple[str, ...]
+    start: str | None = None
+    end: str | None = None
+
+    @classmethod
+    def of(cls, modalities: Iterable[str] | None = None, dates: str | None = None) -> "Selection":
+        """Make a selection from keys and a text such as ``2021`` or ``2021-03..2021-08-15``.
+
+        Raises
+        ------
+        OptionError
+            If a key is unknown, or the dates cannot be read or run backwards.
+
+        Examples
+        --------
+        >>> Selection.of(["dem"], "2021-02")
+        Selection(modalities=('dem',), start='20210201', end='20210228')
+        """
+        start, end = (None, None) if dates is None else _span(dates)
+        return cls(select(modalities), start, end)
+
+    def admits(self, date: str | None) -> bool:
+        """Whether an image of this date is selected."""
+        if date is None:
+            return True
+        return (self.start is None or self.start <= date) and (self.end is None or date <= self.end)
+
+
+def _span(text: str) -> tuple[str | None, str | None]:
+    first, dots, last = text.partition("..")
+    start = _edge(first, last=False) if first or not dots else None
+    end = _edge(last if dots else first, last=True) if last or not dots else None
+    if start is not None and end is not None and end < start:
+        raise OptionError(f"dates {text!r} end before they start")
+    return start, end
+
+
+def _edge(text: str, *, last: bool) -> str:
+    """First or last day, YYYYMMDD, of a year, month or day such as 2021, 2021-02, 2021-02-03."""
+    match = re.fullmatch(r"(\d{4})(?:-?(\d{2}))?(?:-?(\d{2}))?", text.strip())
+    try:
+        if match is None:
+            raise ValueError
+        year = int(match[1])
+        month = int(match[2] or (12 if last else 1))
+        day = int(match[3] or (calendar.monthrange(year, month)[1] if last else 1))
+        return datetime.date(year, month, day).strftime("%Y%m%d")
+    except ValueError:
+        raise OptionError(
+            f"{text!r} is not a date; expected a year, month or day, or two of them around "
+            "'..', such as 2021, 2021-03..2021-08 or 2021-03-01..2021-08-15"
+        ) from None
