@@ -55,16 +55,16 @@ class Copembed:
         return coverage(self._ds)
 
     def filled(self) -> xr.DataArray:
-        """Which cells hold a vector, (…, lat, lon) bool; `copcube.cube.view.filled`."""
-        from copcube.cube.view import filled
+        """Which cells hold a vector, (…, lat, lon) bool; `copcube.cube.view.CubeView.filled`."""
+        from copcube.cube.view import CubeView
 
-        return filled(self._ds)
+        return CubeView.of(self._ds).filled()
 
     def at(self, lat: float, lon: float) -> xr.Dataset:
-        """Select the cell that holds a point, longitude of any turn; `copcube.cube.view.at`."""
-        from copcube.cube.view import at
+        """Select the cell that holds a point, longitude of any turn; `copcube.cube.view.CubeView.at`."""
+        from copcube.cube.view import CubeView
 
-        return at(self._ds, lat, lon)
+        return CubeView.of(self._ds).at(lat, lon)
 
     def reduce(
         self,

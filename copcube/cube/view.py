@@ -1,21 +1,30 @@
-"""Which cells hold a vector, and where latitude and longitude are.
+"""What a cube-like dataset is: its vectors, its counts, and where its cells lie.
 
-A dataset is taken as people leave it: sliced, transposed, with renamed dimensions, lazy or
-not. What it must have is ``embedding`` (a cube) or ``pc`` (its reduction) on a latitude and
-a longitude, which are recognised by CF attributes or by name.
+People hand over datasets as they left them: sliced, transposed, with renamed dimensions, lazy
+or in memory. A dataset must have ``embedding`` (a cube) or ``pc`` (a reduction) on a latitude
+and a longitude, which are recognised by their CF attributes or their names. Every public
+function makes one `CubeView` of each dataset it is given, and asks only the view from then on.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.cube.schema import labels
 from copcube.errors import CubeError, GridError
-from copcube.grid import lattice_index
+from copcube.grid import Integers, lattice_index
 
 if TYPE_CHECKING:
     import xarray as xr
+
+Part = tuple[Any, ...]
+"""Positions along (…, lat, lon): one integer, slice or 1-D array for each dimension."""
 
 _VECTORS = {"embedding": "dim", "pc": "component"}
 """Variables that hold vectors, and the usual name of the dimension along them."""
@@ -31,6 +40,303 @@ _AXES = {
     ),
 }
 """Names and units (CF 1.11, sections 4.1 and 4.2) by standard name."""
+
+
+@dataclass(frozen=True, eq=False)
+class CubeView:
+    """A cube or a reduction, checked once. Make one with `CubeView.of`.
+
+    What costs something to find out (`counts`, `row`, `col`, `groups`) is found out when it is
+    first used, and then kept.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        The dataset itself.
+    field : xarray.DataArray
+        Its vectors, (…, lat, lon, dim), with leading dimensions such as modality or season in
+        front; lazy if the dataset is.
+
+    Examples
+    --------
+    >>> view = CubeView.of(cube)  # doctest: +SKIP
+    >>> view.field.dims, int(view.filled().sum())  # doctest: +SKIP
+    (('lat', 'lon', 'dim'), 312567)
+    """
+
+    dataset: "xr.Dataset"
+    field: "xr.DataArray"
+
+    @classmethod
+    def of(cls, ds: "xr.Dataset", holds: Literal["embedding", "pc"] | None = None) -> Self:
+        """Find and check the vectors of a dataset.
+
+        Parameters
+        ----------
+        ds : xarray.Dataset
+            A cube or a reduction.
+        holds : {"embedding", "pc"}, optional
+            The variable that must be there; by default ``embedding``, or else ``pc``.
+
+        Raises
+        ------
+        CubeError
+            If `ds` is no dataset, has no such variable, or that has not such dimensions.
+        """
+        require_dataset(ds, "an embedding cube or its reduction")
+        name = holds or next((name for name in _VECTORS if name in ds), None)
+        if name is None or name not in ds:
+            raise CubeError(_not_there(ds, holds))
+        lat, lon = spatial_dims(ds[name])
+        others = [dim for dim in ds[name].dims if dim not in (lat, lon)]
+        usual = _VECTORS[name]
+        along = usual if usual in others else others[0] if len(others) == 1 else None
+        if along is None:
+            raise CubeError(
+                f"{name} has the dimensions {', '.join(map(str, ds[name].dims))}; expected the "
+                f"one along its vectors to be named {usual}; rename it"
+            )
+        lead = [dim for dim in others if dim != along]
+        return cls(ds, ds[name].transpose(*lead, lat, lon, along))
+
+    @property
+    def name(self) -> str:
+        """``embedding`` or ``pc``."""
+        return str(self.field.name)
+
+    @property
+    def lead(self) -> tuple[str, ...]:
+        """Names of the leading dimensions."""
+        return tuple(map(str, self.field.dims[:-3]))
+
+    @property
+    def lat(self) -> str:
+        """Name of the dimension along latitude."""
+        return str(self.field.dims[-3])
+
+    @property
+    def lon(self) -> str:
+        """Name of the dimension along longitude."""
+        return str(self.field.dims[-2])
+
+    @property
+    def dim(self) -> str:
+        """Name of the dimension along the vectors."""
+        return str(self.field.dims[-1])
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the vectors are a dask array."""
+        return self.field.chunks is not None
+
+    @cached_property
+    def counts(self) -> "xr.DataArray | None":
+        """Which cells have images, (…, lat, lon) bool in memory; None if nothing counts them."""
+        images = self._images
+        return None if images is None else _mask(images, images.values > 0)
+
+    @property
+    def _images(self) -> "xr.DataArray | None":
+        """``n_images`` with the dimensions of the field, if it has just those."""
+        dims = self.field.dims[:-1]
+        if "n_images" not in self.dataset or set(self.dataset["n_images"].dims) != set(dims):
+            return None
+        return self.dataset["n_images"].transpose(*dims)
+
+    @property
+    def zeros_allowed(self) -> bool:
+        """Whether a vector of zeros is one, rather than what published maps mean by missing."""
+        return self.name != "embedding" or self._images is not None
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Labels along every leading dimension."""
+        coords = {dim: self.field[dim] for dim in self.lead}
+        return {
+            dim: labels(dim, v.values, v.attrs)
+            if v.dtype.kind == "i" and dim in self.field.coords
+            else tuple(map(str, v.values))
+            for dim, v in coords.items()
+        }
+
+    @cached_property
+    def _lattice(self) -> tuple[Integers, Integers]:
+        return lattice_index(self.field[self.lat].values, self.field[self.lon].values)
+
+    @property
+    def row(self) -> Integers:
+        """Row on the lattice of every latitude; GridError if one is no node of it."""
+        return self._lattice[0]
+
+    @property
+    def col(self) -> Integers:
+        """Column on the lattice of every longitude; GridError if one is no node of it."""
+        return self._lattice[1]
+
+    def positions(self) -> tuple[Integers, Integers]:
+        """Where the rows and columns of the lattice are in this dataset.
+
+        Returns
+        -------
+        rows, cols : numpy.ndarray
+            (721,) and (1440,) int64 positions along `lat` and `lon`; -1 where outside.
+
+        Raises
+        ------
+        GridError
+            If coordinates are not nodes of the lattice, or one is there twice.
+        """
+        rows = _positions(self.row, grid.N_LAT, self.lat)
+        return rows, _positions(self.col, grid.N_LON, self.lon)
+
+    def blocks(self) -> Iterator[Part]:
+        """Parts of the dataset that lie in one block of the lattice each and have images.
+
+        They come group by group and row by row of blocks, so that what is summed over them
+        does not depend on how the dataset is chunked. A dataset off the lattice is divided by
+        the cells that hold its points.
+        """
+        row = grid.cell_at(self.field[self.lat].values, 0)[0]
+        col = grid.cell_at(0, self.field[self.lon].values)[1]
+        for lead in np.ndindex(self.field.shape[:-3]):
+            for rows in _runs(row // grid.BLOCK):
+                for cols in _runs(col // grid.BLOCK):
+                    part = (*lead, rows, cols)
+                    if self.counts is None or self.counts.variable[part].values.any():
+                        yield part
+
+    def read(self, part: Part) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+        """Read a part of the vectors.
+
+        Parameters
+        ----------
+        part : tuple
+            One integer, slice or 1-D array of positions for each of (…, lat, lon); integers
+            drop their dimension, arrays select along theirs alone.
+
+        Returns
+        -------
+        filled : numpy.ndarray
+            (cells…) bool: which cells hold a vector: they have images, if these are counted,
+            and all values are finite.
+        vectors : numpy.ndarray
+            (cells…, dim) of all cells, in the dtype of the field. Where no cell has images the
+            vectors are not read, and all are NaN.
+
+        Raises
+        ------
+        CubeError
+            If nothing counts images and a vector of a cube is all zeros.
+        """
+        counted = None if self.counts is None else self.counts.variable[part].values
+        if counted is not None and not counted.any():
+            shape = (*counted.shape, self.field.shape[-1])
+            return counted, np.broadcast_to(np.array(np.nan, self.field.dtype), shape)
+        values = self.field.variable[part].values
+        filled = present(values, zeros_allowed=self.zeros_allowed)
+        return filled if counted is None else filled & counted, values
+
+    def filled(self) -> "xr.DataArray":
+        """Which cells hold a vector: those with images or, where nothing counts, a finite one.
+
+        Returns
+        -------
+        xarray.DataArray
+            (…, lat, lon) bool, in memory. Without counts all vectors are read, in bounded
+            memory, and one with a value that is not finite is missing.
+
+        Raises
+        ------
+        CubeError
+            If the dataset has neither counts nor NaN for what is missing but vectors of zeros,
+            as the published maps do.
+        """
+        if self.counts is not None:
+            return self.counts
+        mask = np.zeros(self.field.shape[:-1], bool)
+        for lead in np.ndindex(mask.shape[:-2]):
+            for start in range(0, mask.shape[-2], grid.BLOCK):
+                part = (*lead, slice(start, start + grid.BLOCK), slice(None))
+                mask[part], _ = self.read(part)
+        return _mask(self.field.isel({self.dim: 0}, drop=True), mask)
+
+    def masked(self) -> "xr.DataArray":
+        """Return the vectors, with NaN where counts say that there are none.
+
+        Returns
+        -------
+        xarray.DataArray
+            Like `field`, lazy if it is. Without counts a cube's vectors are checked when they
+            are computed, and computing raises CubeError if one is all zeros.
+        """
+        import xarray as xr
+
+        if self.counts is not None:
+            masked = self.field.where(self.counts)
+        elif self.zeros_allowed:
+            return self.field
+        else:
+            masked = xr.apply_ufunc(
+                refuse_zeros,
+                self.field,
+                input_core_dims=[[self.dim]],
+                output_core_dims=[[self.dim]],
+                dask="parallelized",
+                output_dtypes=[self.field.dtype],
+                dask_gufunc_kwargs={"allow_rechunk": True},
+                keep_attrs=True,
+            )
+        masked.encoding = self.field.encoding
+        return masked
+
+    def at(self, lat: float, lon: float) -> "xr.Dataset":
+        """Select the cell that holds a point.
+
+        Parameters
+        ----------
+        lat, lon : float
+            Degrees north and east; -180…180 and 0…360 mean the same places.
+
+        Returns
+        -------
+        xarray.Dataset
+            All variables of the one cell, lazy if they were; leading dimensions stay, with NaN
+            where a group has no vector.
+
+        Raises
+        ------
+        GridError
+            If the cell lies outside the dataset, or the point not on the globe.
+        CubeError
+            If the cell holds no vector in any group.
+
+        Examples
+        --------
+        >>> CubeView.of(cube).at(48.1, 11.6).embedding.values  # doctest: +SKIP
+        """
+        row, col = (int(index) for index in grid.cell_at(lat, lon))
+        i, j = np.flatnonzero(self.row == row), np.flatnonzero(self.col == col)
+        node_lat, node_lon = grid.centre(grid.grid_id(row, col))
+        cell = f"lat {lat:g}, lon {lon:g} lies in the cell at lat {node_lat:.2f}, "
+        cell += f"lon {node_lon:.2f}"
+        if not (len(i) and len(j)):
+            y, x = self.field[self.lat].values, self.field[self.lon].values
+            raise GridError(
+                f"{cell}, which this dataset does not reach; it has {self.lat} {y.min():g} to "
+                f"{y.max():g} and {self.lon} {x.min():g} to {x.max():g}"
+            )
+        where = {self.lat: int(i[0]), self.lon: int(j[0])}
+        # The counts of this one cell are read, not `self.counts`, which are those of all.
+        if self._images is not None:
+            there = self._images.isel(where).values > 0
+        else:
+            there = self.field.isel(where).notnull().values.all(axis=-1)
+        if not there.any():
+            raise CubeError(
+                f"{cell}, which holds no vector: no image is there (open ocean and the poles "
+                "have none)"
+            )
+        return self.dataset.isel(where)
 
 
 def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
@@ -51,14 +357,11 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
     CubeError
         If one is not there or there are several.
     """
-    dims = next(
-        (ds[name].dims for name in _VECTORS if name in getattr(ds, "data_vars", ())), ds.dims
-    )
-    found = []
+    names_of_both = []
     for axis, (names, units) in _AXES.items():
-        mine = [
+        candidates = [
             str(dim)
-            for dim in dims
+            for dim in ds.dims
             if dim in ds.coords
             and (
                 ds[dim].attrs.get("standard_name") == axis
@@ -66,48 +369,16 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
                 or str(dim).lower() in names
             )
         ]
-        if len(mine) != 1:
+        if len(candidates) != 1:
             raise CubeError(
                 f"expected one dimension of {axis} with its coordinate, found "
-                f"{' and '.join(mine) or 'none'} among {', '.join(map(str, dims)) or 'no dims'}; "
-                f"name it {names[0]} or give its coordinate the standard_name {axis}"
-                " (a selection by one number drops a dimension: select by a list or a slice)"
+                f"{' and '.join(candidates) or 'none'} among "
+                f"{', '.join(map(str, ds.dims)) or 'no dims'}; name it {names[0]} or give its "
+                f"coordinate the standard_name {axis} (a selection by one number drops a "
+                "dimension: select by a list or a slice)"
             )
-        found.append(mine[0])
-    return found[0], found[1]
-
-
-def vectors(cube: "xr.Dataset") -> "xr.DataArray":
-    """The vectors of a cube or a reduction, as a view with dimensions in canonical order.
-
-    Returns
-    -------
-    xarray.DataArray
-        ``embedding`` or else ``pc``, (…, lat, lon, dim), lazy if it is; leading dimensions
-        such as modality or season in front.
-
-    Raises
-    ------
-    CubeError
-        If it is no dataset, has no such variable, or that has not such dimensions.
-    """
-    require_dataset(cube, "an embedding cube or its reduction")
-    name = next((name for name in _VECTORS if name in cube), None)
-    if name is None:
-        raise CubeError(
-            "expected an embedding cube with a variable embedding, or its reduction with pc; "
-            f"found {', '.join(map(str, cube.data_vars)) or 'no variables'}"
-        )
-    lat, lon = spatial_dims(cube)
-    others = [dim for dim in cube[name].dims if dim not in (lat, lon)]
-    along = _VECTORS[name] if _VECTORS[name] in others else others[0] if len(others) == 1 else None
-    if along is None:
-        raise CubeError(
-            f"{name} has the dimensions {', '.join(map(str, cube[name].dims))}; expected the one "
-            f"along its vectors to be named {_VECTORS[name]}; rename it"
-        )
-    lead = [dim for dim in others if dim != along]
-    return cube[name].transpose(*lead, lat, lon, along)
+        names_of_both.append(candidates[0])
+    return names_of_both[0], names_of_both[1]
 
 
 def require_dataset(ds: object, what: str) -> None:
@@ -127,48 +398,8 @@ def require_dataset(ds: object, what: str) -> None:
         )
 
 
-def filled(cube: "xr.Dataset") -> "xr.DataArray":
-    """Which cells hold a vector: those with images or, where no counts are, a finite one.
-
-    Parameters
-    ----------
-    cube : xarray.Dataset
-        A cube or a reduction. Without ``n_images``, all vectors are read, in bounded memory.
-
-    Returns
-    -------
-    xarray.DataArray
-        (…, lat, lon) bool, in memory. A vector with a value that is not finite is missing.
-
-    Raises
-    ------
-    CubeError
-        If the dataset is no cube, or has neither counts nor NaN for what is missing but
-        vectors of zeros, as the published maps do.
-    """
-    field = vectors(cube)
-    counts = counted(cube)
-    if counts is not None:
-        return counts
-    mask = np.zeros(field.shape[:-1], bool)
-    for lead in np.ndindex(mask.shape[:-2]):
-        for start in range(0, mask.shape[-2], grid.BLOCK):
-            at = (*lead, slice(start, start + grid.BLOCK))
-            mask[at] = present(field[at].values, zeros_allowed=field.name != "embedding")
-    return _mask(field.isel({field.dims[-1]: 0}, drop=True), mask)
-
-
-def counted(cube: "xr.Dataset") -> "xr.DataArray | None":
-    """Cells with images, (…, lat, lon) bool in memory; None if the cube does not count."""
-    dims = vectors(cube).dims[:-1]
-    if "n_images" not in cube or set(cube["n_images"].dims) != set(dims):
-        return None
-    counts = cube["n_images"].transpose(*dims)
-    return _mask(counts, counts.values > 0)
-
-
 def present(values: NDArray[Any], *, zeros_allowed: bool = False) -> NDArray[np.bool_]:
-    """Which vectors, along the last axis, are finite.
+    """Find which vectors, along the last axis, are finite.
 
     Raises
     ------
@@ -198,57 +429,16 @@ def refuse_zeros(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def at(cube: "xr.Dataset", lat: float, lon: float) -> "xr.Dataset":
-    """Select the cell that holds a point.
-
-    Parameters
-    ----------
-    cube : xarray.Dataset
-        A cube or a reduction on nodes of the 0.25° lattice, whole or in part, in any order.
-    lat, lon : float
-        Degrees north and east; -180…180 and 0…360 mean the same places.
-
-    Returns
-    -------
-    xarray.Dataset
-        All variables of the one cell, lazy if they were; leading dimensions stay, with NaN
-        where a group has no vector.
-
-    Raises
-    ------
-    GridError
-        If the cell lies outside the dataset, or the point not on the globe.
-    CubeError
-        If the cell holds no vector in any group, or the dataset is no cube.
-
-    Examples
-    --------
-    >>> at(cube, 48.1, 11.6).embedding.values  # doctest: +SKIP
-    """
-    field = vectors(cube)
-    y, x = field.dims[-3:-1]
-    rows, cols = lattice_index(field[y].values, field[x].values)
-    row, col = (int(index) for index in grid.cell_at(lat, lon))
-    i, j = np.flatnonzero(rows == row), np.flatnonzero(cols == col)
-    node_lat, node_lon = grid.centre(grid.grid_id(row, col))
-    place = f"the cell at lat {node_lat:.2f}, lon {node_lon:.2f}"
-    if not (len(i) and len(j)):
-        raise GridError(
-            f"lat {lat:g}, lon {lon:g} lies in {place}, which this dataset does not reach; it "
-            f"has {y} {field[y].values.min():g} to {field[y].values.max():g} and "
-            f"{x} {field[x].values.min():g} to {field[x].values.max():g}"
-        )
-    cell = {y: int(i[0]), x: int(j[0])}
-    mask = counted(cube)
-    here = (
-        field.isel(cell).notnull().values.all(axis=-1) if mask is None else mask.isel(cell).values
-    )
-    if not here.any():
-        raise CubeError(
-            f"lat {lat:g}, lon {lon:g} lies in {place}, which holds no vector: no image is "
-            "there (open ocean and the poles have none)"
-        )
-    return cube.isel(cell)
+def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
+    """Message for a dataset that lacks the variable with the vectors."""
+    if holds == "embedding" and "pc" in ds:
+        return "expected a cube with a variable embedding, found a reduction of one"
+    wanted = {
+        None: "an embedding cube with a variable embedding, or its reduction with pc",
+        "embedding": "an embedding cube with a variable embedding",
+        "pc": "a reduction with a variable pc",
+    }[holds]
+    return f"expected {wanted}; found {', '.join(map(str, ds.data_vars)) or 'no variables'}"
 
 
 def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":
@@ -256,3 +446,36 @@ def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":
     mask.attrs = {"long_name": "whether the cell holds a vector"}
     mask.encoding = {}
     return mask
+
+
+def _positions(index: Integers, size: int, name: str) -> Integers:
+    """For every row or column of the lattice, where it is in a dataset; -1 if nowhere."""
+    if len(np.unique(index)) < len(index):
+        raise GridError(
+            f"{name} has {len(index)} values on {len(np.unique(index))} places of the lattice; "
+            "expected each once: drop repeated ones, such as 360° beside 0°"
+        )
+    where = np.full(size, -1, np.int64)
+    where[index] = np.arange(len(index))
+    return where
+
+
+def _runs(index: NDArray[np.int64]) -> list[slice]:
+    """Slices of equal neighbours."""
+    cuts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+def vectors(cube: "xr.Dataset") -> "xr.DataArray":
+    """Return `CubeView.field`."""
+    return CubeView.of(cube).field
+
+
+def counted(cube: "xr.Dataset") -> "xr.DataArray | None":
+    """Return `CubeView.counts`."""
+    return CubeView.of(cube).counts
+
+
+def filled(cube: "xr.Dataset") -> "xr.DataArray":
+    """Return `CubeView.filled`."""
+    return CubeView.of(cube).filled()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from copcube.cube.view import counted, filled, spatial_dims, vectors
+from copcube.cube.view import CubeView, spatial_dims
 from copcube.errors import CubeError
 
 LAT, LON = np.arange(60, 30, -0.25), np.arange(0, 20, 0.25)
@@ -27,13 +27,13 @@ def small(counts=True, lead=()):
 def test_finds_the_filled_cells(counts, lead, chunks):
     ds, mask = small(counts, lead)
     ds = ds if chunks is None else ds.chunk(chunks)
-    found = filled(ds)
+    found = CubeView.of(ds).filled()
     assert found.dtype == bool
     assert found.chunks is None
     assert found.dims == (*(name for name, _ in lead), "lat", "lon")
     assert np.array_equal(found.values, mask)
     assert found.lat.identical(ds.lat)
-    assert (counted(ds) is None) != counts
+    assert (CubeView.of(ds).counts is None) != counts
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -43,7 +43,7 @@ def test_one_value_that_is_not_finite_makes_a_vector_missing(bad, at):
     row, col = (int(i[0]) for i in np.nonzero(mask))
     ds.embedding[row, col, at] = bad
     mask[row, col] = False
-    assert np.array_equal(filled(ds), mask)
+    assert np.array_equal(CubeView.of(ds).filled(), mask)
 
 
 def test_counts_are_believed_without_reading_vectors():
@@ -55,44 +55,46 @@ def test_counts_are_believed_without_reading_vectors():
         raise AssertionError("the embedding was read")
 
     lazy = da.map_blocks(refuse, ds.embedding.chunk().data, meta=np.empty((0, 0, 0), "f4"))
-    assert np.array_equal(filled(ds.assign(embedding=(ds.embedding.dims, lazy))), mask)
+    assert np.array_equal(
+        CubeView.of(ds.assign(embedding=(ds.embedding.dims, lazy))).filled(), mask
+    )
 
 
 def test_counts_that_became_floats_by_masking():
     ds, mask = small()
     north = ds.where(ds.lat > 45)
-    assert np.array_equal(filled(north), mask & (LAT > 45)[:, None])
+    assert np.array_equal(CubeView.of(north).filled(), mask & (LAT > 45)[:, None])
 
 
 def test_counts_on_other_dimensions_do_not_count():
     ds, mask = small(lead=(("season", 3),))
     partial = ds.assign(n_images=ds.n_images.sum("season"))
-    assert counted(partial) is None
-    assert np.array_equal(filled(partial), mask)
+    assert CubeView.of(partial).counts is None
+    assert np.array_equal(CubeView.of(partial).filled(), mask)
 
 
 def test_what_is_no_dataset_is_refused():
     ds, _ = small()
     for other in ("world.zarr", ds.embedding, ds.embedding.values, None):
         with pytest.raises(CubeError, match=rf"found {type(other).__name__}; open a file with"):
-            filled(other)
+            CubeView.of(other).filled()
 
 
 def test_zeros_without_counts_are_refused_and_with_counts_are_vectors():
     ds, mask = small()
     zeros = ds.assign(embedding=ds.embedding * 0)
-    assert np.array_equal(filled(zeros), mask)
+    assert np.array_equal(CubeView.of(zeros).filled(), mask)
     with pytest.raises(CubeError, match=f"{mask[:45].sum()} cells.*engine='copembed'"):
-        filled(zeros.drop_vars("n_images"))
+        CubeView.of(zeros.drop_vars("n_images")).filled()
     published = ds.embedding.fillna(0).to_dataset()
     with pytest.raises(CubeError, match="zeros"):
-        filled(published)
+        CubeView.of(published).filled()
 
 
 def test_reductions_may_hold_zeros():
     ds, mask = small(counts=False)
     pc = (ds.embedding * 0).rename("pc", dim="component").to_dataset()
-    assert np.array_equal(filled(pc), mask)
+    assert np.array_equal(CubeView.of(pc).filled(), mask)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +116,8 @@ def test_finds_latitude_and_longitude_by_name_or_convention(rename, attrs):
             ds[name].attrs[key] = value
     turned = ds.transpose("dim", *reversed(names))
     assert spatial_dims(turned) == spatial_dims(turned.embedding) == names
-    assert vectors(turned).dims == (*names, "dim")
-    assert np.array_equal(filled(turned), mask)
+    assert CubeView.of(turned).field.dims == (*names, "dim")
+    assert np.array_equal(CubeView.of(turned).filled(), mask)
 
 
 def test_projected_coordinates_are_no_latitudes():
@@ -128,23 +130,23 @@ def test_projected_coordinates_are_no_latitudes():
 def test_says_what_is_missing():
     ds, _ = small()
     with pytest.raises(CubeError, match=r"variable embedding.*found n_images"):
-        filled(ds.drop_vars("embedding"))
+        CubeView.of(ds.drop_vars("embedding")).filled()
     with pytest.raises(CubeError, match="no variables"):
-        filled(xr.Dataset())
+        CubeView.of(xr.Dataset()).filled()
     with pytest.raises(CubeError, match=r"latitude.*select by a list or a slice"):
-        filled(ds.sel(lat=45))
+        CubeView.of(ds.sel(lat=45)).filled()
     with pytest.raises(CubeError, match=r"longitude.*found none"):
-        filled(ds.drop_vars("lon"))
+        CubeView.of(ds.drop_vars("lon")).filled()
     twice = ds.expand_dims(latitude=[1.0])
     with pytest.raises(CubeError, match="latitude and lat"):
-        filled(twice)
+        CubeView.of(twice).filled()
     named = small(lead=(("season", 3),))[0].rename(dim="feature")
     with pytest.raises(CubeError, match=r"season, lat, lon, feature.*named dim"):
-        filled(named)
+        CubeView.of(named).filled()
 
 
 def test_other_dimensions_of_the_dataset_do_not_confuse():
     ds, mask = small()
     ds["t2m"] = ("latitude",), [1.0, 2.0], {}
     ds = ds.assign_coords(latitude=[0.0, 1.0])
-    assert np.array_equal(filled(ds), mask)
+    assert np.array_equal(CubeView.of(ds).filled(), mask)
