@@ -61,7 +61,7 @@ class Copembed:
         return CubeView.of(self._ds).filled()
 
     def at(self, lat: float, lon: float) -> xr.Dataset:
-        """Select the cell that holds a point, longitude of any turn; `copcube.cube.view.CubeView.at`."""
+        """Select the cell that holds a point; `copcube.cube.view.CubeView.at`."""
         from copcube.cube.view import CubeView
 
         return CubeView.of(self._ds).at(lat, lon)

@@ -84,7 +84,7 @@ class CubeView:
             If `ds` is no dataset, has no such variable, or that has not such dimensions.
         """
         require_dataset(ds, "an embedding cube or its reduction")
-        name = holds or next((name for name in _VECTORS if name in ds), None)
+        name: str | None = holds or next((name for name in _VECTORS if name in ds), None)
         if name is None or name not in ds:
             raise CubeError(_not_there(ds, holds))
         lat, lon = spatial_dims(ds[name])
@@ -408,8 +408,7 @@ def present(values: NDArray[Any], *, zeros_allowed: bool = False) -> NDArray[np.
     """
     if not zeros_allowed:
         refuse_zeros(values)
-    finite: NDArray[np.bool_] = np.isfinite(values).all(axis=-1)
-    return finite
+    return np.asarray(np.isfinite(values).all(axis=-1))
 
 
 def refuse_zeros(values: NDArray[Any]) -> NDArray[Any]:
