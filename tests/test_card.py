@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from test_cube import GROUPS, build, cells_of
 
 from copcube import cube, grid
-from copcube.cube.card import PNG_LIMIT, card, coverage, picture, png
+from copcube.cube.card import card, coverage
+from copcube.cube.thumbnail import PNG_LIMIT, picture, png
 from copcube.errors import CubeError
 
 LAT, LON = grid.latitudes(), grid.longitudes()

@@ -23,9 +23,8 @@ from scipy.sparse import csr_array
 
 from copcube import grid
 from copcube.aggregate import Part, parts
-from copcube.cube.view import vectors
+from copcube.cube.view import CubeView
 from copcube.errors import CubeError, RowsError
-from copcube.grid import lattice_index
 from copcube.rows import Rows, read_rows, rows_files
 
 if TYPE_CHECKING:
@@ -228,19 +227,20 @@ def _averages_of(
     """Cells that have an average, and the averages (n, D)."""
     import xarray as xr
 
-    field = vectors(averages)
-    if field.ndim != 3:
+    view = CubeView.of(averages)
+    if view.lead:
         raise CubeError(
-            f"expected one average a cell, found groups along {field.dims[0]}; aggregate without"
+            f"expected one average a cell, found groups along {view.lead[0]}; aggregate without"
         )
-    lat, lon, _ = field.dims
-    rows, cols = lattice_index(field[lat].values, field[lon].values)
-    at_row, at_col = np.full(grid.N_LAT, -1), np.full(grid.N_LON, -1)
-    at_row[rows], at_col[cols] = np.arange(len(rows)), np.arange(len(cols))
-    row, col = grid.row_col(cells)
-    inside = (at_row[row] >= 0) & (at_col[col] >= 0)
-    i, j = (xr.DataArray(at[inside], dims="cell") for at in (at_row[row], at_col[col]))
-    values = field.isel({lat: i, lon: j}).transpose("cell", ...).values.astype(np.float64)
+    rows, cols = (
+        index[of_cells]
+        for index, of_cells in zip(view.positions(), grid.row_col(cells), strict=True)
+    )
+    inside = (rows >= 0) & (cols >= 0)
+    # Pointwise selection: `CubeView.read` would read every row and column that a cell is in.
+    i, j = (xr.DataArray(index[inside], dims="cell") for index in (rows, cols))
+    values = view.field.isel({view.lat: i, view.lon: j}).transpose("cell", ...).values
+    values = values.astype(np.float64)
     filled = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
     if not filled.any():
         raise CubeError(

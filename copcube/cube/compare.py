@@ -2,7 +2,7 @@
 
 Cells are paired by their place on the lattice, so orientation, order and extent may differ;
 so may the length of the vectors, for what needs no pairs of values. Everything is streamed
-by tiles: mean and products of the centred vectors are merged in float64 from tile to tile
+by windows: mean and products of the centred vectors are merged in float64 from window to window
 (Chan, Golub & LeVeque, 1983, doi:10.1080/00031305.1983.10483115), which also holds for
 vectors whose mean is large against their scatter.
 
@@ -15,24 +15,25 @@ vectors whose mean is large against their scatter.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.cube.schema import labels
-from copcube.cube.view import counted, present, vectors
+from copcube.cube.view import CubeView
 from copcube.errors import CubeError
-from copcube.grid import lattice_index
+from copcube.grid import Integers
 
 if TYPE_CHECKING:
     import xarray as xr
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
-_TILE = 8 * grid.BLOCK
+_WIDTH = 8 * grid.BLOCK
+"""Columns of a window; more would cost memory and read no faster."""
 _BATCH = 8192
+"""Vectors multiplied at once, so that their copies in float64 stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
     Returns
     -------
     Comparison
-        Memory is that of a few tiles of 45 × 360 cells, whatever the size of the cubes.
+        Memory is that of a few windows of 45 × 360 cells, whatever the size of the cubes.
 
     Raises
     ------
@@ -140,19 +141,20 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
     >>> from copcube.cube.compare import compare
     >>> print(compare(ours, theirs))  # doctest: +SKIP
     """
-    first, second = _common(_Side.of(a), _Side.of(b))
-    dims = first.field.shape[-1], second.field.shape[-1]
+    of_a, of_b = CubeView.of(a), CubeView.of(b)
+    first, second = _common(of_a, of_b)
+    dims = of_a.field.shape[-1], of_b.field.shape[-1]
     paired, moments = dims[0] == dims[1], _Moments(*dims)
     cosine, ratio = np.full(first.shape, np.nan), np.full(first.shape, np.nan)
     only_a = only_b = identical = 0
     difference = 0.0
-    for place in _tiles(first.shape):
-        (in_a, of_a), (in_b, of_b) = first.tile(place), second.tile(place)
+    for window in _windows(first.shape):
+        (in_a, vectors_a), (in_b, vectors_b) = first.read(window), second.read(window)
         only_a += int((in_a & ~in_b).sum())
         only_b += int((in_b & ~in_a).sum())
         if not (both := in_a & in_b).any():
             continue
-        x, y = of_a[both], of_b[both]
+        x, y = vectors_a[both], vectors_b[both]
         c, r = np.empty(len(x)), np.empty(len(x))
         for start in range(0, len(x), _BATCH):
             part = slice(start, start + _BATCH)
@@ -162,7 +164,7 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
             if paired:
                 identical += int((u == v).all(axis=1).sum())
                 difference = max(difference, float(np.abs(u - v).max()))
-        cosine[..., *place][both], ratio[..., *place][both] = c, r
+        cosine[..., *window][both], ratio[..., *window][both] = c, r
     known = cosine[np.isfinite(cosine)]
     return Comparison(
         both=moments.n,
@@ -182,44 +184,27 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
 
 
 @dataclass(frozen=True)
-class _Side:
-    """One of the two datasets, and where in it the cells to compare are."""
+class _Common:
+    """One of the two datasets, and the positions in it of the cells that both have."""
 
-    field: "xr.DataArray"  # (…, lat, lon, n)
-    counted: "xr.DataArray | None"  # (…, lat, lon)
-    row: NDArray[np.int64]  # of the lattice, one a latitude
-    col: NDArray[np.int64]
-    rows: NDArray[np.int64]  # positions along lat of the cells to compare
-    cols: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, ds: "xr.Dataset") -> "_Side":
-        field = vectors(ds)
-        row, col = lattice_index(*(field[dim].values for dim in field.dims[-3:-1]))
-        return cls(field, counted(ds), row, col, np.arange(len(row)), np.arange(len(col)))
+    view: CubeView
+    rows: Integers  # along latitude
+    cols: Integers  # along longitude
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape (…, lat, lon) of the cells to compare."""
-        return (*self.field.shape[:-3], len(self.rows), len(self.cols))
+        return (*self.view.field.shape[:-3], len(self.rows), len(self.cols))
 
-    def tile(self, place: tuple[slice, slice]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-        """Which cells of a tile hold a whole vector, and its vectors if any does."""
-        lat, lon = self.field.dims[-3:-1]
-        where = {lat: _run(self.rows[place[0]]), lon: _run(self.cols[place[1]])}
-        if self.counted is None:
-            values = self.field.isel(where).values
-            return present(values, zeros_allowed=self.field.name != "embedding"), values
-        mask = np.asarray(self.counted.isel(where).values)
-        if not mask.any():
-            return mask, np.empty(0)
-        values = self.field.isel(where).values
-        return mask & present(values, zeros_allowed=True), values
+    def read(self, window: tuple[slice, slice]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+        """Which cells of a window hold a vector, and the vectors; see `CubeView.read`."""
+        lead = (slice(None),) * len(self.view.lead)
+        return self.view.read((*lead, _run(self.rows[window[0]]), _run(self.cols[window[1]])))
 
     def on_coordinates(self, **values: NDArray[np.float64]) -> "xr.Dataset":
         """Values of the cells to compare as a dataset on this side's coordinates."""
-        *cells, vector = map(str, self.field.dims)
-        frame = self.field.coords.to_dataset().drop_dims(vector, errors="ignore")
+        *cells, vector = map(str, self.view.field.dims)
+        frame = self.view.field.coords.to_dataset().drop_dims(vector, errors="ignore")
         frame = frame.isel({cells[-2]: self.rows, cells[-1]: self.cols})
         return frame.assign({name: (cells, v, _ATTRS[name]) for name, v in values.items()})
 
@@ -230,48 +215,30 @@ _ATTRS = {
 }
 
 
-def _common(a: _Side, b: _Side) -> tuple[_Side, _Side]:
-    """Both sides with the positions of the cells in the extent of both, in the order of `a`."""
-    groups_a, groups_b = _groups(a), _groups(b)
-    if groups_a != groups_b:
+def _common(a: CubeView, b: CubeView) -> tuple[_Common, _Common]:
+    """Find the cells of the lattice that both span, in the order of `a`."""
+    if a.groups != b.groups:
         raise CubeError(
-            f"the first has {_in_words(groups_a)}, the second {_in_words(groups_b)}; choose the "
+            f"the first has {_in_words(a.groups)}, the second {_in_words(b.groups)}; choose the "
             "same groups of both, such as cube.isel(season=0)"
         )
     _, rows_a, rows_b = np.intersect1d(a.row, b.row, return_indices=True)
     _, cols_a, cols_b = np.intersect1d(a.col, b.col, return_indices=True)
     if not (len(rows_a) and len(cols_a)):
         raise CubeError("the two have no cell of the lattice in common; compare the same region")
+    if a.lead != b.lead:  # the same groups in another order of dimensions
+        b = CubeView(b.dataset, b.field.transpose(*a.lead, ...))
     down, along = np.argsort(rows_a), np.argsort(cols_a)
-    lead = a.field.dims[:-3]
-    return (
-        replace(a, rows=rows_a[down], cols=cols_a[along]),
-        replace(
-            b,
-            field=b.field.transpose(*lead, ...),
-            counted=None if b.counted is None else b.counted.transpose(*lead, ...),
-            rows=rows_b[down],
-            cols=cols_b[along],
-        ),
-    )
-
-
-def _groups(side: _Side) -> dict[str, tuple[str, ...]]:
-    """Labels along the leading dimensions."""
-    coords = {str(dim): side.field[dim] for dim in side.field.dims[:-3]}
-    return {
-        dim: labels(dim, v.values, v.attrs) if v.dtype.kind == "i" else tuple(map(str, v.values))
-        for dim, v in coords.items()
-    }
+    return _Common(a, rows_a[down], cols_a[along]), _Common(b, rows_b[down], cols_b[along])
 
 
 def _in_words(groups: dict[str, tuple[str, ...]]) -> str:
     return ", ".join(f"{dim} {' '.join(v)}" for dim, v in groups.items()) or "no leading dimension"
 
 
-def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
-    """Places of tiles over the last two axes, narrower if there are groups."""
-    width = max(grid.BLOCK, _TILE // math.prod(shape[:-2]))
+def _windows(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Divide the last two axes into windows, narrower ones if there are groups."""
+    width = max(grid.BLOCK, _WIDTH // math.prod(shape[:-2]))
     for i in range(0, shape[-2], grid.BLOCK):
         for j in range(0, shape[-1], width):
             yield slice(i, i + grid.BLOCK), slice(j, j + width)

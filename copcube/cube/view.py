@@ -151,13 +151,7 @@ class CubeView:
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Labels along every leading dimension."""
-        coords = {dim: self.field[dim] for dim in self.lead}
-        return {
-            dim: labels(dim, v.values, v.attrs)
-            if v.dtype.kind == "i" and dim in self.field.coords
-            else tuple(map(str, v.values))
-            for dim, v in coords.items()
-        }
+        return {dim: group_labels(self.field[dim]) for dim in self.lead}
 
     @cached_property
     def _lattice(self) -> tuple[Integers, Integers]:
@@ -234,7 +228,7 @@ class CubeView:
             return counted, np.broadcast_to(np.array(np.nan, self.field.dtype), shape)
         values = self.field.variable[part].values
         filled = present(values, zeros_allowed=self.zeros_allowed)
-        return filled if counted is None else filled & counted, values
+        return (filled if counted is None else np.asarray(filled & counted)), values
 
     def filled(self) -> "xr.DataArray":
         """Which cells hold a vector: those with images or, where nothing counts, a finite one.
@@ -328,15 +322,23 @@ class CubeView:
         where = {self.lat: int(i[0]), self.lon: int(j[0])}
         # The counts of this one cell are read, not `self.counts`, which are those of all.
         if self._images is not None:
-            there = self._images.isel(where).values > 0
+            there = np.asarray(self._images.isel(where).values > 0)
         else:
-            there = self.field.isel(where).notnull().values.all(axis=-1)
+            there = np.asarray(self.field.isel(where).notnull().values.all(axis=-1))
         if not there.any():
             raise CubeError(
                 f"{cell}, which holds no vector: no image is there (open ocean and the poles "
                 "have none)"
             )
         return self.dataset.isel(where)
+
+
+def group_labels(coordinate: "xr.DataArray") -> tuple[str, ...]:
+    """Labels along a leading dimension, from CF flags where the coordinate has any."""
+    name = str(coordinate.dims[0])
+    if coordinate.dtype.kind == "i" and name in coordinate.coords:
+        return labels(name, coordinate.values, coordinate.attrs)
+    return tuple(map(str, coordinate.values))
 
 
 def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
