@@ -6,11 +6,24 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from s3_server import Web, make_bucket, serve_s3, serve_web
 
 from copcube.files.objects import access, stores
 
+# Examples open files and start threads, whose time says nothing of the code.
+settings.register_profile("copcube", deadline=None)
+settings.load_profile("copcube")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded maps go to a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPCUBE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

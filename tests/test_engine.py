@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -22,8 +23,8 @@ from hypothesis import strategies as st
 
 from copcube import era5, grid, pca
 from copcube.cube import schema
-from copcube.errors import CubeError, RowsError
-from copcube.interchange import geotiff, to_npz
+from copcube.errors import CubeError, RowsError, StorageError
+from copcube.interchange import cache, geotiff, to_npz
 from copcube.interchange.engine import CopembedBackend
 from copcube.interchange.sources import Mapped
 
@@ -197,40 +198,105 @@ def test_only_what_is_asked_is_read(files, monkeypatch):
     assert list(range(DIM)[dims]) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("form", ["tif", "stored"])
-def test_chunks_of_a_geotiff_are_its_tiles(files, form):
-    ds = opened(files[form], chunks={})
-    expected = (48, 256, 256, 160, 256, 256, 208) if form == "tif" else (1440,)
-    assert ds.embedding.chunks[1] == expected
+@pytest.mark.parametrize("form", FORMS)
+def test_chunks_of_what_is_decoded_are_those_of_cubes(files, form):
+    chunks = opened(files[form], chunks={}).embedding.chunks
+    if form in ("stored", "pt"):
+        assert chunks == ((721,), (1440,), (DIM,))
+    else:
+        assert chunks == ((*16 * [45], 1), 32 * (45,), (DIM,))
+
+
+@pytest.fixture
+def tif(files, tmp_path):
+    """A map that was never decoded."""
+    return shutil.copyfile(files["tif"], tmp_path / "embed_map_copy.tif")
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Places of the tiles of GeoTIFFs that are decoded."""
+    """Corners of the tiles of GeoTIFFs that are decoded."""
     found = []
     window = geotiff._window
     monkeypatch.setattr(geotiff, "_window", lambda *a: (found.append(a[1:3]), window(*a))[1])
     return found
 
 
+TILES = [(y, x) for y in range(0, 721, 256) for x in range(0, 1440, 256)]
+
+
 @pytest.mark.parametrize("chunks", [None, {}])
-def test_every_tile_of_a_geotiff_is_decoded_once(files, decoded, chunks):
-    ds = opened(files["tif"], chunks=chunks)
+def test_a_map_is_decoded_once(files, tif, decoded, chunks):
+    ds = opened(tif, chunks=chunks)
+    assert decoded == []
     ds.embedding.sel(lat=48.25, lon=11.5).load()
-    assert decoded == [(0, 512)]
-    fields = pca.reduce(ds, k=2).compute()
-    assert sorted(decoded) == [(y, x) for y in range(0, 721, 256) for x in range(0, 1440, 256)]
+    assert decoded == TILES
+    fields = pca.reduce(opened(tif, chunks=chunks), k=2).compute()
+    assert decoded == TILES
     expected = pca.reduce(opened(files["stored"]), k=2)
     assert fields.pc.values.tobytes() == expected.pc.values.tobytes()
 
 
-def test_threads_share_what_a_geotiff_held(files, truth, decoded):
-    ds = opened(files["tif"])
+def test_threads_decode_a_map_once(tif, truth, decoded):
+    ds = opened(tif)
     rows = [slice(start, start + 90) for start in range(0, 721, 30)]
     with ThreadPoolExecutor(8) as pool:
         for row, values in zip(rows, pool.map(lambda r: ds.embedding[r].values, rows), strict=True):
             assert np.array_equal(values, truth[row], equal_nan=True)
-    assert len(decoded) == len(set(decoded)) == 18
+    assert decoded == TILES
+
+
+def test_a_changed_file_is_decoded_anew(tif, truth, decoded):
+    assert np.array_equal(opened(tif).embedding, truth, equal_nan=True)
+    with rasterio.open(tif, "w", count=DIM, dtype="float32", **PROFILE) as file:
+        file.write(np.moveaxis(2 * published_map(), -1, 0))
+    assert np.array_equal(opened(tif).embedding, 2 * truth, equal_nan=True)
+    assert decoded == 2 * TILES
+
+
+@pytest.mark.parametrize("what", ["all", "one chunk", "the metadata"])
+def test_what_was_removed_from_the_cache_is_decoded_again(tif, truth, monkeypatch, tmp_path, what):
+    monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "cache"))
+    ds = opened(tif)
+    assert np.array_equal(ds.embedding[:100], truth[:100], equal_nan=True)
+    (entry,) = (tmp_path / "cache").iterdir()
+    chunk = min(path for path in entry.iterdir() if path.name.startswith("c."))
+    match what:
+        case "all":
+            shutil.rmtree(entry)
+        case "one chunk":
+            chunk.unlink()
+        case "the metadata":
+            (entry / "zarr.json").unlink()
+    assert np.array_equal(ds.embedding, truth, equal_nan=True)
+    assert np.array_equal(opened(tif).embedding, truth, equal_nan=True)
+    assert list((tmp_path / "cache").iterdir()) == [entry]
+
+
+def test_the_cache_keeps_what_was_used_last(tif, truth, monkeypatch, tmp_path):
+    monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "KEEP", 2)
+    for number in range(3):
+        path = shutil.copyfile(tif, tmp_path / f"embed_map_{number}.tif")
+        opened(path).embedding[0].load()
+        os.utime(*[max((tmp_path / "cache").iterdir(), key=os.path.getmtime)], (number, number))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_named(tif, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StorageError, match="set COPCUBE_CACHE to a folder with room"):
+        opened(tif).embedding.load()
+
+
+def test_damage_found_while_decoding_leaves_nothing(tif, monkeypatch, tmp_path):
+    monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "cache"))
+    tif.write_bytes(tif.read_bytes()[:-200])
+    ds = opened(tif)
+    with pytest.raises(CubeError, match="not a readable GeoTIFF"):
+        ds.embedding.load()
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 FORKED = """

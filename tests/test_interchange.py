@@ -20,7 +20,7 @@ from copcube.aggregate import SEASONS, Aggregation, cell_statistics
 from copcube.errors import CubeError, GridError, OptionError, StorageError
 from copcube.interchange import convert, export, to_geotiff, to_npz, to_parquet
 from copcube.interchange.engine import CopembedBackend
-from copcube.interchange.packing import Packing, Tally, int8_packing
+from copcube.interchange.packing import Packer, Packing, int8_packing
 
 DIM = 5
 SUFFIXES = ("npz", "pt", "tif", "parquet", "nc")
@@ -362,7 +362,7 @@ def test_what_the_counts_call_missing_is_written_as_missing(world, tmp_path, suf
 
 
 def test_a_tally_of_nothing():
-    assert Tally(Packing("float16")).result("a", 3, 10).rms_error == 0
+    assert Packer(Packing("float16")).result("a", 3, 10).rms_error == 0
 
 
 @pytest.mark.parametrize("suffix", ["npz", "pt", "tif", "parquet"])

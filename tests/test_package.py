@@ -19,7 +19,7 @@ ALLOWED = {  # third-party package → modules that may import it
     "torch": {"encoder", "images.torchfile", "images.sample.writing", "interchange.torch"},
     "timm": {"encoder"},
     "rasterio": {"images.geotiff", "images.sample.writing", "interchange.geotiff"},
-    "zarr": {"cube", "files.objects.stores"},
+    "zarr": {"cube", "files.objects.stores", "interchange.cache"},
     "obstore": {"files"},
     "huggingface_hub": {"hub"},
     "distributed": {"builds"},

@@ -234,7 +234,7 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
 
 def _require_free(arguments: Arguments) -> None:
     """Check that the output can be written, before any work."""
-    from copcube.interchange.canvas import require_free
+    from copcube.interchange.writer import require_free
 
     if Path(arguments.out).suffix not in (".zarr", ".nc"):
         raise OptionError(

@@ -5,13 +5,12 @@ our exports as cubes; `convert` makes Zarr cubes of them; ``to_…`` and `export
 """
 
 from copcube.interchange.convert import convert
-from copcube.interchange.export import export
+from copcube.interchange.export import export, to_zarr
 from copcube.interchange.geotiff import to_geotiff
 from copcube.interchange.netcdf import to_netcdf
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
-from copcube.interchange.store import to_zarr
 from copcube.interchange.torch import to_pt
 
 __all__ = [

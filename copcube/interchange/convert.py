@@ -9,9 +9,10 @@ from copcube import cube, grid
 from copcube.cells import Cells
 from copcube.errors import CubeError, StorageError
 from copcube.files.atomic import atomic_folder
-from copcube.interchange.canvas import require_free
+from copcube.interchange.cache import FilledCells
 from copcube.interchange.engine import dataset, open_source
-from copcube.interchange.sources import Piece, Source
+from copcube.interchange.sources import Source
+from copcube.interchange.writer import require_free
 from copcube.modalities import MODALITIES
 from copcube.progress import stage
 
@@ -52,7 +53,7 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
     if target.is_file():
         raise StorageError(f"{out} is a file, no Zarr store to be replaced; choose another name")
     source = open_source(path)
-    if source.legend.variable != "embedding":
+    if source.metadata.variable != "embedding":
         raise CubeError(
             f"{path}: holds a reduction, not the embeddings of a cube; open it with "
             "engine='copembed' and save it with .to_zarr"
@@ -61,17 +62,17 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
     with atomic_folder(target) as temporary:
         cube.create(temporary, dim=source.dim, attrs=attrs, counted=False)
         with stage("converting", grid.N_BANDS, "bands") as bar:
-            for band, piece in enumerate(source.bands()):
-                cube.write_band(temporary, band, _cells(source, piece))
+            for band, filled in enumerate(source.bands()):
+                cube.write_band(temporary, band, _cells(source, filled))
                 bar.advance()
         cube.finish(temporary)
     log.info("%s: made of %s", out, path)
     return target
 
 
-def _cells(source: Source, piece: Piece) -> Cells:
-    row, col, vectors = piece
-    if source.legend.order == "published":
+def _cells(source: Source, filled: FilledCells) -> Cells:
+    row, col, vectors = filled
+    if source.metadata.order == "published":
         col = grid.published_column(col)
     if not np.isfinite(vectors).all():
         broken = int(np.argmin(np.isfinite(vectors).all(axis=1)))

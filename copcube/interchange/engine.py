@@ -14,14 +14,14 @@ from copcube import grid
 from copcube.cube import schema
 from copcube.errors import CubeError
 from copcube.interchange.geotiff import open_geotiff
-from copcube.interchange.legend import LENGTHWISE
+from copcube.interchange.metadata import LENGTHWISE
 from copcube.interchange.netcdf import open_netcdf
 from copcube.interchange.npz import open_npz
 from copcube.interchange.parquet import open_averages
 from copcube.interchange.sources import Source
 from copcube.interchange.torch import open_pt
 
-_PLACES = ("lat", "lon", "lat_bnds", "lon_bnds", "crs")
+_COORDINATES = ("lat", "lon", "lat_bnds", "lon_bnds", "crs")
 
 
 class CopembedBackend(BackendEntrypoint):
@@ -112,19 +112,19 @@ _OPENERS: dict[str, Callable[[str], Source]] = {
 
 def dataset(source: Source) -> xr.Dataset:
     """Dataset of a map: the schema of cubes, as far as the map tells."""
-    legend = source.legend
+    metadata = source.metadata
     parts = schema.variables(source.dim, None, ())
-    along = LENGTHWISE[legend.variable]
+    along = LENGTHWISE[metadata.variable]
     coords = {
         name: xr.Variable(parts[name].dims, parts[name].values, parts[name].attrs)
-        for name in _PLACES
+        for name in _COORDINATES
     }
     others = {
         name: (
             xr.Variable(o["dims"], np.asarray(o["data"], o["dtype"]), o["attrs"]),
             o.get("coordinate", False),
         )
-        for name, o in legend.others.items()
+        for name, o in metadata.others.items()
     }
     if along not in others and along == "dim":
         dim = parts["dim"]
@@ -132,15 +132,15 @@ def dataset(source: Source) -> xr.Dataset:
     field = xr.Variable(
         ("lat", "lon", along),
         indexing.LazilyIndexedArray(MapArray(source)),
-        legend.variable_attrs or _attributes(parts["embedding"].attrs),
+        metadata.variable_attrs or _attributes(parts["embedding"].attrs),
         {"preferred_chunks": source.preferred_chunks},
     )
     try:
         return xr.Dataset(
-            {legend.variable: field}
+            {metadata.variable: field}
             | {name: variable for name, (variable, is_coord) in others.items() if not is_coord},
             coords | {name: variable for name, (variable, is_coord) in others.items() if is_coord},
-            legend.attrs or _unknown(source),
+            metadata.attrs or _unknown(source),
         )
     except ValueError as error:
         raise CubeError(f"{source.path}: its description does not fit its map ({error})") from error
@@ -182,7 +182,7 @@ class MapArray(BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
         rows, cols = (np.arange(n)[k] for n, k in zip(self.shape[:2], key[:2], strict=True))
-        if self.source.legend.order == "published":
+        if self.source.metadata.order == "published":
             cols = grid.published_column(cols)
         dims = key[2] if isinstance(key[2], slice) else np.atleast_1d(key[2])
         values = self.source.read(np.atleast_1d(rows), np.atleast_1d(cols), dims)

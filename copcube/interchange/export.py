@@ -1,17 +1,20 @@
-"""Exports by the suffix of the file."""
+"""Exports by the suffix of the file, and Zarr."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from copcube.errors import OptionError
+from copcube.files.atomic import atomic_folder
 from copcube.interchange.geotiff import to_geotiff
 from copcube.interchange.netcdf import to_netcdf
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
 from copcube.interchange.torch import to_pt
+from copcube.interchange.writer import require_free
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -65,3 +68,25 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
             f"{suffix} files have no option {', '.join(unknown)}; expected {', '.join(known)}"
         )
     return writer(ds, path, **options)
+
+
+def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> None:
+    """Write any dataset as Zarr; it appears when it is whole.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Reduction, merged dataset, or part of a cube, lazy or not.
+    path : str or Path
+        Folder to write.
+    overwrite : bool
+        Replace what is there.
+
+    Raises
+    ------
+    StorageError
+        If something is there already, or it cannot be written.
+    """
+    with atomic_folder(require_free(path, overwrite)) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        ds.drop_encoding().unify_chunks().to_zarr(temporary, zarr_format=3, consolidated=True)

@@ -5,32 +5,28 @@ is (180.125°W, 90.125°N), so that pixel centres are ERA5's nodes; float32, 0 w
 no nodata value, tiles of 256, pixel-interleaved, deflated.
 """
 
-import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError, OptionError
-from copcube.files.atomic import atomic_path
-from copcube.interchange.canvas import Canvas, require_free
-from copcube.interchange.legend import KEY, Legend
+from copcube.interchange.cache import FilledCells
+from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import packing_of
-from copcube.interchange.packing import Exported, Tally
-from copcube.interchange.sources import SPOOLING, Dims, Index, Piece, Source, Spool, Spooled, piece
+from copcube.interchange.packing import Exported
+from copcube.interchange.sources import Decoded, Source, filled_cells
+from copcube.interchange.writer import MapWriter, writing_map
 
 if TYPE_CHECKING:
     import rasterio
     import xarray as xr
-
-log = logging.getLogger("copcube")
 
 TILE = 256
 _WEST = {"published": -180 - grid.STEP / 2, "era5": -grid.STEP / 2}
@@ -42,12 +38,8 @@ _RS_EMBED_BYTES = 700 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Raster(Spooled):
-    """Bands of a GeoTIFF, decoded tile by tile.
-
-    A tile of 256 × 256 vectors cannot be decoded in part, and much of what is asked for, such
-    as blocks of 45 × 45 cells, lies in the same tiles; so each is decoded once, when it is
-    first needed, and its vectors are kept as those of other forms are.
+class Raster(Decoded):
+    """Bands of a GeoTIFF, whose tiles hold all bands and cannot be decoded in part.
 
     Parameters
     ----------
@@ -57,53 +49,14 @@ class Raster(Spooled):
 
     tile: tuple[int, int] = (TILE, TILE)
 
-    def read(self, rows: Index, cols: Index, dims: Dims) -> NDArray[np.float32]:  # noqa: D102
-        wanted = {
-            (int(top), int(left))
-            for top in np.unique(rows // self.tile[0]) * self.tile[0]
-            for left in np.unique(cols // self.tile[1]) * self.tile[1]
-        }
-        decoded = self._decoded()
-        if not wanted <= decoded.tiles:
-            with SPOOLING, _opened(self.path) as file:
-                for top, left in sorted(wanted - decoded.tiles):
-                    decoded.spool.add(self._piece(file, top, left))
-                    decoded.tiles.add((top, left))
-        return decoded.spool.read(rows, cols, dims)
-
-    def sweep(self) -> Iterator[Piece]:  # noqa: D102
+    def cells(self) -> Iterator[FilledCells]:  # noqa: D102
         with _opened(self.path) as file:
             for top in range(0, grid.N_LAT, self.tile[0]):
                 for left in range(0, grid.N_LON, self.tile[1]):
-                    yield self._piece(file, top, left)
-
-    def _decoded(self) -> "_Decoded":
-        """What this process has decoded; one that was forked must not write to its parent's."""
-        key = f"_decoded_by_{os.getpid()}"
-        if key not in self.__dict__:
-            self.__dict__.setdefault(key, _Decoded(Spool(self.dim), set()))
-        found: _Decoded = self.__dict__[key]
-        return found
-
-    def _piece(self, file: "rasterio.DatasetReader", top: int, left: int) -> Piece:
-        """Filled cells of a tile."""
-        height = min(self.tile[0], grid.N_LAT - top)
-        width = min(self.tile[1], grid.N_LON - left)
-        return piece(_window(file, top, left, height, width), top, left, self.packing)
-
-    @property
-    def preferred_chunks(self) -> dict[str, tuple[int, ...]]:  # noqa: D102
-        cuts = np.arange(0, grid.N_LON, self.tile[1])
-        if self.legend.order == "published":
-            cuts = np.union1d(grid.published_column(cuts), [0])
-        widths = np.diff(cuts, append=grid.N_LON)
-        heights = np.diff(np.arange(0, grid.N_LAT, self.tile[0]), append=grid.N_LAT)
-        return {"lat": tuple(heights.tolist()), "lon": tuple(widths.tolist())}
-
-
-class _Decoded(NamedTuple):
-    spool: Spool
-    tiles: set[tuple[int, int]]  # top and left of those that it holds
+                    height = min(self.tile[0], grid.N_LAT - top)
+                    width = min(self.tile[1], grid.N_LON - left)
+                    numbers = _window(file, top, left, height, width)
+                    yield filled_cells(numbers, top, left, self.packing)
 
 
 def open_geotiff(path: str) -> Source:
@@ -118,9 +71,11 @@ def open_geotiff(path: str) -> Source:
         dtypes = sorted(set(file.dtypes))
         order = _order(path, file)
         text = file.tags().get(KEY.upper())
-        legend = Legend(order=order) if text is None else Legend.loads(text, path)
-        if legend.order != order:
-            raise CubeError(f"{path}: its description says {legend.order} order, its place {order}")
+        metadata = MapMetadata(order=order) if text is None else MapMetadata.loads(text, path)
+        if metadata.order != order:
+            raise CubeError(
+                f"{path}: its description says {metadata.order} order, its transform {order}"
+            )
         if dtypes not in (["float32"], ["float64"], ["int8"]):
             raise CubeError(
                 f"{path}: bands of {', '.join(dtypes)}; expected float32, as the published map"
@@ -130,7 +85,7 @@ def open_geotiff(path: str) -> Source:
         if packing.scale is None and file.nodata is not None:
             packing = replace(packing, missing=file.nodata)
         tile = file.block_shapes[0]
-        return Raster(path, "GeoTIFF", file.count, packing, legend, tile)
+        return Raster(path, "GeoTIFF", file.count, packing, metadata, tile)
 
 
 def to_geotiff(
@@ -183,23 +138,53 @@ def to_geotiff(
     import rasterio
     from rasterio.windows import Window
 
-    out = require_free(path, overwrite)
+    out = Path(path)
     if compat not in (None, "rs-embed"):
         raise OptionError(f"compat={compat!r}; expected 'rs-embed' or None")
     if compat and not (out.name.startswith("embed_map_") and out.suffix == ".tif"):
         raise OptionError(f"rs-embed reads files named embed_map_*.tif; {out.name} is not")
-    canvas = Canvas.of(ds, order)
-    packing = canvas.packing(dtype, ("float32", "int8"), "GeoTIFF")
-    tally = Tally(packing)
+    with writing_map(
+        ds, path, "GeoTIFF", ("float32", "int8"), dtype=dtype, order=order, overwrite=overwrite
+    ) as writer:
+        with (
+            rasterio.Env(GDAL_CACHEMAX=_CACHE),
+            rasterio.open(writer.file, "w", **_profile(writer, order, compress)) as file,
+        ):
+            file.update_tags(**{KEY.upper(): writer.metadata.dumps()})
+            file.descriptions = _names(writer.metadata.variable, writer.dim)
+            packing = writer.packing
+            if packing.scale is not None and packing.offset is not None:
+                file.scales, file.offsets = packing.scale.tolist(), packing.offset.tolist()
+            # Tile by tile, since GDAL would have to read back a tile that is written in parts.
+            for top in range(0, grid.N_LAT, TILE):
+                for left in range(0, grid.N_LON, TILE):
+                    rows = slice(top, min(top + TILE, grid.N_LAT))
+                    cols = slice(left, min(left + TILE, grid.N_LON))
+                    numbers = np.moveaxis(writer.window(rows, cols), -1, 0)
+                    file.write(numbers, window=Window.from_slices(rows, cols))
+        size = writer.file.stat().st_size
+        if compat and size < _RS_EMBED_BYTES:
+            raise OptionError(
+                f"rs-embed refuses files under 700 MiB, this one has {size / 2**20:.0f} MiB; write "
+                "all 768 dimensions, with compress=False if need be"
+            )
+    return writer.result(path)
+
+
+def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
+    """Creation options of rasterio, as those of the published file."""
+    import rasterio
+
+    integers = writer.packing.scale is not None
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "height": grid.N_LAT,
         "width": grid.N_LON,
-        "count": canvas.dim,
-        "dtype": packing.dtype,
+        "count": writer.dim,
+        "dtype": writer.packing.dtype,
         "crs": "EPSG:4326",
         "transform": rasterio.Affine(grid.STEP, 0, _WEST[order], 0, -grid.STEP, 90 + grid.STEP / 2),
-        "nodata": packing.missing if packing.scale is not None else None,
+        "nodata": writer.packing.missing if integers else None,
         "BIGTIFF": "YES",
         "TILED": "YES",
         "BLOCKXSIZE": TILE,
@@ -208,32 +193,8 @@ def to_geotiff(
         "NUM_THREADS": "ALL_CPUS",
     }
     if compress:
-        profile |= {"COMPRESS": "DEFLATE", "PREDICTOR": 3 if packing.scale is None else 2}
-    with atomic_path(out) as temporary:
-        with (
-            rasterio.Env(GDAL_CACHEMAX=_CACHE),
-            rasterio.open(temporary, "w", **profile) as file,
-        ):
-            file.update_tags(**{KEY.upper(): canvas.legend.dumps()})
-            file.descriptions = _names(canvas.legend.variable, canvas.dim)
-            if packing.scale is not None and packing.offset is not None:
-                file.scales, file.offsets = packing.scale.tolist(), packing.offset.tolist()
-            for top in range(0, grid.N_LAT, TILE):
-                for left in range(0, grid.N_LON, TILE):
-                    rows = slice(top, min(top + TILE, grid.N_LAT))
-                    cols = slice(left, min(left + TILE, grid.N_LON))
-                    numbers = canvas.window(rows, cols, packing, tally)
-                    place = Window.from_slices(rows, cols)
-                    file.write(np.moveaxis(numbers, -1, 0), window=place)
-        size = temporary.stat().st_size
-        if compat and size < _RS_EMBED_BYTES:
-            raise OptionError(
-                f"rs-embed refuses files under 700 MiB, this one has {size / 2**20:.0f} MiB; write "
-                "all 768 dimensions, with compress=False if need be"
-            )
-    result = tally.result(str(path), canvas.dim, size)
-    log.info("%s", result)
-    return result
+        profile |= {"COMPRESS": "DEFLATE", "PREDICTOR": 2 if integers else 3}
+    return profile
 
 
 def _order(path: str, file: "rasterio.DatasetReader") -> str:
@@ -244,23 +205,24 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
     CubeError
         If it is not on the lattice.
     """
-    place = tuple(file.transform)[:6]
+    transform = tuple(file.transform)[:6]
     for order, west in _WEST.items():
         wanted = (grid.STEP, 0, west, 0, -grid.STEP, 90 + grid.STEP / 2)
-        if file.shape == (grid.N_LAT, grid.N_LON) and np.allclose(place, wanted, atol=1e-6):
+        if file.shape == (grid.N_LAT, grid.N_LON) and np.allclose(transform, wanted, atol=1e-6):
             if file.crs is None or file.crs.to_epsg() != 4326:
                 raise CubeError(f"{path}: its reference system is {file.crs}; expected EPSG:4326")
             return order
     raise CubeError(
-        f"{path}: {file.height} × {file.width} pixels of {place[0]:g}° × {-place[4]:g}° from "
-        f"({place[2]:g}, {place[5]:g}); expected 721 × 1440 of 0.25° from (-180.125, 90.125) or "
-        "(-0.125, 90.125), centred on ERA5's nodes: warp it there first, with gdalwarp"
+        f"{path}: {file.height} × {file.width} pixels of {transform[0]:g}° × {-transform[4]:g}° "
+        f"from ({transform[2]:g}, {transform[5]:g}); expected 721 × 1440 of 0.25° from "
+        "(-180.125, 90.125) or (-0.125, 90.125), centred on ERA5's nodes: warp it there first, "
+        "with gdalwarp"
     )
 
 
 @contextmanager
 def _without_warning() -> Iterator[None]:
-    """Say nothing of a file without a place: `_order` does."""
+    """Silence rasterio's warning of a file without georeference, which `_order` refuses."""
     from rasterio.errors import NotGeoreferencedWarning
 
     with warnings.catch_warnings():

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.cube.view import counted, vectors
+from copcube.cube.view import CubeView
 from copcube.errors import CubeError
 from copcube.files.atomic import atomic_path
-from copcube.interchange.canvas import require_free
-from copcube.interchange.packing import Exported, Packing, Tally, int8_packing, require_dtype
+from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
+from copcube.interchange.writer import require_free
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,14 +68,12 @@ def to_netcdf(
 
     out = require_free(path, overwrite)
     require_dtype(dtype, ("float32", "int8"), "netCDF")
-    field = vectors(ds)
-    name, dim = str(field.name), int(field.shape[-1])
+    view = CubeView.of(ds)
+    field, name, dim = view.field, view.name, int(view.field.shape[-1])
     dims = [str(label) for label in field.dims]
-    counts = counted(ds)
-    mask = None if counts is None else counts.values
     packing = _FLOATS
     if dtype == "int8":
-        packing = int8_packing(dim, (v for _, _, v in _pieces(field, mask)))
+        packing = int8_packing(dim, (v[filled] for _, filled, v in _bands(view)))
     rest = ds.drop_vars(name).drop_encoding()
     if packing.scale is not None:
         rest[f"{name}_scale"] = dims[-1], packing.scale, {"long_name": f"scale of {name}"}
@@ -83,7 +81,7 @@ def to_netcdf(
     rest.attrs = _storable(rest.attrs)
     for key in rest.variables:
         rest[key].attrs = _storable(rest[key].attrs)
-    tally = Tally(packing)
+    packer = Packer(packing)
     with atomic_path(out) as temporary:
         rest.to_netcdf(
             temporary,
@@ -104,13 +102,13 @@ def to_netcdf(
                 chunksizes=[min(pair) for pair in zip(chunks, field.shape, strict=True)],
                 fill_value=packing.missing,
             )
-            variable.setncatts(_storable(field.attrs) | _placed(field, rest))
+            variable.setncatts(_storable(field.attrs) | _other_coordinates(field, rest))
             variable.set_auto_maskandscale(False)
-            for at, filled, found in _pieces(field, mask):
+            for band, filled, values in _bands(view):
                 numbers = np.full((*filled.shape, dim), packing.missing, packing.dtype)
-                numbers[filled] = tally.pack(found)
-                variable[at] = numbers
-    result = tally.result(str(path), dim, out.stat().st_size)
+                numbers[filled] = packer.pack(values[filled])
+                variable[band] = numbers
+    result = packer.result(str(path), dim, out.stat().st_size)
     log.info("%s", result)
     return result
 
@@ -131,8 +129,8 @@ def open_netcdf(path: str) -> "xr.Dataset":
         ds = xr.open_dataset(path, engine="netcdf4")
     except (OSError, ValueError) as error:
         raise CubeError(f"{path}: not a readable netCDF file ({error}); get it anew") from error
-    field = vectors(ds)
-    name = str(field.name)
+    view = CubeView.of(ds)
+    field, name = view.field, view.name
     scale, offset = f"{name}_scale", f"{name}_offset"
     if scale not in ds or offset not in ds:
         return ds
@@ -141,21 +139,15 @@ def open_netcdf(path: str) -> "xr.Dataset":
     return ds.drop_vars([scale, offset]).assign({name: values.assign_attrs(field.attrs)})
 
 
-def _pieces(
-    field: "xr.DataArray", mask: NDArray[np.bool_] | None
-) -> Iterator[tuple[Any, Any, Any]]:
-    """Where 45 rows of cells are, which of them are filled, and the vectors of those."""
-    for lead in np.ndindex(field.shape[:-3]):
-        for start in range(0, field.shape[-3], grid.BLOCK):
-            at = (*lead, slice(start, start + grid.BLOCK))
-            values = field[at].values
-            filled = np.isfinite(values).all(axis=-1)
-            if mask is not None:
-                filled &= mask[at]
-            yield at, filled, values[filled]
+def _bands(view: CubeView) -> Iterator[tuple[Any, NDArray[np.bool_], NDArray[Any]]]:
+    """Where 45 rows of cells are, which of them are filled, and all their vectors."""
+    for lead in np.ndindex(view.field.shape[:-3]):
+        for start in range(0, view.field.shape[-3], grid.BLOCK):
+            band = (*lead, slice(start, start + grid.BLOCK), slice(None))
+            yield band, *view.read(band)
 
 
-def _placed(field: "xr.DataArray", rest: "xr.Dataset") -> dict[str, str]:
+def _other_coordinates(field: "xr.DataArray", rest: "xr.Dataset") -> dict[str, str]:
     """CF attribute that names the coordinates which are no dimensions."""
     names = sorted(str(key) for key in field.coords if key not in rest.dims and key != "crs")
     return {"coordinates": " ".join(names)} if names else {}

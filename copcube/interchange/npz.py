@@ -4,7 +4,6 @@
 where they lie in the archive; deflated ones have to be read through.
 """
 
-import logging
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,16 +17,14 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError
-from copcube.files.atomic import atomic_path
-from copcube.interchange.canvas import Canvas, require_free
-from copcube.interchange.legend import KEY, Legend
-from copcube.interchange.packing import DTYPES, MISSING_CODE, Exported, Packing, Tally
-from copcube.interchange.sources import Mapped, Piece, Source, Spooled, piece
+from copcube.interchange.cache import FilledCells
+from copcube.interchange.metadata import KEY, MapMetadata
+from copcube.interchange.packing import DTYPES, MISSING_CODE, Exported, Packing
+from copcube.interchange.sources import Decoded, Mapped, Source, filled_cells
+from copcube.interchange.writer import writing_map
 
 if TYPE_CHECKING:
     import xarray as xr
-
-log = logging.getLogger("copcube")
 
 _BESIDE = (KEY, "scale", "offset")
 SMALL = 1 << 26
@@ -37,7 +34,7 @@ _READABLE = ("float16", "float32", "float64", "int8")
 
 
 @dataclass(frozen=True)
-class Deflated(Spooled):
+class Deflated(Decoded):
     """A compressed member of an npz.
 
     Parameters
@@ -51,10 +48,7 @@ class Deflated(Spooled):
     member: str = "arr_0.npy"
     skip: int = 0
 
-    def sweep(self) -> Iterator[Piece]:  # noqa: D102
-        return self.bands()
-
-    def bands(self) -> Iterator[Piece]:  # noqa: D102
+    def cells(self) -> Iterator[FilledCells]:  # noqa: D102
         dtype = np.dtype(self.packing.dtype)
         with (
             _reading(self.path),
@@ -66,7 +60,7 @@ class Deflated(Spooled):
                 rows = grid.Block(band, 0).rows
                 numbers = np.empty((rows.stop - rows.start, grid.N_LON, self.dim), dtype)
                 _fill(stream, numbers)
-                yield piece(numbers, rows.start, 0, self.packing)
+                yield filled_cells(numbers, rows.start, 0, self.packing)
             stream.read(1)  # the end, where the checksum is compared
 
 
@@ -92,7 +86,7 @@ def open_npz(path: str) -> Source:
             shape, in_columns, dtype = _header(stream)
             skip = stream.tell()
         small = {key: _small(archive, f"{key}.npy") for key in _BESIDE if key in names}
-    legend = Legend.loads(str(small[KEY]) if KEY in small else None, path)
+    metadata = MapMetadata.loads(str(small[KEY]) if KEY in small else None, path)
     require_map(path, name, shape, dtype.name)
     packing = packing_of(path, dtype, shape[-1], small.get("scale"), small.get("offset"))
     if in_columns or not dtype.isnative:
@@ -103,9 +97,9 @@ def open_npz(path: str) -> Source:
     if info.file_size != skip + int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise CubeError(f"{path}: {name} is shorter or longer than its shape {shape}; get it anew")
     if info.compress_type != zipfile.ZIP_STORED:
-        return Deflated(path, "npz, deflated", shape[-1], packing, legend, info.filename, skip)
+        return Deflated(path, "npz, deflated", shape[-1], packing, metadata, info.filename, skip)
     start = data_offset(path, info) + skip
-    return Mapped(path, "npz, stored", shape[-1], packing, legend, start)
+    return Mapped(path, "npz, stored", shape[-1], packing, metadata, start)
 
 
 def to_npz(
@@ -151,28 +145,28 @@ def to_npz(
     StorageError
         If the file exists already or cannot be written.
     """
-    out = require_free(path, overwrite)
-    canvas = Canvas.of(ds, order)
-    packing = canvas.packing(dtype, DTYPES, "npz")
-    tally = Tally(packing)
     kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", kind, True) as archive:
+    with (
+        writing_map(
+            ds, path, "npz", DTYPES, dtype=dtype, order=order, overwrite=overwrite
+        ) as writer,
+        zipfile.ZipFile(writer.file, "w", kind, True) as archive,
+    ):
+        packing = writer.packing
         with _member(archive, "arr_0", kind) as stream:
-            shape = grid.N_LAT, grid.N_LON, canvas.dim
+            shape = grid.N_LAT, grid.N_LON, writer.dim
             descr = np.lib.format.dtype_to_descr(np.dtype(packing.dtype))
             np.lib.format.write_array_header_1_0(
                 stream, {"shape": shape, "fortran_order": False, "descr": descr}
             )
-            for rows in canvas.bands():
-                stream.write(canvas.window(rows, slice(None), packing, tally).data)
-        small = {"scale": packing.scale, "offset": packing.offset, KEY: canvas.legend.dumps()}
+            for rows in writer.bands():
+                stream.write(writer.window(rows).data)
+        small = {"scale": packing.scale, "offset": packing.offset, KEY: writer.metadata.dumps()}
         for name, value in small.items():
             if value is not None:
                 with _member(archive, name, kind) as stream:
                     np.lib.format.write_array(stream, np.asarray(value), allow_pickle=False)
-    result = tally.result(str(path), canvas.dim, out.stat().st_size)
-    log.info("%s", result)
-    return result
+    return writer.result(path)
 
 
 def require_map(path: str, name: str, shape: tuple[int, ...], dtype: str) -> None:

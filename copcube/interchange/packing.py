@@ -135,8 +135,8 @@ class Exported:
         )
 
 
-class Tally:
-    """Running sums of what a packing costs.
+class Packer:
+    """Packs vectors, and sums up what that costs.
 
     Parameters
     ----------

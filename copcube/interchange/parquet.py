@@ -1,10 +1,9 @@
 """Parquet tables of averages: a row a cell, ``grid_id_coord`` and ``embedding``.
 
 As ``embeddings_avg_310k.parquet``. Ids count from the south pole; a table has no order that
-could be relied on, so it is read through once (`Spooled`).
+could be relied on, so it is read through once.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,42 +14,46 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import RowsError
-from copcube.files.atomic import atomic_path
-from copcube.interchange.canvas import Canvas, require_free
-from copcube.interchange.legend import KEY, Legend
-from copcube.interchange.packing import Exported, Packing, Tally
-from copcube.interchange.sources import Piece, Source, Spooled
+from copcube.interchange.cache import FilledCells
+from copcube.interchange.metadata import KEY, MapMetadata
+from copcube.interchange.packing import Exported, Packing
+from copcube.interchange.sources import Decoded, Source
+from copcube.interchange.writer import writing_map
 from copcube.rows import ROW_GROUP, _cells, _open, _vectors, rows_files
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
     import xarray as xr
 
-log = logging.getLogger("copcube")
-
 COLUMNS = ("grid_id_coord", "embedding")
+_BATCH = 16 * ROW_GROUP
+"""Rows read at a time: about those of 45 rows of cells, so that few chunks are written twice."""
 
 
 @dataclass(frozen=True)
-class Averages(Spooled):
+class Averages(Decoded):
     """One or several tables of averages.
 
     Parameters
     ----------
-    files : tuple of str
+    tables : tuple of str
         Their names.
     """
 
-    files: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
 
-    def sweep(self) -> Iterator[Piece]:  # noqa: D102
+    @property
+    def files(self) -> tuple[str, ...]:  # noqa: D102
+        return self.tables
+
+    def cells(self) -> Iterator[FilledCells]:  # noqa: D102
         import pyarrow as pa
 
         seen = np.zeros((grid.N_LAT, grid.N_LON), bool)
-        for name in self.files:
+        for name in self.tables:
             start = 0
             with _open(name) as file:
-                for batch in file.iter_batches(ROW_GROUP, columns=list(COLUMNS)):
+                for batch in file.iter_batches(_BATCH, columns=list(COLUMNS)):
                     ids = _cells(pa.chunked_array([batch.column(0)]), name)
                     row, col = grid.row_col(ids)
                     col = grid.published_column(col)
@@ -86,9 +89,9 @@ def open_averages(path: str) -> Source:
             "belong together; open them one by one"
         )
     text = texts.pop()
-    legend = Legend.loads(None if text is None else text.decode("utf-8", "replace"), path)
-    legend = replace(legend, order="published")  # as the sweep places its cells
-    return Averages(path, "parquet averages", dims.pop(), Packing(), legend, files)
+    metadata = MapMetadata.loads(None if text is None else text.decode("utf-8", "replace"), path)
+    metadata = replace(metadata, order="published")  # as `Averages.cells` counts columns
+    return Averages(path, "parquet averages", dims.pop(), Packing(), metadata, files)
 
 
 def to_parquet(
@@ -128,40 +131,37 @@ def to_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    out = require_free(path, overwrite)
-    canvas = Canvas.of(ds)
-    packing = canvas.packing(dtype, ("float32", "float16"), "parquet")
-    tally = Tally(packing)
-    schema = pa.schema(
-        [
-            pa.field(COLUMNS[0], pa.string(), nullable=False),
-            pa.field(COLUMNS[1], pa.list_(pa.from_numpy_dtype(packing.dtype), canvas.dim)),
-        ],
-        metadata={KEY: canvas.legend.dumps()},
-    )
-    with (
-        atomic_path(out) as temporary,
-        pq.ParquetWriter(
-            temporary,
+    with writing_map(
+        ds, path, "parquet", ("float32", "float16"), dtype=dtype, overwrite=overwrite
+    ) as writer:
+        schema = pa.schema(
+            [
+                pa.field(COLUMNS[0], pa.string(), nullable=False),
+                pa.field(COLUMNS[1], pa.list_(pa.from_numpy_dtype(dtype), writer.dim)),
+            ],
+            metadata={KEY: writer.metadata.dumps()},
+        )
+        with pq.ParquetWriter(
+            writer.file,
             schema,
             compression="zstd",
             compression_level=1,
             use_dictionary=False,
             column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
-        ) as file,
-    ):
-        for rows in reversed(list(canvas.bands())):
-            y, x, found = canvas.cells(rows, slice(None))
-            ids = grid.grid_id(y + rows.start, grid.published_column(x))
-            south_first = np.argsort(ids)
-            numbers = tally.pack(found[south_first])
-            texts = [grid.format_cell(int(cell)) for cell in ids[south_first]]
-            values = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), canvas.dim)
-            batch = pa.record_batch([pa.array(texts, pa.string()), values], schema=schema)
-            file.write_batch(batch, row_group_size=ROW_GROUP)
-    result = tally.result(str(path), canvas.dim, out.stat().st_size)
-    log.info("%s", result)
-    return result
+        ) as file:
+            for rows in reversed(list(writer.bands())):
+                y, x, vectors = writer.cells(rows)
+                # The writer's columns run from 180°W, those of `grid_id` from 0°E.
+                ids = grid.grid_id(y + rows.start, grid.published_column(x))
+                south_first = np.argsort(ids)
+                numbers = writer.packer.pack(vectors[south_first])
+                texts = [grid.format_cell(int(cell)) for cell in ids[south_first]]
+                values = pa.FixedSizeListArray.from_arrays(
+                    pa.array(numbers.reshape(-1)), writer.dim
+                )
+                batch = pa.record_batch([pa.array(texts, pa.string()), values], schema=schema)
+                file.write_batch(batch, row_group_size=ROW_GROUP)
+    return writer.result(path)
 
 
 def _length(file: "pq.ParquetFile", name: str) -> int:

@@ -5,7 +5,6 @@ nothing but tensors, what is in it; the numbers are then mapped where they lie, 
 neither workers nor memory need torch.
 """
 
-import logging
 import pickle
 import re
 import struct
@@ -21,18 +20,15 @@ import numpy as np
 
 from copcube import grid
 from copcube.errors import CubeError, MissingPackageError
-from copcube.files.atomic import atomic_path
-from copcube.interchange.canvas import Canvas, require_free
-from copcube.interchange.legend import KEY, Legend
+from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import SMALL, data_offset, packing_of, require_map
-from copcube.interchange.packing import DTYPES, Exported, Tally
+from copcube.interchange.packing import DTYPES, Exported
 from copcube.interchange.sources import Mapped, Source
+from copcube.interchange.writer import writing_map
 
 if TYPE_CHECKING:
     import torch
     import xarray as xr
-
-log = logging.getLogger("copcube")
 
 _ALIGNMENT = 64
 _STORAGES = {"float32": "Float", "float16": "Half", "float64": "Double", "int8": "Char"}
@@ -63,10 +59,10 @@ def open_pt(path: str) -> Source:
             for info in archive.infolist()
             if "/data/" in info.filename and info.file_size == storage.nbytes()
         ]
-        legends = [i for i in archive.infolist() if i.filename.endswith(f"/{KEY}.json")]
-        if any(info.file_size > SMALL for info in legends):
+        descriptions = [i for i in archive.infolist() if i.filename.endswith(f"/{KEY}.json")]
+        if any(info.file_size > SMALL for info in descriptions):
             raise CubeError(f"{path}: its description is larger than such a text can be")
-        text = archive.read(legends[0]).decode("utf-8", "replace") if legends else None
+        text = archive.read(descriptions[0]).decode("utf-8", "replace") if descriptions else None
         orders = [archive.read(i) for i in archive.infolist() if i.filename.endswith("/byteorder")]
     plain = tensor.is_contiguous() and len(records) == 1 and orders in ([], [b"little"])
     if not plain or records[0].compress_type != zipfile.ZIP_STORED:
@@ -77,7 +73,7 @@ def open_pt(path: str) -> Source:
     small = {key: tensors[key].numpy() for key in ("scale", "offset") if key in tensors}
     packing = packing_of(path, np.dtype(dtype), shape[-1], small.get("scale"), small.get("offset"))
     start = data_offset(path, records[0]) + int(tensor.storage_offset()) * tensor.element_size()
-    return Mapped(path, "pt", shape[-1], packing, Legend.loads(text, path), start)
+    return Mapped(path, "pt", shape[-1], packing, MapMetadata.loads(text, path), start)
 
 
 def to_pt(
@@ -100,34 +96,33 @@ def to_pt(
         If torch is not installed.
     """
     _torch()
-    out = require_free(path, overwrite)
-    canvas = Canvas.of(ds, order)
-    packing = canvas.packing(dtype, DTYPES, "pt")
-    tally = Tally(packing)
-    shape = grid.N_LAT, grid.N_LON, canvas.dim
-    content: Any = _Tensor("0", packing.dtype, shape)
-    small = [a for a in (packing.scale, packing.offset) if a is not None]
-    if small:
-        scale, offset = (_Tensor(key, "float64", (canvas.dim,)) for key in ("1", "2"))
-        content = {canvas.legend.variable: content, "scale": scale, "offset": offset}
-    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with (
+        writing_map(
+            ds, path, "pt", DTYPES, dtype=dtype, order=order, overwrite=overwrite
+        ) as writer,
+        zipfile.ZipFile(writer.file, "w") as archive,
+    ):
+        packing, shape = writer.packing, (grid.N_LAT, grid.N_LON, writer.dim)
+        content: Any = _Tensor("0", packing.dtype, shape)
+        small = [a for a in (packing.scale, packing.offset) if a is not None]
+        if small:
+            scale, offset = (_Tensor(key, "float64", (writer.dim,)) for key in ("1", "2"))
+            content = {writer.metadata.variable: content, "scale": scale, "offset": offset}
         with _record(archive, "data.pkl") as stream:
             _Pickler(stream, protocol=2).dump(content)
         with _record(archive, "byteorder") as stream:
             stream.write(b"little")
         with _record(archive, "data/0") as stream:
-            for rows in canvas.bands():
-                stream.write(canvas.window(rows, slice(None), packing, tally).data)
+            for rows in writer.bands():
+                stream.write(writer.window(rows).data)
         for number, values in enumerate(small, 1):
             with _record(archive, f"data/{number}") as stream:
                 stream.write(values.tobytes())
         with _record(archive, "version") as stream:
             stream.write(b"3\n")
         with _record(archive, f"{KEY}.json") as stream:
-            stream.write(canvas.legend.dumps().encode())
-    result = tally.result(str(path), canvas.dim, out.stat().st_size)
-    log.info("%s", result)
-    return result
+            stream.write(writer.metadata.dumps().encode())
+    return writer.result(path)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a map of bare numbers cannot say of itself, as a JSON text carried beside it.
+"""Metadata of a map of bare numbers, as a JSON text beside it.
 
 The published forms hold one array. What we export carries more: whether it is a cube or a
 reduction, attributes, the basis of a reduction. It travels as a key of the npz, a member of
@@ -8,25 +8,24 @@ published forms do not trip over it. A file without one is a published map.
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from copcube.cube.view import CubeView
 from copcube.errors import CubeError
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 KEY = "copcube"
 ORDERS = ("published", "era5")
 LENGTHWISE = {"embedding": "dim", "pc": "component"}
 """Dimension along the vectors of either variable."""
-_NOT_OURS_TO_SAY = ("copcube_schema", "coordinates")
+_OF_CUBES_ONLY = ("copcube_schema", "coordinates")
+"""Attributes that are true of a Zarr cube and not of a map."""
 
 
 @dataclass(frozen=True)
-class Legend:
-    """What the numbers of a file are.
+class MapMetadata:
+    """Metadata of a map in a file.
 
     Parameters
     ----------
@@ -48,15 +47,14 @@ class Legend:
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, ds: "xr.Dataset", field: "xr.DataArray", order: str) -> "Legend":
-        """Describe a cube or reduction whose vectors are `field`, (lat, lon, dim)."""
-        lat, lon, along = field.dims
-        name = str(field.name)
+    def of(cls, view: CubeView, order: str) -> "MapMetadata":
+        """Describe a cube or a reduction that is written in an order of columns."""
+        ds, lat, lon, along = view.dataset, view.lat, view.lon, view.dim
         bases = [v for v in ds.data_vars.values() if not {lat, lon} & set(v.dims)]
         dims = {along}.union(*(v.dims for v in bases))
         others = {
             str(key): {
-                "dims": [LENGTHWISE[name] if dim == along else str(dim) for dim in value.dims],
+                "dims": [LENGTHWISE[view.name] if dim == along else str(dim) for dim in value.dims],
                 "dtype": value.dtype.name,
                 "data": value.values.tolist(),
                 "attrs": _plain(value.attrs),
@@ -65,33 +63,33 @@ class Legend:
             for key, value in ds.variables.items()
             if set(value.dims) <= dims and value.dtype.kind in "biuf" and key != "crs"
         }
-        attrs = {k: v for k, v in _plain(ds.attrs).items() if k not in _NOT_OURS_TO_SAY}
-        own = {k: v for k, v in _plain(field.attrs).items() if k != "ancillary_variables"}
-        return cls(name, order, attrs, own, others)
+        attrs = {k: v for k, v in _plain(ds.attrs).items() if k not in _OF_CUBES_ONLY}
+        own = {k: v for k, v in _plain(view.field.attrs).items() if k != "ancillary_variables"}
+        return cls(view.name, order, attrs, own, others)
 
     def dumps(self) -> str:
-        """JSON text; the same legend gives the same text."""
+        """JSON text; the same metadata give the same text."""
         return json.dumps(self.__dict__, sort_keys=True)
 
     @classmethod
-    def loads(cls, text: str | None, path: str) -> "Legend":
-        """Read a text of `dumps`; no text is the legend of the published map.
+    def loads(cls, text: str | None, path: str) -> "MapMetadata":
+        """Read a text of `dumps`; no text stands for the published map.
 
         Raises
         ------
         CubeError
-            If it is no legend.
+            If it is no such text.
         """
         if text is None:
             return cls()
         try:
-            legend = cls(**json.loads(text))
-            legend._check()
+            metadata = cls(**json.loads(text))
+            metadata._check()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CubeError(
                 f"{path}: its description under {KEY!r} is broken ({error}); export it again"
             ) from error
-        return legend
+        return metadata
 
     def _check(self) -> None:
         if self.variable not in LENGTHWISE or self.order not in ORDERS:

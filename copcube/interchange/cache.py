@@ -1,0 +1,202 @@
+"""Decoded maps in the user's cache folder, as Zarr.
+
+Some forms cannot be read in part: a deflated npz, a table of averages in any order, a GeoTIFF
+whose tiles hold all bands. Such a map is decoded once, when its vectors are first read, into
+a Zarr array of 45 × 45 cells a chunk, and is read from there, by this process and by others.
+
+    COPCUBE_CACHE/HASH.zarr      (721, 1440, D) float32, NaN where missing, rows and columns as
+                                 in the file
+
+HASH is made of path, size and time of modification of the map's files, so that a file that
+changed is decoded anew. The entries that were used last are kept, `KEEP` of them.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import StorageError
+from copcube.files.atomic import writing
+from copcube.grid import Integers
+
+if TYPE_CHECKING:
+    import zarr
+
+log = logging.getLogger("copcube")
+
+FilledCells = tuple[Integers, Integers, NDArray[np.float32]]
+"""Rows and columns of some cells that hold a vector, (n,), and their vectors, (n, D)."""
+
+KEEP = 8
+"""Entries kept. The published map takes 1 to 2 GB."""
+
+_CHUNKS = "copcube_chunks"
+_TRIES = 3
+_DECODING = threading.Lock()
+"""Held while a map is decoded, so that the threads of a process do not all do it."""
+
+
+def cache_folder() -> Path:
+    """Folder of the decoded maps: ``COPCUBE_CACHE``, or the platform's folder for caches."""
+    if named := os.environ.get("COPCUBE_CACHE"):
+        return Path(named)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "copcube"
+
+
+_REMEDY = (
+    "set COPCUBE_CACHE to a folder with room for the decoded map (1 to 2 GB for the published one)"
+)
+
+
+class DecodedMap:
+    """A map in the cache, decoded when it is first read.
+
+    Parameters
+    ----------
+    files : sequence of str
+        Files that the map is read from.
+    dim : int
+        Length of its vectors.
+    cells : callable
+        Decodes the files: gives all filled cells, each once, in any order.
+    """
+
+    def __init__(
+        self, files: Sequence[str], dim: int, cells: Callable[[], Iterable[FilledCells]]
+    ) -> None:
+        self._files, self._dim, self._cells = tuple(files), dim, cells
+
+    def read(self, rows: Any, cols: Any, dims: Any) -> NDArray[np.float32]:
+        """Read the cells where rows and columns cross, (rows, cols, dims) float32.
+
+        Raises
+        ------
+        StorageError
+            If the cache cannot be written.
+        CopcubeError
+            As `cells`, when the map has to be decoded.
+        """
+        entry = self._entry()
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError):
+                array = _opened(str(entry))
+                values = np.asarray(array.oindex[rows, cols, dims], np.float32)
+                # Zarr reads a chunk that is not there as missing cells, and cleaners of caches
+                # remove files, so that a reader looks whether all were there.
+                if array.attrs[_CHUNKS] == _stored(entry):
+                    return values
+            self._decode(entry)
+        raise StorageError(f"{entry} is removed as often as it is made; {_REMEDY}")
+
+    def _entry(self) -> Path:
+        stats = [os.stat(file) for file in self._files]
+        text = "\n".join(
+            f"{os.path.abspath(file)} {stat.st_size} {stat.st_mtime_ns}"
+            for file, stat in zip(self._files, stats, strict=True)
+        )
+        return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.zarr"
+
+    def _decode(self, entry: Path) -> None:
+        """Make the entry, unless another thread just did."""
+        import zarr
+
+        with _DECODING:
+            if _whole(entry):
+                return
+            _remove(entry)
+            temporary = entry.with_name(f".{uuid.uuid4().hex}")
+            log.info("%s is decoded once into %s", ", ".join(self._files), entry)
+            try:
+                with writing(f"{entry} ({_REMEDY})"):
+                    entry.parent.mkdir(parents=True, exist_ok=True)
+                    array = zarr.create_array(
+                        temporary,
+                        shape=(grid.N_LAT, grid.N_LON, self._dim),
+                        chunks=(grid.BLOCK, grid.BLOCK, self._dim),
+                        dtype="float32",
+                        fill_value=np.nan,
+                        compressors=None,  # vectors hardly compress, and are read often
+                        chunk_key_encoding={"name": "default", "separator": "."},  # one folder
+                    )
+                    for cells in self._cells():
+                        _write(array, *cells)
+                    array.attrs[_CHUNKS] = _stored(temporary)
+                with suppress(OSError):  # another process was faster; its entry is the same
+                    temporary.rename(entry)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            _remove_oldest(entry.parent)
+
+
+def _write(
+    array: "zarr.Array[Any]", rows: Integers, cols: Integers, vectors: NDArray[np.float32]
+) -> None:
+    """Write cells, block by block: chunks are read, completed and written."""
+    block = rows // grid.BLOCK * grid.N_LON + cols // grid.BLOCK
+    order = np.argsort(block, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+        if len(part) == 0:
+            continue
+        top, left = (int(index[part[0]]) // grid.BLOCK * grid.BLOCK for index in (rows, cols))
+        window = slice(top, top + grid.BLOCK), slice(left, left + grid.BLOCK)
+        values = np.array(array[window])
+        values[rows[part] - top, cols[part] - left] = vectors[part]
+        array[window] = values
+
+
+def _stored(folder: Path) -> int:
+    """Count the files of an array's chunks."""
+    return sum(name.startswith("c.") for name in os.listdir(folder))
+
+
+def _whole(entry: Path) -> bool:
+    """Whether an entry is there with all its chunks."""
+    _opened.cache_clear()
+    try:
+        return bool(_opened(str(entry)).attrs[_CHUNKS] == _stored(entry))
+    except (FileNotFoundError, KeyError):
+        return False
+
+
+@lru_cache(maxsize=64)
+def _opened(entry: str) -> "zarr.Array[Any]":
+    import zarr
+
+    array = zarr.open_array(entry, mode="r")
+    os.utime(entry)  # `_remove_oldest` goes by it
+    return array
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Remove what was not used for longest, beyond `KEEP` entries."""
+    entries = sorted(folder.glob("*.zarr"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for entry in entries[KEEP:]:
+        _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    """Remove an entry: its name first, so that no reader finds a part of it."""
+    trash = entry.with_name(f".{uuid.uuid4().hex}")
+    with suppress(OSError):
+        entry.rename(trash)
+    _opened.cache_clear()
+    shutil.rmtree(trash, ignore_errors=True)

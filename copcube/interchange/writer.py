@@ -1,0 +1,180 @@
+"""What all exports do: lay a dataset out on the lattice, pack it, write it whole or not at all.
+
+A dataset that is sliced, turned, flipped or renamed is written where its coordinates say; cells
+outside are missing. Vectors are loaded window by window, so that memory stays bounded however
+large the cube.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.cube.view import CubeView
+from copcube.errors import CubeError, OptionError, StorageError
+from copcube.files.atomic import atomic_path
+from copcube.grid import Integers
+from copcube.interchange.cache import FilledCells
+from copcube.interchange.metadata import ORDERS, MapMetadata
+from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+
+class MapWriter:
+    """A cube or a reduction on all rows and columns of a file that is being written.
+
+    Parameters
+    ----------
+    view : CubeView
+        What is written, without leading dimensions.
+    order : {"published", "era5"}
+        Whether the file's columns run from 180°W or from 0°E.
+    dtype : str
+        Data type stored; int8 reads all vectors once to know their range.
+    file : Path
+        Temporary name of the file.
+    """
+
+    def __init__(self, view: CubeView, order: str, dtype: str, file: Path) -> None:
+        self.metadata = MapMetadata.of(view, order)
+        self.file = file
+        self._view = view
+        rows, cols = view.positions()
+        shift = grid.published_column(np.arange(grid.N_LON)) if order == "published" else ...
+        self._rows, self._cols = rows, np.empty_like(cols)
+        self._cols[shift] = cols
+        if dtype == "int8":
+            self.packing = int8_packing(self.dim, (self.cells(r)[2] for r in self.bands()))
+        else:
+            self.packing = Packing(dtype)
+        self.packer = Packer(self.packing)
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        return int(self._view.field.shape[-1])
+
+    def bands(self) -> Iterator[slice]:
+        """Rows of the file, 45 at a time."""
+        return (grid.Block(band, 0).rows for band in range(grid.N_BANDS))
+
+    def cells(self, rows: slice, cols: slice = slice(None)) -> FilledCells:
+        """Row and column within a window of all filled cells there, and their vectors."""
+        parts = [(np.empty(0, np.int64),) * 2 + (np.empty((0, self.dim), np.float32),)]
+        for y, to_y in _runs(self._rows[rows]):
+            for x, to_x in _runs(self._cols[cols]):
+                filled, vectors = self._view.read((y, x))
+                i, j = np.nonzero(filled)
+                parts.append((to_y[i], to_x[j], vectors[filled].astype(np.float32, copy=False)))
+        row, col, found = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return row, col, found
+
+    def window(self, rows: slice, cols: slice = slice(None)) -> NDArray[np.generic]:
+        """Stored numbers of a window, (rows, cols, dim)."""
+        y, x, vectors = self.cells(rows, cols)
+        shape = len(self._rows[rows]), len(self._cols[cols]), self.dim
+        out = np.full(shape, self.packing.missing, self.packing.dtype)
+        out[y, x] = self.packer.pack(vectors)
+        return out
+
+    def result(self, path: str | Path) -> Exported:
+        """Sum up what was written, once the file is in its place."""
+        exported = self.packer.result(str(path), self.dim, Path(path).stat().st_size)
+        log.info("%s", exported)
+        return exported
+
+
+@contextmanager
+def writing_map(
+    ds: "xr.Dataset",
+    path: str | Path,
+    form: str,
+    dtypes: tuple[str, ...],
+    *,
+    dtype: str,
+    order: str = "published",
+    overwrite: bool = False,
+) -> Iterator[MapWriter]:
+    """Check a dataset and a name, and give a writer whose file appears when the body ends.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Cube or reduction, of any region.
+    path : str or Path
+        Final name of the file.
+    form : str
+        Name of the form, for messages.
+    dtypes : tuple of str
+        Data types that the form can hold.
+    dtype, order, overwrite
+        As the functions that write a form take them.
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube or reduction, has a leading dimension, or no vector to know
+        the range of int8 by.
+    GridError
+        If it does not lie on the lattice, or has cells twice.
+    OptionError
+        If order or data type is unknown.
+    StorageError
+        If the file exists already or cannot be written.
+    """
+    out = require_free(path, overwrite)
+    if order not in ORDERS:
+        raise OptionError(f"order={order!r}; expected {' or '.join(ORDERS)}")
+    view = CubeView.of(ds)
+    if view.lead:
+        lead = view.lead[0]
+        raise CubeError(
+            f"this form holds one vector a cell, the cube has {view.field.sizes[lead]} along "
+            f"{lead}; choose one, such as with .isel({lead}=0), or write netCDF or Zarr"
+        )
+    require_dtype(dtype, dtypes, form)
+    with atomic_path(out) as temporary:
+        yield MapWriter(view, order, dtype, temporary)
+
+
+def require_free(path: str | Path, overwrite: bool) -> Path:
+    """Check that an output may be written, before any work.
+
+    Raises
+    ------
+    StorageError
+        If something is there already and must stay, or the folder is missing.
+    """
+    out = Path(path)
+    if out.is_dir() and not (out / "zarr.json").is_file():
+        raise StorageError(f"{path} is a folder; choose another name, or name a file in it")
+    if out.exists() and not overwrite:
+        raise StorageError(
+            f"{path} exists already; choose another name, or replace it with overwrite=True "
+            "(--overwrite)"
+        )
+    if not out.parent.is_dir():
+        raise StorageError(f"{path} cannot be written: its folder does not exist; create it first")
+    return out
+
+
+def _runs(positions: Integers) -> Iterator[tuple[slice, Integers]]:
+    """Cut positions into unbroken runs: the slice to load, and where its items belong.
+
+    Slices are loaded rather than lists, at which lazy arrays are slow; -1 is nowhere.
+    """
+    order = np.argsort(positions)
+    order = order[positions[order] >= 0]
+    ends = np.flatnonzero(np.diff(positions[order]) != 1) + 1
+    for run in np.split(order, ends):
+        if len(run):
+            yield slice(int(positions[run[0]]), int(positions[run[-1]]) + 1), run
