@@ -64,6 +64,7 @@ class Stage:
         """Seconds to the end at this rate, if that can be told."""
         if self.total is None or not self.done:
             return None
+        # An estimated total may turn out too small.
         return max(self.total - self.skipped - self.done, 0) / self.rate
 
     def line(self) -> str:
@@ -114,6 +115,7 @@ def stage(title: str, total: int | None, unit: str, skip: int = 0) -> Iterator[S
     On a terminal where the ``copcube`` logger shows messages it is a bar; elsewhere a
     log line every ten seconds, and one at the end.
     """
+    # rich takes 0.1 s to import, and a bar in a log file is unreadable.
     if log.isEnabledFor(logging.INFO) and log.handlers and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn

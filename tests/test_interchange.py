@@ -483,6 +483,7 @@ def test_conversions_appear_whole_and_replace_only_stores(world, fields, tmp_pat
         convert(tmp_path / "pc.npz", tmp_path / "b.zarr")
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_bands(tmp_path):
     """A map of 133 MB goes out, comes back and becomes a cube in a fraction of that."""
     dim = 32

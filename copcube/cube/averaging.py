@@ -157,6 +157,7 @@ def averaging_order(
         )
     found = found.sorted()
     repeated = np.zeros(len(found), bool)
+    # The rows are sorted by their keys, so that repeated images are neighbours.
     repeated[1:] = (np.diff(found.keys) == 0).all(axis=0)
     ways = {"counted": found, "dropped": found.take(~repeated)}
     if not repeated.any():
@@ -197,6 +198,7 @@ def nested_mean(rows: Rows, levels: tuple[str, ...]) -> NDArray[np.float64]:
         weight /= np.bincount(outer[first])[outer]  # parts of the group an image is in
         outer = inner
     weight /= np.bincount(outer)[outer]
+    # A sparse product of weights and vectors is the mean of every cell in one go.
     mean = csr_array((weight, (cell, np.arange(len(rows)))))
     return np.asarray(mean @ rows.embedding.astype(np.float64))
 
@@ -211,6 +213,7 @@ def _groups(
 
 def _sample(sources: list[Part], cells: int, seed: int) -> NDArray[np.int64]:
     """Cell ids from some parts that lie evenly over all of them, ascending."""
+    # Parts from all over the files: cells of one region could agree with several orders.
     some = np.unique(np.linspace(0, len(sources) - 1, _PARTS_TO_SAMPLE).round().astype(int))
     seen = [
         read_rows(sources[i].file, sources[i].row_groups, embedding=False).grid_id

@@ -143,6 +143,7 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
         try:
             share = f"{_area(mask):.2%} of the globe's area"
         except GridError:
+            # An irregular grid has no cells whose area could be known.
             share = f"{cells / max(1, mask.shape[-1] * mask.shape[-2]):.2%} of this grid"
         yield "coverage", f"{cells:,} cells, {share}"
     if "n_images" in ds:
@@ -186,6 +187,7 @@ def _area(mask: "xr.DataArray") -> float:
 
 def _north_up(lat: NDArray[Any], lon: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions from north to south, and from west to east: from -180 or the widest gap."""
+    # From 180°W, as people expect a map, unless the region lies across that meridian.
     east = (np.asarray(lon, np.float64) + 180) % 360
     order = np.argsort(east, kind="stable")
     gaps = np.diff(east[order], append=east[order[0]] + 360) if len(order) else order

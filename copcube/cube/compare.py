@@ -159,12 +159,14 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
         for start in range(0, len(x), _BATCH):
             part = slice(start, start + _BATCH)
             u, v = x[part].astype(np.float64), y[part].astype(np.float64)
+            # In float64: cosines of nearly equal vectors differ in the last digits of float32.
             moments.add(u, v)
             c[part], r[part] = _cosine_and_ratio(u, v, paired)
             if paired:
                 identical += int((u == v).all(axis=1).sum())
                 difference = max(difference, float(np.abs(u - v).max()))
         cosine[..., *window][both], ratio[..., *window][both] = c, r
+    # A vector of zeros has no cosine; such cells count in `both` and not in the quantiles.
     known = cosine[np.isfinite(cosine)]
     return Comparison(
         both=moments.n,
@@ -264,6 +266,7 @@ class _Moments:
         mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
         x, y = x - mean_x, y - mean_y
         dx, dy = mean_x - self.mean_x, mean_y - self.mean_y
+        # Chan, Golub & LeVeque: two batches' products add up but for the step between their means.
         weight = self.n * n / (self.n + n)
         self.xx += x.T @ x + weight * np.outer(dx, dx)
         self.yy += y.T @ y + weight * np.outer(dy, dy)

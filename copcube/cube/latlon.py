@@ -105,11 +105,13 @@ def _spacing(name: str, degrees: Floats, *, circle: bool) -> float | None:
     gaps = np.diff(places, append=places[0] + 360) if circle else np.diff(places)
     gaps = np.sort(gaps[gaps > grid.NEAR])
     if circle:
+        # The widest gap is what a region leaves out, or the seam of the globe.
         gaps = gaps[:-1]
     if gaps.size == 0:
         return None
     least, greatest = float(gaps[0]), float(gaps[-1])
     if abs(least - grid.STEP) < grid.NEAR and on_nodes(degrees).all():
+        # A selection of nodes, such as every second one here and all there, is still the lattice.
         return grid.STEP
     if greatest - least > grid.NEAR:
         raise GridError(

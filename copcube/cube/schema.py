@@ -100,6 +100,7 @@ def variables(
     band = (*one, grid.BLOCK, grid.N_LON)
     number = {"units": "1", "standard_name": "number_of_observations", "grid_mapping": "crs"}
     m = len(MODALITIES)
+    # CF's ancillary_variables may name only what is there.
     companions = ["spread", "n_images", "n_images_by_modality"] if counted else ["n_images"]
     if by == "modality" and counted:
         companions.remove("n_images_by_modality")
@@ -173,6 +174,7 @@ def variables(
 
 def group_attributes(dim: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes of the group, sorted: those of the conventions, then the caller's."""
+    # The caller's attributes win over these, which every cube has.
     ours: dict[str, Any] = {
         "Conventions": "CF-1.11",
         "title": "Copernicus Sentinel embeddings on ERA5's 0.25 degree grid",
@@ -230,6 +232,7 @@ def _leading(by: str, groups: tuple[str, ...]) -> Variable:
 
 
 def _flags(name: str, long_name: str, meanings: tuple[str, ...]) -> Variable:
+    # Flags rather than strings, whose encoding is not in Zarr's core specification.
     values = np.arange(len(meanings), dtype=np.int8)
     flags = {"flag_values": values.tolist(), "flag_meanings": " ".join(meanings)}
     return _coordinate(name, values, {"long_name": long_name, **flags})
@@ -263,6 +266,7 @@ def _coordinates(dim: int) -> list[Variable]:
 
 
 def _coordinate(name: str, values: NDArray[Any], attrs: dict[str, Any]) -> Variable:
+    # No coordinate has this value, so that none of its values reads as missing.
     fill = np.nan if values.dtype.kind == "f" else -1
     return Variable(name, (name,), *_whole(values), attrs, fill, values)
 

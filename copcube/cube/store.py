@@ -72,11 +72,14 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
         found = found if is_remote(path) or os.path.exists(path) else "nothing"
         raise CubeError(f"{path}: expected an embedding cube made by copcube, found {found}")
     version = attributes["copcube_schema"]
+    # A later schema may give the same names another meaning, so that reading on would be a guess.
     if not isinstance(version, int) or version > schema.VERSION:
         raise CubeError(
             f"{path}: the cube has schema {version!r}, this copcube knows up to "
             f"{schema.VERSION}; update copcube"
         )
+    # The consolidated metadata is left aside: while a cube is written it is not there yet, and
+    # a later change of one array would not be in it.
     group = zarr.open_group(address(path), mode=mode, zarr_format=3, use_consolidated=False)
     missing = [name for name in schema.ESSENTIAL if name not in group]
     if missing:
@@ -114,5 +117,6 @@ def chunk_name(array: Any, index: tuple[int, ...]) -> str:
 
 def is_stored(array: Any, index: tuple[int, ...]) -> bool:
     """Whether a chunk may be stored; only in a folder is it worth finding out."""
+    # In an object store the question would cost a request, as much as reading the chunk does.
     root = getattr(array.store, "root", None)
     return root is None or Path(root, chunk_name(array, index)).exists()

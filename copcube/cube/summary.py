@@ -108,6 +108,7 @@ def summary(path: str | Path) -> CubeSummary:
     if "n_images_by_modality" in group:
         by_modality = dict.fromkeys(MODALITIES, 0)
         source = array(group, "n_images_by_modality")
+        # By bands: the counts of all modalities and groups together may take 400 MB.
         for band in range(grid.N_BANDS):
             part = np.asarray(source[(..., grid.Block(band, 0).rows, slice(None))], np.int64)
             sums = part.reshape(-1, len(MODALITIES), part.shape[-2] * grid.N_LON).sum(axis=(0, 2))
@@ -144,6 +145,7 @@ def _arc(cols: NDArray[np.int64]) -> tuple[float, float] | None:
         return None
     if len(cols) == grid.N_LON:
         return -180.0, 180.0 - grid.STEP
+    # The arc leaves out the widest gap, so that a region across 180° is not the whole globe.
     gaps = np.diff(cols, append=cols[0] + grid.N_LON)
     last = int(np.argmax(gaps))
     ends = cols[(last + 1) % len(cols)], cols[last]

@@ -23,6 +23,7 @@ _RAMP = ((0.23, 0.20, 0.45), (0.16, 0.47, 0.56), (0.45, 0.73, 0.43), (0.98, 0.86
 def _shrink(raster: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
     """Means of what there is in squares of pixels, so that at most `size` of them are left."""
     rows, cols = raster.shape[:2]
+    # -(-a // b) rounds up: a square too many is better than a map that does not fit.
     side = max(1, -(-rows // size[0]), -(-cols // size[1]))
     padding = [(0, -rows % side), (0, -cols % side)] + [(0, 0)] * (raster.ndim - 2)
     padded = np.pad(raster, padding, constant_values=np.nan)
@@ -51,12 +52,14 @@ def picture(raster: NDArray[np.float64]) -> bytes:
         image = png(*(_colours(small) if small.ndim == 2 else _mixed(small)))
         if len(image) <= PNG_LIMIT:
             return image
+        # How well a map compresses is known only when it is compressed.
         size = size[0] * 3 // 4, size[1] * 3 // 4
 
 
 def _scaled(values: NDArray[np.float64], steps: int) -> NDArray[np.int64]:
     """Values by their 2 % and 98 % quantiles as steps, 0 to steps - 1; NaN as 0."""
     known = values[np.isfinite(values)]
+    # A few outliers would otherwise leave all other cells one colour.
     low, high = np.quantile(known, (0.02, 0.98)) if known.size else (0.0, 1.0)
     share = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
     return np.clip(np.nan_to_num(share) * steps, 0, steps - 1).astype(np.int64)
@@ -75,6 +78,7 @@ def _colours(raster: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np
 def _mixed(raster: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Pixels and palette of three values a pixel, as red, green and blue."""
     red, green, blue = (_scaled(raster[..., i], _LEVELS) for i in range(3))
+    # Colour 0 of the palette is transparent and stands for no vector.
     code = 1 + (red * _LEVELS + green) * _LEVELS + blue
     levels = np.linspace(20, 250, _LEVELS)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)

@@ -43,6 +43,7 @@ def validate(path: str | Path) -> list[str]:
         expected = schema.variables(dim, by, groups, counted=bool(counted))
     except CopcubeError as error:
         return [str(error)]
+    # What has another structure cannot be compared value by value, so that this comes first.
     problems = [*_attributes(group), *_structure(group, expected)]
     if problems:
         return problems
@@ -83,6 +84,7 @@ def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Ite
             "chunks": (found.chunks, variable.chunks),
             "data type": (found.dtype.name, variable.dtype),
             "fill value": (
+                # As text, since NaN is not equal to itself.
                 str(found.fill_value),
                 str(np.dtype(variable.dtype).type(variable.fill)),
             ),
@@ -122,14 +124,17 @@ def _band(
         yield "counts of the modalities do not add up", unequal
         yield "negative count of a modality", np.min(by_modality, axis=0) < 0
 
+    # Blocks are read one at a time, to hold 6 MB of vectors rather than the 200 MB of a band.
     absent, stray, broken = (np.zeros(count.shape, bool) for _ in range(3))
     embedding = array(group, "embedding")
     for block in grid.band_blocks(band):
         counted = count[:, block.cols] > 0
+        # Most blocks are sea: their chunks are not stored and need not be read.
         if not counted.any() and not is_stored(embedding, (*at, block.i, block.j, 0)):
             continue
         try:
             vectors = np.asarray(embedding[(*at, block.rows, block.cols)])
+        # A damaged chunk is reported like any other fault, and the other blocks are still examined.
         except (OSError, ValueError, RuntimeError):
             broken[:, block.cols] = True
             continue

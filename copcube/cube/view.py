@@ -190,6 +190,7 @@ class CubeView:
         does not depend on how the dataset is chunked. A dataset off the lattice is divided by
         the cells that hold its points.
         """
+        # `cell_at` rather than `row`: also a coarser grid, which lies off the lattice, has blocks.
         row = grid.cell_at(self.field[self.lat].values, 0)[0]
         col = grid.cell_at(0, self.field[self.lon].values)[1]
         for lead in np.ndindex(self.field.shape[:-3]):
@@ -228,6 +229,7 @@ class CubeView:
             return counted, np.broadcast_to(np.array(np.nan, self.field.dtype), shape)
         values = self.field.variable[part].values
         filled = present(values, zeros_allowed=self.zeros_allowed)
+        # Vectors may be missing where images are counted, if a user masked them.
         return (filled if counted is None else np.asarray(filled & counted)), values
 
     def filled(self) -> "xr.DataArray":
@@ -371,6 +373,7 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
                 or str(dim).lower() in names
             )
         ]
+        # Two candidates are refused too: to take one of them would be a guess.
         if len(candidates) != 1:
             raise CubeError(
                 f"expected one dimension of {axis} with its coordinate, found "

@@ -10,8 +10,8 @@ from copcube.cells import Cells
 from copcube.errors import CubeError, StorageError
 from copcube.files.atomic import atomic_folder
 from copcube.interchange.cache import FilledCells
-from copcube.interchange.engine import dataset, open_source
-from copcube.interchange.sources import Source
+from copcube.interchange.engine import dataset, find_map
+from copcube.interchange.sources import MapSource
 from copcube.interchange.writer import require_free
 from copcube.modalities import MODALITIES
 from copcube.progress import stage
@@ -52,7 +52,7 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
     target = require_free(out, overwrite)
     if target.is_file():
         raise StorageError(f"{out} is a file, no Zarr store to be replaced; choose another name")
-    source = open_source(path)
+    source = find_map(path)
     if source.metadata.variable != "embedding":
         raise CubeError(
             f"{path}: holds a reduction, not the embeddings of a cube; open it with "
@@ -70,10 +70,11 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
     return target
 
 
-def _cells(source: Source, filled: FilledCells) -> Cells:
+def _cells(source: MapSource, filled: FilledCells) -> Cells:
     row, col, vectors = filled
     if source.metadata.order == "published":
         col = grid.published_column(col)
+    # In a cube such a vector would be missing although its cell counts images.
     if not np.isfinite(vectors).all():
         broken = int(np.argmin(np.isfinite(vectors).all(axis=1)))
         cell = grid.format_cell(grid.grid_id(int(row[broken]), int(col[broken])))

@@ -18,7 +18,7 @@ from copcube.interchange.metadata import LENGTHWISE
 from copcube.interchange.netcdf import open_netcdf
 from copcube.interchange.npz import open_npz
 from copcube.interchange.parquet import open_averages
-from copcube.interchange.sources import Source
+from copcube.interchange.sources import MapSource
 from copcube.interchange.torch import open_pt
 
 _COORDINATES = ("lat", "lon", "lat_bnds", "lon_bnds", "crs")
@@ -67,6 +67,8 @@ class CopembedBackend(BackendEntrypoint):
             return False
         name = os.path.basename(os.fsdecode(filename_or_obj))
         suffix = os.path.splitext(name)[1].lower()
+        # xarray asks each engine for any file, and a TIFF may be any picture: only the published
+        # name is taken without being asked for. NetCDF is left to xarray's own engines.
         return suffix in (".npz", ".pt", ".parquet") or (
             suffix in (".tif", ".tiff") and name.startswith("embed_map_")
         )
@@ -76,11 +78,11 @@ def open_map(path: Any) -> xr.Dataset:
     """Open a map of any form, lazily; errors are those of the engine."""
     if isinstance(path, str | os.PathLike) and os.fsdecode(path).lower().endswith(".nc"):
         return open_netcdf(os.fsdecode(path))
-    return dataset(open_source(path))
+    return dataset(find_map(path))
 
 
-def open_source(path: Any) -> Source:
-    """Find the map in a file of any form.
+def find_map(path: Any) -> MapSource:
+    """Find the map in a file of any form, and how to read it.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def open_source(path: Any) -> Source:
     return _OPENERS[suffix](text)
 
 
-_OPENERS: dict[str, Callable[[str], Source]] = {
+_OPENERS: dict[str, Callable[[str], MapSource]] = {
     ".npz": open_npz,
     ".pt": open_pt,
     ".tif": open_geotiff,
@@ -110,7 +112,7 @@ _OPENERS: dict[str, Callable[[str], Source]] = {
 }
 
 
-def dataset(source: Source) -> xr.Dataset:
+def dataset(source: MapSource) -> xr.Dataset:
     """Dataset of a map: the schema of cubes, as far as the map tells."""
     metadata = source.metadata
     parts = schema.variables(source.dim, None, ())
@@ -126,6 +128,7 @@ def dataset(source: Source) -> xr.Dataset:
         )
         for name, o in metadata.others.items()
     }
+    # A published map has no coordinate along its vectors; a cube has.
     if along not in others and along == "dim":
         dim = parts["dim"]
         others["dim"] = xr.Variable(dim.dims, dim.values, dim.attrs), True
@@ -150,7 +153,7 @@ def _attributes(attrs: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in attrs.items() if key != "ancillary_variables"}
 
 
-def _unknown(source: Source) -> dict[str, Any]:
+def _unknown(source: MapSource) -> dict[str, Any]:
     """Attributes of a map that says nothing of itself."""
     attrs = schema.group_attributes(source.dim, {})
     for name in ("copcube_schema", "coordinates"):
@@ -166,11 +169,11 @@ class MapArray(BackendArray):
 
     Parameters
     ----------
-    source : Source
+    source : MapSource
         Where it lies.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: MapSource) -> None:
         self.source = source
         self.shape = (grid.N_LAT, grid.N_LON, source.dim)
         self.dtype = np.dtype(np.float32)
@@ -183,6 +186,7 @@ class MapArray(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
         rows, cols = (np.arange(n)[k] for n, k in zip(self.shape[:2], key[:2], strict=True))
         if self.source.metadata.order == "published":
+            # The lattice counts from 0°E, the file from 180°W.
             cols = grid.published_column(cols)
         dims = key[2] if isinstance(key[2], slice) else np.atleast_1d(key[2])
         values = self.source.read(np.atleast_1d(rows), np.atleast_1d(cols), dims)

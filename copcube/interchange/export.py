@@ -61,6 +61,7 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
             + ("; write Zarr with .to_zarr" if suffix == ".zarr" else "")
         )
     writer = WRITERS[suffix]
+    # The signature of the writer says which options it has.
     known = [name for name in inspect.signature(writer).parameters if name not in ("ds", "path")]
     unknown = [name for name in options if name not in known]
     if unknown:
@@ -88,5 +89,7 @@ def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> N
         If something is there already, or it cannot be written.
     """
     with atomic_folder(require_free(path, overwrite)) as temporary, warnings.catch_warnings():
+        # zarr warns that consolidated metadata is not in the specification of v3; all readers
+        # that do not know it pass over it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         ds.drop_encoding().unify_chunks().to_zarr(temporary, zarr_format=3, consolidated=True)

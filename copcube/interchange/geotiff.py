@@ -21,7 +21,7 @@ from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import packing_of
 from copcube.interchange.packing import Exported
-from copcube.interchange.sources import Decoded, Source, filled_cells
+from copcube.interchange.sources import Decoded, MapSource, filled_cells
 from copcube.interchange.writer import MapWriter, writing_map
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Raster(Decoded):
                     yield filled_cells(numbers, top, left, self.packing)
 
 
-def open_geotiff(path: str) -> Source:
+def open_geotiff(path: str) -> MapSource:
     """Find the map in a GeoTIFF, without reading its pixels.
 
     Raises
@@ -82,6 +82,7 @@ def open_geotiff(path: str) -> Source:
             )
         scaled = np.array(file.scales, float), np.array(file.offsets, float)
         packing = packing_of(path, np.dtype(dtypes[0]), file.count, *scaled)
+        # The published file has no nodata value, and zeros mean missing.
         if packing.scale is None and file.nodata is not None:
             packing = replace(packing, missing=file.nodata)
         tile = file.block_shapes[0]
@@ -209,6 +210,7 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
     for order, west in _WEST.items():
         wanted = (grid.STEP, 0, west, 0, -grid.STEP, 90 + grid.STEP / 2)
         if file.shape == (grid.N_LAT, grid.N_LON) and np.allclose(transform, wanted, atol=1e-6):
+            # Axes of another system could have the same numbers and mean other places.
             if file.crs is None or file.crs.to_epsg() != 4326:
                 raise CubeError(f"{path}: its reference system is {file.crs}; expected EPSG:4326")
             return order

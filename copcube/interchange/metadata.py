@@ -96,6 +96,7 @@ class MapMetadata:
             raise ValueError(f"variable {self.variable!r} in order {self.order!r}")
         if not all(isinstance(a, dict) for a in (self.attrs, self.variable_attrs, self.others)):
             raise TypeError("attributes are no mappings")
+        # The text may come from anywhere: nothing of it is used that the schema does not expect.
         for name, entry in self.others.items():
             if name in ("lat", "lon", self.variable) or {"lat", "lon"} & set(entry["dims"]):
                 raise ValueError(f"a variable {name!r} along {entry['dims']!r}")

@@ -89,6 +89,7 @@ def to_netcdf(
             encoding={key: {"_FillValue": None} for key in rest.coords}
             | {key: _SMALL for key, value in rest.items() if value.ndim > 1},
         )
+        # The vectors are written by bands, beside what xarray wrote, so that memory stays bounded.
         with netCDF4.Dataset(temporary, "a") as file:
             for label, size in zip(dims, field.shape, strict=True):
                 if label not in file.dimensions:
@@ -134,6 +135,7 @@ def open_netcdf(path: str) -> "xr.Dataset":
     scale, offset = f"{name}_scale", f"{name}_offset"
     if scale not in ds or offset not in ds:
         return ds
+    # Decoded band by band when computed; all at once would take four times the file's memory.
     lazy = field.chunk({field.dims[-3]: grid.BLOCK})
     values = (lazy * ds[scale].load() + ds[offset].load()).astype(np.float32)
     return ds.drop_vars([scale, offset]).assign({name: values.assign_attrs(field.attrs)})

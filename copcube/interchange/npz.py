@@ -20,7 +20,7 @@ from copcube.errors import CubeError
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import DTYPES, MISSING_CODE, Exported, Packing
-from copcube.interchange.sources import Decoded, Mapped, Source, filled_cells
+from copcube.interchange.sources import Decoded, Mapped, MapSource, filled_cells
 from copcube.interchange.writer import writing_map
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Deflated(Decoded):
             stream.read(1)  # the end, where the checksum is compared
 
 
-def open_npz(path: str) -> Source:
+def open_npz(path: str) -> MapSource:
     """Find the map in an npz, without reading it.
 
     Raises
@@ -75,6 +75,7 @@ def open_npz(path: str) -> Source:
     with _reading(path), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         maps = [name for name in names if name not in _BESIDE]
+        # numpy.savez names what comes without a name arr_0; people name a map as they like.
         name = "arr_0" if "arr_0" in maps else maps[0] if len(maps) == 1 else None
         if name is None:
             raise CubeError(
@@ -94,6 +95,7 @@ def open_npz(path: str) -> Source:
             f"{path}: {name} is stored in {'column order' if in_columns else 'foreign byte order'};"
             " save it again with numpy.ascontiguousarray"
         )
+    # `object` for the product: int64 could overflow on a shape that a broken file claims.
     if info.file_size != skip + int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise CubeError(f"{path}: {name} is shorter or longer than its shape {shape}; get it anew")
     if info.compress_type != zipfile.ZIP_STORED:
@@ -218,6 +220,7 @@ def data_offset(path: str, info: zipfile.ZipInfo) -> int:
 def _member(archive: zipfile.ZipFile, name: str, kind: int) -> Iterator[IO[bytes]]:
     info = zipfile.ZipInfo(f"{name}.npy")  # of 1980: the same cube gives the same bytes
     info.compress_type = kind
+    # The size is not known before the end, and may need more than 32 bits.
     with archive.open(info, "w", force_zip64=True) as stream:
         yield stream
 

@@ -88,6 +88,7 @@ def int8_packing(dim: int, parts: Iterable[NDArray[np.float32]]) -> Packing:
         high = np.maximum(high, part.max(axis=0, initial=-np.inf))
     if not np.isfinite(low).all():
         raise CubeError("no cell holds a vector: there is no range for int8 to span")
+    # -128 is left for missing cells, so that the codes are symmetric.
     scale = (high - low) / (2 * _TOP)
     return Packing("int8", np.where(scale > 0, scale, 1.0), (high + low) / 2, MISSING_CODE)
 
@@ -164,6 +165,7 @@ class Packer:
         packed = self._packing.pack(vectors)
         if not len(vectors):
             return packed
+        # Rounding to float16 can make a small vector zero, which would read as missing.
         if lost := int((~self._packing.filled(packed)).sum()):
             raise CubeError(
                 f"{lost} cells hold vectors that are all {self._packing.missing:g} in "
@@ -178,6 +180,7 @@ class Packer:
         self._max = max(self._max, float(np.abs(error).max()))
         self._squares += float(np.square(error).sum())
         if self._shift is None:
+            # Sums of squares around a value near the mean keep their digits.
             self._shift = exact[0].copy()
             self._sum = self._sum2 = np.zeros(len(exact[0]))
         exact -= self._shift

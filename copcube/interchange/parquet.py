@@ -17,7 +17,7 @@ from copcube.errors import RowsError
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import Exported, Packing
-from copcube.interchange.sources import Decoded, Source
+from copcube.interchange.sources import Decoded, MapSource
 from copcube.interchange.writer import writing_map
 from copcube.rows import ROW_GROUP, _cells, _open, _vectors, rows_files
 
@@ -69,7 +69,7 @@ class Averages(Decoded):
                     start += len(ids)
 
 
-def open_averages(path: str) -> Source:
+def open_averages(path: str) -> MapSource:
     """Find tables of averages, without reading their vectors.
 
     Raises
@@ -149,6 +149,7 @@ def to_parquet(
             use_dictionary=False,
             column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
         ) as file:
+            # Published ids count from the south pole, and the table is sorted by them.
             for rows in reversed(list(writer.bands())):
                 y, x, vectors = writer.cells(rows)
                 # The writer's columns run from 180°W, those of `grid_id` from 0°E.
@@ -179,6 +180,7 @@ def _length(file: "pq.ParquetFile", name: str) -> int:
             f"{name}: expected the columns {' and '.join(COLUMNS)} of a table of averages; "
             f"{' and '.join(missing)} missing (found {', '.join(found) or 'none'})"
         )
+    # Rows of images have the same two columns; averaging them here would be a guess.
     if "modality" in found:
         raise RowsError(
             f"{name}: holds a row an image, not averages; make a cube of it with copcube aggregate"

@@ -25,7 +25,7 @@ _BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class MapSource(ABC):
     """One map of (721, 1440, `dim`) in a file.
 
     Parameters
@@ -63,7 +63,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True)
-class Mapped(Source):
+class Mapped(MapSource):
     """Numbers that lie plainly in a file, row after row; mapped into memory while read.
 
     Parameters
@@ -98,7 +98,7 @@ class Mapped(Source):
 
 
 @dataclass(frozen=True)
-class Decoded(Source):
+class Decoded(MapSource):
     """Numbers that must be decoded to be read: once, into a Zarr array in the cache."""
 
     @abstractmethod

@@ -23,7 +23,7 @@ from copcube.errors import CubeError, MissingPackageError
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import SMALL, data_offset, packing_of, require_map
 from copcube.interchange.packing import DTYPES, Exported
-from copcube.interchange.sources import Mapped, Source
+from copcube.interchange.sources import Mapped, MapSource
 from copcube.interchange.writer import writing_map
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _ALIGNMENT = 64
 _STORAGES = {"float32": "Float", "float16": "Half", "float64": "Double", "int8": "Char"}
 
 
-def open_pt(path: str) -> Source:
+def open_pt(path: str) -> MapSource:
     """Find the map in a torch file, without reading it.
 
     Raises
@@ -64,6 +64,7 @@ def open_pt(path: str) -> Source:
             raise CubeError(f"{path}: its description is larger than such a text can be")
         text = archive.read(descriptions[0]).decode("utf-8", "replace") if descriptions else None
         orders = [archive.read(i) for i in archive.infolist() if i.filename.endswith("/byteorder")]
+    # Only a tensor that lies in the file as it is in memory can be mapped.
     plain = tensor.is_contiguous() and len(records) == 1 and orders in ([], [b"little"])
     if not plain or records[0].compress_type != zipfile.ZIP_STORED:
         raise CubeError(

@@ -49,6 +49,7 @@ class MapWriter:
         self.file = file
         self._view = view
         rows, cols = view.positions()
+        # Published maps begin at 180°W, the lattice at 0°E.
         shift = grid.published_column(np.arange(grid.N_LON)) if order == "published" else ...
         self._rows, self._cols = rows, np.empty_like(cols)
         self._cols[shift] = cols
@@ -69,6 +70,7 @@ class MapWriter:
 
     def cells(self, rows: slice, cols: slice = slice(None)) -> FilledCells:
         """Row and column within a window of all filled cells there, and their vectors."""
+        # An empty part first: a window may hold nothing of the dataset.
         parts = [(np.empty(0, np.int64),) * 2 + (np.empty((0, self.dim), np.float32),)]
         for y, to_y in _runs(self._rows[rows]):
             for x, to_x in _runs(self._cols[cols]):
@@ -154,6 +156,7 @@ def require_free(path: str | Path, overwrite: bool) -> Path:
     StorageError
         If something is there already and must stay, or the folder is missing.
     """
+    # A Zarr store is a folder that may be replaced; any other folder is somebody's work.
     out = Path(path)
     if out.is_dir() and not (out / "zarr.json").is_file():
         raise StorageError(f"{path} is a folder; choose another name, or name a file in it")
