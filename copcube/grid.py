@@ -72,6 +72,7 @@ def areas() -> NDArray[np.float64]:
         Over all cells they sum to 4π; the polar half-cells keep their real area.
     """
     north, south = np.sin(np.radians(latitude_bounds())).T
+    # The band formula, not cos(lat): exact, and not zero at the poles.
     return np.asarray((north - south) * np.radians(STEP), dtype=np.float64)
 
 
@@ -193,6 +194,7 @@ def cell_at(lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.int64], NDArray[
     if np.any(np.abs(y) > 90):
         raise GridError(f"latitude {y[np.abs(y) > 90].flat[0]} lies beyond a pole")
     row = np.floor((90 + STEP / 2 - y) / STEP).astype(np.int64)
+    # The modulo comes again at the end: 359.9 rounds up to column 1440, which is column 0.
     col = np.floor((x % 360 + STEP / 2) / STEP).astype(np.int64) % N_LON
     return row, col
 
@@ -229,6 +231,7 @@ def lattice_index(lat: ArrayLike, lon: ArrayLike) -> tuple[Integers, Integers]:
                 f"{name} {values[off].flat[0]:.6g} is no node of the 0.25° lattice; "
                 "expected multiples of 0.25, as in a cube before it is averaged or interpolated"
             )
+    # Rounding, not division: coordinates of float32 lie a little beside their nodes.
     row = np.rint((90 - y) / STEP).astype(np.int64)
     return row, np.rint(x / STEP).astype(np.int64) % N_LON
 
@@ -294,6 +297,7 @@ def parse_local(text: str) -> tuple[float, float]:
 
 
 def _split(text: str, what: str) -> tuple[int, float, float]:
+    # re.ASCII in the pattern: other scripts have digits too, which int() would take.
     match = _ID_TEXT.fullmatch(text)
     if match is None:
         raise GridError(
