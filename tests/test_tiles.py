@@ -22,7 +22,8 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copcube.embedding import tiles
+from copcube.embedding import as_encoder
+from copcube.embedding.encoders import LOADED_AT_ONCE, _load
 from copcube.embedding.tiles import embed
 from copcube.errors import OptionError
 from copcube.modalities import MODALITIES
@@ -446,13 +447,19 @@ def test_batch_size_can_be_told():
 
 
 def test_an_encoder_is_loaded_once_a_process():
-    spec = StubSpec("once")
+    shared = as_encoder(StubSpec("once"))
     with ThreadPoolExecutor(8) as pool:
-        loaded = list(pool.map(tiles._load, [spec] * 8))
-    assert len(set(map(id, loaded))) == 1
+        assert set(pool.map(lambda _: shared.dim, range(8))) == {Stub.dim}
     result = embed(utm().chunk(y=224, x=224), "s1_grd", encoder=StubSpec("once"), date="2021")
     result.compute(scheduler="threads")
     assert StubSpec.loads.count("once") == 1
+
+
+def test_a_process_keeps_the_encoders_it_used_last():
+    first, *others = (as_encoder(StubSpec(f"kept {i}")) for i in range(1 + LOADED_AT_ONCE))
+    assert [e.dim for e in (first, *others, first)] == [Stub.dim] * (2 + LOADED_AT_ONCE)
+    assert StubSpec.loads.count("kept 0") == 2
+    assert StubSpec.loads.count(f"kept {LOADED_AT_ONCE}") == 1
 
 
 def test_graphs_are_small_and_named_by_spec_and_input():
@@ -469,25 +476,19 @@ def test_graphs_are_small_and_named_by_spec_and_input():
     assert len({first.data.name, *(other.data.name for other in others)}) == 4
 
 
-def test_a_live_encoder_is_never_pickled():
+def test_a_live_encoder_that_knows_its_spec_travels_as_that():
     class Heavy(Stub):
+        spec = StubSpec("heavy")
+
         def __reduce__(self):
             raise AssertionError("pickled")
 
-    stub = Heavy()
-    result = embed(utm().chunk(y=224), "s1_grd", encoder=stub, date="2021-06-01")
-    again = embed(utm().chunk(y=224), "s1_grd", encoder=stub, date="2021-06-01")
-    assert result.data.name == again.data.name
-    other = embed(utm().chunk(y=224), "s1_grd", encoder=Heavy(), date="2021-06-01")
-    assert result.data.name != other.data.name
-    live = tiles._Live.of(stub)
-    assert pickle.loads(pickle.dumps(live)).encoder is stub
-
-
-def test_a_live_encoder_serves_its_own_process_only():
-    code = pickle.dumps(tiles._Live.of(Stub()))
-    with pytest.raises(OptionError, match="give embed\\(\\) an EncoderSpec"):
-        pickle.loads(code)
+    result = embed(utm().chunk(y=224), "s1_grd", encoder=Heavy(), date="2021-06-01")
+    assert cloudpickle.dumps(result.data.__dask_graph__())
+    stub = as_encoder(Heavy())
+    assert pickle.loads(pickle.dumps(stub)) == stub
+    assert isinstance(_load(Heavy.spec), Heavy)
+    assert "heavy" not in StubSpec.loads
 
 
 def test_it_computes_on_distributed():

@@ -22,7 +22,7 @@ from copcube.builds.plan import (
     partitions_digest,
 )
 from copcube.builds.tasks import EmbedTask, EncoderFacts, counts, describe
-from copcube.embedding.partition import Crop, Encoder, Spec
+from copcube.embedding import Crop, Encoder, Spec
 from copcube.errors import BuildError, OptionError
 from copcube.files.objects import file_size, is_remote
 from copcube.images import Partition, Source, open_source

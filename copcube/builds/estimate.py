@@ -12,7 +12,7 @@ from copcube.builds.api import image_sizes, plan_build
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import Plan
 from copcube.builds.tasks import describe, loaded
-from copcube.embedding.partition import Batch, Crop, Encoder, Spec
+from copcube.embedding import Batch, Crop, Encoder, Spec
 from copcube.images import Image, Partition, Source, open_source
 from copcube.progress import duration, size
 from copcube.selection import Selection

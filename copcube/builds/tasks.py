@@ -24,7 +24,7 @@ from copcube.aggregate import Aggregation, Part, Survey
 from copcube.builds.folder import BuildFolder, Receipt, to_json
 from copcube.builds.plan import Plan, digest, read_partition
 from copcube.cells import Cells, decode_cells, encode_cells
-from copcube.embedding.partition import Encoder, Spec, embed_partition
+from copcube.embedding import Encoder, Spec, embed_partition
 from copcube.errors import BuildError
 from copcube.images import Rejected, Source
 from copcube.rows import encode_rows

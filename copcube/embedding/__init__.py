@@ -1,5 +1,6 @@
 """Embedding: the images of a partition to rows, and the tiles of an xarray image to vectors."""
 
-from copcube.embedding.partition import Batch, Crop, Encoder, Spec, embed_partition
+from copcube.embedding.encoders import Encoder, SharedEncoder, Spec, as_encoder
+from copcube.embedding.partition import Batch, Crop, embed_partition
 
-__all__ = ["Batch", "Crop", "Encoder", "Spec", "embed_partition"]
+__all__ = ["Batch", "Crop", "Encoder", "SharedEncoder", "Spec", "as_encoder", "embed_partition"]

@@ -11,16 +11,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.embedding.encoders import Encoder
 from copcube.errors import ImageError, StorageError
 from copcube.images import Image, Job, Partition, Rejected, Source
 from copcube.images.tensor_form import has_valid_pixel
@@ -39,54 +40,6 @@ PAUSES = (0.5, 5.0)
 
 DEM_DAYS = 16436.0
 """2015-01-01 in days since 1970-01-01: the date the DEM was given in pretraining."""
-
-
-class Encoder(Protocol):
-    """A frozen model that turns images into vectors; it may be called on several threads."""
-
-    @property
-    def streams(self) -> int:
-        """Calls that are worth having under way at once, so that copies hide behind them."""
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-
-    @property
-    def provenance(self) -> Mapping[str, str | int]:
-        """What must be known of the encoder to make its vectors again."""
-
-    def batch_size(self, modality: str, size: int) -> int:
-        """Images of `size` pixels a side to embed at once, for speed within memory."""
-
-    def __call__(
-        self, modality: str, pixels: Sequence[NDArray[Any]], metadata: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
-        """Embed one batch.
-
-        Parameters
-        ----------
-        modality : str
-            Key of the modality of all the images.
-        pixels : sequence of numpy.ndarray
-            The images, each (bands, rows, columns), in their stored dtype.
-        metadata : numpy.ndarray
-            (batch, 4) float64: lon and lat in degrees, days since 1970-01-01, area of
-            one token in km²; NaN where unknown.
-
-        Returns
-        -------
-        numpy.ndarray
-            (batch, dim) float32.
-        """
-
-
-@runtime_checkable
-class Spec(Protocol):
-    """A small, hashable description of an encoder, such as `copcube.EncoderSpec`."""
-
-    def load(self) -> Encoder:
-        """Load the encoder."""
 
 
 @dataclass

@@ -9,9 +9,7 @@ arrays the same function is called once.
 import itertools
 import logging
 import threading
-import uuid
-import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,14 +17,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
-from copcube.embedding.partition import Encoder, Spec
 from copcube.errors import OptionError
 from copcube.images.tensor_form import has_valid_pixel
 from copcube.modalities import MODALITIES, Modality
 from copcube.modalities import modality as published
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger("copcube")
 
 _BAND_NAMES = ("band", "bands", "channel", "channels", "wavelength", "variable")
 _Y_NAMES = ("y", "lat", "latitude", "northing", "row", "rows")
@@ -72,8 +70,7 @@ def embed(
         left and top than its nominal square: the model pads so.)
     encoder : Encoder or copcube.EncoderSpec, optional
         The encoder, or what to load (a spec also names language embeddings, which S5P and
-        the DEM need); then `weights`, `device` and `dtype` do not matter. A live encoder
-        serves only its own process; a spec, any.
+        the DEM need); then `weights`, `device` and `dtype` do not matter.
     weights : str
         What to load: ``"hub"``, a file, ``"untrained:SEED"``.
     date : str or numpy.datetime64, optional
@@ -118,6 +115,7 @@ def embed(
         from copcube.encoder import EncoderSpec
 
         encoder = EncoderSpec(weights=weights, device=device, dtype=dtype)
+    model = as_encoder(encoder)
     sensor = _sensor(modality, wavelengths, bandwidths, kernel_size, mean, std)
     size = _tile_size(tile, sensor, tokens)
     arranged = _arranged(images, sensor)
@@ -125,11 +123,9 @@ def embed(
     whole = _whole_tiles(arranged, size)
     where = Georeference.of(whole, y, x)
     metadata = tile_metadata(whole, where, size, sensor, date=date, gsd=gsd)
-    spec = encoder if isinstance(encoder, Spec) else _Live.of(encoder)
-    loaded = _load(spec)
-    task = _Task(spec, sensor, size, tokens, images.rio.nodata, batch_size)
+    task = _Task(model, sensor, size, tokens, images.rio.nodata, batch_size)
     result = xr.DataArray(
-        _map(whole.data, metadata, task, loaded.dim),
+        _map(whole.data, metadata, task, model.dim),
         dims=(*leading, y, x, "dim"),
         coords={
             name: coordinate
@@ -142,7 +138,7 @@ def embed(
             "units": "1",
             "modality": sensor.key,
             "tile_size": size,
-            **loaded.provenance,
+            **model.provenance,
         },
     )
     if where is None:
@@ -284,7 +280,7 @@ def _whole_tiles(arranged: xr.DataArray, size: int) -> xr.DataArray:
             "give a smaller tile="
         )
     if rows % size or cols % size:
-        _LOG.warning(
+        log.warning(
             f"the last {rows % size} of {rows} rows and {cols % size} of {cols} columns of pixels "
             f"fill no tile of {size} and are left out"
         )
@@ -301,11 +297,15 @@ def _aligned(chunks: tuple[int, ...], size: int) -> tuple[int, ...]:
     return tuple(int(length) for length in np.diff(sorted(edges | {0})))
 
 
+_ENCODING = threading.Lock()
+"""Held while a batch is embedded: an encoder of somebody else's may not be safe on threads."""
+
+
 @dataclass(frozen=True)
 class _Task:
-    """What every block's embedding needs to know; a few hundred bytes."""
+    """What the embedding of every block has to know; small, for it is in the graph of dask."""
 
-    spec: Spec
+    encoder: Any  # an Encoder that may be asked about other sensors and for tokens
     sensor: Modality
     tile: int
     tokens: bool
@@ -344,7 +344,7 @@ def _embed_block(
     pixels: NDArray[Any], metadata: NDArray[np.float64], task: _Task
 ) -> NDArray[np.float32]:
     """Embed the tiles of one block, row by row, in batches."""
-    encoder, sensor, tile = _load(task.spec), task.sensor, task.tile
+    encoder, sensor, tile = task.encoder, task.sensor, task.tile
     *leading, rows, cols, bands = pixels.shape
     ny, nx, side = rows // tile, cols // tile, tile // task.step
     images = np.einsum(
@@ -353,7 +353,7 @@ def _embed_block(
     told = np.broadcast_to(metadata, (*leading, ny, nx, 4))
     vectors = np.full((*leading, ny, nx, side, side, encoder.dim), np.nan, dtype=np.float32)
     name = sensor.key if MODALITIES.get(sensor.key) == sensor else sensor
-    options = {"tokens": True} if task.tokens else {}
+    options: dict[str, Any] = {"tokens": True} if task.tokens else {}
     valid = _valid_tiles(images, sensor, task.nodata)
     count = task.batch_size or encoder.batch_size(name, tile)
     while batch := list(itertools.islice(valid, count)):
@@ -379,50 +379,3 @@ def _valid_tiles(
             image[missing if nodata != 0 else missing & missing.all(axis=0)] = np.nan
         if has_valid_pixel(image, sensor):
             yield place, image
-
-
-_LOADING, _ENCODING = threading.Lock(), threading.Lock()
-_LOADED: dict[Spec, Any] = {}
-_LIVE: "weakref.WeakValueDictionary[str, Any]" = weakref.WeakValueDictionary()
-
-
-def _load(spec: Spec) -> Any:
-    """Load an encoder once a process, whatever the number of threads that ask."""
-    if isinstance(spec, _Live):
-        return spec.encoder
-    with _LOADING:
-        if spec not in _LOADED:
-            _LOADED[spec] = spec.load()
-        return _LOADED[spec]
-
-
-@dataclass(frozen=True, eq=False)
-class _Live:
-    """An encoder handed over alive: a graph carries its key, never its weights."""
-
-    key: str
-    encoder: Any
-
-    @classmethod
-    def of(cls, encoder: Any) -> "_Live":
-        key = next((key for key, live in _LIVE.items() if live is encoder), uuid.uuid4().hex)
-        _LIVE[key] = encoder
-        return cls(key, encoder)
-
-    def load(self) -> Any:
-        return self.encoder
-
-    def __dask_tokenize__(self) -> str:
-        return self.key
-
-    def __reduce__(self) -> tuple[Callable[[str], "_Live"], tuple[str]]:
-        return _revived, (self.key,)
-
-
-def _revived(key: str) -> _Live:
-    if key not in _LIVE:
-        raise OptionError(
-            "an encoder object serves only the process that made it; to compute in others, "
-            "give embed() an EncoderSpec (or weights=), which each of them loads"
-        )
-    return _Live(key, _LIVE[key])

@@ -1,0 +1,156 @@
+"""What an encoder is to the rest of copcube, and how a process keeps one.
+
+An encoder may be handed over as an object, or as a small description of one that is loaded
+where it is used. Past the door of a public function both are an `Encoder`: `as_encoder` makes
+a `SharedEncoder` of a description, which pickles to that description, so that graphs and tasks
+carry a few hundred bytes and never weights.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+LOADED_AT_ONCE = 2
+"""Encoders that a process keeps; a ViT-B takes 350 MB."""
+
+
+class Encoder(Protocol):
+    """A frozen model that turns images into vectors; several threads may call it."""
+
+    @property
+    def streams(self) -> int:
+        """Calls that are worth having under way at once, so that copies hide behind them."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def provenance(self) -> Mapping[str, str | int]:
+        """What must be known of the encoder to make its vectors again."""
+
+    def batch_size(self, modality: str, size: int) -> int:
+        """Images of `size` pixels a side to embed at once, for speed within memory."""
+
+    def __call__(
+        self,
+        modality: str,
+        pixels: Sequence[NDArray[Any]] | NDArray[Any],
+        metadata: NDArray[np.float64],
+    ) -> NDArray[np.float32]:
+        """Embed one batch.
+
+        Parameters
+        ----------
+        modality : str
+            Key of the modality of all the images.
+        pixels : sequence of numpy.ndarray
+            The images, each (bands, rows, columns), in their stored dtype.
+        metadata : numpy.ndarray
+            (batch, 4) float64: lon and lat in degrees, days since 1970-01-01, area of
+            one token in km²; NaN where unknown.
+
+        Returns
+        -------
+        numpy.ndarray
+            (batch, dim) float32.
+        """
+
+
+@runtime_checkable
+class Spec(Protocol):
+    """A small, hashable description of an encoder, such as `copcube.EncoderSpec`."""
+
+    def load(self) -> Encoder:
+        """Load the encoder."""
+
+
+@dataclass(frozen=True)
+class SharedEncoder:
+    """The encoder of a description, loaded when it is first used and once a process.
+
+    Parameters
+    ----------
+    spec : Spec
+        The description; all that is pickled.
+    """
+
+    spec: Spec
+
+    @property
+    def streams(self) -> int:
+        """See `Encoder`."""
+        return _load(self.spec).streams
+
+    @property
+    def dim(self) -> int:
+        """See `Encoder`."""
+        return _load(self.spec).dim
+
+    @property
+    def provenance(self) -> Mapping[str, str | int]:
+        """See `Encoder`."""
+        return _load(self.spec).provenance
+
+    def batch_size(self, modality: Any, size: int) -> int:
+        """See `Encoder`."""
+        return _load(self.spec).batch_size(modality, size)
+
+    def __call__(
+        self, modality: Any, pixels: Any, metadata: NDArray[np.float64], **options: Any
+    ) -> NDArray[np.float32]:
+        """See `Encoder`; further options are those of the encoder itself."""
+        return _load(self.spec)(modality, pixels, metadata, **options)
+
+
+def as_encoder(given: Encoder | Spec | None) -> Encoder:
+    """Make an encoder of what a caller gave.
+
+    Parameters
+    ----------
+    given : Encoder, Spec or None
+        An encoder, a description of one, or None for Copernicus-FM with the published weights.
+
+    Returns
+    -------
+    Encoder
+        An object is returned as it is, if it does not say by an attribute ``spec`` how another
+        process would load it.
+    """
+    if given is None:
+        from copcube.encoder import EncoderSpec
+
+        return SharedEncoder(EncoderSpec())
+    if isinstance(given, Spec):
+        return SharedEncoder(given)
+    spec = getattr(given, "spec", None)
+    if spec is None or not isinstance(spec, Spec):
+        return given
+    with _LOADING:
+        _keep(spec, given)
+    return SharedEncoder(spec)
+
+
+_LOADING = threading.Lock()
+_LOADED: "OrderedDict[Spec, Encoder]" = OrderedDict()
+
+
+def _load(spec: Spec) -> Encoder:
+    """Return the encoder of a spec, loaded if this process has not."""
+    with _LOADING:  # else every thread that finds none would load one
+        encoder = _LOADED.get(spec)
+        return _keep(spec, spec.load() if encoder is None else encoder)
+
+
+def _keep(spec: Spec, encoder: Encoder) -> Encoder:
+    """Remember the encoder as the one used last, and forget the one not used for longest."""
+    _LOADED[spec] = encoder
+    _LOADED.move_to_end(spec)
+    while len(_LOADED) > LOADED_AT_ONCE:
+        _LOADED.popitem(last=False)
+    return encoder
