@@ -1,6 +1,5 @@
 PYTHON ?= python3
 BIN := .venv/bin
-UV := .venv/bin/python -m uv
 
 .PHONY: demo test lint docs bench soak test-oldest test-newest
 .DEFAULT_GOAL := demo
@@ -12,6 +11,16 @@ demo: .venv/installed
 # Everything but the soak, on all cores; prints the coverage and the slowest tests.
 test: .venv/installed
 	$(BIN)/pytest -n auto --dist worksteal --cov --durations=20
+
+# The lowest versions that pyproject.toml allows: make test-oldest PYTHON=python3.11
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/pytest -n auto --dist worksteal
+
+# The newest that there are: make test-newest PYTHON=python3.13, with PRE=--pre also pre-releases
+test-newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade $(PRE) --editable ".[test]"
+	.venv-newest/bin/pytest -n auto --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check
@@ -37,4 +46,18 @@ bench: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable ".[test]"
+	touch $@
+
+# Without the two bounds, timm would bring the newest torchvision and with it the newest torch,
+# and numcodecs would warn of the crc32c that zarr before 3.1.4 asks it for.
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/pip install --quiet uv
+	printf 'torchvision<0.21\nnumcodecs<0.16.4\n' >.venv-oldest/constraints.txt
+	.venv-oldest/bin/uv pip compile --quiet --python .venv-oldest/bin/python \
+	  --resolution lowest-direct --extra test --constraint .venv-oldest/constraints.txt \
+	  --output-file .venv-oldest/requirements.txt pyproject.toml
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python \
+	  --requirement .venv-oldest/requirements.txt
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --no-deps --editable .
 	touch $@

@@ -109,7 +109,7 @@ LISTS = {
     "list of float": pa.array([[1.0, 2.5], [3.0, -4.0]], pa.list_(pa.float32())),
     "large list": pa.array([[1.0, 2.5], [3.0, -4.0]], pa.large_list(pa.float32())),
     "fixed-size": pa.array([[1.0, 2.5], [3.0, -4.0]], pa.list_(pa.float64(), 2)),
-    "half": pa.array([[1.0, 2.5], [3.0, -4.0]], pa.list_(pa.float16(), 2)),
+    "half": pa.FixedSizeListArray.from_arrays(pa.array(np.float16([1.0, 2.5, 3.0, -4.0])), 2),
 }
 
 
