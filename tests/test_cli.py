@@ -79,6 +79,13 @@ def test_sample_build_info_validate(images, stubbed, tmp_path, capsys):
     assert "a valid embedding cube" in capsys.readouterr().out
 
 
+def test_a_sample_of_some_modalities(tmp_path, capsys):
+    out = tmp_path / "images"
+    assert main(["sample", str(out), "--cells", "1", "--modalities", "s5p_co,dem"]) == 0
+    folders = {path.relative_to(out).parts[0] for path in out.rglob("*.tif")}
+    assert folders == {"s5p_l3_wgs", "dem_grid_wgs"}
+
+
 def test_quiet_says_nothing(images, stubbed, tmp_path, capsys):
     assert main(["build", str(images), str(tmp_path / "w.zarr"), "--quiet"]) == 0
     captured = capsys.readouterr()

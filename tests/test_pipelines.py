@@ -35,9 +35,8 @@ echo "Submitted batch job $!"
 def pretrain(tmp_path_factory):
     """Pattern of three shards, in the two published folders."""
     folder = tmp_path_factory.mktemp("pretrain")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "_CELLS_PER_SHARD", 1)
-        sample.write_sample(folder / "s", "webdataset", cells=3, local_patches=1, dates=2)
+    size = {"cells": 3, "local_patches": 1, "dates": 2, "cells_per_shard": 1}
+    sample.write_sample(folder / "s", "webdataset", **size)
     for i, number in enumerate((0, 1, 2256)):
         shard = folder / published("shards", str(number))[0].path
         shard.parent.mkdir(exist_ok=True)

@@ -28,9 +28,7 @@ OPTIONS = {"modalities": KEYS, "threads": 1}
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards") / "images"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "_CELLS_PER_SHARD", 2)
-        sample.write_sample(folder, "webdataset", seed=5, cells=8)
+    sample.write_sample(folder, "webdataset", seed=5, cells=8, modalities=KEYS, cells_per_shard=2)
     return folder
 
 

@@ -274,6 +274,45 @@ def test_same_seed_same_bytes(tmp_path, layout):
     assert set(a.values()).isdisjoint(c.values())
 
 
+@pytest.mark.parametrize("layout", ["geotiff", "webdataset"])
+def test_some_modalities_are_the_same_as_in_a_sample_of_all(samples, tmp_path, layout):
+    keys = ("s5p_no2", "s5p_co")
+    some = write_sample(tmp_path / "some", layout, seed=7, modalities=keys, **SMALL)
+    root, summaries = samples
+    assert some.images == {key: summaries[layout].images[key] for key in keys}
+    if layout == "geotiff":
+        found, everything = digests(tmp_path / "some"), digests(root / layout)
+        kept = tuple(f"{FOLDERS[key]}/" for key in keys)
+        expected = {path: digest for path, digest in everything.items() if path.startswith(kept)}
+        listing = found.pop("fnames_6_union.json.gz")
+        assert listing != everything["fnames_6_union.json.gz"]
+        assert found == expected
+    else:
+        found, everything = members(tmp_path / "some"), members(root / layout)
+        wanted = tuple(f".{key}.pth" for key in keys)
+        expected = {name: raw for name, raw in everything.items() if name.endswith(wanted)}
+        assert {name: raw for name, raw in found.items() if name.endswith(".pth")} == expected
+        assert len(expected) > len(keys)
+        for name in found.keys() - expected.keys():
+            assert json.loads(found[name]).keys() <= set(keys)
+
+
+def test_an_unknown_modality_writes_nothing(tmp_path):
+    with pytest.raises(OptionError, match="did you mean 's2_toa'"):
+        write_sample(tmp_path / "x", modalities=["s2"])
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("number", "shards"), [(1, 3), (2, 2), (6, 1)])
+def test_shards_hold_as_many_cells_as_asked_for(tmp_path, number, shards):
+    write_sample(
+        tmp_path / "s", "webdataset", cells=3, modalities=["s5p_co"], cells_per_shard=number
+    )
+    assert len(list((tmp_path / "s").glob("*.tar"))) == shards
+    whole = members(tmp_path / "s")
+    assert len({name.split(".")[0] for name in whole}) == 3
+
+
 @pytest.mark.parametrize("key", ["s1_grd", "s2_toa", "s3_olci", "dem", "s5p_no2", "s5p_o3"])
 def test_pixels_are_plausible(samples, key):
     """Within the spread of the published statistics, smooth, and mostly there."""
@@ -350,7 +389,10 @@ def test_what_is_written_halfway_does_not_appear(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("seed", -1), ("cells", 0), ("cells", 10_001), ("local_patches", 10), ("dates", 0)],
+    [
+        *(("seed", -1), ("cells", 0), ("cells", 10_001), ("local_patches", 10), ("dates", 0)),
+        ("cells_per_shard", 0),
+    ],
 )
 def test_options_out_of_range(tmp_path, option, value):
     with pytest.raises(OptionError, match=rf"{option} is {value}; expected \d+ to"):

@@ -31,6 +31,7 @@ def add(commands: Commands) -> None:
     sample.add_argument("--layout", choices=("geotiff", "webdataset"), default="geotiff")
     sample.add_argument("--seed", type=int, default=0, help="other seeds, other images")
     sample.add_argument("--cells", type=positive, metavar="N", help="how many cells (default: 12)")
+    _modalities(sample)
 
     fetch = command(
         commands,
@@ -147,13 +148,17 @@ def add(commands: Commands) -> None:
     demo.add_argument("folder", metavar="DIR", nargs="?", default="demo")
 
 
-def _choose(command: argparse.ArgumentParser) -> None:
+def _modalities(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--modalities",
         type=lambda text: text.split(","),
         metavar="KEY,…",
         help=f"which of {', '.join(MODALITIES)} (default: all)",
     )
+
+
+def _choose(command: argparse.ArgumentParser) -> None:
+    _modalities(command)
     command.add_argument(
         "--dates", metavar="FROM..TO", help="such as 2021 or 2021-03..2021-08-15, inclusive"
     )
@@ -221,7 +226,13 @@ def _sample(arguments: Arguments) -> None:
     from copcube.progress import size
 
     cells = {} if arguments.cells is None else {"cells": arguments.cells}
-    made = write_sample(arguments.folder, arguments.layout, seed=arguments.seed, **cells)
+    made = write_sample(
+        arguments.folder,
+        arguments.layout,
+        seed=arguments.seed,
+        modalities=arguments.modalities,
+        **cells,
+    )
     images = sum(made.images.values())
     log.info("%s: %d cells, %d images, %s", made.folder, made.cells, images, size(made.bytes))
 

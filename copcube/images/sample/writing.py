@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date as Date
 from datetime import timedelta
@@ -32,12 +32,11 @@ from copcube.files.atomic import writing
 from copcube.grid import cell_at, centre, format_cell, grid_id
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.tensor_form import to_tensor_form
-from copcube.modalities import MODALITIES, ORDER, Modality
+from copcube.modalities import MODALITIES, ORDER, Modality, select
 from copcube.progress import stage
 
 Layout = Literal["geotiff", "webdataset"]
 
-_CELLS_PER_SHARD = 6
 _MAX_CELLS, _MAX_PATCHES, _MAX_DATES = 10_000, 9, 12
 _KM_PER_DEGREE = 111.32
 _BOX_KM = 28.0
@@ -97,7 +96,7 @@ class SampleSummary:
     cells : int
         Number of cells.
     images : dict of str to int
-        Number of different images by modality, repeated dates not counted.
+        Number of different images of each written modality, repeated dates not counted.
     bytes : int
         Size of all files.
     """
@@ -117,6 +116,8 @@ def write_sample(
     cells: int = 12,
     local_patches: int = 3,
     dates: int = 3,
+    modalities: Iterable[str] | None = None,
+    cells_per_shard: int = 6,
 ) -> SampleSummary:
     """Write a made-up Copernicus-Pretrain: the published form, drawn pixels.
 
@@ -137,6 +138,11 @@ def write_sample(
     dates : int
         Most dates a modality may have at one place, 1 to 12 (Sentinel-1 and -2 have at
         most 4, Sentinel-3 at most 8).
+    modalities : iterable of str, optional
+        Keys of the modalities to write; all by default. Their images are the same as in a
+        sample of all.
+    cells_per_shard : int
+        Most cells in one shard of the WebDataset layout.
 
     Returns
     -------
@@ -145,7 +151,7 @@ def write_sample(
     Raises
     ------
     OptionError
-        If an option is out of its range.
+        If an option is out of its range, or a modality is unknown.
     StorageError
         If the folder is not empty or cannot be written.
     MissingPackageError
@@ -158,12 +164,13 @@ def write_sample(
         ("cells", cells, 1, _MAX_CELLS),
         ("local_patches", local_patches, 1, _MAX_PATCHES),
         ("dates", dates, 1, _MAX_DATES),
+        ("cells_per_shard", cells_per_shard, 1, _MAX_CELLS),
     ):
         if not low <= value <= high:
             raise OptionError(f"{name} is {value}; expected {low} to {high}")
     root = Path(folder)
-    world = _world(seed, cells, local_patches, dates)
-    write = _write_geotiffs if layout == "geotiff" else _write_shards
+    keys = select(modalities)
+    world = _world(seed, cells, local_patches, dates, keys)
     partial = root.with_name(f".{root.name}.partial")
     with writing(root):
         if root.exists() and any(root.iterdir()):
@@ -171,7 +178,11 @@ def write_sample(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with stage("writing sample", cells, "cells") as bar:
-            for _ in write(partial, world, seed):
+            if layout == "geotiff":
+                steps = _write_geotiffs(partial, world, seed)
+            else:
+                steps = _write_shards(partial, world, seed, cells_per_shard)
+            for _ in steps:
                 bar.advance()
         size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
         if root.exists():
@@ -179,7 +190,7 @@ def write_sample(
         partial.rename(root)
     images = {
         key: sum(len(at_place) for cell in world for at_place in cell.dates.get(key, ()))
-        for key in MODALITIES
+        for key in keys
     }
     return SampleSummary(root, layout, cells, images, size)
 
@@ -194,13 +205,15 @@ def _rng(seed: int, purpose: int, *key: int) -> np.random.Generator:
 _CELL, _SCENE, _IMAGE, _NAME, _PADDING = range(5)
 
 
-def _world(seed: int, cells: int, local_patches: int, dates: int) -> list[_Cell]:
+def _world(
+    seed: int, cells: int, local_patches: int, dates: int, keys: tuple[str, ...]
+) -> list[_Cell]:
     """Lay out the cells, sorted by id."""
-    world = [_cell(seed, i, local_patches, dates) for i in range(cells)]
+    world = [_cell(seed, i, local_patches, dates, keys) for i in range(cells)]
     return sorted(world, key=lambda cell: cell.grid_id)
 
 
-def _cell(seed: int, index: int, local_patches: int, dates: int) -> _Cell:
+def _cell(seed: int, index: int, local_patches: int, dates: int, keys: tuple[str, ...]) -> _Cell:
     region, nth = _REGIONS[index % len(_REGIONS)], index // len(_REGIONS)
     shell = math.isqrt(nth)
     rest = nth - shell**2
@@ -220,6 +233,8 @@ def _cell(seed: int, index: int, local_patches: int, dates: int) -> _Cell:
     }
     if nth % 2:
         times = {key: at_places for key, at_places in times.items() if key not in missing}
+    # Dates of all modalities are drawn, so that a selection does not change the others'.
+    times = {key: at_places for key, at_places in times.items() if key in keys}
     whole = _Place(0, format_cell(number), lon, lat)
     return _Cell(number, region, whole, tuple(patches), times)
 
@@ -361,12 +376,14 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
 # How it is written: WebDataset shards.
 
 
-def _write_shards(root: Path, world: list[_Cell], seed: int) -> Iterator[None]:
+def _write_shards(
+    root: Path, world: list[_Cell], seed: int, cells_per_shard: int
+) -> Iterator[None]:
     """Write the shards, one cell at each step."""
-    for start in range(0, len(world), _CELLS_PER_SHARD):
-        path = root / f"example-{start // _CELLS_PER_SHARD:06d}.tar"
+    for start in range(0, len(world), cells_per_shard):
+        path = root / f"example-{start // cells_per_shard:06d}.tar"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as shard:
-            for cell in world[start : start + _CELLS_PER_SHARD]:
+            for cell in world[start : start + cells_per_shard]:
                 for suffix, content in _members(cell, seed):
                     member = tarfile.TarInfo(f"{cell.grid_id:07d}.{suffix}")
                     member.size = len(content)
