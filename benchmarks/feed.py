@@ -7,10 +7,11 @@ images in one array, as they are sent to a GPU, and returns zeros. `all`: time a
 time an image. `interpreter`: the same without reading and gathering, of which threads do as
 many at a time as there are cores; what is left is Python, of which they do one at a time, so
 one process feeds a GPU at most that fast, however many cores it has. Tensors are read in
-place, and once more by `torch.load`.
+place, and once more by `torch.load`, which is what that is compared with.
 """
 
 import argparse
+import io
 import os
 import tarfile
 import tempfile
@@ -22,8 +23,8 @@ import numpy as np
 from copcube.embedding.partition import embed_partition
 from copcube.images import open_source, webdataset
 from copcube.images.archives import LocalArchive
+from copcube.images.naming import to_stored
 from copcube.images.sample.writing import write_sample
-from copcube.images.torchfile import locate_tensor
 from copcube.modalities import MODALITIES
 from copcube.selection import Selection
 
@@ -62,6 +63,19 @@ def write_shard(folder, cells):
             path.unlink()
         parts.rmdir()
         shard.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+IN_PLACE = webdataset._pixels
+
+
+def loaded(archive, tensor):
+    """Pixels of the images of a member, read by torch."""
+    import torch
+
+    raw = tensor.member.read(archive, 0, tensor.member.size)
+    pixels = torch.load(io.BytesIO(raw), weights_only=True).numpy()
+    pixels = pixels.reshape(tensor.lead + tensor.modality.shape)
+    return [to_stored(pixels[index], tensor.modality) for _, index in tensor.images]
 
 
 READ = LocalArchive.read
@@ -104,8 +118,8 @@ def main():
         print("| threads | tensors | all, µs an image | of a processor | interpreter | of it |")
         print("|---|---|---|---|---|---|")
         for threads in chosen.threads:
-            for tensors, locate in ("in place", locate_tensor), ("torch.load", lambda *_: None):
-                webdataset.locate_tensor = locate
+            for tensors, pixels in ("in place", IN_PLACE), ("torch.load", loaded):
+                webdataset._pixels = pixels
                 figures = []
                 for gathers, reading in (True, READ), (False, remembered):
                     LocalArchive.read = reading

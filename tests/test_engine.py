@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
@@ -472,6 +473,12 @@ def broken(folder, kind):
             torch.save(torch.from_numpy(image), path)
             path.write_bytes(path.read_bytes()[: 1 << 20])
             return path, "not a whole torch file"
+        case "pt of two directories":
+            torch.save(torch.from_numpy(image), path)
+            raw = path.read_bytes()
+            length, start = struct.unpack("<2L", raw[-10:-2])
+            path.write_bytes(raw[: start + length] + raw[start:])
+            return path, "its end records contradict each other; save it again"
         case "pt of numbers":
             torch.save([1, 2], path)
             return path, "expected a tensor or a dict with one; found list"

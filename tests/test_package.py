@@ -16,7 +16,7 @@ HEAVY = {"torch", "timm", "distributed", "huggingface_hub", "rasterio", "rioxarr
 HEAVY |= {"pyarrow", "scipy", "pandas", "xarray", "rich", "dask", "obstore"}
 
 ALLOWED = {  # third-party package → modules that may import it
-    "torch": {"encoder", "images.torchfile", "images.sample.writing", "interchange.torch"},
+    "torch": {"encoder", "images.sample.writing", "interchange.torch"},
     "timm": {"encoder"},
     "rasterio": {"images.geotiff", "images.sample.writing", "interchange.geotiff"},
     "zarr": {"cube", "files.objects.stores", "interchange.cache"},

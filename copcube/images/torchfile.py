@@ -1,65 +1,90 @@
-"""Tensors of ``torch.save``, found in their files without being loaded.
+"""Tensors of ``torch.save``, found in their files without torch.
 
-`torch.load` unpickles in Python and copies the data, and holds the interpreter all the
-while: further decoding threads gain nothing, and one GPU computes faster than all of them
-read. But a file of ``torch.save`` is an archive of stored records, one of them a pickle that
-describes the tensor and one its data. So the pickle of the tensor that is expected is put
-together and compared with the one in the file: where they are the same bytes, the data is
-that tensor, nothing has been unpickled, and any image of it can be read by itself. Any other
-file is left to `torch.load`.
+A file of ``torch.save`` is a zip archive of stored members: the pickle ``data.pkl`` describes
+the tensor, ``data/0`` holds its numbers. `torch.load` copies the numbers and holds the
+interpreter meanwhile, so that further decoding threads gain nothing. Here the pickle is read
+by an unpickler that knows nothing but the description of one tensor, and any part of the
+numbers can be read where it lies.
+
+No file can run code, take endless time or ask for more memory than it has bytes itself:
+
+- Only the names of `_NAMES` are resolved, to functions and words of this module.
+- Only the operations of `_OPERATIONS` are allowed, which is looked up before anything is
+  unpickled. They build no containers but tuples and use nothing twice, so that what they
+  build is no larger than the pickle: a few bytes of shared tuples can take years to hash.
+- The pickle has at most 2 KiB, and the archive is refused if it contradicts itself.
 """
 
 import io
 import math
+import pickle
 import pickletools
-import re
-import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import ImageError
+from copcube.files.zip_directory import Read, ZipDirectory
 
 Shape = tuple[int, ...]
 
-_STORAGES = {"int16": b"ShortStorage", "float32": b"FloatStorage"}
-_PICKLE = (
-    b"\x80\2ctorch._utils\n_rebuild_tensor_v2\nq\0((X\7\0\0\0storageq\1ctorch\n%b\nq\2"
-    b"X\1\0\0\x000q\3X\3\0\0\0cpuq\4%btq\5QK\0%bq\6%bq\7\x89ccollections\nOrderedDict\n"
-    b"q\x08)Rq\ttq\nRq\x0b."
-)
-_FOLDER = 0x10
-_GLOBALS = re.compile(
-    r"torch\._utils _rebuild_tensor_v[23]|collections OrderedDict|torch \w+Storage"
-    r"|torch\.storage UntypedStorage|torch u?int(8|16|32|64)"
-)
+_HEAD = 2048
+"""First bytes of a file, which hold its pickle and the headers of its members."""
+
+_MAX_PICKLE = 2048
 _OPERATIONS = {
     *("PROTO", "GLOBAL", "BINPUT", "MARK", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1"),
     *("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "BINPERSID", "NEWTRUE", "NEWFALSE"),
     *("REDUCE", "STOP"),
 }
-"""What rebuilds a tensor: no containers but tuples, nothing used twice."""
-
-_EDGE = 2048
-"""Bytes at either end of a file that hold all but the numbers."""
-
-_END = struct.Struct("<4s6xHIIH")
-_LOCATOR = struct.Struct("<8xQ4x")
-_LARGE_END = struct.Struct("<48xQ")
-_ENTRY = struct.Struct("<4s6xH8xIIHHH8xI")
-_LOCAL = struct.Struct("<4s22xHH")
 
 
-def locate_tensor(
-    read: Callable[[int, int], bytes], size: int, dtype: str, shape: Shape
-) -> int | None:
-    """Where in a file the numbers of a tensor begin, if it is a plain one of this dtype and shape.
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where the numbers of a contiguous tensor lie in a file.
 
-    They lie there row by row, in little-endian order.
+    Parameters
+    ----------
+    start : int
+        Position of the first number in the file; the others follow, the last axis first.
+    shape : tuple of int
+        Its shape.
+    dtype : str
+        Its data type, ``bfloat16`` or one of NumPy's integers and floats.
+    byte_order : {"<", ">"}
+        Whether the least or the most significant byte comes first.
+    """
+
+    start: int
+    shape: Shape
+    dtype: str
+    byte_order: Literal["<", ">"]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return _ITEMSIZES[self.dtype]
+
+    def decode(self, raw: bytes) -> NDArray[Any]:
+        """Numbers (n,) of some bytes of the tensor, in its dtype; bfloat16 as float32.
+
+        They share the memory of the bytes, and are read-only, where nothing is converted.
+        """
+        if self.dtype == "bfloat16":
+            # The upper half of a float32; NumPy has no such type.
+            upper = np.frombuffer(raw, f"{self.byte_order}u2").astype(np.uint32)
+            return (upper << 16).view(np.float32)
+        dtype = np.dtype(self.dtype)
+        return np.frombuffer(raw, dtype.newbyteorder(self.byte_order)).astype(dtype, copy=False)
+
+
+def locate_tensor(read: Read, size: int, shapes: Sequence[Shape]) -> StoredTensor:
+    """Find the tensor of a file that holds one plain tensor of real numbers and nothing else.
 
     Parameters
     ----------
@@ -67,183 +92,184 @@ def locate_tensor(
         Reads the file, given a position and a length in bytes.
     size : int
         Length of the file, which ``torch.save`` of any version since 1.6 may have written.
-    dtype : str
-        ``int16`` or ``float32``; no tensor of another dtype is found.
-    shape : tuple of int
-        What its shape should be.
-
-    Returns
-    -------
-    int or None
-        None if the file holds anything else, or is damaged.
-    """
-    length = math.prod(shape) * np.dtype(dtype).itemsize
-    if dtype not in _STORAGES or length > size:
-        return None
-    head, tail = read(0, min(size, _EDGE)), read(max(0, size - _EDGE), min(size, _EDGE))
-    try:
-        records = _records(tail, size)
-        described = _content(head, records["data.pkl"])
-        order = _content(head, records["byteorder"]) if "byteorder" in records else b"little"
-        start = _begin(head, records["data/0"])
-    except (struct.error, KeyError):
-        return None
-    if described != _pickled(dtype, shape) or order != b"little":
-        return None
-    return start if records["data/0"].size == length and start + length <= size else None
-
-
-def load_tensor(raw: bytes, shapes: Sequence[Shape]) -> NDArray[Any]:
-    """Read a file that holds one plain tensor of real numbers and nothing else.
-
-    Parameters
-    ----------
-    raw : bytes
-        The file.
     shapes : sequence of tuple of int
         What its shape may be.
 
-    Returns
-    -------
-    numpy.ndarray
-        int16 and uint16 as they are, everything else as float32.
-
     Raises
     ------
     ImageError
-        If it is anything else: code, other objects, a tensor larger than its file.
+        If it holds anything else: code, other objects, a tensor larger than its storage, one
+        of another shape or that is not contiguous; or if the file is damaged.
     """
-    import torch
+    head = read(0, min(size, _HEAD))
+
+    def glance(start: int, length: int) -> bytes:
+        if start + length <= len(head):
+            return head[start : start + length]
+        return read(start, length)
 
     try:
-        stored = _examined(raw)
-        tensor = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        if type(tensor) is not torch.Tensor or tensor.is_nested:
-            raise ImageError(f"expected a plain tensor, found a {type(tensor).__name__}")
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise ImageError(f"expected a plain tensor, found {tensor.layout} on {tensor.device}")
-        size = max(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-        if size > stored:
-            raise ImageError(f"a tensor of {size} bytes over {stored} stored ones")
-        if not tensor.is_contiguous():
-            raise ImageError(f"expected a contiguous tensor, found strides {tensor.stride()}")
-        if tensor.is_complex() or tensor.dtype == torch.bool:
-            raise ImageError(f"expected real numbers, found {tensor.dtype}")
-        if tuple(tensor.shape) not in shapes:
-            found = tuple(tensor.shape)
-            raise ImageError(f"expected shape {shapes[-1]} as its names say, found {found}")
-        if tensor.dtype not in (torch.int16, torch.uint16):
-            tensor = tensor.float()
-        return np.asarray(tensor.detach())
-    except ImageError:
-        raise
-    except Exception as error:  # torch.load documents none of what it raises
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ImageError(f"no tensor that torch can load: {reason:.200}") from error
+        directory = ZipDirectory.of(glance, size)
+        # torch names the folder inside of the archive after the file.
+        folder = next(iter(directory.entries), "").partition("/")[0]
+        tensor = _described(directory.content(f"{folder}/data.pkl", _MAX_PICKLE))
+        order = b"little"  # versions before 2.1 of torch do not say it
+        if f"{folder}/byteorder" in directory.entries:
+            order = directory.content(f"{folder}/byteorder", len(b"little"))
+        start, length = directory.locate(f"{folder}/data/{tensor.key}")
+    except zipfile.BadZipFile as error:
+        raise ImageError(
+            f"not a whole file of torch.save: {error}; get it anew, or save the tensor again"
+        ) from error
+    if tensor.shape not in shapes:
+        raise ImageError(
+            f"expected shape {shapes[-1]} as its names say, found {tensor.shape!s:.80}"
+        )
+    if order not in (b"little", b"big"):
+        raise ImageError(f"expected the byte order little or big, found {order!r:.80}")
+    if tensor.nbytes != length:
+        raise ImageError(f"expected a storage of {tensor.nbytes} bytes, found {length}")
+    itemsize = _ITEMSIZES[tensor.dtype]
+    begin, end = tensor.offset, tensor.offset + math.prod(tensor.shape)
+    if begin < 0 or end * itemsize > length:
+        raise ImageError(f"its numbers {begin} to {end} are not in a storage of {length} bytes")
+    return StoredTensor(
+        start + begin * itemsize, tensor.shape, tensor.dtype, "<" if order == b"little" else ">"
+    )
 
 
-def _examined(raw: bytes) -> int:
-    """Bytes of stored data in an archive in which torch finds what `zipfile` finds.
+# The pickle.
 
-    Its pickle is read without being obeyed. `torch.load` is safe from code, but not from
-    pickles that take endless time or memory.
+
+class _Storage(NamedTuple):
+    """A storage as a pickle names it: dtype or "bytes", member, length in numbers or bytes."""
+
+    dtype: str
+    key: str
+    length: int
+
+
+class _Tensor(NamedTuple):
+    """A contiguous tensor as a pickle describes it.
+
+    `nbytes` is the length of its storage, and `offset` the number of the first element in it.
+    """
+
+    dtype: str
+    key: str
+    nbytes: int
+    offset: int
+    shape: Shape
+
+
+_STORAGES = {
+    "ByteStorage": "uint8",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+}
+_UNTYPED = ("uint16", "uint32", "uint64")
+"""Data types that torch has no class of storages for."""
+
+_ITEMSIZES = {"bfloat16": 2} | {
+    dtype: np.dtype(dtype).itemsize
+    for dtype in (*_STORAGES.values(), *_UNTYPED)
+    if dtype != "bfloat16"
+}
+
+
+def _rebuild_tensor_v2(
+    storage: Any, offset: Any, shape: Any, steps: Any, _gradient: Any, _hooks: Any
+) -> _Tensor:
+    """Take the arguments of the function of torch that has this name, and check them."""
+    if not isinstance(storage, _Storage):
+        raise ImageError("expected one plain tensor, found one without a storage")
+    return _checked(storage.dtype, storage, offset, shape, steps)
+
+
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, shape: Any, steps: Any, _gradient: Any, _hooks: Any, dtype: Any
+) -> _Tensor:
+    """Take the arguments of the function of torch that has this name, and check them."""
+    if not (isinstance(storage, _Storage) and storage.dtype == "bytes"):
+        raise ImageError("expected one plain tensor, found one without a storage of bytes")
+    return _checked(dtype, storage, offset, shape, steps)
+
+
+def _checked(dtype: Any, storage: _Storage, offset: Any, shape: Any, steps: Any) -> _Tensor:
+    """Make a tensor of unpickled objects, of which any may be of any type."""
+    if not (isinstance(dtype, str) and dtype in _ITEMSIZES):
+        raise ImageError("expected a tensor of integers or floats")
+    if not (isinstance(shape, tuple) and isinstance(steps, tuple) and len(shape) == len(steps)):
+        raise ImageError("expected a tensor with as many strides as axes")
+    if not all(type(number) is int for number in (storage.length, offset, *shape, *steps)):
+        raise ImageError("expected a shape and strides of integers")
+    expected = 1
+    for length, step in zip(reversed(shape), reversed(steps), strict=True):
+        if length != 1 and step != expected:
+            raise ImageError(f"expected a contiguous tensor, found strides {steps!s:.80}")
+        expected *= length
+    itemsize = 1 if storage.dtype == "bytes" else _ITEMSIZES[dtype]
+    return _Tensor(dtype, storage.key, storage.length * itemsize, offset, shape)
+
+
+def _no_hooks() -> None:
+    """Stand for the ordered dictionary of a tensor's hooks, which is empty."""
+
+
+_NAMES: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("collections", "OrderedDict"): _no_hooks,
+    ("torch.storage", "UntypedStorage"): "bytes",
+    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+    **{("torch", dtype): dtype for dtype in _UNTYPED},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads the description of a tensor; nothing from the file is imported or called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _NAMES:
+            raise ImageError(
+                f"expected one plain tensor of real numbers, found {module:.80}.{name:.80}"
+            )
+        return _NAMES[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, length = pid
+        if kind != "storage" or not (isinstance(dtype, str) and isinstance(key, str)):
+            raise ImageError("expected one plain tensor, found something else that is stored")
+        return _Storage(dtype, key, length)
+
+
+# Tensors of one shape and dtype have the same pickle, so few are read of a whole build.
+@lru_cache(maxsize=256)
+def _described(pickled: bytes) -> _Tensor:
+    """Read the pickle of one plain tensor.
 
     Raises
     ------
     ImageError
-        If the records are not all stored, or the pickle does more than rebuild a tensor.
-    zipfile.BadZipFile
-        If it is no archive.
+        If it describes anything else.
     """
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        records, start = archive.infolist(), archive.start_dir
-    ends = {_END.unpack_from(raw, len(raw) - _END.size)[3]}
-    if raw[-_LOCATOR.size - _END.size :].startswith(b"PK\6\7"):
-        (end,) = _LOCATOR.unpack_from(raw, len(raw) - _LOCATOR.size - _END.size)
-        ends.add(_LARGE_END.unpack_from(raw, end)[0])
-    names = {record.filename for record in records}
-    if not raw.startswith(b"PK\3\4") or ends != {start} or len(names) < len(records):
-        raise ImageError("its directory says one thing here and another there")
-    if any(record.compress_type or record.external_attr & _FOLDER for record in records):
-        raise ImageError("expected stored records, found compressed ones or folders")
-    total = sum(record.file_size for record in records)
-    if total > len(raw):
-        raise ImageError(f"records of {total} bytes in a file of {len(raw)}")
-    for record in records:
-        if record.filename.endswith("data.pkl"):
-            if record.file_size > _EDGE:
-                raise ImageError(f"a pickle of {record.file_size} bytes; expected at most {_EDGE}")
-            _refuse_unusual(_content(raw, _Record(record.header_offset, record.file_size)))
-    return sum(record.file_size for record in records if "/data/" in record.filename)
-
-
-def _refuse_unusual(pickled: bytes) -> None:
-    """Refuse a pickle that does anything but rebuild one tensor."""
-    for operation, argument, _ in pickletools.genops(pickled):
-        if operation.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
-            name = str(argument).replace(" ", ".")
-            raise ImageError(f"it holds {name}, which is no plain tensor")
-        if operation.name not in _OPERATIONS:
-            raise ImageError(f"its pickle holds {operation.name}, no plain tensor's does")
-
-
-class _Record(NamedTuple):
-    """Where a stored record lies: its header's position, the length of its content."""
-
-    at: int
-    size: int
-
-
-def _records(tail: bytes, size: int) -> dict[str, _Record]:
-    """Stored records of an archive by their names within its folder, told from its end."""
-    found: dict[str, _Record] = {}
-    mark, number, _, at, _ = _END.unpack_from(tail, len(tail) - _END.size)
-    at -= size - len(tail)
-    if mark != b"PK\5\6" or at < 0:
-        return {}
-    for _ in range(number):
-        mark, method, packed, whole, name, extra, comment, local = _ENTRY.unpack_from(tail, at)
-        key = tail[at + _ENTRY.size : at + _ENTRY.size + name].partition(b"/")[2].decode("latin-1")
-        at += _ENTRY.size + name + extra + comment
-        if mark != b"PK\1\2" or key in found:
-            return {}
-        if method == zipfile.ZIP_STORED and packed == whole:
-            found[key] = _Record(local, whole)
-    return found
-
-
-def _begin(head: bytes, record: _Record) -> int:
-    """Where the content of a record begins."""
-    mark, name, extra = _LOCAL.unpack_from(head, record.at)
-    if mark != b"PK\3\4":
-        raise KeyError(record)
-    return record.at + _LOCAL.size + int(name) + int(extra)
-
-
-def _content(head: bytes, record: _Record) -> bytes:
-    begin = _begin(head, record)
-    return head[begin : begin + record.size]
-
-
-@lru_cache(maxsize=1024)
-def _pickled(dtype: str, shape: Shape) -> bytes:
-    """What ``torch.save`` pickles of a contiguous tensor that has its storage to itself."""
-    steps = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    number = _integer(math.prod(shape))
-    return _PICKLE % (_STORAGES[dtype], number, _integers(shape), _integers(steps))
-
-
-def _integer(number: int) -> bytes:
-    """Pickle a number by protocol 2: in one, two or four bytes."""
-    for mark, size in (b"K", 1), (b"M", 2):
-        if number < 256**size:
-            return mark + number.to_bytes(size, "little")
-    return b"J" + number.to_bytes(4, "little")
-
-
-def _integers(numbers: Shape) -> bytes:
-    """Pickle a tuple of numbers by protocol 2."""
-    inside = b"".join(map(_integer, numbers))
-    if len(numbers) > 3:
-        return b"(" + inside + b"t"
-    return inside + (b")", b"\x85", b"\x86", b"\x87")[len(numbers)]
+    try:
+        for operation, _, _ in pickletools.genops(pickled):
+            if operation.name not in _OPERATIONS:
+                raise ImageError(
+                    f"expected one plain tensor, found the operation {operation.name} in its pickle"
+                )
+        tensor = _Unpickler(io.BytesIO(pickled)).load()
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged pickle may raise almost anything
+        raise ImageError(f"its pickle cannot be read: {error!s:.200}") from error
+    if not isinstance(tensor, _Tensor):
+        raise ImageError(f"expected one plain tensor, found an object of {type(tensor).__name__}")
+    return tensor

@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from copcube.images.archives import Archive, open_archive
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.naming import Identity, Index, from_names, to_stored
 from copcube.images.tar import Member, members
-from copcube.images.torchfile import load_tensor, locate_tensor
+from copcube.images.torchfile import locate_tensor
 from copcube.modalities import MODALITIES, Modality
 from copcube.selection import Selection
 
@@ -395,8 +395,8 @@ def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
     Raises
     ------
     ImageError
-        If it holds no tensor, or one of another shape or dtype than the modality and its
-        names say.
+        If it holds no tensor, or one of another shape or data type than the modality and
+        its names say.
     """
     member, modality = tensor.member, tensor.modality
     shape = tensor.lead + modality.shape
@@ -408,31 +408,16 @@ def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
             return member.read(archive, start, length)
         return whole[start : start + length]
 
-    for known in shapes:
-        start = locate_tensor(read, member.size, modality.tensor_dtype, known)
-        if start is not None:
-            return _in_place(read, start, tensor)
-
-    pixels = load_tensor(read(0, member.size), shapes)
-    pixels = to_stored(pixels.reshape(shape), modality)
-    return [pixels[index] for _, index in tensor.images]
-
-
-def _in_place(read: Callable[[int, int], bytes], start: int, tensor: _Tensor) -> list[NDArray[Any]]:
-    """Read images whose tensor begins at a position, those of a large one each by itself.
-
-    What repeats other images or is not selected is not read then, and the pieces are of a
-    size that is soon had from memory again.
-    """
-    modality = tensor.modality
-    dtype = np.dtype(modality.tensor_dtype).newbyteorder("<")
-    number = math.prod(modality.shape)
-    size = number * dtype.itemsize
-    whole = math.prod(tensor.lead) * size
-    places = [int(np.ravel_multi_index(i, tensor.lead)) if i else 0 for _, i in tensor.images]
-    if whole <= _AT_ONCE:
-        raw = read(start, whole)
-        pieces = [np.frombuffer(raw, dtype, number, place * size) for place in places]
+    stored = locate_tensor(read, member.size, shapes)
+    size = math.prod(modality.shape) * stored.itemsize
+    numbers = [int(np.ravel_multi_index(i, tensor.lead)) if i else 0 for _, i in tensor.images]
+    if math.prod(tensor.lead) * size <= _AT_ONCE:
+        everything = stored.decode(read(stored.start, math.prod(tensor.lead) * size))
+        stack = everything.reshape(-1, *modality.shape)
+        images = [stack[number] for number in numbers]
     else:
-        pieces = [np.frombuffer(read(start + place * size, size), dtype) for place in places]
-    return [to_stored(piece.reshape(modality.shape), modality) for piece in pieces]
+        # Repeated and unselected images are not read. One buffer an image is also smaller than
+        # one for all, so that the allocator reuses it instead of asking the system for pages.
+        starts = [stored.start + number * size for number in numbers]
+        images = [stored.decode(read(at, size)).reshape(modality.shape) for at in starts]
+    return [to_stored(image, modality) for image in images]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError
+from copcube.files.zip_directory import open_directory
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import DTYPES, MISSING_CODE, Exported, Packing
@@ -100,7 +101,8 @@ def open_npz(path: str) -> MapSource:
         raise CubeError(f"{path}: {name} is shorter or longer than its shape {shape}; get it anew")
     if info.compress_type != zipfile.ZIP_STORED:
         return Deflated(path, "npz, deflated", shape[-1], packing, metadata, info.filename, skip)
-    start = data_offset(path, info) + skip
+    with _reading(path), open_directory(path) as directory:
+        start = directory.locate(info.filename)[0] + skip
     return Mapped(path, "npz, stored", shape[-1], packing, metadata, start)
 
 
@@ -206,14 +208,6 @@ def packing_of(path: str, dtype: np.dtype[Any], dim: int, scale: Any, offset: An
         )
     scales, offsets = (np.asarray(part, np.float64) for part in parts)
     return Packing(dtype.name, scales, offsets, MISSING_CODE)
-
-
-def data_offset(path: str, info: zipfile.ZipInfo) -> int:
-    """Byte of an archive where the data of a stored member start (APPNOTE.TXT, 4.3.7)."""
-    with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)
-        lengths = np.frombuffer(file.read(4), "<u2")
-    return info.header_offset + 30 + int(lengths.sum(dtype=np.int64))
 
 
 @contextmanager

@@ -20,8 +20,9 @@ import numpy as np
 
 from copcube import grid
 from copcube.errors import CubeError, MissingPackageError
+from copcube.files.zip_directory import open_directory
 from copcube.interchange.metadata import KEY, MapMetadata
-from copcube.interchange.npz import SMALL, data_offset, packing_of, require_map
+from copcube.interchange.npz import SMALL, packing_of, require_map
 from copcube.interchange.packing import DTYPES, Exported
 from copcube.interchange.sources import Mapped, MapSource
 from copcube.interchange.writer import writing_map
@@ -53,28 +54,33 @@ def open_pt(path: str) -> MapSource:
     shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
     require_map(path, name, shape, dtype)
     storage = tensor.untyped_storage()
-    with zipfile.ZipFile(path) as archive:
-        records = [
-            info
-            for info in archive.infolist()
-            if "/data/" in info.filename and info.file_size == storage.nbytes()
-        ]
-        descriptions = [i for i in archive.infolist() if i.filename.endswith(f"/{KEY}.json")]
-        if any(info.file_size > SMALL for info in descriptions):
-            raise CubeError(f"{path}: its description is larger than such a text can be")
-        text = archive.read(descriptions[0]).decode("utf-8", "replace") if descriptions else None
-        orders = [archive.read(i) for i in archive.infolist() if i.filename.endswith("/byteorder")]
+    try:
+        with open_directory(path) as archive:
+            records = [
+                member
+                for member, entry in archive.entries.items()
+                if "/data/" in member and entry.size == storage.nbytes()
+            ]
+            start = archive.locate(records[0])[0] if records else 0
+            text, order = (
+                next((archive.content(m, SMALL) for m in archive.entries if m.endswith(end)), None)
+                for end in (f"/{KEY}.json", "/byteorder")
+            )
+    except zipfile.BadZipFile as error:
+        raise CubeError(
+            f"{path}: {error}; save it again with torch.save(tensor.contiguous(), path)"
+        ) from error
     # Only a tensor that lies in the file as it is in memory can be mapped.
-    plain = tensor.is_contiguous() and len(records) == 1 and orders in ([], [b"little"])
-    if not plain or records[0].compress_type != zipfile.ZIP_STORED:
+    if not tensor.is_contiguous() or len(records) != 1 or order not in (None, b"little"):
         raise CubeError(
             f"{path}: {name} does not lie plainly in the file; save it again with "
             "torch.save(tensor.contiguous(), path)"
         )
     small = {key: tensors[key].numpy() for key in ("scale", "offset") if key in tensors}
     packing = packing_of(path, np.dtype(dtype), shape[-1], small.get("scale"), small.get("offset"))
-    start = data_offset(path, records[0]) + int(tensor.storage_offset()) * tensor.element_size()
-    return Mapped(path, "pt", shape[-1], packing, MapMetadata.loads(text, path), start)
+    start += int(tensor.storage_offset()) * tensor.element_size()
+    metadata = MapMetadata.loads(text and text.decode("utf-8", "replace"), path)
+    return Mapped(path, "pt", shape[-1], packing, metadata, start)
 
 
 def to_pt(
