@@ -376,10 +376,14 @@ def test_names_nested_as_the_tensor_and_no_other_way(patches, dates, listed, dat
         from_names(about, modality)
 
 
-@settings(max_examples=40)
+TEXTS = st.text(max_size=30)
+
+
 @given(
     st.recursive(
-        st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+        st.none() | TEXTS | st.integers(),
+        lambda x: st.lists(x, max_size=4) | st.dictionaries(TEXTS, x, max_size=4),
+        max_leaves=10,
     )
 )
 def test_any_json_is_read_or_refused(about):

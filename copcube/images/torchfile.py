@@ -35,7 +35,6 @@ Shape = tuple[int, ...]
 
 _HEAD = 2048
 """First bytes of a file, which hold its pickle and the headers of its members."""
-
 _MAX_PICKLE = 2048
 _OPERATIONS = {
     *("PROTO", "GLOBAL", "BINPUT", "MARK", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1"),
@@ -52,8 +51,6 @@ class StoredTensor:
     ----------
     start : int
         Position of the first number in the file; the others follow, the last axis first.
-    shape : tuple of int
-        Its shape.
     dtype : str
         Its data type, ``bfloat16`` or one of NumPy's integers and floats.
     byte_order : {"<", ">"}
@@ -61,7 +58,6 @@ class StoredTensor:
     """
 
     start: int
-    shape: Shape
     dtype: str
     byte_order: Literal["<", ">"]
 
@@ -130,29 +126,20 @@ def locate_tensor(read: Read, size: int, shapes: Sequence[Shape]) -> StoredTenso
     if tensor.nbytes != length:
         raise ImageError(f"expected a storage of {tensor.nbytes} bytes, found {length}")
     itemsize = _ITEMSIZES[tensor.dtype]
-    begin, end = tensor.offset, tensor.offset + math.prod(tensor.shape)
-    if begin < 0 or end * itemsize > length:
-        raise ImageError(f"its numbers {begin} to {end} are not in a storage of {length} bytes")
-    return StoredTensor(
-        start + begin * itemsize, tensor.shape, tensor.dtype, "<" if order == b"little" else ">"
-    )
+    begin = tensor.offset * itemsize
+    end = begin + math.prod(tensor.shape) * itemsize
+    if begin < 0 or end > length:
+        raise ImageError(f"its bytes {begin} to {end} are not in a storage of {length} bytes")
+    return StoredTensor(start + begin, tensor.dtype, "<" if order == b"little" else ">")
 
 
 # The pickle.
 
 
-class _Storage(NamedTuple):
-    """A storage as a pickle names it: dtype or "bytes", member, length in numbers or bytes."""
-
-    dtype: str
-    key: str
-    length: int
-
-
 class _Tensor(NamedTuple):
-    """A contiguous tensor as a pickle describes it.
+    """A contiguous tensor as a pickle describes it: dtype, and what its storage is.
 
-    `nbytes` is the length of its storage, and `offset` the number of the first element in it.
+    The storage is the member `key` of `nbytes` bytes; the tensor starts at its number `offset`.
     """
 
     dtype: str
@@ -163,59 +150,42 @@ class _Tensor(NamedTuple):
 
 
 _STORAGES = {
-    "ByteStorage": "uint8",
-    "CharStorage": "int8",
-    "ShortStorage": "int16",
-    "IntStorage": "int32",
-    "LongStorage": "int64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
+    **{"ByteStorage": "uint8", "CharStorage": "int8", "ShortStorage": "int16"},
+    **{"IntStorage": "int32", "LongStorage": "int64", "HalfStorage": "float16"},
+    **{"BFloat16Storage": "bfloat16", "FloatStorage": "float32", "DoubleStorage": "float64"},
 }
-_UNTYPED = ("uint16", "uint32", "uint64")
-"""Data types that torch has no class of storages for."""
-
-_ITEMSIZES = {"bfloat16": 2} | {
-    dtype: np.dtype(dtype).itemsize
-    for dtype in (*_STORAGES.values(), *_UNTYPED)
-    if dtype != "bfloat16"
+_UNTYPED = ("uint16", "uint32", "uint64")  # which lie in storages of bytes
+_ITEMSIZES = {
+    **dict.fromkeys(("uint8", "int8"), 1),
+    **dict.fromkeys(("uint16", "int16", "float16", "bfloat16"), 2),
+    **dict.fromkeys(("uint32", "int32", "float32"), 4),
+    **dict.fromkeys(("uint64", "int64", "float64"), 8),
 }
 
 
-def _rebuild_tensor_v2(
-    storage: Any, offset: Any, shape: Any, steps: Any, _gradient: Any, _hooks: Any
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    steps: Any,
+    _gradient: Any,
+    _hooks: Any,
+    dtype: Any = None,
 ) -> _Tensor:
-    """Take the arguments of the function of torch that has this name, and check them."""
-    if not isinstance(storage, _Storage):
-        raise ImageError("expected one plain tensor, found one without a storage")
-    return _checked(storage.dtype, storage, offset, shape, steps)
-
-
-def _rebuild_tensor_v3(
-    storage: Any, offset: Any, shape: Any, steps: Any, _gradient: Any, _hooks: Any, dtype: Any
-) -> _Tensor:
-    """Take the arguments of the function of torch that has this name, and check them."""
-    if not (isinstance(storage, _Storage) and storage.dtype == "bytes"):
-        raise ImageError("expected one plain tensor, found one without a storage of bytes")
-    return _checked(dtype, storage, offset, shape, steps)
-
-
-def _checked(dtype: Any, storage: _Storage, offset: Any, shape: Any, steps: Any) -> _Tensor:
-    """Make a tensor of unpickled objects, of which any may be of any type."""
-    if not (isinstance(dtype, str) and dtype in _ITEMSIZES):
-        raise ImageError("expected a tensor of integers or floats")
-    if not (isinstance(shape, tuple) and isinstance(steps, tuple) and len(shape) == len(steps)):
-        raise ImageError("expected a tensor with as many strides as axes")
-    if not all(type(number) is int for number in (storage.length, offset, *shape, *steps)):
-        raise ImageError("expected a shape and strides of integers")
+    """Make a tensor of what a pickle hands to torch's function, all of any type."""
+    kind, key, length = storage
+    dtype = dtype if kind == "bytes" else kind
+    if not (isinstance(dtype, str) and isinstance(key, str) and dtype in _ITEMSIZES):
+        raise ImageError("expected one plain tensor, found one of unknown type")
+    if not all(type(number) is int for number in (length, offset, *shape, *steps)):
+        raise ImageError("expected one plain tensor, found a shape that is no numbers")
     expected = 1
-    for length, step in zip(reversed(shape), reversed(steps), strict=True):
-        if length != 1 and step != expected:
+    for count, step in zip(reversed(shape), reversed(steps), strict=True):
+        if count != 1 and step != expected:
             raise ImageError(f"expected a contiguous tensor, found strides {steps!s:.80}")
-        expected *= length
-    itemsize = 1 if storage.dtype == "bytes" else _ITEMSIZES[dtype]
-    return _Tensor(dtype, storage.key, storage.length * itemsize, offset, shape)
+        expected *= count
+    itemsize = 1 if kind == "bytes" else _ITEMSIZES[dtype]
+    return _Tensor(dtype, key, length * itemsize, offset, tuple(shape))
 
 
 def _no_hooks() -> None:
@@ -223,8 +193,8 @@ def _no_hooks() -> None:
 
 
 _NAMES: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor,
     ("collections", "OrderedDict"): _no_hooks,
     ("torch.storage", "UntypedStorage"): "bytes",
     **{("torch", name): dtype for name, dtype in _STORAGES.items()},
@@ -242,11 +212,9 @@ class _Unpickler(pickle.Unpickler):
             )
         return _NAMES[module, name]
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, length = pid
-        if kind != "storage" or not (isinstance(dtype, str) and isinstance(key, str)):
-            raise ImageError("expected one plain tensor, found something else that is stored")
-        return _Storage(dtype, key, length)
+    def persistent_load(self, pid: Any) -> tuple[Any, Any, Any]:
+        _, kind, key, _, length = pid
+        return kind, key, length
 
 
 # Tensors of one shape and dtype have the same pickle, so few are read of a whole build.
