@@ -62,7 +62,7 @@ def open_pt(path: str) -> MapSource:
                 if "/data/" in member and entry.size == storage.nbytes()
             ]
             start = archive.locate(records[0])[0] if records else 0
-            text, order = (
+            described, order = (
                 next((archive.content(m, SMALL) for m in archive.entries if m.endswith(end)), None)
                 for end in (f"/{KEY}.json", "/byteorder")
             )
@@ -79,8 +79,8 @@ def open_pt(path: str) -> MapSource:
     small = {key: tensors[key].numpy() for key in ("scale", "offset") if key in tensors}
     packing = packing_of(path, np.dtype(dtype), shape[-1], small.get("scale"), small.get("offset"))
     start += int(tensor.storage_offset()) * tensor.element_size()
-    metadata = MapMetadata.loads(text and text.decode("utf-8", "replace"), path)
-    return Mapped(path, "pt", shape[-1], packing, metadata, start)
+    text = None if described is None else described.decode("utf-8", "replace")
+    return Mapped(path, "pt", shape[-1], packing, MapMetadata.loads(text, path), start)
 
 
 def to_pt(

@@ -17,7 +17,7 @@ import math
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date as Date
 from datetime import timedelta
 from functools import lru_cache
@@ -139,8 +139,8 @@ def write_sample(
         Most dates a modality may have at one place, 1 to 12 (Sentinel-1 and -2 have at
         most 4, Sentinel-3 at most 8).
     modalities : iterable of str, optional
-        Keys of the modalities to write; all by default. Their images are the same as in a
-        sample of all.
+        Keys of what is written; all by default. The others are left out and change nothing
+        in those that are written.
     cells_per_shard : int
         Most cells in one shard of the WebDataset layout.
 
@@ -169,8 +169,11 @@ def write_sample(
         if not low <= value <= high:
             raise OptionError(f"{name} is {value}; expected {low} to {high}")
     root = Path(folder)
-    keys = select(modalities)
-    world = _world(seed, cells, local_patches, dates, keys)
+    chosen = select(modalities)
+    world = [
+        replace(cell, dates={key: times for key, times in cell.dates.items() if key in chosen})
+        for cell in _world(seed, cells, local_patches, dates)
+    ]
     partial = root.with_name(f".{root.name}.partial")
     with writing(root):
         if root.exists() and any(root.iterdir()):
@@ -190,7 +193,7 @@ def write_sample(
         partial.rename(root)
     images = {
         key: sum(len(at_place) for cell in world for at_place in cell.dates.get(key, ()))
-        for key in keys
+        for key in chosen
     }
     return SampleSummary(root, layout, cells, images, size)
 
@@ -205,15 +208,13 @@ def _rng(seed: int, purpose: int, *key: int) -> np.random.Generator:
 _CELL, _SCENE, _IMAGE, _NAME, _PADDING = range(5)
 
 
-def _world(
-    seed: int, cells: int, local_patches: int, dates: int, keys: tuple[str, ...]
-) -> list[_Cell]:
+def _world(seed: int, cells: int, local_patches: int, dates: int) -> list[_Cell]:
     """Lay out the cells, sorted by id."""
-    world = [_cell(seed, i, local_patches, dates, keys) for i in range(cells)]
+    world = [_cell(seed, i, local_patches, dates) for i in range(cells)]
     return sorted(world, key=lambda cell: cell.grid_id)
 
 
-def _cell(seed: int, index: int, local_patches: int, dates: int, keys: tuple[str, ...]) -> _Cell:
+def _cell(seed: int, index: int, local_patches: int, dates: int) -> _Cell:
     region, nth = _REGIONS[index % len(_REGIONS)], index // len(_REGIONS)
     shell = math.isqrt(nth)
     rest = nth - shell**2
@@ -233,8 +234,6 @@ def _cell(seed: int, index: int, local_patches: int, dates: int, keys: tuple[str
     }
     if nth % 2:
         times = {key: at_places for key, at_places in times.items() if key not in missing}
-    # Dates of all modalities are drawn, so that a selection does not change the others'.
-    times = {key: at_places for key, at_places in times.items() if key in keys}
     whole = _Place(0, format_cell(number), lon, lat)
     return _Cell(number, region, whole, tuple(patches), times)
 
