@@ -241,7 +241,8 @@ def test_first_cells_are_complete_and_some_others_are_not(samples):
 
 
 def test_regions_and_growth(tmp_path):
-    options = {"seed": 3, "local_patches": 3, "dates": 1}
+    keys = ["s1_grd", "s3_olci", "s5p_co", "dem"]
+    options = {"seed": 3, "local_patches": 3, "dates": 1, "modalities": keys}
     write_sample(tmp_path / "small", cells=2, **options)
     write_sample(tmp_path / "large", cells=8, **options)
     small, large = digests(tmp_path / "small"), digests(tmp_path / "large")
@@ -266,7 +267,8 @@ def test_regions_and_growth(tmp_path):
 
 @pytest.mark.parametrize("layout", ["geotiff", "webdataset"])
 def test_same_seed_same_bytes(tmp_path, layout):
-    options = {"cells": 1, "local_patches": 1, "dates": 2}
+    keys = ["s2_toa", "s5p_no2", "dem"]
+    options = {"cells": 1, "local_patches": 1, "dates": 2, "modalities": keys}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_sample(tmp_path / name, layout, seed=seed, **options)
     a, b, c = (digests(tmp_path / name) for name in "abc")
@@ -382,7 +384,7 @@ def test_what_is_written_halfway_does_not_appear(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             write_sample(tmp_path / "images", cells=2)
     assert not (tmp_path / "images").exists()
-    write_sample(tmp_path / "images", cells=1, local_patches=1, dates=1)
+    write_sample(tmp_path / "images", cells=1, modalities=["s5p_co"])
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     assert not list((tmp_path / "images").rglob("half.tif"))
 

@@ -50,7 +50,7 @@ def assert_rounding_only(found, expected, shape, scale):
     modality=st.sampled_from([S5P, S3]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=100)
 def test_equals_torch_and_kornias_rules(rows, cols, bands, modality, seed):
     pixels = np.random.default_rng(seed).uniform(-1, 1, (bands, rows, cols)).astype(np.float32)
     size = modality.stored_size
@@ -99,7 +99,6 @@ def test_nothing_is_copied_when_nothing_is_resized(modality, extra):
         elements=st.sampled_from([np.nan, np.inf, 1.0, 2.0]),
     )
 )
-@settings(deadline=None)
 def test_what_is_not_finite_spreads_as_in_torch(pixels):
     found = to_tensor_form(pixels, S5P)
     expected = by_torch(pixels, 28, by_kornia_rule(pixels.shape[1:], 28))

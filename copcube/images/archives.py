@@ -1,4 +1,4 @@
-"""The bytes of an archive, in place or from an object store."""
+"""Reading the bytes of an archive in place, on disk or in an object store."""
 
 import os
 import weakref
@@ -6,29 +6,30 @@ from typing import Protocol
 
 from copcube.files.objects import ReadAhead, is_remote
 
-_GLANCE = 64 << 10
+_HEADER_BYTES = 64 << 10
+"""Bytes fetched at once from an object store where only headers are read."""
 
 
 class Archive(Protocol):
-    """Bytes that can be read at any place, from any thread."""
+    """Bytes that can be read at any position, by any thread."""
 
     size: int
-    """How many there are."""
+    """Number of bytes."""
 
     streamed: bool
-    """Whether they are best read from front to back."""
+    """Whether reading from front to back is faster than reading at any position."""
 
     def read(self, start: int, length: int) -> bytes:
-        """Return some of them, fewer where they end."""
+        """Return bytes from a position on, fewer than asked for at the end of the archive."""
 
 
 class LocalArchive:
-    """A file that is read in place, anywhere at the same cost.
+    """A file on disk, read at any position at the same cost.
 
     Parameters
     ----------
     path : str
-        The file, open as long as this is in use.
+        The file, which stays open until this object is collected.
     """
 
     streamed = False
@@ -40,11 +41,12 @@ class LocalArchive:
 
     def read(self, start: int, length: int) -> bytes:
         """See `Archive`."""
-        pieces = []
-        while length > 0 and (piece := os.pread(self._descriptor, length, start)):
-            pieces.append(piece)
-            start, length = start + len(piece), length - len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        # A single call may return less than asked for, 2 GiB at most on Linux.
+        parts = []
+        while length > 0 and (part := os.pread(self._descriptor, length, start)):
+            parts.append(part)
+            start, length = start + len(part), length - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def open_archive(path: str, *, whole: bool) -> Archive:
@@ -61,8 +63,8 @@ def open_archive(path: str, *, whole: bool) -> Archive:
     Raises
     ------
     OSError
-        If it is not there or cannot be read.
+        If it does not exist or cannot be read.
     """
     if not is_remote(path):
         return LocalArchive(path)
-    return ReadAhead(path) if whole else ReadAhead(path, part=_GLANCE, ahead=0)
+    return ReadAhead(path) if whole else ReadAhead(path, part=_HEADER_BYTES, ahead=0)

@@ -104,7 +104,7 @@ class Partition:
 
 
 class Source(Protocol):
-    """A place that images are read from."""
+    """Where images are read from: a GeoTIFF tree or a set of shards."""
 
     @property
     def root(self) -> str:
@@ -116,7 +116,7 @@ class Source(Protocol):
 
     @property
     def reader(self) -> "Source":
-        """A source that reads the same partitions and lists none: small, to be sent to workers."""
+        """The same source without its list of files, which is small enough to send to workers."""
 
     def partitions(self) -> list[Partition]:
         """List the partitions, in a fixed order."""
@@ -128,8 +128,8 @@ class Source(Protocol):
         """Count the selected images of a partition by modality, without decoding any."""
 
     def jobs(self, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
-        """Decoding jobs of a partition, grouped by cell or by modality.
+        """Yield the decoding jobs of a partition, grouped by cell or by modality.
 
-        The images of one modality always come in the same order. What can be rejected
-        without decoding comes as it is.
+        The images of one modality always come in the same order. What is rejected without
+        being decoded is yielded as `Rejected`, in place of a job.
         """

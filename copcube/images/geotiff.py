@@ -1,7 +1,7 @@
 """Images from a GeoTIFF tree of Copernicus-Pretrain, with or without its JSON listing.
 
-Everything known about a file is read from its path, so a partition is nothing but paths,
-and a path is checked whenever it is used.
+Cell, modality and date of a file follow from its path, so a partition is nothing but
+paths, and a path is checked whenever it is used.
 """
 
 import errno
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 def recognise(path: str) -> "GeoTiffSource | None":
-    """Open a GeoTIFF tree, or the JSON listing beside it; None if it is neither.
+    """Open a GeoTIFF tree, or the JSON listing beside it; return None if it is neither.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def recognise(path: str) -> "GeoTiffSource | None":
 
 
 def _tree(folder: str) -> str | None:
-    """The folder, or the one just below it, that holds folders of modalities."""
+    """Folder that holds the folders of modalities: the given one or one just below, or None."""
     if any(os.path.isdir(os.path.join(folder, known)) for known in FOLDERS):
         return folder
     below = sorted(
@@ -208,7 +208,7 @@ class GeoTiffSource:
     def _chosen(
         self, partition: Partition, selection: Selection
     ) -> Iterator[tuple[str, Identity] | Rejected]:
-        """What can be rejected by its path alone, then the selected files in fixed order."""
+        """Yield what its path alone rejects, then the selected files in fixed order."""
         placed: list[tuple[tuple[int, int, str, str], int, str, Identity]] = []
         for path in partition.paths:
             folder = folder_of(path)
@@ -252,9 +252,9 @@ class GeoTiffSource:
         return [file.image(pixels, path)]
 
     def _files(self) -> Iterator[tuple[str, bool]]:
-        """Relative paths of all files, and whether they are listed under another cell.
+        """Yield the relative paths of all files, and whether each is listed under another cell.
 
-        Names that are no text get backslashes, which no path inside the tree has.
+        Names that are not UTF-8 get backslashes, which no accepted path has.
         """
         if self.fnames is not None:
             found = _listed(self.root, self.fnames)
@@ -266,7 +266,7 @@ class GeoTiffSource:
 
 
 def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
-    """Relative paths of the GeoTIFF files below a folder, hidden ones left out."""
+    """Yield relative paths of the GeoTIFF files below a folder, except for hidden ones."""
     try:
         entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -301,14 +301,14 @@ def _runs(
 
 
 def _listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
-    """Relative paths that a listing names, and whether under another cell than their own.
+    """Yield the paths of a listing, and whether each is under another cell than its own.
 
     A listing may say ``s3_olci_utm`` where the files lie in ``s3_olci_wgs``: a path takes
     the folder of its modality that exists.
     """
-    there = [folder for folder in FOLDERS if os.path.isdir(os.path.join(root, folder))]
+    existing = [folder for folder in FOLDERS if os.path.isdir(os.path.join(root, folder))]
     home = {
-        folder: next((f for f in there if FOLDERS[f] is modality), folder)
+        folder: next((f for f in existing if FOLDERS[f] is modality), folder)
         for folder, modality in FOLDERS.items()
     }
     for key, entry in _load(fnames).items():
@@ -327,7 +327,7 @@ def _listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
 
 
 def _paths(fnames: str, key: str, value: Any) -> Iterator[str]:
-    """Paths in a list, or in the lists of an object."""
+    """Yield the paths of a list, or of the lists of an object."""
     for paths in value.values() if isinstance(value, dict) else [value]:
         if not (isinstance(paths, list) and all(isinstance(path, str) for path in paths)):
             raise SourceError(f"{fnames}: cell {key!r} lists {paths!r:.80}; expected paths")
@@ -349,7 +349,7 @@ def _load(fnames: str) -> dict[str, Any]:
 
 
 def _bounded(handle: Any, limit: int) -> bytes:
-    """All bytes of an open file, refusing more than a limit.
+    """Read an open file of at most so many bytes.
 
     Raises
     ------
@@ -361,7 +361,7 @@ def _bounded(handle: Any, limit: int) -> bytes:
     while chunk := handle.read(1 << 22):
         size += len(chunk)
         if size > limit:
-            raise ImageError(f"larger than {limit} bytes, the most that is read")
+            raise ImageError(f"expected at most {limit} bytes, found more")
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -400,7 +400,7 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     except ImageError:
         raise
     except (rasterio.errors.RasterioError, ValueError) as error:
-        reason = error.__cause__ or error
+        reason = error.__cause__ or error  # GDAL's own message
         raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
     pixels = to_stored(pixels, modality)
     if pixels.dtype == np.float32 and nodata is not None:
@@ -412,13 +412,13 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
 
 
 def _check_size(raster: Any) -> None:
-    """Refuse rasters and blocks that no image has, before memory is spent on them."""
+    """Refuse rasters and blocks larger than any image, before memory is spent on them."""
     if any(dtype.startswith("complex") for dtype in raster.dtypes):
         raise ImageError(f"expected real numbers, found {raster.dtypes[0]}")
     for rows, cols in {raster.shape, *raster.block_shapes}:
         size = rows * cols * sum(np.dtype(dtype).itemsize for dtype in raster.dtypes)
         if max(rows, cols) > _MAX_SIDE or size > _MAX_BYTES:
             raise ImageError(
-                f"{rows} × {cols} pixels in {raster.count} bands are more than any image has "
-                f"({_MAX_SIDE} a side, {_MAX_BYTES >> 20} MiB)"
+                f"expected at most {_MAX_SIDE} pixels a side and {_MAX_BYTES >> 20} MiB, found "
+                f"{rows} × {cols} pixels in {raster.count} bands"
             )

@@ -1,8 +1,9 @@
-"""Which image it is, told from a path or from a name beside a tensor.
+"""Which image a file or a part of a tensor is, by its path or by its name beside the tensor.
 
 A file of a GeoTIFF tree lies at ``<folder>/<cell>[/<local patch>]/<name with date>``; an
 image of a tensor is called ``<cell>[/<local patch>][/<date>]``. Both give an `Identity`,
-which makes the `Image` once its pixels are read.
+which makes the `Image` once its pixels are read. Published texts name longitudes before
+latitudes; `grid` returns latitudes first.
 """
 
 import datetime
@@ -26,7 +27,7 @@ Index = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells an image from all others: one that agrees in all four is a duplicate.
+    """What identifies an image: two images that agree in all four fields are duplicates.
 
     Parameters
     ----------
@@ -46,18 +47,27 @@ class Identity:
     date: str | None = None
 
     @classmethod
-    def of(cls, modality: Modality, places: list[str], date: str | None) -> "Identity":
-        """Make an identity of published texts: a cell, perhaps a local patch, a date YYYYMMDD.
+    def of(cls, modality: Modality, texts: list[str], date: str | None) -> "Identity":
+        """Make an identity of published texts.
+
+        Parameters
+        ----------
+        modality : Modality
+            What the image shows.
+        texts : list of str
+            Its cell and, if the modality is local, its local patch.
+        date : str or None
+            YYYYMMDD; None for the DEM.
 
         Raises
         ------
         ImageError, GridError
-            If one of them makes no sense.
+            If a text has not the published form, or contradicts itself.
         """
-        local_id = places[1] if modality.local else None
+        local_id = texts[1] if modality.local else None
         if local_id is not None:
             _parse_local(local_id)
-        return cls(modality.key, _parse_cell(places[0]), local_id, date and _check_date(date))
+        return cls(modality.key, _parse_cell(texts[0]), local_id, date and _check_date(date))
 
     @property
     def order(self) -> tuple[int, int, str, str]:
@@ -79,16 +89,13 @@ class Identity:
             return Rejected(file, member, "empty", f"{self}: no valid pixel")
         if self.modality == "s3_olci":
             pixels, rescaled = rescale_s3(pixels)
-        if self.local_id is None:
-            lat, lon = _centre(self.grid_id)
-        else:
-            lat, lon = _parse_local(self.local_id)
+        lat, lon = _parse_local(self.local_id) if self.local_id else _centre(self.grid_id)
         return Image(
             grid_id=self.grid_id,
             modality=self.modality,
             local_id=self.local_id,
             date=self.date,
-            lon=-180.0 if lon == 180 else lon,
+            lon=-180.0 if lon == 180 else lon,  # a local patch may name either
             lat=lat,
             pixels=pixels,
             origin=f"{file}:{member}" if member else file,
@@ -100,7 +107,7 @@ class Identity:
         return " ".join(filter(None, (self.modality, cell, self.local_id, self.date)))
 
 
-# Images of a cell come together, of few places and dates.
+# The images of a cell are read together, so few texts are in use at a time.
 _parse_cell = lru_cache(maxsize=256)(grid.parse_cell)
 _parse_local = lru_cache(maxsize=4096)(grid.parse_local)
 _centre = lru_cache(maxsize=256)(grid.centre)
@@ -118,7 +125,7 @@ def _check_date(text: str) -> str:
 
 
 def to_stored(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
-    """Bring pixels to the dtype in which images of a modality are handed on.
+    """Convert pixels to the dtype that images of a modality have.
 
     Parameters
     ----------
@@ -151,7 +158,7 @@ def to_stored(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
         return pixels.astype(np.float32, copy=False)
 
 
-# Told from a path.
+# From a path.
 
 
 FOLDERS: dict[str, Modality] = {
@@ -161,31 +168,32 @@ FOLDERS: dict[str, Modality] = {
     "Copernicus-DEM/images": MODALITIES["dem"],
     "dem/images": MODALITIES["dem"],
 }
-"""Modality by folder; of several folders of one modality the first counts most."""
+"""Modality by folder; of an image in several folders the file in the first one is read."""
 
 RANK = {folder: rank for rank, folder in enumerate(FOLDERS)}
+"""Position of a folder in `FOLDERS`."""
 
 
 def is_inside(path: str) -> bool:
-    """Whether a relative path stays inside the root, and is written plainly."""
+    """Whether a relative path stays inside the root, without "..", "." or backslashes."""
     return path.isprintable() and not any(
         part in ("", ".", "..") or "\\" in part for part in path.split("/")
     )
 
 
 def folder_of(path: str) -> str | None:
-    """The folder of a modality that a path begins with."""
+    """Folder of a modality in which a relative path lies; None if it lies in none."""
     parts = path.split("/")
     return next((f for f in ("/".join(parts[:3]), "/".join(parts[:2])) if f in FOLDERS), None)
 
 
 def from_path(path: str) -> Identity:
-    """Say which image a file is, from its relative path alone.
+    """Identify the image of a file by its relative path alone.
 
     Raises
     ------
     ImageError, GridError
-        If the path leaves the tree, or its folder, cell, local patch or date makes no sense.
+        If the path leaves the tree, or its folder, cell, local patch or date is not one.
     """
     folder = folder_of(path)
     if not is_inside(path):
@@ -193,11 +201,11 @@ def from_path(path: str) -> Identity:
     if folder is None:
         raise ImageError(f"{path!r} lies in no folder of a modality, such as 's2_toa_mix/images'")
     modality = FOLDERS[folder]
-    *places, name = path[len(folder) + 1 :].split("/")
-    if len(places) != 1 + modality.local:
+    *texts, name = path[len(folder) + 1 :].split("/")
+    if len(texts) != 1 + modality.local:
         expected = "<cell>/<local patch>/<file>" if modality.local else "<cell>/<file>"
         raise ImageError(f"expected {folder}/{expected}, found {path!r}")
-    return Identity.of(modality, places, _date(name, modality))
+    return Identity.of(modality, texts, _date(name, modality))
 
 
 def _date(name: str, modality: Modality) -> str | None:
@@ -211,19 +219,35 @@ def _date(name: str, modality: Modality) -> str | None:
     return "".join(match.groups())
 
 
-# Told from the names beside a tensor.
+# From the names beside a tensor.
 
 
 def from_names(names: Any, modality: Modality) -> tuple[Index, list[tuple[Identity, Index]]]:
     """Leading axes of a tensor and every image in it, from the names beside it.
 
+    Parameters
+    ----------
+    names : object
+        Unpacked JSON: nested lists of names, of any content.
+    modality : Modality
+        What the tensor shows.
+
+    Returns
+    -------
+    lead : tuple of int
+        Length of the axes before the bands: local patches, dates.
+    images : list of (Identity, tuple of int)
+        Every image and its index along these axes.
+
     Raises
     ------
     ImageError, GridError
-        If they are not nested as the tensor is, or a name makes no sense.
+        If the names are not nested as the tensor is, or have not the published form.
     """
     if names is None:
-        raise ImageError(f"it does not name the images of {modality.key}")
+        raise ImageError(
+            f"it does not name the images of {modality.key}; expected a list under that key"
+        )
     depth = int(modality.local) + int(modality.dates > 1)
     lead: list[int] = []
     level = names
@@ -247,7 +271,7 @@ def from_names(names: Any, modality: Modality) -> tuple[Index, list[tuple[Identi
 
 
 def _leaf(name: Any) -> str:
-    """Take a name out of the lists of one around it: collated, a name is ``["…"]``."""
+    """Take a name out of the lists of length one that collating puts around it."""
     for _ in range(2):
         if isinstance(name, list) and len(name) == 1:
             name = name[0]

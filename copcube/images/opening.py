@@ -24,11 +24,12 @@ def open_source(path: str | Path) -> Source:
     StorageError
         If an object store cannot be reached or denies access.
     """
-    # Imported late, so that whoever only reads shards or rows does not load GDAL.
+    # Imported late: `copcube.images` alone loads neither module.
     from copcube.images import geotiff, webdataset
 
     for layout in (webdataset, geotiff):
-        source: Source | None = layout.recognise(str(path))  # no address goes past the first
+        # Addresses never reach the second layout: the first one opens them or refuses them.
+        source: Source | None = layout.recognise(str(path))
         if source is not None:
             return source
     where = Path(path)

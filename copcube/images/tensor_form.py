@@ -1,4 +1,4 @@
-"""From a raster to the published tensor form, and what a pixel may hold.
+"""From a raster to the published tensor form; scale and validity of its pixels.
 
 The tensors of Copernicus-Pretrain were made from its rasters by kornia's
 ``SmallestMaxSize`` and ``CenterCrop``; `to_tensor_form` does the same with numpy:
@@ -97,7 +97,8 @@ def has_valid_pixel(pixels: NDArray[Any], modality: Modality) -> bool:
     if not pixels.size:
         return False
     _, rows, columns = pixels.shape
-    middle = pixels.item(0, rows // 2, columns // 2)  # which mostly tells
+    # Nearly all images have data in the middle, and one pixel is found faster than all.
+    middle = pixels.item(0, rows // 2, columns // 2)
     if math.isfinite(middle) and (middle != 0 or not modality.zero_is_missing):
         return True
     for band in pixels:
@@ -125,19 +126,20 @@ def _resize_axis(pixels: NDArray[Any], axis: int, length: int, size: int) -> NDA
         return pixels[(slice(None),) * axis + (slice(start, start + size),)]
     work = np.result_type(pixels.dtype, np.float32).type
     output = np.arange(start, start + size, dtype=work)
-    place = np.maximum(work(old) / work(length) * (output + work(0.5)) - work(0.5), 0)
-    lower = place.astype(np.intp)
+    position = np.maximum(work(old) / work(length) * (output + work(0.5)) - work(0.5), 0)
+    lower = position.astype(np.intp)
     upper = np.minimum(lower + 1, old - 1)
-    weight = (place - lower).astype(work).reshape(-1, *(1,) * (pixels.ndim - 1 - axis))
+    weight = (position - lower).astype(work).reshape(-1, *(1,) * (pixels.ndim - 1 - axis))
     before, after = np.take(pixels, lower, axis), np.take(pixels, upper, axis)
     with np.errstate(invalid="ignore"):  # infinities become NaN
         return np.asarray(before * (1 - weight) + after * weight)
 
 
 def _is_too_large(band: NDArray[Any]) -> bool:
-    """Whether the median of the finite absolute values of a band is."""
+    """Whether the median of the finite absolute values of a band exceeds 1e6."""
     sizes = np.abs(band)
-    if not np.fmax.reduce(sizes, axis=None, initial=0) > _TOO_LARGE:  # then nor is their median
+    # The maximum is found much faster than the median, which it bounds.
+    if not np.fmax.reduce(sizes, axis=None, initial=0) > _TOO_LARGE:
         return False
     finite = sizes[np.isfinite(sizes)]
     return bool(finite.size and np.median(finite) > _TOO_LARGE)

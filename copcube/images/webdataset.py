@@ -2,9 +2,9 @@
 
 A shard is a tar of samples, one a cell: ``<cell id>.<modality>.pth``, tensors, and
 ``<cell id>.json``, which names every image in them, ``<cell>/<local patch>/<date>`` nested
-as the tensor is. What the names say is checked before a tensor is read: the script that
-wrote the shards pads dates by repeating some, and where a cell lacks a modality it can
-write the former cell's tensor again.
+as the tensor is. The names are checked before a tensor is read: the script that wrote the
+shards pads dates by repeating some, and where a cell lacks a modality it may have written
+the tensor of the cell before once more.
 """
 
 import glob
@@ -37,19 +37,20 @@ from copcube.selection import Selection
 _MAX_PATTERN = 100_000
 _MAX_JSON = 64 << 20
 _MAX_TENSOR = 2 << 30
-_AT_ONCE = 1 << 20
+_READ_WHOLE = 1 << 20
+"""Bytes up to which a tensor is read as a whole."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
 def recognise(path: str) -> "WebDatasetSource | None":
-    """Open shards; None if the path names none.
+    """Open shards; return None if the path names none.
 
     Parameters
     ----------
     path : str
         A shard ``*.tar``, a folder of shards, a glob, or a brace pattern such as
-        ``example-{000000..000009}.tar``, each part a range or a list with commas. The
-        address of a shard, of a folder of shards or a brace pattern of addresses.
+        ``example-{000000..000009}.tar``, each part a range or a list with commas; or the
+        address of a shard or of a folder of shards, or a brace pattern of addresses.
 
     Raises
     ------
@@ -143,7 +144,7 @@ def _refuse_compressed(names: Iterable[str]) -> None:
 
 
 def _expand(pattern: str) -> list[str]:
-    """All texts that a pattern with ``{a..b}`` and ``{x,y}`` stands for, in order."""
+    """Expand a pattern with ``{a..b}`` and ``{x,y}`` to all texts, in order."""
     parts: list[list[str]] = []
     count = 1
     for text, braces in re.findall(r"([^{}]*)(?:\{([^{}]*)\})?", pattern):
@@ -158,14 +159,17 @@ def _expand(pattern: str) -> list[str]:
                 choices = braces.split(",")
         count *= len(choices)
         if not 0 < count <= _MAX_PATTERN:
-            raise SourceError(f"{pattern}: stands for none or more than {_MAX_PATTERN} files")
+            raise SourceError(
+                f"{pattern}: expected a pattern of 1 to {_MAX_PATTERN} files, found none or "
+                f"more than {_MAX_PATTERN}"
+            )
         parts.append([text + choice for choice in choices])
     return ["".join(choice) for choice in itertools.product(*parts)]
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A member to read: which images of it, each by its index in the tensor."""
+    """A member to read, and the images to take from it, each with its index in the tensor."""
 
     member: Member
     modality: Modality
@@ -175,7 +179,7 @@ class _Tensor:
 
 @dataclass
 class _Sample:
-    """Members that lie together under one key, by what follows the key."""
+    """Members that lie together under one key, by the part of their names after the key."""
 
     key: str
     parts: dict[str, Member] = field(default_factory=dict)
@@ -242,7 +246,7 @@ class WebDatasetSource:
 
 
 def _chosen(archive: Archive, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
-    """What to read of a shard, in its order, every image once, and what is left out."""
+    """Yield the tensors of a shard in its order, each image in one, and what is rejected."""
     seen: set[Identity] = set()
     for item in _tensors(archive, path, selection):
         if isinstance(item, Rejected):
@@ -251,14 +255,14 @@ def _chosen(archive: Archive, path: str, selection: Selection) -> Iterator[_Tens
         new = _once(item, seen)
         again = len(item.images) - len(new.images)
         if again:
-            reason = f"{again} of {len(item.images)} images are in it or the shard already"
+            reason = f"{again} of {len(item.images)} images are repeated ones of this shard"
             yield Rejected(path, item.member.name, "duplicate", reason, again)
         if new.images:
             yield new
 
 
 def _tensors(archive: Archive, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
-    """Selected members of a shard, with what their JSON says of them."""
+    """Yield the selected members of a shard with their images, named by its JSON."""
     nothing = True
     for sample in _samples(archive):
         if isinstance(sample, ImageError):
@@ -286,14 +290,14 @@ def _tensors(archive: Archive, path: str, selection: Selection) -> Iterator[_Ten
                 continue
             other = next((i.grid_id for i, _ in images if i.grid_id != cell), None)
             if other is not None:
-                reason = f"its names say cell {other:07d}, its key {sample.key}"
+                reason = f"expected names of cell {sample.key}, as its key, found {other:07d}"
                 yield Rejected(path, member.name, "stale", reason, len(images))
                 continue
             images = [item for item in images if selection.admits(item[0].date)]
             if images:
                 yield _Tensor(member, modality, lead, tuple(images))
     if nothing:
-        reason = "holds no sample; expected members such as 0772176.s2_toa.pth, 0772176.json"
+        reason = "found no sample; expected members such as 0772176.s2_toa.pth, 0772176.json"
         yield Rejected(path, "", "broken", reason)
 
 
@@ -327,7 +331,7 @@ def _once(tensor: _Tensor, seen: set[Identity]) -> _Tensor:
 
 
 def _samples(archive: Archive) -> Iterator[_Sample | ImageError]:
-    """Samples of a shard in order, then what is wrong with it.
+    """Yield the samples of a shard in order, and its error, if it has one, last.
 
     A sample ends where the key changes or a part comes again.
     """
@@ -354,12 +358,12 @@ def _samples(archive: Archive) -> Iterator[_Sample | ImageError]:
 
 
 def _cell(key: str) -> int:
-    """Cell id that a sample's key is.
+    """Parse a sample's key, which is a cell id.
 
     Raises
     ------
     ImageError, GridError
-        If it is none of the lattice.
+        If it is not the id of a cell.
     """
     if not re.fullmatch(r"\d{7}", key, re.ASCII):
         raise ImageError(f"the key {key!r} is no cell id; expected seven digits")
@@ -377,7 +381,7 @@ def _names(archive: Archive, sample: _Sample) -> dict[str, Any]:
     """
     member = sample.parts.get("json")
     if member is None:
-        raise ImageError(f"no {sample.key}.json says what it holds")
+        raise ImageError(f"found no {sample.key}.json, which names its images")
     if member.size > _MAX_JSON:
         raise ImageError(f"{member.name}: {member.size} bytes; expected at most {_MAX_JSON}")
     try:
@@ -411,7 +415,7 @@ def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
     stored = locate_tensor(read, member.size, shapes)
     size = math.prod(modality.shape) * stored.itemsize
     numbers = [int(np.ravel_multi_index(i, tensor.lead)) if i else 0 for _, i in tensor.images]
-    if math.prod(tensor.lead) * size <= _AT_ONCE:
+    if math.prod(tensor.lead) * size <= _READ_WHOLE:
         everything = stored.decode(read(stored.start, math.prod(tensor.lead) * size))
         stack = everything.reshape(-1, *modality.shape)
         images = [stack[number] for number in numbers]

@@ -70,9 +70,9 @@ def raster_shape(modality: Modality, lat: float) -> tuple[int, int]:
     if modality.local:
         return (268, 267) if abs(lat) > 60 else (264, 264)
     rows, cols = _PUBLISHED_SHAPES[modality.key]
-    there, here = (math.cos(math.radians(phi)) for phi in (_PUBLISHED_LATITUDE, lat))
-    scale = (1 + here) / (1 + there) if modality.key == "s3_olci" else 1.0
-    return round(rows * scale), round(cols * scale * there / here)
+    published, here = (math.cos(math.radians(phi)) for phi in (_PUBLISHED_LATITUDE, lat))
+    scale = (1 + here) / (1 + published) if modality.key == "s3_olci" else 1.0
+    return round(rows * scale), round(cols * scale * published / here)
 
 
 def draw(
@@ -88,9 +88,9 @@ def draw(
     Parameters
     ----------
     modality : Modality
-        What looks.
+        The sensor and its bands.
     terrain : Terrain
-        What it looks at.
+        The landscape.
     lat : float
         Latitude of the centre: it sets the shape and the season.
     date : str or None
@@ -189,7 +189,7 @@ def _fields(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> NDA
 @lru_cache(maxsize=64)
 def _bumps(length: int, count: int) -> NDArray[np.float32]:
     """Gaussian bumps along an axis, (length, count), each row of unit norm."""
-    place = (np.arange(length) + 0.5) * count / length
-    weights = np.exp(-(((place[:, None] - np.arange(count) - 0.5) / 0.8) ** 2) / 2)
+    position = (np.arange(length) + 0.5) * count / length
+    weights = np.exp(-(((position[:, None] - np.arange(count) - 0.5) / 0.8) ** 2) / 2)
     weights /= np.linalg.norm(weights, axis=1, keepdims=True)
     return weights.astype(np.float32)

@@ -44,7 +44,7 @@ _BOX_KM = 28.0
 
 @dataclass(frozen=True)
 class _Region:
-    """Its first cell, in the north-west, and its landscape."""
+    """Centre of the first cell of a region, in its north-west, and its landscape."""
 
     lat: float
     lon: float
@@ -90,7 +90,7 @@ class SampleSummary:
     Parameters
     ----------
     folder : Path
-        Where it lies.
+        The folder of the sample.
     layout : str
         ``geotiff`` or ``webdataset``.
     cells : int
@@ -126,7 +126,7 @@ def write_sample(
     Parameters
     ----------
     folder : str or Path
-        Where to write; it must be new or empty, and appears when the sample is whole.
+        A new or empty folder, which appears when the sample is whole.
     layout : {"geotiff", "webdataset"}
         A GeoTIFF tree with its ``fnames_*.json.gz``, or shards ``example-*.tar``.
     seed : int
@@ -158,7 +158,7 @@ def write_sample(
         If ``layout`` is "webdataset" and torch is not installed.
     """
     if layout not in get_args(Layout):
-        raise OptionError(f"unknown layout {layout!r}; it is 'geotiff' or 'webdataset'")
+        raise OptionError(f"unknown layout {layout!r}; expected 'geotiff' or 'webdataset'")
     for name, value, low, high in (
         ("seed", seed, 0, 2**32 - 1),
         ("cells", cells, 1, _MAX_CELLS),
@@ -168,6 +168,8 @@ def write_sample(
     ):
         if not low <= value <= high:
             raise OptionError(f"{name} is {value}; expected {low} to {high}")
+    from threadpoolctl import threadpool_limits
+
     root = Path(folder)
     chosen = select(modalities)
     world = [
@@ -180,7 +182,12 @@ def write_sample(
             raise StorageError(f"{root}: not empty; give another folder or remove this one")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        with stage("writing sample", cells, "cells") as bar:
+        # Products of matrices as small as these take several times as long on several threads,
+        # and on one they are the same on machines of any number of cores.
+        with (
+            stage("writing sample", cells, "cells") as bar,
+            threadpool_limits(limits=1, user_api="blas"),
+        ):
             if layout == "geotiff":
                 steps = _write_geotiffs(partial, world, seed)
             else:
@@ -198,7 +205,7 @@ def write_sample(
     return SampleSummary(root, layout, cells, images, size)
 
 
-# What there is: cells, local patches, dates.
+# The content: cells, local patches, dates.
 
 
 def _rng(seed: int, purpose: int, *key: int) -> np.random.Generator:
@@ -268,7 +275,7 @@ def _pixels(seed: int, cell: _Cell, place: _Place, key: str, date: str | None) -
     return draw(MODALITIES[key], cell.region.terrain, place.lat, date, scene, image)
 
 
-# How it is written: a GeoTIFF tree.
+# Writing a GeoTIFF tree.
 
 
 def _write_geotiffs(root: Path, world: list[_Cell], seed: int) -> Iterator[None]:
@@ -287,6 +294,7 @@ def _write_geotiffs(root: Path, world: list[_Cell], seed: int) -> Iterator[None]
                     path = folder / _file_name(seed, cell, place, key, date)
                     pixels = _pixels(seed, cell, place, key, date)
                     _write_raster(root / path, pixels, modality, place)
+                    # Published listings name a folder that does not exist.
                     paths.append(path.as_posix().replace("s3_olci_wgs", "s3_olci_utm"))
                 if modality.local:
                     entry[key][place.text] = paths
@@ -372,7 +380,7 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
         raster.descriptions = modality.bands
 
 
-# How it is written: WebDataset shards.
+# Writing WebDataset shards.
 
 
 def _write_shards(
@@ -422,6 +430,7 @@ def _tensor(cell: _Cell, key: str, seed: int) -> tuple[NDArray[Any], Any]:
         order = [*range(len(dates)), *repeated]
         tensors.append(np.stack([images[i] for i in order]).astype(modality.tensor_dtype))
         inner = [cell.whole.text, place.text] if modality.local else [cell.whole.text]
+        # Published names are lists of one: a loader collated batches of one when they were made.
         names.append([["/".join(filter(None, [*inner, dates[i]]))] for i in order])
     if modality.local:
         return np.stack(tensors), names
