@@ -1,8 +1,8 @@
 """Streamed covariance of weighted vectors, and its principal axes, in float64 throughout.
 
-The vectors of a block are centred on their own mean before they are multiplied, so that a
-mean that is large against the scatter costs no digits; blocks are then merged (Chan, Golub &
-LeVeque, 1983, doi:10.1080/00031305.1983.10483115).
+The vectors of a block are centred on their own mean before they are multiplied, and blocks are
+then merged (Chan, Golub & LeVeque, 1983, doi:10.1080/00031305.1983.10483115). So a mean m that
+is large against the standard deviation σ costs only what rounding it does, |m|/σ times 1e-16.
 
 A covariance squares the scale: a variance is exact to about 1e-15 of the largest one, and
 what is less than that counts as none.
