@@ -1,9 +1,13 @@
 """Fixtures shared by all tests."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import settings
@@ -70,3 +74,26 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stores._store.cache_clear()
     yield
     stores._store.cache_clear()
+
+
+@pytest.fixture
+def calls() -> Callable[..., AbstractContextManager[Counter[str]]]:
+    """Count by qualified name how often functions of the named files run in a block."""
+
+    @contextmanager
+    def counting(*files: str) -> Iterator[Counter[str]]:
+        count: Counter[str] = Counter()
+
+        def note(frame: FrameType, event: str, _: object) -> None:
+            code = frame.f_code
+            if event == "call" and Path(code.co_filename).name in files:
+                count[code.co_qualname] += 1
+
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            yield count
+        finally:
+            sys.setprofile(before)
+
+    return counting

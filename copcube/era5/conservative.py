@@ -50,13 +50,14 @@ class Overlaps:
 
     @classmethod
     def between(cls, rows: Integers, cols: Integers, coarse: LatLon) -> Self:
-        """Overlaps of cells of the lattice, given by row and column, with a coarser grid."""
+        """Find the overlaps of cells of the lattice, in rows and columns, with a coarser grid."""
         north, south = grid.latitude_bounds()[rows].T
         low, high = (edge[:, np.newaxis] for edge in coarse.south_north)
         top, bottom = np.minimum(high, north), np.maximum(low, south)
         sines = np.sin(np.radians(top)) - np.sin(np.radians(bottom))
         down = np.where(top - bottom > _SLIVER, sines, 0)
 
+        # Longitudes are compared as differences from the coarse node, -180 to 180.
         away = (grid.STEP * cols - coarse.x[:, np.newaxis] + 180) % 360 - 180
         east = np.minimum(coarse.dx / 2, away + grid.STEP / 2)
         west = np.maximum(-coarse.dx / 2, away - grid.STEP / 2)
@@ -78,12 +79,13 @@ class Overlaps:
         start = 0
         while start < len(touched):
             first, last, stop = len(self.fine_height), 0, start
-            for mine in touched[start:]:
-                low = min(first, int(mine.min())) if mine.size else first
-                high = max(last, int(mine.max()) + 1) if mine.size else last
+            for rows in touched[start:]:
+                low = min(first, int(rows.min())) if rows.size else first
+                high = max(last, int(rows.max()) + 1) if rows.size else last
                 if stop > start and high - low > grid.BLOCK:
                     break
                 first, last, stop = low, high, stop + 1
+            # A band that overlaps nothing still takes one row: kernels need an array.
             fine = slice(first, last) if first < last else slice(0, 1)
             coarse = slice(start, stop)
             yield (
@@ -117,7 +119,7 @@ class Overlaps:
         for start in range(0, values.shape[-1], _SLAB):
             part = values[..., start : start + _SLAB]
             total = self._sum(np.where(present[..., np.newaxis], part, 0))
-            with np.errstate(invalid="ignore"):
+            with np.errstate(invalid="ignore"):  # 0 / 0 where nothing is filled
                 result[..., start : start + _SLAB] = total / area
         return result
 
@@ -128,6 +130,7 @@ class Overlaps:
 
     def share(self, present: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Share of every coarse cell's area that is filled, from (…, rows, columns, n)."""
+        # Rounding may take a full cell a little above 1; hence the clip.
         area = (self.height[:, np.newaxis] * self.width)[..., np.newaxis]
         return np.clip(self._sum(present) / area, 0, 1).astype(np.float32)
 

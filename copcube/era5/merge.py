@@ -15,7 +15,7 @@ import numpy as np
 
 from copcube import grid
 from copcube.cube.latlon import LatLon
-from copcube.cube.view import counted, filled, refuse_zeros, require_dataset, spatial_dims, vectors
+from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.conservative import Overlaps
 from copcube.era5.statics import open_static, squeezed
 from copcube.errors import CubeError, OptionError
@@ -33,12 +33,12 @@ MASK = "embedding_mask"
 _LOG = logging.getLogger(__name__)
 
 _ROW, _COL, _ONE = "_copcube_row", "_copcube_col", "_copcube_one"
-"""Dimensions while fields are on their way, unlike anyone's."""
+"""Names of dimensions while `merge` works, which no dataset has."""
 _CRS = ("crs", "spatial_ref")
-_OF_A_CUBE = ("Conventions", "coordinates", "copcube_schema", "zarr_conventions", "geoemb:")
-"""Attributes that are true of a whole cube only."""
-_OF_THE_FIELDS = ("title", "history", "license", "references", "comment", "source", "institution")
-"""Attributes that would speak for the merged dataset; the fields' own get a prefix."""
+_CUBES_ONLY = ("Conventions", "coordinates", "copcube_schema", "zarr_conventions", "geoemb:")
+"""Beginnings of the names of attributes that are true of a whole cube only."""
+_SPEAKING = ("title", "history", "license", "references", "comment", "source", "institution")
+"""Attributes that would speak for the merged dataset; the prefix keeps the fields' own apart."""
 
 
 def merge(
@@ -74,7 +74,7 @@ def merge(
         become scalar coordinates; nothing else of `era5` changes. On coarser grids, fields
         are means over the filled cells by area (`copcube.era5.conservative`), counts of images
         are sums, as float64. The attributes of `fields` follow, with the prefix ``copcube_``
-        where they would speak for `era5`; ``history`` tells of the merge.
+        where they would speak for `era5`; ``history`` gets a line on the merge.
 
     Raises
     ------
@@ -100,88 +100,56 @@ def merge(
     ):
         raise OptionError(f"fill={fill!r}; expected a number, or None for NaN")
     require_dataset(era5, "the ERA5 fields")
-    field = vectors(fields)
+    view, target = CubeView.of(fields), LatLon.of(era5)
+    _refuse_merged(era5, view.name)
+    # Files opened by others have the grid mapping among the data variables.
     fields = fields.set_coords([name for name in _CRS if name in fields])
-    fields = fields.assign({field.name: _believed(fields)})
-    _refuse_merged(era5, field.name)
-    target = LatLon.of(era5)
-    lat, lon = spatial_dims(fields)
+    vectors = view.masked().transpose(*fields[view.name].dims)
+    fields = fields.assign({view.name: vectors})
 
-    maps = {name: v.variable for name, v in fields.data_vars.items() if {lat, lon} <= {*v.dims}}
-    basis = {name: v.variable for name, v in fields.data_vars.items() if not {lat, lon} & {*v.dims}}
+    spatial = {view.lat, view.lon}
+    maps = {name: v.variable for name, v in fields.data_vars.items() if spatial <= {*v.dims}}
+    basis = {name: v.variable for name, v in fields.data_vars.items() if not spatial & {*v.dims}}
     if left_out := set(fields.data_vars) - {*maps, *basis}:
         _LOG.warning(f"left out, for they run along only one axis: {_names(left_out)}")
     if mask:
-        maps[MASK] = _present(fields).variable
-    placed, cells = _cells(xr.Dataset(maps), fields, lat, lon)
+        maps[MASK] = _mask(view).variable
+    placed, cells = _cells(xr.Dataset(maps), view)
     if target.on_lattice:
         placed = _by_index(placed, cells, target)
     else:
-        placed = _by_area(placed, cells, target, str(field.dims[-1]))
+        placed = _by_area(placed, cells, target, view.dim)
 
     new = {name: _finished(name, v.variable, maps[name], fill) for name, v in placed.items()}
     new |= {name: v.copy(deep=False) for name, v in basis.items()}
     result = squeezed(era5)
     _refuse_clashes(result, new)
-    result = result.assign_coords(_further_coordinates(fields, {lat, lon}, result)).assign(new)
+    result = result.assign_coords(_further_coordinates(fields, spatial, result)).assign(new)
     how = "by lattice index" if target.on_lattice else "averaged by area"
     filling = "" if fill is None else f", missing cells set to {fill:g}"
-    told = f"copcube {__version__} merge: {_names(new)} {how} on a {target}{filling}"
-    result.attrs = _attributes(era5.attrs, fields.attrs, told)
+    line = f"copcube {__version__} merge: {_names(new)} {how} on a {target}{filling}"
+    result.attrs = _attributes(era5.attrs, fields.attrs, line)
     return result
 
 
-def _believed(fields: "xr.Dataset") -> "xr.DataArray":
-    """Vectors, NaN where counts say that they are missing; without counts, none may be zeros.
-
-    Whether there are such is found out when they are computed, if they are lazy.
-    """
-    import xarray as xr
-
-    field, counts = vectors(fields), counted(fields)
-    asis = fields[field.name]
-    if counts is not None:
-        believed = field.where(counts)
-    elif field.name == "embedding":
-        along = [field.dims[-1]]
-        believed = xr.apply_ufunc(
-            refuse_zeros,
-            field,
-            input_core_dims=[along],
-            output_core_dims=[along],
-            dask="parallelized",
-            output_dtypes=[field.dtype],
-            dask_gufunc_kwargs={"allow_rechunk": True},
-            keep_attrs=True,
-        )
-    else:
-        return asis
-    believed = believed.transpose(*asis.dims)
-    believed.encoding = asis.encoding
-    return believed
-
-
-def _present(fields: "xr.Dataset") -> "xr.DataArray":
+def _mask(view: CubeView) -> "xr.DataArray":
     """Which cells hold a vector; lazy where finding out means reading all vectors."""
     import xarray as xr
 
-    field = vectors(fields)
-    if field.chunks is None or counted(fields) is not None:
-        return filled(fields)
-    finite: xr.DataArray = xr.apply_ufunc(np.isfinite, field, dask="allowed")
-    return finite.all(str(field.dims[-1]))
+    if view.counts is not None or not view.lazy:
+        return view.filled()
+    finite: xr.DataArray = xr.apply_ufunc(np.isfinite, view.field, dask="allowed")
+    return finite.all(view.dim)
 
 
-def _cells(
-    maps: "xr.Dataset", fields: "xr.Dataset", lat: str, lon: str
-) -> tuple["xr.Dataset", tuple[Integers, Integers]]:
+def _cells(maps: "xr.Dataset", view: CubeView) -> tuple["xr.Dataset", tuple[Integers, Integers]]:
     """Maps along rows and columns of the lattice, each once, and which these are."""
-    row, col = lattice_index(fields[lat].values, fields[lon].values)
-    (row, down), (col, along) = (np.unique(places, return_index=True) for places in (row, col))
-    maps = maps.rename({lat: _ROW, lon: _COL})
-    for dim, kept in ((_ROW, down), (_COL, along)):
-        if not np.array_equal(kept, np.arange(maps.sizes[dim])):
-            maps = maps.isel({dim: kept})
+    # `unique` drops a meridian that is there twice, as 0° and 360°, and sorts the others.
+    (row, down), (col, along) = (np.unique(i, return_index=True) for i in (view.row, view.col))
+    maps = maps.rename({view.lat: _ROW, view.lon: _COL})
+    for dim, first in ((_ROW, down), (_COL, along)):
+        if not np.array_equal(first, np.arange(maps.sizes[dim])):
+            maps = maps.isel({dim: first})
     return maps, (row, col)
 
 
@@ -190,11 +158,13 @@ def _by_index(maps: "xr.Dataset", cells: tuple[Integers, Integers], target: LatL
     rows, cols = lattice_index(target.y, target.x)
     if not (np.isin(rows, cells[0]).any() and np.isin(cols, cells[1]).any()):
         raise _nothing_in_common(cells, target)
+    # Counts stay whole numbers: a cell outside the fields has no images rather than NaN.
     nothing: dict[Hashable, Any] = {
         name: v.dtype.type(0) for name, v in maps.items() if name == MASK or _counts(name, v)
     }
     maps = maps.assign_coords({_ROW: cells[0], _COL: cells[1]})
-    with warnings.catch_warnings():  # of dask, about the mask of rows and columns, which is small
+    # dask warns of many chunks in the mask of rows and columns, which is small.
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Increasing number of chunks")
         maps = maps.reindex({_ROW: rows, _COL: cols}, fill_value=nothing)
     maps = maps.drop_vars([_ROW, _COL])
@@ -213,6 +183,7 @@ def _by_area(
         raise _nothing_in_common(cells, target)
     result = {}
     for name, v in maps.items():
+        # Vectors go whole into the kernels, other fields as vectors of length 1.
         last = along if along in v.dims else _ONE
         fine = v if along in v.dims else v.expand_dims({_ONE: 1})
         kernel, dtype = _kernel(name, v)
@@ -308,7 +279,8 @@ def _further_coordinates(
             raise _clash([name])
         if name not in era5.variables:
             coords[name] = v.variable.copy(deep=False)
-            if name in _CRS:  # the affine transform is that of the fields' own order and extent
+            # The affine transform is that of the fields' own order and extent.
+            if name in _CRS:
                 coords[name].attrs = {k: w for k, w in v.attrs.items() if k != "GeoTransform"}
     return coords
 
@@ -348,16 +320,16 @@ def _nothing_in_common(cells: tuple[Integers, Integers], target: LatLon) -> Cube
 
 
 def _attributes(
-    era5: Mapping[Any, Any], fields: Mapping[Any, Any], told: str
+    era5: Mapping[Any, Any], fields: Mapping[Any, Any], line: str
 ) -> dict[Hashable, Any]:
-    """Attributes of `era5`, then those of the fields; what was done goes into the history."""
+    """Attributes of `era5`, then those of the fields; a line on the merge ends the history."""
     attrs: dict[Hashable, Any] = dict(era5)
     for key, value in fields.items():
-        if str(key).startswith(_OF_A_CUBE):
+        if str(key).startswith(_CUBES_ONLY):
             continue
-        speaks = key in _OF_THE_FIELDS or str(attrs.get(key, value)) != str(value)
+        speaks = key in _SPEAKING or str(attrs.get(key, value)) != str(value)
         attrs[f"copcube_{key}" if speaks else key] = value
-    attrs["history"] = "\n".join(filter(None, (str(era5.get("history", "")), told)))
+    attrs["history"] = "\n".join(filter(None, (str(era5.get("history", "")), line)))
     return attrs
 
 

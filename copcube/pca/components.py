@@ -2,27 +2,25 @@
 
 `fit` reads a cube once, block by block of the lattice and in a fixed order, so that the
 result has the same bits however the cube is chunked and whether it lies on disk or in
-memory. Products are in float32 and sums in float64 (`copcube.pca.moments`); where that is too
-coarse for what is asked, the cube is read once more with products in float64.
+memory. All products and sums are in float64 (`copcube.pca.moments`).
 """
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.cube.view import counted, present, require_dataset, spatial_dims, vectors
+from copcube.cube.view import CubeView, Part, present, require_dataset, spatial_dims
 from copcube.errors import CubeError, OptionError
+from copcube.grid import Floats
 from copcube.pca.blas import one_thread
-from copcube.pca.moments import Axes, Batch, Floats, Moments
+from copcube.pca.moments import Axes, Moments
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,12 +32,9 @@ _SAME_ENCODER = ("encoder_sha256", "encoder_pooling")
 _CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "title")
 """Beginnings of the names of attributes that are not true of a reduction."""
 
-_FEW = 2**15
-"""Cells up to which products are in float64 at once: it costs little, and the rounding errors
-of float32 average out over many only."""
 _NEGLIGIBLE = 1e-30
-"""Weight, relative to the largest, below which a cell counts as having none: float32 holds
-its square root, and no sum in float64 notices it."""
+"""Weight, relative to the largest, below which a cell counts as having none: no sum in float64
+notices it, and what is far smaller still would underflow when it is squared."""
 _THREADS = min(os.cpu_count() or 1, 8)
 """Blocks at work at once; each takes some 20 MB."""
 
@@ -93,17 +88,20 @@ def fit(
     >>> basis = fit(cube, k=0.95)  # doctest: +SKIP
     >>> fields = project(cube_of_another_year, basis)  # doctest: +SKIP
     """
+    _check_k(k)
+    return _fit(CubeView.of(cube, "embedding"), k, weights, whiten)
+
+
+def _fit(
+    view: CubeView, k: int | float, weights: "Weights | xr.DataArray", whiten: bool
+) -> "xr.Dataset":
     import xarray as xr
 
-    _check_k(k)
-    source = _Source.of(cube, weights)
-    axes = source.axes(np.float64 if source.candidates <= _FEW else np.float32)
-    if not axes.trusted(k):
-        axes = source.axes(np.float64)
+    axes = _axes(view, _weights(view, weights))
     n = axes.count(k)
     variance, total = axes.variance[:n], axes.variance.sum()
-    name = source.field.dims[-1]
-    dim = source.field[name].values if name in source.field.coords else np.arange(len(axes.mean))
+    numbered = view.dim not in view.field.coords
+    dim = np.arange(len(axes.mean)) if numbered else view.field[view.dim].values
     return xr.Dataset(
         {
             "components": (
@@ -132,7 +130,7 @@ def fit(
             "dim": ("dim", dim, {"units": "1", "long_name": "dimension of the embedding"}),
         },
         attrs={
-            **_provenance(cube),
+            **_provenance(view.dataset),
             "reduction": "principal components",
             "reduction_weights": _kind(weights),
             "reduction_cells": axes.cells,
@@ -153,7 +151,9 @@ def reduce(
     Parameters and errors are those of `fit`, the result that of `project`. The cube is read
     twice; the second time, if it is dask-backed, when the result is computed or written.
     """
-    return project(cube, fit(cube, k, weights=weights, whiten=whiten))
+    _check_k(k)
+    view = CubeView.of(cube, "embedding")
+    return _project(view, _fit(view, k, weights, whiten))
 
 
 def project(cube: "xr.Dataset", basis: "xr.Dataset") -> "xr.Dataset":
@@ -183,18 +183,20 @@ def project(cube: "xr.Dataset", basis: "xr.Dataset") -> "xr.Dataset":
     OptionError
         If `basis` is none.
     """
+    return _project(CubeView.of(cube, "embedding"), basis)
+
+
+def _project(view: CubeView, basis: "xr.Dataset") -> "xr.Dataset":
     import xarray as xr
 
-    field = _embedding(cube)
-    counts = counted(cube)
     components, deviations = _components(basis)
-    if field.shape[-1] != basis.sizes["dim"]:
+    if view.field.shape[-1] != basis.sizes["dim"]:
         raise CubeError(
-            f"the cube's vectors have length {field.shape[-1]}, those of the basis "
+            f"the cube's vectors have length {view.field.shape[-1]}, those of the basis "
             f"{basis.sizes['dim']}; a basis serves cubes of the encoder it was fitted on"
         )
     for name in _SAME_ENCODER:
-        ours, theirs = cube.attrs.get(name), basis.attrs.get(name)
+        ours, theirs = view.dataset.attrs.get(name), basis.attrs.get(name)
         if None not in (ours, theirs) and ours != theirs:
             raise CubeError(
                 f"the cube has {name} {ours!r}, the basis was fitted on {theirs!r}: vectors of "
@@ -205,14 +207,15 @@ def project(cube: "xr.Dataset", basis: "xr.Dataset") -> "xr.Dataset":
         before=basis["mean"].values.astype(np.float64),
         matrix=np.ascontiguousarray(components.T) / deviations,
         after=np.zeros(len(components)),
-        zeros_allowed=counts is not None,
+        zeros_allowed=view.zeros_allowed,
     )
-    pc = _map(field, rotate, "component", len(components))
-    if counts is not None:
-        pc = pc.where(xr.DataArray(counts.variable))
+    pc = _map(view.field, rotate, "component", len(components))
+    if view.counts is not None:
+        pc = pc.where(xr.DataArray(view.counts.variable))
     pc.attrs = {"units": "1", "long_name": "principal components of the embedding"}
     attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
-    return _on_grid("pc", pc, cube, basis[list(_BASIS)], {**_provenance(cube), **attrs})
+    attrs = {**_provenance(view.dataset), **attrs}
+    return _on_grid("pc", pc, view.dataset, basis[list(_BASIS)], attrs)
 
 
 def restore(fields: "xr.Dataset") -> "xr.Dataset":
@@ -235,7 +238,7 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
     OptionError
         If its basis is not with it.
     """
-    field = vectors(fields.drop_vars("embedding", errors="ignore"))
+    view = CubeView.of(fields, "pc")
     components, deviations = _components(fields)
     expand = partial(
         _affine,
@@ -244,7 +247,7 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
         after=fields["mean"].values.astype(np.float64),
         zeros_allowed=True,
     )
-    embedding = _map(field, expand, "dim", components.shape[1])
+    embedding = _map(view.field, expand, "dim", components.shape[1])
     embedding.attrs = {
         "units": "1",
         "long_name": f"embedding, restored from {len(components)} principal components",
@@ -253,66 +256,26 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
     return _on_grid("embedding", embedding, fields, basis, fields.attrs)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Vectors to fit, (…, lat, lon, dim), and the weight of every cell, (lat, lon)."""
+def _axes(view: CubeView, weights: Floats) -> Axes:
+    """Read all vectors once and find their axes; `weights` are of every cell, (lat, lon)."""
+    moments = Moments.zero(view.field.shape[-1])
 
-    field: "xr.DataArray"
-    weights: Floats
-    wanted: NDArray[np.bool_]  # (…, lat, lon): may hold a vector, and has weight
-    zeros_allowed: bool
+    def read(part: Part) -> Moments | None:
+        filled, x = view.read(part)
+        weighted = filled & (weights[part[-2:]] > 0)
+        return Moments.of(x[weighted], weights[part[-2:]][weighted]) if weighted.any() else None
 
-    @classmethod
-    def of(cls, cube: "xr.Dataset", weights: "Weights | xr.DataArray") -> "_Source":
-        field, counts = _embedding(cube), counted(cube)
-        mask = np.ones(field.shape[:-1], bool) if counts is None else counts.values
-        weight = _weights(field, weights, mask)
-        return cls(field, weight, mask & (weight > 0), counts is not None)
-
-    @property
-    def candidates(self) -> int:
-        """Cells that may hold a vector."""
-        return int(self.wanted.sum())
-
-    def axes(self, dtype: type[Any]) -> Axes:
-        """Read everything once, with products in `dtype`."""
-        moments = Moments(self.field.shape[-1])
-        with one_thread():
-            for batch in _ahead(partial(self._batch, dtype=dtype), self._blocks()):
-                if batch is not None:
-                    moments.add(batch)
-        if moments.cells == 0:
-            raise CubeError(
-                "no cell holds a vector, or none that does has a weight above zero: there is "
-                "nothing to reduce; does the selected region hold land?"
-            )
-        return Axes.of(moments, dtype)
-
-    def _blocks(self) -> Iterator[tuple[Any, ...]]:
-        """Places of the lattice's blocks that hold vectors, row by row of blocks."""
-        lat, lon = (self.field[dim].values for dim in self.field.dims[-3:-1])
-        row, col = grid.cell_at(lat, 0)[0], grid.cell_at(0, lon)[1]
-        for lead in np.ndindex(self.field.shape[:-3]):
-            for rows in _runs(row // grid.BLOCK):
-                for cols in _runs(col // grid.BLOCK):
-                    if self.wanted[(*lead, rows, cols)].any():
-                        yield (*lead, rows, cols)
-
-    def _batch(self, place: tuple[Any, ...], dtype: type[Any]) -> Batch | None:
-        """Read and multiply the vectors of one block; None if it turns out to have none."""
-        wanted = self.wanted[place]
-        x, w = self.field.variable[place].values[wanted], self.weights[place[-2:]][wanted]
-        finite = present(x, zeros_allowed=self.zeros_allowed)
-        if not finite.all():
-            x, w = x[finite], w[finite]
-        return Batch.of(x, w, dtype) if len(x) else None
-
-
-def _embedding(cube: "xr.Dataset") -> "xr.DataArray":
-    field = vectors(cube)
-    if field.name != "embedding":
-        raise CubeError("expected a cube with a variable embedding, found a reduction of one")
-    return field
+    parts = (part for part in view.blocks() if weights[part[-2:]].any())
+    with one_thread():
+        for block in _ahead(read, parts):
+            if block is not None:
+                moments.merge(block)
+    if moments.cells == 0:
+        raise CubeError(
+            "no cell holds a vector, or none that does has a weight above zero: there is "
+            "nothing to reduce; does the selected region hold land?"
+        )
+    return Axes.of(moments)
 
 
 def _check_k(k: int | float) -> None:
@@ -325,17 +288,18 @@ def _check_k(k: int | float) -> None:
         )
 
 
-def _weights(
-    field: "xr.DataArray", weights: "Weights | xr.DataArray", mask: NDArray[np.bool_]
-) -> Floats:
-    """Weight of every cell, (lat, lon), at most 1; 0 where no group holds a vector."""
-    used = mask.reshape(-1, *mask.shape[-2:]).any(axis=0)
-    values = np.asarray(used, np.float64)
+def _weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
+    """Weight of every cell, (lat, lon), at most 1; 0 where no group has images."""
+    shape = view.field.shape[-3:-1]
+    used = np.ones(shape, bool)
+    if view.counts is not None:
+        used = np.logical_or.reduce(view.counts.values.reshape(-1, *shape))
+    values = used.astype(np.float64)
     if isinstance(weights, str) and weights == "area":
-        row = grid.cell_at(field[field.dims[-3]].values, 0)[0]
+        row = grid.cell_at(view.field[view.lat].values, 0)[0]
         values = np.where(used, grid.areas()[row][:, None], 0)
     elif weights is not None:
-        values = np.where(used, _aligned(field, weights), 0)
+        values = np.where(used, _aligned(view, weights), 0)
         if not (np.isfinite(values) & (values >= 0)).all():
             raise OptionError(
                 "weights hold values that are negative or not finite where the cube has "
@@ -350,17 +314,17 @@ def _kind(weights: "Weights | xr.DataArray") -> str:
     return "none" if weights is None else weights if isinstance(weights, str) else "given"
 
 
-def _aligned(field: "xr.DataArray", weights: "xr.DataArray") -> Floats:
+def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
     """Values of a field of weights, (lat, lon), after checking that it is on the cube's cells."""
     import xarray as xr
 
     if not isinstance(weights, xr.DataArray):
         raise OptionError(f"weights={weights!r}; expected 'area', None or a DataArray")
-    ours, theirs = field.dims[-3:-1], spatial_dims(weights)
+    ours, theirs = (view.lat, view.lon), spatial_dims(weights)
     if weights.ndim != 2:
         raise OptionError(f"weights have the dimensions {weights.dims}; expected {theirs} alone")
     for a, b in zip(ours, theirs, strict=True):
-        if not np.array_equal(field[a].values, weights[b].values):
+        if not np.array_equal(view.field[a].values, weights[b].values):
             raise OptionError(
                 f"weights have another {b} than the cube: expected the same values in the same "
                 "order; bring them there with weights.reindex_like(cube)"
@@ -408,15 +372,15 @@ def _map(
         )
     else:
         result = np.empty(shape, np.float32)
-        places = [
-            (*at, slice(i, i + grid.BLOCK), slice(j, j + grid.BLOCK))
-            for at in np.ndindex(*lead)
+        parts = [
+            (*group, slice(i, i + grid.BLOCK), slice(j, j + grid.BLOCK))
+            for group in np.ndindex(*lead)
             for i in range(0, n_lat, grid.BLOCK)
             for j in range(0, n_lon, grid.BLOCK)
         ]
-        blocks = _ahead(lambda place: function(values[place].values), places)
-        for place, block in zip(places, blocks, strict=True):
-            result[place] = block
+        blocks = _ahead(lambda part: function(values[part].values), parts)
+        for part, block in zip(parts, blocks, strict=True):
+            result[part] = block
     return xr.DataArray(result, dims=(*field.dims[:-1], name))
 
 
@@ -425,12 +389,12 @@ def _affine(
 ) -> NDArray[np.float32]:
     """``(x - before) @ matrix + after`` in float64 where x is finite along the last axis."""
     result = np.full((*x.shape[:-1], matrix.shape[1]), np.nan, np.float32)
-    here = present(x, zeros_allowed=zeros_allowed)
-    if here.any():
-        y = x[here].astype(np.float64)
+    filled = present(x, zeros_allowed=zeros_allowed)
+    if filled.any():
+        y = x[filled].astype(np.float64)
         y -= before
         with one_thread():
-            result[here] = y @ matrix + after
+            result[filled] = y @ matrix + after
     return result
 
 
@@ -456,12 +420,6 @@ def _provenance(cube: "xr.Dataset") -> dict[str, Any]:
         for key, value in cube.attrs.items()
         if isinstance(value, (str, int, float, np.number)) and not key.startswith(_CUBES_ONLY)
     }
-
-
-def _runs(index: NDArray[np.int64]) -> list[slice]:
-    """Slices of equal neighbours."""
-    cuts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
-    return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 def _ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:

@@ -1,9 +1,8 @@
-"""Streamed covariance of weighted vectors, and its principal axes; numpy alone.
+"""Streamed covariance of weighted vectors, and its principal axes, in float64 throughout.
 
-Vectors come in batches. Each is centred on its own mean and multiplied with itself, in float32,
-which is fast, or in float64; batches are merged in float64 (Chan, Golub & LeVeque, 1983,
-doi:10.1080/00031305.1983.10483115). So a mean that is large against the scatter costs no
-digits. `Axes.trusted` tells whether float32 was exact enough.
+The vectors of a block are centred on their own mean before they are multiplied, and blocks are
+then merged (Chan, Golub & LeVeque, 1983, doi:10.1080/00031305.1983.10483115). So a mean m that
+is large against the standard deviation σ costs only what rounding it does, |m|/σ times 1e-16.
 
 A covariance squares the scale: a variance is exact to about 1e-15 of the largest one, and
 what is less than that counts as none.
@@ -17,141 +16,131 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import dsyr, dsyrk
 
 from copcube.errors import CubeError, OptionError
+from copcube.grid import Floats
+from copcube.pca.blas import one_thread
 
-Floats = NDArray[np.float64]
+_ROWS = 512
+"""Vectors centred and multiplied at once, so that their copy in float64 stays in the cache."""
 
-_UNIT = 2.0**-24
-"""Unit roundoff of float32."""
-_RANGE = 1e-25, 1e25
-"""Variances whose products neither underflow nor overflow in float32."""
-_CHANGE, _TURN = 5e-7, 5e-6
-"""Largest estimated effect of float32 products: relative change of a variance, angle of the
-space. Measured on 312,567 × 768, the true ones are 4 and 25 times less."""
-
-_LENIENT = np.errstate(over="ignore", under="ignore", invalid="ignore")
-"""What overflows ends as a covariance that is not finite, and `Axes.of` tells."""
+_LENIENT = np.errstate(over="ignore", invalid="ignore")
+"""What overflows ends as a covariance that is not finite, which `Axes.of` refuses."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Weight, mean and products of some vectors.
+@dataclass
+class Moments:
+    """Number, weight, mean and scatter of some vectors.
 
-    Around any shift, vectors ``y = x - shift`` of weights w have the mean ``t/W`` with
-    ``t = Σwy`` and the scatter ``Σwyyᵀ - ttᵀ/W``. With their plain mean as shift, t is small
-    and the error of the products relative to the scatter.
+    Parameters
+    ----------
+    cells : int
+        Number of vectors.
+    weight, square : float
+        Sums of their weights, and of the squares of these.
+    mean : numpy.ndarray
+        (dim,) float64 weighted mean.
+    lower : numpy.ndarray
+        (dim, dim) float64 in Fortran order, the lower triangle of the scatter
+        ``Σ wᵢ(xᵢ-m)(xᵢ-m)ᵀ``. The other half follows by symmetry and is not computed.
     """
 
     cells: int
     weight: float
-    square: float  # Σw²
-    mean: Floats  # (dim,)
-    products: NDArray[Any]  # (dim, dim): Σwyyᵀ
-    offset: Floats  # (dim,): t/√W
+    square: float
+    mean: Floats
+    lower: Floats
+
+    @classmethod
+    def zero(cls, dim: int) -> Self:
+        """Return the moments of no vectors of a length."""
+        return cls(0, 0.0, 0.0, np.zeros(dim), np.zeros((dim, dim), order="F"))
 
     @classmethod
     @_LENIENT
-    def of(cls, x: NDArray[Any], w: Floats, dtype: type[Any]) -> Self:
-        """Multiply vectors, (n, dim), of weights (n,) above zero.
-
-        Parameters
-        ----------
-        x : numpy.ndarray
-            (n, dim), n ≥ 1.
-        w : numpy.ndarray
-            (n,) float64, 1e-30 to 1.
-        dtype : type
-            ``numpy.float32`` or ``numpy.float64``, of the products.
-        """
-        wide = np.result_type(x, dtype)
-        shift = x.mean(axis=0, dtype=np.float64).astype(wide)
-        root = np.sqrt(w).astype(dtype)
-        exact = root.astype(np.float64) ** 2  # so that rounded roots are consistent
-        y = np.subtract(x, shift, dtype=wide).astype(dtype, copy=False)
-        y *= root[:, None]
-        weight, t = float(exact.sum()), (root @ y).astype(np.float64)
-        mean, square = shift + t / weight, float((exact**2).sum())
-        return cls(len(x), weight, square, mean, y.T @ y, t / np.sqrt(weight))
-
-
-class Moments:
-    """Weight, mean and scatter of all batches so far.
-
-    Parameters
-    ----------
-    dim : int
-        Length of the vectors.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self.cells = 0
-        self.mean: Floats = np.zeros(dim)
-        self._weight = self._square = 0.0
-        self._products: Floats = np.zeros((dim, dim))
-        self._plus: list[Floats] = []
-        self._minus: list[Floats] = []
+    def of(cls, x: NDArray[Any], w: Floats) -> Self:
+        """Find the moments of vectors, (n, dim), n ≥ 1, of weights (n,) above zero."""
+        shift = x.mean(axis=0, dtype=np.float64)
+        root, total = np.sqrt(w), np.zeros(x.shape[1])
+        lower = np.zeros((x.shape[1], x.shape[1]), order="F")
+        for start in range(0, len(x), _ROWS):
+            rows = slice(start, start + _ROWS)
+            y = x[rows].astype(np.float64)
+            y -= shift
+            y *= root[rows, np.newaxis]
+            total += root[rows] @ y
+            # dsyrk computes one triangle, half the work of y.T @ y, and adds it in place.
+            lower = dsyrk(1.0, y.T, lower=1, beta=1.0, c=lower, overwrite_c=1)
+        # The plain mean is not the weighted one; the difference is taken out afterwards.
+        weight = float(w.sum())
+        lower = dsyr(-1 / weight, total, lower=1, a=lower, overwrite_a=1)
+        return cls(len(x), weight, float((w**2).sum()), shift + total / weight, lower)
 
     @_LENIENT
-    def add(self, batch: Batch) -> None:
-        """Merge a batch."""
-        before, after = self._weight, self._weight + batch.weight
-        step = batch.mean - self.mean
-        self._products += batch.products
-        self._plus.append(step * np.sqrt(before * batch.weight / after))
-        self._minus.append(batch.offset)
-        self.mean = self.mean + step * (batch.weight / after)
-        self._weight, self._square = after, self._square + batch.square
-        self.cells += batch.cells
+    def merge(self, other: Self) -> None:
+        """Take in the moments of other vectors, in place."""
+        weight = self.weight + other.weight
+        step = other.mean - self.mean
+        self.lower += other.lower
+        between = self.weight * (other.weight / weight)
+        self.lower = dsyr(between, step, lower=1, a=self.lower, overwrite_a=1)
+        self.mean = self.mean + step * (other.weight / weight)
+        self.cells += other.cells
+        self.weight, self.square = weight, self.square + other.square
 
     @property
-    @_LENIENT
     def covariance(self) -> Floats:
         """Unbiased covariance, (dim, dim) float64; zero for a single vector."""
-        plus, minus = np.array(self._plus), np.array(self._minus)
-        freedom = self._weight - self._square / self._weight
+        freedom = self.weight - self.square / self.weight
         if self.cells < 2 or freedom <= 0:
-            return np.zeros_like(self._products)
-        return np.asarray((self._products + plus.T @ plus - minus.T @ minus) / freedom)
+            return np.zeros_like(self.lower)
+        return (self.lower + np.tril(self.lower, -1).T) / freedom
 
 
 @dataclass(frozen=True)
 class Axes:
-    """All principal axes, by falling variance."""
+    """All principal axes, by falling variance.
 
-    mean: Floats  # (dim,)
-    components: Floats  # (dim, dim), one a row
-    variance: Floats  # (dim,)
-    blur: Floats  # (dim,): Σ vᵢ² Cᵢᵢ for every axis v, what rounding errors scale with
+    Parameters
+    ----------
+    mean : numpy.ndarray
+        (dim,) float64.
+    components : numpy.ndarray
+        (dim, dim) float64, one axis a row, of length 1.
+    variance : numpy.ndarray
+        (dim,) float64, along each axis.
+    cells : int
+        Number of vectors that they were found from.
+    """
+
+    mean: Floats
+    components: Floats
+    variance: Floats
     cells: int
-    exact: bool  # products were in float64
 
     @classmethod
-    def of(cls, moments: Moments, dtype: type[Any]) -> Self:
-        """Decompose; the entry of largest magnitude of every component is positive.
-
-        `dtype` is that of the products in the batches.
+    def of(cls, moments: Moments) -> Self:
+        """Decompose a covariance; the entry of largest magnitude of every axis is positive.
 
         Raises
         ------
         CubeError
-            If products overflowed in float64.
+            If its products overflowed.
         """
-        covariance, exact = moments.covariance, dtype is np.float64
+        covariance = moments.covariance
         if not np.isfinite(covariance).all():
-            if exact:
-                raise CubeError("the vectors hold values too large to be squared in float64")
-            covariance = np.zeros_like(covariance)
-        variance, columns = np.linalg.eigh(covariance)
+            raise CubeError("the vectors hold values too large to be squared in float64")
+        with one_thread():  # more of them would be slower for a matrix of this size
+            variance, columns = np.linalg.eigh(covariance)
         variance, components = np.maximum(variance[::-1], 0), columns.T[::-1]
         largest = np.abs(components).argmax(axis=1)
         signs = np.sign(components[np.arange(len(components)), largest])
         components = np.ascontiguousarray(components * signs[:, None])
-        blur = components**2 @ np.diagonal(covariance)
-        return cls(moments.mean, components, variance, blur, moments.cells, exact)
+        return cls(moments.mean, components, variance, moments.cells)
 
     def count(self, k: int | float) -> int:
-        """Number of components that k means.
+        """Return the number of components that `k` means: a number or a share of variance.
 
         Raises
         ------
@@ -161,38 +150,17 @@ class Axes:
         vectors, rank = f"the {self.cells} vectors of length {len(self.mean)}", self._rank
         if rank == 0:
             raise OptionError(f"{vectors} are all alike (rank 0): they have no components")
-        n = min(self._reach(k), rank) if k < 1 else int(k)
-        if n > rank:
+        if k < 1:
+            explained = np.cumsum(self.variance) / self.variance.sum()
+            return min(int(np.searchsorted(explained, k)) + 1, rank)
+        if k > rank:
             raise OptionError(f"k={k} is larger than {rank}, the rank of {vectors}; choose less")
-        return n
-
-    def trusted(self, k: int | float) -> bool:
-        """Whether the products were exact enough for what k means.
-
-        Errors of the covariance's entries are independent and about ``u sqrt(Cᵢᵢ Cⱼⱼ)``, with
-        the unit roundoff u. To first order they change the variance along v by u times its
-        blur, and turn v towards w by ``u sqrt(blur(v) blur(w)) / (variance(v) - variance(w))``.
-        """
-        if self.exact:
-            return True
-        if not _RANGE[0] < self.variance[0] < _RANGE[1]:
-            return False
-        n = min(self._reach(k), len(self.mean))
-        (inside, outside), blur = np.split(self.variance, [n]), _UNIT * self.blur
-        with np.errstate(divide="ignore"):
-            change = blur[:n] / inside
-            turn = np.sqrt(np.outer(blur[:n], blur[n:])) / (inside[:, None] - outside)
-        return bool(change.max() <= _CHANGE and np.linalg.norm(turn) <= _TURN)
+        return int(k)
 
     @property
     def _rank(self) -> int:
+        # Rounding leaves a little variance along axes that have none: relative to the largest
+        # one and, as vectors are centred by a rounded mean, to the square of that mean.
         eps = len(self.mean) * np.finfo(np.float64).eps
         floor = max(eps * self.variance[0], (eps * np.abs(self.mean).max()) ** 2)
         return min(int((self.variance > floor).sum()), self.cells - 1)
-
-    def _reach(self, k: int | float) -> int:
-        """Number of components that k means, of those there are and are not."""
-        if k >= 1:
-            return int(k)
-        explained = np.cumsum(self.variance) / self.variance.sum()
-        return int(np.searchsorted(explained, k)) + 1
