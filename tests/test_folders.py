@@ -7,40 +7,40 @@ import threading
 import pytest
 
 from copcube.errors import BuildError, StorageError
-from copcube.files.folders import LocalFolder, absolute, checksum, folder
+from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
 
 
 @pytest.fixture(params=["local", "store"])
-def place(request, tmp_path):
-    where = tmp_path / "f" if request.param == "local" else request.getfixturevalue("bucket") + "/f"
-    return folder(where)
+def folder(request, tmp_path):
+    path = tmp_path / "f" if request.param == "local" else request.getfixturevalue("bucket") + "/f"
+    return open_folder(path)
 
 
-def test_files_come_and_go(place):
-    assert place.names() == []
+def test_files_come_and_go(folder):
+    assert folder.names() == []
     for name in ("a.json", "rows/b.parquet", "rows/c.parquet", "rows.txt"):
-        place.write(name, name.encode())
-    assert place.names() == ["a.json", "rows.txt", "rows/b.parquet", "rows/c.parquet"]
-    assert place.names("rows/") == ["rows/b.parquet", "rows/c.parquet"]
-    assert place.names("rows/b") == ["rows/b.parquet"]
-    assert place.names("none/") == []
-    assert place.read("rows/b.parquet") == b"rows/b.parquet"
-    assert checksum(place, "a.json")[0] == 6
-    place.write("a.json", memoryview(b"new"))
-    assert place.read("a.json") == b"new"
-    place.remove("rows")
-    place.remove("none")
-    assert place.names() == ["a.json", "rows.txt"]
+        folder.write(name, name.encode())
+    assert folder.names() == ["a.json", "rows.txt", "rows/b.parquet", "rows/c.parquet"]
+    assert folder.names("rows/") == ["rows/b.parquet", "rows/c.parquet"]
+    assert folder.names("rows/b") == ["rows/b.parquet"]
+    assert folder.names("none/") == []
+    assert folder.read("rows/b.parquet") == b"rows/b.parquet"
+    assert checksum(folder, "a.json")[0] == 6
+    folder.write("a.json", memoryview(b"new"))
+    assert folder.read("a.json") == b"new"
+    folder.remove("rows")
+    folder.remove("none")
+    assert folder.names() == ["a.json", "rows.txt"]
     with pytest.raises(FileNotFoundError):
-        place.read("rows/b.parquet")
-    place.flush(["a.json"])
+        folder.read("rows/b.parquet")
+    folder.flush(["a.json"])
 
 
-def test_of_several_creators_one_succeeds(place):
+def test_of_several_creators_one_succeeds(folder):
     won = []
 
     def create(number):
-        if place.create("plan.json", str(number).encode()):
+        if folder.create("plan.json", str(number).encode()):
             won.append(number)
 
     threads = [threading.Thread(target=create, args=(i,)) for i in range(8)]
@@ -49,33 +49,33 @@ def test_of_several_creators_one_succeeds(place):
     for thread in threads:
         thread.join()
     assert len(won) == 1
-    assert place.read("plan.json") == str(won[0]).encode()
-    assert place.names() == ["plan.json"]
+    assert folder.read("plan.json") == str(won[0]).encode()
+    assert folder.names() == ["plan.json"]
 
 
-def test_locks(place):
-    with place.lock(), pytest.raises(BuildError, match="another process"), place.lock():
+def test_locks(folder):
+    with folder.lock(), pytest.raises(BuildError, match="another process"), folder.lock():
         pass
-    with place.lock(shared=True), place.lock(shared=True):
-        with pytest.raises(BuildError, match="another process"), place.lock():
+    with folder.lock(shared=True), folder.lock(shared=True):
+        with pytest.raises(BuildError, match="another process"), folder.lock():
             pass
-        assert not [name for name in place.names() if name != "lock"]
-    with place.lock():
+        assert not [name for name in folder.names() if name != "lock"]
+    with folder.lock():
         pass
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
-    place = LocalFolder(tmp_path)
-    place.write("a", b"old")
+    folder = LocalFolder(tmp_path)
+    folder.write("a", b"old")
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    for write in (place.write, place.create):
+    for write in (folder.write, folder.create):
         with pytest.raises(StorageError, match="the disk is full"):
             write("a", b"new")
-    assert place.read("a") == b"old"
+    assert folder.read("a") == b"old"
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -84,22 +84,22 @@ def test_a_file_system_without_hard_links_or_locks(tmp_path, monkeypatch, caplog
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(os, "link", refuse)
-    place = LocalFolder(tmp_path)
-    assert place.create("a", b"1")
-    assert not place.create("a", b"2")
-    assert place.read("a") == b"1"
+    folder = LocalFolder(tmp_path)
+    assert folder.create("a", b"1")
+    assert not folder.create("a", b"2")
+    assert folder.read("a") == b"1"
     monkeypatch.setattr("fcntl.flock", refuse)
-    with place.lock():
+    with folder.lock():
         pass
     assert "this file system has no locks" in caplog.text
 
 
 def test_what_killed_writers_left_is_swept(tmp_path):
-    place = LocalFolder(tmp_path)
-    place.write("rows/a", b"1")
+    folder = LocalFolder(tmp_path)
+    folder.write("rows/a", b"1")
     (tmp_path / "rows" / ".a.0123.partial").write_bytes(b"half")
-    assert place.names() == ["rows/a"]
-    place.sweep()
+    assert folder.names() == ["rows/a"]
+    folder.sweep()
     assert os.listdir(tmp_path / "rows") == ["a"]
 
 
