@@ -308,8 +308,8 @@ def validate_rows(out: str | Path) -> list[str]:
     receipts = folder.receipts(plan.id, "embed", names, hashes=True)
     # A build trusts size and stamp, so a damaged file has to go before it is made again.
     missing = [
-        f"{folder.rows(name)}: missing, or its checksum is not that of the rows this build wrote; "
-        "remove the file if it is there, and build again"
+        f"{folder.rows(name)}: missing, or not the rows that this build wrote; remove it if it is "
+        "there, and build again"
         for name in names
         if name not in receipts
     ]

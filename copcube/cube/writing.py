@@ -149,17 +149,19 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
         embedding = arrays["embedding"]
         rows, row, col = _fit(path, embedding, band, cells)
         written: dict[str, Written] = {}
+        empty = []
         for g in range(embedding.shape[0] if embedding.ndim == 4 else 1):
             at = (g,) if embedding.ndim == 4 else ()
             inside = cells.group == g
             chunks = _encode_vectors(embedding, at, band, cells, inside, row, col)
             fields = _fields(cells, inside, row, col, rows)
             for chunk in itertools.chain(chunks, _encode_fields(arrays, at, band, fields, rows)):
-                # zarr keeps no chunk of missing values only, so there is no file of it either.
                 if (encoded := memory.pop(chunk, None)) is None:
-                    folder.remove(chunk)
+                    empty.append(chunk)  # zarr stores no chunk of missing values only
                 else:
                     written[chunk] = folder.write(chunk, encoded.as_numpy_array(), flush=False)
+        for chunk in folder.states(empty):  # of an earlier write
+            folder.remove(chunk)
         folder.flush(written)
     return dict(sorted(written.items()))
 
