@@ -1,18 +1,23 @@
 """Folders: the same behaviour on a file system and in an object store."""
 
 import errno
+import hashlib
 import os
 import threading
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from copcube.errors import BuildError, StorageError
+from copcube.errors import BuildError, WriteError
 from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
+from copcube.files.states import FileState
 
 
 @pytest.fixture(params=["local", "store"])
 def folder(request, tmp_path):
-    path = tmp_path / "f" if request.param == "local" else request.getfixturevalue("bucket") + "/f"
+    path = tmp_path / "f" if request.param == "local" else request.getfixturevalue("memory") + "/f"
     return open_folder(path)
 
 
@@ -25,7 +30,7 @@ def test_files_come_and_go(folder):
     assert folder.names("rows/b") == ["rows/b.parquet"]
     assert folder.names("none/") == []
     assert folder.read("rows/b.parquet") == b"rows/b.parquet"
-    assert checksum(folder, "a.json")[0] == 6
+    assert checksum(folder, "a.json") == [6, hashlib.sha256(b"a.json").hexdigest()]
     folder.write("a.json", memoryview(b"new"))
     assert folder.read("a.json") == b"new"
     folder.remove("rows")
@@ -34,6 +39,50 @@ def test_files_come_and_go(folder):
     with pytest.raises(FileNotFoundError):
         folder.read("rows/b.parquet")
     folder.flush(["a.json"])
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_what_was_written_is_known_without_reading(folder, monkeypatch, flush):
+    data = np.arange(500, dtype="f4").reshape(5, 100)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    written = folder.write("rows/a", data, flush=flush)
+    folder.flush(["rows/a"])
+    assert (written.size, written.sha256) == (2000, hashlib.sha256(data.tobytes()).hexdigest())
+    assert folder.states(["rows/a", "none", "rows/a/none"]) == {
+        "rows/a": FileState(2000, written.stamp)
+    }
+    again = folder.write("rows/a", data)
+    assert again.stamp != written.stamp
+    monkeypatch.undo()
+
+
+def test_a_change_in_place_changes_the_stamp(tmp_path):
+    folder = LocalFolder(tmp_path)
+    before = folder.write("a", b"old")
+    time.sleep(0.02)  # the clock that stamps files may stand still for some ms
+    (tmp_path / "a").write_bytes(b"new")
+    state = folder.states(["a"])["a"]
+    assert state.size == before.size
+    assert state.stamp != before.stamp
+
+
+def test_only_flushed_files_are_flushed(tmp_path, monkeypatch):
+    flushed = []
+    fsync = os.fsync
+
+    def spy(descriptor):
+        flushed.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    folder = LocalFolder(tmp_path)
+    folder.write("c/a", b"1", flush=False)
+    assert flushed == []
+    folder.flush(["c/a"])
+    assert flushed == ["c/a", ".", "c"]
+    flushed.clear()
+    folder.write("c/b", b"1")
+    assert [name.partition(".")[0] for name in flushed] == ["c/", "c"]
 
 
 def test_of_several_creators_one_succeeds(folder):
@@ -73,7 +122,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     for write in (folder.write, folder.create):
-        with pytest.raises(StorageError, match="the disk is full"):
+        with pytest.raises(WriteError, match="the disk is full"):
             write("a", b"new")
     assert folder.read("a") == b"old"
     assert os.listdir(tmp_path) == ["a"]
