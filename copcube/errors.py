@@ -50,4 +50,12 @@ class BuildError(CopcubeError, RuntimeError):
 
 
 class StorageError(CopcubeError, OSError):
-    """An output cannot be written, or an object store cannot be read."""
+    """A file system or an object store refuses; the base of `ReadError` and `WriteError`."""
+
+
+class ReadError(StorageError):
+    """An object store cannot be read; that may pass, so trying again later is worth it."""
+
+
+class WriteError(StorageError):
+    """An output cannot be written; somebody has to make room or grant permission first."""

@@ -59,6 +59,16 @@ def bucket(s3_endpoint: str, quick: None, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 @pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty bucket in the memory of this process; zarr cannot open it."""
+    from obstore.store import MemoryStore
+
+    store = MemoryStore()
+    monkeypatch.setattr(stores, "_store", lambda root, prefix="": store)
+    return "s3://bucket"
+
+
+@pytest.fixture
 def web(quick: None) -> Iterator[Web]:
     """Web server on this machine."""
     with serve_web() as state:

@@ -103,7 +103,7 @@ def test_validate_proves_the_rows_beside_a_cube_too(world, capsys):
     rows = next((world.with_name("world.build") / "rows").glob("*.parquet"))
     rows.write_bytes(rows.read_bytes()[:-1])
     assert main(["validate", str(world)]) == 1
-    assert f"{rows}: not the rows that were signed for" in capsys.readouterr().out
+    assert f"{rows}: missing, or not the rows that this build wrote" in capsys.readouterr().out
 
 
 def test_dry_run_writes_nothing(images, stubbed, tmp_path, capsys):

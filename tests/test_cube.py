@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from copcube.aggregate import MONTHS, SEASONS, Aggregation, cell_statistics
 from copcube.cells import Cells
 from copcube.cube import schema
 from copcube.errors import CubeError, OptionError, StorageError
+from copcube.files.folders import LocalFolder
+from copcube.files.states import FileState
 from copcube.modalities import MODALITIES
 
 DIM = 6
@@ -29,7 +32,9 @@ GROUPS = {
 }
 
 
-def cells_of(by=None, n=400, cells=60, seed=0) -> Cells:
+def cells_of(by=None, seed=0) -> Cells:
+    """Statistics of 60 cells, of fewer where there are groups, each with its own chunks."""
+    n, cells = (400, 60) if by is None else (120, 15)
     rows = random_rows(n, cells, DIM, seed)
     return cell_statistics(rows, Aggregation(by=by), GROUPS[by])
 
@@ -53,6 +58,14 @@ def digests(path):
         for file in sorted(path.rglob("*"))
         if file.is_file()
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_flushing():
+    """Nothing here is about power cuts, and flushing takes a third of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +268,11 @@ def test_what_an_interrupted_write_left_is_replaced(world, cells, tmp_path):
         cube.write_band(path, band, others.take(band_of(others) == band))
     (path / "embedding/c/3/1").mkdir(parents=True, exist_ok=True)
     (path / "embedding/c/3/1/0.0123.partial").write_bytes(b"half a chunk")
+    (path / "embedding/c/3/1/.0.0123.partial").write_bytes(b"half a chunk")
+    for name in ("embedding/c/16/0/0", "n_images/c/16/0", "n_images/c/3/0"):
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"a torn chunk")
     for band in range(grid.N_BANDS):
         cube.write_band(path, band, cells.take(band_of(cells) == band))
     cube.finish(path, {"history": "made in a test"})
@@ -263,13 +281,20 @@ def test_what_an_interrupted_write_left_is_replaced(world, cells, tmp_path):
 
 def test_the_files_named_are_the_chunks_there(world, cells, tmp_path):
     path = tmp_path / "a.zarr"
-    cube.create(path, dim=DIM)
-    template = set(digests(path))
+    created = cube.create(path, dim=DIM)
+    template = digests(path)
+    assert {name: known.sha256 for name, known in created.items()} == template
     assert not any(name.startswith(("embedding/c", "n_images/c")) for name in template)
-    named = []
+    named = {}
     for band in range(grid.N_BANDS):
-        named += cube.write_band(path, band, cells.take(band_of(cells) == band))
-    assert set(named) == set(digests(path)) - template
+        named |= cube.write_band(path, band, cells.take(band_of(cells) == band))
+    assert {name: known.sha256 for name, known in named.items()} == {
+        name: digest for name, digest in digests(path).items() if name not in template
+    }
+    assert all(known.size == (path / name).stat().st_size for name, known in named.items())
+    assert LocalFolder(path).states(named) == {
+        name: FileState(known.size, known.stamp) for name, known in named.items()
+    }
     blocks = {grid.block_of(int(cell)) for cell in cells.grid_id}
     assert sum(name.startswith("embedding/") for name in named) == len(blocks)
 
@@ -317,7 +342,7 @@ def test_dimensions_that_cannot_be(tmp_path, by, groups):
     assert not (tmp_path / "a.zarr").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match=r"a\.zarr cannot be written"):
         cube.create(tmp_path / "file" / "a.zarr", dim=DIM)

@@ -1,46 +1,95 @@
 """Folders: the same behaviour on a file system and in an object store."""
 
 import errno
+import hashlib
 import os
 import threading
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from copcube.errors import BuildError, StorageError
-from copcube.files.folders import LocalFolder, absolute, checksum, folder
+from copcube.errors import BuildError, WriteError
+from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
+from copcube.files.states import FileState
 
 
 @pytest.fixture(params=["local", "store"])
-def place(request, tmp_path):
-    where = tmp_path / "f" if request.param == "local" else request.getfixturevalue("bucket") + "/f"
-    return folder(where)
+def folder(request, tmp_path):
+    path = tmp_path / "f" if request.param == "local" else request.getfixturevalue("memory") + "/f"
+    return open_folder(path)
 
 
-def test_files_come_and_go(place):
-    assert place.names() == []
+def test_files_come_and_go(folder):
+    assert folder.names() == []
     for name in ("a.json", "rows/b.parquet", "rows/c.parquet", "rows.txt"):
-        place.write(name, name.encode())
-    assert place.names() == ["a.json", "rows.txt", "rows/b.parquet", "rows/c.parquet"]
-    assert place.names("rows/") == ["rows/b.parquet", "rows/c.parquet"]
-    assert place.names("rows/b") == ["rows/b.parquet"]
-    assert place.names("none/") == []
-    assert place.read("rows/b.parquet") == b"rows/b.parquet"
-    assert checksum(place, "a.json")[0] == 6
-    place.write("a.json", memoryview(b"new"))
-    assert place.read("a.json") == b"new"
-    place.remove("rows")
-    place.remove("none")
-    assert place.names() == ["a.json", "rows.txt"]
+        folder.write(name, name.encode())
+    assert folder.names() == ["a.json", "rows.txt", "rows/b.parquet", "rows/c.parquet"]
+    assert folder.names("rows/") == ["rows/b.parquet", "rows/c.parquet"]
+    assert folder.names("rows/b") == ["rows/b.parquet"]
+    assert folder.names("none/") == []
+    assert folder.read("rows/b.parquet") == b"rows/b.parquet"
+    assert checksum(folder, "a.json") == [6, hashlib.sha256(b"a.json").hexdigest()]
+    folder.write("a.json", memoryview(b"new"))
+    assert folder.read("a.json") == b"new"
+    folder.remove("rows")
+    folder.remove("none")
+    assert folder.names() == ["a.json", "rows.txt"]
     with pytest.raises(FileNotFoundError):
-        place.read("rows/b.parquet")
-    place.flush(["a.json"])
+        folder.read("rows/b.parquet")
+    folder.flush(["a.json"])
 
 
-def test_of_several_creators_one_succeeds(place):
+@pytest.mark.parametrize("flush", [True, False])
+def test_what_was_written_is_known_without_reading(folder, monkeypatch, flush):
+    data = np.arange(500, dtype="f4").reshape(5, 100)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    written = folder.write("rows/a", data, flush=flush)
+    folder.flush(["rows/a"])
+    assert (written.size, written.sha256) == (2000, hashlib.sha256(data.tobytes()).hexdigest())
+    assert folder.states(["rows/a", "none", "rows/a/none"]) == {
+        "rows/a": FileState(2000, written.stamp)
+    }
+    again = folder.write("rows/a", data)
+    assert again.stamp != written.stamp
+    monkeypatch.undo()
+
+
+def test_a_change_in_place_changes_the_stamp(tmp_path):
+    folder = LocalFolder(tmp_path)
+    before = folder.write("a", b"old")
+    time.sleep(0.02)  # the clock that stamps files may stand still for some ms
+    (tmp_path / "a").write_bytes(b"new")
+    state = folder.states(["a"])["a"]
+    assert state.size == before.size
+    assert state.stamp != before.stamp
+
+
+def test_only_flushed_files_are_flushed(tmp_path, monkeypatch):
+    flushed = []
+    fsync = os.fsync
+
+    def spy(descriptor):
+        flushed.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    folder = LocalFolder(tmp_path)
+    folder.write("c/a", b"1", flush=False)
+    assert flushed == []
+    folder.flush(["c/a"])
+    assert flushed == ["c/a", ".", "c"]
+    flushed.clear()
+    folder.write("c/b", b"1")
+    assert [name.partition(".")[0] for name in flushed] == ["c/", "c"]
+
+
+def test_of_several_creators_one_succeeds(folder):
     won = []
 
     def create(number):
-        if place.create("plan.json", str(number).encode()):
+        if folder.create("plan.json", str(number).encode()):
             won.append(number)
 
     threads = [threading.Thread(target=create, args=(i,)) for i in range(8)]
@@ -49,33 +98,33 @@ def test_of_several_creators_one_succeeds(place):
     for thread in threads:
         thread.join()
     assert len(won) == 1
-    assert place.read("plan.json") == str(won[0]).encode()
-    assert place.names() == ["plan.json"]
+    assert folder.read("plan.json") == str(won[0]).encode()
+    assert folder.names() == ["plan.json"]
 
 
-def test_locks(place):
-    with place.lock(), pytest.raises(BuildError, match="another process"), place.lock():
+def test_locks(folder):
+    with folder.lock(), pytest.raises(BuildError, match="another process"), folder.lock():
         pass
-    with place.lock(shared=True), place.lock(shared=True):
-        with pytest.raises(BuildError, match="another process"), place.lock():
+    with folder.lock(shared=True), folder.lock(shared=True):
+        with pytest.raises(BuildError, match="another process"), folder.lock():
             pass
-        assert not [name for name in place.names() if name != "lock"]
-    with place.lock():
+        assert not [name for name in folder.names() if name != "lock"]
+    with folder.lock():
         pass
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
-    place = LocalFolder(tmp_path)
-    place.write("a", b"old")
+    folder = LocalFolder(tmp_path)
+    folder.write("a", b"old")
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    for write in (place.write, place.create):
-        with pytest.raises(StorageError, match="the disk is full"):
+    for write in (folder.write, folder.create):
+        with pytest.raises(WriteError, match="the disk is full"):
             write("a", b"new")
-    assert place.read("a") == b"old"
+    assert folder.read("a") == b"old"
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -84,22 +133,22 @@ def test_a_file_system_without_hard_links_or_locks(tmp_path, monkeypatch, caplog
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(os, "link", refuse)
-    place = LocalFolder(tmp_path)
-    assert place.create("a", b"1")
-    assert not place.create("a", b"2")
-    assert place.read("a") == b"1"
+    folder = LocalFolder(tmp_path)
+    assert folder.create("a", b"1")
+    assert not folder.create("a", b"2")
+    assert folder.read("a") == b"1"
     monkeypatch.setattr("fcntl.flock", refuse)
-    with place.lock():
+    with folder.lock():
         pass
     assert "this file system has no locks" in caplog.text
 
 
 def test_what_killed_writers_left_is_swept(tmp_path):
-    place = LocalFolder(tmp_path)
-    place.write("rows/a", b"1")
+    folder = LocalFolder(tmp_path)
+    folder.write("rows/a", b"1")
     (tmp_path / "rows" / ".a.0123.partial").write_bytes(b"half")
-    assert place.names() == ["rows/a"]
-    place.sweep()
+    assert folder.names() == ["rows/a"]
+    folder.sweep()
     assert os.listdir(tmp_path / "rows") == ["a"]
 
 

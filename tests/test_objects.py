@@ -13,13 +13,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from copcube.errors import BuildError, MissingPackageError, OptionError, StorageError
+from copcube.errors import (
+    BuildError,
+    MissingPackageError,
+    OptionError,
+    ReadError,
+    StorageError,
+    WriteError,
+)
 from copcube.files import objects
 from copcube.files.objects import ObjectFolder, ReadAhead, ahead, is_remote, lease, stores
 
 
 @pytest.fixture
-def folder(bucket):
+def folder(memory):
+    return ObjectFolder(f"{memory}/world.build")
+
+
+@pytest.fixture
+def served(bucket):
+    """The same on a server."""
     return ObjectFolder(f"{bucket}/world.build")
 
 
@@ -97,10 +110,10 @@ def test_sizes_listing_and_ranges(bucket):
     assert objects.read_range(urls[0], 2, 100) == b"22"
 
 
-def test_an_object_as_a_file(bucket):
+def test_an_object_as_a_file(memory):
     content = os.urandom(1_000_000)
-    ObjectFolder(bucket).write("x", content)
-    there, here = objects.open_file(f"{bucket}/x"), io.BytesIO(content)
+    ObjectFolder(memory).write("x", content)
+    there, here = objects.open_file(f"{memory}/x"), io.BytesIO(content)
     for offset, whence, length in [(5, 0, 10), (-8, 2, 8), (3, 1, 9), (400_000, 0, 500_000)]:
         assert there.seek(offset, whence) == here.seek(offset, whence)
         assert there.read(length) == here.read(length)
@@ -125,10 +138,10 @@ def parts(monkeypatch):
     return fetched
 
 
-def test_a_sequential_reader_fetches_every_byte_once_and_ahead(bucket, parts):
+def test_a_sequential_reader_fetches_every_byte_once_and_ahead(memory, parts):
     content = os.urandom(10_050)
-    ObjectFolder(bucket).write("x", content)
-    stream = ReadAhead(f"{bucket}/x", part=100, ahead=3)
+    ObjectFolder(memory).write("x", content)
+    stream = ReadAhead(f"{memory}/x", part=100, ahead=3)
     assert stream.size == len(content)
     assert stream.read(0, 10) == content[:10]
     assert len(parts) == 4
@@ -140,11 +153,11 @@ def test_a_sequential_reader_fetches_every_byte_once_and_ahead(bucket, parts):
     assert stream.read(len(content) - 2, 5) == content[-2:]
 
 
-def test_any_access_is_right_and_holds_a_bounded_number_of_parts(bucket, parts, monkeypatch):
+def test_any_access_is_right_and_holds_a_bounded_number_of_parts(memory, parts, monkeypatch):
     monkeypatch.setattr(ahead, "KEPT", 6)
     content = os.urandom(5_000)
-    ObjectFolder(bucket).write("x", content)
-    stream = ReadAhead(f"{bucket}/x", part=100, ahead=3)
+    ObjectFolder(memory).write("x", content)
+    stream = ReadAhead(f"{memory}/x", part=100, ahead=3)
     most = 0
 
     def read(start):
@@ -181,31 +194,31 @@ def test_an_object_that_becomes_shorter_is_an_error_of_the_store(web):
 # Folders.
 
 
-def test_a_folder_as_the_local_one(folder, tmp_path):
+def test_a_folder_as_the_local_one(served, tmp_path):
     from copcube.files.folders import LocalFolder
 
     names = ["a.json", "rows/1.parquet", "rows/2.parquet", "rows2/1.parquet"]
-    for place in (folder, LocalFolder(tmp_path / "x")):
-        assert place.names() == []
-        fill(place, names)
-        place.write("a.json", memoryview(b"new"))
-        place.flush(names)
-        assert place.read("a.json") == b"new"
-        assert place.names() == names
-        assert place.names("rows") == names[1:]
-        assert place.names("rows/") == names[1:3]
-        assert place.names("rows/2") == names[2:3]
-        assert place.names("none/") == []
-        assert place.create("b", b"first")
-        assert not place.create("b", b"second")
-        assert place.read("b") == b"first"
+    for folder in (served, LocalFolder(tmp_path / "x")):
+        assert folder.names() == []
+        fill(folder, names)
+        folder.write("a.json", memoryview(b"new"))
+        folder.flush(names)
+        assert folder.read("a.json") == b"new"
+        assert folder.names() == names
+        assert folder.names("rows") == names[1:]
+        assert folder.names("rows/") == names[1:3]
+        assert folder.names("rows/2") == names[2:3]
+        assert folder.names("none/") == []
+        assert folder.create("b", b"first")
+        assert not folder.create("b", b"second")
+        assert folder.read("b") == b"first"
         with pytest.raises(FileNotFoundError):
-            place.read("none")
+            folder.read("none")
         for gone in ("rows", "none", "a.json"):
-            place.remove(gone)
-        assert place.names() == ["b", "rows2/1.parquet"]
-        place.remove("")
-        assert place.names() == []
+            folder.remove(gone)
+        assert folder.names() == ["b", "rows2/1.parquet"]
+        folder.remove("")
+        assert folder.names() == []
 
 
 def test_a_folder_pickles_small_and_takes_buffers_of_any_kind(folder):
@@ -220,25 +233,25 @@ def test_a_folder_pickles_small_and_takes_buffers_of_any_kind(folder):
     assert (folder.read("a"), folder.read("b"), folder.read("c")) == (b"abc", b"\0\1\2", b"")
 
 
-def test_a_large_file_is_written_in_parts(folder, monkeypatch):
+def test_a_large_file_is_written_in_parts(served, monkeypatch):
     monkeypatch.setattr(objects.folder, "ONE_PUT", 6 << 20)
     content = os.urandom(13 << 20)
-    folder.write("large", content)
-    assert folder.read("large") == content
+    served.write("large", content)
+    assert served.read("large") == content
 
 
-def test_of_several_that_create_a_file_one_succeeds(folder):
+def test_of_several_that_create_a_file_one_succeeds(served):
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda i: folder.create("x", b"%d" % i), range(16)))
+        won = list(pool.map(lambda i: served.create("x", b"%d" % i), range(16)))
     assert sum(won) == 1
-    assert folder.read("x") == b"%d" % won.index(True)
+    assert served.read("x") == b"%d" % won.index(True)
 
 
-def test_a_copy_ends_with_the_last_file(folder, bucket, monkeypatch):
+def test_a_copy_ends_with_the_last_file(folder, memory, monkeypatch):
     names = [f"c/{i}" for i in range(20)] + ["zarr.json"]
     fill(folder, names)
     seen = []
-    copy = stores.locate(bucket)[0].copy
+    copy = stores.locate(memory)[0].copy
 
     class Store:
         def copy(self, source, target):
@@ -247,21 +260,21 @@ def test_a_copy_ends_with_the_last_file(folder, bucket, monkeypatch):
 
     locate = stores.locate
     monkeypatch.setattr(objects.folder, "locate", lambda url: (Store(), locate(url)[1]))
-    folder.copy_to(f"{bucket}/world.zarr", last="zarr.json")
+    folder.copy_to(f"{memory}/world.zarr", last="zarr.json")
     monkeypatch.undo()
     assert seen[-1] == "world.zarr/zarr.json"
     assert len(seen) == 21
 
 
-def test_a_copy_has_all_files_and_stays_in_its_bucket(folder, bucket):
+def test_a_copy_has_all_files_and_stays_in_its_bucket(served, bucket):
     names = [f"c/{i}" for i in range(20)] + ["zarr.json"]
-    fill(folder, names)
-    folder.copy_to(f"{bucket}/world.zarr", last="zarr.json")
+    fill(served, names)
+    served.copy_to(f"{bucket}/world.zarr", last="zarr.json")
     there = ObjectFolder(f"{bucket}/world.zarr")
-    assert there.names() == folder.names() == sorted(names)
+    assert there.names() == served.names() == sorted(names)
     assert all(there.read(name) == name.encode() for name in names)
     with pytest.raises(OptionError, match=r"in the bucket of s3://bucket/world\.build"):
-        folder.copy_to("s3://other/world.zarr", last="zarr.json")
+        served.copy_to("s3://other/world.zarr", last="zarr.json")
 
 
 def test_zarr_writes_and_reads_at_an_address(bucket):
@@ -272,6 +285,30 @@ def test_zarr_writes_and_reads_at_an_address(bucket):
     again = zarr.open_group(objects.zarr_store(f"{bucket}/cube.zarr/"), mode="r")
     assert again["x"][:].tolist() == [1, 1, 1, 1]
     assert "x/c/1" in ObjectFolder(f"{bucket}/cube.zarr").names()
+
+
+def test_the_stamp_of_a_file_is_what_a_listing_says_of_it(served):
+    names = ["plan.json", "rows/a", "rows/b/c"]
+    written = {name: served.write(name, name.encode()) for name in names}
+    states = served.states([*names, "none", "rows/none"])
+    assert {name: (s.size, s.stamp) for name, s in states.items()} == {
+        name: (w.size, w.stamp) for name, w in written.items()
+    }
+    assert all(state.stamp for state in states.values())
+    served.write("rows/a", b"other!")
+    assert served.states(["rows/a"])["rows/a"].stamp != written["rows/a"].stamp
+
+
+def test_what_fails_says_whether_it_read_or_wrote(web):
+    """A web server takes no files; and neither error is the other."""
+    with pytest.raises(WriteError, match="/x: ") as caught:
+        ObjectFolder(web.url).write("x", b"abc")
+    assert not isinstance(caught.value, ReadError)
+    web.files["x"], web.status["x"] = b"abc", 403
+    with pytest.raises(ReadError, match="/x: access denied") as found:
+        objects.read(f"{web.url}/x")
+    assert not isinstance(found.value, WriteError)
+    assert isinstance(found.value, StorageError)
 
 
 # Leases.

@@ -1,9 +1,11 @@
 import errno
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
-from copcube.errors import StorageError
+from copcube.errors import StorageError, WriteError
 from copcube.files.atomic import atomic_folder, atomic_path, sync
 
 
@@ -43,6 +45,7 @@ def test_refusals_name_path_and_remedy(tmp_path, number, remedy):
         raise OSError(number, os.strerror(number))
     assert caught.value.errno == number
     assert isinstance(caught.value, OSError)
+    assert isinstance(caught.value, WriteError)
 
 
 def test_a_missing_folder_is_said(tmp_path):
@@ -59,6 +62,44 @@ def test_a_body_that_writes_nothing_is_an_error(tmp_path):
 def test_other_os_errors_pass_unchanged(tmp_path):
     with pytest.raises(TimeoutError), atomic_path(tmp_path / "a.txt"):
         raise TimeoutError(errno.ETIMEDOUT, "slow")
+
+
+def test_without_replace_a_former_file_stays(tmp_path):
+    target = tmp_path / "a.txt"
+    with atomic_path(target, replace=False) as temporary:
+        temporary.write_text("first")
+    with pytest.raises(FileExistsError), atomic_path(target, replace=False) as temporary:
+        temporary.write_text("second")
+    assert target.read_text() == "first"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_path_below_a_file_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    for context in (atomic_path, atomic_folder):
+        with (
+            pytest.raises(WriteError, match="a part of its path is a file"),
+            context(tmp_path / "file" / "a") as temporary,
+        ):
+            temporary.mkdir()
+
+
+def test_where_folders_cannot_be_opened_only_files_are_flushed(tmp_path, monkeypatch):
+    """As on Windows, where a file must be open for writing to be flushed."""
+    opened = []
+    real = os.open
+
+    def spy(path, flags):
+        opened.append((Path(path).name, flags))
+        return real(path, flags)
+
+    (tmp_path / "a").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        patch.setattr(os, "open", spy)
+        sync(tmp_path)
+        sync(tmp_path / "a")
+    assert opened == [("a", os.O_RDWR)]
 
 
 def test_sync_takes_files_and_folders(tmp_path):
@@ -97,3 +138,34 @@ def test_a_failed_folder_leaves_the_former_one(tmp_path):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["cube.zarr"]
     assert [path.name for path in out.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("former", ["nothing", "empty"])
+def test_without_replace_a_folder_comes_where_nothing_is(tmp_path, former):
+    out = tmp_path / "out"
+    if former == "empty":
+        out.mkdir()
+    (tmp_path / ".out.0123.partial").mkdir()
+    with atomic_folder(out, replace=False) as temporary:
+        assert not (tmp_path / ".out.0123.partial").exists(), "what a killed process left stays"
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("former", ["file", "folder"])
+def test_without_replace_what_is_there_stays(tmp_path, former):
+    out = tmp_path / "out"
+    precious = out if former == "file" else out / "precious"
+
+    def write():
+        with atomic_folder(out, replace=False) as temporary:
+            temporary.mkdir()
+            precious.parent.mkdir(exist_ok=True)
+            precious.write_text("data")
+
+    with pytest.raises(OSError, match=r"(?i)not empty|cannot be written"):
+        write()
+    assert precious.read_text() == "data"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

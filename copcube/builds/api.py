@@ -179,7 +179,7 @@ def build(
         names = [listed[i].name for i in chosen]
         receipts = {
             name: counts(receipt)
-            for name, receipt in folder.receipts(plan.id, "embed", names).items()
+            for name, receipt in folder.receipts(plan.id, "embed", names, renew=True).items()
             if not (retry_quarantined and receipt.get("quarantined"))
         }
         resumed = len(receipts)
@@ -286,7 +286,9 @@ def aggregate(
 
 
 def validate_rows(out: str | Path) -> list[str]:
-    """Examine the rows that a build left beside its cube, against their receipts.
+    """Compare the rows that a build left beside its cube with the checksums in their receipts.
+
+    All rows are read.
 
     Parameters
     ----------
@@ -303,9 +305,11 @@ def validate_rows(out: str | Path) -> list[str]:
     if plan is None or plan.kind != "build":
         return []
     names = [partition.name for partition in folder.partitions()]
-    receipts = folder.receipts(plan.id, "embed", names)
+    receipts = folder.receipts(plan.id, "embed", names, hashes=True)
+    # A build trusts size and stamp, so a damaged file has to go before it is made again.
     missing = [
-        f"{folder.rows(name)}: not the rows that were signed for; build again to mend them"
+        f"{folder.rows(name)}: missing, or not the rows that this build wrote; remove it if it is "
+        "there, and build again"
         for name in names
         if name not in receipts
     ]

@@ -11,7 +11,6 @@ from copcube.builds.plan import Plan
 from copcube.builds.stages import drive
 from copcube.builds.tasks import AssembleTask, Surveyed, combine_unit, digest_of, write_unit
 from copcube.errors import BuildError
-from copcube.files.folders import folder as folder_at
 from copcube.grid import N_BANDS
 from copcube.progress import stage
 
@@ -61,16 +60,19 @@ def assemble(
     _do(folder, crew, task, "combine", len(found.parts) + len(found.passes))
     if folder.receipt(task.work, "create", "cube") is None:
         folder.files.remove("cube.zarr")
-        cube.create(
+        written = cube.create(
             folder.cube,
             dim=found.survey.dim,
             by=aggregation.by,
             groups=found.survey.groups,
             attrs={**_attributes(plan, found.survey), **facts},
         )
-        metadata = [f"cube.zarr/{name}" for name in folder_at(folder.cube).names()]
-        metadata = [name for name in metadata if name.endswith("zarr.json")]
-        folder.sign(task.work, "create", "cube", metadata, {})
+        metadata = {
+            f"cube.zarr/{name}": known
+            for name, known in written.items()
+            if name.endswith("zarr.json")
+        }
+        folder.write_receipt(task.work, "create", "cube", metadata, {})
     _do(folder, crew, task, "write", N_BANDS)
     cube.finish(folder.cube)
     folder.publish()
@@ -90,7 +92,7 @@ def _do(folder: BuildFolder, crew: Crew, task: AssembleTask, name: str, number: 
         "write": (write_unit, "writing", 2, "bands"),
     }[name]
     names = [f"{i:0{width}d}" for i in range(number)]
-    done = folder.receipts(task.work, name, names)
+    done = folder.receipts(task.work, name, names, renew=True)
     todo = [
         AssembleTask(task.out, task.plan, task.survey, i)
         for i, unit_name in enumerate(names)

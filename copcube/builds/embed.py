@@ -116,7 +116,7 @@ def _quarantine(folder: BuildFolder, plan: Plan, partition: Partition, reason: s
         "quarantined": reason,
     }
     log.warning("%s is left out: %s", partition.name, reason)
-    return counts(folder.sign(plan.id, "embed", partition.name, [], facts))
+    return counts(folder.write_receipt(plan.id, "embed", partition.name, {}, facts))
 
 
 def _images(receipts: Iterable[Receipt]) -> int:
@@ -147,7 +147,7 @@ def tally(folder: BuildFolder, names: Sequence[str]) -> tuple[dict[str, int], in
     rescaled, files = 0, []
     with pq.ParquetWriter(sink, schema, compression="zstd") as table:
         for name in names:
-            receipt = folder.signed("embed", name)
+            receipt = folder.read_receipt("embed", name)
             files.append({"files": receipt["files"]})
             rescaled += receipt["rescaled"]
             for item in receipt["rejected"]:

@@ -11,9 +11,11 @@
       cube.zarr                      the cube until it is whole, then renamed
 
 A unit counts as done when its receipt names the work it belongs to and its files have the
-recorded sizes and checksums. A receipt is written last, after its files are durable, so
-killing a build at any moment loses only what had no receipt. In an object store the folder
-looks the same.
+recorded sizes and stamps (time of the last change and inode, or the entity tag of an object).
+The recorded checksums are those of the bytes that were written, taken on their way out; they
+are compared where a stamp differs, and by `copcube validate`. A receipt is written last, after
+its files are durable, so killing a build at any moment loses only what had no receipt. In an
+object store the folder looks the same.
 """
 
 import json
@@ -28,8 +30,9 @@ from copcube import progress
 from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
 from copcube.cube import read_attributes
 from copcube.errors import BuildError
-from copcube.files.folders import LocalFolder, absolute, checksum, folder
+from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
 from copcube.files.objects import ObjectFolder, is_remote
+from copcube.files.states import FileState, Written
 from copcube.images import Partition
 
 Receipt = dict[str, Any]
@@ -51,7 +54,7 @@ class BuildFolder:
     def __init__(self, out: str | Path) -> None:
         self.out = absolute(out)
         self.path = self.out.removesuffix(".zarr") + ".build"
-        self.files = folder(self.path)
+        self.files = open_folder(self.path)
         self.cube = f"{self.path}/cube.zarr"
 
     def rows(self, name: str = "") -> str:
@@ -114,7 +117,9 @@ class BuildFolder:
 
     def has_cube(self) -> bool:
         """Whether something is at the cube's final place."""
-        return bool(folder(self.out).names()) if is_remote(self.out) else Path(self.out).exists()
+        return (
+            bool(open_folder(self.out).names()) if is_remote(self.out) else Path(self.out).exists()
+        )
 
     def is_cube_of(self, plan: Plan) -> bool:
         """Whether the cube at its final place was made by a plan."""
@@ -132,7 +137,7 @@ class BuildFolder:
     def publish(self) -> None:
         """Put the finished cube in its place, where it appears whole or not at all."""
         if is_remote(self.out):
-            there = folder(self.out)
+            there = open_folder(self.out)
             there.remove("zarr.json")  # without it, what is there is no cube
             there.remove("")
             ObjectFolder(self.cube).copy_to(self.out, last="zarr.json")
@@ -156,45 +161,113 @@ class BuildFolder:
         return self.files.lock(shared=shared)
 
     def receipt(self, work: str, stage: str, name: str) -> Receipt | None:
-        """Receipt of a unit, if it is done: of this work, with its files as recorded."""
-        try:
-            receipt: Receipt = json.loads(self.files.read(f"receipts/{stage}/{name}.json"))
-            if receipt["work"] != work or not all(
-                checksum(self.files, file) == known for file, known in receipt["files"].items()
-            ):
-                return None
-        except (FileNotFoundError, ValueError, KeyError):
+        """Receipt of a unit, if it is done; see `receipts`."""
+        receipt = self._claim(work, stage, name)
+        if receipt is None:
             return None
-        return receipt
+        states = self.files.states(receipt["files"])
+        return receipt if self._stamps(receipt, states, hashes=False) is not None else None
 
-    def signed(self, stage: str, name: str) -> Receipt:
-        """Receipt of a unit that is done, as it stands."""
+    def read_receipt(self, stage: str, name: str) -> Receipt:
+        """Receipt of a unit as it stands, whatever became of its files."""
         receipt: Receipt = json.loads(self.files.read(f"receipts/{stage}/{name}.json"))
         return receipt
 
-    def receipts(self, work: str, stage: str, names: Iterable[str]) -> dict[str, Receipt]:
-        """Receipts of the units that are done, by name, in the order of the names."""
+    def receipts(
+        self,
+        work: str,
+        stage: str,
+        names: Iterable[str],
+        *,
+        hashes: bool = False,
+        renew: bool = False,
+    ) -> dict[str, Receipt]:
+        """Receipts of the units that are done, by name, in the order of the names.
+
+        A unit is done if its receipt is of this work and its files are as they were written.
+        A file whose size and stamp are those of the receipt is not opened. Where only the
+        stamp differs, as in a copy of the folder or with a receipt of an earlier copcube that
+        has no stamps, the SHA-256 of the file decides.
+
+        Parameters
+        ----------
+        work : str
+            Hash of everything that decides the bytes of the files.
+        stage : str
+            Stage of the units.
+        names : iterable of str
+            The units.
+        hashes : bool
+            Whether to read all files and compare their SHA-256, whatever their stamps are.
+        renew : bool
+            Whether to note new stamps in the receipts, so that the next run need not read
+            the same files again.
+        """
         known = {
             file.rpartition("/")[2].removesuffix(".json")
             for file in self.files.names(f"receipts/{stage}/")
         }
-        signed = [name for name in names if name in known]
-        if not signed:
+        wanted = [name for name in names if name in known]
+        if not wanted:
             return {}
         found = {}
         with (
-            progress.stage("checking", len(signed), "receipts") as bar,
+            progress.stage("checking", len(wanted), "receipts") as bar,
             ThreadPoolExecutor() as pool,
         ):
-            receipts = pool.map(lambda name: self.receipt(work, stage, name), signed)
-            for name, receipt in zip(signed, receipts, strict=True):
-                if receipt is not None:
-                    found[name] = receipt
+            read = pool.map(lambda name: (name, self._claim(work, stage, name)), wanted)
+            claims = {name: receipt for name, receipt in read if receipt is not None}
+            bar.advance(len(wanted) - len(claims))
+            states = self.files.states(file for r in claims.values() for file in r["files"])
+            checks = pool.map(lambda r: self._stamps(r, states, hashes), claims.values())
+            for (name, receipt), stamps in zip(claims.items(), checks, strict=True):
                 bar.advance()
+                if stamps is None:
+                    continue
+                if renew and stamps != receipt.get("stamps", {}):
+                    receipt["stamps"] = stamps
+                    self.files.write(f"receipts/{stage}/{name}.json", to_json(receipt))
+                found[name] = receipt
         return found
 
-    def sign(
-        self, work: str, stage: str, name: str, files: Iterable[str], facts: Mapping[str, Any]
+    def _claim(self, work: str, stage: str, name: str) -> Receipt | None:
+        """Receipt of a unit if it is readable and of this work; its files are not looked at."""
+        try:
+            receipt = self.read_receipt(stage, name)
+            whole = all(len(known) == 2 for known in receipt["files"].values())
+            return receipt if whole and receipt["work"] == work else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def _stamps(
+        self, receipt: Receipt, states: Mapping[str, FileState], hashes: bool
+    ) -> dict[str, str | None] | None:
+        """Stamps of a receipt's files as they are now; None if a file is not as it was written."""
+        stamps: dict[str, str | None] = {}
+        known = receipt.get("stamps", {})
+        for file, expected in receipt["files"].items():
+            state = states.get(file)
+            if state is None or state.size != expected[0]:
+                return None
+            stamps[file] = state.stamp
+            unchanged = state.stamp is not None and state.stamp == known.get(file)
+            if (hashes or not unchanged) and not self._has_checksum(file, expected):
+                return None
+        return stamps
+
+    def _has_checksum(self, file: str, expected: list[int | str]) -> bool:
+        try:
+            return checksum(self.files, file) == expected
+        except FileNotFoundError:  # removed since its state was asked for
+            return False
+
+    def write_receipt(
+        self,
+        work: str,
+        stage: str,
+        name: str,
+        files: Mapping[str, Written],
+        facts: Mapping[str, Any],
     ) -> Receipt:
         """Write the receipt of a unit whose files are durable, and return it.
 
@@ -204,13 +277,18 @@ class BuildFolder:
             Hash of everything that decides the bytes of the files.
         stage, name : str
             Which unit.
-        files : iterable of str
+        files : mapping of str to Written
             Its files, by their names in this folder.
         facts : mapping
             What else is to be remembered of it.
         """
-        sums = {file: checksum(self.files, file) for file in files}
-        receipt = {"work": work, "files": sums, **facts}
+        receipt = {
+            "work": work,
+            "files": {file: [written.size, written.sha256] for file, written in files.items()},
+            # Apart from the checksums, which name the rows: a copy has other stamps.
+            "stamps": {file: written.stamp for file, written in files.items()},
+            **facts,
+        }
         self.files.write(f"receipts/{stage}/{name}.json", to_json(receipt))
         return receipt
 

@@ -171,7 +171,8 @@ def embed_unit(task: EmbedTask, advance: Advance = ignore) -> Receipt:
         writing = time.perf_counter()
         name = f"rows/{task.name}.parquet"
         made_by = plan.encoder | {"crop": options["crop"]}
-        folder.files.write(name, encode_rows(rows, made_by, folder.rows(task.name)))
+        data = encode_rows(rows, made_by, folder.rows(task.name))
+        files = {name: folder.files.write(name, data)}
         seconds = {
             "decoding": tally.decoding,
             "waiting": tally.waiting,
@@ -187,7 +188,7 @@ def embed_unit(task: EmbedTask, advance: Advance = ignore) -> Receipt:
             "host": socket.gethostname(),
             "finished": time.time(),
         }
-        return counts(folder.sign(plan.id, "embed", task.name, [name], facts))
+        return counts(folder.write_receipt(plan.id, "embed", task.name, files, facts))
 
 
 def _counted(rejected: Sequence[Rejected]) -> list[Rejected]:
@@ -292,13 +293,13 @@ def combine_unit(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     else:
         entries = found.passes[task.number - len(found.parts)]
         cells = aggregate.combine_pass(found.parts, found.aggregation, found.survey, entries)
-    files = []
+    files = {}
     for band, some in cells.by_band():
-        files.append(f"cells/{band:02d}/{task.number:06d}.arrow")
-        folder.files.write(files[-1], encode_cells(some))
+        name = f"cells/{band:02d}/{task.number:06d}.arrow"
+        files[name] = folder.files.write(name, encode_cells(some))
     advance(1)
     facts = {"cells": len(cells)}
-    folder.sign(task.work, "combine", f"{task.number:06d}", files, facts)
+    folder.write_receipt(task.work, "combine", f"{task.number:06d}", files, facts)
     return facts
 
 
@@ -311,8 +312,8 @@ def write_unit(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     written = cube.write_band(folder.cube, task.number, cells)
     advance(1)
     facts = {"cells": len(cells)}
-    files = [f"cube.zarr/{chunk}" for chunk in written]
-    folder.sign(task.work, "write", f"{task.number:02d}", files, facts)
+    files = {f"cube.zarr/{chunk}": known for chunk, known in written.items()}
+    folder.write_receipt(task.work, "write", f"{task.number:02d}", files, facts)
     return facts
 
 

@@ -4,13 +4,18 @@
 45 rows of cells all around the globe, and nothing else, so bands can be written in any
 order, by several processes and again after an interruption, with the same bytes. `finish`
 consolidates the metadata. What comes out opens with plain ``xarray.open_zarr``.
+
+zarr encodes metadata and chunks into memory, and a `copcube.files.folders.Folder` writes
+them. So size and SHA-256 of every file are known without reading it back, and nothing that
+an interrupted write left is ever decoded.
 """
 
+import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +23,19 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cells import Cells
 from copcube.cube import schema
-from copcube.cube.store import address, array, chunk_name, open_group
+from copcube.cube.store import address, chunk_name, open_group
 from copcube.errors import CubeError
 from copcube.files.atomic import writing
-from copcube.files.folders import Folder, folder
+from copcube.files.folders import Folder, LocalFolder, open_folder
+from copcube.files.states import Written
 from copcube.modalities import MODALITIES
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.core.buffer import Buffer
+
+_OF_CELLS = ("embedding", "spread", "n_images", "n_images_by_modality")
+"""Variables that `write_band` fills; all others are coordinates."""
 
 
 def create(
@@ -33,7 +46,7 @@ def create(
     groups: tuple[str, ...] = (),
     attrs: Mapping[str, Any] | None = None,
     counted: bool = True,
-) -> None:
+) -> dict[str, Written]:
     """Write the template of a cube: metadata and coordinates, no cells.
 
     Parameters
@@ -51,6 +64,12 @@ def create(
     counted : bool
         Whether it is known how many images made a cell; see `copcube.cube.schema.variables`.
 
+    Returns
+    -------
+    dict of str to Written
+        Size, SHA-256 and stamp of every file in the cube, by name, sorted and flushed to the
+        disk.
+
     Raises
     ------
     CubeError
@@ -62,15 +81,17 @@ def create(
     """
     import zarr
     from zarr.codecs import ZstdCodec
+    from zarr.storage import MemoryStore
 
-    place = folder(path)
+    folder = open_folder(path)
     parts = schema.variables(dim, by, groups, counted=counted)
     known = {} if counted else {"n_images_known": 0}
-    if place.names():
+    if folder.names():
         raise CubeError(f"{path} exists already; remove it or choose another name")
-    with writing(path), _settings():
+    memory: dict[str, Buffer] = {}
+    with _settings():
         group = zarr.create_group(
-            address(path),
+            MemoryStore(memory),
             zarr_format=3,
             attributes=schema.group_attributes(dim, known | dict(attrs or {})),
         )
@@ -87,10 +108,17 @@ def create(
             )
             if v.values is not None:
                 created[...] = v.values
-        place.flush(place.names())
+    with writing(path):
+        # The group's own metadata comes last in this order: before it, there is no cube.
+        written = {
+            name: folder.write(name, memory[name].as_numpy_array(), flush=False)
+            for name in sorted(memory)
+        }
+        folder.flush(written)
+    return written
 
 
-def write_band(path: str | Path, band: int, cells: Cells) -> list[str]:
+def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
     """Write all chunks of one band; what an earlier write left there is replaced.
 
     Parameters
@@ -104,9 +132,9 @@ def write_band(path: str | Path, band: int, cells: Cells) -> list[str]:
 
     Returns
     -------
-    list of str
-        Names of the chunks' files in the cube, sorted, flushed to the disk. Chunks without
-        cells are not stored.
+    dict of str to Written
+        Size, SHA-256 and stamp of the chunks' files in the cube, by name, sorted and flushed to
+        the disk. Chunks without cells are not stored.
 
     Raises
     ------
@@ -116,25 +144,26 @@ def write_band(path: str | Path, band: int, cells: Cells) -> list[str]:
         If a chunk cannot be written.
     """
     with writing(path), _settings():
-        place, group = folder(path), open_group(path, "r+")
-        embedding = array(group, "embedding")
+        folder = open_folder(path)
+        memory, arrays = _in_memory(folder, open_group(path))
+        embedding = arrays["embedding"]
         rows, row, col = _fit(path, embedding, band, cells)
-        written: list[str] = []
+        written: dict[str, Written] = {}
+        empty = []
         for g in range(embedding.shape[0] if embedding.ndim == 4 else 1):
             at = (g,) if embedding.ndim == 4 else ()
-            mine = cells.group == g
-            written += _write_vectors(place, embedding, at, band, cells, mine, row, col)
-            for name, field in _fields(cells, mine, row, col, rows):
-                if name in group:
-                    target = array(group, name)
-                    chunk = chunk_name(target, (*at, *(0,) * (target.ndim - len(at) - 2), band, 0))
-                    if mine.any():
-                        target[(*at, ..., rows, slice(None))] = field
-                        written.append(chunk)
-                    else:
-                        place.remove(chunk)
-        place.flush(written)
-    return sorted(written)
+            inside = cells.group == g
+            chunks = _encode_vectors(embedding, at, band, cells, inside, row, col)
+            fields = _fields(cells, inside, row, col, rows)
+            for chunk in itertools.chain(chunks, _encode_fields(arrays, at, band, fields, rows)):
+                if (encoded := memory.pop(chunk, None)) is None:
+                    empty.append(chunk)  # zarr stores no chunk of missing values only
+                else:
+                    written[chunk] = folder.write(chunk, encoded.as_numpy_array(), flush=False)
+        for chunk in folder.states(empty):  # of an earlier write
+            folder.remove(chunk)
+        folder.flush(written)
+    return dict(sorted(written.items()))
 
 
 def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
@@ -157,14 +186,31 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
     import zarr
 
     with writing(path), _settings():
-        place, group = folder(path), open_group(path, "r+")
+        folder, group = open_folder(path), open_group(path, "r+")
         group.attrs.put(dict(sorted((dict(group.attrs) | dict(attrs or {})).items())))
-        for stray in (name for name in place.names() if name.endswith(".partial")):
-            place.remove(stray)
+        if isinstance(folder, LocalFolder):  # a store has no half written objects
+            folder.sweep()
+        for stray in (name for name in folder.names() if name.endswith(".partial")):
+            folder.remove(stray)  # of zarr's own writer, which earlier releases used
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", module="zarr")
             zarr.consolidate_metadata(address(path), zarr_format=3)
-        place.flush(place.names())
+        folder.flush(folder.names())
+
+
+def _in_memory(
+    folder: Folder, group: "zarr.Group"
+) -> tuple[dict[str, "Buffer"], dict[str, "zarr.Array[Any]"]]:
+    """Arrays with the metadata of the cube's whose chunks go to a dictionary, by their names."""
+    import zarr
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.storage import MemoryStore
+
+    make = default_buffer_prototype().buffer.from_bytes
+    names = [name for name in _OF_CELLS if name in group]
+    memory = {f"{name}/zarr.json": make(folder.read(f"{name}/zarr.json")) for name in names}
+    store = MemoryStore(memory)
+    return memory, {name: zarr.open_array(store, path=name, mode="r+") for name in names}
 
 
 def _fit(
@@ -194,48 +240,59 @@ def _fit(
     return rows, row - rows.start, col
 
 
-def _write_vectors(
-    place: Folder,
+def _encode_vectors(
     embedding: Any,
     at: tuple[int, ...],
     band: int,
     cells: Cells,
-    mine: NDArray[np.bool_],
+    inside: NDArray[np.bool_],
     row: NDArray[np.int64],
     col: NDArray[np.int64],
 ) -> Iterator[str]:
-    """Write the vectors of one group, block by block; name the chunks that are stored."""
+    """Encode the vectors of one group, block by block; yield the name of each chunk."""
     for block in grid.band_blocks(band):
-        chunk = chunk_name(embedding, (*at, block.i, block.j, 0))
-        inside = np.flatnonzero(mine & (col >= block.cols.start) & (col < block.cols.stop))
-        if len(inside):
+        here = np.flatnonzero(inside & (col >= block.cols.start) & (col < block.cols.stop))
+        if len(here):
             height, width = (s.stop - s.start for s in (block.rows, block.cols))
             values = np.full((height, width, embedding.shape[-1]), np.nan, np.float32)
-            values[row[inside], col[inside] - block.cols.start] = cells.embedding[inside]
+            values[row[here], col[here] - block.cols.start] = cells.embedding[here]
             embedding[(*at, block.rows, block.cols)] = values
-            yield chunk
-        else:
-            place.remove(chunk)
+        yield chunk_name(embedding, (*at, block.i, block.j, 0))
+
+
+def _encode_fields(
+    arrays: Mapping[str, Any],
+    at: tuple[int, ...],
+    band: int,
+    fields: Iterable[tuple[str, NDArray[Any]]],
+    rows: slice,
+) -> Iterator[str]:
+    """Encode the maps of one group over the band; yield the name of each chunk."""
+    for name, field in fields:
+        if name in arrays:
+            array = arrays[name]
+            array[(*at, ..., rows, slice(None))] = field
+            yield chunk_name(array, (*at, *(0,) * (array.ndim - len(at) - 2), band, 0))
 
 
 def _fields(
     cells: Cells,
-    mine: NDArray[np.bool_],
+    inside: NDArray[np.bool_],
     row: NDArray[np.int64],
     col: NDArray[np.int64],
     rows: slice,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Maps of one group over the band, (rows, 1440) or (8, rows, 1440), by name."""
     shape = (rows.stop - rows.start, grid.N_LON)
-    y, x = row[mine], col[mine]
+    y, x = row[inside], col[inside]
     spread = np.full(shape, np.nan, np.float32)
-    spread[y, x] = cells.spread[mine]
+    spread[y, x] = cells.spread[inside]
     yield "spread", spread
     n_images = np.zeros(shape, np.int32)
-    n_images[y, x] = cells.n_images[mine]
+    n_images[y, x] = cells.n_images[inside]
     yield "n_images", n_images
     by_modality = np.zeros((len(MODALITIES), *shape), np.int32)
-    by_modality[:, y, x] = cells.n_by_modality[mine].T
+    by_modality[:, y, x] = cells.n_by_modality[inside].T
     yield "n_images_by_modality", by_modality
 
 

@@ -1,14 +1,16 @@
-"""Files that appear whole or not at all, and stay after a power cut."""
+"""Files and folders that appear whole or not at all, and stay after a power cut."""
 
 import errno
+import glob
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from copcube.errors import StorageError
+from copcube.errors import StorageError, WriteError
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
@@ -34,7 +36,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
     Raises
     ------
-    StorageError
+    WriteError
         If the disk is full, the folder is missing, permission is lacking and the like;
         other errors pass unchanged.
     """
@@ -46,21 +48,25 @@ def writing(path: str | Path) -> Iterator[None]:
         remedy = _REMEDIES.get(error.errno or 0)
         if remedy is None:
             raise
-        raise StorageError(error.errno, f"{path} cannot be written: {remedy}") from error
+        raise WriteError(error.errno, f"{path} cannot be written: {remedy}") from error
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -> Iterator[Path]:
     """Write a file under a temporary name and move it into place when it is complete.
 
-    The body writes the file under the name it is given. When it ends, file and folder are
-    flushed to the disk and the file takes its final name, replacing a former one; when it
-    fails, the temporary file is removed and a former file stays as it was.
+    The body writes the file under the name it gets. When the body ends, file and folder are
+    flushed to the disk and the file takes its final name. When the body fails, the temporary
+    file is removed and a former file stays as it was.
 
     Parameters
     ----------
     path : str or Path
         Final name; its folder must exist.
+    replace : bool
+        Whether a file that has the final name already is replaced.
+    flush : bool
+        Whether to flush file and folder; without, a power cut may still take the file.
 
     Yields
     ------
@@ -69,48 +75,65 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises
     ------
-    StorageError
+    FileExistsError
+        Without `replace`, if something has the final name at the end.
+    WriteError
         As `writing`.
     """
     final = Path(path)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.partial")
+    temporary = _hidden(final, "partial")
     try:
         with writing(final):
             yield temporary
-            sync(temporary)
-            os.replace(temporary, final)
-            sync(final.parent)
+            if flush:
+                sync(temporary)
+            if replace:
+                os.replace(temporary, final)
+            else:
+                _move_to_free_name(temporary, final)
+            if flush:
+                sync(final.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Write a folder under a temporary name and move it into place when it is complete.
 
     Parameters
     ----------
     path : str or Path
-        Final name; what is there is replaced at the end.
+        Final name.
+    replace : bool
+        Whether what is there at the end is replaced. Otherwise only an empty folder may be
+        there, and what a killed process left of the same folder is removed first.
 
     Yields
     ------
     Path
-        Temporary name in the same folder, hidden and ending in ``.partial``.
+        Temporary name in the same folder, hidden and ending in ``.partial``; the body makes
+        the folder.
 
     Raises
     ------
-    StorageError
+    OSError
+        Without `replace`, if something is there at the end.
+    WriteError
         As `writing`.
     """
     final = Path(path)
-    name = f".{final.name}.{uuid.uuid4().hex}"
-    temporary, former = final.with_name(f"{name}.partial"), final.with_name(f"{name}.former")
+    temporary, former = _hidden(final, "partial"), _hidden(final, "former")
+    if not replace:
+        for stray in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
+            shutil.rmtree(stray, ignore_errors=True)
     try:
         with writing(final):
             yield temporary
-            if final.exists():
-                final.rename(former)
+            if replace and final.exists():
+                final.rename(former)  # a folder cannot replace another in one step
+            elif final.is_dir():
+                final.rmdir()  # refuses if there is something in it
             temporary.rename(final)
             sync(final.parent)
     finally:
@@ -118,15 +141,20 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         if former.is_dir():
             shutil.rmtree(former)
         else:
-            former.unlink(missing_ok=True)
+            _remove(former)
 
 
 def sync(path: str | Path) -> None:
     """Flush a file, or a folder's list of names, to the disk.
 
-    File systems that cannot flush a folder are taken at their word.
+    Where a file system cannot flush a folder, nothing is done and nothing is raised.
     """
-    handle = os.open(path, os.O_RDONLY)
+    flags = os.O_RDONLY
+    if sys.platform == "win32":
+        if os.path.isdir(path):  # Windows opens no folders; NTFS keeps a journal of names
+            return
+        flags = os.O_RDWR  # and flushes only what is open for writing
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     except OSError as error:
@@ -134,3 +162,25 @@ def sync(path: str | Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _hidden(final: Path, suffix: str) -> Path:
+    """Name beside a final one that no other process uses."""
+    return final.with_name(f".{final.name}.{uuid.uuid4().hex}.{suffix}")
+
+
+def _move_to_free_name(temporary: Path, final: Path) -> None:
+    try:
+        os.link(temporary, final)  # unlike a rename, a link never replaces a file
+    except FileExistsError:
+        raise
+    except OSError as error:  # no hard links here: between the next two lines is a short gap
+        if final.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from error
+        os.replace(temporary, final)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file if it is there, also where a part of its path is no folder."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()

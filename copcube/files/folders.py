@@ -1,15 +1,13 @@
-"""Folders of files, on a file system or in an object store, behind one small face.
+"""Folders of files, on a file system or in an object store, behind one protocol.
 
 A file in such a folder is there whole or not at all, and what was written stays after a
 power cut: that is all a build needs to be killed at any moment.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,12 +16,13 @@ from typing import Any, Protocol
 from copcube.errors import BuildError
 from copcube.files.atomic import atomic_path, sync, writing
 from copcube.files.objects import ObjectFolder, is_remote
+from copcube.files.states import FileState, Written
 
 log = logging.getLogger("copcube")
 
 
 class Folder(Protocol):
-    """Files by their names below one place, parts of a name divided by ``/``."""
+    """Files by their names below one folder, parts of a name divided by ``/``."""
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file.
@@ -37,20 +36,31 @@ class Folder(Protocol):
     def open(self, name: str) -> Any:
         """Return what `pyarrow.parquet.ParquetFile` reads a file through."""
 
-    def write(self, name: str, data: Any) -> None:
+    def write(self, name: str, data: Any, *, flush: bool = True) -> Written:
         """Write a file, whole or not at all, from anything with the buffer protocol.
+
+        Without `flush` it stays after a power cut only once `flush` was called for it, which
+        is cheaper for many files at once.
+
+        Returns
+        -------
+        Written
+            Size, SHA-256 and stamp of the file, known without reading it back.
 
         Raises
         ------
-        StorageError
-            If the place is full, or does not admit it.
+        WriteError
+            If the disk is full, or permission is lacking.
         """
 
     def create(self, name: str, data: Any) -> bool:
-        """Write a file if there is none of that name; whether it was written."""
+        """Write a file if there is none of that name; return whether it was written."""
 
     def names(self, prefix: str = "") -> list[str]:
         """Sorted names of all files that begin with a prefix."""
+
+    def states(self, names: Iterable[str]) -> dict[str, FileState]:
+        """Size and stamp of files, by name; what is not there is left out. No file is opened."""
 
     def remove(self, name: str) -> None:
         """Remove a file, or all files below a folder, if they are there."""
@@ -68,7 +78,7 @@ class Folder(Protocol):
         """
 
 
-def folder(path: str | Path) -> Folder:
+def open_folder(path: str | Path) -> Folder:
     """Folder at a path or at the URL of an object store."""
     return ObjectFolder(str(path)) if is_remote(path) else LocalFolder(path)
 
@@ -78,15 +88,15 @@ def absolute(path: str | Path) -> str:
     return str(path).rstrip("/") if is_remote(path) else os.path.abspath(path)
 
 
-def checksum(place: Folder, name: str) -> list[int | str]:
-    """Size in bytes and SHA-256 of a file.
+def checksum(folder: Folder, name: str) -> list[int | str]:
+    """Size in bytes and SHA-256 of a file, which is read in full.
 
     Raises
     ------
     FileNotFoundError
         If there is none of that name.
     """
-    data = place.read(name)
+    data = folder.read(name)
     return [len(data), hashlib.sha256(data).hexdigest()]
 
 
@@ -110,37 +120,43 @@ class LocalFolder:
         """See `Folder`."""
         return str(self._path / name)
 
-    def write(self, name: str, data: Any) -> None:
+    def write(self, name: str, data: Any, *, flush: bool = True) -> Written:
         """See `Folder`."""
-        path = self._path / name
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(data)
+        with atomic_path(self._made(name), flush=flush) as temporary:
+            temporary.write_bytes(data)
+            # The stamp is taken before the file gets its name: after that, another process
+            # that does the same task may replace it, and the stamp would be of other bytes.
+            stamp = _state(os.stat(temporary)).stamp
+        return Written.of(data, stamp)
 
     def create(self, name: str, data: Any) -> bool:
         """See `Folder`."""
-        with self._scratch(name, data) as scratch:
-            try:
-                os.link(scratch, self._path / name)
-            except FileExistsError:
-                return False
-            except OSError:  # no hard links here; the moment between is short
-                if (self._path / name).exists():
-                    return False
-                os.replace(scratch, self._path / name)
-        self.flush([name])
+        try:
+            with atomic_path(self._made(name), replace=False) as temporary:
+                temporary.write_bytes(data)
+        except FileExistsError:
+            return False
         return True
 
     def names(self, prefix: str = "") -> list[str]:
         """See `Folder`; hidden files are left out."""
         top = self._path / prefix.rpartition("/")[0]
         found = []
-        for where, folders, files in os.walk(top):
+        for root, folders, files in os.walk(top):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [os.path.join(where, name) for name in files if not name.startswith(".")]
+            found += [os.path.join(root, name) for name in files if not name.startswith(".")]
         names = (os.path.relpath(path, self._path).replace(os.sep, "/") for path in found)
         return sorted(name for name in names if name.startswith(prefix))
+
+    def states(self, names: Iterable[str]) -> dict[str, FileState]:
+        """See `Folder`; a stamp is the time of the last change, in ns, and the inode."""
+        found = {}
+        for name in names:
+            try:
+                found[name] = _state(os.stat(self._path / name))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return found
 
     def remove(self, name: str) -> None:
         """See `Folder`."""
@@ -156,8 +172,8 @@ class LocalFolder:
         for name in names:
             sync(self._path / name)
             folders |= {self._path / parent for parent in Path(name).parents}
-        for place in sorted(folders):
-            sync(place)
+        for folder in sorted(folders):
+            sync(folder)
 
     def sweep(self) -> None:
         """Remove what killed writers left half written."""
@@ -167,6 +183,8 @@ class LocalFolder:
     @contextmanager
     def lock(self, *, shared: bool = False) -> Iterator[None]:
         """See `Folder`; the operating system lets go of it when the process ends."""
+        import fcntl  # Windows has none: cubes are read and exported there, but not built
+
         with writing(self._path):
             self._path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT)
@@ -189,16 +207,13 @@ class LocalFolder:
         finally:
             os.close(descriptor)
 
-    @contextmanager
-    def _scratch(self, name: str, data: Any) -> Iterator[Path]:
-        """Hidden file of this content beside a name, as long as the body runs."""
+    def _made(self, name: str) -> Path:
+        """Path of a file whose folder is there."""
         path = self._path / name
-        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        with writing(path):
+        with writing(self._path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                scratch.write_bytes(data)
-                sync(scratch)
-                yield scratch
-            finally:
-                scratch.unlink(missing_ok=True)
+        return path
+
+
+def _state(status: os.stat_result) -> FileState:
+    return FileState(status.st_size, f"{status.st_mtime_ns} {status.st_ino}")

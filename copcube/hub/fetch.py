@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from copcube.errors import CopcubeError, FetchError, MissingPackageError, StorageError
-from copcube.files.atomic import atomic_path, writing
+from copcube.files.atomic import atomic_folder, atomic_path, writing
 from copcube.hub.published import ARCHIVE, CHECKPOINT, Published, describe, published, summary
 from copcube.progress import size as in_words
 from copcube.version import __version__
@@ -166,24 +166,19 @@ def unpack(archive: str | Path) -> Path:
     folder = archive.with_suffix("")
     if folder.is_dir():
         return folder
-    partial = folder.with_name(f".{folder.name}.partial")
     try:
-        with zipfile.ZipFile(archive) as file, writing(folder):
+        with zipfile.ZipFile(archive) as file, atomic_folder(folder, replace=False) as partial:
             members = _members(file, archive)
             _demand_room(sum(member.file_size for member in members.values()), folder.parent)
-            shutil.rmtree(partial, ignore_errors=True)
             for path, member in members.items():
                 target = partial / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with file.open(member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
-            partial.replace(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise FetchError(
             f"{archive}: not a readable zip archive ({error}); remove it and fetch it again"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Listing and reading objects."""
+"""Listing and reading the objects of a store."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from copcube.errors import StorageError
+from copcube.errors import ReadError
 from copcube.files.objects.stores import asking, is_remote, locate, pool, split
 
 if TYPE_CHECKING:
@@ -26,24 +26,27 @@ class Entry:
     Parameters
     ----------
     name : str
-        Its key below the place that was listed.
+        Its key below the address that was listed.
     size : int
         Bytes.
     modified : datetime
         When it was written, by the store's clock.
+    tag : str or None
+        Entity tag of its content, if the store gives one.
     """
 
     name: str
     size: int
     modified: datetime
+    tag: str | None
 
 
 def stat(url: str) -> Entry:
-    """What the store says of one object.
+    """Ask the store for size, time and tag of one object.
 
     Raises
     ------
-    FileNotFoundError, StorageError, OptionError
+    FileNotFoundError, ReadError, OptionError
         As `copcube.files.objects.stores.asking`.
     """
     store, key = locate(url)
@@ -56,18 +59,18 @@ def file_size(path: str | Path) -> int:
 
     Raises
     ------
-    FileNotFoundError, StorageError
+    FileNotFoundError, ReadError
         If it is not there or cannot be read.
     """
     return stat(str(path)).size if is_remote(path) else os.stat(path).st_size
 
 
 def sizes(urls: Iterable[str]) -> list[int | None]:
-    """Sizes in bytes of several objects, asked for at once; None where there is none.
+    """Sizes in bytes of several objects, from requests made at once; None where there is none.
 
     Raises
     ------
-    StorageError
+    ReadError
         If a store cannot be asked.
     """
 
@@ -92,12 +95,12 @@ def listing(url: str, *, deep: bool = True) -> list[Entry]:
 
     Raises
     ------
-    StorageError
+    ReadError
         If the store cannot be listed, as all of ``https://``.
     """
     store, key = locate(url)
     if split(url)[0].startswith("http"):
-        raise StorageError(f"{url}: web servers list no folders; name the files themselves")
+        raise ReadError(f"{url}: web servers list no folders; name the files themselves")
     key = key.strip("/")
     with asking(url):
         if deep:
@@ -110,7 +113,7 @@ def listing(url: str, *, deep: bool = True) -> list[Entry]:
 
 def _entry(meta: "ObjectMeta", above: str) -> Entry:
     name = meta["path"].removeprefix(above)
-    return Entry(name, meta["size"], meta["last_modified"])
+    return Entry(name, meta["size"], meta["last_modified"], meta["e_tag"])
 
 
 def read(url: str) -> bytes:
@@ -118,7 +121,7 @@ def read(url: str) -> bytes:
 
     Raises
     ------
-    FileNotFoundError, StorageError
+    FileNotFoundError, ReadError
         As `copcube.files.objects.stores.asking`.
     """
     return read_range(url, 0, None)
@@ -138,7 +141,7 @@ def read_range(url: str, start: int, length: int | None) -> bytes:
 
     Raises
     ------
-    FileNotFoundError, StorageError
+    FileNotFoundError, ReadError
         As `copcube.files.objects.stores.asking`.
     """
     store, key = locate(url)
@@ -148,7 +151,7 @@ def read_range(url: str, start: int, length: int | None) -> bytes:
                 if length is None:
                     return store.get(key).bytes().to_bytes()
                 return store.get_range(key, start=start, length=length).to_bytes()
-        except StorageError:  # a body that was cut is not asked for again below us
+        except ReadError:  # obstore repeats failed requests, but not one whose body was cut
             if not left:
                 raise
             time.sleep(_PAUSE)
@@ -156,7 +159,10 @@ def read_range(url: str, start: int, length: int | None) -> bytes:
 
 
 class _File(io.RawIOBase):
-    """An object as a file that can be read at any place."""
+    """An object as a file that can be read from any offset.
+
+    obstore's own reader is not one that pyarrow takes: it lacks `closed`.
+    """
 
     def __init__(self, url: str) -> None:
         self._url, self._size, self._at = url, stat(url).size, 0
@@ -183,11 +189,11 @@ class _File(io.RawIOBase):
 
 
 def open_file(url: str) -> BinaryIO:
-    """Open an object as a file that can be read at any place, such as pyarrow takes.
+    """Open an object as a file that can be read from any offset, as pyarrow needs.
 
     Raises
     ------
-    FileNotFoundError, StorageError
+    FileNotFoundError, ReadError
         As `copcube.files.objects.stores.asking`, now and when it is read.
     """
     return io.BufferedReader(_File(url), _BUFFER)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from threading import Lock
 
-from copcube.errors import StorageError
+from copcube.errors import ReadError
 from copcube.files.objects.access import read_range, stat
 from copcube.files.objects.stores import REQUESTS, pool
 
@@ -13,11 +13,11 @@ KEPT = 32
 
 
 class ReadAhead:
-    """An object that is read in about its order, from any threads.
+    """An object that is read roughly from front to back, by any number of threads.
 
-    It is fetched in fixed parts, some of them ahead of the foremost reader. The parts used
-    last are kept, so that readers may come some way behind; a part that is gone is fetched
-    again.
+    It is fetched in parts of a fixed size, some of them ahead of the foremost reader. The
+    parts used last are kept, so that other readers may lag behind; a part that was dropped is
+    fetched again.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class ReadAhead:
 
     Raises
     ------
-    FileNotFoundError, StorageError
+    FileNotFoundError, ReadError
         As `copcube.files.objects.stores.asking`, now and when it is read.
     """
 
@@ -46,24 +46,29 @@ class ReadAhead:
     def read(self, start: int, length: int) -> bytes:
         """Return some bytes, fewer where the object ends."""
         stop = min(start + length, self.size)
-        pieces = []
+        parts = []
         while start < stop:
             number = start // self._part
             base = number * self._part
             future = self._fetch(number, (stop - 1) // self._part)
             try:
-                piece = future.result()
+                part = future.result()
             except BaseException:
+                # Forget the failed part, so that the next reader fetches it again.
                 with self._lock:
                     if self._parts.get(number) is future:
                         del self._parts[number]
                 raise
-            pieces.append(memoryview(piece)[start - base : stop - base])
+            parts.append(memoryview(part)[start - base : stop - base])
             start = base + self._part
-        return b"".join(pieces)
+        return b"".join(parts)
 
     def _fetch(self, number: int, last: int) -> "Future[bytes]":
-        """Have a part fetched, with those after it that a reader to part `last` is to need."""
+        """Start to fetch a part and those after it, unless they are here; return the part.
+
+        The foremost reader gets `ahead` parts more; one that lags behind only those up to
+        part `last`, which it asked for.
+        """
         with self._lock:
             upto = min(number + self._ahead, (self.size - 1) // self._part)
             if number < self._foremost:
@@ -73,17 +78,17 @@ class ReadAhead:
                 if n not in self._parts:
                     start = n * self._part
                     length = min(self._part, self.size - start)
-                    self._parts[n] = pool().submit(_whole, self._url, start, length)
+                    self._parts[n] = pool().submit(_read_part, self._url, start, length)
                 self._parts.move_to_end(n)
             while len(self._parts) > max(KEPT, self._ahead + 1):
                 self._parts.popitem(last=False)
             return self._parts[number]
 
 
-def _whole(url: str, start: int, length: int) -> bytes:
+def _read_part(url: str, start: int, length: int) -> bytes:
     data = read_range(url, start, length)
     if len(data) < length:
-        raise StorageError(
+        raise ReadError(
             f"{url}: expected {length} bytes at {start}, found {len(data)}; it changed while it "
             "was read, so start again"
         )

@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from copcube.errors import OptionError
+from copcube.errors import OptionError, WriteError
 from copcube.files.objects.access import listing, open_file, read
 from copcube.files.objects.lease import leased
 from copcube.files.objects.stores import asking, locate, pool, split
+from copcube.files.states import FileState, Written
 
 ONE_PUT = 32 << 20
 """Bytes up to which a file is sent in one request; larger ones appear with their last part."""
@@ -16,7 +17,7 @@ ONE_PUT = 32 << 20
 class ObjectFolder:
     """Objects below an address, as a `copcube.files.folders.Folder`.
 
-    A file is there whole or not at all, and stays, as every object.
+    Every object is there whole or not at all, and stays.
 
     Parameters
     ----------
@@ -35,19 +36,20 @@ class ObjectFolder:
         """See `Folder`."""
         return open_file(self._at(name))
 
-    def write(self, name: str, data: Any) -> None:
-        """See `Folder`."""
+    def write(self, name: str, data: Any, *, flush: bool = True) -> Written:
+        """See `Folder`; what is written stays in any case."""
         store, key = locate(self._at(name))
-        with asking(self._at(name)):
-            store.put(key, memoryview(data).cast("B"), chunk_size=ONE_PUT)
+        with asking(self._at(name), WriteError):
+            put = store.put(key, memoryview(data).cast("B"), chunk_size=ONE_PUT)
+        return Written.of(data, put["e_tag"])
 
     def create(self, name: str, data: Any) -> bool:
-        """See `Folder`; of two processes at once only one succeeds."""
+        """See `Folder`; of several processes at once only one succeeds."""
         from obstore.exceptions import AlreadyExistsError
 
         store, key = locate(self._at(name))
         try:
-            with asking(self._at(name)):
+            with asking(self._at(name), WriteError):
                 store.put(key, memoryview(data).cast("B"), mode="create")
         except AlreadyExistsError:
             return False
@@ -59,24 +61,36 @@ class ObjectFolder:
         names = (self._below(above, entry.name) for entry in listing(self._at(above)))
         return [n for n in names if n.startswith(prefix) and not f"/{n}".count("/.")]
 
+    def states(self, names: Iterable[str]) -> dict[str, FileState]:
+        """See `Folder`; a stamp is an entity tag. One listing serves a thousand files."""
+        wanted = set(names)
+        found = {}
+        for top in sorted({name.partition("/")[0] for name in wanted if "/" in name}):
+            for entry in listing(self._at(top)):
+                found[f"{top}/{entry.name}"] = FileState(entry.size, entry.tag)
+        if any("/" not in name for name in wanted):
+            for entry in listing(self._url, deep=False):
+                found[entry.name] = FileState(entry.size, entry.tag)
+        return {name: state for name, state in found.items() if name in wanted}
+
     def remove(self, name: str) -> None:
         """See `Folder`."""
         url = self._at(name)
         store, key = locate(url)
         below = [f"{key}/{entry.name}".lstrip("/") for entry in listing(url)]
-        with suppress(FileNotFoundError), asking(url):
+        with suppress(FileNotFoundError), asking(url, WriteError):
             store.delete([key, *below] if name else below)
 
     def flush(self, names: Iterable[str]) -> None:
         """See `Folder`; nothing to do."""
 
     def copy_to(self, url: str, *, last: str) -> None:
-        """Copy all files to another address of the same bucket, inside the store.
+        """Copy all files to another address of the same bucket; the store moves the bytes.
 
         Parameters
         ----------
         url : str
-            Where to; what is there and has no counterpart stays.
+            Target; what is there and has no counterpart stays.
         last : str
             File that appears when all others are there.
 
@@ -84,16 +98,16 @@ class ObjectFolder:
         ------
         OptionError
             If it is another bucket.
-        FileNotFoundError, StorageError
+        FileNotFoundError, WriteError
             As `copcube.files.objects.stores.asking`.
         """
         other = ObjectFolder(url)
         if split(url)[0] != split(self._url)[0]:
-            raise OptionError(f"{url}: expected a place in the bucket of {self._url}")
+            raise OptionError(f"{url}: expected an address in the bucket of {self._url}")
 
         def copy(name: str) -> None:
             store, key = locate(self._at(name))
-            with asking(self._at(name)):
+            with asking(self._at(name), WriteError):
                 store.copy(key, locate(other._at(name))[1])
 
         names = [entry.name for entry in listing(self._url)]

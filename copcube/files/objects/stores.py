@@ -1,4 +1,4 @@
-"""From an address to its store, and from a store's errors to ours."""
+"""Finding the store of an address, and turning its errors into copcube's."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from copcube.errors import MissingPackageError, OptionError, StorageError
+from copcube.errors import MissingPackageError, OptionError, ReadError, StorageError
 
 if TYPE_CHECKING:
     from obstore.store import (
@@ -131,26 +131,29 @@ def _store(root: str, prefix: str = "") -> "S3Store | GCSStore | HTTPStore":
 
 @cache
 def pool() -> ThreadPoolExecutor:
-    """Threads that requests are made on."""
+    """Return the threads that make requests, shared by the whole process."""
     return ThreadPoolExecutor(REQUESTS, thread_name_prefix="objects")
 
 
 @contextmanager
-def asking(url: str) -> Iterator[None]:
+def asking(url: str, failure: type[StorageError] = ReadError) -> Iterator[None]:
     """Turn a store's errors into ones that name the address and the remedy.
 
-    What is transient (a dropped connection, an overloaded server) was tried again before.
+    Before an error comes here, obstore has repeated requests that failed for a reason that
+    may pass, such as a dropped connection or an overloaded server.
 
     Parameters
     ----------
     url : str
         What is read or written.
+    failure : type
+        Error to raise: `ReadError`, or `WriteError` where something is written.
 
     Raises
     ------
     FileNotFoundError
         If it is not there.
-    StorageError
+    ReadError, WriteError
         If the store denies access, cannot be reached, or refuses.
     """
     from obstore import exceptions
@@ -160,9 +163,9 @@ def asking(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "no such object", url) from error
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
-        raise
+        raise  # answers to a conditional write, for its caller
     except exceptions.BaseError as error:
-        raise StorageError(f"{url}: {_explained(url, error)}") from error
+        raise failure(f"{url}: {_explained(url, error)}") from error
     except ValueError as error:
         raise OptionError(f"{url}: not the name of an object: {error}") from error
 

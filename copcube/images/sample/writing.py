@@ -14,7 +14,6 @@ import gzip
 import io
 import json
 import math
-import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -27,8 +26,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.errors import MissingPackageError, OptionError, StorageError
-from copcube.files.atomic import writing
+from copcube.errors import MissingPackageError, OptionError, WriteError
+from copcube.files.atomic import atomic_folder, writing
 from copcube.grid import cell_at, centre, format_cell, grid_id
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.tensor_form import to_tensor_form
@@ -152,7 +151,7 @@ def write_sample(
     ------
     OptionError
         If an option is out of its range, or a modality is unknown.
-    StorageError
+    WriteError
         If the folder is not empty or cannot be written.
     MissingPackageError
         If ``layout`` is "webdataset" and torch is not installed.
@@ -176,11 +175,10 @@ def write_sample(
         replace(cell, dates={key: times for key, times in cell.dates.items() if key in chosen})
         for cell in _world(seed, cells, local_patches, dates)
     ]
-    partial = root.with_name(f".{root.name}.partial")
     with writing(root):
         if root.exists() and any(root.iterdir()):
-            raise StorageError(f"{root}: not empty; give another folder or remove this one")
-        shutil.rmtree(partial, ignore_errors=True)
+            raise WriteError(f"{root}: not empty; give another folder or remove this one")
+    with atomic_folder(root, replace=False) as partial:
         partial.mkdir(parents=True)
         # Products of matrices as small as these take several times as long on several threads,
         # and on one they are the same on machines of any number of cores.
@@ -195,9 +193,6 @@ def write_sample(
             for _ in steps:
                 bar.advance()
         size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-        if root.exists():
-            root.rmdir()
-        partial.rename(root)
     images = {
         key: sum(len(at_place) for cell in world for at_place in cell.dates.get(key, ()))
         for key in chosen

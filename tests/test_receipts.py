@@ -1,0 +1,297 @@
+"""Receipts: what they hold, that nothing is read to write them, and what a resume reads."""
+
+import builtins
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from builds_helpers import contents
+from stub import StubEncoder
+
+from copcube import cube, grid
+from copcube.builds import api, build, estimate, validate_rows
+from copcube.builds.embed import rows_digest
+from copcube.builds.folder import BuildFolder
+from copcube.files.objects import access
+from copcube.images.base import Image, Partition
+
+
+@dataclass(frozen=True)
+class FakeSource:
+    """As many partitions as are asked for, each of two small images of one cell."""
+
+    number: int = 5
+    root: str = "fake"
+    layout: str = "geotiff"
+
+    @property
+    def reader(self):
+        return self
+
+    def partitions(self):
+        return [Partition(f"p{i:05d}", (f"{i}.tif",), 2, 1) for i in range(self.number)]
+
+    def fingerprint(self):
+        return f"fingerprint of {self.number}"
+
+    def count(self, partition, selection):
+        return Counter(s5p_co=2)
+
+    def jobs(self, partition, selection):
+        number = int(partition.name[1:])
+        cell = grid.grid_id(number * 97 % 721, number * 7 % 1440)
+        pixels = np.random.default_rng(number).random((2, 1, 28, 28), np.float32)
+        dates = ("20210101", "20210701")
+        yield lambda: [
+            Image(cell, "s5p_co", None, date, 0.0, 0.0, image, "")
+            for date, image in zip(dates, pixels, strict=True)
+        ]
+
+
+@pytest.fixture
+def source(monkeypatch):
+    source = FakeSource()
+    monkeypatch.setattr(api, "open_source", lambda path: source)
+    return source
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Path and mode of every file that Python opens; pyarrow opens rows past it."""
+    seen = []
+    real = io.open
+
+    def spy(file, mode="r", *arguments, **options):
+        seen.append((str(file), mode))
+        return real(file, mode, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", spy)
+    monkeypatch.setattr(builtins, "open", spy)
+    return seen
+
+
+def reads(opened, part):
+    """How often each file was opened for reading whose path holds a part, by name."""
+    names = [Path(path).name for path, mode in opened if "r" in mode and part in path]
+    return Counter(names)
+
+
+def receipt_of(out, name="p00000"):
+    return out.with_name("world.build") / "receipts" / "embed" / f"{name}.json"
+
+
+# What is written.
+
+
+def test_an_undisturbed_build_reads_nothing_back(source, tmp_path, opened):
+    """What is written is read only to be assembled: rows by pyarrow, each cell file once."""
+    build("fake", tmp_path / "world.zarr", encoder=StubEncoder())
+    written = [path for path, mode in opened if "w" in mode and ".partial" in path]
+    assert len([path for path in written if "/rows/" in path]) == source.number
+    assert len([path for path in written if "/cube.zarr/embedding/c/" in path]) == source.number
+    assert reads(opened, "/rows/") == {}
+    assert reads(opened, "/c/") == {}, "chunks were read"
+    cells = [path for path, mode in opened if "r" in mode and "/cells/" in path]
+    assert sorted(cells) == sorted(set(cells))
+    assert len(cells) >= 1
+
+
+def test_a_receipt_holds_size_checksum_and_stamp_of_what_is_there(source, tmp_path):
+    out = tmp_path / "world.zarr"
+    build("fake", out, encoder=StubEncoder())
+    receipt = json.loads(receipt_of(out).read_text())
+    rows = tmp_path / "world.build" / "rows" / "p00000.parquet"
+    data, state = rows.read_bytes(), rows.stat()
+    name = "rows/p00000.parquet"
+    assert receipt["files"] == {name: [len(data), hashlib.sha256(data).hexdigest()]}
+    assert receipt["stamps"] == {name: f"{state.st_mtime_ns} {state.st_ino}"}
+
+
+def test_the_name_of_the_rows_is_made_of_their_checksums_alone(source, tmp_path):
+    out = tmp_path / "world.zarr"
+    build("fake", out, encoder=StubEncoder())
+    receipts = [json.loads(receipt_of(out, p.name).read_text()) for p in source.partitions()]
+    known = [
+        {name: [len(data), hashlib.sha256(data).hexdigest()]}
+        for name, data in (
+            (
+                f"rows/{p.name}.parquet",
+                (tmp_path / f"world.build/rows/{p.name}.parquet").read_bytes(),
+            )
+            for p in source.partitions()
+        )
+    ]
+    expected = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    assert rows_digest(receipts) == expected
+    assert cube.read_attributes(out)["copcube_rows"] == expected
+    assert rows_digest([{"files": {"rows/a.parquet": [3, "abc"]}}]) == (
+        "8e7c8a1c1b5d86368d9ef0a273633ff3d8f910d9a8468643099e5abc10907ce3"
+    )
+
+
+# What a resume reads.
+
+
+def fake_build(folder, source, stamps=True):
+    """Receipts and rows of all partitions, as a build would leave them, but of a few bytes."""
+    encoder = api.describe(StubEncoder(), {"s5p_co": 28})
+    options = api.Aggregation(selection=api.Selection.of(["s5p_co"]), duplicates="drop")
+    plan, partitions = api.plan_build(source, encoder, options, "center")
+    folder.write_plan(plan)
+    for directory in ("rows", "receipts/embed"):
+        Path(folder.path, directory).mkdir(parents=True)
+    receipts = []
+    for partition in partitions:
+        data = partition.name.encode()
+        name, path = f"rows/{partition.name}.parquet", Path(folder.rows(partition.name))
+        path.write_bytes(data)
+        receipt = {
+            "work": plan.id,
+            "files": {name: [len(data), hashlib.sha256(data).hexdigest()]},
+            "images": {"s5p_co": 2},
+            "rescaled": 0,
+            "rejected": [],
+            "seconds": {"embedding": 1.0},
+            "finished": 0.0,
+        }
+        if stamps:
+            state = path.stat()
+            receipt["stamps"] = {name: f"{state.st_mtime_ns} {state.st_ino}"}
+        receipts.append(receipt)
+        receipt_of(Path(folder.out), partition.name).write_text(json.dumps(receipt))
+    return plan, rows_digest(receipts)
+
+
+def test_resuming_10000_partitions_reads_no_row(tmp_path, monkeypatch, opened, capsys):
+    source = FakeSource(10_000)
+    monkeypatch.setattr(api, "open_source", lambda path: source)
+    out, encoder = tmp_path / "world.zarr", StubEncoder()
+    plan, rows = fake_build(BuildFolder(out), source)
+    zarr.create_group(out, attributes={"copcube_plan": plan.id, "copcube_rows": rows})
+    opened.clear()
+    begin = time.perf_counter()
+    report = build("fake", out, encoder=encoder, modalities=["s5p_co"])
+    with capsys.disabled():
+        print(
+            f" resumed {report.resumed} partitions in {time.perf_counter() - begin:.1f} s", end=""
+        )
+    assert (report.resumed, report.finished, encoder.calls) == (10_000, True, [])
+    # The rows are no parquet files: whatever read one would fail, also past the spy.
+    assert reads(opened, "/rows/") == {}
+    assert sum(reads(opened, "/receipts/").values()) == 20_000, "one to check, one to count"
+
+
+def copy_of(out, folder):
+    """Copy of a build folder without its cube, made as ``cp -r`` does."""
+    target = folder / "world.build"
+    shutil.copytree(out.with_name("world.build"), target, copy_function=shutil.copyfile)
+    return folder / "world.zarr"
+
+
+def test_the_rows_of_a_copied_folder_are_hashed_once_and_not_embedded_again(
+    source, tmp_path, opened
+):
+    build("fake", tmp_path / "world.zarr", encoder=StubEncoder())
+    out, encoder = copy_of(tmp_path / "world.zarr", tmp_path / "copy"), StubEncoder()
+    everything = {f"{p.name}.parquet": 1 for p in source.partitions()}
+    for expected in (everything, {}):
+        opened.clear()
+        report = build("fake", out, encoder=encoder)
+        assert (report.resumed, encoder.calls) == (source.number, [])
+        assert reads(opened, "/copy/world.build/rows/") == expected
+        assert contents(out) == contents(tmp_path / "world.zarr")
+    assert validate_rows(out) == []
+
+
+def test_a_receipt_without_stamps_is_understood_and_checked_by_hash(source, tmp_path, opened):
+    """Of releases that kept none."""
+    out = tmp_path / "world.zarr"
+    build("fake", out, encoder=StubEncoder())
+    for partition in source.partitions():
+        file = receipt_of(out, partition.name)
+        receipt = json.loads(file.read_text())
+        del receipt["stamps"]
+        file.write_text(json.dumps(receipt))
+    rows = tmp_path / "world.build" / "rows" / "p00003.parquet"
+    rows.write_bytes(rows.read_bytes()[::-1])
+    encoder = StubEncoder()
+    opened.clear()
+    report = build("fake", out, encoder=encoder)
+    assert (report.resumed, len(encoder.calls)) == (source.number - 1, 1)
+    assert len(reads(opened, "/rows/")) == source.number
+    assert validate_rows(out) == []
+
+
+def test_an_estimate_changes_no_receipt(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[estimate.__module__], "open_source", lambda path: source)
+    build("fake", tmp_path / "world.zarr", encoder=StubEncoder())
+    out = copy_of(tmp_path / "world.zarr", tmp_path / "copy")
+    before = contents(tmp_path / "copy")
+    estimate("fake", out, encoder=StubEncoder())
+    assert contents(tmp_path / "copy") == before
+
+
+def test_validate_finds_what_size_and_stamp_hide(source, tmp_path):
+    """A bit that a disk has turned; the message says how to mend it, and that does."""
+    out = tmp_path / "world.zarr"
+    build("fake", out, encoder=StubEncoder())
+    rows = tmp_path / "world.build" / "rows" / "p00002.parquet"
+    state, whole = rows.stat(), rows.read_bytes()
+    data = bytearray(whole)
+    data[len(data) // 2] ^= 1
+    with rows.open("r+b") as file:
+        file.write(data)
+    os.utime(rows, ns=(state.st_atime_ns, state.st_mtime_ns))
+    encoder = StubEncoder()
+    assert build("fake", out, encoder=encoder).resumed == source.number
+    (problem,) = validate_rows(out)
+    assert problem.startswith(f"{rows}: ")
+    assert "remove it if it is there, and build again" in problem
+    rows.unlink()
+    build("fake", out, encoder=encoder)
+    assert len(encoder.calls) == 1
+    assert rows.read_bytes() == whole
+    assert validate_rows(out) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"work": 1, "files": {"a": 1}}'])
+def test_a_broken_receipt_counts_as_none(tmp_path, text):
+    folder = BuildFolder(tmp_path / "world.zarr")
+    folder.files.write("receipts/embed/a.json", text.encode())
+    assert folder.receipts("w", "embed", ["a", "b"]) == {}
+    assert folder.receipt("w", "embed", "a") is None
+    assert folder.receipt("w", "embed", "b") is None
+
+
+def test_in_a_bucket_a_resume_lists_the_rows_and_reads_none(source, bucket, monkeypatch):
+    fetched = []
+    fetch = access.read_range
+
+    def spy(url, start, length):
+        fetched.append(url)
+        return fetch(url, start, length)
+
+    for module in ("access", "folder"):
+        monkeypatch.setattr(f"copcube.files.objects.{module}.read", lambda url: spy(url, 0, None))
+    out, encoder = f"{bucket}/world.zarr", StubEncoder()
+    build("fake", out, encoder=encoder)
+    assert not [url for url in fetched if "/rows/" in url or "/c/" in url]
+    calls = len(encoder.calls)
+    receipt = json.loads(BuildFolder(out).files.read("receipts/embed/p00000.json"))
+    assert receipt["stamps"]["rows/p00000.parquet"]
+    fetched.clear()
+    report = build("fake", out, encoder=encoder)
+    assert (report.resumed, len(encoder.calls)) == (source.number, calls)
+    assert not [url for url in fetched if "/rows/" in url]
+    assert validate_rows(out) == []
+    assert len([url for url in fetched if "/rows/" in url]) == source.number
