@@ -23,12 +23,11 @@ from known import KEYS, StubSpec, write_shards
 import copcube
 from copcube import grid
 from copcube.builds.dask import local_cluster
+from copcube.builds.plan import BuildOptions
 from copcube.builds.tasks import describe, loaded
 from copcube.encoder import EncoderSpec
 from copcube.images import open_source
 from copcube.selection import Selection
-
-SIZES = dict.fromkeys(KEYS, 28)
 
 
 @contextlib.contextmanager
@@ -39,7 +38,7 @@ def warm(workers, spec):
         yield None
         return
     with local_cluster(workers, gpus=False) as client:
-        client.run(describe, spec, SIZES)
+        client.run(describe, BuildOptions(Selection(tuple(KEYS)), spec))
         client.run(exercise, spec)
         yield client
 

@@ -63,7 +63,8 @@ class Rejected:
     kind : str
         ``broken``: cannot be read as what it should be; ``stale``: metadata names another
         cell; ``duplicate``: an image of the same cell, modality, patch and date came
-        before; ``empty``: no valid pixel.
+        before; ``empty``: no valid pixel; ``killer``: its partition killed the process that
+        embedded it.
     reason : str
         What was expected and what was found.
     images : int
@@ -72,7 +73,7 @@ class Rejected:
 
     file: str
     member: str
-    kind: Literal["broken", "stale", "duplicate", "empty"]
+    kind: Literal["broken", "stale", "duplicate", "empty", "killer"]
     reason: str
     images: int = 1
 

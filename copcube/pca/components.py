@@ -6,7 +6,6 @@ memory. Products are in float32 and sums in float64 (`copcube.pca.moments`); whe
 coarse for what is asked, the cube is read once more with products in float64.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cube.view import counted, present, require_dataset, spatial_dims, vectors
 from copcube.errors import CubeError, OptionError
+from copcube.files.processors import available_processors
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Batch, Floats, Moments
 
@@ -40,7 +40,7 @@ of float32 average out over many only."""
 _NEGLIGIBLE = 1e-30
 """Weight, relative to the largest, below which a cell counts as having none: float32 holds
 its square root, and no sum in float64 notices it."""
-_THREADS = min(os.cpu_count() or 1, 8)
+_THREADS = min(available_processors(), 8)
 """Blocks at work at once; each takes some 20 MB."""
 
 _T = TypeVar("_T")

@@ -16,8 +16,8 @@ import json
 import math
 import shutil
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import date as Date
 from datetime import timedelta
 from functools import lru_cache
@@ -32,7 +32,7 @@ from copcube.files.atomic import writing
 from copcube.grid import cell_at, centre, format_cell, grid_id
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.tensor_form import to_tensor_form
-from copcube.modalities import MODALITIES, ORDER, Modality
+from copcube.modalities import MODALITIES, ORDER, Modality, select
 from copcube.progress import stage
 
 Layout = Literal["geotiff", "webdataset"]
@@ -117,6 +117,7 @@ def write_sample(
     cells: int = 12,
     local_patches: int = 3,
     dates: int = 3,
+    modalities: Iterable[str] | None = None,
 ) -> SampleSummary:
     """Write a made-up Copernicus-Pretrain: the published form, drawn pixels.
 
@@ -137,6 +138,9 @@ def write_sample(
     dates : int
         Most dates a modality may have at one place, 1 to 12 (Sentinel-1 and -2 have at
         most 4, Sentinel-3 at most 8).
+    modalities : iterable of str, optional
+        Keys of what is written; all by default. The others are left out and change nothing
+        in those that are written.
 
     Returns
     -------
@@ -145,7 +149,7 @@ def write_sample(
     Raises
     ------
     OptionError
-        If an option is out of its range.
+        If an option is out of its range, or a modality is unknown.
     StorageError
         If the folder is not empty or cannot be written.
     MissingPackageError
@@ -162,7 +166,11 @@ def write_sample(
         if not low <= value <= high:
             raise OptionError(f"{name} is {value}; expected {low} to {high}")
     root = Path(folder)
-    world = _world(seed, cells, local_patches, dates)
+    chosen = select(modalities)
+    world = [
+        replace(cell, dates={key: times for key, times in cell.dates.items() if key in chosen})
+        for cell in _world(seed, cells, local_patches, dates)
+    ]
     write = _write_geotiffs if layout == "geotiff" else _write_shards
     partial = root.with_name(f".{root.name}.partial")
     with writing(root):
