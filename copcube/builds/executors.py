@@ -180,7 +180,8 @@ class DaskExecutor:
                 completed.update(running)
                 while True:
                     for task in itertools.islice(todo, max(0, window - len(running))):
-                        future = self._client.submit(function, task, pure=False, **resources)
+                        with self._connected():
+                            future = self._client.submit(function, task, pure=False, **resources)
                         running[future] = task
                         completed.add(future)
                     if not running:
@@ -237,11 +238,11 @@ class DaskExecutor:
         lost: Exception | None = None
         try:
             yield
-        except TimeoutError as error:
-            if self._client.status == "running":
+        except Exception as error:
+            # The client cancels what it has lost, also if it finds the scheduler again.
+            cancelled = isinstance(error, CommClosedError | CancelledError)
+            if self._client.status == "running" and not cancelled:
                 raise
-            lost = error
-        except (CommClosedError, CancelledError) as error:  # the client cancels what it has lost
             lost = error
         if lost is not None or self._client.status != "running":
             raise BuildError(
