@@ -514,7 +514,12 @@ def test_workers_with_a_lifetime(images, undisturbed, tmp_path, diary):
     """As under a batch system: a job ends when its time is up, and the next one begins."""
     spec = WorkerSpec(diary, seconds=0.02)
     with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"}),
+        dask.config.set(
+            {
+                "distributed.deploy.lost-worker-timeout": "0.1s",
+                "distributed.comm.timeouts.connect": "1s",  # to a worker that has gone
+            }
+        ),
         threads(lifetime="1s", lifetime_stagger="0.2s") as client,
     ):
         client.cluster.adapt(minimum=2, maximum=2, interval="0.1s")
