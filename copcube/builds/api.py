@@ -24,7 +24,7 @@ from copcube.builds.stages import (
     write_quarantine,
 )
 from copcube.builds.tasks import EmbedTask, counts, describe
-from copcube.embedding.partition import Crop, Encoder, Spec
+from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
 from copcube.errors import BuildError, OptionError
 from copcube.files.objects import is_remote
 from copcube.images import open_source
@@ -170,13 +170,16 @@ def build(
         strict=strict,
     )
     images = open_source(source)
-    if (client is not None or workers is not None) and not isinstance(options.encoder, Spec):
+    if (client is not None or workers is not None) and not isinstance(
+        options.encoder, SharedEncoder
+    ):
         raise OptionError(
             "an encoder that is sent to workers must be a small description of one, such as "
             f"copcube.EncoderSpec; found a {type(options.encoder).__name__}"
         )
     folder = BuildFolder(out)
-    gpus = getattr(options.encoder, "device", "auto") != "cpu"
+    spec = getattr(options.encoder, "spec", None)
+    gpus = getattr(spec, "device", "auto") != "cpu"
     with (
         folder.lock(shared=partitions is not None),
         executor(client, workers, gpus=gpus) as runner,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from copcube.builds.tasks import Advance, ignore, loaded
+from copcube.builds.tasks import Advance, ignore
 from copcube.embedding.partition import side_by_side
 from copcube.errors import BuildError, CopcubeError
 
@@ -98,7 +98,7 @@ class LocalExecutor:
     ) -> Iterator[tuple[Task, Outcome]]:
         """See `Executor`; only errors of reading are given back, all others are raised."""
         todo: list[Any] = list(tasks)
-        if embeds and todo and loaded(todo[0].options.encoder).streams > 1:
+        if embeds and todo and todo[0].options.encoder.streams > 1:
             calls = (partial(_attempt, function, task, advance) for task in todo)
             with side_by_side(calls, PARTITIONS_PER_GPU) as outcomes:
                 yield from outcomes

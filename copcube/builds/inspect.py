@@ -14,9 +14,9 @@ from typing import Any
 
 from copcube.builds.folder import BuildFolder, Receipt
 from copcube.builds.plan import BuildOptions, Plan, plan_build
-from copcube.builds.tasks import describe, loaded
+from copcube.builds.tasks import describe
 from copcube.cube import read_attributes
-from copcube.embedding.partition import Batch, Encoder
+from copcube.embedding import Batch, Encoder
 from copcube.errors import BuildError
 from copcube.grid import N_BANDS, N_LAT, N_LON
 from copcube.images import Image, Partition, Source, open_source
@@ -100,7 +100,7 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
     """
     chosen = BuildOptions.of(**options)
     images = open_source(source)
-    encoder = loaded(chosen.encoder)
+    encoder = chosen.encoder
     plan, partitions = plan_build(images, chosen, describe(chosen))
     done = len(BuildFolder(out).receipts(plan.id, "embed", [p.name for p in partitions]))
     step = max(len(partitions) // LOOK, 1)

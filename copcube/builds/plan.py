@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copcube.aggregate import Aggregation, Balance, By, Survey
-from copcube.embedding.partition import Crop, Encoder, Spec
+from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.errors import BuildError
 from copcube.files.objects import file_size
 from copcube.images import Partition, Source
@@ -38,8 +38,8 @@ class BuildOptions:
     ----------
     selection : Selection
         Modalities and dates to take.
-    encoder : Encoder or Spec
-        What embeds the images; a spec wherever tasks are sent to workers.
+    encoder : Encoder
+        What embeds the images; a `SharedEncoder` wherever tasks are sent to workers.
     crop : {"center", "full"}
         What of a stored image is embedded.
     balance : {"modality", "image"}
@@ -60,7 +60,7 @@ class BuildOptions:
     """
 
     selection: Selection
-    encoder: Encoder | Spec
+    encoder: Encoder
     crop: Crop = "center"
     balance: Balance = "modality"
     by: By | None = None
@@ -86,12 +86,7 @@ class BuildOptions:
         OptionError
             If a value is unknown, or the dates cannot be read.
         """
-        selection = Selection.of(modalities, dates)
-        if encoder is None:
-            from copcube.encoder import EncoderSpec  # imports torch
-
-            encoder = EncoderSpec()
-        return cls(selection, encoder, **options)
+        return cls(Selection.of(modalities, dates), as_encoder(encoder), **options)
 
     @property
     def aggregation(self) -> Aggregation:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from copcube.aggregate import Aggregation, Part, Survey
 from copcube.builds.folder import BuildFolder, Receipt, to_json
 from copcube.builds.plan import BuildOptions, EncoderFacts, Plan, digest, read_partition
 from copcube.cells import Cells, decode_cells, encode_cells
-from copcube.embedding import Encoder, Spec, embed_partition
+from copcube.embedding import Encoder, embed_partition
 from copcube.errors import BuildError
 from copcube.files.processors import available_processors
 from copcube.images import Rejected, Source
@@ -46,32 +45,11 @@ def ignore(number: int) -> None:
     """Count nothing."""
 
 
-# The encoder.
-
-
 def describe(options: BuildOptions) -> EncoderFacts:
     """Describe the encoder on the machine that will use it."""
-    encoder = loaded(options.encoder)
-    sizes = options.image_sizes
+    encoder, sizes = options.encoder, options.image_sizes
     batches = {key: encoder.batch_size(key, size) for key, size in sizes.items()}
     return EncoderFacts(encoder.dim, dict(encoder.provenance), batches)
-
-
-_LOADING = threading.Lock()
-
-
-def loaded(encoder: Encoder | Spec) -> Encoder:
-    """Return a live encoder: itself, or the one of a spec, loaded once a process."""
-    if not isinstance(encoder, Spec):
-        return encoder
-    with _LOADING:  # the cache alone would load it once a thread
-        live: Encoder = _loaded(encoder)  # type: ignore[arg-type]  # specs are hashable
-        return live
-
-
-@lru_cache(maxsize=1)
-def _loaded(spec: Spec) -> Encoder:
-    return spec.load()
 
 
 # Embedding a partition.
@@ -126,8 +104,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
     folder, plan = _opened(task.out, task.plan)
     options = task.options
     with _heartbeats(folder, task.name, advance) as count:
-        encoder = loaded(options.encoder)
-        _require_same(plan, encoder)
+        _require_same(plan, options.encoder)
         # Read here rather than sent: the paths of a partition of GeoTIFFs take some 100 kB.
         partition = read_partition(folder.files.open("partitions.parquet"), task.number)
         if partition.name != task.name:
@@ -135,7 +112,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
         rows, tally = embed_partition(
             task.source,
             partition,
-            encoder,
+            options.encoder,
             selection=options.selection,
             # Those of the plan: on another machine the encoder might prefer others.
             batch_sizes=plan.batch_sizes,
