@@ -3,20 +3,18 @@
     python benchmarks/build.py [--cells 12] [--layout geotiff] [--device auto]
 
 Partition by partition, in turn: decode all batches into memory and time nothing but the
-encoder; then time the whole of embedding the partition, from files to signed rows.
+encoder; then time the whole of embedding the partition, from files to rows with a receipt.
 Weights are untrained: speed does not depend on their values.
 """
 
 import argparse
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-from copcube.aggregate import Aggregation
-from copcube.builds.api import image_sizes, plan_build
 from copcube.builds.folder import BuildFolder
-from copcube.builds.tasks import EmbedTask, describe, embed_unit
+from copcube.builds.plan import BuildOptions, plan_build
+from copcube.builds.tasks import EmbedTask, describe, run_embed_task
 from copcube.embedding.partition import Batch
 from copcube.encoder import EncoderSpec
 from copcube.images import Image, open_source
@@ -35,15 +33,15 @@ def batches(source, partition, selection, sizes):
             yield Batch.of(found[i : i + sizes[key]], "center")
 
 
-def started(source, out, encoder, selection):
+def started(source, out, encoder, selection, threads=None):
     """Begin a build without doing anything of it; its plan and the tasks of embedding."""
-    facts = describe(encoder, image_sizes(selection, "center"))
-    plan, partitions = plan_build(source, facts, Aggregation(selection=selection), "center")
+    options = BuildOptions(selection, encoder, threads=threads)
+    plan, partitions = plan_build(source, options, describe(options))
     folder = BuildFolder(out)
     folder.write_plan(plan)
     folder.write_partitions(partitions, plan.partitions)
     tasks = [
-        EmbedTask(folder.out, plan.id, i, partition.name, source.reader, encoder, None, False)
+        EmbedTask(folder.out, plan.id, i, partition.name, source.reader, options)
         for i, partition in enumerate(partitions)
     ]
     return plan, partitions, tasks
@@ -60,7 +58,8 @@ def main():
         write_sample(Path(scratch, "images"), chosen.layout, cells=chosen.cells)
         source, selection = open_source(Path(scratch, "images")), Selection.of()
         encoder = EncoderSpec("untrained:0", device=chosen.device).load()
-        plan, partitions, tasks = started(source, f"{scratch}/world.zarr", encoder, selection)
+        out = f"{scratch}/world.zarr"
+        plan, partitions, tasks = started(source, out, encoder, selection, chosen.threads)
         for batch in batches(source, partitions[0], selection, plan.batch_sizes):
             encoder(batch.modality.key, batch.pixels, batch.metadata)  # warm up
         images, bare, whole = 0, 0.0, 0.0
@@ -71,7 +70,7 @@ def main():
                 bare += time.perf_counter() - begin
                 images += len(batch.images)
             begin = time.perf_counter()
-            embed_unit(replace(task, threads=chosen.threads))
+            run_embed_task(task)
             whole += time.perf_counter() - begin
             print(f"{images} images: build / bare encoder {bare / whole:.3f}", flush=True)
     print(f"bare encoder {images / bare:.2f} images/s, build {images / whole:.2f} images/s")

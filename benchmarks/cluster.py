@@ -23,12 +23,12 @@ from known import KEYS, StubSpec, write_shards
 import copcube
 from copcube import grid
 from copcube.builds.dask import local_cluster
-from copcube.builds.tasks import describe, loaded
+from copcube.builds.plan import BuildOptions
+from copcube.builds.tasks import describe
+from copcube.embedding import as_encoder
 from copcube.encoder import EncoderSpec
 from copcube.images import open_source
 from copcube.selection import Selection
-
-SIZES = dict.fromkeys(KEYS, 28)
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def warm(workers, spec):
         yield None
         return
     with local_cluster(workers, gpus=False) as client:
-        client.run(describe, spec, SIZES)
+        client.run(describe, BuildOptions(Selection(tuple(KEYS)), as_encoder(spec)))
         client.run(exercise, spec)
         yield client
 
@@ -49,7 +49,7 @@ def exercise(spec):
     import torch  # noqa: F401
 
     pixels = [np.zeros((1, 28, 28), np.float32)]
-    loaded(spec)("s5p_co", pixels, np.array([[10.0, 50.0, 16436.0, 16.0]]))
+    as_encoder(spec)("s5p_co", pixels, np.array([[10.0, 50.0, 16436.0, 16.0]]))
 
 
 def build(source, spec, client):
@@ -74,7 +74,7 @@ def shards(folder, number, cells):
 
 def bare(source, spec, numbers, seconds):
     """Images a second of the encoder on batches that are in memory; runs on a worker."""
-    images, encoder = open_source(source), loaded(spec)
+    images, encoder = open_source(source), as_encoder(spec)
     selection = Selection(tuple(KEYS))
     sizes = {key: encoder.batch_size(key, 28) for key in KEYS}
     partitions = images.partitions()

@@ -12,7 +12,6 @@ place, and once more by `torch.load`, which is what that is compared with.
 
 import argparse
 import io
-import os
 import tarfile
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from copcube.embedding.partition import embed_partition
+from copcube.files.processors import available_processors
 from copcube.images import open_source, webdataset
 from copcube.images.archives import LocalArchive
 from copcube.images.naming import to_stored
@@ -114,7 +114,7 @@ def main():
         write_shard(folder, chosen.cells)
         source = open_source(folder)
         size = Path(folder, "example-000000.tar").stat().st_size
-        print(f"a shard of {size / 1e9:.1f} GB, {len(os.sched_getaffinity(0))} cores")
+        print(f"a shard of {size / 1e9:.1f} GB, {available_processors()} cores")
         print("| threads | tensors | all, µs an image | of a processor | interpreter | of it |")
         print("|---|---|---|---|---|---|")
         for threads in chosen.threads:

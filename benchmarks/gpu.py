@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,11 @@ from build import batches, started
 from feed import write_shard
 from torch.nn.attention import sdpa_kernel
 
-from copcube.builds.executors import Here
-from copcube.builds.tasks import embed_unit
+from copcube.builds.executors import LocalExecutor
+from copcube.builds.tasks import run_embed_task
 from copcube.encoder import EncoderSpec
 from copcube.encoder.frozen import _ATTENTION
+from copcube.files.processors import available_processors
 from copcube.images import open_source
 from copcube.images.sample.writing import write_sample
 from copcube.modalities import MODALITIES
@@ -164,7 +164,8 @@ def build(chosen, keys):
         source = linked_shard(Path(scratch, "images"), chosen.cells)
         spec = EncoderSpec("untrained:0", device=chosen.device, compile=chosen.compile)
         encoder = spec.load()
-        plan, partitions, tasks = started(source, f"{scratch}/world.zarr", encoder, selection)
+        out = f"{scratch}/world.zarr"
+        plan, partitions, tasks = started(source, out, encoder, selection, chosen.threads)
         held = list(batches(source, partitions[0], selection, plan.batch_sizes))
         totals = defaultdict(float)
         with ThreadPoolExecutor(encoder.streams) as pool:
@@ -181,8 +182,7 @@ def build(chosen, keys):
                 bare()
             totals["bare"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        tasks = [replace(task, threads=chosen.threads) for task in tasks[:number]]
-        for _, counts in Here().run(embed_unit, tasks, embeds=True):
+        for _, counts in LocalExecutor().map(run_embed_task, tasks[:number], embeds=True):
             if isinstance(counts, Exception):
                 raise counts
             totals["images"] += sum(counts["images"].values())
@@ -236,7 +236,7 @@ def main():
     options.add_argument(
         "--cells", type=int, default=100, help="in a shard of the build; 2 GB a hundred"
     )
-    options.add_argument("--threads", type=int, default=min(8, len(os.sched_getaffinity(0))))
+    options.add_argument("--threads", type=int, default=min(8, available_processors()))
     options.add_argument("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES))
     options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     options.add_argument("--compile", action="store_true", help="compile for the build, too")

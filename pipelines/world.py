@@ -25,7 +25,7 @@ SLURM = Path(__file__).parent / "slurm" / "jobqueue.yaml"
 def partitions(source: str, shards: str | None, subset: bool) -> list[str]:
     """Ranges A-B of partitions that hold these shards, of a source that holds them all."""
     world = {PurePosixPath(file.path).name for file in published("shards", f"0-{LAST_SHARD}")}
-    found = [PurePosixPath(unit.paths[0]).name for unit in open_source(source).partitions()]
+    found = [PurePosixPath(p.paths[0]).name for p in open_source(source).partitions()]
     for name, times in Counter(found).items():
         if times > 1 or name not in world:
             raise SourceError(f"{source}: {name} is there twice, or is no published shard's name")

@@ -1,7 +1,14 @@
 """What tests of builds share: the bytes of a folder, and what may be left in one."""
 
 import hashlib
+import os
 from pathlib import Path
+
+SOAK = "COPCUBE_FAULTS_SEED" in os.environ
+"""Whether to die more often, as ``make soak`` does."""
+
+SEED = int(os.environ.get("COPCUBE_FAULTS_SEED", "0"))
+"""Another seed, other moments of death."""
 
 
 def contents(folder):

@@ -22,7 +22,8 @@ import cost  # noqa: E402
 import world  # noqa: E402
 
 README = (PIPELINES / "README.md").read_text("utf-8")
-SOME = ["--subset", "--weights", "untrained:0", "--modalities", "s5p_co,s5p_no2,dem"]
+KEYS = ("s5p_co", "s5p_no2")
+SOME = ["--subset", "--weights", "untrained:0", "--modalities", ",".join(KEYS)]
 
 SBATCH = """#!/bin/bash
 script=$(mktemp) && cp "${@: -1}" "$script"
@@ -35,8 +36,9 @@ echo "Submitted batch job $!"
 def pretrain(tmp_path_factory):
     """Pattern of three shards, in the two published folders."""
     folder = tmp_path_factory.mktemp("pretrain")
-    size = {"cells": 3, "local_patches": 1, "dates": 2, "cells_per_shard": 1}
-    sample.write_sample(folder / "s", "webdataset", **size)
+    sample.write_sample(
+        folder / "s", "webdataset", cells=3, dates=2, modalities=KEYS, cells_per_shard=1
+    )
     for i, number in enumerate((0, 1, 2256)):
         shard = folder / published("shards", str(number))[0].path
         shard.parent.mkdir(exist_ok=True)
@@ -185,24 +187,24 @@ def test_kubernetes_gives_each_worker_a_gpu_and_the_driver_their_scheduler():
     assert (cluster["apiVersion"], cluster["kind"]) == ("kubernetes.dask.org/v1", "DaskCluster")
     name = cluster["metadata"]["name"]
     scheduler, worker = cluster["spec"]["scheduler"], cluster["spec"]["worker"]
-    (desk,), (hand,) = (part["spec"]["containers"] for part in (scheduler, worker))
+    (schedules,), (works,) = (part["spec"]["containers"] for part in (scheduler, worker))
     service = scheduler["service"]
     assert service["selector"] == {
         "dask.org/cluster-name": name,
         "dask.org/component": "scheduler",
     }
-    ports = {port["name"]: port["containerPort"] for port in desk["ports"]}
+    ports = {port["name"]: port["containerPort"] for port in schedules["ports"]}
     assert ports == {port["name"]: port["port"] for port in service["ports"]}
     assert {port["targetPort"] for port in service["ports"]} == set(ports)
-    assert "--resources=GPU=1" in hand["args"]
-    assert hand["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert "nvidia.com/gpu" not in desk["resources"]["limits"]
+    assert "--resources=GPU=1" in works["args"]
+    assert works["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in schedules["resources"]["limits"]
 
     job = yaml.safe_load((folder / "world.yaml").read_text("utf-8"))
     (driver,) = job["spec"]["template"]["spec"]["containers"]
     assert f"--scheduler=tcp://{name}-scheduler:{ports['tcp-comm']}" in driver["command"]
-    assert driver["image"] == hand["image"] == desk["image"]
-    assert driver["envFrom"] == hand["envFrom"]
+    assert driver["image"] == works["image"] == schedules["image"]
+    assert driver["envFrom"] == works["envFrom"]
     assert "--from-literal=AWS_ACCESS_KEY_ID" in README
     assert driver["envFrom"][0]["secretRef"]["name"] in README
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"

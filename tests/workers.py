@@ -5,7 +5,9 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
+from distributed import KilledWorker, get_worker
 from stub import StubEncoder
 
 
@@ -41,11 +43,19 @@ class WorkerSpec:
         return Misbehaving(self)
 
     def note(self, what: str) -> None:
-        Path(self.diary, f"{what}-{os.getpid()}-{time.monotonic_ns()}").touch()
+        try:
+            worker = f"{get_worker().name}@{get_worker().address}".replace("/", "_")
+        except ValueError:  # in this process, without a cluster
+            worker = None
+        Path(self.diary, f"{what}|{os.getpid()}|{worker}|{time.monotonic_ns()}").touch()
 
     def noted(self, what: str) -> list[int]:
         """Processes of the entries of a kind."""
-        return [int(p.name.split("-")[1]) for p in Path(self.diary).glob(f"{what}-*")]
+        return [int(p.name.split("|")[1]) for p in Path(self.diary).glob(f"{what}|*")]
+
+    def workers(self) -> set[str]:
+        """Names and addresses of the workers that have embedded anything."""
+        return {p.name.split("|")[2] for p in Path(self.diary).glob("call|*")}
 
     def misbehave(self, metadata) -> None:
         self.note("call")
@@ -66,12 +76,29 @@ class DiesOnce(WorkerSpec):
 
 @dataclass(frozen=True)
 class KillsAt(WorkerSpec):
-    """Kills its worker at every image of one place, given as longitude and latitude."""
+    """Kills its worker at every image of some places, given as longitude and latitude.
+
+    With `really` false it raises what the scheduler of dask raises for a task whose workers
+    died, and the worker lives.
+    """
 
     places: tuple[tuple[float, float], ...] = field(default=())
+    really: bool = True
 
     def misbehave(self, metadata) -> None:
         self.note("call")
         if {tuple(row[:2]) for row in metadata.tolist()} & set(self.places):
             self.note("death")
+            if not self.really:
+                raise KilledWorker("task", SimpleNamespace(address="nowhere"), 0)
+            time.sleep(0.5)  # a nanny starts no worker again that dies while it is starting
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Broken(WorkerSpec):
+    """Embeds nothing."""
+
+    def misbehave(self, metadata) -> None:
+        self.note("call")
+        raise RuntimeError("no such kernel image")

@@ -2,10 +2,10 @@
 
 from copcube.builds.api import Report, aggregate, build, validate_rows
 from copcube.builds.dask import connect
-from copcube.builds.estimate import estimate
-from copcube.builds.status import Status, status
+from copcube.builds.inspect import Estimate, Status, estimate, status
 
 __all__ = [
+    "Estimate",
     "Report",
     "Status",
     "aggregate",

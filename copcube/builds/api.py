@@ -1,7 +1,7 @@
 """Run a build: plan → embed partitions → assemble the cube.
 
-Each stage is a plain function of one unit, in `copcube.builds.tasks`. `build` and
-`aggregate` find out which units are missing and drive a crew through them.
+`build` and `aggregate` find out which tasks are missing (`copcube.builds.folder`) and give
+them, stage by stage (`copcube.builds.stages`), to an executor (`copcube.builds.executors`).
 """
 
 import time
@@ -9,23 +9,25 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from copcube.aggregate import Aggregation, Balance, By
-from copcube.builds.assemble import assemble, complete
-from copcube.builds.dask import Workers, crew
-from copcube.builds.embed import embed_partitions, rows_digest, tally
+from copcube.builds.dask import Workers, executor
 from copcube.builds.folder import BuildFolder
-from copcube.builds.plan import (
-    Plan,
-    digest,
-    partitions_digest,
+from copcube.builds.plan import BuildOptions, Plan, plan_aggregate, plan_build
+from copcube.builds.stages import (
+    EmbedStage,
+    assemble,
+    complete,
+    rows_digest,
+    run_stage,
+    write_quarantine,
 )
-from copcube.builds.tasks import EmbedTask, EncoderFacts, counts, describe
-from copcube.embedding import Crop, Encoder, Spec
+from copcube.builds.tasks import EmbedTask, counts, describe
+from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
 from copcube.errors import BuildError, OptionError
-from copcube.files.objects import file_size, is_remote
-from copcube.images import Partition, Source, open_source
+from copcube.files.objects import is_remote
+from copcube.images import open_source
 from copcube.modalities import MODALITIES
 from copcube.rows import rows_files
 from copcube.selection import Selection
@@ -48,7 +50,8 @@ class Report:
     images : dict of str to int
         Images in the rows, by modality.
     rejected : dict of str to int
-        Images left out, by kind: broken, stale, duplicate, empty, killer.
+        Images left out, by kind: ``broken``, ``stale``, ``duplicate``, ``empty`` or
+        ``killer``; see `copcube.images.Rejected`.
     resumed : int
         Partitions that an earlier run had finished.
     finished : bool
@@ -145,7 +148,7 @@ def build(
     SourceError, OptionError, WeightsError, FetchError
         If the arguments cannot be used.
     BuildError
-        If a build of other options, or another process, is in the way; if units failed; if
+        If a build of other options, or another process, is in the way; if tasks failed; if
         the connection to the cluster is lost. Running again goes on.
     StorageError
         If the output cannot be written; running again goes on.
@@ -155,26 +158,36 @@ def build(
     begin = time.perf_counter()
     if overwrite and partitions is not None:
         raise OptionError("--overwrite would throw away what other runs of --partitions have made")
-    selection = Selection.of(modalities, dates)
-    aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates="drop")
+    options = BuildOptions.of(
+        modalities,
+        dates,
+        encoder,
+        crop=crop,
+        balance=balance,
+        by=by,
+        batch_size=batch_size,
+        threads=threads,
+        strict=strict,
+    )
     images = open_source(source)
-    embedder = _default(encoder)
-    if (client is not None or workers is not None) and not isinstance(embedder, Spec):
+    if (client is not None or workers is not None) and not isinstance(
+        options.encoder, SharedEncoder
+    ):
         raise OptionError(
             "an encoder that is sent to workers must be a small description of one, such as "
-            f"copcube.EncoderSpec; found a {type(embedder).__name__}"
+            f"copcube.EncoderSpec; found a {type(options.encoder).__name__}"
         )
     folder = BuildFolder(out)
-    on_gpus = getattr(embedder, "device", "auto") != "cpu"
+    spec = getattr(options.encoder, "spec", None)
+    gpus = getattr(spec, "device", "auto") != "cpu"
     with (
         folder.lock(shared=partitions is not None),
-        crew(client, workers, gpus=on_gpus) as hands,
+        executor(client, workers, gpus=gpus) as runner,
     ):
-        facts = hands.ask(describe, embedder, image_sizes(selection, crop))
-        plan, listed = plan_build(images, facts, aggregation, crop, batch_size)
+        plan, listed = plan_build(images, options, runner.call(describe, options))
         chosen = _chosen(partitions, len(listed))
         plan = _admitted(folder, plan, overwrite, batch_size is None, alone=partitions is None)
-        folder.write_plan(plan).refuse_changes(plan, folder.path)
+        folder.write_plan(plan)
         folder.write_partitions(listed, plan.partitions)
         names = [listed[i].name for i in chosen]
         receipts = {
@@ -184,17 +197,16 @@ def build(
         }
         resumed = len(receipts)
         tasks = [
-            EmbedTask(
-                folder.out, plan.id, i, listed[i].name, images.reader, embedder, threads, strict
-            )
+            EmbedTask(folder.out, plan.id, i, listed[i].name, images.reader, options)
             for i in chosen
             if listed[i].name not in receipts
         ]
-        seconds = embed_partitions(folder, plan, hands, tasks, listed, receipts, len(chosen))
+        stage = EmbedStage(folder, plan, listed, tasks, receipts)
+        run_stage(runner, stage)
         quarantined = tuple(name for name in names if receipts[name]["quarantined"])
         rejected: dict[str, int] = {}
         if partitions is None:
-            rejected, rescaled, rows = tally(folder, names)
+            rejected, rescaled, rows = write_quarantine(folder, names)
             if complete(folder, plan, rows):
                 folder.sweep()
             else:
@@ -207,19 +219,19 @@ def build(
                     "copcube_rows": rows,
                 }
                 files = [folder.rows(name) for name in names if name not in quarantined]
-                assemble(folder, plan, aggregation, files, attributes, hands)
+                assemble(folder, plan, options.aggregation, files, attributes, runner)
     total: Counter[str] = Counter()
     for receipt in receipts.values():
         total.update(receipt["images"])
     return Report(
-        cube=_place(folder.out),
-        rows=_place(folder.rows()),
+        cube=_path(folder.out),
+        rows=_path(folder.rows()),
         images={key: total[key] for key in MODALITIES if total[key]},
         rejected=rejected,
         resumed=resumed,
         finished=partitions is None,
         quarantined=quarantined,
-        seconds={**seconds, "total": time.perf_counter() - begin},
+        seconds={**stage.seconds, "total": time.perf_counter() - begin},
     )
 
 
@@ -265,24 +277,16 @@ def aggregate(
     aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
     files = rows_files(rows)
     folder = BuildFolder(out)
-    with folder.lock(), crew(client, workers, gpus=False) as hands:
-        plan = Plan(
-            kind="aggregate",
-            source=_name(rows),
-            fingerprint=digest([(_name(file), file_size(file)) for file in files]),
-            options=_options(aggregation),
-            encoder={},
-            batch_sizes={},
-            partitions="",
-        )
-        plan = folder.write_plan(_admitted(folder, plan, overwrite))
+    with folder.lock(), executor(client, workers, gpus=False) as runner:
+        plan = _admitted(folder, plan_aggregate(rows, files, aggregation), overwrite)
+        folder.write_plan(plan)
         if complete(folder, plan, ""):
             folder.sweep()
         else:
             names = [str(file) for file in files]
-            assemble(folder, plan, aggregation, names, {"copcube_rows": ""}, hands)
+            assemble(folder, plan, aggregation, names, {"copcube_rows": ""}, runner)
     seconds = {"total": time.perf_counter() - begin}
-    return Report(cube=_place(folder.out), rows=_place(str(rows)), seconds=seconds)
+    return Report(cube=_path(folder.out), rows=_path(str(rows)), seconds=seconds)
 
 
 def validate_rows(out: str | Path) -> list[str]:
@@ -316,42 +320,6 @@ def validate_rows(out: str | Path) -> list[str]:
     if missing or complete(folder, plan, rows_digest(receipts.values())):
         return missing
     return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
-
-
-def image_sizes(selection: Selection, crop: Crop) -> dict[str, int]:
-    """Pixels a side of the images that an encoder is given, by modality."""
-    return {
-        key: MODALITIES[key].input_size if crop == "center" else MODALITIES[key].stored_size
-        for key in selection.modalities
-    }
-
-
-def plan_build(
-    source: Source,
-    encoder: EncoderFacts,
-    aggregation: Aggregation,
-    crop: Crop,
-    batch_size: int | None = None,
-) -> tuple[Plan, list[Partition]]:
-    """Plan the build of a cube from a source.
-
-    Returns
-    -------
-    plan : Plan
-    partitions : list of Partition
-        The units of embedding, in order.
-    """
-    partitions = source.partitions()
-    plan = Plan(
-        kind="build",
-        source=_name(source.root),
-        fingerprint=source.fingerprint(),
-        options=_options(aggregation) | {"crop": crop, "layout": source.layout},
-        encoder=encoder.provenance,
-        batch_sizes={key: batch_size or n for key, n in encoder.batch_sizes.items()},
-        partitions=partitions_digest(partitions),
-    )
-    return plan, partitions
 
 
 def _admitted(
@@ -391,27 +359,8 @@ def _admitted(
     return plan
 
 
-def _options(aggregation: Aggregation) -> dict[str, Any]:
-    return {
-        "modalities": list(aggregation.selection.modalities),
-        "start": aggregation.selection.start,
-        "end": aggregation.selection.end,
-        "balance": aggregation.balance,
-        "by": aggregation.by,
-    }
-
-
-def _default(encoder: Encoder | Spec | None) -> Encoder | Spec:
-    """Return what is given, or the description of the published encoder."""
-    if encoder is not None:
-        return encoder
-    from copcube.encoder import EncoderSpec
-
-    return EncoderSpec()
-
-
 def _chosen(partitions: str | None, number: int) -> range:
-    """Numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
+    """Return the numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
 
     Raises
     ------
@@ -431,10 +380,5 @@ def _chosen(partitions: str | None, number: int) -> range:
     return chosen
 
 
-def _name(path: str | Path) -> str:
-    """Last part of a path or URL."""
-    return str(path).rstrip("/").rpartition("/")[2]
-
-
-def _place(path: str) -> Path | str:
+def _path(path: str) -> Path | str:
     return path if is_remote(path) else Path(path)

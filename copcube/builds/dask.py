@@ -7,8 +7,15 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from copcube.builds.executors import GPU, TOGETHER, Cluster, Crew, Here
+from copcube.builds.executors import (
+    GPU,
+    PARTITIONS_PER_GPU,
+    DaskExecutor,
+    Executor,
+    LocalExecutor,
+)
 from copcube.errors import BuildError, MissingPackageError, OptionError
+from copcube.files.processors import available_processors
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -21,8 +28,8 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @contextlib.contextmanager
-def crew(client: "Client | None", workers: Workers | None, *, gpus: bool) -> Iterator[Crew]:
-    """Yield who does the units: a cluster's workers, workers started here, or this process.
+def executor(client: "Client | None", workers: Workers | None, *, gpus: bool) -> Iterator[Executor]:
+    """Yield an executor on a cluster, on workers started for it, or in this process.
 
     Parameters
     ----------
@@ -42,13 +49,13 @@ def crew(client: "Client | None", workers: Workers | None, *, gpus: bool) -> Ite
         raise OptionError("give a client of a cluster or a number of workers, not both")
     if client is not None:
         _show(client)
-        yield Cluster(client)
+        yield DaskExecutor(client)
     elif workers is not None:
         with local_cluster(workers, gpus=gpus) as started:
             _show(started)
-            yield Cluster(started)
+            yield DaskExecutor(started)
     else:
-        yield Here()
+        yield LocalExecutor()
 
 
 @contextlib.contextmanager
@@ -83,7 +90,7 @@ def connect(address: str | None = None, scheduler_file: str | None = None) -> "I
 
 @contextlib.contextmanager
 def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
-    """Start worker processes on this machine, each watched by a nanny that starts it again.
+    """Start worker processes on this machine; a worker that dies is started again.
 
     Parameters
     ----------
@@ -103,25 +110,29 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     from distributed.system import MEMORY_LIMIT
 
     devices = visible_gpus() if gpus else []
-    processors = len(os.sched_getaffinity(0))
+    processors = available_processors()
     number = workers if workers != "auto" else len(devices) or max(1, processors // 2)
     if devices and number > len(devices):
         raise OptionError(f"{number} workers for {len(devices)} GPUs; give each GPU one worker")
     threads = max(1, processors // number)
     spec: dict[int, Any] = {}
     for i in range(number):
-        options: dict[str, Any] = {"nthreads": TOGETHER if devices else 1, "host": "127.0.0.1"}
+        options: dict[str, Any] = {
+            "nthreads": PARTITIONS_PER_GPU if devices else 1,
+            "host": "127.0.0.1",
+        }
         options["memory_limit"] = MEMORY_LIMIT // number  # dask's own choice goes by nthreads
         options["silence_logs"] = logging.WARNING
         if devices:
             options["env"] = {"CUDA_VISIBLE_DEVICES": devices[i]}
             options["resources"] = {GPU: 1}
         spec[i] = {"cls": Nanny, "options": options}
-    where = {"host": "127.0.0.1", "dashboard_address": f":{_free_port(8787)}"}
-    scheduler = {"cls": Scheduler, "options": where}
+    address = {"host": "127.0.0.1", "dashboard_address": f":{_free_port(8787)}"}
+    scheduler = {"cls": Scheduler, "options": address}
     settings = {
         "distributed.comm.timeouts.connect": "60s",
-        # dask's own would leave the encoder one thread, and make it return its memory at once.
+        # The settings of dask leave the encoder one thread, and make it return its memory at
+        # once.
         "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, threads),
     }
     with (
@@ -147,13 +158,13 @@ def _environment_kept() -> Iterator[None]:
 
 
 def _free_port(wanted: int) -> int:
-    """A port if nobody listens there, else 0, which stands for any."""
+    """Return the port if nobody listens there, else 0, which stands for any."""
     with socket.socket() as probe:
         return 0 if probe.connect_ex(("127.0.0.1", wanted)) == 0 else wanted
 
 
 def visible_gpus() -> list[str]:
-    """CUDA devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    """Return the CUDA devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name and name != "-1"]

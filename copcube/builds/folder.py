@@ -5,12 +5,12 @@
       rows/NAME.parquet              one file a partition
       survey.json                    what the rows hold in all
       cells/BAND/NAME.arrow          statistics of cells, until the cube is done
-      receipts/STAGE/NAME.json       one a finished unit
-      running/NAME.json              what a worker is at, with its last sign of life
+      receipts/STAGE/NAME.json       one a finished task
+      running/NAME.json              what a worker is at, and since when
       failed/NAME.json               what failed and may succeed at the next try
       cube.zarr                      the cube until it is whole, then renamed
 
-A unit counts as done when its receipt names the work it belongs to and its files have the
+A task counts as done when its receipt names the work it belongs to and its files have the
 recorded sizes and stamps (time of the last change and inode, or the entity tag of an object).
 The recorded checksums are those of the bytes that were written, taken on their way out; they
 are compared where a stamp differs, and by `copcube validate`. A receipt is written last, after
@@ -79,13 +79,19 @@ class BuildFolder:
                 f"({error}); --overwrite starts anew"
             ) from error
 
-    def write_plan(self, plan: Plan) -> Plan:
-        """Write the plan if there is none; return the one that is there."""
+    def write_plan(self, plan: Plan) -> None:
+        """Write the plan if there is none.
+
+        Raises
+        ------
+        BuildError
+            If there is another one, as when two processes begin at the same moment.
+        """
         text = json.dumps(asdict(plan), indent=1, sort_keys=True)
         self.files.create("plan.json", text.encode())
         there = self.plan()
         assert there is not None
-        return there
+        there.refuse_changes(plan, self.path)
 
     def partitions(self) -> list[Partition]:
         """List of partitions; empty as long as it is not written."""
@@ -116,13 +122,13 @@ class BuildFolder:
             self.files.remove(top)
 
     def has_cube(self) -> bool:
-        """Whether something is at the cube's final place."""
+        """Whether something has the cube's final name."""
         return (
             bool(open_folder(self.out).names()) if is_remote(self.out) else Path(self.out).exists()
         )
 
     def is_cube_of(self, plan: Plan) -> bool:
-        """Whether the cube at its final place was made by a plan."""
+        """Whether the cube of the final name was made by a plan."""
         return read_attributes(self.out).get("copcube_plan") == plan.id
 
     def set_aside(self) -> None:
@@ -135,7 +141,7 @@ class BuildFolder:
             Path(self.out).rename(Path(self.path, "replaced.zarr"))
 
     def publish(self) -> None:
-        """Put the finished cube in its place, where it appears whole or not at all."""
+        """Give the finished cube its final name, where it appears whole or not at all."""
         if is_remote(self.out):
             there = open_folder(self.out)
             there.remove("zarr.json")  # without it, what is there is no cube

@@ -1,25 +1,131 @@
 """What a build will do: fixed once, written once, and what resuming is held against.
 
-A plan holds everything that decides the bytes of the result: the source's fingerprint,
-the encoder, the options, the batch sizes and the list of partitions. Its hash names the
-build, so a receipt of another plan never counts.
+`BuildOptions` are what a user chose. A `Plan` holds everything that decides the bytes of the
+result: the source's fingerprint, the encoder, the options, the batch sizes and the list of
+partitions. Its hash names the build, so a receipt of another plan never counts.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from copcube.aggregate import Aggregation, Balance, By, Survey
+from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.errors import BuildError
-from copcube.images import Partition
+from copcube.files.objects import file_size
+from copcube.images import Partition, Source
+from copcube.modalities import MODALITIES
+from copcube.selection import Selection
 from copcube.version import __version__
 
 _ROW_GROUP = 64
+"""Partitions in a row group of their list; a worker reads one group for each of its tasks."""
+
 _DIGEST = "digest"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user chose about embedding and aggregating; small, and the same for all tasks.
+
+    Parameters
+    ----------
+    selection : Selection
+        Modalities and dates to take.
+    encoder : Encoder
+        What embeds the images; a `SharedEncoder` wherever tasks are sent to workers.
+    crop : {"center", "full"}
+        What of a stored image is embedded.
+    balance : {"modality", "image"}
+        Mean of the modalities' means, or of all images alike.
+    by : {"modality", "month", "season", "year"}, optional
+        Leading dimension of the cube.
+    batch_size : int, optional
+        Images a batch; None leaves it to the encoder.
+    threads : int, optional
+        Decoding threads a partition; None leaves it to the machine.
+    strict : bool
+        Whether a broken image stops the build.
+
+    Raises
+    ------
+    OptionError
+        If `balance` or `by` is unknown.
+    """
+
+    selection: Selection
+    encoder: Encoder
+    crop: Crop = "center"
+    balance: Balance = "modality"
+    by: By | None = None
+    batch_size: int | None = None
+    threads: int | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.aggregation  # refuses unknown values
+
+    @classmethod
+    def of(
+        cls,
+        modalities: Iterable[str] | None = None,
+        dates: str | None = None,
+        encoder: Encoder | Spec | None = None,
+        **options: Any,
+    ) -> "BuildOptions":
+        """Make options from the arguments of `copcube.build`, with its defaults.
+
+        Raises
+        ------
+        OptionError
+            If a value is unknown, or the dates cannot be read.
+        """
+        return cls(Selection.of(modalities, dates), as_encoder(encoder), **options)
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """How the rows become cells.
+
+        An image that two partitions hold counts once.
+        """
+        return Aggregation(
+            balance=self.balance, by=self.by, selection=self.selection, duplicates="drop"
+        )
+
+    @property
+    def image_sizes(self) -> dict[str, int]:
+        """Pixels a side of the images that the encoder is given, by modality."""
+        return {
+            key: MODALITIES[key].input_size
+            if self.crop == "center"
+            else MODALITIES[key].stored_size
+            for key in self.selection.modalities
+        }
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What a plan must know of an encoder.
+
+    Parameters
+    ----------
+    dim : int
+        Length of its vectors.
+    provenance : dict
+        What must be known of the encoder to make its vectors again.
+    batch_sizes : dict of str to int
+        Images a batch, by modality.
+    """
+
+    dim: int
+    provenance: dict[str, str | int]
+    batch_sizes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +141,7 @@ class Plan:
     fingerprint : str
         SHA-256 over the names and sizes of the source's files.
     options : dict
-        What was asked for, by the names of the command line's options.
+        What was asked for, by the names of the command line's options, as JSON values.
     encoder : dict
         Provenance of the encoder; empty when aggregating.
     batch_sizes : dict
@@ -80,6 +186,73 @@ class Plan:
             "Give the same options to go on with it, another output name to keep both, or "
             "--overwrite to throw its result away and start anew"
         )
+
+
+def plan_build(
+    source: Source, options: BuildOptions, encoder: EncoderFacts
+) -> tuple[Plan, list[Partition]]:
+    """Plan the build of a cube from a source.
+
+    Returns
+    -------
+    plan : Plan
+    partitions : list of Partition
+        One for each task of embedding, in order.
+    """
+    partitions = source.partitions()
+    plan = Plan(
+        kind="build",
+        source=_name(source.root),
+        fingerprint=source.fingerprint(),
+        options=_to_json(options.aggregation) | {"crop": options.crop, "layout": source.layout},
+        encoder=encoder.provenance,
+        batch_sizes={key: options.batch_size or n for key, n in encoder.batch_sizes.items()},
+        partitions=partitions_digest(partitions),
+    )
+    return plan, partitions
+
+
+def plan_aggregate(rows: str | Path, files: Sequence[str | Path], aggregation: Aggregation) -> Plan:
+    """Plan the making of a cube from files of rows.
+
+    Parameters
+    ----------
+    rows : str or Path
+        What the user named: a file, a folder or a glob.
+    files : sequence of path
+        Its files.
+    aggregation : Aggregation
+        How they become cells.
+    """
+    return Plan(
+        kind="aggregate",
+        source=_name(rows),
+        fingerprint=digest([(_name(file), file_size(file)) for file in files]),
+        options=_to_json(aggregation),
+        encoder={},
+        batch_sizes={},
+        partitions="",
+    )
+
+
+def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dict[str, str | int]:
+    """Attributes of the cube: what it was made of, and how."""
+    selection, made_by = aggregation.selection, dict(survey.provenance)
+    crop = made_by.pop("crop", "")
+    dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
+    return {
+        **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
+        "source": f"Copernicus Sentinel imagery, {plan.source}",
+        "source_fingerprint": plan.fingerprint,
+        "preprocessing": _PREPROCESSING.get(crop, "unknown: the rows do not say"),
+        "aggregation": f"mean over {_BALANCE[aggregation.balance]}",
+        "aggregation_by": aggregation.by or "none",
+        "modalities": " ".join(selection.modalities),
+        "dates": dates if selection.start or selection.end else "all",
+        "history": f"copcube {plan.version} {plan.kind} {plan.source}",
+        "copcube_version": plan.version,
+        "copcube_plan": plan.id,
+    }
 
 
 def digest(value: Any) -> str:
@@ -129,6 +302,30 @@ def _partitions(table: "pa.Table") -> list[Partition]:
         Partition(row["name"], tuple(row["paths"]), row["images"], row["cells"])
         for row in table.to_pylist()
     ]
+
+
+_BALANCE = {"modality": "the means of the modalities", "image": "all images alike"}
+_GIVEN = "normalised with pretraining statistics, metadata (lon, lat, date, token area) given"
+_PREPROCESSING = {
+    "center": f"centre crop to the pretraining size, {_GIVEN}",
+    "full": f"whole stored image, {_GIVEN}",
+}
+
+
+def _to_json(aggregation: Aggregation) -> dict[str, Any]:
+    """Return the options of aggregating as they stand in a plan, whose hash they decide."""
+    return {
+        "modalities": list(aggregation.selection.modalities),
+        "start": aggregation.selection.start,
+        "end": aggregation.selection.end,
+        "balance": aggregation.balance,
+        "by": aggregation.by,
+    }
+
+
+def _name(path: str | Path) -> str:
+    """Last part of a path or URL: a source that was moved is the same source."""
+    return str(path).rstrip("/").rpartition("/")[2]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,15 +1,41 @@
-"""Driving a stage: hand its units to the crew, count what is done, try again what failed."""
+"""The stages of a build: embed the partitions, combine their rows to cells, write the cube.
 
-from collections.abc import Callable, Iterable
-from typing import Any
+A stage is all tasks of one kind. `run_stage` hands those that are not done to the executor,
+counts what is done and tries again what failed.
+"""
 
-from copcube.builds.executors import Crew, KilledError, Outcome, Task
-from copcube.builds.folder import BuildFolder, to_json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Generic
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from copcube import cube, progress
+from copcube.aggregate import Aggregation
+from copcube.builds.executors import Executor, KilledError, Task
+from copcube.builds.folder import BuildFolder, Receipt, to_json
+from copcube.builds.plan import Plan, cube_attributes, digest
+from copcube.builds.tasks import (
+    AssembleTask,
+    EmbedTask,
+    Surveyed,
+    counts,
+    digest_of,
+    run_combine_task,
+    run_embed_task,
+    run_write_task,
+)
 from copcube.errors import BuildError, CopcubeError
-from copcube.progress import Stage
+from copcube.grid import N_BANDS
+from copcube.images import Partition, Rejected
 
-ROUNDS = 3
-"""How often a unit that could not read is tried."""
+log = logging.getLogger("copcube")
+
+ATTEMPTS = 3
+"""How often a task that could not read is tried."""
 
 HOPELESS = 10
 """Failures without a single success after which a stage is given up."""
@@ -17,91 +43,113 @@ HOPELESS = 10
 Counts = dict[str, Any]
 
 
-def drive(
-    crew: Crew,
-    function: Callable[..., Counts],
-    tasks: Iterable[Task],
-    bar: Stage,
-    name: Callable[[Task], str],
-    folder: BuildFolder,
-    *,
-    embeds: bool = False,
-    size: Callable[[Counts], int] = lambda counts: 1,
-    done: Callable[[Task, Counts], None] = lambda task, counts: None,
-    killed: Callable[[Task, KilledError], None] | None = None,
-) -> None:
-    """Do the units of one stage.
-
-    A unit that fails to read is tried again after all others, as network file systems
-    recover; one that fails otherwise is left for the next run, and the others go on. What
-    failed, and why, stands in the build's folder.
+class Stage(Generic[Task]):
+    """All tasks of one kind, and what happens to each.
 
     Parameters
     ----------
-    crew : Crew
-        Who does them.
-    function : callable
-        What does one.
-    tasks : iterable
-        The units.
-    bar : Stage
-        What shows the progress.
-    name : callable
-        Names a unit for people and files.
     folder : BuildFolder
-        Where failures are noted.
-    embeds : bool
-        Whether the units embed.
-    size : callable
-        How much a unit counts in the bar.
-    done : callable
-        Called with every unit that is done, and its counts.
-    killed : callable, optional
-        Called with every unit that kills its worker; without, it counts as failed.
+        Where the work is done.
+    title, unit : str
+        What the bar says is done, and what it counts, in the plural.
+    function : callable
+        Runs one task.
+    tasks : sequence
+        The tasks that are not done.
+    total : int or None
+        What the bar counts to, if that is known.
+    skipped : int
+        How much of it an earlier run has done.
+    """
+
+    embeds = False
+    """Whether the tasks need the encoder."""
+
+    def __init__(
+        self,
+        folder: BuildFolder,
+        title: str,
+        unit: str,
+        function: Callable[..., Counts],
+        tasks: Sequence[Task],
+        total: int | None,
+        skipped: int,
+    ) -> None:
+        self.folder, self.title, self.unit = folder, title, unit
+        self.function, self.tasks = function, tasks
+        self.total, self.skipped = total, skipped
+
+    def name(self, task: Task) -> str:
+        """Name of a task, for people and files."""
+        raise NotImplementedError
+
+    def size(self, counts: Counts) -> int:
+        """How much a task that is done counts in the bar."""
+        return 1
+
+    def done(self, task: Task, counts: Counts) -> None:
+        """Take note of a task that is done."""
+
+    def killed(self, task: Task, error: KilledError) -> bool:
+        """Whether a task that kills its workers is left out; else it counts as failed."""
+        return False
+
+    def update(self, bar: progress.Stage) -> None:
+        """Bring what the bar expects up to date."""
+
+
+def run_stage(executor: Executor, stage: Stage[Task]) -> None:
+    """Run the tasks of one stage.
+
+    A task that fails to read is tried again after all others, as network file systems
+    recover; one that fails otherwise is left for the next run, and the others go on. What
+    failed, and why, stands in the build's folder.
 
     Raises
     ------
     BuildError
-        In the end, if units failed, naming them; or if all do.
+        In the end, if tasks failed, naming them; or if all do.
     CopcubeError
         At once, where nothing can go on: a full disk, another encoder, a strict build's
         broken image.
     """
     failed: dict[str, Exception] = {}
-    successes = 0
-    for attempt in range(1, ROUNDS + 1):
-        again: list[Task] = []
-        for task, outcome in crew.run(function, tasks, advance=bar.advance, embeds=embeds):
-            if killed is not None and isinstance(outcome, KilledError):
-                killed(task, outcome)
-                bar.advance(0)
-            elif isinstance(outcome, Exception):
-                _raise_if_final(outcome)
-                failed[name(task)] = outcome
-                _note(folder, name(task), outcome, attempt)
-                if isinstance(outcome, OSError):
-                    again.append(task)
-                if not successes and len(failed) >= HOPELESS:
-                    raise _error(failed, folder) from outcome
-            else:
-                if failed.pop(name(task), None):
-                    folder.files.remove(f"failed/{name(task)}.json")
-                successes += 1
-                done(task, outcome)
-                bar.advance(0 if crew.counts_units else size(outcome))
-        tasks = again
-        if not again:
-            break
+    tasks, successes = stage.tasks, 0
+    with progress.stage(stage.title, stage.total, stage.unit, skip=stage.skipped) as bar:
+        stage.update(bar)
+        for attempt in range(1, ATTEMPTS + 1):
+            again: list[Task] = []
+            outcomes = executor.map(stage.function, tasks, advance=bar.advance, embeds=stage.embeds)
+            for task, outcome in outcomes:
+                name = stage.name(task)
+                if isinstance(outcome, KilledError) and stage.killed(task, outcome):
+                    stage.update(bar)
+                    bar.advance(0)
+                elif isinstance(outcome, Exception):
+                    if isinstance(outcome, CopcubeError) and not isinstance(outcome, KilledError):
+                        raise outcome
+                    failed[name] = outcome
+                    _note_failure(stage.folder, name, outcome, attempt)
+                    if isinstance(outcome, OSError):
+                        again.append(task)
+                    if not successes and len(failed) >= HOPELESS:
+                        raise _error(failed, stage.folder) from outcome
+                else:
+                    if failed.pop(name, None):
+                        stage.folder.files.remove(f"failed/{name}.json")
+                    successes += 1
+                    stage.done(task, outcome)
+                    stage.update(bar)
+                    # Also with nothing to count: it shows what the stage has noted.
+                    bar.advance(0 if executor.reports_progress else stage.size(outcome))
+            tasks = again
+            if not again:
+                break
     if failed:
-        raise _error(failed, folder) from next(iter(failed.values()))
+        raise _error(failed, stage.folder) from next(iter(failed.values()))
 
 
-def _raise_if_final(outcome: Outcome) -> None:
-    if isinstance(outcome, CopcubeError) and not isinstance(outcome, KilledError):
-        raise outcome
-
-
-def _note(folder: BuildFolder, name: str, error: Exception, attempt: int) -> None:
+def _note_failure(folder: BuildFolder, name: str, error: Exception, attempt: int) -> None:
     reason = f"{type(error).__name__}: {error}"
     folder.files.write(f"failed/{name}.json", to_json({"reason": reason, "attempts": attempt}))
 
@@ -109,7 +157,247 @@ def _note(folder: BuildFolder, name: str, error: Exception, attempt: int) -> Non
 def _error(failed: dict[str, Exception], folder: BuildFolder) -> BuildError:
     lines = [f"  {name}: {type(e).__name__}: {e}" for name, e in sorted(failed.items())[:5]]
     more = [f"  and {len(failed) - 5} more"] if len(failed) > 5 else []
+    tasks = "task" if len(failed) == 1 else "tasks"
     return BuildError(
-        "\n".join([f"{len(failed)} units of {folder.path} failed:", *lines, *more])
+        "\n".join([f"{len(failed)} {tasks} of {folder.path} failed:", *lines, *more])
         + "\nEverything else is kept; the same command tries them again"
     )
+
+
+# Images to rows.
+
+
+class EmbedStage(Stage[EmbedTask]):
+    """Embeds the partitions that are not embedded, leaves out those that kill workers.
+
+    Parameters
+    ----------
+    folder : BuildFolder
+        Where the work is done.
+    plan : Plan
+        What is made.
+    partitions : sequence of Partition
+        All partitions, by their numbers.
+    tasks : sequence of EmbedTask
+        Those to embed.
+    receipts : dict
+        Counts of those that are done, by name; to which those of the tasks are added.
+
+    Attributes
+    ----------
+    seconds : Counter
+        Seconds spent, summed over the partitions; see `copcube.builds.Report`.
+    """
+
+    embeds = True
+
+    def __init__(
+        self,
+        folder: BuildFolder,
+        plan: Plan,
+        partitions: Sequence[Partition],
+        tasks: Sequence[EmbedTask],
+        receipts: dict[str, Receipt],
+    ) -> None:
+        self.receipts, self.seconds = receipts, Counter[str]()
+        self._plan, self._partitions = plan, partitions
+        self._number = len(tasks) + len(receipts)
+        self._images = sum(self.size(receipt) for receipt in receipts.values())
+        self._rejected = sum(receipt["rejected"] for receipt in receipts.values())
+        listed = [partitions[task.number].images for task in tasks]
+        self._listed = None not in listed
+        self._left = sum(images or 0 for images in listed)
+        super().__init__(folder, "embedding", "images", run_embed_task, tasks, None, self._images)
+
+    def name(self, task: EmbedTask) -> str:
+        """See `Stage`."""
+        return task.name
+
+    def size(self, counts: Counts) -> int:
+        """See `Stage`; the bar counts images."""
+        return sum(counts["images"].values())
+
+    def done(self, task: EmbedTask, counts: Counts) -> None:
+        """See `Stage`."""
+        self.receipts[task.name] = counts
+        self.seconds.update(counts["seconds"])
+        self._images += self.size(counts)
+        self._rejected += counts["rejected"]
+        self._left -= self._partitions[task.number].images or 0
+
+    def killed(self, task: EmbedTask, error: KilledError) -> bool:
+        """See `Stage`; a strict build leaves nothing out."""
+        if task.options.strict:
+            return False
+        self.done(task, self._quarantine(self._partitions[task.number], str(error)))
+        return True
+
+    def update(self, bar: progress.Stage) -> None:
+        """Expect as many images as are listed, else as many a partition as before."""
+        if self._listed:
+            bar.expect(self._images + self._left)
+        elif self.receipts:
+            bar.expect(round(self._images / len(self.receipts) * self._number))
+        bar.note = f"{len(self.receipts)}/{self._number} partitions, {self._rejected} left out"
+
+    def _quarantine(self, partition: Partition, reason: str) -> Receipt:
+        """Write the receipt of a partition that is left out as a whole."""
+        why, images = f"{partition.name}: {reason}", partition.images or 0
+        rejected = Rejected(partition.paths[0], "", "killer", why, images)
+        facts = {
+            "images": {},
+            "rescaled": 0,
+            "rejected": [asdict(rejected)],
+            "seconds": {},
+            "quarantined": reason,
+        }
+        log.warning("%s is left out: %s", partition.name, reason)
+        return counts(self.folder.write_receipt(self._plan.id, "embed", partition.name, {}, facts))
+
+
+def rows_digest(receipts: Iterable[Receipt]) -> str:
+    """Hash of all rows, by the checksums in the receipts of their partitions, in order."""
+    return digest([receipt["files"] for receipt in receipts])
+
+
+def write_quarantine(folder: BuildFolder, names: Sequence[str]) -> tuple[dict[str, int], int, str]:
+    """Read the receipts of all partitions once, and write what was rejected as one table.
+
+    Returns
+    -------
+    rejected : dict of str to int
+        Images left out, by kind.
+    rescaled : int
+        Sentinel-3 images that were corrected.
+    rows : str
+        Hash of all rows.
+    """
+    columns = {"file": pa.string(), "member": pa.string(), "kind": pa.string()}
+    columns |= {"reason": pa.string(), "images": pa.int32(), "partition": pa.string()}
+    schema, sink = pa.schema(columns), pa.BufferOutputStream()
+    kinds: Counter[str] = Counter()
+    rescaled, files = 0, []
+    with pq.ParquetWriter(sink, schema, compression="zstd") as table:
+        for name in names:
+            receipt = folder.read_receipt("embed", name)
+            files.append({"files": receipt["files"]})
+            rescaled += receipt["rescaled"]
+            for item in receipt["rejected"]:
+                kinds[item["kind"]] += item["images"]
+            if receipt["rejected"]:
+                rows = [item | {"partition": name} for item in receipt["rejected"]]
+                table.write_table(pa.Table.from_pylist(rows, schema=schema))
+    folder.files.write("quarantine.parquet", sink.getvalue())
+    return dict(sorted(kinds.items())), rescaled, rows_digest(files)
+
+
+# Rows to cube.
+
+
+class AssembleStage(Stage[AssembleTask]):
+    """Combines the rows to cells, or writes the bands of the cube.
+
+    Parameters
+    ----------
+    folder : BuildFolder
+        Where the work is done.
+    kind : {"combine", "write"}
+        Which of the two.
+    task : AssembleTask
+        One of its tasks, of any number.
+    number : int
+        How many tasks there are, done ones included.
+    """
+
+    def __init__(self, folder: BuildFolder, kind: str, task: AssembleTask, number: int) -> None:
+        function, title, unit, width = {
+            "combine": (run_combine_task, "combining", "parts", 6),
+            "write": (run_write_task, "writing", "bands", 2),
+        }[kind]
+        self._kind, self._width = kind, width
+        names = [f"{i:0{width}d}" for i in range(number)]
+        done = folder.receipts(task.work, kind, names, renew=True)
+        tasks = [replace(task, number=i) for i, name in enumerate(names) if name not in done]
+        super().__init__(folder, title, unit, function, tasks, number, len(done))
+
+    def name(self, task: AssembleTask) -> str:
+        """See `Stage`."""
+        return f"{self._kind}-{task.number:0{self._width}d}"
+
+
+def assemble(
+    folder: BuildFolder,
+    plan: Plan,
+    aggregation: Aggregation,
+    files: Sequence[str],
+    attributes: Mapping[str, Any],
+    executor: Executor,
+) -> None:
+    """Make the cube of a plan from files of rows; go on where an earlier run stopped.
+
+    Parameters
+    ----------
+    folder : BuildFolder
+        Where the work is done.
+    plan : Plan
+        What is made.
+    aggregation : Aggregation
+        How cells are aggregated.
+    files : sequence of str
+        Files of rows, in a fixed order.
+    attributes : mapping
+        Further attributes for the cube.
+    executor : Executor
+        Runs the tasks.
+
+    Raises
+    ------
+    BuildError
+        If no row is left to aggregate, or tasks failed.
+    """
+    found = Surveyed.of(files, aggregation)
+    if not found.survey.images:
+        raise BuildError(
+            f"{plan.source}: no image is left to make a cube of; the modalities and dates chosen "
+            f"admit none, or all were rejected ({folder.path}/quarantine.parquet says why)"
+        )
+    data = found.to_json()
+    if _known_survey(folder) != data:
+        for scratch in ("cells", "cube.zarr"):
+            folder.files.remove(scratch)
+        folder.files.write("survey.json", data)
+    task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
+    combining = len(found.parts) + len(found.passes)
+    run_stage(executor, AssembleStage(folder, "combine", task, combining))
+    if folder.receipt(task.work, "create", "cube") is None:
+        folder.files.remove("cube.zarr")
+        written = cube.create(
+            folder.cube,
+            dim=found.survey.dim,
+            by=aggregation.by,
+            groups=found.survey.groups,
+            attrs={**cube_attributes(plan, aggregation, found.survey), **attributes},
+        )
+        metadata = {
+            f"cube.zarr/{name}": known
+            for name, known in written.items()
+            if name.endswith("zarr.json")
+        }
+        folder.write_receipt(task.work, "create", "cube", metadata, {})
+    run_stage(executor, AssembleStage(folder, "write", task, N_BANDS))
+    cube.finish(folder.cube)
+    folder.publish()
+    folder.sweep()
+
+
+def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:
+    """Whether the finished cube of this very plan and these very rows is there."""
+    attributes = cube.read_attributes(folder.out)
+    return (attributes.get("copcube_plan"), attributes.get("copcube_rows")) == (plan.id, rows)
+
+
+def _known_survey(folder: BuildFolder) -> bytes | None:
+    try:
+        return folder.files.read("survey.json")
+    except FileNotFoundError:
+        return None

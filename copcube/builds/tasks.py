@@ -1,18 +1,18 @@
-"""The units of a build: plain functions of a small task, wherever they are called.
+"""The tasks of a build: plain functions of a small description, wherever they are called.
 
-A task says which unit of which build; everything else is read from the build's folder. So
-tasks are a few hundred bytes on their way to a worker, and what comes back is a few numbers:
-images, rows and cells only ever go to the folder. Each unit may be done twice, at once or
-again after its worker died; its files appear whole and are the same every time.
+A description says which task of which build it is; everything else is read from the build's
+folder. So descriptions are a few hundred bytes on their way to a worker, and what comes back
+is a few numbers: images, rows and cells only ever go to the folder. Each task may be done
+twice, at once or again after its worker died; its files appear whole and are the same every
+time.
 """
 
 import hashlib
 import json
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,76 +22,34 @@ import numpy as np
 from copcube import aggregate, cube
 from copcube.aggregate import Aggregation, Part, Survey
 from copcube.builds.folder import BuildFolder, Receipt, to_json
-from copcube.builds.plan import Plan, digest, read_partition
+from copcube.builds.plan import BuildOptions, EncoderFacts, Plan, digest, read_partition
 from copcube.cells import Cells, decode_cells, encode_cells
-from copcube.embedding import Encoder, Spec, embed_partition
+from copcube.embedding import Encoder, embed_partition
 from copcube.errors import BuildError
+from copcube.files.processors import available_processors
 from copcube.images import Rejected, Source
 from copcube.rows import encode_rows
 from copcube.selection import Selection
 
-SECONDS_BETWEEN_SIGNS = 30.0
-"""How often a worker says that it is alive."""
+SECONDS_BETWEEN_HEARTBEATS = 30.0
+"""How often a worker notes how far it is."""
+
+MOST_THREADS = 8
+"""Decoding threads a partition, unless another number is asked for."""
 
 Advance = Callable[[int], None]
+"""Called with a number of images, parts or bands that are done."""
 
 
-def ignore(units: int) -> None:
+def ignore(number: int) -> None:
     """Count nothing."""
 
 
-# What an encoder is.
-
-
-@dataclass(frozen=True)
-class EncoderFacts:
-    """What a plan must know of an encoder.
-
-    Parameters
-    ----------
-    dim : int
-        Length of its vectors.
-    provenance : dict
-        What made them.
-    batch_sizes : dict of str to int
-        Images a batch, by modality.
-    """
-
-    dim: int
-    provenance: dict[str, str | int]
-    batch_sizes: dict[str, int]
-
-
-def describe(encoder: Encoder | Spec, sizes: Mapping[str, int]) -> EncoderFacts:
-    """Describe an encoder on the machine that will use it.
-
-    Parameters
-    ----------
-    encoder : Encoder or Spec
-        Which.
-    sizes : mapping of str to int
-        Pixels a side of the images of every modality.
-    """
-    model = loaded(encoder)
-    batches = {key: model.batch_size(key, size) for key, size in sizes.items()}
-    return EncoderFacts(model.dim, dict(model.provenance), batches)
-
-
-_LOADING = threading.Lock()
-
-
-def loaded(encoder: Encoder | Spec) -> Encoder:
-    """Return a live encoder: itself, or the one of a spec, loaded once a process."""
-    if not isinstance(encoder, Spec):
-        return encoder
-    with _LOADING:  # the cache alone would load it once a thread
-        live: Encoder = _loaded(encoder)  # type: ignore[arg-type]  # specs are hashable
-        return live
-
-
-@lru_cache(maxsize=1)
-def _loaded(spec: Spec) -> Encoder:
-    return spec.load()
+def describe(options: BuildOptions) -> EncoderFacts:
+    """Describe the encoder on the machine that will use it."""
+    encoder, sizes = options.encoder, options.image_sizes
+    batches = {key: encoder.batch_size(key, size) for key, size in sizes.items()}
+    return EncoderFacts(encoder.dim, dict(encoder.provenance), batches)
 
 
 # Embedding a partition.
@@ -113,12 +71,8 @@ class EmbedTask:
         Of the partition.
     source : Source
         Where its images are read from.
-    encoder : Encoder or Spec
-        What embeds them; a spec wherever the task is sent to.
-    threads : int or None
-        Decoding threads; None leaves it to the machine.
-    strict : bool
-        Whether a broken image ends it.
+    options : BuildOptions
+        What the build was asked for.
     """
 
     out: str
@@ -126,13 +80,11 @@ class EmbedTask:
     number: int
     name: str
     source: Source
-    encoder: Encoder | Spec
-    threads: int | None
-    strict: bool
+    options: BuildOptions
 
 
-def embed_unit(task: EmbedTask, advance: Advance = ignore) -> Receipt:
-    """Embed one partition, write its rows, sign for them.
+def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
+    """Embed one partition, write its rows, then their receipt.
 
     Returns
     -------
@@ -150,27 +102,28 @@ def embed_unit(task: EmbedTask, advance: Advance = ignore) -> Receipt:
     """
     begin = time.perf_counter()
     folder, plan = _opened(task.out, task.plan)
-    with _alive(folder, task.name, advance) as alive:
-        encoder = loaded(task.encoder)
-        _require_same(plan, encoder)
-        options = plan.options
+    options = task.options
+    with _heartbeats(folder, task.name, advance) as count:
+        _require_same(plan, options.encoder)
+        # Read here rather than sent: the paths of a partition of GeoTIFFs take some 100 kB.
         partition = read_partition(folder.files.open("partitions.parquet"), task.number)
         if partition.name != task.name:
             raise BuildError(f"{folder.path}: the partitions of this build were replaced")
         rows, tally = embed_partition(
             task.source,
             partition,
-            encoder,
-            selection=Selection(tuple(options["modalities"]), options["start"], options["end"]),
+            options.encoder,
+            selection=options.selection,
+            # Those of the plan: on another machine the encoder might prefer others.
             batch_sizes=plan.batch_sizes,
-            crop=options["crop"],
-            threads=task.threads or min(len(os.sched_getaffinity(0)), 8),
-            strict=task.strict,
-            advance=alive,
+            crop=options.crop,
+            threads=options.threads or min(available_processors(), MOST_THREADS),
+            strict=options.strict,
+            advance=count,
         )
         writing = time.perf_counter()
         name = f"rows/{task.name}.parquet"
-        made_by = plan.encoder | {"crop": options["crop"]}
+        made_by = plan.encoder | {"crop": options.crop}
         data = encode_rows(rows, made_by, folder.rows(task.name))
         files = {name: folder.files.write(name, data)}
         seconds = {
@@ -192,9 +145,10 @@ def embed_unit(task: EmbedTask, advance: Advance = ignore) -> Receipt:
 
 
 def _counted(rejected: Sequence[Rejected]) -> list[Rejected]:
-    """What was rejected, the repeated images of an archive counted in one entry.
+    """Sum up the repeated images of each archive in one entry.
 
-    Published tensors are padded with such, so that nearly every member of a shard has some.
+    Published tensors are padded with repeated images, so nearly every member of a shard has
+    some; a receipt with an entry for each would be long.
     """
     kept = [item for item in rejected if item.kind != "duplicate" or not item.member]
     repeated: dict[str, list[Rejected]] = {}
@@ -209,7 +163,7 @@ def _counted(rejected: Sequence[Rejected]) -> list[Rejected]:
 
 
 def counts(receipt: Receipt) -> Receipt:
-    """Numbers of a receipt of embedding, without its lists."""
+    """Return the numbers of a receipt of embedding, without its lists."""
     return {
         "images": receipt["images"],
         "rejected": sum(item["images"] for item in receipt["rejected"]),
@@ -230,25 +184,25 @@ def _require_same(plan: Plan, encoder: Encoder) -> None:
 
 
 @contextmanager
-def _alive(folder: BuildFolder, name: str, advance: Advance) -> Iterator[Advance]:
-    """Leave signs of life in the folder while the body counts what it has done."""
-    mark = f"running/{name}.json"
+def _heartbeats(folder: BuildFolder, name: str, advance: Advance) -> Iterator[Advance]:
+    """Note in the folder how far the body is, as often as it counts, but not all the time."""
+    note = f"running/{name}.json"
     state = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     done, last = 0, 0.0
 
     def count(images: int) -> None:
         nonlocal done, last
         done += images
-        if time.time() - last >= SECONDS_BETWEEN_SIGNS:
+        if time.time() - last >= SECONDS_BETWEEN_HEARTBEATS:
             last = time.time()
-            folder.files.write(mark, to_json(state | {"images": done, "seen": last}))
+            folder.files.write(note, to_json(state | {"images": done, "seen": last}))
         advance(images)
 
     count(0)
     try:
         yield count
     finally:
-        folder.files.remove(mark)
+        folder.files.remove(note)
 
 
 # Assembling the cube.
@@ -256,7 +210,7 @@ def _alive(folder: BuildFolder, name: str, advance: Advance) -> Iterator[Advance
 
 @dataclass(frozen=True)
 class AssembleTask:
-    """Which unit of assembling to do.
+    """Which part of the rows to combine, or which band of the cube to write.
 
     Parameters
     ----------
@@ -277,12 +231,12 @@ class AssembleTask:
 
     @property
     def work(self) -> str:
-        """Hash of everything that decides the bytes of the unit."""
+        """Hash of everything that decides the bytes of the task's files."""
         return digest([self.plan, self.survey])
 
 
-def combine_unit(task: AssembleTask, advance: Advance = ignore) -> Receipt:
-    """Combine one part of the rows to the statistics of whole cells, sign for them.
+def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
+    """Combine one part of the rows to the statistics of whole cells, then write the receipt.
 
     The parts come first, then the passes over cells that lie in several parts.
     """
@@ -303,12 +257,12 @@ def combine_unit(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     return facts
 
 
-def write_unit(task: AssembleTask, advance: Advance = ignore) -> Receipt:
-    """Write one band of blocks of the cube from the cells of all parts, sign for it."""
+def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
+    """Write one band of blocks of the cube from the cells of all parts, then the receipt."""
     folder, found = _surveyed(task)
     names = folder.files.names(f"cells/{task.number:02d}/")
-    pieces = [decode_cells(folder.files.read(name), f"{folder.path}/{name}") for name in names]
-    cells = Cells.concatenate([Cells.empty(found.survey.dim), *pieces])
+    tables = [decode_cells(folder.files.read(name), f"{folder.path}/{name}") for name in names]
+    cells = Cells.concatenate([Cells.empty(found.survey.dim), *tables])
     written = cube.write_band(folder.cube, task.number, cells)
     advance(1)
     facts = {"cells": len(cells)}
@@ -326,11 +280,11 @@ class Surveyed:
     aggregation : Aggregation
         How cells are aggregated.
     parts : list of Part
-        Units of combining.
+        Runs of rows, one for each of the first tasks of combining.
     survey : Survey
         What the rows hold.
     passes : list of slice
-        Further units: passes over the cells that lie in several parts.
+        Passes over the cells that lie in several parts, one for each further task.
     """
 
     aggregation: Aggregation
@@ -347,34 +301,34 @@ class Surveyed:
 
     def to_json(self) -> bytes:
         """Return bytes that `from_json` reads."""
-        split = {key: v.tolist() for key, v in vars(self.survey).items() if key.startswith("split")}
+        survey = vars(self.survey) | {key: getattr(self.survey, key).tolist() for key in _ARRAYS}
         return to_json(
             {
                 "aggregation": asdict(self.aggregation),
                 "parts": [asdict(part) for part in self.parts],
-                "survey": vars(self.survey) | split,
+                "survey": survey,
             }
         )
 
     @classmethod
     def from_json(cls, data: bytes) -> "Surveyed":
-        """Read the bytes of `to_json`."""
+        """Read the bytes of `to_json`, in which tuples and arrays are lists."""
         found = json.loads(data)
-        aggregation, survey = found["aggregation"], found["survey"]
-        selection = aggregation["selection"]
-        selection["modalities"] = tuple(selection["modalities"])
-        aggregation["selection"] = Selection(**selection)
-        for key, value in survey.items():
-            if key.startswith("split"):
-                survey[key] = np.array(value, np.int64)
-            elif isinstance(value, list):
-                survey[key] = tuple(value)
+        chosen, known = found["aggregation"], found["survey"]
+        selection = chosen["selection"]
+        selection = Selection(**selection | {"modalities": tuple(selection["modalities"])})
+        tuples = {key: tuple(known[key]) for key in ("groups", "images_by_modality")}
+        arrays = {key: np.array(known[key], np.int64) for key in _ARRAYS}
+        survey = Survey(**known | tuples | arrays)
         parts = [Part(p["file"], tuple(p["row_groups"]), p["rows"]) for p in found["parts"]]
-        known = Survey(**survey)
-        return cls(Aggregation(**aggregation), parts, known, aggregate.passes(known))
+        aggregation = Aggregation(**chosen | {"selection": selection})
+        return cls(aggregation, parts, survey, aggregate.passes(survey))
 
 
-# What a process keeps between units.
+_ARRAYS = ("split_cell", "split_part", "split_rows")
+
+
+# What a process keeps from one task to the next.
 
 
 @lru_cache(maxsize=4)
@@ -401,5 +355,5 @@ def _survey(out: str, survey: str) -> Surveyed:
 
 
 def digest_of(data: bytes) -> str:
-    """SHA-256 of bytes."""
+    """Return the SHA-256 of bytes."""
     return hashlib.sha256(data).hexdigest()

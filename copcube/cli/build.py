@@ -84,7 +84,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="decoding threads a partition (default: up to 8); a GPU has two partitions at a time",
     )
-    _crew(build)
+    _workers(build)
     build.add_argument(
         "--partitions",
         metavar="A-B",
@@ -122,7 +122,7 @@ def add(commands: Commands) -> None:
         default="refuse",
         help="what to do when two rows embed the same image",
     )
-    _crew(aggregate)
+    _workers(aggregate)
     overwrite(aggregate)
 
     status = command(
@@ -195,7 +195,7 @@ def _encoder(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _crew(command: argparse.ArgumentParser) -> None:
+def _workers(command: argparse.ArgumentParser) -> None:
     who = command.add_mutually_exclusive_group()
     who.add_argument(
         "--workers",
@@ -210,8 +210,8 @@ def _crew(command: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def _hands(arguments: Arguments) -> Iterator[dict[str, Any]]:
-    """Options of a build that say who does the work, connected as long as the body runs."""
+def _executor(arguments: Arguments) -> Iterator[dict[str, Any]]:
+    """Yield the options of `build` that name its workers, connected while the body runs."""
     if arguments.scheduler is None and arguments.scheduler_file is None:
         yield {"workers": arguments.workers}
         return
@@ -258,7 +258,7 @@ def _build(arguments: Arguments) -> int:
     if arguments.dry_run:
         print(estimate(arguments.source, arguments.out, **options))
         return 0
-    with _hands(arguments) as hands:
+    with _executor(arguments) as executor:
         report = build(
             arguments.source,
             arguments.out,
@@ -268,7 +268,7 @@ def _build(arguments: Arguments) -> int:
             overwrite=arguments.overwrite,
             partitions=arguments.partitions,
             retry_quarantined=arguments.retry_quarantined,
-            **hands,
+            **executor,
             **options,
         )
     _tell(report)
@@ -278,7 +278,7 @@ def _build(arguments: Arguments) -> int:
 def _aggregate(arguments: Arguments) -> None:
     from copcube.builds import aggregate
 
-    with _hands(arguments) as hands:
+    with _executor(arguments) as executor:
         report = aggregate(
             arguments.rows,
             arguments.out,
@@ -288,7 +288,7 @@ def _aggregate(arguments: Arguments) -> None:
             by=arguments.by,
             duplicates=arguments.duplicates,
             overwrite=arguments.overwrite,
-            **hands,
+            **executor,
         )
     _tell(report)
 

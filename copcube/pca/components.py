@@ -5,7 +5,6 @@ result has the same bits however the cube is chunked and whether it lies on disk
 memory. All products and sums are in float64 (`copcube.pca.moments`).
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cube.view import CubeView, Part, present, require_dataset, spatial_dims
 from copcube.errors import CubeError, OptionError
+from copcube.files.processors import available_processors
 from copcube.grid import Floats
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments
@@ -35,7 +35,7 @@ _CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "
 _NEGLIGIBLE = 1e-30
 """Weight, relative to the largest, below which a cell counts as having none: no sum in float64
 notices it, and what is far smaller still would underflow when it is squared."""
-_THREADS = min(os.cpu_count() or 1, 8)
+_THREADS = min(available_processors(), 8)
 """Blocks at work at once; each takes some 20 MB."""
 
 _T = TypeVar("_T")

@@ -1,5 +1,10 @@
-"""How a build stands, told from its folder alone, on any machine that sees it."""
+"""Looking at a build: what one would do, and how one stands.
 
+`estimate` looks at the source and measures one batch; `status` looks at the folder alone, on
+any machine that sees it. Neither writes anything.
+"""
+
+import itertools
 import json
 import time
 from collections import Counter
@@ -7,15 +12,143 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from copcube.builds.folder import BuildFolder
+from copcube.builds.folder import BuildFolder, Receipt
+from copcube.builds.plan import BuildOptions, Plan, plan_build
+from copcube.builds.tasks import describe
 from copcube.cube import read_attributes
+from copcube.embedding import Batch, Encoder
 from copcube.errors import BuildError
-from copcube.grid import N_BANDS
-from copcube.progress import duration
+from copcube.grid import N_BANDS, N_LAT, N_LON
+from copcube.images import Image, Partition, Source, open_source
+from copcube.progress import duration, size
+from copcube.selection import Selection
+
+LOOK = 8
+"""Partitions looked into; what the others hold is estimated from them."""
 
 RECENT = 600.0
+"""Seconds over which the rate is taken."""
+
 SILENT = 180.0
-"""Seconds without a sign of life after which a worker is said to be silent."""
+"""Seconds without a heartbeat after which a worker is said to be silent."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build would do.
+
+    Parameters
+    ----------
+    partitions, done : int
+        Partitions in all, and how many of them an earlier run has finished.
+    images : dict of str to int
+        Images to embed by modality, of all partitions.
+    counted : bool
+        Whether every partition was looked into, or the images are extrapolated.
+    rate : dict of str to float
+        Measured images a second, by modality: decoding and encoding one batch.
+    rows_bytes, cube_bytes : int
+        Disk that the rows and the cube take at most.
+    """
+
+    partitions: int
+    done: int
+    images: dict[str, int]
+    counted: bool
+    rate: dict[str, float]
+    rows_bytes: int
+    cube_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Time that embedding what is left takes at the measured rates."""
+        whole = sum(count / self.rate[key] for key, count in self.images.items())
+        return whole * (1 - self.done / max(self.partitions, 1))
+
+    def __str__(self) -> str:
+        """Write the estimate as a table for people."""
+        about = "      " if self.counted else "about "
+        lines = [f"{self.partitions} partitions, {self.done} of them done"]
+        for key, count in self.images.items():
+            lines.append(f"  {key:8} {about}{count:>10,} images, {self.rate[key]:8.1f} images/s")
+        lines.append(
+            f"disk: rows up to {size(self.rows_bytes)}, cube up to {size(self.cube_bytes)}"
+        )
+        lines.append(f"time: about {duration(self.seconds)}, from one measured batch of each")
+        return "\n".join(lines)
+
+
+def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
+    """Say what `copcube.build` would do with the same arguments; write nothing.
+
+    Parameters
+    ----------
+    source, out
+        As in `copcube.build`.
+    **options
+        Modalities, dates, crop, encoder, batch_size, threads, balance and by, as in
+        `copcube.build`.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    SourceError, OptionError, WeightsError, FetchError
+        As `copcube.build`.
+    """
+    chosen = BuildOptions.of(**options)
+    images = open_source(source)
+    encoder = chosen.encoder
+    plan, partitions = plan_build(images, chosen, describe(chosen))
+    done = len(BuildFolder(out).receipts(plan.id, "embed", [p.name for p in partitions]))
+    step = max(len(partitions) // LOOK, 1)
+    looked = partitions[::step]
+    counts: Counter[str] = Counter()
+    for partition in looked:
+        counts.update(images.count(partition, chosen.selection))
+    share = len(partitions) / len(looked)
+    total = {key: round(counts[key] * share) for key in chosen.selection.modalities if counts[key]}
+    rate = {key: _rate(images, looked, key, chosen, encoder, plan) for key in total}
+    vector = 4 * encoder.dim  # bytes
+    return Estimate(
+        partitions=len(partitions),
+        done=done,
+        images=total,
+        counted=step == 1,
+        rate=rate,
+        rows_bytes=sum(total.values()) * (vector + 64),
+        cube_bytes=min(sum(total.values()), N_LAT * N_LON) * vector,
+    )
+
+
+def _rate(
+    source: Source,
+    partitions: list[Partition],
+    key: str,
+    options: BuildOptions,
+    encoder: Encoder,
+    plan: Plan,
+) -> float:
+    """Images a second of one modality: decode and embed one batch, the model warmed up."""
+    only = Selection((key,), options.selection.start, options.selection.end)
+    count = plan.batch_sizes[key]
+    found: list[Image] = []
+    begin = time.perf_counter()
+    for job in itertools.chain.from_iterable(source.jobs(p, only) for p in partitions):
+        if callable(job):
+            found += [item for item in job() if isinstance(item, Image)]
+        if len(found) >= count:
+            break
+    decoding = (time.perf_counter() - begin) / max(len(found), 1)
+    if not found:
+        return float("inf")
+    batch = Batch.of(found[:count], options.crop)
+    encoder(key, batch.pixels, batch.metadata)
+    begin = time.perf_counter()
+    encoder(key, batch.pixels, batch.metadata)
+    return 1 / (decoding + (time.perf_counter() - begin) / len(batch.images))
 
 
 @dataclass(frozen=True)
@@ -31,9 +164,9 @@ class Running:
     pid : int
         The process.
     images : int
-        Images embedded by the last sign of life.
+        Images embedded by the last heartbeat.
     since, seen : float
-        Begin and last sign of life, seconds since 1970-01-01 by the worker's clock.
+        Begin and last heartbeat, seconds since 1970-01-01 by the worker's clock.
     """
 
     name: str
@@ -55,7 +188,7 @@ class Status:
     stage : str
         ``embedding``, ``combining``, ``writing`` or ``done``.
     units, done : int
-        Units of the stage, and how many of them are done.
+        Partitions, parts or bands of the stage, and how many of them are done.
     images : dict of str to int
         Images embedded, by modality.
     rejected : dict of str to int
@@ -67,7 +200,7 @@ class Status:
     running : list of Running
         What workers are at.
     failed : dict of str to str
-        Units that failed and will be tried again, and why.
+        Tasks that failed and will be tried again, and why.
     quarantined : dict of str to str
         Partitions left out as a whole, and why.
     """
@@ -99,7 +232,7 @@ class Status:
             left = "" if self.seconds_left is None else f", {duration(self.seconds_left)} left"
             lines.append(f"rate: {self.rate:,.1f} images/s over the last ten minutes{left}")
         now = time.time()
-        for r in sorted(self.running, key=lambda r: r.name):
+        for r in sorted(self.running, key=lambda running: running.name):
             quiet = now - r.seen
             state = f"silent for {duration(quiet)}, dead?" if quiet > SILENT else "alive"
             lines.append(
@@ -112,7 +245,7 @@ class Status:
 
 
 def status(path: str | Path) -> Status:
-    """Tell how a build stands.
+    """Say how a build stands.
 
     Parameters
     ----------
@@ -137,8 +270,8 @@ def status(path: str | Path) -> Status:
             "found none"
         )
     names = [partition.name for partition in folder.partitions()]
-    signed = _read_all(folder, "receipts/embed/")
-    stage, units, done = _stage(folder, plan.id, len(names), len(signed))
+    receipts = _read_all(folder, "receipts/embed/")
+    stage, units, done = _stage(folder, plan.id, len(names), len(receipts))
     return Status(
         folder=folder.path,
         stage=stage,
@@ -149,17 +282,17 @@ def status(path: str | Path) -> Status:
             name: f"{entry['reason']} (tried {entry['attempts']} times)"
             for name, entry in _read_all(folder, "failed/").items()
         },
-        quarantined={n: r["quarantined"] for n, r in signed.items() if r.get("quarantined")},
-        **_told(signed, len(names)),
+        quarantined={n: r["quarantined"] for n, r in receipts.items() if r.get("quarantined")},
+        **_progress(receipts, len(names)),
     )
 
 
-def _told(signed: dict[str, Any], partitions: int) -> dict[str, Any]:
-    """Images, what was left out, rate and time left, as the receipts tell them."""
+def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
+    """Images, what was left out, rate and time left, from the receipts of the partitions."""
     images: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     recent, oldest, now = 0, time.time(), time.time()
-    for receipt in signed.values():
+    for receipt in receipts.values():
         images.update(receipt["images"])
         for item in receipt["rejected"]:
             rejected[item["kind"]] += item["images"]
@@ -168,8 +301,8 @@ def _told(signed: dict[str, Any], partitions: int) -> dict[str, Any]:
             begin = receipt["finished"] - receipt["seconds"]["embedding"]
             oldest = min(oldest, begin)
     rate = recent / max(min(now - oldest, RECENT), 1e-3) if recent else None
-    left = partitions - len(signed)
-    mean = sum(images.values()) / len(signed) if signed else 0.0
+    left = partitions - len(receipts)
+    mean = sum(images.values()) / len(receipts) if receipts else 0.0
     return {
         "images": dict(images),
         "rejected": dict(sorted(rejected.items())),
@@ -179,7 +312,7 @@ def _told(signed: dict[str, Any], partitions: int) -> dict[str, Any]:
 
 
 def _stage(folder: BuildFolder, plan: str, partitions: int, embedded: int) -> tuple[str, int, int]:
-    """Stage, its units, and how many of them are done."""
+    """Stage, number of its tasks, and how many of them are done."""
     if embedded < partitions:
         return "embedding", partitions, embedded
     if read_attributes(folder.out).get("copcube_plan") == plan:
