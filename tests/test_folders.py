@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from copcube.errors import BuildError, StorageError
+from copcube.errors import StorageError
 from copcube.files.folders import LocalFolder, absolute, checksum, folder
 
 
@@ -53,17 +53,6 @@ def test_of_several_creators_one_succeeds(place):
     assert place.names() == ["plan.json"]
 
 
-def test_locks(place):
-    with place.lock(), pytest.raises(BuildError, match="another process"), place.lock():
-        pass
-    with place.lock(shared=True), place.lock(shared=True):
-        with pytest.raises(BuildError, match="another process"), place.lock():
-            pass
-        assert not [name for name in place.names() if name != "lock"]
-    with place.lock():
-        pass
-
-
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     place = LocalFolder(tmp_path)
     place.write("a", b"old")
@@ -79,7 +68,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_file_system_without_hard_links_or_locks(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -88,10 +77,6 @@ def test_a_file_system_without_hard_links_or_locks(tmp_path, monkeypatch, caplog
     assert place.create("a", b"1")
     assert not place.create("a", b"2")
     assert place.read("a") == b"1"
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with place.lock():
-        pass
-    assert "this file system has no locks" in caplog.text
 
 
 def test_what_killed_writers_left_is_swept(tmp_path):

@@ -54,13 +54,12 @@ def assemble(
         )
     data = found.to_json()
     if _known_survey(folder) != data:
-        for scratch in ("cells", "cube.zarr"):
-            folder.files.remove(scratch)
+        folder.discard("cells", "cube.zarr")
         folder.files.write("survey.json", data)
     task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
     _do(folder, crew, task, "combine", len(found.parts) + len(found.passes))
     if folder.receipt(task.work, "create", "cube") is None:
-        folder.files.remove("cube.zarr")
+        folder.discard("cube.zarr")
         cube.create(
             folder.cube,
             dim=found.survey.dim,
@@ -72,6 +71,7 @@ def assemble(
         metadata = [name for name in metadata if name.endswith("zarr.json")]
         folder.sign(task.work, "create", "cube", metadata, {})
     _do(folder, crew, task, "write", N_BANDS)
+    folder.require_lock()
     cube.finish(folder.cube)
     folder.publish()
     folder.sweep()

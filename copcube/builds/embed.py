@@ -155,5 +155,6 @@ def tally(folder: BuildFolder, names: Sequence[str]) -> tuple[dict[str, int], in
             if receipt["rejected"]:
                 rows = [item | {"partition": name} for item in receipt["rejected"]]
                 table.write_table(pa.Table.from_pylist(rows, schema=schema))
+    folder.require_lock()
     folder.files.write("quarantine.parquet", sink.getvalue())
     return dict(sorted(kinds.items())), rescaled, rows_digest(files)

@@ -146,7 +146,7 @@ class Cluster:
                     running[self._submit(function, task, embeds)] = task
                 if not running:
                     break
-                for future in self._finished(running):
+                for future in self._finished(running, advance):
                     task = running.pop(future)
                     outcome = self._outcome(future)
                     if isinstance(outcome, KilledWorker):
@@ -157,7 +157,7 @@ class Cluster:
                 for _ in range(_TRIES_ALONE):
                     future = self._submit(function, task, embeds)
                     running[future] = task
-                    self._finished(running)
+                    self._finished(running, advance)
                     del running[future]
                     outcome = self._outcome(future)
                     if not isinstance(outcome, KilledWorker):
@@ -187,7 +187,7 @@ class Cluster:
             return int(sum(w["resources"].get(GPU, 0) for w in self._workers.values()))
         return sum(w["nthreads"] for w in self._workers.values())
 
-    def _finished(self, running: "dict[Future[Any], Any]") -> "list[Future[Any]]":
+    def _finished(self, running: "dict[Future[Any], Any]", advance: Advance) -> "list[Future[Any]]":
         """Futures that are done, after waiting for the first of them."""
         from distributed import TimeoutError, wait
 
@@ -197,6 +197,7 @@ class Cluster:
                     done = wait(list(running), timeout=_POLL, return_when="FIRST_COMPLETED").done
                 return sorted(done, key=list(running).index)
             except TimeoutError:
+                advance(0)  # nothing is done yet, but the driver may have to stop
                 self._tell_if_lonely()
 
     @contextmanager

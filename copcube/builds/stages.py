@@ -69,9 +69,15 @@ def drive(
     """
     failed: dict[str, Exception] = {}
     successes = 0
+
+    def advance(units: int) -> None:
+        folder.check_lock()
+        bar.advance(units)
+
     for attempt in range(1, ROUNDS + 1):
         again: list[Task] = []
-        for task, outcome in crew.run(function, tasks, advance=bar.advance, embeds=embeds):
+        for task, outcome in crew.run(function, tasks, advance=advance, embeds=embeds):
+            folder.check_lock()
             if killed is not None and isinstance(outcome, KilledError):
                 killed(task, outcome)
                 bar.advance(0)
