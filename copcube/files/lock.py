@@ -127,7 +127,7 @@ class LocalLockFiles:
 
     def renew(self, name: str, data: bytes, version: Any) -> None:
         """See `LockFiles`."""
-        with suppress(FileNotFoundError), writing(self._path):
+        with writing(self._path), suppress(FileNotFoundError):
             os.utime(self._path / name)  # without times: the server sets them by its clock
 
     def replace(self, name: str, data: bytes, version: Any) -> bool:
@@ -373,9 +373,9 @@ def hold(
         with lock.beating():
             try:
                 yield lock
-            except Exception:
-                # The successor may have removed what the body missed: then say so.
-                if not lock.lost:
+            except Exception as error:
+                # A successor may have removed what the body missed: then say that.
+                if str(error) != lock.lost:
                     with suppress(OSError):
                         lock.prove()
                 raise

@@ -1,0 +1,73 @@
+"""A bucket in the memory of this process, behind the addresses ``s3://bucket/…``."""
+
+from collections.abc import AsyncIterator
+from contextlib import contextmanager
+
+import pytest
+from obstore.store import MemoryStore
+from zarr.abc.store import Store
+from zarr.storage import ObjectStore, WrapperStore
+
+from copcube.files.objects import stores
+
+
+class _Below(WrapperStore):
+    """What lies below a prefix of a store: obstore's memory has no prefixes of its own."""
+
+    def __init__(self, store, prefix=""):
+        super().__init__(store)
+        self.prefix = f"{prefix}/" if prefix else ""
+
+    def _with_store(self, store):
+        return type(self)(store, self.prefix.rstrip("/"))
+
+    def __eq__(self, other):
+        return super().__eq__(other) and self.prefix == other.prefix
+
+    __hash__ = None
+    _get_many, _set_many = Store._get_many, Store._set_many
+    is_empty, clear, delete_dir = Store.is_empty, Store.clear, Store.delete_dir
+
+    async def get(self, key, prototype=None, byte_range=None):
+        return await super().get(self.prefix + key, prototype, byte_range)
+
+    async def get_partial_values(self, prototype, key_ranges):
+        return [await self.get(key, prototype, span) for key, span in key_ranges]
+
+    async def exists(self, key):
+        return await super().exists(self.prefix + key)
+
+    async def set(self, key, value):
+        await super().set(self.prefix + key, value)
+
+    async def set_if_not_exists(self, key, value):
+        await super().set_if_not_exists(self.prefix + key, value)
+
+    async def delete(self, key):
+        await super().delete(self.prefix + key)
+
+    async def list(self) -> AsyncIterator[str]:
+        async for key in self.list_prefix(""):
+            yield key
+
+    async def list_prefix(self, prefix) -> AsyncIterator[str]:
+        async for key in super().list_prefix(self.prefix + prefix):
+            yield key.removeprefix(self.prefix)
+
+    async def list_dir(self, prefix) -> AsyncIterator[str]:
+        async for key in super().list_dir(self.prefix + prefix):
+            yield key
+
+
+@contextmanager
+def memory_bucket():
+    """Make all addresses of object stores lead to an empty memory; gives that of the bucket."""
+    memory = MemoryStore()
+
+    def zarr_store(url):
+        return _Below(ObjectStore(memory), stores.split(url)[1].strip("/"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores, "_store", lambda root: memory)
+        patch.setattr("copcube.cube.store.zarr_store", zarr_store)
+        yield "s3://bucket"
