@@ -54,7 +54,7 @@ def lock_files(folder):
 
 def write_lock_file(folder, **changes):
     """Lock file of an owner on another machine, which does not renew it."""
-    about = {"host": "far", "machine": "other", "pid": 1, "token": "t", "shared": False}
+    about = {"host": "far", "machine": "other", "pid": 1, "token": "t"}
     folder.write(f"{PREFIX}t", json.dumps({**about, "successor": "", **changes}).encode())
 
 
@@ -166,11 +166,11 @@ def test_the_lock_of_an_earlier_process_of_this_number_is_free_at_once(folder):
 
 def test_an_owner_that_does_not_renew_its_lock_dies_and_one_that_does_lives(folder):
     write_lock_file(folder)
-    assert_refused(folder, "far", dead=0.5)
-    time.sleep(0.6)
-    with folder.lock(beat=0.1, dead=0.5):
-        time.sleep(0.8)
-        assert_refused(folder, beat=0.1, dead=0.5)
+    assert_refused(folder, "far", dead=0.8)
+    time.sleep(0.9)
+    with folder.lock(beat=0.05, dead=0.8):
+        time.sleep(1.0)
+        assert_refused(folder, beat=0.05, dead=0.8)
 
 
 def test_the_clock_of_this_machine_does_not_matter(folder, monkeypatch):
@@ -354,9 +354,9 @@ with folder(sys.argv[1]).lock(beat=0.2, dead=float(sys.argv[2])):
 @pytest.mark.parametrize("where", ["local", "bucket"])
 def test_two_machines(where, request, tmp_path):
     """The other one has a name and process numbers of its own."""
-    path, dead = tmp_path / "world.build", 1.0
+    path, dead = tmp_path / "world.build", 2.0
     if where == "bucket":
-        path, dead = f"{request.getfixturevalue('bucket')}/world.build", 3.0
+        path, dead = f"{request.getfixturevalue('bucket')}/world.build", 4.0
     shell = f'hostname far && exec "{sys.executable}" -c "$0" "$@"'
     apart = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:

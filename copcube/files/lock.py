@@ -8,9 +8,9 @@ because both write before they look: never do both own the folder.
 An owner renews its file every `BEAT` seconds. An owner whose file is `DEAD` seconds old, or
 whose process is gone from this machine, counts as dead. Ages are differences of two times
 that the file system or the store has set, so that the clocks of the machines do not matter.
-A successor writes its name into the file of a dead owner, which may only sleep: when it
-wakes up and renews its file, it finds that name and stops. An owner never writes into its
-file again, it only makes it younger, so it cannot undo that.
+A successor writes its name into the file of a dead owner, which may only sleep: when that
+owner wakes up, it renews its file, finds the name in it and stops. Renewing cannot undo a
+takeover: on a file system it changes no content, and a store refuses it.
 """
 
 import json
@@ -40,6 +40,9 @@ DEAD = 120.0
 
 PREFIX = ".lock-"
 """What names of lock files begin with."""
+
+SHARED = f"{PREFIX}shared-"
+"""What they begin with if their owner shares the folder."""
 
 _SETTLE, _PAUSE = 2.0, 0.05
 _DAY = 86400.0
@@ -152,7 +155,6 @@ class _Owner:
     machine: str = ""
     pid: int = 0
     token: str = ""
-    shared: bool = False
     successor: str = ""
 
     @classmethod
@@ -199,8 +201,9 @@ class Lock:
         self, files: LockFiles, name: str, *, shared: bool, beat: float, dead: float
     ) -> None:
         token = uuid.uuid4().hex
-        self._files, self._name, self._file = files, name, PREFIX + token
-        self._owner = _Owner(socket.gethostname(), _machine(), os.getpid(), token, shared)
+        self._files, self._name, self._shared = files, name, shared
+        self._file = (SHARED if shared else PREFIX) + token
+        self._owner = _Owner(socket.gethostname(), _machine(), os.getpid(), token)
         self._beat, self._dead = beat, dead
         self._proving, self._beats = RLock(), 0
         self._version: Any = None
@@ -230,9 +233,9 @@ class Lock:
                     return
                 self.lost = (
                     f"{self._name}: {owner.successor or 'another process'} took this build over, "
-                    f"because this process had given no sign of life for {self._dead:.0f} s; this "
-                    "one stops and leaves everything to it. Once it has ended, the same command "
-                    "goes on from there"
+                    f"because this process had given no sign of life for {self._dead:.0f} s, or "
+                    "its lock file was removed; this process stops and leaves everything to it. "
+                    "Once it has ended, the same command goes on from there"
                 )
             raise BuildError(self.lost)
 
@@ -264,8 +267,7 @@ class Lock:
             if is_older or time.monotonic() - begin > _SETTLE:
                 raise BuildError(
                     f"{self._name}: another process is working on this build ({rival}); wait for "
-                    "it, or stop it. If it has died, it no longer counts once its lock file is "
-                    f"{self._dead:.0f} s old"
+                    f"it, or stop it. If it has died, start again in {self._dead:.0f} s"
                 )
             time.sleep(_PAUSE)
         self.prove()
@@ -309,14 +311,15 @@ class Lock:
         dead: list[tuple[str, LockFile, _Owner]] = []
         living: list[tuple[_Owner, bool]] = []
         for name in self._files.names():
-            file = self._files.read(name) if name != self._file else None
+            # Hundreds of jobs may share a build: they need not read each other's files.
+            if name == self._file or (self._shared and name.startswith(SHARED)):
+                continue
+            file = self._files.read(name)
             if file is None:
                 continue
             owner, age = _Owner.of(file), mine.modified - file.modified
             if owner.successor:
                 gone += [name] if age > _DAY else []
-            elif self._owner.shared and owner.shared:
-                continue
             elif owner.is_gone():
                 gone.append(name)
             elif age > self._dead:
