@@ -9,6 +9,7 @@
       running/NAME.json              what a worker is at, with its last sign of life
       failed/NAME.json               what failed and may succeed at the next try
       cube.zarr                      the cube until it is whole, then renamed
+      .lock-*                        who owns the build, as long as somebody does
 
 A unit counts as done when its receipt names the work it belongs to and its files have the
 recorded sizes and checksums. A receipt is written last, after its files are durable, so
