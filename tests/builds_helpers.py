@@ -23,7 +23,7 @@ def contents(folder):
 def leftovers(build_folder):
     """Names in the folder of a finished build that should be gone."""
     return {p.name for p in build_folder.iterdir()} - {
-        *("plan.json", "partitions.parquet", "quarantine.parquet", "rows", "receipts", "lock")
+        *("plan.json", "partitions.parquet", "quarantine.parquet", "rows", "receipts")
     }
 
 

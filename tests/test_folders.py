@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from copcube.errors import BuildError, WriteError
+from copcube.errors import WriteError
 from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
 from copcube.files.states import FileState
 
@@ -102,17 +102,6 @@ def test_of_several_creators_one_succeeds(folder):
     assert folder.names() == ["plan.json"]
 
 
-def test_locks(folder):
-    with folder.lock(), pytest.raises(BuildError, match="another process"), folder.lock():
-        pass
-    with folder.lock(shared=True), folder.lock(shared=True):
-        with pytest.raises(BuildError, match="another process"), folder.lock():
-            pass
-        assert not [name for name in folder.names() if name != "lock"]
-    with folder.lock():
-        pass
-
-
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     folder = LocalFolder(tmp_path)
     folder.write("a", b"old")
@@ -128,7 +117,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_file_system_without_hard_links_or_locks(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -137,10 +126,6 @@ def test_a_file_system_without_hard_links_or_locks(tmp_path, monkeypatch, caplog
     assert folder.create("a", b"1")
     assert not folder.create("a", b"2")
     assert folder.read("a") == b"1"
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with folder.lock():
-        pass
-    assert "this file system has no locks" in caplog.text
 
 
 def test_what_killed_writers_left_is_swept(tmp_path):

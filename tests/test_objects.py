@@ -1,28 +1,16 @@
 """Object stores."""
 
 import io
-import json
 import os
 import pickle
-import socket
-import subprocess
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from copcube.errors import (
-    BuildError,
-    MissingPackageError,
-    OptionError,
-    ReadError,
-    StorageError,
-    WriteError,
-)
+from copcube.errors import MissingPackageError, OptionError, ReadError, StorageError, WriteError
 from copcube.files import objects
-from copcube.files.objects import ObjectFolder, ReadAhead, ahead, is_remote, lease, stores
+from copcube.files.objects import ObjectFolder, ReadAhead, ahead, is_remote, stores
 
 
 @pytest.fixture
@@ -254,6 +242,10 @@ def test_a_copy_ends_with_the_last_file(folder, memory, monkeypatch):
     copy = stores.locate(memory)[0].copy
 
     class Store:
+        def put(self, key, data, *, mode):
+            assert mode == "create", "what somebody else has put there meanwhile must stay"
+            seen.append(key)
+
         def copy(self, source, target):
             seen.append(target)
             copy(source, target)
@@ -309,102 +301,3 @@ def test_what_fails_says_whether_it_read_or_wrote(web):
         objects.read(f"{web.url}/x")
     assert not isinstance(found.value, WriteError)
     assert isinstance(found.value, StorageError)
-
-
-# Leases.
-
-
-def write_lease(folder, **changes):
-    about = {"host": "far", "machine": "other", "pid": 1, "token": "t", "beats": 1}
-    folder.write("lock", json.dumps(about | changes).encode())
-
-
-def test_one_holder_at_a_time(folder):
-    with folder.lock():
-        for shared in (False, True):
-            expected = rf"another process \({socket.gethostname()}, pid {os.getpid()}\)"
-            with pytest.raises(BuildError, match=expected), folder.lock(shared=shared):
-                pytest.fail("two holders")
-        assert folder.names() == ["lock"]
-    with folder.lock():
-        pass
-    assert folder.names() == []
-    assert objects.listing(folder._url) == [], "something was left behind"
-
-
-def test_those_who_share_hold_it_against_who_wants_it_alone(folder):
-    with folder.lock(shared=True), folder.lock(shared=True):
-        with pytest.raises(BuildError, match="another process"), folder.lock():
-            pytest.fail("not alone")
-        with folder.lock(shared=True):
-            pass
-    with folder.lock():
-        pass
-
-
-def test_of_several_at_once_at_most_one_holds_it(folder):
-    held, most = 0, 0
-
-    def hold(_):
-        nonlocal held, most
-        try:
-            with folder.lock():
-                held += 1
-                most = max(most, held)
-                time.sleep(0.3)
-                held -= 1
-        except BuildError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(6) as pool:
-        won = list(pool.map(hold, range(6)))
-    assert sum(won) >= 1
-    assert most == 1
-
-
-def test_the_lease_of_a_process_that_is_gone_is_taken_at_once(folder):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    write_lease(folder, machine=lease._machine(), pid=gone.pid)
-    with folder.lock():
-        assert json.loads(folder.read("lock"))["pid"] == os.getpid()
-    write_lease(folder, machine="another", pid=gone.pid)
-    with pytest.raises(BuildError, match=rf"\(far, pid {gone.pid}\)"), folder.lock():
-        pytest.fail("that machine may be alive")
-
-
-def test_a_lease_not_renewed_is_dead_and_one_that_is_lives(folder, monkeypatch):
-    monkeypatch.setattr(lease, "DEAD", 2.0)
-    monkeypatch.setattr(lease, "BEAT", 0.2)
-    write_lease(folder)
-    with pytest.raises(BuildError, match="far"), folder.lock():
-        pytest.fail("it is not dead yet")
-    time.sleep(3.5)
-    with folder.lock():
-        before = folder.read("lock")
-        time.sleep(3.5)
-        assert folder.read("lock") != before
-        with pytest.raises(BuildError, match="another process"), folder.lock():
-            pytest.fail("it lives")
-
-
-def test_who_lost_the_lease_is_told_and_leaves_the_new_one(folder, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-
-    def lose():
-        write_lease(folder)
-        deadline = time.monotonic() + 20
-        while any(t.name == "lease" for t in threading.enumerate()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    with pytest.raises(BuildError, match="took this build over"), folder.lock():
-        lose()
-    assert json.loads(folder.read("lock"))["host"] == "far"
-
-
-def test_an_unreadable_lease_counts_as_one(folder):
-    folder.write("lock", b"{")
-    with pytest.raises(BuildError, match="of unknown name"), folder.lock():
-        pytest.fail("held")

@@ -150,14 +150,14 @@ class DaskExecutor:
         from distributed import KilledWorker
 
         suspects: list[Task] = []
-        for task, outcome in self._completed(function, tasks, embeds):
+        for task, outcome in self._completed(function, tasks, advance, embeds):
             if isinstance(outcome, KilledWorker):
                 suspects.append(task)
             else:
                 yield task, outcome
         for task in suspects:
             for _ in range(_TRIES_ALONE):
-                ((_, outcome),) = self._completed(function, [task], embeds)
+                ((_, outcome),) = self._completed(function, [task], advance, embeds)
                 if not isinstance(outcome, KilledWorker):
                     break
             else:
@@ -165,7 +165,7 @@ class DaskExecutor:
             yield task, outcome
 
     def _completed(
-        self, function: Callable[..., Any], tasks: Iterable[Task], embeds: bool
+        self, function: Callable[..., Any], tasks: Iterable[Task], advance: Advance, embeds: bool
     ) -> Iterator[tuple[Task, Outcome]]:
         """Submit tasks, a window of them at a time; yield each when it is completed."""
         from distributed import as_completed
@@ -189,6 +189,7 @@ class DaskExecutor:
                     try:
                         future = next(completed)
                     except TimeoutError:
+                        advance(0)  # nothing is done yet, but the driver may have to stop
                         break
                     yield running.pop(future), self._outcome(future)
         finally:

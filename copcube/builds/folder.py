@@ -9,6 +9,7 @@
       running/NAME.json              what a worker is at, and since when
       failed/NAME.json               what failed and may succeed at the next try
       cube.zarr                      the cube until it is whole, then renamed
+      .lock-*                        who owns the build, as long as somebody does
 
 A task counts as done when its receipt names the work it belongs to and its files have the
 recorded sizes and stamps (time of the last change and inode, or the entity tag of an object).
@@ -19,9 +20,9 @@ object store the folder looks the same.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from copcube.builds.plan import Plan, encode_partitions, read_digest, read_parti
 from copcube.cube import read_attributes
 from copcube.errors import BuildError
 from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
+from copcube.files.lock import BEAT, DEAD, Lock
 from copcube.files.objects import ObjectFolder, is_remote
 from copcube.files.states import FileState, Written
 from copcube.images import Partition
@@ -56,6 +58,7 @@ class BuildFolder:
         self.path = self.out.removesuffix(".zarr") + ".build"
         self.files = open_folder(self.path)
         self.cube = f"{self.path}/cube.zarr"
+        self._lock: Lock | None = None
 
     def rows(self, name: str = "") -> str:
         """Path of the rows of a partition, or of the folder of all rows."""
@@ -110,7 +113,8 @@ class BuildFolder:
             self.files.write("partitions.parquet", encode_partitions(partitions, digest))
 
     def prepare(self) -> None:
-        """Sweep what killed drivers and workers left behind; for the one that holds the lock."""
+        """Sweep what killed drivers and workers left behind."""
+        self.require_lock()
         if isinstance(self.files, LocalFolder):
             self.files.sweep()
         self.files.remove("running")
@@ -118,8 +122,13 @@ class BuildFolder:
     def clear(self) -> None:
         """Remove everything in the folder but its lock and a cube that was set aside."""
         tops = {name.partition("/")[0] for name in self.files.names()}
-        for top in tops - {"lock", "replaced.zarr"}:
-            self.files.remove(top)
+        self.discard(*(tops - {"replaced.zarr"}))
+
+    def discard(self, *names: str) -> None:
+        """Remove files and folders of the build, if they are there."""
+        for name in names:
+            self.require_lock()
+            self.files.remove(name)
 
     def has_cube(self) -> bool:
         """Whether something has the cube's final name."""
@@ -137,34 +146,73 @@ class BuildFolder:
         In an object store it stays, to be replaced as a whole by `publish`.
         """
         if self.has_cube() and not is_remote(self.out):
-            self.files.remove("replaced.zarr")
+            self.discard("replaced.zarr")
+            self.require_lock()
             Path(self.out).rename(Path(self.path, "replaced.zarr"))
 
     def publish(self) -> None:
         """Give the finished cube its final name, where it appears whole or not at all."""
+        self.require_lock()
         if is_remote(self.out):
             there = open_folder(self.out)
             there.remove("zarr.json")  # without it, what is there is no cube
+            self.require_lock()
             there.remove("")
-            ObjectFolder(self.cube).copy_to(self.out, last="zarr.json")
+            ObjectFolder(self.cube).copy_to(self.out, last="zarr.json", check=self.check_lock)
         else:
             Path(self.cube).rename(self.out)
 
     def sweep(self) -> None:
         """Remove what only the making of a cube needs; rows, plan and their receipts stay."""
-        for scratch in (*SCRATCH, *(f"receipts/{s}" for s in ("combine", "create", "write"))):
-            self.files.remove(scratch)
+        self.discard(*SCRATCH, *(f"receipts/{s}" for s in ("combine", "create", "write")))
         self.prepare()
 
-    def lock(self, *, shared: bool = False) -> AbstractContextManager[None]:
-        """Hold the build against other drivers; shared, only against those who want it alone.
+    @contextmanager
+    def lock(
+        self, *, shared: bool = False, beat: float = BEAT, dead: float = DEAD
+    ) -> Iterator[None]:
+        """Own the build, against other drivers or only against those who want it alone.
+
+        Parameters
+        ----------
+        shared : bool
+            Whether others that share it may own it too.
+        beat, dead : float
+            As `copcube.files.lock.hold`.
 
         Raises
         ------
         BuildError
-            If another process holds it.
+            If another process owns it, or takes it over.
         """
-        return self.files.lock(shared=shared)
+        with self.files.lock(shared=shared, beat=beat, dead=dead) as lock:
+            self._lock = lock
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def require_lock(self) -> None:
+        """Prove that this process still owns the build, before anything is published or removed.
+
+        Raises
+        ------
+        BuildError
+            If another process took it over.
+        """
+        assert self._lock is not None, "only the owner of a build publishes and removes"
+        self._lock.prove()
+
+    def check_lock(self) -> None:
+        """Stop if another process took the build over; cheap enough to be called all the time.
+
+        Raises
+        ------
+        BuildError
+            If it did.
+        """
+        if self._lock is not None:
+            self._lock.check()
 
     def receipt(self, work: str, stage: str, name: str) -> Receipt | None:
         """Receipt of a unit, if it is done; see `receipts`."""

@@ -115,12 +115,19 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
     """
     failed: dict[str, Exception] = {}
     tasks, successes = stage.tasks, 0
+
+    def advance(number: int) -> None:
+        # A driver that lost its build stops here, not only when its task is done.
+        stage.folder.check_lock()
+        bar.advance(number)
+
     with progress.stage(stage.title, stage.total, stage.unit, skip=stage.skipped) as bar:
         stage.update(bar)
         for attempt in range(1, ATTEMPTS + 1):
             again: list[Task] = []
-            outcomes = executor.map(stage.function, tasks, advance=bar.advance, embeds=stage.embeds)
+            outcomes = executor.map(stage.function, tasks, advance=advance, embeds=stage.embeds)
             for task, outcome in outcomes:
+                stage.folder.check_lock()
                 name = stage.name(task)
                 if isinstance(outcome, KilledError) and stage.killed(task, outcome):
                     stage.update(bar)
@@ -287,6 +294,7 @@ def write_quarantine(folder: BuildFolder, names: Sequence[str]) -> tuple[dict[st
             if receipt["rejected"]:
                 rows = [item | {"partition": name} for item in receipt["rejected"]]
                 table.write_table(pa.Table.from_pylist(rows, schema=schema))
+    folder.require_lock()
     folder.files.write("quarantine.parquet", sink.getvalue())
     return dict(sorted(kinds.items())), rescaled, rows_digest(files)
 
@@ -363,14 +371,13 @@ def assemble(
         )
     data = found.to_json()
     if _known_survey(folder) != data:
-        for scratch in ("cells", "cube.zarr"):
-            folder.files.remove(scratch)
+        folder.discard("cells", "cube.zarr")
         folder.files.write("survey.json", data)
     task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
     combining = len(found.parts) + len(found.passes)
     run_stage(executor, AssembleStage(folder, "combine", task, combining))
     if folder.receipt(task.work, "create", "cube") is None:
-        folder.files.remove("cube.zarr")
+        folder.discard("cube.zarr")
         written = cube.create(
             folder.cube,
             dim=found.survey.dim,
@@ -385,6 +392,7 @@ def assemble(
         }
         folder.write_receipt(task.work, "create", "cube", metadata, {})
     run_stage(executor, AssembleStage(folder, "write", task, N_BANDS))
+    folder.require_lock()
     cube.finish(folder.cube)
     folder.publish()
     folder.sweep()

@@ -5,20 +5,17 @@ power cut: that is all a build needs to be killed at any moment.
 """
 
 import hashlib
-import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from copcube.errors import BuildError
 from copcube.files.atomic import atomic_path, sync, writing
+from copcube.files.lock import BEAT, DEAD, LocalLockFiles, Lock, hold
 from copcube.files.objects import ObjectFolder, is_remote
 from copcube.files.states import FileState, Written
-
-log = logging.getLogger("copcube")
 
 
 class Folder(Protocol):
@@ -68,13 +65,17 @@ class Folder(Protocol):
     def flush(self, names: Iterable[str]) -> None:
         """Make files that others wrote here stay after a power cut."""
 
-    def lock(self, *, shared: bool = False) -> AbstractContextManager[None]:
-        """Hold the folder against all others, or only against those who want it alone.
+    def lock(
+        self, *, shared: bool = False, beat: float = BEAT, dead: float = DEAD
+    ) -> AbstractContextManager[Lock]:
+        """Own the folder, against all others or only against those who want it alone.
 
-        Raises
-        ------
-        BuildError
-            If another process holds it.
+        Parameters
+        ----------
+        shared : bool
+            Whether others that share it may own it too.
+        beat, dead : float
+            As `copcube.files.lock.hold`, also for what is raised.
         """
 
 
@@ -180,32 +181,12 @@ class LocalFolder:
         for stray in self._path.rglob(".*.partial"):
             stray.unlink(missing_ok=True)
 
-    @contextmanager
-    def lock(self, *, shared: bool = False) -> Iterator[None]:
-        """See `Folder`; the operating system lets go of it when the process ends."""
-        import fcntl  # Windows has none: cubes are read and exported there, but not built
-
-        with writing(self._path):
-            self._path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise BuildError(
-                f"{self._path}: another process is working on this build; wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            log.warning(
-                "%s: this file system has no locks (%s); see to it that only one process works "
-                "on this build",
-                self._path,
-                error.strerror,
-            )
-        try:
-            yield
-        finally:
-            os.close(descriptor)
+    def lock(
+        self, *, shared: bool = False, beat: float = BEAT, dead: float = DEAD
+    ) -> AbstractContextManager[Lock]:
+        """See `Folder`."""
+        files = LocalLockFiles(self._path)
+        return hold(files, str(self._path), shared=shared, beat=beat, dead=dead)
 
     def _made(self, name: str) -> Path:
         """Path of a file whose folder is there."""

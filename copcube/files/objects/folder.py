@@ -1,12 +1,13 @@
 """A folder of an object store."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from copcube.errors import OptionError, WriteError
+from copcube.errors import BuildError, OptionError, WriteError
+from copcube.files.lock import BEAT, DEAD, Lock, hold
 from copcube.files.objects.access import listing, open_file, read
-from copcube.files.objects.lease import leased
+from copcube.files.objects.lockfiles import ObjectLockFiles
 from copcube.files.objects.stores import asking, locate, pool, split
 from copcube.files.states import FileState, Written
 
@@ -84,18 +85,22 @@ class ObjectFolder:
     def flush(self, names: Iterable[str]) -> None:
         """See `Folder`; nothing to do."""
 
-    def copy_to(self, url: str, *, last: str) -> None:
-        """Copy all files to another address of the same bucket; the store moves the bytes.
+    def copy_to(self, url: str, *, last: str, check: Callable[[], None] = lambda: None) -> None:
+        """Copy all files to another address of the same bucket, inside the store.
 
         Parameters
         ----------
         url : str
             Target; what is there and has no counterpart stays.
         last : str
-            File that appears when all others are there.
+            File that appears when all others are there; it must not be there before.
+        check : callable
+            Called before every file is copied; what it raises ends the copying.
 
         Raises
         ------
+        BuildError
+            If somebody else has put the last file there meanwhile.
         OptionError
             If it is another bucket.
         FileNotFoundError, WriteError
@@ -106,17 +111,23 @@ class ObjectFolder:
             raise OptionError(f"{url}: expected an address in the bucket of {self._url}")
 
         def copy(name: str) -> None:
+            check()
             store, key = locate(self._at(name))
             with asking(self._at(name), WriteError):
                 store.copy(key, locate(other._at(name))[1])
 
         names = [entry.name for entry in listing(self._url)]
         list(pool().map(copy, (name for name in names if name != last)))
-        copy(last)
+        check()
+        data = self.read(last)
+        if not other.create(last, data) and other.read(last) != data:
+            raise BuildError(f"{url}: another process has written a cube there meanwhile")
 
-    def lock(self, *, shared: bool = False) -> AbstractContextManager[None]:
-        """See `Folder`, and `copcube.files.objects.lease.leased`."""
-        return leased(self._url, shared=shared)
+    def lock(
+        self, *, shared: bool = False, beat: float = BEAT, dead: float = DEAD
+    ) -> AbstractContextManager[Lock]:
+        """See `Folder`."""
+        return hold(ObjectLockFiles(self._url), self._url, shared=shared, beat=beat, dead=dead)
 
     def _at(self, name: str) -> str:
         return f"{self._url}/{name}" if name else self._url
