@@ -176,15 +176,15 @@ def test_every_spectrum_is_exact_with_every_kernel():
         pytest.skip(f"the BLAS of this machine has but one kernel, {used[0]}")
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_share_of_variance(share):
+def test_a_share_of_variance():
     ds = drawn()
     _, variance, _ = reference(ds)
     explained = np.cumsum(variance) / variance.sum()
-    basis = pca.fit(ds, share)
-    assert basis.sizes["component"] == int((explained < share).sum()) + 1
-    assert float(basis.explained_variance_ratio.sum()) >= share
-    assert float(basis.explained_variance_ratio[:-1].sum()) < share
+    for share in (0.1, 0.5, 0.9, 0.999):
+        basis = pca.fit(ds, share)
+        assert basis.sizes["component"] == int((explained < share).sum()) + 1
+        assert float(basis.explained_variance_ratio.sum()) >= share
+        assert float(basis.explained_variance_ratio[:-1].sum()) < share
 
 
 def test_unweighted_is_numpys_covariance():
@@ -271,7 +271,7 @@ def test_the_same_bits_for_every_chunking(chunks):
     assert same_bits(pca.restore(expected), pca.restore(found), ["embedding"])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     lat=st.lists(st.integers(8, 60), min_size=1, max_size=6),
     lon=st.lists(st.integers(8, 60), min_size=1, max_size=6),
@@ -480,8 +480,7 @@ def band(tmp_path_factory):
     return cubes.open_cube(path).sel(lat=slice(66, 55))
 
 
-@pytest.mark.parametrize("suffix", ["zarr", "nc"])
-@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize(("suffix", "whiten"), [("zarr", False), ("nc", True)])
 def test_fields_and_basis_survive_a_file(band, tmp_path, suffix, whiten):
     ds = band
     lazy = pca.reduce(ds, 3, whiten=whiten)

@@ -40,7 +40,10 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def _controller() -> Any:
-    """Handle on the BLAS libraries of the process: finding them takes a while."""
+    """Find the BLAS libraries of the process once, for that takes a while.
+
+    NumPy and SciPy each bring one; both are loaded when `copcube.pca.moments` is imported.
+    """
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()

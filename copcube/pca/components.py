@@ -88,7 +88,6 @@ def fit(
     >>> basis = fit(cube, k=0.95)  # doctest: +SKIP
     >>> fields = project(cube_of_another_year, basis)  # doctest: +SKIP
     """
-    _check_k(k)
     return _fit(CubeView.of(cube, "embedding"), k, weights, whiten)
 
 
@@ -97,6 +96,7 @@ def _fit(
 ) -> "xr.Dataset":
     import xarray as xr
 
+    _check_k(k)
     axes = _axes(view, _weights(view, weights))
     n = axes.count(k)
     variance, total = axes.variance[:n], axes.variance.sum()
@@ -151,7 +151,6 @@ def reduce(
     Parameters and errors are those of `fit`, the result that of `project`. The cube is read
     twice; the second time, if it is dask-backed, when the result is computed or written.
     """
-    _check_k(k)
     view = CubeView.of(cube, "embedding")
     return _project(view, _fit(view, k, weights, whiten))
 
@@ -210,7 +209,7 @@ def _project(view: CubeView, basis: "xr.Dataset") -> "xr.Dataset":
         zeros_allowed=view.zeros_allowed,
     )
     pc = _map(view.field, rotate, "component", len(components))
-    if view.counts is not None:
+    if view.counts is not None:  # what lies where no image is counted is no vector
         pc = pc.where(xr.DataArray(view.counts.variable))
     pc.attrs = {"units": "1", "long_name": "principal components of the embedding"}
     attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
@@ -265,6 +264,7 @@ def _axes(view: CubeView, weights: Floats) -> Axes:
         weighted = filled & (weights[part[-2:]] > 0)
         return Moments.of(x[weighted], weights[part[-2:]][weighted]) if weighted.any() else None
 
+    # Blocks merge in the lattice's order, so that the sums have the same bits every time.
     parts = (part for part in view.blocks() if weights[part[-2:]].any())
     with one_thread():
         for block in _ahead(read, parts):
@@ -362,6 +362,7 @@ def _map(
     if field.chunks is not None:
         import dask.array as da
 
+        # One block of a user's chunks could be the whole cube; and bits depend on the blocks.
         data = field.data.rechunk((*(1 for _ in lead), grid.BLOCK, grid.BLOCK, -1))
         result = da.map_blocks(  # type: ignore[no-untyped-call]
             function,
@@ -423,7 +424,7 @@ def _provenance(cube: "xr.Dataset") -> dict[str, Any]:
 
 
 def _ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Map in order, on a few threads and a few items ahead."""
+    """Map in the order of the items, on a few threads and a few items ahead."""
     waiting: deque[Future[_R]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
@@ -433,6 +434,6 @@ def _ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:
+        finally:  # after an error the pool would else work off what still waits
             for future in waiting:
                 future.cancel()
