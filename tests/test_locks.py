@@ -21,11 +21,10 @@ from sleepers import OPTIONS, STAGES, sleepers
 
 from copcube.builds import build
 from copcube.builds.folder import BuildFolder
-from copcube.builds.stages import drive
+from copcube.builds.stages import Stage, run_stage
 from copcube.errors import BuildError, StorageError
 from copcube.files import lock
-from copcube.files.folders import LocalFolder
-from copcube.files.folders import folder as folder_at
+from copcube.files.folders import LocalFolder, open_folder
 from copcube.files.lock import PREFIX
 from copcube.files.objects import ObjectFolder, listing, stores
 from copcube.images.sample import writing as sample
@@ -317,23 +316,21 @@ def test_a_driver_stops_where_it_waits_for_its_workers(tmp_path):
     build_folder = BuildFolder(tmp_path / "world.zarr")
 
     class Waiting:
-        counts_units = True
+        reports_progress = True
 
-        def run(self, function, tasks, *, advance, embeds):
+        def map(self, function, tasks, *, advance, embeds):
             while True:
                 advance(0)
                 time.sleep(0.01)
             yield
 
-    class Bar:
-        def advance(self, units):
-            pass
+    stage = Stage(build_folder, "waiting", "tasks", str, [0], 1, 0)
 
     def work():
         with build_folder.lock(beat=0.05):
             for file in Path(build_folder.path).iterdir():
                 file.unlink()
-            drive(Waiting(), None, [0], Bar(), str, build_folder)
+            run_stage(Waiting(), stage)
 
     with pytest.raises(BuildError, match="took this build over"):
         work()
@@ -343,8 +340,8 @@ def test_a_driver_stops_where_it_waits_for_its_workers(tmp_path):
 
 OWNER = """
 import sys
-from copcube.files.folders import folder
-with folder(sys.argv[1]).lock(beat=0.2, dead=float(sys.argv[2])):
+from copcube.files.folders import open_folder
+with open_folder(sys.argv[1]).lock(beat=0.2, dead=float(sys.argv[2])):
     print("owned", flush=True)
     sys.stdin.read()
 """
@@ -365,12 +362,12 @@ def test_two_machines(where, request, tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as other:
         assert other.stdout.readline() == "owned\n"
-        assert_refused(folder_at(path), "process [1-9] on far", dead=dead)
+        assert_refused(open_folder(path), "process [1-9] on far", dead=dead)
         other.kill()
         other.wait()
-        assert_refused(folder_at(path), "process [1-9] on far", dead=dead)
+        assert_refused(open_folder(path), "process [1-9] on far", dead=dead)
         time.sleep(dead + (0.1 if where == "local" else 1.1))  # a bucket counts whole seconds
-        with folder_at(path).lock(dead=dead):
+        with open_folder(path).lock(dead=dead):
             pass
 
 
@@ -386,7 +383,7 @@ def images(tmp_path_factory):
 
 def files_of(url):
     """Bytes of all files of a finished cube and of its rows."""
-    tops = folder_at(url), folder_at(url.replace(".zarr", ".build/rows"))
+    tops = open_folder(url), open_folder(url.replace(".zarr", ".build/rows"))
     return {(i, name): top.read(name) for i, top in enumerate(tops) for name in top.names()}
 
 

@@ -228,11 +228,12 @@ def test_a_large_file_is_written_in_parts(served, monkeypatch):
     assert served.read("large") == content
 
 
-def test_of_several_that_create_a_file_one_succeeds(served):
+def test_of_several_that_create_a_file_one_succeeds(folder):
+    """In memory: the server of the tests looks for a file and writes it in two steps."""
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda i: served.create("x", b"%d" % i), range(16)))
+        won = list(pool.map(lambda i: folder.create("x", b"%d" % i), range(16)))
     assert sum(won) == 1
-    assert served.read("x") == b"%d" % won.index(True)
+    assert folder.read("x") == b"%d" % won.index(True)
 
 
 def test_a_copy_ends_with_the_last_file(folder, memory, monkeypatch):

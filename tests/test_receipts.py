@@ -20,8 +20,10 @@ from stub import StubEncoder
 
 from copcube import cube, grid
 from copcube.builds import api, build, estimate, validate_rows
-from copcube.builds.embed import rows_digest
 from copcube.builds.folder import BuildFolder
+from copcube.builds.plan import BuildOptions, plan_build
+from copcube.builds.stages import rows_digest
+from copcube.builds.tasks import describe
 from copcube.files.objects import access
 from copcube.images.base import Image, Partition
 
@@ -144,9 +146,8 @@ def test_the_name_of_the_rows_is_made_of_their_checksums_alone(source, tmp_path)
 
 def fake_build(folder, source, stamps=True):
     """Receipts and rows of all partitions, as a build would leave them, but of a few bytes."""
-    encoder = api.describe(StubEncoder(), {"s5p_co": 28})
-    options = api.Aggregation(selection=api.Selection.of(["s5p_co"]), duplicates="drop")
-    plan, partitions = api.plan_build(source, encoder, options, "center")
+    options = BuildOptions.of(["s5p_co"], encoder=StubEncoder())
+    plan, partitions = plan_build(source, options, describe(options))
     folder.write_plan(plan)
     for directory in ("rows", "receipts/embed"):
         Path(folder.path, directory).mkdir(parents=True)
