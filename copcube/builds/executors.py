@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from copcube.builds.tasks import Advance, ignore
 from copcube.embedding.partition import side_by_side
-from copcube.errors import BuildError, CopcubeError
+from copcube.errors import BuildError, CopcubeError, ReadError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -110,7 +110,9 @@ class LocalExecutor:
 def _attempt(function: Callable[..., Any], task: Task, advance: Advance) -> tuple[Task, Outcome]:
     try:
         return task, function(task, advance)
-    except CopcubeError:  # among them StorageError, which is an OSError too: a full disk is final
+    except ReadError as error:
+        return task, error
+    except CopcubeError:  # among them WriteError, which is an OSError too: a full disk is final
         raise
     except OSError as error:
         return task, error

@@ -28,7 +28,7 @@ from copcube.builds.tasks import (
     run_embed_task,
     run_write_task,
 )
-from copcube.errors import BuildError, CopcubeError
+from copcube.errors import BuildError, CopcubeError, ReadError
 from copcube.grid import N_BANDS
 from copcube.images import Partition, Rejected
 
@@ -39,6 +39,9 @@ ATTEMPTS = 3
 
 HOPELESS = 10
 """Failures without a single success after which a stage is given up."""
+
+_PASSING = (KilledError, ReadError)
+"""Errors of copcube's own that end a task and not the stage."""
 
 Counts = dict[str, Any]
 
@@ -133,7 +136,7 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
                     stage.update(bar)
                     bar.advance(0)
                 elif isinstance(outcome, Exception):
-                    if isinstance(outcome, CopcubeError) and not isinstance(outcome, KilledError):
+                    if isinstance(outcome, CopcubeError) and not isinstance(outcome, _PASSING):
                         raise outcome
                     failed[name] = outcome
                     _note_failure(stage.folder, name, outcome, attempt)
