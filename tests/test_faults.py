@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -483,18 +484,24 @@ def test_strict_builds_fail_where_a_partition_kills(images, tmp_path, diary, cli
 
 
 def test_workers_join_and_leave(images, undisturbed, tmp_path, diary):
+    """As under a batch system: a job ends when its time is up, and the next one begins."""
     out = tmp_path / "world.zarr"
     with threads(n_workers=1) as client:
-        (first,) = client.cluster.workers.values()
         spec = WorkerSpec(diary, seconds=0.02)
+        # A worker that has gone is asked for its results all the same, for as long as this.
+        patience = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
 
-        def leave():
+        def replace_the_oldest(number):
+            (oldest,) = client.scheduler_info()["workers"]
+            client.cluster.scale(number)
             client.wait_for_workers(2, timeout=60)
-            client.retire_workers([first.address])
+            client.retire_workers([oldest])
 
-        with meanwhile(out, (1, lambda: client.cluster.scale(2)), (2, leave)):
-            build(images, out, encoder=spec, client=client, **OPTIONS)
-    assert len(spec.workers()) == 2
+        steps = [(done, partial(replace_the_oldest, n)) for n, done in enumerate((1, 4, 7), 2)]
+        with patience, meanwhile(out, *steps):
+            report = build(images, out, encoder=spec, client=client, **OPTIONS)
+    assert len(spec.workers()) > 2
+    assert report.quarantined == ()
     assert_undisturbed(out, undisturbed)
 
 
@@ -510,21 +517,35 @@ def test_no_worker_is_there_at_first(tmp_path, caplog, monkeypatch):
     assert warnings.count("no worker is there; waiting for one to join the cluster") == 1
 
 
-def test_workers_with_a_lifetime(images, undisturbed, tmp_path, diary):
+@pytest.mark.slow
+@pytest.mark.skipif(not SOAK, reason="make soak gives workers a lifetime")
+def test_workers_with_a_lifetime(images, undisturbed, tmp_path, diary, lone_scheduler):
     """As under a batch system: a job ends when its time is up, and the next one begins."""
-    spec = WorkerSpec(diary, seconds=0.02)
-    with (
-        dask.config.set(
-            {
-                "distributed.deploy.lost-worker-timeout": "0.1s",
-                "distributed.comm.timeouts.connect": "1s",  # to a worker that has gone
-            }
-        ),
-        threads(lifetime="1s", lifetime_stagger="0.2s") as client,
-    ):
-        client.cluster.adapt(minimum=2, maximum=2, interval="0.1s")
-        report = build(images, tmp_path / "w.zarr", encoder=spec, client=client, **OPTIONS)
-    assert len(spec.workers()) > 2
+    _, worker, file = lone_scheduler
+    worker.kill()
+    job = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file)]
+    job += ["--nthreads", "1", "--no-nanny", "--host", "127.0.0.1", "--no-dashboard"]
+    job += ["--local-directory", str(tmp_path), "--lifetime", "6s", "--lifetime-stagger", "1s"]
+    over, jobs = threading.Event(), []
+
+    def queue():
+        while not over.wait(0.1):
+            if sum(job.poll() is None for job in jobs) < 2:
+                jobs.append(_started(job))
+
+    thread = threading.Thread(target=queue)
+    spec = WorkerSpec(diary, seconds=0.3)
+    with connect(scheduler_file=str(file)) as client:
+        thread.start()
+        try:
+            report = build(images, tmp_path / "w.zarr", encoder=spec, client=client, **OPTIONS)
+        finally:
+            over.set()
+            thread.join()
+            for process in jobs:
+                process.kill()
+                process.wait()
+    assert len(jobs) > 2
     assert report.quarantined == ()
     assert contents(tmp_path / "w.zarr") == contents(undisturbed)
 
