@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import zarr
 from builds_helpers import contents
+from copcube.builds.embed import rows_digest
 from stub import StubEncoder
 
 from copcube import cube, grid
 from copcube.builds import api, build, estimate, validate_rows
-from copcube.builds.embed import rows_digest
 from copcube.builds.folder import BuildFolder
 from copcube.files.objects import access
 from copcube.images.base import Image, Partition
