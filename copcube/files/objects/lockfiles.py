@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
+from copcube.errors import WriteError
 from copcube.files.lock import PREFIX, LockFile
 from copcube.files.objects.access import listing
 from copcube.files.objects.stores import asking, locate
@@ -26,7 +27,7 @@ class ObjectLockFiles:
     def create(self, name: str, data: bytes) -> None:
         """See `LockFiles`."""
         store, key = locate(f"{self._url}/{name}")
-        with asking(self._url):
+        with asking(self._url, WriteError):
             store.put(key, data)
 
     def names(self) -> list[str]:
@@ -56,7 +57,7 @@ class ObjectLockFiles:
 
         store, key = locate(f"{self._url}/{name}")
         try:
-            with asking(self._url):
+            with asking(self._url, WriteError):
                 store.put(key, data, mode=version)
         except (PreconditionError, FileNotFoundError):
             return False
@@ -65,5 +66,5 @@ class ObjectLockFiles:
     def remove(self, name: str) -> None:
         """See `LockFiles`."""
         store, key = locate(f"{self._url}/{name}")
-        with suppress(FileNotFoundError), asking(self._url):
+        with suppress(FileNotFoundError), asking(self._url, WriteError):
             store.delete(key)
