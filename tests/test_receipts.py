@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import zarr
 from builds_helpers import contents
-from copcube.builds.embed import rows_digest
 from stub import StubEncoder
 
 from copcube import cube, grid
