@@ -1,5 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# A process of tests on each core; the threads of BLAS and OpenMP would only fight for the cores.
+ALONE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PARALLEL := -n auto --dist worksteal
 
 .PHONY: demo test lint docs bench soak test-oldest test-newest
 .DEFAULT_GOAL := demo
@@ -10,17 +13,17 @@ demo: .venv/installed
 
 # Everything but the soak, on all cores; prints the coverage and the slowest tests.
 test: .venv/installed
-	$(BIN)/pytest -n auto --dist worksteal --cov --durations=20
+	$(ALONE) $(BIN)/pytest $(PARALLEL) --cov --durations=20
 
 # The lowest versions that pyproject.toml allows: make test-oldest PYTHON=python3.11
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/pytest -n auto --dist worksteal
+	$(ALONE) .venv-oldest/bin/pytest $(PARALLEL)
 
 # The newest that there are: make test-newest PYTHON=python3.13, with PRE=--pre also pre-releases
 test-newest:
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade $(PRE) --editable ".[test]"
-	.venv-newest/bin/pytest -n auto --dist worksteal
+	$(ALONE) .venv-newest/bin/pytest $(PARALLEL)
 
 lint: .venv/installed
 	$(BIN)/ruff check
