@@ -1,6 +1,7 @@
 """The model against the published code's outputs, and what batching must not do."""
 
 import copy
+import functools
 import math
 import pickle
 import subprocess
@@ -55,8 +56,15 @@ def bands(key: str) -> dict[str, Any]:
 
 def tiny(pooling: Any = "cls") -> CopernicusFM:
     model = CopernicusFM(pooling, embed_dim=64, depth=2, heads=2)
-    model.load_state_dict(drawn({name: t.shape for name, t in model.state_dict().items()}))
+    model.load_state_dict(tiny_state(pooling))
     return model.eval()
+
+
+@functools.cache
+def tiny_state(pooling: Any) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        model = CopernicusFM(pooling, embed_dim=64, depth=2, heads=2)
+    return drawn({name: tensor.shape for name, tensor in model.state_dict().items()})
 
 
 def images(*shape: int) -> Tensor:
@@ -425,8 +433,10 @@ def test_bfloat16(pooling: str, whole: bool) -> None:
     assert F.cosine_similarity(exact, rounded).item() > 0.995
 
 
+@pytest.mark.slow
 def test_compiles() -> None:
     model = tiny()
+    del model.blocks[1:]  # they are alike
     expected = s1(model)
     compiled: Any = torch.compile(model, backend="aot_eager")
     torch.testing.assert_close(s1(compiled), expected)
