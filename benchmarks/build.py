@@ -15,7 +15,7 @@ from pathlib import Path
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, plan_build
 from copcube.builds.tasks import EmbedTask, describe, run_embed_task
-from copcube.embedding.partition import Batch
+from copcube.embedding import Batch, crop_image
 from copcube.encoder import EncoderSpec
 from copcube.images import Image, open_source
 from copcube.images.sample.writing import write_sample
@@ -27,10 +27,10 @@ def batches(source, partition, selection, sizes):
     for job in source.jobs(partition, selection):
         for item in job() if callable(job) else ():
             if isinstance(item, Image):
-                images.setdefault(item.modality, []).append(item)
+                images.setdefault(item.modality, []).append(crop_image(item, "center"))
     for key, found in images.items():
         for i in range(0, len(found), sizes[key]):
-            yield Batch.of(found[i : i + sizes[key]], "center")
+            yield Batch.of(found[i : i + sizes[key]])
 
 
 def started(source, out, encoder, selection, threads=None):

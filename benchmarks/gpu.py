@@ -19,18 +19,17 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from build import batches, started
 from feed import write_shard
-from torch.nn.attention import sdpa_kernel
 
 from copcube.builds.executors import LocalExecutor
 from copcube.builds.tasks import run_embed_task
 from copcube.encoder import EncoderSpec
-from copcube.encoder.frozen import _ATTENTION
 from copcube.files.processors import available_processors
 from copcube.images import open_source
 from copcube.images.sample.writing import write_sample
@@ -113,9 +112,9 @@ def model_rate(encoder, modality, device, seconds):
     size, bands = modality.input_size, len(modality.bands)
     x = torch.randn(number, bands, size, size, device=device)
     metadata = torch.from_numpy(drawn(modality, 1)[1]).repeat(number, 1)
-    with torch.inference_mode(), sdpa_kernel(_ATTENTION):
-        described = encoder._describe(modality) | {"tokens": False}
-        return number * rate(lambda: encoder._model(x, metadata, **described), device, seconds)
+    with torch.inference_mode():
+        call = partial(encoder.embed_normalised, modality, x, metadata)
+        return number * rate(call, device, seconds)
 
 
 def rates(chosen, keys):

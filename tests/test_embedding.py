@@ -83,6 +83,7 @@ def test_batches_do_not_depend_on_how_modalities_alternate():
     apart, together = StubEncoder(), StubEncoder()
     rows, _ = embed([*one, *other], apart)
     mixed, _ = embed([item for pair in zip(other, one, strict=True) for item in pair], together)
+    rows, mixed = rows.sorted(), mixed.sorted()  # as in the file; before, batch by batch
     assert sorted(apart.calls) == sorted(together.calls)
     assert len(apart.calls) == 6
     np.testing.assert_array_equal(rows.embedding, mixed.embedding)
@@ -165,6 +166,52 @@ def test_crop_reaches_the_encoder():
         assert encoder.calls == [("s2_toa", (1, 13, side, side))]
 
 
+def test_rows_come_batch_by_batch():
+    rows, _ = embed([image("s5p_o3"), *months(5), image("dem", date=None)])
+    keys = [*["s5p_co"] * 4, "s5p_co", "s5p_o3", "dem"]
+    assert list(rows.modality) == [ORDER[key] for key in keys]
+    assert list(rows.date[:5]) == [f"2021{i:02d}01" for i in range(1, 6)]
+
+
+def test_seconds_are_measured_step_by_step():
+    _, report = embed(ListSource(months(4), delay=0.01), StubEncoder(seconds=0.005), threads=1)
+    assert report.encoding >= 4 * 0.005
+    assert report.decoding > 0
+    assert 0 < report.waiting < 60
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+@pytest.mark.parametrize("failing", ["decoding", "encoding"])
+def test_an_error_ends_all_threads(streams, failing):
+    """As Ctrl-C does; what was not begun is not begun any more."""
+
+    class Interrupted(StubEncoder):
+        def __call__(self, *args):
+            if failing == "encoding":
+                raise KeyboardInterrupt
+            return super().__call__(*args)
+
+    class Source(ListSource):
+        def job(self, item):
+            decode = super().job(item)
+
+            def call():
+                if failing == "decoding" and self.decoding == 6:
+                    raise KeyboardInterrupt
+                return decode()
+
+            return call
+
+    encoder, source = Interrupted(), Source(months(12) * 5)
+    encoder.streams = streams
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        embed(source, encoder, threads=2)
+    assert caught.traceback  # which holds the frames, as a debugger or a logger does
+    assert threading.active_count() == before
+    assert source.decoding < 40
+
+
 def test_an_image_whose_crop_is_empty_is_left_out():
     pixels = np.zeros((13, 264, 264), dtype="uint16")
     pixels[:, :10] = 500
@@ -183,7 +230,7 @@ def test_metadata():
     lon, lat, days, area = metadata(image("dem", date=None))
     assert (lon, lat, days) == (-96.0, 44.0, 16436.0)
     assert area == pytest.approx(3.6864)
-    batch = Batch.of(months(2), "center")
+    batch = Batch.of(months(2))
     assert batch.metadata.dtype == np.float64
     assert batch.metadata.shape == (2, 4)
 

@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from copcube.encoder import CopernicusFM, EncoderSpec, FrozenEncoder, Weights, frozen
+from copcube.embedding import as_encoder
+from copcube.encoder import CopernicusFM, EncoderSpec, FrozenEncoder, Weights, devices, frozen
 from copcube.errors import OptionError, WeightsError
-from copcube.modalities import MODALITIES
+from copcube.modalities import MODALITIES, Modality
 
 SIZES = {key: 2 * modality.kernel for key, modality in MODALITIES.items()}
 """Small images: two tokens a side."""
 
 
-def weights(trained: int = 1) -> Weights:
+def weights(trained: int = 1, depth: int = 2) -> Weights:
     torch.manual_seed(0)
-    model = CopernicusFM(embed_dim=64, depth=2, heads=2).eval()
+    model = CopernicusFM(embed_dim=64, depth=depth, heads=2).eval()
     keys = [m.language_key for m in MODALITIES.values() if m.language_key]
     provenance: dict[str, str | int] = {
         "encoder": "tiny",
@@ -114,7 +115,8 @@ def test_integers_keep_their_value(pixels: NDArray[Any]) -> None:
     """Also below 0 as int16 and above 32767 as uint16."""
     encoder = FrozenEncoder(TINY, device="cpu", dtype="float32")
     kind = replace(MODALITIES["s2_toa"], mean=(0.0,) * 13, std=(1.0,) * 13, zero_is_missing=False)
-    found = encoder._normalised(*encoder._packed(pixels), kind)
+    statistics = torch.tensor([kind.scale, kind.mean, kind.std])[..., None, None]
+    found = frozen._normalised(*encoder._packed(pixels), kind, statistics)
     np.testing.assert_array_equal(found.numpy(), pixels.astype(np.float32))
 
 
@@ -171,6 +173,56 @@ def test_zero_is_a_value_elsewhere(encoder: FrozenEncoder, key: str) -> None:
     pixels[0, :, 3:9, 2:5] = 0
     found = encoder(key, pixels, places(key))
     np.testing.assert_allclose(found, expected(key, normalised(key, pixels)), atol=1e-5)
+
+
+# --- what is made once
+
+
+def own_sensor(wavelength: float) -> Modality:
+    """A sensor of one's own, with one band."""
+    return replace(
+        MODALITIES["s1_grd"],
+        key="general",
+        bands=("one",),
+        wavelengths=(wavelength,),
+        bandwidths=(50.0,),
+        scale=(1.0,),
+        mean=(0.0,),
+        std=(1.0,),
+    )
+
+
+def test_kernels_and_positions_are_made_once_a_modality(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = weights()
+    encoder = FrozenEncoder(source, device="cpu", dtype="float32")
+    made: list[str] = []
+    for name in ("patch_embed_spectral", "patch_embed_variable"):
+        source.model.get_submodule(name).register_forward_hook(
+            lambda *_, name=name: made.append(name)
+        )
+    positions = source.model.positions
+    monkeypatch.setattr(
+        source.model, "positions", lambda *grid: made.append("positions") or positions(*grid)
+    )
+    for number in (2, 3, 1):
+        for key in ("s1_grd", "dem"):
+            encoder(key, typical(key, number), places(key, number))
+    assert made == ["patch_embed_spectral", "positions", "patch_embed_variable", "positions"]
+    assert not any(isinstance(v, torch.Tensor) for v in vars(source.model).values())
+
+
+def test_what_was_made_is_told_apart_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen, "_MOST_PREPARED", 3)
+    encoder = FrozenEncoder(TINY, device="cpu", dtype="float32")
+    rows = places("s1_grd", 1)
+    calls = [(own_sensor(400.0 + 50 * i), side) for i in range(3) for side in (32, 48)]
+    images = {side: typical("s1_grd", 1)[:, :1].repeat(2, 2)[..., :side] for side in (32, 48)}
+    images = {side: image.repeat(2, 3)[..., :side, :] for side, image in images.items()}
+    first = [encoder(sensor, images[side], rows) for sensor, side in calls]
+    again = [encoder(sensor, images[side], rows) for sensor, side in calls]
+    assert len(encoder._prepared) <= 3
+    np.testing.assert_array_equal(again, first)
+    assert len(np.unique(np.concatenate(first), axis=0)) == len(calls)
 
 
 # --- arguments
@@ -231,16 +283,18 @@ def test_images_may_come_one_by_one_and_from_several_threads(encoder: FrozenEnco
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_compiled_once_for_batches_of_any_size(encoder: FrozenEncoder) -> None:
+def test_compiled_once_for_batches_of_any_size() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = FrozenEncoder(TINY, device="cpu", dtype="float32", compile=True)
+    shallow = weights(depth=1)
+    encoder = FrozenEncoder(shallow, device="cpu", dtype="float32")
+    compiled = FrozenEncoder(shallow, device="cpu", dtype="float32", compile=True)
     for number in (5, 8, 3, 11, 2, 7):
         for key in ("s1_grd", "s5p_co"):
             found = compiled(key, typical(key, number), places(key, number))
             expected = encoder(key, typical(key, number), places(key, number))
             np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 1
 
 
 class SmallDevice:
@@ -252,7 +306,15 @@ class SmallDevice:
         self.room = room
         self.batches: list[int] = []
 
-    def __call__(self, images: torch.Tensor, metadata: torch.Tensor, **_: Any) -> torch.Tensor:
+    def kernel(self, **_: Any) -> None:
+        pass
+
+    def positions(self, height: int, width: int) -> None:
+        pass
+
+    def encode(
+        self, images: torch.Tensor, metadata: torch.Tensor, *_: None, tokens: bool
+    ) -> torch.Tensor:
         self.batches.append(len(images))
         if len(images) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -298,7 +360,7 @@ def test_batch_size_on_the_cpu(encoder: FrozenEncoder) -> None:
 
 def test_batch_size_on_a_gpu() -> None:
     def size(memory: int, dtype: torch.dtype = torch.bfloat16) -> int:
-        return frozen._cuda_batch(memory, 13 * 224**2, 197 * 768, dtype)
+        return devices._cuda_batch(memory, 13 * 224**2, 197 * 768, dtype)
 
     gibibyte = 2**30
     assert size(139 * gibibyte) == 256
@@ -328,7 +390,7 @@ def test_bfloat16_only_where_the_cpu_multiplies_it(
     info = tmp_path / "cpuinfo"
     if flags is not None:
         info.write_text(flags)
-    monkeypatch.setattr(frozen, "_CPU_INFO", info)
+    monkeypatch.setattr(devices, "_CPU_INFO", info)
     assert FrozenEncoder(TINY, device="cpu").dtype == dtype
 
 
@@ -387,6 +449,26 @@ def test_spec_is_small_and_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = spec.load()
     assert asked == [(("untrained:7",), {"language": "words.pt", "pooling": "mean"})]
     assert encoder.dtype == torch.bfloat16
+
+    sent = pickle.dumps(encoder)  # its spec, and no weights
+    assert len(sent) < 1000
+    revived = pickle.loads(sent)
+    assert len(asked) == 2
+    assert isinstance(revived, FrozenEncoder)
+    assert revived.spec == encoder.spec == spec
+    assert revived.provenance == encoder.provenance
+    shared = as_encoder(encoder)
+    assert pickle.loads(pickle.dumps(shared)) == shared
+    np.testing.assert_array_equal(
+        shared("s1_grd", typical("s1_grd"), places("s1_grd")),
+        encoder("s1_grd", typical("s1_grd"), places("s1_grd")),
+    )
+    assert len(asked) == 2  # the process has it already
+
+
+def test_an_encoder_of_weights_in_memory_stays_where_it_is(encoder: FrozenEncoder) -> None:
+    with pytest.raises(OptionError, match="cannot be sent to other processes; give an EncoderSpec"):
+        pickle.dumps(encoder)
 
 
 class Timeline:

@@ -44,6 +44,7 @@ def test_a_real_patch_fills_one_cell_in_new_zealand(shared_data, tmp_path):
     x = pixels[:, 20:244, 20:244].astype("float32")
     x = (x - np.array(s2.mean)[:, None, None]) / np.array(s2.std)[:, None, None]
     weights = load_weights("untrained:0")
+    assert weights.provenance["encoder"] == "Copernicus-FM ViT-B/16"
     with torch.no_grad():
         direct = weights.model(
             torch.tensor(x[None], dtype=torch.float32),

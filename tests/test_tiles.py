@@ -397,7 +397,7 @@ def test_nothing_is_embedded_or_read_before_computing():
         result.compute(scheduler="sync")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_any_blocks_give_the_same_values(data):
     images = degrees(

@@ -20,13 +20,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copcube.embedding.partition import _ahead
 from copcube.errors import CopcubeError, SourceError, StorageError
 from copcube.files.objects import ObjectFolder, ReadAhead
 from copcube.grid import format_cell
 from copcube.images import Image, Rejected, archives, open_source, webdataset
 from copcube.images.naming import from_names
 from copcube.images.webdataset import WebDatasetSource
+from copcube.lookahead import map_ahead
 from copcube.modalities import MODALITIES
 from copcube.selection import Selection
 
@@ -760,8 +760,7 @@ def test_a_shard_is_fetched_once_from_front_to_back_without_a_copy(web, tmp_path
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     source = open_source(f"{web.url}/s.tar")
     (partition,) = source.partitions()
-    with ThreadPoolExecutor(3) as pool:
-        found = list(_ahead(source.jobs(partition, ALL), pool, 4))
+    found = list(map_ahead(lambda job: job(), source.jobs(partition, ALL), 3, ahead=4))
     assert sum(map(len, found)) == 8 * 4
     spans = web.fetched("s.tar")
     fetched = sum(last + 1 - first for first, last in spans)

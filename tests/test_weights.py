@@ -1,6 +1,8 @@
 """Loading weights: every published layout, and nothing else."""
 
+import functools
 import hashlib
+import inspect
 import os
 import pickle
 import struct
@@ -13,9 +15,10 @@ import pytest
 import torch
 from hub_server import Hub, Repo, serve
 from huggingface_hub import constants
+from reference_weights import draw, published_state
 
 from copcube.encoder import weights as module
-from copcube.encoder.copernicus_fm import CopernicusFM
+from copcube.encoder.copernicus_fm import CopernicusFM, sincos_grid
 from copcube.encoder.weights import load_weights, untrained_weights
 from copcube.errors import FetchError, OptionError, WeightsError
 from copcube.hub.published import CHECKPOINT, LANGUAGE
@@ -72,6 +75,11 @@ def layout(width: int, depth: int) -> dict[str, tuple[int, ...]]:
 
 def random_state(*extra: tuple[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """A state dict of the smallest encoder, with extra tensors."""
+    return dict(drawn_at_random(extra))
+
+
+@functools.cache
+def drawn_at_random(extra: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {**layout(64, 2), **dict(extra)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -217,21 +225,9 @@ def test_provenance_names_the_file_not_its_folder(tmp_path):
 @pytest.mark.skipif(not DATA.is_dir(), reason="reference data are not in this checkout")
 def test_loaded_weights_give_the_published_codes_vectors(tmp_path):
     """A full ViT-B checkpoint with all the extras, against outputs of the published code."""
-
-    def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        stream = np.random.RandomState(zlib.crc32(name.encode()))
-        return torch.from_numpy(stream.standard_normal(shape).astype(np.float32))
-
     norms = {f"{n}.{part}": (768,) for n in ("norm", "fc_norm") for part in ("weight", "bias")}
-    state = {}
-    for name, shape in (layout(768, 12) | norms).items():
-        x = draw(name, shape)
-        if "norm" in name and name.endswith("weight"):
-            state[name] = 1 + 0.1 * x
-        elif name.endswith("weight") and len(shape) == 2:
-            state[name] = x / np.float32(np.sqrt(shape[1]))
-        else:
-            state[name] = 0.1 * x
+    state = dict(published_state())
+    assert {name: tuple(x.shape) for name, x in state.items()} == layout(768, 12) | norms
     state |= {"mask_token": torch.zeros(1, 1, 512), "head.weight": torch.zeros(10, 768)}
     path = saved(tmp_path / "base.pth", {"model": state})
     word = "Sentinel 5P Nitrogen Dioxide"
@@ -502,7 +498,8 @@ def test_noise_has_sensible_scales():
 
 def test_positions_of_noise_are_the_published_ones():
     """Sine, cosine: first half the column, second half the row; zeros for the class token."""
-    positions = untrained_weights(0, embed_dim=768, depth=1).model.pos_embed[0].double().numpy()
+    assert torch.equal(tiny(0).model.pos_embed, sincos_grid(64))
+    positions = sincos_grid(768)[0].double().numpy()
     assert not positions[0].any()
     omega = 10000.0 ** (-np.arange(192) / 192)
     for row, column in ((0, 0), (3, 11), (13, 13)):
@@ -512,20 +509,33 @@ def test_positions_of_noise_are_the_published_ones():
         )
 
 
-def test_seeds_differ_and_are_told_apart():
-    zero, one, again = load_weights("untrained:0"), load_weights("untrained:1"), tiny(0)
+@pytest.fixture
+def small_noise(monkeypatch):
+    """Noise of the smallest model, where the full one would be drawn."""
+    small = functools.partial(untrained_weights, embed_dim=64, depth=2, heads=2)
+    monkeypatch.setattr(module, "untrained_weights", small)
+
+
+def test_noise_is_drawn_for_the_published_size():
+    defaults = inspect.signature(untrained_weights).parameters
+    assert [defaults[name].default for name in ("embed_dim", "depth", "heads")] == [768, 12, 12]
+
+
+def test_seeds_differ_and_are_told_apart(small_noise):
+    zero, one = load_weights("untrained:0"), load_weights("untrained:1")
+    again = untrained_weights(0, embed_dim=64, depth=1, heads=2)
     assert not torch.equal(zero.model.cls_token, one.model.cls_token)
     assert not torch.equal(zero.language[NAMES[0]], one.language[NAMES[0]])
     keys = ("encoder_sha256", "encoder_language_sha256", "encoder_weights")
     assert all(zero.provenance[key] != one.provenance[key] for key in keys)
     assert zero.provenance["encoder_sha256"] != again.provenance["encoder_sha256"]  # another size
-    assert zero.provenance["encoder"] == "Copernicus-FM ViT-B/16"
+    assert zero.provenance["encoder"] == "Copernicus-FM ViT, 64 wide, 2 blocks"
     assert zero.provenance["encoder_trained"] == 0
     assert zero.provenance["encoder_weights"] == "untrained:0"
     assert load_weights("untrained:0", pooling="mean").model.pooling == "mean"
 
 
-def test_noise_takes_real_language_embeddings(tmp_path):
+def test_noise_takes_real_language_embeddings(small_noise, tmp_path):
     path = saved(tmp_path / "words.pt", words(3.0))
     loaded = load_weights("untrained:0", language=path)
     assert loaded.language[NAMES[0]][0] == 3

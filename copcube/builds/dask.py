@@ -168,7 +168,7 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name and name != "-1"]
-    from copcube.encoder.frozen import cuda_devices
+    from copcube.encoder.devices import cuda_devices
 
     return [str(i) for i in range(cuda_devices())]
 

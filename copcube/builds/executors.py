@@ -15,13 +15,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from copcube.builds.tasks import Advance, ignore
-from copcube.embedding.partition import side_by_side
 from copcube.errors import BuildError, CopcubeError, ReadError
+from copcube.lookahead import map_ahead
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -98,16 +98,13 @@ class LocalExecutor:
     ) -> Iterator[tuple[Task, Outcome]]:
         """See `Executor`; only errors of reading are given back, all others are raised."""
         todo: list[Any] = list(tasks)
-        if embeds and todo and todo[0].options.encoder.streams > 1:
-            calls = (partial(_attempt, function, task, advance) for task in todo)
-            with side_by_side(calls, PARTITIONS_PER_GPU) as outcomes:
-                yield from outcomes
-        else:
-            for task in todo:
-                yield _attempt(function, task, advance)
+        on_gpu = embeds and bool(todo) and todo[0].options.encoder.streams > 1
+        call = partial(_attempt, function, advance)
+        with closing(map_ahead(call, todo, PARTITIONS_PER_GPU if on_gpu else 0)) as outcomes:
+            yield from outcomes
 
 
-def _attempt(function: Callable[..., Any], task: Task, advance: Advance) -> tuple[Task, Outcome]:
+def _attempt(function: Callable[..., Any], advance: Advance, task: Task) -> tuple[Task, Outcome]:
     try:
         return task, function(task, advance)
     except ReadError as error:

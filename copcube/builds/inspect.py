@@ -16,7 +16,7 @@ from copcube.builds.folder import BuildFolder, Receipt
 from copcube.builds.plan import BuildOptions, Plan, plan_build
 from copcube.builds.tasks import describe
 from copcube.cube import read_attributes
-from copcube.embedding import Batch, Encoder
+from copcube.embedding import Batch, Encoder, crop_image
 from copcube.errors import BuildError
 from copcube.grid import N_BANDS, N_LAT, N_LON
 from copcube.images import Image, Partition, Source, open_source
@@ -144,7 +144,7 @@ def _rate(
     decoding = (time.perf_counter() - begin) / max(len(found), 1)
     if not found:
         return float("inf")
-    batch = Batch.of(found[:count], options.crop)
+    batch = Batch.of([crop_image(image, options.crop) for image in found[:count]])
     encoder(key, batch.pixels, batch.metadata)
     begin = time.perf_counter()
     encoder(key, batch.pixels, batch.metadata)

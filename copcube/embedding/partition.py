@@ -1,22 +1,19 @@
 """Images to vectors: decode ahead on threads, batch by modality, embed, collect rows.
 
 The order of images is the source's, and a batch is the next `batch_size` images of one
-modality in that order, so the vectors of a partition do not depend on timing. Decoding,
-embedding and collecting go on side by side, each a bounded way ahead of the next.
+modality in that order, so the vectors of a partition do not depend on timing. Decoding and
+embedding go on side by side, each a bounded number of images ahead of the next step.
 """
 
 import datetime
-import errno
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +22,7 @@ from copcube.embedding.encoders import Encoder
 from copcube.errors import ImageError, StorageError
 from copcube.images import Image, Job, Partition, Rejected, Source
 from copcube.images.tensor_form import has_valid_pixel
+from copcube.lookahead import map_ahead
 from copcube.modalities import MODALITIES, ORDER, Modality
 from copcube.rows import Rows
 from copcube.selection import Selection
@@ -33,17 +31,17 @@ log = logging.getLogger("copcube")
 
 Crop = Literal["center", "full"]
 
-T = TypeVar("T")
-
 PAUSES = (0.5, 5.0)
-"""Seconds to wait before what could not be read is read again."""
+"""Seconds to wait before a file that could not be read is read again."""
 
 DEM_DAYS = 16436.0
-"""2015-01-01 in days since 1970-01-01: the date the DEM was given in pretraining."""
+"""2015-01-01 in days since 1970-01-01: the date that the DEM had in pretraining."""
+
+_ADDING = threading.Lock()
 
 
 @dataclass
-class Tally:
+class PartitionReport:
     """What happened to the images of a partition, and where the time went.
 
     Parameters
@@ -67,6 +65,32 @@ class Tally:
     waiting: float = 0.0
     encoding: float = 0.0
 
+    @contextmanager
+    def timed(self, step: Literal["decoding", "waiting", "encoding"]) -> Iterator[None]:
+        """Add the seconds that the body takes to a step; any thread may do so."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begin
+            with _ADDING:
+                setattr(self, step, getattr(self, step) + seconds)
+
+    def reject(self, item: Rejected, *, strict: bool) -> None:
+        """Record what is left out.
+
+        Raises
+        ------
+        ImageError
+            With `strict`, if it is broken.
+        """
+        if strict and item.kind == "broken":
+            raise ImageError(
+                f"{item.file}{f' [{item.member}]' if item.member else ''}: {item.reason}; "
+                "without strict it would be recorded and skipped"
+            )
+        self.rejected.append(item)
+
 
 def embed_partition(
     source: Source,
@@ -79,7 +103,7 @@ def embed_partition(
     threads: int = 2,
     strict: bool = False,
     advance: Callable[[int], None] = lambda images: None,
-) -> tuple[Rows, Tally]:
+) -> tuple[Rows, PartitionReport]:
     """Embed the images of one partition.
 
     Parameters
@@ -106,29 +130,44 @@ def embed_partition(
     Returns
     -------
     rows : Rows
-        One row an image, in canonical order.
-    tally : Tally
+        One row an image, in the order of the batches; `copcube.rows.encode_rows` sorts them.
+    report : PartitionReport
 
     Raises
     ------
     ImageError
         With `strict`, at the first broken image.
+    OSError, ReadError
+        If a file or an object store cannot be read; that may pass.
     """
-    tally = Tally()
-    done: list[Rows] = []
-    jobs = (_timed_job(job, tally) for job in _listed(source, partition, selection))
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders:
-        decoded = _timed(_ahead(jobs, decoders, 2 * threads), tally)
-        batches = _batches(decoded, crop, batch_sizes, tally, strict)
-        calls = (partial(_encoded, encoder, batch, tally) for batch in batches)
-        with side_by_side(calls, encoder.streams) as results:
-            for batch, vectors in results:
-                done.append(batch.rows(vectors))
-                key = batch.modality.key
-                tally.images[key] = tally.images.get(key, 0) + len(batch.images)
-                tally.rescaled += sum(image.rescaled for image in batch.images)
-                advance(len(batch.images))
-    return Rows.concatenate([Rows.empty(encoder.dim), *done]).sorted(), tally
+    report = PartitionReport()
+    done = [Rows.empty(encoder.dim)]
+
+    def decode(job: Job | Rejected) -> list[Image | Rejected]:
+        if isinstance(job, Rejected):
+            return [job]
+        with report.timed("decoding"):
+            return [_cropped_or_empty(item, crop) for item in _read(job)]
+
+    def encode(batch: Batch) -> tuple[Batch, NDArray[np.float32]]:
+        with report.timed("encoding"):
+            return batch, encoder(batch.modality.key, batch.pixels, batch.metadata)
+
+    jobs = source.jobs(partition, selection)
+    # On a CPU one call takes all cores, and a thread of its own would only cost the encoder
+    # the memory that this thread has warm.
+    streams = encoder.streams if encoder.streams > 1 else 0
+    with (
+        closing(map_ahead(decode, jobs, threads, ahead=2 * threads)) as decoded,
+        closing(map_ahead(encode, _batches(decoded, batch_sizes, report, strict), streams)) as it,
+    ):
+        for batch, vectors in it:
+            done.append(batch.rows(vectors))
+            key = batch.modality.key
+            report.images[key] = report.images.get(key, 0) + len(batch.images)
+            report.rescaled += sum(image.rescaled for image in batch.images)
+            advance(len(batch.images))
+    return Rows.concatenate(done), report
 
 
 @dataclass(frozen=True)
@@ -140,29 +179,25 @@ class Batch:
     modality : Modality
         Their modality.
     images : list of Image
-        Where each came from.
-    pixels : list of numpy.ndarray
-        Each (bands, rows, columns), stored dtype, cropped: views, which the encoder copies
-        to where it needs them.
+        Cropped, with the pixels that the encoder is to see, (bands, rows, columns).
     metadata : numpy.ndarray
         (batch, 4) float64, see `Encoder`.
     """
 
     modality: Modality
     images: list[Image]
-    pixels: list[NDArray[Any]]
     metadata: NDArray[np.float64]
 
     @classmethod
-    def of(cls, images: list[Image], crop: Crop) -> "Batch":
-        """Stack images of one modality."""
-        modality = MODALITIES[images[0].modality]
-        return cls(
-            modality,
-            images,
-            [cropped(image.pixels, modality, crop) for image in images],
-            np.array([metadata(image) for image in images]),
-        )
+    def of(cls, images: list[Image]) -> "Batch":
+        """Collect cropped images of one modality, and their metadata."""
+        rows = np.array([metadata(image) for image in images])
+        return cls(MODALITIES[images[0].modality], images, rows)
+
+    @property
+    def pixels(self) -> list[NDArray[Any]]:
+        """Pixels of the images in their stored dtype, which the encoder copies once."""
+        return [image.pixels for image in self.images]
 
     def rows(self, vectors: NDArray[np.float32]) -> Rows:
         """Join the images' identities with their vectors, (batch, dim) float32."""
@@ -199,6 +234,11 @@ def cropped(pixels: NDArray[Any], modality: Modality, crop: Crop) -> NDArray[Any
     return pixels[:, top : top + size, left : left + size]
 
 
+def crop_image(image: Image, crop: Crop) -> Image:
+    """Crop the pixels of an image; see `cropped`."""
+    return replace(image, pixels=cropped(image.pixels, MODALITIES[image.modality], crop))
+
+
 def metadata(image: Image) -> tuple[float, float, float, float]:
     """Longitude, latitude, days since 1970-01-01 and token area (km²) of an image.
 
@@ -221,139 +261,55 @@ def days_since_1970(date: str) -> float:
     return float((day - datetime.date(1970, 1, 1)).days)
 
 
-def _ahead(calls: Iterable[Callable[[], T]], pool: ThreadPoolExecutor, number: int) -> Iterator[T]:
-    """Make calls on a pool, a bounded number ahead, and give what they return in order."""
-    waiting: deque[Future[T]] = deque()
-    try:
-        for call in calls:
-            waiting.append(pool.submit(call))
-            if len(waiting) > number:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+def _read(job: Job) -> list[Image | Rejected]:
+    """Run a job; where a file cannot be read, run it again after a pause.
 
-
-@contextmanager
-def side_by_side(calls: Iterable[Callable[[], T]], number: int) -> Iterator[Iterator[T]]:
-    """Make calls, so many at once, and give what they return in order.
-
-    Parameters
-    ----------
-    calls : iterable of callable
-        Taken as they are needed.
-    number : int
-        How many threads make them. With 1 they are made on this one: on a CPU, a thread of
-        its own would only cost the encoder its warm memory.
-
-    Yields
-    ------
-    iterator
-        What they return; what is under way is waited for at the end.
+    Network file systems fail for seconds at a time. If the last try fails as well, the error
+    is raised, and the build embeds the whole partition again later.
     """
-    if number == 1:
-        yield (call() for call in calls)
-        return
-    with ThreadPoolExecutor(number, thread_name_prefix="copcube") as pool:
-        yield _ahead(calls, pool, number)
-
-
-def _timed_job(job: Job | Rejected, tally: Tally) -> Callable[[], list[Image | Rejected]]:
-    """Make of what a source gives a call that is timed, and patient where reading fails."""
-    if isinstance(job, Rejected):
-        return lambda: [job]
-
-    def call() -> list[Image | Rejected]:
-        begin = time.perf_counter()
+    for pause in PAUSES:
         try:
-            return _patiently(job)
-        finally:
-            with _COUNTING:
-                tally.decoding += time.perf_counter() - begin
-
-    return call
-
-
-_COUNTING = threading.Lock()
+            return job()
+        except StorageError:  # of an object store, whose client has tried several times
+            raise
+        except OSError as error:
+            log.warning("%s; reading it again in %.1f s", error, pause)
+            time.sleep(pause)
+    return job()
 
 
-def _listed(source: Source, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
-    with _reading():
-        yield from source.jobs(partition, selection)
-
-
-def _patiently(job: Job) -> list[Image | Rejected]:
-    """Do a job, and again after a pause where the file system fails."""
-    with _reading():
-        for pause in PAUSES:
-            try:
-                return job()
-            except StorageError:  # of an object store, which was asked with patience already
-                raise
-            except OSError as error:
-                log.warning("%s; reading it again in %.1f s", error, pause)
-                time.sleep(pause)
-        return job()
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    """Tell a store that cannot be read, which may recover, from one that cannot be written."""
-    try:
-        yield
-    except StorageError as error:
-        raise OSError(error.errno or errno.EIO, str(error)) from error
-
-
-def _encoded(encoder: Encoder, batch: "Batch", tally: Tally) -> "tuple[Batch, NDArray[np.float32]]":
-    begin = time.perf_counter()
-    vectors = encoder(batch.modality.key, batch.pixels, batch.metadata)
-    with _COUNTING:
-        tally.encoding += time.perf_counter() - begin
-    return batch, vectors
-
-
-def _timed(results: Iterator[list[Image | Rejected]], tally: Tally) -> Iterator[Image | Rejected]:
-    while True:
-        begin = time.perf_counter()
-        found = next(results, None)
-        tally.waiting += time.perf_counter() - begin
-        if found is None:
-            return
-        yield from found
+def _cropped_or_empty(item: Image | Rejected, crop: Crop) -> Image | Rejected:
+    """Crop an image, and reject it if no valid pixel is left."""
+    if isinstance(item, Rejected):
+        return item
+    image = crop_image(item, crop)
+    # The source has found a valid pixel in the whole image.
+    is_smaller = image.pixels.shape != item.pixels.shape
+    if is_smaller and not has_valid_pixel(image.pixels, MODALITIES[image.modality]):
+        return Rejected(item.origin, "", "empty", "no valid pixel in the crop")
+    return image
 
 
 def _batches(
-    found: Iterable[Image | Rejected],
-    crop: Crop,
+    decoded: Iterator[list[Image | Rejected]],
     sizes: Mapping[str, int],
-    tally: Tally,
+    report: PartitionReport,
     strict: bool,
 ) -> Iterator[Batch]:
-    def images() -> Iterator[Image]:
+    """Collect decoded images by modality; yield each batch when it is full, the rest at last."""
+    collected: dict[str, list[Image]] = {}
+    while True:
+        with report.timed("waiting"):
+            found = next(decoded, None)
+        if found is None:
+            break
         for item in found:
             if isinstance(item, Rejected):
-                reject(item)
-            elif has_valid_pixel(cropped(item.pixels, (m := MODALITIES[item.modality]), crop), m):
-                yield item
-            else:
-                reject(Rejected(item.origin, "", "empty", "no valid pixel in the crop"))
-
-    def reject(item: Rejected) -> None:
-        if strict and item.kind == "broken":
-            raise ImageError(
-                f"{item.file}{f' [{item.member}]' if item.member else ''}: {item.reason}; "
-                "without strict it would be recorded and skipped"
-            )
-        tally.rejected.append(item)
-
-    collected: dict[str, list[Image]] = {}
-    for image in images():
-        batch = collected.setdefault(image.modality, [])
-        batch.append(image)
-        if len(batch) == sizes[image.modality]:
-            yield Batch.of(collected.pop(image.modality), crop)
+                report.reject(item, strict=strict)
+                continue
+            images = collected.setdefault(item.modality, [])
+            images.append(item)
+            if len(images) == sizes[item.modality]:
+                yield Batch.of(collected.pop(item.modality))
     for key in sorted(collected, key=ORDER.__getitem__):
-        yield Batch.of(collected[key], crop)
+        yield Batch.of(collected[key])

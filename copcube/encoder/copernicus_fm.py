@@ -5,14 +5,13 @@ tensor names of the published weights. The kernel that cuts an image into tokens
 from the description of its bands (`copcube.encoder.kernels`); where, when and at what
 scale the image was taken is added to every token.
 
-Unlike in the published code, metadata that one image lacks leaves its batch mates alone,
-and kernels and position embeddings are kept between calls.
+Unlike in the published code, metadata that one image lacks leaves its batch mates alone.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +32,8 @@ __all__ = ["LANGUAGE_DIM", "CopernicusFM", "Pooling"]
 
 Pooling = Literal["cls", "mean"]
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
 _GRID = 14  # side of the stored position grid, in tokens
 _EPS = 1e-6
-_KEPT = 64  # kernels and position embeddings kept at most
 
 # Shortest and longest wave of the metadata's Fourier codes, which are also the smallest
 # and largest number, apart from 0, that the published code takes (any number of days).
@@ -64,12 +59,6 @@ _FIELDS = (
 )
 
 
-def _eager(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Keep out of ``torch.compile``: what checks values or keeps tensors."""
-    kept_out: Callable[_P, _T] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return kept_out
-
-
 class CopernicusFM(nn.Module):
     """Copernicus-FM encoder; the defaults are the published ViT-B/16.
 
@@ -92,12 +81,9 @@ class CopernicusFM(nn.Module):
     float32 (``model.blocks.to(torch.bfloat16)``), which keeps kernels and metadata exact;
     ``model.to(torch.bfloat16)`` works too. Pooling and the last norm are always float32.
 
-    Kernels and resized position embeddings are kept while the model is in eval mode and
-    gradients are off. A kept value is valid as long as the parameters that it was made
-    from are the same objects, at the same address, with the same version counter: that
-    sees ``load_state_dict``, ``copy_`` and replaced parameters, without touching the
-    device. All are dropped by `train`, `eval`, `to` and a forward pass with gradients,
-    for the sake of what counters miss: fused optimisers and edits through ``.data``.
+    `forward` makes the kernel and the position embeddings anew in every call. Whoever calls
+    a model whose weights stay as they are makes them once, by `kernel` and `positions`, and
+    calls `encode`, as `copcube.encoder.FrozenEncoder` does.
     """
 
     def __init__(
@@ -117,7 +103,6 @@ class CopernicusFM(nn.Module):
             )
         self.pooling = pooling
         self.embed_dim = embed_dim
-        self._kept: dict[object, _Kept] = {}
 
         self.patch_embed_spectral = SpectralKernel(embed_dim)
         self.patch_embed_variable = VariableKernel(embed_dim)
@@ -163,10 +148,80 @@ class CopernicusFM(nn.Module):
         wavelengths, bandwidths : sequence of float, optional
             Centre and width of every band in nm.
         language_embedding : Tensor, optional
-            (2048,), instead of these: that of the variable in the images' only band. Best
-            kept on the CPU, where it is hashed.
+            (2048,), instead of these: that of the variable in the images' only band.
         kernel_size : int
             Side of a token in pixels.
+        tokens : bool
+            Whether to return the patch tokens rather than one vector an image.
+
+        Returns
+        -------
+        Tensor
+            See `encode`.
+
+        Raises
+        ------
+        OptionError
+            If arguments do not fit each other or lie outside the range of their encoding.
+        """
+        # Before a kernel is made, which may be of any number of bands and any size.
+        _check_images(images, kernel_size)
+        _check_bands(images.shape[1], wavelengths, bandwidths, language_embedding)
+        kernel = self.kernel(
+            wavelengths=wavelengths,
+            bandwidths=bandwidths,
+            language_embedding=language_embedding,
+            kernel_size=kernel_size,
+        )
+        positions = self.positions(*token_grid(*images.shape[2:], kernel_size))
+        return self.encode(images, metadata, kernel, positions, tokens=tokens)
+
+    def kernel(
+        self,
+        *,
+        wavelengths: Sequence[float] | None = None,
+        bandwidths: Sequence[float] | None = None,
+        language_embedding: Tensor | None = None,
+        kernel_size: int = 16,
+    ) -> Kernel:
+        """Make the patch embedding of bands, described as for `forward`, in the blocks' dtype.
+
+        Raises
+        ------
+        OptionError
+            If a wavelength or bandwidth lies outside the range of its encoding.
+        """
+        if language_embedding is not None:
+            made = self.patch_embed_variable(language_embedding)
+        else:
+            made = self.patch_embed_spectral(wavelengths, bandwidths)
+        weight, bias = made.resized(kernel_size)
+        return Kernel(weight.to(self.dtype), bias.to(self.dtype))
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """Position embeddings of the class token and of a grid, (1, 1 + h·w, embed_dim)."""
+        return _resize_positions(self.pos_embed, height, width)
+
+    def encode(
+        self,
+        images: Tensor,
+        metadata: Tensor,
+        kernel: Kernel,
+        positions: Tensor,
+        *,
+        tokens: bool = False,
+    ) -> Tensor:
+        """Embed a batch of images with a kernel and positions that were made before.
+
+        Parameters
+        ----------
+        images, metadata : Tensor
+            As for `forward`.
+        kernel : Kernel
+            Patch embedding of the bands of the images, made by `kernel`.
+        positions : Tensor
+            Position embeddings, made by `positions` for the grid of tokens that an image has
+            (`token_grid`).
         tokens : bool
             Whether to return the patch tokens rather than one vector an image.
 
@@ -179,28 +234,19 @@ class CopernicusFM(nn.Module):
         Raises
         ------
         OptionError
-            If arguments do not fit each other or lie outside the range of their encoding.
+            If the images do not fit the kernel, or metadata lie outside the range of their
+            encoding.
         """
-        kernel = self._kernel(images, wavelengths, bandwidths, language_embedding, kernel_size)
-        patches, grid = _patches(images.to(self.dtype), kernel_size)
-        x = F.linear(patches, *kernel)
+        patches = _patches(images.to(self.dtype), kernel.weight.shape[-1])
+        x = F.linear(patches, kernel.weight.flatten(1), kernel.bias)
         x = torch.cat([self.cls_token.to(x).expand(len(x), -1, -1), x], dim=1)
         context = self._context(_codable(metadata, len(images)).to(x.device, non_blocking=True))
-        x = (x + (self._positions(*grid) + context)).to(self.dtype)
+        x = (x + (positions + context)).to(self.dtype)
         for block in self.blocks:
             x = block(x)
         if tokens:
             return self._normed(x[:, 1:].float())
         return self._normed(x[:, 0].float() if self.pooling == "cls" else x[:, 1:].float().mean(1))
-
-    def train(self, mode: bool = True) -> "CopernicusFM":
-        """Set training or eval mode, and drop what was kept."""
-        self._kept.clear()
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CopernicusFM":
-        self._kept.clear()
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _normed(self, x: Tensor) -> Tensor:
         norm = self.norm if self.pooling == "cls" else self.fc_norm
@@ -218,80 +264,6 @@ class CopernicusFM(nn.Module):
             + _known_or(fourier(days, *_DAYS, dim), self.time_token, self.time_fc)
         )
 
-    @_eager
-    def _kernel(
-        self,
-        images: Tensor,
-        wavelengths: Sequence[float] | None,
-        bandwidths: Sequence[float] | None,
-        embedding: Tensor | None,
-        size: int,
-    ) -> Kernel:
-        """Patch embedding of these bands, its weight flat: (embed_dim, bands·size·size)."""
-        _check_images(images, size)
-        description: tuple[Any, ...]
-        key: Any
-        if wavelengths is not None and bandwidths is not None and embedding is None:
-            key = description = (tuple(map(float, wavelengths)), tuple(map(float, bandwidths)))
-            network: nn.Module = self.patch_embed_spectral
-            found = f"{len(key[0])} wavelengths and {len(key[1])} bandwidths"
-            fits = len(key[0]) == len(key[1]) == images.shape[1]
-        elif embedding is not None and wavelengths is None and bandwidths is None:
-            description = (embedding,)
-            key = embedding.detach().to("cpu", torch.float32).numpy().tobytes()
-            network = self.patch_embed_variable
-            found = f"a language embedding of shape {tuple(embedding.shape)}"
-            fits = embedding.shape == (LANGUAGE_DIM,) and images.shape[1] == 1
-        else:
-            found, fits = "another combination of these", False
-        if not fits:
-            raise OptionError(
-                f"images of {images.shape[1]} bands came with {found}; expected as many "
-                f"wavelengths and bandwidths, or, for one band, a language embedding of shape "
-                f"({LANGUAGE_DIM},)"
-            )
-        dtype = self.dtype
-
-        def make() -> Kernel:
-            weight, bias = network(*description).resized(size)
-            return Kernel(weight.flatten(1).to(dtype), bias.to(dtype))
-
-        return self._keep((key, size, dtype), network.parameters(), make)
-
-    @_eager
-    def _positions(self, height: int, width: int) -> Tensor:
-        """Position embeddings of the class token and of a grid, (1, 1 + h·w, embed_dim)."""
-        return self._keep(
-            (height, width),
-            [self.pos_embed],
-            lambda: _resize_positions(self.pos_embed, height, width),
-        )
-
-    def _keep(self, key: object, sources: Iterable[nn.Parameter], make: Callable[[], _T]) -> _T:
-        """Return what `make` makes of the sources, or made of them as they are now."""
-        if self.training or torch.is_grad_enabled():
-            self._kept.clear()
-            return make()
-        sources = tuple(sources)
-        if any(source.is_inference() for source in sources):  # these count no versions
-            return make()
-        stamp = [(id(source), source.data_ptr(), source._version) for source in sources]
-        kept = self._kept.get(key)
-        if kept is None or kept.stamp != stamp:
-            if len(self._kept) >= _KEPT:
-                self._kept.clear()
-            kept = self._kept[key] = _Kept(make(), stamp, sources)
-        value: _T = kept.value
-        return value
-
-
-class _Kept(NamedTuple):
-    """A value, and what it was made from: holding that keeps its ids from being reused."""
-
-    value: Any
-    stamp: list[tuple[int, int, int]]
-    sources: tuple[nn.Parameter, ...]
-
 
 def _known_or(code: Tensor, token: Tensor, linear: nn.Linear) -> Tensor:
     """Project the codes (batch, 1, dim) of what is known, and the token where it is NaN."""
@@ -300,7 +272,6 @@ def _known_or(code: Tensor, token: Tensor, linear: nn.Linear) -> Tensor:
     return projected
 
 
-@_eager
 def _codable(metadata: Tensor, batch: int) -> Tensor:
     """Bring metadata to the numbers to be encoded: (batch, 4) float64 on the CPU, checked.
 
@@ -334,18 +305,46 @@ def _check_images(images: Tensor, size: int) -> None:
         )
 
 
-def _patches(images: Tensor, size: int) -> tuple[Tensor, tuple[int, int]]:
-    """Cut images into patches, (batch, h·w, bands·size·size), and tell (h, w).
+def _check_bands(
+    count: int,
+    wavelengths: Sequence[float] | None,
+    bandwidths: Sequence[float] | None,
+    embedding: Tensor | None,
+) -> None:
+    """Refuse a description that does not fit images of so many bands."""
+    if wavelengths is not None and bandwidths is not None and embedding is None:
+        found = f"{len(wavelengths)} wavelengths and {len(bandwidths)} bandwidths"
+        fits = len(wavelengths) == len(bandwidths) == count
+    elif embedding is not None and wavelengths is None and bandwidths is None:
+        found = f"a language embedding of shape {tuple(embedding.shape)}"
+        fits = embedding.shape == (LANGUAGE_DIM,) and count == 1
+    else:
+        found, fits = "another combination of these", False
+    if not fits:
+        raise OptionError(
+            f"images of {count} bands came with {found}; expected as many wavelengths and "
+            f"bandwidths, or, for one band, a language embedding of shape ({LANGUAGE_DIM},)"
+        )
+
+
+def token_grid(rows: int, columns: int, size: int) -> tuple[int, int]:
+    """Tokens of `size` pixels along the rows and columns of an image, padded by one pixel."""
+    return (rows + 2) // size, (columns + 2) // size
+
+
+def _patches(images: Tensor, size: int) -> Tensor:
+    """Cut images into patches, (batch, h·w, bands·size·size).
 
     The published convolution with stride `size` and padding 1 sees these patches: they
     start one pixel outside the image. A matrix product with them is as fast, and does not
     depend on how a library convolves or on its TF32 setting.
     """
+    _check_images(images, size)
     batch, bands, rows, columns = images.shape
-    h, w = (rows + 2) // size, (columns + 2) // size
+    h, w = token_grid(rows, columns, size)
     images = F.pad(images, (1, w * size - columns - 1, 1, h * size - rows - 1))
     images = images.reshape(batch, bands, h, size, w, size).permute(0, 2, 4, 1, 3, 5)
-    return images.reshape(batch, h * w, bands * size * size), (h, w)
+    return images.reshape(batch, h * w, bands * size * size)
 
 
 def _resize_positions(stored: Tensor, height: int, width: int) -> Tensor:

@@ -1,17 +1,17 @@
 """The frozen encoder: images as they are stored in, vectors out.
 
-Pixels travel to the device in their stored dtype and are normalised there. Nothing waits
-for the device but the return of the vectors; on a GPU several batches may be under way, so
-that one is computed while the next are copied, on a stream beside it.
+Pixels travel to the device in their stored dtype and are normalised there. The weights never
+change, so what the model makes of a modality alone, its kernel and its position embeddings, is
+made once. Nothing waits for the device but the return of the vectors; on a GPU several batches
+may be under way, so that one is computed while the next are copied, on a stream beside it.
 """
 
 import copy
 import logging
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from copcube import modalities
-from copcube.encoder.copernicus_fm import Pooling
+from copcube.encoder import devices
+from copcube.encoder.copernicus_fm import token_grid
+from copcube.encoder.kernels import Kernel
+from copcube.encoder.spec import EncoderSpec
 from copcube.errors import OptionError, WeightsError
 from copcube.modalities import Modality
 
@@ -29,62 +32,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_CPU_INFO = Path("/proc/cpuinfo")
-
-# On two CPU cores a ViT-B/16 was fastest with 8 images of 197 tokens (5.4 images/s against
-# 4.7 with 1 and 3.4 with 32, which no longer fit the caches).
-_CPU_TOKENS = 8 * 197
-_CPU_BATCH = 64
-_CUDA_BATCH = 256
-
-# Not cuDNN's, which torch prefers on some GPUs: it plans anew for every thread and size of
-# batch, for tens of milliseconds.
+# Not cuDNN's attention, which torch prefers on some GPUs: it plans anew for every thread and
+# size of batch, for tens of milliseconds.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
+_MOST_PREPARED = 64
+"""Modalities, or sensors of one's own, whose kernels an encoder keeps: up to 13 MB each."""
 
-@dataclass(frozen=True)
-class EncoderSpec:
-    """Which encoder to load and where; small enough to send to any worker.
+
+class _Prepared(NamedTuple):
+    """What the images of one modality and size need, on the device.
 
     Parameters
     ----------
-    weights : str
-        ``hub``, a path, or ``untrained:SEED``, see `copcube.encoder.load_weights`.
-    language : str, optional
-        Path of the variables' language embeddings.
-    pooling : {"cls", "mean"}, optional
-        Feature; None leaves it to the weights.
-    device : str
-        ``auto`` (the GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
-    dtype : str
-        ``auto``, ``float32`` or ``bfloat16``.
-    compile : bool
-        Whether to compile the transformer with ``torch.compile``, which takes about a
-        minute at first.
+    statistics : Tensor
+        (3, bands, 1, 1) float32: scale, mean and standard deviation of the bands.
+    kernel : Kernel
+        Their patch embedding.
+    positions : Tensor
+        Position embeddings of their tokens.
     """
 
-    weights: str = "hub"
-    language: str | None = None
-    pooling: Pooling | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    compile: bool = False
-
-    def load(self) -> "FrozenEncoder":
-        """Load the weights and put them on the device.
-
-        Raises
-        ------
-        OptionError
-            If the device or dtype cannot be had.
-        FetchError, WeightsError
-            If the weights cannot be fetched, or are not such.
-        """
-        from copcube.encoder.weights import load_weights
-
-        weights = load_weights(self.weights, language=self.language, pooling=self.pooling)
-        return FrozenEncoder(weights, device=self.device, dtype=self.dtype, compile=self.compile)
+    statistics: Tensor
+    kernel: Kernel
+    positions: Tensor
 
 
 class FrozenEncoder:
@@ -93,7 +64,8 @@ class FrozenEncoder:
     Parameters
     ----------
     weights : Weights
-        The loaded model; left as it is.
+        The loaded model. It is not changed, and on a CPU in float32 not copied: whoever
+        changes its weights afterwards gets vectors of a mixture.
     device : str
         ``auto`` (the GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
     dtype : str
@@ -102,6 +74,8 @@ class FrozenEncoder:
         are always float32.
     compile : bool
         Whether to compile the blocks of the transformer, once for batches of any size.
+    spec : EncoderSpec, optional
+        What another process loads the same encoder from.
 
     Raises
     ------
@@ -112,6 +86,9 @@ class FrozenEncoder:
     -----
     On one device, an image has the same vector in every batch of the same size; between
     batch sizes and devices, vectors agree to rounding.
+
+    An encoder with a `spec` pickles to it: no weights travel, and whoever unpickles it loads
+    it. One without cannot be pickled.
     """
 
     def __init__(
@@ -121,9 +98,11 @@ class FrozenEncoder:
         device: str = "auto",
         dtype: str = "auto",
         compile: bool = False,
+        spec: EncoderSpec | None = None,
     ) -> None:
-        self.device = _device(device)
-        self.dtype = _dtype(dtype, self.device)
+        self.spec = spec
+        self.device = devices.find_device(device)
+        self.dtype = devices.find_dtype(dtype, self.device)
         self._model = weights.model
         if self.device.type != "cpu" or self.dtype != torch.float32:
             self._model = copy.deepcopy(weights.model).to(self.device)
@@ -138,7 +117,7 @@ class FrozenEncoder:
         if self.device.type == "cuda":
             self._copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._language = weights.language
-        self._statistics: dict[Modality, Tensor] = {}
+        self._prepared: dict[tuple[Modality, int, int], _Prepared] = {}
         self._fits: dict[tuple[int, ...], int] = {}
         self._provenance = weights.provenance | {
             "encoder_dtype": str(self.dtype).removeprefix("torch."),
@@ -149,6 +128,14 @@ class FrozenEncoder:
                 "UNTRAINED WEIGHTS (%s): the numbers mean nothing",
                 weights.provenance["encoder_weights"],
             )
+
+    def __reduce__(self) -> tuple[Callable[[], "FrozenEncoder"], tuple[()]]:
+        if self.spec is None:
+            raise OptionError(
+                "an encoder made from weights in memory cannot be sent to other processes; give "
+                "an EncoderSpec (or weights=), which each of them loads"
+            )
+        return self.spec.load, ()
 
     @property
     def streams(self) -> int:
@@ -182,11 +169,14 @@ class FrozenEncoder:
             If there is no such modality.
         """
         kind = _kind(modality)
-        tokens = ((size + 2) // kind.kernel) ** 2 + 1
-        if self.device.type == "cpu":
-            return max(1, min(_CPU_BATCH, round(_CPU_TOKENS / tokens)))
-        memory = torch.cuda.get_device_properties(self.device).total_memory
-        return _cuda_batch(memory, len(kind.bands) * size**2, tokens * self.dim, self.dtype)
+        height, width = token_grid(size, size, kind.kernel)
+        return devices.batch_size(
+            self.device,
+            self.dtype,
+            values=len(kind.bands) * size**2,
+            tokens=height * width + 1,
+            width=self.dim,
+        )
 
     def __call__(
         self,
@@ -229,7 +219,6 @@ class FrozenEncoder:
             If not even one image fits the GPU; larger batches are halved until they do.
         """
         kind = _kind(modality)
-        bands = self._describe(kind) | {"tokens": tokens}
         shapes = {image.shape for image in pixels}
         shape = shapes.pop() if shapes else (len(kind.bands), 0, 0)
         if shapes or len(shape) != 3 or shape[0] != len(kind.bands):
@@ -237,10 +226,10 @@ class FrozenEncoder:
                 f"{kind.key} images have shape {', '.join(map(str, [shape, *shapes]))}; expected "
                 f"one shape, ({len(kind.bands)}, rows, columns)"
             )
-        places = torch.tensor(metadata, dtype=torch.float64)
-        if places.shape != (len(pixels), 4):
+        rows = torch.tensor(metadata, dtype=torch.float64)
+        if rows.shape != (len(pixels), 4):
             raise OptionError(
-                f"metadata of {len(pixels)} images has shape {tuple(places.shape)}; expected "
+                f"metadata of {len(pixels)} images has shape {tuple(rows.shape)}; expected "
                 f"({len(pixels)}, 4)"
             )
         if not len(pixels):
@@ -251,7 +240,7 @@ class FrozenEncoder:
         while done < len(pixels):
             part = slice(done, done + step)
             try:
-                vectors.append(self._encode(kind, pixels[part], places[part], bands))
+                vectors.append(self._encode(kind, pixels[part], rows[part], tokens))
                 done += step
                 continue
             except torch.OutOfMemoryError as error:
@@ -264,29 +253,65 @@ class FrozenEncoder:
             log.warning("%s: out of device memory, going on with batches of %d", kind.key, step)
         return np.concatenate(vectors)
 
+    def embed_normalised(
+        self,
+        modality: str | Modality,
+        images: Tensor,
+        metadata: Tensor,
+        *,
+        tokens: bool = False,
+    ) -> Tensor:
+        """Embed normalised images that lie on the device, without waiting for it.
+
+        This is what `__call__` does between its copies; one thread may do it at a time.
+
+        Parameters
+        ----------
+        modality : str or Modality
+            As for `__call__`.
+        images : Tensor
+            (batch, bands, rows, columns) float32, on the encoder's device.
+        metadata : Tensor
+            (batch, 4) float64, on the CPU, as for `__call__`.
+        tokens : bool
+            Whether to return the patch tokens rather than one vector an image.
+
+        Returns
+        -------
+        Tensor
+            As of `CopernicusFM.encode`, on the device.
+        """
+        kind = _kind(modality)
+        rows, columns = images.shape[2:]
+        return self._vectors(images, metadata, self._prepare(kind, rows, columns), tokens)
+
     @torch.inference_mode()
     def _encode(
         self,
         kind: Modality,
         pixels: Sequence[NDArray[Any]] | NDArray[Any],
         metadata: Tensor,
-        bands: dict[str, Any],
+        tokens: bool,
     ) -> NDArray[np.float32]:
         if self._copying is None:
             host, unsigned = self._packed(pixels)
             with self._computing:
-                vectors = self._model(self._normalised(host, unsigned, kind), metadata, **bands)
-                return np.asarray(vectors)
+                prepared = self._prepare(kind, *host.shape[2:])
+                x = _normalised(host, unsigned, kind, prepared.statistics)
+                return np.asarray(self._vectors(x, metadata, prepared, tokens))
         with self._under_way:  # bounds the memory that is pinned, which is never given back
             host, unsigned = self._packed(pixels)
             with torch.cuda.stream(self._copying):
-                x = host.to(self.device, non_blocking=True)
+                uploaded = host.to(self.device, non_blocking=True)
                 copied = self._copying.record_event()
-            with self._computing, sdpa_kernel(_ATTENTION):
+            with self._computing:
                 here = torch.cuda.current_stream(self.device)
                 here.wait_event(copied)
-                x.record_stream(here)
-                vectors = self._model(self._normalised(x, unsigned, kind), metadata, **bands)
+                # Else the allocator would reuse the memory while this stream still reads it.
+                uploaded.record_stream(here)
+                prepared = self._prepare(kind, *host.shape[2:])
+                x = _normalised(uploaded, unsigned, kind, prepared.statistics)
+                vectors = self._vectors(x, metadata, prepared, tokens)
                 back = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
                 back.copy_(vectors, non_blocking=True)
                 # A thread that waits for a blocking event leaves its core to others.
@@ -294,6 +319,32 @@ class FrozenEncoder:
                 there.record(here)
             there.synchronize()
             return back.numpy().copy()
+
+    def _vectors(
+        self, images: Tensor, metadata: Tensor, prepared: _Prepared, tokens: bool
+    ) -> Tensor:
+        on_gpu = self.device.type == "cuda"
+        with sdpa_kernel(_ATTENTION) if on_gpu else nullcontext():
+            return self._model.encode(
+                images, metadata, prepared.kernel, prepared.positions, tokens=tokens
+            )
+
+    def _prepare(self, kind: Modality, rows: int, columns: int) -> _Prepared:
+        """Return what images of a modality and size need, made when it is first asked for."""
+        key = (kind, rows, columns)
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            statistics = torch.tensor([kind.scale, kind.mean, kind.std])[..., None, None]
+            prepared = _Prepared(
+                statistics.to(self.device),
+                self._model.kernel(**self._describe(kind)),
+                self._model.positions(*token_grid(rows, columns, kind.kernel)),
+            )
+            # A build needs eight; only tiles of many sizes or sensors come here more often.
+            if len(self._prepared) >= _MOST_PREPARED:
+                self._prepared.clear()
+            self._prepared[key] = prepared
+        return prepared
 
     def _packed(self, pixels: Sequence[NDArray[Any]] | NDArray[Any]) -> tuple[Tensor, bool]:
         """Images as one tensor to be uploaded, and whether its int16 stand for uint16.
@@ -309,22 +360,6 @@ class FrozenEncoder:
             for target, image in zip(view, pixels, strict=True):
                 np.copyto(target, image, casting="unsafe")
         return host, bool(stored == np.uint16)
-
-    def _normalised(self, pixels: Tensor, unsigned: bool, kind: Modality) -> Tensor:
-        missing = (pixels == 0).all(1, keepdim=True) if kind.zero_is_missing else None
-        if unsigned:  # torch computes little with uint16, which came as int16
-            pixels = pixels.int().bitwise_and_(0xFFFF)
-        if kind not in self._statistics:
-            statistics = torch.tensor([kind.scale, kind.mean, kind.std])[..., None, None]
-            self._statistics[kind] = statistics.to(self.device)
-        scale, mean, std = self._statistics[kind]
-        x = pixels.float()
-        if set(kind.scale) != {1.0}:
-            x.mul_(scale)
-        x.sub_(mean).div_(std)
-        if pixels.is_floating_point():
-            x.nan_to_num_(0.0, 0.0, 0.0)
-        return x if missing is None else x.masked_fill_(missing, 0.0)
 
     def _describe(self, kind: Modality) -> dict[str, Any]:
         """Arguments that tell the model what the bands are."""
@@ -348,56 +383,16 @@ def _kind(given: str | Modality) -> Modality:
     return given if isinstance(given, Modality) else modalities.modality(given)
 
 
-def cuda_devices() -> int:
-    """How many CUDA devices torch sees."""
-    return torch.cuda.device_count()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise OptionError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(
-            f"device is {name!r}, but torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices; use auto or cpu"
-        )
-    if name == "cuda":  # which is another one to each thread
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
-    if name not in _DTYPES:
-        raise OptionError(f"dtype is {name!r}; expected auto, {' or '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware does it; torch also emulates it, four times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    try:
-        flags = _CPU_INFO.read_text(errors="replace").split()
-    except OSError:  # not Linux
-        return False
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
-
-
-def _cuda_batch(memory: int, values: int, width: int, dtype: torch.dtype) -> int:
-    """Power of two of images whose pixels (as float32) and tokens take a quarter of memory.
-
-    A block holds its input, queries, keys and values, and the MLP's four-fold width twice:
-    `width` numbers an image some 16 times. Pixels are there as stored, as float32, padded
-    and cut.
-    """
-    image = 4 * 4 * values + 16 * width * dtype.itemsize
-    fitting = max(1, memory // 4 // image)
-    return int(min(_CUDA_BATCH, 1 << (fitting.bit_length() - 1)))
+def _normalised(pixels: Tensor, unsigned: bool, kind: Modality, statistics: Tensor) -> Tensor:
+    """Bring stored pixels to mean 0 and standard deviation 1; what is missing becomes 0."""
+    missing = (pixels == 0).all(1, keepdim=True) if kind.zero_is_missing else None
+    if unsigned:  # torch computes little with uint16, which came as int16
+        pixels = pixels.int().bitwise_and_(0xFFFF)
+    scale, mean, std = statistics
+    x = pixels.float()
+    if set(kind.scale) != {1.0}:
+        x.mul_(scale)
+    x.sub_(mean).div_(std)
+    if pixels.is_floating_point():
+        x.nan_to_num_(0.0, 0.0, 0.0)
+    return x if missing is None else x.masked_fill_(missing, 0.0)
