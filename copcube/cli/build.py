@@ -373,7 +373,7 @@ def _use(cube: Path, folder: Path) -> None:
     import xarray as xr
 
     from copcube.cube import open_cube
-    from copcube.cube.view import filled
+    from copcube.cube.view import CubeView
     from copcube.era5.merge import merge
     from copcube.interchange import export, to_zarr
     from copcube.pca.components import reduce
@@ -381,7 +381,7 @@ def _use(cube: Path, folder: Path) -> None:
     world = open_cube(cube)
     fields = reduce(world, k=3)
     to_zarr(fields, folder / "fields.zarr", overwrite=True)
-    land = filled(world).rename(lat="latitude", lon="longitude").astype(np.float32)
+    land = CubeView.of(world).filled().rename(lat="latitude", lon="longitude").astype(np.float32)
     stand_in = xr.Dataset({"lsm": land.reset_coords(drop=True)})
     stand_in.lsm.attrs["comment"] = "a stand-in for ERA5's: 1 where the demo has images"
     both = merge(fields, stand_in, fill=0.0, mask=True)

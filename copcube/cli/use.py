@@ -218,7 +218,7 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
     """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
     import xarray as xr
 
-    from copcube.cube.view import vectors
+    from copcube.cube.view import CubeView
 
     if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
         return None
@@ -226,7 +226,7 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
         warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
         ds: xr.Dataset = xr.open_zarr(path)
     try:
-        vectors(ds)
+        CubeView.of(ds)
     except CubeError:
         return None
     return ds

@@ -468,18 +468,3 @@ def _runs(index: NDArray[np.int64]) -> list[slice]:
     """Slices of equal neighbours."""
     cuts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
     return [slice(a, b) for a, b in pairwise(cuts)]
-
-
-def vectors(cube: "xr.Dataset") -> "xr.DataArray":
-    """Return `CubeView.field`."""
-    return CubeView.of(cube).field
-
-
-def counted(cube: "xr.Dataset") -> "xr.DataArray | None":
-    """Return `CubeView.counts`."""
-    return CubeView.of(cube).counts
-
-
-def filled(cube: "xr.Dataset") -> "xr.DataArray":
-    """Return `CubeView.filled`."""
-    return CubeView.of(cube).filled()
