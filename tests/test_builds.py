@@ -390,7 +390,7 @@ def test_aggregating_the_rows_of_a_build_gives_its_cube(undisturbed, tmp_path):
         assert other.attrs[key] == one.attrs[key]
 
 
-@pytest.mark.parametrize("by", ["modality", "month"])
+@pytest.mark.parametrize("by", ["modality", "season"])
 def test_by_adds_a_leading_dimension(varied, tmp_path, by):
     rows = varied.with_name("world.build") / "rows"
     aggregate(rows, tmp_path / "by.zarr", by=by)
