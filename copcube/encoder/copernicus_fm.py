@@ -173,7 +173,8 @@ class CopernicusFM(nn.Module):
             language_embedding=language_embedding,
             kernel_size=kernel_size,
         )
-        positions = self.positions(*token_grid(*images.shape[2:], kernel_size))
+        rows, columns = images.shape[2:]
+        positions = self.positions(*token_grid(rows, columns, kernel_size))
         return self.encode(images, metadata, kernel, positions, tokens=tokens)
 
     def kernel(
