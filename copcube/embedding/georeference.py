@@ -1,4 +1,4 @@
-"""Where and when: what the model is told of the tiles of an image.
+"""Where and when the tiles of an image were taken, as metadata for the model.
 
 Images are described as xarray and rioxarray do it, by one-dimensional coordinates of pixel
 centres, a CRS and a coordinate ``time``. Tiles and tokens are runs of pixels; their
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger("copcube")
 
 WGS84 = "EPSG:4326"
 _DEGREES = ("lat", "latitude", "lon", "longitude")
 _NOMINAL = 0.05
 """Pixels whose size is this close to the modality's count as having exactly its size."""
 _AREA = (1e-3, 5.1e8)
-"""Token areas in km² that the model can be told: its Fourier code refuses others."""
+"""Token areas in km² that the Fourier code of the model takes."""
 _EDGE = 1e-3
-"""Degrees from -180 or -90 within which a place counts as there, for the same reason."""
+"""Degrees from -180 or -90 within which a coordinate counts as that: the code takes no numbers
+between 0 and 1e-4 after 180 or 90 is added."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +89,8 @@ class Georeference:
         Returns
         -------
         lat, lon : numpy.ndarray
-            (y, x) float64, longitude in [-180, 180); NaN where the projection has no such
-            place.
+            (y, x) float64, longitude in [-180, 180); NaN where the projection is not
+            defined.
         """
         from pyproj import Transformer
 
@@ -171,7 +172,7 @@ def tile_metadata(
     date: str | np.datetime64 | None = None,
     gsd: float | None = None,
 ) -> Floats:
-    """Collect what the model is told of every tile; what it is not told is logged.
+    """Collect longitude, latitude, date and token area of every tile; log what is unknown.
 
     Parameters
     ----------
@@ -201,30 +202,31 @@ def tile_metadata(
     *_, rows, cols, _ = images.shape
     shape = rows // size, cols // size
     days = _days(images, date, sensor)
-    told = np.full((*days.shape, *shape, 4), np.nan)
+    metadata = np.full((*days.shape, *shape, 4), np.nan)
     pixel = np.full(shape, sensor.gsd or np.nan)
     if where is None:
-        _LOG.warning(
-            "images has no CRS or no coordinates: the model is not told where the tiles lie; "
-            "images.rio.write_crs() tells it"
+        log.warning(
+            "images has no CRS or no coordinates, so the tiles are embedded without longitude and "
+            "latitude; images.rio.write_crs() adds a CRS"
         )
     else:
         (_, y, _), (_, x, _) = where.runs(size)
         lat, lon = where.degrees(y, x)
-        told[..., 0] = np.where(lon < _EDGE - 180, -180, lon)
-        told[..., 1] = np.where(lat < _EDGE - 90, -90, lat)
+        metadata[..., 0] = np.where(lon < _EDGE - 180, -180, lon)
+        metadata[..., 1] = np.where(lat < _EDGE - 90, -90, lat)
         measured = where.pixel_size(size)
         pixel = np.where(np.abs(measured - pixel) <= _NOMINAL * pixel, pixel, measured)
-    told[..., 2] = days[..., np.newaxis, np.newaxis]
+    metadata[..., 2] = days[..., np.newaxis, np.newaxis]
     area = (sensor.kernel * (pixel if gsd is None else np.full(shape, gsd)) / 1000) ** 2
     strange = (area < _AREA[0]) | (area > _AREA[1])
     if strange.any():
-        _LOG.warning(
-            f"tokens have {area[strange][0]:.2g} km²: the model is not told, for it knows "
-            f"{_AREA[0]:g} km² and more; a larger kernel_size= makes larger tokens"
+        log.warning(
+            f"tokens have {area[strange][0]:.2g} km², and the model takes {_AREA[0]:g} to "
+            f"{_AREA[1]:g} km², so they are embedded without their area; a larger kernel_size= "
+            "makes larger tokens"
         )
-    told[..., 3] = np.where(strange, np.nan, area)
-    return told
+    metadata[..., 3] = np.where(strange, np.nan, area)
+    return metadata
 
 
 def _days(images: xr.DataArray, date: str | np.datetime64 | None, sensor: Modality) -> Floats:
@@ -238,8 +240,9 @@ def _days(images: xr.DataArray, date: str | np.datetime64 | None, sensor: Modali
         return _since_1970(time.transpose(*leading).values)
     if sensor.key == "dem":
         return np.full((1,) * len(leading), DEM_DAYS)
-    _LOG.warning(
-        "images has no time coordinate of dates: the model is not told when; date= tells it"
+    log.warning(
+        "images has no time coordinate of dates, so the tiles are embedded without a date; "
+        "date= gives one"
     )
     return np.full((1,) * len(leading), np.nan)
 

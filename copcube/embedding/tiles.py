@@ -264,10 +264,10 @@ def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) 
     """Pick the sensor's bands by name, where they are named; else leave them as they are."""
     names = [str(name) for name in images.coords[band].values] if band in images.coords else []
     # Sentinel-2's B1 is B01 in many archives.
-    places = {name.replace("B0", "B"): place for place, name in enumerate(names)}
-    if not set(sensor.bands) <= places.keys():
+    index = {name.replace("B0", "B"): number for number, name in enumerate(names)}
+    if not set(sensor.bands) <= index.keys():
         return images
-    return images.isel({band: [places[name] for name in sensor.bands]})
+    return images.isel({band: [index[name] for name in sensor.bands]})
 
 
 def _whole_tiles(arranged: xr.DataArray, size: int) -> xr.DataArray:
@@ -327,11 +327,12 @@ def _map(pixels: Any, metadata: NDArray[np.float64], task: _Task, dim: int) -> A
     *leading, rows, cols, _ = pixels.chunks
     tiles = [tuple(length // task.tile for length in axis) for axis in (rows, cols)]
     vectors = [tuple(length // task.step for length in axis) for axis in (rows, cols)]
-    told = [axis if n > 1 else (1,) for axis, n in zip(leading, metadata.shape, strict=False)]
+    # Where the date is the same along a leading dimension, metadata has length 1 there.
+    axes = [axis if n > 1 else (1,) for axis, n in zip(leading, metadata.shape, strict=False)]
     return da.map_blocks(  # type: ignore[no-untyped-call]
         _embed_block,
         pixels,
-        da.from_array(metadata, (*told, *tiles, (4,))),  # type: ignore[no-untyped-call]
+        da.from_array(metadata, (*axes, *tiles, (4,))),  # type: ignore[no-untyped-call]
         task,
         chunks=(*leading, *vectors, (dim,)),
         dtype=np.float32,
@@ -350,18 +351,18 @@ def _embed_block(
     images = np.einsum(
         "...aibjc->...abcij", pixels.reshape(*leading, ny, tile, nx, tile, bands)
     )  # a view, (leading…, tiles y, tiles x, band, tile, tile)
-    told = np.broadcast_to(metadata, (*leading, ny, nx, 4))
+    metadata = np.broadcast_to(metadata, (*leading, ny, nx, 4))
     vectors = np.full((*leading, ny, nx, side, side, encoder.dim), np.nan, dtype=np.float32)
     name = sensor.key if MODALITIES.get(sensor.key) == sensor else sensor
     options: dict[str, Any] = {"tokens": True} if task.tokens else {}
     valid = _valid_tiles(images, sensor, task.nodata)
     count = task.batch_size or encoder.batch_size(name, tile)
     while batch := list(itertools.islice(valid, count)):
-        where = tuple(np.transpose([place for place, _ in batch]))
+        at = tuple(np.transpose([index for index, _ in batch]))
         stack = np.stack([image for _, image in batch])
         with _ENCODING:
-            found = encoder(name, stack, told[where], **options)
-        vectors[where] = found.reshape(-1, side, side, encoder.dim)
+            found = encoder(name, stack, metadata[at], **options)
+        vectors[at] = found.reshape(-1, side, side, encoder.dim)
     rows_of_vectors: NDArray[np.float32] = np.einsum("...abijd->...aibjd", vectors)
     return rows_of_vectors.reshape(*leading, ny * side, nx * side, encoder.dim)
 
@@ -370,12 +371,12 @@ def _valid_tiles(
     images: NDArray[Any], sensor: Modality, nodata: float | None
 ) -> Iterator[tuple[tuple[int, ...], NDArray[np.float32]]]:
     """Tiles that hold data, with their index, as float32; NaN where nodata is declared."""
-    for place in np.ndindex(images.shape[:-3]):
+    for index in np.ndindex(images.shape[:-3]):
         with np.errstate(over="ignore"):
-            image = images[place].astype(np.float32)
+            image = images[index].astype(np.float32)
         if nodata is not None and np.isfinite(nodata):
-            missing = images[place] == nodata
+            missing = images[index] == nodata
             # A single dark band may well be 0; a pixel that is 0 in all of them is a hole.
             image[missing if nodata != 0 else missing & missing.all(axis=0)] = np.nan
         if has_valid_pixel(image, sensor):
-            yield place, image
+            yield index, image

@@ -5,11 +5,9 @@ result has the same bits however the cube is chunked and whether it lies on disk
 memory. All products and sums are in float64 (`copcube.pca.moments`).
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +17,7 @@ from copcube.cube.view import CubeView, Part, present, require_dataset, spatial_
 from copcube.errors import CubeError, OptionError
 from copcube.files.processors import available_processors
 from copcube.grid import Floats
+from copcube.lookahead import map_ahead
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments
 
@@ -37,9 +36,6 @@ _NEGLIGIBLE = 1e-30
 notices it, and what is far smaller still would underflow when it is squared."""
 _THREADS = min(available_processors(), 8)
 """Blocks at work at once; each takes some 20 MB."""
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 def fit(
@@ -267,7 +263,7 @@ def _axes(view: CubeView, weights: Floats) -> Axes:
     # Blocks merge in the lattice's order, so that the sums have the same bits every time.
     parts = (part for part in view.blocks() if weights[part[-2:]].any())
     with one_thread():
-        for block in _ahead(read, parts):
+        for block in map_ahead(read, parts, _THREADS, ahead=2 * _THREADS):
             if block is not None:
                 moments.merge(block)
     if moments.cells == 0:
@@ -379,7 +375,9 @@ def _map(
             for i in range(0, n_lat, grid.BLOCK)
             for j in range(0, n_lon, grid.BLOCK)
         ]
-        blocks = _ahead(lambda part: function(values[part].values), parts)
+        blocks = map_ahead(
+            lambda part: function(values[part].values), parts, _THREADS, ahead=2 * _THREADS
+        )
         for part, block in zip(parts, blocks, strict=True):
             result[part] = block
     return xr.DataArray(result, dims=(*field.dims[:-1], name))
@@ -421,19 +419,3 @@ def _provenance(cube: "xr.Dataset") -> dict[str, Any]:
         for key, value in cube.attrs.items()
         if isinstance(value, (str, int, float, np.number)) and not key.startswith(_CUBES_ONLY)
     }
-
-
-def _ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Map in the order of the items, on a few threads and a few items ahead."""
-    waiting: deque[Future[_R]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * _THREADS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # after an error the pool would else work off what still waits
-            for future in waiting:
-                future.cancel()
