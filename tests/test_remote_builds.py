@@ -120,7 +120,7 @@ def test_a_cube_in_a_bucket_appears_whole(shards, memory, undisturbed, tmp_path,
     seen = []
     copy_to = objects.ObjectFolder.copy_to
 
-    def watched(self, url, *, last):
+    def watched(self, url, *, last, check):
         real = objects.folder.locate
 
         def slow(address):
@@ -131,7 +131,7 @@ def test_a_cube_in_a_bucket_appears_whole(shards, memory, undisturbed, tmp_path,
 
         with monkeypatch.context() as patch:
             patch.setattr(objects.folder, "locate", slow)
-            copy_to(self, url, last=last)
+            copy_to(self, url, last=last, check=check)
 
     monkeypatch.setattr(objects.ObjectFolder, "copy_to", watched)
     build(shards, out, encoder=StubEncoder(), **OPTIONS)
