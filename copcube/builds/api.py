@@ -179,6 +179,7 @@ def build(
         )
     folder = BuildFolder(out)
     spec = getattr(options.encoder, "spec", None)
+    # Workers get a GPU each unless the encoder is to run on the CPU.
     gpus = getattr(spec, "device", "auto") != "cpu"
     with (
         folder.lock(shared=partitions is not None),
@@ -207,6 +208,7 @@ def build(
         rejected: dict[str, int] = {}
         if partitions is None:
             rejected, rescaled, rows = write_quarantine(folder, names)
+            # The cube may be there already, from these very rows; then there is only rubbish to remove.
             if complete(folder, plan, rows):
                 folder.sweep()
             else:
@@ -218,6 +220,7 @@ def build(
                     "partitions_quarantined": len(quarantined),
                     "copcube_rows": rows,
                 }
+                # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
                 files = [folder.rows(name) for name in names if name not in quarantined]
                 assemble(folder, plan, options.aggregation, files, attributes, runner)
     total: Counter[str] = Counter()

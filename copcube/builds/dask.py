@@ -78,6 +78,7 @@ def connect(address: str | None = None, scheduler_file: str | None = None) -> "I
     from distributed import Client
 
     try:
+        # Not the default client: dask arrays of the caller's own stay where they were computed.
         client = Client(address, scheduler_file=scheduler_file, set_as_default=False)
     except (OSError, ValueError) as error:
         raise BuildError(
@@ -111,6 +112,7 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
 
     devices = visible_gpus() if gpus else []
     processors = available_processors()
+    # Two processors a worker: one embeds while the other decodes.
     number = workers if workers != "auto" else len(devices) or max(1, processors // 2)
     if devices and number > len(devices):
         raise OptionError(f"{number} workers for {len(devices)} GPUs; give each GPU one worker")
@@ -126,6 +128,7 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
         if devices:
             options["env"] = {"CUDA_VISIBLE_DEVICES": devices[i]}
             options["resources"] = {GPU: 1}
+        # A nanny starts a worker again that died.
         spec[i] = {"cls": Nanny, "options": options}
     address = {"host": "127.0.0.1", "dashboard_address": f":{_free_port(8787)}"}
     scheduler = {"cls": Scheduler, "options": address}

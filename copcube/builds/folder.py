@@ -91,6 +91,7 @@ class BuildFolder:
             If there is another one, as when two processes begin at the same moment.
         """
         text = json.dumps(asdict(plan), indent=1, sort_keys=True)
+        # Created, not written: of two drivers that begin at once, one plan counts for both.
         self.files.create("plan.json", text.encode())
         there = self.plan()
         assert there is not None
@@ -115,6 +116,7 @@ class BuildFolder:
     def prepare(self) -> None:
         """Sweep what killed drivers and workers left behind."""
         self.require_lock()
+        # A store shows no file before it is whole, so that nothing half written can lie there.
         if isinstance(self.files, LocalFolder):
             self.files.sweep()
         self.files.remove("running")
@@ -157,6 +159,7 @@ class BuildFolder:
             there = open_folder(self.out)
             there.remove("zarr.json")  # without it, what is there is no cube
             self.require_lock()
+            # The rest of the former cube, which nobody can open any more.
             there.remove("")
             ObjectFolder(self.cube).copy_to(self.out, last="zarr.json", check=self.check_lock)
         else:

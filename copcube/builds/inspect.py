@@ -103,6 +103,7 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
     encoder = chosen.encoder
     plan, partitions = plan_build(images, chosen, describe(chosen))
     done = len(BuildFolder(out).receipts(plan.id, "embed", [p.name for p in partitions]))
+    # Evenly over all partitions: the first ones may all lie in one region.
     step = max(len(partitions) // LOOK, 1)
     looked = partitions[::step]
     counts: Counter[str] = Counter()
@@ -118,6 +119,7 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
         images=total,
         counted=step == 1,
         rate=rate,
+        # 64 bytes for the ids, dates and modality of a row.
         rows_bytes=sum(total.values()) * (vector + 64),
         cube_bytes=min(sum(total.values()), N_LAT * N_LON) * vector,
     )
@@ -148,6 +150,7 @@ def _rate(
     encoder(key, batch.pixels, batch.metadata)
     begin = time.perf_counter()
     encoder(key, batch.pixels, batch.metadata)
+    # One after the other, although a build does both at once: an upper bound of the time.
     return 1 / (decoding + (time.perf_counter() - begin) / len(batch.images))
 
 
@@ -298,6 +301,7 @@ def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
             rejected[item["kind"]] += item["images"]
         if now - receipt.get("finished", 0.0) < RECENT:
             recent += sum(receipt["images"].values())
+            # The first partition of the ten minutes may have begun before them.
             begin = receipt["finished"] - receipt["seconds"]["embedding"]
             oldest = min(oldest, begin)
     rate = recent / max(min(now - oldest, RECENT), 1e-3) if recent else None
@@ -335,6 +339,7 @@ def _read_all(folder: BuildFolder, prefix: str) -> dict[str, dict[str, Any]]:
             found[file.rpartition("/")[2].removesuffix(".json")] = json.loads(
                 folder.files.read(file)
             )
+        # A worker removes its note when its partition is done, perhaps while this reads.
         except (FileNotFoundError, ValueError):
             continue
     return found

@@ -174,6 +174,7 @@ class Plan:
         BuildError
             Naming every key that differs, with both values.
         """
+        # A later version may go on with a build as long as the options are the same.
         old, new = _flat(asdict(self)), _flat(asdict(replace(asked, version=self.version)))
         differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if not differing:
@@ -227,6 +228,7 @@ def plan_aggregate(rows: str | Path, files: Sequence[str | Path], aggregation: A
     return Plan(
         kind="aggregate",
         source=_name(rows),
+        # Names and sizes, not content: that would cost a reading of all rows.
         fingerprint=digest([(_name(file), file_size(file)) for file in files]),
         options=_to_json(aggregation),
         encoder={},
@@ -241,6 +243,7 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     crop = made_by.pop("crop", "")
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
     return {
+        # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source": f"Copernicus Sentinel imagery, {plan.source}",
         "source_fingerprint": plan.fingerprint,
@@ -276,6 +279,7 @@ def encode_partitions(partitions: Sequence[Partition], digest: str) -> "pa.Buffe
         }
     ).replace_schema_metadata({_DIGEST: digest})
     sink = pa.BufferOutputStream()
+    # Small row groups: a task reads its own partition and little else of the list.
     pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
     return sink.getvalue()
 

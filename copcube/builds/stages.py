@@ -142,6 +142,7 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
                     _note_failure(stage.folder, name, outcome, attempt)
                     if isinstance(outcome, OSError):
                         again.append(task)
+                    # A wrong path or missing package fails every task; ten of them are enough to know.
                     if not successes and len(failed) >= HOPELESS:
                         raise _error(failed, stage.folder) from outcome
                 else:
@@ -373,6 +374,7 @@ def assemble(
             f"admit none, or all were rejected ({folder.path}/quarantine.parquet says why)"
         )
     data = found.to_json()
+    # Other rows, such as after --retry-quarantined: cells of the old ones must not be mixed in.
     if _known_survey(folder) != data:
         folder.discard("cells", "cube.zarr")
         folder.files.write("survey.json", data)

@@ -48,6 +48,7 @@ def ignore(number: int) -> None:
 def describe(options: BuildOptions) -> EncoderFacts:
     """Describe the encoder on the machine that will use it."""
     encoder, sizes = options.encoder, options.image_sizes
+    # Asked on the machine that embeds: the driver may have no GPU.
     batches = {key: encoder.batch_size(key, size) for key, size in sizes.items()}
     return EncoderFacts(encoder.dim, dict(encoder.provenance), batches)
 
@@ -241,6 +242,7 @@ def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     The parts come first, then the passes over cells that lie in several parts.
     """
     folder, found = _surveyed(task)
+    # Tasks are numbered through: parts first, then the passes over divided cells.
     if task.number < len(found.parts):
         part = found.parts[task.number]
         cells = aggregate.combine(part, found.aggregation, found.survey)
@@ -260,6 +262,7 @@ def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
 def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     """Write one band of blocks of the cube from the cells of all parts, then the receipt."""
     folder, found = _surveyed(task)
+    # Sorted by name, hence by the number of the part: the order of the cells is always the same.
     names = folder.files.names(f"cells/{task.number:02d}/")
     tables = [decode_cells(folder.files.read(name), f"{folder.path}/{name}") for name in names]
     cells = Cells.concatenate([Cells.empty(found.survey.dim), *tables])
