@@ -208,7 +208,8 @@ def build(
         rejected: dict[str, int] = {}
         if partitions is None:
             rejected, rescaled, rows = write_quarantine(folder, names)
-            # The cube may be there already, from these very rows; then there is only rubbish to remove.
+            # The cube may be there already, from these very rows; then there is only rubbish to
+            # remove.
             if complete(folder, plan, rows):
                 folder.sweep()
             else:
@@ -220,7 +221,8 @@ def build(
                     "partitions_quarantined": len(quarantined),
                     "copcube_rows": rows,
                 }
-                # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
+                # In the order of the plan, so that the bytes of the cube do not depend on who was
+                # faster.
                 files = [folder.rows(name) for name in names if name not in quarantined]
                 assemble(folder, plan, options.aggregation, files, attributes, runner)
     total: Counter[str] = Counter()

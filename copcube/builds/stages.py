@@ -142,7 +142,8 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
                     _note_failure(stage.folder, name, outcome, attempt)
                     if isinstance(outcome, OSError):
                         again.append(task)
-                    # A wrong path or missing package fails every task; ten of them are enough to know.
+                    # A wrong path or missing package fails every task; ten of them are enough to
+                    # know.
                     if not successes and len(failed) >= HOPELESS:
                         raise _error(failed, stage.folder) from outcome
                 else:
