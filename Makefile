@@ -30,10 +30,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# The pages of docs/ as a site, with warnings as errors.
+# The pages of docs/ as a site, with warnings as errors (which --quiet would let pass).
 docs: .venv/installed
 	$(BIN)/pip install --quiet --editable ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file .mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file .mkdocs.yml
 
 # Ten rounds of builds whose workers, drivers, disks and networks die at ever other moments.
 soak: .venv/installed

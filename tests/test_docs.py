@@ -1,0 +1,79 @@
+"""The pages of docs/: the tests, files and pages they speak of exist."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+def text(name):
+    return (DOCS / name).read_text("utf-8")
+
+
+def rows(name):
+    """Cells of the tables of a page, row by row, without the lines below the headings."""
+    lines = re.findall(r"^\|(.*)\|$", text(name), re.M)
+    return [[cell.strip() for cell in line.split("|")] for line in lines if line.strip("-|")]
+
+
+@cache
+def names_of_tests(file):
+    tree = ast.parse((ROOT / file).read_text("utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_test_that_is_named_exists():
+    named = re.findall(r"(tests/\w+\.py)::(\w+)", text("guarantees.md"))
+    assert len(named) > 100
+    missing = [f"{file}::{test}" for file, test in named if test not in names_of_tests(file)]
+    assert missing == []
+
+
+def test_every_guarantee_names_a_test():
+    promised = [row for row in rows("guarantees.md") if row[-1] != "tests"]
+    assert len(promised) > 40
+    assert [row for row in promised if "::test_" not in row[-1]] == []
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "contributing.md", "guarantees.md"])
+def test_every_file_that_is_named_exists(page):
+    """Paths are those of the repository or of the package; FORM and such stand for any."""
+    quoted = set(re.findall(r"`([\w./]+)`", text(page)))
+    paths = {name for name in quoted if re.search(r"/$|\.(py|md|toml|yml)$", name)}
+    paths = {name for name in paths if not re.search(r"[A-Z]{2}", Path(name).stem)}
+    assert paths
+    missing = [name for name in paths if not any((top / name).exists() for top in TOPS)]
+    assert sorted(missing) == []
+
+
+TOPS = (ROOT, ROOT / "copcube")
+
+
+def test_every_room_is_described():
+    """The table of rooms has each folder and module of the package."""
+    described = {name for row in rows("architecture.md") for name in re.findall("`(.+?)`", row[0])}
+    package = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "copcube").iterdir()
+        if (path.is_dir() or path.suffix == ".py") and not path.name.startswith("__")
+    }
+    assert package - described == set()
+
+
+def test_every_page_is_in_the_menu():
+    settings = yaml.safe_load((ROOT / ".mkdocs.yml").read_text("utf-8"))
+    listed = [page for entry in settings["nav"] for page in entry.values()]
+    assert sorted(listed) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
