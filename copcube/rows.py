@@ -137,6 +137,25 @@ def describe(rows: Rows, i: int) -> str:
     return " ".join(parts)
 
 
+def repeated(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Find what repeats what lies before it.
+
+    Parameters
+    ----------
+    keys : numpy.ndarray
+        (k, n) int64, in an order in which equal columns are neighbours, such as
+        `Rows.keys` of sorted rows.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) bool, true where a column equals the one before.
+    """
+    same = np.zeros(keys.shape[1], bool)
+    same[1:] = (np.diff(keys) == 0).all(axis=0)
+    return same
+
+
 def rows_files(path: str | Path) -> list[Path] | list[str]:
     """Parquet files of a file name, a folder (searched to its bottom) or a glob, sorted.
 
@@ -265,6 +284,7 @@ def read_rows(
     row_groups: Sequence[int] | None = None,
     cells: NDArray[np.int64] | None = None,
     *,
+    leave_out: bool = False,
     embedding: bool = True,
 ) -> Rows:
     """Read rows of our own or of published files, in the order of the file.
@@ -280,7 +300,10 @@ def read_rows(
     row_groups : sequence of int, optional
         Row groups to read; all by default.
     cells : numpy.ndarray, optional
-        Cell ids to keep, int64; all by default. Row groups without them are not decoded.
+        Cell ids to keep, int64; all by default. The vectors of row groups without them are
+        not decoded.
+    leave_out : bool
+        Whether to keep all cells but those.
     embedding : bool
         Whether to read the vectors; without them `Rows.embedding` is (n, 0).
 
@@ -303,7 +326,9 @@ def read_rows(
             _dates(table.column("date"), path),
             np.empty((len(grid_id), 0), np.float32),
         )
-        wanted = np.ones(len(rows), bool) if cells is None else np.isin(grid_id, cells)
+        wanted = np.ones(len(rows), bool)
+        if cells is not None:
+            wanted = np.isin(grid_id, cells, invert=leave_out)
         if not wanted.all():
             rows = rows.take(wanted)
         if embedding:

@@ -32,6 +32,14 @@ def make_bucket(endpoint: str, name: str) -> None:
         urllib.request.urlopen(request).close()
 
 
+def put_public(endpoint: str, bucket: str, key: str, data: bytes) -> None:
+    """Write an object that anybody may read; all others need a signature."""
+    request = urllib.request.Request(f"{endpoint}/{bucket}/{key}", data=data, method="PUT")
+    request.add_header("x-amz-acl", "public-read")
+    request.add_header("Content-Type", "application/octet-stream")  # a form would be parsed
+    urllib.request.urlopen(request).close()
+
+
 @dataclass
 class Web:
     """Files by path, what was asked for, and what is to go wrong.
