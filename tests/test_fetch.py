@@ -319,15 +319,14 @@ def test_disk_that_refuses_in_the_middle(hub, monkeypatch, code):
 def test_environment_of_a_new_process_is_heeded(hub, tmp_path):
     """HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE as a user sets them; no bars without a terminal."""
     program = (
-        "from copcube.hub.fetch import fetch_files; from test_fetch import WEIGHTS;"
-        "print(fetch_files([WEIGHTS])[0].sha256)"
+        "from copcube.hub.fetch import fetch_files; from copcube.hub.published import Published;"
+        f"print(fetch_files([{WEIGHTS!r}])[0].sha256)"
     )
-    here = Path(__file__).parent
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": f"{here}:{here.parent}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     environment.pop("HF_HUB_CACHE", None)
     for offline in ("0", "1"):

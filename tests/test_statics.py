@@ -330,9 +330,7 @@ def test_a_private_bucket_is_read_with_the_access_of_everything_else(
             era5.open_static(address)
 
 
-def test_a_public_bucket_needs_no_credentials(
-    bucket, s3_endpoint, monkeypatch, tmp_path, small
-):
+def test_a_public_bucket_needs_no_credentials(bucket, s3_endpoint, monkeypatch, tmp_path, small):
     small.to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=True)
     for name, data in contents(tmp_path / "a.zarr").items():
         put_public(s3_endpoint, "bucket", name, data)
@@ -365,7 +363,7 @@ def test_addresses_of_a_web_server(web, tmp_path, small):
 
 
 def test_addresses_of_other_kinds_and_a_missing_package_are_named(monkeypatch):
-    with pytest.raises(OptionError, match="ftp://a/b.nc: expected a local path, or an address s3"):
+    with pytest.raises(OptionError, match=r"ftp://a/b\.nc: expected a local path, or an address s3"):
         era5.open_static("ftp://a/b.nc")
     stores._store.cache_clear()
     monkeypatch.setitem(sys.modules, "obstore.store", None)

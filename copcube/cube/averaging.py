@@ -25,7 +25,7 @@ from copcube import grid
 from copcube.aggregate import Part, parts
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, RowsError
-from copcube.rows import Rows, read_rows, rows_files
+from copcube.rows import Rows, read_rows, repeated, rows_files
 
 if TYPE_CHECKING:
     import xarray as xr
