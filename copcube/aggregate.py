@@ -28,6 +28,7 @@ from copcube.rows import (
     embedding_length,
     read_provenance,
     read_rows,
+    repeated,
     row_group_sizes,
 )
 from copcube.selection import Selection
@@ -256,10 +257,10 @@ def cell_statistics(
     index = np.flatnonzero(_selected(images, aggregation.selection))
     keys = images.keys[:, index]
     order = np.lexsort(keys[::-1])
-    index, repeated = index[order], _repeated(keys[:, order])
-    if repeated.any() and aggregation.duplicates == "refuse":
-        raise RowsError(_refusal(rows, index, int(np.argmax(repeated)), files))
-    index = index[~repeated]
+    index, again = index[order], repeated(keys[:, order])
+    if again.any() and aggregation.duplicates == "refuse":
+        raise RowsError(_refusal(rows, index, int(np.argmax(again)), files))
+    index = index[~again]
     group = _group(images.take(index), aggregation.by, groups)
     index, group = index[group >= 0], group[group >= 0]
 
@@ -285,7 +286,7 @@ def cell_statistics(
         n_by_modality.astype(np.int32),
         spread,
         mean,
-        duplicates=int(repeated.sum()),
+        duplicates=int(again.sum()),
     )
 
 
@@ -297,9 +298,8 @@ def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
     RowsError
         As `read_rows` and `cell_statistics`.
     """
-    cells = np.unique(read_rows(part.file, part.row_groups, embedding=False).grid_id)
-    whole = np.setdiff1d(cells, survey.split_cell)
-    rows = read_rows(part.file, part.row_groups, whole)
+    # Cells that other parts hold rows of too are left to `combine_pass`.
+    rows = read_rows(part.file, part.row_groups, survey.split_cell, leave_out=True)
     return cell_statistics(rows, aggregation, survey.groups, np.full(len(rows), part.file, object))
 
 
@@ -447,13 +447,6 @@ def _selected(rows: Rows, selection: Selection) -> NDArray[np.bool_]:
     chosen: NDArray[np.bool_] = np.isin(rows.modality, [ORDER[key] for key in selection.modalities])
     chosen &= np.array([admitted[date] for date in rows.date], bool)
     return chosen
-
-
-def _repeated(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of some images, by their keys in canonical order, are the same as the one before."""
-    repeated = np.zeros(keys.shape[1], bool)
-    repeated[1:] = (np.diff(keys) == 0).all(axis=0)
-    return repeated
 
 
 def _refusal(

@@ -1,7 +1,7 @@
 """Statistics of cells: what aggregation makes of the images and a cube is written from.
 
-Cells are sorted by group and then in ERA5's order, north to south and west to east. They are
-kept as Arrow IPC files, one a band of the cube, so that writing a band reads nothing else.
+Cells are sorted by group and then in ERA5's order, north to south and west to east. They
+lie in Arrow IPC files, one a band of the cube, so that writing a band reads nothing else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,8 +52,8 @@ class Cells:
         return len(self.grid_id)
 
     @property
-    def place(self) -> NDArray[np.int64]:
-        """Sorting key, (n,) int64: group, row and column as one number."""
+    def sort_key(self) -> NDArray[np.int64]:
+        """Group, row and column as one number, (n,) int64."""
         row, col = grid.row_col(self.grid_id)
         return (self.group.astype(np.int64) * grid.N_LAT + row) * grid.N_LON + col
 
@@ -98,11 +98,11 @@ class Cells:
             np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS
         ]
         joined = replace(Cells(*arrays), duplicates=sum(part.duplicates for part in parts))
-        place = joined.place
-        if np.all(np.diff(place) > 0):
+        key = joined.sort_key
+        if np.all(np.diff(key) > 0):
             return joined
-        order = np.argsort(place, kind="stable")
-        twice = np.flatnonzero(np.diff(place[order]) == 0)
+        order = np.argsort(key, kind="stable")
+        twice = np.flatnonzero(np.diff(key[order]) == 0)
         if len(twice):
             cell = grid.format_cell(int(joined.grid_id[order[twice[0]]]))
             raise RowsError(

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import GridError, RowsError, StorageError
-from copcube.files.atomic import atomic_path
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.modalities import MODALITIES, ORDER
 
@@ -90,7 +89,7 @@ class Rows:
         )
 
     def take(self, index: NDArray[Any]) -> "Rows":
-        """Rows chosen by positions or by a mask, in that order."""
+        """Return the rows at some positions or of a mask, in that order."""
         return Rows(
             self.grid_id[index],
             self.modality[index],
@@ -137,6 +136,25 @@ def describe(rows: Rows, i: int) -> str:
     return " ".join(parts)
 
 
+def repeated(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Find what repeats what lies before it.
+
+    Parameters
+    ----------
+    keys : numpy.ndarray
+        (k, n) int64, in an order in which equal columns are neighbours, such as
+        `Rows.keys` of sorted rows.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) bool, true where a column equals the one before.
+    """
+    same = np.zeros(keys.shape[1], bool)
+    same[1:] = (np.diff(keys) == 0).all(axis=0)
+    return same
+
+
 def rows_files(path: str | Path) -> list[Path] | list[str]:
     """Parquet files of a file name, a folder (searched to its bottom) or a glob, sorted.
 
@@ -151,11 +169,12 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     """
     if is_remote(path):
         return _addresses(str(path).rstrip("/"))
-    where = Path(path)
-    if where.is_file():
-        return [where]
-    if where.is_dir():
-        found = sorted(p for p in where.rglob("*.parquet") if not p.name.startswith("."))
+    local = Path(path)
+    if local.is_file():
+        return [local]
+    if local.is_dir():
+        # A build writes its files under hidden names first.
+        found = sorted(p for p in local.rglob("*.parquet") if not p.name.startswith("."))
     else:
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         found = [p for p in found if p.is_file()]
@@ -173,31 +192,19 @@ def _addresses(url: str) -> list[str]:
     return [f"{url}/{name}" for name in names if not f"/{name}".count("/.")]
 
 
-def write_rows(path: str | Path, rows: Rows, provenance: dict[str, str | int]) -> None:
-    """Write rows in canonical order; the same rows always give the same bytes.
+def encode_rows(rows: Rows, provenance: dict[str, str | int], name: str | Path) -> "pa.Buffer":
+    """Return rows in canonical order as the bytes of a parquet file.
+
+    The same rows, in whatever order, always give the same bytes.
 
     Parameters
     ----------
-    path : str or Path
-        File to write, atomically.
     rows : Rows
         In any order.
     provenance : dict
-        What made the vectors; kept in the schema's metadata under ``copcube:`` keys.
-
-    Raises
-    ------
-    RowsError
-        If a vector holds a value that is not finite.
-    StorageError
-        If the file cannot be written.
-    """
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encode_rows(rows, provenance, path))
-
-
-def encode_rows(rows: Rows, provenance: dict[str, str | int], name: str | Path) -> "pa.Buffer":
-    """Return the bytes that `write_rows` writes to a file of a name.
+        What made the vectors; goes into the schema's metadata under ``copcube:`` keys.
+    name : str or Path
+        Name of the file, for messages.
 
     Raises
     ------
@@ -243,7 +250,7 @@ def encode_rows(rows: Rows, provenance: dict[str, str | int], name: str | Path) 
 
 
 def read_provenance(path: str | Path) -> dict[str, str]:
-    """Tell what made a file's vectors, as `write_rows` was told; empty for files of others.
+    """Read what made a file's vectors; empty for files that copcube did not write.
 
     Raises
     ------
@@ -265,6 +272,7 @@ def read_rows(
     row_groups: Sequence[int] | None = None,
     cells: NDArray[np.int64] | None = None,
     *,
+    leave_out: bool = False,
     embedding: bool = True,
 ) -> Rows:
     """Read rows of our own or of published files, in the order of the file.
@@ -280,7 +288,10 @@ def read_rows(
     row_groups : sequence of int, optional
         Row groups to read; all by default.
     cells : numpy.ndarray, optional
-        Cell ids to keep, int64; all by default. Row groups without them are not decoded.
+        Cell ids to keep, int64; all by default. The vectors of row groups without them are
+        not decoded.
+    leave_out : bool
+        Whether to keep all cells but those.
     embedding : bool
         Whether to read the vectors; without them `Rows.embedding` is (n, 0).
 
@@ -303,7 +314,9 @@ def read_rows(
             _dates(table.column("date"), path),
             np.empty((len(grid_id), 0), np.float32),
         )
-        wanted = np.ones(len(rows), bool) if cells is None else np.isin(grid_id, cells)
+        wanted = np.ones(len(rows), bool)
+        if cells is not None:
+            wanted = np.isin(grid_id, cells, invert=leave_out)
         if not wanted.all():
             rows = rows.take(wanted)
         if embedding:
@@ -386,9 +399,10 @@ def _check_schema(schema: "pa.Schema", path: str | Path) -> None:
 def _read_vectors(
     file: "pq.ParquetFile", path: str | Path, groups: list[int], wanted: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """Vectors of the wanted rows of some row groups, batch by batch into one array."""
+    """Read the wanted rows of some row groups, batch by batch into one (n, D) array."""
     sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
     rows_of = np.split(wanted, np.cumsum(sizes[groups]))[:-1]
+    # Row groups without a wanted row are neither read nor decompressed.
     needed = [(group, rows) for group, rows in zip(groups, rows_of, strict=True) if rows.any()]
     if not needed:
         return np.empty((0, embedding_length(path)), np.float32)
@@ -490,7 +504,7 @@ def _texts(column: "pa.ChunkedArray") -> NDArray[np.object_]:
 
 
 def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-    """Distinct texts, None for missing or empty ones, and which of them every row has."""
+    """Return the distinct texts, None for missing or empty ones, and every row's index."""
     import pyarrow as pa
 
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode(null_encoding="encode")
@@ -499,7 +513,7 @@ def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.
 
 
 def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:
-    """Place of every text among the distinct ones in ascending order; 0 for None."""
+    """Return the rank of every text among the distinct ones, from 1; 0 for None."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

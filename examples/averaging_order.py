@@ -8,6 +8,7 @@ made of them: a cube or any published form.
 
 import argparse
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -15,7 +16,7 @@ import xarray as xr
 from copcube import grid
 from copcube.cube.averaging import averaging_order, nested_mean
 from copcube.modalities import ORDER
-from copcube.rows import Rows, write_rows
+from copcube.rows import Rows, encode_rows
 
 
 def images(cells: int = 40, dim: int = 8) -> Rows:
@@ -49,7 +50,8 @@ def main() -> None:
         print(averaging_order(files[0], xr.open_dataset(files[1], engine="copembed")))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(f"{folder}/rows.parquet", rows := images(), {})
+        rows = images()
+        Path(folder, "rows.parquet").write_bytes(encode_rows(rows, {}, "rows.parquet"))
         print(averaging_order(folder, averages(rows)))
 
 

@@ -6,12 +6,12 @@ the resolve URL redirects to another origin, with their size and checksum in the
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from web_server import Handler, serving
 
 
 @dataclass
@@ -51,29 +51,15 @@ class Hub:
 def serve(hub: Hub) -> Iterator[Hub]:
     """Run the hub and its storage host, each on a free port, while the body runs."""
 
-    class Handler(_Handler):
+    class HubHandler(_Handler):
         state = hub
 
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
-    hub.url, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
-    threads = [threading.Thread(target=s.serve_forever, args=(0.02,)) for s in servers]
-    for thread in threads:
-        thread.start()
-    try:
+    with serving(HubHandler) as hub.url, serving(HubHandler) as hub.cdn:
         yield hub
-    finally:
-        for server, thread in zip(servers, threads, strict=True):
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     state: Hub
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self._answer()

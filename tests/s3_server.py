@@ -1,13 +1,13 @@
 """Object stores on 127.0.0.1: an S3 server, and a web server that counts and fails on demand."""
 
 import logging
-import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
+
+from web_server import Handler, serving
 
 
 @contextmanager
@@ -30,6 +30,14 @@ def make_bucket(endpoint: str, name: str) -> None:
     for path, method in (("moto-api/reset", "POST"), (name, "PUT")):
         request = urllib.request.Request(f"{endpoint}/{path}", method=method)
         urllib.request.urlopen(request).close()
+
+
+def put_public(endpoint: str, bucket: str, key: str, data: bytes) -> None:
+    """Write an object that anybody may read; all others need a signature."""
+    request = urllib.request.Request(f"{endpoint}/{bucket}/{key}", data=data, method="PUT")
+    request.add_header("x-amz-acl", "public-read")
+    request.add_header("Content-Type", "application/octet-stream")  # a form would be parsed
+    urllib.request.urlopen(request).close()
 
 
 @dataclass
@@ -59,27 +67,15 @@ def serve_web() -> Iterator[Web]:
     """Run a web server on a free port while the body runs."""
     web = Web()
 
-    class Handler(_Handler):
+    class WebHandler(_Handler):
         state = web
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
+    with serving(WebHandler) as web.url:
         yield web
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     state: Web
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self._answer()

@@ -1,10 +1,12 @@
 """Hypothesis strategies shared by the tests: tables of embeddings and ways to split them."""
 
+from pathlib import Path
+
 import numpy as np
 from hypothesis import strategies as st
 
 from copcube import grid
-from copcube.rows import Rows
+from copcube.rows import Rows, encode_rows
 
 CELLS = (0, 719, 772176, 772177, 773616, 906994, 200599, 1_038_239)
 """Both poles, the antimeridian, neighbours, published ids."""
@@ -59,3 +61,8 @@ def random_rows(n, cells=50, dim=6, seed=0):
         for i, month in enumerate(months)
     ]
     return table(keys, rng.normal(size=(n, dim)))
+
+
+def write_rows(path, rows: Rows, provenance: dict[str, str | int]) -> None:
+    """Write rows to a parquet file."""
+    Path(path).write_bytes(encode_rows(rows, provenance, path))

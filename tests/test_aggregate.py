@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import random_rows, rows, table
+from strategies import random_rows, rows, table, write_rows
 
 from copcube import aggregate, grid
 from copcube.aggregate import (
@@ -22,7 +22,7 @@ from copcube.aggregate import (
 )
 from copcube.errors import OptionError, RowsError
 from copcube.modalities import MODALITIES
-from copcube.rows import Rows, rows_files, write_rows
+from copcube.rows import Rows, rows_files
 from copcube.selection import Selection
 
 FIELDS = ("grid_id", "group", "n_images", "n_by_modality", "spread", "embedding")

@@ -3,13 +3,13 @@ import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given, settings
-from strategies import CELLS, LOCALS, rows, table
+from strategies import CELLS, LOCALS, rows, table, write_rows
 
 from copcube import grid
 from copcube.aggregate import Aggregation, cell_statistics
 from copcube.cube.averaging import ORDERS, averaging_order, nested_mean
 from copcube.errors import CubeError, RowsError
-from copcube.rows import Rows, write_rows
+from copcube.rows import Rows
 
 DIM = 6
 

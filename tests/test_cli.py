@@ -1,6 +1,7 @@
 """The command line: what each command says, writes and returns."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import xarray as xr
 from stub import StubEncoder
 
 import copcube
+import copcube.encoder
 from copcube.cli import main, parser
 from copcube.images.sample.writing import write_sample
 
@@ -24,14 +26,22 @@ def images(tmp_path_factory):
 @pytest.fixture
 def stubbed(monkeypatch):
     """The command line with a stub in place of the model."""
-    import copcube.encoder
-
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: StubEncoder())
 
 
+@pytest.fixture(scope="session")
+def built(images, tmp_path_factory):
+    """Folder of a cube and its build, made once; tests get copies, which they may change."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: StubEncoder())
+        assert main(["build", str(images), str(folder / "world.zarr"), "--quiet"]) == 0
+    return folder
+
+
 @pytest.fixture
-def world(images, stubbed, tmp_path):
-    assert main(["build", str(images), str(tmp_path / "world.zarr"), "--quiet"]) == 0
+def world(built, stubbed, tmp_path):
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     return tmp_path / "world.zarr"
 
 
@@ -276,8 +286,6 @@ def test_fetch_brings_shards_from_a_hub(tmp_path):
 
 
 def test_ctrl_c_is_code_130(images, tmp_path, monkeypatch, capsys):
-    import copcube.encoder
-
     def interrupted(self):
         raise KeyboardInterrupt
 

@@ -17,13 +17,12 @@ import huggingface_hub
 import pytest
 from hub_server import Hub, Repo, serve
 from huggingface_hub import constants
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from hypothesis import given
 from hypothesis import strategies as st
 
 from copcube.errors import FetchError, MissingPackageError, OptionError, StorageError
-from copcube.hub import fetch as fetching
-from copcube.hub.fetch import cached, fetch, fetch_files, unpack
+from copcube.hub import unzip
+from copcube.hub.fetch import _mark, cached, fetch, fetch_files
 from copcube.hub.published import (
     ARCHIVE,
     CHECKPOINT,
@@ -34,6 +33,7 @@ from copcube.hub.published import (
     describe,
     published,
 )
+from copcube.hub.unzip import is_inside, unpack
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BODY = bytes(range(256)) * 2000
@@ -319,15 +319,14 @@ def test_disk_that_refuses_in_the_middle(hub, monkeypatch, code):
 def test_environment_of_a_new_process_is_heeded(hub, tmp_path):
     """HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE as a user sets them; no bars without a terminal."""
     program = (
-        "from copcube.hub.fetch import fetch_files; from test_fetch import WEIGHTS;"
-        "print(fetch_files([WEIGHTS])[0].sha256)"
+        "from copcube.hub.fetch import fetch_files; from copcube.hub.published import Published;"
+        f"print(fetch_files([{WEIGHTS!r}])[0].sha256)"
     )
-    here = Path(__file__).parent
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": f"{here}:{here.parent}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     environment.pop("HF_HUB_CACHE", None)
     for offline in ("0", "1"):
@@ -343,15 +342,16 @@ def test_environment_of_a_new_process_is_heeded(hub, tmp_path):
     assert len(downloads(hub)) == 1
 
 
-@pytest.mark.parametrize(
-    ("terminal", "level"), [(True, "INFO"), (True, "WARNING"), (False, "INFO")]
-)
-def test_bars_are_for_terminals_that_show_messages(monkeypatch, caplog, terminal, level):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
-    caplog.set_level(level, "copcube")
-    with fetching._bars():
-        assert are_progress_bars_disabled() == (not terminal or level != "INFO")
-    assert not are_progress_bars_disabled()
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_bars_are_for_terminals(hub, monkeypatch, stream):
+    monkeypatch.setattr("sys.stderr", shown := stream())
+    fetch_files([WEIGHTS])
+    assert ("512k/512k" in shown.getvalue()) == shown.isatty()
 
 
 def test_without_huggingface_hub_the_remedy_is_named(monkeypatch, tmp_path):
@@ -434,7 +434,7 @@ def test_hostile_and_broken_archives_leave_nothing_behind(tmp_path, make, says):
 
 
 def test_too_many_members_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "MAX_MEMBERS", 2)
+    monkeypatch.setattr(unzip, "MAX_MEMBERS", 2)
     path = tmp_path / "images.zip"
     path.write_bytes(archive({f"{i}.tif": b"x" for i in range(3)}))
     with pytest.raises(FetchError, match="refused: 3 files"):
@@ -444,16 +444,16 @@ def test_too_many_members_are_refused(tmp_path, monkeypatch):
 @given(st.text(alphabet="ab./\\:\0", max_size=12))
 def test_only_names_that_stay_inside_are_accepted(name):
     """Against the operating system's own reading of a path."""
-    if fetching._is_inside(name):
+    if is_inside(name):
         resolved = os.path.normpath(os.path.join("/root", name))
         assert resolved == f"/root/{name}"
 
 
-def test_broken_stamp_is_no_stamp(hub):
+def test_broken_mark_is_no_mark(hub):
     (got,) = fetch_files([WEIGHTS])
-    stamp = fetching._stamp(got.path)
+    mark = _mark(got.path)
     for text in ("", "[]", "null", "{}", json.dumps({"size": 1})):
-        stamp.write_text(text)
+        mark.write_text(text)
         assert fetch_files([WEIGHTS]) == (got,)
 
 

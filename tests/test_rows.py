@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
-from strategies import random_rows, rows, table
+from strategies import random_rows, rows, table, write_rows
 
 from copcube import grid
 from copcube.errors import RowsError, StorageError
@@ -20,7 +20,6 @@ from copcube.rows import (
     read_rows,
     row_group_sizes,
     rows_files,
-    write_rows,
 )
 
 FIELDS = ("grid_id", "modality", "local_id", "date", "embedding")

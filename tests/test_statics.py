@@ -1,4 +1,5 @@
 import logging
+import os
 import sys
 import types
 import zipfile
@@ -7,6 +8,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from s3_server import put_public
 
 from copcube import era5
 from copcube.era5.statics import STATICS, recognise
@@ -15,8 +17,11 @@ from copcube.errors import (
     GridError,
     MissingFileError,
     MissingPackageError,
+    OptionError,
     SourceError,
+    StorageError,
 )
+from copcube.files.objects import ObjectFolder, stores
 
 LAT, LON = np.arange(60, 50, -0.25), np.arange(0, 10, 0.25)
 ORDER = [static.name for static in STATICS]
@@ -294,28 +299,76 @@ def test_a_store_at_an_address(tmp_path):
     assert_canonical(opened)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "options"),
-    [("gs", {"token": "anon"}), ("s3", {"anon": True}), ("https", None)],
-)
-def test_public_buckets_are_read_anonymously(monkeypatch, scheme, options):
-    asked = []
-    monkeypatch.setattr(
-        xr, "open_zarr", lambda url, **kwargs: asked.append((url, kwargs)) or statics(ARCO)
-    )
-    assert_canonical(era5.open_static(f"{scheme}://somewhere/a.zarr"))
-    assert asked == [(f"{scheme}://somewhere/a.zarr", {"storage_options": options})]
+def contents(path):
+    """Files of a file or a folder, by their names beside it."""
+    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
+    return {str(file.relative_to(path.parent)): file.read_bytes() for file in files}
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(MissingPackageError, match="pip install gcsfs"):
-        era5.open_static("gs://somewhere/a.zarr")
+@pytest.fixture
+def small():
+    return statics(ARCO).isel(latitude=slice(3), longitude=slice(3))
 
 
-def test_files_at_an_address_are_refused():
-    with pytest.raises(SourceError, match="only Zarr stores are read from an address; download"):
-        era5.open_static("https://somewhere/static.nc")
+def test_a_private_bucket_is_read_with_the_access_of_everything_else(
+    bucket, monkeypatch, tmp_path, small
+):
+    small.to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
+    small.to_netcdf(tmp_path / "a.nc")
+    for name, data in (contents(tmp_path / "a.zarr") | contents(tmp_path / "a.nc")).items():
+        ObjectFolder(bucket).write(name, data)
+    addresses = f"{bucket}/a.zarr", f"{bucket}/a.zarr/", f"{bucket}/a.nc"
+    for address in addresses:
+        with era5.open_static(address) as ds:
+            assert list(ds) == ORDER
+            for name in ORDER:
+                assert float(ds[name][2, 2]) == ORDER.index(name) + 0.5
+    stores._store.cache_clear()
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    for address in addresses:
+        with pytest.raises(StorageError, match="access denied; set AWS_ACCESS_KEY_ID"):
+            era5.open_static(address)
+
+
+def test_a_public_bucket_needs_no_credentials(bucket, s3_endpoint, monkeypatch, tmp_path, small):
+    small.to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=True)
+    for name, data in contents(tmp_path / "a.zarr").items():
+        put_public(s3_endpoint, "bucket", name, data)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    assert list(era5.open_static(f"{bucket}/a.zarr").load()) == ORDER
+
+
+def test_addresses_of_a_web_server(web, tmp_path, small):
+    small.to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=True)
+    small.to_netcdf(tmp_path / "a.nc", format="NETCDF3_64BIT")
+    web.files |= contents(tmp_path / "a.zarr") | contents(tmp_path / "a.nc")
+    for name in ("a.zarr", "a.nc"):
+        with era5.open_static(f"{web.url}/{name}") as ds:
+            assert list(ds.load()) == ORDER
+    web.files["b.nc"] = b"PK\x03\x04"
+    web.files["c.nc"] = web.files["a.nc"][:100]
+    web.files["d.html"] = b"<html>"
+    web.status["e.nc"] = 403
+    for name, error, says in [
+        ("b.nc", SourceError, "b.nc: a ZIP archive, as CDS sends them; unpack"),
+        ("c.nc", SourceError, "c.nc: the NetCDF file cannot be read"),
+        ("d.html", SourceError, "d.html: expected NetCDF, GRIB or a Zarr store"),
+        ("e.nc", StorageError, "e.nc: access denied"),
+        ("none.nc", SourceError, "none.nc: no Zarr store of variables can be read"),
+        ("none.zarr", SourceError, "none.zarr: no Zarr store of variables can be read"),
+    ]:
+        with pytest.raises(error, match=says):
+            era5.open_static(f"{web.url}/{name}")
+
+
+def test_addresses_of_other_kinds_and_a_missing_package_are_named(monkeypatch):
+    with pytest.raises(OptionError, match=r"ftp://a/b\.nc: expected a local path, or an address s3"):
+        era5.open_static("ftp://a/b.nc")
+    stores._store.cache_clear()
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(MissingPackageError, match=r"obstore.*pip install 'copcube\[cloud\]'"):
+        era5.open_static("gcs://somewhere/a.zarr")
 
 
 # ------------------------------------------------------------------------------------- GRIB
@@ -329,7 +382,7 @@ def test_grib_without_cfgrib_says_what_to_install(tmp_path, monkeypatch):
         era5.open_static(tmp_path / "a.grib")
 
 
-def test_grib_is_opened_a_variable_a_dataset(tmp_path, monkeypatch):
+def test_grib_is_opened_a_variable_a_dataset(tmp_path, monkeypatch, web):
     # As cfgrib opens it: one dataset a variable, each with scalar coordinates of its own.
     (tmp_path / "a.grib").write_bytes(b"GRIB")
     ds = statics(
@@ -349,6 +402,10 @@ def test_grib_is_opened_a_variable_a_dataset(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cfgrib.xarray_store", module)
     assert_canonical(era5.open_static(tmp_path / "a.grib"))
     assert asked == [(str(tmp_path / "a.grib"), {"indexpath": ""})]
+    # At an address it is read from a copy, which is gone afterwards.
+    web.files["b.grib"] = b"GRIB"
+    assert_canonical(era5.open_static(f"{web.url}/b.grib"))
+    assert not os.path.exists(asked[1][0])
 
 
 @pytest.fixture

@@ -20,6 +20,15 @@ log = logging.getLogger("copcube")
 
 def add(commands: Commands) -> None:
     """Add the commands to the parser."""
+    _add_sample(commands)
+    _add_fetch(commands)
+    _add_build(commands)
+    _add_aggregate(commands)
+    _add_status(commands)
+    _add_demo(commands)
+
+
+def _add_sample(commands: Commands) -> None:
     sample = command(
         commands,
         "sample",
@@ -33,6 +42,8 @@ def add(commands: Commands) -> None:
     sample.add_argument("--cells", type=positive, metavar="N", help="how many cells (default: 12)")
     _modalities(sample)
 
+
+def _add_fetch(commands: Commands) -> None:
     fetch = command(
         commands,
         "fetch",
@@ -46,13 +57,16 @@ def add(commands: Commands) -> None:
         "  map        the published embedding map, 721 × 1440 × 768\n"
         "  averages   the published embedding of every cell, parquet\n"
         "  rows       the published embedding of every image, parquet\n"
-        "Size and licence are said first. An interrupted download goes on.\n"
-        "HF_HUB_OFFLINE=1 asks nobody and uses only what is here.",
+        "Size and licence are said first. Every file is checked against its SHA-256; the same\n"
+        "command brings what is still missing. HF_HUB_OFFLINE=1 asks nobody and uses only\n"
+        "files that were brought before.",
     )
     fetch.add_argument("what", choices=("weights", "example", "shards", "map", "averages", "rows"))
     fetch.add_argument("range", nargs="?", metavar="A-B", help="which shards")
     fetch.add_argument("--to", metavar="DIR", default=".", help="folder (default: this one)")
 
+
+def _add_build(commands: Commands) -> None:
     build = command(
         commands,
         "build",
@@ -104,6 +118,8 @@ def add(commands: Commands) -> None:
     )
     overwrite(build)
 
+
+def _add_aggregate(commands: Commands) -> None:
     aggregate = command(
         commands,
         "aggregate",
@@ -125,17 +141,21 @@ def add(commands: Commands) -> None:
     _workers(aggregate)
     overwrite(aggregate)
 
+
+def _add_status(commands: Commands) -> None:
     status = command(
         commands,
         "status",
         _status,
-        "tell how a build stands, from any machine that sees its folder",
+        "show how a build stands, from any machine that sees its folder",
         "copcube status world.build",
         details="Says what is done, running, failed and quarantined, and why; the rate, and the\n"
         "time left.",
     )
     status.add_argument("folder", metavar="OUT.build")
 
+
+def _add_demo(commands: Commands) -> None:
     demo = command(
         commands,
         "demo",
@@ -326,7 +346,7 @@ def _tell(report: "Report") -> None:
 
 
 def _times(seconds: dict[str, float]) -> str:
-    """Where the time of embedding went, in one line."""
+    """Say in one line where the time of embedding went."""
     from copcube.progress import duration
 
     whole = seconds["embedding"]

@@ -6,6 +6,7 @@ partitions that killed their worker, 130 stopped by Ctrl-C.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -57,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _log_to_stderr(*, quiet: bool) -> None:
+    """Show the log's messages on the terminal, without times, or in a file with them."""
+    # `main` may run more than once in a process.
     for old in log.handlers[:]:
         log.removeHandler(old)
     handler = logging.StreamHandler()
@@ -65,4 +68,8 @@ def _log_to_stderr(*, quiet: bool) -> None:
     log.addHandler(handler)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     log.propagate = False
-    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it finds is rejected by name
+    if quiet:
+        # huggingface_hub reads it when it is imported, which no command has done by now.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # rasterio's log says of a broken image what the build's own log says with its file name.
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)

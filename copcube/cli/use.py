@@ -19,9 +19,21 @@ CUBE = "a cube, or a published map (.npz, .pt, .tif, .parquet)"
 
 def add(commands: Commands) -> None:
     """Add the commands to the parser."""
+    _add_info(commands)
+    _add_validate(commands)
+    _add_reduce(commands)
+    _add_merge(commands)
+    _add_export(commands)
+    _add_convert(commands)
+    _add_compare(commands)
+
+
+def _add_info(commands: Commands) -> None:
     info = command(commands, "info", _info, "show what a cube holds", "copcube info world.zarr")
     info.add_argument("cube", metavar="CUBE.zarr")
 
+
+def _add_validate(commands: Commands) -> None:
     validate = command(
         commands,
         "validate",
@@ -31,6 +43,8 @@ def add(commands: Commands) -> None:
     )
     validate.add_argument("cube", metavar="CUBE.zarr")
 
+
+def _add_reduce(commands: Commands) -> None:
     reduce = command(
         commands,
         "reduce",
@@ -60,6 +74,8 @@ def add(commands: Commands) -> None:
     )
     overwrite(reduce)
 
+
+def _add_merge(commands: Commands) -> None:
     merge = command(
         commands,
         "merge",
@@ -74,6 +90,8 @@ def add(commands: Commands) -> None:
     merge.add_argument("--mask", action="store_true", help="add a mask of cells with vectors")
     overwrite(merge)
 
+
+def _add_export(commands: Commands) -> None:
     export = command(
         commands,
         "export",
@@ -93,6 +111,8 @@ def add(commands: Commands) -> None:
     export.add_argument("--dtype", choices=("float32", "float16", "int8"))
     overwrite(export)
 
+
+def _add_convert(commands: Commands) -> None:
     convert = command(
         commands,
         "convert",
@@ -105,14 +125,16 @@ def add(commands: Commands) -> None:
     convert.add_argument("out", metavar="OUT.zarr")
     overwrite(convert)
 
+
+def _add_compare(commands: Commands) -> None:
     compare = command(
         commands,
         "compare",
         _compare,
-        "tell how far two cubes agree",
+        "measure how far two cubes agree",
         "copcube compare world.zarr embed_map_310k.npz\n"
         "  copcube compare --rows world.build/rows world.zarr",
-        details="With --rows, tell in which order the rows were averaged to make the cube.",
+        details="With --rows, finds in which order the rows were averaged to make the cube.",
     )
     compare.add_argument("a", metavar="A", help=CUBE)
     compare.add_argument("b", metavar="B", nargs="?")

@@ -25,7 +25,7 @@ from copcube import grid
 from copcube.aggregate import Part, parts
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, RowsError
-from copcube.rows import Rows, read_rows, rows_files
+from copcube.rows import Rows, read_rows, repeated, rows_files
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -156,11 +156,9 @@ def averaging_order(
             f"{target.shape[1]}, so another encoder made them"
         )
     found = found.sorted()
-    repeated = np.zeros(len(found), bool)
-    # The rows are sorted by their keys, so that repeated images are neighbours.
-    repeated[1:] = (np.diff(found.keys) == 0).all(axis=0)
-    ways = {"counted": found, "dropped": found.take(~repeated)}
-    if not repeated.any():
+    again = repeated(found.keys)
+    ways = {"counted": found, "dropped": found.take(~again)}
+    if not again.any():
         ways = {"none": found}
     size = np.linalg.norm(target, axis=1)
     candidates = []

@@ -231,11 +231,11 @@ def _fit(
         )
     row, col = grid.row_col(cells.grid_id)
     outside = (row < rows.start) | (row >= rows.stop)
-    if outside.any() or cells.group.max() >= groups or len(np.unique(cells.place)) < len(cells):
+    if outside.any() or cells.group.max() >= groups or len(np.unique(cells.sort_key)) < len(cells):
         raise CubeError(
             f"band {band} of {path} takes each cell of its rows once in each of {groups} groups; "
             f"found {int(outside.sum())} cells of other rows, groups up to {cells.group.max()}, "
-            f"{len(cells) - len(np.unique(cells.place))} cells twice"
+            f"{len(cells) - len(np.unique(cells.sort_key))} cells twice"
         )
     return rows, row - rows.start, col
 

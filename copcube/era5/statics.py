@@ -6,20 +6,31 @@ them differently; parameter ids, short names and units are ECMWF's (codes.ecmwf.
 
 import logging
 import re
+import tempfile
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from copcube.cube.latlon import LatLon
-from copcube.errors import CubeError, MissingFileError, MissingPackageError, SourceError
+from copcube.errors import (
+    CubeError,
+    MissingFileError,
+    MissingPackageError,
+    SourceError,
+    StorageError,
+)
+from copcube.files.objects import is_remote, read, zarr_store
+from copcube.files.objects.stores import asking
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger("copcube")
 
 
 @dataclass(frozen=True)
@@ -105,8 +116,10 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
     Parameters
     ----------
     path_or_url : str or Path
-        A NetCDF or GRIB file, a Zarr store, or the address of one; ``gs://`` and ``s3://``
-        are read anonymously.
+        A NetCDF or GRIB file, a Zarr store, or the address of one (``s3://``, ``gs://``,
+        ``https://``), with the access that the environment gives, as
+        `copcube.files.objects` says. Public Zarr stores need none. A file at an address is
+        read into memory.
 
     Returns
     -------
@@ -128,6 +141,8 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
         If reading needs a package that is not installed.
     SourceError
         If the file is none of these kinds or is damaged.
+    StorageError
+        If an object store cannot be reached or denies access.
 
     Examples
     --------
@@ -138,7 +153,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
 
     found: dict[str, xr.DataArray] = {}
     left_out: list[str] = []
-    opened = list(_open(str(path_or_url)))
+    opened = _open(str(path_or_url))
     for name, field in ((n, v) for ds in opened for n, v in squeezed(ds).data_vars.items()):
         static = recognise(name, field)
         if static is None or (reason := _not_invariant(field, static)):
@@ -157,7 +172,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
             f"{', '.join(left_out) or 'no variables'}"
         )
     if left_out:
-        _LOG.info(f"{path_or_url}: left out, for not invariant: {', '.join(left_out)}")
+        log.info("%s: left out, not invariant: %s", path_or_url, ", ".join(left_out))
     fields = {static.name: found[static.name] for static in STATICS if static.name in found}
     try:
         result = xr.merge(fields.values(), join="exact", compat="override")
@@ -174,7 +189,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
 
 
 def recognise(name: Hashable, field: "xr.DataArray") -> Static | None:
-    """Which invariant field a variable is; None if it is none.
+    """Return which invariant field a variable is, None if it is none.
 
     A GRIB or CDO parameter id decides. Without one, the variable's name does, and if that
     says nothing, its long name.
@@ -203,7 +218,8 @@ def squeezed(ds: "xr.Dataset") -> "xr.Dataset":
 
 
 def _not_invariant(field: "xr.DataArray", static: Static) -> str | None:
-    """Why a field of a known name is not the invariant one; None if it is."""
+    """Say why a field of a known name is not the invariant one, None if it is."""
+    # The orography and the geopotential of every pressure level share a name.
     if static.name == "z" and field.name != "geopotential_at_surface":
         level = next((str(c) for c in field.coords if str(c).lower() in _LEVELS), None)
         level = level or field.attrs.get("GRIB_typeOfLevel", "surface")
@@ -217,11 +233,12 @@ def _not_invariant(field: "xr.DataArray", static: Static) -> str | None:
 
 
 def _canonical(field: "xr.DataArray", static: Static) -> "xr.DataArray":
-    """One map of a field, under our names."""
+    """Return one map of a field, under our names."""
+    # What differs along such a dimension was refused before, so that the first map is any.
     further = {d: 0 for d in field.dims if str(d).lower() in _SINGLE}
     field = field.isel(further)
-    where = LatLon.of(field.to_dataset(name=static.name))
-    names = {where.lat: "latitude", where.lon: "longitude"}
+    axes = LatLon.of(field.to_dataset(name=static.name))
+    names = {axes.lat: "latitude", axes.lon: "longitude"}
     original = str(field.name)
     field = field.rename(static.name).rename({k: v for k, v in names.items() if k != v})
     if extra := set(field.dims) - {"latitude", "longitude"}:
@@ -238,78 +255,107 @@ def _words(text: object) -> str:
     return re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")
 
 
-def _open(path: str) -> Iterator["xr.Dataset"]:
-    """Open whatever lies there; a GRIB file gives a dataset a variable."""
-    import xarray as xr
-
-    if "://" in path:
-        yield _open_address(path)
-        return
+def _open(path: str) -> list["xr.Dataset"]:
+    """Open whatever lies there; a GRIB file gives a dataset for each variable."""
+    if path.startswith("file://"):
+        path = url2pathname(urlsplit(path).path)
+    if is_remote(path):
+        return _open_address(path)
     if not Path(path).exists():
         raise MissingFileError(f"{path}: no such file; expected NetCDF, GRIB or a Zarr store")
     if Path(path).is_dir():
-        yield _open_zarr(path)
-        return
+        return [_open_zarr(path, path)]
     with open(path, "rb") as file:
-        kind = _MAGIC.get(file.read(4))
-    if kind == "netcdf":
-        try:
-            yield xr.open_dataset(path, engine="netcdf4")
-        except (OSError, ValueError, RuntimeError) as error:
-            raise SourceError(f"{path}: the NetCDF file cannot be read ({error})") from error
-    elif kind == "grib":
-        yield from _open_grib(path)
-    elif kind == "zip":
-        raise SourceError(f"{path}: a ZIP archive, as CDS sends them; unpack it and open its files")
-    else:
-        raise SourceError(f"{path}: expected NetCDF, GRIB or a Zarr store, found something else")
+        kind = _kind(file.read(4), path)
+    return _open_grib(path, path) if kind == "grib" else [_open_netcdf(path, path)]
 
 
-def _open_grib(path: str) -> list["xr.Dataset"]:
+def _open_address(url: str) -> list["xr.Dataset"]:
+    """Open a file or a Zarr store at an address."""
+    url = re.sub("^gcs://", "gs://", url)
+    try:
+        # Zarr stores are what an address usually holds; asking for a file costs a request.
+        data = None if url.rstrip("/").endswith(".zarr") else read(url)
+    except FileNotFoundError:
+        data = None
+    if data is None:
+        return [_open_remote_zarr(url)]
+    if _kind(data[:4], url) == "netcdf":
+        return [_open_netcdf(data, url)]
+    # ecCodes reads files alone; the fields are loaded, since the file does not stay.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        copy = Path(folder) / "fields.grib"
+        copy.write_bytes(data)
+        return [ds.load() for ds in _open_grib(str(copy), url)]
+
+
+def _kind(magic: bytes, name: str) -> str:
+    """Return the kind of a file, ``netcdf`` or ``grib``, by its first four bytes."""
+    kind = _MAGIC.get(magic)
+    if kind == "zip":
+        raise SourceError(f"{name}: a ZIP archive, as CDS sends them; unpack it and open its files")
+    if kind is None:
+        raise SourceError(f"{name}: expected NetCDF, GRIB or a Zarr store, found something else")
+    return kind
+
+
+def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":
+    """Open a NetCDF file, or the bytes of one."""
+    import netCDF4
+    import xarray as xr
+
+    try:
+        if isinstance(source, str):
+            return xr.open_dataset(source, engine="netcdf4")
+        in_memory = netCDF4.Dataset("memory", memory=source)  # an address would be asked
+        return xr.open_dataset(xr.backends.NetCDF4DataStore(in_memory))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SourceError(f"{name}: the NetCDF file cannot be read ({error})") from error
+
+
+def _open_grib(path: str, name: str) -> list["xr.Dataset"]:
+    """Open the variables of a GRIB file, which messages call by another name."""
     import pyproj  # noqa: F401  (after ecCodes, which brings a PROJ of its own, it would crash)
 
     try:
         open_variables = import_module("cfgrib.xarray_store").open_variable_datasets
     except (ImportError, RuntimeError) as error:  # RuntimeError: without the ecCodes library
         raise MissingPackageError(
-            f"{path} is GRIB, which needs cfgrib and ecCodes ({error}): pip install cfgrib "
+            f"{name} is GRIB, which needs cfgrib and ecCodes ({error}): pip install cfgrib "
             "eccodes, or convert it with grib_to_netcdf or cdo -f nc copy"
         ) from error
     try:
         # Each variable by itself, since those of one file may differ in level or time.
         datasets: list[xr.Dataset] = open_variables(path, {"indexpath": ""})
     except (EOFError, OSError, ValueError) as error:
-        raise SourceError(f"{path}: the GRIB file cannot be read ({error})") from error
+        raise SourceError(f"{name}: the GRIB file cannot be read ({error})") from error
     return datasets
 
 
-def _open_address(url: str) -> "xr.Dataset":
-    scheme = url.split("://")[0]
-    anonymous: dict[str, Any] = {"gs": {"token": "anon"}, "gcs": {"token": "anon"}}
-    anonymous["s3"] = {"anon": True}
-    if url.rstrip("/").endswith((".nc", ".nc4", ".grib", ".grb", ".grib2")):
-        raise SourceError(f"{url}: only Zarr stores are read from an address; download the file")
+def _open_remote_zarr(url: str) -> "xr.Dataset":
+    """Open a Zarr store at an address, first as anybody may, then with the user's access.
+
+    Most copies of ERA5 are public. They refuse, or take half a minute to refuse, whoever
+    comes with credentials that are missing or not theirs.
+    """
     try:
-        return _open_zarr(url, anonymous.get(scheme))
-    except ImportError as error:
-        raise MissingPackageError(
-            f"{url}: reading from {scheme} needs a package that is not installed ({error}): "
-            f"pip install {_PACKAGES.get(scheme, 'fsspec')}"
-        ) from error
+        return _open_zarr(zarr_store(url, anonymous=True), url)
+    except (StorageError, SourceError):
+        return _open_zarr(zarr_store(url), url)
 
 
-_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"} | dict.fromkeys(
-    ("http", "https"), "aiohttp requests"
-)
-
-
-def _open_zarr(path: str, options: dict[str, Any] | None = None) -> "xr.Dataset":
+def _open_zarr(store: Any, name: str) -> "xr.Dataset":
+    """Open a Zarr store of a path or an address."""
     import xarray as xr
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
-            ds: xr.Dataset = xr.open_zarr(path, storage_options=options)
+            if isinstance(store, str):
+                return xr.open_zarr(store)
+            with asking(name):
+                return xr.open_zarr(store)
+    except StorageError:
+        raise
     except (KeyError, OSError, ValueError) as error:
-        raise SourceError(f"{path}: no Zarr store of variables can be read ({error})") from error
-    return ds
+        raise SourceError(f"{name}: no Zarr store of variables can be read ({error})") from error

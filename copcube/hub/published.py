@@ -34,7 +34,7 @@ class Published:
     size : int or None
         Bytes, as far as known.
     sha256 : tuple of str
-        Known checksums, any of which will do; empty where the hub's word has to.
+        Known checksums, any of which is right; empty if only the hub's own is known.
     """
 
     repo: str

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import RowsError
@@ -19,7 +18,7 @@ from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import Exported, Packing
 from copcube.interchange.sources import Decoded, MapSource
 from copcube.interchange.writer import writing_map
-from copcube.rows import ROW_GROUP, _cells, _open, _vectors, rows_files
+from copcube.rows import ROW_GROUP, _cells, _open, _vectors, repeated, rows_files
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -57,11 +56,13 @@ class Averages(Decoded):
                     ids = _cells(pa.chunked_array([batch.column(0)]), name)
                     row, col = grid.row_col(ids)
                     col = grid.published_column(col)
-                    if len(np.unique(ids)) < len(ids) or seen[row, col].any():
-                        again = _repeated(ids, seen[row, col])
+                    in_order = np.sort(ids)
+                    twice = [*ids[seen[row, col]], *in_order[repeated(in_order[np.newaxis])]]
+                    if twice:
                         raise RowsError(
-                            f"{name}: cell {grid.format_cell(again)} comes twice; expected each "
-                            "cell once: name one table of averages, or parts that do not overlap"
+                            f"{name}: cell {grid.format_cell(int(twice[0]))} comes twice; expected "
+                            "each cell once: name one table of averages, or parts that do not "
+                            "overlap"
                         )
                     seen[row, col] = True
                     number = start + np.arange(len(ids))
@@ -192,10 +193,3 @@ def _length(file: "pq.ParquetFile", name: str) -> int:
         if length := len(batch.column(0)[0].as_py() or ()):
             return length
     raise RowsError(f"{name}: has no rows with vectors; get it anew")
-
-
-def _repeated(ids: NDArray[np.int64], seen: NDArray[np.bool_]) -> int:
-    if seen.any():
-        return int(ids[seen][0])
-    values, counts = np.unique(ids, return_counts=True)
-    return int(values[counts > 1][0])

@@ -93,8 +93,15 @@ def locate(url: str) -> tuple["ObjectStore", str]:
     return _store(root), key
 
 
-def zarr_store(url: str) -> Any:
+def zarr_store(url: str, *, anonymous: bool = False) -> Any:
     """Return the `zarr.storage.ObjectStore` of an address.
+
+    Parameters
+    ----------
+    url : str
+        The Zarr group.
+    anonymous : bool
+        Whether to ask without credentials, as for a public bucket.
 
     Raises
     ------
@@ -104,11 +111,13 @@ def zarr_store(url: str) -> Any:
     from zarr.storage import ObjectStore
 
     root, key = split(url)
-    return ObjectStore(_store(root, key.strip("/")))
+    return ObjectStore(_store(root, key.strip("/"), anonymous))
 
 
 @cache
-def _store(root: str, prefix: str = "") -> "S3Store | GCSStore | HTTPStore":
+def _store(
+    root: str, prefix: str = "", anonymous: bool = False
+) -> "S3Store | GCSStore | HTTPStore":
     """Open the store of a bucket or host, once a process."""
     try:
         from obstore.store import GCSStore, HTTPStore, S3Store
@@ -118,13 +127,19 @@ def _store(root: str, prefix: str = "") -> "S3Store | GCSStore | HTTPStore":
         ) from error
     scheme, _, bucket = root.partition("://")
     client: ClientConfig = {"connect_timeout": "10s", "timeout": "60s"}
+    # Left out unless it is asked for, so that the environment may ask for it too.
+    unsigned: dict[str, Any] = {"skip_signature": True} if anonymous else {}
     if scheme == "s3":
         endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
         if endpoint.startswith("http://"):
             client["allow_http"] = True
-        return S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=_RETRY)
+        return S3Store(
+            bucket, prefix=prefix or None, client_options=client, retry_config=_RETRY, **unsigned
+        )
     if scheme == "gs":
-        return GCSStore(bucket, prefix=prefix or None, client_options=client, retry_config=_RETRY)
+        return GCSStore(
+            bucket, prefix=prefix or None, client_options=client, retry_config=_RETRY, **unsigned
+        )
     client["allow_http"] = scheme == "http"
     return HTTPStore.from_url(f"{root}/{prefix}", client_options=client, retry_config=_RETRY)
 

@@ -1,0 +1,115 @@
+"""Unpack a zip archive that somebody else made, without trusting anything in it.
+
+The archive of the example comes from the internet: its names may lead out of the folder, its
+members may be links, repeat each other, or unpack to more than any disk holds.
+"""
+
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from copcube.errors import FetchError, StorageError
+from copcube.files.atomic import atomic_folder
+from copcube.progress import size as in_words
+
+MAX_MEMBERS, MAX_BYTES = 100_000, 50_000_000_000
+MAX_RATIO = 100
+"""Bytes that an archive may unpack to for each byte of its own; rasters deflate far less."""
+
+
+def unpack(archive: str | Path) -> Path:
+    """Unpack a zip archive of rasters into a folder of its name beside it.
+
+    The folder appears when it is complete. If it is there already, nothing is done.
+
+    Parameters
+    ----------
+    archive : str or Path
+        The archive. It may hold its files in one folder of its own name.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    FetchError
+        If the archive is broken, or refused: it names paths outside its folder, holds
+        links, repeats a name, or is larger than any example can be.
+    StorageError
+        If there is no room, or no permission.
+    """
+    archive = Path(archive)
+    folder = archive.with_suffix("")
+    if folder.is_dir():
+        return folder
+    try:
+        with zipfile.ZipFile(archive) as file, atomic_folder(folder, replace=False) as partial:
+            members = _members(file, archive)
+            demand_room(sum(member.file_size for member in members.values()), folder.parent)
+            for path, member in members.items():
+                target = partial / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with file.open(member) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise FetchError(
+            f"{archive}: not a readable zip archive ({error}); remove it and fetch it again"
+        ) from error
+    return folder
+
+
+def _members(file: zipfile.ZipFile, archive: Path) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """Return the files of an archive by their paths, all of which are safe."""
+    infos = [info for info in file.infolist() if not info.is_dir()]
+    # The sizes are the archive's own claims; `zipfile` stops a member that goes beyond its own.
+    total = sum(info.file_size for info in infos)
+    limit = MAX_RATIO * archive.stat().st_size
+    if len(infos) > MAX_MEMBERS or total > MAX_BYTES or total > limit:
+        raise FetchError(
+            f"{archive}: refused: {len(infos)} files that unpack to {in_words(total)}; expected at "
+            f"most {MAX_MEMBERS} files, {in_words(MAX_BYTES)} and {MAX_RATIO} times its size"
+        )
+    members: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    for info in infos:
+        path = PurePosixPath(info.filename)
+        # Unix archives keep the kind of a file here; 0 comes from systems without kinds.
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if not is_inside(info.filename) or path in members or kind not in (0, stat.S_IFREG):
+            raise FetchError(
+                f"{archive}: refused: member {info.filename!r} is a link, repeats a name or "
+                f"leaves its folder; expected plain files"
+            )
+        members[path] = info
+    if {path.parts[0] for path in members} == {archive.stem}:
+        return {path.relative_to(archive.stem): info for path, info in members.items()}
+    return members
+
+
+def is_inside(name: str) -> bool:
+    """Return whether a path from outside stays in the folder it is relative to."""
+    # Backslashes and colons are harmless on Linux and lead elsewhere on Windows.
+    parts = name.split("/")
+    return not ({"", ".", ".."} & set(parts) or re.search(r"[\\:\x00-\x1f]", name))
+
+
+def demand_room(needed: int, folder: Path) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises
+    ------
+    StorageError
+        If the disk of a folder, which need not exist yet, has fewer bytes free.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageError(
+            f"{folder} has {in_words(free)} free and {in_words(needed)} are needed; free some "
+            f"space or choose another folder"
+        )
