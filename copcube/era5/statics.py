@@ -9,6 +9,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -308,7 +309,8 @@ def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":
         if isinstance(source, str):
             return xr.open_dataset(source, engine="netcdf4")
         in_memory = netCDF4.Dataset("memory", memory=source)  # an address would be asked
-        return xr.open_dataset(xr.backends.NetCDF4DataStore(in_memory))
+        backend = xr.backends.NetCDF4DataStore(in_memory)  # type: ignore[no-untyped-call]
+        return xr.open_dataset(backend)
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(f"{name}: the NetCDF file cannot be read ({error})") from error
 
@@ -351,11 +353,10 @@ def _open_zarr(store: Any, name: str) -> "xr.Dataset":
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
-            if isinstance(store, str):
-                return xr.open_zarr(store)
-            with asking(name):
-                return xr.open_zarr(store)
+            with nullcontext() if isinstance(store, str) else asking(name):
+                ds: xr.Dataset = xr.open_zarr(store)
     except StorageError:
         raise
     except (KeyError, OSError, ValueError) as error:
         raise SourceError(f"{name}: no Zarr store of variables can be read ({error})") from error
+    return ds
