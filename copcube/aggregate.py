@@ -205,6 +205,8 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         )
     cell, part_number, count = (np.concatenate(arrays) for arrays in zip(*seen, strict=True))
     distinct, inverse, times = np.unique(cell, return_inverse=True, return_counts=True)
+    # A cell in two parts is averaged with all its rows at hand, after the parts, since means of
+    # means would not be exact.
     split = np.flatnonzero(times[inverse] > 1)
     split = split[np.lexsort((part_number[split], *grid.row_col(cell[split])[::-1]))]
     return Survey(
@@ -265,6 +267,7 @@ def cell_statistics(
     index, group = index[group >= 0], group[group >= 0]
 
     row, col = grid.row_col(rows.grid_id[index])
+    # The order of the cube: groups, then rows from the north, then columns from Greenwich.
     place = (group * grid.N_LAT + row) * grid.N_LON + col
     order = np.argsort(place, kind="stable")
     index, group = index[order], group[order]
@@ -274,6 +277,7 @@ def cell_statistics(
     n, m = len(start), len(ORDER)
     slot = cell * m + rows.modality[index]
     n_by_modality = np.bincount(slot, minlength=n * m).reshape(n, m)
+    # Weights within a cell and group sum to 1.
     if aggregation.balance == "image":
         weight = 1.0 / n_images[cell]
     else:
@@ -347,6 +351,7 @@ def combine_pass(
         As `read_rows` and `cell_statistics`.
     """
     cells = np.unique(survey.split_cell[entries])
+    # By name, so that the sums have the same order whatever the order of the files given.
     holders = sorted(
         (parts[i] for i in np.unique(survey.split_part[entries])),
         key=lambda part: (part.file, part.row_groups),
@@ -376,12 +381,14 @@ def _mean_and_spread(
     while a < n:
         b = max(a + 1, int(np.searchsorted(bounds, bounds[a] + _BLOCK, side="right")) - 1)
         rows = slice(bounds[a], bounds[b])
+        # Some cells at a time: all vectors in float64 would take twice the memory of the rows.
         x = embedding[index[rows]].astype(np.float64)
         average = csr_array(
             (weight[rows], np.arange(len(x)), bounds[a : b + 1] - bounds[a]), (b - a, len(x))
         )
         centre = average @ x
         x -= np.repeat(centre, np.diff(bounds[a : b + 1]), axis=0)
+        # A second pass around the mean, in place: sums of squares around 0 would cancel.
         np.square(x, out=x)
         mean[a:b] = centre
         spread[a:b] = np.sqrt(average @ x.sum(axis=1))
@@ -431,8 +438,10 @@ def _group(rows: Rows, by: By | None, groups: tuple[str, ...]) -> NDArray[np.int
     if by is None:
         return np.zeros(len(rows), np.int64)
     if by == "modality":
+        # A modality that is not selected has no group, hence -1.
         position = {ORDER[key]: i for i, key in enumerate(groups)}
         return np.array([position.get(i, -1) for i in range(len(ORDER))])[rows.modality]
+    # A date is looked at once, not once a row; December counts to the winter that follows.
     label = {None: None} | {
         date: {"month": date[4:6], "season": SEASONS[int(date[4:6]) % 12 // 3]}.get(by, date[:4])
         for date in set(rows.date)

@@ -99,6 +99,7 @@ class Cells:
         ]
         joined = replace(Cells(*arrays), duplicates=sum(part.duplicates for part in parts))
         key = joined.sort_key
+        # Parts of a sorted file come in order, and sorting vectors copies them all.
         if np.all(np.diff(key) > 0):
             return joined
         order = np.argsort(key, kind="stable")
@@ -132,6 +133,7 @@ def encode_cells(cells: Cells) -> "pa.Buffer":
         metadata={"duplicates": str(cells.duplicates)},
     )
     sink = pa.BufferOutputStream()
+    # Arrow rather than parquet: decoding is a view, and the files live for minutes.
     with pa.ipc.new_file(sink, schema) as file:
         file.write_batch(pa.record_batch(columns, schema=schema))
     return sink.getvalue()
@@ -173,6 +175,7 @@ def _lists(values: NDArray[Any]) -> Any:
 
 def _numpy(column: Any) -> NDArray[Any]:
     """View of a column without copying; lists of fixed size become rows of a matrix."""
+    # `flatten` leaves out what nulls hide; these columns have none.
     if hasattr(column.type, "list_size"):
         width = column.type.list_size
         return np.asarray(column.flatten().to_numpy()).reshape(len(column), width)

@@ -214,9 +214,11 @@ def encode_rows(rows: Rows, provenance: dict[str, str | int], name: str | Path) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # Sorted here and not left to the caller: the same rows are to be the same bytes.
     rows = rows.sorted()
     _require_finite(rows.embedding, name, np.arange(len(rows)))
     dim = rows.embedding.shape[1]
+    # A cell has some ninety rows, so that its text is made once.
     cells, cell = np.unique(rows.grid_id, return_inverse=True)
     texts = pa.array([grid.format_cell(int(c)) for c in cells], pa.string())
     keys = pa.array(list(MODALITIES), pa.string())
@@ -244,6 +246,7 @@ def encode_rows(rows: Rows, provenance: dict[str, str | int], name: str | Path) 
         compression="zstd",
         compression_level=1,
         use_dictionary=list(COLUMNS[:-1]),
+        # The bytes of floats compress only where those of equal weight lie together.
         column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
     )
     return sink.getvalue()
@@ -257,7 +260,7 @@ def read_provenance(path: str | Path) -> dict[str, str]:
     RowsError
         If the file is missing or is not parquet.
     """
-    with _open(path) as file:
+    with open_parquet(path) as file:
         metadata = file.schema_arrow.metadata or {}
     found = {key.decode(): value.decode() for key, value in metadata.items()}
     return {
@@ -302,11 +305,11 @@ def read_rows(
         a cell whose id contradicts its coordinates, or holds a vector that is missing, of
         another length than the others or not finite.
     """
-    with _open(path) as file:
+    with open_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
         table = file.read_row_groups(groups, columns=list(COLUMNS[:-1]))
-        grid_id = _cells(table.column("grid_id_coord"), path)
+        grid_id = parse_cells(table.column("grid_id_coord"), path)
         rows = Rows(
             grid_id,
             _modalities(table.column("modality"), path),
@@ -317,6 +320,7 @@ def read_rows(
         wanted = np.ones(len(rows), bool)
         if cells is not None:
             wanted = np.isin(grid_id, cells, invert=leave_out)
+        # The small columns are read whole; of the vectors only those of wanted rows.
         if not wanted.all():
             rows = rows.take(wanted)
         if embedding:
@@ -333,7 +337,7 @@ def row_group_sizes(path: str | Path) -> list[int]:
     RowsError
         If the file is missing or is not parquet.
     """
-    with _open(path) as file:
+    with open_parquet(path) as file:
         return [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
 
 
@@ -345,7 +349,7 @@ def embedding_length(path: str | Path) -> int:
     RowsError
         As `read_rows`.
     """
-    with _open(path) as file:
+    with open_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         kind = file.schema_arrow.field("embedding").type
         if hasattr(kind, "list_size"):
@@ -355,18 +359,29 @@ def embedding_length(path: str | Path) -> int:
     return 0
 
 
-def _open(path: str | Path) -> "pq.ParquetFile":
+def open_parquet(path: str | Path) -> "pq.ParquetFile":
+    """Open a parquet file, or one at an address.
+
+    Raises
+    ------
+    RowsError
+        If it is missing or is not parquet.
+    StorageError
+        If an object store cannot be reached or denies access.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         if is_remote(path):
+            # Not all of a row group at once, but pieces of this size: a group may take gigabytes.
             return pq.ParquetFile(open_file(str(path)), pre_buffer=False, buffer_size=8 << 20)
         if not os.path.isfile(path):
             raise FileNotFoundError
         return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except FileNotFoundError as error:
         raise RowsError(f"{path}: no such file") from error
+    # It is an OSError too, and says more than the message below would.
     except StorageError:
         raise
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -385,6 +400,7 @@ def _check_schema(schema: "pa.Schema", path: str | Path) -> None:
         )
     for name in COLUMNS[:-1]:
         kind = schema.field(name).type
+        # pandas writes categories as dictionaries of strings.
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.null()):
             raise RowsError(f"{path}: column {name} holds {kind}; expected strings")
@@ -419,7 +435,7 @@ def _read_vectors(
         column, mask = batch.column(0), wanted[start : start + len(batch)]
         if mask.any():
             chosen = column if mask.all() else column.filter(mask)
-            block = _vectors(
+            block = to_vectors(
                 chosen, vectors.shape[1], path, number[start : start + len(batch)][mask]
             )
             if not filled:
@@ -430,7 +446,7 @@ def _read_vectors(
     return vectors
 
 
-def _vectors(
+def to_vectors(
     column: "pa.Array", dim: int, path: str | Path, number: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Vectors (n, dim) of a list column; dim 0 takes the length of the first."""
@@ -451,6 +467,7 @@ def _vectors(
             f"expected {dim or 'more'}, as the rows before"
         )
     flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)  # null becomes NaN
+    # What is beyond float32 becomes infinite, and is refused as that.
     with np.errstate(over="ignore"):
         vectors: NDArray[np.float32] = flat.reshape(-1, dim).astype(np.float32, copy=False)
     _require_finite(vectors, path, number)
@@ -470,7 +487,14 @@ def _require_finite(
             )
 
 
-def _cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64]:
+def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64]:
+    """Cell ids, (n,) int64, of a column of published text forms.
+
+    Raises
+    ------
+    RowsError
+        If a text has another form, or its coordinates are not those of the id.
+    """
     texts, code = _encode(column)
     try:
         ids = [grid.parse_cell(text or "") for text in texts]
