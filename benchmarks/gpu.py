@@ -112,9 +112,8 @@ def model_rate(encoder, modality, device, seconds):
     size, bands = modality.input_size, len(modality.bands)
     x = torch.randn(number, bands, size, size, device=device)
     metadata = torch.from_numpy(drawn(modality, 1)[1]).repeat(number, 1)
-    with torch.inference_mode():
-        call = partial(encoder.embed_normalised, modality, x, metadata)
-        return number * rate(call, device, seconds)
+    call = partial(encoder.embed_normalised, modality, x, metadata)
+    return number * rate(call, device, seconds)
 
 
 def rates(chosen, keys):

@@ -253,6 +253,7 @@ class FrozenEncoder:
             log.warning("%s: out of device memory, going on with batches of %d", kind.key, step)
         return np.concatenate(vectors)
 
+    @torch.inference_mode()
     def embed_normalised(
         self,
         modality: str | Modality,

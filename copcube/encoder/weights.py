@@ -176,9 +176,9 @@ def _uniform(seed: int, name: str, count: int) -> NDArray[np.float32]:
     """Draw uniform noise of mean 0 and variance 1; all steps but the last are exact."""
     stream = np.random.PCG64([seed, zlib.crc32(name.encode())])
     bits = stream.random_raw((count + 1) // 2).astype("<u8", copy=False).view("<u4")[:count]
-    noise = (bits >> 9).astype(np.float32)
-    noise += np.float32(0.5 - 2**22)
-    noise *= np.float32(math.sqrt(12) / 2**23)
+    noise = (bits >> 9).astype(np.float32)  # 23 bits, which float32 holds exactly
+    noise += np.float32(0.5 - 2**22)  # centred on 0
+    noise *= np.float32(math.sqrt(12) / 2**23)  # the variance of a uniform number is 1/12
     return noise
 
 
@@ -194,6 +194,7 @@ def _from_file(path: Path, source: str, sha256: str, pooling: Pooling | None) ->
         )
     width, depth = _measure(path, tensors)
     pooling = pooling or ("cls" if "norm.weight" in tensors else "mean")
+    # On the meta device tensors have no memory: those of the file take their places.
     with torch.device("meta"):
         model = CopernicusFM(pooling, embed_dim=width, depth=depth, heads=width // HEAD_WIDTH)
     provenance: dict[str, str | int] = {
@@ -208,7 +209,7 @@ def _from_file(path: Path, source: str, sha256: str, pooling: Pooling | None) ->
 
 
 def _measure(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
-    """Tell width and number of blocks from the tensors."""
+    """Find the width and the number of blocks of a model by its tensors."""
     shape = tuple(tensors["cls_token"].shape) if "cls_token" in tensors else None
     width = shape[-1] if shape and shape[:-1] == (1, 1) else 0
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
@@ -224,6 +225,7 @@ def _matched(path: Path, tensors: dict[str, Tensor], model: CopernicusFM) -> dic
     """Match a file's tensors to a model's, one to one but for the documented exceptions."""
     wanted = model.state_dict()
     norm = [name for name in wanted if name.startswith(_NORMS)]
+    # The published checkpoint for pretraining lacks the last norm, which then is a plain one.
     identity = norm if not any(name in tensors for name in norm) else []
     missing = [name for name in wanted if name not in tensors and name not in identity]
     unneeded = [name for name in tensors if name not in wanted]
@@ -302,14 +304,15 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as handle:
             zipped = zipfile.is_zipfile(handle)
-        with warnings.catch_warnings(action="ignore"):  # about how the file was written
+        # Torch warns about old ways of writing, on which its user has no influence.
+        with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: refused: it holds something else than plain tensors, and nothing of it was "
             f"executed; expected the published file, or torch.save(model.state_dict(), ...)"
         ) from error
-    except Exception as error:  # what a broken or hostile file may bring about has no bounds
+    except Exception as error:  # a broken or hostile file may raise anything
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise WeightsError(
             f"{path}: not a readable PyTorch file ({reason}); fetch it again"
@@ -334,6 +337,6 @@ def _title(width: int, depth: int) -> str:
 
 
 def _few(names: Sequence[str], most: int = 5) -> str:
-    """List the first names and tell how many more there are."""
+    """List the first names, and the number of those left out."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
