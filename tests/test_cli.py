@@ -19,7 +19,7 @@ from copcube.images.sample.writing import write_sample
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "images"
-    write_sample(folder, "geotiff", cells=2)
+    write_sample(folder, "geotiff", cells=2, modalities=["s2_toa", "s5p_co", "dem"])
     return folder
 
 
@@ -197,6 +197,7 @@ def test_era5_fields_that_are_not_there(world, tmp_path, capsys):
     assert "copcube: nowhere.grib: no such file; expected NetCDF, GRIB" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_users_saved_themselves_is_opened(world, statics, tmp_path, capsys):
     part = xr.open_zarr(world).isel(lat=slice(720)).rename(lat="latitude", lon="longitude")
     part = part[["embedding"]].drop_encoding()
@@ -224,6 +225,7 @@ def test_convert_and_compare(world, tmp_path, capsys):
     assert "modalities alike" in said
 
 
+@pytest.mark.slow
 def test_outputs_are_not_overwritten_unasked(world, statics, tmp_path, capsys):
     reduce = ["reduce", str(world), str(tmp_path / "fields.zarr"), "--k", "1"]
     assert main(reduce) == 0

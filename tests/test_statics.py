@@ -363,9 +363,7 @@ def test_addresses_of_a_web_server(web, tmp_path, small):
 
 
 def test_addresses_of_other_kinds_and_a_missing_package_are_named(monkeypatch):
-    with pytest.raises(
-        OptionError, match=r"ftp://a/b\.nc: expected a local path, or an address s3"
-    ):
+    with pytest.raises(OptionError, match=r"ftp:.*expected a local path, or an address s3"):
         era5.open_static("ftp://a/b.nc")
     stores._store.cache_clear()
     monkeypatch.setitem(sys.modules, "obstore.store", None)

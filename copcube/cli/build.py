@@ -291,7 +291,7 @@ def _build(arguments: Arguments) -> int:
             **executor,
             **options,
         )
-    _tell(report)
+    _log_report(report)
     return 3 if report.quarantined else 0
 
 
@@ -310,7 +310,7 @@ def _aggregate(arguments: Arguments) -> None:
             overwrite=arguments.overwrite,
             **executor,
         )
-    _tell(report)
+    _log_report(report)
 
 
 def _status(arguments: Arguments) -> None:
@@ -319,7 +319,7 @@ def _status(arguments: Arguments) -> None:
     print(status(arguments.folder))
 
 
-def _tell(report: "Report") -> None:
+def _log_report(report: "Report") -> None:
     from copcube.progress import duration
 
     build = f"{str(report.cube).removesuffix('.zarr')}.build"
@@ -379,7 +379,7 @@ def _demo(arguments: Arguments) -> None:
     except FetchError as error:
         log.warning("the published weights cannot be had here: %s", error)
         encoder = EncoderSpec(weights="untrained:0").load()
-    _tell(build(images, cube, encoder=encoder))
+    _log_report(build(images, cube, encoder=encoder))
     if problems := validate(cube):
         raise CubeError(f"{cube}: {'; '.join(problems)}")
     show(cube)

@@ -4,6 +4,7 @@ Fourteen fields of ERA5 never change. CDS, ARCO-ERA5, WeatherBench2, cfgrib and 
 them differently; parameter ids, short names and units are ECMWF's (codes.ecmwf.int/grib/param-db).
 """
 
+import contextlib
 import logging
 import re
 import tempfile
@@ -309,8 +310,8 @@ def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":
         if isinstance(source, str):
             return xr.open_dataset(source, engine="netcdf4")
         in_memory = netCDF4.Dataset("memory", memory=source)  # an address would be asked
-        backend = xr.backends.NetCDF4DataStore(in_memory)  # type: ignore[no-untyped-call]
-        return xr.open_dataset(backend)
+        store: Any = xr.backends.NetCDF4DataStore(in_memory)  # type: ignore[no-untyped-call]
+        return xr.open_dataset(store)
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(f"{name}: the NetCDF file cannot be read ({error})") from error
 
@@ -353,7 +354,8 @@ def _open_zarr(store: Any, name: str) -> "xr.Dataset":
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
-            with nullcontext() if isinstance(store, str) else asking(name):
+            # A store's refusal names the remedy; a folder's faults are named below.
+            with contextlib.nullcontext() if isinstance(store, str) else asking(name):
                 ds: xr.Dataset = xr.open_zarr(store)
     except StorageError:
         raise

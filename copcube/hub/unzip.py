@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from copcube.errors import FetchError, StorageError
+from copcube.errors import FetchError, WriteError
 from copcube.files.atomic import atomic_folder
 from copcube.progress import size as in_words
 
@@ -40,7 +40,7 @@ def unpack(archive: str | Path) -> Path:
     FetchError
         If the archive is broken, or refused: it names paths outside its folder, holds
         links, repeats a name, or is larger than any example can be.
-    StorageError
+    WriteError
         If there is no room, or no permission.
     """
     archive = Path(archive)
@@ -102,14 +102,14 @@ def demand_room(needed: int, folder: Path) -> None:
 
     Raises
     ------
-    StorageError
+    WriteError
         If the disk of a folder, which need not exist yet, has fewer bytes free.
     """
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise StorageError(
+        raise WriteError(
             f"{folder} has {in_words(free)} free and {in_words(needed)} are needed; free some "
             f"space or choose another folder"
         )
