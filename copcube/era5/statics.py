@@ -10,7 +10,6 @@ import re
 import tempfile
 import warnings
 from collections.abc import Hashable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
