@@ -61,7 +61,7 @@ class Stage:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds to the end at this rate, if that can be told."""
+        """Seconds to the end at this rate, where it can be estimated."""
         if self.total is None or not self.done:
             return None
         # An estimated total may turn out too small.

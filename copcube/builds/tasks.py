@@ -110,7 +110,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
         partition = read_partition(folder.files.open("partitions.parquet"), task.number)
         if partition.name != task.name:
             raise BuildError(f"{folder.path}: the partitions of this build were replaced")
-        rows, tally = embed_partition(
+        rows, report = embed_partition(
             task.source,
             partition,
             options.encoder,
@@ -128,16 +128,16 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
         data = encode_rows(rows, made_by, folder.rows(task.name))
         files = {name: folder.files.write(name, data)}
         seconds = {
-            "decoding": tally.decoding,
-            "waiting": tally.waiting,
-            "encoding": tally.encoding,
+            "decoding": report.decoding,
+            "waiting": report.waiting,
+            "encoding": report.encoding,
             "writing": time.perf_counter() - writing,
             "embedding": time.perf_counter() - begin,
         }
         facts = {
-            "images": tally.images,
-            "rescaled": tally.rescaled,
-            "rejected": [asdict(item) for item in _counted(tally.rejected)],
+            "images": report.images,
+            "rescaled": report.rescaled,
+            "rejected": [asdict(item) for item in _counted(report.rejected)],
             "seconds": seconds,
             "host": socket.gethostname(),
             "finished": time.time(),

@@ -4,7 +4,7 @@ A grid is rectilinear here: one coordinate along latitude, one along longitude. 
 a selection of nodes of the 0.25° lattice, or a coarser regular grid whose cells reach half a
 spacing around their nodes, clipped at the poles (WeatherBench2's ``equiangular with poles``
 and ``without poles`` both). Coordinates may be float32, in either order, of any turn; nodes
-are told apart by their index, never by equality of floats.
+are distinguished by their index, never by equality of floats.
 """
 
 from collections.abc import Hashable

@@ -42,7 +42,7 @@ class CubeSummary:
     images : int
         Images in all, over all groups.
     images_by_modality : dict
-        The same by modality key; empty if the cube does not tell.
+        The same by modality key; empty if the cube does not count them so.
     stored : int or None
         Bytes on disk; None if the cube is not in a folder.
     attributes : dict

@@ -390,7 +390,7 @@ def hold(
 
 @cache
 def _machine() -> str:
-    """What tells the machine, and the container, in which a number means one process."""
+    """Identity of the machine, and of the container, in which a number means one process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -113,7 +113,7 @@ _OPENERS: dict[str, Callable[[str], MapSource]] = {
 
 
 def dataset(source: MapSource) -> xr.Dataset:
-    """Dataset of a map: the schema of cubes, as far as the map tells."""
+    """Dataset of a map: the schema of cubes, as far as the map has its parts."""
     metadata = source.metadata
     parts = schema.variables(source.dim, None, ())
     along = LENGTHWISE[metadata.variable]
