@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 import yaml
@@ -24,6 +25,8 @@ import world  # noqa: E402
 README = (PIPELINES / "README.md").read_text("utf-8")
 KEYS = ("s5p_co", "s5p_no2")
 SOME = ["--subset", "--weights", "untrained:0", "--modalities", ",".join(KEYS)]
+# In bfloat16 vectors depend on the number of threads, of which jobs have their own.
+SOME += ["--dtype", "float32"]
 
 SBATCH = """#!/bin/bash
 script=$(mktemp) && cp "${@: -1}" "$script"
@@ -53,6 +56,13 @@ def whole(pretrain, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "world.zarr"
     assert world.main([pretrain, str(out), *SOME]) == 0
     return out
+
+
+def cells_of(path):
+    """The cells of a cube that have images; all others would take 3 GB of NaN."""
+    ds = xr.open_zarr(path)[["embedding", "spread", "n_images"]]
+    lat, lon = (xr.DataArray(i, dims="cell") for i in np.nonzero(ds.n_images.values))
+    return ds.isel(lat=lat, lon=lon).load()
 
 
 def test_runs_over_some_shards_each_make_the_cube_of_one_run(pretrain, whole, tmp_path):
@@ -171,7 +181,7 @@ def test_jobs_of_slurm_make_the_cube_of_one_run(pretrain, whole, tmp_path):
     )
     log = (tmp_path / "jobs.log").read_text()
     assert done.returncode == 0, f"{done.stderr}\n{log}"
-    xr.testing.assert_allclose(xr.open_zarr(out).load(), xr.open_zarr(whole).load())
+    xr.testing.assert_allclose(cells_of(out), cells_of(whole), atol=1e-5)
     script, command = done.stderr.split("dashboard: ")[0].rstrip().rsplit("\n", 1)
     directives = {line.removeprefix("#SBATCH ") for line in script.splitlines()}
     assert {"-J copcube", "--cpus-per-task=8", "--mem=30G", "-t 12:00:00"} <= directives

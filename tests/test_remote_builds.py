@@ -167,7 +167,7 @@ def test_a_store_that_fails_for_one_shard_does_not_stop_the_others(
             web.status["images/example-000002.tar"] = 503
             return super().__call__(*arguments)
 
-    with pytest.raises(BuildError, match=r"1 task of .* failed:\n  example-000002: OSError: "):
+    with pytest.raises(BuildError, match=r"1 task of .* failed:\n  example-000002: ReadError: "):
         build(pattern, out, encoder=Failing(), **OPTIONS)
     assert "embedding, 3 of 4 partitions done" in str(status(tmp_path / "world.build"))
     web.status.clear()
