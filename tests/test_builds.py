@@ -492,16 +492,15 @@ def test_unknown_options_are_refused_before_anything_is_written(images, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("python", ["3.13", "without affinity"])
-def test_processors_are_counted_everywhere(monkeypatch, python):
-    """macOS and Windows have no os.sched_getaffinity; Python 3.13 counts by itself."""
+@pytest.mark.parametrize("affinity", [True, False])
+def test_processors_are_counted_everywhere(monkeypatch, affinity):
+    """macOS and Windows have no os.sched_getaffinity."""
     assert available_processors() >= 1
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.delattr(os, "process_cpu_count", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    if python == "3.13":
-        monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
-    assert available_processors() == (3 if python == "3.13" else 5)
+    if affinity:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 3}, raising=False)
+    assert available_processors() == (3 if affinity else 5)
 
 
 def test_builds_work_without_affinity(images, undisturbed, tmp_path, monkeypatch):
