@@ -174,6 +174,7 @@ def statics(tmp_path):
     return tmp_path / "era5.nc"
 
 
+@pytest.mark.slow
 def test_reduce_merge_export(world, statics, tmp_path, capsys):
     fields, both = tmp_path / "fields.zarr", tmp_path / "both.nc"
     assert main(["reduce", str(world), str(fields), "--k", "1"]) == 0

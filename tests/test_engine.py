@@ -226,6 +226,7 @@ def decoded(monkeypatch):
 TILES = [(y, x) for y in range(0, 721, 256) for x in range(0, 1440, 256)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [None, {}])
 def test_a_map_is_decoded_once(files, tif, decoded, chunks):
     ds = opened(tif, chunks=chunks)
@@ -361,6 +362,7 @@ def test_averages_of_any_precision_and_in_parts(tmp_path, truth, value):
     assert np.array_equal(ds.embedding, expected, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_every_form_is_reduced_merged_and_exported_alike(files, tmp_path, shared_data):
     """The four lines of the README."""
     results = set()

@@ -17,6 +17,8 @@ import synthetic  # noqa: E402
 
 ELSEWHERE = {"own_imagery", "synthetic"}
 
+pytestmark = pytest.mark.slow
+
 
 def run(name, folder, *args):
     """Output of an example, of which a warning is an error."""

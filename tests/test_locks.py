@@ -342,6 +342,7 @@ with open_folder(sys.argv[1]).lock(beat=0.2, dead=float(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("unshare"), reason="no unshare here")
 @pytest.mark.parametrize("where", ["local", "bucket"])
 def test_two_machines(where, request, tmp_path):

@@ -35,6 +35,7 @@ def test_cubes_are_valid_and_open(release):
     assert ds.copembed.reduce(k=2).pc.dims == ("season", "lat", "lon", "component")
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_their_receipts_and_make_the_cube_again(release, tmp_path):
     assert validate_rows(release / "world.zarr") == []
     aggregate(release / "world.build" / "rows", tmp_path / "again.zarr", by="season")
