@@ -14,6 +14,7 @@ WINDOWS = """
     for name in ("sched_getaffinity", "pwrite", "pread", "fork", "getuid", "O_DIRECTORY"):
         if hasattr(os, name):
             delattr(os, name)
+    os.process_cpu_count = os.cpu_count  # of Python 3.13, where there is no affinity
 """
 
 USE = """

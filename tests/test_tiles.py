@@ -497,7 +497,7 @@ def test_it_computes_on_distributed():
     one = embed(images, "s1_grd", encoder=Stub(), date="2021-06-01")
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster),
     ):
