@@ -17,8 +17,8 @@ log = logging.getLogger("copcube")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Stage:
-    """One stage of the work.
+class Bar:
+    """How far a stage of the work is.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Stage:
         return max(self.total - self.skipped - self.done, 0) / self.rate
 
     def line(self) -> str:
-        """State of the stage in one line."""
+        """State of the work in one line."""
         seen = self.done + self.skipped
         total = "" if self.total is None else f"/{self.total}"
         parts = [f"{self.title}: {seen}{total} {self.unit}"]
@@ -79,10 +79,10 @@ class Stage:
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
     def _show(self) -> None:
-        """Show the state; a stage that is not shown does nothing."""
+        """Show the state; what is not shown does nothing."""
 
 
-class _Line(Stage):
+class _Line(Bar):
     def __init__(self, title: str, total: int | None, unit: str, skipped: int) -> None:
         super().__init__(title, total, unit, skipped)
         self._shown = self._begin
@@ -93,7 +93,7 @@ class _Line(Stage):
             log.info("%s", self.line())
 
 
-class _Bar(Stage):
+class _RichBar(Bar):
     bars: "Bars"
     task: "TaskID"
 
@@ -109,7 +109,7 @@ class _Bar(Stage):
 
 
 @contextmanager
-def stage(title: str, total: int | None, unit: str, skip: int = 0) -> Iterator[Stage]:
+def show(title: str, total: int | None, unit: str, skip: int = 0) -> Iterator[Bar]:
     """Show a stage while it runs, of which an earlier run did the first `skip` units.
 
     On a terminal where the ``copcube`` logger shows messages it is a bar; elsewhere a
@@ -128,7 +128,7 @@ def stage(title: str, total: int | None, unit: str, skip: int = 0) -> Iterator[S
             TextColumn("{task.fields[unit]}, {task.fields[state]}"),
         ]
         with Bars(*columns, console=Console(stderr=True)) as bars:
-            bar = _Bar(title, total, unit, skip)
+            bar = _RichBar(title, total, unit, skip)
             bar.bars, bar.task = bars, bars.add_task(title, total=total, unit=unit, state="")
             yield bar
         return

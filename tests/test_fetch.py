@@ -30,8 +30,8 @@ from copcube.hub.published import (
     LANGUAGE,
     PRODUCTS,
     Published,
-    describe,
     published,
+    sizes_and_licences,
 )
 from copcube.hub.unzip import is_inside, unpack
 
@@ -65,14 +65,14 @@ def test_every_product_is_pinned_licensed_and_described():
     for name in [*PRODUCTS, "shards"]:
         files = published(name, "0-9" if name == "shards" else None)
         assert len({file.path for file in files}) == len(files)
-        text = describe(name, "0-9" if name == "shards" else None)
+        text = sizes_and_licences(published(name, "0-9" if name == "shards" else None))
         for file in files:
             assert file.licence in text
             assert file.page in text
             assert all(len(digest) == 64 for digest in file.sha256)
-    assert "Llama 3.2 Community License" in describe("weights")
-    assert "558 MB" in describe("weights")
-    assert "10 files, about 50 GB" in describe("shards", "0-9")
+    assert "Llama 3.2 Community License" in sizes_and_licences(published("weights"))
+    assert "558 MB" in sizes_and_licences(published("weights"))
+    assert "10 files, about 50 GB" in sizes_and_licences(published("shards", "0-9"))
 
 
 @given(st.integers(0, 3210), st.integers(0, 3210))

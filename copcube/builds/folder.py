@@ -269,7 +269,7 @@ class BuildFolder:
             return {}
         found = {}
         with (
-            progress.stage("checking", len(wanted), "receipts") as bar,
+            progress.show("checking", len(wanted), "receipts") as bar,
             ThreadPoolExecutor() as pool,
         ):
             read = pool.map(lambda name: (name, self._claim(work, stage, name)), wanted)

@@ -97,7 +97,7 @@ class Stage(Generic[Task]):
         """Whether a task that kills its workers is left out; else it counts as failed."""
         return False
 
-    def update(self, bar: progress.Stage) -> None:
+    def update(self, bar: progress.Bar) -> None:
         """Bring what the bar expects up to date."""
 
 
@@ -124,7 +124,7 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
         stage.folder.check_lock()
         bar.advance(number)
 
-    with progress.stage(stage.title, stage.total, stage.unit, skip=stage.skipped) as bar:
+    with progress.show(stage.title, stage.total, stage.unit, skip=stage.skipped) as bar:
         stage.update(bar)
         for attempt in range(1, ATTEMPTS + 1):
             again: list[Task] = []
@@ -244,7 +244,7 @@ class EmbedStage(Stage[EmbedTask]):
         self.done(task, self._quarantine(self._partitions[task.number], str(error)))
         return True
 
-    def update(self, bar: progress.Stage) -> None:
+    def update(self, bar: progress.Bar) -> None:
         """Expect as many images as are listed, else as many a partition as before."""
         if self._listed:
             bar.expect(self._images + self._left)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from copcube.errors import CopcubeError, FetchError, MissingPackageError
 from copcube.files.atomic import atomic_path, writing
-from copcube.hub.published import ARCHIVE, CHECKPOINT, Published, published, summary
+from copcube.hub.published import ARCHIVE, CHECKPOINT, Published, published, sizes_and_licences
 from copcube.hub.unzip import demand_room, is_inside, unpack
 from copcube.progress import size as in_words
 from copcube.version import __version__
@@ -115,7 +115,7 @@ def fetch_files(
     known |= {one: _known(one, root) for several in listed.values() for one in several}
     wanted = [one for several in listed.values() for one in several if known[one] is None]
     if wanted:
-        for line in summary(wanted).splitlines():
+        for line in sizes_and_licences(wanted).splitlines():
             log.info("fetching %s", line)
     demand_room(sum(one.size or 0 for one in wanted), root or cache)
     return tuple(

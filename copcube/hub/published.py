@@ -162,21 +162,14 @@ def published(what: str, which: str | None = None) -> tuple[Published, ...]:
     return tuple(shard(number) for number in range(first, last + 1))
 
 
-def describe(what: str, which: str | None = None) -> str:
-    """Say what would be fetched: how many files, how large, under which licence, from where.
-
-    Parameters and errors are those of `published`.
+def sizes_and_licences(files: Sequence[Published]) -> str:
+    """Say how many files these are, how large, under which licence, from where.
 
     Examples
     --------
-    >>> print(describe("map"))
+    >>> print(sizes_and_licences(published("map")))
     1 file, about 841 MB, CC-BY-4.0, https://huggingface.co/datasets/wangyi111/Copernicus-Embed-025deg
     """
-    return summary(published(what, which))
-
-
-def summary(files: Sequence[Published]) -> str:
-    """Say how many files these are, how large, under which licence, from where."""
     groups: dict[tuple[str, str], list[Published]] = {}
     for file in files:
         groups.setdefault((file.page, file.licence), []).append(file)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from copcube import cube, grid
+from copcube import cube, grid, progress
 from copcube.cells import Cells
 from copcube.errors import CubeError, StorageError
 from copcube.files.atomic import atomic_folder
@@ -14,7 +14,6 @@ from copcube.interchange.engine import dataset, find_map
 from copcube.interchange.sources import MapSource
 from copcube.interchange.writer import require_free
 from copcube.modalities import MODALITIES
-from copcube.progress import stage
 
 log = logging.getLogger("copcube")
 
@@ -61,7 +60,7 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
     attrs = dataset(source).attrs
     with atomic_folder(target) as temporary:
         cube.create(temporary, dim=source.dim, attrs=attrs, counted=False)
-        with stage("converting", grid.N_BANDS, "bands") as bar:
+        with progress.show("converting", grid.N_BANDS, "bands") as bar:
             for band, filled in enumerate(source.bands()):
                 cube.write_band(temporary, band, _cells(source, filled))
                 bar.advance()

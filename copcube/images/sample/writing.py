@@ -26,13 +26,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube import progress
 from copcube.errors import MissingPackageError, OptionError, WriteError
 from copcube.files.atomic import atomic_folder, writing
 from copcube.grid import cell_at, centre, format_cell, grid_id
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.tensor_form import to_tensor_form
 from copcube.modalities import MODALITIES, ORDER, Modality, select
-from copcube.progress import stage
 
 Layout = Literal["geotiff", "webdataset"]
 
@@ -183,7 +183,7 @@ def write_sample(
         # Products of matrices as small as these take several times as long on several threads,
         # and on one they are the same on machines of any number of cores.
         with (
-            stage("writing sample", cells, "cells") as bar,
+            progress.show("writing sample", cells, "cells") as bar,
             threadpool_limits(limits=1, user_api="blas"),
         ):
             if layout == "geotiff":
