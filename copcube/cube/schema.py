@@ -212,7 +212,9 @@ _GEOEMB = "https://github.com/geo-embeddings/embeddings-zarr-convention"
 def labels(by: str, values: NDArray[Any], attrs: Mapping[str, Any]) -> tuple[str, ...]:
     """Labels along the leading dimension, from its coordinate's values and attributes."""
     if "flag_meanings" in attrs:
-        return tuple(str(attrs["flag_meanings"]).split())
+        meanings = str(attrs["flag_meanings"]).split()
+        flags = np.asarray(attrs.get("flag_values", range(len(meanings)))).tolist()
+        return tuple(dict(zip(flags, meanings, strict=True))[value] for value in values.tolist())
     return tuple(f"{value:0{2 if by == 'month' else 4}d}" for value in values.tolist())
 
 

@@ -1,5 +1,6 @@
 """Exact principal components of the cells, streamed over the blocks of the lattice."""
 
 from copcube.pca.components import Weights, fit, project, reduce, restore
+from copcube.pca.explain import explain
 
-__all__ = ["Weights", "fit", "project", "reduce", "restore"]
+__all__ = ["Weights", "explain", "fit", "project", "reduce", "restore"]

@@ -5,21 +5,20 @@ result has the same bits however the cube is chunked and whether it lies on disk
 memory. All products and sums are in float64 (`copcube.pca.moments`).
 """
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.cube.view import CubeView, Part, present, require_dataset, spatial_dims
+from copcube.cube.view import CubeView, Part, require_dataset, spatial_dims
 from copcube.errors import CubeError, OptionError
-from copcube.files.processors import available_processors
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
+from copcube.pca.affine import THREADS, Affine, map_vectors
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments
+from copcube.pca.predictors import Predictors, Regression, expanded, predictor_names
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 Weights = Literal["area"] | None
 
 _BASIS = ("components", "mean", "explained_variance", "explained_variance_ratio")
+_REGRESSION = ("regression", "predictor_mean")
+"""What a basis has besides if it was fitted on what given fields leave over."""
+
 _SAME_ENCODER = ("encoder_sha256", "encoder_pooling")
 _CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "title")
 """Beginnings of the names of attributes that are not true of a reduction."""
@@ -34,8 +36,6 @@ _CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "
 _NEGLIGIBLE = 1e-30
 """Weight, relative to the largest, below which a cell counts as having none: no sum in float64
 notices it, and what is far smaller still would underflow when it is squared."""
-_THREADS = min(available_processors(), 8)
-"""Blocks at work at once; each takes some 20 MB."""
 
 
 def fit(
@@ -44,6 +44,8 @@ def fit(
     *,
     weights: "Weights | xr.DataArray" = "area",
     whiten: bool = False,
+    given: "xr.Dataset | xr.DataArray | None" = None,
+    degree: int = 1,
 ) -> "xr.Dataset":
     """Find the principal components of a cube's vectors.
 
@@ -61,6 +63,13 @@ def fit(
         field of finite numbers ≥ 0 on the cube's own coordinates.
     whiten : bool
         Whether projections are divided by their standard deviations.
+    given : xarray.Dataset or xarray.DataArray, optional
+        Fields that a model has already, such as ERA5's ``z``, ``lsm``, ``sdor`` and ``slor``,
+        on nodes of the lattice in any order. The components are then those of what a weighted
+        linear regression of the vectors on these fields leaves over, so that each is
+        uncorrelated with every one of them. Cells without one of the fields are left out.
+    degree : int
+        1 for the fields alone; 2 or 3 to regress on their squares and products, too.
 
     Returns
     -------
@@ -69,14 +78,21 @@ def fit(
         magnitude of each positive; ``mean`` (dim); ``explained_variance`` and, as share of
         the whole variance, ``explained_variance_ratio`` (component); all float64. Variances
         are unbiased, as scikit-learn's and those of ``numpy.cov(aweights=…)`` are. Memory
-        is that of a few blocks of 45 × 45 cells.
+        is that of a few blocks of 45 × 45 cells. With `given` also ``regression``
+        (predictor, dim) and ``predictor_mean`` (predictor), and the attribute
+        ``reduction_given_explains``, the share of variance that the given fields explain;
+        ``explained_variance_ratio`` is then a share of what they leave over.
 
     Raises
     ------
     CubeError
-        If the dataset is no cube or none of its cells holds a vector.
+        If the dataset is no cube or none of its cells holds a vector; if `given` holds no
+        fields of latitude and longitude.
+    GridError
+        If `given` does not lie on the lattice.
     OptionError
-        If `k` is larger than the rank of the vectors, or `k` or `weights` is no such value.
+        If `k` is larger than the rank of the vectors, or `k`, `weights` or `degree` is no
+        such value.
 
     Examples
     --------
@@ -84,21 +100,26 @@ def fit(
     >>> basis = fit(cube, k=0.95)  # doctest: +SKIP
     >>> fields = project(cube_of_another_year, basis)  # doctest: +SKIP
     """
-    return _fit(CubeView.of(cube, "embedding"), k, weights, whiten)
+    view = CubeView.of(cube, "embedding")
+    return _fit(view, k, weights, whiten, _predictors(view, given, degree))
 
 
 def _fit(
-    view: CubeView, k: int | float, weights: "Weights | xr.DataArray", whiten: bool
+    view: CubeView,
+    k: int | float,
+    weights: "Weights | xr.DataArray",
+    whiten: bool,
+    predictors: Predictors | None,
 ) -> "xr.Dataset":
     import xarray as xr
 
     _check_k(k)
-    axes = _axes(view, _weights(view, weights))
+    axes, regression = _axes(view, cell_weights(view, weights), predictors)
     n = axes.count(k)
     variance, total = axes.variance[:n], axes.variance.sum()
     numbered = view.dim not in view.field.coords
     dim = np.arange(len(axes.mean)) if numbered else view.field[view.dim].values
-    return xr.Dataset(
+    basis = xr.Dataset(
         {
             "components": (
                 ("component", "dim"),
@@ -133,6 +154,32 @@ def _fit(
             "reduction_whiten": int(whiten),
         },
     )
+    if predictors is None or regression is None:
+        return basis
+    return basis.assign(
+        regression=(
+            ("predictor", "dim"),
+            regression.coefficients,
+            {"long_name": "change of the embedding with one unit of the predictor"},
+        ),
+        predictor_mean=(
+            "predictor",
+            regression.means,
+            {"long_name": "mean of the predictor over the cells fitted"},
+        ),
+        predictor=(
+            "predictor",
+            np.arange(len(predictors.names), dtype=np.int8),
+            {
+                "long_name": "given field, or product of given fields, regressed on",
+                "flag_values": list(range(len(predictors.names))),
+                "flag_meanings": " ".join(predictors.names),
+            },
+        ),
+    ).assign_attrs(
+        reduction_given=" ".join(predictors.names),
+        reduction_given_explains=regression.explained,
+    )
 
 
 def reduce(
@@ -141,6 +188,8 @@ def reduce(
     *,
     weights: "Weights | xr.DataArray" = "area",
     whiten: bool = False,
+    given: "xr.Dataset | xr.DataArray | None" = None,
+    degree: int = 1,
 ) -> "xr.Dataset":
     """Reduce a cube to its first principal components: `fit`, then `project`.
 
@@ -148,10 +197,16 @@ def reduce(
     twice; the second time, if it is dask-backed, when the result is computed or written.
     """
     view = CubeView.of(cube, "embedding")
-    return _project(view, _fit(view, k, weights, whiten))
+    predictors = _predictors(view, given, degree)
+    return _project(view, _fit(view, k, weights, whiten, predictors), predictors)
 
 
-def project(cube: "xr.Dataset", basis: "xr.Dataset") -> "xr.Dataset":
+def project(
+    cube: "xr.Dataset",
+    basis: "xr.Dataset",
+    *,
+    given: "xr.Dataset | xr.DataArray | None" = None,
+) -> "xr.Dataset":
     """Express the vectors of a cube on a basis, its own or another's.
 
     Parameters
@@ -161,12 +216,16 @@ def project(cube: "xr.Dataset", basis: "xr.Dataset") -> "xr.Dataset":
     basis : xarray.Dataset
         What `fit` or `reduce` returned, or a file of it opened again; components may have
         been selected from it.
+    given : xarray.Dataset or xarray.DataArray, optional
+        The given fields on the cube's cells, for a basis that was fitted on what they leave
+        over; by default those that `reduce` put beside its result.
 
     Returns
     -------
     xarray.Dataset
         ``pc`` (…, lat, lon, component) float32 on the cube's coordinates, NaN where a vector
-        is missing or its cell counts no images, with the basis. Lazy if the cube is
+        or a given field is missing or the cell counts no images, with the basis and, as
+        ``predictors`` (lat, lon, predictor) float32, the given fields. Lazy if the cube is
         dask-backed, in blocks of 45 × 45 cells whatever the cube's chunks, so that these do
         not change a bit.
 
@@ -178,10 +237,16 @@ def project(cube: "xr.Dataset", basis: "xr.Dataset") -> "xr.Dataset":
     OptionError
         If `basis` is none.
     """
-    return _project(CubeView.of(cube, "embedding"), basis)
+    view = CubeView.of(cube, "embedding")
+    names = _regressed_on(basis)
+    if not names:
+        return _project(view, basis, None)
+    if given is None:
+        return _project(view, basis, Predictors.stored(basis, view))
+    return _project(view, basis, Predictors.of(given, view, names))
 
 
-def _project(view: CubeView, basis: "xr.Dataset") -> "xr.Dataset":
+def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None) -> "xr.Dataset":
     import xarray as xr
 
     components, deviations = _components(basis)
@@ -197,24 +262,41 @@ def _project(view: CubeView, basis: "xr.Dataset") -> "xr.Dataset":
                 f"the cube has {name} {ours!r}, the basis was fitted on {theirs!r}: vectors of "
                 "different encoders have no common axes; fit a basis on this cube"
             )
-    rotate = partial(
-        _affine,
+    matrix = np.ascontiguousarray(components.T) / deviations
+    rotate = Affine(
         before=basis["mean"].values.astype(np.float64),
-        matrix=np.ascontiguousarray(components.T) / deviations,
+        matrix=matrix,
         after=np.zeros(len(components)),
         zeros_allowed=view.zeros_allowed,
     )
-    pc = _map(view.field, rotate, "component", len(components))
+    beside = None
+    if predictors is not None:
+        coefficients, means = _regression(basis)
+        beside = predictors.values
+        rotate = replace(rotate, means=means, slopes=-coefficients @ matrix)
+    pc = map_vectors(view.field, rotate, "component", beside)
     if view.counts is not None:  # what lies where no image is counted is no vector
         pc = pc.where(xr.DataArray(view.counts.variable))
     pc.attrs = {"units": "1", "long_name": "principal components of the embedding"}
     attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
     attrs = {**_provenance(view.dataset), **attrs}
-    return _on_grid("pc", pc, view.dataset, basis[list(_BASIS)], attrs)
+    parts = basis[list(_BASIS)]
+    if predictors is not None:
+        parts = basis[[*_BASIS, *_REGRESSION]].assign(
+            predictors=(
+                (view.lat, view.lon, "predictor"),
+                predictors.values,
+                {"long_name": "given fields, in their own units, and their products"},
+            )
+        )
+    return _on_grid("pc", pc, view.dataset, parts, attrs)
 
 
 def restore(fields: "xr.Dataset") -> "xr.Dataset":
     """Turn principal components back into embeddings, as far as they go.
+
+    What given fields explained of the embeddings, where the basis was fitted on what they leave
+    over, is added again.
 
     Parameters
     ----------
@@ -235,14 +317,22 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
     """
     view = CubeView.of(fields, "pc")
     components, deviations = _components(fields)
-    expand = partial(
-        _affine,
+    expand = Affine(
         before=np.zeros(len(components)),
         matrix=components * deviations[:, None],
         after=fields["mean"].values.astype(np.float64),
-        zeros_allowed=True,
     )
-    embedding = _map(view.field, expand, "dim", components.shape[1])
+    beside = None
+    if _regressed_on(fields):
+        if "predictors" not in fields:
+            raise OptionError(
+                "expected the variable predictors, the given fields that the basis was fitted "
+                "on, beside pc; restore what reduce or project returned"
+            )
+        coefficients, means = _regression(fields)
+        beside = fields["predictors"].transpose(view.lat, view.lon, "predictor").values
+        expand = replace(expand, means=means, slopes=coefficients)
+    embedding = map_vectors(view.field, expand, "dim", beside)
     embedding.attrs = {
         "units": "1",
         "long_name": f"embedding, restored from {len(components)} principal components",
@@ -251,27 +341,53 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
     return _on_grid("embedding", embedding, fields, basis, fields.attrs)
 
 
-def _axes(view: CubeView, weights: Floats) -> Axes:
+def _axes(
+    view: CubeView, weights: Floats, predictors: Predictors | None
+) -> tuple[Axes, Regression | None]:
     """Read all vectors once and find their axes; `weights` are of every cell, (lat, lon)."""
-    moments = Moments.zero(view.field.shape[-1])
+    n = 0 if predictors is None else len(predictors.names)
+    moments = Moments.zero(n + view.field.shape[-1])
+    if predictors is not None:
+        weights = np.where(predictors.there(), weights, 0)
 
     def read(part: Part) -> Moments | None:
         filled, x = view.read(part)
         weighted = filled & (weights[part[-2:]] > 0)
-        return Moments.of(x[weighted], weights[part[-2:]][weighted]) if weighted.any() else None
+        if not weighted.any():
+            return None
+        x = x[weighted]
+        if predictors is not None:
+            x = np.concatenate([predictors.values[part[-2:]][weighted], x], axis=-1)
+        return Moments.of(x, weights[part[-2:]][weighted])
 
     # Blocks merge in the lattice's order, so that the sums have the same bits every time.
     parts = (part for part in view.blocks() if weights[part[-2:]].any())
     with one_thread():
-        for block in map_ahead(read, parts, _THREADS, ahead=2 * _THREADS):
+        for block in map_ahead(read, parts, THREADS, ahead=2 * THREADS):
             if block is not None:
                 moments.merge(block)
     if moments.cells == 0:
         raise CubeError(
-            "no cell holds a vector, or none that does has a weight above zero: there is "
-            "nothing to reduce; does the selected region hold land?"
+            "no cell holds a vector, or none that does has a weight above zero"
+            f"{' and all given fields' if n else ''}: there is nothing to reduce; does the "
+            "selected region hold land?"
         )
-    return Axes.of(moments)
+    if not n:
+        return Axes.of(moments), None
+    regression, residuals = Regression.of(moments, n)
+    # What rounding leaves of the variance that the predictors explained is no variance.
+    largest = float(np.diag(moments.covariance)[n:].max())
+    return Axes.of(residuals, largest), regression
+
+
+def _predictors(
+    view: CubeView, given: "xr.Dataset | xr.DataArray | None", degree: int
+) -> Predictors | None:
+    if given is None:
+        if degree != 1:
+            raise OptionError(f"degree={degree} is of the given fields, of which there are none")
+        return None
+    return Predictors.of(given, view, expanded(given, degree))
 
 
 def _check_k(k: int | float) -> None:
@@ -284,7 +400,7 @@ def _check_k(k: int | float) -> None:
         )
 
 
-def _weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
+def cell_weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
     """Weight of every cell, (lat, lon), at most 1; 0 where no group has images."""
     shape = view.field.shape[-3:-1]
     used = np.ones(shape, bool)
@@ -344,57 +460,18 @@ def _components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
     return components, np.sqrt(variance) if whiten else np.ones(len(components))
 
 
-def _map(
-    field: "xr.DataArray", function: Callable[[NDArray[Any]], NDArray[Any]], name: str, size: int
-) -> "xr.DataArray":
-    """Map blocks of vectors, (…, lat, lon, n), to such of `size`; lazily if dask-backed.
-
-    Blocks are the same for every kind of array, so that matrix products in them are.
-    """
-    import xarray as xr
-
-    *lead, n_lat, n_lon, _ = field.shape
-    shape, values = (*lead, n_lat, n_lon, size), field.variable
-    if field.chunks is not None:
-        import dask.array as da
-
-        # One block of a user's chunks could be the whole cube; and bits depend on the blocks.
-        data = field.data.rechunk((*(1 for _ in lead), grid.BLOCK, grid.BLOCK, -1))
-        result = da.map_blocks(  # type: ignore[no-untyped-call]
-            function,
-            data,
-            dtype=np.float32,
-            chunks=(*data.chunks[:-1], (size,)),
-            meta=np.empty((0,) * len(shape), np.float32),
-        )
-    else:
-        result = np.empty(shape, np.float32)
-        parts = [
-            (*group, slice(i, i + grid.BLOCK), slice(j, j + grid.BLOCK))
-            for group in np.ndindex(*lead)
-            for i in range(0, n_lat, grid.BLOCK)
-            for j in range(0, n_lon, grid.BLOCK)
-        ]
-        blocks = map_ahead(
-            lambda part: function(values[part].values), parts, _THREADS, ahead=2 * _THREADS
-        )
-        for part, block in zip(parts, blocks, strict=True):
-            result[part] = block
-    return xr.DataArray(result, dims=(*field.dims[:-1], name))
+def _regressed_on(basis: "xr.Dataset") -> tuple[str, ...]:
+    """Names of the predictors whose remainder a basis was fitted on; usually none."""
+    require_dataset(basis, "the basis of a reduction")
+    return predictor_names(basis)
 
 
-def _affine(
-    x: NDArray[Any], *, before: Floats, matrix: Floats, after: Floats, zeros_allowed: bool
-) -> NDArray[np.float32]:
-    """``(x - before) @ matrix + after`` in float64 where x is finite along the last axis."""
-    result = np.full((*x.shape[:-1], matrix.shape[1]), np.nan, np.float32)
-    filled = present(x, zeros_allowed=zeros_allowed)
-    if filled.any():
-        y = x[filled].astype(np.float64)
-        y -= before
-        with one_thread():
-            result[filled] = y @ matrix + after
-    return result
+def _regression(basis: "xr.Dataset") -> tuple[Floats, Floats]:
+    """Coefficients, (predictor, dim), and means of the predictors."""
+    if "predictor_mean" not in basis:
+        raise OptionError("expected the basis of a reduction, found no predictor_mean")
+    coefficients = basis["regression"].transpose("predictor", "dim").values.astype(np.float64)
+    return coefficients, basis["predictor_mean"].values.astype(np.float64)
 
 
 def _on_grid(

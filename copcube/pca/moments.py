@@ -112,16 +112,27 @@ class Axes:
         (dim,) float64, along each axis.
     cells : int
         Number of vectors that they were found from.
+    largest : float
+        The largest variance that went into their products: what is less than rounding of it
+        is none.
     """
 
     mean: Floats
     components: Floats
     variance: Floats
     cells: int
+    largest: float
 
     @classmethod
-    def of(cls, moments: Moments) -> Self:
+    def of(cls, moments: Moments, largest: float = 0) -> Self:
         """Decompose a covariance; the entry of largest magnitude of every axis is positive.
+
+        Parameters
+        ----------
+        moments : Moments
+            Of the vectors.
+        largest : float
+            A variance that the vectors had before something was subtracted from them.
 
         Raises
         ------
@@ -134,10 +145,11 @@ class Axes:
         with one_thread():  # more of them would be slower for a matrix of this size
             variance, columns = np.linalg.eigh(covariance)
         variance, components = np.maximum(variance[::-1], 0), columns.T[::-1]
-        largest = np.abs(components).argmax(axis=1)
-        signs = np.sign(components[np.arange(len(components)), largest])
+        peaks = np.abs(components).argmax(axis=1)
+        signs = np.sign(components[np.arange(len(components)), peaks])
         components = np.ascontiguousarray(components * signs[:, None])
-        return cls(moments.mean, components, variance, moments.cells)
+        largest = max(largest, float(variance[0]))
+        return cls(moments.mean, components, variance, moments.cells, largest)
 
     def count(self, k: int | float) -> int:
         """Return the number of components that `k` means: a number or a share of variance.
@@ -162,5 +174,5 @@ class Axes:
         # Rounding leaves a little variance along axes that have none: relative to the largest
         # one and, as vectors are centred by a rounded mean, to the square of that mean.
         eps = len(self.mean) * np.finfo(np.float64).eps
-        floor = max(eps * self.variance[0], (eps * np.abs(self.mean).max()) ** 2)
+        floor = max(eps * self.largest, (eps * np.abs(self.mean).max()) ** 2)
         return min(int((self.variance > floor).sum()), self.cells - 1)

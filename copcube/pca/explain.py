@@ -1,0 +1,167 @@
+"""How much fields that a model has say of the components of a cube, and the other way round."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from copcube.cube.view import CubeView
+from copcube.errors import CubeError, OptionError
+from copcube.grid import STEP, Floats
+from copcube.pca.blas import one_thread
+from copcube.pca.components import Weights, cell_weights
+from copcube.pca.moments import Moments
+from copcube.pca.predictors import Predictors, expanded, slopes
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def explain(
+    fields: "xr.Dataset",
+    statics: "xr.Dataset | xr.DataArray",
+    *,
+    weights: "Weights | xr.DataArray" = "area",
+    folds: int = 5,
+    block: float = 10.0,
+) -> "xr.Dataset":
+    """Measure what static fields explain of each component, and components of each static field.
+
+    Parameters
+    ----------
+    fields : xarray.Dataset
+        A reduction, with ``pc``.
+    statics : xarray.Dataset or xarray.DataArray
+        Fields on nodes of the 0.25° lattice, such as ERA5's.
+    weights : "area", None or xarray.DataArray
+        Weight of every cell, as in `copcube.pca.components.fit`.
+    folds : int
+        Number of parts, 2 or more, each of which is predicted from the others.
+    block : float
+        Side in degrees of the squares that go into one part whole. Neighbouring cells are so
+        alike that parts of single cells would only measure interpolation.
+
+    Returns
+    -------
+    xarray.Dataset
+        Weighted shares of variance, 1 - Σw(y - ŷ)² / Σw(y - ȳ)²: ``component_r2`` (component), by
+        linear regression on all static fields together; ``static_r2`` (static), on all
+        components together; and of both, as ``component_r2_held_out`` and
+        ``static_r2_held_out``, the shares in parts that the regression has not seen, which are
+        negative where the mean over the other parts had been the better guess. NaN where a
+        field is constant.
+
+    Raises
+    ------
+    CubeError
+        If `fields` is no reduction, or a part has no cell with all the fields.
+    GridError
+        If one does not lie on the lattice.
+    OptionError
+        If `folds`, `block` or `weights` is no such value.
+    """
+    import xarray as xr
+
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
+        raise OptionError(f"folds={folds!r}; expected a whole number, 2 or more")
+    if not STEP <= block <= 90:
+        raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
+    view = CubeView.of(fields, "pc")
+    names = expanded(statics, 1)
+    predictors = Predictors.of(statics, view, names)
+    parts = _moments(view, predictors, cell_weights(view, weights), folds, block)
+    n = len(names)
+    component, component_held_out = _shares(parts, n)
+    static, static_held_out = _shares([_swapped(part, n) for part in parts], view.field.shape[-1])
+    unseen = ", in parts that the regression has not seen"
+    forward, backward = "by the static fields", "by the components"
+    coords = {"component": fields["component"]} if "component" in fields.coords else {}
+    return xr.Dataset(
+        {
+            "component_r2": ("component", component, _share(forward)),
+            "component_r2_held_out": ("component", component_held_out, _share(forward + unseen)),
+            "static_r2": ("static", static, _share(backward)),
+            "static_r2_held_out": ("static", static_held_out, _share(backward + unseen)),
+        },
+        coords={**coords, "static": ("static", list(names))},
+        attrs={
+            "title": "what static fields and principal components say of each other",
+            "folds": folds,
+            "block_degrees": float(block),
+            "cells": sum(part.cells for part in parts),
+        },
+    )
+
+
+def _share(by: str) -> dict[str, str]:
+    return {"units": "1", "long_name": f"share of variance explained {by}"}
+
+
+def _moments(
+    view: CubeView, predictors: Predictors, weights: Floats, folds: int, block: float
+) -> list[Moments]:
+    """Moments of (static fields, components) of each part of the globe."""
+    n = len(predictors.names)
+    weights = np.where(predictors.there(), weights, 0)
+    # Along a row of squares the parts follow each other; the next row begins two further on.
+    down = ((90 - view.field[view.lat].values) // block).astype(int)
+    along = (view.field[view.lon].values % 360 // block).astype(int)
+    fold = (2 * down[:, None] + along) % folds
+    parts = [Moments.zero(n + view.field.shape[-1]) for _ in range(folds)]
+    with one_thread():
+        for part in view.blocks():
+            filled, x = view.read(part)
+            where = part[-2:]
+            joint = np.concatenate([predictors.values[where], x], axis=-1, dtype=np.float64)
+            for i in range(folds):
+                here = filled & (weights[where] > 0) & (fold[where] == i)
+                if here.any():
+                    parts[i].merge(Moments.of(joint[here], weights[where][here]))
+    if empty := [i for i, part in enumerate(parts) if not part.cells]:
+        raise CubeError(
+            f"{len(empty)} of {folds} parts have no cell with a vector and all static fields; "
+            "choose fewer folds or smaller blocks"
+        )
+    return parts
+
+
+def _swapped(part: Moments, n: int) -> Moments:
+    """Moments of vectors whose first n values are put at their end."""
+    order = np.roll(np.arange(len(part.mean)), -n)
+    scatter = part.lower + np.tril(part.lower, -1).T
+    lower = np.asfortranarray(np.tril(scatter[np.ix_(order, order)]))
+    return Moments(part.cells, part.weight, part.square, part.mean[order], lower)
+
+
+def _shares(parts: list[Moments], n: int) -> tuple[Floats, Floats]:
+    """R² of what follows the first n values, on these: seen, and predicted from other parts."""
+    whole = _merged(parts)
+    scatter = np.diag(whole.lower)[n:].copy()
+    scatter[scatter == 0] = np.nan  # a constant has no variance to explain
+    seen = _squares(whole, whole, n)
+    unseen = sum(
+        _squares(_merged([*parts[:i], *parts[i + 1 :]]), part, n) for i, part in enumerate(parts)
+    )
+    return 1 - seen / scatter, 1 - unseen / scatter
+
+
+def _merged(parts: list[Moments]) -> Moments:
+    whole = Moments.zero(len(parts[0].mean))
+    for part in parts:
+        whole.merge(part)
+    return whole
+
+
+def _squares(train: Moments, test: Moments, n: int) -> Floats:
+    """Weighted sum of squared errors, on the cells of `test`, of the regression on `train`."""
+    coefficients = slopes(train, n)
+    lower = test.lower
+    predictors = lower[:n, :n] + np.tril(lower[:n, :n], -1).T
+    # Σw(y - ŷ)² about the part's own means, and what the means are off by.
+    about = (
+        np.diag(lower)[n:]
+        - 2 * np.einsum("yp,py->y", lower[n:, :n], coefficients)
+        + np.einsum("py,pq,qy->y", coefficients, predictors, coefficients)
+    )
+    off = test.mean[n:] - train.mean[n:] - (test.mean[:n] - train.mean[:n]) @ coefficients
+    result: Floats = about + test.weight * off**2
+    return result
