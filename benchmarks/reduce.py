@@ -95,6 +95,24 @@ def with_copcube(folder, k):
     return fields.components.values, fields.explained_variance.values
 
 
+def with_copcube_given(folder, k):
+    """Components of what nine given fields and products of them leave over, from Zarr on disk."""
+    import xarray as xr
+
+    from copcube.pca.components import reduce
+
+    rng = np.random.default_rng(1)
+    smooth = [np.cumsum(rng.normal(size=(grid.N_LAT, grid.N_LON)), axis=1) for _ in range(3)]
+    given = xr.Dataset(
+        {name: (("lat", "lon"), v) for name, v in zip(("z", "lsm", "sdor"), smooth, strict=True)},
+        {"lat": grid.latitudes(), "lon": grid.longitudes()},
+    )
+    cube = xr.open_zarr(folder / "world.zarr")
+    fields = reduce(cube, k=k, weights=None, given=given, degree=2).compute()
+    # Unrelated fields explain next to nothing: the axes are those of the vectors themselves.
+    return fields.components.values, fields.explained_variance.values
+
+
 def with_sklearn(folder, k):
     """Components and scores by scikit-learn's PCA, with its defaults."""
     from sklearn.decomposition import PCA
@@ -131,6 +149,7 @@ def with_xeofs(folder, k):
 REFERENCE = "numpy in float64, npz"
 METHODS = {
     "copcube reduce, Zarr": with_copcube,
+    "copcube reduce, 9 predictors given": with_copcube_given,
     "scikit-learn PCA, npz": with_sklearn,
     "scikit-learn IncrementalPCA, npz": with_incremental,
     "xeofs EOF, npz": with_xeofs,

@@ -72,11 +72,13 @@ class Copembed:
         *,
         weights: "Weights | xr.DataArray" = "area",
         whiten: bool = False,
+        given: xr.Dataset | xr.DataArray | None = None,
+        degree: int = 1,
     ) -> xr.Dataset:
         """Principal components of the cells, with their basis; `copcube.pca.components.reduce`."""
         from copcube.pca.components import reduce
 
-        return reduce(self._ds, k, weights=weights, whiten=whiten)
+        return reduce(self._ds, k, weights=weights, whiten=whiten, given=given, degree=degree)
 
     def fit(
         self,
@@ -84,23 +86,33 @@ class Copembed:
         *,
         weights: "Weights | xr.DataArray" = "area",
         whiten: bool = False,
+        given: xr.Dataset | xr.DataArray | None = None,
+        degree: int = 1,
     ) -> xr.Dataset:
         """The basis alone, for `project`; `copcube.pca.components.fit`."""
         from copcube.pca.components import fit
 
-        return fit(self._ds, k, weights=weights, whiten=whiten)
+        return fit(self._ds, k, weights=weights, whiten=whiten, given=given, degree=degree)
 
-    def project(self, basis: xr.Dataset) -> xr.Dataset:
+    def project(
+        self, basis: xr.Dataset, *, given: xr.Dataset | xr.DataArray | None = None
+    ) -> xr.Dataset:
         """Components of this cube on the basis of another one; `copcube.pca.components.project`."""
         from copcube.pca.components import project
 
-        return project(self._ds, basis)
+        return project(self._ds, basis, given=given)
 
     def restore(self) -> xr.Dataset:
         """Embeddings from a reduction; `copcube.pca.components.restore`."""
         from copcube.pca.components import restore
 
         return restore(self._ds)
+
+    def explain(self, statics: xr.Dataset | xr.DataArray, **options: Any) -> xr.Dataset:
+        """What static fields and components say of each other; `copcube.pca.explain.explain`."""
+        from copcube.pca.explain import explain
+
+        return explain(self._ds, statics, **options)
 
     def merge(
         self, era5: xr.Dataset, *, fill: float | None = None, mask: bool = False

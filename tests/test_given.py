@@ -8,6 +8,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import PolynomialFeatures
 
 from copcube import pca
+from copcube.cli import main
 from copcube.errors import CubeError, GridError, OptionError
 
 LAT, LON = np.arange(72, 45, -0.25), np.arange(3, 27, 0.25)
@@ -190,6 +191,26 @@ def test_given_fields_that_cannot_be_used():
     for error, match, options in cases:
         with pytest.raises(error, match=match):
             pca.reduce(ds, 2, **options)
+
+
+def test_on_the_command_line(tmp_path, capsys):
+    given = statics()
+    given.z.attrs = {"standard_name": "geopotential", "units": "m**2 s**-2"}
+    given.to_netcdf(tmp_path / "static.nc")
+    ds = cube(given)
+    ds.to_zarr(tmp_path / "cube.zarr", zarr_format=3, consolidated=False)
+    at = {name: str(tmp_path / name) for name in ("static.nc", "cube.zarr", "fields.zarr")}
+    words = ["reduce", at["cube.zarr"], at["fields.zarr"], "--k", "2", "--given", at["static.nc"]]
+    assert main([*words, "--fields", "z,lsm", "--degree", "2"]) == 0
+    assert "the given fields explain" in capsys.readouterr().err
+    want = pca.reduce(ds, 2, given=given[["z", "lsm"]], degree=2)
+    np.testing.assert_array_equal(xr.open_zarr(at["fields.zarr"]).pc, want.pc)
+    assert main(["explain", at["fields.zarr"], at["static.nc"]]) == 0
+    shown = capsys.readouterr().out
+    assert "R² by static fields" in shown
+    assert "sdor" in shown
+    assert main([*words, "--overwrite", "--fields", "cl"]) == 1
+    assert "holds z, lsm, sdor, and no cl" in capsys.readouterr().err
 
 
 # Explaining

@@ -150,3 +150,10 @@ def test_other_dimensions_of_the_dataset_do_not_confuse():
     ds["t2m"] = ("latitude",), [1.0, 2.0], {}
     ds = ds.assign_coords(latitude=[0.0, 1.0])
     assert np.array_equal(CubeView.of(ds).filled(), mask)
+
+
+def test_labels_of_a_selection_are_those_selected():
+    ds, _ = small(lead=(("season", 3),))
+    flags = {"flag_values": [0, 1, 2], "flag_meanings": "DJF MAM JJA"}
+    ds = ds.assign_coords(season=("season", np.arange(3, dtype="i1"), flags))
+    assert CubeView.of(ds.isel(season=[2, 0])).groups == {"season": ("JJA", "DJF")}

@@ -1,4 +1,4 @@
-"""Commands that use cubes: info, validate, reduce, merge, export, convert, compare."""
+"""Commands that use cubes: info, validate, reduce, explain, merge, export, convert, compare."""
 
 import argparse
 import logging
@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
     _add_info(commands)
     _add_validate(commands)
     _add_reduce(commands)
+    _add_explain(commands)
     _add_merge(commands)
     _add_export(commands)
     _add_convert(commands)
@@ -51,7 +52,8 @@ def _add_reduce(commands: Commands) -> None:
         _reduce,
         "reduce a cube to its principal components",
         "copcube reduce world.zarr fields.zarr --k 16\n"
-        "  copcube reduce embed_map_310k.npz fields.nc --k 0.95",
+        "  copcube reduce embed_map_310k.npz fields.nc --k 0.95\n"
+        "  copcube reduce world.zarr news.zarr --given era5_static.nc --fields z,lsm,sdor,slor",
         details="The basis is kept beside the components, to project other cubes on it (--basis).",
     )
     reduce.add_argument("cube", metavar="CUBE", help=CUBE)
@@ -72,7 +74,41 @@ def _add_reduce(commands: Commands) -> None:
     reduce.add_argument(
         "--basis", metavar="FIELDS", help="project on the basis of another reduction instead"
     )
+    reduce.add_argument(
+        "--given",
+        metavar="STATICS",
+        help="reduce what a regression on these fields leaves over: NetCDF, GRIB or Zarr",
+    )
+    _add_fields(reduce)
+    reduce.add_argument(
+        "--degree",
+        type=int,
+        choices=(1, 2, 3),
+        default=1,
+        help="regress on products of so many given fields, too (default: 1, none)",
+    )
     overwrite(reduce)
+
+
+def _add_explain(commands: Commands) -> None:
+    explain = command(
+        commands,
+        "explain",
+        _explain,
+        "measure what static fields and components say of each other",
+        "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor",
+        details="Prints R² of linear regressions over all cells, and over cells of 10° squares\n"
+        "that the regression has not seen.",
+    )
+    explain.add_argument("cube", metavar="FIELDS", help="a reduction")
+    explain.add_argument("given", metavar="STATICS", help="static fields: NetCDF, GRIB or Zarr")
+    _add_fields(explain)
+
+
+def _add_fields(reduce: argparse.ArgumentParser) -> None:
+    reduce.add_argument(
+        "--fields", metavar="NAMES", help="which of STATICS, such as z,lsm (default: all)"
+    )
 
 
 def _add_merge(commands: Commands) -> None:
@@ -161,19 +197,64 @@ def _reduce(arguments: Arguments) -> None:
     from copcube.pca.components import project, reduce
 
     _require_free(arguments)
+    if arguments.fields and not arguments.given:
+        raise OptionError("--fields says which of the fields of --given count; give these, too")
     cube = _open(arguments.cube)
+    given = _statics(arguments) if arguments.given else None
     if arguments.basis:
-        fields = project(cube, _open(arguments.basis))
+        fields = project(cube, _open(arguments.basis), given=given)
     else:
         fields = reduce(
             cube,
             arguments.k,
             weights=None if arguments.weights == "none" else "area",
             whiten=arguments.whiten,
+            given=given,
+            degree=arguments.degree,
         )
+    if given is not None:
+        explained = fields.attrs["reduction_given_explains"]
+        log.info("the given fields explain %.1f %% of variance", 100 * explained)
     share = float(fields.explained_variance_ratio.sum())
-    log.info("%d components explain %.1f %% of variance", fields.sizes["component"], 100 * share)
+    whose = "variance" if given is None else "the variance that they leave over"
+    log.info("%d components explain %.1f %% of %s", fields.sizes["component"], 100 * share, whose)
     _save(fields, arguments)
+
+
+def _explain(arguments: Arguments) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from copcube.pca import explain
+
+    found = explain(_open(arguments.cube), _statics(arguments))
+    for what, by in (("component", "static fields"), ("static", "components")):
+        table = Table(what, f"R² by {by}", "held out", title_justify="left")
+        for name, seen, unseen in zip(
+            found[what].values.tolist(),
+            found[f"{what}_r2"].values,
+            found[f"{what}_r2_held_out"].values,
+            strict=True,
+        ):
+            table.add_row(str(name), f"{seen:.3f}", f"{unseen:.3f}")
+        Console().print(table)
+
+
+def _statics(arguments: Arguments) -> "xr.Dataset":
+    """Open the static fields of --given, or those of them that --fields names."""
+    from copcube.era5 import open_static
+
+    statics = open_static(arguments.given)
+    if not arguments.fields:
+        return statics
+    names = arguments.fields.split(",")
+    if unknown := [name for name in names if name not in statics.data_vars]:
+        raise OptionError(
+            f"{arguments.given} holds {', '.join(map(str, statics.data_vars))}, and no "
+            f"{', '.join(unknown)}"
+        )
+    chosen: xr.Dataset = statics[names]
+    return chosen
 
 
 def _merge(arguments: Arguments) -> None:
