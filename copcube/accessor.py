@@ -122,6 +122,20 @@ class Copembed:
 
         return merge(self._ds, era5, fill=fill, mask=mask)
 
+    def similar(
+        self, lat: float | None = None, lon: float | None = None, **options: Any
+    ) -> xr.Dataset:
+        """Places that look like one, or like a vector; `copcube.lookup.similar.similar`."""
+        from copcube.lookup import similar
+
+        return similar(self._ds, lat, lon, **options)
+
+    def cluster(self, n: int, **options: Any) -> xr.Dataset:
+        """Classes of places that look alike; `copcube.lookup.clusters.cluster`."""
+        from copcube.lookup import cluster
+
+        return cluster(self._ds, n, **options)
+
     def compare(self, other: xr.Dataset) -> "Comparison":
         """Agreement with another cube; `copcube.cube.compare.compare`."""
         from copcube.cube.compare import compare

@@ -27,7 +27,7 @@ ALLOWED = {  # third-party package → modules that may import it
 
 SPINE = ["version", "errors", "grid", "modalities", "selection", "progress", "lookahead"]
 SPINE += ["files", "hub", "rows", "cells", "images", "encoder", "aggregate", "embedding", "cube"]
-SPINE += ["builds", "pca", "era5", "interchange", "accessor", "cli", "__main__"]
+SPINE += ["builds", "pca", "era5", "interchange", "lookup", "accessor", "cli", "__main__"]
 """Along the spine a module imports only what stands to its left."""
 
 

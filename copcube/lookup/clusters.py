@@ -1,0 +1,121 @@
+"""Classes of places: k-means of the vectors of a cube."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from copcube.cube.view import CubeView
+from copcube.errors import CubeError, MissingPackageError, OptionError
+from copcube.pca.components import Weights, cell_weights
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def cluster(
+    cube: "xr.Dataset",
+    n: int,
+    *,
+    weights: "Weights | xr.DataArray" = "area",
+    seed: int = 0,
+) -> "xr.Dataset":
+    """Divide the places of a cube into classes of like vectors, by k-means.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        A reduction, which is usual, or a cube, without leading dimensions. All vectors are held
+        in memory.
+    n : int
+        Number of classes, 2 to 32,767.
+    weights : "area", None or xarray.DataArray
+        Weight of every cell, as in `copcube.pca.components.fit`.
+    seed : int
+        Where k-means begins; the same seed gives the same classes.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``cluster`` (lat, lon) int16, -1 where no vector is, the class of most weight first;
+        ``centre`` (class, dim or component) float64; ``share`` (class), of the weight of all
+        cells with vectors; and the attribute ``within``, the share of the variance that is
+        within classes.
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube, has leading dimensions or fewer vectors than classes.
+    MissingPackageError
+        If scikit-learn is not installed.
+    OptionError
+        If `n`, `weights` or `seed` is no such value.
+    """
+    import xarray as xr
+
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 2 <= n <= 32767:
+        raise OptionError(f"n={n!r}; expected a number of classes, 2 to 32,767")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise OptionError(f"seed={seed!r}; expected a whole number, 0 or more")
+    view = CubeView.of(cube)
+    if view.lead:
+        raise CubeError(
+            f"the dataset has groups along {', '.join(view.lead)}; select one of them, such as "
+            f"cube.isel({view.lead[0]}=0)"
+        )
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError:
+        raise MissingPackageError(
+            "clustering needs scikit-learn: pip install scikit-learn"
+        ) from None
+    weight = cell_weights(view, weights)
+    places, vectors, of_each = [], [], []
+    for part in view.blocks():
+        there, x = view.read(part)
+        there = there & (weight[part] > 0)
+        places.append((part, there))
+        vectors.append(x[there])
+        of_each.append(weight[part][there])
+    x = np.concatenate(vectors) if vectors else np.empty((0, 1))
+    if len(x) < n:
+        raise CubeError(f"{len(x):,} cells hold a vector: too few for {n} classes")
+    w = np.concatenate(of_each)
+    # Means of the weights near 1: scikit-learn's tolerance is relative to those of the vectors.
+    model = KMeans(n, n_init=1, random_state=int(seed)).fit(x, sample_weight=w / w.mean())
+    share = np.bincount(model.labels_, w, minlength=n) / w.sum()
+    order = np.argsort(-share, kind="stable")
+    label = np.argsort(order).astype(np.int16)[model.labels_]
+    result = np.full(weight.shape, -1, np.int16)
+    start = 0
+    for part, there in places:
+        stop = start + int(there.sum())
+        result[part][there] = label[start:stop]
+        start = stop
+    mean = np.average(x, axis=0, weights=w)
+    whole = float(np.average(((x - mean) ** 2).sum(axis=1), weights=w))
+    flags = {"flag_values": np.arange(n, dtype=np.int16), "long_name": "class of the vector"}
+    return xr.Dataset(
+        {
+            "cluster": ((view.lat, view.lon), result, {**flags, "missing": -1}),
+            "centre": (
+                ("class", view.dim),
+                model.cluster_centers_[order].astype(np.float64),
+                {"units": "1", "long_name": "mean vector of the class"},
+            ),
+            "share": (
+                "class",
+                share[order],
+                {"units": "1", "long_name": "share of the weight of all cells with vectors"},
+            ),
+        },
+        coords={
+            view.lat: view.field[view.lat].variable,
+            view.lon: view.field[view.lon].variable,
+            "class": np.arange(n, dtype=np.int16),
+        },
+        attrs={
+            "title": f"{n} classes of vectors by k-means",
+            "seed": int(seed),
+            "within": float(model.inertia_ / len(x) / whole) if whole else 0.0,
+        },
+    )

@@ -1,0 +1,250 @@
+"""Places that look alike: the similarity of every cell to a vector, and the best of them."""
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from copcube.cube.view import CubeView, Part, refuse_zeros
+from copcube.errors import CubeError, OptionError
+from copcube.files.processors import available_processors
+from copcube.grid import Floats
+from copcube.lookahead import map_ahead
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Metric = Literal["cosine", "euclidean"]
+
+EARTH_RADIUS = 6371.0088
+"""Mean radius of WGS 84 in km (Moritz, 2000, doi:10.1007/s001900050278)."""
+
+_VECTORS = 128
+"""Vectors multiplied at once, so that they are read from memory once for all products."""
+_LEAST_SQUARE = 1e-30
+"""Sum of squares below which float32 has lost some of them."""
+_THREADS = min(available_processors(), 8)
+
+
+def similar(
+    cube: "xr.Dataset",
+    lat: float | None = None,
+    lon: float | None = None,
+    *,
+    vector: ArrayLike | None = None,
+    n: int = 20,
+    metric: Metric = "cosine",
+    exclude_km: float = 0,
+) -> "xr.Dataset":
+    """Find the places whose vectors are most like that of a place, or like any vector.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        A cube or a reduction without leading dimensions, whole or in part, lazy or not. Also
+        a published or quantised map, opened by the engine.
+    lat, lon : float, optional
+        The place to compare with; its own cell is left out of the best places.
+    vector : array_like, optional
+        (dim,) what to compare with instead of a place.
+    n : int
+        How many of the best places to list; fewer if there are not so many.
+    metric : {"cosine", "euclidean"}
+        Cosine of the angle between vectors, largest first, or distance of vectors, least first.
+    exclude_km : float
+        Listed places lie farther than this from `lat`, `lon` and from each other, along great
+        circles: neighbours look alike, and would fill the list.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``similarity`` (lat, lon) float32, with the metric ``euclidean`` ``distance`` instead,
+        NaN where no vector is; and, along ``place``, best first, ``place_lat`` and
+        ``place_lon`` in degrees, and ``place_similarity`` or ``place_distance``.
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube or has leading dimensions, or the place has no vector.
+    GridError
+        If the place lies outside the dataset.
+    OptionError
+        If the place and the vector are both given or both missing, or a value means nothing.
+
+    Examples
+    --------
+    >>> found = similar(cube, 48.1, 11.6, exclude_km=500)  # doctest: +SKIP
+    >>> found.to_dataframe()  # doctest: +SKIP
+    """
+    import xarray as xr
+
+    if metric not in get_args(Metric):
+        raise OptionError(f"metric={metric!r}; expected {' or '.join(get_args(Metric))}")
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise OptionError(f"n={n!r}; expected a number of places, 1 or more")
+    if not 0 <= exclude_km < np.inf:
+        raise OptionError(f"exclude_km={exclude_km!r}; expected a distance in km, 0 or more")
+    view = CubeView.of(cube)
+    if view.lead:
+        raise CubeError(
+            f"the dataset has groups along {', '.join(view.lead)}; select one of them, such as "
+            f"cube.isel({view.lead[0]}=0)"
+        )
+    wanted, here = _wanted(view, lat, lon, vector)
+    values = _scores(view, wanted, metric)
+    found = np.flatnonzero(np.isfinite(values.ravel()))
+    sign = 1 if metric == "euclidean" else -1
+    best = _best(view, sign * values.ravel(), found, here, int(n), exclude_km)
+    i, j = np.unravel_index(best, values.shape)
+    name = "distance" if metric == "euclidean" else "similarity"
+    what = f"{'distance of' if metric == 'euclidean' else 'cosine with'} the vector compared with"
+    attrs = {"units": "1", "long_name": what}
+    y, x = view.field[view.lat], view.field[view.lon]
+    return xr.Dataset(
+        {
+            name: ((view.lat, view.lon), values, attrs),
+            "place_lat": ("place", y.values[i], {**y.attrs, "long_name": "latitude of the place"}),
+            "place_lon": ("place", x.values[j], {**x.attrs, "long_name": "longitude of the place"}),
+            f"place_{name}": ("place", values[i, j], attrs),
+        },
+        coords={view.lat: y.variable, view.lon: x.variable},
+        attrs={"title": "places that look alike", "metric": metric, **_asked(lat, lon)},
+    )
+
+
+def _asked(lat: float | None, lon: float | None) -> dict[str, float]:
+    return {} if lat is None or lon is None else {"lat": float(lat), "lon": float(lon)}
+
+
+def _wanted(
+    view: CubeView, lat: float | None, lon: float | None, vector: ArrayLike | None
+) -> tuple[Floats, tuple[int, int] | None]:
+    """Return the vector to compare with, float64, and the position of its cell."""
+    if (lat is None) != (lon is None) or (lat is None) == (vector is None):
+        raise OptionError("give a place by lat and lon, or a vector")
+    here = None
+    if vector is not None:
+        wanted = np.asarray(vector, np.float64)
+        if wanted.shape != view.field.shape[-1:]:
+            raise OptionError(
+                f"the vector has the shape {wanted.shape}; those of the cube have "
+                f"{view.field.shape[-1:]}"
+            )
+    else:
+        cell = view.at(lat, lon)  # type: ignore[arg-type]
+        wanted = cell[view.name].values.astype(np.float64)
+        here = (
+            int(np.flatnonzero(view.field[view.lat].values == cell[view.lat].values)[0]),
+            int(np.flatnonzero(view.field[view.lon].values == cell[view.lon].values)[0]),
+        )
+    if not np.isfinite(wanted).all() or not wanted.any():
+        raise OptionError("the vector to compare with is zero or not finite: nothing is like it")
+    return wanted, here
+
+
+def _scores(view: CubeView, wanted: Floats, metric: Metric) -> NDArray[np.float32]:
+    """Similarity or distance of every cell, (lat, lon); NaN where no vector is."""
+    result = np.full(view.field.shape[:2], np.nan, np.float32)
+    parts = list(view.blocks())
+
+    def score(part: Part) -> NDArray[np.float32]:
+        counts = None if view.counts is None else view.counts.variable[part].values
+        x = view.field.variable[part].values
+        return _score(x, counts, wanted, metric, view.zeros_allowed)
+
+    for part, block in zip(
+        parts, map_ahead(score, parts, _THREADS, ahead=2 * _THREADS), strict=True
+    ):
+        result[part] = block
+    return result
+
+
+def _score(
+    x: NDArray[Any],
+    counted: NDArray[np.bool_] | None,
+    wanted: Floats,
+    metric: Metric,
+    zeros_allowed: bool,
+) -> NDArray[np.float32]:
+    """Scores of vectors, (rows, cols, dim), to (rows, cols)."""
+    result = np.full(x.shape[:2], np.nan, np.float32)
+    step = max(1, _VECTORS // x.shape[1])
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
+        # What lies where no image is counted is no vector, and need not be read.
+        y = x[rows].reshape(-1, x.shape[2]) if counted is None else x[rows][counted[rows]]
+        y = y.astype(np.float32) if y.dtype == np.float16 else y
+        if not zeros_allowed:
+            refuse_zeros(y)
+        scores = _of_each(y, wanted, metric)
+        if counted is None:
+            result[rows] = scores.reshape(result[rows].shape)
+        else:
+            result[rows][counted[rows]] = scores
+    return result
+
+
+def _of_each(y: NDArray[Any], wanted: Floats, metric: Metric) -> NDArray[np.floating]:
+    """Score of each of some vectors, (n, dim), in their precision; NaN where one is not finite."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        # The expansion |y|² - 2y·w + |w|² would lose what near vectors differ by.
+        x = y - wanted.astype(y.dtype) if metric == "euclidean" else y
+        squares: NDArray[np.floating] = np.vecdot(x, x)
+        scores: NDArray[np.floating] = np.sqrt(squares)
+        if metric == "cosine":
+            scores = (y @ (wanted / np.linalg.norm(wanted)).astype(y.dtype)) / scores
+    # Squares of large and of tiny values leave the range of float32; such vectors are few.
+    beyond = ~((squares > _LEAST_SQUARE) & np.isfinite(squares))
+    if beyond.any():
+        scores[beyond] = np.nan
+        beyond[beyond] = np.isfinite(y[beyond]).all(axis=1)
+        x = y[beyond].astype(np.float64)
+        if metric == "euclidean":
+            scores[beyond] = np.linalg.norm(x - wanted, axis=1)
+        else:
+            with np.errstate(invalid="ignore"):  # of zeros, which have no direction
+                scores[beyond] = x @ (wanted / np.linalg.norm(wanted)) / np.linalg.norm(x, axis=1)
+    return scores
+
+
+def _best(
+    view: CubeView,
+    rank: NDArray[Any],
+    found: NDArray[np.intp],
+    here: tuple[int, int] | None,
+    n: int,
+    exclude_km: float,
+) -> NDArray[np.intp]:
+    """Flat positions of the n of `found` with the least `rank`, apart from each other."""
+    width = view.field.shape[1]
+    if here is not None:
+        found = found[found != here[0] * width + here[1]]
+    if exclude_km == 0:
+        # `argpartition` is linear; ties are then broken by position, so that lists are the same.
+        if n < len(found):
+            worst = np.partition(rank[found], n - 1)[n - 1]
+            found = found[rank[found] <= worst]
+        return found[np.argsort(rank[found], kind="stable")][:n]
+    y, x = view.field[view.lat].values, view.field[view.lon].values
+    points = _on_sphere(y[found // width], x[found % width])
+    chord = 2 * np.sin(min(exclude_km / EARTH_RADIUS, np.pi) / 2)
+    left = np.ones(len(found), bool)
+    if here is not None:
+        left &= _chords(points, _on_sphere(y[here[0]], x[here[1]])) > chord
+    score = np.where(left, rank[found], np.inf)
+    best: list[int] = []
+    while len(best) < n and np.isfinite(score[first := int(np.argmin(score))]):
+        best.append(first)
+        score[_chords(points, points[first]) <= chord] = np.inf
+    return found[best]
+
+
+def _on_sphere(lat: ArrayLike, lon: ArrayLike) -> Floats:
+    """Points of the unit sphere, (…, 3)."""
+    y, x = np.radians(lat), np.radians(lon)
+    return np.stack([np.cos(y) * np.cos(x), np.cos(y) * np.sin(x), np.sin(y)], axis=-1)
+
+
+def _chords(points: Floats, point: Floats) -> Floats:
+    """Distances through the unit sphere, which grow with those along it."""
+    return np.asarray(np.linalg.norm(points - point, axis=-1))

@@ -1,0 +1,178 @@
+"""Look-alikes and classes, against scikit-learn and closed forms."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from sklearn.metrics.pairwise import cosine_similarity, haversine_distances
+
+from copcube.errors import CubeError, GridError, OptionError
+from copcube.lookup import cluster, similar
+
+LAT, LON = np.arange(72, 45, -0.25), np.arange(-10, 14, 0.25)
+DIM = 9
+
+
+def cube(seed=0, dtype=np.float32, counts=True, scale=1.0):
+    """A cube whose cells are two thirds filled."""
+    rng = np.random.default_rng(seed)
+    x = (scale * rng.normal(size=(len(LAT), len(LON), DIM)) + 0.3 * scale).astype(dtype)
+    there = rng.random(x.shape[:2]) < 2 / 3
+    x[~there] = np.nan
+    ds = xr.Dataset({"embedding": (("lat", "lon", "dim"), x)}, {"lat": LAT, "lon": LON})
+    return ds.assign(n_images=(("lat", "lon"), there.astype("i4"))) if counts else ds
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("chunks", [None, {"lat": 50, "lon": 17}])
+def test_similarity_is_the_cosine(dtype, counts, chunks):
+    ds = cube(dtype=dtype, counts=counts)
+    i, j = np.argwhere(np.isfinite(ds.embedding.values).all(-1))[777]
+    found = similar(ds if chunks is None else ds.chunk(chunks), LAT[i], LON[j], n=5)
+    x = ds.embedding.values.reshape(-1, DIM).astype(float)
+    there = np.isfinite(x).all(-1)
+    want = np.full(len(x), np.nan)
+    want[there] = cosine_similarity(x[there], x[i * len(LON) + j][None])[:, 0]
+    np.testing.assert_allclose(found.similarity.values.ravel(), want, atol=1e-6)
+    want[i * len(LON) + j] = np.nan  # its own cell
+    best = np.argsort(np.where(np.isnan(want), -np.inf, want))[::-1][:5]
+    np.testing.assert_array_equal(found.place_lat, LAT[best // len(LON)])
+    np.testing.assert_array_equal(found.place_lon, LON[best % len(LON)])
+    np.testing.assert_allclose(found.place_similarity, want[best], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_distance_is_exact_for_vectors_far_from_zero(dtype):
+    ds = cube(dtype=np.float32)
+    ds["embedding"] = (ds.embedding + 4096).astype(dtype)
+    vector = ds.embedding.values[np.isfinite(ds.embedding.values).all(-1)][0]
+    found = similar(ds, vector=vector, metric="euclidean", n=1)
+    want = np.linalg.norm(ds.embedding.values.astype(float) - vector, axis=-1)
+    np.testing.assert_allclose(found.distance, want, rtol=1e-6)
+    assert float(found.place_distance[0]) == 0
+
+
+def test_places_lie_apart():
+    ds = cube()
+    i, j = np.argwhere(ds.n_images.values > 0)[400]
+    found = similar(ds, LAT[i], LON[j], n=8, exclude_km=300)
+    places = np.radians([[LAT[i], LON[j]], *found[["place_lat", "place_lon"]].to_array().values.T])
+    apart = haversine_distances(places) * 6371.0088 + 1e9 * np.eye(len(places))
+    assert found.sizes["place"] == 8
+    assert apart.min() > 300
+    # Whatever is better than a listed place lies near the point or one that is better still.
+    values = found.similarity.values
+    for rank in range(8):
+        better = np.argwhere(values > float(found.place_similarity[rank]))
+        near = haversine_distances(
+            np.radians(np.stack([LAT[better[:, 0]], LON[better[:, 1]]], axis=1)), places[: rank + 1]
+        )
+        assert (near.min(axis=1) * 6371.0088 <= 300 + 1e-6).all()
+
+
+def test_fewer_places_than_asked_for_and_all_of_them():
+    ds = cube().isel(lat=slice(0, 3), lon=slice(0, 3))
+    filled = int((ds.n_images > 0).sum())
+    assert similar(ds, vector=np.ones(DIM), n=100).sizes["place"] == filled
+    far = similar(ds, vector=np.ones(DIM), n=100, exclude_km=20000)
+    assert far.sizes["place"] == 1
+    assert float(far.place_similarity[0]) == float(far.similarity.max())
+
+
+@pytest.mark.parametrize(("scale", "to"), [(1e25, 1e30), (1e-25, 1e-26)])
+def test_values_whose_squares_leave_the_range_of_float32(scale, to):
+    ds = cube(scale=scale)
+    vector = np.full(DIM, to)
+    x = ds.embedding.values.astype(float)
+    for metric, want in (
+        ("cosine", x @ vector / np.linalg.norm(x, axis=-1) / np.linalg.norm(vector)),
+        ("euclidean", np.linalg.norm(x - vector, axis=-1)),
+    ):
+        found = similar(ds, vector=vector, metric=metric)
+        values = found["similarity" if metric == "cosine" else "distance"]
+        np.testing.assert_allclose(values, want, rtol=1e-5)
+
+
+def test_counts_decide_what_is_there():
+    ds = cube()
+    ds["embedding"] = ds.embedding.fillna(1)  # values where no image is counted
+    found = similar(ds, vector=np.ones(DIM))
+    np.testing.assert_array_equal(np.isfinite(found.similarity), ds.n_images > 0)
+    with pytest.raises(CubeError, match="vectors of zeros"):
+        similar(ds.drop_vars("n_images").fillna(0) * 0, vector=np.ones(DIM))
+
+
+def test_questions_without_an_answer():
+    ds = cube()
+    cases = [
+        (OptionError, "by lat and lon, or a vector", {}),
+        (OptionError, "by lat and lon, or a vector", {"lat": 50}),
+        (OptionError, "by lat and lon, or a vector", {"lat": 50, "lon": 3, "vector": [1]}),
+        (OptionError, r"shape \(1,\)", {"vector": [1]}),
+        (OptionError, "nothing is like it", {"vector": np.zeros(DIM)}),
+        (OptionError, "nothing is like it", {"vector": np.full(DIM, np.nan)}),
+        (OptionError, "metric='angle'", {"vector": np.ones(DIM), "metric": "angle"}),
+        (OptionError, "n=0", {"vector": np.ones(DIM), "n": 0}),
+        (OptionError, "exclude_km=-1", {"vector": np.ones(DIM), "exclude_km": -1}),
+        (GridError, "does not reach", {"lat": -50, "lon": 3}),
+        (GridError, "beyond a pole", {"lat": 95, "lon": 3}),
+    ]
+    for error, match, options in cases:
+        with pytest.raises(error, match=match):
+            similar(ds, **options)
+    with pytest.raises(CubeError, match=r"isel\(season=0\)"):
+        similar(ds.expand_dims(season=2), vector=np.ones(DIM))
+
+
+# Classes
+
+
+def groups(n=4, noise=0.05, seed=0):
+    """A cube of n kinds of places, in bands of latitude, and which cell is of which."""
+    rng = np.random.default_rng(seed)
+    ds = cube(seed)
+    kind = np.arange(len(LAT)) ** 2 * n // len(LAT) ** 2
+    kind = np.broadcast_to(kind[:, None], ds.n_images.shape)
+    x = rng.normal(size=(n, DIM))[kind] + noise * rng.normal(size=ds.embedding.shape)
+    x[ds.n_images.values == 0] = np.nan
+    return ds.assign(embedding=(ds.embedding.dims, x)), kind
+
+
+def test_classes_are_the_kinds_by_falling_area():
+    ds, kind = groups()
+    found = cluster(ds, 4)
+    there = ds.n_images.values > 0
+    np.testing.assert_array_equal(found.cluster.values == -1, ~there)
+    pairs = set(zip(found.cluster.values[there].tolist(), kind[there].tolist(), strict=True))
+    assert len(pairs) == 4  # one class a kind
+    area = np.broadcast_to(np.cos(np.radians(LAT))[:, None], there.shape)
+    shares = np.array([area[found.cluster.values == i].sum() for i in range(4)])
+    np.testing.assert_allclose(found.share, shares / shares.sum(), atol=1e-4)
+    assert (np.diff(found.share) <= 0).all()
+    for i in range(4):
+        here = found.cluster.values == i
+        mean = np.average(ds.embedding.values[here], axis=0, weights=area[here])
+        np.testing.assert_allclose(found.centre[i], mean, atol=1e-4)
+    assert 0 < found.within < 0.02
+
+
+def test_classes_do_not_depend_on_chunks_and_can_be_saved(tmp_path):
+    ds, _ = groups(noise=1)
+    found = cluster(ds, 5)
+    xr.testing.assert_identical(cluster(ds.chunk({"lat": 11, "lon": 50}), 5), found)
+    found.to_netcdf(tmp_path / "classes.nc")
+    again = xr.load_dataset(tmp_path / "classes.nc")
+    np.testing.assert_array_equal(again.cluster, found.cluster)
+
+
+def test_classes_that_cannot_be():
+    ds, _ = groups()
+    for n in (1, 0, 2.5, True, 40000):
+        with pytest.raises(OptionError, match="n="):
+            cluster(ds, n)
+    with pytest.raises(OptionError, match="seed=-1"):
+        cluster(ds, 2, seed=-1)
+    with pytest.raises(CubeError, match="too few for 20000"):
+        cluster(ds, 20000)
+    with pytest.raises(CubeError, match="select one"):
+        cluster(ds.expand_dims(season=2), 2)
