@@ -72,7 +72,6 @@ def main():
         path = Path(folder) / "world.zarr"
         encoding = {"embedding": {"chunks": (45, 45, arguments.dim)}}
         ds.to_zarr(path, encoding=encoding, zarr_format=3, consolidated=False)
-        del ds, x
         for metric in ("cosine", "euclidean"):
             compare(
                 f"{metric}, from Zarr",
