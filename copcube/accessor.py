@@ -13,6 +13,8 @@ import xarray as xr
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from matplotlib.axes import Axes
+
     from copcube.cube.compare import Comparison
     from copcube.interchange import Exported
     from copcube.pca.components import Weights
@@ -53,6 +55,11 @@ class Copembed:
         from copcube.cube.card import coverage
 
         return coverage(self._ds)
+
+    @property
+    def plot(self) -> "Plots":
+        """Maps: ``plot.rgb()``, ``plot.component(0)``, ``plot.counts()`` and the like."""
+        return Plots(self._ds)
 
     def filled(self) -> xr.DataArray:
         """Which cells hold a vector, (…, lat, lon) bool; `copcube.cube.view.CubeView.filled`."""
@@ -171,6 +178,55 @@ class Copembed:
         from copcube.interchange import to_parquet
 
         return to_parquet(self._ds, path, **options)
+
+
+class Plots:
+    """Maps of a cube or a reduction, `copcube.plot.maps`; each returns matplotlib's axes.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A cube or a reduction.
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    def rgb(self, components: tuple[int, int, int] = (0, 1, 2), **options: Any) -> "Axes":
+        """Three components as red, green and blue; `copcube.plot.maps.rgb`."""
+        from copcube.plot import rgb
+
+        return rgb(self._ds, components, **options)
+
+    def component(self, i: int = 0, **options: Any) -> "Axes":
+        """One component; `copcube.plot.maps.component`."""
+        from copcube.plot import component
+
+        return component(self._ds, i, **options)
+
+    def counts(self, **options: Any) -> "Axes":
+        """How many images each cell has; `copcube.plot.maps.counts`."""
+        from copcube.plot import counts
+
+        return counts(self._ds, **options)
+
+    def spread(self, **options: Any) -> "Axes":
+        """How much the images of a cell disagree; `copcube.plot.maps.spread`."""
+        from copcube.plot import spread
+
+        return spread(self._ds, **options)
+
+    def coverage(self, **options: Any) -> "Axes":
+        """Which cells hold a vector; `copcube.plot.maps.coverage`."""
+        from copcube.plot import coverage
+
+        return coverage(self._ds, **options)
+
+    def similar(self, lat: float, lon: float, **options: Any) -> "Axes":
+        """How like every place is to one; `copcube.plot.maps.similar`."""
+        from copcube.plot import similar
+
+        return similar(self._ds, lat, lon, **options)
 
 
 def _dataset(obj: xr.Dataset | xr.DataArray) -> xr.Dataset:

@@ -23,11 +23,14 @@ ALLOWED = {  # third-party package → modules that may import it
     "obstore": {"files"},
     "huggingface_hub": {"hub"},
     "distributed": {"builds"},
+    "matplotlib": {"plot", "accessor"},  # the accessor for types alone
+    "cartopy": {"plot"},
+    "sklearn": {"lookup"},
 }
 
 SPINE = ["version", "errors", "grid", "modalities", "selection", "progress", "lookahead"]
 SPINE += ["files", "hub", "rows", "cells", "images", "encoder", "aggregate", "embedding", "cube"]
-SPINE += ["builds", "pca", "era5", "interchange", "lookup", "accessor", "cli", "__main__"]
+SPINE += ["builds", "pca", "era5", "interchange", "lookup", "plot", "accessor", "cli", "__main__"]
 """Along the spine a module imports only what stands to its left."""
 
 
@@ -83,7 +86,12 @@ def test_help_imports_nothing_heavy():
 
 
 def requirements(lines):
-    names = {"torch": "pytorch", "dask[array]": "dask", "moto[server]": "moto"}
+    names = {
+        "torch": "pytorch",
+        "matplotlib": "matplotlib-base",
+        "dask[array]": "dask",
+        "moto[server]": "moto",
+    }
     found = set()
     for line in lines:
         name, bound, version = line.partition(">=")
@@ -94,7 +102,8 @@ def requirements(lines):
 def test_environment_is_in_step_with_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["build"], *extras["cloud"], *extras["test"]]
+    wanted = [*project["dependencies"], *extras["build"], *extras["cloud"], *extras["plot"]]
+    wanted += extras["test"]
     wanted = [line for line in wanted if not line.startswith("copcube[")]
     wanted.append(f"python{project['requires-python']}")
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())

@@ -1,0 +1,308 @@
+"""Maps: components as colours, one by one, counts, spread, coverage, similarity.
+
+Every function draws on the axes it is given or on new ones, and returns them; nothing global is
+changed. Colours can be told apart by people who see red and green alike. What is drawn from a
+reduction is stretched by the standard deviations in its basis, so that maps of parts of the world,
+and of other cubes on the same basis, have the same colours.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.cube.view import CubeView
+from copcube.errors import CubeError, MissingPackageError, OptionError
+from copcube.plot.coast import coastlines
+from copcube.plot.raster import Extent, Window, cartopy_projection, draw
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+_DEVIATIONS = 2.5
+"""Standard deviations from the mean to the end of a colour scale."""
+
+_LAND = "#e6e6e6"
+_COAST = "#404040"
+
+
+def rgb(
+    ds: "xr.Dataset",
+    components: tuple[int, int, int] = (0, 1, 2),
+    *,
+    basis: "xr.Dataset | None" = None,
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw three components as red, green and blue.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A reduction; or a cube, of which the components are computed first.
+    components : tuple of int
+        Which of them are red, green and blue.
+    basis : xarray.Dataset, optional
+        The basis on which a cube is projected; by default its own. A fixed one, such as that of
+        the whole world, makes maps comparable.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on; new ones by default. Those for a projection must have it.
+    projection : cartopy.crs.Projection or str, optional
+        Such as ``"Robinson"``; by default longitude and latitude.
+    extent : tuple of float, optional
+        West, east, south and north in degrees; by default that of the dataset.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube or reduction or has leading dimensions.
+    OptionError
+        If a component or the extent is not there, or the projection is unknown.
+    MissingPackageError
+        If matplotlib, or for a projection cartopy, is not installed.
+    """
+    if len(components) != 3:
+        raise OptionError(f"components={components!r}; expected three of them")
+    fields = _reduced(ds, max(components) + 1, basis)
+    view = _flat(CubeView.of(fields, "pc"))
+    planes = [_plane(view, i) / _limit(fields, i) for i in components]
+    values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
+    axes, _ = _map(view, values, ax, projection, extent)
+    names = zip(("red", "green", "blue"), components, strict=True)
+    return _titled(axes, fields, ", ".join(f"{colour}: pc {i}" for colour, i in names))
+
+
+def component(
+    ds: "xr.Dataset",
+    i: int = 0,
+    *,
+    basis: "xr.Dataset | None" = None,
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw one component; parameters and errors are those of `rgb`."""
+    fields = _reduced(ds, i + 1, basis)
+    view = _flat(CubeView.of(fields, "pc"))
+    limit = _limit(fields, i)
+    axes, image = _map(
+        view, _plane(view, i), ax, projection, extent, cmap="PuOr", vmin=-limit, vmax=limit
+    )
+    share = float(fields["explained_variance_ratio"].values[i])
+    _bar(axes, image, f"component {i}", extend="both")
+    return _titled(axes, fields, f"component {i}, {share:.1%} of variance")
+
+
+def counts(
+    ds: "xr.Dataset",
+    *,
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw how many images each cell has; parameters and errors are those of `rgb`."""
+    from matplotlib.colors import LogNorm
+
+    values = _field(ds, "n_images")
+    values = np.where(values > 0, values, np.nan)
+    norm = LogNorm(1, max(2, np.nanmax(values, initial=2)))
+    view = _flat(CubeView.of(ds))
+    axes, image = _map(view, values, ax, projection, extent, cmap="cividis", norm=norm)
+    _bar(axes, image, "images in the cell")
+    return _titled(axes, ds, "number of images")
+
+
+def spread(
+    ds: "xr.Dataset",
+    *,
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw how much the images of a cell disagree; parameters and errors are those of `rgb`."""
+    values = _field(ds, "spread")
+    view = _flat(CubeView.of(ds))
+    values = np.where(view.filled().values, values, np.nan)
+    axes, image = _map(view, values, ax, projection, extent, cmap="viridis", vmin=0)
+    _bar(axes, image, "spread of the embeddings")
+    return _titled(axes, ds, "how much the images of a cell disagree")
+
+
+def coverage(
+    ds: "xr.Dataset",
+    *,
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw which cells hold a vector; parameters and errors are those of `rgb`."""
+    from matplotlib.colors import ListedColormap
+
+    view = _flat(CubeView.of(ds))
+    values = np.where(view.filled().values, 1.0, np.nan)
+    axes, _ = _map(view, values, ax, projection, extent, cmap=ListedColormap(["#0072b2"]))
+    return _titled(axes, ds, "cells with a vector")
+
+
+def similar(
+    ds: "xr.Dataset",
+    lat: float,
+    lon: float,
+    *,
+    n: int = 10,
+    exclude_km: float = 500,
+    metric: str = "cosine",
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw how like every place is to one, and mark the best.
+
+    Parameters and errors are those of `rgb` and of `copcube.lookup.similar.similar`.
+    """
+    from copcube.lookup import similar as find
+
+    found = find(ds, lat, lon, n=n, exclude_km=exclude_km, metric=metric)  # type: ignore[arg-type]
+    name = "distance" if metric == "euclidean" else "similarity"
+    view = CubeView.of(ds)
+    colours = "cividis_r" if metric == "euclidean" else "cividis"
+    values = found[name].transpose(view.lat, view.lon).values
+    axes, image = _map(view, values, ax, projection, extent, cmap=colours)
+    marks: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white"}
+    window = Window.of(view, extent)
+    for x, y, more in (
+        (found["place_lon"].values, found["place_lat"].values, {"marker": "o", "color": "#d55e00"}),
+        (np.array([lon]), np.array([lat]), {"marker": "*", "markersize": 14, "color": "#cc79a7"}),
+    ):
+        _plot(axes, window, projection, x, y, **marks, **more)
+    _bar(axes, image, str(found[name].attrs["long_name"]))
+    return _titled(axes, ds, f"places like {lat:g}°, {lon:g}°")
+
+
+def _map(
+    view: CubeView,
+    values: NDArray[Any],
+    ax: "Axes | None",
+    projection: Any,
+    extent: Extent | None,
+    **options: Any,
+) -> tuple["Axes", Any]:
+    """Draw values of cells, and coastlines; return the axes and the image."""
+    projection = cartopy_projection(projection)
+    window = Window.of(view, extent)
+    axes = _axes(projection) if ax is None else ax
+    if projection is None:
+        projection = getattr(axes, "projection", None)
+    axes.set_facecolor(_LAND if values.ndim == 2 else "white")
+    image = draw(view, values, window, axes, projection, **options)
+    for line in coastlines():
+        _plot(axes, window, projection, line[:, 0], line[:, 1], color=_COAST, linewidth=0.5)
+    if projection is None:
+        axes.set_xlim(window.west, window.east)
+        axes.set_ylim(window.south, window.north)
+        axes.set_xlabel("longitude (degrees east)")
+        axes.set_ylabel("latitude (degrees north)")
+        axes.set_aspect(1 / np.cos(np.radians(_middle(window))))
+    return axes, image
+
+
+def _middle(window: Window) -> float:
+    """Latitude at which degrees are drawn in their true proportion; the equator of large maps."""
+    wide = window.north - window.south > 60
+    return 0.0 if wide else (window.north + window.south) / 2
+
+
+def _axes(projection: Any) -> "Axes":
+    try:
+        # A figure of its own, not pyplot's, which would keep and show it.
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackageError("maps need matplotlib: pip install 'copcube[plot]'") from None
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes: Axes = figure.add_subplot(projection=projection)
+    return axes
+
+
+def _plot(
+    axes: "Axes",
+    window: Window,
+    projection: Any,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    **style: Any,
+) -> None:
+    """Draw a line or marks at degrees east and north, at every turn that the window shows."""
+    if projection is not None or hasattr(axes, "projection"):
+        import cartopy.crs
+
+        axes.plot(x, y, transform=cartopy.crs.PlateCarree(), **style)
+        return
+    for turn in (-360, 0, 360):
+        turned = x + turn
+        if (turned.max() >= window.west) and (turned.min() <= window.east):
+            axes.plot(turned, y, **style)
+
+
+def _bar(axes: "Axes", image: Any, label: str, **options: Any) -> None:
+    axes.get_figure().colorbar(  # type: ignore[union-attr]
+        image, ax=axes, label=label, shrink=0.8, pad=0.02, **options
+    )
+
+
+def _titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
+    # Numbers of an encoder without training must not be taken for results.
+    untrained = ds.attrs.get("encoder_trained") == 0
+    axes.set_title(title + ("\nUNTRAINED encoder: the values mean nothing" if untrained else ""))
+    return axes
+
+
+def _flat(view: CubeView) -> CubeView:
+    if view.lead:
+        raise CubeError(
+            f"the dataset has groups along {', '.join(view.lead)}; select one of them, such as "
+            f"ds.isel({view.lead[0]}=0)"
+        )
+    return view
+
+
+def _field(ds: "xr.Dataset", name: str) -> NDArray[Any]:
+    """Values of a map that a cube has beside its vectors, (lat, lon)."""
+    view = _flat(CubeView.of(ds))
+    if name not in ds:
+        raise CubeError(f"the dataset has no {name}; a published map does not tell it")
+    return np.asarray(ds[name].transpose(view.lat, view.lon).values, np.float64)
+
+
+def _reduced(ds: "xr.Dataset", k: int, basis: "xr.Dataset | None") -> "xr.Dataset":
+    """Return a reduction with k components: the dataset itself, or the reduction of a cube."""
+    from copcube.pca import project, reduce
+
+    _flat(CubeView.of(ds))
+    if "pc" not in ds:
+        ds = reduce(ds, k) if basis is None else project(ds, basis)
+    elif basis is not None:
+        raise OptionError("a basis is of a cube; the dataset is a reduction and has its own")
+    if k > ds.sizes.get("component", 0) or k < 1:
+        raise OptionError(
+            f"component {k - 1} was asked for; the reduction has 0 to {ds.sizes['component'] - 1}"
+        )
+    return ds
+
+
+def _plane(view: CubeView, i: int) -> NDArray[Any]:
+    return np.asarray(view.field.isel({view.dim: i}).values, np.float64)
+
+
+def _limit(fields: "xr.Dataset", i: int) -> float:
+    """Value of a component at the end of its colour scale."""
+    if fields.attrs.get("reduction_whiten") == 1:
+        return _DEVIATIONS
+    if "explained_variance" not in fields:
+        raise OptionError("expected the basis of the reduction beside pc; found none")
+    return _DEVIATIONS * float(np.sqrt(fields["explained_variance"].values[i]))

@@ -1,0 +1,192 @@
+"""Cells of a cube as pixels of a map, in degrees or in any projection of cartopy.
+
+Every pixel shows the cell that holds its centre: nothing is interpolated, and the seam of the
+globe and the poles need no care.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.cube.view import CubeView
+from copcube.errors import MissingPackageError, OptionError
+from copcube.grid import STEP, Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Extent = tuple[float, float, float, float]
+
+_PIXELS = 1440
+"""Columns of pixels of a projected map; a global one then has about a pixel a cell."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The part of the globe that a map shows.
+
+    Parameters
+    ----------
+    west, east, south, north : float
+        Degrees; east is greater than west, by 360 at most.
+    """
+
+    west: float
+    east: float
+    south: float
+    north: float
+
+    @classmethod
+    def of(cls, view: CubeView, extent: Extent | None) -> Self:
+        """Take the extent asked for, or that of the cells of a dataset.
+
+        Raises
+        ------
+        OptionError
+            If the extent is empty or lies beyond a pole.
+        """
+        if extent is None:
+            return cls(*_extent(view))
+        try:
+            west, east, south, north = (float(value) for value in extent)
+        except (TypeError, ValueError):
+            raise OptionError(
+                f"extent={extent!r}; expected (west, east, south, north) in degrees"
+            ) from None
+        # East of 180° may be written as less than west: from 170 to -170.
+        east = east + 360 if east <= west else east
+        if not (-90 <= south < north <= 90 and west < east <= west + 360):
+            raise OptionError(
+                f"extent={extent!r}; expected (west, east, south, north) in degrees, south below "
+                "north, at most 360° wide"
+            )
+        return cls(west, east, south, north)
+
+    def points(self) -> tuple[Floats, Floats]:
+        """Latitudes, north first, and longitudes of the centres of the pixels."""
+        n = max(1, round((self.east - self.west) / STEP)), round((self.north - self.south) / STEP)
+        # A few cells are drawn with several pixels each, so that their edges lie where they are.
+        fine = max(1, min(8, _PIXELS // max(n)))
+        columns, rows = n[0] * fine, max(1, n[1] * fine)
+        lon = self.west + (np.arange(columns) + 0.5) * (self.east - self.west) / columns
+        lat = self.north - (np.arange(rows) + 0.5) * (self.north - self.south) / rows
+        return lat, lon
+
+
+def draw(
+    view: CubeView,
+    values: NDArray[Any],
+    window: Window,
+    ax: "Axes",
+    projection: Any,
+    **options: Any,
+) -> Any:
+    """Draw values of the cells, (lat, lon) or (lat, lon, colour), on axes; return the image."""
+    rows, cols = view.positions()
+    if projection is None:
+        lat, lon = window.points()
+        y, x = (index.ravel() for index in np.meshgrid(lat, lon, indexing="ij"))
+        shape = (len(lat), len(lon))
+        extent: Extent = (window.west, window.east, window.south, window.north)
+    else:
+        y, x, shape, extent = _projected(window, ax, projection)
+    inside = np.isfinite(y) & np.isfinite(x)
+    row, col = grid.cell_at(np.where(inside, y, 0), np.where(inside, x, 0))
+    i, j = rows[row], cols[col]
+    there = inside & (i >= 0) & (j >= 0)
+    if projection is not None:  # the projection's rectangle reaches beyond the window
+        there &= ((x - window.west) % 360 <= window.east - window.west) & (
+            (y >= window.south) & (y <= window.north)
+        )
+    pixels = np.full((len(y), *values.shape[2:]), np.nan, np.float32)
+    pixels[there] = values[i[there], j[there]]
+    pixels = pixels.reshape(*shape, *values.shape[2:])
+    if pixels.ndim == 3:  # no colour where no vector is
+        pixels = np.concatenate([pixels, np.isfinite(pixels[..., :1])], axis=-1)
+        pixels = np.nan_to_num(pixels)
+    if projection is not None:
+        options["transform"] = projection
+    return ax.imshow(pixels, origin="upper", extent=extent, interpolation="nearest", **options)
+
+
+def cartopy_projection(projection: Any) -> Any:
+    """Return a projection of cartopy, of its name, itself, or None.
+
+    Raises
+    ------
+    MissingPackageError
+        If cartopy is not installed.
+    OptionError
+        If it has no projection of such a name.
+    """
+    if projection is None:
+        return None
+    try:
+        import cartopy.crs
+    except ImportError:
+        raise MissingPackageError(
+            "maps in a projection need cartopy: pip install 'copcube[plot]'; without a projection "
+            "maps are drawn in degrees"
+        ) from None
+    if isinstance(projection, cartopy.crs.Projection):
+        return projection
+    known = {
+        name.lower(): kind
+        for name, kind in vars(cartopy.crs).items()
+        if isinstance(kind, type) and issubclass(kind, cartopy.crs.Projection)
+    }
+    try:
+        return known[str(projection).lower()]()
+    except KeyError:
+        raise OptionError(
+            f"projection={projection!r}; expected a projection of cartopy or its name, such as "
+            "Robinson, EqualEarth or NorthPolarStereo"
+        ) from None
+    except TypeError:
+        raise OptionError(
+            f"projection={projection!r} needs parameters; make it with cartopy.crs"
+        ) from None
+
+
+def _projected(
+    window: Window, ax: Any, projection: Any
+) -> tuple[Floats, Floats, tuple[int, int], Extent]:
+    """Latitude and longitude of pixels that fill the axes, NaN outside the globe."""
+    import cartopy.crs
+
+    plain = cartopy.crs.PlateCarree()
+    if window.east - window.west < 360 or window.north - window.south < 180:
+        ax.set_extent((window.west, window.east, window.south, window.north), crs=plain)
+    else:
+        ax.set_global()
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    rows = max(1, round(_PIXELS * (high - low) / (right - left)))
+    x = left + (np.arange(_PIXELS) + 0.5) * (right - left) / _PIXELS
+    y = high - (np.arange(rows) + 0.5) * (high - low) / rows
+    grid_x, grid_y = np.meshgrid(x, y)
+    lonlat = plain.transform_points(projection, grid_x.ravel(), grid_y.ravel())
+    lon, lat = lonlat[:, 0], lonlat[:, 1]
+    # Outside the globe some projections return a place whose own point is elsewhere.
+    back = projection.transform_points(plain, lon, lat)
+    off = np.hypot(back[:, 0] - grid_x.ravel(), back[:, 1] - grid_y.ravel())
+    lat = np.where(off < 1e-3 * (right - left), lat, np.nan)
+    return lat, lon, (rows, _PIXELS), (left, right, low, high)
+
+
+def _extent(view: CubeView) -> Extent:
+    """West, east, south and north edges of the cells of a dataset."""
+    row, col = np.sort(view.row), np.unique(view.col)
+    north = min(90.0, 90 + STEP / 2 - STEP * int(row[0]))
+    south = max(-90.0, 90 - STEP / 2 - STEP * int(row[-1]))
+    # The widest gap between columns is outside.
+    gaps = np.diff(col, append=col[0] + grid.N_LON)
+    last = int(np.argmax(gaps))
+    if gaps[last] <= 1:
+        return -180.0, 180.0, south, north
+    first = col[(last + 1) % len(col)]
+    west = (STEP * int(first) - STEP / 2 + 180) % 360 - 180
+    width = STEP * ((int(col[last]) - int(first)) % grid.N_LON + 1)
+    return west, west + width, south, north

@@ -1,0 +1,195 @@
+"""Maps: what is drawn where, on which colours; the pixels are compared with xarray's own lookup."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from copcube import pca, plot
+from copcube.errors import CubeError, GridError, OptionError
+from copcube.plot.coast import coastlines
+
+DIM = 6
+
+
+def cube(lat, lon, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(len(lat), len(lon), DIM)).astype("f4")
+    x *= 1 + np.arange(DIM)[::-1]
+    x[rng.random(x.shape[:2]) < 0.5] = np.nan
+    there = np.isfinite(x).all(-1)
+    return xr.Dataset(
+        {
+            "embedding": (("lat", "lon", "dim"), x),
+            "n_images": (("lat", "lon"), np.where(there, rng.integers(1, 50, there.shape), 0)),
+            "spread": (("lat", "lon"), rng.random(there.shape).astype("f4")),
+        },
+        {"lat": lat, "lon": lon},
+    )
+
+
+@pytest.fixture(scope="module")
+def europe():
+    return cube(np.arange(60, 34.75, -0.25), np.arange(-10, 30.25, 0.25))
+
+
+@pytest.fixture(scope="module")
+def fields(europe):
+    return pca.reduce(europe, 4)
+
+
+def image(ax):
+    """The pixels of a map, and the degrees or metres of their centres."""
+    (drawn,) = ax.get_images()
+    west, east, south, north = drawn.get_extent()
+    values = np.ma.filled(np.ma.masked_invalid(drawn.get_array()).astype(float), np.nan)
+    rows, columns = values.shape[:2]
+    x = west + (np.arange(columns) + 0.5) * (east - west) / columns
+    y = north - (np.arange(rows) + 0.5) * (north - south) / rows
+    return values, y, x
+
+
+def test_every_pixel_shows_the_cell_that_holds_it(fields):
+    ax = plot.component(fields, 1, extent=(-3, 8, 40, 51))
+    values, y, x = image(ax)
+    want = fields.pc.isel(component=1).sel(lat=y, lon=x, method="nearest").values
+    # A point on an edge may be either side's; centres of pixels are on none.
+    np.testing.assert_allclose(values, want, rtol=1e-6)
+    assert ax.get_xlim() == (-3, 8)
+    assert ax.get_ylim() == (40, 51)
+    assert "degrees east" in ax.get_xlabel()
+    limit = 2.5 * np.sqrt(float(fields.explained_variance[1]))
+    assert ax.get_images()[0].get_clim() == pytest.approx((-limit, limit))
+
+
+def test_maps_across_180_degrees():
+    lon = np.arange(170, 190.25, 0.25)
+    ds = cube(np.arange(-30, -40.25, -0.25), lon % 360)
+    values, y, x = image(plot.counts(ds))
+    assert (x.min(), x.max()) == pytest.approx((169.875, 190.125), abs=0.1)
+    moved = ds.assign_coords(lon=lon)
+    want = moved.n_images.sel(lat=y, lon=x, method="nearest").values
+    np.testing.assert_array_equal(np.nan_to_num(values), want)
+    written = image(plot.counts(ds, extent=(175, -175, -38, -32)))
+    assert (written[2].min(), written[2].max()) == pytest.approx((175, 185), abs=0.2)
+
+
+def test_in_a_projection_pixels_show_their_place(fields):
+    crs = pytest.importorskip("cartopy.crs")
+    projection = crs.LambertAzimuthalEqualArea(10, 50)
+    values, y, x = image(plot.component(fields, 0, projection=projection, extent=(0, 20, 42, 55)))
+    i, j = np.argwhere(np.isfinite(values))[::997].T
+    lon, lat = crs.PlateCarree().transform_points(projection, x[j], y[i])[:, :2].T
+    want = fields.pc.isel(component=0).sel(
+        lat=xr.DataArray(lat, dims="p"), lon=xr.DataArray(lon, dims="p"), method="nearest"
+    )
+    np.testing.assert_allclose(values[i, j], want, rtol=1e-6)
+    assert (lon > 0).all()
+    assert (lon < 20).all()
+
+
+def test_colours_of_a_part_are_those_of_the_whole(fields):
+    whole, _, _ = image(plot.rgb(fields, extent=(0, 10, 40, 50)))
+    part = fields.sel(lat=slice(50, 40), lon=slice(0, 10))
+    cut, _, _ = image(plot.rgb(part, extent=(0, 10, 40, 50)))
+    np.testing.assert_array_equal(whole, cut)
+    assert set(np.unique(whole[..., 3])) == {0, 1}  # opaque where a vector is
+    limit = 2.5 * np.sqrt(fields.explained_variance.values[:3])
+    want = np.clip(0.5 + fields.pc.values[..., :3] / limit / 2, 0, 1)
+    assert np.isclose(np.nanmean(want), whole[whole[..., 3] == 1][:, :3].mean(), atol=0.01)
+
+
+def test_a_cube_is_reduced_first_and_a_basis_fixes_its_axes(europe, fields):
+    own, _, _ = image(plot.component(europe, 0))
+    np.testing.assert_allclose(own, image(plot.component(fields, 0))[0], rtol=1e-4, atol=1e-4)
+    part = europe.sel(lon=slice(0, 10))
+    on_basis, y, x = image(plot.component(part, 0, basis=fields))
+    want = fields.pc.isel(component=0).sel(lat=y, lon=x, method="nearest")
+    np.testing.assert_allclose(on_basis, want, rtol=1e-4, atol=1e-4)
+
+
+def test_other_maps_show_what_they_say(europe):
+    there = europe.n_images.values > 0
+    for ax, want in (
+        (plot.spread(europe), np.where(there, europe.spread, np.nan)),
+        (plot.coverage(europe), np.where(there, 1, np.nan)),
+    ):
+        values, y, x = image(ax)
+        want = xr.DataArray(want, europe.n_images.coords)
+        np.testing.assert_array_equal(values, want.sel(lat=y, lon=x, method="nearest"))
+
+
+def test_look_alikes_are_marked(europe):
+    i, j = np.argwhere(europe.n_images.values > 0)[1000]
+    lat, lon = float(europe.lat[i]), float(europe.lon[j])
+    ax = plot.similar(europe, lat, lon, n=3, exclude_km=200)
+    found = europe.copembed.similar(lat, lon, n=3, exclude_km=200)
+    *_, best, here = ax.get_lines()
+    np.testing.assert_array_equal(best.get_xydata(), np.c_[found.place_lon, found.place_lat])
+    np.testing.assert_array_equal(here.get_xydata(), [[lon, lat]])
+
+
+def test_axes_given_are_drawn_on_and_nothing_global_is_touched(fields):
+    from matplotlib import pyplot
+    from matplotlib.figure import Figure
+
+    before = pyplot.get_fignums()
+    ax = Figure().add_subplot()
+    assert fields.copembed.plot.rgb(ax=ax) is ax
+    assert fields.copembed.plot.component(0) is not ax
+    assert pyplot.get_fignums() == before
+
+
+def test_numbers_of_an_untrained_encoder_are_marked(europe):
+    assert "UNTRAINED" not in plot.counts(europe).get_title()
+    assert "UNTRAINED" in plot.counts(europe.assign_attrs(encoder_trained=0)).get_title()
+
+
+def test_coastlines_are_where_they_are():
+    lines = coastlines()
+    points = np.concatenate(lines)
+    assert np.abs(points[:, 0]).max() <= 180
+    assert np.abs(points[:, 1]).max() <= 90
+    # Capes, to the third of a degree that a line at 1:110 million is off.
+    for lon, lat in ((-9.50, 38.78), (20.0, -34.83), (-34.8, -7.15), (25.7, 71.1), (-67.3, -55.9)):
+        assert np.hypot(points[:, 0] - lon, points[:, 1] - lat).min() < 0.7
+    assert not any(np.abs(np.diff(line[:, 0])).max() > 180 for line in lines)
+
+
+def test_maps_that_cannot_be_drawn(europe, fields):
+    cases = [
+        (OptionError, "extent=", lambda: plot.rgb(fields, extent=(0, 10, 50, 40))),
+        (OptionError, "extent=", lambda: plot.rgb(fields, extent=(0, 10, 50, 95))),
+        (OptionError, "extent='europe'", lambda: plot.rgb(fields, extent="europe")),
+        (OptionError, "expected three", lambda: plot.rgb(fields, (0, 1))),
+        (OptionError, "has 0 to 3", lambda: plot.component(fields, 4)),
+        (OptionError, "component -1", lambda: plot.component(fields, -1)),
+        (OptionError, "has its own", lambda: plot.rgb(fields, basis=fields)),
+        (
+            OptionError,
+            "no such|projection='Robinsson'",
+            lambda: plot.rgb(fields, projection="Robinsson"),
+        ),
+        (OptionError, "needs parameters", lambda: plot.rgb(fields, projection="UTM")),
+        (CubeError, "has no spread", lambda: plot.spread(europe.drop_vars("spread"))),
+        (CubeError, "groups along season", lambda: plot.rgb(fields.expand_dims(season=2))),
+        (GridError, "no node", lambda: plot.coverage(europe.assign_coords(lat=europe.lat + 0.1))),
+    ]
+    for error, match, draw in cases:
+        with pytest.raises(error, match=match):
+            draw()
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "cartopy"])
+def test_what_is_not_installed_is_named(package, tmp_path, fields):
+    fields.to_netcdf(tmp_path / "fields.nc")
+    code = (
+        f"import sys; sys.modules['{package}'] = None; sys.modules['{package}.figure'] = None\n"
+        f"import xarray as xr, copcube\nds = xr.load_dataset({str(tmp_path / 'fields.nc')!r})\n"
+        f"try: ds.copembed.plot.rgb(projection={'Robinson' if package == 'cartopy' else None!r})\n"
+        "except copcube.CopcubeError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "copcube[plot]" in run.stdout
