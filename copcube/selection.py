@@ -5,7 +5,9 @@ import datetime
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from copcube.dates import yyyymmdd
 from copcube.errors import OptionError
 from copcube.modalities import select
 
@@ -28,8 +30,17 @@ class Selection:
     end: str | None = None
 
     @classmethod
-    def of(cls, modalities: Iterable[str] | None = None, dates: str | None = None) -> "Selection":
-        """Make a selection from keys and a text such as ``2021`` or ``2021-03..2021-08-15``.
+    def of(cls, modalities: Iterable[str] | None = None, dates: Any = None) -> "Selection":
+        """Make a selection from keys and dates.
+
+        Parameters
+        ----------
+        modalities : iterable of str, optional
+            Keys; all by default.
+        dates : optional
+            A year, month or day, such as ``2021``, ``2021-02`` or whatever
+            `copcube.dates.day` takes; or two of them, as a pair or a text
+            ``2021-03..2021-08-15``, of which one may be left out.
 
         Raises
         ------
@@ -51,27 +62,34 @@ class Selection:
         return (self.start is None or self.start <= date) and (self.end is None or date <= self.end)
 
 
-def _span(text: str) -> tuple[str | None, str | None]:
-    first, dots, last = text.partition("..")
-    start = _edge(first, last=False) if first or not dots else None
-    end = _edge(last if dots else first, last=True) if last or not dots else None
+def _span(dates: Any) -> tuple[str | None, str | None]:
+    first, last = dates, dates
+    if isinstance(dates, str) and ".." in dates:
+        first, last = (text or None for text in dates.split("..", 1))
+    elif isinstance(dates, slice):
+        first, last = dates.start, dates.stop
+    elif isinstance(dates, tuple | list) and len(dates) == 2:
+        first, last = dates
+    start = None if first is None else _edge(first, last=False)
+    end = None if last is None else _edge(last, last=True)
     if start is not None and end is not None and end < start:
-        raise OptionError(f"dates {text!r} end before they start")
+        raise OptionError(f"dates {dates!r} end before they start")
     return start, end
 
 
-def _edge(text: str, *, last: bool) -> str:
+def _edge(value: Any, *, last: bool) -> str:
     """First or last day, YYYYMMDD, of a year, month or day such as 2021, 2021-02, 2021-02-03."""
-    match = re.fullmatch(r"(\d{4})(?:-?(\d{2}))?(?:-?(\d{2}))?", text.strip())
+    text = "" if isinstance(value, bool) else str(value).strip()
+    match = re.fullmatch(r"(\d{4})(?:-?(\d{2}))?", text, re.ASCII)
     try:
         if match is None:
-            raise ValueError
+            return yyyymmdd(value)
         year = int(match[1])
         month = int(match[2] or (12 if last else 1))
-        day = int(match[3] or (calendar.monthrange(year, month)[1] if last else 1))
-        return datetime.date(year, month, day).strftime("%Y%m%d")
-    except ValueError:
+        day = calendar.monthrange(year, month)[1] if last else 1
+        return yyyymmdd(datetime.date(year, month, day))
+    except (ValueError, OptionError):
         raise OptionError(
-            f"{text!r} is not a date; expected a year, month or day, or two of them around "
+            f"{value!r:.80} is not a date; expected a year, month or day, or two of them around "
             "'..', such as 2021, 2021-03..2021-08 or 2021-03-01..2021-08-15"
         ) from None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stub import StubEncoder
 
-from copcube.embedding.partition import Batch, cropped, days_since_1970, embed_partition, metadata
+from copcube.embedding.partition import Batch, cropped, embed_partition, metadata
 from copcube.errors import ImageError
 from copcube.images import Image, Partition, Rejected
 from copcube.modalities import MODALITIES, ORDER, modality
@@ -224,8 +224,6 @@ def test_an_image_whose_crop_is_empty_is_left_out():
 
 
 def test_metadata():
-    assert days_since_1970("19700102") == 1
-    assert days_since_1970("20210101") == 18628
     assert metadata(image("s5p_co")) == (-96.0, 44.0, 18628.0, 16.0)
     lon, lat, days, area = metadata(image("dem", date=None))
     assert (lon, lat, days) == (-96.0, 44.0, 16436.0)

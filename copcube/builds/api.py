@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.aggregate import Aggregation, Balance, By
 from copcube.builds.dask import Workers, executor
@@ -79,7 +79,7 @@ def build(
     out: str | Path,
     *,
     modalities: Iterable[str] | None = None,
-    dates: str | None = None,
+    dates: Any = None,
     crop: Crop = "center",
     balance: Balance = "modality",
     by: By | None = None,
@@ -105,9 +105,9 @@ def build(
         ``world.build`` beside it, where the rows stay.
     modalities : iterable of str, optional
         Keys to take; all by default.
-    dates : str, optional
-        Dates to take, such as ``2021`` or ``2021-03..2021-08-15``, inclusive. Images
-        without a date (the DEM) always pass.
+    dates : optional
+        Dates to take, inclusive: such as ``2021``, ``2021-03..2021-08-15``, or what else
+        `copcube.selection.Selection.of` takes. Images without a date (the DEM) always pass.
     crop : {"center", "full"}
         What of a stored image is embedded: the pretraining size from its middle, or all.
     balance : {"modality", "image"}
@@ -245,7 +245,7 @@ def aggregate(
     out: str | Path,
     *,
     modalities: Iterable[str] | None = None,
-    dates: str | None = None,
+    dates: Any = None,
     balance: Balance = "modality",
     by: By | None = None,
     duplicates: Literal["refuse", "drop"] = "refuse",

@@ -75,7 +75,7 @@ class BuildOptions:
     def of(
         cls,
         modalities: Iterable[str] | None = None,
-        dates: str | None = None,
+        dates: Any = None,
         encoder: Encoder | Spec | None = None,
         **options: Any,
     ) -> "BuildOptions":

@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from copcube.embedding.partition import DEM_DAYS, days_since_1970
+from copcube.dates import is_missing, since_1970
+from copcube.embedding.partition import DEM_DAYS
 from copcube.errors import OptionError
 from copcube.modalities import Modality
 
@@ -27,6 +28,8 @@ log = logging.getLogger("copcube")
 
 WGS84 = "EPSG:4326"
 _DEGREES = ("lat", "latitude", "lon", "longitude")
+_TIMES = ("time", "t", "date", "datetime", "acquisition_time", "valid_time")
+"""Names that a coordinate of dates may have, the one to prefer first."""
 _NOMINAL = 0.05
 """Pixels whose size is this close to the modality's count as having exactly its size."""
 _AREA = (1e-3, 5.1e8)
@@ -169,7 +172,7 @@ def tile_metadata(
     size: int,
     sensor: Modality,
     *,
-    date: str | np.datetime64 | None = None,
+    date: Any = None,
     gsd: float | None = None,
 ) -> Floats:
     """Collect longitude, latitude, date and token area of every tile; log what is unknown.
@@ -185,7 +188,8 @@ def tile_metadata(
     sensor : Modality
         Says the side of a token, and the size that pixels are meant to have (0: any).
     date, gsd : optional
-        Date of all the images and size of a pixel in metres, if the image need not be asked.
+        Date of all the images (see `copcube.dates.day`) and size of a pixel in metres, if the
+        image need not be asked.
 
     Returns
     -------
@@ -197,7 +201,7 @@ def tile_metadata(
     Raises
     ------
     OptionError
-        If `date` is no date.
+        If `date` is no date, or a coordinate of dates holds something else.
     """
     *_, rows, cols, _ = images.shape
     shape = rows // size, cols // size
@@ -229,15 +233,21 @@ def tile_metadata(
     return metadata
 
 
-def _days(images: xr.DataArray, date: str | np.datetime64 | None, sensor: Modality) -> Floats:
+def _days(images: xr.DataArray, date: Any, sensor: Modality) -> Floats:
     """Days since 1970-01-01 along the leading dimensions, length 1 where they agree."""
     leading = images.dims[:-3]
     if date is not None:
-        return np.full((1,) * len(leading), _day(date))
-    time = images.coords.get("time")
-    if time is not None and time.dtype.kind == "M" and set(time.dims) <= set(leading):
+        return np.full((1,) * len(leading), since_1970(date))
+    name = next((name for name in _TIMES if name in images.coords), None)
+    if name is not None:
+        time = images.coords[name]
+        if not set(time.dims) <= set(leading):
+            raise OptionError(
+                f"the coordinate {name} of images runs along {', '.join(map(str, time.dims))}; "
+                "expected one date for each image as a whole: give date=, or drop_vars() it"
+            )
         time = time.expand_dims([dim for dim in leading if dim not in time.dims])
-        return _since_1970(time.transpose(*leading).values)
+        return _since_1970(time.transpose(*leading).values, name)
     if sensor.key == "dem":
         return np.full((1,) * len(leading), DEM_DAYS)
     log.warning(
@@ -247,19 +257,21 @@ def _days(images: xr.DataArray, date: str | np.datetime64 | None, sensor: Modali
     return np.full((1,) * len(leading), np.nan)
 
 
-def _day(date: str | np.datetime64) -> float:
-    try:
-        if isinstance(date, str) and len(date) == 8 and date.isdigit():
-            return days_since_1970(date)
-        return float(_since_1970(np.asarray(date, dtype="datetime64[D]")))
-    except ValueError as error:
-        raise OptionError(f"date {date!r} is no date; expected YYYY-MM-DD or YYYYMMDD") from error
-
-
-def _since_1970(times: NDArray[np.datetime64]) -> Floats:
+def _since_1970(times: NDArray[Any], name: str) -> Floats:
+    """Days since 1970-01-01 of an array of dates of any kind; NaN where one is missing."""
     # Whole days only: the model has seen no others, and its fastest wave takes one day.
-    days = times.astype("datetime64[D]") - np.datetime64(0, "D")
-    return np.asarray(days / np.timedelta64(1, "D"))
+    if times.dtype.kind == "M":
+        days = times.astype("datetime64[D]") - np.datetime64(0, "D")
+        return np.asarray(days / np.timedelta64(1, "D"))
+    what = f"the coordinate {name} of images:"
+    return np.reshape(
+        # Indexed rather than iterated, so that numbers keep the type they are stored in.
+        [
+            np.nan if is_missing(times[index]) else since_1970(times[index], what)
+            for index in np.ndindex(times.shape)
+        ],
+        times.shape,
+    ).astype(np.float64)
 
 
 def _runs(positions: Floats, size: int) -> Floats:

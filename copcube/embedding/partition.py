@@ -5,19 +5,18 @@ modality in that order, so the vectors of a partition do not depend on timing. D
 embedding go on side by side, each a bounded number of images ahead of the next step.
 """
 
-import datetime
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.dates import since_1970
 from copcube.embedding.encoders import Encoder
 from copcube.errors import ImageError, StorageError
 from copcube.images import Image, Job, Partition, Rejected, Source
@@ -244,21 +243,8 @@ def metadata(image: Image) -> tuple[float, float, float, float]:
 
     The DEM, which has no date, gets 2015-01-01, as in pretraining.
     """
-    days = DEM_DAYS if image.date is None else days_since_1970(image.date)
+    days = DEM_DAYS if image.date is None else since_1970(image.date)
     return image.lon, image.lat, days, MODALITIES[image.modality].token_area
-
-
-@lru_cache(maxsize=4096)
-def days_since_1970(date: str) -> float:
-    """Days from 1970-01-01 to a date YYYYMMDD.
-
-    Examples
-    --------
-    >>> days_since_1970("20150101")
-    16436.0
-    """
-    day = datetime.datetime.strptime(date, "%Y%m%d").date()
-    return float((day - datetime.date(1970, 1, 1)).days)
 
 
 def _read(job: Job) -> list[Image | Rejected]:

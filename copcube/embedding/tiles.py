@@ -39,7 +39,7 @@ def embed(
     tokens: bool = False,
     encoder: Encoder | Spec | None = None,
     weights: str = "hub",
-    date: str | np.datetime64 | None = None,
+    date: Any = None,
     batch_size: int | None = None,
     wavelengths: Sequence[float] | None = None,
     bandwidths: Sequence[float] | None = None,
@@ -73,9 +73,11 @@ def embed(
         the DEM need); then `weights`, `device` and `dtype` do not matter.
     weights : str
         What to load: ``"hub"``, a file, ``"untrained:SEED"``.
-    date : str or numpy.datetime64, optional
-        Date of all the images, YYYY-MM-DD or YYYYMMDD. Default: the coordinate ``time``,
-        if there is one; 2015-01-01 for the DEM, as in pretraining; else unknown.
+    date : optional
+        Date of all the images: a date or datetime of any kind, a text or number such as
+        2021-06-01 or 20210601; see `copcube.dates.day`. Default: the coordinate ``time`` (or
+        ``t``, ``date``, ``datetime``), of which NaT, None and NaN are unknown dates;
+        2015-01-01 for the DEM, as in pretraining; else unknown.
     batch_size : int, optional
         Tiles to embed at once. Default: the encoder decides.
     wavelengths, bandwidths : sequence of float, optional

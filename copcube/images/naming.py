@@ -6,7 +6,6 @@ which makes the `Image` once its pixels are read. Published texts name longitude
 latitudes; `grid` returns latitudes first.
 """
 
-import datetime
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import ImageError
+from copcube.dates import yyyymmdd
+from copcube.errors import ImageError, OptionError
 from copcube.images.base import Image, Rejected
 from copcube.images.tensor_form import has_valid_pixel, rescale_s3
 from copcube.modalities import MODALITIES, ORDER, Modality
@@ -116,10 +116,9 @@ _centre = lru_cache(maxsize=256)(grid.centre)
 @lru_cache(maxsize=4096)
 def _check_date(text: str) -> str:
     try:
-        if not re.fullmatch(r"\d{8}", text, re.ASCII):
-            raise ValueError
-        datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
-    except ValueError:
+        if text != yyyymmdd(text):  # which reads other forms too
+            raise OptionError
+    except OptionError:
         raise ImageError(f"{text!r} is no date; expected a day such as 20210301") from None
     return text
 
