@@ -44,7 +44,7 @@ def day(value: Any, what: str = "date") -> datetime.date:
         # numpy's repr() would show the type of numbers too.
         shown = repr(str(value)) if isinstance(value, str) else str(value)
         raise OptionError(
-            f"{what} {shown:.80} is no day{reason}; expected a date or datetime, or a text or "
+            f"{what} {shown:.80} is no date{reason}; expected a date or datetime, or a text or "
             "number such as 2021-06-01 or 20210601"
         ) from error
 

@@ -92,7 +92,7 @@ def test_times_with_a_zone_count_in_utc():
     ids=repr,
 )
 def test_what_is_no_day_is_refused(value):
-    with pytest.raises(OptionError, match=r"is no day.*expected a date"):
+    with pytest.raises(OptionError, match=r"is no date.*expected a date"):
         day(value)
 
 

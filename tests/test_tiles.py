@@ -347,9 +347,9 @@ def test_time_coordinates_of_every_kind_are_read(name, times):
 @pytest.mark.parametrize(
     ("dims", "times", "message"),
     [
-        ("when", [0, 1, 2], "the coordinate time of images: 0 is no day"),
-        ("when", [2019, 2020, 2021], "2019 is no day"),
-        ("when", ["yesterday", "", "2021-01-01"], "'yesterday' is no day"),
+        ("when", [0, 1, 2], "the coordinate time of images: 0 is no date"),
+        ("when", [2019, 2020, 2021], "2019 is no date"),
+        ("when", ["yesterday", "", "2021-01-01"], "'yesterday' is no date"),
         ("y", np.full(224, np.datetime64("2021-01-01", "ns")), "time of images runs along y"),
     ],
 )
@@ -364,7 +364,7 @@ def test_time_coordinates_that_are_not_understood_are_refused(dims, times, messa
 
 @pytest.mark.parametrize("date", [2021, "2021", np.datetime64("NaT"), 20210231, "soon"])
 def test_a_date_that_is_none_is_refused(date):
-    with pytest.raises(OptionError, match="is no day"):
+    with pytest.raises(OptionError, match="is no date"):
         embed(utm(224, 224), "s1_grd", encoder=Stub(), date=date)
 
 

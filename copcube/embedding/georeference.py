@@ -15,6 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from copcube.dates import is_missing, since_1970
+from copcube.embedding.axes import DEGREES
 from copcube.embedding.partition import DEM_DAYS
 from copcube.errors import OptionError
 from copcube.modalities import Modality
@@ -27,7 +28,6 @@ Floats = NDArray[np.float64]
 log = logging.getLogger("copcube")
 
 WGS84 = "EPSG:4326"
-_DEGREES = ("lat", "latitude", "lon", "longitude")
 _TIMES = ("time", "t", "date", "datetime", "acquisition_time", "valid_time")
 """Names that a coordinate of dates may have, the one to prefer first."""
 _NOMINAL = 0.05
@@ -65,7 +65,7 @@ class Georeference:
         import rioxarray  # noqa: F401  (registers .rio)
         from pyproj import CRS
 
-        crs = WGS84 if str(x).lower() in _DEGREES else images.rio.crs
+        crs = WGS84 if str(x).lower() in DEGREES else images.rio.crs
         if crs is None or not {x, y} <= images.indexes.keys():
             return None
         return cls(images[y], images[x], CRS.from_user_input(crs))
@@ -134,7 +134,7 @@ class Georeference:
             self.y.name: (self.y.dims, y, self.y.attrs),
             self.x.name: (self.x.dims, self._in_own_turn(x), self.x.attrs),
         }
-        if str(self.x.name).lower() in _DEGREES:
+        if str(self.x.name).lower() in DEGREES:
             return own
         dims, (lat, lon) = (*self.y.dims, *self.x.dims), self.degrees(y, x)
         return own | {

@@ -9,7 +9,7 @@ arrays the same function is called once.
 import itertools
 import logging
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from copcube.embedding.axes import arranged
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
 from copcube.errors import OptionError
@@ -25,10 +26,6 @@ from copcube.modalities import MODALITIES, Modality
 from copcube.modalities import modality as published
 
 log = logging.getLogger("copcube")
-
-_BAND_NAMES = ("band", "bands", "channel", "channels", "wavelength", "variable")
-_Y_NAMES = ("y", "lat", "latitude", "northing", "row", "rows")
-_X_NAMES = ("x", "lon", "longitude", "easting", "col", "columns")
 
 
 def embed(
@@ -58,7 +55,9 @@ def embed(
         Dimensions band, y and x in any order, by those or other usual names (``lat`` and
         ``longitude``, ``channel``…); of a single band, the band may be missing. Other
         dimensions, such as time, are leading ones, mapped independently. Any real dtype,
-        in the units of the modality: ``modalities.modality(key)`` says its bands.
+        in the units of the modality: ``modalities.modality(key)`` says its bands. Bands may
+        come in any order if they are labelled, by a coordinate or as rioxarray does it:
+        ``B02``, ``blue``, ``vv``, wavelengths. Images are turned to be seen north up.
     modality : str, optional
         Key of the modality: ``"s2_toa"``, ``"s1_grd"``… Give this or `wavelengths`.
     tile : int, optional
@@ -97,15 +96,16 @@ def embed(
     -------
     xarray.DataArray
         ``embedding``, float32, dimensions (leading…, y, x, dim): y and x are the centres
-        of tiles, or tokens. Dimensions named lat and lon stay the dimension coordinates;
-        all others get two-dimensional ``lat`` and ``lon``, if the image has a CRS. Tiles
-        without a valid pixel are NaN. Attributes say what the encoder was.
+        of tiles, or tokens, from north to south and from west to east. Dimensions named lat
+        and lon stay the dimension coordinates; all others get two-dimensional ``lat`` and
+        ``lon``, if the image has a CRS. Tiles without a valid pixel are NaN. Attributes say
+        what the encoder was.
 
     Raises
     ------
     OptionError
         If the arguments contradict each other, the image has not the bands or dimensions
-        expected, or is smaller than a tile.
+        expected or is smaller than a tile, or labels of bands or dates are not understood.
 
     Examples
     --------
@@ -120,9 +120,8 @@ def embed(
     model = as_encoder(encoder)
     sensor = _sensor(modality, wavelengths, bandwidths, kernel_size, mean, std)
     size = _tile_size(tile, sensor, tokens)
-    arranged = _arranged(images, sensor)
-    *leading, y, x, _ = arranged.dims
-    whole = _whole_tiles(arranged, size)
+    whole = _whole_tiles(arranged(images, sensor), size)
+    *leading, y, x, _ = whole.dims
     where = Georeference.of(whole, y, x)
     metadata = tile_metadata(whole, where, size, sensor, date=date, gsd=gsd)
     task = _Task(model, sensor, size, tokens, images.rio.nodata, batch_size)
@@ -233,49 +232,10 @@ def _tile_size(tile: int | None, sensor: Modality, tokens: bool) -> int:
     return size
 
 
-def _arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
-    """Order the dimensions as (leading…, y, x, band) and the bands as published."""
-    if not isinstance(images, xr.DataArray):
-        raise OptionError(
-            f"images is a {type(images).__name__}; expected an xarray.DataArray "
-            "(a Dataset of bands becomes one by .to_dataarray('band'))"
-        )
-    if images.dtype.kind not in "iuf":
-        raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
-    band, y, x = (
-        next((dim for dim in images.dims if str(dim).lower() in names), None)
-        for names in (_BAND_NAMES, _Y_NAMES, _X_NAMES)
-    )
-    if band is None and len(sensor.bands) == 1:
-        band, images = "band", images.expand_dims("band")
-    if band is None or y is None or x is None:
-        raise OptionError(
-            f"images has dimensions {images.dims}; expected a band, y and x (or lat and lon); "
-            "rename them with .rename()"
-        )
-    images = _in_published_order(images, band, sensor)
-    if images.sizes[band] != len(sensor.bands):
-        raise OptionError(
-            f"images has {images.sizes[band]} bands; expected the {len(sensor.bands)} of "
-            f"{sensor.title}, in this order: {', '.join(sensor.bands)}"
-        )
-    return images.transpose(..., y, x, band)
-
-
-def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.DataArray:
-    """Pick the sensor's bands by name, where they are named; else leave them as they are."""
-    names = [str(name) for name in images.coords[band].values] if band in images.coords else []
-    # Sentinel-2's B1 is B01 in many archives.
-    index = {name.replace("B0", "B"): number for number, name in enumerate(names)}
-    if not set(sensor.bands) <= index.keys():
-        return images
-    return images.isel({band: [index[name] for name in sensor.bands]})
-
-
-def _whole_tiles(arranged: xr.DataArray, size: int) -> xr.DataArray:
+def _whole_tiles(images: xr.DataArray, size: int) -> xr.DataArray:
     """Drop the rows and columns that fill no tile, and let chunks hold whole tiles."""
-    *_, y, x, band = arranged.dims
-    rows, cols = arranged.sizes[y], arranged.sizes[x]
+    *_, y, x, band = images.dims
+    rows, cols = images.sizes[y], images.sizes[x]
     if rows < size or cols < size:
         raise OptionError(
             f"images of {rows} × {cols} pixels are smaller than a tile of {size}; "
@@ -286,7 +246,7 @@ def _whole_tiles(arranged: xr.DataArray, size: int) -> xr.DataArray:
             f"the last {rows % size} of {rows} rows and {cols % size} of {cols} columns of pixels "
             f"fill no tile of {size} and are left out"
         )
-    whole = arranged.isel({y: slice(rows - rows % size), x: slice(cols - cols % size)})
+    whole = images.isel({y: slice(rows - rows % size), x: slice(cols - cols % size)})
     if whole.chunks is None:
         return whole
     chunks = {dim: _aligned(whole.chunksizes[dim], size) for dim in (y, x)}
