@@ -618,6 +618,44 @@ def test_a_geotiff_in_era5_s_order_and_with_nodata(tmp_path, truth):
     assert np.array_equal(opened(tmp_path / "a.tif").embedding, truth, equal_nan=True)
 
 
+@pytest.mark.parametrize("nodata", [None, np.nan, 0, -9999, -3.39999999999999996e38])
+def test_zeros_are_missing_whatever_a_geotiff_declares(tmp_path, nodata):
+    """Tools rewrite the tag and leave the zeros, or fill in further values of their own."""
+    bands = np.zeros((DIM, 721, 1440), "float32")
+    bands[:, 100, 100] = 1
+    bands[:, 200] = np.nan
+    bands[:, 201] = np.finfo("float32").min
+    bands[:, 202] = -0.0
+    if nodata is not None:
+        bands[:, 203] = nodata
+    bands[:, 300, 300] = 0, 0, -2
+    path = tmp_path / "m.tif"
+    with rasterio.open(path, "w", count=DIM, dtype="float32", nodata=nodata, **PROFILE) as file:
+        file.write(bands)
+    filled = opened(path).embedding.notnull().all("dim").values
+    np.testing.assert_array_equal(np.argwhere(filled), [[100, 820], [300, 1020]])
+
+
+@pytest.mark.parametrize("form", ["npz", "pt"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_zeros_and_nan_are_missing_in_arrays(tmp_path, form, dtype):
+    numbers = np.zeros((721, 1440, 2), dtype)
+    numbers[5, 6], numbers[7, 8], numbers[9] = (0, 1), (np.nan, 0), np.nan
+    path = tmp_path / f"map.{form}"
+    np.savez(path, numbers) if form == "npz" else torch.save(torch.tensor(numbers), path)
+    assert np.argwhere(opened(path).embedding.notnull().all("dim").values).tolist() == [[5, 726]]
+
+
+def test_zeros_are_missing_in_averages(tmp_path):
+    cells = [grid.format_cell(cell) for cell in KNOWN]
+    vectors = [np.zeros(DIM, "float32"), np.array([0, 0, 1], "float32"), np.zeros(DIM, "float32")]
+    pd.DataFrame({"grid_id_coord": cells, "embedding": vectors}).to_parquet(tmp_path / "a.parquet")
+    filled = opened(tmp_path / "a.parquet").embedding.notnull().all("dim")
+    assert int(filled.sum()) == 1
+    lat, lon = list(KNOWN.values())[1]
+    assert bool(filled.sel(lat=lat, lon=lon))
+
+
 def test_handles_are_no_paths():
     with pytest.raises(CubeError, match="expected a path, found BytesIO"):
         opened(io.BytesIO(b"PK"))

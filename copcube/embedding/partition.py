@@ -160,12 +160,15 @@ def embed_partition(
         closing(map_ahead(decode, jobs, threads, ahead=2 * threads)) as decoded,
         closing(map_ahead(encode, _batches(decoded, batch_sizes, report, strict), streams)) as it,
     ):
-        for batch, vectors in it:
+        for whole, every in it:
+            batch, vectors, rejected = _finite(whole, every)
+            for item in rejected:
+                report.reject(item, strict=strict)
             done.append(batch.rows(vectors))
             key = batch.modality.key
             report.images[key] = report.images.get(key, 0) + len(batch.images)
             report.rescaled += sum(image.rescaled for image in batch.images)
-            advance(len(batch.images))
+            advance(len(whole.images))
     return Rows.concatenate(done), report
 
 
@@ -207,6 +210,32 @@ class Batch:
             date=np.array([image.date for image in self.images], dtype=object),
             embedding=vectors,
         )
+
+
+def _finite(
+    batch: Batch, vectors: NDArray[np.float32]
+) -> tuple[Batch, NDArray[np.float32], list[Rejected]]:
+    """Take images out of a batch whose vectors, (batch, dim), are not finite."""
+    finite = np.isfinite(vectors).all(axis=1)
+    if finite.all():
+        return batch, vectors, []
+    kept = [image for image, good in zip(batch.images, finite, strict=True) if good]
+    rejected = [
+        Rejected(image.origin, "", "broken", not_finite(image.pixels))
+        for image, good in zip(batch.images, finite, strict=True)
+        if not good
+    ]
+    return Batch(batch.modality, kept, batch.metadata[finite]), vectors[finite], rejected
+
+
+def not_finite(pixels: NDArray[Any]) -> str:
+    """Say that the vector of an image (bands, rows, columns) is not finite, and why perhaps."""
+    values = pixels[np.isfinite(pixels)]
+    reach = f"from {values.min():.4g} to {values.max():.4g}" if values.size else "nowhere finite"
+    return (
+        f"its vector holds values that are not finite; its pixels are {reach}: perhaps some mean "
+        "missing and are not declared as nodata, or are in other units"
+    )
 
 
 def cropped(pixels: NDArray[Any], modality: Modality, crop: Crop) -> NDArray[Any]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from copcube.embedding.axes import arranged
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
+from copcube.embedding.partition import not_finite
 from copcube.errors import OptionError
 from copcube.images.tensor_form import has_valid_pixel
 from copcube.modalities import MODALITIES, Modality
@@ -98,8 +99,8 @@ def embed(
         ``embedding``, float32, dimensions (leading…, y, x, dim): y and x are the centres
         of tiles, or tokens, from north to south and from west to east. Dimensions named lat
         and lon stay the dimension coordinates; all others get two-dimensional ``lat`` and
-        ``lon``, if the image has a CRS. Tiles without a valid pixel are NaN. Attributes say
-        what the encoder was.
+        ``lon``, if the image has a CRS. Tiles without a valid pixel are NaN, and so are those
+        whose vector is not finite, which are logged. Attributes say what the encoder was.
 
     Raises
     ------
@@ -324,9 +325,24 @@ def _embed_block(
         stack = np.stack([image for _, image in batch])
         with _ENCODING:
             found = encoder(name, stack, metadata[at], **options)
+        found = _without_infinite(found, stack, metadata[at])
         vectors[at] = found.reshape(-1, side, side, encoder.dim)
     rows_of_vectors: NDArray[np.float32] = np.einsum("...abijd->...aibjd", vectors)
     return rows_of_vectors.reshape(*leading, ny * side, nx * side, encoder.dim)
+
+
+def _without_infinite(
+    vectors: NDArray[np.float32], stack: NDArray[np.float32], metadata: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Make vectors (tiles, …) NaN that hold values which are not finite, and name their tiles."""
+    finite = np.isfinite(vectors).all(axis=-1, keepdims=True)
+    if finite.all():
+        return vectors
+    for tile in np.flatnonzero(~finite.reshape(len(vectors), -1).all(axis=1)):
+        lon, lat = metadata[tile, :2]
+        place = f" at lat {lat:.4f}, lon {lon:.4f}" if np.isfinite(lat) else ""
+        log.warning(f"the tile{place} is left out: {not_finite(stack[tile])}")
+    return np.where(finite, vectors, np.float32(np.nan))
 
 
 def _valid_tiles(

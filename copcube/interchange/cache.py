@@ -8,7 +8,8 @@ a Zarr array of 45 × 45 cells a chunk, and is read from there, by this process 
                                  in the file
 
 HASH is made of path, size and time of modification of the map's files, so that a file that
-changed is decoded anew. The entries that were used last are kept, `KEEP` of them.
+changed is decoded anew, and of `_DECODER`. The entries that were used last are kept, `KEEP` of
+them.
 """
 
 import hashlib
@@ -44,6 +45,8 @@ KEEP = 8
 """Entries kept. The published map takes 1 to 2 GB."""
 
 _CHUNKS = "copcube_chunks"
+_DECODER = "2 "
+"""Changes with what a cell that is missing looks like in a file."""
 _TRIES = 3
 _DECODING = threading.Lock()
 """Held while a map is decoded, so that the threads of a process do not all do it."""
@@ -109,7 +112,7 @@ class DecodedMap:
 
     def _entry(self) -> Path:
         stats = [os.stat(file) for file in self._files]
-        text = "\n".join(
+        text = _DECODER + "\n".join(
             f"{os.path.abspath(file)} {stat.st_size} {stat.st_mtime_ns}"
             for file, stat in zip(self._files, stats, strict=True)
         )

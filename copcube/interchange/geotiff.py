@@ -82,7 +82,7 @@ def open_geotiff(path: str) -> MapSource:
             )
         scaled = np.array(file.scales, float), np.array(file.offsets, float)
         packing = packing_of(path, np.dtype(dtypes[0]), file.count, *scaled)
-        # The published file has no nodata value, and zeros mean missing.
+        # The published file declares none, and its zeros mean missing whatever is declared.
         if packing.scale is None and file.nodata is not None:
             packing = replace(packing, missing=file.nodata)
         tile = file.block_shapes[0]
