@@ -358,6 +358,22 @@ def embedding_length(path: str | Path) -> int:
     return 0
 
 
+def are_finite(path: str | Path) -> bool:
+    """Whether all vectors of a file are finite.
+
+    Raises
+    ------
+    RowsError
+        If the file is missing or is not parquet.
+    """
+    with open_parquet(path) as file:
+        batches = file.iter_batches(_BATCH, columns=["embedding"])
+        return all(
+            np.isfinite(batch.column(0).flatten().to_numpy(zero_copy_only=False)).all()
+            for batch in batches
+        )
+
+
 def open_parquet(path: str | Path) -> "pq.ParquetFile":
     """Open a parquet file, or one at an address.
 

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -401,6 +402,32 @@ def test_without_a_date_it_is_unknown_except_for_the_dem(caplog):
     embed(utm(960, 960, gsd=30, bands=1), "dem", encoder=stub)
     assert stub.metadata[1, 2] == 16436
     assert not caplog.text
+
+
+# Vectors that are not finite
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_tiles_whose_vectors_are_not_finite_are_left_out_by_place(caplog, tokens):
+    class Overflowing(Stub):
+        def __call__(self, modality, pixels, metadata, tokens=False):
+            vectors = super().__call__(modality, pixels, metadata, tokens)
+            vectors[np.abs(pixels).max(axis=(1, 2, 3)) > 1e30, ..., -1] = np.inf
+            return vectors
+
+    images = utm().astype("float32")
+    images[0, 0, 300] = np.finfo("float32").min
+    result = embed(images, "s1_grd", encoder=Overflowing(), date="2021-06-01", tokens=tokens)
+    good = embed(utm(), "s1_grd", encoder=Stub(), date="2021-06-01", tokens=tokens)
+    step = 14 if tokens else 1
+    bad = slice(0, step), slice(step, 2 * step)
+    assert np.isnan(result[bad]).all()
+    assert int(result.isnull().sum()) == result[bad].size
+    np.testing.assert_array_equal(result[step:], good[step:])
+    place = re.search(r"the tile at lat ([\d.]+), lon ([\d.]+) is left out", caplog.text)
+    middle = [result.lat[bad].mean(), result.lon[bad].mean()]
+    np.testing.assert_allclose(list(map(float, place.groups())), middle, atol=1e-3)
+    assert "its pixels are from -3.403e+38" in caplog.text
 
 
 # Tokens

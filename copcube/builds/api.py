@@ -4,16 +4,18 @@
 them, stage by stage (`copcube.builds.stages`), to an executor (`copcube.builds.executors`).
 """
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.aggregate import Aggregation, Balance, By
 from copcube.builds.dask import Workers, executor
-from copcube.builds.folder import BuildFolder
+from copcube.builds.executors import Executor
+from copcube.builds.folder import BuildFolder, Receipt
 from copcube.builds.plan import BuildOptions, Plan, plan_aggregate, plan_build
 from copcube.builds.stages import (
     EmbedStage,
@@ -25,15 +27,17 @@ from copcube.builds.stages import (
 )
 from copcube.builds.tasks import EmbedTask, counts, describe
 from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
-from copcube.errors import BuildError, OptionError
+from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
 from copcube.images import open_source
 from copcube.modalities import MODALITIES
-from copcube.rows import rows_files
+from copcube.rows import are_finite, rows_files
 from copcube.selection import Selection
 
 if TYPE_CHECKING:
     from distributed import Client
+
+log = logging.getLogger("copcube")
 
 
 @dataclass(frozen=True)
@@ -204,27 +208,25 @@ def build(
         ]
         stage = EmbedStage(folder, plan, listed, tasks, receipts)
         run_stage(runner, stage)
-        quarantined = tuple(name for name in names if receipts[name]["quarantined"])
         rejected: dict[str, int] = {}
         if partitions is None:
-            rejected, rescaled, rows = write_quarantine(folder, names)
-            # The cube may be there already, from these very rows; then there is only rubbish to
-            # remove.
-            if complete(folder, plan, rows):
-                folder.sweep()
-            else:
-                if folder.has_cube():
-                    folder.set_aside()
-                attributes = {
-                    "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
-                    "s3_images_rescaled": rescaled,
-                    "partitions_quarantined": len(quarantined),
-                    "copcube_rows": rows,
-                }
-                # In the order of the plan, so that the bytes of the cube do not depend on who was
-                # faster.
-                files = [folder.rows(name) for name in names if name not in quarantined]
-                assemble(folder, plan, options.aggregation, files, attributes, runner)
+            try:
+                rejected = _assembled(folder, plan, options, receipts, names, runner)
+            except RowsError as error:
+                # Rows of earlier versions, or of an encoder that checked nothing.
+                again = [i for i in chosen if _is_to_be_mended(folder, listed[i].name, receipts)]
+                if not again:
+                    raise
+                log.warning("%s; %d partitions are embedded again", error, len(again))
+                tasks = [
+                    EmbedTask(folder.out, plan.id, i, listed[i].name, images.reader, options)
+                    for i in again
+                ]
+                for task in tasks:
+                    del receipts[task.name]
+                run_stage(runner, EmbedStage(folder, plan, listed, tasks, receipts))
+                rejected = _assembled(folder, plan, options, receipts, names, runner)
+        quarantined = tuple(name for name in names if receipts[name]["quarantined"])
     total: Counter[str] = Counter()
     for receipt in receipts.values():
         total.update(receipt["images"])
@@ -238,6 +240,40 @@ def build(
         quarantined=quarantined,
         seconds={**stage.seconds, "total": time.perf_counter() - begin},
     )
+
+
+def _assembled(
+    folder: BuildFolder,
+    plan: Plan,
+    options: BuildOptions,
+    receipts: Mapping[str, Receipt],
+    names: Sequence[str],
+    runner: Executor,
+) -> dict[str, int]:
+    """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
+    rejected, rescaled, rows = write_quarantine(folder, names)
+    # The cube may be there already, from these very rows; then there is only rubbish to remove.
+    if complete(folder, plan, rows):
+        folder.sweep()
+        return rejected
+    if folder.has_cube():
+        folder.set_aside()
+    quarantined = [name for name in names if receipts[name]["quarantined"]]
+    attributes = {
+        "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
+        "s3_images_rescaled": rescaled,
+        "partitions_quarantined": len(quarantined),
+        "copcube_rows": rows,
+    }
+    # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
+    files = [folder.rows(name) for name in names if name not in quarantined]
+    assemble(folder, plan, options.aggregation, files, attributes, runner)
+    return rejected
+
+
+def _is_to_be_mended(folder: BuildFolder, name: str, receipts: Mapping[str, Receipt]) -> bool:
+    """Whether the rows of a partition hold vectors that are not finite; reads them all."""
+    return not receipts[name]["quarantined"] and not are_finite(folder.rows(name))
 
 
 def aggregate(
