@@ -91,6 +91,7 @@ def build(
     batch_size: int | None = None,
     threads: int | None = None,
     strict: bool = False,
+    s2_offset: int = 0,
     overwrite: bool = False,
     workers: Workers | None = None,
     client: "Client | None" = None,
@@ -128,6 +129,9 @@ def build(
         as processors, up to eight.
     strict : bool
         Whether a broken image stops the build; by default it is recorded and skipped.
+    s2_offset : int
+        What to subtract from Sentinel-2 counts: 1000 for images of processing baseline 04.00
+        or later, if that was not done before.
     overwrite : bool
         Whether to throw away what is at `out` and in its build folder.
     workers : int or "auto", optional
@@ -172,6 +176,7 @@ def build(
         batch_size=batch_size,
         threads=threads,
         strict=strict,
+        s2_offset=s2_offset,
     )
     images = open_source(source)
     if (client is not None or workers is not None) and not isinstance(
@@ -265,6 +270,11 @@ def _assembled(
         "partitions_quarantined": len(quarantined),
         "copcube_rows": rows,
     }
+    strange: Counter[str] = Counter()
+    for receipt in receipts.values():
+        strange.update({key: count for key, (count, _) in receipt["strange"].items()})
+    if strange:
+        attributes["images_strange"] = " ".join(f"{key}:{n}" for key, n in sorted(strange.items()))
     # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
     files = [folder.rows(name) for name in names if name not in quarantined]
     assemble(folder, plan, options.aggregation, files, attributes, runner)

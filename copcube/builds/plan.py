@@ -20,6 +20,7 @@ from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.errors import BuildError
 from copcube.files.objects import file_size
 from copcube.images import Partition, Source
+from copcube.images.units import require_offset
 from copcube.modalities import MODALITIES
 from copcube.selection import Selection
 from copcube.version import __version__
@@ -52,11 +53,13 @@ class BuildOptions:
         Decoding threads a partition; None leaves it to the machine.
     strict : bool
         Whether a broken image stops the build.
+    s2_offset : int
+        What is subtracted from Sentinel-2 counts.
 
     Raises
     ------
     OptionError
-        If `balance` or `by` is unknown.
+        If `balance` or `by` is unknown, or `s2_offset` is no count.
     """
 
     selection: Selection
@@ -67,9 +70,11 @@ class BuildOptions:
     batch_size: int | None = None
     threads: int | None = None
     strict: bool = False
+    s2_offset: int = 0
 
     def __post_init__(self) -> None:
         _ = self.aggregation  # refuses unknown values
+        require_offset(self.s2_offset)
 
     @classmethod
     def of(
@@ -205,7 +210,10 @@ def plan_build(
         kind="build",
         source=_name(source.root),
         fingerprint=source.fingerprint(),
-        options=_to_json(options.aggregation) | {"crop": options.crop, "layout": source.layout},
+        options=_to_json(options.aggregation)
+        | {"crop": options.crop, "layout": source.layout}
+        # Only if it is used, so that builds of earlier versions keep their plans.
+        | ({"s2_offset": options.s2_offset} if options.s2_offset else {}),
         encoder=encoder.provenance,
         batch_sizes={key: options.batch_size or n for key, n in encoder.batch_sizes.items()},
         partitions=partitions_digest(partitions),
@@ -241,13 +249,15 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     """Attributes of the cube: what it was made of, and how."""
     selection, made_by = aggregation.selection, dict(survey.provenance)
     crop = made_by.pop("crop", "")
+    offset = int(made_by.pop("s2_offset", 0))
+    lowered = f", {offset} subtracted from Sentinel-2 counts" if offset else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
     return {
         # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source": f"Copernicus Sentinel imagery, {plan.source}",
         "source_fingerprint": plan.fingerprint,
-        "preprocessing": _PREPROCESSING.get(crop, "unknown: the rows do not say"),
+        "preprocessing": _PREPROCESSING.get(crop, "unknown: the rows do not say") + lowered,
         "aggregation": f"mean over {_BALANCE[aggregation.balance]}",
         "aggregation_by": aggregation.by or "none",
         "modalities": " ".join(selection.modalities),

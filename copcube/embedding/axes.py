@@ -5,6 +5,7 @@ sensor in published order, and its rows run from north to south, its columns fro
 """
 
 import logging
+import re
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import xarray as xr
 
 from copcube.errors import OptionError
 from copcube.images.bands import order, refuse_contradiction
+from copcube.images.units import require_offset
 from copcube.modalities import MODALITIES, Modality
 
 log = logging.getLogger("copcube")
@@ -25,6 +27,9 @@ _Y_NAMES = ("y", "lat", "latitude", "northing", "row", "rows")
 _X_NAMES = ("x", "lon", "longitude", "easting", "col", "columns")
 _GROUND = (*DEGREES, "northing", "easting")
 """Names of dimensions whose coordinates are places even without a CRS."""
+_BASELINES = ("s2:processing_baseline", "processing:version", "processing_baseline")
+"""Names under which STAC items and their readers give the processing baseline."""
+_BASELINE = re.compile(r"\d{1,2}\.\d{1,2}", re.ASCII)
 _STANDARD = {
     "y": ("projection_y_coordinate", "latitude", "grid_latitude", "Y"),
     "x": ("projection_x_coordinate", "longitude", "grid_longitude", "X"),
@@ -165,3 +170,27 @@ def _refuse_turned_transform(images: xr.DataArray) -> None:
             f"images has no coordinates along y and x, and its GeoTransform {' '.join(numbers)} is "
             "not that of a north-up image; open it with its coordinates, or warp it first"
         )
+
+
+def check_offset(images: xr.DataArray, sensor: Modality, s2_offset: int) -> None:
+    """Refuse an offset that cannot be; log one that the image is said to have and to keep.
+
+    Raises
+    ------
+    OptionError
+        If it is no count, or not of this sensor.
+    """
+    require_offset(s2_offset)
+    if s2_offset and sensor.key != "s2_toa":
+        raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {sensor.title}")
+    if s2_offset or sensor.key != "s2_toa":
+        return
+    for name in _BASELINES:
+        known = images.coords[name].values if name in images.coords else images.attrs.get(name)
+        for text in np.unique(np.atleast_1d(np.asarray(known, str)))[::-1]:
+            if _BASELINE.fullmatch(text) and float(text) >= 4:
+                log.warning(
+                    f"images is of processing baseline {text}, since 04.00 of which counts are "
+                    "1000 higher; s2_offset=1000 subtracts them, unless that was done before"
+                )
+                return

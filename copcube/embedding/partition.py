@@ -21,6 +21,7 @@ from copcube.embedding.encoders import Encoder
 from copcube.errors import ImageError, StorageError
 from copcube.images import Image, Job, Partition, Rejected, Source
 from copcube.images.tensor_form import has_valid_pixel
+from copcube.images.units import strange, without_offset
 from copcube.lookahead import map_ahead
 from copcube.modalities import MODALITIES, ORDER, Modality
 from copcube.rows import Rows
@@ -51,6 +52,8 @@ class PartitionReport:
         Sentinel-3 images whose bands Oa01 and Oa10 came 1e9 too large.
     rejected : list of Rejected
         What was left out.
+    strange : dict of str to (int, str)
+        By modality, how many images lie far outside of its statistics, and what of one of them.
     decoding : float
         Seconds spent reading and decoding, summed over the threads.
     waiting, encoding : float
@@ -60,6 +63,7 @@ class PartitionReport:
     images: dict[str, int] = field(default_factory=dict)
     rescaled: int = 0
     rejected: list[Rejected] = field(default_factory=list)
+    strange: dict[str, tuple[int, str]] = field(default_factory=dict)
     decoding: float = 0.0
     waiting: float = 0.0
     encoding: float = 0.0
@@ -74,6 +78,14 @@ class PartitionReport:
             seconds = time.perf_counter() - begin
             with _ADDING:
                 setattr(self, step, getattr(self, step) + seconds)
+
+    def note_strange(self, images: list[Image]) -> None:
+        """Count those of some images of one modality that lie far outside of its statistics."""
+        modality = MODALITIES[images[0].modality]
+        for image in images:
+            if what := strange(image.pixels, modality):
+                count, first = self.strange.get(modality.key, (0, f"{image.origin} has {what}"))
+                self.strange[modality.key] = count + 1, first
 
     def reject(self, item: Rejected, *, strict: bool) -> None:
         """Record what is left out.
@@ -101,6 +113,7 @@ def embed_partition(
     crop: Crop = "center",
     threads: int = 2,
     strict: bool = False,
+    s2_offset: int = 0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> tuple[Rows, PartitionReport]:
     """Embed the images of one partition.
@@ -123,6 +136,8 @@ def embed_partition(
         Decoding threads.
     strict : bool
         Whether the first broken image ends it.
+    s2_offset : int
+        What is subtracted from Sentinel-2 counts.
     advance : callable
         Called with the number of images after each batch.
 
@@ -146,7 +161,7 @@ def embed_partition(
         if isinstance(job, Rejected):
             return [job]
         with report.timed("decoding"):
-            return [_cropped_or_empty(item, crop) for item in _read(job)]
+            return [_prepared(item, crop, s2_offset) for item in _read(job)]
 
     def encode(batch: Batch) -> tuple[Batch, NDArray[np.float32]]:
         with report.timed("encoding"):
@@ -168,6 +183,7 @@ def embed_partition(
             key = batch.modality.key
             report.images[key] = report.images.get(key, 0) + len(batch.images)
             report.rescaled += sum(image.rescaled for image in batch.images)
+            report.note_strange(whole.images)
             advance(len(whole.images))
     return Rows.concatenate(done), report
 
@@ -293,8 +309,8 @@ def _read(job: Job) -> list[Image | Rejected]:
     return job()
 
 
-def _cropped_or_empty(item: Image | Rejected, crop: Crop) -> Image | Rejected:
-    """Crop an image, and reject it if no valid pixel is left."""
+def _prepared(item: Image | Rejected, crop: Crop, s2_offset: int) -> Image | Rejected:
+    """Crop an image, and reject it if no valid pixel is left; correct its counts."""
     if isinstance(item, Rejected):
         return item
     image = crop_image(item, crop)
@@ -302,6 +318,8 @@ def _cropped_or_empty(item: Image | Rejected, crop: Crop) -> Image | Rejected:
     is_smaller = image.pixels.shape != item.pixels.shape
     if is_smaller and not has_valid_pixel(image.pixels, MODALITIES[image.modality]):
         return Rejected(item.origin, "", "empty", "no valid pixel in the crop")
+    if s2_offset and image.modality == "s2_toa":
+        return replace(image, pixels=without_offset(image.pixels, s2_offset))
     return image
 
 

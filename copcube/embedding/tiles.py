@@ -17,12 +17,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from copcube.embedding.axes import arranged
+from copcube.embedding.axes import arranged, check_offset
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
 from copcube.embedding.partition import not_finite
 from copcube.errors import OptionError
 from copcube.images.tensor_form import has_valid_pixel
+from copcube.images.units import remedy, strange, without_offset
 from copcube.modalities import MODALITIES, Modality
 from copcube.modalities import modality as published
 
@@ -45,6 +46,7 @@ def embed(
     gsd: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    s2_offset: int = 0,
     device: str = "auto",
     dtype: str = "auto",
 ) -> xr.DataArray:
@@ -56,7 +58,10 @@ def embed(
         Dimensions band, y and x in any order, by those or other usual names (``lat`` and
         ``longitude``, ``channel``…); of a single band, the band may be missing. Other
         dimensions, such as time, are leading ones, mapped independently. Any real dtype,
-        in the units of the modality: ``modalities.modality(key)`` says its bands. Bands may
+        in the units of the modality: Sentinel-1 in dB, Sentinel-2 in counts (reflectance ×
+        10⁴), Sentinel-3 in counts, Sentinel-5P in mol m⁻², heights in metres;
+        ``modalities.modality(key)`` says its units and bands. What lies far outside is logged
+        once. Bands may
         come in any order if they are labelled, by a coordinate or as rioxarray does it:
         ``B02``, ``blue``, ``vv``, wavelengths. Images are turned to be seen north up.
     modality : str, optional
@@ -90,6 +95,9 @@ def embed(
     mean, std : sequence of float, optional
         Normalisation ``(pixel - mean) / std`` by band, instead of the modality's. Default
         for a general sensor: none, the pixels are normalised already.
+    s2_offset : int
+        What to subtract from Sentinel-2 counts: 1000 for images of processing baseline 04.00
+        or later, unless they were harmonised, as some catalogues do.
     device, dtype : str
         Where and in what precision to run; see `copcube.encoder.EncoderSpec`.
 
@@ -121,11 +129,12 @@ def embed(
     model = as_encoder(encoder)
     sensor = _sensor(modality, wavelengths, bandwidths, kernel_size, mean, std)
     size = _tile_size(tile, sensor, tokens)
+    check_offset(images, sensor, s2_offset)
     whole = _whole_tiles(arranged(images, sensor), size)
     *leading, y, x, _ = whole.dims
     where = Georeference.of(whole, y, x)
     metadata = tile_metadata(whole, where, size, sensor, date=date, gsd=gsd)
-    task = _Task(model, sensor, size, tokens, images.rio.nodata, batch_size)
+    task = _Task(model, sensor, size, tokens, images.rio.nodata, batch_size, s2_offset, Once())
     result = xr.DataArray(
         _map(whole.data, metadata, task, model.dim),
         dims=(*leading, y, x, "dim"),
@@ -140,6 +149,7 @@ def embed(
             "units": "1",
             "modality": sensor.key,
             "tile_size": size,
+            **({"s2_offset": s2_offset} if s2_offset else {}),
             **model.provenance,
         },
     )
@@ -183,6 +193,7 @@ def _sensor(
         scale=(1.0,) * count,
         mean=tuple(float(value) for value in mean),
         std=tuple(float(value) for value in std),
+        typical=Modality.typical,  # any: who has other statistics may have other units
     )
 
 
@@ -260,6 +271,25 @@ def _aligned(chunks: tuple[int, ...], size: int) -> tuple[int, ...]:
     return tuple(int(length) for length in np.diff(sorted(edges | {0})))
 
 
+class Once:
+    """True for whoever calls it first in this process, for all later calls False."""
+
+    def __init__(self) -> None:
+        self._lock, self._done = threading.Lock(), False
+
+    def __call__(self) -> bool:
+        """Whether this is the first call."""
+        with self._lock:
+            first, self._done = not self._done, True
+        return first
+
+    def __reduce__(self) -> tuple[type["Once"], tuple[()]]:
+        return Once, ()
+
+    def __dask_tokenize__(self) -> str:
+        return "once"
+
+
 _ENCODING = threading.Lock()
 """Held while a batch is embedded: an encoder of somebody else's may not be safe on threads."""
 
@@ -274,6 +304,8 @@ class _Task:
     tokens: bool
     nodata: float | None
     batch_size: int | None
+    s2_offset: int
+    once: Once
 
     @property
     def step(self) -> int:
@@ -318,7 +350,7 @@ def _embed_block(
     vectors = np.full((*leading, ny, nx, side, side, encoder.dim), np.nan, dtype=np.float32)
     name = sensor.key if MODALITIES.get(sensor.key) == sensor else sensor
     options: dict[str, Any] = {"tokens": True} if task.tokens else {}
-    valid = _valid_tiles(images, sensor, task.nodata)
+    valid = _valid_tiles(images, task)
     count = task.batch_size or encoder.batch_size(name, tile)
     while batch := list(itertools.islice(valid, count)):
         at = tuple(np.transpose([index for index, _ in batch]))
@@ -346,9 +378,10 @@ def _without_infinite(
 
 
 def _valid_tiles(
-    images: NDArray[Any], sensor: Modality, nodata: float | None
+    images: NDArray[Any], task: _Task
 ) -> Iterator[tuple[tuple[int, ...], NDArray[np.float32]]]:
     """Tiles that hold data, with their index, as float32; NaN where nodata is declared."""
+    sensor, nodata = task.sensor, task.nodata
     for index in np.ndindex(images.shape[:-3]):
         with np.errstate(over="ignore"):
             image = images[index].astype(np.float32)
@@ -357,4 +390,7 @@ def _valid_tiles(
             # A single dark band may well be 0; a pixel that is 0 in all of them is a hole.
             image[missing if nodata != 0 else missing & missing.all(axis=0)] = np.nan
         if has_valid_pixel(image, sensor):
+            image = without_offset(image, task.s2_offset)
+            if (what := strange(image, sensor)) and task.once():
+                log.warning(f"images has {what}; {remedy(sensor)}")
             yield index, image
