@@ -206,7 +206,7 @@ MODALITIES: dict[str, Modality] = {
             std=tuple(b[4] for b in _S2),
             zero_is_missing=True,
             units="counts (reflectance × 10⁴)",
-            typical=(20, 30_000),
+            typical=(50, 30_000),
             remedy="multiply reflectances of 0 to 1 by 10,000",
         ),
         Modality(
