@@ -111,11 +111,20 @@ def test_labels_that_say_nothing_are_as_good_as_none(labels):
         *(("NO2", "s5p_no2"), ("tropospheric_NO2_column_number_density", "s5p_no2")),
         *(("nitrogendioxide_tropospheric_column", "s5p_no2"), ("elevation", "dem"), ("DEM", "dem")),
         *(("CO_column_number_density", "s5p_co"), ("O3", "s5p_o3"), ("1", "s5p_so2"), (1, "dem")),
-        *(("height above the geoid", "dem"), ("data", "dem"), ("band_data", "s5p_o3")),
+        *(("data", "dem"), ("band_data", "s5p_o3"), ("DSM", "dem")),
     ],
 )
 def test_a_band_alone(label, key):
     assert order([label], MODALITIES[key]) in (None, [0])
+
+
+def test_a_description_of_a_band_alone_may_say_anything_but_another_modality():
+    for text in ("above the geoid", "bathymetry", "heights of 2021"):
+        assert order([text], MODALITIES["dem"], described=True) is None
+    with pytest.raises(OptionError, match=r"labelled tropospheric NO2"):
+        order(["tropospheric NO2"], MODALITIES["dem"], described=True)
+    with pytest.raises(OptionError, match=r"labelled bathymetry, .* no elevation"):
+        order(["bathymetry"], MODALITIES["dem"])
 
 
 def test_a_general_sensor_is_known_by_its_wavelengths():

@@ -76,11 +76,11 @@ def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
 def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.DataArray:
     """Pick the sensor's bands by their labels; without labels leave them as they are."""
     refused: OptionError | None = None
-    for labels, decisive in _labels(images, band):
+    for labels, kind in _labels(images, band):
         try:
-            places = order(labels, sensor)
+            places = order(labels, sensor, described=kind == "description")
         except OptionError as error:
-            refused = refused or (error if decisive else None)
+            refused = refused or (None if kind == "other" else error)
             continue
         if places is not None:
             return images.isel({band: places})
@@ -95,16 +95,19 @@ def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) 
     return images
 
 
-def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], bool]]:
-    """Yield labels of the bands, the ones to prefer first, and whether they must be understood."""
+def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], str]]:
+    """Yield labels of the bands, the ones to prefer first, and their kind.
+
+    Kinds are "name" and "description", which must be understood, and "other".
+    """
     own = images.coords[band].values.tolist() if band in images.coords else []
     is_text = any(isinstance(label, str) for label in own)
     if is_text:
-        yield own, True
+        yield own, "name"
     # rioxarray keeps the descriptions of a file's bands here, all of them after a selection.
     described = images.attrs.get("long_name", images.attrs.get("descriptions"))
     if isinstance(described, str) and images.sizes[band] == 1:
-        yield [described], True
+        yield [described], "description"
     elif isinstance(described, tuple | list | np.ndarray):
         if own and all(isinstance(n, int) and 0 < n <= len(described) for n in own):
             described = [described[n - 1] for n in own]
@@ -114,12 +117,12 @@ def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], b
                 f"{len(described)}: {', '.join(map(str, described))[:400]}; expected a name for "
                 f"each: give them as a coordinate, assign_coords({band}=[…])"
             )
-        yield list(described), True
+        yield list(described), "description"
     for name, coordinate in images.coords.items():
         if coordinate.dims == (band,) and name != band and coordinate.dtype.kind in "UO":
-            yield coordinate.values.tolist(), False
+            yield coordinate.values.tolist(), "other"
     if own and not is_text:
-        yield own, True
+        yield own, "name"
 
 
 def _north_up(images: xr.DataArray, y: Hashable, x: Hashable) -> xr.DataArray:

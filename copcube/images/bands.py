@@ -48,7 +48,7 @@ _VARIABLES = {
     ),
     "s5p_o3": ("o3", "ozone", "ozone total vertical column"),
     "s5p_so2": ("so2", "sulfurdioxide total vertical column"),
-    "dem": ("dem", "height", "altitude", "surface altitude"),
+    "dem": ("dem", "dsm", "dtm", "height", "altitude", "topography", "orography"),
 }
 _NOTHING = re.compile(r"(band|layer|channel|data|image)?( ?data| array)?", re.ASCII)
 """Names that readers give to a band of whose meaning they know nothing."""
@@ -57,7 +57,9 @@ _NEAR = 0.05
 """Share of its wavelength by which a band may be off: sensors of one kind differ by less."""
 
 
-def order(labels: Sequence[Any], modality: Modality) -> list[int] | None:
+def order(
+    labels: Sequence[Any], modality: Modality, *, described: bool = False
+) -> list[int] | None:
     """Find the bands of a modality among the labels of an image's bands.
 
     Parameters
@@ -67,6 +69,9 @@ def order(labels: Sequence[Any], modality: Modality) -> list[int] | None:
         wavelengths in nm or µm; None or an empty text where a band has none.
     modality : Modality
         What the image shows.
+    described : bool
+        Whether the labels are descriptions, which may say anything of a band alone but that it
+        is one of another modality.
 
     Returns
     -------
@@ -93,10 +98,10 @@ def order(labels: Sequence[Any], modality: Modality) -> list[int] | None:
         if twice := [band for band in modality.bands if named.count(band) > 1]:
             raise _refusal(labels, modality, f"{', '.join(twice)} more than once")
         return [named.index(band) for band in modality.bands]
-    # Of a band alone there is no order to mistake; a name may be a description of the data.
+    # Of a band alone there is no order to mistake.
     if (
         len(modality.bands) == len(labels) == 1
-        and (" " in texts[0] or _NUMBER.fullmatch(texts[0]))
+        and (described or _NUMBER.fullmatch(texts[0]))
         and not _elsewhere(texts[0], modality)
     ):
         return None

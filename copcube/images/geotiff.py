@@ -402,7 +402,7 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
             MemoryFile(raw) as memory,
             memory.open(driver="GTiff") as raster,
         ):
-            places = _places(raster.descriptions, modality) or range(bands)
+            places = _places(raster.descriptions, modality, described=True) or range(bands)
             if raster.count != bands and places == range(bands):
                 raise ImageError(f"expected {bands} bands of {modality.key}, found {raster.count}")
             _check_size(raster)
