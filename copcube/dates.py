@@ -90,18 +90,17 @@ def _day(value: Any) -> datetime.date:
         if not _TEXT.fullmatch(text):
             raise ValueError
         value = datetime.datetime.fromisoformat(text)
-    if isinstance(value, datetime.datetime):
-        if value.tzinfo is not None:
-            value = value.astimezone(datetime.UTC)
-        return value.date()
-    if isinstance(value, datetime.date):
-        return value
-    calendar = getattr(value, "calendar", None)
-    if isinstance(calendar, str) and all(hasattr(value, k) for k in ("year", "month", "day")):
-        if calendar not in _CALENDARS:
-            raise ValueError(f"of the calendar {calendar}; convert_calendar('standard') changes it")
-        return datetime.date(value.year, value.month, value.day)
-    raise ValueError
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        value = value.astimezone(datetime.UTC)
+    # Python's dates, and what is derived from them, have no calendar; those of cftime do.
+    calendar = "standard" if isinstance(value, datetime.date) else getattr(value, "calendar", None)
+    if not isinstance(calendar, str) or not all(
+        hasattr(value, k) for k in ("year", "month", "day")
+    ):
+        raise ValueError
+    if calendar not in _CALENDARS:
+        raise ValueError(f"of the calendar {calendar}; convert_calendar('standard') changes it")
+    return datetime.date(value.year, value.month, value.day)
 
 
 def _scalar(value: Any) -> Any:

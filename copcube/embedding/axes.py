@@ -21,8 +21,10 @@ log = logging.getLogger("copcube")
 
 DEGREES = ("lat", "latitude", "lon", "longitude")
 """Names of dimensions that are WGS 84 without a CRS."""
-_BAND_NAMES = ("band", "bands", "channel", "channels", "wavelength", "variable")
-_BAND_NAMES += ("polarization", "polarisation")
+_BAND_NAMES = (
+    *("band", "bands", "channel", "channels", "wavelength", "variable"),
+    *("polarization", "polarisation"),
+)
 _Y_NAMES = ("y", "lat", "latitude", "northing", "row", "rows")
 _X_NAMES = ("x", "lon", "longitude", "easting", "col", "columns")
 _GROUND = (*DEGREES, "northing", "easting")

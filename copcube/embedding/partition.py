@@ -232,7 +232,7 @@ def _finite(
     batch: Batch, vectors: NDArray[np.float32]
 ) -> tuple[Batch, NDArray[np.float32], list[Rejected]]:
     """Take images out of a batch whose vectors, (batch, dim), are not finite."""
-    finite = np.isfinite(vectors).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
     if finite.all():
         return batch, vectors, []
     kept = [image for image, good in zip(batch.images, finite, strict=True) if good]

@@ -426,7 +426,7 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     # Sentinel-2 counts are wanted as they are stored; what else is scaled is so in whole numbers.
     if pixels.dtype == np.float32 and ((scaled[0] != 1) | (scaled[1] != 0)).any():
         pixels = (pixels * scaled[0] + scaled[1]).astype(np.float32)
-    return pixels
+    return np.asarray(pixels)
 
 
 def _north_up(pixels: NDArray[Any], transform: "Affine") -> NDArray[Any]:
