@@ -294,6 +294,25 @@ def test_a_receipt_without_its_data_is_void(images, undisturbed, tmp_path, damag
     assert contents(out) == contents(undisturbed)
 
 
+def test_a_build_whose_rasters_were_resized_otherwise_is_not_gone_on_with(trees, tmp_path):
+    """A plan that does not say how is one of a version that did not align the corners."""
+    for layout, resampling in (("geotiff", "bilinear, corners aligned"), ("webdataset", None)):
+        out = tmp_path / f"{layout}.zarr"
+        options = {"encoder": StubEncoder(), "modalities": ["s5p_co"]}
+        build(trees / layout, out, partitions="0", **options)
+        path = out.with_suffix(".build") / "plan.json"
+        plan = json.loads(path.read_text())
+        assert plan["options"].pop("resampling", None) == resampling
+        path.write_text(json.dumps(plan))
+        if resampling is None:  # such tensors are taken as they were published
+            build(trees / layout, out, **options)
+            continue
+        with pytest.raises(BuildError, match="was bilinear, edges aligned .*, now .* corners"):
+            build(trees / layout, out, **options)
+        build(trees / layout, out, overwrite=True, **options)
+        assert xr.open_zarr(out).attrs["resampling"] == resampling
+
+
 def test_other_options_are_refused_by_name(images, undisturbed, tmp_path):
     out = tmp_path / "world.zarr"
     build(images, out, encoder=StubEncoder(), modalities=["s5p_co"])

@@ -20,6 +20,7 @@ from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.errors import BuildError
 from copcube.files.objects import file_size
 from copcube.images import Partition, Source
+from copcube.images.tensor_form import RESAMPLING
 from copcube.images.units import require_offset
 from copcube.modalities import MODALITIES
 from copcube.selection import Selection
@@ -29,6 +30,9 @@ _ROW_GROUP = 64
 """Partitions in a row group of their list; a worker reads one group for each of its tasks."""
 
 _DIGEST = "digest"
+
+_UNSAID = {"options.resampling": "bilinear, edges aligned (earlier versions)"}
+"""What older plans mean by saying nothing."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,8 @@ class Plan:
         if not differing:
             return
         lines = "\n".join(
-            f"  {key}: was {_short(old.get(key))}, now {_short(new.get(key))}" for key in differing
+            f"  {key}: was {_short(old.get(key, _UNSAID.get(key)))}, now {_short(new.get(key))}"
+            for key in differing
         )
         raise BuildError(
             f"{folder} belongs to a build with other options:\n{lines}\n"
@@ -206,12 +211,15 @@ def plan_build(
         One for each task of embedding, in order.
     """
     partitions = source.partitions()
+    # Tensors of shards were resized by who published them.
+    resized = {"resampling": RESAMPLING} if source.layout == "geotiff" else {}
     plan = Plan(
         kind="build",
         source=_name(source.root),
         fingerprint=source.fingerprint(),
         options=_to_json(options.aggregation)
         | {"crop": options.crop, "layout": source.layout}
+        | resized
         # Only if it is used, so that builds of earlier versions keep their plans.
         | ({"s2_offset": options.s2_offset} if options.s2_offset else {}),
         encoder=encoder.provenance,

@@ -126,8 +126,8 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
         writing = time.perf_counter()
         name = f"rows/{task.name}.parquet"
         made_by = plan.encoder | {"crop": options.crop}
-        if options.s2_offset:
-            made_by["s2_offset"] = options.s2_offset
+        pixels = ("resampling", "s2_offset")
+        made_by |= {key: plan.options[key] for key in pixels if key in plan.options}
         data = encode_rows(rows, made_by, folder.rows(task.name))
         files = {name: folder.files.write(name, data)}
         seconds = {

@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from copcube.errors import ImageError
 from copcube.modalities import Modality
 
+RESAMPLING = "bilinear, corners aligned"
+"""How `to_tensor_form` resizes, as plans, rows and cubes say it."""
+
 _RESCALED_BANDS = (0, 9)
 _TOO_LARGE = 1e6
 
