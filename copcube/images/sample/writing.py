@@ -426,7 +426,8 @@ def _tensor(cell: _Cell, key: str, seed: int) -> tuple[NDArray[Any], Any]:
         tensors.append(np.stack([images[i] for i in order]).astype(modality.tensor_dtype))
         inner = [cell.whole.text, place.text] if modality.local else [cell.whole.text]
         # Published names are lists of one: a loader collated batches of one when they were made.
+        # That of an elevation model lies one list deeper than its tensor, which has no date axis.
         names.append([["/".join(filter(None, [*inner, dates[i]]))] for i in order])
     if modality.local:
         return np.stack(tensors), names
-    return (tensors[0], names[0]) if modality.dates > 1 else (tensors[0][0, 0], names[0][0])
+    return (tensors[0] if modality.dates > 1 else tensors[0][0, 0]), names[0]
