@@ -22,7 +22,7 @@ from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
 from copcube.embedding.partition import not_finite
 from copcube.errors import OptionError
-from copcube.images.tensor_form import has_valid_pixel
+from copcube.images.tensor_form import has_valid_pixel, mend, unwrapped
 from copcube.images.units import remedy, strange, without_offset
 from copcube.modalities import MODALITIES, Modality
 from copcube.modalities import modality as published
@@ -64,6 +64,9 @@ def embed(
         once. Bands may
         come in any order if they are labelled, by a coordinate or as rioxarray does it:
         ``B02``, ``blue``, ``vv``, wavelengths. Images are turned to be seen north up.
+        Counts of Sentinel-2 in int16 are taken for uint16 that wrapped, as in the published
+        tensors, and bands Oa01 and Oa10 of Sentinel-3 may come 1e9 too large; `mean` and
+        `std` of one's own turn both off.
     modality : str, optional
         Key of the modality: ``"s2_toa"``, ``"s1_grd"``… Give this or `wavelengths`.
     tile : int, optional
@@ -384,13 +387,13 @@ def _valid_tiles(
     sensor, nodata = task.sensor, task.nodata
     for index in np.ndindex(images.shape[:-3]):
         with np.errstate(over="ignore"):
-            image = images[index].astype(np.float32)
+            image = unwrapped(images[index], sensor).astype(np.float32)
         if nodata is not None and np.isfinite(nodata):
             missing = images[index] == nodata
             # A single dark band may well be 0; a pixel that is 0 in all of them is a hole.
             image[missing if nodata != 0 else missing & missing.all(axis=0)] = np.nan
         if has_valid_pixel(image, sensor):
-            image = without_offset(image, task.s2_offset)
+            image = without_offset(mend(image, sensor)[0], task.s2_offset)
             if (what := strange(image, sensor)) and task.once():
                 log.warning(f"images has {what}; {remedy(sensor)}")
             yield index, image

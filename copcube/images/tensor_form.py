@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import ImageError
-from copcube.modalities import Modality
+from copcube.modalities import MODALITIES, Modality
 
 RESAMPLING = "bilinear, corners aligned"
 """How `to_tensor_form` resizes, as plans, rows and cubes say it."""
@@ -65,6 +65,40 @@ def to_tensor_form(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
         return pixels[:, top : top + size, left : left + size]
     resized = _resize_axis(_resize_axis(pixels, 2, cols, size), 1, rows, size)
     return resized.astype(pixels.dtype, copy=False)
+
+
+def mend(pixels: NDArray[Any], modality: Modality) -> tuple[NDArray[Any], bool]:
+    """Undo what publishing did to pixels, by the one rule for images from everywhere.
+
+    What is mended stays as it is when it is mended again.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (bands, rows, columns), any real dtype; NaN where there is no data.
+    modality : Modality
+        What they show. Pixels of other sensors than the published ones are left alone.
+
+    Returns
+    -------
+    pixels : numpy.ndarray
+        `unwrapped`, and of Sentinel-3 in float32 and corrected by `rescale_s3`.
+    rescaled : bool
+        Whether bands of Sentinel-3 were corrected.
+    """
+    if modality == MODALITIES["s3_olci"]:
+        with np.errstate(over="ignore"):
+            return rescale_s3(pixels.astype(np.float32, copy=False))
+    return unwrapped(pixels, modality), False
+
+
+def unwrapped(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
+    """View counts of Sentinel-2 that are int16 as the uint16 that wrapped above 32767.
+
+    All others are returned as they are, and so is imagery of other sensors.
+    """
+    wrapped = modality == MODALITIES["s2_toa"] and pixels.dtype.newbyteorder("=") == np.int16
+    return pixels.view(pixels.dtype.str.replace("i", "u")) if wrapped else pixels
 
 
 def rescale_s3(pixels: NDArray[Any]) -> tuple[NDArray[Any], bool]:
