@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from copcube import era5
     from copcube.builds import Report, build
     from copcube.embedding import tiles
+    from copcube.embedding.batch import embed_batch
     from copcube.embedding.tiles import embed
     from copcube.encoder import EncoderSpec
     from copcube.errors import CopcubeError
@@ -24,6 +25,7 @@ __all__ = [
     "build",
     "convert",
     "embed",
+    "embed_batch",
     "era5",
     "tiles",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "build": "copcube.builds",
     "convert": "copcube.interchange",
     "embed": "copcube.embedding.tiles",
+    "embed_batch": "copcube.embedding.batch",
 }
 _MODULES = {"era5": "copcube.era5", "tiles": "copcube.embedding.tiles"}
 

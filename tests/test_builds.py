@@ -307,7 +307,7 @@ def test_a_build_whose_rasters_were_resized_otherwise_is_not_gone_on_with(trees,
         if resampling is None:  # such tensors are taken as they were published
             build(trees / layout, out, **options)
             continue
-        with pytest.raises(BuildError, match="was bilinear, edges aligned .*, now .* corners"):
+        with pytest.raises(BuildError, match=r"was bilinear, edges aligned .*, now .* corners"):
             build(trees / layout, out, **options)
         build(trees / layout, out, overwrite=True, **options)
         assert xr.open_zarr(out).attrs["resampling"] == resampling

@@ -216,8 +216,7 @@ def tile_metadata(
     else:
         (_, y, _), (_, x, _) = where.runs(size)
         lat, lon = where.degrees(y, x)
-        metadata[..., 0] = np.where(lon < _EDGE - 180, -180, lon)
-        metadata[..., 1] = np.where(lat < _EDGE - 90, -90, lat)
+        metadata[..., 0], metadata[..., 1] = within_code(lon, lat)
         measured = where.pixel_size(size)
         pixel = np.where(np.abs(measured - pixel) <= _NOMINAL * pixel, pixel, measured)
     metadata[..., 2] = days[..., np.newaxis, np.newaxis]
@@ -231,6 +230,23 @@ def tile_metadata(
         )
     metadata[..., 3] = np.where(strange, np.nan, area)
     return metadata
+
+
+def within_code(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
+    """Longitudes in [-180, 180) and latitudes that the Fourier code of the model takes.
+
+    Raises
+    ------
+    OptionError
+        If a longitude is beyond 360° or a latitude beyond 90°.
+    """
+    for name, values, most in (("lon", lon, 360), ("lat", lat, 90)):
+        beyond = values[np.abs(values) > most]
+        if beyond.size:
+            raise OptionError(f"{name} is {beyond[0]:g}; expected degrees, at most {most} from 0")
+    # Only what lies beyond is turned, for turning rounds.
+    lon = np.where((lon >= -180) & (lon < 180), lon, (lon + 180) % 360 - 180)
+    return np.where(lon < _EDGE - 180, -180, lon), np.where(lat < _EDGE - 90, -90, lat)
 
 
 def _days(images: xr.DataArray, date: Any, sensor: Modality) -> Floats:
@@ -247,7 +263,7 @@ def _days(images: xr.DataArray, date: Any, sensor: Modality) -> Floats:
                 "expected one date for each image as a whole: give date=, or drop_vars() it"
             )
         time = time.expand_dims([dim for dim in leading if dim not in time.dims])
-        return _since_1970(time.transpose(*leading).values, name)
+        return days_since_1970(time.transpose(*leading).values, f"the coordinate {name} of images:")
     if sensor.key == "dem":
         return np.full((1,) * len(leading), DEM_DAYS)
     log.warning(
@@ -257,13 +273,12 @@ def _days(images: xr.DataArray, date: Any, sensor: Modality) -> Floats:
     return np.full((1,) * len(leading), np.nan)
 
 
-def _since_1970(times: NDArray[Any], name: str) -> Floats:
+def days_since_1970(times: NDArray[Any], what: str) -> Floats:
     """Days since 1970-01-01 of an array of dates of any kind; NaN where one is missing."""
     # Whole days only: the model has seen no others, and its fastest wave takes one day.
     if times.dtype.kind == "M":
         days = times.astype("datetime64[D]") - np.datetime64(0, "D")
         return np.asarray(days / np.timedelta64(1, "D"))
-    what = f"the coordinate {name} of images:"
     return np.reshape(
         # Indexed rather than iterated, so that numbers keep the type they are stored in.
         [

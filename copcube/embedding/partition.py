@@ -260,7 +260,7 @@ def cropped(pixels: NDArray[Any], modality: Modality, crop: Crop) -> NDArray[Any
     Parameters
     ----------
     pixels : numpy.ndarray
-        (bands, rows, columns) in the published tensor form.
+        (…, bands, rows, columns); a side that is no longer than the size stays.
     modality : Modality
         Says what the pretraining size is.
     crop : {"center", "full"}
@@ -269,13 +269,13 @@ def cropped(pixels: NDArray[Any], modality: Modality, crop: Crop) -> NDArray[Any
     Returns
     -------
     numpy.ndarray
-        A view, (bands, size, size).
+        A view, (…, bands, size, size).
     """
     if crop == "full":
         return pixels
     size = modality.input_size
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
-    return pixels[:, top : top + size, left : left + size]
+    top, left = (max(0, (side - size) // 2) for side in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size]
 
 
 def crop_image(image: Image, crop: Crop) -> Image:

@@ -173,7 +173,7 @@ def _resize_axis(pixels: NDArray[Any], axis: int, length: int, size: int) -> NDA
         # torch adds the first product before it is rounded to float32; a sum that is rounded
         # otherwise would now and then truncate to another integer.
         exact = before * (1 - weight).astype(np.float64)
-        return (exact + after * weight).astype(work)
+        return np.asarray((exact + after * weight).astype(work))
 
 
 def _is_too_large(band: NDArray[Any]) -> bool:
