@@ -75,7 +75,8 @@ def test_tiles_have_the_pixels_of_a_build(rows, modality):
     edge = (modality.stored_size - size) // 2
     pixels = published(modality)[..., edge : edge + size, edge : edge + size]
     lead = ("patch", "time")[-(pixels.ndim - 3) :]
-    images = xr.DataArray(pixels, dims=(*lead, "band", "y", "x"))
+    degrees = {"lat": 44 - np.arange(size) * 1e-4, "lon": -96 + np.arange(size) * 1e-4}
+    images = xr.DataArray(pixels, dims=(*lead, "band", "lat", "lon"), coords=degrees)
     found = embed(images, modality.key, encoder=StubEncoder(), date="2021-03-01").values
     expected = by_name(rows, modality)
     np.testing.assert_array_equal(found[..., 0, 0, :5], expected[..., :5])
@@ -123,12 +124,19 @@ def test_metadata_for_each_image(date):
     np.testing.assert_array_equal(found[:, 5:], [[-180, -90, DAYS[0]], [-0.25, 44.5, DAYS[1]]])
 
 
+class Metadata(StubEncoder):
+    """Vectors that are the metadata, with -1 for NaN."""
+
+    def __call__(self, modality, pixels, metadata):
+        return np.nan_to_num(np.concatenate([metadata, metadata], axis=1), nan=-1)
+
+
 def test_what_is_unknown_is_said(caplog):
-    images = tensor(S5P, (2,)).numpy()
+    images = tensor(S5P, (2,)).numpy() / 1e5  # mol m⁻²
     found = embed_batch(
-        images, "s5p_co", lon=[1, None], date=["20210301", None], encoder=StubEncoder()
+        images, "s5p_co", lon=[1, None], date=["20210301", None], encoder=Metadata()
     )
-    np.testing.assert_array_equal(found[:, 5:], [[1, np.nan, DAYS[0]], [np.nan] * 3])
+    np.testing.assert_array_equal(found[:, :4], [[1, -1, DAYS[0], 16], [-1, -1, -1, 16]])
     assert [record.getMessage() for record in caplog.records] == [
         "1 images are embedded without lon=",
         "2 images are embedded without lat=",
@@ -136,6 +144,33 @@ def test_what_is_unknown_is_said(caplog):
     ]
     dem = embed_batch(tensor(DEM, ()).numpy(), "dem", lon=1, lat=2, encoder=StubEncoder())
     np.testing.assert_array_equal(dem[5:], [1, 2, 16436])
+
+
+def test_what_is_strange_or_not_finite_is_said(caplog):
+    images = np.full((3, *S2.shape), 5000.0)
+    images[1:] /= 10_000
+
+    class Infinite(StubEncoder):
+        def __call__(self, modality, pixels, metadata):
+            return super().__call__(modality, pixels, metadata) / (metadata[:, :1] > 1)
+
+    options = {"lon": [1, 2, 3], "lat": 2, "date": "20210301", "encoder": Infinite()}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = embed_batch(images, "s2_toa", **options)
+    assert np.isnan(found).all(axis=1).tolist() == [True, False, False]
+    left_out, units = (record.getMessage() for record in caplog.records)
+    assert left_out.startswith("image 0 is left out: its vector holds values that are not finite")
+    assert "image 1 has a median of 0.5; Sentinel-2 TOA is expected in counts" in units
+
+
+def test_an_offset_is_subtracted():
+    images = np.full((1, *S2.shape), 5000, np.uint16)
+    options = {"lon": 1, "lat": 2, "date": "20210301", "encoder": StubEncoder()}
+    assert embed_batch(images, "s2_toa", s2_offset=1000, **options)[0, 0] == 4000
+    with pytest.raises(OptionError, match="s2_offset= is of Sentinel-2 counts"):
+        embed_batch(tensor(S5P, (2,)).numpy(), "s5p_co", s2_offset=1000, **options)
+    with pytest.raises(OptionError, match="s2_offset is -1"):
+        embed_batch(images, "s2_toa", s2_offset=-1, **options)
 
 
 def test_images_without_a_valid_pixel_have_no_vector():

@@ -8,9 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import days_since_1970, within_code
-from copcube.embedding.partition import DEM_DAYS, Crop, cropped
+from copcube.embedding.partition import DEM_DAYS, Crop, cropped, not_finite
 from copcube.errors import OptionError
 from copcube.images.tensor_form import has_valid_pixel, mend
+from copcube.images.units import remedy, require_offset, strange, without_offset
 from copcube.modalities import Modality
 from copcube.modalities import modality as published
 
@@ -25,6 +26,7 @@ def embed_batch(
     lat: ArrayLike | None = None,
     date: Any = None,
     crop: Crop = "center",
+    s2_offset: int = 0,
     encoder: Encoder | Spec | None = None,
     weights: str = "hub",
     batch_size: int | None = None,
@@ -52,6 +54,8 @@ def embed_batch(
         None and NaT are unknown; the DEM has 2015-01-01 by default, as in pretraining.
     crop : {"center", "full"}
         The pretraining size from the middle of larger images (default), or everything.
+    s2_offset : int
+        Counts to subtract from Sentinel-2, 1000 since processing baseline 04.00.
     encoder : Encoder or copcube.EncoderSpec, optional
         The encoder, or what to load; then `weights`, `device` and `dtype` do not matter.
     weights : str
@@ -65,13 +69,14 @@ def embed_batch(
     Returns
     -------
     numpy.ndarray
-        (…, dim) float32; NaN for images without a valid pixel.
+        (…, dim) float32; NaN for images without a valid pixel, and, logged, for those whose
+        vectors are not finite.
 
     Raises
     ------
     OptionError
-        If the images have not the bands of the modality or are no squares, or metadata do
-        not fit them.
+        If the images have not the bands of the modality or are no squares, or metadata or
+        options do not fit them.
 
     Examples
     --------
@@ -85,6 +90,9 @@ def embed_batch(
 
         encoder = EncoderSpec(weights=weights, device=device, dtype=dtype)
     model, kind = as_encoder(encoder), published(modality)
+    require_offset(s2_offset)
+    if s2_offset and kind.key != "s2_toa":
+        raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {kind.title}")
     pixels = _checked(np.asarray(images), kind, crop)
     leading = pixels.shape[:-3]
     rows = _metadata(leading, kind, lon, lat, date).reshape(-1, 4)
@@ -92,9 +100,19 @@ def embed_batch(
     valid = [number for number, image in enumerate(flat) if has_valid_pixel(image, kind)]
     vectors = np.full((len(flat), model.dim), np.nan, dtype=np.float32)
     step = batch_size or model.batch_size(kind.key, pixels.shape[-1])
+    told = False
     for start in range(0, len(valid), step):
         some = valid[start : start + step]
-        vectors[some] = model(kind.key, [mend(flat[i], kind)[0] for i in some], rows[some])
+        mended = [without_offset(mend(flat[i], kind)[0], s2_offset) for i in some]
+        found = model(kind.key, mended, rows[some])
+        for number, image, vector in zip(some, mended, found, strict=True):
+            if not told and (what := strange(image, kind)):
+                told = True
+                log.warning("image %d has %s; %s", number, what, remedy(kind))
+            if np.isfinite(vector).all():
+                vectors[number] = vector
+            else:
+                log.warning("image %d is left out: %s", number, not_finite(image))
     return vectors.reshape(*leading, model.dim)
 
 
