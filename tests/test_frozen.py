@@ -443,9 +443,9 @@ def test_provenance(encoder: FrozenEncoder) -> None:
 
 
 def test_untrained_weights_are_loud(caplog: pytest.LogCaptureFixture) -> None:
-    FrozenEncoder(weights(trained=1), device="cpu")
+    FrozenEncoder(weights(trained=1), device="cpu", dtype="float32")
     assert not caplog.records
-    FrozenEncoder(weights(trained=0), device="cpu")
+    FrozenEncoder(weights(trained=0), device="cpu", dtype="float32")
     assert [(record.name, record.levelno) for record in caplog.records] == [
         ("copcube", logging.WARNING)
     ]
