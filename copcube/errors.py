@@ -1,8 +1,41 @@
 """The errors copcube raises: one base, and each is also the builtin a caller would catch."""
 
 
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""Text as a terminal shows it: what would command the terminal is written out.
+
+    File names, members and attributes may hold escape sequences that move the cursor, change
+    the direction of writing or forge lines.
+
+    Parameters
+    ----------
+    text : str
+        Anything that may have come from a file.
+    lines : bool
+        Whether ends of lines stay; else they become spaces.
+
+    Examples
+    --------
+    >>> printable("\x1b[2Jgone")
+    '\\x1b[2Jgone'
+    """
+    if not lines:
+        text = " ".join(text.split("\n")) if "\n" in text else text
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else _written_out(c) for c in text)
+
+
+def _written_out(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 class CopcubeError(Exception):
-    """Base of every error raised on purpose by copcube."""
+    """Base of every error raised on purpose by copcube; its message can be printed as it is."""
+
+    def __str__(self) -> str:
+        # Only messages of builds are longer than a line by intention.
+        return printable(super().__str__(), lines=isinstance(self, BuildError))
 
 
 class OptionError(CopcubeError, ValueError):

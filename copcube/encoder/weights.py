@@ -9,10 +9,8 @@ import contextlib
 import hashlib
 import logging
 import math
-import pickle
+import mmap
 import re
-import warnings
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +24,9 @@ from torch import Tensor
 
 from copcube.encoder.copernicus_fm import LANGUAGE_DIM, CopernicusFM, Pooling, sincos_grid
 from copcube.errors import MissingPackageError, OptionError, WeightsError
+from copcube.files.regular import open_regular
+from copcube.files.torchfile import OtherObjectError, TorchFile, TorchFileError, open_torch_file
+from copcube.files.torchfile import Tensor as StoredTensor
 from copcube.hub.published import CHECKPOINT, LANGUAGE, WEIGHTS
 from copcube.modalities import MODALITIES
 
@@ -300,31 +301,53 @@ def _with_language(weights: Weights, path: Path) -> Weights:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a PyTorch file that holds a dict by name, without executing anything in it."""
+    """Read a PyTorch file that holds a dict by name, without executing anything in it.
+
+    Its tensors are views of the mapped file, which are in memory once they are copied.
+    """
     try:
-        with path.open("rb") as handle:
-            zipped = zipfile.is_zipfile(handle)
-        # Torch warns about old ways of writing, on which its user has no influence.
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
+        with open_torch_file(path, WeightsError) as file:
+            content = file.content
+            if not isinstance(content, dict) or not all(isinstance(n, str) for n in content):
+                raise WeightsError(
+                    f"{path}: expected tensors by name, found a {type(content).__name__}"
+                )
+            with path.open("rb") as opened:
+                raw = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            return {name: _torch_tensors(file, value, raw) for name, value in content.items()}
+    except WeightsError:
+        raise
+    except OtherObjectError as error:
         raise WeightsError(
-            f"{path}: refused: it holds something else than plain tensors, and nothing of it was "
-            f"executed; expected the published file, or torch.save(model.state_dict(), ...)"
+            f"{path}: refused: it holds something else than plain tensors, {error}, and nothing "
+            "of it was executed; expected the published file, or torch.save(model.state_dict(), "
+            "...)"
         ) from error
-    except Exception as error:  # a broken or hostile file may raise anything
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    except (TorchFileError, OSError, RuntimeError) as error:
         raise WeightsError(
-            f"{path}: not a readable PyTorch file ({reason}); fetch it again"
+            f"{path}: not a readable PyTorch file ({error}); fetch it again"
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise WeightsError(f"{path}: expected tensors by name, found a {type(content).__name__}")
-    return content
+
+
+def _torch_tensors(file: TorchFile, value: Any, raw: Any) -> Any:
+    """Make a tensor of a described one, also of those in a dictionary of them."""
+    if isinstance(value, dict):
+        return {
+            name: _torch_tensors(file, v, raw) if isinstance(v, StoredTensor) else v
+            for name, v in value.items()
+        }
+    if not isinstance(value, StoredTensor):
+        return value
+    numbers = file.numbers(value, raw)
+    if not numbers.dtype.isnative:
+        numbers = numbers.astype(numbers.dtype.newbyteorder("="))
+    tensor = torch.from_numpy(numbers)
+    return tensor.view(torch.bfloat16) if value.dtype == "bfloat16" else tensor
 
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as handle:
+        with open_regular(path, WeightsError) as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(

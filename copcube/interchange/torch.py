@@ -1,12 +1,11 @@
 """Torch files: a map as a bare tensor (721, 1440, D), as ``embed_map_310k.pt``.
 
-A ``.pt`` is a zip archive whose storages lie in it uncompressed. Torch says, unpickling
-nothing but tensors, what is in it; the numbers are then mapped where they lie, so that
-neither workers nor memory need torch.
+A ``.pt`` is a zip archive whose storages lie in it uncompressed. The numbers are mapped where
+they lie, so that neither reading nor memory need torch, and nothing in a file is run.
 """
 
+import mmap
 import pickle
-import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -17,10 +16,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError, MissingPackageError
-from copcube.files.zip_directory import open_directory
+from copcube.files.torchfile import (
+    OtherObjectError,
+    Tensor,
+    TorchFile,
+    TorchFileError,
+    open_torch_file,
+)
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import SMALL, packing_of, require_map
 from copcube.interchange.packing import DTYPES, Exported
@@ -28,7 +34,6 @@ from copcube.interchange.sources import Mapped, MapSource
 from copcube.interchange.writer import writing_map
 
 if TYPE_CHECKING:
-    import torch
     import xarray as xr
 
 _ALIGNMENT = 64
@@ -42,45 +47,60 @@ def open_pt(path: str) -> MapSource:
     ------
     CubeError
         If the file holds more than tensors, none of (721, 1440, D) or several.
-    MissingPackageError
-        If torch is not installed.
     """
-    tensors = _tensors(path)
-    maps = {name: tensor for name, tensor in tensors.items() if tensor.ndim > 1}
-    if len(maps) != 1:
-        found = ", ".join(f"{n} {tuple(t.shape)}" for n, t in tensors.items()) or "none"
-        raise CubeError(f"{path}: expected a tensor, or a dict with one map; found {found}")
-    ((name, tensor),) = maps.items()
-    shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-    require_map(path, name, shape, dtype)
-    storage = tensor.untyped_storage()
-    try:
-        with open_directory(path) as archive:
-            records = [
-                member
-                for member, entry in archive.entries.items()
-                if "/data/" in member and entry.size == storage.nbytes()
-            ]
-            start = archive.locate(records[0])[0] if records else 0
-            described, order = (
-                next((archive.content(m, SMALL) for m in archive.entries if m.endswith(end)), None)
-                for end in (f"/{KEY}.json", "/byteorder")
+    with _named(path) as (file, tensors):
+        maps = {name: tensor for name, tensor in tensors.items() if len(tensor.shape) > 1}
+        if len(maps) != 1:
+            found = ", ".join(f"{n} {t.shape!s:.80}" for n, t in tensors.items()) or "none"
+            raise CubeError(
+                f"{path}: expected a tensor, or a dict with one map; found {found:.400}"
             )
-    except zipfile.BadZipFile as error:
-        raise CubeError(
-            f"{path}: {error}; save it again with torch.save(tensor.contiguous(), path)"
-        ) from error
-    # Only a tensor that lies in the file as it is in memory can be mapped.
-    if not tensor.is_contiguous() or len(records) != 1 or order not in (None, b"little"):
-        raise CubeError(
-            f"{path}: {name} does not lie plainly in the file; save it again with "
-            "torch.save(tensor.contiguous(), path)"
-        )
-    small = {key: tensors[key].numpy() for key in ("scale", "offset") if key in tensors}
-    packing = packing_of(path, np.dtype(dtype), shape[-1], small.get("scale"), small.get("offset"))
-    start += int(tensor.storage_offset()) * tensor.element_size()
+        ((name, tensor),) = maps.items()
+        require_map(path, name, tensor.shape, tensor.dtype)
+        # Only a tensor that lies in the file as it is in memory can be mapped.
+        if not tensor.is_contiguous or file.byte_order != "<":
+            raise CubeError(
+                f"{path}: {name} does not lie plainly in the file; save it again with "
+                "torch.save(tensor.contiguous(), path)"
+            )
+        start, dim = file.start(tensor), tensor.shape[-1]
+        small = [_small(path, file, tensors.get(key), dim) for key in ("scale", "offset")]
+        described = file.beside(f"{KEY}.json", SMALL)
+    packing = packing_of(path, np.dtype(tensor.dtype), dim, *small)
     text = None if described is None else described.decode("utf-8", "replace")
-    return Mapped(path, "pt", shape[-1], packing, MapMetadata.loads(text, path), start)
+    return Mapped(path, "pt", dim, packing, MapMetadata.loads(text, path), start)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[tuple[TorchFile, dict[str, Tensor]]]:
+    """Open a file, and find its tensors by name; a bare one is called tensor."""
+    try:
+        with open_torch_file(path, CubeError) as file:
+            content = file.content
+            named = content if isinstance(content, dict) else {"tensor": content}
+            if not all(isinstance(tensor, Tensor) for tensor in named.values()):
+                found = ", ".join(sorted({type(value).__name__ for value in named.values()}))
+                raise CubeError(f"{path}: expected a tensor or a dict with one; found {found}")
+            yield file, {str(name): tensor for name, tensor in named.items()}
+    except OtherObjectError as error:
+        raise CubeError(
+            f"{path}: holds more than tensors ({error}) and was not loaded, since such "
+            "a file can run code; get it anew, or save the tensor alone"
+        ) from error
+    except (TorchFileError, OSError) as error:
+        raise CubeError(
+            f"{path}: not a whole torch file ({error}); save it again with "
+            "torch.save(tensor.contiguous(), path), or get it anew"
+        ) from error
+
+
+def _small(path: str, file: TorchFile, tensor: Tensor | None, dim: int) -> NDArray[Any] | None:
+    """Numbers (dim,) of a tensor beside a map; None if there is none of that shape."""
+    if tensor is None or tensor.shape != (dim,):
+        return None
+    with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        # In the machine's byte order, apart from the file.
+        return file.numbers(tensor, raw).astype(tensor.dtype)
 
 
 def to_pt(
@@ -174,30 +194,6 @@ def _record(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
     info.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
     with archive.open(info, "w", force_zip64=True) as stream:
         yield stream
-
-
-def _tensors(path: str) -> "dict[str, torch.Tensor]":
-    """All tensors of a file by name; a bare one is called tensor."""
-    torch = _torch()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = culprit[1] if culprit else "unknown content"
-        raise CubeError(
-            f"{path}: holds more than tensors ({found}) and was not loaded, since such "
-            "a file can run code; get it anew, or save the tensor alone"
-        ) from error
-    except (RuntimeError, ValueError, EOFError, OSError) as error:
-        raise CubeError(
-            f"{path}: not a whole torch file ({str(error).splitlines()[0]}); it may be truncated "
-            "or older than torch 1.6: get it anew, or save it again with torch.save"
-        ) from error
-    named = content if isinstance(content, dict) else {"tensor": content}
-    if not all(isinstance(tensor, torch.Tensor) for tensor in named.values()):
-        found = ", ".join(sorted({type(value).__name__ for value in named.values()}))
-        raise CubeError(f"{path}: expected a tensor or a dict with one; found {found}")
-    return {str(name): tensor for name, tensor in named.items()}
 
 
 def _torch() -> Any:

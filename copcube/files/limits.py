@@ -1,0 +1,129 @@
+"""How much of a file may be unfolded at once, in one place.
+
+A few bytes of a file can stand for more numbers than any memory holds. What would unfold
+beyond a limit is refused by name before it is unfolded: sizes are taken from headers, and
+where a header can lie, the content is unfolded in pieces that are small themselves.
+
+Every limit comes from the largest form that is published, with room above. The environment
+variable ``COPCUBE_LIMITS`` multiplies all of them: 4 allows four times as much, 0.5 half.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from copcube.errors import CopcubeError, OptionError
+from copcube.progress import size as in_words
+
+VARIABLE = "COPCUBE_LIMITS"
+
+
+class Limit(NamedTuple):
+    """What a part of a file may unfold to: `count` units, and what that is derived from."""
+
+    count: int
+    published: str
+    words: Callable[[float], str] = in_words
+
+    @property
+    def allowed(self) -> int:
+        """Units that are allowed now.
+
+        Raises
+        ------
+        OptionError
+            If the environment variable is no positive number.
+        """
+        return math.floor(self.count * _factor())
+
+
+PIECE = Limit(1 << 30, "five times a tile of embed_map_310k.tif: 256 × 256 × 768 float32, 201 MB")
+"""Bytes of what is decoded at once: a tile, a band of a map, a page, a chunk."""
+
+RASTER = Limit(1 << 28, "an image of S3 as wide as any: 21 × 96 × 20,000 float32, 161 MB")
+"""Bytes of an image, of which several are decoded at once."""
+
+LISTING = Limit(4 << 30, "twice fnames_all_1m.json: 18.7 million paths of 115 bytes, 2.2 GB")
+"""Bytes of text of a listing of files, which is parsed cell by cell."""
+
+CELL = Limit(4 << 20, "a cell with 100 times the 92 images of Copernicus-Pretrain")
+"""Bytes of JSON that name the images of a cell."""
+
+
+def demand(
+    limit: Limit, needed: float, what: str, error: type[CopcubeError], *, least: bool = False
+) -> None:
+    """Refuse what would unfold beyond a limit.
+
+    Parameters
+    ----------
+    limit : Limit
+        Which one.
+    needed : float
+        What it would unfold to, in the limit's units.
+    what : str
+        The file, and what in it; the message begins with it.
+    error : type
+        What is raised.
+    least : bool
+        Whether it unfolds to even more, since reading stopped there.
+
+    Raises
+    ------
+    CopcubeError
+        The `error`, if it is more than is allowed.
+    OptionError
+        If the environment variable is no positive number.
+    """
+    allowed = limit.allowed
+    if needed > allowed:
+        factor = f"{VARIABLE}={math.ceil(needed / limit.count)}"
+        raise error(
+            f"{what} would unfold to {'more than ' * least}{limit.words(needed)}; expected at most "
+            f"{limit.words(allowed)} ({limit.published}). If you trust the file and have the "
+            f"memory, set the environment variable {factor}{' or more' * least}, which "
+            "multiplies all such limits"
+        )
+
+
+def load_json(raw: bytes, limit: Limit, what: str, error: type[CopcubeError]) -> Any:
+    """Parse a JSON text whose values take no more memory than is allowed.
+
+    Parameters
+    ----------
+    raw : bytes
+        The text in UTF-8.
+    limit, what, error
+        As `demand`; `what` is also said of a text that is no JSON.
+
+    Raises
+    ------
+    CopcubeError
+        The `error`, if it would unfold to more, or is no JSON.
+    """
+    # A value takes two bytes of text at least, and an empty list 56 bytes of memory.
+    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{") + raw.count(b":")
+    demand(limit, len(raw) + _BYTES_OF_A_VALUE * values, what, error)
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{what} is not JSON: {failure}") from failure
+
+
+_BYTES_OF_A_VALUE = 64
+
+
+def _factor() -> float:
+    text = os.environ.get(VARIABLE, "1")
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor < 1e9:
+        raise OptionError(
+            f"the environment variable {VARIABLE} is {text!r}; expected how many times the "
+            "default limits are allowed, such as 4"
+        )
+    return factor
