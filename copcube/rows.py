@@ -7,7 +7,6 @@ read may come from elsewhere: other list types and precisions, empty strings for
 values, further columns.
 """
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from copcube import grid
 from copcube.dates import is_missing, yyyymmdd
 from copcube.errors import GridError, OptionError, RowsError, StorageError
 from copcube.files.objects import is_remote, listing, open_file, sizes
+from copcube.files.regular import matches, require_file
 from copcube.modalities import MODALITIES, ORDER
 
 if TYPE_CHECKING:
@@ -169,14 +169,18 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     if is_remote(path):
         return _addresses(str(path).rstrip("/"))
     local = Path(path)
+    if not local.is_dir():
+        require_file(local, RowsError)
     if local.is_file():
         return [local]
     if local.is_dir():
         # A build writes its files under hidden names first.
-        found = sorted(p for p in local.rglob("*.parquet") if not p.name.startswith("."))
+        found = [p for p in local.rglob("*.parquet") if not p.name.startswith(".")]
     else:
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-        found = [p for p in found if p.is_file()]
+        found = [Path(name) for name in matches(str(path))]
+    found = sorted(p for p in found if not p.is_dir())
+    for file in found:
+        require_file(file, RowsError)
     if not found:
         raise RowsError(f"{path}: no parquet files there; expected a file, a folder or a glob")
     return found
@@ -391,6 +395,7 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
         if is_remote(path):
             # Not all of a row group at once, but pieces of this size: a group may take gigabytes.
             return pq.ParquetFile(open_file(str(path)), pre_buffer=False, buffer_size=8 << 20)
+        require_file(path, RowsError)
         if not os.path.isfile(path):
             raise FileNotFoundError
         return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)

@@ -480,7 +480,7 @@ def broken(folder, kind):
             raw = path.read_bytes()
             length, start = struct.unpack("<2L", raw[-10:-2])
             path.write_bytes(raw[: start + length] + raw[start:])
-            return path, "its end records contradict each other; save it again"
+            return path, r"its end records contradict each other\); save it again"
         case "pt of numbers":
             torch.save([1, 2], path)
             return path, "expected a tensor or a dict with one; found list"

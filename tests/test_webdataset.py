@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from copcube.errors import CopcubeError, SourceError, StorageError
 from copcube.files.objects import ObjectFolder, ReadAhead
 from copcube.grid import format_cell
+from copcube.files import limits
 from copcube.images import Image, Rejected, archives, open_source, webdataset
 from copcube.images.naming import from_names
 from copcube.images.webdataset import WebDatasetSource
@@ -659,10 +660,12 @@ def test_sentinel_2_must_be_counts(given_samples):
 
 
 def test_sizes_are_limited(given_samples, monkeypatch):
-    monkeypatch.setattr(webdataset, "_MAX_TENSOR", 1000)
-    assert "expected at most 1000" in given_samples(sample())[1][0].reason
-    monkeypatch.setattr(webdataset, "_MAX_JSON", 10)
-    assert "0772176.json: " in given_samples(sample())[1][0].reason
+    monkeypatch.setattr(limits.PIECE, "count", 10_000)
+    reason = given_samples(sample())[1][0].reason
+    assert re.search(r"the tensor would unfold to .*expected at most 10 kB", reason)
+    monkeypatch.setattr(limits.CELL, "count", 10)
+    reason = given_samples(sample())[1][0].reason
+    assert re.search(r"0772176.json would unfold to .*at most 10 B.*COPCUBE_LIMITS=\d", reason)
 
 
 def test_names_and_links_in_a_tar_touch_nothing(given_samples, tmp_path):

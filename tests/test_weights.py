@@ -268,7 +268,7 @@ def test_loaded_weights_give_the_published_codes_vectors(tmp_path):
         ),
         (
             lambda s: s.update({"coord_fc.weight": torch.eye(64).to_sparse()}),
-            "1 of another shape or kind: coord_fc.weight",
+            r"refused: .*_rebuild_sparse_tensor.* nothing of it was executed",
         ),
         (lambda s: s.update({"norm.bias": torch.full((64,), torch.nan)}), "norm.bias holds values"),
         (lambda s: s.update({"time_fc.bias": torch.full((64,), torch.inf)}), "time_fc.bias holds"),

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from copcube.encoder.copernicus_fm import LANGUAGE_DIM, CopernicusFM, Pooling, sincos_grid
 from copcube.errors import MissingPackageError, OptionError, WeightsError
+from copcube.files import limits
+from copcube.files.limits import demand
 from copcube.files.regular import open_regular
 from copcube.files.torchfile import OtherObjectError, TorchFile, TorchFileError, open_torch_file
 from copcube.files.torchfile import Tensor as StoredTensor
@@ -247,6 +249,9 @@ def _matched(path: Path, tensors: dict[str, Tensor], model: CopernicusFM) -> dic
         log.info("%s: %d tensors not needed: %s", path.name, len(unneeded), _few(unneeded))
     if identity and model.pooling == "cls":
         log.warning("%s has no norm for the class token: a plain one is used", path.name)
+    # Tensors may share their numbers, so that a file may hold many times its bytes.
+    needed = 4 * sum(tensor.numel() for tensor in wanted.values())
+    demand(limits.WEIGHTS, needed, f"{path}: its {len(wanted)} tensors", WeightsError)
     plain = {name: torch.full((model.embed_dim,), float("weight" in name)) for name in identity}
     return plain | {name: _own(path, name, tensors[name]) for name in wanted if name not in plain}
 

@@ -27,6 +27,7 @@ from copcube.errors import (
 )
 from copcube.files.objects import is_remote, read, zarr_store
 from copcube.files.objects.stores import asking
+from copcube.files.regular import open_regular, require_file
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -262,11 +263,13 @@ def _open(path: str) -> list["xr.Dataset"]:
         path = url2pathname(urlsplit(path).path)
     if is_remote(path):
         return _open_address(path)
+    if not Path(path).is_dir():
+        require_file(path, SourceError)
     if not Path(path).exists():
         raise MissingFileError(f"{path}: no such file; expected NetCDF, GRIB or a Zarr store")
     if Path(path).is_dir():
         return [_open_zarr(path, path)]
-    with open(path, "rb") as file:
+    with open_regular(path, SourceError) as file:
         kind = _kind(file.read(4), path)
     return _open_grib(path, path) if kind == "grib" else [_open_netcdf(path, path)]
 

@@ -11,8 +11,8 @@ variable ``COPCUBE_LIMITS`` multiplies all of them: 4 allows four times as much,
 import json
 import math
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from copcube.errors import CopcubeError, OptionError
 from copcube.progress import size as in_words
@@ -20,16 +20,24 @@ from copcube.progress import size as in_words
 VARIABLE = "COPCUBE_LIMITS"
 
 
-class Limit(NamedTuple):
-    """What a part of a file may unfold to: `count` units, and what that is derived from."""
+@dataclass
+class Limit:
+    """What a part of a file may unfold to.
+
+    Parameters
+    ----------
+    count : int
+        Bytes, before they are multiplied.
+    published : str
+        What that is derived from.
+    """
 
     count: int
     published: str
-    words: Callable[[float], str] = in_words
 
     @property
     def allowed(self) -> int:
-        """Units that are allowed now.
+        """Bytes that are allowed now.
 
         Raises
         ------
@@ -44,6 +52,9 @@ PIECE = Limit(1 << 30, "five times a tile of embed_map_310k.tif: 256 × 256 × 7
 
 RASTER = Limit(1 << 28, "an image of S3 as wide as any: 21 × 96 × 20,000 float32, 161 MB")
 """Bytes of an image, of which several are decoded at once."""
+
+WEIGHTS = Limit(6 << 30, "four times the published ViT-L/16: 1.5 GB of float32")
+"""Bytes of the tensors of an encoder."""
 
 LISTING = Limit(4 << 30, "twice fnames_all_1m.json: 18.7 million paths of 115 bytes, 2.2 GB")
 """Bytes of text of a listing of files, which is parsed cell by cell."""
@@ -62,7 +73,7 @@ def demand(
     limit : Limit
         Which one.
     needed : float
-        What it would unfold to, in the limit's units.
+        Bytes that it would unfold to.
     what : str
         The file, and what in it; the message begins with it.
     error : type
@@ -81,8 +92,8 @@ def demand(
     if needed > allowed:
         factor = f"{VARIABLE}={math.ceil(needed / limit.count)}"
         raise error(
-            f"{what} would unfold to {'more than ' * least}{limit.words(needed)}; expected at most "
-            f"{limit.words(allowed)} ({limit.published}). If you trust the file and have the "
+            f"{what} would unfold to {'more than ' * least}{in_words(needed)}; expected at most "
+            f"{in_words(allowed)} ({limit.published}). If you trust the file and have the "
             f"memory, set the environment variable {factor}{' or more' * least}, which "
             "multiplies all such limits"
         )

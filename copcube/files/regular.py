@@ -4,7 +4,9 @@ A pipe blocks its reader until somebody writes, and a device may give bytes with
 """
 
 import errno
+import glob
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -31,13 +33,16 @@ def open_regular(path: str | Path, error: type[CopcubeError]) -> BinaryIO:
         If it is not there or cannot be read.
     """
     require_file(path, error)
-    # What lies there may have been exchanged since: a pipe opened so does not block.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags)
-    if reason := _kind(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (the caller closes it)
+    # What lies there may have been exchanged since.
+    if reason := _kind(os.fstat(file.fileno()).st_mode):
+        file.close()
         raise error(f"{path}: {reason}; expected a file")
-    return open(descriptor, "rb")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def require_file(path: str | Path, error: type[CopcubeError]) -> None:
@@ -50,6 +55,24 @@ def require_file(path: str | Path, error: type[CopcubeError]) -> None:
     """
     if reason := not_a_file(path):
         raise error(f"{path}: {reason}; expected a file")
+
+
+def matches(pattern: str) -> list[str]:
+    """Sorted paths that a glob matches, as `glob.glob` with ``**`` finds them.
+
+    Links are followed, but not by ``**``, which would go round in loops of them for ever.
+    Hidden files and folders are matched only by name.
+    """
+    head, *tail = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern.replace(os.sep, "/"), maxsplit=1)
+    if not tail:
+        return sorted(glob.glob(pattern))
+    found: set[str] = set()
+    for top in glob.glob(head) if head else ["."]:
+        for folder, folders, _ in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inner = os.path.join(glob.escape(folder), tail[0] or "*")
+            found.update(os.path.normpath(path) for path in matches(inner))
+    return sorted(found)
 
 
 def not_a_file(path: str | Path) -> str | None:

@@ -179,6 +179,8 @@ def read_torch_file(read: Read, size: int) -> TorchFile:
     """
     if read(0, len(_LEGACY)) == _LEGACY:
         return _legacy(read, size)
+    if read(0, 1) == b"\x80":
+        raise OtherObjectError("a pickle of other objects")
     return read_torch_archive(read, size, described, MAX_PICKLE)
 
 

@@ -4,7 +4,9 @@ import os
 import weakref
 from typing import Protocol
 
+from copcube.errors import SourceError
 from copcube.files.objects import ReadAhead, is_remote
+from copcube.files.regular import open_regular
 
 _HEADER_BYTES = 64 << 10
 """Bytes fetched at once from an object store where only headers are read."""
@@ -35,8 +37,9 @@ class LocalArchive:
     streamed = False
 
     def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+        file = open_regular(path, SourceError)
+        self._descriptor = file.fileno()
+        weakref.finalize(self, file.close)
         self.size = os.fstat(self._descriptor).st_size
 
     def read(self, start: int, length: int) -> bytes:
@@ -62,6 +65,8 @@ def open_archive(path: str, *, whole: bool) -> Archive:
 
     Raises
     ------
+    SourceError
+        If it is a pipe or anything else that is no file.
     OSError
         If it does not exist or cannot be read.
     """

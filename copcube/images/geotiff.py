@@ -5,14 +5,11 @@ paths, and a path is checked whenever it is used.
 """
 
 import errno
-import gzip
 import hashlib
 import itertools
-import json
 import logging
 import os
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +22,12 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, OptionError, SourceError
+from copcube.files import limits
+from copcube.files.limits import demand
+from copcube.files.regular import open_regular
 from copcube.images.bands import order
 from copcube.images.base import Image, Job, Partition, Rejected
+from copcube.images.listing import listed
 from copcube.images.naming import (
     FOLDERS,
     RANK,
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 _DEPTH = 4
 _IMAGES_PER_PARTITION = 1000
 _UNPLACED, _STALE = "unplaced", "stale"
-_MAX_LISTING = 4 << 30
-_MAX_SIDE = 20_000
-_MAX_BYTES = 1 << 30
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 _places = lru_cache(maxsize=256)(order)
@@ -185,7 +183,7 @@ class GeoTiffSource:
         """
         digest = hashlib.sha256()
         if self.fnames is not None:
-            with open(self.fnames, "rb") as listing:
+            with open_regular(self.fnames, SourceError) as listing:
                 digest.update(hashlib.file_digest(listing, "sha256").digest())
         for path in sorted(path for path, _ in self._files()):
             try:
@@ -245,8 +243,7 @@ class GeoTiffSource:
     def _read(self, path: str, file: Identity) -> list[Image | Rejected]:
         """Decode one file; runs on any thread."""
         try:
-            with open(os.path.join(self.root, path), "rb") as handle:
-                raw = _bounded(handle, _MAX_BYTES)
+            raw = _raw(os.path.join(self.root, path))
             modality = MODALITIES[file.modality]
             pixels = to_tensor_form(_decode(raw, modality), modality)
         except ImageError as error:
@@ -264,7 +261,7 @@ class GeoTiffSource:
         Names that are not UTF-8 get backslashes, which no accepted path has.
         """
         if self.fnames is not None:
-            found = _listed(self.root, self.fnames)
+            found = listed(self.root, self.fnames)
         else:
             walks = (_walk(self.root, folder, _DEPTH) for folder in FOLDERS)
             found = ((path, False) for path in itertools.chain.from_iterable(walks))
@@ -282,6 +279,7 @@ def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
         path = f"{folder}/{entry.name}"
         if entry.name.startswith("."):
             continue
+        # What is no file is yielded too, and rejected when it is read.
         if entry.name.lower().endswith((".tif", ".tiff")) and not entry.is_dir():
             yield path
         elif depth > 1 and entry.is_dir():
@@ -304,76 +302,30 @@ def _runs(
         yield run
 
 
-# The JSON listing.
+# The raster.
 
 
-def _listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
-    """Yield the paths of a listing, and whether each is under another cell than its own.
-
-    A listing may say ``s3_olci_utm`` where the files lie in ``s3_olci_wgs``: a path takes
-    the folder of its modality that exists.
-    """
-    existing = [folder for folder in FOLDERS if os.path.isdir(os.path.join(root, folder))]
-    home = {
-        folder: next((f for f in existing if FOLDERS[f] is modality), folder)
-        for folder, modality in FOLDERS.items()
-    }
-    for key, entry in _load(fnames).items():
-        if not isinstance(entry, dict):
-            raise SourceError(f"{fnames}: cell {key!r} is no JSON object")
-        cell = entry.get("grid_id_coord")
-        try:
-            own = isinstance(cell, str) and key.isdecimal() and grid.parse_cell(cell) == int(key)
-        except ValueError:
-            own = False
-        for modality in MODALITIES:
-            for path in _paths(fnames, key, entry.get(modality, [])):
-                folder = folder_of(path) or ""
-                inner = path[len(folder) :]
-                yield home.get(folder, "") + inner, not (own and inner.startswith(f"/{cell}/"))
-
-
-def _paths(fnames: str, key: str, value: Any) -> Iterator[str]:
-    """Yield the paths of a list, or of the lists of an object."""
-    for paths in value.values() if isinstance(value, dict) else [value]:
-        if not (isinstance(paths, list) and all(isinstance(path, str) for path in paths)):
-            raise SourceError(f"{fnames}: cell {key!r} lists {paths!r:.80}; expected paths")
-        yield from paths
-
-
-def _load(fnames: str) -> dict[str, Any]:
-    """Read a listing, JSON or gzipped JSON, of bounded size."""
-    try:
-        with gzip.open(fnames) if fnames.endswith(".gz") else open(fnames, "rb") as handle:
-            listing = json.loads(_bounded(handle, _MAX_LISTING))
-    except (ValueError, RecursionError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise SourceError(f"{fnames}: not a listing of files in JSON: {error}") from error
-    if not isinstance(listing, dict):
-        raise SourceError(
-            f"{fnames}: expected a JSON object of cells, found a {type(listing).__name__}"
-        )
-    return listing
-
-
-def _bounded(handle: Any, limit: int) -> bytes:
-    """Read an open file of at most so many bytes.
+def _raw(path: str) -> bytes:
+    """Bytes of a file, which are no more than any image has.
 
     Raises
     ------
     ImageError
-        If there are more.
+        If it is larger, or no file.
+    OSError
+        If it is not there or cannot be read.
     """
-    chunks: list[bytes] = []
-    size = 0
-    while chunk := handle.read(1 << 22):
-        size += len(chunk)
-        if size > limit:
-            raise ImageError(f"expected at most {limit} bytes, found more")
-        chunks.append(chunk)
-    return b"".join(chunks)
+    with open_regular(path, ImageError) as handle:
+        demand(limits.RASTER, os.fstat(handle.fileno()).st_size, "its bytes", ImageError)
+        return _bounded(handle, limits.RASTER.allowed)
 
 
-# The raster.
+def _bounded(handle: Any, limit: int) -> bytes:
+    """Read an open file of at most so many bytes, which may grow meanwhile."""
+    raw: bytes = handle.read(limit + 1)
+    if len(raw) > limit:
+        raise ImageError(f"expected at most {limit} bytes, found more")
+    return raw
 
 
 def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
@@ -405,7 +357,7 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
             places = _places(raster.descriptions, modality, described=True) or range(bands)
             if raster.count != bands and places == range(bands):
                 raise ImageError(f"expected {bands} bands of {modality.key}, found {raster.count}")
-            _check_size(raster)
+            _check_size(raster, modality)
             in_order = list(places) == list(range(raster.count))
             pixels = raster.read(None if in_order else [place + 1 for place in places])
             pixels, nodata = _north_up(pixels, raster.transform), raster.nodata
@@ -450,14 +402,15 @@ def _north_up(pixels: NDArray[Any], transform: "Affine") -> NDArray[Any]:
     return pixels[:, :: 1 if down < 0 else -1, :: 1 if east > 0 else -1]
 
 
-def _check_size(raster: Any) -> None:
+def _check_size(raster: Any, modality: Modality) -> None:
     """Refuse rasters and blocks larger than any image, before memory is spent on them."""
     if any(dtype.startswith("complex") for dtype in raster.dtypes):
         raise ImageError(f"expected real numbers, found {raster.dtypes[0]}")
     for rows, cols in {raster.shape, *raster.block_shapes}:
         size = rows * cols * sum(np.dtype(dtype).itemsize for dtype in raster.dtypes)
-        if max(rows, cols) > _MAX_SIDE or size > _MAX_BYTES:
-            raise ImageError(
-                f"expected at most {_MAX_SIDE} pixels a side and {_MAX_BYTES >> 20} MiB, found "
-                f"{rows} × {cols} pixels in {raster.count} bands"
-            )
+        demand(limits.RASTER, size, f"{rows} × {cols} pixels in {raster.count} bands", ImageError)
+    # The shortest side is resized to that of the tensor form, and the other in proportion.
+    side = modality.shape[-1]
+    long, short = max(raster.shape), max(1, min(raster.shape))
+    what = f"{raster.height} × {raster.width} pixels in {raster.count} bands, resized to {side},"
+    demand(limits.RASTER, raster.count * 4 * side * side * long / short, what, ImageError)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from copcube.errors import SourceError
+from copcube.files.regular import require_file
 from copcube.images.base import Source
 
 
@@ -33,6 +34,8 @@ def open_source(path: str | Path) -> Source:
         if source is not None:
             return source
     where = Path(path)
+    if not where.is_dir():
+        require_file(where, SourceError)
     if not where.exists():
         raise SourceError(f"{path}: no such file or folder")
     found = "an empty folder" if where.is_dir() and not any(where.iterdir()) else "neither"

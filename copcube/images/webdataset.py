@@ -11,7 +11,6 @@ is the elevation model, even the key is that of the cell before.
 import glob
 import hashlib
 import itertools
-import json
 import math
 import os
 import re
@@ -26,7 +25,10 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, SourceError
+from copcube.files import limits
+from copcube.files.limits import demand, load_json
 from copcube.files.objects import is_remote, listing, sizes
+from copcube.files.regular import matches, require_file
 from copcube.images.archives import Archive, open_archive
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.naming import Identity, Index, from_names, to_stored
@@ -36,8 +38,6 @@ from copcube.modalities import MODALITIES, Modality
 from copcube.selection import Selection
 
 _MAX_PATTERN = 100_000
-_MAX_JSON = 64 << 20
-_MAX_TENSOR = 2 << 30
 _READ_WHOLE = 1 << 20
 """Bytes up to which a tensor is read as a whole."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
@@ -72,15 +72,16 @@ def recognise(path: str) -> "WebDatasetSource | None":
         found = [whole]
     else:
         names = _expand(whole)
-        matches = {name: sorted(glob.glob(name, recursive=True)) for name in names}
-        missing = [name for name, match in matches.items() if not match]
+        by_name = {name: matches(name) for name in names}
+        missing = [name for name, match in by_name.items() if not match]
         if missing and len(names) > 1 and whole.endswith(".tar"):
             raise _lacking(path, names, missing)
-        found = sorted(set(itertools.chain.from_iterable(matches.values())))
+        found = sorted(set(itertools.chain.from_iterable(by_name.values())))
     _refuse_compressed(found)
-    shards = sorted(
-        (name for name in found if name.endswith(".tar") and os.path.isfile(name)), key=_by_name
-    )
+    tars = [name for name in found if name.endswith(".tar") and not os.path.isdir(name)]
+    for name in tars:
+        require_file(name, SourceError)
+    shards = sorted(filter(os.path.isfile, tars), key=_by_name)
     if not shards:
         return None
     root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
@@ -322,8 +323,7 @@ def _read(archive: Archive, path: str, tensor: _Tensor) -> list[Image | Rejected
     """Decode one member; runs on any thread."""
     name = tensor.member.name
     try:
-        if tensor.member.size > _MAX_TENSOR:
-            raise ImageError(f"{tensor.member.size} bytes; expected at most {_MAX_TENSOR}")
+        demand(limits.PIECE, tensor.member.size, "the tensor", ImageError)
         pixels = _pixels(archive, tensor)
     except ImageError as error:
         return [Rejected(path, name, "broken", str(error), len(tensor.images))]
@@ -398,12 +398,8 @@ def _names(archive: Archive, sample: _Sample) -> dict[str, Any]:
     member = sample.parts.get("json")
     if member is None:
         raise ImageError(f"found no {sample.key}.json, which names its images")
-    if member.size > _MAX_JSON:
-        raise ImageError(f"{member.name}: {member.size} bytes; expected at most {_MAX_JSON}")
-    try:
-        names = json.loads(member.read(archive, 0, member.size))
-    except (ValueError, RecursionError) as error:
-        raise ImageError(f"{member.name}: not JSON: {error}") from error
+    demand(limits.CELL, member.size, member.name, ImageError)
+    names = load_json(member.read(archive, 0, member.size), limits.PIECE, member.name, ImageError)
     if not isinstance(names, dict):
         raise ImageError(f"{member.name}: expected a JSON object, found a {type(names).__name__}")
     return names

@@ -13,6 +13,7 @@ from xarray.core import indexing
 from copcube import grid
 from copcube.cube import schema
 from copcube.errors import CubeError
+from copcube.files.regular import require_file
 from copcube.interchange.geotiff import open_geotiff
 from copcube.interchange.metadata import LENGTHWISE
 from copcube.interchange.netcdf import open_netcdf
@@ -98,6 +99,8 @@ def find_map(path: Any) -> MapSource:
             f"{text}: expected a map as {', '.join(_OPENERS)}; found "
             f"{suffix or 'a name without suffix'} (open a cube with xarray.open_zarr)"
         )
+    if suffix != ".parquet":  # of which a folder or a glob may be given
+        require_file(text, CubeError)
     if not os.path.isfile(text) and suffix != ".parquet":
         raise CubeError(f"{text}: no such file; `copcube fetch map` brings the published one")
     return _OPENERS[suffix](text)

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError, OptionError
+from copcube.files import limits
+from copcube.files.limits import demand
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import packing_of
 from copcube.interchange.packing import Exported
-from copcube.interchange.sources import Decoded, MapSource, filled_cells
+from copcube.interchange.sources import Decoded, MapSource, demand_band, filled_cells
 from copcube.interchange.writer import MapWriter, writing_map
 
 if TYPE_CHECKING:
@@ -85,6 +87,10 @@ def open_geotiff(path: str) -> MapSource:
         # The published file declares none, and its zeros mean missing whatever is declared.
         if packing.scale is None and file.nodata is not None:
             packing = replace(packing, missing=file.nodata)
+        demand_band(path, file.count, np.dtype(dtypes[0]).itemsize)
+        for rows, cols in set(file.block_shapes):
+            needed = rows * cols * file.count * np.dtype(dtypes[0]).itemsize
+            demand(limits.PIECE, needed, f"{path}: a tile of {rows} × {cols} pixels", CubeError)
         tile = file.block_shapes[0]
         return Raster(path, "GeoTIFF", file.count, packing, metadata, tile)
 

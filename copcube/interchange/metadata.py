@@ -14,6 +14,8 @@ import numpy as np
 
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
+from copcube.files import limits
+from copcube.files.limits import load_json
 
 KEY = "copcube"
 ORDERS = ("published", "era5")
@@ -83,9 +85,14 @@ class MapMetadata:
         if text is None:
             return cls()
         try:
-            metadata = cls(**json.loads(text))
+            what = f"{path}: its description under {KEY!r}"
+            metadata = cls(
+                **load_json(text.encode("utf-8", "replace"), limits.PIECE, what, CubeError)
+            )
             metadata._check()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except CubeError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CubeError(
                 f"{path}: its description under {KEY!r} is broken ({error}); export it again"
             ) from error

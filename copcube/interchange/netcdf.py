@@ -19,6 +19,7 @@ from copcube import grid
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
 from copcube.files.atomic import atomic_path
+from copcube.files.regular import require_file
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
 from copcube.interchange.writer import require_free
 
@@ -124,6 +125,7 @@ def open_netcdf(path: str) -> "xr.Dataset":
     """
     import xarray as xr
 
+    require_file(path, CubeError)
     if not os.path.isfile(path):
         raise CubeError(f"{path}: no such file; expected netCDF of a cube or a reduction")
     try:

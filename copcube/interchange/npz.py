@@ -21,7 +21,7 @@ from copcube.files.zip_directory import open_directory
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import DTYPES, MISSING_CODE, Exported, Packing
-from copcube.interchange.sources import Decoded, Mapped, MapSource, filled_cells
+from copcube.interchange.sources import Decoded, Mapped, MapSource, demand_band, filled_cells
 from copcube.interchange.writer import writing_map
 
 if TYPE_CHECKING:
@@ -73,18 +73,18 @@ def open_npz(path: str) -> MapSource:
     CubeError
         If the file is no archive, or holds no array of (721, 1440, D) numbers.
     """
-    with _reading(path), zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
+    with _reading(path), open_directory(path) as directory, zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in directory.entries]
         maps = [name for name in names if name not in _BESIDE]
         # numpy.savez names what comes without a name arr_0; people name a map as they like.
         name = "arr_0" if "arr_0" in maps else maps[0] if len(maps) == 1 else None
         if name is None:
             raise CubeError(
                 f"{path}: expected the array arr_0, or a single one; found "
-                f"{', '.join(maps) or 'none'}"
+                f"{', '.join(maps)[:400] or 'none'}"
             )
         info = archive.getinfo(f"{name}.npy")
-        with archive.open(info) as stream:
+        with _member_of(archive, info) as stream:
             shape, in_columns, dtype = _header(stream)
             skip = stream.tell()
         small = {key: _small(archive, f"{key}.npy") for key in _BESIDE if key in names}
@@ -179,7 +179,7 @@ def require_map(path: str, name: str, shape: tuple[int, ...], dtype: str) -> Non
     Raises
     ------
     CubeError
-        If its shape or data type is another.
+        If its shape or data type is another, or its vectors are too long.
     """
     if len(shape) != 3 or shape[:2] != (grid.N_LAT, grid.N_LON) or shape[2] < 1:
         raise CubeError(
@@ -188,6 +188,7 @@ def require_map(path: str, name: str, shape: tuple[int, ...], dtype: str) -> Non
         )
     if dtype not in _READABLE:
         raise CubeError(f"{path}: {name} holds {dtype}; expected {', '.join(_READABLE)}")
+    demand_band(path, shape[2], np.dtype(dtype).itemsize)
 
 
 def packing_of(path: str, dtype: np.dtype[Any], dim: int, scale: Any, offset: Any) -> Packing:
@@ -227,10 +228,29 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    if archive.getinfo(name).file_size > SMALL:
+    """Read what lies beside a map, if it has the size that its header says."""
+    info = archive.getinfo(name)
+    if info.file_size > SMALL:
         raise CubeError(f"{archive.filename}: {name} is larger than such a member can be")
-    with archive.open(name) as stream:
+    with _member_of(archive, info) as stream:
+        shape, _, dtype = _header(stream)
+        if stream.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize != info.file_size:
+            raise CubeError(f"{archive.filename}: {name} has not the size that it says")
+        stream.seek(0)
         return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+@contextmanager
+def _member_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
+    """Open a member that numpy may have written."""
+    # What `zipfile` unfolds of other compressions at a time has no bound.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CubeError(
+            f"{archive.filename}: {info.filename} is compressed by method {info.compress_type}; "
+            "expected it stored or deflated: save it again with numpy.savez_compressed"
+        )
+    with archive.open(info) as stream:
+        yield stream
 
 
 def _fill(stream: IO[bytes], numbers: NDArray[Any]) -> None:

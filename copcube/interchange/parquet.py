@@ -16,7 +16,7 @@ from copcube.errors import RowsError
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import Exported, Packing
-from copcube.interchange.sources import Decoded, MapSource
+from copcube.interchange.sources import Decoded, MapSource, demand_band
 from copcube.interchange.writer import writing_map
 from copcube.rows import ROW_GROUP, open_parquet, parse_cells, repeated, rows_files, to_vectors
 
@@ -84,7 +84,9 @@ def open_averages(path: str) -> MapSource:
     dims, texts = set(), set()
     for name in files:
         with open_parquet(name) as file:
-            dims.add(_length(file, name))
+            dim = _length(file, name)
+            demand_band(name, dim, 4)
+            dims.add(dim)
             texts.add((file.schema_arrow.metadata or {}).get(KEY.encode()))
     if len(dims) > 1 or len(texts) > 1:
         raise RowsError(

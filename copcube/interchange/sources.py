@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.errors import CubeError
+from copcube.files import limits
+from copcube.files.limits import demand
 from copcube.grid import Integers
 from copcube.interchange.cache import DecodedMap, FilledCells
 from copcube.interchange.metadata import MapMetadata
@@ -122,6 +125,29 @@ class Decoded(MapSource):
     @property
     def preferred_chunks(self) -> dict[str, int]:  # noqa: D102
         return {"lat": grid.BLOCK, "lon": grid.BLOCK}
+
+
+def demand_band(path: str, dim: int, itemsize: int) -> None:
+    """Refuse vectors so long that a band of 45 rows of cells is too much to be decoded at once.
+
+    Parameters
+    ----------
+    path : str
+        File of the map.
+    dim : int
+        Length of its vectors.
+    itemsize : int
+        Bytes of a number in it.
+
+    Raises
+    ------
+    CubeError
+        If they are.
+    """
+    # Vectors become float32, whatever they are stored as.
+    needed = grid.BLOCK * grid.N_LON * dim * max(itemsize, 4)
+    what = f"{path}: 45 rows of cells with vectors of length {dim}"
+    demand(limits.PIECE, needed, what, CubeError)
 
 
 def filled_cells(numbers: NDArray[Any], row: int, col: int, packing: Packing) -> FilledCells:
