@@ -270,7 +270,7 @@ def parse_cell(text: str) -> int:
     true_lat, true_lon = centre(number)
     if (lat, lon) != (true_lat, true_lon):
         raise GridError(
-            f"cell id {text!r} contradicts itself: cell {number} lies at lon {true_lon:.2f}, "
+            f"cell id {text!r:.80} contradicts itself: cell {number} lies at lon {true_lon:.2f}, "
             f"lat {true_lat:.2f}, not at lon {lon:.2f}, lat {lat:.2f}; "
             f"its name should be {format_cell(number)!r}"
         )
@@ -292,7 +292,7 @@ def parse_local(text: str) -> tuple[float, float]:
     """
     _, lon, lat = _split(text, "local patch id")
     if not (-90 <= lat <= 90 and -180 <= lon <= 180):
-        raise GridError(f"local patch id {text!r} names no point on the globe")
+        raise GridError(f"local patch id {text!r:.80} names no point on the globe")
     return lat, lon
 
 

@@ -10,7 +10,7 @@ values, further columns.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,7 +21,8 @@ from copcube import grid
 from copcube.dates import is_missing, yyyymmdd
 from copcube.errors import GridError, OptionError, RowsError, StorageError
 from copcube.files.objects import is_remote, listing, open_file, sizes
-from copcube.files.regular import matches, require_file
+from copcube.files.parquet_pages import demand_pages
+from copcube.files.regular import matches, open_regular, require_file
 from copcube.modalities import MODALITIES, ORDER
 
 if TYPE_CHECKING:
@@ -394,11 +395,21 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
     try:
         if is_remote(path):
             # Not all of a row group at once, but pieces of this size: a group may take gigabytes.
-            return pq.ParquetFile(open_file(str(path)), pre_buffer=False, buffer_size=8 << 20)
-        require_file(path, RowsError)
-        if not os.path.isfile(path):
-            raise FileNotFoundError
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+            source, size = open_file(str(path)), 8 << 20
+            metadata = pq.read_metadata(source)
+            demand_pages(None, metadata, COLUMNS, str(path), RowsError)
+        else:
+            require_file(path, RowsError)
+            if not os.path.isfile(path):
+                raise FileNotFoundError
+            source, size = path, 1 << 20
+            metadata = _checked(str(path), os.stat(path).st_mtime_ns)
+        # Texts stay in dictionaries: one long text repeated in a million rows is held once.
+        flat = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
+        texts = [name for name in COLUMNS[:-1] if name in flat]
+        return pq.ParquetFile(
+            source, metadata=metadata, pre_buffer=False, buffer_size=size, read_dictionary=texts
+        )
     except FileNotFoundError as error:
         raise RowsError(f"{path}: no such file") from error
     # It is an OSError too, and says more than the message below would.
@@ -406,6 +417,22 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
         raise
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error
+
+
+@lru_cache(maxsize=64)
+def _checked(path: str, _modified: int) -> "pq.FileMetaData":
+    """Footer of a file whose pages were looked at, once for as long as it does not change."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    with open_regular(path, RowsError) as file:
+
+        def read(start: int, length: int) -> bytes:
+            file.seek(start)
+            return file.read(length)
+
+        demand_pages(read, metadata, COLUMNS, path, RowsError)
+    return metadata
 
 
 def _check_schema(schema: "pa.Schema", path: str | Path) -> None:
@@ -535,7 +562,7 @@ def _modalities(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int8]
     unknown = [str(text) for text in texts if text not in ORDER]
     if unknown:
         raise RowsError(
-            f"{path}: unknown modality {', '.join(sorted(unknown))}; "
+            f"{path}: unknown modality {', '.join(sorted(unknown)):.400}; "
             f"expected {', '.join(MODALITIES)}"
         )
     return np.array([ORDER[str(text)] for text in texts], np.int8)[code]
@@ -546,7 +573,7 @@ def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:
     try:
         texts = [None if is_missing(value) else yyyymmdd(value) for value in values]
     except OptionError as error:
-        raise RowsError(f"{path}: column date: {error}") from error
+        raise RowsError(f"{path}: column date: {error!s:.200}") from error
     return np.array(texts, object)[code]
 
 
@@ -559,12 +586,17 @@ def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.
     """Return the distinct values, None for missing or empty ones, and every row's index."""
     import pyarrow as pa
 
-    kind = column.type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    kind = pa.string() if kind == pa.null() else kind
-    encoded = column.cast(kind).combine_chunks().dictionary_encode(null_encoding="encode")
-    values = [None if value == "" else value for value in encoded.dictionary.to_pylist()]
-    return np.array(values, object), encoded.indices.to_numpy().astype(np.int64)
+    if not pa.types.is_dictionary(column.type):
+        kind = pa.string() if column.type == pa.null() else column.type
+        column = column.cast(kind).dictionary_encode()
+    encoded = column.unify_dictionaries().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):  # of no chunks
+        return np.empty(0, object), np.empty(0, np.int64)
+    # A dictionary may hold values of no row, which are nobody's fault.
+    used, code = np.unique(encoded.indices.fill_null(-1).to_numpy(), return_inverse=True)
+    found = encoded.dictionary.take(pa.array(used[used >= 0])).to_pylist()
+    values = [None] * int((used < 0).sum()) + [None if value == "" else value for value in found]
+    return np.array(values, object), code.astype(np.int64)
 
 
 def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from copcube.errors import CopcubeError, SourceError, StorageError
+from copcube.files import limits
 from copcube.files.objects import ObjectFolder, ReadAhead
 from copcube.grid import format_cell
-from copcube.files import limits
 from copcube.images import Image, Rejected, archives, open_source, webdataset
 from copcube.images.naming import from_names
 from copcube.images.webdataset import WebDatasetSource

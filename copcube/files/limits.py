@@ -50,6 +50,9 @@ class Limit:
 PIECE = Limit(1 << 30, "five times a tile of embed_map_310k.tif: 256 × 256 × 768 float32, 201 MB")
 """Bytes of what is decoded at once: a tile, a band of a map, a page, a chunk."""
 
+PAGE = Limit(1 << 28, "256 times a page of pyarrow, 1 MiB")
+"""Bytes of a page of a parquet file, of which one of every column is unfolded at a time."""
+
 RASTER = Limit(1 << 28, "an image of S3 as wide as any: 21 × 96 × 20,000 float32, 161 MB")
 """Bytes of an image, of which several are decoded at once."""
 

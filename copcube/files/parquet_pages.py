@@ -1,0 +1,177 @@
+"""Sizes of the pages of a parquet file, before a page is unfolded.
+
+A column lies in pages, each of which is decompressed as a whole. What a page unfolds to stands
+in its own header, which the footer of the file does not vouch for: a kilobyte may stand for
+two gigabytes. Headers are those of parquet.thrift (PageHeader) in Thrift's compact protocol.
+"""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from copcube.errors import CopcubeError
+from copcube.files import limits
+from copcube.files.limits import demand
+from copcube.files.zip_directory import Read
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+_HEADER = 512
+"""Bytes that are read of a header first; statistics of long texts make it longer."""
+_LONGEST_HEADER = 1 << 20
+_MOST_DEPTH = 8
+_MOST_PAGES = 100_000
+"""A row group of a million vectors of 768 has 3000."""
+
+
+def demand_pages(
+    read: Read | None,
+    metadata: "pq.FileMetaData",
+    columns: Collection[str],
+    path: str,
+    error: type[CopcubeError],
+) -> None:
+    """Refuse a file with a page that is too large, or that holds other pages than it says.
+
+    Parameters
+    ----------
+    read : callable or None
+        Reads the file, given a position and a length in bytes. None where a request for
+        every page would cost too much: the footer is believed then.
+    metadata : pyarrow.parquet.FileMetaData
+        Its footer.
+    columns : collection of str
+        Names of the columns that are to be read.
+    path : str
+        Its name, for messages.
+    error : type
+        What is raised.
+
+    Raises
+    ------
+    CopcubeError
+        The `error`.
+    """
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            name = column.path_in_schema.partition(".")[0]
+            if name not in columns:
+                continue
+            what = f"{path}: column {name} of row group {group}"
+            values, unfolded = column.num_values, column.total_uncompressed_size
+            try:
+                if read is not None:
+                    values, unfolded = _measure(read, column, what, error)
+            except (IndexError, ValueError, RecursionError) as failure:
+                if isinstance(failure, CopcubeError):
+                    raise
+                raise error(f"{what}: damaged, {failure}; get it anew") from failure
+            if values != column.num_values:
+                raise error(
+                    f"{what}: its pages hold {values} values, the footer says "
+                    f"{column.num_values}; get it anew"
+                )
+            # Lists of numbers are read some rows at a time; whatever else as a whole.
+            is_flat = "." not in column.path_in_schema
+            if is_flat:
+                demand(limits.PIECE, unfolded + _BYTES_OF_A_TEXT * values, what, error)
+
+
+_BYTES_OF_A_TEXT = 64
+"""Bytes that a row takes for each text, whose letters are held once for all of them."""
+
+
+def _measure(read: Read, column: Any, what: str, error: type[CopcubeError]) -> tuple[int, int]:
+    """Number of values of a column chunk, and bytes that its pages unfold to."""
+    at = column.data_page_offset
+    if column.has_dictionary_page and 0 < (column.dictionary_page_offset or 0) < at:
+        at = column.dictionary_page_offset
+    end = at + column.total_compressed_size
+    values = unfolded = 0
+    for _ in range(_MOST_PAGES):
+        if at >= end or values >= column.num_values:
+            return values, unfolded
+        page = _page(read, at)
+        demand(limits.PAGE, page.unfolded, f"{what}: a page", error)
+        demand(limits.PAGE, 4 * page.values, f"{what}: a page of {page.values} values", error)
+        values += 0 if page.is_dictionary else page.values
+        unfolded += page.unfolded
+        at += page.length
+    raise ValueError(f"more than {_MOST_PAGES} pages")
+
+
+class _Page(NamedTuple):
+    length: int
+    unfolded: int
+    values: int
+    is_dictionary: bool
+
+
+def _page(read: Read, at: int) -> _Page:
+    """Parse the header of the page at a position; `length` counts the header and the page."""
+    size = _HEADER
+    while True:
+        raw = read(at, size)
+        try:
+            fields, length = _struct(raw, 0, 0)
+            break
+        except IndexError:
+            if len(raw) < size or size >= _LONGEST_HEADER:
+                raise ValueError("a header of a page is cut off") from None
+            size *= 16
+    kind, unfolded, compressed = (fields.get(number, -1) for number in (1, 2, 3))
+    values = next((fields[n].get(1, -1) for n in (5, 7, 8) if isinstance(fields.get(n), dict)), 0)
+    if min(unfolded, compressed, values) < 0:
+        raise ValueError("a page of negative size")
+    return _Page(length + compressed, unfolded, values, kind == 2)
+
+
+def _struct(raw: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
+    """Integers and structs of a Thrift struct by their numbers, and where it ends."""
+    if depth > _MOST_DEPTH:
+        raise ValueError("a header of a page is nested too deeply")
+    fields: dict[int, Any] = {}
+    number = 0
+    while byte := raw[at]:
+        at += 1
+        if byte >> 4:
+            number += byte >> 4
+        else:
+            number, at = _integer(raw, at)
+        fields[number], at = _value(raw, at, byte & 15, depth)
+    return fields, at + 1
+
+
+def _value(raw: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
+    if kind in (1, 2):  # true and false, which the type says
+        return kind == 1, at
+    if kind == 3:
+        return raw[at], at + 1
+    if kind in (4, 5, 6):
+        return _integer(raw, at)
+    if kind == 7:
+        return None, at + 8
+    if kind == 8:
+        length, at = _varint(raw, at)
+        return None, at + length
+    if kind == 12:
+        return _struct(raw, at, depth + 1)
+    raise ValueError(f"a header of a page holds the type {kind}")
+
+
+def _integer(raw: bytes, at: int) -> tuple[int, int]:
+    zigzag, at = _varint(raw, at)
+    return (zigzag >> 1) ^ -(zigzag & 1), at
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = raw[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("a header of a page holds a number without end")
