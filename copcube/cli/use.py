@@ -321,12 +321,14 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
     """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
     import xarray as xr
 
+    from copcube.cube.store import demand_arrays
     from copcube.cube.view import CubeView
 
     if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
         return None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
+        demand_arrays(path, path, CubeError)
         ds: xr.Dataset = xr.open_zarr(path)
     try:
         CubeView.of(ds)

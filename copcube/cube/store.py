@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from copcube.cube import schema
-from copcube.errors import CubeError
+from copcube.errors import CopcubeError, CubeError
+from copcube.files.limits import demand_piece
 from copcube.files.objects import is_remote, zarr_store
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def open_cube(path: str | Path) -> "xr.Dataset":
     """
     import xarray as xr
 
-    open_group(path)
+    demand_arrays(open_group(path).store_path, str(path), CubeError)
     ds: xr.Dataset = xr.open_zarr(address(path))
     return ds
 
@@ -85,6 +86,32 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
     if missing:
         raise CubeError(f"{path}: the cube lacks {', '.join(missing)}; was its making stopped?")
     return group
+
+
+def demand_arrays(store: Any, name: str, error: type[CopcubeError]) -> None:
+    """Refuse a store with a chunk, or with coordinates, larger than what may be read at once.
+
+    Parameters
+    ----------
+    store
+        What zarr opens a group through.
+    name : str
+        Name of the store, for messages.
+    error : type
+        What is raised.
+
+    Raises
+    ------
+    CopcubeError
+        The `error`.
+    """
+    import zarr
+
+    for key, found in zarr.open_group(store, mode="r").arrays():
+        # Coordinates of dimensions are read as soon as a store is opened.
+        whole = found.ndim == 1
+        shape, what = (found.shape, key) if whole else (found.chunks, f"a chunk of {key}")
+        demand_piece(name, what, shape, getattr(found.dtype, "itemsize", 16), error)
 
 
 def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from copcube.cube.latlon import LatLon
+from copcube.cube.store import demand_arrays
 from copcube.errors import (
     CubeError,
     MissingFileError,
@@ -25,6 +26,8 @@ from copcube.errors import (
     SourceError,
     StorageError,
 )
+from copcube.files.limits import demand_piece
+from copcube.files.netcdf_sizes import demand_variables
 from copcube.files.objects import is_remote, read, zarr_store
 from copcube.files.objects.stores import asking
 from copcube.files.regular import open_regular, require_file
@@ -158,6 +161,10 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
     opened = _open(str(path_or_url))
     for name, field in ((n, v) for ds in opened for n, v in squeezed(ds).data_vars.items()):
         static = recognise(name, field)
+        if static is not None:
+            # Of a time or a level one map is read, of all else the whole.
+            shape = [n for d, n in field.sizes.items() if str(d).lower() not in _SINGLE]
+            demand_piece(str(path_or_url), str(name), tuple(shape), field.dtype.itemsize, CubeError)
         if static is None or (reason := _not_invariant(field, static)):
             left_out.append(str(name) if static is None else f"{name} ({reason})")
         elif static.name in found:
@@ -309,11 +316,14 @@ def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":
     import xarray as xr
 
     try:
+        demand_variables(name, SourceError, None if isinstance(source, str) else source)
         if isinstance(source, str):
             return xr.open_dataset(source, engine="netcdf4")
         in_memory = netCDF4.Dataset("memory", memory=source)  # an address would be asked
         store: Any = xr.backends.NetCDF4DataStore(in_memory)  # type: ignore[no-untyped-call]
         return xr.open_dataset(store)
+    except SourceError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(f"{name}: the NetCDF file cannot be read ({error})") from error
 
@@ -358,8 +368,9 @@ def _open_zarr(store: Any, name: str) -> "xr.Dataset":
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
             # A store's refusal names the remedy; a folder's faults are named below.
             with contextlib.nullcontext() if isinstance(store, str) else asking(name):
+                demand_arrays(store, name, SourceError)
                 ds: xr.Dataset = xr.open_zarr(store)
-    except StorageError:
+    except (StorageError, SourceError):
         raise
     except (KeyError, OSError, ValueError) as error:
         raise SourceError(f"{name}: no Zarr store of variables can be read ({error})") from error

@@ -102,6 +102,14 @@ def demand(
         )
 
 
+def demand_piece(
+    path: str, what: str, shape: tuple[int, ...], itemsize: int, error: type[CopcubeError]
+) -> None:
+    """Refuse to read an array of a shape at once, if it has more bytes than that."""
+    needed = math.prod(shape) * itemsize
+    demand(PIECE, needed, f"{path}: {what}, {' × '.join(map(str, shape))} values,", error)
+
+
 def load_json(raw: bytes, limit: Limit, what: str, error: type[CopcubeError]) -> Any:
     """Parse a JSON text whose values take no more memory than is allowed.
 

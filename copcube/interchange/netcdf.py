@@ -19,6 +19,7 @@ from copcube import grid
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
 from copcube.files.atomic import atomic_path
+from copcube.files.netcdf_sizes import demand_variables
 from copcube.files.regular import require_file
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
 from copcube.interchange.writer import require_free
@@ -129,7 +130,10 @@ def open_netcdf(path: str) -> "xr.Dataset":
     if not os.path.isfile(path):
         raise CubeError(f"{path}: no such file; expected netCDF of a cube or a reduction")
     try:
+        demand_variables(path, CubeError)
         ds = xr.open_dataset(path, engine="netcdf4")
+    except CubeError:
+        raise
     except (OSError, ValueError) as error:
         raise CubeError(f"{path}: not a readable netCDF file ({error}); get it anew") from error
     view = CubeView.of(ds)
