@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copcube.cli.common import Arguments, Commands, command, overwrite, positive, show
+from copcube.cli.common import Arguments, Commands, command, overwrite, positive, say, show
 from copcube.errors import CubeError, FetchError
 from copcube.modalities import MODALITIES
 
@@ -275,7 +275,7 @@ def _fetch(arguments: Arguments) -> None:
     from copcube.hub.fetch import fetch
 
     for file in fetch(arguments.what, arguments.to, arguments.range):
-        print(file.path)
+        say(file.path)
 
 
 def _build(arguments: Arguments) -> int:
@@ -291,7 +291,7 @@ def _build(arguments: Arguments) -> int:
         "threads": arguments.threads,
     }
     if arguments.dry_run:
-        print(estimate(arguments.source, arguments.out, **options))
+        say(estimate(arguments.source, arguments.out, **options))
         return 0
     with _executor(arguments) as executor:
         report = build(
@@ -331,7 +331,7 @@ def _aggregate(arguments: Arguments) -> None:
 def _status(arguments: Arguments) -> None:
     from copcube.builds import status
 
-    print(status(arguments.folder))
+    say(status(arguments.folder))
 
 
 def _log_report(report: "Report") -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from copcube.errors import printable
+
 Arguments = argparse.Namespace
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -42,14 +44,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def say(text: object) -> None:
+    """Print a result, of which parts may come from files, without control characters."""
+    print(printable(str(text), lines=True))
+
+
 def show(cube: str | Path) -> None:
     """Print what a cube holds as a table."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from copcube.cube import summary
 
-    table = Table(title=str(cube), show_header=False, title_justify="left")
+    table = Table(title=Text(printable(str(cube))), show_header=False, title_justify="left")
     for name, value in summary(cube).lines():
-        table.add_row(name, value)
+        table.add_row(*(Text(printable(text, lines=True)) for text in (name, value)))
     Console().print(table)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from copcube.cli import build, use
-from copcube.errors import CopcubeError
+from copcube.errors import CopcubeError, printable
 from copcube.version import __version__
 
 log = logging.getLogger("copcube")
@@ -64,7 +64,7 @@ def _log_to_stderr(*, quiet: bool) -> None:
         log.removeHandler(old)
     handler = logging.StreamHandler()
     plain = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(levelname)s %(message)s"
-    handler.setFormatter(logging.Formatter(plain, datefmt="%H:%M:%S"))
+    handler.setFormatter(_Printable(plain, datefmt="%H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     log.propagate = False
@@ -73,3 +73,10 @@ def _log_to_stderr(*, quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # rasterio's log says of a broken image what the build's own log says with its file name.
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)
+
+
+class _Printable(logging.Formatter):
+    """Messages without control characters, which names of files and errors may bring."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copcube.cli.common import Arguments, Commands, command, overwrite, show
+from copcube.cli.common import Arguments, Commands, command, overwrite, say, show
 from copcube.errors import CubeError, OptionError
 
 if TYPE_CHECKING:
@@ -187,9 +187,9 @@ def _validate(arguments: Arguments) -> int:
 
     problems = [*validate(arguments.cube), *validate_rows(arguments.cube)]
     for problem in problems:
-        print(problem)
+        say(problem)
     if not problems:
-        print(f"{arguments.cube}: a valid embedding cube")
+        say(f"{arguments.cube}: a valid embedding cube")
     return 1 if problems else 0
 
 
@@ -275,13 +275,13 @@ def _export(arguments: Arguments) -> None:
 
     chosen = {"order": arguments.order, "dtype": arguments.dtype}
     options = {name: value for name, value in chosen.items() if value is not None}
-    print(export(_open(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
+    say(export(_open(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
 
 
 def _convert(arguments: Arguments) -> None:
     from copcube.interchange import convert
 
-    print(convert(arguments.map, arguments.out, overwrite=arguments.overwrite))
+    say(convert(arguments.map, arguments.out, overwrite=arguments.overwrite))
 
 
 def _compare(arguments: Arguments) -> None:
@@ -291,9 +291,9 @@ def _compare(arguments: Arguments) -> None:
     if (arguments.b is None) == (arguments.rows is None):
         raise OptionError("compare takes two cubes, or --rows ROWS and one cube")
     if arguments.rows is not None:
-        print(averaging_order(arguments.rows, _open(arguments.a)))
+        say(averaging_order(arguments.rows, _open(arguments.a)))
     else:
-        print(compare(_open(arguments.a), _open(arguments.b)))
+        say(compare(_open(arguments.a), _open(arguments.b)))
 
 
 def _open(path: str) -> "xr.Dataset":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from copcube.cube.latlon import LatLon
 from copcube.cube.thumbnail import braille, picture
 from copcube.cube.view import CubeView, group_labels
-from copcube.errors import CopcubeError, GridError
+from copcube.errors import CopcubeError, GridError, printable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,9 +44,11 @@ class Card:
     def text(self) -> str:
         """Write the card as plain text, the map in Braille dots."""
         width = max((len(name) for name, _ in self.lines), default=0)
-        figures = (f"  {name:<{width}}  {text}" for name, text in self.lines)
+        figures = (f"  {name:<{width}}  {printable(text)}" for name, text in self.lines)
         drawn = () if self.raster is None else braille(self.raster)
-        return "\n".join([f"<copembed: {self.title}>", *figures, *(f"  {row}" for row in drawn)])
+        return "\n".join(
+            [f"<copembed: {printable(self.title)}>", *figures, *(f"  {row}" for row in drawn)]
+        )
 
     def html(self) -> str:
         """Write the card as HTML, the map as an inline PNG."""
