@@ -273,16 +273,18 @@ def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
     """Yield relative paths of the GeoTIFF files below a folder, except for hidden ones."""
     try:
         entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return
+        raise
     for entry in entries:
         path = f"{folder}/{entry.name}"
         if entry.name.startswith("."):
             continue
         # What is no file is yielded too, and rejected when it is read.
-        if entry.name.lower().endswith((".tif", ".tiff")) and not entry.is_dir():
+        if entry.name.lower().endswith((".tif", ".tiff")) and not os.path.isdir(entry):
             yield path
-        elif depth > 1 and entry.is_dir():
+        elif depth > 1 and os.path.isdir(entry):
             yield from _walk(root, path, depth - 1)
 
 

@@ -27,6 +27,9 @@ _PART = 1 << 22
 _MOST_DEFLATED = 1032
 """Bytes that a byte of deflate can stand for at most: 258 for two bits (zlib's manual)."""
 _SPACE = re.compile(r"[ \t\n\r]*")
+_AFTER = re.compile(r"[ \t\n\r,:}\]]")
+_LONGEST = 5000
+"""Digits that Python reads of a number are fewer."""
 
 
 def listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
@@ -142,8 +145,8 @@ class _Text:
         while True:
             try:
                 value, end = _SCAN(self.rest, self.at)
-                # A number or a word at the end may go on.
-                if end < len(self.rest) or self.ended:
+                # A number at the end may go on.
+                if self.ended or _AFTER.match(self.rest, end) or end + _LONGEST < len(self.rest):
                     self.at = end
                     return value
             except ValueError:

@@ -1,0 +1,619 @@
+"""Small files that stand for huge ones are refused before they are unfolded, in every form.
+
+What a refusal costs is measured in a child process: its memory is the peak of the process
+beyond what the same process takes for a harmless file of the form.
+"""
+
+import contextlib
+import glob
+import gzip
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from copcube import era5
+from copcube.cli import main
+from copcube.encoder import weights
+from copcube.encoder.copernicus_fm import CopernicusFM
+from copcube.encoder.weights import load_weights
+from copcube.errors import (
+    CubeError,
+    OptionError,
+    RowsError,
+    SourceError,
+    WeightsError,
+    printable,
+)
+from copcube.files import limits
+from copcube.files.parquet_pages import _page
+from copcube.files.regular import matches, open_regular
+from copcube.files.torchfile import OtherObjectError, TorchFileError, described
+from copcube.images import listing, open_source
+from copcube.interchange.engine import open_map
+from copcube.rows import COLUMNS, read_rows
+from copcube.selection import Selection
+
+CELL = "0772176_-96.00_44.00"
+
+
+# Bombs: what makes one in a folder, and what opens it.
+
+
+def rasters(path):
+    """A tree of one image, as large as any and a thousand times that in its file."""
+    place = path / "dem_grid_wgs" / "images" / CELL
+    place.mkdir(parents=True)
+    profile = {"driver": "GTiff", "count": 1, "dtype": "float32", "compress": "deflate"}
+    profile |= {"width": 19_000, "height": 19_000, "tiled": True, "SPARSE_OK": "TRUE"}
+    with rasterio.open(place / "dem.tif", "w", **profile):
+        pass
+    return path
+
+
+def narrow(path):
+    """A tree of one image that becomes a million times wider where its short side is resized."""
+    place = path / "dem_grid_wgs" / "images" / CELL
+    place.mkdir(parents=True)
+    profile = {"driver": "GTiff", "count": 1, "dtype": "float32", "compress": "deflate"}
+    with rasterio.open(place / "dem.tif", "w", width=65_000, height=1, **profile):
+        pass
+    return path
+
+
+def map_of_one_tile(path):
+    """A map on the lattice whose tiles hold so many bands that one takes gigabytes."""
+    profile = {"driver": "GTiff", "count": 4000, "dtype": "float32", "crs": "EPSG:4326"}
+    profile |= {"transform": rasterio.Affine(0.25, 0, -180.125, 0, -0.25, 90.125)}
+    profile |= {"width": 1440, "height": 721, "tiled": True, "blockxsize": 1440 // 16 * 16}
+    profile |= {"blockysize": 720, "interleave": "pixel", "SPARSE_OK": "TRUE", "BIGTIFF": "YES"}
+    with rasterio.open(path / "embed_map_bomb.tif", "w", **profile):
+        pass
+    return path / "embed_map_bomb.tif"
+
+
+def long_vectors(path):
+    """An npz whose header, and directory, claim vectors of a million numbers."""
+    header = io.BytesIO()
+    shape = (721, 1440, 1 << 20)
+    np.lib.format.write_array_header_1_0(
+        header, {"shape": shape, "fortran_order": False, "descr": "<f4"}
+    )
+    with zipfile.ZipFile(path / "map.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", header.getvalue())
+    return path / "map.npz"
+
+
+def long_description(path):
+    """An npz beside whose map lies an array that claims to be terabytes."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"shape": (1 << 40,), "fortran_order": False, "descr": "<f8"}
+    )
+    with zipfile.ZipFile(path / "map.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("arr_0.npy", "w") as stream:
+            np.save(stream, np.zeros((721, 1440, 1), np.int8))
+        archive.writestr("scale.npy", header.getvalue())
+    return path / "map.npz"
+
+
+def packed_by_lzma(path):
+    """An npz of a method that numpy never writes, and that unfolds without a bound."""
+    with zipfile.ZipFile(path / "map.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("arr_0.npy", bytes(1 << 20))
+    return path / "map.npz"
+
+
+def values_of_json(path):
+    """An npz whose description is a text of empty lists, each 20 times as large in memory."""
+    text = '{"attrs": {"a": [' + "[]," * 4_000_000 + "[]]}}"
+    with zipfile.ZipFile(path / "map.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in (
+            ("arr_0.npy", np.zeros((721, 1440, 1), np.float16)),
+            ("copcube.npy", np.array(text)),
+        ):
+            with archive.open(name, "w") as stream:
+                np.save(stream, array)
+    return path / "map.npz"
+
+
+def tree(path):
+    (path / "dem_grid_wgs" / "images").mkdir(parents=True)
+    return path
+
+
+def long_listing(path):
+    """A listing of half a gigabyte of nothing, in two megabytes."""
+    spaces = gzip.compress(b" " * (1 << 24), 1)
+    text = gzip.compress(b"{") + 30 * spaces + gzip.compress(b"}")
+    (tree(path) / "fnames_bomb.json.gz").write_bytes(text)
+    return path / "fnames_bomb.json.gz"
+
+
+def long_cell(path):
+    """A listing of one cell with four million empty lists."""
+    with gzip.open(tree(path) / "fnames_bomb.json.gz", "wb", 1) as file:
+        file.write(b'{"772176": [[]' + b",[]" * 4_000_000 + b"]}")
+    return path / "fnames_bomb.json.gz"
+
+
+def rows(path, **columns):
+    """A table of a row an image, some of its columns replaced."""
+    given = {"grid_id_coord": [CELL], "modality": ["dem"], "local_id_coord": [None]}
+    given |= {"date": [None], "embedding": [np.ones(4, np.float32)]} | columns
+    table = pa.table(
+        {
+            "embedding": pa.array(given["embedding"], pa.list_(pa.float32())),
+            **{name: pa.array(given[name], pa.string()) for name in COLUMNS[:-1]},
+        }
+    )
+    pq.write_table(table, path / "rows.parquet", compression="zstd", data_page_size=1 << 33)
+    return path / "rows.parquet"
+
+
+def long_text(path):
+    return rows(path, date=["2" * (30 << 20)])
+
+
+def repeated_text(path):
+    """Half a megabyte of text, once in the file and in a hundred thousand rows."""
+    count = 100_000
+    text = "2" * (1 << 19)
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([text]))
+    table = {name: pa.array([None] * count, pa.string()) for name in COLUMNS[:-1]}
+    table |= {"date": column, "embedding": pa.array([[1.0]] * count, pa.list_(pa.float32()))}
+    table["grid_id_coord"] = pa.array([CELL] * count)
+    table["modality"] = pa.array(["dem"] * count)
+    pq.write_table(pa.table(table), path / "rows.parquet", compression="zstd")
+    return path / "rows.parquet"
+
+
+def long_vector(path):
+    """A vector of ten million zeros."""
+    return rows(path, embedding=[np.zeros(10_000_000, np.float32)])
+
+
+def unwritten_coordinate(path):
+    import netCDF4
+
+    with netCDF4.Dataset(path / "static.nc", "w") as file:
+        for name, length in (("latitude", 721), ("longitude", 1 << 34)):
+            file.createDimension(name, length)
+            chunks = (min(length, 1 << 16),)
+            file.createVariable(name, "f8", (name,), zlib=True, chunksizes=chunks)
+    return path / "static.nc"
+
+
+def one_chunk(path):
+    import netCDF4
+
+    with netCDF4.Dataset(path / "static.nc", "w") as file:
+        for name, length in (("latitude", 721), ("longitude", 1440), ("level", 500)):
+            file.createDimension(name, length)
+        shape = {"zlib": True, "chunksizes": (500, 721, 1440)}
+        file.createVariable("lsm", "f4", ("level", "latitude", "longitude"), **shape)
+    return path / "static.nc"
+
+
+def unwritten_array(path):
+    import zarr
+
+    group = zarr.create_group(path / "static.zarr")
+    for name in ("latitude", "longitude"):
+        group.create_array(
+            name, shape=(1 << 40,), chunks=(1 << 20,), dtype="f8", dimension_names=(name,)
+        )
+    return path / "static.zarr"
+
+
+def expanded(path):
+    """Weights of a model of 50 GB, of which each tensor is one number."""
+    with torch.device("meta"):
+        model = CopernicusFM("cls", embed_dim=4096, depth=64, heads=64)
+    one = torch.ones(1)
+    state = {name: one.expand(tensor.shape) for name, tensor in model.state_dict().items()}
+    torch.save(state, path / "w.pth")
+    return path / "w.pth"
+
+
+def nested_keys(path):
+    """A dictionary by tuples of tuples, which would take years to hash."""
+    pairs = (b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
+    pickled = b"\x80\x02K\x01K\x01\x86q\x00" + b"".join(pairs) + b"}h\x3cK\x01s."
+    with zipfile.ZipFile(path / "map.pt", "w") as archive:
+        archive.writestr("map/data.pkl", pickled)
+        archive.writestr("map/version", b"3\n")
+    return path / "map.pt"
+
+
+def sparse(path):
+    tensor = torch.sparse_coo_tensor([[0], [0], [0]], [1.0], (1 << 20, 1 << 20, 1 << 20))
+    torch.save({"cls_token": tensor}, path / "map.pt")
+    return path / "map.pt"
+
+
+OPEN = {
+    "source": "from copcube.images import open_source\nfrom copcube.selection import Selection\n"
+    "s = open_source(p)\nq = s.partitions()\n"
+    "found = [i if hasattr(i, 'reason') else i() for p in q for i in s.jobs(p, Selection.of())]\n"
+    "raise SystemExit(str(found))",
+    "map": "from copcube.interchange.engine import open_map\nopen_map(p)",
+    "rows": "from copcube.rows import read_rows\nread_rows(p)",
+    "static": "from copcube import era5\nera5.open_static(p)",
+    "weights": "from copcube.encoder.weights import load_weights\nload_weights(p)",
+}
+BOMBS = {
+    rasters: ("source", r"19000 × 19000 pixels in 1 bands would unfold to 1.4 GB"),
+    narrow: ("source", r"1 × 65000 pixels in 1 bands, resized to 960, would unfold to 240 GB"),
+    map_of_one_tile: ("map", r"a tile of 720 × 1440 pixels would unfold to 17 GB"),
+    long_vectors: ("map", r"45 rows of cells with vectors of length 1048576 would unfold to 272"),
+    long_description: ("map", r"scale.npy has not the size that it says"),
+    packed_by_lzma: ("map", r"compressed by method 14; expected it stored or deflated"),
+    values_of_json: ("map", r"its description under 'copcube' would unfold to 5\d\d MB", 0.1),
+    long_listing: ("source", r"fnames_bomb.json.gz would unfold to more than 4\d\d MB", 0.1),
+    long_cell: ("source", r"fnames_bomb.json.gz: a cell would unfold to more than"),
+    long_text: ("rows", r"column date of row group 0: a page would unfold to 31 MB", 0.1),
+    repeated_text: ("rows", r"date '2222.*; expected YYYYMMDD"),
+    long_vector: ("rows", r"column embedding of row group 0: a page.* would unfold to 40 MB", 0.1),
+    unwritten_coordinate: ("static", r"longitude, 17179869184 values, would unfold to 137 GB"),
+    one_chunk: ("static", r"a chunk of lsm, 500 × 721 × 1440 values, would unfold to 2.1 GB"),
+    unwritten_array: ("static", r"l\w+itude, 1099511627776 values, would unfold to 8.8 TB"),
+    nested_keys: ("map", r"a dictionary whose keys are no names"),
+    expanded: ("weights", r"its \d+ tensors would unfold to 5\d GB"),
+    sparse: ("map", r"holds more than tensors .torch._utils._rebuild_sparse_tensor."),
+}
+ALLOWED = 700_000_000
+"""Bytes that a child may take beyond its libraries; the bombs unfold to more."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read in /proc")
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse", "ignore:Dataset has no geotransform")
+@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
+def test_a_bomb_is_refused_before_it_is_unfolded(bomb, tmp_path):
+    what, says, *factor = BOMBS[bomb]
+    code = f"p = {str(bomb(tmp_path))!r}\nfrom copcube.errors import CopcubeError\ntry:\n"
+    code += textwrap.indent(OPEN[what], "    ") + "\nexcept CopcubeError as error:\n"
+    code += "    print(error)\nexcept SystemExit as found:\n    print(found)\n"
+    code += "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
+    environment = os.environ | {limits.VARIABLE: str(*factor or (1,))}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr
+    *said, peak = result.stdout.splitlines()
+    assert re.search(says, " ".join(said)), said
+    assert int(peak) * 1024 < ALLOWED, f"{peak} kB"
+
+
+def test_the_limits_are_multiplied_by_a_variable(tmp_path, monkeypatch):
+    """The message says by how much, and then the file is opened."""
+    np.savez(tmp_path / "a.npz", np.zeros((721, 1440, 2), np.float32))
+    monkeypatch.setenv(limits.VARIABLE, "1e-6")
+    with pytest.raises(CubeError, match=r"a\.npz: .*expected at most 1.1 kB .*201 MB") as caught:
+        open_map(tmp_path / "a.npz")
+    found = re.search(rf"set the environment variable ({limits.VARIABLE})=(\d+)", str(caught.value))
+    monkeypatch.setenv(found[1], found[2])
+    assert open_map(tmp_path / "a.npz").sizes["dim"] == 2
+    for wrong in ("", "0", "-1", "nan", "inf", "4 GB"):
+        monkeypatch.setenv(limits.VARIABLE, wrong)
+        with pytest.raises(OptionError, match=r"COPCUBE_LIMITS is .*expected how many times"):
+            open_map(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "limit", [limits.PIECE, limits.PAGE, limits.RASTER, limits.WEIGHTS, limits.LISTING]
+)
+def test_the_published_forms_are_well_below_the_limits(limit):
+    """The figure that a limit is derived from is its own arithmetic."""
+    largest = {
+        limits.PIECE.published: 256 * 256 * 768 * 4,
+        limits.PAGE.published: 1 << 20,
+        limits.RASTER.published: 21 * 96 * 20_000 * 4,
+        limits.WEIGHTS.published: 1.5e9,
+        limits.LISTING.published: 18_713_054 * 115,
+    }[limit.published]
+    limits.demand(limit, 1.5 * largest, "it", CubeError)
+    with pytest.raises(CubeError, match="it would unfold to"):
+        limits.demand(limit, limit.count + 1, "it", CubeError)
+
+
+# What is no file.
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def endpoint(path):
+    # A name of 108 bytes is the longest that a socket may have.
+    here = os.getcwd()
+    os.chdir(path.parent)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path.name)
+    os.chdir(here)
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+def loop(path):
+    path.symlink_to(path.name)
+
+
+NO_FILES = {pipe: "named pipe", endpoint: "socket", device: "device", loop: "loop of links"}
+DOORS = {
+    "map.npz": (open_map, CubeError),
+    "map.pt": (open_map, CubeError),
+    "map.tif": (open_map, CubeError),
+    "map.nc": (open_map, CubeError),
+    "map.parquet": (open_map, RowsError),
+    "rows.parquet": (read_rows, RowsError),
+    "static.nc": (era5.open_static, SourceError),
+    "w.pth": (lambda path: load_weights(str(path)), WeightsError),
+    "example-000000.tar": (open_source, SourceError),
+    "images": (open_source, SourceError),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders")
+@pytest.mark.parametrize("kind", NO_FILES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_no_file_is_refused_at_every_door(kind, door, tmp_path):
+    opened, error = DOORS[door]
+    kind(tmp_path / door)
+    message = rf"{door}: not a file but a {NO_FILES[kind]}.*; expected a file"
+    with pytest.raises(error, match=message):
+        opened(tmp_path / door)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders")
+@pytest.mark.parametrize("kind", NO_FILES, ids=lambda kind: kind.__name__)
+def test_what_is_no_file_among_files_is_named(kind, tmp_path):
+    """Among shards and rows it is refused; an image of a tree is left out with its reason."""
+    shards, tables = tmp_path / "shards", tmp_path / "tables"
+    images = tmp_path / "images" / "dem_grid_wgs" / "images" / CELL
+    for folder in (shards, tables, images):
+        folder.mkdir(parents=True)
+    (shards / "example-000000.tar").write_bytes(bytes(1024))
+    kind(shards / "example-000001.tar")
+    with pytest.raises(SourceError, match=f"example-000001.tar: not a file but a {NO_FILES[kind]}"):
+        open_source(shards)
+    kind(tables / "a.parquet")
+    with pytest.raises(RowsError, match=f"a.parquet: not a file but a {NO_FILES[kind]}"):
+        open_map(str(tables / "*.parquet"))
+    kind(images / "dem.tif")
+    source = open_source(tmp_path / "images")
+    (partition,) = source.partitions()
+    (job,) = source.jobs(partition, Selection.of())
+    (rejected,) = job()
+    assert rejected.kind == "broken"
+    assert f"not a file but a {NO_FILES[kind]}" in rejected.reason
+    kind(tmp_path / "images" / "fnames_a.json")
+    with pytest.raises(SourceError, match=f"fnames_a.json: not a file but a {NO_FILES[kind]}"):
+        open_source(tmp_path / "images").partitions()
+
+
+def test_a_file_that_is_missing_or_forbidden_is_told_as_before(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "none", CubeError)
+    (tmp_path / "a").write_bytes(b"abc")
+    with open_regular(tmp_path / "a", CubeError) as file:
+        assert (file.read(), file.name) == (b"abc", str(tmp_path / "a"))
+
+
+TREE = ["a/b/c", "a/.h", "x", "a[1]/b"]
+FILES = ["a/1.tar", "a/b/2.tar", "a/b/c/3.tar", "a/.h/4.tar", "x/5.tar", "a/b/.6.tar"]
+FILES += ["a[1]/b/7.tar"]
+PATTERNS = ["**/*.tar", "a/**/*.tar", "*/*.tar", "a/**/c/*.tar", "**", "a/**/b/**/*.tar"]
+PATTERNS += ["a**/*.tar", "**/b/*.tar", "a[[]1]/**/*.tar", "none/**/*.tar"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_globs_find_what_glob_finds_and_go_round_in_no_loop(pattern, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in TREE:
+        (tmp_path / folder).mkdir(parents=True)
+    for file in FILES:
+        (tmp_path / file).touch()
+    expected = sorted(map(os.path.normpath, glob.glob(pattern, recursive=True)))
+    assert matches(pattern) == expected
+    assert matches(f"{tmp_path}/{pattern}") == [str(tmp_path / name) for name in expected]
+    for number in range(8):  # which `glob` would follow in 8 to the power of 40 ways
+        (tmp_path / "a" / "b" / f"loop{number}").symlink_to("..")
+    found = [name for name in matches(pattern) if "loop" not in name]
+    assert found == [name for name in expected if "loop" not in name]
+
+
+# Readers of headers.
+
+
+def test_pages_are_those_that_pyarrow_wrote(tmp_path):
+    """Values and bytes of all pages are what the footer counts, for every version and codec."""
+    count = 3000
+    columns = {"text": [f"{i % 50:0200d}" for i in range(count)], "number": list(range(count))}
+    columns["list"] = [[float(i)] * 7 for i in range(count)]
+    for codec in ("none", "snappy", "gzip", "zstd"):
+        for version in ("1.0", "2.0"):
+            path = tmp_path / "a.parquet"
+            pq.write_table(
+                pa.table(columns),
+                path,
+                compression=codec,
+                data_page_version=version,
+                data_page_size=2000,
+                write_batch_size=100,
+            )
+            raw = path.read_bytes()
+            footer = pq.read_metadata(path)
+            for number in range(footer.num_columns):
+                column = footer.row_group(0).column(number)
+                at = min(column.dictionary_page_offset or 1 << 60, column.data_page_offset)
+                end, pages = at + column.total_compressed_size, []
+                while at < end:
+                    pages.append(_page(lambda at, n, raw=raw: raw[at : at + n], at))
+                    at += pages[-1].length
+                assert at == end
+                assert len(pages) > 1
+                values = sum(page.values for page in pages if not page.is_dictionary)
+                assert values == column.num_values
+                unfolded = sum(page.unfolded for page in pages)
+                assert 0 < column.total_uncompressed_size - unfolded < 200 * len(pages)
+
+
+def test_a_footer_that_lies_about_its_pages_is_refused(tmp_path):
+    """A page of more values than the footer admits."""
+    path = rows(tmp_path, embedding=[np.arange(1000, dtype=np.float32)])
+    raw = path.read_bytes()
+    column = pq.read_metadata(path).row_group(0).column(0)
+    assert column.num_values == 1000
+    # The number of values stands in the footer as a zigzag varint.
+    says = []
+    for found in re.finditer(rb"\xd0\x0f", raw):
+        at = found.start()
+        path.write_bytes(raw[:at] + b"\xd2\x0f" + raw[at + 2 :])
+        with contextlib.suppress(ValueError):
+            assert len(read_rows(path).embedding[0]) == 1000  # a count that nobody uses
+            continue
+        with pytest.raises(RowsError) as caught:
+            read_rows(path)
+        says.append(str(caught.value))
+    assert any("its pages hold 1000 values, the footer says 1001" in text for text in says)
+    assert any("its pages hold 1001 values, the footer says 1000" in text for text in says)
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner),
+            max_leaves=8,
+        ),
+    ),
+    st.sampled_from([None, 1]),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_a_listing_is_parsed_in_pieces_as_json_parses_it(content, indent, part, ascii_only):
+    text = json.dumps(content, indent=indent, ensure_ascii=ascii_only).encode(
+        "utf-8", "surrogatepass"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "_PART", part)
+        found = dict(listing._Text(io.BytesIO(text), "a.json").items())
+    assert found == json.loads(text)
+
+
+@given(st.text('{}[]":, 1ea', max_size=12), st.integers(1, 4))
+def test_a_text_is_a_listing_if_json_says_so(text, part):
+    try:
+        expected = json.loads(text)
+    except ValueError:
+        expected = None
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(listing, "_PART", part)
+            found = dict(listing._Text(io.BytesIO(text.encode()), "a.json").items())
+    except ValueError:
+        found = None
+    assert found == (expected if isinstance(expected, dict) else None)
+
+
+# Pickles.
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_are_those_that_torch_loads(zipped, tmp_path):
+    """Of state dicts with shared, strided, empty and single numbers, of every type."""
+    base = torch.arange(60, dtype=torch.float32)
+    state = {str(dtype): base.to(dtype) for dtype in (torch.float16, torch.bfloat16, torch.int64)}
+    state |= {"strided": base.view(5, 12).T[::2], "shared": base[7:], "one": torch.tensor(3.0)}
+    state |= {"empty": torch.zeros(0, 3), "bool": base > 3, "same": base}
+    state["parameter"] = torch.nn.Parameter(base[:4].clone())
+    path = tmp_path / "w.pth"
+    torch.save(
+        {"model": state, "epoch": 3, "lr": [0.1, None]}, path, _use_new_zipfile_serialization=zipped
+    )
+    expected = torch.load(path, weights_only=True)
+    found = weights._read(path)
+    assert (found["epoch"], found["lr"]) == (3, [0.1, None])
+    assert list(found["model"]) == list(expected["model"])
+    for name, tensor in expected["model"].items():
+        assert found["model"][name].dtype == tensor.dtype
+        assert torch.equal(found["model"][name], tensor.detach()), name
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_described_or_refused(raw):
+    for pickled in (raw, b"\x80\2" + raw + b"."):
+        with contextlib.suppress(TorchFileError):
+            described(pickled)
+
+
+@pytest.mark.parametrize("key", [(1, 2), 1.5, None, 1 << 40, b"x"])
+def test_keys_that_could_be_made_to_collide_are_refused(key):
+    with pytest.raises(OtherObjectError, match=r"keys are no names|operation|encode"):
+        described(pickle.dumps({key: 1}, 2))
+    assert described(pickle.dumps({"a": 1, 2: [3]}, 2)) == {"a": 1, 2: [3]}
+
+
+# Text from files.
+
+
+@given(st.text())
+def test_printed_text_commands_no_terminal(text):
+    shown = printable(text)
+    assert shown.isprintable()
+    assert printable(shown) == shown
+    assert printable(text, lines=True).replace("\n", "").isprintable()
+    if text.isprintable():
+        assert shown == text
+    assert str(CubeError(text)) == shown
+
+
+ESCAPE = "\x1b[2Jgone\u202e"
+
+
+def test_names_of_files_reach_the_terminal_without_control_characters(tmp_path, capfd):
+    path = tmp_path / f"{ESCAPE}.npz"
+    path.write_bytes(b"no archive")
+    assert main(["info", str(path)]) == 1
+    assert main(["export", str(path), str(tmp_path / "b.npz")]) == 1
+    out, err = capfd.readouterr()
+    assert "\x1b" not in out + err
+    assert "\u202e" not in out + err
+    assert err.count(r"\x1b[2Jgone\u202e.npz") == 2
+
+
+def test_attributes_and_logs_are_printed_without_control_characters(tmp_path, capfd):
+    metadata = json.dumps({"attrs": {"title": ESCAPE, "source": ESCAPE}})
+    np.savez(tmp_path / "a.npz", arr_0=np.ones((721, 1440, 2), np.float32), copcube=metadata)
+    ds = xr.open_dataset(tmp_path / "a.npz", engine="copembed")
+    assert ds.attrs["source"] == ESCAPE  # nothing of the file is changed
+    main(["info", str(tmp_path / "none.zarr")])
+    logging.getLogger("copcube").warning("%s is odd", ESCAPE)
+    out, err = capfd.readouterr()
+    assert "\x1b" not in out + err
+    assert r"\x1b[2Jgone" in err
