@@ -8,7 +8,8 @@ values, further columns.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.dates import is_missing, yyyymmdd
-from copcube.errors import GridError, OptionError, RowsError, StorageError
+from copcube.errors import CopcubeError, GridError, OptionError, RowsError, StorageError
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.files.parquet_pages import demand_pages
 from copcube.files.regular import matches, open_regular, require_file
@@ -309,7 +310,7 @@ def read_rows(
         a cell whose id contradicts its coordinates, or holds a vector that is missing, of
         another length than the others or not finite.
     """
-    with open_parquet(path) as file:
+    with readable(path), open_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
         table = file.read_row_groups(groups, columns=list(COLUMNS[:-1]))
@@ -395,7 +396,8 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
     try:
         if is_remote(path):
             # Not all of a row group at once, but pieces of this size: a group may take gigabytes.
-            source, size = open_file(str(path)), 8 << 20
+            source: Any = open_file(str(path))
+            size = 8 << 20
             metadata = pq.read_metadata(source)
             demand_pages(None, metadata, COLUMNS, str(path), RowsError)
         else:
@@ -417,6 +419,26 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
         raise
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turn what pyarrow raises at a damaged page into an error that names the file.
+
+    Raises
+    ------
+    RowsError
+        If a page cannot be decoded; errors of disks and stores pass.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        # Pyarrow's own errors have no number.
+        if isinstance(error, CopcubeError) or getattr(error, "errno", None) is not None:
+            raise
+        raise RowsError(f"{path}: damaged, {error}; get it anew") from error
 
 
 @lru_cache(maxsize=64)

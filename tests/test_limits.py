@@ -45,7 +45,7 @@ from copcube.errors import (
 from copcube.files import limits
 from copcube.files.parquet_pages import _page
 from copcube.files.regular import matches, open_regular
-from copcube.files.torchfile import OtherObjectError, TorchFileError, described
+from copcube.files.torch_pickle import OtherObjectError, TorchFileError, described
 from copcube.images import listing, open_source
 from copcube.interchange.engine import open_map
 from copcube.rows import COLUMNS, read_rows
@@ -279,8 +279,8 @@ BOMBS = {
     expanded: ("weights", r"its \d+ tensors would unfold to 5\d GB"),
     sparse: ("map", r"holds more than tensors .torch._utils._rebuild_sparse_tensor."),
 }
-ALLOWED = 700_000_000
-"""Bytes that a child may take beyond its libraries; the bombs unfold to more."""
+ALLOWED = 1_200_000_000
+"""Bytes that a child may take, with its libraries; what is not told by a factor unfolds to more."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read in /proc")
@@ -479,7 +479,7 @@ def test_pages_are_those_that_pyarrow_wrote(tmp_path):
                 values = sum(page.values for page in pages if not page.is_dictionary)
                 assert values == column.num_values
                 unfolded = sum(page.unfolded for page in pages)
-                assert 0 < column.total_uncompressed_size - unfolded < 200 * len(pages)
+                assert 0 < column.total_uncompressed_size - unfolded < 500 * len(pages)
 
 
 def test_a_footer_that_lies_about_its_pages_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copcube.errors import ImageError
-from copcube.files.torchfile import TorchFileError
+from copcube.files.torch_pickle import TorchFileError
 from copcube.images.naming import Identity
 from copcube.images.tar import Member
 from copcube.images.torchfile import _described, locate_tensor

@@ -27,8 +27,9 @@ from copcube.errors import MissingPackageError, OptionError, WeightsError
 from copcube.files import limits
 from copcube.files.limits import demand
 from copcube.files.regular import open_regular
-from copcube.files.torchfile import OtherObjectError, TorchFile, TorchFileError, open_torch_file
-from copcube.files.torchfile import Tensor as StoredTensor
+from copcube.files.torch_pickle import OtherObjectError, TorchFileError
+from copcube.files.torch_pickle import Tensor as StoredTensor
+from copcube.files.torchfile import TorchFile, open_torch_file
 from copcube.hub.published import CHECKPOINT, LANGUAGE, WEIGHTS
 from copcube.modalities import MODALITIES
 

@@ -8,8 +8,8 @@ import glob
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from copcube.errors import CopcubeError
 
@@ -22,7 +22,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | Path, error: type[CopcubeError]) -> BinaryIO:
+def open_regular(path: str | Path, error: type[CopcubeError]) -> BufferedReader:
     """Open a file to be read, and nothing that is no file.
 
     Raises

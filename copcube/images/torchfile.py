@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import ImageError
-from copcube.files.torchfile import (
+from copcube.files.torch_pickle import (
     ITEMSIZES,
     OtherObjectError,
     Shape,
     Tensor,
     TorchFileError,
     described,
-    read_torch_archive,
 )
+from copcube.files.torchfile import read_torch_archive
 from copcube.files.zip_directory import Read
 
 _HEAD = 2048

@@ -18,7 +18,15 @@ from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import Exported, Packing
 from copcube.interchange.sources import Decoded, MapSource, demand_band
 from copcube.interchange.writer import writing_map
-from copcube.rows import ROW_GROUP, open_parquet, parse_cells, repeated, rows_files, to_vectors
+from copcube.rows import (
+    ROW_GROUP,
+    open_parquet,
+    parse_cells,
+    readable,
+    repeated,
+    rows_files,
+    to_vectors,
+)
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -51,7 +59,7 @@ class Averages(Decoded):
         seen = np.zeros((grid.N_LAT, grid.N_LON), bool)
         for name in self.tables:
             start = 0
-            with open_parquet(name) as file:
+            with readable(name), open_parquet(name) as file:
                 for batch in file.iter_batches(_BATCH, columns=list(COLUMNS)):
                     ids = parse_cells(pa.chunked_array([batch.column(0)]), name)
                     row, col = grid.row_col(ids)
@@ -83,7 +91,7 @@ def open_averages(path: str) -> MapSource:
     files = tuple(str(file) for file in rows_files(path))
     dims, texts = set(), set()
     for name in files:
-        with open_parquet(name) as file:
+        with readable(name), open_parquet(name) as file:
             dim = _length(file, name)
             demand_band(name, dim, 4)
             dims.add(dim)

@@ -20,13 +20,8 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError, MissingPackageError
-from copcube.files.torchfile import (
-    OtherObjectError,
-    Tensor,
-    TorchFile,
-    TorchFileError,
-    open_torch_file,
-)
+from copcube.files.torch_pickle import OtherObjectError, Tensor, TorchFileError
+from copcube.files.torchfile import TorchFile, open_torch_file
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import SMALL, packing_of, require_map
 from copcube.interchange.packing import DTYPES, Exported
