@@ -660,9 +660,9 @@ def test_sentinel_2_must_be_counts(given_samples):
 
 
 def test_sizes_are_limited(given_samples, monkeypatch):
-    monkeypatch.setattr(limits.PIECE, "count", 10_000)
+    monkeypatch.setattr(limits.PIECE, "count", 2000)
     reason = given_samples(sample())[1][0].reason
-    assert re.search(r"the tensor would unfold to .*expected at most 10 kB", reason)
+    assert re.search(r"the tensor would unfold to .*expected at most 2.0 kB", reason)
     monkeypatch.setattr(limits.CELL, "count", 10)
     reason = given_samples(sample())[1][0].reason
     assert re.search(r"0772176.json would unfold to .*at most 10 B.*COPCUBE_LIMITS=\d", reason)
