@@ -9,11 +9,12 @@ values, further columns.
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from copcube import grid
 from copcube.dates import is_missing, yyyymmdd
 from copcube.errors import GridError, OptionError, RowsError, StorageError
 from copcube.files.objects import is_remote, listing, open_file, sizes
+from copcube.lookahead import map_ahead
 from copcube.modalities import MODALITIES, ORDER
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ ROW_GROUP = 4096
 
 _PREFIX = "copcube:"
 _BATCH = 4096
+_WHOLE = 16384
+"""Rows of a row group that is decoded as a whole; larger ones are decoded in batches."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -322,10 +329,12 @@ def read_rows(
         # The small columns are read whole; of the vectors only those of wanted rows.
         if not wanted.all():
             rows = rows.take(wanted)
-        if embedding:
-            vectors = _read_vectors(file, path, groups, wanted)
-            rows = replace(rows, embedding=vectors)
-    return rows
+        dim = _length(file) if embedding else 0
+    vectors = np.empty((len(rows), dim), np.float32)
+    if embedding:
+        for start, some in map_vectors(lambda *block: block, path, groups, wanted):
+            vectors[start : start + len(some)] = some
+    return replace(rows, embedding=vectors)
 
 
 def row_group_sizes(path: str | Path) -> list[int]:
@@ -341,7 +350,7 @@ def row_group_sizes(path: str | Path) -> list[int]:
 
 
 def embedding_length(path: str | Path) -> int:
-    """Length of a file's vectors; 0 if it has no rows and does not declare it.
+    """Length of the vectors of a file, without reading them all; 0 if it has none.
 
     Raises
     ------
@@ -350,11 +359,17 @@ def embedding_length(path: str | Path) -> int:
     """
     with open_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
-        kind = file.schema_arrow.field("embedding").type
-        if hasattr(kind, "list_size"):
-            return int(kind.list_size)
-        for batch in file.iter_batches(1, columns=["embedding"]):
-            return len(batch.column(0)[0].as_py() or ())
+        return _length(file)
+
+
+def _length(file: "pq.ParquetFile") -> int:
+    kind = file.schema_arrow.field("embedding").type
+    if hasattr(kind, "list_size"):
+        return int(kind.list_size)
+    for batch in file.iter_batches(64, columns=["embedding"]):
+        for length in batch.column(0).value_lengths().to_pylist():
+            if length:
+                return int(length)
     return 0
 
 
@@ -374,8 +389,8 @@ def are_finite(path: str | Path) -> bool:
         )
 
 
-def open_parquet(path: str | Path) -> "pq.ParquetFile":
-    """Open a parquet file, or one at an address.
+def open_parquet(path: str | Path, metadata: "pq.FileMetaData | None" = None) -> "pq.ParquetFile":
+    """Open a parquet file, or one at an address; its metadata is not read again if given.
 
     Raises
     ------
@@ -393,7 +408,7 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
             return pq.ParquetFile(open_file(str(path)), pre_buffer=False, buffer_size=8 << 20)
         if not os.path.isfile(path):
             raise FileNotFoundError
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        return pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=1 << 20)
     except FileNotFoundError as error:
         raise RowsError(f"{path}: no such file") from error
     # It is an OSError too, and says more than the message below would.
@@ -434,38 +449,112 @@ def _dates_of(types: Any) -> tuple[Any, ...]:
     return types.is_date, types.is_timestamp, types.is_integer, types.is_float64
 
 
-def _read_vectors(
-    file: "pq.ParquetFile", path: str | Path, groups: list[int], wanted: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Read the wanted rows of some row groups, batch by batch into one (n, D) array."""
-    sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
-    rows_of = np.split(wanted, np.cumsum(sizes[groups]))[:-1]
-    # Row groups without a wanted row are neither read nor decompressed.
-    needed = [(group, rows) for group, rows in zip(groups, rows_of, strict=True) if rows.any()]
-    if not needed:
-        return np.empty((0, embedding_length(path)), np.float32)
-    wanted = np.concatenate([rows for _, rows in needed])
-    first = np.cumsum(sizes) - sizes
-    number = np.concatenate([first[group] + np.arange(len(rows)) for group, rows in needed])
+def map_vectors(
+    function: Callable[[int, NDArray[np.float32]], T],
+    path: str | Path,
+    row_groups: Sequence[int],
+    wanted: NDArray[np.bool_],
+    number: int = 0,
+    *,
+    threads: int = 0,
+) -> Generator[T, None, None]:
+    """Call a function with the vectors of wanted rows, block by block; yield what it returns.
 
-    vectors = np.empty((int(wanted.sum()), 0), np.float32)
+    A block is a row group, or some thousand rows of a large one, so that memory is bounded
+    whatever the size of row groups. Row groups without a wanted row are neither read nor
+    decompressed.
+
+    Parameters
+    ----------
+    function : callable
+        Called with the number of the block's first row, counting wanted rows only, and its
+        vectors, (n, D) float32, on any of the threads.
+    path : str or Path
+        Parquet file, or the address of one.
+    row_groups : sequence of int
+        Row groups to read.
+    wanted : numpy.ndarray
+        Which of their rows to take, (N,) bool.
+    number : int
+        Number of the first of them.
+    threads : int
+        As `copcube.lookahead.map_ahead`.
+
+    Raises
+    ------
+    RowsError
+        As `read_rows`.
+    """
+    with open_parquet(path) as file:
+
+        def call(block: tuple[int, Callable[[], NDArray[np.float32]]]) -> T:
+            start, vectors = block
+            return function(start, vectors())
+
+        blocks = _blocks(file, path, row_groups, wanted, number)
+        with closing(map_ahead(call, blocks, threads)) as results:
+            yield from results
+
+
+def _blocks(
+    file: "pq.ParquetFile",
+    path: str | Path,
+    groups: Sequence[int],
+    wanted: NDArray[np.bool_],
+    number: int,
+) -> Iterator[tuple[int, Callable[[], NDArray[np.float32]]]]:
+    """Number of the first wanted row of each block, and what gives the block's vectors."""
+    sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+    first, dim = np.cumsum(sizes) - sizes, _length(file)
+    masks = np.split(wanted, np.cumsum(sizes[list(groups)]))[:-1]
+    for group, mask in zip(groups, masks, strict=True):
+        if not mask.any():
+            continue
+        # Any thread may open the file again and read a row group. What is large, or far away,
+        # is read here, one batch after another.
+        if sizes[group] <= _WHOLE and not is_remote(path):
+            yield number, partial(_read_group, path, file.metadata, group, mask, first[group], dim)
+        else:
+            for start, vectors in _batches(file, path, group, mask, first[group], dim, _BATCH):
+                yield number + start, partial(np.asarray, vectors)
+        number += int(mask.sum())
+
+
+def _read_group(
+    path: str | Path,
+    metadata: "pq.FileMetaData",
+    group: int,
+    wanted: NDArray[np.bool_],
+    first: int,
+    dim: int,
+) -> NDArray[np.float32]:
+    vectors = np.empty((int(wanted.sum()), dim), np.float32)
+    with open_parquet(path, metadata) as file:
+        # Batches that stay in the processor's cache until they are copied.
+        for start, some in _batches(file, path, group, wanted, first, dim, _BATCH // 8):
+            vectors[start : start + len(some)] = some
+    return vectors
+
+
+def _batches(
+    file: "pq.ParquetFile",
+    path: str | Path,
+    group: int,
+    wanted: NDArray[np.bool_],
+    first: int,
+    dim: int,
+    size: int,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """How many wanted vectors of a row group came before each batch, and those of the batch."""
     start = filled = 0
-    batches = file.iter_batches(
-        _BATCH, row_groups=[group for group, _ in needed], columns=["embedding"]
-    )
-    for batch in batches:
+    for batch in file.iter_batches(size, row_groups=[group], columns=["embedding"]):
         column, mask = batch.column(0), wanted[start : start + len(batch)]
         if mask.any():
             chosen = column if mask.all() else column.filter(mask)
-            block = to_vectors(
-                chosen, vectors.shape[1], path, number[start : start + len(batch)][mask]
-            )
-            if not filled:
-                vectors = np.empty((len(vectors), block.shape[1]), np.float32)
-            vectors[filled : filled + len(block)] = block
-            filled += len(block)
+            number = first + start + np.flatnonzero(mask)
+            yield filled, to_vectors(chosen, dim, path, number)
+            filled += len(number)
         start += len(batch)
-    return vectors
 
 
 def to_vectors(
@@ -499,9 +588,10 @@ def to_vectors(
 def _require_finite(
     vectors: NDArray[np.float32], path: str | Path, number: NDArray[np.int64]
 ) -> None:
-    for start in range(0, len(vectors), _BATCH):
-        finite = np.isfinite(vectors[start : start + _BATCH]).all(axis=1)
+    for start in range(0, len(vectors), _BATCH // 8):
+        finite = np.isfinite(vectors[start : start + _BATCH // 8])
         if not finite.all():
+            finite = finite.all(axis=1)
             row = number[start + int(np.argmin(finite))]
             raise RowsError(
                 f"{path}: the embedding of row {row}, of length {vectors.shape[1]}, holds a "

@@ -29,8 +29,9 @@ ALLOWED = {  # third-party package → modules that may import it
 }
 
 SPINE = ["version", "errors", "dates", "grid", "modalities", "selection", "progress", "lookahead"]
-SPINE += ["files", "hub", "rows", "cells", "images", "encoder", "aggregate", "embedding", "cube"]
-SPINE += ["builds", "pca", "era5", "interchange", "lookup", "plot", "accessor", "cli", "__main__"]
+SPINE += ["files", "hub", "rows", "cells", "images", "encoder", "means", "aggregate"]
+SPINE += ["embedding", "cube", "builds", "pca", "era5", "interchange", "lookup", "plot"]
+SPINE += ["accessor", "cli", "__main__"]
 """Along the spine a module imports only what stands to its left."""
 
 

@@ -4,7 +4,8 @@
       plan.json  partitions.parquet  quarantine.parquet
       rows/NAME.parquet              one file a partition
       survey.json                    what the rows hold in all
-      cells/BAND/NAME.arrow          statistics of cells, until the cube is done
+      cells/NAME-BAND-BAND.arrow     statistics of cells, until the cube is done; from which
+                                     band of the cube to which
       receipts/STAGE/NAME.json       one a finished task
       running/NAME.json              what a worker is at, and since when
       failed/NAME.json               what failed and may succeed at the next try

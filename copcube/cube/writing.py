@@ -195,7 +195,7 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", module="zarr")
             zarr.consolidate_metadata(address(path), zarr_format=3)
-        folder.flush(folder.names())
+        folder.flush(["zarr.json"])  # all else was flushed when it was written
 
 
 def _in_memory(
