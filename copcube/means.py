@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-_BLOCK = 256
-"""Rows in float64 at a time, unless a single cell has more: they stay in a processor's cache."""
+_BLOCK = 1024
+"""Rows in float64 at a time, unless a single cell has more."""
+
+_STEP = 64
+"""Rows whose deviations are held at a time: they stay in a processor's cache."""
 
 
 class Means:
@@ -81,7 +84,9 @@ class Means:
         used = np.flatnonzero(cell >= 0)  # all but rows that no cell is made of
         cell = cell[used]
         whole = (self._first[cell] >= start) & (self._last[cell] < start + len(vectors))
-        for cells, rows in self._chunks(np.unique(cell[whole])):
+        complete = np.unique(cell[whole])
+        # In the order of the rows, which then mostly lie side by side.
+        for cells, rows in self._chunks(complete[np.argsort(self._first[complete])]):
             mine = rows - start
             if len(mine) == mine[-1] - mine[0] + 1 and np.all(np.diff(mine) == 1):
                 x = vectors[mine[0] : mine[-1] + 1].astype(np.float64)
@@ -126,20 +131,26 @@ class Means:
             a = b
 
     def _compute(self, cells: NDArray[np.int64], x: NDArray[np.float64]) -> None:
-        """Mean and spread of cells of all their rows in order, which are overwritten."""
+        """Mean and spread of cells from all of their rows in order."""
         starts, stops = self._bounds[cells], self._bounds[cells + 1]
-        bounds = np.append(0, np.cumsum(stops - starts))
+        n, lengths = len(cells), stops - starts
+        bounds = np.append(0, np.cumsum(lengths)).astype(np.int32)
         # A sparse product adds the rows of a cell one after another.
         average = csr_array(
-            (self._weight[_ranges(starts, stops)], np.arange(len(x)), bounds),
-            (len(cells), len(x)),
+            (self._weight[_ranges(starts, stops)], np.arange(len(x), dtype=np.int32), bounds),
+            (n, len(x)),
         )
         centre = average @ x
-        x -= np.repeat(centre, np.diff(bounds), axis=0)
-        # A second pass around the mean, in place: sums of squares around 0 would cancel.
-        np.square(x, out=x)
+        cell, square = np.repeat(np.arange(n), lengths), np.empty(len(x))
+        # A second pass around the mean: sums of squares around 0 would cancel.
+        for start in range(0, len(x), _STEP):
+            some = slice(start, start + _STEP)
+            deviation = centre[cell[some]]
+            np.subtract(x[some], deviation, out=deviation)
+            np.square(deviation, out=deviation)
+            square[some] = deviation.sum(axis=1)
         self.mean[cells] = centre
-        self.spread[cells] = np.sqrt(average @ x.sum(axis=1))
+        self.spread[cells] = np.sqrt(average @ square)
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
