@@ -136,14 +136,7 @@ def encode_cells(cells: Cells) -> "pa.Buffer":
 def _batch(cells: Cells) -> "pa.RecordBatch":
     import pyarrow as pa
 
-    columns = [
-        pa.array(cells.grid_id),
-        pa.array(cells.group),
-        pa.array(cells.n_images),
-        _lists(cells.n_by_modality),
-        pa.array(cells.spread),
-        _lists(cells.embedding),
-    ]
+    columns = [_column(getattr(cells, name)) for name in _ARRAYS]
     fields = [pa.field(n, c.type, nullable=False) for n, c in zip(_ARRAYS, columns, strict=True)]
     return pa.record_batch(columns, schema=pa.schema(fields))
 
@@ -186,17 +179,26 @@ def decode_cells(source: Any, name: str, band: int) -> Cells:
     return cells if band in bands else cells.take(slice(0))
 
 
-def _lists(values: NDArray[Any]) -> Any:
+def _column(values: NDArray[Any]) -> Any:
+    """Column of an array; rows of a matrix become lists of fixed size.
+
+    `pyarrow.array` would give the same, but imports pandas.
+    """
     import pyarrow as pa
 
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    flat = np.ascontiguousarray(values).reshape(-1)
+    buffers = [None, pa.py_buffer(flat)]
+    column = pa.Array.from_buffers(pa.from_numpy_dtype(flat.dtype), len(flat), buffers)
+    return pa.FixedSizeListArray.from_arrays(column, values.shape[1]) if values.ndim > 1 else column
 
 
 def _numpy(column: Any) -> NDArray[Any]:
-    """View of a column without copying; lists of fixed size become rows of a matrix."""
+    """View of a column without copying; lists of fixed size become rows of a matrix.
+
+    `to_numpy` would be the same, but imports pandas.
+    """
     # `flatten` leaves out what nulls hide; these columns have none.
     if hasattr(column.type, "list_size"):
         width = column.type.list_size
-        return np.asarray(column.flatten().to_numpy()).reshape(len(column), width)
-    return np.asarray(column.to_numpy())
+        return np.from_dlpack(column.flatten()).reshape(len(column), width)
+    return np.from_dlpack(column)

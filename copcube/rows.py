@@ -569,7 +569,7 @@ def to_vectors(
     if pa.types.is_fixed_size_list(column.type):
         lengths = np.full(len(column), column.type.list_size)
     else:
-        lengths = np.asarray(column.value_lengths())
+        lengths = np.from_dlpack(column.value_lengths())
     dim = dim or int(lengths[0])
     if dim == 0 or np.any(lengths != dim):
         bad = int(np.argmax(lengths != dim)) if dim else 0
@@ -577,7 +577,12 @@ def to_vectors(
             f"{path}: row {number[bad]} has an embedding of length {lengths[bad]}; "
             f"expected {dim or 'more'}, as the rows before"
         )
-    flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)  # null becomes NaN
+    values = column.flatten()
+    # A null becomes NaN. Without one the values are taken as they lie, past `to_numpy`, which
+    # would import pandas.
+    flat: NDArray[Any] = (
+        values.to_numpy(zero_copy_only=False) if values.null_count else np.from_dlpack(values)
+    )
     # What is beyond float32 becomes infinite, and is refused as that.
     with np.errstate(over="ignore"):
         vectors: NDArray[np.float32] = flat.reshape(-1, dim).astype(np.float32, copy=False)
@@ -649,16 +654,11 @@ def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.
     kind = pa.string() if kind == pa.null() else kind
     encoded = column.cast(kind).combine_chunks().dictionary_encode(null_encoding="encode")
     values = [None if value == "" else value for value in encoded.dictionary.to_pylist()]
-    return np.array(values, object), encoded.indices.to_numpy().astype(np.int64)
+    return np.array(values, object), np.from_dlpack(encoded.indices).astype(np.int64)
 
 
 def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:
     """Return the rank of every text among the distinct ones, from 1; 0 for None."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    encoded = pa.array(texts, pa.string()).dictionary_encode()
-    rank = np.zeros(len(encoded.dictionary) + 1, np.int64)
-    rank[pc.array_sort_indices(encoded.dictionary)] = np.arange(1, len(rank))
-    code: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy()
-    return rank[code]
+    every = texts.tolist()
+    rank = {text: i for i, text in enumerate(sorted(set(every) - {None}), 1)} | {None: 0}
+    return np.array([rank[text] for text in every], np.int64)
