@@ -8,7 +8,7 @@ file has cells of the whole globe; `pandas` is one file of scattered cells as py
 by default, in one row group. Reading is `pyarrow.parquet.read_table` of all columns of one
 file after another, or, as `scan`, batch by batch on all threads. Each runs in a process of its
 own, one after the other in turn, with the files in the page cache; of each the median is
-shown, seconds with and without the time in which the process starts and imports.
+shown; `start` is what a process needs to import what aggregating does.
 """
 
 import argparse
@@ -43,8 +43,6 @@ import sys, pyarrow.dataset
 for batch in pyarrow.dataset.dataset(sys.argv[1:]).to_batches():
     pass
 """
-AGGREGATE = "from copcube.cli.main import main; import sys; sys.exit(main())"
-"""What the command `copcube` runs."""
 
 
 def cells(number, scattered):
@@ -84,9 +82,9 @@ def write(folder, layout, number):
         pq.write_table(pa.concat_tables(tables), folder / "rows.parquet")
 
 
-def run(code, *arguments):
-    """Run code in a process of its own; seconds, processor seconds, peak memory in GB."""
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+def run(*arguments):
+    """Run Python in a process of its own; seconds, processor seconds, peak memory in GB."""
+    command = [sys.executable, *map(str, arguments)]
     begin = time.perf_counter()
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     with process.stderr as stderr:
@@ -121,10 +119,10 @@ def main():
 def measure(layout, folder, files, out, repeats):
     """Run reading and aggregating in turn; print medians."""
     trials = {
-        "start": lambda: run("import numpy, pyarrow.parquet, zarr, xarray, scipy.sparse"),
-        "read": lambda: run(READ, *files),
-        "scan": lambda: run(SCAN, *files),
-        "aggregate": lambda: run(AGGREGATE, "aggregate", folder, out),
+        "start": lambda: run("-c", "import numpy, pyarrow.parquet, zarr, scipy.sparse"),
+        "read": lambda: run("-c", READ, *files),
+        "scan": lambda: run("-c", SCAN, *files),
+        "aggregate": lambda: run("-m", "copcube", "aggregate", folder, out),
     }
     for file in files:
         file.read_bytes()  # to the page cache

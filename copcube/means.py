@@ -140,7 +140,7 @@ class Means:
             (self._weight[_ranges(starts, stops)], np.arange(len(x), dtype=np.int32), bounds),
             (n, len(x)),
         )
-        centre = average @ x
+        centre: NDArray[np.float64] = np.asarray(average @ x)
         cell, square = np.repeat(np.arange(n), lengths), np.empty(len(x))
         # A second pass around the mean: sums of squares around 0 would cancel.
         for start in range(0, len(x), _STEP):
@@ -150,11 +150,13 @@ class Means:
             np.square(deviation, out=deviation)
             square[some] = deviation.sum(axis=1)
         self.mean[cells] = centre
-        self.spread[cells] = np.sqrt(average @ square)
+        self.spread[cells] = np.sqrt(np.asarray(average @ square))
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
     """Join the numbers of several ranges."""
     lengths = stops - starts
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+    ends: NDArray[np.int64] = np.cumsum(lengths)
+    numbers: NDArray[np.int64] = np.arange(ends[-1])
+    numbers += np.repeat(starts - ends + lengths, lengths)
+    return numbers

@@ -128,7 +128,7 @@ class LocalFolder:
 
     def write(self, name: str, data: Any, *, flush: bool = True) -> Written:
         """See `Folder`."""
-        with atomic_path(self._made(name), flush=flush) as temporary:
+        with atomic_path(self._made(name, flush=flush), flush=flush) as temporary:
             temporary.write_bytes(data)
             # The stamp is taken before the file gets its name: after that, another process
             # that does the same task may replace it, and the stamp would be of other bytes.
@@ -175,10 +175,9 @@ class LocalFolder:
     def flush(self, names: Iterable[str]) -> None:
         """See `Folder`."""
         files = list(names)
-        folders = {
-            self._path,
-            *(self._path / above for name in files for above in Path(name).parents),
-        }
+        # With the folder above, in which this one may be new.
+        folders = {self._path.parent, self._path}
+        folders |= {self._path / above for name in files for above in Path(name).parents}
         with ThreadPoolExecutor(_SYNCS) as pool:
             # A failure is raised here, when its result is taken.
             list(pool.map(sync, [self._path / name for name in files]))
@@ -196,11 +195,15 @@ class LocalFolder:
         files = LocalLockFiles(self._path)
         return hold(files, str(self._path), shared=shared, beat=beat, dead=dead)
 
-    def _made(self, name: str) -> Path:
-        """Path of a file whose folder is there."""
+    def _made(self, name: str, *, flush: bool = True) -> Path:
+        """Path of a file whose folder is there, and stays after a power cut with `flush`."""
         path = self._path / name
         with writing(self._path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                new = [above for above in path.parents if not above.exists()]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                for folder in new if flush else ():
+                    sync(folder.parent)
         return path
 
 
