@@ -596,8 +596,7 @@ def _require_finite(
     for start in range(0, len(vectors), _BATCH // 8):
         finite = np.isfinite(vectors[start : start + _BATCH // 8])
         if not finite.all():
-            finite = finite.all(axis=1)
-            row = number[start + int(np.argmin(finite))]
+            row = number[start + int(np.argmin(finite.all(axis=1)))]
             raise RowsError(
                 f"{path}: the embedding of row {row}, of length {vectors.shape[1]}, holds a "
                 "value that is not finite in float32; drop such rows first"
