@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from copcube import era5, grid, pca
 from copcube.cube import schema
-from copcube.errors import CubeError, RowsError, StorageError
+from copcube.errors import CubeError, RowsError, WriteError
 from copcube.interchange import cache, geotiff, to_npz
 from copcube.interchange.engine import CopembedBackend
 from copcube.interchange.sources import Mapped
@@ -288,7 +288,7 @@ def test_the_cache_keeps_what_was_used_last(tif, truth, monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(tif, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(StorageError, match="set COPCUBE_CACHE to a folder with room"):
+    with pytest.raises(WriteError, match="set COPCUBE_CACHE to a folder with room"):
         opened(tif).embedding.load()
 
 

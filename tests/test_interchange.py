@@ -17,7 +17,7 @@ from strategies import random_rows
 
 from copcube import cube, grid, pca
 from copcube.aggregate import SEASONS, Aggregation, cell_statistics
-from copcube.errors import CubeError, GridError, OptionError, StorageError
+from copcube.errors import CubeError, GridError, OptionError, WriteError
 from copcube.interchange import convert, export, to_geotiff, to_npz, to_parquet
 from copcube.interchange.engine import CopembedBackend
 from copcube.interchange.packing import Packer, Packing, int8_packing
@@ -378,7 +378,7 @@ def test_bytes_do_not_depend_on_time_or_chunks(world, lazy, tmp_path, suffix):
 def test_nothing_is_overwritten_and_nothing_half_written(world, tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(b"precious")
-    with pytest.raises(StorageError, match=r"exists already; .*overwrite=True \(--overwrite\)"):
+    with pytest.raises(WriteError, match=r"exists already; .*overwrite=True \(--overwrite\)"):
         export(world, path)
 
     def fail(block):
@@ -400,10 +400,10 @@ def test_nothing_is_overwritten_and_nothing_half_written(world, tmp_path, suffix
     export(world, path, overwrite=True)
     with opened(path) as again:
         assert same(again.embedding, world.embedding)
-    with pytest.raises(StorageError, match="its folder does not exist; create it first"):
+    with pytest.raises(WriteError, match="its folder does not exist; create it first"):
         export(world, tmp_path / "none" / f"a.{suffix}")
     (tmp_path / f"folder.{suffix}").mkdir()
-    with pytest.raises(StorageError, match="is a folder"):
+    with pytest.raises(WriteError, match="is a folder"):
         export(world, tmp_path / f"folder.{suffix}", overwrite=True)
 
 
@@ -458,7 +458,7 @@ def test_conversions_appear_whole_and_replace_only_stores(world, fields, tmp_pat
     np.savez(tmp_path / "good.npz", values)
     path = convert(tmp_path / "good.npz", tmp_path / "a.zarr")
     before = sorted(p.name for p in tmp_path.iterdir())
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(WriteError, match="exists already"):
         convert(tmp_path / "good.npz", path)
     row, col = np.argwhere((values != 0).any(-1))[-1]
     values[row, col, 1] = np.inf
@@ -474,9 +474,9 @@ def test_conversions_appear_whole_and_replace_only_stores(world, fields, tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("x")
-    with pytest.raises(StorageError, match="is a folder"):
+    with pytest.raises(WriteError, match="is a folder"):
         convert(tmp_path / "good.npz", tmp_path / "home", overwrite=True)
-    with pytest.raises(StorageError, match="is a file, no Zarr store"):
+    with pytest.raises(WriteError, match="is a file, no Zarr store"):
         convert(tmp_path / "good.npz", tmp_path / "good.npz", overwrite=True)
     to_npz(fields, tmp_path / "pc.npz")
     with pytest.raises(CubeError, match="holds a reduction"):

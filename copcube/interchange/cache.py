@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import StorageError
+from copcube.errors import WriteError
 from copcube.files.atomic import writing
 from copcube.grid import Integers
 
@@ -93,7 +93,7 @@ class DecodedMap:
 
         Raises
         ------
-        StorageError
+        WriteError
             If the cache cannot be written.
         CopcubeError
             As `cells`, when the map has to be decoded.
@@ -108,7 +108,7 @@ class DecodedMap:
                 if array.attrs[_CHUNKS] == _stored(entry):
                     return values
             self._decode(entry)
-        raise StorageError(f"{entry} is removed as often as it is made; {_REMEDY}")
+        raise WriteError(f"{entry} is removed as often as it is made; {_REMEDY}")
 
     def _entry(self) -> Path:
         stats = [os.stat(file) for file in self._files]

@@ -85,7 +85,7 @@ def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> N
 
     Raises
     ------
-    StorageError
+    WriteError
         If something is there already, or it cannot be written.
     """
     with atomic_folder(require_free(path, overwrite)) as temporary, warnings.catch_warnings():

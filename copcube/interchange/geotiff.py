@@ -133,7 +133,7 @@ def to_geotiff(
         If the dataset is no cube or reduction on the lattice.
     OptionError
         If an option has no such value, or the file would not do for `compat`.
-    StorageError
+    WriteError
         If the file exists already or cannot be written.
     """
     import rasterio

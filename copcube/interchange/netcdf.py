@@ -61,7 +61,7 @@ def to_netcdf(
         If the dataset is no cube or reduction.
     OptionError
         If netCDF has no such data type.
-    StorageError
+    WriteError
         If the file exists already or cannot be written.
     """
     import netCDF4

@@ -146,7 +146,7 @@ def to_npz(
         If the dataset is no cube or reduction on the lattice.
     OptionError
         If an option has no such value.
-    StorageError
+    WriteError
         If the file exists already or cannot be written.
     """
     kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED

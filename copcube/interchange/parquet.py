@@ -128,7 +128,7 @@ def to_parquet(
         If the dataset is no cube or reduction on the lattice.
     OptionError
         If an option has no such value.
-    StorageError
+    WriteError
         If the file exists already or cannot be written.
     """
     import pyarrow as pa

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError, OptionError, StorageError
+from copcube.errors import CubeError, OptionError, WriteError
 from copcube.files.atomic import atomic_path
 from copcube.grid import Integers
 from copcube.interchange.cache import FilledCells
@@ -130,7 +130,7 @@ def writing_map(
         If it does not lie on the lattice, or has cells twice.
     OptionError
         If order or data type is unknown.
-    StorageError
+    WriteError
         If the file exists already or cannot be written.
     """
     out = require_free(path, overwrite)
@@ -153,20 +153,20 @@ def require_free(path: str | Path, overwrite: bool) -> Path:
 
     Raises
     ------
-    StorageError
+    WriteError
         If something is there already and must stay, or the folder is missing.
     """
     # A Zarr store is a folder that may be replaced; any other folder is somebody's work.
     out = Path(path)
     if out.is_dir() and not (out / "zarr.json").is_file():
-        raise StorageError(f"{path} is a folder; choose another name, or name a file in it")
+        raise WriteError(f"{path} is a folder; choose another name, or name a file in it")
     if out.exists() and not overwrite:
-        raise StorageError(
+        raise WriteError(
             f"{path} exists already; choose another name, or replace it with overwrite=True "
             "(--overwrite)"
         )
     if not out.parent.is_dir():
-        raise StorageError(f"{path} cannot be written: its folder does not exist; create it first")
+        raise WriteError(f"{path} cannot be written: its folder does not exist; create it first")
     return out
 
 
