@@ -87,7 +87,10 @@ def test_a_cube_comes_back_in_every_bit(world, tmp_path, suffix):
     with opened(path) as again:
         assert same(again.embedding, world.embedding)
         for name in ("lat", "lon", "dim", "lat_bnds", "lon_bnds", "crs"):
-            assert again[name].identical(world[name].load())
+            found = again[name].variable.load()
+            if (suffix, name) == ("nc", "crs"):  # checkers of CF ask for one
+                assert found.attrs.pop("long_name") == "coordinate reference system"
+            assert found.identical(world[name].variable.load())
         for name in ("encoder", "history", "geoemb:model", "encoder_trained"):
             assert again.attrs[name] == world.attrs[name]
         if suffix != "nc":
@@ -209,10 +212,14 @@ def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
     with xr.open_dataset(tmp_path / "a.nc", engine="netcdf4") as again:
         assert set(again.variables) == set(world.variables)
         for name in world.variables:
-            assert same(again[name], world[name]), name
-        assert again.embedding.attrs == world.embedding.attrs
+            assert same(again[name].transpose(*world[name].dims), world[name]), name
+        assert again.embedding.dims == ("dim", "lat", "lon")
+        changed = {"cell_methods"}
+        for key, value in world.embedding.attrs.items():
+            assert key in changed or again.embedding.attrs[key] == value
         assert set(world.coords) == set(again.coords)
-        assert json.loads(again.attrs["geoemb:chip_layout"]) == world.attrs["geoemb:chip_layout"]
+        # no colon in a name, which CF does not allow
+        assert json.loads(again.attrs["geoemb_chip_layout"]) == world.attrs["geoemb:chip_layout"]
 
 
 def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
