@@ -6,6 +6,7 @@ latitude, which reference system a field lies in, what is a field and what only 
 
 import re
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,11 @@ bands and levels; a variable each; or after them, as in a cube."""
 
 CONVENTIONS = "CF-1.11"
 _LATLON = (("latitude", "degrees_north", "Y"), ("longitude", "degrees_east", "X"))
+_TIME = {
+    "standard_name": "time",
+    "long_name": "time",
+    "units_metadata": "leap_seconds: none",  # as numpy counts
+}
 _GRID_MAPPINGS = ("crs", "spatial_ref")
 _TITLES = {
     "embedding": "Copernicus Sentinel embeddings",
@@ -119,9 +125,9 @@ def conforming(ds: "xr.Dataset") -> "xr.Dataset":
     """Give a dataset the attributes by which readers of CF understand it; values stay.
 
     Latitude and longitude say what they are, every field names its grid mapping, which is made
-    if there is none; grid mappings and bounds are named by the attribute ``coordinates`` of the
-    dataset, as in cubes, and not by those of fields, where CF has no place for them; attributes
-    that name what is not there are dropped; title and history are not missing.
+    if there is none; grid mappings, bounds and scalar coordinates are named by the attribute
+    ``coordinates`` of the dataset, as in cubes, and not by those of fields, where CDO stumbles
+    over them; attributes that name what is not there are dropped; title and history are there.
 
     Parameters
     ----------
@@ -139,17 +145,15 @@ def conforming(ds: "xr.Dataset") -> "xr.Dataset":
         # xarray keeps the name of a grid mapping that it decoded among the encoding.
         decoded = {k: v for k, v in ds[name].encoding.items() if k == "grid_mapping"}
         result[name].attrs = _present(decoded | variable.attrs, ds)
-    try:
-        lat, lon = spatial_dims(ds)
-    except CubeError:
-        pass
-    else:
-        result = _located(result, lat, lon)
+    with suppress(CubeError):
+        result = _located(result, *spatial_dims(ds))
+    for name, v in result.coords.items():
+        if v.dtype.kind == "M":
+            result[name].attrs = _TIME | v.attrs
+        elif v.dtype.kind in "iuf" and v.dims in ((), (name,)) and name not in _GRID_MAPPINGS:
+            result[name].attrs.setdefault("units", "1")
     beside = _beside_fields(result)
     result = result.reset_coords([name for name in beside if name in result.coords])
-    for name in set(result.dims) & set(result.coords):
-        if result[name].dtype.kind in "iuf":
-            result[name].attrs.setdefault("units", "1")
     attrs = dict(result.attrs)
     attrs.setdefault("title", _TITLES.get(str(held), "Fields"))
     attrs.setdefault("history", f"copcube {__version__}")
@@ -200,11 +204,12 @@ def _located(ds: "xr.Dataset", lat: str, lon: str) -> "xr.Dataset":
 
 
 def _beside_fields(ds: "xr.Dataset") -> Sequence[str]:
-    """Names of what describes fields and is neither a field nor, in CF's sense, a coordinate."""
-    named = {
-        v.attrs[k]
-        for v in ds.variables.values()
-        for k in ("bounds", "grid_mapping")
-        if k in v.attrs
-    }
-    return sorted(str(name) for name in named | {n for n in _GRID_MAPPINGS if n in ds.variables})
+    """Names of what describes fields and is neither a field nor an axis of one.
+
+    Scalar coordinates, such as the time of ERA5's fields, are among them: CDO cannot assign
+    them, and those of a merged dataset are true of some of its fields only.
+    """
+    keys = ("bounds", "grid_mapping")
+    named = {v.attrs[key] for v in ds.variables.values() for key in keys if key in v.attrs}
+    named |= {name for name, v in ds.coords.items() if v.ndim == 0}
+    return sorted(map(str, named | {name for name in _GRID_MAPPINGS if name in ds.variables}))

@@ -124,13 +124,7 @@ def to_netcdf(
         rest.to_netcdf(
             temporary,
             engine="netcdf4",
-            encoding={
-                # CF allows no missing values in coordinates and what describes them.
-                key: {"_FillValue": None}
-                if key not in rest.data_vars or v.ndim < 2
-                else compression
-                for key, v in rest.variables.items()
-            },
+            encoding={key: _encoding(v, view, compression) for key, v in rest.variables.items()},
         )
         # The vectors are written by bands, beside what xarray wrote, so that memory stays bounded.
         with netCDF4.Dataset(temporary, "a") as file:
@@ -143,6 +137,15 @@ def to_netcdf(
     result = packer.result(str(path), view.field.shape[-1], out.stat().st_size)
     log.info("%s", result)
     return result
+
+
+def _encoding(
+    variable: "xr.Variable", view: CubeView, compression: dict[str, Any]
+) -> dict[str, Any]:
+    """How xarray writes a variable beside the vectors."""
+    if {view.lat, view.lon} <= {*variable.dims}:
+        return compression
+    return {"_FillValue": None}  # CF allows no missing values in coordinates and bounds
 
 
 def _variables(
