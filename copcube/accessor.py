@@ -155,6 +155,12 @@ class Copembed:
 
         return to_npz(self._ds, path, **options)
 
+    def to_npy(self, path: "str | Path", **options: Any) -> "Exported":
+        """Write a bare array, as weather models read it; `copcube.interchange.to_npy`."""
+        from copcube.interchange import to_npy
+
+        return to_npy(self._ds, path, **options)
+
     def to_pt(self, path: "str | Path", **options: Any) -> "Exported":
         """Write the published ``.pt``; `copcube.interchange.to_pt`."""
         from copcube.interchange import to_pt

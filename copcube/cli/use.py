@@ -4,7 +4,7 @@ import argparse
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, command, overwrite, show
 from copcube.errors import CubeError, OptionError
@@ -87,7 +87,7 @@ def _add_reduce(commands: Commands) -> None:
         default=1,
         help="regress on products of so many given fields, too (default: 1, none)",
     )
-    overwrite(reduce)
+    _saved(reduce)
 
 
 def _add_explain(commands: Commands) -> None:
@@ -124,7 +124,25 @@ def _add_merge(commands: Commands) -> None:
     merge.add_argument("out", metavar="OUT", help=".nc or .zarr")
     merge.add_argument("--fill", type=float, metavar="VALUE", help="instead of NaN")
     merge.add_argument("--mask", action="store_true", help="add a mask of cells with vectors")
-    overwrite(merge)
+    _saved(merge)
+
+
+def _saved(command: argparse.ArgumentParser) -> None:
+    """Add the options of what is saved as .zarr or .nc."""
+    _layout(command, "first in .nc, last in .zarr")
+    command.add_argument(
+        "--zarr-format", type=int, choices=(3, 2), help="of .zarr (default: 3); 2 for old readers"
+    )
+    overwrite(command)
+
+
+def _layout(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument(
+        "--layout",
+        choices=("first", "separate", "last"),
+        help="components before latitude and longitude (first), a variable each (separate), or "
+        f"after them (last); default: {default}",
+    )
 
 
 def _add_export(commands: Commands) -> None:
@@ -134,17 +152,33 @@ def _add_export(commands: Commands) -> None:
         _export,
         "write a cube or a reduction in a published form",
         "copcube export fields.zarr fields.npz\n"
-        "  copcube export world.zarr embed_map.tif --order era5 --dtype int8",
-        details="The ending of OUT chooses the form: .npz, .pt, .tif, .nc or .parquet.",
+        "  copcube export world.zarr world.tif --order era5 --dtype int8\n"
+        "  copcube export fields.zarr fields.npy --rows 720",
+        details="The ending of OUT chooses the form: .npz, .npy, .pt, .tif, .nc or .parquet.\n"
+        "A form that lacks an option says which it has.",
     )
     export.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
     export.add_argument("out", metavar="OUT")
     export.add_argument(
         "--order",
         choices=("published", "era5"),
-        help="columns from 180°W, zeros for missing (default), or from 0°E as ERA5",
+        help="columns from 180°W, or from 0°E as ERA5 (default of .npy alone)",
     )
-    export.add_argument("--dtype", choices=("float32", "float16", "int8"))
+    export.add_argument(
+        "--dtype", choices=("float32", "float16", "int8"), help="what is stored (default: float32)"
+    )
+    _layout(export, "first in .nc, and separate for int8; last in .npy")
+    export.add_argument(
+        "--rows", type=int, choices=(721, 720), help="of .npy: all, or without the south pole"
+    )
+    export.add_argument(
+        "--compress",
+        action=argparse.BooleanOptionalAction,
+        help="deflate (default in .tif and .nc), or not (default in .npz)",
+    )
+    export.add_argument(
+        "--compat", choices=("rs-embed",), help="of .tif: refuse what that reader would refuse"
+    )
     overwrite(export)
 
 
@@ -273,9 +307,14 @@ def _merge(arguments: Arguments) -> None:
 def _export(arguments: Arguments) -> None:
     from copcube.interchange import export
 
-    chosen = {"order": arguments.order, "dtype": arguments.dtype}
-    options = {name: value for name, value in chosen.items() if value is not None}
+    options = _chosen(arguments, "order", "dtype", "layout", "rows", "compress", "compat")
     print(export(_open(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
+
+
+def _chosen(arguments: Arguments, *names: str) -> dict[str, Any]:
+    """Those of some options that were given."""
+    chosen = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _convert(arguments: Arguments) -> None:
@@ -343,6 +382,8 @@ def _require_free(arguments: Arguments) -> None:
         raise OptionError(
             f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
         )
+    if arguments.zarr_format and Path(arguments.out).suffix != ".zarr":
+        raise OptionError(f"--zarr-format is an option of .zarr; {arguments.out} is none")
     require_free(arguments.out, arguments.overwrite)
 
 
@@ -351,7 +392,8 @@ def _save(ds: "xr.Dataset", arguments: Arguments) -> None:
     from copcube.interchange import to_netcdf, to_zarr
 
     write = to_zarr if Path(arguments.out).suffix == ".zarr" else to_netcdf
-    write(ds, arguments.out, overwrite=arguments.overwrite)
+    options = _chosen(arguments, "layout", "zarr_format")
+    write(ds, arguments.out, overwrite=arguments.overwrite, **options)
     log.info("%s is done", arguments.out)
 
 

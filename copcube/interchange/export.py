@@ -4,12 +4,14 @@ import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.errors import OptionError
 from copcube.files.atomic import atomic_folder
+from copcube.interchange.conventions import conforming, laid_out
 from copcube.interchange.geotiff import to_geotiff
 from copcube.interchange.netcdf import to_netcdf
+from copcube.interchange.npy import to_npy
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 WRITERS: dict[str, Callable[..., Exported]] = {
     ".npz": to_npz,
+    ".npy": to_npy,
     ".pt": to_pt,
     ".tif": to_geotiff,
     ".tiff": to_geotiff,
@@ -38,9 +41,9 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     ds : xarray.Dataset
         Cube or reduction.
     path : str or Path
-        File ending in .npz, .pt, .tif, .nc or .parquet.
+        File ending in .npz, .npy, .pt, .tif, .nc or .parquet.
     **options
-        Those of `to_npz`, `to_pt`, `to_geotiff`, `to_netcdf` or `to_parquet`.
+        Those of `to_npz`, `to_npy`, `to_pt`, `to_geotiff`, `to_netcdf` or `to_parquet`.
 
     Returns
     -------
@@ -71,8 +74,15 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     return writer(ds, path, **options)
 
 
-def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> None:
-    """Write any dataset as Zarr; it appears when it is whole.
+def to_zarr(
+    ds: "xr.Dataset",
+    path: str | Path,
+    *,
+    layout: Literal["first", "separate", "last"] = "last",
+    zarr_format: Literal[2, 3] = 3,
+    overwrite: bool = False,
+) -> None:
+    """Write any dataset as Zarr, with the attributes that CF asks for; it appears when whole.
 
     Parameters
     ----------
@@ -80,16 +90,25 @@ def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> N
         Reduction, merged dataset, or part of a cube, lazy or not.
     path : str or Path
         Folder to write.
+    layout : {"first", "separate", "last"}
+        Where the components of vectors lie, as in `to_netcdf`; last, as in cubes, by default.
+    zarr_format : {3, 2}
+        Version of the format; 2 for readers that know no other, such as anemoi-datasets.
     overwrite : bool
         Replace what is there.
 
     Raises
     ------
+    OptionError
+        If there is no such layout or version.
     WriteError
         If something is there already, or it cannot be written.
     """
+    if zarr_format not in (2, 3):
+        raise OptionError(f"zarr_format={zarr_format!r}; expected 2 or 3")
+    written = laid_out(conforming(ds), layout)
     with atomic_folder(require_free(path, overwrite)) as temporary, warnings.catch_warnings():
         # zarr warns that consolidated metadata is not in the specification of v3; all readers
         # that do not know it pass over it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        ds.drop_encoding().unify_chunks().to_zarr(temporary, zarr_format=3, consolidated=True)
+        written.unify_chunks().to_zarr(temporary, zarr_format=zarr_format, consolidated=True)

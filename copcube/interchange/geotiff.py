@@ -5,6 +5,7 @@ is (180.125°W, 90.125°N), so that pixel centres are ERA5's nodes; float32, 0 w
 no nodata value, tiles of 256, pixel-interleaved, deflated.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import rasterio
     import xarray as xr
 
+log = logging.getLogger("copcube")
+
 TILE = 256
 _WEST = {"published": -180 - grid.STEP / 2, "era5": -grid.STEP / 2}
 """Western edge of the raster in degrees."""
@@ -35,6 +38,8 @@ _CACHE = 512
 """Megabytes that GDAL may hold back while it writes: two tiles of 768 bands."""
 
 _RS_EMBED_BYTES = 700 * 1024 * 1024
+_TORCHGEO_NAME = "embed_map_"
+"""Beginning of the names of files that torchgeo reads, as they are: it applies no scales."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,10 @@ def to_geotiff(
     out = Path(path)
     if compat not in (None, "rs-embed"):
         raise OptionError(f"compat={compat!r}; expected 'rs-embed' or None")
-    if compat and not (out.name.startswith("embed_map_") and out.suffix == ".tif"):
+    if compat and not (out.name.startswith(_TORCHGEO_NAME) and out.suffix == ".tif"):
         raise OptionError(f"rs-embed reads files named embed_map_*.tif; {out.name} is not")
+    if compat and dtype != "float32":
+        raise OptionError(f"rs-embed would take {dtype} codes for values; choose dtype='float32'")
     with writing_map(
         ds, path, "GeoTIFF", ("float32", "int8"), dtype=dtype, order=order, overwrite=overwrite
     ) as writer:
@@ -152,7 +159,7 @@ def to_geotiff(
             rasterio.open(writer.file, "w", **_profile(writer, order, compress)) as file,
         ):
             file.update_tags(**{KEY.upper(): writer.metadata.dumps()})
-            file.descriptions = _names(writer.metadata.variable, writer.dim)
+            file.descriptions = writer.names
             packing = writer.packing
             if packing.scale is not None and packing.offset is not None:
                 file.scales, file.offsets = packing.scale.tolist(), packing.offset.tolist()
@@ -167,8 +174,14 @@ def to_geotiff(
         if compat and size < _RS_EMBED_BYTES:
             raise OptionError(
                 f"rs-embed refuses files under 700 MiB, this one has {size / 2**20:.0f} MiB; write "
-                "all 768 dimensions, with compress=False if need be"
+                "all 768 dimensions, with compress=False (--no-compress) if need be"
             )
+    if dtype == "int8" and out.name.startswith(_TORCHGEO_NAME):
+        log.warning(
+            "%s: torchgeo and rs-embed read files named embed_map_* without their scales and would "
+            "take int8 codes for values; give it another name, or choose dtype='float32'",
+            path,
+        )
     return writer.result(path)
 
 
@@ -230,12 +243,6 @@ def _without_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
-
-
-def _names(variable: str, dim: int) -> tuple[str, ...]:
-    if variable == "pc":
-        return tuple(f"pc_{i:02d}" for i in range(dim))
-    return tuple(f"dim_{i:03d}" for i in range(dim))
 
 
 def _window(

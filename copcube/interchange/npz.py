@@ -129,7 +129,8 @@ def to_npz(
     order : {"published", "era5"}
         Whether columns run from 180°W or from 0°E.
     dtype : {"float32", "float16", "int8"}
-        Int8 comes with the keys ``scale`` and ``offset``: value = code · scale + offset.
+        Int8 has the key ``codes`` in place of ``arr_0``, and ``scale`` and ``offset`` beside it:
+        value = code · scale + offset.
     compress : bool
         Deflate, as the published file is; stored archives can be mapped into memory.
     overwrite : bool
@@ -157,7 +158,9 @@ def to_npz(
         zipfile.ZipFile(writer.file, "w", kind, True) as archive,
     ):
         packing = writer.packing
-        with _member(archive, "arr_0", kind) as stream:
+        # Whoever looks for the published array shall not find codes in its place.
+        name = "arr_0" if packing.scale is None else "codes"
+        with _member(archive, name, kind) as stream:
             shape = grid.N_LAT, grid.N_LON, writer.dim
             descr = np.lib.format.dtype_to_descr(np.dtype(packing.dtype))
             np.lib.format.write_array_header_1_0(

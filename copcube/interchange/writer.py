@@ -20,6 +20,7 @@ from copcube.errors import CubeError, OptionError, WriteError
 from copcube.files.atomic import atomic_path
 from copcube.grid import Integers
 from copcube.interchange.cache import FilledCells
+from copcube.interchange.conventions import numbered_names
 from copcube.interchange.metadata import ORDERS, MapMetadata
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
 
@@ -63,6 +64,11 @@ class MapWriter:
     def dim(self) -> int:
         """Length of the vectors."""
         return int(self._view.field.shape[-1])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the single components, such as those of a file's bands."""
+        return tuple(numbered_names(self._view))
 
     def bands(self) -> Iterator[slice]:
         """Rows of the file, 45 at a time."""
@@ -158,7 +164,7 @@ def require_free(path: str | Path, overwrite: bool) -> Path:
     """
     # A Zarr store is a folder that may be replaced; any other folder is somebody's work.
     out = Path(path)
-    if out.is_dir() and not (out / "zarr.json").is_file():
+    if out.is_dir() and not any((out / name).is_file() for name in ("zarr.json", ".zgroup")):
         raise WriteError(f"{path} is a folder; choose another name, or name a file in it")
     if out.exists() and not overwrite:
         raise WriteError(
