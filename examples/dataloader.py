@@ -17,11 +17,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from copcube.interchange import to_zarr  # and ds.copembed
 
-SIDE = 45  # cells along a chunk of a cube, so that nothing is read twice
-
 
 class Blocks(Dataset):
-    """Vectors of the filled cells of a block, (n, dim), block by block."""
+    """Vectors of the filled cells, (n, dim), chunk by chunk of a cube: 45 × 45 cells."""
 
     def __init__(self, path: str) -> None:
         self.path, self.ds = path, None  # a path travels to the workers, an open store may not
@@ -32,8 +30,8 @@ class Blocks(Dataset):
     def __getitem__(self, number: int) -> torch.Tensor:
         if self.ds is None:
             self.ds = xr.open_zarr(self.path, chunks=None)
-        row, col = (SIDE * n for n in divmod(number, 32))
-        block = self.ds.isel(lat=slice(row, row + SIDE), lon=slice(col, col + SIDE))
+        row, col = (45 * n for n in divmod(number, 32))
+        block = self.ds.isel(lat=slice(row, row + 45), lon=slice(col, col + 45))
         return torch.from_numpy(block.embedding.values[block.n_images.values > 0])
 
 

@@ -193,6 +193,28 @@ def test_reduce_merge_export(world, statics, tmp_path, capsys):
     np.testing.assert_array_equal(again.pc, one.pc)
 
 
+@pytest.mark.slow
+def test_options_of_what_is_written(world, tmp_path, capsys):
+    fields = str(tmp_path / "fields.zarr")
+    assert main(["reduce", str(world), fields, "--k", "1", "--zarr-format", "2"]) == 0
+    assert (tmp_path / "fields.zarr" / ".zmetadata").is_file()
+    again = ["reduce", str(world), str(tmp_path / "a.nc"), "--k", "1"]
+    assert main([*again, "--layout", "separate"]) == 0
+    assert "pc_00" in xr.open_dataset(tmp_path / "a.nc")
+    assert main([*again, "--overwrite", "--zarr-format", "2"]) == 1
+    assert "--zarr-format is an option of .zarr; " in capsys.readouterr().err
+    for number, options in enumerate((["--compress"], ["--no-compress"])):
+        assert main(["export", fields, str(tmp_path / f"{number}.tif"), *options]) == 0
+    sizes = [(tmp_path / f"{number}.tif").stat().st_size for number in range(2)]
+    assert sizes[0] < sizes[1] / 10
+    assert main(["export", fields, str(tmp_path / "a.npy"), "--rows", "720"]) == 0
+    assert np.load(tmp_path / "a.npy").shape == (720, 1440, 1)
+    assert main(["export", fields, str(tmp_path / "a.tif"), "--compat", "rs-embed"]) == 1
+    assert "rs-embed reads files named embed_map_*.tif" in capsys.readouterr().err
+    assert main(["export", fields, str(tmp_path / "a.npz"), "--rows", "720"]) == 1
+    assert ".npz files have no option rows" in capsys.readouterr().err
+
+
 def test_era5_fields_that_are_not_there(world, tmp_path, capsys):
     assert main(["merge", str(world), "nowhere.grib", str(tmp_path / "both.nc")]) == 1
     assert "copcube: nowhere.grib: no such file; expected NetCDF, GRIB" in capsys.readouterr().err

@@ -191,6 +191,7 @@ def test_the_checker_of_cf_finds_nothing(files, tmp_path, spoilt):
         assert "counts 0 0 0\n" in done.stdout, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_fields_name_their_grid_mapping_and_no_strange_coordinates(files, kind):
     with netCDF4.Dataset(files[kind]) as file:
@@ -224,6 +225,7 @@ needs_netcdf_of_gdal = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_netcdf_of_gdal
 def test_gdal_reads_components_as_bands(files, fields, merged, world):
     whole = (0.25, 0, -0.125, 0, -0.25, 90.125)
@@ -243,6 +245,7 @@ def test_gdal_reads_components_as_bands(files, fields, merged, world):
     assert np.array_equal(values.filled(np.nan), expected, equal_nan=True)
 
 
+@pytest.mark.slow
 @needs_netcdf_of_gdal
 @pytest.mark.parametrize("kind", ["a variable each", "merged, a variable each", "int8"])
 def test_gdal_reads_a_variable_each(files, fields, kind):
@@ -255,6 +258,7 @@ def test_gdal_reads_a_variable_each(files, fields, kind):
         assert np.nanmax(np.abs(found - expected)) <= bound
 
 
+@pytest.mark.slow
 def test_int8_is_decoded_by_xarray_alone(files, fields):
     with xr.open_dataset(files["int8"], engine="netcdf4") as plain, opened(files["int8"]) as ours:
         for number in range(3):
@@ -314,6 +318,7 @@ def test_a_selection_keeps_its_numbers(fields, tmp_path):
         assert file.descriptions == ("pc_02", "pc_00")
 
 
+@pytest.mark.slow
 def test_the_transform_of_a_region_is_not_that_of_the_globe(files):
     with netCDF4.Dataset(files["reduction"]) as file:
         assert file["crs"].GeoTransform == "-0.125 0.25 0.0 90.125 0.0 -0.25"

@@ -197,9 +197,9 @@ def _located(ds: "xr.Dataset", lat: str, lon: str) -> "xr.Dataset":
     if not whole:
         attrs.pop("GeoTransform", None)
     ds[mapping].attrs = attrs
-    for name, v in ds.data_vars.items():
+    for key, v in ds.data_vars.items():
         if {lat, lon} <= {*v.dims}:
-            ds[name].attrs.setdefault("grid_mapping", mapping)
+            ds[key].attrs.setdefault("grid_mapping", mapping)
     return ds
 
 

@@ -112,7 +112,7 @@ def to_netcdf(
     if dtype == "int8":
         packing = int8_packing(view.field.shape[-1], (v[filled] for _, filled, v in _bands(view)))
         # Readers decode to the precision of scale and offset.
-        scale, offset = (np.float32(p) for p in (packing.scale, packing.offset))
+        scale, offset = (np.asarray(p, np.float32) for p in (packing.scale, packing.offset))
         packing = replace(packing, scale=scale, offset=offset)
     rest = view.dataset.drop_vars(view.name)
     rest = rest if chosen == "last" else latlon_last(rest)
