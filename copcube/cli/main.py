@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from copcube.cli import build, use
 from copcube.errors import CopcubeError
+from copcube.files.damage import naming_damage
 from copcube.version import __version__
 
 log = logging.getLogger("copcube")
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     _log_to_stderr(quiet=arguments.quiet)
     try:
-        code: int | None = arguments.run(arguments)
+        with naming_damage():
+            code: int | None = arguments.run(arguments)
     except CopcubeError as error:
         print(f"copcube: {error}", file=sys.stderr)
         return 1
@@ -73,3 +75,5 @@ def _log_to_stderr(*, quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # rasterio's log says of a broken image what the build's own log says with its file name.
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)
+    # Of chunks that zarr still reads when one of them turned out to be damaged.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)

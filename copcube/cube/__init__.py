@@ -6,12 +6,13 @@
 
 from copcube.cube.store import open_cube, read_attributes
 from copcube.cube.summary import CubeSummary, summary
-from copcube.cube.validation import validate
+from copcube.cube.validation import damaged, validate
 from copcube.cube.writing import create, finish, write_band
 
 __all__ = [
     "CubeSummary",
     "create",
+    "damaged",
     "finish",
     "open_cube",
     "read_attributes",

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
+from copcube.files.damage import naming_damage
 from copcube.grid import Integers
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Comparison:
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
+@naming_damage()
 def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
     """Compare two cubes, or two reductions, cell by cell and as a whole.
 

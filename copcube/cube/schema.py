@@ -2,8 +2,10 @@
 
 A cube is one Zarr v3 group that any reader opens: data types and the zstd codec only, no
 strings (their encoding is not in the core specification), so labels are integers with CF
-``flag_meanings``. Conventions: CF 1.11 (cfconventions.org) and ``geoemb``
-(github.com/geo-embeddings/embeddings-zarr-convention).
+``flag_meanings``. Every chunk carries the checksum of zstd's own frame (RFC 8878), which
+libzstd compares whenever it unpacks one; the codec ``crc32c`` would do the same, but some
+readers, such as GDAL 3.12, open no array that names it. Conventions: CF 1.11
+(cfconventions.org) and ``geoemb`` (github.com/geo-embeddings/embeddings-zarr-convention).
 """
 
 from collections.abc import Mapping

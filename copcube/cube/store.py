@@ -45,6 +45,23 @@ def address(path: str | Path) -> Any:
     return zarr_store(str(path)) if is_remote(path) else str(path)
 
 
+def compressors(zarr_format: Literal[2, 3] = 3) -> list[Any]:
+    """Return what zarr packs chunks with: zstd, whose frames carry a checksum.
+
+    Parameters
+    ----------
+    zarr_format : {2, 3}
+        Format of the array; both name the same codec by other classes.
+    """
+    if zarr_format == 2:
+        from numcodecs import Zstd
+
+        return [Zstd(level=schema.ZSTD_LEVEL, checksum=True)]
+    from zarr.codecs import ZstdCodec
+
+    return [ZstdCodec(level=schema.ZSTD_LEVEL, checksum=True)]
+
+
 def read_attributes(path: str | Path) -> dict[str, Any]:
     """Attributes of a cube's group; empty where there is no Zarr group."""
     import zarr
@@ -102,7 +119,10 @@ def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
     if by not in group:
         raise CubeError(f"{group.store_path}: the dimension {by} has no coordinate")
     coordinate = array(group, by)
-    return by, schema.labels(by, np.asarray(coordinate[...]), dict(coordinate.attrs))
+    attrs = dict(coordinate.attrs)
+    # Flags say their meanings themselves, also where the chunk of their values is damaged.
+    values = np.empty(0) if "flag_meanings" in attrs else np.asarray(coordinate[...])
+    return by, schema.labels(by, values, attrs)
 
 
 def array(group: "zarr.Group", name: str) -> Any:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube.store import array, leading, open_group
+from copcube.files.damage import naming_damage
 from copcube.modalities import MODALITIES
 from copcube.progress import size
 
@@ -91,6 +92,7 @@ class CubeSummary:
                 yield name.replace("_", " "), str(value)
 
 
+@naming_damage()
 def summary(path: str | Path) -> CubeSummary:
     """Count what is in a cube, without reading its vectors.
 

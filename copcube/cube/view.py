@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cube.schema import labels
 from copcube.errors import CubeError, GridError
+from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index
 
 if TYPE_CHECKING:
@@ -133,7 +134,10 @@ class CubeView:
     def counts(self) -> "xr.DataArray | None":
         """Which cells have images, (…, lat, lon) bool in memory; None if nothing counts them."""
         images = self._images
-        return None if images is None else _mask(images, images.values > 0)
+        if images is None:
+            return None
+        with naming_damage():
+            return _mask(images, images.values > 0)
 
     @property
     def _images(self) -> "xr.DataArray | None":
@@ -221,13 +225,14 @@ class CubeView:
         Raises
         ------
         CubeError
-            If nothing counts images and a vector of a cube is all zeros.
+            If nothing counts images and a vector of a cube is all zeros, or a chunk is damaged.
         """
         counted = None if self.counts is None else self.counts.variable[part].values
         if counted is not None and not counted.any():
             shape = (*counted.shape, self.field.shape[-1])
             return counted, np.broadcast_to(np.array(np.nan, self.field.dtype), shape)
-        values = self.field.variable[part].values
+        with naming_damage():
+            values = self.field.variable[part].values
         filled = present(values, zeros_allowed=self.zeros_allowed)
         # Vectors may be missing where images are counted, if a user masked them.
         return (filled if counted is None else np.asarray(filled & counted)), values
@@ -323,10 +328,11 @@ class CubeView:
             )
         where = {self.lat: int(i[0]), self.lon: int(j[0])}
         # The counts of this one cell are read, not `self.counts`, which are those of all.
-        if self._images is not None:
-            there = np.asarray(self._images.isel(where).values > 0)
-        else:
-            there = np.asarray(self.field.isel(where).notnull().values.all(axis=-1))
+        with naming_damage():
+            if self._images is not None:
+                there = np.asarray(self._images.isel(where).values > 0)
+            else:
+                there = np.asarray(self.field.isel(where).notnull().values.all(axis=-1))
         if not there.any():
             raise CubeError(
                 f"{cell}, which holds no vector: no image is there (open ocean and the poles "

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cells import Cells
 from copcube.cube import schema
-from copcube.cube.store import address, chunk_name, open_group
+from copcube.cube.store import address, chunk_name, compressors, open_group
 from copcube.errors import CubeError
 from copcube.files.atomic import writing
 from copcube.files.folders import Folder, LocalFolder, open_folder
@@ -80,7 +80,6 @@ def create(
         If the folder cannot be written.
     """
     import zarr
-    from zarr.codecs import ZstdCodec
     from zarr.storage import MemoryStore
 
     folder = open_folder(path)
@@ -102,7 +101,7 @@ def create(
                 chunks=v.chunks,
                 dtype=v.dtype,
                 fill_value=v.fill,
-                compressors=[ZstdCodec(level=schema.ZSTD_LEVEL)],
+                compressors=compressors(),
                 dimension_names=v.dims,
                 attributes=v.attrs,
             )

@@ -19,6 +19,7 @@ from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.conservative import Overlaps
 from copcube.era5.statics import open_static, squeezed
 from copcube.errors import CubeError, OptionError
+from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index
 from copcube.version import __version__
 
@@ -41,6 +42,7 @@ _SPEAKING = ("title", "history", "license", "references", "comment", "source", "
 """Attributes that would speak for the merged dataset; the prefix keeps the fields' own apart."""
 
 
+@naming_damage()
 def merge(
     fields: "xr.Dataset",
     era5: "xr.Dataset",

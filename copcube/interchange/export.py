@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from copcube.cube.store import compressors
 from copcube.errors import OptionError
 from copcube.files.atomic import atomic_folder
+from copcube.files.damage import naming_damage
 from copcube.interchange.geotiff import to_geotiff
 from copcube.interchange.netcdf import to_netcdf
 from copcube.interchange.npz import to_npz
@@ -71,6 +73,7 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     return writer(ds, path, **options)
 
 
+@naming_damage()
 def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> None:
     """Write any dataset as Zarr; it appears when it is whole.
 
@@ -92,4 +95,7 @@ def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> N
         # zarr warns that consolidated metadata is not in the specification of v3; all readers
         # that do not know it pass over it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        ds.drop_encoding().unify_chunks().to_zarr(temporary, zarr_format=3, consolidated=True)
+        plain = ds.drop_encoding().unify_chunks()
+        # Chunks carry a checksum, as those of a cube do.
+        encoding = {name: {"compressors": compressors()} for name in plain.variables}
+        plain.to_zarr(temporary, zarr_format=3, consolidated=True, encoding=encoding)

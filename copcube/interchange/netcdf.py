@@ -19,6 +19,7 @@ from copcube import grid
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
 from copcube.files.atomic import atomic_path
+from copcube.files.damage import naming_damage
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
 from copcube.interchange.writer import require_free
 
@@ -31,6 +32,7 @@ _FLOATS = Packing(missing=np.nan, zero_is_missing=False)
 _SMALL: dict[str, Any] = {"zlib": True, "complevel": 1, "shuffle": True}
 
 
+@naming_damage()
 def to_netcdf(
     ds: "xr.Dataset", path: str | Path, *, dtype: str = "float32", overwrite: bool = False
 ) -> Exported:

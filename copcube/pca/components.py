@@ -13,6 +13,7 @@ import numpy as np
 from copcube import grid
 from copcube.cube.view import CubeView, Part, require_dataset, spatial_dims
 from copcube.errors import CubeError, OptionError
+from copcube.files.damage import naming_damage
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
 from copcube.pca.affine import THREADS, Affine, map_vectors
@@ -38,6 +39,7 @@ _NEGLIGIBLE = 1e-30
 notices it, and what is far smaller still would underflow when it is squared."""
 
 
+@naming_damage()
 def fit(
     cube: "xr.Dataset",
     k: int | float = 16,
@@ -182,6 +184,7 @@ def _fit(
     )
 
 
+@naming_damage()
 def reduce(
     cube: "xr.Dataset",
     k: int | float = 16,
@@ -201,6 +204,7 @@ def reduce(
     return _project(view, _fit(view, k, weights, whiten, predictors), predictors)
 
 
+@naming_damage()
 def project(
     cube: "xr.Dataset",
     basis: "xr.Dataset",
@@ -292,6 +296,7 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
     return _on_grid("pc", pc, view.dataset, parts, attrs)
 
 
+@naming_damage()
 def restore(fields: "xr.Dataset") -> "xr.Dataset":
     """Turn principal components back into embeddings, as far as they go.
 
