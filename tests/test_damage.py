@@ -183,10 +183,10 @@ def test_other_errors_pass(world):
 def test_reductions_carry_checksums_too(world, tmp_path):
     path = tmp_path / "fields.zarr"
     to_zarr(reduce(xr.open_zarr(world), 2), path)
-    chunks = chunks_of(path)
-    for chunk in chunks[::20]:
+    chunks = {chunk.partition("/")[0]: chunk for chunk in chunks_of(path)}
+    for chunk in chunks.values():
         flip(path / chunk, 0.9)
         with pytest.raises(CubeError, match=f"{chunk}: a damaged chunk"), naming_damage():
             zarr.open_array(path / chunk.partition("/")[0], mode="r")[...]
         flip(path / chunk, 0.9)
-    assert {chunk.partition("/")[0] for chunk in chunks[::20]} > {"pc", "components"}
+    assert chunks.keys() > {"pc", "components", "mean", "lat"}

@@ -12,7 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
@@ -462,6 +462,7 @@ def test_what_another_process_has_published_meanwhile_stays(bucket):
 
 def test_only_an_owner_publishes_and_removes(tmp_path):
     build_folder = BuildFolder(tmp_path / "world.zarr")
-    for action in (build_folder.publish, build_folder.sweep, build_folder.prepare):
+    publish = partial(build_folder.publish, None, overwrite=True)
+    for action in (publish, build_folder.sweep, build_folder.prepare):
         with pytest.raises(AssertionError, match="only the owner"):
             action()

@@ -146,6 +146,11 @@ def test_a_cube_in_a_bucket_is_replaced_on_request_only(shards, memory, undistur
     objects.ObjectFolder(out).write("precious", b"data")
     with pytest.raises(BuildError, match="exists and is not the result of this build"):
         build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    with pytest.raises(BuildError, match="only what copcube made is replaced, found a folder of"):
+        build(shards, out, encoder=StubEncoder(), overwrite=True, **OPTIONS)
+    assert objects.ObjectFolder(out).read("precious") == b"data"
+    objects.ObjectFolder(out).remove("precious")
+    build(shards, out, encoder=StubEncoder(), balance="image", **OPTIONS)
     build(shards, out, encoder=StubEncoder(), overwrite=True, **OPTIONS)
     assert_undisturbed(out, undisturbed, tmp_path)
     with pytest.raises(BuildError, match=r"options\.balance: was modality, now image"):

@@ -21,11 +21,13 @@ from copcube.builds.stages import (
     EmbedStage,
     assemble,
     complete,
+    is_whole,
     rows_digest,
     run_stage,
     write_quarantine,
 )
 from copcube.builds.tasks import EmbedTask, counts, describe
+from copcube.cube import overlap
 from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
 from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
@@ -133,7 +135,8 @@ def build(
         What to subtract from Sentinel-2 counts: 1000 for images of processing baseline 04.00
         or later, if that was not done before.
     overwrite : bool
-        Whether to throw away what is at `out` and in its build folder.
+        Whether to replace a cube at `out` that copcube made, once the new one is whole, and
+        to throw away what is in its build folder. Anything else at `out` is refused.
     workers : int or "auto", optional
         Worker processes to start on this machine; ``auto`` is one for each visible GPU, or
         else for every two processors. By default this process does everything.
@@ -187,6 +190,7 @@ def build(
             f"copcube.EncoderSpec; found a {type(options.encoder).__name__}"
         )
     folder = BuildFolder(out)
+    _require_apart(folder, source, overwrite)
     spec = getattr(options.encoder, "spec", None)
     # Workers get a GPU each unless the encoder is to run on the CPU.
     gpus = getattr(spec, "device", "auto") != "cpu"
@@ -216,7 +220,9 @@ def build(
         rejected: dict[str, int] = {}
         if partitions is None:
             try:
-                rejected = _assembled(folder, plan, options, receipts, names, runner)
+                rejected = _assembled(
+                    folder, plan, options, receipts, names, runner, overwrite=overwrite
+                )
             except RowsError as error:
                 # Rows of earlier versions, or of an encoder that checked nothing.
                 again = [i for i in chosen if _is_to_be_mended(folder, listed[i].name, receipts)]
@@ -230,7 +236,9 @@ def build(
                 for task in tasks:
                     del receipts[task.name]
                 run_stage(runner, EmbedStage(folder, plan, listed, tasks, receipts))
-                rejected = _assembled(folder, plan, options, receipts, names, runner)
+                rejected = _assembled(
+                    folder, plan, options, receipts, names, runner, overwrite=overwrite
+                )
         quarantined = tuple(name for name in names if receipts[name]["quarantined"])
     total: Counter[str] = Counter()
     for receipt in receipts.values():
@@ -254,15 +262,15 @@ def _assembled(
     receipts: Mapping[str, Receipt],
     names: Sequence[str],
     runner: Executor,
+    *,
+    overwrite: bool,
 ) -> dict[str, int]:
     """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
     rejected, rescaled, rows = write_quarantine(folder, names)
     # The cube may be there already, from these very rows; then there is only rubbish to remove.
-    if complete(folder, plan, rows):
+    if complete(folder, plan, rows) and is_whole(folder):
         folder.sweep()
         return rejected
-    if folder.has_cube():
-        folder.set_aside()
     quarantined = [name for name in names if receipts[name]["quarantined"]]
     attributes = {
         "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
@@ -277,7 +285,7 @@ def _assembled(
         attributes["images_strange"] = " ".join(f"{key}:{n}" for key, n in sorted(strange.items()))
     # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
     files = [folder.rows(name) for name in names if name not in quarantined]
-    assemble(folder, plan, options.aggregation, files, attributes, runner)
+    assemble(folder, plan, options.aggregation, files, attributes, runner, overwrite=overwrite)
     return rejected
 
 
@@ -328,14 +336,16 @@ def aggregate(
     aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
     files = rows_files(rows)
     folder = BuildFolder(out)
+    _require_apart(folder, rows, overwrite)
     with folder.lock(), executor(client, workers, gpus=False) as runner:
         plan = _admitted(folder, plan_aggregate(rows, files, aggregation), overwrite)
         folder.write_plan(plan)
-        if complete(folder, plan, ""):
+        if complete(folder, plan, "") and is_whole(folder):
             folder.sweep()
         else:
             names = [str(file) for file in files]
-            assemble(folder, plan, aggregation, names, {"copcube_rows": ""}, runner)
+            attributes = {"copcube_rows": ""}
+            assemble(folder, plan, aggregation, names, attributes, runner, overwrite=overwrite)
     seconds = {"total": time.perf_counter() - begin}
     return Report(cube=_path(folder.out), rows=_path(str(rows)), seconds=seconds)
 
@@ -392,22 +402,42 @@ def _admitted(
             known = folder.plan()
         except BuildError:
             known = None
-        if known is None or known.id != plan.id or folder.is_cube_of(plan):
-            folder.clear()
-        folder.set_aside()
+        folder.require_own_cube()
+        # The former cube may be one of the same plan: then only the folder tells whether an
+        # earlier run has begun to replace it.
+        anew = folder.is_cube_of(plan) and not folder.is_replacing()
+        if known is None or known.id != plan.id or anew:
+            folder.begin_replacing()
     elif (known := folder.plan()) is not None:
         if keep_batches:
             plan = replace(plan, batch_sizes=known.batch_sizes)
         known.refuse_changes(plan, folder.path)
         plan = known
-    if folder.has_cube() and not folder.is_cube_of(plan) and not overwrite:
-        raise BuildError(
-            f"{folder.out} exists and is not the result of this build; give another output "
-            "name, or --overwrite to replace it"
-        )
+    if not overwrite:
+        folder.require_result(plan)
     if alone:
         folder.prepare()
     return plan
+
+
+def _require_apart(folder: BuildFolder, source: str | Path, overwrite: bool) -> None:
+    """Check, before anything is written, that a build replaces nothing that it is made of.
+
+    Raises
+    ------
+    OptionError
+        If the cube or the folder of its build is the source, lies in it or contains it, and
+        something would be replaced.
+    BuildError
+        If the folder of the build holds something else.
+    """
+    for place in (folder.out, folder.path) if overwrite else ():
+        if (how := overlap(place, source)) is not None:
+            raise OptionError(
+                f"{place} {how} {source}, which is read: --overwrite would replace what the cube "
+                "is made of; give another output name"
+            )
+    folder.require_own()
 
 
 def _chosen(partitions: str | None, number: int) -> range:

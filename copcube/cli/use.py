@@ -272,7 +272,9 @@ def _merge(arguments: Arguments) -> None:
 
 def _export(arguments: Arguments) -> None:
     from copcube.interchange import export
+    from copcube.interchange.replacing import require_free
 
+    require_free(arguments.out, arguments.overwrite, *_inputs(arguments))
     chosen = {"order": arguments.order, "dtype": arguments.dtype}
     options = {name: value for name, value in chosen.items() if value is not None}
     print(export(_open(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
@@ -337,13 +339,19 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
 
 def _require_free(arguments: Arguments) -> None:
     """Check that the output can be written, before any work."""
-    from copcube.interchange.writer import require_free
+    from copcube.interchange.replacing import require_free
 
     if Path(arguments.out).suffix not in (".zarr", ".nc"):
         raise OptionError(
             f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
         )
-    require_free(arguments.out, arguments.overwrite)
+    require_free(arguments.out, arguments.overwrite, *_inputs(arguments))
+
+
+def _inputs(arguments: Arguments) -> list[str]:
+    """Paths that a command reads."""
+    names = ("cube", "basis", "fields", "era5")
+    return [path for name in names if (path := getattr(arguments, name, None)) is not None]
 
 
 def _save(ds: "xr.Dataset", arguments: Arguments) -> None:

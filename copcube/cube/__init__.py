@@ -4,6 +4,7 @@
 ``xarray.open_zarr``), `validate` proves it, `summary` tells what it holds.
 """
 
+from copcube.cube.replacing import foreign, overlap
 from copcube.cube.store import open_cube, read_attributes
 from copcube.cube.summary import CubeSummary, summary
 from copcube.cube.validation import damaged, validate
@@ -14,7 +15,9 @@ __all__ = [
     "create",
     "damaged",
     "finish",
+    "foreign",
     "open_cube",
+    "overlap",
     "read_attributes",
     "summary",
     "validate",

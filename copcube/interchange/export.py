@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from copcube.cube.store import compressors
-from copcube.errors import OptionError
+from copcube.errors import OptionError, StorageError
 from copcube.files.atomic import atomic_folder
 from copcube.files.damage import naming_damage
 from copcube.interchange.geotiff import to_geotiff
@@ -15,8 +15,8 @@ from copcube.interchange.netcdf import to_netcdf
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
+from copcube.interchange.replacing import require_free
 from copcube.interchange.torch import to_pt
-from copcube.interchange.writer import require_free
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,7 +91,10 @@ def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> N
     StorageError
         If something is there already, or it cannot be written.
     """
-    with atomic_folder(require_free(path, overwrite)) as temporary, warnings.catch_warnings():
+    target = require_free(path, overwrite, ds)
+    if target.is_file():
+        raise StorageError(f"{path} is a file, no Zarr store to be replaced; choose another name")
+    with atomic_folder(target) as temporary, warnings.catch_warnings():
         # zarr warns that consolidated metadata is not in the specification of v3; all readers
         # that do not know it pass over it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -99,3 +102,4 @@ def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> N
         # Chunks carry a checksum, as those of a cube do.
         encoding = {name: {"compressors": compressors()} for name in plain.variables}
         plain.to_zarr(temporary, zarr_format=3, consolidated=True, encoding=encoding)
+        require_free(path, overwrite, ds)  # again: something may have come there meanwhile

@@ -89,6 +89,12 @@ def open_geotiff(path: str) -> MapSource:
         return Raster(path, "GeoTIFF", file.count, packing, metadata, tile)
 
 
+def is_described(path: str) -> bool:
+    """Whether a GeoTIFF carries the description of a map that copcube wrote."""
+    with _without_warning(), _opened(path) as file:
+        return KEY.upper() in file.tags()
+
+
 def to_geotiff(
     ds: "xr.Dataset",
     path: str | Path,

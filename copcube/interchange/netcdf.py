@@ -21,7 +21,7 @@ from copcube.errors import CubeError
 from copcube.files.atomic import atomic_path
 from copcube.files.damage import naming_damage
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
-from copcube.interchange.writer import require_free
+from copcube.interchange.replacing import require_free
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,7 +68,7 @@ def to_netcdf(
     """
     import netCDF4
 
-    out = require_free(path, overwrite)
+    out = require_free(path, overwrite, ds)
     require_dtype(dtype, ("float32", "int8"), "netCDF")
     view = CubeView.of(ds)
     field, name, dim = view.field, view.name, int(view.field.shape[-1])
@@ -111,6 +111,7 @@ def to_netcdf(
                 numbers = np.full((*filled.shape, dim), packing.missing, packing.dtype)
                 numbers[filled] = packer.pack(values[filled])
                 variable[band] = numbers
+        require_free(path, overwrite, ds)  # again: something may have come there meanwhile
     result = packer.result(str(path), dim, out.stat().st_size)
     log.info("%s", result)
     return result

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError, OptionError, StorageError
+from copcube.errors import CubeError, OptionError
 from copcube.files.atomic import atomic_path
 from copcube.grid import Integers
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import ORDERS, MapMetadata
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
+from copcube.interchange.replacing import require_free
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -133,7 +134,7 @@ def writing_map(
     StorageError
         If the file exists already or cannot be written.
     """
-    out = require_free(path, overwrite)
+    out = require_free(path, overwrite, ds)
     if order not in ORDERS:
         raise OptionError(f"order={order!r}; expected {' or '.join(ORDERS)}")
     view = CubeView.of(ds)
@@ -146,28 +147,7 @@ def writing_map(
     require_dtype(dtype, dtypes, form)
     with atomic_path(out) as temporary:
         yield MapWriter(view, order, dtype, temporary)
-
-
-def require_free(path: str | Path, overwrite: bool) -> Path:
-    """Check that an output may be written, before any work.
-
-    Raises
-    ------
-    StorageError
-        If something is there already and must stay, or the folder is missing.
-    """
-    # A Zarr store is a folder that may be replaced; any other folder is somebody's work.
-    out = Path(path)
-    if out.is_dir() and not (out / "zarr.json").is_file():
-        raise StorageError(f"{path} is a folder; choose another name, or name a file in it")
-    if out.exists() and not overwrite:
-        raise StorageError(
-            f"{path} exists already; choose another name, or replace it with overwrite=True "
-            "(--overwrite)"
-        )
-    if not out.parent.is_dir():
-        raise StorageError(f"{path} cannot be written: its folder does not exist; create it first")
-    return out
+        require_free(path, overwrite, ds)  # again: something may have come there meanwhile
 
 
 def _runs(positions: Integers) -> Iterator[tuple[slice, Integers]]:
