@@ -31,6 +31,7 @@ from copcube.cube import overlap
 from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
 from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
+from copcube.files.objects.stores import split
 from copcube.images import open_source
 from copcube.modalities import MODALITIES
 from copcube.rows import are_finite, rows_files
@@ -431,6 +432,8 @@ def _require_apart(folder: BuildFolder, source: str | Path, overwrite: bool) -> 
     BuildError
         If the folder of the build holds something else.
     """
+    if is_remote(folder.out) and not split(folder.out)[1]:
+        raise OptionError(f"{folder.out}: expected a name in the bucket, such as /world.zarr")
     for place in (folder.out, folder.path) if overwrite else ():
         if (how := overlap(place, source)) is not None:
             raise OptionError(

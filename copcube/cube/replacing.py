@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from copcube.cube import schema
 from copcube.cube.store import address
 from copcube.files.objects import is_remote, listing
 
 _NODE = ("zarr.json", ".zgroup", ".zarray")
 _METADATA = (*_NODE, ".zattrs", ".zmetadata")
 _CHUNK = re.compile(r"(?:(.*?)/)?(?:c(?:[/.]\d+)*|\d+(?:[/.]\d+)*)")
+_VARIABLES = {*schema.variables(1, "month", ("01",)), "modality", "season", "year"}
 _PATTERN = re.compile(r"[*?\[{]")
 
 
@@ -43,13 +45,16 @@ def foreign(path: str | Path) -> str | None:
     nodes = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in _NODE}
     if "" not in nodes:
         return "a folder of something else"
+    nodes |= _VARIABLES  # of which one may have lost its metadata
     for name in sorted(names):
         node, _, base = name.rpartition("/")
         chunk = _CHUNK.fullmatch(name)
         known = (base in _METADATA and node in nodes) or base.endswith(".partial")
         if not known and (chunk is None or (chunk[1] or "") not in nodes):
             return f"a Zarr folder in which {name} is no part of the data"
-    return None if _is_own_zarr(path) else "Zarr that copcube did not write"
+    if says_copcube({name.partition("/")[0] for name in names}, _attributes(path)):
+        return None
+    return "Zarr that copcube did not write"
 
 
 def unusual(path: str | Path) -> str | None:
@@ -142,12 +147,12 @@ def _names(path: str | Path) -> set[str]:
     return found
 
 
-def _is_own_zarr(path: str | Path) -> bool:
+def _attributes(path: str | Path) -> dict[str, Any]:
+    """Attributes of a Zarr group of either format; none where they cannot be read."""
     import zarr
     from zarr.errors import BaseZarrError
 
     try:
-        group = zarr.open_group(address(path), mode="r", use_consolidated=False)
-        return says_copcube((name for name, _ in group.members()), dict(group.attrs))
+        return dict(zarr.open_group(address(path), mode="r", use_consolidated=False).attrs)
     except (BaseZarrError, OSError, ValueError, KeyError, TypeError):
-        return False
+        return {}
