@@ -11,6 +11,7 @@
       cube.zarr                      the cube until it is whole, then renamed
       replaced.zarr                  a former cube, while its successor takes its name
       replacing                      there while a cube is made that is to replace another
+      publishing                     there while a cube is copied to its name in a bucket
       .lock-*                        who owns the build, as long as somebody does
 
 A task counts as done when its receipt names the work it belongs to and its files have the
@@ -42,7 +43,10 @@ from copcube.images import Partition
 
 Receipt = dict[str, Any]
 
-SCRATCH = ("cells", "running", "failed", "survey.json", "replaced.zarr", "cube.zarr", "replacing")
+SCRATCH = (
+    *("cells", "running", "failed", "survey.json", "replaced.zarr", "cube.zarr"),
+    *("replacing", "publishing"),
+)
 """What only the making of a cube needs."""
 
 _OWN = (*SCRATCH, "receipts", "rows", "quarantine.parquet", "partitions.parquet", "plan.json")
@@ -154,8 +158,11 @@ class BuildFolder:
             )
 
     def clear(self) -> None:
-        """Remove what belongs to a build from the folder, its plan last."""
-        self.discard(*_OWN)
+        """Remove what belongs to a build from the folder, its plan last.
+
+        It stays known that a cube in a bucket may be half there.
+        """
+        self.discard(*(name for name in _OWN if name != "publishing"))
 
     def discard(self, *names: str) -> None:
         """Remove files and folders of the build, if they are there."""
@@ -179,7 +186,12 @@ class BuildFolder:
 
     def is_replacing(self) -> bool:
         """Whether `begin_replacing` has begun what is under way."""
-        return "replacing" in self.files.states(["replacing"])
+        return bool(self.files.states(["replacing"]))
+
+    def _is_half_published(self) -> bool:
+        """Whether what has the final name in a bucket is what a killed driver left there."""
+        begun = is_remote(self.out) and bool(self.files.states(["publishing"]))
+        return begun and not open_folder(self.out).states(["zarr.json"])
 
     def require_result(self, plan: Plan) -> None:
         """Check that what has the final name, if anything, is the result of a plan.
@@ -189,7 +201,7 @@ class BuildFolder:
         BuildError
             If it is not.
         """
-        if self.has_cube() and not self.is_cube_of(plan):
+        if self.has_cube() and not self.is_cube_of(plan) and not self._is_half_published():
             raise BuildError(
                 f"{self.out} exists and is not the result of this build; give another output "
                 "name, or --overwrite to replace it"
@@ -203,7 +215,9 @@ class BuildFolder:
         BuildError
             If it was not, or something else lies in it.
         """
-        if self.has_cube() and (found := foreign(self.out)) is not None:
+        if not self.has_cube():
+            return
+        if (found := foreign(self.out, half=self._is_half_published())) is not None:
             raise BuildError(
                 f"{self.out}: only what copcube made is replaced, found {found}; remove it "
                 "yourself, or give another output name"
@@ -226,6 +240,7 @@ class BuildFolder:
         self.require_lock()
         if is_remote(self.out):
             there = open_folder(self.out)
+            self.files.write("publishing", b"")
             there.remove("zarr.json")  # without it, what is there is no cube
             self.require_lock()
             # The rest of the former cube, which nobody can open any more.
@@ -237,6 +252,7 @@ class BuildFolder:
             self.discard(former.name)
             self.require_lock()
             os.rename(self.out, former)  # a folder cannot replace another in one step
+            self.require_lock()
         try:
             os.rename(self.cube, self.out)
         except OSError:

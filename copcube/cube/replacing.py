@@ -23,13 +23,15 @@ _VARIABLES = {*schema.variables(1, "month", ("01",)), "modality", "season", "yea
 _PATTERN = re.compile(r"[*?\[{]")
 
 
-def foreign(path: str | Path) -> str | None:
+def foreign(path: str | Path, *, half: bool = False) -> str | None:
     """Say what is at a path, if it is not a Zarr group of copcube's and nothing else.
 
     Parameters
     ----------
     path : str or Path
         A folder, or the URL of one in an object store, where something is.
+    half : bool
+        Whether it is known to be a part of a cube, without the metadata of the group.
 
     Returns
     -------
@@ -43,7 +45,7 @@ def foreign(path: str | Path) -> str | None:
             return "a file"
     names = _names(path)
     nodes = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in _NODE}
-    if "" not in nodes:
+    if "" not in nodes and not half:
         return "a folder of something else"
     nodes |= _VARIABLES  # of which one may have lost its metadata
     for name in sorted(names):
@@ -52,7 +54,7 @@ def foreign(path: str | Path) -> str | None:
         known = (base in _METADATA and node in nodes) or base.endswith(".partial")
         if not known and (chunk is None or (chunk[1] or "") not in nodes):
             return f"a Zarr folder in which {name} is no part of the data"
-    if says_copcube({name.partition("/")[0] for name in names}, _attributes(path)):
+    if half or says_copcube({name.partition("/")[0] for name in names}, _attributes(path)):
         return None
     return "Zarr that copcube did not write"
 

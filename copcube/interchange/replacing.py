@@ -47,11 +47,11 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
     out = Path(path)
     if os.path.lexists(out):
         _require_replaceable(out, path, overwrite)
-        for source in (place for item in inputs for place in _places(item)):
-            if (how := overlap(out, source)) is not None:
-                raise StorageError(
-                    f"{path} {how} {source}, which is read to make it; choose another name"
-                )
+    for source in (place for item in inputs for place in _places(item)):
+        if (how := overlap(out, source)) is not None:
+            raise StorageError(
+                f"{path} {how} {source}, which is read to make it; choose another name"
+            )
     if not out.parent.is_dir():
         raise StorageError(f"{path} cannot be written: its folder does not exist; create it first")
     return out
