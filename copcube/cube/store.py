@@ -54,7 +54,7 @@ def compressors(zarr_format: Literal[2, 3] = 3) -> list[Any]:
         Format of the array; both name the same codec by other classes.
     """
     if zarr_format == 2:
-        from numcodecs import Zstd
+        from numcodecs import Zstd  # type: ignore[import-untyped]
 
         return [Zstd(level=schema.ZSTD_LEVEL, checksum=True)]
     from zarr.codecs import ZstdCodec
@@ -119,10 +119,7 @@ def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
     if by not in group:
         raise CubeError(f"{group.store_path}: the dimension {by} has no coordinate")
     coordinate = array(group, by)
-    attrs = dict(coordinate.attrs)
-    # Flags say their meanings themselves, also where the chunk of their values is damaged.
-    values = np.empty(0) if "flag_meanings" in attrs else np.asarray(coordinate[...])
-    return by, schema.labels(by, values, attrs)
+    return by, schema.labels(by, np.asarray(coordinate[...]), dict(coordinate.attrs))
 
 
 def array(group: "zarr.Group", name: str) -> Any:

@@ -146,8 +146,11 @@ def _leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
         if isinstance(error, CopcubeError):
             raise
         stored = array(group, "embedding")
-        numbers = range(1, stored.shape[0] + 1)
-        return stored.metadata.dimension_names[0], tuple(f"{number:02d}" for number in numbers)
+        by = str(stored.metadata.dimension_names[0])
+        attrs = dict(array(group, by).attrs)
+        if "flag_meanings" in attrs:
+            return by, tuple(str(attrs["flag_meanings"]).split())
+        return by, tuple(f"{number:02d}" for number in range(1, stored.shape[0] + 1))
 
 
 def _attributes(group: "zarr.Group") -> Iterator[str]:
@@ -197,7 +200,7 @@ class _Chunks:
     def __init__(self, by: str | None, groups: tuple[str, ...], damaged: dict[str, str]) -> None:
         self._by, self._groups, self._damaged = by, groups, damaged
 
-    def read(self, array: Any, part: tuple[int | slice, ...]) -> tuple[Any, NDArray[np.bool_]]:
+    def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
         """Read a part of an array, and tell which of its values are known.
 
         Parameters
@@ -319,7 +322,7 @@ def _band(
             whole[window] = np.isfinite(vectors).all(axis=-1)
             holds["embedding"][window] = ~np.isnan(vectors).all(axis=-1)
             known["embedding"][window] = readable.all(axis=-1)
-    known = {name: mask.reshape(-1, *shape).all(axis=0) for name, mask in known.items()}
+    known = {name: np.asarray(k.reshape(-1, *shape).all(axis=0)) for name, k in known.items()}
     _find_missing(group, at, band, holds, known, chunks)
 
     counted = known["n_images"]
