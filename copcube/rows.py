@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import GridError, RowsError, StorageError
+from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.modalities import MODALITIES, ORDER
 
@@ -378,6 +379,7 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
             return pq.ParquetFile(open_file(str(path)), pre_buffer=False, buffer_size=8 << 20)
         if not os.path.isfile(path):
             raise FileNotFoundError
+        refuse_other(path, ("parquet",), "a parquet file", RowsError)
         return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except FileNotFoundError as error:
         raise RowsError(f"{path}: no such file") from error

@@ -431,7 +431,7 @@ def broken(folder, kind):
             return path, "a.npz: not a whole npz archive .*truncated: get it anew"
         case "empty npz":
             path.write_bytes(b"")
-            return path, "not a whole npz archive"
+            return path, "expected an npz archive, found an empty file"
         case "npz of no arrays":
             with zipfile.ZipFile(path, "w"):
                 pass

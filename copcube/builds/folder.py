@@ -31,6 +31,7 @@ from copcube import progress
 from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
 from copcube.cube import read_attributes
 from copcube.errors import BuildError
+from copcube.files.contents import HEAD, other_than
 from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
 from copcube.files.lock import BEAT, DEAD, Lock
 from copcube.files.objects import ObjectFolder, is_remote
@@ -73,13 +74,16 @@ class BuildFolder:
             If the file is there and is no plan.
         """
         try:
-            return Plan(**json.loads(self.files.read("plan.json")))
-        except FileNotFoundError:
+            data = self.files.read("plan.json")
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError) as error:
+        try:
+            return Plan.of(json.loads(data))
+        except (ValueError, TypeError, RecursionError) as error:
+            other = other_than(("json",), data[:HEAD]) or f"something else ({error})"
             raise BuildError(
-                f"{self.path}/plan.json: expected the plan of a build, found something else "
-                f"({error}); --overwrite starts anew"
+                f"{self.path}/plan.json: expected the plan of a build, found {other}; "
+                "--overwrite starts anew"
             ) from error
 
     def write_plan(self, plan: Plan) -> None:

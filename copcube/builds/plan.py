@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,6 +160,21 @@ class Plan:
     batch_sizes: dict[str, int]
     partitions: str
     version: str = __version__
+
+    @classmethod
+    def of(cls, value: Any) -> "Plan":
+        """Make a plan of the JSON of one.
+
+        Raises
+        ------
+        TypeError
+            If it is something else, or a part of it has another type.
+        """
+        plan = cls(**value)
+        for name, kind in cls.__annotations__.items():
+            if not isinstance(getattr(plan, name), get_origin(kind) or kind):
+                raise TypeError(f"{name} is {getattr(plan, name)!r:.40}")
+        return plan
 
     @property
     def id(self) -> str:

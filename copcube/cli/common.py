@@ -26,6 +26,7 @@ def command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--quiet", "-q", action="store_true", help="only warnings and errors")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made.set_defaults(run=run)
     return made
 

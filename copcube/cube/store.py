@@ -8,6 +8,7 @@ import numpy as np
 
 from copcube.cube import schema
 from copcube.errors import CubeError
+from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.objects import is_remote, zarr_store
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
     attributes = read_attributes(path)
     if "copcube_schema" not in attributes:
         found = "a Zarr group of something else" if attributes else "something else"
-        found = found if is_remote(path) or os.path.exists(path) else "nothing"
+        if not is_remote(path):
+            found = _found(str(path), found)
         raise CubeError(f"{path}: expected an embedding cube made by copcube, found {found}")
     version = attributes["copcube_schema"]
     # A later schema may give the same names another meaning, so that reading on would be a guess.
@@ -85,6 +87,17 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
     if missing:
         raise CubeError(f"{path}: the cube lacks {', '.join(missing)}; was its making stopped?")
     return group
+
+
+def _found(path: str, otherwise: str) -> str:
+    """Say what lies at a path that holds no cube."""
+    if not os.path.exists(path):
+        return "nothing"
+    if os.path.isfile(path):
+        return form(first_bytes(path) or b"")[1] or "a file"
+    head = first_bytes(os.path.join(path, "zarr.json"))
+    other = other_than(("json",), head)
+    return otherwise if other is None else f"a folder whose zarr.json is {other}"
 
 
 def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:

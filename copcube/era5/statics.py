@@ -25,6 +25,7 @@ from copcube.errors import (
     SourceError,
     StorageError,
 )
+from copcube.files.contents import HEAD, first_bytes, form
 from copcube.files.objects import is_remote, read, zarr_store
 from copcube.files.objects.stores import asking
 
@@ -100,15 +101,6 @@ _BY_NAME = {name: static for static in STATICS for name in (static.name, *static
 _SINGLE = ("time", "valid_time", "number", "expver", "step", "realization", "member", "ensemble")
 """Dimensions that a file of ERA5 may have with length 1 and without a meaning."""
 _LEVELS = ("level", "pressure_level", "isobaricinhpa", "plev", "hybrid", "model_level", "lev")
-
-_MAGIC = {
-    b"GRIB": "grib",
-    b"\x89HDF": "netcdf",
-    b"CDF\x01": "netcdf",
-    b"CDF\x02": "netcdf",
-    b"CDF\x05": "netcdf",
-    b"PK\x03\x04": "zip",
-}
 
 
 def open_static(path_or_url: str | Path) -> "xr.Dataset":
@@ -266,9 +258,9 @@ def _open(path: str) -> list["xr.Dataset"]:
         raise MissingFileError(f"{path}: no such file; expected NetCDF, GRIB or a Zarr store")
     if Path(path).is_dir():
         return [_open_zarr(path, path)]
-    with open(path, "rb") as file:
-        kind = _kind(file.read(4), path)
-    return _open_grib(path, path) if kind == "grib" else [_open_netcdf(path, path)]
+    if _form(first_bytes(path), path) == "grib":
+        return _open_grib(path, path)
+    return [_open_netcdf(path, path)]
 
 
 def _open_address(url: str) -> list["xr.Dataset"]:
@@ -281,7 +273,7 @@ def _open_address(url: str) -> list["xr.Dataset"]:
         data = None
     if data is None:
         return [_open_remote_zarr(url)]
-    if _kind(data[:4], url) == "netcdf":
+    if _form(data[:HEAD], url) != "grib":
         return [_open_netcdf(data, url)]
     # ecCodes reads files alone; the fields are loaded, since the file does not stay.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -290,14 +282,14 @@ def _open_address(url: str) -> list["xr.Dataset"]:
         return [ds.load() for ds in _open_grib(str(copy), url)]
 
 
-def _kind(magic: bytes, name: str) -> str:
-    """Return the kind of a file, ``netcdf`` or ``grib``, by its first four bytes."""
-    kind = _MAGIC.get(magic)
-    if kind == "zip":
-        raise SourceError(f"{name}: a ZIP archive, as CDS sends them; unpack it and open its files")
-    if kind is None:
-        raise SourceError(f"{name}: expected NetCDF, GRIB or a Zarr store, found something else")
-    return kind
+def _form(head: bytes | None, name: str) -> str:
+    """Return the form of a file, ``netcdf``, ``hdf5`` or ``grib``, by its first bytes."""
+    found, words = form(head or b"")
+    if found not in ("netcdf", "hdf5", "grib"):
+        raise SourceError(
+            f"{name}: expected NetCDF, GRIB or a Zarr store, found {words or 'something else'}"
+        )
+    return found
 
 
 def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from copcube.errors import SourceError
+from copcube.files.contents import first_bytes, form
 from copcube.images.base import Source
 
 
@@ -36,6 +37,8 @@ def open_source(path: str | Path) -> Source:
     if not where.exists():
         raise SourceError(f"{path}: no such file or folder")
     found = "an empty folder" if where.is_dir() and not any(where.iterdir()) else "neither"
+    if where.is_file():
+        found = form(first_bytes(where) or b"")[1] or "a file of another kind"
     raise SourceError(
         f"{path}: expected a GeoTIFF tree of Copernicus-Pretrain (folders such as "
         f"'s2_toa_mix/images' or 'Sentinel-2/images') or WebDataset shards ('*.tar'), "

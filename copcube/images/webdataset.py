@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, SourceError
+from copcube.files.contents import HEAD, other_than
 from copcube.files.objects import is_remote, listing, sizes
 from copcube.images.archives import Archive, open_archive
 from copcube.images.base import Image, Job, Partition, Rejected
@@ -384,8 +385,11 @@ def _names(archive: Archive, sample: _Sample) -> dict[str, Any]:
         raise ImageError(f"found no {sample.key}.json, which names its images")
     if member.size > _MAX_JSON:
         raise ImageError(f"{member.name}: {member.size} bytes; expected at most {_MAX_JSON}")
+    data = member.read(archive, 0, member.size)
+    if (other := other_than(("json",), data[:HEAD])) is not None:
+        raise ImageError(f"{member.name}: expected JSON, found {other}")
     try:
-        names = json.loads(member.read(archive, 0, member.size))
+        names = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ImageError(f"{member.name}: not JSON: {error}") from error
     if not isinstance(names, dict):

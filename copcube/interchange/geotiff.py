@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError, OptionError
+from copcube.files.contents import refuse_other
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import packing_of
@@ -252,6 +253,7 @@ def _opened(path: str) -> Iterator["rasterio.DatasetReader"]:
     import rasterio
     from rasterio.errors import RasterioError
 
+    refuse_other(path, ("tiff",), "a GeoTIFF", CubeError)
     try:
         with rasterio.open(path, driver="GTiff") as file:
             yield file

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError
+from copcube.files.contents import refuse_other
 from copcube.files.zip_directory import open_directory
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
@@ -73,6 +74,7 @@ def open_npz(path: str) -> MapSource:
     CubeError
         If the file is no archive, or holds no array of (721, 1440, D) numbers.
     """
+    refuse_other(path, ("npz", "zip"), "an npz archive", CubeError)
     with _reading(path), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         maps = [name for name in names if name not in _BESIDE]
