@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import one_path
 from copcube.errors import GridError, RowsError, StorageError
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
@@ -168,8 +169,9 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     StorageError
         If an object store cannot be reached, denies access or cannot be listed.
     """
+    path = one_path(path, "rows", "; a folder or a glob names several files")
     if is_remote(path):
-        return _addresses(str(path).rstrip("/"))
+        return _addresses(path.rstrip("/"))
     local = Path(path)
     if local.is_file():
         return [local]

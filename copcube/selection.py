@@ -5,9 +5,13 @@ import datetime
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from copcube.errors import OptionError
 from copcube.modalities import select
+
+Dates = Any
+"""A text, a number or a date of any kind, or a pair of them."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,18 @@ class Selection:
     end: str | None = None
 
     @classmethod
-    def of(cls, modalities: Iterable[str] | None = None, dates: str | None = None) -> "Selection":
-        """Make a selection from keys and a text such as ``2021`` or ``2021-03..2021-08-15``.
+    def of(
+        cls, modalities: Iterable[str] | str | None = None, dates: Dates | None = None
+    ) -> "Selection":
+        """Make a selection from keys and dates such as ``2021`` or ``2021-03..2021-08-15``.
+
+        Parameters
+        ----------
+        modalities : iterable of str, or str
+            Keys; one alone, or several with commas between them, may be a text.
+        dates : str, int, date, or two of them
+            A year, month or day, as text, number (2021, 202103, 20210301) or any kind of
+            date; two of them with ``..`` between them, or as a pair, are the first and last.
 
         Raises
         ------
@@ -41,7 +55,7 @@ class Selection:
         >>> Selection.of(["dem"], "2021-02")
         Selection(modalities=('dem',), start='20210201', end='20210228')
         """
-        start, end = (None, None) if dates is None else _span(dates)
+        start, end = (None, None) if dates is None else _span(_text(dates))
         return cls(select(modalities), start, end)
 
     def admits(self, date: str | None) -> bool:
@@ -49,6 +63,19 @@ class Selection:
         if date is None:
             return True
         return (self.start is None or self.start <= date) and (self.end is None or date <= self.end)
+
+
+def _text(dates: Dates) -> str:
+    """Write dates of any kind as the text that stands for them."""
+    if isinstance(dates, str):
+        return dates
+    if isinstance(dates, tuple | list) and len(dates) == 2:
+        return "..".join("" if edge is None else _text(edge) for edge in dates)
+    if hasattr(dates, "strftime"):  # Python's dates, pandas' and those of cftime
+        return str(dates.strftime("%Y%m%d"))
+    if type(dates).__name__ == "datetime64":
+        return str(dates)[:10]
+    return str(dates) if hasattr(dates, "__index__") else repr(dates)
 
 
 def _span(text: str) -> tuple[str | None, str | None]:

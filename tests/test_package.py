@@ -28,9 +28,10 @@ ALLOWED = {  # third-party package → modules that may import it
     "sklearn": {"lookup"},
 }
 
-SPINE = ["version", "errors", "grid", "modalities", "selection", "progress", "lookahead"]
-SPINE += ["files", "hub", "rows", "cells", "images", "encoder", "aggregate", "embedding", "cube"]
-SPINE += ["builds", "pca", "era5", "interchange", "lookup", "plot", "accessor", "cli", "__main__"]
+SPINE = ["version", "errors", "arguments", "grid", "modalities", "selection", "progress"]
+SPINE += ["lookahead", "files", "hub", "rows", "cells", "images", "encoder", "aggregate"]
+SPINE += ["embedding", "cube", "builds", "pca", "era5", "interchange", "lookup", "plot"]
+SPINE += ["accessor", "cli", "__main__"]
 """Along the spine a module imports only what stands to its left."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from copcube.aggregate import Aggregation, Balance, By
+from copcube.arguments import whole_number
 from copcube.builds.dask import Workers, executor
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, Plan, plan_aggregate, plan_build
@@ -30,7 +31,7 @@ from copcube.files.objects import is_remote
 from copcube.images import open_source
 from copcube.modalities import MODALITIES
 from copcube.rows import rows_files
-from copcube.selection import Selection
+from copcube.selection import Dates, Selection
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -78,19 +79,19 @@ def build(
     source: str | Path,
     out: str | Path,
     *,
-    modalities: Iterable[str] | None = None,
-    dates: str | None = None,
+    modalities: Iterable[str] | str | None = None,
+    dates: Dates | None = None,
     crop: Crop = "center",
     balance: Balance = "modality",
     by: By | None = None,
-    encoder: Encoder | Spec | None = None,
+    encoder: Encoder | Spec | str | Path | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
     workers: Workers | None = None,
     client: "Client | None" = None,
-    partitions: str | None = None,
+    partitions: str | int | None = None,
     retry_quarantined: bool = False,
 ) -> Report:
     """Build a cube from images; go on where an earlier run stopped.
@@ -103,20 +104,20 @@ def build(
     out : str or Path
         The cube, such as ``world.zarr`` or ``s3://bucket/world.zarr``. Work goes on in
         ``world.build`` beside it, where the rows stay.
-    modalities : iterable of str, optional
+    modalities : iterable of str, or str, optional
         Keys to take; all by default.
-    dates : str, optional
-        Dates to take, such as ``2021`` or ``2021-03..2021-08-15``, inclusive. Images
-        without a date (the DEM) always pass.
+    dates : str, int, date or two of them, optional
+        Dates to take, such as ``2021`` or ``2021-03..2021-08-15``, inclusive; see
+        `copcube.selection.Selection.of`. Images without a date (the DEM) always pass.
     crop : {"center", "full"}
         What of a stored image is embedded: the pretraining size from its middle, or all.
     balance : {"modality", "image"}
         Mean of the modalities' means, or of all images alike.
     by : {"modality", "month", "season", "year"}, optional
         Add a leading dimension.
-    encoder : Encoder or Spec, optional
-        What embeds the images, or an `EncoderSpec` of it; by default Copernicus-FM with the
-        published weights.
+    encoder : Encoder, Spec, str or Path, optional
+        What embeds the images, or an `EncoderSpec` of it, or what names the weights of one; by
+        default Copernicus-FM with the published weights.
     batch_size : int, optional
         Images a batch; by default chosen by modality and device.
     threads : int, optional
@@ -132,8 +133,8 @@ def build(
     client : distributed.Client, optional
         Of a dask cluster whose workers see `source` and `out` under the same names. Workers
         with a GPU should offer the resource ``GPU``, one a process.
-    partitions : str, optional
-        Which partitions to embed, such as ``0-99``, by their numbers in the plan (shards
+    partitions : str or int, optional
+        Which partitions to embed, such as ``0-99`` or 7, by their numbers in the plan (shards
         are sorted by name). Nothing is assembled then, and any number of such runs
         may work on the same build at once.
     retry_quarantined : bool
@@ -244,8 +245,8 @@ def aggregate(
     rows: str | Path,
     out: str | Path,
     *,
-    modalities: Iterable[str] | None = None,
-    dates: str | None = None,
+    modalities: Iterable[str] | str | None = None,
+    dates: Dates | None = None,
     balance: Balance = "modality",
     by: By | None = None,
     duplicates: Literal["refuse", "drop"] = "refuse",
@@ -364,7 +365,7 @@ def _admitted(
     return plan
 
 
-def _chosen(partitions: str | None, number: int) -> range:
+def _chosen(partitions: str | int | None, number: int) -> range:
     """Return the numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
 
     Raises
@@ -374,6 +375,8 @@ def _chosen(partitions: str | None, number: int) -> range:
     """
     if partitions is None:
         return range(number)
+    if not isinstance(partitions, str):
+        partitions = str(whole_number(partitions, "partitions", 0))
     first, dash, last = partitions.partition("-")
     if not first.isdecimal() or not (last.isdecimal() or not dash):
         raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")

@@ -10,24 +10,27 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copcube.aggregate import Aggregation, Balance, By, Survey
+from copcube.arguments import whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
-from copcube.errors import BuildError
+from copcube.errors import BuildError, OptionError
 from copcube.files.objects import file_size
 from copcube.images import Partition, Source
 from copcube.modalities import MODALITIES
-from copcube.selection import Selection
+from copcube.selection import Dates, Selection
 from copcube.version import __version__
 
 _ROW_GROUP = 64
 """Partitions in a row group of their list; a worker reads one group for each of its tasks."""
 
 _DIGEST = "digest"
+_OBJECTS = ("options", "encoder", "batch_sizes")
+"""Parts of a plan that are no texts."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class BuildOptions:
     Raises
     ------
     OptionError
-        If `balance` or `by` is unknown.
+        If `crop`, `balance` or `by` is unknown, or a number is none.
     """
 
     selection: Selection
@@ -70,13 +73,19 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         _ = self.aggregation  # refuses unknown values
+        if self.crop not in get_args(Crop):
+            known = " or ".join(get_args(Crop))
+            raise OptionError(f"crop={self.crop!r} is unknown; expected {known}")
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) is not None:
+                whole_number(getattr(self, name), name, 1)
 
     @classmethod
     def of(
         cls,
-        modalities: Iterable[str] | None = None,
-        dates: str | None = None,
-        encoder: Encoder | Spec | None = None,
+        modalities: Iterable[str] | str | None = None,
+        dates: Dates | None = None,
+        encoder: "Encoder | Spec | str | Path | None" = None,
         **options: Any,
     ) -> "BuildOptions":
         """Make options from the arguments of `copcube.build`, with its defaults.
@@ -171,9 +180,9 @@ class Plan:
             If it is something else, or a part of it has another type.
         """
         plan = cls(**value)
-        for name, kind in cls.__annotations__.items():
-            if not isinstance(getattr(plan, name), get_origin(kind) or kind):
-                raise TypeError(f"{name} is {getattr(plan, name)!r:.40}")
+        for name, found in vars(plan).items():
+            if not isinstance(found, dict if name in _OBJECTS else str):
+                raise TypeError(f"{name} is {found!r:.40}")
         return plan
 
     @property

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from copcube.arguments import one_path
 from copcube.cube import schema
 from copcube.errors import CubeError
 from copcube.files.contents import first_bytes, form, other_than
@@ -67,6 +68,7 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
     """
     import zarr
 
+    path = one_path(path, "cube")
     attributes = read_attributes(path)
     if "copcube_schema" not in attributes:
         found = "a Zarr group of something else" if attributes else "something else"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import number
 from copcube.cube.schema import labels
 from copcube.errors import CubeError, GridError
 from copcube.grid import Integers, lattice_index
@@ -301,6 +302,8 @@ class CubeView:
 
         Raises
         ------
+        OptionError
+            If one is no number.
         GridError
             If the cell lies outside the dataset, or the point not on the globe.
         CubeError
@@ -310,6 +313,8 @@ class CubeView:
         --------
         >>> CubeView.of(cube).at(48.1, 11.6).embedding.values  # doctest: +SKIP
         """
+        several = " in degrees; for several places use .sel(lat=…, lon=…, method='nearest')"
+        lat, lon = number(lat, "lat", several), number(lon, "lon", several)
         row, col = (int(index) for index in grid.cell_at(lat, lon))
         i, j = np.flatnonzero(self.row == row), np.flatnonzero(self.col == col)
         node_lat, node_lon = grid.centre(grid.grid_id(row, col))

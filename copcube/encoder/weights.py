@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from copcube.arguments import one_path
 from copcube.encoder.copernicus_fm import LANGUAGE_DIM, CopernicusFM, Pooling, sincos_grid
 from copcube.errors import MissingPackageError, OptionError, WeightsError
 from copcube.files.contents import refuse_other
@@ -88,6 +89,7 @@ def load_weights(
     FetchError, StorageError
         If the published files cannot be fetched.
     """
+    weights = one_path(weights, "weights")
     if weights == "untrained" or weights.startswith("untrained:"):
         match = re.fullmatch(r"untrained:([0-9]{1,18})", weights)
         if match is None:

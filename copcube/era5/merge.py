@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from copcube import grid
+from copcube.arguments import flag
 from copcube.cube.latlon import LatLon
 from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.conservative import Overlaps
@@ -100,6 +101,7 @@ def merge(
     ):
         raise OptionError(f"fill={fill!r}; expected a number, or None for NaN")
     require_dataset(era5, "the ERA5 fields")
+    mask = flag(mask, "mask")
     view, target = CubeView.of(fields), LatLon.of(era5)
     _refuse_merged(era5, view.name)
     # Files opened by others have the grid mapping among the data variables.

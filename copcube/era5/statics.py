@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from copcube.arguments import one_path
 from copcube.cube.latlon import LatLon
 from copcube.errors import (
     CubeError,
@@ -146,7 +147,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
 
     found: dict[str, xr.DataArray] = {}
     left_out: list[str] = []
-    opened = _open(str(path_or_url))
+    opened = _open(one_path(path_or_url, "ERA5 file", "; open them one by one"))
     for name, field in ((n, v) for ds in opened for n, v in squeezed(ds).data_vars.items()):
         static = recognise(name, field)
         if static is None or (reason := _not_invariant(field, static)):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from copcube.arguments import one_path
 from copcube.errors import SourceError
 from copcube.files.contents import first_bytes, form
 from copcube.images.base import Source
@@ -28,9 +29,12 @@ def open_source(path: str | Path) -> Source:
     # Imported late: `copcube.images` alone loads neither module.
     from copcube.images import geotiff, webdataset
 
+    path = one_path(
+        path, "source", "; a glob or a brace pattern names several shards: 'a-{000000..000009}.tar'"
+    )
     for layout in (webdataset, geotiff):
         # Addresses never reach the second layout: the first one opens them or refuses them.
-        source: Source | None = layout.recognise(str(path))
+        source: Source | None = layout.recognise(path)
         if source is not None:
             return source
     where = Path(path)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from copcube.arguments import one_path
+from copcube.cube.view import require_dataset
 from copcube.errors import OptionError
 from copcube.files.atomic import atomic_folder
 from copcube.interchange.geotiff import to_geotiff
@@ -54,7 +56,7 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     CopcubeError
         As the function that writes the form.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = Path(one_path(path, "output")).suffix.lower()
     if suffix not in WRITERS:
         raise OptionError(
             f"{path}: expected a name ending in {', '.join(WRITERS)}"
@@ -88,6 +90,7 @@ def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> N
     StorageError
         If something is there already, or it cannot be written.
     """
+    require_dataset(ds, "what is to be written")
     with atomic_folder(require_free(path, overwrite)) as temporary, warnings.catch_warnings():
         # zarr warns that consolidated metadata is not in the specification of v3; all readers
         # that do not know it pass over it.

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import one_path
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError, StorageError
 from copcube.files.atomic import atomic_path
@@ -157,7 +158,7 @@ def require_free(path: str | Path, overwrite: bool) -> Path:
         If something is there already and must stay, or the folder is missing.
     """
     # A Zarr store is a folder that may be replaced; any other folder is somebody's work.
-    out = Path(path)
+    out = Path(one_path(path, "output"))
     if out.is_dir() and not (out / "zarr.json").is_file():
         raise StorageError(f"{path} is a folder; choose another name, or name a file in it")
     if out.exists() and not overwrite:

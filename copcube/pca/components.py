@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from copcube import grid
+from copcube.arguments import flag
 from copcube.cube.view import CubeView, Part, require_dataset, spatial_dims
 from copcube.errors import CubeError, OptionError
 from copcube.grid import Floats
@@ -114,6 +115,7 @@ def _fit(
     import xarray as xr
 
     _check_k(k)
+    whiten = flag(whiten, "whiten")
     axes, regression = _axes(view, cell_weights(view, weights), predictors)
     n = axes.count(k)
     variance, total = axes.variance[:n], axes.variance.sum()

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import progress
+from copcube.arguments import one_path, whole_number
 from copcube.errors import MissingPackageError, OptionError, WriteError
 from copcube.files.atomic import atomic_folder, writing
 from copcube.grid import cell_at, centre, format_cell, grid_id
@@ -115,7 +116,7 @@ def write_sample(
     cells: int = 12,
     local_patches: int = 3,
     dates: int = 3,
-    modalities: Iterable[str] | None = None,
+    modalities: Iterable[str] | str | None = None,
     cells_per_shard: int = 6,
 ) -> SampleSummary:
     """Write a made-up Copernicus-Pretrain: the published form, drawn pixels.
@@ -165,11 +166,10 @@ def write_sample(
         ("dates", dates, 1, _MAX_DATES),
         ("cells_per_shard", cells_per_shard, 1, _MAX_CELLS),
     ):
-        if not low <= value <= high:
-            raise OptionError(f"{name} is {value}; expected {low} to {high}")
+        whole_number(value, name, low, high)
     from threadpoolctl import threadpool_limits
 
-    root = Path(folder)
+    root = Path(one_path(folder, "folder"))
     chosen = select(modalities)
     world = [
         replace(cell, dates={key: times for key, times in cell.dates.items() if key in chosen})
