@@ -52,11 +52,13 @@ class Selection:
 
         Examples
         --------
-        >>> Selection.of(["dem"], "2021-02")
-        Selection(modalities=('dem',), start='20210201', end='20210228')
+        >>> Selection.of(["s5p_co"], "2021-02")
+        Selection(modalities=('s5p_co',), start='20210201', end='20210228')
         """
         start, end = (None, None) if dates is None else _span(_text(dates))
-        return cls(select(modalities), start, end)
+        chosen = select(modalities)
+        # Dates choose nothing where no image has one, and then are no other selection.
+        return cls(chosen, start, end) if set(chosen) != {"dem"} else cls(chosen)
 
     def admits(self, date: str | None) -> bool:
         """Whether an image of this date is selected."""
