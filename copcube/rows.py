@@ -10,7 +10,8 @@ values, further columns.
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import one_path
-from copcube.errors import GridError, RowsError, StorageError
+from copcube.errors import CopcubeError, GridError, RowsError, StorageError
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.modalities import MODALITIES, ORDER
@@ -263,7 +264,7 @@ def read_provenance(path: str | Path) -> dict[str, str]:
     RowsError
         If the file is missing or is not parquet.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         metadata = file.schema_arrow.metadata or {}
     found = {key.decode(): value.decode() for key, value in metadata.items()}
     return {
@@ -308,7 +309,7 @@ def read_rows(
         a cell whose id contradicts its coordinates, or holds a vector that is missing, of
         another length than the others or not finite.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
         table = file.read_row_groups(groups, columns=list(COLUMNS[:-1]))
@@ -352,7 +353,7 @@ def embedding_length(path: str | Path) -> int:
     RowsError
         As `read_rows`.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         kind = file.schema_arrow.field("embedding").type
         if hasattr(kind, "list_size"):
@@ -388,8 +389,31 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
     # It is an OSError too, and says more than the message below would.
     except StorageError:
         raise
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error
+
+
+@contextmanager
+def reading_parquet(path: str | Path) -> Iterator["pq.ParquetFile"]:
+    """Open a parquet file while the body reads it; errors name it, as those of `open_parquet`.
+
+    Raises
+    ------
+    RowsError
+        If it is no parquet file, or what the body reads of it is damaged.
+    StorageError
+        As `open_parquet`.
+    """
+    import pyarrow as pa
+
+    with open_parquet(path) as file:
+        try:
+            yield file
+        except CopcubeError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            words = " ".join(str(error).split())[:300]
+            raise RowsError(f"{path}: damaged ({words}); get it anew") from error
 
 
 def _check_schema(schema: "pa.Schema", path: str | Path) -> None:

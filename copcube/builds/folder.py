@@ -295,8 +295,7 @@ class BuildFolder:
         """Receipt of a unit if it is readable and of this work; its files are not looked at."""
         try:
             receipt = self.read_receipt(stage, name)
-            whole = all(len(known) == 2 for known in receipt["files"].values())
-            return receipt if whole and receipt["work"] == work else None
+            return receipt if is_whole(receipt, stage) and receipt["work"] == work else None
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -352,6 +351,28 @@ class BuildFolder:
         }
         self.files.write(f"receipts/{stage}/{name}.json", to_json(receipt))
         return receipt
+
+
+def is_whole(receipt: Any, stage: str) -> bool:
+    """Whether something read from a file has the form of a receipt of a stage.
+
+    Raises
+    ------
+    AttributeError, KeyError, TypeError
+        Perhaps, if it has not.
+    """
+    if not all(len(known) == 2 for known in receipt["files"].values()):
+        return False
+    if not isinstance(receipt.get("stamps", {}), dict):
+        return False
+    if stage != "embed":
+        return True
+    figures = [*receipt["images"].values(), *(item["images"] for item in receipt["rejected"])]
+    whole = all(type(figure) is int for figure in figures)
+    kinds = all(isinstance(item["kind"], str) for item in receipt["rejected"])
+    times = [*receipt["seconds"].values(), receipt.get("finished", 0.0)]
+    numbers = all(isinstance(time, int | float) for time in times)
+    return whole and kinds and numbers and "embedding" in receipt["seconds"]
 
 
 def to_json(value: Any) -> bytes:

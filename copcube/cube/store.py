@@ -1,6 +1,8 @@
 """Opening cubes, and where their chunks lie."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from copcube.arguments import one_path
 from copcube.cube import schema
-from copcube.errors import CubeError
+from copcube.errors import CopcubeError, CubeError
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.objects import is_remote, zarr_store
 
@@ -38,8 +40,55 @@ def open_cube(path: str | Path) -> "xr.Dataset":
     import xarray as xr
 
     open_group(path)
-    ds: xr.Dataset = xr.open_zarr(address(path))
+    with parsing(path):
+        ds: xr.Dataset = xr.open_zarr(address(path))
     return ds
+
+
+@contextmanager
+def parsing(path: str | Path) -> Iterator[None]:
+    """Name the store if its metadata, which the body reads, are damaged.
+
+    Raises
+    ------
+    CubeError
+        If the body raises anything but an error of copcube's.
+    """
+    try:
+        yield
+    except CopcubeError:
+        raise
+    except Exception as error:  # damaged metadata make zarr raise almost anything
+        reason = f"its metadata are damaged ({in_a_line(error)})"
+        raise CubeError(f"{path}: {reason}; {_ANEW}") from error
+
+
+@contextmanager
+def reading(*paths: str | Path) -> Iterator[None]:
+    """Name the files if numbers of them, which the body reads lazily, cannot be decoded.
+
+    Raises
+    ------
+    CubeError
+        If the body raises what decoders and file systems raise, and no error of copcube's.
+    """
+    try:
+        yield
+    except CopcubeError:
+        raise
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        names = " or ".join(map(str, paths))
+        raise CubeError(f"{names}: damaged ({in_a_line(error)}); {_ANEW}") from error
+
+
+_ANEW = "get it anew or make it again; `copcube validate` says what is wrong with a cube"
+
+
+def in_a_line(error: Exception) -> str:
+    """Say an error of another package in one line: its words, or its kind where it has none."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    # The first words say where an error comes from, and the last ones often why.
+    return words if len(words) <= 300 else f"{words[:150]} … {words[-150:]}"
 
 
 def address(path: str | Path) -> Any:
@@ -50,11 +99,10 @@ def address(path: str | Path) -> Any:
 def read_attributes(path: str | Path) -> dict[str, Any]:
     """Attributes of a cube's group; empty where there is no Zarr group."""
     import zarr
-    from zarr.errors import BaseZarrError
 
     try:
         return dict(zarr.open_group(address(path), mode="r", zarr_format=3).attrs)
-    except (BaseZarrError, OSError, ValueError, KeyError):
+    except Exception:  # damaged metadata make zarr raise almost anything
         return {}
 
 
@@ -84,8 +132,9 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
         )
     # The consolidated metadata is left aside: while a cube is written it is not there yet, and
     # a later change of one array would not be in it.
-    group = zarr.open_group(address(path), mode=mode, zarr_format=3, use_consolidated=False)
-    missing = [name for name in schema.ESSENTIAL if name not in group]
+    with parsing(path):
+        group = zarr.open_group(address(path), mode=mode, zarr_format=3, use_consolidated=False)
+        missing = [name for name in schema.ESSENTIAL if name not in group]
     if missing:
         raise CubeError(f"{path}: the cube lacks {', '.join(missing)}; was its making stopped?")
     return group
@@ -110,14 +159,16 @@ def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
     CubeError
         If its coordinate is missing.
     """
-    dims: tuple[str | None, ...] = array(group, "embedding").metadata.dimension_names or ()
+    with parsing(group.store_path):
+        dims: tuple[str | None, ...] = array(group, "embedding").metadata.dimension_names or ()
     by = dims[0] if len(dims) == 4 else None
     if by is None:
         return None, ()
     if by not in group:
         raise CubeError(f"{group.store_path}: the dimension {by} has no coordinate")
-    coordinate = array(group, by)
-    return by, schema.labels(by, np.asarray(coordinate[...]), dict(coordinate.attrs))
+    with parsing(group.store_path):
+        coordinate = array(group, by)
+        return by, schema.labels(by, np.asarray(coordinate[...]), dict(coordinate.attrs))
 
 
 def array(group: "zarr.Group", name: str) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.cube.store import array, leading, open_group
+from copcube.cube.store import array, leading, open_group, reading
 from copcube.modalities import MODALITIES
 from copcube.progress import size
 
@@ -97,8 +97,13 @@ def summary(path: str | Path) -> CubeSummary:
     Raises
     ------
     CubeError
-        If the path holds no cube.
+        If the path holds no cube, or a damaged one.
     """
+    with reading(path):
+        return _summary(path)
+
+
+def _summary(path: str | Path) -> CubeSummary:
     group = open_group(path)
     by, groups = leading(group)
     counts: NDArray[np.int32] = np.asarray(array(group, "n_images")[...])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
-from copcube.cube.store import array, is_stored, leading, open_group
+from copcube.cube.store import array, is_stored, leading, open_group, parsing, reading
 from copcube.errors import CopcubeError
 
 if TYPE_CHECKING:
@@ -37,16 +37,31 @@ def validate(path: str | Path) -> list[str]:
         What is wrong, each with the first place where it is; empty for a valid cube.
     """
     try:
-        group = open_group(path)
-        by, groups = leading(group)
-        dim, counted = array(group, "embedding").shape[-1], group.attrs.get("n_images_known", 1)
-        expected = schema.variables(dim, by, groups, counted=bool(counted))
+        with parsing(path):
+            group = open_group(path)
+            by, groups = leading(group)
+            dim, counted = array(group, "embedding").shape[-1], group.attrs.get("n_images_known", 1)
+            expected = schema.variables(dim, by, groups, counted=bool(counted))
+            # What has another structure cannot be compared value by value, so it comes first.
+            problems = [*_attributes(group), *_structure(group, expected)]
     except CopcubeError as error:
         return [str(error)]
-    # What has another structure cannot be compared value by value, so that this comes first.
-    problems = [*_attributes(group), *_structure(group, expected)]
     if problems:
         return problems
+    try:
+        with reading(path):
+            return _values(group, expected, by, groups)
+    except CopcubeError as error:
+        return [str(error)]
+
+
+def _values(
+    group: "zarr.Group",
+    expected: dict[str, schema.Variable],
+    by: str | None,
+    groups: tuple[str, ...],
+) -> list[str]:
+    """Statements about values that are wrong, each with the first place where it is."""
     problems = [*_coordinates(group, expected)]
     found: dict[str, list[int]] = {}
     for g in range(max(1, len(groups))):

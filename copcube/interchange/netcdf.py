@@ -130,7 +130,7 @@ def open_netcdf(path: str) -> "xr.Dataset":
     refuse_other(path, ("hdf5", "netcdf"), "netCDF of a cube or a reduction", CubeError)
     try:
         ds = xr.open_dataset(path, engine="netcdf4")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CubeError(f"{path}: not a readable netCDF file ({error}); get it anew") from error
     view = CubeView.of(ds)
     field, name = view.field, view.name
