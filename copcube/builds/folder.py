@@ -27,10 +27,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from copcube import progress
 from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
 from copcube.cube import read_attributes
-from copcube.errors import BuildError
+from copcube.errors import BuildError, CopcubeError
 from copcube.files.contents import HEAD, other_than
 from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
 from copcube.files.lock import BEAT, DEAD, Lock
@@ -107,12 +109,22 @@ class BuildFolder:
             return read_partitions(self.files.open("partitions.parquet"))
         except FileNotFoundError:
             return []
+        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+            if isinstance(error, CopcubeError):
+                raise
+            raise BuildError(
+                f"{self.path}/partitions.parquet: damaged ({error}); the same `copcube build` "
+                "writes it anew"
+            ) from error
 
     def write_partitions(self, partitions: Sequence[Partition], digest: str) -> None:
         """Write the list of partitions, unless the one of this digest is there."""
         try:
             there = read_digest(self.files.open("partitions.parquet"))
-        except FileNotFoundError:
+            # A damaged list is written again: its digest may be whole where its pages are not.
+            if there == digest:
+                self.partitions()
+        except (FileNotFoundError, pa.ArrowException, BuildError):
             there = ""
         if there != digest:
             self.files.write("partitions.parquet", encode_partitions(partitions, digest))

@@ -81,7 +81,7 @@ def reading(*paths: str | Path) -> Iterator[None]:
         raise CubeError(f"{names}: damaged ({in_a_line(error)}); {_ANEW}") from error
 
 
-_ANEW = "get it anew or make it again; `copcube validate` says what is wrong with a cube"
+_ANEW = "get it anew or make it again"
 
 
 def in_a_line(error: Exception) -> str:
@@ -159,14 +159,14 @@ def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
     CubeError
         If its coordinate is missing.
     """
-    with parsing(group.store_path):
+    with parsing(str(group.store_path)):
         dims: tuple[str | None, ...] = array(group, "embedding").metadata.dimension_names or ()
     by = dims[0] if len(dims) == 4 else None
     if by is None:
         return None, ()
     if by not in group:
         raise CubeError(f"{group.store_path}: the dimension {by} has no coordinate")
-    with parsing(group.store_path):
+    with parsing(str(group.store_path)):
         coordinate = array(group, by)
         return by, schema.labels(by, np.asarray(coordinate[...]), dict(coordinate.attrs))
 

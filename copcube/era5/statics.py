@@ -304,7 +304,7 @@ def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":
         in_memory = netCDF4.Dataset("memory", memory=source)  # an address would be asked
         store: Any = xr.backends.NetCDF4DataStore(in_memory)  # type: ignore[no-untyped-call]
         return xr.open_dataset(store)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise SourceError(f"{name}: the NetCDF file cannot be read ({error})") from error
 
 
@@ -351,6 +351,7 @@ def _open_zarr(store: Any, name: str) -> "xr.Dataset":
                 ds: xr.Dataset = xr.open_zarr(store)
     except StorageError:
         raise
-    except (KeyError, OSError, ValueError) as error:
-        raise SourceError(f"{name}: no Zarr store of variables can be read ({error})") from error
+    except Exception as error:  # damaged metadata make zarr raise almost anything
+        words = " ".join(str(error).split())[:300]
+        raise SourceError(f"{name}: no Zarr store of variables can be read ({words})") from error
     return ds
