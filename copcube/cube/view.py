@@ -32,11 +32,11 @@ _VECTORS = {"embedding": "dim", "pc": "component"}
 
 _AXES = {
     "latitude": (
-        ("lat", "latitude"),
+        ("lat", "latitude", "lats", "latitudes"),
         ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn"),
     ),
     "longitude": (
-        ("lon", "longitude"),
+        ("lon", "longitude", "lons", "longitudes"),
         ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese"),
     ),
 }

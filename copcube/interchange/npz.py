@@ -4,6 +4,7 @@
 where they lie in the archive; deflated ones have to be read through.
 """
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ _BESIDE = (KEY, "scale", "offset")
 SMALL = 1 << 26
 """Bytes that what lies beside a map may have."""
 
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError),
+    *(SyntaxError, tokenize.TokenError),  # of NumPy's headers, which are Python's literals
+)
 _READABLE = ("float16", "float32", "float64", "int8")
 
 
@@ -251,7 +256,7 @@ def _reading(path: str) -> Iterator[None]:
     """Turn what a broken archive raises into an error that names it."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
         raise CubeError(
             f"{path}: not a whole npz archive ({error}); it may be truncated: get it anew"
         ) from error
