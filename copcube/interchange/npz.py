@@ -34,7 +34,7 @@ SMALL = 1 << 26
 """Bytes that what lies beside a map may have."""
 
 _BROKEN = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError),
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
     *(SyntaxError, tokenize.TokenError),  # of NumPy's headers, which are Python's literals
 )
 _READABLE = ("float16", "float32", "float64", "int8")
