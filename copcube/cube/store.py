@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from copcube.cube import schema
+from copcube.cube.results import as_result
 from copcube.errors import CubeError
 from copcube.files.objects import is_remote, zarr_store
 
@@ -36,8 +37,7 @@ def open_cube(path: str | Path) -> "xr.Dataset":
     import xarray as xr
 
     open_group(path)
-    ds: xr.Dataset = xr.open_zarr(address(path))
-    return ds
+    return as_result(xr.open_zarr(address(path)), "embedding")
 
 
 def address(path: str | Path) -> Any:

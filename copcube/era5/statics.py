@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from copcube.cube.latlon import LatLon
+from copcube.cube.results import as_result
 from copcube.errors import (
     CubeError,
     MissingFileError,
@@ -179,7 +180,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
         result = xr.merge(fields.values(), join="exact", compat="override")
     except ValueError as error:
         raise CubeError(f"{path_or_url}: the fields are not on one grid: {error}") from error
-    result.attrs = dict(opened[0].attrs)
+    result = as_result(result.assign_attrs(opened[0].attrs))
 
     def close() -> None:
         for ds in opened:
@@ -210,12 +211,7 @@ def recognise(name: Hashable, field: "xr.DataArray") -> Static | None:
 def squeezed(ds: "xr.Dataset") -> "xr.Dataset":
     """Take away dimensions of length 1 that mean nothing to a field, such as a single time."""
     single = [dim for dim in ds.dims if ds.sizes[dim] == 1 and str(dim).lower() in _SINGLE]
-    result = ds.squeeze(single)
-    unlimited = set(ds.encoding.get("unlimited_dims", ())) - set(single)
-    result.encoding = {**ds.encoding}
-    if "unlimited_dims" in result.encoding:  # else to_netcdf asks for dimensions that are gone
-        result.encoding["unlimited_dims"] = unlimited
-    return result
+    return ds.squeeze(single)
 
 
 def _not_invariant(field: "xr.DataArray", static: Static) -> str | None:

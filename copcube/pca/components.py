@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from copcube import grid
+from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part, require_dataset, spatial_dims
 from copcube.errors import CubeError, OptionError
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
 from copcube.pca.affine import THREADS, Affine, map_vectors
+from copcube.pca.basis import require_one_basis
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments
 from copcube.pca.predictors import Predictors, Regression, expanded, predictor_names
@@ -454,6 +456,7 @@ def _components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
             f"expected the basis of a reduction, found no {', '.join(missing)}; give what "
             "fit or reduce returned, with its attributes"
         )
+    require_one_basis(basis)
     components = basis["components"].transpose("component", "dim").values.astype(np.float64)
     variance = basis["explained_variance"].values.astype(np.float64)
     whiten = int(basis.attrs["reduction_whiten"]) == 1
@@ -486,7 +489,7 @@ def _on_grid(
     }
     if "crs" in coords:
         result.attrs["grid_mapping"] = "crs"
-    return basis.assign({name: result}).assign_coords(coords).assign_attrs(attrs)
+    return as_result(basis.assign({name: result}).assign_coords(coords).assign_attrs(attrs), name)
 
 
 def _provenance(cube: "xr.Dataset") -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube import progress
+from copcube import grid, progress
 from copcube.errors import MissingPackageError, OptionError, WriteError
 from copcube.files.atomic import atomic_folder, writing
 from copcube.grid import cell_at, centre, format_cell, grid_id
@@ -332,7 +332,7 @@ def _utm(lon: float, lat: float) -> tuple[int, float, float]:
     from rasterio.warp import transform
 
     epsg = (32601 if lat >= 0 else 32701) + int((lon + 180) // 6)
-    (east,), (north,) = transform("EPSG:4326", f"EPSG:{epsg}", [lon], [lat])
+    (east,), (north,) = transform(grid.WGS84, f"EPSG:{epsg}", [lon], [lat])
     return epsg, east, north
 
 
@@ -352,10 +352,11 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
     _, rows, cols = pixels.shape
     if modality.local:
         epsg, x, y = _utm(place.lon, place.lat)
+        crs = f"EPSG:{epsg}"
         step = modality.gsd
         x, y = step * round(x / step), step * round(y / step)
     else:
-        epsg, x, y = 4326, place.lon, place.lat
+        crs, x, y = grid.WGS84, place.lon, place.lat
         step = _BOX_KM / _KM_PER_DEGREE / rows
     with rasterio.open(
         path,
@@ -365,7 +366,7 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
         height=rows,
         width=cols,
         dtype=pixels.dtype,
-        crs=f"EPSG:{epsg}",
+        crs=rasterio.CRS.from_user_input(crs),
         transform=rasterio.Affine(step, 0, x - cols // 2 * step, 0, -step, y + rows // 2 * step),
         nodata=0 if modality.zero_is_missing else None,
         compress="deflate",
