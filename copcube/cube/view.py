@@ -283,7 +283,7 @@ class CubeView:
                 dask_gufunc_kwargs={"allow_rechunk": True},
                 keep_attrs=True,
             )
-        return masked
+        return masked.drop_encoding()
 
     def at(self, lat: "ArrayLike | xr.DataArray", lon: "ArrayLike | xr.DataArray") -> "xr.Dataset":
         """Select the cells that hold points: of one point, or of many at once.
@@ -477,8 +477,7 @@ def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
 def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":
     mask = like.copy(data=values).rename("filled")
     mask.attrs = {"long_name": "whether the cell holds a vector"}
-    mask.encoding = {}
-    return mask
+    return mask.drop_encoding()
 
 
 def _positions(index: Integers, size: int, name: str) -> Integers:

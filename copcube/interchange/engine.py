@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -86,12 +86,13 @@ class CopembedBackend(BackendEntrypoint):
         """
         ds = open_map(filename_or_obj)
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
-        ds = ds.drop_vars(list(dropped), errors="ignore")
-        result = as_result(ds)
-        # The one part of the encoding that speaks to xarray here and to no writer later.
-        for name, v in ds.variables.items():
-            if preferred := v.encoding.get("preferred_chunks"):
-                result[name].encoding = {"preferred_chunks": preferred}
+        # The one part of an encoding that speaks to xarray here, and to no writer later; all
+        # variables say the same, so that `chunks={}` divides them alike.
+        preferred = _preferred(ds)
+        result = as_result(ds.drop_vars(list(dropped), errors="ignore"))
+        for name, v in result.variables.items():
+            if own := {dim: preferred[dim] for dim in v.dims if dim in preferred}:
+                result[name].encoding = {"preferred_chunks": own}
         return result
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
@@ -208,6 +209,14 @@ def dataset(source: MapSource) -> xr.Dataset:
         )
     except ValueError as error:
         raise CubeError(f"{source.path}: its description does not fit its map ({error})") from error
+
+
+def _preferred(ds: xr.Dataset) -> dict[Hashable, int]:
+    """Sizes of chunks along the dimensions of the vectors that read nothing twice."""
+    vectors = next(ds[name].variable for name in LENGTHWISE if name in ds)
+    if vectors.chunks is not None:
+        return {dim: max(sizes) for dim, sizes in vectors.chunksizes.items()}
+    return dict(vectors.encoding.get("preferred_chunks", {}))
 
 
 def _attributes(attrs: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,9 @@ BASIS = {
 }
 """Dimensions of the parts of a basis."""
 
+REGRESSION = {"regression": ("predictor", "dim"), "predictor_mean": ("predictor",)}
+"""Those it has besides if it was fitted on what given fields leave over."""
+
 
 def require_one_basis(ds: "xr.Dataset") -> None:
     """Check that each part of a basis that is there has its own dimensions and no other.
@@ -24,7 +27,7 @@ def require_one_basis(ds: "xr.Dataset") -> None:
     CubeError
         If a dimension is missing, or there is another, as after concatenating reductions.
     """
-    for name, dims in BASIS.items():
+    for name, dims in (BASIS | REGRESSION).items():
         if name not in ds:
             continue
         found = tuple(map(str, ds[name].dims))
