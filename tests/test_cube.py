@@ -241,19 +241,106 @@ def test_bounds_reach_half_a_cell_and_stop_at_the_poles(world):
     assert (ds.lat.attrs["bounds"], ds.lon.attrs["bounds"]) == ("lat_bnds", "lon_bnds")
 
 
-def test_geoemb_attributes_satisfy_its_published_schema(world):
-    """The rules of the convention's README, 'Required Fields' and 'Chip Layout Object'."""
-    attrs = xr.open_zarr(world).attrs
-    uuids = [entry["uuid"] for entry in attrs["zarr_conventions"]]
-    assert "61c12cc5-0e28-4056-999a-480cf3fb7e4c" in uuids
-    assert attrs["geoemb:type"] in ("pixel", "chip")
-    assert attrs["geoemb:dimensions"] == DIM
-    assert attrs["geoemb:data_type"] == "float32"
-    assert attrs["geoemb:model"].startswith("https://")
-    assert all(isinstance(entry, str) for entry in attrs["geoemb:source_data"])
-    layout = attrs["geoemb:chip_layout"]
-    assert layout["layout_type"] in ("regular_grid", "irregular")
-    assert [type(side) for side in layout["chip_size"]] == [int, int]
+PAIR = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
+GEOEMB = {
+    "type": "object",
+    "required": ["zarr_format", "node_type", "attributes"],
+    "properties": {
+        "node_type": {"const": "group"},
+        "attributes": {
+            "type": "object",
+            "required": [
+                "zarr_conventions",
+                *(f"geoemb:{n}" for n in ("type", "dimensions", "model", "source_data")),
+                *(f"geoemb:{n}" for n in ("data_type", "chip_layout")),
+            ],
+            "properties": {
+                "zarr_conventions": {
+                    "type": "array",
+                    "contains": {
+                        "properties": {
+                            "schema_url": {
+                                "const": "https://raw.githubusercontent.com/geo-embeddings/"
+                                "embeddings-zarr-convention/refs/tags/v1/schema.json"
+                            },
+                            "spec_url": {
+                                "const": "https://github.com/geo-embeddings/"
+                                "embeddings-zarr-convention/blob/v1/README.md"
+                            },
+                            "uuid": {"const": "61c12cc5-0e28-4056-999a-480cf3fb7e4c"},
+                            "name": {"const": "geoemb:"},
+                            "description": {
+                                "const": "Geoembeddings convention for geospatial embedding "
+                                "arrays with model provenance"
+                            },
+                        },
+                        "required": ["uuid"],
+                        "additionalProperties": False,
+                    },
+                },
+                "geoemb:type": {"const": "chip"},
+                "geoemb:dimensions": {"type": "integer", "minimum": 1},
+                "geoemb:model": {"type": "string", "pattern": "^https://"},
+                "geoemb:source_data": {
+                    "type": "array",
+                    "items": {"type": "string", "pattern": "^https://"},
+                    "minItems": 1,
+                },
+                "geoemb:data_type": {"type": "string"},
+                "geoemb:spatial_layout": {"enum": ["utm_zones", "global"]},
+                "geoemb:chip_layout": {
+                    "type": "object",
+                    "properties": {
+                        "layout_type": {"enum": ["regular_grid", "irregular"]},
+                        "chip_size": PAIR,
+                        "stride": PAIR,
+                        "grid_id": {"type": "string"},
+                        "grid_definition": {"type": "string"},
+                    },
+                    "required": ["layout_type", "chip_size"],
+                    "additionalProperties": False,
+                },
+            },
+        },
+    },
+}
+"""Rules of schema.json of the geo-embeddings convention, version 1, for chips."""
+
+
+def conventions(path):
+    return json.loads((path / "conventions" / "zarr.json").read_text())
+
+
+def test_geoemb_attributes_satisfy_the_schema_of_the_convention(world):
+    jsonschema = pytest.importorskip("jsonschema")
+    metadata = conventions(world)
+    jsonschema.validate(metadata, GEOEMB)
+    assert metadata["attributes"]["geoemb:dimensions"] == DIM
+    ds = xr.open_zarr(world)
+    assert not [name for name in ds.attrs if ":" in name or name == "zarr_conventions"]
+
+
+def test_spatial_and_proj_attributes_are_valid_and_those_of_the_variables(world):
+    zarr_cm = pytest.importorskip("zarr_cm")
+    from pyproj import CRS
+
+    metadata = conventions(world)
+    zarr_cm.spatial.validate_group_metadata(metadata)
+    zarr_cm.proj.validate_group_metadata(metadata)
+    attrs = metadata["attributes"]
+    assert zarr_cm.spatial.detect(attrs)
+    assert zarr_cm.proj.detect(attrs)
+    assert CRS.from_wkt(attrs["proj:wkt2"]) == CRS.from_user_input(attrs["proj:code"])
+
+
+def test_the_affine_transform_of_the_conventions_is_that_of_the_coordinates(world):
+    attrs, ds = conventions(world)["attributes"], xr.open_zarr(world)
+    a, _, c, _, e, f = attrs["spatial:transform"]
+    rows, cols = attrs["spatial:shape"]
+    assert attrs["spatial:dimensions"] == ["lat", "lon"]
+    assert np.array_equal(c + a * (np.arange(cols) + 0.5), ds.lon)
+    assert np.array_equal(f + e * (np.arange(rows) + 0.5), ds.lat)
+    assert attrs["spatial:bbox"] == [c, f + e * rows, c + a * cols, f]
 
 
 def test_bytes_do_not_depend_on_order_or_repetition(world, cells, tmp_path):
