@@ -38,15 +38,18 @@ def as_result(ds: "xr.Dataset", like: str | None = None) -> "xr.Dataset":
         A new dataset with the same values. Its attributes are texts, numbers, lists and arrays
         of numbers; others have become JSON texts. Nothing that was lazy is computed.
     """
-    referred = {
-        key: {name: v.encoding[name] for name in _OF_CF if name in v.encoding}
-        for key, v in ds.variables.items()
-    }
+    attributes = {key: described(v) for key, v in ds.variables.items()}
     ds = ds.drop_encoding()
     ds.attrs = plain_attributes(ds.attrs)
-    for key, attrs in referred.items():
-        ds[key].attrs = plain_attributes(ds[key].attrs | attrs)
+    for key, attrs in attributes.items():
+        ds[key].attrs = attrs
     return _chunked_alike(ds, like)
+
+
+def described(variable: "xr.Variable | xr.DataArray") -> dict[str, Any]:
+    """Attributes of a variable, plain, with those that xarray keeps in the encoding."""
+    moved = {name: variable.encoding[name] for name in _OF_CF if name in variable.encoding}
+    return plain_attributes({**variable.attrs, **moved})
 
 
 def plain_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:

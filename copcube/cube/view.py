@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
-from copcube.cube.results import as_result
+from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.grid import Integers, lattice_index
@@ -283,7 +283,7 @@ class CubeView:
                 dask_gufunc_kwargs={"allow_rechunk": True},
                 keep_attrs=True,
             )
-        return masked.drop_encoding()
+        return masked.drop_encoding().assign_attrs(described(self.field))
 
     def at(self, lat: "ArrayLike | xr.DataArray", lon: "ArrayLike | xr.DataArray") -> "xr.Dataset":
         """Select the cells that hold points: of one point, or of many at once.

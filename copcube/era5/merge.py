@@ -16,7 +16,7 @@ import numpy as np
 
 from copcube import grid
 from copcube.cube.latlon import LatLon
-from copcube.cube.results import as_result
+from copcube.cube.results import as_result, described
 from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.conservative import Overlaps
 from copcube.era5.statics import open_static, squeezed
@@ -277,8 +277,7 @@ def _finished(
         return variable
     if fill is not None and variable.dtype.kind == "f" and original.dtype.kind == "f":
         variable = variable.fillna(variable.dtype.type(fill))  # type: ignore[no-untyped-call]
-    variable.attrs = dict(original.attrs)
-    variable.encoding = dict(original.encoding)
+    variable.attrs = described(original)
     return variable
 
 
