@@ -9,6 +9,7 @@ import textwrap
 import warnings
 from dataclasses import replace
 
+import jsonschema
 import numpy as np
 import pytest
 import xarray as xr
@@ -225,6 +226,8 @@ def test_rioxarray_reads_the_georeference(world):
 def test_the_grid_mapping_is_what_pyproj_says(world):
     from pyproj import CRS
 
+    codes = conventions(world)["attributes"]
+    assert CRS.from_wkt(codes["proj:wkt2"]) == CRS.from_user_input(codes["proj:code"])
     attrs = xr.open_zarr(world).crs.attrs
     assert CRS.from_wkt(attrs["crs_wkt"]).to_epsg() == 4326
     assert CRS.from_cf(attrs) == CRS.from_wkt(attrs["crs_wkt"])
@@ -312,7 +315,6 @@ def conventions(path):
 
 
 def test_geoemb_attributes_satisfy_the_schema_of_the_convention(world):
-    jsonschema = pytest.importorskip("jsonschema")
     metadata = conventions(world)
     jsonschema.validate(metadata, GEOEMB)
     assert metadata["attributes"]["geoemb:dimensions"] == DIM
@@ -320,17 +322,50 @@ def test_geoemb_attributes_satisfy_the_schema_of_the_convention(world):
     assert not [name for name in ds.attrs if ":" in name or name == "zarr_conventions"]
 
 
-def test_spatial_and_proj_attributes_are_valid_and_those_of_the_variables(world):
-    zarr_cm = pytest.importorskip("zarr_cm")
-    from pyproj import CRS
+def numbers(count, **items):
+    return {"type": "array", "items": items, "minItems": count, "maxItems": count}
 
-    metadata = conventions(world)
-    zarr_cm.spatial.validate_group_metadata(metadata)
-    zarr_cm.proj.validate_group_metadata(metadata)
-    attrs = metadata["attributes"]
-    assert zarr_cm.spatial.detect(attrs)
-    assert zarr_cm.proj.detect(attrs)
-    assert CRS.from_wkt(attrs["proj:wkt2"]) == CRS.from_user_input(attrs["proj:code"])
+
+def declared(uuid, name):
+    """A convention of github.com/zarr-conventions, version 0.1, is among those declared."""
+    known = {"uuid": uuid, "name": name}
+    known["schema_url"] = (
+        f"https://raw.githubusercontent.com/zarr-conventions/{name}/refs/tags/v0.1/schema.json"
+    )
+    entry = {"properties": {key: {"const": value} for key, value in known.items()}}
+    entry |= {"required": ["uuid"], "additionalProperties": False}
+    return {"zarr_conventions": {"type": "array", "contains": entry}}
+
+
+SPATIAL = {
+    "required": ["zarr_conventions", "spatial:dimensions", "spatial:transform"],
+    "properties": {
+        **declared("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "spatial"),
+        "spatial:dimensions": numbers(2, type="string"),
+        "spatial:bbox": numbers(4, type="number"),
+        "spatial:transform": numbers(6, type="number"),
+        "spatial:shape": numbers(2, type="integer", minimum=1),
+        "spatial:registration": {"enum": ["node", "pixel"]},
+    },
+}
+PROJ = {
+    "required": ["zarr_conventions", "proj:code", "proj:wkt2"],
+    "properties": {
+        **declared("f17cb550-5864-4468-aeb7-f3180cfb622f", "proj"),
+        "proj:code": {"type": "string", "pattern": "^[A-Z]+:[0-9]+$"},
+        "proj:wkt2": {"type": "string"},
+    },
+}
+"""Rules of the conventions' schemas, for what a map on a regular grid has to say."""
+
+
+@pytest.mark.parametrize("rules", [SPATIAL, PROJ], ids=["spatial", "proj"])
+def test_spatial_and_proj_attributes_satisfy_the_schemas_of_their_conventions(world, rules):
+    attrs = conventions(world)["attributes"]
+    jsonschema.validate(attrs, rules)
+    for name in rules["required"]:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({k: v for k, v in attrs.items() if k != name}, rules)
 
 
 def test_the_affine_transform_of_the_conventions_is_that_of_the_coordinates(world):

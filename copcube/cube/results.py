@@ -80,7 +80,7 @@ def _chunked_alike(ds: "xr.Dataset", like: str | None) -> "xr.Dataset":
         cuts = v.chunksizes
         new = {dim: wanted[dim] for dim in cuts if cuts[dim] != wanted.get(dim, cuts[dim])}
         if new:
-            changed[key] = v.chunk(new)  # type: ignore[arg-type]
+            changed[key] = v.chunk(new)
     ds = ds.assign(changed)
     try:
         _ = ds.chunksizes

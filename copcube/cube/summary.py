@@ -153,7 +153,8 @@ def reduction_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, s
         If there is no ``pc``.
     """
     view, attrs = CubeView.of(ds, "pc"), dict(ds.attrs)
-    yield "shape", " × ".join(map(str, view.field.shape)) + f" ({', '.join(view.field.dims)})"
+    shape, dims = (map(str, part) for part in (view.field.shape, view.field.dims))
+    yield "shape", f"{' × '.join(shape)} ({', '.join(dims)})"
     for dim, names in view.groups.items():
         yield dim, ", ".join(names)
     filled = view.filled()

@@ -145,7 +145,7 @@ def _leading(
     ours = [name for name in lazy if name in new]
     theirs = [name for name in lazy if name not in new]
     if not (ours and theirs):
-        return (ours or theirs or [None])[0]
+        return next(iter(ours or theirs), None)
     # Years of ERA5, a map a chunk, would fall into millions of pieces. Reductions can follow
     # its chunks, but one of whole vectors could be more than there is memory for.
     first = max(theirs, key=lambda name: lazy[name].ndim)

@@ -180,7 +180,8 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
         result = xr.merge(fields.values(), join="exact", compat="override")
     except ValueError as error:
         raise CubeError(f"{path_or_url}: the fields are not on one grid: {error}") from error
-    result = as_result(result.assign_attrs(opened[0].attrs))
+    result.attrs = dict(opened[0].attrs)
+    result = as_result(result)
 
     def close() -> None:
         for ds in opened:
