@@ -378,6 +378,24 @@ def test_the_affine_transform_of_the_conventions_is_that_of_the_coordinates(worl
     assert attrs["spatial:bbox"] == [c, f + e * rows, c + a * cols, f]
 
 
+def test_a_cube_that_the_first_release_began_is_finished_as_it_is(world, cells, tmp_path):
+    """Its maps have one chunk all around the globe."""
+    variables = schema.variables
+
+    def earlier(*arguments, **options):
+        parts = variables(*arguments, **options)
+        return {n: replace(v, chunks=schema.earlier_chunks(v)) for n, v in parts.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "variables", earlier)
+        path = build(tmp_path / "a.zarr", cells)
+    assert zarr.open_array(path / "n_images", mode="r").chunks == (45, 1440)
+    assert cube.validate(path) == []
+    xr.testing.assert_identical(cube.open_cube(path).compute(), cube.open_cube(world).compute())
+    # Results of it have one chunking all the same.
+    assert xr.open_zarr(path).copembed.reduce(k=2).chunksizes["lon"] == 32 * (45,)
+
+
 def test_bytes_do_not_depend_on_order_or_repetition(world, cells, tmp_path):
     again = build(tmp_path / "again.zarr", cells, order=range(16, -1, -1))
     assert digests(again) == digests(world)

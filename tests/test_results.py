@@ -77,6 +77,8 @@ RESULTS = {
     "explain": lambda cube, onto: explain(cube.copembed.reduce(2), onto[["z"]], block=2.0),
     "at": lambda cube, onto: cube.copembed.at(50, 10),
     "at many": lambda cube, onto: cube.copembed.at([50, 45, 59], [10, 11, 0]),
+    "similar": lambda cube, onto: cube.copembed.similar(50, 10, n=3),
+    "cluster": lambda cube, onto: cube.copembed.cluster(2),
     "filled": lambda cube, onto: cube.copembed.filled().to_dataset(),
 }
 

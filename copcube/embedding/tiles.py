@@ -155,7 +155,7 @@ def embed(
             **({"s2_offset": s2_offset} if s2_offset else {}),
             **model.provenance,
         },
-    )
+    ).drop_encoding()
     if where is None:
         return result
     return where.write(result.assign_coords(where.coordinates(task.step)), whole, task.step)
