@@ -333,7 +333,10 @@ class CubeView:
                 "such points out"
             )
         where = {self.lat: xr.DataArray(i, dims=lat.dims), self.lon: xr.DataArray(j, dims=lat.dims)}
-        cells = self.dataset.isel(where)
+        # Bounds and the like are small, and dask would make a task of every point and chunk.
+        along_one = [n for n, v in self.dataset.variables.items() if len({*v.dims} & {*where}) == 1]
+        small = {name: self.dataset[name].variable.compute() for name in along_one}
+        cells = self.dataset.assign(small).isel(where)
         # The name of a station, say; the places themselves are those of the cells.
         named = {key: c for key, c in lat.coords.items() if key not in self.dataset.variables}
         return as_result(cells.assign_coords(named), self.name)
