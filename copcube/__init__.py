@@ -10,6 +10,8 @@ from copcube.version import __version__
 if TYPE_CHECKING:
     from copcube import era5
     from copcube.builds import Report, build
+    from copcube.embedding import tiles
+    from copcube.embedding.batch import embed_batch
     from copcube.embedding.tiles import embed
     from copcube.encoder import EncoderSpec
     from copcube.errors import CopcubeError
@@ -23,7 +25,9 @@ __all__ = [
     "build",
     "convert",
     "embed",
+    "embed_batch",
     "era5",
+    "tiles",
 ]
 
 _HOMES = {
@@ -33,7 +37,9 @@ _HOMES = {
     "build": "copcube.builds",
     "convert": "copcube.interchange",
     "embed": "copcube.embedding.tiles",
+    "embed_batch": "copcube.embedding.batch",
 }
+_MODULES = {"era5": "copcube.era5", "tiles": "copcube.embedding.tiles"}
 
 # Importing copcube registers `ds.copembed`, for which it imports xarray. Only the command
 # starts without it, so that `copcube --help` answers at once; no command uses the accessor.
@@ -43,8 +49,8 @@ if Path(sys.argv[0]).stem != "copcube" and sys.orig_argv[1:3] != ["-m", "copcube
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import copcube` needs no torch."""
-    if name == "era5":
-        return import_module("copcube.era5")
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'copcube' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

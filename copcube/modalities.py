@@ -3,9 +3,18 @@
 Bands, wavelengths, statistics, sizes and kernels as in the pretraining code of
 Copernicus-FM (github.com/zhu-xlab/Copernicus-FM, ``engine_pretrain.py`` and the dataset
 classes), arXiv:2503.11849. Normalisation is ``(pixel · scale - mean) / std``.
+
+Pixels are wanted in `Modality.units`: Sentinel-1 in dB, Sentinel-2 in counts, which are
+reflectances × 10⁴, Sentinel-3 in counts, which are radiances once multiplied by `Modality.scale`,
+Sentinel-5P in mol m⁻², heights in metres. Since processing baseline 04.00 (25 January 2022, and
+older scenes that were processed again) Sentinel-2 products hold counts that are 1000 higher.
+Pretraining used Earth Engine's COPERNICUS/S2, which keeps them as they are, and
+COPERNICUS/S2_HARMONIZED near the poles, which subtracts 1000; so it saw both. ``s2_offset=1000``
+subtracts them.
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -48,6 +57,12 @@ class Modality:
         Normalisation, one value a band.
     zero_is_missing : bool
         Whether a pixel that is 0 in every band holds no data.
+    units : str
+        Units of the pixels, before the scale is applied.
+    typical : tuple of float
+        Range in which the median of an image surely lies, in those units.
+    remedy : str
+        What to do with images in the other units that are in use.
     """
 
     key: str
@@ -68,6 +83,9 @@ class Modality:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     zero_is_missing: bool = field(default=False)
+    units: str = "any units"
+    typical: tuple[float, float] = (-math.inf, math.inf)
+    remedy: str = ""
 
     @property
     def token_area(self) -> float:
@@ -122,7 +140,9 @@ _S3 = (
 )
 
 
-def _s5p(gas: str, title: str, band: str, language_key: str) -> Modality:
+def _s5p(
+    gas: str, title: str, band: str, language_key: str, typical: tuple[float, float]
+) -> Modality:
     return Modality(
         key=f"s5p_{gas}",
         title=f"Sentinel-5P {title}",
@@ -136,6 +156,10 @@ def _s5p(gas: str, title: str, band: str, language_key: str) -> Modality:
         local=False,
         folders=(f"s5p_l3_wgs/images/{band}", f"Sentinel-5P/images/{band}"),
         language_key=language_key,
+        units="mol m-2",
+        typical=typical,
+        # Avogadro's number by 10⁴ cm² m⁻²; 1 DU is 2.6867e20 molecules m⁻².
+        remedy="divide molecules cm-2 by 6.02214e19, Dobson units by 2241.5, µmol m-2 by 1e6",
     )
 
 
@@ -159,6 +183,9 @@ MODALITIES: dict[str, Modality] = {
             scale=(1.0, 1.0),
             mean=(-12.59, -20.26),
             std=(5.26, 5.91),
+            units="dB",
+            typical=(-50, 0),
+            remedy="make dB of linear power by 10 * log10(power)",
         ),
         Modality(
             key="s2_toa",
@@ -178,6 +205,9 @@ MODALITIES: dict[str, Modality] = {
             mean=tuple(b[3] for b in _S2),
             std=tuple(b[4] for b in _S2),
             zero_is_missing=True,
+            units="counts (reflectance × 10⁴)",
+            typical=(50, 30_000),
+            remedy="multiply reflectances of 0 to 1 by 10,000",
         ),
         Modality(
             key="s3_olci",
@@ -196,13 +226,20 @@ MODALITIES: dict[str, Modality] = {
             scale=tuple(b[3] for b in _S3),
             mean=(0.0,) * len(_S3),
             std=(1.0,) * len(_S3),
+            units="counts (radiance in W m-2 sr-1 µm-1, divided by the scale of the band)",
+            typical=(1, 65_535),
+            remedy="divide radiances by modality('s3_olci').scale",
         ),
-        _s5p("co", "CO", "CO_column_number_density", "Sentinel 5P Carbon Monoxide"),
+        _s5p("co", "CO", "CO_column_number_density", "Sentinel 5P Carbon Monoxide", (1e-3, 1)),
         _s5p(
-            "no2", "NO2", "tropospheric_NO2_column_number_density", "Sentinel 5P Nitrogen Dioxide"
+            "no2",
+            "NO2",
+            "tropospheric_NO2_column_number_density",
+            "Sentinel 5P Nitrogen Dioxide",
+            (-1e-3, 1e-2),
         ),
-        _s5p("o3", "O3", "O3_column_number_density", "Sentinel 5P Ozone"),
-        _s5p("so2", "SO2", "SO2_column_number_density", "Sentinel 5P Sulfur Dioxide"),
+        _s5p("o3", "O3", "O3_column_number_density", "Sentinel 5P Ozone", (1e-2, 1)),
+        _s5p("so2", "SO2", "SO2_column_number_density", "Sentinel 5P Sulfur Dioxide", (-0.1, 0.1)),
         Modality(
             key="dem",
             title="Copernicus DEM",
@@ -217,6 +254,9 @@ MODALITIES: dict[str, Modality] = {
             folders=("dem_grid_wgs/images", "DEM/images"),
             language_key="Copernicus Digital Elevation Model",
             std=(10000.0,),
+            units="m",
+            typical=(-500, 9000),
+            remedy="convert feet or centimetres to metres",
         ),
     )
 }

@@ -9,7 +9,6 @@ values, further columns.
 
 import glob
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import one_path
-from copcube.errors import CopcubeError, GridError, RowsError, StorageError
+from copcube.dates import is_missing, yyyymmdd
+from copcube.errors import CopcubeError, GridError, OptionError, RowsError, StorageError
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.modalities import MODALITIES, ORDER
@@ -37,7 +37,6 @@ ROW_GROUP = 4096
 
 _PREFIX = "copcube:"
 _BATCH = 4096
-_DATE = re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 
 
 @dataclass(frozen=True)
@@ -363,6 +362,22 @@ def embedding_length(path: str | Path) -> int:
     return 0
 
 
+def are_finite(path: str | Path) -> bool:
+    """Whether all vectors of a file are finite.
+
+    Raises
+    ------
+    RowsError
+        If the file is missing or is not parquet.
+    """
+    with open_parquet(path) as file:
+        batches = file.iter_batches(_BATCH, columns=["embedding"])
+        return all(
+            np.isfinite(batch.column(0).flatten().to_numpy(zero_copy_only=False)).all()
+            for batch in batches
+        )
+
+
 def open_parquet(path: str | Path) -> "pq.ParquetFile":
     """Open a parquet file, or one at an address.
 
@@ -430,6 +445,8 @@ def _check_schema(schema: "pa.Schema", path: str | Path) -> None:
         kind = schema.field(name).type
         # pandas writes categories as dictionaries of strings.
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if name == "date" and any(test(kind) for test in _dates_of(pa.types)):
+            continue
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.null()):
             raise RowsError(f"{path}: column {name} holds {kind}; expected strings")
     kind = schema.field("embedding").type
@@ -438,6 +455,11 @@ def _check_schema(schema: "pa.Schema", path: str | Path) -> None:
         raise RowsError(
             f"{path}: column embedding holds {kind}; expected lists of float16, float32 or float64"
         )
+
+
+def _dates_of(types: Any) -> tuple[Any, ...]:
+    """Tests of pyarrow for the types, beside strings, in which tables hold dates."""
+    return types.is_date, types.is_timestamp, types.is_integer, types.is_float64
 
 
 def _read_vectors(
@@ -543,11 +565,12 @@ def _modalities(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int8]
 
 
 def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:
-    texts, code = _encode(column)
-    wrong = [text for text in texts if text is not None and not _DATE.fullmatch(text)]
-    if wrong:
-        raise RowsError(f"{path}: date {wrong[0]!r}; expected YYYYMMDD, such as 20210704")
-    return texts[code]
+    values, code = _encode(column)
+    try:
+        texts = [None if is_missing(value) else yyyymmdd(value) for value in values]
+    except OptionError as error:
+        raise RowsError(f"{path}: column date: {error}") from error
+    return np.array(texts, object)[code]
 
 
 def _texts(column: "pa.ChunkedArray") -> NDArray[np.object_]:
@@ -556,12 +579,15 @@ def _texts(column: "pa.ChunkedArray") -> NDArray[np.object_]:
 
 
 def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-    """Return the distinct texts, None for missing or empty ones, and every row's index."""
+    """Return the distinct values, None for missing or empty ones, and every row's index."""
     import pyarrow as pa
 
-    encoded = column.cast(pa.string()).combine_chunks().dictionary_encode(null_encoding="encode")
-    texts = [text or None for text in encoded.dictionary.to_pylist()]
-    return np.array(texts, object), encoded.indices.to_numpy().astype(np.int64)
+    kind = column.type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = pa.string() if kind == pa.null() else kind
+    encoded = column.cast(kind).combine_chunks().dictionary_encode(null_encoding="encode")
+    values = [None if value == "" else value for value in encoded.dictionary.to_pylist()]
+    return np.array(values, object), encoded.indices.to_numpy().astype(np.int64)
 
 
 def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:

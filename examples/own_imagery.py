@@ -20,7 +20,7 @@ def synthetic(size: int) -> xr.DataArray:
         "y": 5_340_000 - 10 * (np.arange(size) + 0.5),
         "x": 690_000 + 10 * (np.arange(size) + 0.5),
     }
-    images = xr.DataArray(pixels.astype("int16"), dims=("band", "y", "x"), coords=coords)
+    images = xr.DataArray(pixels.astype("uint16"), dims=("band", "y", "x"), coords=coords)
     return images.rio.write_crs("EPSG:32632").chunk(y=224, x=224)
 
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
@@ -112,6 +113,57 @@ def test_both_layouts_give_the_same_cube(trees, varied, tmp_path):
     one, other = xr.open_zarr(varied).load(), xr.open_zarr(tmp_path / "w.zarr").load()
     for name in one.variables:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+class Overflowing(StubEncoder):
+    """Gives vectors that are not finite for images of one date."""
+
+    def __call__(self, modality, pixels, metadata):
+        vectors = super().__call__(modality, pixels, metadata)
+        vectors[metadata[:, 2] == metadata[:, 2].min(), -1] = np.nan
+        return vectors
+
+
+def test_images_whose_vectors_are_not_finite_are_left_out_by_name(images, tmp_path):
+    report = build(images, tmp_path / "world.zarr", encoder=Overflowing(), batch_size=3)
+    table = pq.read_table(tmp_path / "world.build" / "quarantine.parquet").to_pylist()
+    broken = [row for row in table if row["kind"] == "broken"]
+    assert len(broken) == report.rejected["broken"] > 4
+    assert all((images / row["file"]).is_file() for row in broken)
+    assert all("its vector holds values that are not finite" in row["reason"] for row in broken)
+    left = sum(report.images.values()) + sum(row["images"] for row in table)
+    assert left == len(list(images.rglob("*.tif")))
+    assert validate(tmp_path / "world.zarr") == []
+    with pytest.raises(ImageError, match=r"\.tif: its vector holds values .* without strict"):
+        build(images, tmp_path / "strict.zarr", encoder=Overflowing(), strict=True)
+
+
+def test_rows_that_are_not_finite_are_mended_by_the_same_command(
+    images, undisturbed, tmp_path, caplog
+):
+    """As an earlier version, or an encoder that checked nothing, may have left them."""
+    out = tmp_path / "world.zarr"
+    build(images, out, encoder=StubEncoder())
+    folder = BuildFolder(out)
+    name = folder.partitions()[1].name
+    table = pq.read_table(folder.rows(name))
+    vectors = np.array(table["embedding"].to_pylist(), "float32")
+    vectors[2, 3] = np.inf
+    spoilt = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.set_column(4, "embedding", spoilt), sink)
+    receipt = folder.read_receipt("embed", name)
+    facts = {key: receipt[key] for key in ("images", "rescaled", "rejected", "seconds")}
+    file = f"rows/{name}.parquet"
+    files = {file: folder.files.write(file, sink.getvalue())}
+    folder.write_receipt(folder.plan().id, "embed", name, files, facts)
+    shutil.rmtree(out)
+    encoder = StubEncoder()
+    build(images, out, encoder=encoder)
+    assert "not finite in float32" in caplog.text
+    assert "1 partitions are embedded again" in caplog.text
+    assert sum(shape[0] for _, shape in encoder.calls) == len(vectors)
+    assert contents(out) == contents(undisturbed)
 
 
 def test_the_same_build_gives_the_same_bytes(images, undisturbed, tmp_path):
@@ -240,6 +292,25 @@ def test_a_receipt_without_its_data_is_void(images, undisturbed, tmp_path, damag
     build(images, out, encoder=encoder)
     assert encoder.calls
     assert contents(out) == contents(undisturbed)
+
+
+def test_a_build_whose_rasters_were_resized_otherwise_is_not_gone_on_with(trees, tmp_path):
+    """A plan that does not say how is one of a version that did not align the corners."""
+    for layout, resampling in (("geotiff", "bilinear, corners aligned"), ("webdataset", None)):
+        out = tmp_path / f"{layout}.zarr"
+        options = {"encoder": StubEncoder(), "modalities": ["s5p_co"]}
+        build(trees / layout, out, partitions="0", **options)
+        path = out.with_suffix(".build") / "plan.json"
+        plan = json.loads(path.read_text())
+        assert plan["options"].pop("resampling", None) == resampling
+        path.write_text(json.dumps(plan))
+        if resampling is None:  # such tensors are taken as they were published
+            build(trees / layout, out, **options)
+            continue
+        with pytest.raises(BuildError, match=r"was bilinear, edges aligned .*, now .* corners"):
+            build(trees / layout, out, **options)
+        build(trees / layout, out, overwrite=True, **options)
+        assert xr.open_zarr(out).attrs["resampling"] == resampling
 
 
 def test_other_options_are_refused_by_name(images, undisturbed, tmp_path):

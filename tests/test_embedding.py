@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stub import StubEncoder
 
-from copcube.embedding.partition import Batch, cropped, days_since_1970, embed_partition, metadata
+from copcube.embedding.partition import Batch, cropped, embed_partition, metadata
 from copcube.errors import ImageError
 from copcube.images import Image, Partition, Rejected
 from copcube.modalities import MODALITIES, ORDER, modality
@@ -76,6 +76,26 @@ def test_batches_hold_one_modality_and_keep_the_size_asked_for():
     embed([*months(9), *months(3, "s5p_o3")], encoder, threads=3)
     sizes = [(key, shape[0]) for key, shape in encoder.calls]
     assert sizes == [("s5p_co", 4), ("s5p_co", 4), ("s5p_co", 1), ("s5p_o3", 3)]
+
+
+def test_vectors_that_are_not_finite_are_rejected_with_their_image():
+    class Overflowing(StubEncoder):
+        def __call__(self, modality, pixels, metadata):
+            vectors = super().__call__(modality, pixels, metadata)
+            return np.where(np.abs(vectors[:, :1]) > 1e30, np.nan, vectors)
+
+    items = [*months(6), image("dem", date=None, value=-3.4e38)]
+    items[1] = image(date="20210201", value=2e38)
+    rows, tally = embed(items, Overflowing())
+    assert list(rows.embedding[:, 0]) == [0, 2, 3, 4, 5]
+    assert list(rows.date) == ["20210101", *(f"2021{i:02d}01" for i in range(3, 7))]
+    assert [(r.file, r.kind) for r in tally.rejected] == [
+        ("s5p_co/None/20210201.tif", "broken"),
+        ("dem/None/None.tif", "broken"),
+    ]
+    assert "its pixels are from -3.4e+38 to -3.4e+38" in tally.rejected[1].reason
+    with pytest.raises(ImageError, match=r"20210201\.tif: its vector holds values"):
+        embed(items, Overflowing(), strict=True)
 
 
 def test_batches_do_not_depend_on_how_modalities_alternate():
@@ -224,8 +244,6 @@ def test_an_image_whose_crop_is_empty_is_left_out():
 
 
 def test_metadata():
-    assert days_since_1970("19700102") == 1
-    assert days_since_1970("20210101") == 18628
     assert metadata(image("s5p_co")) == (-96.0, 44.0, 18628.0, 16.0)
     lon, lat, days, area = metadata(image("dem", date=None))
     assert (lon, lat, days) == (-96.0, 44.0, 16436.0)

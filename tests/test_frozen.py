@@ -393,13 +393,23 @@ def test_batch_size_on_a_gpu() -> None:
     ],
 )
 def test_bfloat16_only_where_the_cpu_multiplies_it(
-    flags: str | None, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: str | None,
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     info = tmp_path / "cpuinfo"
     if flags is not None:
         info.write_text(flags)
     monkeypatch.setattr(devices, "_CPU_INFO", info)
     assert FrozenEncoder(TINY, device="cpu").dtype == dtype
+    said = [r.levelname for r in caplog.records if "bfloat16" in r.getMessage()]
+    assert said == (["WARNING"] if dtype == torch.bfloat16 else [])
+    caplog.clear()
+    for chosen in ("bfloat16", "float32"):
+        FrozenEncoder(TINY, device="cpu", dtype=chosen)
+    assert "bfloat16" not in caplog.text
 
 
 def test_bfloat16_leaves_the_weights_alone(encoder: FrozenEncoder) -> None:
@@ -433,9 +443,9 @@ def test_provenance(encoder: FrozenEncoder) -> None:
 
 
 def test_untrained_weights_are_loud(caplog: pytest.LogCaptureFixture) -> None:
-    FrozenEncoder(weights(trained=1), device="cpu")
+    FrozenEncoder(weights(trained=1), device="cpu", dtype="float32")
     assert not caplog.records
-    FrozenEncoder(weights(trained=0), device="cpu")
+    FrozenEncoder(weights(trained=0), device="cpu", dtype="float32")
     assert [(record.name, record.levelno) for record in caplog.records] == [
         ("copcube", logging.WARNING)
     ]

@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.errors import NotGeoreferencedWarning
+from rasterio.warp import reproject
 
 from copcube.errors import SourceError
 from copcube.grid import block_of, centre, format_cell
@@ -49,7 +51,7 @@ def drawn(key, seed=0, shape=None):
     return pixels.astype("uint16" if key == "s2_toa" else "float32")
 
 
-def write(path, pixels, **profile):
+def write(path, pixels, descriptions=None, scale=1.0, offset=0.0, **profile):
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = pixels.shape
     with warnings.catch_warnings():
@@ -65,6 +67,10 @@ def write(path, pixels, **profile):
             **profile,
         ) as raster:
             raster.write(pixels)
+            if descriptions:
+                raster.descriptions = descriptions
+            if (scale, offset) != (1, 0):
+                raster.scales, raster.offsets = [scale] * count, [offset] * count
 
 
 def read(source, selection=ALL):
@@ -214,6 +220,78 @@ def test_nodata_becomes_nan_and_nothing_but_nodata_is_empty(tmp_path):
     np.testing.assert_array_equal(image.pixels[0, 5:], pixels[0, 5:])
     assert [(r.kind, r.images) for r in rejected] == [("empty", 1)] * 3
     assert "s2_toa 0772176_-96.00_44.00 0865831_-95.92_43.96 20201002" in rejected[0].reason
+
+
+@pytest.mark.parametrize(
+    ("key", "descriptions"),
+    [
+        ("s1_grd", ("VH", "VV")),
+        ("s1_grd", ("angle", "vh", "vv")),
+        ("s2_toa", (*(f"B{n}" for n in range(12, 0, -1)), "B8A")),
+        ("s3_olci", tuple(f"Oa{n:02d}_radiance" for n in range(21, 0, -1))),
+    ],
+)
+def test_bands_are_found_by_their_descriptions(key, descriptions, tmp_path):
+    size = MODALITIES[key].stored_size
+    pixels = drawn(key, shape=(len(descriptions), size, size))
+    write(tmp_path / place(key), pixels, descriptions)
+    (image,), rejected = read(open_source(tmp_path))
+    assert not rejected
+    named = dict(
+        zip([d.upper().removesuffix("_RADIANCE") for d in descriptions], pixels, strict=True)
+    )
+    wanted = np.stack([named[band.upper()] for band in MODALITIES[key].bands])
+    np.testing.assert_array_equal(image.pixels, wanted)
+
+
+def test_bands_of_other_descriptions_are_rejected(tmp_path):
+    write(tmp_path / place("s1_grd"), drawn("s1_grd"), ("left", "right"))
+    images, (rejected,) = read(open_source(tmp_path))
+    assert not images
+    assert (rejected.file, rejected.kind) == (place("s1_grd"), "broken")
+    assert "2 bands are labelled left, right" in rejected.reason
+    assert "expected the 2 of Sentinel-1 GRD: VV, VH" in rejected.reason
+
+
+@pytest.mark.parametrize("key", ["s1_grd", "s2_toa"])
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("south", [False, True])
+@pytest.mark.parametrize("west", [False, True])
+def test_rasters_in_every_direction_are_seen_north_up(key, across, south, west, tmp_path):
+    """What GDAL makes of a turned raster, warped to north up, is what is read of it."""
+    pixels, size = drawn(key), MODALITIES[key].stored_size
+    east = Affine(-10, 0, 5e5 + 10 * size, 0, 1, 0) if west else Affine(10, 0, 5e5, 0, 1, 0)
+    down = Affine(1, 0, 0, 0, 10, 5e6 - 10 * size) if south else Affine(1, 0, 0, 0, -10, 5e6)
+    transform = Affine(east.a, 0, east.c, 0, down.e, down.f)
+    if across:
+        transform = Affine(0, transform.a, transform.c, transform.e, 0, transform.f)
+    write(tmp_path / place(key), pixels, crs="EPSG:32632", transform=transform)
+    (image,), _ = read(open_source(tmp_path))
+    wanted = np.zeros_like(pixels)
+    where = {"src_crs": "EPSG:32632", "dst_crs": "EPSG:32632", "src_transform": transform}
+    reproject(pixels, wanted, dst_transform=Affine(10, 0, 5e5, 0, -10, 5e6), **where)
+    np.testing.assert_array_equal(image.pixels, wanted)
+
+
+def test_a_rotated_raster_is_rejected(tmp_path):
+    transform = Affine.translation(5e5, 5e6) @ Affine.rotation(10) @ Affine.scale(10, -10)
+    write(tmp_path / place("s1_grd"), drawn("s1_grd"), crs="EPSG:32632", transform=transform)
+    images, (rejected,) = read(open_source(tmp_path))
+    assert not images
+    assert "its rows and columns are rotated" in rejected.reason
+
+
+def test_scales_and_offsets_are_applied_but_to_counts(tmp_path):
+    decibels = np.random.default_rng(0).integers(-3000, -500, (2, 264, 264)).astype("int16")
+    decibels[:, :9] = -32768
+    counts = drawn("s2_toa")
+    write(tmp_path / place("s1_grd"), decibels, scale=0.01, offset=1.5, nodata=-32768)
+    write(tmp_path / place("s2_toa"), counts, scale=1e-4, offset=-0.1)
+    (s1, s2), _ = read(open_source(tmp_path))
+    np.testing.assert_array_equal(s2.pixels, counts)
+    np.testing.assert_allclose(s1.pixels[:, 9:], decibels[:, 9:] * 0.01 + 1.5, rtol=1e-6)
+    assert np.isnan(s1.pixels[:, :9]).all()
+    assert s1.pixels.dtype == np.float32
 
 
 def test_integers_become_float32_but_for_sentinel_2(tree):

@@ -1,3 +1,4 @@
+import datetime
 import hashlib
 
 import numpy as np
@@ -142,6 +143,25 @@ def test_a_column_of_nothing_but_nulls_is_read(tmp_path):
     assert read_rows(path).date.tolist() == [None, None]
 
 
+@pytest.mark.parametrize(
+    "dates",
+    [
+        pa.array(["2021-07-04", None]),
+        pa.array([20210704, None]),
+        pa.array([20210704.0, float("nan")]),  # as pandas holds whole numbers with gaps
+        pa.array([datetime.date(2021, 7, 4), None]),
+        pa.array([datetime.datetime(2021, 7, 4, 23), None], pa.timestamp("ns")),
+        pa.array(["20210704", ""]).dictionary_encode(),
+        pa.array([20210704, None]).dictionary_encode(),
+    ],
+    ids=lambda dates: str(dates.type),
+)
+def test_dates_of_every_kind_are_read(tmp_path, dates):
+    path = tmp_path / "foreign.parquet"
+    foreign(path, LISTS["list of float"], date=dates)
+    assert read_rows(path).date.tolist() == ["20210704", None]
+
+
 BROKEN = [
     ({"date": None, "modality": None}, r"modality, date are missing \(found grid_id_coord"),
     ({"modality": pa.array(["s2_toa", "s4"])}, "unknown modality s4; expected s1_grd"),
@@ -149,8 +169,11 @@ BROKEN = [
     ({"modality": pa.array([1, 2])}, "column modality holds int64; expected strings"),
     ({"grid_id_coord": pa.array(["0772176_-96.00_44.25", "x"])}, "contradicts itself|not a cell"),
     ({"grid_id_coord": pa.array(["0772176_-96.00_44.00", None])}, "is not a cell id"),
-    ({"date": pa.array(["2021-07-04", None])}, "date '2021-07-04'; expected YYYYMMDD"),
+    ({"date": pa.array(["2021-07", None])}, "column date: date '2021-07' is no date.*20210601"),
     ({"date": pa.array(["20211304", None])}, "date '20211304'"),
+    ({"date": pa.array(["20210231", None])}, "date '20210231'"),
+    ({"date": pa.array([2021, None])}, "date 2021 is no date"),
+    ({"date": pa.array([2.5, 1], pa.float32())}, "column date holds float; expected strings"),
     ({"embedding": pa.array([[1.0, 2.0], [1.0]])}, r"row 1 has an embedding of length 1; exp.* 2"),
     ({"embedding": pa.array([[1.0, 2.0], None])}, "row 1 has no embedding"),
     ({"embedding": pa.array([[], []], pa.list_(pa.float32()))}, "row 0 .* of length 0"),

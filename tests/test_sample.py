@@ -181,7 +181,7 @@ def test_shards_are_as_published(samples):
         shape = tuple(tensor.shape[1:] if MODALITIES[key].local else tensor.shape)
         assert shape == SHAPES[key]
         leaves = np.array(names[key])
-        assert leaves.shape == (*(() if key == "dem" else tensor.shape[: leaves.ndim - 1]), 1)
+        assert leaves.shape == ((1, 1) if key == "dem" else (*tensor.shape[: leaves.ndim - 1], 1))
 
 
 def test_both_layouts_hold_the_same_images(samples):

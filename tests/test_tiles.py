@@ -1,7 +1,9 @@
 """Lazy embedding of one's own imagery: places, dates, laziness, blocks, errors."""
 
+import datetime
 import logging
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -10,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import cftime
 import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pyproj
 import pytest
 import rioxarray
@@ -183,7 +187,9 @@ def test_tiles_on_the_seam_of_longitudes_lie_on_the_seam(turn):
     lon = (turn - 0.135 + 0.01 * np.arange(56)) % 360
     lon = np.where(lon >= 180, lon - 360, lon) if turn == 180 else lon
     stub = Stub()
-    result = embed(degrees(50.0 - 0.01 * np.arange(28), lon), "s5p_co", encoder=stub, date="2021")
+    result = embed(
+        degrees(50.0 - 0.01 * np.arange(28), lon), "s5p_co", encoder=stub, date="2021-01-01"
+    )
     west = -180 if turn == 180 else 0
     expected = (turn + np.array([0, 0.28]) - west) % 360 + west
     np.testing.assert_allclose(result.lon - expected, 0, atol=1e-9)
@@ -293,7 +299,7 @@ def test_metadata_that_the_model_cannot_take_are_unknown(caplog):
     assert np.isfinite(stub.metadata[0, :3]).all()
     assert "tokens have 6.4e-05 km², and the model takes 0.001 to 5.1e+08 km²" in caplog.text
     edge = 1e-6 * np.arange(28) - 180
-    embed(degrees(1e-6 * np.arange(28)[::-1] - 90, edge), "s5p_co", encoder=stub, date="2021")
+    embed(degrees(1e-6 * np.arange(28)[::-1] - 90, edge), "s5p_co", encoder=stub, date="2021-01-01")
     np.testing.assert_array_equal(stub.metadata[1, :2], [-180, -90])
 
 
@@ -315,6 +321,52 @@ def test_every_time_step_has_its_date():
     assert result.dims == ("time", "y", "x", "dim")
     np.testing.assert_array_equal(stub.metadata[:, 2], [18321, 1, np.nan])
     xr.testing.assert_equal(result.time, images.time)
+
+
+@pytest.mark.parametrize("name", ["time", "t", "date"])
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2020-02-29", "19700102", None],
+        [20200229, 19700102.0, np.nan],
+        [20200229, 19700102, 20200301],
+        [pd.Timestamp("2020-02-29 12:00"), datetime.date(1970, 1, 2), pd.NaT],
+        [cftime.DatetimeGregorian(2020, 2, 29, 12), cftime.DatetimeNoLeap(1970, 1, 2), None],
+        np.array(["2020-02-29", "1970-01-02", "NaT"], dtype="datetime64[s]"),
+    ],
+    ids=["text", "floats", "numbers", "pandas", "cftime", "numpy"],
+)
+def test_time_coordinates_of_every_kind_are_read(name, times):
+    times = np.array(times, None if isinstance(times[0], int) else getattr(times, "dtype", object))
+    images = xr.concat([utm(224, 224)] * 3, "when").assign_coords({name: ("when", times)})
+    stub = Stub()
+    embed(images, "s1_grd", encoder=stub)
+    last = np.nan if times.dtype != np.int64 else 18322
+    np.testing.assert_array_equal(stub.metadata[:, 2], [18321, 1, last])
+
+
+@pytest.mark.parametrize(
+    ("dims", "times", "message"),
+    [
+        ("when", [0, 1, 2], "the coordinate time of images: 0 is no date"),
+        ("when", [2019, 2020, 2021], "2019 is no date"),
+        ("when", ["yesterday", "", "2021-01-01"], "'yesterday' is no date"),
+        ("y", np.full(224, np.datetime64("2021-01-01", "ns")), "time of images runs along y"),
+    ],
+)
+def test_time_coordinates_that_are_not_understood_are_refused(dims, times, message):
+    images = xr.concat([utm(224, 224)] * 3, "when").assign_coords(time=(dims, np.array(times)))
+    with pytest.raises(OptionError, match=message):
+        embed(images, "s1_grd", encoder=Stub())
+    stub = Stub()
+    embed(images, "s1_grd", encoder=stub, date=20210601)
+    np.testing.assert_array_equal(stub.metadata[:, 2], 18779)
+
+
+@pytest.mark.parametrize("date", [2021, "2021", np.datetime64("NaT"), 20210231, "soon"])
+def test_a_date_that_is_none_is_refused(date):
+    with pytest.raises(OptionError, match="is no date"):
+        embed(utm(224, 224), "s1_grd", encoder=Stub(), date=date)
 
 
 def test_leading_dimensions_are_independent():
@@ -350,6 +402,32 @@ def test_without_a_date_it_is_unknown_except_for_the_dem(caplog):
     embed(utm(960, 960, gsd=30, bands=1), "dem", encoder=stub)
     assert stub.metadata[1, 2] == 16436
     assert not caplog.text
+
+
+# Vectors that are not finite
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_tiles_whose_vectors_are_not_finite_are_left_out_by_place(caplog, tokens):
+    class Overflowing(Stub):
+        def __call__(self, modality, pixels, metadata, tokens=False):
+            vectors = super().__call__(modality, pixels, metadata, tokens)
+            vectors[np.abs(pixels).max(axis=(1, 2, 3)) > 1e30, ..., -1] = np.inf
+            return vectors
+
+    images = utm().astype("float32")
+    images[0, 0, 300] = np.finfo("float32").min
+    result = embed(images, "s1_grd", encoder=Overflowing(), date="2021-06-01", tokens=tokens)
+    good = embed(utm(), "s1_grd", encoder=Stub(), date="2021-06-01", tokens=tokens)
+    step = 14 if tokens else 1
+    bad = slice(0, step), slice(step, 2 * step)
+    assert np.isnan(result[bad]).all()
+    assert int(result.isnull().sum()) == result[bad].size
+    np.testing.assert_array_equal(result[step:], good[step:])
+    place = re.search(r"the tile at lat ([\d.]+), lon ([\d.]+) is left out", caplog.text)
+    middle = [result.lat[bad].mean(), result.lon[bad].mean()]
+    np.testing.assert_allclose(list(map(float, place.groups())), middle, atol=1e-3)
+    assert "its pixels are from -3.403e+38" in caplog.text
 
 
 # Tokens
@@ -450,7 +528,7 @@ def test_an_encoder_is_loaded_once_a_process():
     shared = as_encoder(StubSpec("once"))
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: shared.dim, range(8))) == {Stub.dim}
-    result = embed(utm().chunk(y=224, x=224), "s1_grd", encoder=StubSpec("once"), date="2021")
+    result = embed(utm().chunk(y=224, x=224), "s1_grd", encoder=StubSpec("once"), date="2021-01-01")
     result.compute(scheduler="threads")
     assert StubSpec.loads.count("once") == 1
 

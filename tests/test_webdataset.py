@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from copcube.errors import CopcubeError, SourceError, StorageError
@@ -417,18 +417,76 @@ def test_tensors_of_the_former_cell_are_stale(given_samples):
     third = sample("0772178", [S5P, DEM], seed=3)
     third["0772178.json"] = first[f"{KEY}.json"]
     images, rejected = given_samples(first, second, third)
-    assert {i.grid_id for i in images} == {772176}
-    assert len(images) == 2 + 2 + 1
+    assert [(i.grid_id, i.modality) for i in images] == [
+        *[(772176, "s3_olci")] * 2,
+        *[(772176, "s5p_co")] * 2,
+        (772176, "dem"),
+        *[(772177, "s3_olci")] * 2,
+    ]
     np.testing.assert_array_equal(images[0].pixels, tensor(S3, (2,), 1)[1].numpy())
+    np.testing.assert_array_equal(images[-1].pixels, tensor(S3, (2,), 2)[0].numpy())
     assert sorted((r.kind, r.member, r.images) for r in rejected) == [
-        ("duplicate", "0772176.dem.pth", 1),
-        ("duplicate", "0772176.s5p_co.pth", 2),
-        ("stale", "0772176.s3_olci.pth", 2),
+        ("stale", "0772176.dem.pth", 1),
+        ("stale", "0772176.s5p_co.pth", 2),
         ("stale", "0772178.dem.pth", 1),
         ("stale", "0772178.s5p_co.pth", 2),
     ]
-    reason = "expected names of cell 0772176, as its key, found 0772177"
-    assert any(reason in r.reason for r in rejected)
+    assert all("those of cell 0772176, which come before" in r.reason for r in rejected)
+
+
+def as_the_published_script(world, per_shard):
+    """Shards of cells, each given as its modalities, as the script that published them packs them.
+
+    It keeps one dictionary of tensors and one of names for all cells, puts into them what a cell
+    has, and takes the key from the names of the elevation model.
+    """
+    tensors, about, shards = {}, {}, []
+    for number, present in enumerate(world):
+        cell = format_cell(772176 + number)
+        for modality in present:
+            tensors[f"{modality.key}.pth"] = b"not read"
+            about[modality.key] = names(modality, cell, leaf=lambda name: [name])
+        about["dem"] = [about["dem"]] if isinstance(about["dem"][0], str) else about["dem"]
+        key = about["dem"][0][0].split("_")[0]
+        members = {**tensors, "json": json.dumps(about).encode()}
+        if number % per_shard == 0:
+            shards.append([])
+        shards[-1].append({f"{key}.{part}": members[part] for part in sorted(members)})
+    return shards
+
+
+@given(
+    st.lists(st.sets(st.sampled_from([S1, S2, S3, S5P, DEM])), max_size=7),
+    st.integers(1, 4),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_shards_of_incomplete_cells_give_every_image_once(tmp_path, cells, per_shard):
+    world = [{S3, DEM}, *cells]
+    expected = {
+        (m.key, 772176 + number, local, date)
+        for number, present in enumerate(world)
+        for m in present
+        for local in (LOCAL if m.local else [None])
+        for date in (DATES if m.dates > 1 else [None])
+    }
+    everything = set()
+    for samples in as_the_published_script(world, per_shard):
+        source = open_source(shard(tmp_path / "example-000000.tar", *samples))
+        (partition,) = source.partitions()
+        jobs = list(source.jobs(partition, ALL))
+        found = [image for job in jobs if callable(job) for image, _ in job.args[-1].images]
+        assert len(found) == len(set(found)) == source.count(partition, ALL).total()
+        everything |= {(i.modality, i.grid_id, i.local_id, i.date) for i in found}
+        assert {job.kind for job in jobs if not callable(job)} <= {"stale", "duplicate"}
+    assert everything == expected
+
+
+def test_a_tensor_of_two_cells_is_rejected(given_samples):
+    members = sample()
+    about = {"s5p_co": [[f"{CELL}/20210101"], [f"{OTHER}/20210201"]]}
+    images, rejected = given_samples(members | {f"{KEY}.json": json.dumps(about).encode()})
+    assert not images
+    assert "expected names of one cell, found 0772175, 0772176" in rejected[0].reason
 
 
 def test_what_does_not_fit_together_is_rejected(given_samples):

@@ -4,17 +4,19 @@
 them, stage by stage (`copcube.builds.stages`), to an executor (`copcube.builds.executors`).
 """
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.aggregate import Aggregation, Balance, By
 from copcube.arguments import whole_number
 from copcube.builds.dask import Workers, executor
-from copcube.builds.folder import BuildFolder
+from copcube.builds.executors import Executor
+from copcube.builds.folder import BuildFolder, Receipt
 from copcube.builds.plan import BuildOptions, Plan, plan_aggregate, plan_build
 from copcube.builds.stages import (
     EmbedStage,
@@ -26,15 +28,17 @@ from copcube.builds.stages import (
 )
 from copcube.builds.tasks import EmbedTask, counts, describe
 from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
-from copcube.errors import BuildError, OptionError
+from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
 from copcube.images import open_source
 from copcube.modalities import MODALITIES
-from copcube.rows import rows_files
-from copcube.selection import Dates, Selection
+from copcube.rows import are_finite, rows_files
+from copcube.selection import Selection
 
 if TYPE_CHECKING:
     from distributed import Client
+
+log = logging.getLogger("copcube")
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def build(
     out: str | Path,
     *,
     modalities: Iterable[str] | str | None = None,
-    dates: Dates | None = None,
+    dates: Any = None,
     crop: Crop = "center",
     balance: Balance = "modality",
     by: By | None = None,
@@ -88,6 +92,7 @@ def build(
     batch_size: int | None = None,
     threads: int | None = None,
     strict: bool = False,
+    s2_offset: int = 0,
     overwrite: bool = False,
     workers: Workers | None = None,
     client: "Client | None" = None,
@@ -106,9 +111,9 @@ def build(
         ``world.build`` beside it, where the rows stay.
     modalities : iterable of str, or str, optional
         Keys to take; all by default.
-    dates : str, int, date or two of them, optional
-        Dates to take, such as ``2021`` or ``2021-03..2021-08-15``, inclusive; see
-        `copcube.selection.Selection.of`. Images without a date (the DEM) always pass.
+    dates : optional
+        Dates to take, inclusive: such as ``2021``, ``2021-03..2021-08-15``, or what else
+        `copcube.selection.Selection.of` takes. Images without a date (the DEM) always pass.
     crop : {"center", "full"}
         What of a stored image is embedded: the pretraining size from its middle, or all.
     balance : {"modality", "image"}
@@ -125,6 +130,9 @@ def build(
         as processors, up to eight.
     strict : bool
         Whether a broken image stops the build; by default it is recorded and skipped.
+    s2_offset : int
+        What to subtract from Sentinel-2 counts: 1000 for images of processing baseline 04.00
+        or later, if that was not done before.
     overwrite : bool
         Whether to throw away what is at `out` and in its build folder.
     workers : int or "auto", optional
@@ -169,6 +177,7 @@ def build(
         batch_size=batch_size,
         threads=threads,
         strict=strict,
+        s2_offset=s2_offset,
     )
     images = open_source(source)
     if (client is not None or workers is not None) and not isinstance(
@@ -205,27 +214,25 @@ def build(
         ]
         stage = EmbedStage(folder, plan, listed, tasks, receipts)
         run_stage(runner, stage)
-        quarantined = tuple(name for name in names if receipts[name]["quarantined"])
         rejected: dict[str, int] = {}
         if partitions is None:
-            rejected, rescaled, rows = write_quarantine(folder, names)
-            # The cube may be there already, from these very rows; then there is only rubbish to
-            # remove.
-            if complete(folder, plan, rows):
-                folder.sweep()
-            else:
-                if folder.has_cube():
-                    folder.set_aside()
-                attributes = {
-                    "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
-                    "s3_images_rescaled": rescaled,
-                    "partitions_quarantined": len(quarantined),
-                    "copcube_rows": rows,
-                }
-                # In the order of the plan, so that the bytes of the cube do not depend on who was
-                # faster.
-                files = [folder.rows(name) for name in names if name not in quarantined]
-                assemble(folder, plan, options.aggregation, files, attributes, runner)
+            try:
+                rejected = _assembled(folder, plan, options, receipts, names, runner)
+            except RowsError as error:
+                # Rows of earlier versions, or of an encoder that checked nothing.
+                again = [i for i in chosen if _is_to_be_mended(folder, listed[i].name, receipts)]
+                if not again:
+                    raise
+                log.warning("%s; %d partitions are embedded again", error, len(again))
+                tasks = [
+                    EmbedTask(folder.out, plan.id, i, listed[i].name, images.reader, options)
+                    for i in again
+                ]
+                for task in tasks:
+                    del receipts[task.name]
+                run_stage(runner, EmbedStage(folder, plan, listed, tasks, receipts))
+                rejected = _assembled(folder, plan, options, receipts, names, runner)
+        quarantined = tuple(name for name in names if receipts[name]["quarantined"])
     total: Counter[str] = Counter()
     for receipt in receipts.values():
         total.update(receipt["images"])
@@ -241,12 +248,51 @@ def build(
     )
 
 
+def _assembled(
+    folder: BuildFolder,
+    plan: Plan,
+    options: BuildOptions,
+    receipts: Mapping[str, Receipt],
+    names: Sequence[str],
+    runner: Executor,
+) -> dict[str, int]:
+    """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
+    rejected, rescaled, rows = write_quarantine(folder, names)
+    # The cube may be there already, from these very rows; then there is only rubbish to remove.
+    if complete(folder, plan, rows):
+        folder.sweep()
+        return rejected
+    if folder.has_cube():
+        folder.set_aside()
+    quarantined = [name for name in names if receipts[name]["quarantined"]]
+    attributes = {
+        "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
+        "s3_images_rescaled": rescaled,
+        "partitions_quarantined": len(quarantined),
+        "copcube_rows": rows,
+    }
+    strange: Counter[str] = Counter()
+    for receipt in receipts.values():
+        strange.update({key: count for key, (count, _) in receipt["strange"].items()})
+    if strange:
+        attributes["images_strange"] = " ".join(f"{key}:{n}" for key, n in sorted(strange.items()))
+    # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
+    files = [folder.rows(name) for name in names if name not in quarantined]
+    assemble(folder, plan, options.aggregation, files, attributes, runner)
+    return rejected
+
+
+def _is_to_be_mended(folder: BuildFolder, name: str, receipts: Mapping[str, Receipt]) -> bool:
+    """Whether the rows of a partition hold vectors that are not finite; reads them all."""
+    return not receipts[name]["quarantined"] and not are_finite(folder.rows(name))
+
+
 def aggregate(
     rows: str | Path,
     out: str | Path,
     *,
     modalities: Iterable[str] | str | None = None,
-    dates: Dates | None = None,
+    dates: Any = None,
     balance: Balance = "modality",
     by: By | None = None,
     duplicates: Literal["refuse", "drop"] = "refuse",

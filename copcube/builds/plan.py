@@ -21,8 +21,10 @@ from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.errors import BuildError, OptionError
 from copcube.files.objects import file_size
 from copcube.images import Partition, Source
+from copcube.images.tensor_form import RESAMPLING
+from copcube.images.units import require_offset
 from copcube.modalities import MODALITIES
-from copcube.selection import Dates, Selection
+from copcube.selection import Selection
 from copcube.version import __version__
 
 _ROW_GROUP = 64
@@ -31,6 +33,9 @@ _ROW_GROUP = 64
 _DIGEST = "digest"
 _OBJECTS = ("options", "encoder", "batch_sizes")
 """Parts of a plan that are no texts."""
+
+_UNSAID = {"options.resampling": "bilinear, edges aligned (earlier versions)"}
+"""What older plans mean by saying nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,13 @@ class BuildOptions:
         Decoding threads a partition; None leaves it to the machine.
     strict : bool
         Whether a broken image stops the build.
+    s2_offset : int
+        What is subtracted from Sentinel-2 counts.
 
     Raises
     ------
     OptionError
-        If `crop`, `balance` or `by` is unknown, or a number is none.
+        If `crop`, `balance` or `by` is unknown, a number is none, or `s2_offset` is no count.
     """
 
     selection: Selection
@@ -70,6 +77,7 @@ class BuildOptions:
     batch_size: int | None = None
     threads: int | None = None
     strict: bool = False
+    s2_offset: int = 0
 
     def __post_init__(self) -> None:
         _ = self.aggregation  # refuses unknown values
@@ -79,12 +87,13 @@ class BuildOptions:
         for name in ("batch_size", "threads"):
             if getattr(self, name) is not None:
                 whole_number(getattr(self, name), name, 1)
+        require_offset(self.s2_offset)
 
     @classmethod
     def of(
         cls,
         modalities: Iterable[str] | str | None = None,
-        dates: Dates | None = None,
+        dates: Any = None,
         encoder: "Encoder | Spec | str | Path | None" = None,
         **options: Any,
     ) -> "BuildOptions":
@@ -204,7 +213,8 @@ class Plan:
         if not differing:
             return
         lines = "\n".join(
-            f"  {key}: was {_short(old.get(key))}, now {_short(new.get(key))}" for key in differing
+            f"  {key}: was {_short(old.get(key, _UNSAID.get(key)))}, now {_short(new.get(key))}"
+            for key in differing
         )
         raise BuildError(
             f"{folder} belongs to a build with other options:\n{lines}\n"
@@ -225,11 +235,17 @@ def plan_build(
         One for each task of embedding, in order.
     """
     partitions = source.partitions()
+    # Tensors of shards were resized by who published them.
+    resized = {"resampling": RESAMPLING} if source.layout == "geotiff" else {}
     plan = Plan(
         kind="build",
         source=_name(source.root),
         fingerprint=source.fingerprint(),
-        options=_to_json(options.aggregation) | {"crop": options.crop, "layout": source.layout},
+        options=_to_json(options.aggregation)
+        | {"crop": options.crop, "layout": source.layout}
+        | resized
+        # Only if it is used, so that builds of earlier versions keep their plans.
+        | ({"s2_offset": options.s2_offset} if options.s2_offset else {}),
         encoder=encoder.provenance,
         batch_sizes={key: options.batch_size or n for key, n in encoder.batch_sizes.items()},
         partitions=partitions_digest(partitions),
@@ -265,13 +281,15 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     """Attributes of the cube: what it was made of, and how."""
     selection, made_by = aggregation.selection, dict(survey.provenance)
     crop = made_by.pop("crop", "")
+    offset = int(made_by.pop("s2_offset", 0))
+    lowered = f", {offset} subtracted from Sentinel-2 counts" if offset else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
     return {
         # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source": f"Copernicus Sentinel imagery, {plan.source}",
         "source_fingerprint": plan.fingerprint,
-        "preprocessing": _PREPROCESSING.get(crop, "unknown: the rows do not say"),
+        "preprocessing": _PREPROCESSING.get(crop, "unknown: the rows do not say") + lowered,
         "aggregation": f"mean over {_BALANCE[aggregation.balance]}",
         "aggregation_by": aggregation.by or "none",
         "modalities": " ".join(selection.modalities),

@@ -31,6 +31,8 @@ from copcube.builds.tasks import (
 from copcube.errors import BuildError, CopcubeError, ReadError
 from copcube.grid import N_BANDS
 from copcube.images import Partition, Rejected
+from copcube.images.units import remedy
+from copcube.modalities import MODALITIES
 
 log = logging.getLogger("copcube")
 
@@ -213,6 +215,7 @@ class EmbedStage(Stage[EmbedTask]):
     ) -> None:
         self.receipts, self.seconds = receipts, Counter[str]()
         self._plan, self._partitions = plan, partitions
+        self._told = {key for receipt in receipts.values() for key in receipt["strange"]}
         self._number = len(tasks) + len(receipts)
         self._images = sum(self.size(receipt) for receipt in receipts.values())
         self._rejected = sum(receipt["rejected"] for receipt in receipts.values())
@@ -233,6 +236,10 @@ class EmbedStage(Stage[EmbedTask]):
         """See `Stage`."""
         self.receipts[task.name] = counts
         self.seconds.update(counts["seconds"])
+        for key, (_, example) in counts["strange"].items():
+            if key not in self._told:
+                self._told.add(key)
+                log.warning("%s; %s", example, remedy(MODALITIES[key]))
         self._images += self.size(counts)
         self._rejected += counts["rejected"]
         self._left -= self._partitions[task.number].images or 0

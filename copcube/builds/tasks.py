@@ -90,7 +90,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
     Returns
     -------
     dict
-        The receipt's counts: ``images``, ``rejected`` and ``seconds``.
+        The receipt's counts: ``images``, ``rejected``, ``strange`` and ``seconds``.
 
     Raises
     ------
@@ -120,11 +120,14 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
             crop=options.crop,
             threads=options.threads or min(available_processors(), MOST_THREADS),
             strict=options.strict,
+            s2_offset=options.s2_offset,
             advance=count,
         )
         writing = time.perf_counter()
         name = f"rows/{task.name}.parquet"
         made_by = plan.encoder | {"crop": options.crop}
+        pixels = ("resampling", "s2_offset")
+        made_by |= {key: plan.options[key] for key in pixels if key in plan.options}
         data = encode_rows(rows, made_by, folder.rows(task.name))
         files = {name: folder.files.write(name, data)}
         seconds = {
@@ -138,6 +141,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
             "images": report.images,
             "rescaled": report.rescaled,
             "rejected": [asdict(item) for item in _counted(report.rejected)],
+            "strange": report.strange,
             "seconds": seconds,
             "host": socket.gethostname(),
             "finished": time.time(),
@@ -169,6 +173,7 @@ def counts(receipt: Receipt) -> Receipt:
         "images": receipt["images"],
         "rejected": sum(item["images"] for item in receipt["rejected"]),
         "seconds": receipt["seconds"],
+        "strange": receipt.get("strange", {}),
         "quarantined": receipt.get("quarantined"),
     }
 

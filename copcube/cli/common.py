@@ -1,7 +1,7 @@
 """What the commands of the command line share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -45,12 +45,17 @@ def positive(text: str) -> int:
 
 def show(cube: str | Path) -> None:
     """Print what a cube holds as a table."""
+    from copcube.cube import summary
+
+    table(str(cube), summary(cube).lines())
+
+
+def table(title: str, lines: Iterable[tuple[str, str]]) -> None:
+    """Print names and texts as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    from copcube.cube import summary
-
-    table = Table(title=str(cube), show_header=False, title_justify="left")
-    for name, value in summary(cube).lines():
-        table.add_row(name, value)
-    Console().print(table)
+    made = Table(title=title, show_header=False, title_justify="left")
+    for name, value in lines:
+        made.add_row(name, value)
+    Console().print(made)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copcube.cli.common import Arguments, Commands, command, overwrite, show
+from copcube.cli.common import Arguments, Commands, command, overwrite, show, table
 from copcube.errors import CubeError, OptionError
 
 if TYPE_CHECKING:
@@ -31,8 +31,14 @@ def add(commands: Commands) -> None:
 
 
 def _add_info(commands: Commands) -> None:
-    info = command(commands, "info", _info, "show what a cube holds", "copcube info world.zarr")
-    info.add_argument("cube", metavar="CUBE.zarr")
+    info = command(
+        commands,
+        "info",
+        _info,
+        "show what a cube or a reduction holds",
+        "copcube info world.zarr\n  copcube info fields.zarr",
+    )
+    info.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
 
 
 def _add_validate(commands: Commands) -> None:
@@ -200,7 +206,16 @@ def _naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Argumen
 
 
 def _info(arguments: Arguments) -> None:
-    show(arguments.cube)
+    from copcube.cube.card import card
+    from copcube.cube.store import read_attributes
+    from copcube.cube.summary import reduction_lines
+
+    path: str = arguments.cube
+    if "copcube_schema" in read_attributes(path):
+        show(path)
+        return
+    ds = _open(path)
+    table(path, reduction_lines(ds, path) if "pc" in ds else card(ds).lines)
 
 
 def _validate(arguments: Arguments) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from copcube.arguments import one_path
 from copcube.cube import schema
+from copcube.cube.results import as_result
 from copcube.errors import CopcubeError, CubeError
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.objects import is_remote, zarr_store
@@ -42,7 +43,7 @@ def open_cube(path: str | Path) -> "xr.Dataset":
     open_group(path)
     with parsing(path):
         ds: xr.Dataset = xr.open_zarr(address(path))
-    return ds
+    return as_result(ds, "embedding")
 
 
 @contextmanager

@@ -14,7 +14,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from copcube.embedding.partition import DEM_DAYS, days_since_1970
+from copcube import grid
+from copcube.dates import is_missing, since_1970
+from copcube.embedding.axes import DEGREES
+from copcube.embedding.partition import DEM_DAYS
 from copcube.errors import OptionError
 from copcube.modalities import Modality
 
@@ -25,8 +28,8 @@ Floats = NDArray[np.float64]
 
 log = logging.getLogger("copcube")
 
-WGS84 = "EPSG:4326"
-_DEGREES = ("lat", "latitude", "lon", "longitude")
+_TIMES = ("time", "t", "date", "datetime", "acquisition_time", "valid_time")
+"""Names that a coordinate of dates may have, the one to prefer first."""
 _NOMINAL = 0.05
 """Pixels whose size is this close to the modality's count as having exactly its size."""
 _AREA = (1e-3, 5.1e8)
@@ -62,7 +65,7 @@ class Georeference:
         import rioxarray  # noqa: F401  (registers .rio)
         from pyproj import CRS
 
-        crs = WGS84 if str(x).lower() in _DEGREES else images.rio.crs
+        crs = grid.WGS84 if str(x).lower() in DEGREES else images.rio.crs
         if crs is None or not {x, y} <= images.indexes.keys():
             return None
         return cls(images[y], images[x], CRS.from_user_input(crs))
@@ -94,7 +97,7 @@ class Georeference:
         """
         from pyproj import Transformer
 
-        to_degrees = Transformer.from_crs(self.crs, WGS84, always_xy=True).transform
+        to_degrees = Transformer.from_crs(self.crs, grid.WGS84, always_xy=True).transform
         lon, lat = map(np.asarray, to_degrees(*np.meshgrid(x, y)))
         known = np.isfinite(lon) & np.isfinite(lat) & (np.abs(lat) <= 90)
         lon = (np.where(known, lon, np.nan) + 180) % 360 - 180
@@ -131,7 +134,7 @@ class Georeference:
             self.y.name: (self.y.dims, y, self.y.attrs),
             self.x.name: (self.x.dims, self._in_own_turn(x), self.x.attrs),
         }
-        if str(self.x.name).lower() in _DEGREES:
+        if str(self.x.name).lower() in DEGREES:
             return own
         dims, (lat, lon) = (*self.y.dims, *self.x.dims), self.degrees(y, x)
         return own | {
@@ -169,7 +172,7 @@ def tile_metadata(
     size: int,
     sensor: Modality,
     *,
-    date: str | np.datetime64 | None = None,
+    date: Any = None,
     gsd: float | None = None,
 ) -> Floats:
     """Collect longitude, latitude, date and token area of every tile; log what is unknown.
@@ -185,7 +188,8 @@ def tile_metadata(
     sensor : Modality
         Says the side of a token, and the size that pixels are meant to have (0: any).
     date, gsd : optional
-        Date of all the images and size of a pixel in metres, if the image need not be asked.
+        Date of all the images (see `copcube.dates.day`) and size of a pixel in metres, if the
+        image need not be asked.
 
     Returns
     -------
@@ -197,7 +201,7 @@ def tile_metadata(
     Raises
     ------
     OptionError
-        If `date` is no date.
+        If `date` is no date, or a coordinate of dates holds something else.
     """
     *_, rows, cols, _ = images.shape
     shape = rows // size, cols // size
@@ -212,8 +216,7 @@ def tile_metadata(
     else:
         (_, y, _), (_, x, _) = where.runs(size)
         lat, lon = where.degrees(y, x)
-        metadata[..., 0] = np.where(lon < _EDGE - 180, -180, lon)
-        metadata[..., 1] = np.where(lat < _EDGE - 90, -90, lat)
+        metadata[..., 0], metadata[..., 1] = within_code(lon, lat)
         measured = where.pixel_size(size)
         pixel = np.where(np.abs(measured - pixel) <= _NOMINAL * pixel, pixel, measured)
     metadata[..., 2] = days[..., np.newaxis, np.newaxis]
@@ -229,15 +232,38 @@ def tile_metadata(
     return metadata
 
 
-def _days(images: xr.DataArray, date: str | np.datetime64 | None, sensor: Modality) -> Floats:
+def within_code(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
+    """Longitudes in [-180, 180) and latitudes that the Fourier code of the model takes.
+
+    Raises
+    ------
+    OptionError
+        If a longitude is beyond 360° or a latitude beyond 90°.
+    """
+    for name, values, most in (("lon", lon, 360), ("lat", lat, 90)):
+        beyond = values[np.abs(values) > most]
+        if beyond.size:
+            raise OptionError(f"{name} is {beyond[0]:g}; expected degrees, at most {most} from 0")
+    # Only what lies beyond is turned, for turning rounds.
+    lon = np.where((lon >= -180) & (lon < 180), lon, (lon + 180) % 360 - 180)
+    return np.where(lon < _EDGE - 180, -180, lon), np.where(lat < _EDGE - 90, -90, lat)
+
+
+def _days(images: xr.DataArray, date: Any, sensor: Modality) -> Floats:
     """Days since 1970-01-01 along the leading dimensions, length 1 where they agree."""
     leading = images.dims[:-3]
     if date is not None:
-        return np.full((1,) * len(leading), _day(date))
-    time = images.coords.get("time")
-    if time is not None and time.dtype.kind == "M" and set(time.dims) <= set(leading):
+        return np.full((1,) * len(leading), since_1970(date))
+    name = next((name for name in _TIMES if name in images.coords), None)
+    if name is not None:
+        time = images.coords[name]
+        if not set(time.dims) <= set(leading):
+            raise OptionError(
+                f"the coordinate {name} of images runs along {', '.join(map(str, time.dims))}; "
+                "expected one date for each image as a whole: give date=, or drop_vars() it"
+            )
         time = time.expand_dims([dim for dim in leading if dim not in time.dims])
-        return _since_1970(time.transpose(*leading).values)
+        return days_since_1970(time.transpose(*leading).values, f"the coordinate {name} of images:")
     if sensor.key == "dem":
         return np.full((1,) * len(leading), DEM_DAYS)
     log.warning(
@@ -247,19 +273,20 @@ def _days(images: xr.DataArray, date: str | np.datetime64 | None, sensor: Modali
     return np.full((1,) * len(leading), np.nan)
 
 
-def _day(date: str | np.datetime64) -> float:
-    try:
-        if isinstance(date, str) and len(date) == 8 and date.isdigit():
-            return days_since_1970(date)
-        return float(_since_1970(np.asarray(date, dtype="datetime64[D]")))
-    except ValueError as error:
-        raise OptionError(f"date {date!r} is no date; expected YYYY-MM-DD or YYYYMMDD") from error
-
-
-def _since_1970(times: NDArray[np.datetime64]) -> Floats:
+def days_since_1970(times: NDArray[Any], what: str) -> Floats:
+    """Days since 1970-01-01 of an array of dates of any kind; NaN where one is missing."""
     # Whole days only: the model has seen no others, and its fastest wave takes one day.
-    days = times.astype("datetime64[D]") - np.datetime64(0, "D")
-    return np.asarray(days / np.timedelta64(1, "D"))
+    if times.dtype.kind == "M":
+        days = times.astype("datetime64[D]") - np.datetime64(0, "D")
+        return np.asarray(days / np.timedelta64(1, "D"))
+    return np.reshape(
+        # Indexed rather than iterated, so that numbers keep the type they are stored in.
+        [
+            np.nan if is_missing(times[index]) else since_1970(times[index], what)
+            for index in np.ndindex(times.shape)
+        ],
+        times.shape,
+    ).astype(np.float64)
 
 
 def _runs(positions: Floats, size: int) -> Floats:

@@ -5,23 +5,23 @@ modality in that order, so the vectors of a partition do not depend on timing. D
 embedding go on side by side, each a bounded number of images ahead of the next step.
 """
 
-import datetime
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.dates import since_1970
 from copcube.embedding.encoders import Encoder
 from copcube.errors import ImageError, StorageError
 from copcube.images import Image, Job, Partition, Rejected, Source
 from copcube.images.tensor_form import has_valid_pixel
+from copcube.images.units import strange, without_offset
 from copcube.lookahead import map_ahead
 from copcube.modalities import MODALITIES, ORDER, Modality
 from copcube.rows import Rows
@@ -52,6 +52,8 @@ class PartitionReport:
         Sentinel-3 images whose bands Oa01 and Oa10 came 1e9 too large.
     rejected : list of Rejected
         What was left out.
+    strange : dict of str to (int, str)
+        By modality, how many images lie far outside of its statistics, and what of one of them.
     decoding : float
         Seconds spent reading and decoding, summed over the threads.
     waiting, encoding : float
@@ -61,6 +63,7 @@ class PartitionReport:
     images: dict[str, int] = field(default_factory=dict)
     rescaled: int = 0
     rejected: list[Rejected] = field(default_factory=list)
+    strange: dict[str, tuple[int, str]] = field(default_factory=dict)
     decoding: float = 0.0
     waiting: float = 0.0
     encoding: float = 0.0
@@ -75,6 +78,14 @@ class PartitionReport:
             seconds = time.perf_counter() - begin
             with _ADDING:
                 setattr(self, step, getattr(self, step) + seconds)
+
+    def note_strange(self, images: list[Image]) -> None:
+        """Count those of some images of one modality that lie far outside of its statistics."""
+        modality = MODALITIES[images[0].modality]
+        for image in images:
+            if what := strange(image.pixels, modality):
+                count, first = self.strange.get(modality.key, (0, f"{image.origin} has {what}"))
+                self.strange[modality.key] = count + 1, first
 
     def reject(self, item: Rejected, *, strict: bool) -> None:
         """Record what is left out.
@@ -102,6 +113,7 @@ def embed_partition(
     crop: Crop = "center",
     threads: int = 2,
     strict: bool = False,
+    s2_offset: int = 0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> tuple[Rows, PartitionReport]:
     """Embed the images of one partition.
@@ -124,6 +136,8 @@ def embed_partition(
         Decoding threads.
     strict : bool
         Whether the first broken image ends it.
+    s2_offset : int
+        What is subtracted from Sentinel-2 counts.
     advance : callable
         Called with the number of images after each batch.
 
@@ -147,7 +161,7 @@ def embed_partition(
         if isinstance(job, Rejected):
             return [job]
         with report.timed("decoding"):
-            return [_cropped_or_empty(item, crop) for item in _read(job)]
+            return [_prepared(item, crop, s2_offset) for item in _read(job)]
 
     def encode(batch: Batch) -> tuple[Batch, NDArray[np.float32]]:
         with report.timed("encoding"):
@@ -161,12 +175,16 @@ def embed_partition(
         closing(map_ahead(decode, jobs, threads, ahead=2 * threads)) as decoded,
         closing(map_ahead(encode, _batches(decoded, batch_sizes, report, strict), streams)) as it,
     ):
-        for batch, vectors in it:
+        for whole, every in it:
+            batch, vectors, rejected = _finite(whole, every)
+            for item in rejected:
+                report.reject(item, strict=strict)
             done.append(batch.rows(vectors))
             key = batch.modality.key
             report.images[key] = report.images.get(key, 0) + len(batch.images)
             report.rescaled += sum(image.rescaled for image in batch.images)
-            advance(len(batch.images))
+            report.note_strange(whole.images)
+            advance(len(whole.images))
     return Rows.concatenate(done), report
 
 
@@ -210,13 +228,39 @@ class Batch:
         )
 
 
+def _finite(
+    batch: Batch, vectors: NDArray[np.float32]
+) -> tuple[Batch, NDArray[np.float32], list[Rejected]]:
+    """Take images out of a batch whose vectors, (batch, dim), are not finite."""
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
+    if finite.all():
+        return batch, vectors, []
+    kept = [image for image, good in zip(batch.images, finite, strict=True) if good]
+    rejected = [
+        Rejected(image.origin, "", "broken", not_finite(image.pixels))
+        for image, good in zip(batch.images, finite, strict=True)
+        if not good
+    ]
+    return Batch(batch.modality, kept, batch.metadata[finite]), vectors[finite], rejected
+
+
+def not_finite(pixels: NDArray[Any]) -> str:
+    """Say that the vector of an image (bands, rows, columns) is not finite, and why perhaps."""
+    values = pixels[np.isfinite(pixels)]
+    reach = f"from {values.min():.4g} to {values.max():.4g}" if values.size else "nowhere finite"
+    return (
+        f"its vector holds values that are not finite; its pixels are {reach}: perhaps some mean "
+        "missing and are not declared as nodata, or are in other units"
+    )
+
+
 def cropped(pixels: NDArray[Any], modality: Modality, crop: Crop) -> NDArray[Any]:
     """Cut the pretraining size out of the middle, or keep everything.
 
     Parameters
     ----------
     pixels : numpy.ndarray
-        (bands, rows, columns) in the published tensor form.
+        (…, bands, rows, columns); a side that is no longer than the size stays.
     modality : Modality
         Says what the pretraining size is.
     crop : {"center", "full"}
@@ -225,13 +269,13 @@ def cropped(pixels: NDArray[Any], modality: Modality, crop: Crop) -> NDArray[Any
     Returns
     -------
     numpy.ndarray
-        A view, (bands, size, size).
+        A view, (…, bands, size, size).
     """
     if crop == "full":
         return pixels
     size = modality.input_size
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
-    return pixels[:, top : top + size, left : left + size]
+    top, left = (max(0, (side - size) // 2) for side in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size]
 
 
 def crop_image(image: Image, crop: Crop) -> Image:
@@ -244,21 +288,8 @@ def metadata(image: Image) -> tuple[float, float, float, float]:
 
     The DEM, which has no date, gets 2015-01-01, as in pretraining.
     """
-    days = DEM_DAYS if image.date is None else days_since_1970(image.date)
+    days = DEM_DAYS if image.date is None else since_1970(image.date)
     return image.lon, image.lat, days, MODALITIES[image.modality].token_area
-
-
-@lru_cache(maxsize=4096)
-def days_since_1970(date: str) -> float:
-    """Days from 1970-01-01 to a date YYYYMMDD.
-
-    Examples
-    --------
-    >>> days_since_1970("20150101")
-    16436.0
-    """
-    day = datetime.datetime.strptime(date, "%Y%m%d").date()
-    return float((day - datetime.date(1970, 1, 1)).days)
 
 
 def _read(job: Job) -> list[Image | Rejected]:
@@ -278,8 +309,8 @@ def _read(job: Job) -> list[Image | Rejected]:
     return job()
 
 
-def _cropped_or_empty(item: Image | Rejected, crop: Crop) -> Image | Rejected:
-    """Crop an image, and reject it if no valid pixel is left."""
+def _prepared(item: Image | Rejected, crop: Crop, s2_offset: int) -> Image | Rejected:
+    """Crop an image, and reject it if no valid pixel is left; correct its counts."""
     if isinstance(item, Rejected):
         return item
     image = crop_image(item, crop)
@@ -287,6 +318,8 @@ def _cropped_or_empty(item: Image | Rejected, crop: Crop) -> Image | Rejected:
     is_smaller = image.pixels.shape != item.pixels.shape
     if is_smaller and not has_valid_pixel(image.pixels, MODALITIES[image.modality]):
         return Rejected(item.origin, "", "empty", "no valid pixel in the crop")
+    if s2_offset and image.modality == "s2_toa":
+        return replace(image, pixels=without_offset(image.pixels, s2_offset))
     return image
 
 

@@ -9,7 +9,7 @@ arrays the same function is called once.
 import itertools
 import logging
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from copcube.arguments import number, numbers, whole_number
+from copcube.embedding.axes import arranged, check_offset
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
+from copcube.embedding.partition import not_finite
 from copcube.errors import OptionError
-from copcube.images.tensor_form import has_valid_pixel
+from copcube.images.tensor_form import has_valid_pixel, mend, unwrapped
+from copcube.images.units import remedy, strange, without_offset
 from copcube.modalities import MODALITIES, Modality
 from copcube.modalities import modality as published
 
 log = logging.getLogger("copcube")
-
-_BAND_NAMES = ("band", "bands", "channel", "channels", "wavelength", "variable")
-_Y_NAMES = ("y", "lat", "latitude", "northing", "row", "rows")
-_X_NAMES = ("x", "lon", "longitude", "easting", "col", "columns")
 
 
 def embed(
@@ -41,7 +40,7 @@ def embed(
     tokens: bool = False,
     encoder: Encoder | Spec | str | Path | None = None,
     weights: str = "hub",
-    date: str | np.datetime64 | None = None,
+    date: Any = None,
     batch_size: int | None = None,
     wavelengths: Sequence[float] | None = None,
     bandwidths: Sequence[float] | None = None,
@@ -49,6 +48,7 @@ def embed(
     gsd: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    s2_offset: int = 0,
     device: str = "auto",
     dtype: str = "auto",
 ) -> xr.DataArray:
@@ -60,7 +60,15 @@ def embed(
         Dimensions band, y and x in any order, by those or other usual names (``lat`` and
         ``longitude``, ``channel``…); of a single band, the band may be missing. Other
         dimensions, such as time, are leading ones, mapped independently. Any real dtype,
-        in the units of the modality: ``modalities.modality(key)`` says its bands.
+        in the units of the modality: Sentinel-1 in dB, Sentinel-2 in counts (reflectance ×
+        10⁴), Sentinel-3 in counts, Sentinel-5P in mol m⁻², heights in metres;
+        ``modalities.modality(key)`` says its units and bands. What lies far outside is logged
+        once. Bands may
+        come in any order if they are labelled, by a coordinate or as rioxarray does it:
+        ``B02``, ``blue``, ``vv``, wavelengths. Images are turned to be seen north up.
+        Counts of Sentinel-2 in int16 are taken for uint16 that wrapped, as in the published
+        tensors, and bands Oa01 and Oa10 of Sentinel-3 may come 1e9 too large; `mean` and
+        `std` of one's own turn both off.
     modality : str, optional
         Key of the modality: ``"s2_toa"``, ``"s1_grd"``… Give this or `wavelengths`.
     tile : int, optional
@@ -75,9 +83,11 @@ def embed(
         the DEM need); then `weights`, `device` and `dtype` do not matter.
     weights : str
         What to load: ``"hub"``, a file, ``"untrained:SEED"``.
-    date : str or numpy.datetime64, optional
-        Date of all the images, YYYY-MM-DD or YYYYMMDD. Default: the coordinate ``time``,
-        if there is one; 2015-01-01 for the DEM, as in pretraining; else unknown.
+    date : optional
+        Date of all the images: a date or datetime of any kind, a text or number such as
+        2021-06-01 or 20210601; see `copcube.dates.day`. Default: the coordinate ``time`` (or
+        ``t``, ``date``, ``datetime``), of which NaT, None and NaN are unknown dates;
+        2015-01-01 for the DEM, as in pretraining; else unknown.
     batch_size : int, optional
         Tiles to embed at once. Default: the encoder decides.
     wavelengths, bandwidths : sequence of float, optional
@@ -90,6 +100,9 @@ def embed(
     mean, std : sequence of float, optional
         Normalisation ``(pixel - mean) / std`` by band, instead of the modality's. Default
         for a general sensor: none, the pixels are normalised already.
+    s2_offset : int
+        What to subtract from Sentinel-2 counts: 1000 for images of processing baseline 04.00
+        or later, unless they were harmonised, as some catalogues do.
     device, dtype : str
         Where and in what precision to run; see `copcube.encoder.EncoderSpec`.
 
@@ -97,15 +110,16 @@ def embed(
     -------
     xarray.DataArray
         ``embedding``, float32, dimensions (leading…, y, x, dim): y and x are the centres
-        of tiles, or tokens. Dimensions named lat and lon stay the dimension coordinates;
-        all others get two-dimensional ``lat`` and ``lon``, if the image has a CRS. Tiles
-        without a valid pixel are NaN. Attributes say what the encoder was.
+        of tiles, or tokens, from north to south and from west to east. Dimensions named lat
+        and lon stay the dimension coordinates; all others get two-dimensional ``lat`` and
+        ``lon``, if the image has a CRS. Tiles without a valid pixel are NaN, and so are those
+        whose vector is not finite, which are logged. Attributes say what the encoder was.
 
     Raises
     ------
     OptionError
         If the arguments contradict each other, the image has not the bands or dimensions
-        expected, or is smaller than a tile.
+        expected or is smaller than a tile, or labels of bands or dates are not understood.
 
     Examples
     --------
@@ -124,12 +138,12 @@ def embed(
         batch_size = whole_number(batch_size, "batch_size", 1)
     if gsd is not None:
         gsd = number(gsd, "gsd", ", the side of a pixel in metres")
-    arranged = _arranged(images, sensor)
-    *leading, y, x, _ = arranged.dims
-    whole = _whole_tiles(arranged, size)
+    check_offset(images, sensor, s2_offset)
+    whole = _whole_tiles(arranged(images, sensor), size)
+    *leading, y, x, _ = whole.dims
     where = Georeference.of(whole, y, x)
     metadata = tile_metadata(whole, where, size, sensor, date=date, gsd=gsd)
-    task = _Task(model, sensor, size, tokens, images.rio.nodata, batch_size)
+    task = _Task(model, sensor, size, tokens, images.rio.nodata, batch_size, s2_offset, Once())
     result = xr.DataArray(
         _map(whole.data, metadata, task, model.dim),
         dims=(*leading, y, x, "dim"),
@@ -144,9 +158,10 @@ def embed(
             "units": "1",
             "modality": sensor.key,
             "tile_size": size,
+            **({"s2_offset": s2_offset} if s2_offset else {}),
             **model.provenance,
         },
-    )
+    ).drop_encoding()
     if where is None:
         return result
     return where.write(result.assign_coords(where.coordinates(task.step)), whole, task.step)
@@ -189,6 +204,7 @@ def _sensor(
         scale=(1.0,) * count,
         mean=mean,
         std=std,
+        typical=Modality.typical,  # any: who has other statistics may have other units
     )
 
 
@@ -238,49 +254,10 @@ def _tile_size(tile: int | None, sensor: Modality, tokens: bool) -> int:
     return size
 
 
-def _arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
-    """Order the dimensions as (leading…, y, x, band) and the bands as published."""
-    if not isinstance(images, xr.DataArray):
-        raise OptionError(
-            f"images is a {type(images).__name__}; expected an xarray.DataArray "
-            "(a Dataset of bands becomes one by .to_dataarray('band'))"
-        )
-    if images.dtype.kind not in "iuf":
-        raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
-    band, y, x = (
-        next((dim for dim in images.dims if str(dim).lower() in names), None)
-        for names in (_BAND_NAMES, _Y_NAMES, _X_NAMES)
-    )
-    if band is None and len(sensor.bands) == 1:
-        band, images = "band", images.expand_dims("band")
-    if band is None or y is None or x is None:
-        raise OptionError(
-            f"images has dimensions {images.dims}; expected a band, y and x (or lat and lon); "
-            "rename them with .rename()"
-        )
-    images = _in_published_order(images, band, sensor)
-    if images.sizes[band] != len(sensor.bands):
-        raise OptionError(
-            f"images has {images.sizes[band]} bands; expected the {len(sensor.bands)} of "
-            f"{sensor.title}, in this order: {', '.join(sensor.bands)}"
-        )
-    return images.transpose(..., y, x, band)
-
-
-def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.DataArray:
-    """Pick the sensor's bands by name, where they are named; else leave them as they are."""
-    names = [str(name) for name in images.coords[band].values] if band in images.coords else []
-    # Sentinel-2's B1 is B01 in many archives.
-    index = {name.replace("B0", "B"): number for number, name in enumerate(names)}
-    if not set(sensor.bands) <= index.keys():
-        return images
-    return images.isel({band: [index[name] for name in sensor.bands]})
-
-
-def _whole_tiles(arranged: xr.DataArray, size: int) -> xr.DataArray:
+def _whole_tiles(images: xr.DataArray, size: int) -> xr.DataArray:
     """Drop the rows and columns that fill no tile, and let chunks hold whole tiles."""
-    *_, y, x, band = arranged.dims
-    rows, cols = arranged.sizes[y], arranged.sizes[x]
+    *_, y, x, band = images.dims
+    rows, cols = images.sizes[y], images.sizes[x]
     if rows < size or cols < size:
         raise OptionError(
             f"images of {rows} × {cols} pixels are smaller than a tile of {size}; "
@@ -291,7 +268,7 @@ def _whole_tiles(arranged: xr.DataArray, size: int) -> xr.DataArray:
             f"the last {rows % size} of {rows} rows and {cols % size} of {cols} columns of pixels "
             f"fill no tile of {size} and are left out"
         )
-    whole = arranged.isel({y: slice(rows - rows % size), x: slice(cols - cols % size)})
+    whole = images.isel({y: slice(rows - rows % size), x: slice(cols - cols % size)})
     if whole.chunks is None:
         return whole
     chunks = {dim: _aligned(whole.chunksizes[dim], size) for dim in (y, x)}
@@ -302,6 +279,25 @@ def _aligned(chunks: tuple[int, ...], size: int) -> tuple[int, ...]:
     """Move the edges of chunks to the nearest edges of tiles."""
     edges = {round(int(edge) / size) * size for edge in np.cumsum(chunks)}
     return tuple(int(length) for length in np.diff(sorted(edges | {0})))
+
+
+class Once:
+    """True for whoever calls it first in this process, for all later calls False."""
+
+    def __init__(self) -> None:
+        self._lock, self._done = threading.Lock(), False
+
+    def __call__(self) -> bool:
+        """Whether this is the first call."""
+        with self._lock:
+            first, self._done = not self._done, True
+        return first
+
+    def __reduce__(self) -> tuple[type["Once"], tuple[()]]:
+        return Once, ()
+
+    def __dask_tokenize__(self) -> str:
+        return "once"
 
 
 _ENCODING = threading.Lock()
@@ -318,6 +314,8 @@ class _Task:
     tokens: bool
     nodata: float | None
     batch_size: int | None
+    s2_offset: int
+    once: Once
 
     @property
     def step(self) -> int:
@@ -362,28 +360,47 @@ def _embed_block(
     vectors = np.full((*leading, ny, nx, side, side, encoder.dim), np.nan, dtype=np.float32)
     name = sensor.key if MODALITIES.get(sensor.key) == sensor else sensor
     options: dict[str, Any] = {"tokens": True} if task.tokens else {}
-    valid = _valid_tiles(images, sensor, task.nodata)
+    valid = _valid_tiles(images, task)
     count = task.batch_size or encoder.batch_size(name, tile)
     while batch := list(itertools.islice(valid, count)):
         at = tuple(np.transpose([index for index, _ in batch]))
         stack = np.stack([image for _, image in batch])
         with _ENCODING:
             found = encoder(name, stack, metadata[at], **options)
+        found = _without_infinite(found, stack, metadata[at])
         vectors[at] = found.reshape(-1, side, side, encoder.dim)
     rows_of_vectors: NDArray[np.float32] = np.einsum("...abijd->...aibjd", vectors)
     return rows_of_vectors.reshape(*leading, ny * side, nx * side, encoder.dim)
 
 
+def _without_infinite(
+    vectors: NDArray[np.float32], stack: NDArray[np.float32], metadata: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Make vectors (tiles, …) NaN that hold values which are not finite, and name their tiles."""
+    finite = np.isfinite(vectors).all(axis=-1, keepdims=True)
+    if finite.all():
+        return vectors
+    for tile in np.flatnonzero(~finite.reshape(len(vectors), -1).all(axis=1)):
+        lon, lat = metadata[tile, :2]
+        place = f" at lat {lat:.4f}, lon {lon:.4f}" if np.isfinite(lat) else ""
+        log.warning(f"the tile{place} is left out: {not_finite(stack[tile])}")
+    return np.where(finite, vectors, np.float32(np.nan))
+
+
 def _valid_tiles(
-    images: NDArray[Any], sensor: Modality, nodata: float | None
+    images: NDArray[Any], task: _Task
 ) -> Iterator[tuple[tuple[int, ...], NDArray[np.float32]]]:
     """Tiles that hold data, with their index, as float32; NaN where nodata is declared."""
+    sensor, nodata = task.sensor, task.nodata
     for index in np.ndindex(images.shape[:-3]):
         with np.errstate(over="ignore"):
-            image = images[index].astype(np.float32)
+            image = unwrapped(images[index], sensor).astype(np.float32)
         if nodata is not None and np.isfinite(nodata):
             missing = images[index] == nodata
             # A single dark band may well be 0; a pixel that is 0 in all of them is a hole.
             image[missing if nodata != 0 else missing & missing.all(axis=0)] = np.nan
         if has_valid_pixel(image, sensor):
+            image = without_offset(mend(image, sensor)[0], task.s2_offset)
+            if (what := strange(image, sensor)) and task.once():
+                log.warning(f"images has {what}; {remedy(sensor)}")
             yield index, image

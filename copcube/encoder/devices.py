@@ -1,10 +1,13 @@
 """What the devices of this machine are, what they compute natively, and how much fits them."""
 
+import logging
 from pathlib import Path
 
 import torch
 
 from copcube.errors import OptionError
+
+log = logging.getLogger("copcube")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -50,13 +53,25 @@ def find_device(name: str) -> torch.device:
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
     """Find the dtype that ``auto``, ``float32`` or ``bfloat16`` stands for on a device.
 
+    That ``auto`` is bfloat16 is logged: as a warning on a CPU, where few expect it.
+
     Raises
     ------
     OptionError
         If the name is another.
     """
     if name == "auto":
-        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+        if not _multiplies_bfloat16(device):
+            return torch.float32
+        # Measured on a CPU for images of S1, S2, S3 and the DEM, relative to a vector's length.
+        log.log(
+            logging.WARNING if device.type == "cpu" else logging.INFO,
+            "computing in bfloat16, which this %s multiplies natively: each vector differs by "
+            "about 0.9 %% from that in float32; choose the dtype float32 to compare vectors with "
+            "published ones",
+            device.type.upper().replace("CUDA", "GPU"),
+        )
+        return torch.bfloat16
     if name not in _DTYPES:
         raise OptionError(f"dtype is {name!r}; expected auto, {' or '.join(_DTYPES)}")
     return _DTYPES[name]

@@ -19,6 +19,7 @@ from urllib.request import url2pathname
 
 from copcube.arguments import one_path
 from copcube.cube.latlon import LatLon
+from copcube.cube.results import as_result
 from copcube.errors import (
     CubeError,
     MissingFileError,
@@ -173,6 +174,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
     except ValueError as error:
         raise CubeError(f"{path_or_url}: the fields are not on one grid: {error}") from error
     result.attrs = dict(opened[0].attrs)
+    result = as_result(result)
 
     def close() -> None:
         for ds in opened:
@@ -203,12 +205,7 @@ def recognise(name: Hashable, field: "xr.DataArray") -> Static | None:
 def squeezed(ds: "xr.Dataset") -> "xr.Dataset":
     """Take away dimensions of length 1 that mean nothing to a field, such as a single time."""
     single = [dim for dim in ds.dims if ds.sizes[dim] == 1 and str(dim).lower() in _SINGLE]
-    result = ds.squeeze(single)
-    unlimited = set(ds.encoding.get("unlimited_dims", ())) - set(single)
-    result.encoding = {**ds.encoding}
-    if "unlimited_dims" in result.encoding:  # else to_netcdf asks for dimensions that are gone
-        result.encoding["unlimited_dims"] = unlimited
-    return result
+    return ds.squeeze(single)
 
 
 def _not_invariant(field: "xr.DataArray", static: Static) -> str | None:

@@ -61,10 +61,10 @@ class Rejected:
     file, member : str
         File, relative to the source's root, and member inside it ("" where there is none).
     kind : str
-        ``broken``: cannot be read as what it should be; ``stale``: metadata names another
-        cell; ``duplicate``: an image of the same cell, modality, patch and date came
-        before; ``empty``: no valid pixel; ``killer``: its partition killed the process that
-        embedded it.
+        ``broken``: cannot be read as what it should be; ``stale``: it lies with another
+        cell than its name says; ``duplicate``: an image of the same cell, modality, patch
+        and date came before; ``empty``: no valid pixel; ``killer``: its partition killed
+        the process that embedded it.
     reason : str
         What was expected and what was found.
     images : int

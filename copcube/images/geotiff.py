@@ -16,16 +16,17 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import CopcubeError, ImageError, SourceError
+from copcube.errors import CopcubeError, ImageError, OptionError, SourceError
 from copcube.files.contents import HEAD, other_than, refuse_other
+from copcube.images.bands import order
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.naming import (
     FOLDERS,
@@ -40,6 +41,9 @@ from copcube.images.tensor_form import to_tensor_form
 from copcube.modalities import MODALITIES, Modality
 from copcube.selection import Selection
 
+if TYPE_CHECKING:
+    from affine import Affine
+
 _DEPTH = 4
 _IMAGES_PER_PARTITION = 1000
 _UNPLACED, _STALE = "unplaced", "stale"
@@ -47,6 +51,9 @@ _MAX_LISTING = 4 << 30
 _MAX_SIDE = 20_000
 _MAX_BYTES = 1 << 30
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+_places = lru_cache(maxsize=256)(order)
+"""Where the bands of a modality are; the files of a tree are mostly described alike."""
 
 _log = logging.getLogger(__name__)
 
@@ -380,7 +387,9 @@ def _bounded(handle: Any, limit: int) -> bytes:
 def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     """Pixels (bands, rows, columns) of a GeoTIFF in the stored dtype of a modality.
 
-    Values equal to the file's nodata value become NaN, in integers 0.
+    Bands are found by their descriptions, if they have any, and rows and columns by the
+    transform. Values equal to the file's nodata value become NaN, in integers 0; scales and
+    offsets that the file declares are applied, but to Sentinel-2's counts.
 
     Raises
     ------
@@ -401,12 +410,18 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
             MemoryFile(raw) as memory,
             memory.open(driver="GTiff") as raster,
         ):
-            if raster.count != bands:
+            places = _places(raster.descriptions, modality, described=True) or range(bands)
+            if raster.count != bands and places == range(bands):
                 raise ImageError(f"expected {bands} bands of {modality.key}, found {raster.count}")
             _check_size(raster)
-            pixels, nodata = raster.read(), raster.nodata
+            in_order = list(places) == list(range(raster.count))
+            pixels = raster.read(None if in_order else [place + 1 for place in places])
+            pixels, nodata = _north_up(pixels, raster.transform), raster.nodata
+            scaled = np.array([raster.scales, raster.offsets])[:, list(places), None, None]
     except ImageError:
         raise
+    except OptionError as error:
+        raise ImageError(str(error)) from error
     except (rasterio.errors.RasterioError, ValueError) as error:
         reason = error.__cause__ or error  # GDAL's own message
         raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
@@ -416,7 +431,31 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
             pixels[pixels == np.float32(nodata)] = np.nan
     elif nodata:
         pixels[pixels == nodata] = 0
-    return pixels
+    # Sentinel-2 counts are wanted as they are stored; what else is scaled is so in whole numbers.
+    if pixels.dtype == np.float32 and ((scaled[0] != 1) | (scaled[1] != 0)).any():
+        pixels = (pixels * scaled[0] + scaled[1]).astype(np.float32)
+    return np.asarray(pixels)
+
+
+def _north_up(pixels: NDArray[Any], transform: "Affine") -> NDArray[Any]:
+    """Turn pixels (bands, rows, columns) so that rows run southwards and columns eastwards.
+
+    Raises
+    ------
+    ImageError
+        If the raster is rotated by an angle that is no multiple of 90°.
+    """
+    if transform.is_identity:  # no georeference
+        return pixels
+    east, down = transform.a, transform.e
+    if transform.b or transform.d:
+        if east or down:
+            raise ImageError(
+                f"its rows and columns are rotated, by the transform {tuple(transform)[:6]}; "
+                "expected a north-up raster: warp it with gdalwarp"
+            )
+        pixels, east, down = pixels.transpose(0, 2, 1), transform.b, transform.d
+    return pixels[:, :: 1 if down < 0 else -1, :: 1 if east > 0 else -1]
 
 
 def _check_size(raster: Any) -> None:

@@ -6,7 +6,6 @@ which makes the `Image` once its pixels are read. Published texts name longitude
 latitudes; `grid` returns latitudes first.
 """
 
-import datetime
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import ImageError
+from copcube.dates import yyyymmdd
+from copcube.errors import ImageError, OptionError
 from copcube.images.base import Image, Rejected
-from copcube.images.tensor_form import has_valid_pixel, rescale_s3
+from copcube.images.tensor_form import has_valid_pixel, mend, unwrapped
 from copcube.modalities import MODALITIES, ORDER, Modality
 
 Index = tuple[int, ...]
@@ -84,11 +84,10 @@ class Identity:
         file, member : str
             Where they were read from.
         """
-        modality, rescaled = MODALITIES[self.modality], False
+        modality = MODALITIES[self.modality]
         if not has_valid_pixel(pixels, modality):
             return Rejected(file, member, "empty", f"{self}: no valid pixel")
-        if self.modality == "s3_olci":
-            pixels, rescaled = rescale_s3(pixels)
+        pixels, rescaled = mend(pixels, modality)
         lat, lon = _parse_local(self.local_id) if self.local_id else _centre(self.grid_id)
         return Image(
             grid_id=self.grid_id,
@@ -116,10 +115,9 @@ _centre = lru_cache(maxsize=256)(grid.centre)
 @lru_cache(maxsize=4096)
 def _check_date(text: str) -> str:
     try:
-        if not re.fullmatch(r"\d{8}", text, re.ASCII):
-            raise ValueError
-        datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
-    except ValueError:
+        if text != yyyymmdd(text):  # which reads other forms too
+            raise OptionError
+    except OptionError:
         raise ImageError(f"{text!r} is no date; expected a day such as 20210301") from None
     return text
 
@@ -151,7 +149,7 @@ def to_stored(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
     if modality.tensor_dtype == "int16":
         if dtype not in (np.dtype("uint16"), np.dtype("int16")):
             raise ImageError(f"expected {modality.key} as uint16 or int16, found {dtype}")
-        return pixels.view(np.uint16)
+        return unwrapped(pixels, modality)
     if not (np.issubdtype(dtype, np.floating) or np.issubdtype(dtype, np.integer)):
         raise ImageError(f"expected {modality.key} as real numbers, found {dtype}")
     with np.errstate(over="ignore"):

@@ -6,10 +6,11 @@ The tensors of Copernicus-Pretrain were made from its rasters by kornia's
 1. the shorter side becomes S, the other ``int(S · longer/shorter)``, truncated
    (``kornia.geometry.transform.affwarp``);
 2. both axes are resized bilinearly by the rule of ``torch.nn.functional.interpolate``
-   with ``align_corners=False`` and no antialiasing: output pixel o samples
-   ``max(0, (o + ½)·n/m - ½)``;
+   with ``align_corners=True``, kornia's default, and no antialiasing: of m pixels made
+   of n, pixel o samples ``o·(n - 1)/(m - 1)``;
 3. the window that starts at ``int((m - S) / 2)`` is kept
-   (``kornia.augmentation.random_generator``).
+   (``kornia.augmentation.random_generator``);
+4. integers, which were resized as floats, lose what follows the decimal point.
 """
 
 import math
@@ -19,7 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import ImageError
-from copcube.modalities import Modality
+from copcube.modalities import MODALITIES, Modality
+
+RESAMPLING = "bilinear, corners aligned"
+"""How `to_tensor_form` resizes, as plans, rows and cubes say it."""
 
 _RESCALED_BANDS = (0, 9)
 _TOO_LARGE = 1e6
@@ -41,8 +45,8 @@ def to_tensor_form(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
     Returns
     -------
     numpy.ndarray
-        (bands, S, S) in the dtype of ``pixels``. Integers are rounded to the nearest, ties
-        to even. A pixel is NaN if one that it is interpolated from is NaN.
+        (bands, S, S) in the dtype of ``pixels``. Integers are truncated. A pixel of a
+        resized raster is NaN if one that it is interpolated from is NaN.
 
     Raises
     ------
@@ -56,10 +60,45 @@ def to_tensor_form(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
         )
     size = modality.stored_size
     rows, cols = _resized(pixels.shape[1], pixels.shape[2], size)
+    if (rows, cols) == pixels.shape[1:]:
+        top, left = (rows - size) // 2, (cols - size) // 2
+        return pixels[:, top : top + size, left : left + size]
     resized = _resize_axis(_resize_axis(pixels, 2, cols, size), 1, rows, size)
-    if resized.dtype != pixels.dtype and np.issubdtype(pixels.dtype, np.integer):
-        resized = np.rint(resized)
     return resized.astype(pixels.dtype, copy=False)
+
+
+def mend(pixels: NDArray[Any], modality: Modality) -> tuple[NDArray[Any], bool]:
+    """Undo what publishing did to pixels, by the one rule for images from everywhere.
+
+    What is mended stays as it is when it is mended again.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (bands, rows, columns), any real dtype; NaN where there is no data.
+    modality : Modality
+        What they show. Pixels of other sensors than the published ones are left alone.
+
+    Returns
+    -------
+    pixels : numpy.ndarray
+        `unwrapped`, and of Sentinel-3 in float32 and corrected by `rescale_s3`.
+    rescaled : bool
+        Whether bands of Sentinel-3 were corrected.
+    """
+    if modality == MODALITIES["s3_olci"]:
+        with np.errstate(over="ignore"):
+            return rescale_s3(pixels.astype(np.float32, copy=False))
+    return unwrapped(pixels, modality), False
+
+
+def unwrapped(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
+    """View counts of Sentinel-2 that are int16 as the uint16 that wrapped above 32767.
+
+    All others are returned as they are, and so is imagery of other sensors.
+    """
+    wrapped = modality == MODALITIES["s2_toa"] and pixels.dtype.newbyteorder("=") == np.int16
+    return pixels.view(pixels.dtype.str.replace("i", "u")) if wrapped else pixels
 
 
 def rescale_s3(pixels: NDArray[Any]) -> tuple[NDArray[Any], bool]:
@@ -122,17 +161,19 @@ def _resized(rows: int, cols: int, size: int) -> tuple[int, int]:
 def _resize_axis(pixels: NDArray[Any], axis: int, length: int, size: int) -> NDArray[Any]:
     """Resize one axis linearly to ``length`` and keep the ``size`` pixels at its centre."""
     start, old = (length - size) // 2, pixels.shape[axis]
-    if length == old:
-        return pixels[(slice(None),) * axis + (slice(start, start + size),)]
     work = np.result_type(pixels.dtype, np.float32).type
-    output = np.arange(start, start + size, dtype=work)
-    position = np.maximum(work(old) / work(length) * (output + work(0.5)) - work(0.5), 0)
-    lower = position.astype(np.intp)
+    step = work(old - 1) / work(max(length - 1, 1))
+    position = step * np.arange(start, start + size, dtype=work)
+    lower = np.minimum(position.astype(np.intp), old - 1)
     upper = np.minimum(lower + 1, old - 1)
-    weight = (position - lower).astype(work).reshape(-1, *(1,) * (pixels.ndim - 1 - axis))
+    weight = np.clip(position - lower.astype(work), 0, 1)
+    weight = weight.reshape(-1, *(1,) * (pixels.ndim - 1 - axis))
     before, after = np.take(pixels, lower, axis), np.take(pixels, upper, axis)
     with np.errstate(invalid="ignore"):  # infinities become NaN
-        return np.asarray(before * (1 - weight) + after * weight)
+        # torch adds the first product before it is rounded to float32; a sum that is rounded
+        # otherwise would now and then truncate to another integer.
+        exact = before * (1 - weight).astype(np.float64)
+        return np.asarray((exact + after * weight).astype(work))
 
 
 def _is_too_large(band: NDArray[Any]) -> bool:

@@ -2,9 +2,10 @@
 
 A shard is a tar of samples, one a cell: ``<cell id>.<modality>.pth``, tensors, and
 ``<cell id>.json``, which names every image in them, ``<cell>/<local patch>/<date>`` nested
-as the tensor is. The names are checked before a tensor is read: the script that wrote the
-shards pads dates by repeating some, and where a cell lacks a modality it may have written
-the tensor of the cell before once more.
+as the tensor is. The names say which images these are, and are checked before a tensor is
+read: the script that wrote the shards pads dates by repeating some, and where a cell lacks a
+modality it wrote the tensor and the names of the cell before once more. Where that modality
+is the elevation model, even the key is that of the cell before.
 """
 
 import glob
@@ -177,6 +178,11 @@ class _Tensor:
     lead: Index
     images: tuple[tuple[Identity, Index], ...]
 
+    @property
+    def cell(self) -> int:
+        """Cell of all its images, of which there is one at least."""
+        return self.images[0][0].grid_id
+
 
 @dataclass
 class _Sample:
@@ -247,59 +253,70 @@ class WebDatasetSource:
 
 
 def _chosen(archive: Archive, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
-    """Yield the tensors of a shard in its order, each image in one, and what is rejected."""
+    """Yield the tensors of a shard in its order, each image in one, and what is rejected.
+
+    A tensor is stale if it brings nothing new and names another cell than those that do.
+    """
     seen: set[Identity] = set()
-    for item in _tensors(archive, path, selection):
-        if isinstance(item, Rejected):
-            yield item
-            continue
-        new = _once(item, seen)
-        again = len(item.images) - len(new.images)
-        if again:
-            reason = f"{again} of {len(item.images)} images are repeated ones of this shard"
-            yield Rejected(path, item.member.name, "duplicate", reason, again)
-        if new.images:
-            yield new
-
-
-def _tensors(archive: Archive, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
-    """Yield the selected members of a shard with their images, named by its JSON."""
     nothing = True
     for sample in _samples(archive):
         if isinstance(sample, ImageError):
             yield Rejected(path, "", "broken", str(sample))
             nothing = False
             continue
-        wanted = [key for key in selection.modalities if f"{key}.pth" in sample.parts]
         nothing = nothing and not sample.parts
-        if not wanted:
+        tensors: list[_Tensor] = []
+        for item in _tensors(archive, path, sample, selection):
+            if isinstance(item, Rejected):
+                yield item
+            else:
+                tensors.append(item)
+        if not tensors:
             continue
-        try:
-            cell = _cell(sample.key)
-            names = _names(archive, sample)
-        except CopcubeError as error:
-            for key in wanted:
-                yield Rejected(path, sample.parts[f"{key}.pth"].name, "broken", str(error))
-            continue
-        for key in wanted:
-            member = sample.parts[f"{key}.pth"]
-            modality = MODALITIES[key]
-            try:
-                lead, images = from_names(names.get(key), modality)
-            except CopcubeError as error:
-                yield Rejected(path, member.name, "broken", f"{sample.key}.json: {error}")
-                continue
-            other = next((i.grid_id for i, _ in images if i.grid_id != cell), None)
-            if other is not None:
-                reason = f"expected names of cell {sample.key}, as its key, found {other:07d}"
-                yield Rejected(path, member.name, "stale", reason, len(images))
-                continue
-            images = [item for item in images if selection.admits(item[0].date)]
-            if images:
-                yield _Tensor(member, modality, lead, tuple(images))
+        new = [_once(tensor, seen) for tensor in tensors]
+        own = {tensor.cell for tensor in new if tensor.images} or {int(sample.key)}
+        for tensor, rest in zip(tensors, new, strict=True):
+            again = len(tensor.images) - len(rest.images)
+            if tensor.cell not in own:
+                reason = f"its images are those of cell {tensor.cell:07d}, which come before it"
+                yield Rejected(path, tensor.member.name, "stale", reason, again)
+            elif again:
+                reason = f"{again} of {len(tensor.images)} images are repeated ones of this shard"
+                yield Rejected(path, tensor.member.name, "duplicate", reason, again)
+            if rest.images:
+                yield rest
     if nothing:
         reason = "found no sample; expected members such as 0772176.s2_toa.pth, 0772176.json"
         yield Rejected(path, "", "broken", reason)
+
+
+def _tensors(
+    archive: Archive, path: str, sample: _Sample, selection: Selection
+) -> Iterator[_Tensor | Rejected]:
+    """Yield the selected members of a sample with their images, named by its JSON."""
+    wanted = [key for key in selection.modalities if f"{key}.pth" in sample.parts]
+    if not wanted:
+        return
+    try:
+        _require_cell(sample.key)
+        names = _names(archive, sample)
+    except CopcubeError as error:
+        for key in wanted:
+            yield Rejected(path, sample.parts[f"{key}.pth"].name, "broken", str(error))
+        return
+    for key in wanted:
+        member, modality = sample.parts[f"{key}.pth"], MODALITIES[key]
+        try:
+            lead, images = from_names(names.get(key), modality)
+            cells = sorted({f"{image.grid_id:07d}" for image, _ in images})
+            if len(cells) > 1:
+                raise ImageError(f"{key}: expected names of one cell, found {', '.join(cells)}")
+        except CopcubeError as error:
+            yield Rejected(path, member.name, "broken", f"{sample.key}.json: {error}")
+            continue
+        images = [item for item in images if selection.admits(item[0].date)]
+        if images:
+            yield _Tensor(member, modality, lead, tuple(images))
 
 
 def _read(archive: Archive, path: str, tensor: _Tensor) -> list[Image | Rejected]:
@@ -398,8 +415,8 @@ def _named(sample: _Sample, listings: list[Member]) -> _Sample:
     return sample
 
 
-def _cell(key: str) -> int:
-    """Parse a sample's key, which is a cell id.
+def _require_cell(key: str) -> None:
+    """Refuse a sample whose key is no cell id.
 
     Raises
     ------
@@ -409,7 +426,6 @@ def _cell(key: str) -> int:
     if not re.fullmatch(r"\d{7}", key, re.ASCII):
         raise ImageError(f"the key {key!r} is no cell id; expected seven digits")
     grid.row_col(int(key))
-    return int(key)
 
 
 def _names(archive: Archive, sample: _Sample) -> dict[str, Any]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-_FLOATS = Packing(missing=np.nan)
+_FLOATS = Packing(missing=np.nan, zero_is_missing=False)
 _SMALL: dict[str, Any] = {"zlib": True, "complevel": 1, "shuffle": True}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from copcube.errors import CubeError, OptionError
 DTYPES = ("float32", "float16", "int8")
 MISSING_CODE = -128
 _TOP = 127
+_HUGE = 1e38
+"""Above, a number is float32's largest or lowest, as many tools mark what is missing."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,18 @@ class Packing:
     scale, offset : numpy.ndarray, optional
         For integers: ``value = code · scale + offset``, (D,) float64 each.
     missing : float
-        Value of a missing cell in all its dimensions; NaN means missing besides.
+        Value of a missing cell in all its dimensions. Where numbers are the values themselves,
+        NaN and numbers beyond 1e38 mean missing besides.
+    zero_is_missing : bool
+        Whether 0 does so too, whatever a file declares: published maps have zeros, and tools
+        that change the declared value leave the numbers as they are.
     """
 
     dtype: str = "float32"
     scale: NDArray[np.float64] | None = field(default=None, compare=False)
     offset: NDArray[np.float64] | None = field(default=None, compare=False)
     missing: float = 0
+    zero_is_missing: bool = True
 
     def pack(self, vectors: NDArray[np.float32]) -> NDArray[np.generic]:
         """Stored numbers of vectors (n, D).
@@ -61,10 +69,22 @@ class Packing:
 
     def filled(self, numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
         """Which cells of stored numbers (…, D) hold a vector."""
-        found: NDArray[np.bool_] = (numbers != self.missing).any(axis=-1)
-        if numbers.dtype.kind == "f" and (nan := np.isnan(numbers[..., 0])).any():
-            found[nan] &= ~np.isnan(numbers[nan]).all(axis=-1)
+        if self.scale is not None:
+            return np.asarray((numbers != self.missing).any(axis=-1))
+        found: NDArray[np.bool_] = np.ones(numbers.shape[:-1], bool)
+        if self.zero_is_missing:
+            found = (numbers != 0).any(axis=-1)
+        # Only where both ends of a vector mean missing, the whole of it is looked at.
+        unsure = found & self._means_missing(numbers[..., [0, -1]]).all(axis=-1)
+        if unsure.any():
+            found[unsure] = ~self._means_missing(numbers[unsure]).all(axis=-1)
         return found
+
+    def _means_missing(self, numbers: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which of some numbers, which are the values themselves, mean missing."""
+        with np.errstate(over="ignore"):
+            missing = (numbers == self.missing) | ~(np.abs(numbers) < _HUGE)
+        return np.asarray(missing | (numbers == 0) if self.zero_is_missing else missing)
 
 
 def int8_packing(dim: int, parts: Iterable[NDArray[np.float32]]) -> Packing:

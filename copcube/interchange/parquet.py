@@ -66,7 +66,9 @@ class Averages(Decoded):
                         )
                     seen[row, col] = True
                     number = start + np.arange(len(ids))
-                    yield row, col, to_vectors(batch.column(1), self.dim, name, number)
+                    vectors = to_vectors(batch.column(1), self.dim, name, number)
+                    filled = self.packing.filled(vectors)
+                    yield row[filled], col[filled], vectors[filled]
                     start += len(ids)
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube import progress
+from copcube import grid, progress
 from copcube.arguments import one_path, whole_number
 from copcube.errors import MissingPackageError, OptionError, WriteError
 from copcube.files.atomic import atomic_folder, writing
@@ -332,7 +332,7 @@ def _utm(lon: float, lat: float) -> tuple[int, float, float]:
     from rasterio.warp import transform
 
     epsg = (32601 if lat >= 0 else 32701) + int((lon + 180) // 6)
-    (east,), (north,) = transform("EPSG:4326", f"EPSG:{epsg}", [lon], [lat])
+    (east,), (north,) = transform(grid.WGS84, f"EPSG:{epsg}", [lon], [lat])
     return epsg, east, north
 
 
@@ -352,10 +352,11 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
     _, rows, cols = pixels.shape
     if modality.local:
         epsg, x, y = _utm(place.lon, place.lat)
+        crs = f"EPSG:{epsg}"
         step = modality.gsd
         x, y = step * round(x / step), step * round(y / step)
     else:
-        epsg, x, y = 4326, place.lon, place.lat
+        crs, x, y = grid.WGS84, place.lon, place.lat
         step = _BOX_KM / _KM_PER_DEGREE / rows
     with rasterio.open(
         path,
@@ -365,7 +366,7 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
         height=rows,
         width=cols,
         dtype=pixels.dtype,
-        crs=f"EPSG:{epsg}",
+        crs=rasterio.CRS.from_user_input(crs),
         transform=rasterio.Affine(step, 0, x - cols // 2 * step, 0, -step, y + rows // 2 * step),
         nodata=0 if modality.zero_is_missing else None,
         compress="deflate",
@@ -426,7 +427,8 @@ def _tensor(cell: _Cell, key: str, seed: int) -> tuple[NDArray[Any], Any]:
         tensors.append(np.stack([images[i] for i in order]).astype(modality.tensor_dtype))
         inner = [cell.whole.text, place.text] if modality.local else [cell.whole.text]
         # Published names are lists of one: a loader collated batches of one when they were made.
+        # That of an elevation model lies one list deeper than its tensor, which has no date axis.
         names.append([["/".join(filter(None, [*inner, dates[i]]))] for i in order])
     if modality.local:
         return np.stack(tensors), names
-    return (tensors[0], names[0]) if modality.dates > 1 else (tensors[0][0, 0], names[0][0])
+    return (tensors[0] if modality.dates > 1 else tensors[0][0, 0]), names[0]

@@ -1,0 +1,202 @@
+"""The axes of people's own images: which is the band, which band is which, where north is.
+
+`arranged` is the door: behind it an image is (leading…, y, x, band), its bands are those of the
+sensor in published order, and its rows run from north to south, its columns from west to east.
+"""
+
+import logging
+import re
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from copcube.errors import OptionError
+from copcube.images.bands import order, refuse_contradiction
+from copcube.images.units import require_offset
+from copcube.modalities import MODALITIES, Modality
+
+log = logging.getLogger("copcube")
+
+DEGREES = ("lat", "latitude", "lon", "longitude")
+"""Names of dimensions that are WGS 84 without a CRS."""
+_BAND_NAMES = (
+    *("band", "bands", "channel", "channels", "wavelength", "variable"),
+    *("polarization", "polarisation"),
+)
+_Y_NAMES = ("y", "lat", "latitude", "northing", "row", "rows")
+_X_NAMES = ("x", "lon", "longitude", "easting", "col", "columns")
+_GROUND = (*DEGREES, "northing", "easting")
+"""Names of dimensions whose coordinates are places even without a CRS."""
+_BASELINES = ("s2:processing_baseline", "processing:version", "processing_baseline")
+"""Names under which STAC items and their readers give the processing baseline."""
+_BASELINE = re.compile(r"\d{1,2}\.\d{1,2}", re.ASCII)
+_STANDARD = {
+    "y": ("projection_y_coordinate", "latitude", "grid_latitude", "Y"),
+    "x": ("projection_x_coordinate", "longitude", "grid_longitude", "X"),
+}
+"""Values of the CF attributes standard_name and axis."""
+
+
+def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
+    """Order the dimensions as (leading…, y, x, band), the bands as published, north up.
+
+    Raises
+    ------
+    OptionError
+        If the image has not the bands or dimensions expected, or its bands, its rows or its
+        columns run in an order that is not understood.
+    """
+    if not isinstance(images, xr.DataArray):
+        raise OptionError(
+            f"images is a {type(images).__name__}; expected an xarray.DataArray "
+            "(a Dataset of bands becomes one by .to_dataarray('band'); copcube.embed_batch takes "
+            "NumPy arrays)"
+        )
+    if images.dtype.kind not in "iuf":
+        raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
+    band, y, x = (
+        next((dim for dim in images.dims if str(dim).lower() in names), None)
+        for names in (_BAND_NAMES, _Y_NAMES, _X_NAMES)
+    )
+    if band is None and len(sensor.bands) == 1:
+        band, images = "band", images.expand_dims("band")
+    if band is None or y is None or x is None:
+        raise OptionError(
+            f"images has dimensions {images.dims}; expected a band, y and x (or lat and lon); "
+            "rename them with .rename()"
+        )
+    images = _in_published_order(images, band, sensor)
+    if images.sizes[band] != len(sensor.bands):
+        raise OptionError(
+            f"images has {images.sizes[band]} bands; expected the {len(sensor.bands)} of "
+            f"{sensor.title}, in this order: {', '.join(sensor.bands)}"
+        )
+    return _north_up(images, y, x).transpose(..., y, x, band)
+
+
+def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.DataArray:
+    """Pick the sensor's bands by their labels; without labels leave them as they are."""
+    refused: OptionError | None = None
+    for labels, kind in _labels(images, band):
+        try:
+            places = order(labels, sensor, described=kind == "description")
+        except OptionError as error:
+            refused = refused or (None if kind == "other" else error)
+            continue
+        if places is not None:
+            return images.isel({band: places})
+    published = MODALITIES.get(sensor.key)
+    if published is not None and published.bands == sensor.bands:
+        if refused is not None:
+            raise refused
+    else:
+        # The bands of another sensor may be called anything; but not red where nir is given.
+        for labels, _ in _labels(images, band):
+            refuse_contradiction(labels, sensor)
+    return images
+
+
+def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], str]]:
+    """Yield labels of the bands, the ones to prefer first, and their kind.
+
+    Kinds are "name" and "description", which must be understood, and "other".
+    """
+    own = images.coords[band].values.tolist() if band in images.coords else []
+    is_text = any(isinstance(label, str) for label in own)
+    if is_text:
+        yield own, "name"
+    # rioxarray keeps the descriptions of a file's bands here, all of them after a selection.
+    described = images.attrs.get("long_name", images.attrs.get("descriptions"))
+    if isinstance(described, str) and images.sizes[band] == 1:
+        yield [described], "description"
+    elif isinstance(described, tuple | list | np.ndarray):
+        if own and all(isinstance(n, int) and 0 < n <= len(described) for n in own):
+            described = [described[n - 1] for n in own]
+        if len(described) != images.sizes[band]:
+            raise OptionError(
+                f"images has {images.sizes[band]} bands, and its attribute long_name names "
+                f"{len(described)}: {', '.join(map(str, described))[:400]}; expected a name for "
+                f"each: give them as a coordinate, assign_coords({band}=[…])"
+            )
+        yield list(described), "description"
+    for name, coordinate in images.coords.items():
+        if coordinate.dims == (band,) and name != band and coordinate.dtype.kind in "UO":
+            yield coordinate.values.tolist(), "other"
+    if own and not is_text:
+        yield own, "name"
+
+
+def _north_up(images: xr.DataArray, y: Hashable, x: Hashable) -> xr.DataArray:
+    """Turn rows that run from south to north, and columns that run from east to west."""
+    import rioxarray  # noqa: F401  (registers .rio)
+
+    geographic = str(x).lower() in DEGREES or bool(
+        images.rio.crs is not None and images.rio.crs.is_geographic
+    )
+    for dim, axis, usual in ((y, "y", -1), (x, "x", 1)):
+        if dim not in images.coords:
+            _refuse_turned_transform(images)
+            continue
+        coordinate = images.coords[dim]
+        said = {coordinate.attrs.get("standard_name"), coordinate.attrs.get("axis")}
+        if said & set(_STANDARD["x" if axis == "y" else "y"]):
+            raise OptionError(
+                f"the coordinate {dim} of images says that it is {', '.join(filter(None, said))}; "
+                f"expected it along {axis}: rename the dimensions"
+            )
+        is_place = images.rio.crs is not None or str(dim).lower() in _GROUND
+        if not (is_place or said & set(_STANDARD[axis])) or coordinate.size < 2:
+            continue  # numbers of pixels
+        values = np.asarray(coordinate.values, np.float64)
+        steps = np.diff(np.unwrap(values, period=360) if geographic and axis == "x" else values)
+        if not ((steps > 0).all() or (steps < 0).all()):
+            raise OptionError(
+                f"the coordinate {dim} of images neither rises nor falls throughout "
+                f"({', '.join(f'{value:g}' for value in values[:3])}…); sort the image, "
+                f"images.sortby({str(dim)!r})"
+            )
+        if np.sign(steps[0]) != usual:
+            way = "south to north" if axis == "y" else "east to west"
+            log.info(f"images runs from {way} along {dim}; it is turned, to be seen north up")
+            images = images.isel({dim: slice(None, None, -1)})
+    return images
+
+
+def _refuse_turned_transform(images: xr.DataArray) -> None:
+    """Refuse an image without coordinates whose transform is not that of a north-up image."""
+    mapping = images.coords.get(images.rio.grid_mapping)
+    numbers = str(mapping.attrs.get("GeoTransform", "")).split() if mapping is not None else []
+    if len(numbers) != 6:
+        return
+    _, dx, turn, _, other_turn, dy = map(float, numbers)
+    if dx < 0 or dy > 0 or turn or other_turn:
+        raise OptionError(
+            f"images has no coordinates along y and x, and its GeoTransform {' '.join(numbers)} is "
+            "not that of a north-up image; open it with its coordinates, or warp it first"
+        )
+
+
+def check_offset(images: xr.DataArray, sensor: Modality, s2_offset: int) -> None:
+    """Refuse an offset that cannot be; log one that the image is said to have and to keep.
+
+    Raises
+    ------
+    OptionError
+        If it is no count, or not of this sensor.
+    """
+    require_offset(s2_offset)
+    if s2_offset and sensor.key != "s2_toa":
+        raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {sensor.title}")
+    if s2_offset or sensor.key != "s2_toa":
+        return
+    for name in _BASELINES:
+        known = images.coords[name].values if name in images.coords else images.attrs.get(name)
+        for text in np.unique(np.atleast_1d(np.asarray(known, str)))[::-1]:
+            if _BASELINE.fullmatch(text) and float(text) >= 4:
+                log.warning(
+                    f"images is of processing baseline {text}, since 04.00 of which counts are "
+                    "1000 higher; s2_offset=1000 subtracts them, unless that was done before"
+                )
+                return

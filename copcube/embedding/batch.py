@@ -1,0 +1,163 @@
+"""One vector an image: a NumPy batch with its metadata, embedded as a build embeds it."""
+
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from copcube.embedding.encoders import Encoder, Spec, as_encoder
+from copcube.embedding.georeference import days_since_1970, within_code
+from copcube.embedding.partition import DEM_DAYS, Crop, cropped, not_finite
+from copcube.errors import OptionError
+from copcube.images.tensor_form import has_valid_pixel, mend
+from copcube.images.units import remedy, require_offset, strange, without_offset
+from copcube.modalities import Modality
+from copcube.modalities import modality as published
+
+log = logging.getLogger("copcube")
+
+
+def embed_batch(
+    images: ArrayLike,
+    modality: str,
+    *,
+    lon: ArrayLike | None = None,
+    lat: ArrayLike | None = None,
+    date: Any = None,
+    crop: Crop = "center",
+    s2_offset: int = 0,
+    encoder: Encoder | Spec | None = None,
+    weights: str = "hub",
+    batch_size: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> NDArray[np.float32]:
+    """Embed whole images, one vector each, exactly as a build embeds them.
+
+    For scenes that are to be cut into tiles, and for other sensors, there is `copcube.embed`.
+
+    Parameters
+    ----------
+    images : array_like
+        (…, bands, rows, columns), bands in published order, any real dtype, in the units of
+        the modality; a tensor of a published shard as it is. Counts of Sentinel-2 in int16
+        are taken for uint16 that wrapped, and bands Oa01 and Oa10 of Sentinel-3 may come 1e9
+        too large, as in the published files.
+    modality : str
+        Key of the modality of all images: ``"s2_toa"``, ``"s1_grd"``…
+    lon, lat : array_like, optional
+        Degrees of the images' centres, for all or for each of them: they broadcast to the
+        leading axes of `images`. NaN or None is unknown.
+    date : optional
+        Date of all images, or of each of them: dates of any kind, see `copcube.dates.day`.
+        None and NaT are unknown; the DEM has 2015-01-01 by default, as in pretraining.
+    crop : {"center", "full"}
+        The pretraining size from the middle of larger images (default), or everything.
+    s2_offset : int
+        Counts to subtract from Sentinel-2, 1000 since processing baseline 04.00.
+    encoder : Encoder or copcube.EncoderSpec, optional
+        The encoder, or what to load; then `weights`, `device` and `dtype` do not matter.
+    weights : str
+        What to load: ``"hub"``, a file, ``"untrained:SEED"``.
+    batch_size : int, optional
+        Images to embed at once. Default: the encoder decides, as for a build.
+    device, dtype : str
+        Where and in what precision to run; see `copcube.encoder.EncoderSpec`. Give
+        ``dtype="float32"`` to compare vectors with published ones.
+
+    Returns
+    -------
+    numpy.ndarray
+        (…, dim) float32; NaN for images without a valid pixel, and, logged, for those whose
+        vectors are not finite.
+
+    Raises
+    ------
+    OptionError
+        If the images have not the bands of the modality or are no squares, or metadata or
+        options do not fit them.
+
+    Examples
+    --------
+    >>> import copcube                                                  # doctest: +SKIP
+    >>> vectors = copcube.embed_batch(                                  # doctest: +SKIP
+    ...     images, "s2_toa", lon=[11.6, -70.1], lat=48.1, date=["2021-06-01", "2021-07-11"]
+    ... )
+    """
+    if encoder is None:
+        from copcube.encoder import EncoderSpec
+
+        encoder = EncoderSpec(weights=weights, device=device, dtype=dtype)
+    model, kind = as_encoder(encoder), published(modality)
+    require_offset(s2_offset)
+    if s2_offset and kind.key != "s2_toa":
+        raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {kind.title}")
+    pixels = _checked(np.asarray(images), kind, crop)
+    leading = pixels.shape[:-3]
+    rows = _metadata(leading, kind, lon, lat, date).reshape(-1, 4)
+    flat = pixels.reshape(-1, *pixels.shape[-3:])
+    valid = [number for number, image in enumerate(flat) if has_valid_pixel(image, kind)]
+    vectors = np.full((len(flat), model.dim), np.nan, dtype=np.float32)
+    step = batch_size or model.batch_size(kind.key, pixels.shape[-1])
+    told = False
+    for start in range(0, len(valid), step):
+        some = valid[start : start + step]
+        mended = [without_offset(mend(flat[i], kind)[0], s2_offset) for i in some]
+        found = model(kind.key, mended, rows[some])
+        for number, image, vector in zip(some, mended, found, strict=True):
+            if not told and (what := strange(image, kind)):
+                told = True
+                log.warning("image %d has %s; %s", number, what, remedy(kind))
+            if np.isfinite(vector).all():
+                vectors[number] = vector
+            else:
+                log.warning("image %d is left out: %s", number, not_finite(image))
+    return vectors.reshape(*leading, model.dim)
+
+
+def _checked(images: NDArray[Any], kind: Modality, crop: Crop) -> NDArray[Any]:
+    """Cut the images, and refuse what are none of the modality."""
+    bands = len(kind.bands)
+    if images.dtype.kind not in "iuf":
+        raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
+    if crop not in ("center", "full"):
+        raise OptionError(f"crop is {crop!r}; expected 'center' or 'full'")
+    if images.ndim < 3 or images.shape[-3] != bands:
+        raise OptionError(
+            f"images has shape {images.shape}; expected (…, {bands}, rows, columns), bands of "
+            f"{kind.title} in this order: {', '.join(kind.bands)}"
+        )
+    pixels = cropped(images, kind, crop)
+    rows, columns = pixels.shape[-2:]
+    if rows != columns or rows < kind.kernel:
+        raise OptionError(
+            f"images have {rows} × {columns} pixels; expected squares of {kind.kernel} at least, "
+            f"as in pretraining, which had {kind.input_size}; copcube.embed cuts larger scenes "
+            "into tiles"
+        )
+    return pixels
+
+
+def _metadata(
+    leading: tuple[int, ...], kind: Modality, lon: Any, lat: Any, date: Any
+) -> NDArray[np.float64]:
+    """Longitude, latitude, days since 1970-01-01 and token area, (…, 4), NaN where unknown."""
+    default = DEM_DAYS if kind.key == "dem" else np.nan
+    days = default if date is None else days_since_1970(np.asarray(date), "date")
+    given = {"lon": lon, "lat": lat, "date": days}
+    metadata = np.full((*leading, 4), np.nan)
+    for axis, (name, values) in enumerate(given.items()):
+        try:
+            metadata[..., axis] = np.asarray(values, dtype=np.float64)  # None becomes NaN
+        except (TypeError, ValueError) as error:
+            raise OptionError(
+                f"{name} cannot be given to images of shape {leading}: {error}; expected a "
+                "number for each, or one for all"
+            ) from error
+        unknown = int(np.isnan(metadata[..., axis]).sum())
+        if unknown:
+            log.warning("%d images are embedded without %s=", unknown, name)
+    metadata[..., 0], metadata[..., 1] = within_code(metadata[..., 0], metadata[..., 1])
+    metadata[..., 3] = kind.token_area
+    return metadata

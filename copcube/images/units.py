@@ -1,0 +1,95 @@
+"""Whether pixels are in the units that the encoder was trained with.
+
+Units cannot be read off numbers, but the usual mistakes are far outside: linear power where
+decibels are expected, reflectances of 0 to 1 where counts are, -9999 that nobody declared.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import OptionError
+from copcube.modalities import Modality
+
+_SAMPLES = 8
+"""Pixels a side that are looked at in every band."""
+_IMPOSSIBLE = (-9000.0, 1e6)
+"""What lies beyond is in no unit of any modality, but is how files mark what is missing."""
+
+
+def strange(pixels: NDArray[Any], modality: Modality) -> str | None:
+    """Say what of an image's values lies far outside of its modality's.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (bands, rows, columns); NaN, infinities and, where the modality says so, 0 are no data.
+    modality : Modality
+        Says its units, and in which range the median of an image lies.
+
+    Returns
+    -------
+    str or None
+        Such as "a median of 0.04"; None if nothing is strange. Some pixels are looked at.
+    """
+    rows, columns = (max(1, length // _SAMPLES) for length in pixels.shape[1:])
+    some = pixels[:, rows // 2 :: rows, columns // 2 :: columns]
+    some = some[np.isfinite(some)]
+    if modality.zero_is_missing:
+        some = some[some != 0]
+    if not some.size:
+        return None
+    for extreme in (some.min(), some.max()):
+        if not _IMPOSSIBLE[0] < extreme < _IMPOSSIBLE[1]:
+            return f"pixels of {extreme:.7g}"
+    low, high = modality.typical
+    median = float(np.median(some))
+    return None if low < median < high else f"a median of {median:.3g}"
+
+
+def remedy(modality: Modality) -> str:
+    """Say what an image should be like, and what to do if it is not."""
+    low, high = modality.typical
+    return (
+        f"{modality.title} is expected in {modality.units}, with a median between {low:g} and "
+        f"{high:g}: {modality.remedy}, and declare as nodata what marks missing pixels"
+    )
+
+
+def require_offset(offset: int) -> None:
+    """Check what is to be subtracted from counts.
+
+    Raises
+    ------
+    OptionError
+        If it is no whole number from 0 to 10,000.
+    """
+    if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset <= 10_000:
+        raise OptionError(
+            f"s2_offset is {offset!r}; expected counts to subtract, 1000 for Sentinel-2 of "
+            "processing baseline 04.00 or later"
+        )
+
+
+def without_offset(pixels: NDArray[Any], offset: int) -> NDArray[Any]:
+    """Subtract from Sentinel-2 counts what they have been higher by since baseline 04.00.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (bands, rows, columns), 0 or NaN where there is no data.
+    offset : int
+        Counts to subtract, 1000 since then; 0 for none.
+
+    Returns
+    -------
+    numpy.ndarray
+        In the dtype of `pixels`. Zeros stay zeros, and no other count becomes one, since 0
+        means no data.
+    """
+    if not offset:
+        return pixels
+    # Not np.maximum(pixels - offset, 1): unsigned counts below the offset would wrap.
+    lowered = np.where(pixels > offset, pixels - pixels.dtype.type(offset), pixels.dtype.type(1))
+    return np.where(pixels > 0, lowered, pixels)
