@@ -88,7 +88,7 @@ def test_a_cube_comes_back_in_every_bit(world, tmp_path, suffix):
         assert same(again.embedding, world.embedding)
         for name in ("lat", "lon", "dim", "lat_bnds", "lon_bnds", "crs"):
             assert again[name].identical(world[name].load())
-        for name in ("encoder", "history", "geoemb:model", "encoder_trained"):
+        for name in ("encoder", "history", "references", "encoder_trained"):
             assert again.attrs[name] == world.attrs[name]
         if suffix != "nc":
             assert "copcube_schema" not in again.attrs
@@ -205,14 +205,15 @@ def test_the_averages_are_the_published_ones(world, tmp_path):
 
 
 def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
-    export(world, tmp_path / "a.nc")
+    structure = {"side": [1, 1]}
+    export(world.assign_attrs(structure=structure), tmp_path / "a.nc")
     with xr.open_dataset(tmp_path / "a.nc", engine="netcdf4") as again:
         assert set(again.variables) == set(world.variables)
         for name in world.variables:
             assert same(again[name], world[name]), name
         assert again.embedding.attrs == world.embedding.attrs
         assert set(world.coords) == set(again.coords)
-        assert json.loads(again.attrs["geoemb:chip_layout"]) == world.attrs["geoemb:chip_layout"]
+        assert json.loads(again.attrs["structure"]) == structure
 
 
 def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):

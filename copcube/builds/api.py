@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.aggregate import Aggregation, Balance, By
+from copcube.arguments import whole_number
 from copcube.builds.dask import Workers, executor
 from copcube.builds.executors import Executor
 from copcube.builds.folder import BuildFolder, Receipt
@@ -85,12 +86,12 @@ def build(
     source: str | Path,
     out: str | Path,
     *,
-    modalities: Iterable[str] | None = None,
+    modalities: Iterable[str] | str | None = None,
     dates: Any = None,
     crop: Crop = "center",
     balance: Balance = "modality",
     by: By | None = None,
-    encoder: Encoder | Spec | None = None,
+    encoder: Encoder | Spec | str | Path | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
     strict: bool = False,
@@ -98,7 +99,7 @@ def build(
     overwrite: bool = False,
     workers: Workers | None = None,
     client: "Client | None" = None,
-    partitions: str | None = None,
+    partitions: str | int | None = None,
     retry_quarantined: bool = False,
 ) -> Report:
     """Build a cube from images; go on where an earlier run stopped.
@@ -111,7 +112,7 @@ def build(
     out : str or Path
         The cube, such as ``world.zarr`` or ``s3://bucket/world.zarr``. Work goes on in
         ``world.build`` beside it, where the rows stay.
-    modalities : iterable of str, optional
+    modalities : iterable of str, or str, optional
         Keys to take; all by default.
     dates : optional
         Dates to take, inclusive: such as ``2021``, ``2021-03..2021-08-15``, or what else
@@ -122,9 +123,9 @@ def build(
         Mean of the modalities' means, or of all images alike.
     by : {"modality", "month", "season", "year"}, optional
         Add a leading dimension.
-    encoder : Encoder or Spec, optional
-        What embeds the images, or an `EncoderSpec` of it; by default Copernicus-FM with the
-        published weights.
+    encoder : Encoder, Spec, str or Path, optional
+        What embeds the images, or an `EncoderSpec` of it, or what names the weights of one; by
+        default Copernicus-FM with the published weights.
     batch_size : int, optional
         Images a batch; by default chosen by modality and device.
     threads : int, optional
@@ -144,8 +145,8 @@ def build(
     client : distributed.Client, optional
         Of a dask cluster whose workers see `source` and `out` under the same names. Workers
         with a GPU should offer the resource ``GPU``, one a process.
-    partitions : str, optional
-        Which partitions to embed, such as ``0-99``, by their numbers in the plan (shards
+    partitions : str or int, optional
+        Which partitions to embed, such as ``0-99`` or 7, by their numbers in the plan (shards
         are sorted by name). Nothing is assembled then, and any number of such runs
         may work on the same build at once.
     retry_quarantined : bool
@@ -299,7 +300,7 @@ def aggregate(
     rows: str | Path,
     out: str | Path,
     *,
-    modalities: Iterable[str] | None = None,
+    modalities: Iterable[str] | str | None = None,
     dates: Any = None,
     balance: Balance = "modality",
     by: By | None = None,
@@ -443,7 +444,7 @@ def _require_apart(folder: BuildFolder, source: str | Path, overwrite: bool) -> 
     folder.require_own()
 
 
-def _chosen(partitions: str | None, number: int) -> range:
+def _chosen(partitions: str | int | None, number: int) -> range:
     """Return the numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
 
     Raises
@@ -453,6 +454,8 @@ def _chosen(partitions: str | None, number: int) -> range:
     """
     if partitions is None:
         return range(number)
+    if not isinstance(partitions, str):
+        partitions = str(whole_number(partitions, "partitions", 0))
     first, dash, last = partitions.partition("-")
     if not first.isdecimal() or not (last.isdecimal() or not dash):
         raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")

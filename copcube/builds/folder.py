@@ -31,10 +31,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from copcube import progress
 from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
 from copcube.cube import foreign, read_attributes
-from copcube.errors import BuildError
+from copcube.errors import BuildError, CopcubeError
+from copcube.files.contents import HEAD, other_than
 from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
 from copcube.files.lock import BEAT, DEAD, Lock
 from copcube.files.objects import ObjectFolder, is_remote, listing
@@ -83,13 +86,16 @@ class BuildFolder:
             If the file is there and is no plan.
         """
         try:
-            return Plan(**json.loads(self.files.read("plan.json")))
-        except FileNotFoundError:
+            data = self.files.read("plan.json")
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError) as error:
+        try:
+            return Plan.of(json.loads(data))
+        except (ValueError, TypeError, RecursionError) as error:
+            other = other_than(("json",), data[:HEAD]) or f"something else ({error})"
             raise BuildError(
-                f"{self.path}/plan.json: expected the plan of a build, found something else "
-                f"({error}); --overwrite starts anew"
+                f"{self.path}/plan.json: expected the plan of a build, found {other}; "
+                "--overwrite starts anew"
             ) from error
 
     def write_plan(self, plan: Plan) -> None:
@@ -113,12 +119,22 @@ class BuildFolder:
             return read_partitions(self.files.open("partitions.parquet"))
         except FileNotFoundError:
             return []
+        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+            if isinstance(error, CopcubeError):
+                raise
+            raise BuildError(
+                f"{self.path}/partitions.parquet: damaged ({error}); the same `copcube build` "
+                "writes it anew"
+            ) from error
 
     def write_partitions(self, partitions: Sequence[Partition], digest: str) -> None:
         """Write the list of partitions, unless the one of this digest is there."""
         try:
             there = read_digest(self.files.open("partitions.parquet"))
-        except FileNotFoundError:
+            # A damaged list is written again: its digest may be whole where its pages are not.
+            if there == digest:
+                self.partitions()
+        except (FileNotFoundError, pa.ArrowException, BuildError):
             there = ""
         if there != digest:
             self.files.write("partitions.parquet", encode_partitions(partitions, digest))
@@ -386,8 +402,7 @@ class BuildFolder:
         """Receipt of a unit if it is readable and of this work; its files are not looked at."""
         try:
             receipt = self.read_receipt(stage, name)
-            whole = all(len(known) == 2 for known in receipt["files"].values())
-            return receipt if whole and receipt["work"] == work else None
+            return receipt if is_whole(receipt, stage) and receipt["work"] == work else None
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -443,6 +458,28 @@ class BuildFolder:
         }
         self.files.write(f"receipts/{stage}/{name}.json", to_json(receipt))
         return receipt
+
+
+def is_whole(receipt: Any, stage: str) -> bool:
+    """Whether something read from a file has the form of a receipt of a stage.
+
+    Raises
+    ------
+    AttributeError, KeyError, TypeError
+        Perhaps, if it has not.
+    """
+    if not all(len(known) == 2 for known in receipt["files"].values()):
+        return False
+    if not isinstance(receipt.get("stamps", {}), dict):
+        return False
+    if stage != "embed":
+        return True
+    figures = [*receipt["images"].values(), *(item["images"] for item in receipt["rejected"])]
+    whole = all(type(figure) is int for figure in figures)
+    kinds = all(isinstance(item["kind"], str) for item in receipt["rejected"])
+    times = [*receipt["seconds"].values(), receipt.get("finished", 0.0)]
+    numbers = all(isinstance(time, int | float) for time in times)
+    return whole and kinds and numbers and "embedding" in receipt["seconds"]
 
 
 def to_json(value: Any) -> bytes:

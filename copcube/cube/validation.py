@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
-from copcube.cube.store import array, chunk_name, is_stored, leading, open_group
+from copcube.cube.store import array, chunk_name, is_stored, leading, open_group, parsing
 from copcube.errors import CopcubeError
 from copcube.files.damage import UNDECODABLE, reason
 
@@ -112,13 +112,14 @@ def _examine(path: str | Path) -> _Examined:
     CopcubeError
         If it is none.
     """
-    group = open_group(path)
-    by, groups = _leading(group)
-    dim, counted = array(group, "embedding").shape[-1], group.attrs.get("n_images_known", 1)
-    expected = schema.variables(dim, by, groups, counted=bool(counted))
-    examined = _Examined("copcube_plan" in group.attrs)
-    # What has another structure cannot be compared value by value, so that this comes first.
-    examined.structure += [*_attributes(group), *_structure(group, expected)]
+    with parsing(path):
+        group = open_group(path)
+        by, groups = _leading(group)
+        dim, counted = array(group, "embedding").shape[-1], group.attrs.get("n_images_known", 1)
+        expected = schema.variables(dim, by, groups, counted=bool(counted))
+        examined = _Examined("copcube_plan" in group.attrs)
+        # What has another structure cannot be compared value by value, so that this comes first.
+        examined.structure += [*_attributes(group), *_structure(group, expected)]
     if examined.structure:
         return examined
     chunks = _Chunks(by, groups, examined.damaged)
@@ -154,12 +155,25 @@ def _leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
 
 
 def _attributes(group: "zarr.Group") -> Iterator[str]:
-    dim = array(group, "embedding").shape[-1]
-    for name, value in schema.group_attributes(dim, {}).items():
+    for name, value in schema.group_attributes({}).items():
         if name not in group.attrs:
             yield f"attribute {name} is missing; expected such as {value!r}"
-    if group.attrs.get("geoemb:dimensions", dim) != dim:
-        yield f"geoemb:dimensions is {group.attrs['geoemb:dimensions']}; vectors have {dim} values"
+    # Cubes of the first release have the attributes of the conventions at the root.
+    earlier = "zarr_conventions" in group.attrs
+    found = dict(group.attrs if earlier else _conventions(group))
+    for name, value in schema.conventions(array(group, "embedding").shape[-1]).items():
+        if earlier and (name == "zarr_conventions" or not name.startswith("geoemb:")):
+            continue
+        if name not in found:
+            yield f"attribute {name} is missing; expected {value!r}"
+        elif name == "geoemb:dimensions" and found[name] != value:
+            yield f"{name} is {found[name]!r}; vectors have {value} values"
+
+
+def _conventions(group: "zarr.Group") -> Mapping[str, Any]:
+    """Attributes of the group of the conventions; none if it is not there."""
+    found: Any = group.get(schema.CONVENTIONS)
+    return {} if found is None else found.attrs
 
 
 def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Iterator[str]:
@@ -171,7 +185,13 @@ def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Ite
         facts = {
             "dimensions": (found.metadata.dimension_names or (), variable.dims),
             "shape": (found.shape, variable.shape),
-            "chunks": (found.chunks, variable.chunks),
+            "chunks": (
+                found.chunks,
+                # Cubes of the first release have others, and are whole all the same.
+                found.chunks
+                if found.chunks == schema.earlier_chunks(variable)
+                else variable.chunks,
+            ),
             "data type": (found.dtype.name, variable.dtype),
             "fill value": (
                 # As text, since NaN is not equal to itself.

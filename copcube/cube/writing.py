@@ -11,6 +11,7 @@ an interrupted write left is ever decoded.
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,8 +93,9 @@ def create(
         group = zarr.create_group(
             MemoryStore(memory),
             zarr_format=3,
-            attributes=schema.group_attributes(dim, known | dict(attrs or {})),
+            attributes=schema.group_attributes(known | dict(attrs or {})),
         )
+        group.create_group(schema.CONVENTIONS, attributes=schema.conventions(dim))
         for v in parts.values():
             created = group.create_array(
                 v.name,
@@ -271,7 +273,9 @@ def _encode_fields(
         if name in arrays:
             array = arrays[name]
             array[(*at, ..., rows, slice(None))] = field
-            yield chunk_name(array, (*at, *(0,) * (array.ndim - len(at) - 2), band, 0))
+            # Cubes that an earlier release began have one chunk all around the globe.
+            for column in range(math.ceil(grid.N_LON / array.chunks[-1])):
+                yield chunk_name(array, (*at, *(0,) * (array.ndim - len(at) - 2), band, column))
 
 
 def _fields(

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from copcube.arguments import one_path
 from copcube.cube.store import compressors
+from copcube.cube.view import require_dataset
 from copcube.errors import OptionError, StorageError
 from copcube.files.atomic import atomic_folder
 from copcube.files.damage import naming_damage
@@ -56,7 +58,7 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     CopcubeError
         As the function that writes the form.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = Path(one_path(path, "output")).suffix.lower()
     if suffix not in WRITERS:
         raise OptionError(
             f"{path}: expected a name ending in {', '.join(WRITERS)}"
@@ -91,6 +93,7 @@ def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> N
     StorageError
         If something is there already, or it cannot be written.
     """
+    require_dataset(ds, "what is to be written")
     target = require_free(path, overwrite, ds)
     if target.is_file():
         raise StorageError(f"{path} is a file, no Zarr store to be replaced; choose another name")

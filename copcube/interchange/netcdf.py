@@ -19,6 +19,7 @@ from copcube import grid
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
 from copcube.files.atomic import atomic_path
+from copcube.files.contents import refuse_other
 from copcube.files.damage import naming_damage
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
 from copcube.interchange.replacing import require_free
@@ -129,9 +130,10 @@ def open_netcdf(path: str) -> "xr.Dataset":
 
     if not os.path.isfile(path):
         raise CubeError(f"{path}: no such file; expected netCDF of a cube or a reduction")
+    refuse_other(path, ("hdf5", "netcdf"), "netCDF of a cube or a reduction", CubeError)
     try:
         ds = xr.open_dataset(path, engine="netcdf4")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CubeError(f"{path}: not a readable netCDF file ({error}); get it anew") from error
     view = CubeView.of(ds)
     field, name = view.field, view.name

@@ -3,18 +3,15 @@
 import os
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from copcube import grid
+from copcube.arguments import one_path
 from copcube.cube.replacing import foreign, overlap, says_copcube, unusual
 from copcube.errors import StorageError
 from copcube.files.zip_directory import open_directory
 from copcube.interchange.metadata import KEY
-
-if TYPE_CHECKING:
-    pass
 
 _SIGNATURES = {
     b"PK\x03\x04": "zip",
@@ -44,7 +41,7 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
     StorageError
         If something is there already that must stay, or is an input; if the folder is missing.
     """
-    out = Path(path)
+    out = Path(one_path(path, "output"))
     if os.path.lexists(out):
         _require_replaceable(out, path, overwrite)
     for source in (place for item in inputs for place in _places(item)):
@@ -59,7 +56,7 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
 
 def _require_replaceable(out: Path, path: str | Path, overwrite: bool) -> None:
     if not overwrite:
-        if out.is_dir() and not (out / "zarr.json").is_file():
+        if out.is_dir() and not any((out / name).is_file() for name in ("zarr.json", ".zgroup")):
             raise StorageError(f"{path} is a folder; choose another name, or name a file in it")
         raise StorageError(
             f"{path} exists already; choose another name, or replace it with overwrite=True "

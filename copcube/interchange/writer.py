@@ -23,6 +23,7 @@ from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import ORDERS, MapMetadata
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
 from copcube.interchange.replacing import require_free
+from copcube.pca.basis import require_one_basis
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -125,8 +126,8 @@ def writing_map(
     Raises
     ------
     CubeError
-        If the dataset is no cube or reduction, has a leading dimension, or no vector to know
-        the range of int8 by.
+        If the dataset is no cube or reduction, has a leading dimension, several bases, or no
+        vector to know the range of int8 by.
     GridError
         If it does not lie on the lattice, or has cells twice.
     OptionError
@@ -144,6 +145,7 @@ def writing_map(
             f"this form holds one vector a cell, the cube has {view.field.sizes[lead]} along "
             f"{lead}; choose one, such as with .isel({lead}=0), or write netCDF or Zarr"
         )
+    require_one_basis(ds)
     require_dtype(dtype, dtypes, form)
     with atomic_path(out) as temporary:
         yield MapWriter(view, order, dtype, temporary)
