@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
     from copcube.cube.compare import Comparison
     from copcube.interchange import Exported
@@ -67,8 +68,8 @@ class Copembed:
 
         return CubeView.of(self._ds).filled()
 
-    def at(self, lat: float, lon: float) -> xr.Dataset:
-        """Select the cell that holds a point; `copcube.cube.view.CubeView.at`."""
+    def at(self, lat: "ArrayLike | xr.DataArray", lon: "ArrayLike | xr.DataArray") -> xr.Dataset:
+        """Select the cells that hold points; `copcube.cube.view.CubeView.at`."""
         from copcube.cube.view import CubeView
 
         return CubeView.of(self._ds).at(lat, lon)

@@ -9,7 +9,8 @@ values, further columns.
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import one_path
 from copcube.dates import is_missing, yyyymmdd
-from copcube.errors import GridError, OptionError, RowsError, StorageError
+from copcube.errors import CopcubeError, GridError, OptionError, RowsError, StorageError
+from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.modalities import MODALITIES, ORDER
 
@@ -166,8 +169,9 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     StorageError
         If an object store cannot be reached, denies access or cannot be listed.
     """
+    path = one_path(path, "rows", "; a folder or a glob names several files")
     if is_remote(path):
-        return _addresses(str(path).rstrip("/"))
+        return _addresses(path.rstrip("/"))
     local = Path(path)
     if local.is_file():
         return [local]
@@ -259,7 +263,7 @@ def read_provenance(path: str | Path) -> dict[str, str]:
     RowsError
         If the file is missing or is not parquet.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         metadata = file.schema_arrow.metadata or {}
     found = {key.decode(): value.decode() for key, value in metadata.items()}
     return {
@@ -304,7 +308,7 @@ def read_rows(
         a cell whose id contradicts its coordinates, or holds a vector that is missing, of
         another length than the others or not finite.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
         table = file.read_row_groups(groups, columns=list(COLUMNS[:-1]))
@@ -348,7 +352,7 @@ def embedding_length(path: str | Path) -> int:
     RowsError
         As `read_rows`.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         kind = file.schema_arrow.field("embedding").type
         if hasattr(kind, "list_size"):
@@ -393,14 +397,38 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
             return pq.ParquetFile(open_file(str(path)), pre_buffer=False, buffer_size=8 << 20)
         if not os.path.isfile(path):
             raise FileNotFoundError
+        refuse_other(path, ("parquet",), "a parquet file", RowsError)
         return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except FileNotFoundError as error:
         raise RowsError(f"{path}: no such file") from error
     # It is an OSError too, and says more than the message below would.
     except StorageError:
         raise
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error
+
+
+@contextmanager
+def reading_parquet(path: str | Path) -> Iterator["pq.ParquetFile"]:
+    """Open a parquet file while the body reads it; errors name it, as those of `open_parquet`.
+
+    Raises
+    ------
+    RowsError
+        If it is no parquet file, or what the body reads of it is damaged.
+    StorageError
+        As `open_parquet`.
+    """
+    import pyarrow as pa
+
+    with open_parquet(path) as file:
+        try:
+            yield file
+        except CopcubeError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            words = " ".join(str(error).split())[:300]
+            raise RowsError(f"{path}: damaged ({words}); get it anew") from error
 
 
 def _check_schema(schema: "pa.Schema", path: str | Path) -> None:

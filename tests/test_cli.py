@@ -89,6 +89,36 @@ def test_sample_build_info_validate(images, stubbed, tmp_path, capsys):
     assert "a valid embedding cube" in capsys.readouterr().out
 
 
+def test_info_shows_reductions_in_every_form(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    cube = xr.Dataset(
+        {"embedding": (("lat", "lon", "dim"), rng.normal(size=(40, 40, 6)).astype("f4"))},
+        {"lat": np.arange(50, 40, -0.25), "lon": np.arange(0, 10, 0.25)},
+        attrs={"encoder": "stub", "encoder_trained": 0, "source": "images of ours"},
+    )
+    fields = cube.copembed.reduce(k=2, whiten=True)
+    fields.to_zarr(tmp_path / "fields.zarr", consolidated=False)
+    fields.copembed.to_npz(tmp_path / "fields.npz")
+    fields.copembed.to_netcdf(tmp_path / "fields.nc")
+    shares = ", ".join(f"{share:.2%}" for share in fields.explained_variance_ratio.values)
+    for name in ("fields.zarr", "fields.npz", "fields.nc"):
+        capsys.readouterr()
+        assert main(["info", str(tmp_path / name)]) == 0
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        for words in (
+            "2, which explain",
+            f"explained variance {shares}",
+            "axes of vectors of length 6, fitted to 1,600 cells, weighted by area, whitened",
+            "cells 1,600, 0.",
+            "encoder trained NO: the numbers mean nothing",
+            "source images of ours",
+        ):
+            assert words in shown
+    cube.to_zarr(tmp_path / "part.zarr", consolidated=False)
+    assert main(["info", str(tmp_path / "part.zarr")]) == 0
+    assert "40 × 40 × 6 (lat, lon, dim)" in capsys.readouterr().out
+
+
 def test_a_sample_of_some_modalities(tmp_path, capsys):
     out = tmp_path / "images"
     assert main(["sample", str(out), "--cells", "1", "--modalities", "s5p_co,dem"]) == 0

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from builds_helpers import contents
 from stub import StubEncoder
 
@@ -178,7 +177,8 @@ def test_resuming_10000_partitions_reads_no_row(tmp_path, monkeypatch, opened, c
     monkeypatch.setattr(api, "open_source", lambda path: source)
     out, encoder = tmp_path / "world.zarr", StubEncoder()
     plan, rows = fake_build(BuildFolder(out), source)
-    zarr.create_group(out, attributes={"copcube_plan": plan.id, "copcube_rows": rows})
+    cube.create(out, dim=4, attrs={"copcube_plan": plan.id, "copcube_rows": rows})
+    cube.finish(out)
     opened.clear()
     begin = time.perf_counter()
     report = build("fake", out, encoder=encoder, modalities=["s5p_co"])

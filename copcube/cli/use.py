@@ -3,10 +3,11 @@
 import argparse
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copcube.cli.common import Arguments, Commands, command, overwrite, show
+from copcube.cli.common import Arguments, Commands, command, overwrite, show, table
 from copcube.errors import CubeError, OptionError
 
 if TYPE_CHECKING:
@@ -30,8 +31,14 @@ def add(commands: Commands) -> None:
 
 
 def _add_info(commands: Commands) -> None:
-    info = command(commands, "info", _info, "show what a cube holds", "copcube info world.zarr")
-    info.add_argument("cube", metavar="CUBE.zarr")
+    info = command(
+        commands,
+        "info",
+        _info,
+        "show what a cube or a reduction holds",
+        "copcube info world.zarr\n  copcube info fields.zarr",
+    )
+    info.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
 
 
 def _add_validate(commands: Commands) -> None:
@@ -49,7 +56,7 @@ def _add_reduce(commands: Commands) -> None:
     reduce = command(
         commands,
         "reduce",
-        _reduce,
+        _naming(_reduce, "cube", "basis", "given"),
         "reduce a cube to its principal components",
         "copcube reduce world.zarr fields.zarr --k 16\n"
         "  copcube reduce embed_map_310k.npz fields.nc --k 0.95\n"
@@ -94,7 +101,7 @@ def _add_explain(commands: Commands) -> None:
     explain = command(
         commands,
         "explain",
-        _explain,
+        _naming(_explain, "cube", "given"),
         "measure what static fields and components say of each other",
         "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor",
         details="Prints R² of linear regressions over all cells, and over cells of 10° squares\n"
@@ -115,7 +122,7 @@ def _add_merge(commands: Commands) -> None:
     merge = command(
         commands,
         "merge",
-        _merge,
+        _naming(_merge, "fields", "era5"),
         "put a cube or a reduction beside ERA5 fields, on their grid",
         "copcube merge fields.zarr era5_static.nc both.nc",
     )
@@ -149,7 +156,7 @@ def _add_export(commands: Commands) -> None:
     export = command(
         commands,
         "export",
-        _export,
+        _naming(_export, "cube"),
         "write a cube or a reduction in a published form",
         "copcube export fields.zarr fields.npz\n"
         "  copcube export world.zarr world.tif --order era5 --dtype int8\n"
@@ -186,7 +193,7 @@ def _add_convert(commands: Commands) -> None:
     convert = command(
         commands,
         "convert",
-        _convert,
+        _naming(_convert, "map"),
         "turn a published map into a Zarr cube",
         "copcube convert embed_map_310k.npz world.zarr",
         details="For the published embeddings of images (full_chunks) see copcube aggregate.",
@@ -200,7 +207,7 @@ def _add_compare(commands: Commands) -> None:
     compare = command(
         commands,
         "compare",
-        _compare,
+        _naming(_compare, "a", "b", "rows"),
         "measure how far two cubes agree",
         "copcube compare world.zarr embed_map_310k.npz\n"
         "  copcube compare --rows world.build/rows world.zarr",
@@ -211,8 +218,38 @@ def _add_compare(commands: Commands) -> None:
     compare.add_argument("--rows", metavar="ROWS", help="embeddings of images that A may average")
 
 
+def _naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Arguments], None]:
+    """Have a command name its inputs if numbers of them, read when they are needed, are damaged.
+
+    Parameters
+    ----------
+    run : callable
+        The command.
+    inputs : str
+        Arguments that may hold paths of its inputs.
+    """
+
+    def named(arguments: Arguments) -> None:
+        from copcube.cube.store import reading
+
+        paths = (getattr(arguments, name) for name in inputs)
+        with reading(*(path for path in paths if path is not None)):
+            run(arguments)
+
+    return named
+
+
 def _info(arguments: Arguments) -> None:
-    show(arguments.cube)
+    from copcube.cube.card import card
+    from copcube.cube.store import read_attributes
+    from copcube.cube.summary import reduction_lines
+
+    path: str = arguments.cube
+    if "copcube_schema" in read_attributes(path):
+        show(path)
+        return
+    ds = _open(path)
+    table(path, reduction_lines(ds, path) if "pc" in ds else card(ds).lines)
 
 
 def _validate(arguments: Arguments) -> int:
@@ -306,7 +343,9 @@ def _merge(arguments: Arguments) -> None:
 
 def _export(arguments: Arguments) -> None:
     from copcube.interchange import export
+    from copcube.interchange.replacing import require_free
 
+    require_free(arguments.out, arguments.overwrite, *_inputs(arguments))
     options = _chosen(arguments, "order", "dtype", "layout", "rows", "compress", "compat")
     print(export(_open(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
 
@@ -360,11 +399,12 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
     """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
     import xarray as xr
 
+    from copcube.cube.store import parsing
     from copcube.cube.view import CubeView
 
     if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
         return None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), parsing(path):
         warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
         ds: xr.Dataset = xr.open_zarr(path)
     try:
@@ -376,7 +416,7 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
 
 def _require_free(arguments: Arguments) -> None:
     """Check that the output can be written, before any work."""
-    from copcube.interchange.writer import require_free
+    from copcube.interchange.replacing import require_free
 
     if Path(arguments.out).suffix not in (".zarr", ".nc"):
         raise OptionError(
@@ -384,7 +424,13 @@ def _require_free(arguments: Arguments) -> None:
         )
     if arguments.zarr_format and Path(arguments.out).suffix != ".zarr":
         raise OptionError(f"--zarr-format is an option of .zarr; {arguments.out} is none")
-    require_free(arguments.out, arguments.overwrite)
+    require_free(arguments.out, arguments.overwrite, *_inputs(arguments))
+
+
+def _inputs(arguments: Arguments) -> list[str]:
+    """Paths that a command reads."""
+    names = ("cube", "basis", "fields", "era5", "given")
+    return [path for name in names if (path := getattr(arguments, name, None)) is not None]
 
 
 def _save(ds: "xr.Dataset", arguments: Arguments) -> None:

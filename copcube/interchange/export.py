@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from copcube.errors import OptionError
+from copcube.arguments import one_path
+from copcube.cube.store import compressors
+from copcube.cube.view import require_dataset
+from copcube.errors import OptionError, WriteError
 from copcube.files.atomic import atomic_folder
+from copcube.files.damage import naming_damage
 from copcube.interchange.conventions import conforming, laid_out
 from copcube.interchange.geotiff import to_geotiff
 from copcube.interchange.netcdf import to_netcdf
@@ -15,8 +19,8 @@ from copcube.interchange.npy import to_npy
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
+from copcube.interchange.replacing import require_free
 from copcube.interchange.torch import to_pt
-from copcube.interchange.writer import require_free
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,7 +61,7 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     CopcubeError
         As the function that writes the form.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = Path(one_path(path, "output")).suffix.lower()
     if suffix not in WRITERS:
         raise OptionError(
             f"{path}: expected a name ending in {', '.join(WRITERS)}"
@@ -74,6 +78,7 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     return writer(ds, path, **options)
 
 
+@naming_damage()
 def to_zarr(
     ds: "xr.Dataset",
     path: str | Path,
@@ -104,11 +109,18 @@ def to_zarr(
     WriteError
         If something is there already, or it cannot be written.
     """
+    require_dataset(ds, "what is to be written")
     if zarr_format not in (2, 3):
         raise OptionError(f"zarr_format={zarr_format!r}; expected 2 or 3")
-    written = laid_out(conforming(ds), layout)
-    with atomic_folder(require_free(path, overwrite)) as temporary, warnings.catch_warnings():
+    target = require_free(path, overwrite, ds)
+    if target.is_file():
+        raise WriteError(f"{path} is a file, no Zarr store to be replaced; choose another name")
+    written = laid_out(conforming(ds), layout).drop_encoding().unify_chunks()
+    # Chunks carry a checksum, as those of a cube do.
+    encoding = {name: {"compressors": compressors(zarr_format)} for name in written.variables}
+    with atomic_folder(target) as temporary, warnings.catch_warnings():
         # zarr warns that consolidated metadata is not in the specification of v3; all readers
         # that do not know it pass over it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        written.unify_chunks().to_zarr(temporary, zarr_format=zarr_format, consolidated=True)
+        written.to_zarr(temporary, zarr_format=zarr_format, consolidated=True, encoding=encoding)
+        require_free(path, overwrite, ds)  # again: something may have come there meanwhile

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError, OptionError
+from copcube.files.contents import refuse_other
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import packing_of
@@ -92,6 +93,12 @@ def open_geotiff(path: str) -> MapSource:
             packing = replace(packing, missing=file.nodata)
         tile = file.block_shapes[0]
         return Raster(path, "GeoTIFF", file.count, packing, metadata, tile)
+
+
+def is_described(path: str) -> bool:
+    """Whether a GeoTIFF carries the description of a map that copcube wrote."""
+    with _without_warning(), _opened(path) as file:
+        return KEY.upper() in file.tags()
 
 
 def to_geotiff(
@@ -196,7 +203,7 @@ def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
         "width": grid.N_LON,
         "count": writer.dim,
         "dtype": writer.packing.dtype,
-        "crs": "EPSG:4326",
+        "crs": rasterio.CRS.from_wkt(grid.WGS84),
         "transform": rasterio.Affine(grid.STEP, 0, _WEST[order], 0, -grid.STEP, 90 + grid.STEP / 2),
         "nodata": writer.packing.missing if integers else None,
         "BIGTIFF": "YES",
@@ -224,7 +231,7 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
         wanted = (grid.STEP, 0, west, 0, -grid.STEP, 90 + grid.STEP / 2)
         if file.shape == (grid.N_LAT, grid.N_LON) and np.allclose(transform, wanted, atol=1e-6):
             # Axes of another system could have the same numbers and mean other places.
-            if file.crs is None or file.crs.to_epsg() != 4326:
+            if not _is_wgs84(file.crs):
                 raise CubeError(f"{path}: its reference system is {file.crs}; expected EPSG:4326")
             return order
     raise CubeError(
@@ -233,6 +240,18 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
         "(-180.125, 90.125) or (-0.125, 90.125), centred on ERA5's nodes: warp it there first, "
         "with gdalwarp"
     )
+
+
+def _is_wgs84(crs: "rasterio.CRS | None") -> bool:
+    """Whether degrees are meant, on WGS 84."""
+    import rasterio
+
+    if crs is None or not crs.is_geographic:
+        return False
+    # EPSG:4326 has its own axes, latitude first, and GDAL's rasters have the same with x first;
+    # and the code that a file names needs a database to be understood.
+    wgs84 = rasterio.CRS.from_wkt(grid.WGS84)
+    return bool(crs == wgs84 or crs.to_epsg() == 4326)
 
 
 @contextmanager
@@ -259,6 +278,7 @@ def _opened(path: str) -> Iterator["rasterio.DatasetReader"]:
     import rasterio
     from rasterio.errors import RasterioError
 
+    refuse_other(path, ("tiff",), "a GeoTIFF", CubeError)
     try:
         with rasterio.open(path, driver="GTiff") as file:
             yield file

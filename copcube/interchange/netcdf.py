@@ -23,6 +23,8 @@ from copcube import grid
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.files.atomic import atomic_path
+from copcube.files.contents import refuse_other
+from copcube.files.damage import naming_damage
 from copcube.interchange.conventions import (
     conforming,
     is_numbered,
@@ -32,7 +34,7 @@ from copcube.interchange.conventions import (
     require_layout,
 )
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
-from copcube.interchange.writer import require_free
+from copcube.interchange.replacing import require_free
 
 if TYPE_CHECKING:
     import netCDF4
@@ -48,6 +50,7 @@ _COLON = re.compile("^(geoemb|spatial|proj)_")
 """Beginnings of attributes whose names have a colon in Zarr, which CF does not allow."""
 
 
+@naming_damage()
 def to_netcdf(
     ds: "xr.Dataset",
     path: str | Path,
@@ -98,7 +101,7 @@ def to_netcdf(
     """
     import netCDF4
 
-    out = require_free(path, overwrite)
+    out = require_free(path, overwrite, ds)
     require_dtype(dtype, ("float32", "int8"), "netCDF")
     chosen = layout or ("separate" if dtype == "int8" else "first")
     require_layout(chosen)
@@ -134,6 +137,7 @@ def to_netcdf(
                 numbers = np.full(shape, packing.missing, packing.dtype)
                 numbers[filled] = packer.pack(values[filled])
                 write(band, numbers)
+        require_free(path, overwrite, ds)  # again: something may have come there meanwhile
     result = packer.result(str(path), view.field.shape[-1], out.stat().st_size)
     log.info("%s", result)
     return result
@@ -213,9 +217,10 @@ def open_netcdf(path: str) -> "xr.Dataset":
 
     if not os.path.isfile(path):
         raise CubeError(f"{path}: no such file; expected netCDF of a cube or a reduction")
+    refuse_other(path, ("hdf5", "netcdf"), "netCDF of a cube or a reduction", CubeError)
     try:
         ds = xr.open_dataset(path, engine="netcdf4")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CubeError(f"{path}: not a readable netCDF file ({error}); get it anew") from error
     ds.attrs = {_COLON.sub(r"\1:", str(key)): value for key, value in ds.attrs.items()}
     ds = _joined(ds)

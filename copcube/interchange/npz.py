@@ -4,6 +4,7 @@
 where they lie in the archive; deflated ones have to be read through.
 """
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError
+from copcube.files.contents import refuse_other
 from copcube.files.zip_directory import open_directory
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
@@ -31,6 +33,10 @@ _BESIDE = (KEY, "scale", "offset")
 SMALL = 1 << 26
 """Bytes that what lies beside a map may have."""
 
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
+    *(SyntaxError, tokenize.TokenError),  # of NumPy's headers, which are Python's literals
+)
 _READABLE = ("float16", "float32", "float64", "int8")
 
 
@@ -73,6 +79,7 @@ def open_npz(path: str) -> MapSource:
     CubeError
         If the file is no archive, or holds no array of (721, 1440, D) numbers.
     """
+    refuse_other(path, ("npz", "zip"), "an npz archive", CubeError)
     with _reading(path), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         maps = [name for name in names if name not in _BESIDE]
@@ -252,7 +259,7 @@ def _reading(path: str) -> Iterator[None]:
     """Turn what a broken archive raises into an error that names it."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
         raise CubeError(
             f"{path}: not a whole npz archive ({error}); it may be truncated: get it anew"
         ) from error
