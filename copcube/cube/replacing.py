@@ -83,8 +83,8 @@ def says_copcube(names: Iterable[object], attributes: Mapping[Any, Any]) -> bool
         return True
     if "copcube" in str(attributes.get("history", "")):
         return True
-    # A cube or a reduction of a dataset that had no attributes.
-    known = {str(name).lower() for name in names}
+    # A cube or a reduction of a dataset that had no attributes, whole or a variable a component.
+    known = {re.sub(r"^(embedding|pc)_\d+$", r"\1", str(name).lower()) for name in names}
     return bool(known & {"embedding", "pc"}) and all(
         known & axis for axis in ({"lat", "latitude"}, {"lon", "longitude"})
     )
