@@ -10,7 +10,7 @@ values, further columns.
 import glob
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import one_path
 from copcube.dates import is_missing, yyyymmdd
-from copcube.errors import GridError, OptionError, RowsError, StorageError
+from copcube.errors import CopcubeError, GridError, OptionError, RowsError, StorageError
+from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.lookahead import map_ahead
 from copcube.modalities import MODALITIES, ORDER
@@ -173,8 +175,9 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     StorageError
         If an object store cannot be reached, denies access or cannot be listed.
     """
+    path = one_path(path, "rows", "; a folder or a glob names several files")
     if is_remote(path):
-        return _addresses(str(path).rstrip("/"))
+        return _addresses(path.rstrip("/"))
     local = Path(path)
     if local.is_file():
         return [local]
@@ -266,7 +269,7 @@ def read_provenance(path: str | Path) -> dict[str, str]:
     RowsError
         If the file is missing or is not parquet.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         metadata = file.schema_arrow.metadata or {}
     found = {key.decode(): value.decode() for key, value in metadata.items()}
     return {
@@ -311,7 +314,7 @@ def read_rows(
         a cell whose id contradicts its coordinates, or holds a vector that is missing, of
         another length than the others or not finite.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
         table = file.read_row_groups(groups, columns=list(COLUMNS[:-1]))
@@ -357,7 +360,7 @@ def embedding_length(path: str | Path) -> int:
     RowsError
         As `read_rows`.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         return _length(file)
 
@@ -381,7 +384,7 @@ def are_finite(path: str | Path) -> bool:
     RowsError
         If the file is missing or is not parquet.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         batches = file.iter_batches(_BATCH, columns=["embedding"])
         return all(
             np.isfinite(batch.column(0).flatten().to_numpy(zero_copy_only=False)).all()
@@ -414,8 +417,35 @@ def open_parquet(path: str | Path, metadata: "pq.FileMetaData | None" = None) ->
     # It is an OSError too, and says more than the message below would.
     except StorageError:
         raise
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
+        if not is_remote(path):
+            refuse_other(path, ("parquet",), "a parquet file", RowsError)
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error
+
+
+@contextmanager
+def reading_parquet(
+    path: str | Path, metadata: "pq.FileMetaData | None" = None
+) -> Iterator["pq.ParquetFile"]:
+    """Open a parquet file while the body reads it; errors name it, as those of `open_parquet`.
+
+    Raises
+    ------
+    RowsError
+        If it is no parquet file, or what the body reads of it is damaged.
+    StorageError
+        As `open_parquet`.
+    """
+    import pyarrow as pa
+
+    with open_parquet(path, metadata) as file:
+        try:
+            yield file
+        except CopcubeError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            words = " ".join(str(error).split())[:300]
+            raise RowsError(f"{path}: damaged ({words}); get it anew") from error
 
 
 def _check_schema(schema: "pa.Schema", path: str | Path) -> None:
@@ -485,7 +515,7 @@ def map_vectors(
     RowsError
         As `read_rows`.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
 
         def call(block: tuple[int, Callable[[], NDArray[np.float32]]]) -> T:
             start, vectors = block
@@ -529,7 +559,7 @@ def _read_group(
     dim: int,
 ) -> NDArray[np.float32]:
     vectors = np.empty((int(wanted.sum()), dim), np.float32)
-    with open_parquet(path, metadata) as file:
+    with reading_parquet(path, metadata) as file:
         # Batches that stay in the processor's cache until they are copied.
         for start, some in _batches(file, path, group, wanted, first, dim, _BATCH // 8):
             vectors[start : start + len(some)] = some

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from builds_helpers import contents
 from stub import StubEncoder
 
@@ -120,7 +119,7 @@ def test_files_are_durable_before_their_receipt_and_the_cube_before_its_name(
 ):
     """A power cut takes what was not flushed: a file's bytes, or its name in a folder."""
     out, flushed, named = tmp_path / "world.zarr", set(), {}
-    fsync, replace = os.fsync, os.replace
+    fsync, replace, rename_folder = os.fsync, os.replace, os.rename
 
     def flush(descriptor):
         fsync(descriptor)
@@ -149,17 +148,18 @@ def test_files_are_durable_before_their_receipt_and_the_cube_before_its_name(
 
     def move(path, after):
         if Path(after) == out:
-            for name in path.rglob("*"):
+            for name in Path(path).rglob("*"):
                 assert name.is_dir() or is_durable(name), name
-            named["cube"] = after
-        return os.rename(path, after)
+            named["cube"] = str(after)
+        return rename_folder(path, after)
 
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(os, "replace", rename)
-    monkeypatch.setattr(Path, "rename", move)
+    monkeypatch.setattr(os, "rename", move)
     build("fake", out, encoder=StubEncoder())
     kinds = {name.partition("/")[0] for name in named}
     assert kinds == {"rows", "cells", "cube.zarr", "cube"}
+    assert str(out) in flushed
 
 
 def test_a_receipt_holds_size_checksum_and_stamp_of_what_is_there(source, tmp_path):
@@ -232,7 +232,8 @@ def test_resuming_10000_partitions_reads_no_row(tmp_path, monkeypatch, opened, c
     monkeypatch.setattr(api, "open_source", lambda path: source)
     out, encoder = tmp_path / "world.zarr", StubEncoder()
     plan, rows = fake_build(BuildFolder(out), source)
-    zarr.create_group(out, attributes={"copcube_plan": plan.id, "copcube_rows": rows})
+    cube.create(out, dim=4, attrs={"copcube_plan": plan.id, "copcube_rows": rows})
+    cube.finish(out)
     opened.clear()
     begin = time.perf_counter()
     report = build("fake", out, encoder=encoder, modalities=["s5p_co"])

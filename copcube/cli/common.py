@@ -1,7 +1,7 @@
 """What the commands of the command line share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,6 +26,7 @@ def command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--quiet", "-q", action="store_true", help="only warnings and errors")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made.set_defaults(run=run)
     return made
 
@@ -44,12 +45,17 @@ def positive(text: str) -> int:
 
 def show(cube: str | Path) -> None:
     """Print what a cube holds as a table."""
+    from copcube.cube import summary
+
+    table(str(cube), summary(cube).lines())
+
+
+def table(title: str, lines: Iterable[tuple[str, str]]) -> None:
+    """Print names and texts as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    from copcube.cube import summary
-
-    table = Table(title=str(cube), show_header=False, title_justify="left")
-    for name, value in summary(cube).lines():
-        table.add_row(name, value)
-    Console().print(table)
+    made = Table(title=title, show_header=False, title_justify="left")
+    for name, value in lines:
+        made.add_row(name, value)
+    Console().print(made)

@@ -11,6 +11,7 @@ an interrupted write left is ever decoded.
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cells import Cells
 from copcube.cube import schema
-from copcube.cube.store import address, chunk_name, open_group
+from copcube.cube.store import address, chunk_name, compressors, open_group
 from copcube.errors import CubeError
 from copcube.files.atomic import writing
 from copcube.files.folders import Folder, LocalFolder, open_folder
@@ -88,7 +89,6 @@ def create(
         If the folder cannot be written.
     """
     import zarr
-    from zarr.codecs import ZstdCodec
     from zarr.storage import MemoryStore
 
     folder = open_folder(path)
@@ -101,8 +101,9 @@ def create(
         group = zarr.create_group(
             MemoryStore(memory),
             zarr_format=3,
-            attributes=schema.group_attributes(dim, known | dict(attrs or {})),
+            attributes=schema.group_attributes(known | dict(attrs or {})),
         )
+        group.create_group(schema.CONVENTIONS, attributes=schema.conventions(dim))
         for v in parts.values():
             created = group.create_array(
                 v.name,
@@ -110,7 +111,7 @@ def create(
                 chunks=v.chunks,
                 dtype=v.dtype,
                 fill_value=v.fill,
-                compressors=[ZstdCodec(level=schema.ZSTD_LEVEL)],
+                compressors=compressors(),
                 dimension_names=v.dims,
                 attributes=v.attrs,
             )
@@ -292,7 +293,9 @@ def _encode_fields(
         if name in arrays:
             array = arrays[name]
             array[(*at, ..., rows, slice(None))] = field
-            yield chunk_name(array, (*at, *(0,) * (array.ndim - len(at) - 2), band, 0))
+            # Cubes that an earlier release began have one chunk all around the globe.
+            for column in range(math.ceil(grid.N_LON / array.chunks[-1])):
+                yield chunk_name(array, (*at, *(0,) * (array.ndim - len(at) - 2), band, column))
 
 
 def _fields(

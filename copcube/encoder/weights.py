@@ -24,8 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from copcube.arguments import one_path
 from copcube.encoder.copernicus_fm import LANGUAGE_DIM, CopernicusFM, Pooling, sincos_grid
 from copcube.errors import MissingPackageError, OptionError, WeightsError
+from copcube.files.contents import refuse_other
 from copcube.hub.published import CHECKPOINT, LANGUAGE, WEIGHTS
 from copcube.modalities import MODALITIES
 
@@ -87,6 +89,7 @@ def load_weights(
     FetchError, StorageError
         If the published files cannot be fetched.
     """
+    weights = one_path(weights, "weights")
     if weights == "untrained" or weights.startswith("untrained:"):
         match = re.fullmatch(r"untrained:([0-9]{1,18})", weights)
         if match is None:
@@ -301,6 +304,8 @@ def _with_language(weights: Weights, path: Path) -> Weights:
 
 def _read(path: Path) -> dict[str, Any]:
     """Read a PyTorch file that holds a dict by name, without executing anything in it."""
+    forms = ("torch", "zip", "pickle", "tar")
+    refuse_other(path, forms, "a PyTorch file of the encoder's tensors", WeightsError)
     try:
         with path.open("rb") as handle:
             zipped = zipfile.is_zipfile(handle)

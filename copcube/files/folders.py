@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from copcube.arguments import one_path
 from copcube.files.atomic import atomic_path, sync, writing
 from copcube.files.lock import BEAT, DEAD, LocalLockFiles, Lock, hold
 from copcube.files.objects import ObjectFolder, is_remote
@@ -91,7 +92,8 @@ def open_folder(path: str | Path) -> Folder:
 
 def absolute(path: str | Path) -> str:
     """Path that means the same in every process that sees the file system; URLs as they are."""
-    return str(path).rstrip("/") if is_remote(path) else os.path.abspath(path)
+    text = one_path(path, "output")
+    return text.rstrip("/") if is_remote(text) else os.path.abspath(text)
 
 
 def checksum(folder: Folder, name: str) -> list[int | str]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, OptionError, SourceError
+from copcube.files.contents import HEAD, other_than, refuse_other
 from copcube.images.bands import order
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.naming import (
@@ -343,8 +344,15 @@ def _paths(fnames: str, key: str, value: Any) -> Iterator[str]:
 
 def _load(fnames: str) -> dict[str, Any]:
     """Read a listing, JSON or gzipped JSON, of bounded size."""
+    zipped = fnames.endswith(".gz")
+    refuse_other(
+        fnames,
+        ("gzip",) if zipped else ("json",),
+        "a listing of files in gzipped JSON" if zipped else "a listing of files in JSON",
+        SourceError,
+    )
     try:
-        with gzip.open(fnames) if fnames.endswith(".gz") else open(fnames, "rb") as handle:
+        with gzip.open(fnames) if zipped else open(fnames, "rb") as handle:
             listing = json.loads(_bounded(handle, _MAX_LISTING))
     except (ValueError, RecursionError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise SourceError(f"{fnames}: not a listing of files in JSON: {error}") from error
@@ -392,8 +400,8 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     from rasterio.io import MemoryFile
 
     bands = len(modality.bands)
-    if not raw:
-        raise ImageError("an empty file")
+    if (other := other_than(("tiff",), raw[:HEAD])) is not None:
+        raise ImageError(f"expected a GeoTIFF, found {other}")
     try:
         # From memory GDAL can address uncompressed files directly, twice as fast for
         # interleaved bands, and finds no neighbouring file to read metadata from.

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import ImageError
+from copcube.files.contents import other_than
 from copcube.files.zip_directory import Read, ZipDirectory
 
 Shape = tuple[int, ...]
@@ -114,6 +115,8 @@ def locate_tensor(read: Read, size: int, shapes: Sequence[Shape]) -> StoredTenso
             order = directory.content(f"{folder}/byteorder", len(b"little"))
         start, length = directory.locate(f"{folder}/data/{tensor.key}")
     except zipfile.BadZipFile as error:
+        if (other := other_than(("torch", "zip", "pickle"), head)) is not None:
+            raise ImageError(f"expected a file of torch.save, found {other}") from error
         raise ImageError(
             f"not a whole file of torch.save: {error}; get it anew, or save the tensor again"
         ) from error

@@ -20,6 +20,7 @@ import numpy as np
 
 from copcube import grid
 from copcube.errors import CubeError, MissingPackageError
+from copcube.files.contents import refuse_other
 from copcube.files.zip_directory import open_directory
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import SMALL, packing_of, require_map
@@ -179,6 +180,7 @@ def _record(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
 def _tensors(path: str) -> "dict[str, torch.Tensor]":
     """All tensors of a file by name; a bare one is called tensor."""
     torch = _torch()
+    refuse_other(path, ("torch", "zip", "pickle", "tar"), "a file of torch.save", CubeError)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
