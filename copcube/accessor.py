@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
     from copcube.cube.compare import Comparison
     from copcube.interchange import Exported
@@ -67,8 +68,8 @@ class Copembed:
 
         return CubeView.of(self._ds).filled()
 
-    def at(self, lat: float, lon: float) -> xr.Dataset:
-        """Select the cell that holds a point; `copcube.cube.view.CubeView.at`."""
+    def at(self, lat: "ArrayLike | xr.DataArray", lon: "ArrayLike | xr.DataArray") -> xr.Dataset:
+        """Select the cells that hold points; `copcube.cube.view.CubeView.at`."""
         from copcube.cube.view import CubeView
 
         return CubeView.of(self._ds).at(lat, lon)
@@ -154,6 +155,12 @@ class Copembed:
         from copcube.interchange import to_npz
 
         return to_npz(self._ds, path, **options)
+
+    def to_npy(self, path: "str | Path", **options: Any) -> "Exported":
+        """Write a bare array, as weather models read it; `copcube.interchange.to_npy`."""
+        from copcube.interchange import to_npy
+
+        return to_npy(self._ds, path, **options)
 
     def to_pt(self, path: "str | Path", **options: Any) -> "Exported":
         """Write the published ``.pt``; `copcube.interchange.to_pt`."""

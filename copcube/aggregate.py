@@ -16,16 +16,18 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from copcube import grid
 from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
+from copcube.files.processors import available_processors
+from copcube.means import Means
 from copcube.modalities import MODALITIES, ORDER
 from copcube.rows import (
     Rows,
     describe,
     embedding_length,
+    map_vectors,
     read_provenance,
     read_rows,
     repeated,
@@ -54,8 +56,9 @@ MONTHS = tuple(f"{month:02d}" for month in range(1, 13))
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 
 _ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256")
-_BLOCK = 1024
 _PASS = 100_000
+_THREADS = 4
+"""Most threads on which a part is decoded; each takes some 20 MB."""
 
 
 @dataclass(frozen=True)
@@ -255,43 +258,76 @@ def cell_statistics(
     RowsError
         If an image comes twice and duplicates are refused.
     """
-    images = replace(rows, embedding=np.empty((len(rows), 0), np.float32))
-    index = np.flatnonzero(_selected(images, aggregation.selection))
-    keys = images.keys[:, index]
-    order = np.lexsort(keys[::-1])
-    index, again = index[order], repeated(keys[:, order])
-    if again.any() and aggregation.duplicates == "refuse":
-        raise RowsError(_refusal(rows, index, int(np.argmax(again)), files))
-    index = index[~again]
-    group = _group(images.take(index), aggregation.by, groups)
-    index, group = index[group >= 0], group[group >= 0]
+    plan = _Sums(rows, aggregation, groups, files)
+    means = plan.means(len(rows), rows.embedding.shape[1])
+    means.wait(*means.of_block(0, rows.embedding))
+    return plan.cells(means)
 
-    row, col = grid.row_col(rows.grid_id[index])
-    # The order of the cube: groups, then rows from the north, then columns from Greenwich.
-    place = (group * grid.N_LAT + row) * grid.N_LON + col
-    order = np.argsort(place, kind="stable")
-    index, group = index[order], group[order]
-    _, start, cell, n_images = np.unique(
-        place[order], return_index=True, return_inverse=True, return_counts=True
-    )
-    n, m = len(start), len(ORDER)
-    slot = cell * m + rows.modality[index]
-    n_by_modality = np.bincount(slot, minlength=n * m).reshape(n, m)
-    # Weights within a cell and group sum to 1.
-    if aggregation.balance == "image":
-        weight = 1.0 / n_images[cell]
-    else:
-        weight = 1.0 / ((n_by_modality > 0).sum(axis=1)[cell] * n_by_modality.ravel()[slot])
-    mean, spread = _mean_and_spread(rows.embedding, index, weight, np.append(start, len(index)))
-    return Cells(
-        rows.grid_id[index[start]],
-        group[start].astype(np.int16),
-        n_images.astype(np.int32),
-        n_by_modality.astype(np.int32),
-        spread,
-        mean,
-        duplicates=int(again.sum()),
-    )
+
+class _Sums:
+    """Which rows make which cells, and with which weights.
+
+    Parameters
+    ----------
+    rows, aggregation, groups, files
+        As `cell_statistics`; the vectors are not looked at.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        aggregation: Aggregation,
+        groups: tuple[str, ...],
+        files: NDArray[np.object_] | None,
+    ) -> None:
+        images = replace(rows, embedding=np.empty((len(rows), 0), np.float32))
+        index = np.flatnonzero(_selected(images, aggregation.selection))
+        keys = images.keys[:, index]
+        order = np.lexsort(keys[::-1])
+        index, again = index[order], repeated(keys[:, order])
+        if again.any() and aggregation.duplicates == "refuse":
+            raise RowsError(_refusal(rows, index, int(np.argmax(again)), files))
+        self.duplicates = int(again.sum())
+        index = index[~again]
+        group = _group(images.take(index), aggregation.by, groups)
+        index, group = index[group >= 0], group[group >= 0]
+
+        row, col = grid.row_col(rows.grid_id[index])
+        # The order of the cube: groups, then rows from the north, then columns from Greenwich.
+        place = (group * grid.N_LAT + row) * grid.N_LON + col
+        order = np.argsort(place, kind="stable")
+        index, group = index[order], group[order]
+        _, start, cell, n_images = np.unique(
+            place[order], return_index=True, return_inverse=True, return_counts=True
+        )
+        n, m = len(start), len(ORDER)
+        slot = cell * m + rows.modality[index]
+        n_by_modality = np.bincount(slot, minlength=n * m).reshape(n, m)
+        # Weights within a cell and group sum to 1.
+        if aggregation.balance == "image":
+            weight = 1.0 / n_images[cell]
+        else:
+            weight = 1.0 / ((n_by_modality > 0).sum(axis=1)[cell] * n_by_modality.ravel()[slot])
+        self.grid_id, self.group = rows.grid_id[index[start]], group[start].astype(np.int16)
+        self.n_images = n_images.astype(np.int32)
+        self.n_by_modality = n_by_modality.astype(np.int32)
+        self._index, self._weight, self._bounds = index, weight, np.append(start, len(index))
+
+    def means(self, rows: int, dim: int) -> Means:
+        """Return what computes the means, of as many rows as there are."""
+        return Means(rows, dim, self._index, self._weight, self._bounds)
+
+    def cells(self, means: Means) -> Cells:
+        """Cells of the means, once all rows have arrived."""
+        return Cells(
+            self.grid_id,
+            self.group,
+            self.n_images,
+            self.n_by_modality,
+            means.spread,
+            means.mean,
+            duplicates=self.duplicates,
+        )
 
 
 def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
@@ -303,8 +339,34 @@ def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
         As `read_rows` and `cell_statistics`.
     """
     # Cells that other parts hold rows of too are left to `combine_pass`.
-    rows = read_rows(part.file, part.row_groups, survey.split_cell, leave_out=True)
-    return cell_statistics(rows, aggregation, survey.groups, np.full(len(rows), part.file, object))
+    return _combined([part], aggregation, survey, survey.split_cell, leave_out=True)
+
+
+def _combined(
+    parts: Sequence[Part],
+    aggregation: Aggregation,
+    survey: Survey,
+    cells: NDArray[np.int64],
+    *,
+    leave_out: bool = False,
+) -> Cells:
+    """Statistics of cells, or of all but those, whose rows are all in some parts."""
+    read = [read_rows(part.file, part.row_groups, embedding=False) for part in parts]
+    wanted = [np.isin(rows.grid_id, cells, invert=leave_out) for rows in read]
+    chosen = [rows.take(mask) for rows, mask in zip(read, wanted, strict=True)]
+    files = [np.full(len(r), p.file, object) for r, p in zip(chosen, parts, strict=True)]
+    rows = Rows.concatenate(chosen)
+    sums = _Sums(rows, aggregation, survey.groups, np.concatenate(files))
+    means = sums.means(len(rows), survey.dim)
+    threads, before = min(available_processors(), _THREADS), 0
+    for part, mask in zip(parts, wanted, strict=True):
+        # On threads a block's whole cells are computed as soon as it is decoded.
+        for left in map_vectors(
+            means.of_block, part.file, part.row_groups, mask, before, threads=threads
+        ):
+            means.wait(*left)
+        before += int(mask.sum())
+    return sums.cells(means)
 
 
 def passes(survey: Survey) -> list[slice]:
@@ -356,44 +418,7 @@ def combine_pass(
         (parts[i] for i in np.unique(survey.split_part[entries])),
         key=lambda part: (part.file, part.row_groups),
     )
-    read = [read_rows(part.file, part.row_groups, cells) for part in holders]
-    files = [np.full(len(r), p.file, object) for r, p in zip(read, holders, strict=True)]
-    return cell_statistics(
-        Rows.concatenate(read), aggregation, survey.groups, np.concatenate(files)
-    )
-
-
-def _mean_and_spread(
-    embedding: NDArray[np.float32],
-    index: NDArray[np.int64],
-    weight: NDArray[np.float64],
-    bounds: NDArray[np.int64],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weighted mean (n, D) and spread (n,) of runs of rows, some whole cells at a time.
-
-    Cell i has the rows ``index[bounds[i]:bounds[i + 1]]``. A sparse product adds them one
-    after another, so a cell's result does not depend on its neighbours.
-    """
-    n = len(bounds) - 1
-    mean = np.empty((n, embedding.shape[1]), np.float32)
-    spread = np.empty(n, np.float32)
-    a = 0
-    while a < n:
-        b = max(a + 1, int(np.searchsorted(bounds, bounds[a] + _BLOCK, side="right")) - 1)
-        rows = slice(bounds[a], bounds[b])
-        # Some cells at a time: all vectors in float64 would take twice the memory of the rows.
-        x = embedding[index[rows]].astype(np.float64)
-        average = csr_array(
-            (weight[rows], np.arange(len(x)), bounds[a : b + 1] - bounds[a]), (b - a, len(x))
-        )
-        centre = average @ x
-        x -= np.repeat(centre, np.diff(bounds[a : b + 1]), axis=0)
-        # A second pass around the mean, in place: sums of squares around 0 would cancel.
-        np.square(x, out=x)
-        mean[a:b] = centre
-        spread[a:b] = np.sqrt(average @ x.sum(axis=1))
-        a = b
-    return mean, spread
+    return _combined(holders, aggregation, survey, cells)
 
 
 def _common(files: Sequence[str]) -> tuple[int, dict[str, str]]:

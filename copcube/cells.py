@@ -1,7 +1,8 @@
 """Statistics of cells: what aggregation makes of the images and a cube is written from.
 
 Cells are sorted by group and then in ERA5's order, north to south and west to east. They
-lie in Arrow IPC files, one a band of the cube, so that writing a band reads nothing else.
+lie in Arrow IPC files, one record batch a band of the cube, so that writing a band reads
+nothing else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import RowsError
+from copcube.errors import RowsError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,63 +121,84 @@ def encode_cells(cells: Cells) -> "pa.Buffer":
     """Cells as the bytes of an Arrow IPC file; the same cells give the same bytes."""
     import pyarrow as pa
 
-    columns = [
-        pa.array(cells.grid_id),
-        pa.array(cells.group),
-        pa.array(cells.n_images),
-        _lists(cells.n_by_modality),
-        pa.array(cells.spread),
-        _lists(cells.embedding),
-    ]
-    schema = pa.schema(
-        [pa.field(name, c.type, nullable=False) for name, c in zip(_ARRAYS, columns, strict=True)],
-        metadata={"duplicates": str(cells.duplicates)},
-    )
+    bands = dict(cells.by_band())
+    # Without a cell there is one empty batch still, which holds the length of the vectors.
+    batches = [_batch(some) for some in bands.values()] or [_batch(cells)]
+    about = {"duplicates": str(cells.duplicates), "bands": " ".join(map(str, bands))}
     sink = pa.BufferOutputStream()
     # Arrow rather than parquet: decoding is a view, and the files live for minutes.
-    with pa.ipc.new_file(sink, schema) as file:
-        file.write_batch(pa.record_batch(columns, schema=schema))
+    with pa.ipc.new_file(sink, batches[0].schema.with_metadata(about)) as file:
+        for batch in batches:
+            file.write_batch(batch)
     return sink.getvalue()
 
 
-def decode_cells(data: Any, name: str) -> Cells:
-    """Cells of the bytes of `encode_cells`, as views of them.
+def _batch(cells: Cells) -> "pa.RecordBatch":
+    import pyarrow as pa
+
+    columns = [_column(getattr(cells, name)) for name in _ARRAYS]
+    fields = [pa.field(n, c.type, nullable=False) for n, c in zip(_ARRAYS, columns, strict=True)]
+    return pa.record_batch(columns, schema=pa.schema(fields))
+
+
+def decode_cells(source: Any, name: str, band: int) -> Cells:
+    """Cells of one band in what `encode_cells` gave, as views where that is possible.
 
     Parameters
     ----------
-    data : buffer
-        The bytes.
+    source : str or file or buffer
+        Path of a file, a file that can be read from any offset, or the bytes.
     name : str
         Where they come from, for messages.
+    band : int
+        Band of blocks, 0 (north) to 16.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no file.
     RowsError
         If they are something else.
+    StorageError
+        If an object store cannot be reached or denies access.
     """
     import pyarrow as pa
 
     try:
-        file = pa.ipc.open_file(pa.py_buffer(data))
-        batch = file.get_batch(0)
-        duplicates = int(file.schema.metadata[b"duplicates"])
+        file = pa.ipc.open_file(pa.memory_map(source) if isinstance(source, str) else source)
+        about = file.schema.metadata
+        bands = [int(number) for number in about[b"bands"].split()]
+        # The first batch stands for a band that is not there: its cells are left out.
+        batch = file.get_batch(bands.index(band) if band in bands else 0)
         arrays: list[Any] = [_numpy(batch.column(name)) for name in _ARRAYS]
-    except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        cells = replace(Cells(*arrays), duplicates=int(about[b"duplicates"]))
+    except (FileNotFoundError, StorageError):
+        raise
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
         raise RowsError(f"{name}: not a readable file of cells ({error})") from error
-    return replace(Cells(*arrays), duplicates=duplicates)
+    return cells if band in bands else cells.take(slice(0))
 
 
-def _lists(values: NDArray[Any]) -> Any:
+def _column(values: NDArray[Any]) -> Any:
+    """Column of an array; rows of a matrix become lists of fixed size.
+
+    `pyarrow.array` would give the same, but imports pandas.
+    """
     import pyarrow as pa
 
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    flat = np.ascontiguousarray(values).reshape(-1)
+    buffers = [None, pa.py_buffer(flat)]
+    column = pa.Array.from_buffers(pa.from_numpy_dtype(flat.dtype), len(flat), buffers)
+    return pa.FixedSizeListArray.from_arrays(column, values.shape[1]) if values.ndim > 1 else column
 
 
 def _numpy(column: Any) -> NDArray[Any]:
-    """View of a column without copying; lists of fixed size become rows of a matrix."""
+    """View of a column without copying; lists of fixed size become rows of a matrix.
+
+    `to_numpy` would be the same, but imports pandas.
+    """
     # `flatten` leaves out what nulls hide; these columns have none.
     if hasattr(column.type, "list_size"):
         width = column.type.list_size
-        return np.asarray(column.flatten().to_numpy()).reshape(len(column), width)
-    return np.asarray(column.to_numpy())
+        return np.from_dlpack(column.flatten()).reshape(len(column), width)
+    return np.from_dlpack(column)

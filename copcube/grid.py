@@ -37,6 +37,16 @@ BLOCK = 45
 NEAR = 1e-3
 """Degrees within which coordinates agree: 30 times the rounding of float32 at 360°."""
 
+WGS84 = (
+    'GEOGCRS["WGS 84",DATUM["World Geodetic System 1984",ELLIPSOID["WGS 84",6378137,'
+    '298.257223563,LENGTHUNIT["metre",1]]],PRIMEM["Greenwich",0,ANGLEUNIT["degree",'
+    '0.0174532925199433]],CS[ellipsoidal,2],AXIS["geodetic latitude (Lat)",north,ORDER[1],'
+    'ANGLEUNIT["degree",0.0174532925199433]],AXIS["geodetic longitude (Lon)",east,ORDER[2],'
+    'ANGLEUNIT["degree",0.0174532925199433]],ID["EPSG",4326]]'
+)
+"""Well-known text of WGS 84. The code EPSG:4326 is looked up in PROJ's database, which on many
+machines is one of another installation and of another version; the text needs none."""
+
 _ID_TEXT = re.compile(r"(\d{7})_(-?\d{1,3}\.\d{2})_(-?\d{1,3}\.\d{2})", re.ASCII)
 
 

@@ -279,6 +279,8 @@ def modality(key: str) -> Modality:
     >>> modality("s1_grd").bands
     ('VV', 'VH')
     """
+    if not isinstance(key, str):
+        raise OptionError(f"modality is {key!r:.80}; expected one of {', '.join(MODALITIES)}")
     if key in MODALITIES:
         return MODALITIES[key]
     near = difflib.get_close_matches(key, MODALITIES, n=1, cutoff=0.4)
@@ -286,15 +288,21 @@ def modality(key: str) -> Modality:
     raise OptionError(f"unknown modality {key!r}{hint} (known: {', '.join(MODALITIES)})")
 
 
-def select(keys: Iterable[str] | None) -> tuple[str, ...]:
+def select(keys: Iterable[str] | str | None) -> tuple[str, ...]:
     """Chosen modality keys, each once, in the fixed order; all of them for None.
+
+    A single text is one key, or several with commas between them.
 
     Raises
     ------
     OptionError
         If a key is unknown or none is given.
     """
-    chosen = set(MODALITIES if keys is None else keys)
+    if isinstance(keys, str):
+        keys = [key.strip() for key in keys.split(",")]
+    if keys is not None and not isinstance(keys, Iterable):
+        raise OptionError(f"modalities={keys!r}; expected keys such as ['s2_toa', 'dem']")
+    chosen = set(MODALITIES if keys is None else (modality(key).key for key in keys))
     if not chosen:
         raise OptionError(f"no modality chosen; give one or more of {', '.join(MODALITIES)}")
-    return tuple(sorted(chosen, key=lambda key: ORDER[modality(key).key]))
+    return tuple(sorted(chosen, key=ORDER.__getitem__))

@@ -8,22 +8,25 @@ values, further columns.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import one_path
 from copcube.dates import is_missing, yyyymmdd
 from copcube.errors import CopcubeError, GridError, OptionError, RowsError, StorageError
+from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.files.parquet_pages import demand_pages
 from copcube.files.regular import matches, open_regular, require_file
+from copcube.lookahead import map_ahead
 from copcube.modalities import MODALITIES, ORDER
 
 if TYPE_CHECKING:
@@ -36,6 +39,11 @@ ROW_GROUP = 4096
 
 _PREFIX = "copcube:"
 _BATCH = 4096
+_WHOLE = 16384
+"""Rows of a row group that is decoded as a whole; larger ones are decoded in batches."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -168,8 +176,9 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     StorageError
         If an object store cannot be reached, denies access or cannot be listed.
     """
+    path = one_path(path, "rows", "; a folder or a glob names several files")
     if is_remote(path):
-        return _addresses(str(path).rstrip("/"))
+        return _addresses(path.rstrip("/"))
     local = Path(path)
     if not local.is_dir():
         require_file(local, RowsError)
@@ -265,7 +274,7 @@ def read_provenance(path: str | Path) -> dict[str, str]:
     RowsError
         If the file is missing or is not parquet.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         metadata = file.schema_arrow.metadata or {}
     found = {key.decode(): value.decode() for key, value in metadata.items()}
     return {
@@ -310,7 +319,7 @@ def read_rows(
         a cell whose id contradicts its coordinates, or holds a vector that is missing, of
         another length than the others or not finite.
     """
-    with readable(path), open_parquet(path) as file:
+    with reading_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
         groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
         table = file.read_row_groups(groups, columns=list(COLUMNS[:-1]))
@@ -328,10 +337,12 @@ def read_rows(
         # The small columns are read whole; of the vectors only those of wanted rows.
         if not wanted.all():
             rows = rows.take(wanted)
-        if embedding:
-            vectors = _read_vectors(file, path, groups, wanted)
-            rows = replace(rows, embedding=vectors)
-    return rows
+        dim = _length(file) if embedding else 0
+    vectors = np.empty((len(rows), dim), np.float32)
+    if embedding:
+        for start, some in map_vectors(lambda *block: block, path, groups, wanted):
+            vectors[start : start + len(some)] = some
+    return replace(rows, embedding=vectors)
 
 
 def row_group_sizes(path: str | Path) -> list[int]:
@@ -347,20 +358,26 @@ def row_group_sizes(path: str | Path) -> list[int]:
 
 
 def embedding_length(path: str | Path) -> int:
-    """Length of a file's vectors; 0 if it has no rows and does not declare it.
+    """Length of the vectors of a file, without reading them all; 0 if it has none.
 
     Raises
     ------
     RowsError
         As `read_rows`.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         _check_schema(file.schema_arrow, path)
-        kind = file.schema_arrow.field("embedding").type
-        if hasattr(kind, "list_size"):
-            return int(kind.list_size)
-        for batch in file.iter_batches(1, columns=["embedding"]):
-            return len(batch.column(0)[0].as_py() or ())
+        return _length(file)
+
+
+def _length(file: "pq.ParquetFile") -> int:
+    kind = file.schema_arrow.field("embedding").type
+    if hasattr(kind, "list_size"):
+        return int(kind.list_size)
+    for batch in file.iter_batches(64, columns=["embedding"]):
+        for length in batch.column(0).value_lengths().to_pylist():
+            if length:
+                return int(length)
     return 0
 
 
@@ -372,7 +389,7 @@ def are_finite(path: str | Path) -> bool:
     RowsError
         If the file is missing or is not parquet.
     """
-    with open_parquet(path) as file:
+    with reading_parquet(path) as file:
         batches = file.iter_batches(_BATCH, columns=["embedding"])
         return all(
             np.isfinite(batch.column(0).flatten().to_numpy(zero_copy_only=False)).all()
@@ -380,8 +397,8 @@ def are_finite(path: str | Path) -> bool:
         )
 
 
-def open_parquet(path: str | Path) -> "pq.ParquetFile":
-    """Open a parquet file, or one at an address.
+def open_parquet(path: str | Path, metadata: "pq.FileMetaData | None" = None) -> "pq.ParquetFile":
+    """Open a parquet file, or one at an address; its metadata is not read again if given.
 
     Raises
     ------
@@ -398,14 +415,16 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
             # Not all of a row group at once, but pieces of this size: a group may take gigabytes.
             source: Any = open_file(str(path))
             size = 8 << 20
-            metadata = pq.read_metadata(source)
-            demand_pages(None, metadata, COLUMNS, str(path), RowsError)
+            if metadata is None:
+                metadata = pq.read_metadata(source)
+                demand_pages(None, metadata, COLUMNS, str(path), RowsError)
         else:
             require_file(path, RowsError)
             if not os.path.isfile(path):
                 raise FileNotFoundError
             source, size = path, 1 << 20
-            metadata = _checked(str(path), os.stat(path).st_mtime_ns)
+            if metadata is None:
+                metadata = _checked(str(path), os.stat(path).st_mtime_ns)
         # Texts stay in dictionaries: one long text repeated in a million rows is held once.
         flat = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
         texts = [name for name in COLUMNS[:-1] if name in flat]
@@ -417,28 +436,39 @@ def open_parquet(path: str | Path) -> "pq.ParquetFile":
     # It is an OSError too, and says more than the message below would.
     except StorageError:
         raise
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
+        if not is_remote(path):
+            refuse_other(path, ("parquet",), "a parquet file", RowsError)
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error
 
 
 @contextmanager
-def readable(path: str | Path) -> Iterator[None]:
-    """Turn what pyarrow raises at a damaged page into an error that names the file.
+def reading_parquet(
+    path: str | Path, metadata: "pq.FileMetaData | None" = None
+) -> Iterator["pq.ParquetFile"]:
+    """Open a parquet file while the body reads it; errors name it, as those of `open_parquet`.
 
     Raises
     ------
     RowsError
-        If a page cannot be decoded; errors of disks and stores pass.
+        If it is no parquet file, or what the body reads of it is damaged; errors of disks and
+        stores pass.
+    StorageError
+        As `open_parquet`.
     """
     import pyarrow as pa
 
-    try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        # Pyarrow's own errors have no number.
-        if isinstance(error, CopcubeError) or getattr(error, "errno", None) is not None:
+    with open_parquet(path, metadata) as file:
+        try:
+            yield file
+        except CopcubeError:
             raise
-        raise RowsError(f"{path}: damaged, {error}; get it anew") from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            # Errors that pyarrow makes itself have no number.
+            if getattr(error, "errno", None) is not None:
+                raise
+            words = " ".join(str(error).split())[:300]
+            raise RowsError(f"{path}: damaged ({words}); get it anew") from error
 
 
 @lru_cache(maxsize=64)
@@ -488,38 +518,112 @@ def _dates_of(types: Any) -> tuple[Any, ...]:
     return types.is_date, types.is_timestamp, types.is_integer, types.is_float64
 
 
-def _read_vectors(
-    file: "pq.ParquetFile", path: str | Path, groups: list[int], wanted: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Read the wanted rows of some row groups, batch by batch into one (n, D) array."""
-    sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
-    rows_of = np.split(wanted, np.cumsum(sizes[groups]))[:-1]
-    # Row groups without a wanted row are neither read nor decompressed.
-    needed = [(group, rows) for group, rows in zip(groups, rows_of, strict=True) if rows.any()]
-    if not needed:
-        return np.empty((0, embedding_length(path)), np.float32)
-    wanted = np.concatenate([rows for _, rows in needed])
-    first = np.cumsum(sizes) - sizes
-    number = np.concatenate([first[group] + np.arange(len(rows)) for group, rows in needed])
+def map_vectors(
+    function: Callable[[int, NDArray[np.float32]], T],
+    path: str | Path,
+    row_groups: Sequence[int],
+    wanted: NDArray[np.bool_],
+    number: int = 0,
+    *,
+    threads: int = 0,
+) -> Generator[T, None, None]:
+    """Call a function with the vectors of wanted rows, block by block; yield what it returns.
 
-    vectors = np.empty((int(wanted.sum()), 0), np.float32)
+    A block is a row group, or some thousand rows of a large one, so that memory is bounded
+    whatever the size of row groups. Row groups without a wanted row are neither read nor
+    decompressed.
+
+    Parameters
+    ----------
+    function : callable
+        Called with the number of the block's first row, counting wanted rows only, and its
+        vectors, (n, D) float32, on any of the threads.
+    path : str or Path
+        Parquet file, or the address of one.
+    row_groups : sequence of int
+        Row groups to read.
+    wanted : numpy.ndarray
+        Which of their rows to take, (N,) bool.
+    number : int
+        Number of the first of them.
+    threads : int
+        As `copcube.lookahead.map_ahead`.
+
+    Raises
+    ------
+    RowsError
+        As `read_rows`.
+    """
+    with reading_parquet(path) as file:
+
+        def call(block: tuple[int, Callable[[], NDArray[np.float32]]]) -> T:
+            start, vectors = block
+            return function(start, vectors())
+
+        blocks = _blocks(file, path, row_groups, wanted, number)
+        with closing(map_ahead(call, blocks, threads)) as results:
+            yield from results
+
+
+def _blocks(
+    file: "pq.ParquetFile",
+    path: str | Path,
+    groups: Sequence[int],
+    wanted: NDArray[np.bool_],
+    number: int,
+) -> Iterator[tuple[int, Callable[[], NDArray[np.float32]]]]:
+    """Number of the first wanted row of each block, and what gives the block's vectors."""
+    sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+    first, dim = np.cumsum(sizes) - sizes, _length(file)
+    masks = np.split(wanted, np.cumsum(sizes[list(groups)]))[:-1]
+    for group, mask in zip(groups, masks, strict=True):
+        if not mask.any():
+            continue
+        # Any thread may open the file again and read a row group. What is large, or far away,
+        # is read here, one batch after another.
+        if sizes[group] <= _WHOLE and not is_remote(path):
+            yield number, partial(_read_group, path, file.metadata, group, mask, first[group], dim)
+        else:
+            for start, vectors in _batches(file, path, group, mask, first[group], dim, _BATCH):
+                yield number + start, partial(np.asarray, vectors)
+        number += int(mask.sum())
+
+
+def _read_group(
+    path: str | Path,
+    metadata: "pq.FileMetaData",
+    group: int,
+    wanted: NDArray[np.bool_],
+    first: int,
+    dim: int,
+) -> NDArray[np.float32]:
+    vectors = np.empty((int(wanted.sum()), dim), np.float32)
+    with reading_parquet(path, metadata) as file:
+        # Batches that stay in the processor's cache until they are copied.
+        for start, some in _batches(file, path, group, wanted, first, dim, _BATCH // 8):
+            vectors[start : start + len(some)] = some
+    return vectors
+
+
+def _batches(
+    file: "pq.ParquetFile",
+    path: str | Path,
+    group: int,
+    wanted: NDArray[np.bool_],
+    first: int,
+    dim: int,
+    size: int,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """How many wanted vectors of a row group came before each batch, and those of the batch."""
     start = filled = 0
-    batches = file.iter_batches(
-        _BATCH, row_groups=[group for group, _ in needed], columns=["embedding"]
-    )
-    for batch in batches:
+    for batch in file.iter_batches(size, row_groups=[group], columns=["embedding"]):
         column, mask = batch.column(0), wanted[start : start + len(batch)]
         if mask.any():
             chosen = column if mask.all() else column.filter(mask)
-            block = to_vectors(
-                chosen, vectors.shape[1], path, number[start : start + len(batch)][mask]
-            )
-            if not filled:
-                vectors = np.empty((len(vectors), block.shape[1]), np.float32)
-            vectors[filled : filled + len(block)] = block
-            filled += len(block)
+            number = first + start + np.flatnonzero(mask)
+            yield filled, to_vectors(chosen, dim, path, number)
+            filled += len(number)
         start += len(batch)
-    return vectors
 
 
 def to_vectors(
@@ -534,7 +638,7 @@ def to_vectors(
     if pa.types.is_fixed_size_list(column.type):
         lengths = np.full(len(column), column.type.list_size)
     else:
-        lengths = np.asarray(column.value_lengths())
+        lengths = np.from_dlpack(column.value_lengths())
     dim = dim or int(lengths[0])
     if dim == 0 or np.any(lengths != dim):
         bad = int(np.argmax(lengths != dim)) if dim else 0
@@ -542,7 +646,12 @@ def to_vectors(
             f"{path}: row {number[bad]} has an embedding of length {lengths[bad]}; "
             f"expected {dim or 'more'}, as the rows before"
         )
-    flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)  # null becomes NaN
+    values = column.flatten()
+    # A null becomes NaN. Without one the values are taken as they lie, past `to_numpy`, which
+    # would import pandas.
+    flat: NDArray[Any] = (
+        values.to_numpy(zero_copy_only=False) if values.null_count else np.from_dlpack(values)
+    )
     # What is beyond float32 becomes infinite, and is refused as that.
     with np.errstate(over="ignore"):
         vectors: NDArray[np.float32] = flat.reshape(-1, dim).astype(np.float32, copy=False)
@@ -553,10 +662,10 @@ def to_vectors(
 def _require_finite(
     vectors: NDArray[np.float32], path: str | Path, number: NDArray[np.int64]
 ) -> None:
-    for start in range(0, len(vectors), _BATCH):
-        finite = np.isfinite(vectors[start : start + _BATCH]).all(axis=1)
+    for start in range(0, len(vectors), _BATCH // 8):
+        finite = np.isfinite(vectors[start : start + _BATCH // 8])
         if not finite.all():
-            row = number[start + int(np.argmin(finite))]
+            row = number[start + int(np.argmin(finite.all(axis=1)))]
             raise RowsError(
                 f"{path}: the embedding of row {row}, of length {vectors.shape[1]}, holds a "
                 "value that is not finite in float32; drop such rows first"
@@ -615,7 +724,8 @@ def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.
     if isinstance(encoded, pa.ChunkedArray):  # of no chunks
         return np.empty(0, object), np.empty(0, np.int64)
     # A dictionary may hold values of no row, which are nobody's fault.
-    used, code = np.unique(encoded.indices.fill_null(-1).to_numpy(), return_inverse=True)
+    indices = np.from_dlpack(encoded.indices.fill_null(-1))
+    used, code = np.unique(indices, return_inverse=True)
     found = encoded.dictionary.take(pa.array(used[used >= 0])).to_pylist()
     values = [None] * int((used < 0).sum()) + [None if value == "" else value for value in found]
     return np.array(values, object), code.astype(np.int64)
@@ -623,11 +733,6 @@ def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.
 
 def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:
     """Return the rank of every text among the distinct ones, from 1; 0 for None."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    encoded = pa.array(texts, pa.string()).dictionary_encode()
-    rank = np.zeros(len(encoded.dictionary) + 1, np.int64)
-    rank[pc.array_sort_indices(encoded.dictionary)] = np.arange(1, len(rank))
-    code: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy()
-    return rank[code]
+    every = texts.tolist()
+    rank = {text: i for i, text in enumerate(sorted(set(every) - {None}), 1)} | {None: 0}
+    return np.array([rank[text] for text in every], np.int64)

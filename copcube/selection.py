@@ -30,13 +30,13 @@ class Selection:
     end: str | None = None
 
     @classmethod
-    def of(cls, modalities: Iterable[str] | None = None, dates: Any = None) -> "Selection":
+    def of(cls, modalities: Iterable[str] | str | None = None, dates: Any = None) -> "Selection":
         """Make a selection from keys and dates.
 
         Parameters
         ----------
-        modalities : iterable of str, optional
-            Keys; all by default.
+        modalities : iterable of str, or str, optional
+            Keys; all by default. One alone, or several with commas between them, may be a text.
         dates : optional
             A year, month or day, such as ``2021``, ``2021-02`` or whatever
             `copcube.dates.day` takes; or two of them, as a pair or a text
@@ -53,7 +53,9 @@ class Selection:
         Selection(modalities=('dem',), start='20210201', end='20210228')
         """
         start, end = (None, None) if dates is None else _span(dates)
-        return cls(select(modalities), start, end)
+        chosen = select(modalities)
+        # Dates choose nothing where no image has one, and then are no other selection.
+        return cls(chosen, start, end) if set(chosen) != {"dem"} else cls(chosen)
 
     def admits(self, date: str | None) -> bool:
         """Whether an image of this date is selected."""

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_rows, rows, table, write_rows
 
+import copcube.means
 from copcube import aggregate, grid
 from copcube.aggregate import (
     MONTHS,
@@ -104,7 +105,7 @@ def test_files_parts_and_passes_do_not_change_a_bit(tmp_path_factory, rows, data
     aggregation = Aggregation(data.draw(st.sampled_from(("image", "modality"))), by)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aggregate, "_PASS", data.draw(st.integers(1, 20)))
-        patch.setattr(aggregate, "_BLOCK", data.draw(st.integers(1, 20)))
+        patch.setattr(copcube.means, "_BLOCK", data.draw(st.integers(1, 20)))
         split = everything(rows_files(folder), aggregation, data.draw(st.integers(1, 12)))
     groups = survey(parts(rows_files(folder)), aggregation).groups
     assert same(split, cell_statistics(rows, aggregation, groups))

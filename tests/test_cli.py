@@ -89,6 +89,36 @@ def test_sample_build_info_validate(images, stubbed, tmp_path, capsys):
     assert "a valid embedding cube" in capsys.readouterr().out
 
 
+def test_info_shows_reductions_in_every_form(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    cube = xr.Dataset(
+        {"embedding": (("lat", "lon", "dim"), rng.normal(size=(40, 40, 6)).astype("f4"))},
+        {"lat": np.arange(50, 40, -0.25), "lon": np.arange(0, 10, 0.25)},
+        attrs={"encoder": "stub", "encoder_trained": 0, "source": "images of ours"},
+    )
+    fields = cube.copembed.reduce(k=2, whiten=True)
+    fields.to_zarr(tmp_path / "fields.zarr", consolidated=False)
+    fields.copembed.to_npz(tmp_path / "fields.npz")
+    fields.copembed.to_netcdf(tmp_path / "fields.nc")
+    shares = ", ".join(f"{share:.2%}" for share in fields.explained_variance_ratio.values)
+    for name in ("fields.zarr", "fields.npz", "fields.nc"):
+        capsys.readouterr()
+        assert main(["info", str(tmp_path / name)]) == 0
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        for words in (
+            "2, which explain",
+            f"explained variance {shares}",
+            "axes of vectors of length 6, fitted to 1,600 cells, weighted by area, whitened",
+            "cells 1,600, 0.",
+            "encoder trained NO: the numbers mean nothing",
+            "source images of ours",
+        ):
+            assert words in shown
+    cube.to_zarr(tmp_path / "part.zarr", consolidated=False)
+    assert main(["info", str(tmp_path / "part.zarr")]) == 0
+    assert "40 × 40 × 6 (lat, lon, dim)" in capsys.readouterr().out
+
+
 def test_a_sample_of_some_modalities(tmp_path, capsys):
     out = tmp_path / "images"
     assert main(["sample", str(out), "--cells", "1", "--modalities", "s5p_co,dem"]) == 0
@@ -181,7 +211,7 @@ def test_reduce_merge_export(world, statics, tmp_path, capsys):
     assert "1 components explain 100.0 % of variance" in capsys.readouterr().err
     assert main(["reduce", str(world), str(tmp_path / "again.nc"), "--basis", str(fields)]) == 0
     one, other = xr.open_zarr(fields), xr.open_dataset(tmp_path / "again.nc")
-    np.testing.assert_array_equal(one.pc, other.pc)
+    np.testing.assert_array_equal(one.pc, other.pc.transpose(*one.pc.dims))
     assert main(["merge", str(fields), str(statics), str(both), "--fill", "0", "--mask"]) == 0
     merged = xr.open_dataset(both)
     assert {"z", "pc", "embedding_mask"} <= set(merged)
@@ -191,6 +221,28 @@ def test_reduce_merge_export(world, statics, tmp_path, capsys):
     assert "2 cells" in capsys.readouterr().out
     again = xr.open_dataset(tmp_path / "f.npz", engine="copembed")
     np.testing.assert_array_equal(again.pc, one.pc)
+
+
+@pytest.mark.slow
+def test_options_of_what_is_written(world, tmp_path, capsys):
+    fields = str(tmp_path / "fields.zarr")
+    assert main(["reduce", str(world), fields, "--k", "1", "--zarr-format", "2"]) == 0
+    assert (tmp_path / "fields.zarr" / ".zmetadata").is_file()
+    again = ["reduce", str(world), str(tmp_path / "a.nc"), "--k", "1"]
+    assert main([*again, "--layout", "separate"]) == 0
+    assert "pc_00" in xr.open_dataset(tmp_path / "a.nc")
+    assert main([*again, "--overwrite", "--zarr-format", "2"]) == 1
+    assert "--zarr-format is an option of .zarr; " in capsys.readouterr().err
+    for number, options in enumerate((["--compress"], ["--no-compress"])):
+        assert main(["export", fields, str(tmp_path / f"{number}.tif"), *options]) == 0
+    sizes = [(tmp_path / f"{number}.tif").stat().st_size for number in range(2)]
+    assert sizes[0] < sizes[1] / 10
+    assert main(["export", fields, str(tmp_path / "a.npy"), "--rows", "720"]) == 0
+    assert np.load(tmp_path / "a.npy").shape == (720, 1440, 1)
+    assert main(["export", fields, str(tmp_path / "a.tif"), "--compat", "rs-embed"]) == 1
+    assert "rs-embed reads files named embed_map_*.tif" in capsys.readouterr().err
+    assert main(["export", fields, str(tmp_path / "a.npz"), "--rows", "720"]) == 1
+    assert ".npz files have no option rows" in capsys.readouterr().err
 
 
 def test_era5_fields_that_are_not_there(world, tmp_path, capsys):

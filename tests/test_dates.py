@@ -85,7 +85,7 @@ def test_times_with_a_zone_count_in_utc():
             "2021-06-01\n2021-06-02",
         ),
         *(None, pd.NaT, np.datetime64("NaT"), np.datetime64("2021"), np.datetime64("2021-06")),
-        *(["2021-06-01"], np.array(["2021-06-01"]), {}, object(), pd.Period("2021-06"), 1j),
+        *(["2021-06-01"], np.array(["2021-06-01"]), {}, NotImplemented, pd.Period("2021-06"), 1j),
         *(np.timedelta64(3, "D"), datetime.timedelta(3), datetime.time(3)),
         *(cftime.Datetime360Day(2021, 6, 1), cftime.DatetimeJulian(2021, 6, 1)),
     ],
@@ -137,7 +137,7 @@ def test_selections_of_dates(dates, start, end):
     "dates",
     [
         *("2021-13", "20210231", "x", "", "2021-02..x", "２０２１", "2021-03..2021-02"),
-        *(21, 2021.0, True, float("nan"), pd.NaT, ["2021", "2022", "2023"], {}, object()),
+        *(21, 2021.0, True, float("nan"), pd.NaT, ["2021", "2022", "2023"], {}, NotImplemented),
     ],
     ids=repr,
 )

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from copcube import era5, grid, pca
 from copcube.cube import schema
-from copcube.errors import CubeError, RowsError, StorageError
+from copcube.errors import CubeError, RowsError, WriteError
 from copcube.interchange import cache, geotiff, to_npz
 from copcube.interchange.engine import CopembedBackend
 from copcube.interchange.sources import Mapped
@@ -288,7 +288,7 @@ def test_the_cache_keeps_what_was_used_last(tif, truth, monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(tif, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(StorageError, match="set COPCUBE_CACHE to a folder with room"):
+    with pytest.raises(WriteError, match="set COPCUBE_CACHE to a folder with room"):
         opened(tif).embedding.load()
 
 
@@ -431,7 +431,7 @@ def broken(folder, kind):
             return path, "a.npz: not a whole npz archive .*truncated: get it anew"
         case "empty npz":
             path.write_bytes(b"")
-            return path, "not a whole npz archive"
+            return path, "expected an npz archive, found an empty file"
         case "npz of no arrays":
             with zipfile.ZipFile(path, "w"):
                 pass
@@ -659,3 +659,102 @@ def test_zeros_are_missing_in_averages(tmp_path):
 def test_handles_are_no_paths():
     with pytest.raises(CubeError, match="expected a path, found BytesIO"):
         opened(io.BytesIO(b"PK"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_keywords_of_every_engine_change_nothing(files, form):
+    expected = opened(files[form])
+    for option in (
+        {"mask_and_scale": True},
+        {"mask_and_scale": False},
+        {"decode_times": False, "decode_timedelta": False},
+        {"decode_coords": "all", "concat_characters": False},
+        {"decode_cf": False},
+    ):
+        xr.testing.assert_identical(opened(files[form], **option), expected)
+    for dropped in ("crs", ["embedding", "lat_bnds", "not there"]):
+        left = opened(files[form], drop_variables=dropped, mask_and_scale=True)
+        assert {*left.variables} == {*expected.variables} - {*np.atleast_1d(dropped)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_opened_in_chunks_can_be_divided_by_them(files, form):
+    ds = opened(files[form], chunks={})
+    assert set(ds.chunksizes) >= {"lat", "lon", "dim"}
+    assert {*ds.embedding.encoding} <= {"preferred_chunks", "source"}
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        ("https://example.org/embed_map_310k.npz", "download it, or convert it once"),
+        ("s3://bucket/embed_map_310k.npz", "download it, or convert it once"),
+        ("gs://bucket/fields.nc", "download it, or convert it once"),
+        ("hf://datasets/a/b/embed_map_310k.pt", "copcube fetch map"),
+        ("hf://datasets/a/b/averages.parquet", "copcube fetch map"),
+        ("/vsicurl/https://example.org/embed_map_310k.tif", "download it, and give the path"),
+        ("/vsis3/bucket/embed_map_310k.tif", "download it"),
+        ("ftp://example.org/embed_map_310k.npz", "download it"),
+        (Path("s3://bucket/embed_map_310k.npz"), "download it"),
+        ("s3://bucket/world.zarr", "open a cube with xarray.open_zarr"),
+    ],
+)
+def test_addresses_are_refused_as_addresses(address, remedy):
+    with pytest.raises(CubeError, match=re.escape(remedy)) as error:
+        opened(address)
+    assert str(address) in str(error.value)
+    assert "no such file" not in str(error.value)
+
+
+def test_a_file_url_is_the_file(files, truth):
+    ds = opened(files["stored"].as_uri())
+    assert np.array_equal(ds.embedding[0], truth[0], equal_nan=True)
+
+
+def test_tables_at_an_address_are_opened(files, truth, memory):
+    from copcube.files.objects import ObjectFolder
+
+    ObjectFolder(memory).write("averages.parquet", files["parquet"].read_bytes())
+    ds = opened(f"{memory}/averages.parquet")
+    assert np.array_equal(ds.embedding, truth, equal_nan=True)
+
+
+STALE = """
+import sys
+import xarray as xr
+from copcube.embedding.georeference import Georeference
+
+fields = xr.open_dataset(sys.argv[1], engine="copembed")
+fields.copembed.to_geotiff(sys.argv[2])
+again = xr.open_dataset(sys.argv[2], engine="copembed")
+assert again.embedding.equals(fields.embedding)
+image = fields.n_images if "n_images" in fields else fields.embedding[:9, :9]
+place = Georeference.of(image, "lat", "lon")
+print(place.degrees(image.lat.values[:1], image.lon.values[:1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_proj_database_of_another_installation_does_no_harm(files, tmp_path):
+    """Other packages set PROJ_DATA to databases whose layout this PROJ cannot use."""
+    import sqlite3
+
+    import pyproj
+
+    shutil.copy(Path(pyproj.datadir.get_data_dir(), "proj.db"), tmp_path / "proj.db")
+    with sqlite3.connect(tmp_path / "proj.db") as database:
+        database.execute("UPDATE metadata SET value = 0 WHERE key LIKE 'DATABASE.LAYOUT.VERSION%'")
+    database.close()
+    stale = {name: str(tmp_path) for name in ("PROJ_DATA", "PROJ_LIB")}
+    environment = {**os.environ, **stale}
+    for command in (
+        ["-c", STALE, str(files["tif"]), str(tmp_path / "embed_map_a.tif")],
+        ["-m", "copcube", "sample", str(tmp_path / "images"), "--cells=1", "--modalities=dem"],
+    ):
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    # The code is still there for readers with a database of their own.
+    with rasterio.open(tmp_path / "embed_map_a.tif") as file:
+        assert file.crs.to_epsg() == 4326

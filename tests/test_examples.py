@@ -104,6 +104,15 @@ def test_compare_cubes(forms, tmp_path):
     assert re.search(r"identical +100\.00%", same)
 
 
+@pytest.mark.timeout(180)
+def test_dataloader(tmp_path):
+    """Workers that hang would end in the time-out."""
+    pytest.importorskip("torch")
+    out = run("dataloader", tmp_path)
+    cells = int(synthetic.cube().n_images.sum())
+    assert out == f"{cells:,} cells, read by 2 workers\n{cells:,} cells, loaded once\n"
+
+
 def test_averaging_order(tmp_path):
     (match,) = [line for line in run("averaging_order", tmp_path).splitlines() if "matches" in line]
     assert match.startswith("dates, then patches, then modalities")

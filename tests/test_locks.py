@@ -12,7 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from copcube.builds import build
 from copcube.builds.executors import DaskExecutor
 from copcube.builds.folder import BuildFolder
 from copcube.builds.stages import Stage, run_stage
+from copcube.cube import validate
 from copcube.errors import BuildError, WriteError
 from copcube.files import lock
 from copcube.files.folders import LocalFolder, open_folder
@@ -451,6 +452,76 @@ def test_a_driver_without_heartbeat_leaves_the_cube_of_its_successor(images):
         assert_stopped(images, root, end(), finished)
 
 
+REPLACING = {
+    "clearing": (BuildFolder, "clear"),
+    "publishing": (BuildFolder, "publish"),
+    "removing": (ObjectFolder, "remove"),
+    "renaming": (os, "rename"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize(
+    ("where", "stage"),
+    [
+        ("local", "clearing"),
+        ("local", "publishing"),
+        ("local", "renaming"),
+        ("bucket", "clearing"),
+        ("bucket", "publishing"),
+        ("bucket", "removing"),
+    ],
+)
+def test_a_driver_that_sleeps_while_it_replaces_a_cube(images, tmp_path, where, stage):
+    """Also between taking the old cube away and giving the new one its name."""
+    asleep, woken, said = threading.Event(), threading.Event(), []
+    owner, name = REPLACING[stage]
+    function = getattr(owner, name)
+    options = OPTIONS | {"overwrite": True, "balance": "image"}
+
+    def sleep():
+        if threading.current_thread().name == "sleeper" and not asleep.is_set():
+            asleep.set()
+            woken.wait(60)
+
+    def before(*arguments, **more):
+        sleep()
+        return function(*arguments, **more)
+
+    def after(*arguments, **more):
+        result = function(*arguments, **more)
+        if getattr(arguments[0], "_url", str(arguments[0])).endswith("world.zarr"):
+            sleep()
+        return result
+
+    def drive(out):
+        try:
+            build(images, out, **options)
+        except BuildError as error:
+            said.append(str(error))
+
+    with ExitStack() as stack:
+        root = str(tmp_path) if where == "local" else stack.enter_context(memory_bucket())
+        out = f"{root}/world.zarr"
+        build(images, out, **OPTIONS)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        lock = BuildFolder.lock
+        patch.setattr(BuildFolder, "lock", partialmethod(lock, beat=60, dead=0.3))
+        patch.setattr(owner, name, before if owner is BuildFolder else after)
+        sleeper = threading.Thread(target=drive, args=(out,), name="sleeper", daemon=True)
+        sleeper.start()
+        assert asleep.wait(60), said
+        time.sleep(0.4)
+        assert build(images, out, **options).finished
+        finished = files_of(out)
+        woken.set()
+        sleeper.join(60)
+        assert said, "the sleeper should have failed"
+        assert "took this build over" in said[0]
+        assert files_of(out) == finished
+        assert validate(out) == []
+
+
 def test_what_another_process_has_published_meanwhile_stays(bucket):
     mine, theirs = ObjectFolder(f"{bucket}/w.build/cube.zarr"), ObjectFolder(f"{bucket}/w.zarr")
     mine.write("zarr.json", b"mine")
@@ -462,6 +533,7 @@ def test_what_another_process_has_published_meanwhile_stays(bucket):
 
 def test_only_an_owner_publishes_and_removes(tmp_path):
     build_folder = BuildFolder(tmp_path / "world.zarr")
-    for action in (build_folder.publish, build_folder.sweep, build_folder.prepare):
+    publish = partial(build_folder.publish, None, overwrite=True)
+    for action in (publish, build_folder.sweep, build_folder.prepare):
         with pytest.raises(AssertionError, match="only the owner"):
             action()

@@ -28,9 +28,10 @@ ALLOWED = {  # third-party package → modules that may import it
     "sklearn": {"lookup"},
 }
 
-SPINE = ["version", "errors", "dates", "grid", "modalities", "selection", "progress", "lookahead"]
-SPINE += ["files", "hub", "rows", "cells", "images", "encoder", "aggregate", "embedding", "cube"]
-SPINE += ["builds", "pca", "era5", "interchange", "lookup", "plot", "accessor", "cli", "__main__"]
+SPINE = ["version", "errors", "arguments", "dates", "grid", "modalities", "selection"]
+SPINE += ["progress", "lookahead", "files", "hub", "rows", "cells", "images", "encoder", "means"]
+SPINE += ["aggregate", "embedding", "cube", "builds", "pca", "era5", "interchange", "lookup"]
+SPINE += ["plot", "accessor", "cli", "__main__"]
 """Along the spine a module imports only what stands to its left."""
 
 

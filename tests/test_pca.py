@@ -677,3 +677,24 @@ def test_blas_gets_its_threads_back():
             pca.fit(drawn() * np.nan, 2)
         pca.reduce(drawn(), 2)
         assert threads() == {3}
+
+
+def test_several_bases_in_one_dataset_are_refused_by_name(tmp_path):
+    """As `xarray.open_mfdataset` makes them of reductions, by its defaults."""
+    fields = pca.reduce(drawn(), k=2)
+    years = xr.concat([fields, fields], "year", data_vars="all", join="exact")
+    message = r"components has the dimension year beside .* 2 bases, .*\.isel\(year=0\)"
+    refused = {
+        "restore": lambda: pca.restore(years),
+        "project": lambda: pca.project(drawn(), years),
+        "export": lambda: years.assign(pc=fields.pc).copembed.to_npz(tmp_path / "a.npz"),
+    }
+    for use in refused.values():
+        with pytest.raises(CubeError, match=message):
+            use()
+    assert pca.restore(years.isel(year=0)).embedding.identical(pca.restore(fields).embedding)
+    one = xr.concat([fields, fields], "year", data_vars="minimal", join="exact")
+    one = one.assign(pc=fields.pc.expand_dims(year=2))
+    assert pca.restore(one).embedding.sizes["year"] == 2
+    with pytest.raises(CubeError, match=r"components lacks the dimension component.*\[0\]"):
+        pca.project(drawn(), fields.isel(component=0))

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from builds_helpers import contents
 from stub import StubEncoder
 
 from copcube import cube, grid
-from copcube.builds import api, build, estimate, validate_rows
+from copcube.builds import api, build, estimate, tasks, validate_rows
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, plan_build
 from copcube.builds.stages import rows_digest
@@ -95,17 +94,72 @@ def receipt_of(out, name="p00000"):
 # What is written.
 
 
-def test_an_undisturbed_build_reads_nothing_back(source, tmp_path, opened):
-    """What is written is read only to be assembled: rows by pyarrow, each cell file once."""
+def test_an_undisturbed_build_reads_nothing_back(source, tmp_path, opened, monkeypatch):
+    """What is written is read only to be assembled: rows by pyarrow, of cells one band a time."""
+    decoded = []
+    decode = tasks.decode_cells
+
+    def spy(source, name, band):
+        decoded.append((name, band))
+        return decode(source, name, band)
+
+    monkeypatch.setattr(tasks, "decode_cells", spy)
     build("fake", tmp_path / "world.zarr", encoder=StubEncoder())
     written = [path for path, mode in opened if "w" in mode and ".partial" in path]
     assert len([path for path in written if "/rows/" in path]) == source.number
     assert len([path for path in written if "/cube.zarr/embedding/c/" in path]) == source.number
     assert reads(opened, "/rows/") == {}
     assert reads(opened, "/c/") == {}, "chunks were read"
-    cells = [path for path, mode in opened if "r" in mode and "/cells/" in path]
-    assert sorted(cells) == sorted(set(cells))
-    assert len(cells) >= 1
+    assert reads(opened, "/cells/") == {}
+    assert len(decoded) == len(set(decoded)) == source.number
+
+
+def test_files_are_durable_before_their_receipt_and_the_cube_before_its_name(
+    source, tmp_path, monkeypatch
+):
+    """A power cut takes what was not flushed: a file's bytes, or its name in a folder."""
+    out, flushed, named = tmp_path / "world.zarr", set(), {}
+    fsync, replace, rename_folder = os.fsync, os.replace, os.rename
+
+    def flush(descriptor):
+        fsync(descriptor)
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        state = os.fstat(descriptor)
+        if os.path.isdir(path):
+            # The names that lie there now stay, of files and of folders.
+            flushed.update(os.path.join(path, name) for name in os.listdir(path))
+        else:
+            flushed.add((state.st_ino, state.st_mtime_ns, state.st_size))
+
+    def is_durable(path):
+        state = os.stat(path)
+        above = [path, *(p for p in Path(path).parents if tmp_path / "world.build" in p.parents)]
+        bytes_stay = (state.st_ino, state.st_mtime_ns, state.st_size) in flushed
+        return bytes_stay and all(str(p) in flushed for p in above)
+
+    def rename(before, after):
+        after = str(after)
+        if "/receipts/" in after:
+            for name in json.loads(Path(before).read_text())["files"]:
+                assert is_durable(tmp_path / "world.build" / name), name
+                named[name] = after
+        replace(before, after)
+        flushed.discard(after)
+
+    def move(path, after):
+        if Path(after) == out:
+            for name in Path(path).rglob("*"):
+                assert name.is_dir() or is_durable(name), name
+            named["cube"] = str(after)
+        return rename_folder(path, after)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(os, "rename", move)
+    build("fake", out, encoder=StubEncoder())
+    kinds = {name.partition("/")[0] for name in named}
+    assert kinds == {"rows", "cells", "cube.zarr", "cube"}
+    assert str(out) in flushed
 
 
 def test_a_receipt_holds_size_checksum_and_stamp_of_what_is_there(source, tmp_path):
@@ -178,7 +232,8 @@ def test_resuming_10000_partitions_reads_no_row(tmp_path, monkeypatch, opened, c
     monkeypatch.setattr(api, "open_source", lambda path: source)
     out, encoder = tmp_path / "world.zarr", StubEncoder()
     plan, rows = fake_build(BuildFolder(out), source)
-    zarr.create_group(out, attributes={"copcube_plan": plan.id, "copcube_rows": rows})
+    cube.create(out, dim=4, attrs={"copcube_plan": plan.id, "copcube_rows": rows})
+    cube.finish(out)
     opened.clear()
     begin = time.perf_counter()
     report = build("fake", out, encoder=encoder, modalities=["s5p_co"])

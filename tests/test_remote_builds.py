@@ -146,6 +146,11 @@ def test_a_cube_in_a_bucket_is_replaced_on_request_only(shards, memory, undistur
     objects.ObjectFolder(out).write("precious", b"data")
     with pytest.raises(BuildError, match="exists and is not the result of this build"):
         build(shards, out, encoder=StubEncoder(), **OPTIONS)
+    with pytest.raises(BuildError, match="only what copcube made is replaced, found a folder of"):
+        build(shards, out, encoder=StubEncoder(), overwrite=True, **OPTIONS)
+    assert objects.ObjectFolder(out).read("precious") == b"data"
+    objects.ObjectFolder(out).remove("precious")
+    build(shards, out, encoder=StubEncoder(), balance="image", **OPTIONS)
     build(shards, out, encoder=StubEncoder(), overwrite=True, **OPTIONS)
     assert_undisturbed(out, undisturbed, tmp_path)
     with pytest.raises(BuildError, match=r"options\.balance: was modality, now image"):
@@ -232,3 +237,36 @@ def test_the_command_line_takes_addresses(uploaded, memory, tmp_path, capsys, mo
     assert [len(json.loads(receipts.read(name))["files"]) for name in names] == [1] * 4
     assert pq.ParquetFile(receipts.open("quarantine.parquet")).metadata.num_rows >= 0
     assert not os.path.exists("s3:")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_driver_killed_while_it_publishes_in_a_bucket(
+    shards, memory, undisturbed, tmp_path, monkeypatch, overwrite
+):
+    """What it left of the cube has no metadata of the group, and is completed."""
+    out, options = f"{memory}/world.zarr", OPTIONS | {"encoder": StubEncoder()}
+    if overwrite:
+        build(shards, out, balance="image", **options)
+    copied, real = [], objects.ObjectFolder.copy_to
+
+    def dying(folder, url, *, last, check):
+        def until_some():
+            copied.append(url)
+            if len(copied) > 9:
+                raise KeyboardInterrupt
+
+        real(folder, url, last=last, check=until_some)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects.ObjectFolder, "copy_to", dying)
+        with pytest.raises(KeyboardInterrupt):
+            build(shards, out, overwrite=overwrite, **options)
+    there = objects.ObjectFolder(out)
+    assert there.names()
+    assert "zarr.json" not in there.names()
+    there.write("thesis.txt", b"years")
+    with pytest.raises(BuildError, match=r"thesis.txt is no part of the data"):
+        build(shards, out, overwrite=overwrite, **options)
+    there.remove("thesis.txt")
+    build(shards, out, overwrite=overwrite, **options)
+    assert_undisturbed(out, undisturbed, tmp_path)

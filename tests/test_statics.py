@@ -271,11 +271,11 @@ def test_there_is_no_such_file(tmp_path):
 
 def test_something_else_is_named(tmp_path):
     (tmp_path / "a.nc").write_text("hello")
-    with pytest.raises(SourceError, match="found something else"):
+    with pytest.raises(SourceError, match="found text, which begins 'hello'"):
         era5.open_static(tmp_path / "a.nc")
     with zipfile.ZipFile(tmp_path / "b.nc", "w") as archive:
         archive.writestr("data.nc", "x")
-    with pytest.raises(SourceError, match="ZIP archive, as CDS sends them; unpack"):
+    with pytest.raises(SourceError, match=r"ZIP archive .* 'data.nc', as the Climate .*unpack"):
         era5.open_static(tmp_path / "b.nc")
     (tmp_path / "folder").mkdir()
     with pytest.raises(SourceError, match="no Zarr store"):
@@ -351,9 +351,13 @@ def test_addresses_of_a_web_server(web, tmp_path, small):
     web.files["d.html"] = b"<html>"
     web.status["e.nc"] = 403
     for name, error, says in [
-        ("b.nc", SourceError, "b.nc: a ZIP archive, as CDS sends them; unpack"),
+        ("b.nc", SourceError, "b.nc: expected NetCDF, .*, found a ZIP archive; unpack"),
         ("c.nc", SourceError, "c.nc: the NetCDF file cannot be read"),
-        ("d.html", SourceError, "d.html: expected NetCDF, GRIB or a Zarr store"),
+        (
+            "d.html",
+            SourceError,
+            "d.html: expected NetCDF, .*, found an HTML page",
+        ),
         ("e.nc", StorageError, "e.nc: access denied"),
         ("none.nc", SourceError, "none.nc: no Zarr store of variables can be read"),
         ("none.zarr", SourceError, "none.zarr: no Zarr store of variables can be read"),

@@ -857,3 +857,16 @@ def test_a_store_that_fails_rejects_no_image(web, tmp_path, monkeypatch):
             read_on()
     del web.status["s.tar"]
     assert len(first()) == 2
+
+
+def test_members_of_a_cell_may_lie_apart(given_samples):
+    first, second = sample(), sample(key="0772177")
+    together, _ = given_samples(first, second)
+    members = sorted({**first, **second}.items(), key=lambda item: item[0].partition(".")[2])
+    apart, rejected = given_samples(dict(members))
+    assert rejected == []
+    assert len(apart) == len(together) > 1
+    assert {image.grid_id for image in apart} == {image.grid_id for image in together}
+    reversed_, rejected = given_samples(dict(members[::-1]))
+    assert rejected == []
+    assert len(reversed_) == len(together)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.aggregate import Aggregation, Balance, By
+from copcube.arguments import whole_number
 from copcube.builds.dask import Workers, executor
 from copcube.builds.executors import Executor
 from copcube.builds.folder import BuildFolder, Receipt
@@ -21,14 +22,17 @@ from copcube.builds.stages import (
     EmbedStage,
     assemble,
     complete,
+    is_whole,
     rows_digest,
     run_stage,
     write_quarantine,
 )
 from copcube.builds.tasks import EmbedTask, counts, describe
+from copcube.cube import overlap
 from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
 from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
+from copcube.files.objects.stores import split
 from copcube.images import open_source
 from copcube.modalities import MODALITIES
 from copcube.rows import are_finite, rows_files
@@ -82,12 +86,12 @@ def build(
     source: str | Path,
     out: str | Path,
     *,
-    modalities: Iterable[str] | None = None,
+    modalities: Iterable[str] | str | None = None,
     dates: Any = None,
     crop: Crop = "center",
     balance: Balance = "modality",
     by: By | None = None,
-    encoder: Encoder | Spec | None = None,
+    encoder: Encoder | Spec | str | Path | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
     strict: bool = False,
@@ -95,7 +99,7 @@ def build(
     overwrite: bool = False,
     workers: Workers | None = None,
     client: "Client | None" = None,
-    partitions: str | None = None,
+    partitions: str | int | None = None,
     retry_quarantined: bool = False,
 ) -> Report:
     """Build a cube from images; go on where an earlier run stopped.
@@ -108,7 +112,7 @@ def build(
     out : str or Path
         The cube, such as ``world.zarr`` or ``s3://bucket/world.zarr``. Work goes on in
         ``world.build`` beside it, where the rows stay.
-    modalities : iterable of str, optional
+    modalities : iterable of str, or str, optional
         Keys to take; all by default.
     dates : optional
         Dates to take, inclusive: such as ``2021``, ``2021-03..2021-08-15``, or what else
@@ -119,9 +123,9 @@ def build(
         Mean of the modalities' means, or of all images alike.
     by : {"modality", "month", "season", "year"}, optional
         Add a leading dimension.
-    encoder : Encoder or Spec, optional
-        What embeds the images, or an `EncoderSpec` of it; by default Copernicus-FM with the
-        published weights.
+    encoder : Encoder, Spec, str or Path, optional
+        What embeds the images, or an `EncoderSpec` of it, or what names the weights of one; by
+        default Copernicus-FM with the published weights.
     batch_size : int, optional
         Images a batch; by default chosen by modality and device.
     threads : int, optional
@@ -133,15 +137,16 @@ def build(
         What to subtract from Sentinel-2 counts: 1000 for images of processing baseline 04.00
         or later, if that was not done before.
     overwrite : bool
-        Whether to throw away what is at `out` and in its build folder.
+        Whether to replace a cube at `out` that copcube made, once the new one is whole, and
+        to throw away what is in its build folder. Anything else at `out` is refused.
     workers : int or "auto", optional
         Worker processes to start on this machine; ``auto`` is one for each visible GPU, or
         else for every two processors. By default this process does everything.
     client : distributed.Client, optional
         Of a dask cluster whose workers see `source` and `out` under the same names. Workers
         with a GPU should offer the resource ``GPU``, one a process.
-    partitions : str, optional
-        Which partitions to embed, such as ``0-99``, by their numbers in the plan (shards
+    partitions : str or int, optional
+        Which partitions to embed, such as ``0-99`` or 7, by their numbers in the plan (shards
         are sorted by name). Nothing is assembled then, and any number of such runs
         may work on the same build at once.
     retry_quarantined : bool
@@ -187,6 +192,7 @@ def build(
             f"copcube.EncoderSpec; found a {type(options.encoder).__name__}"
         )
     folder = BuildFolder(out)
+    _require_apart(folder, source, overwrite)
     spec = getattr(options.encoder, "spec", None)
     # Workers get a GPU each unless the encoder is to run on the CPU.
     gpus = getattr(spec, "device", "auto") != "cpu"
@@ -216,7 +222,9 @@ def build(
         rejected: dict[str, int] = {}
         if partitions is None:
             try:
-                rejected = _assembled(folder, plan, options, receipts, names, runner)
+                rejected = _assembled(
+                    folder, plan, options, receipts, names, runner, overwrite=overwrite
+                )
             except RowsError as error:
                 # Rows of earlier versions, or of an encoder that checked nothing.
                 again = [i for i in chosen if _is_to_be_mended(folder, listed[i].name, receipts)]
@@ -230,7 +238,9 @@ def build(
                 for task in tasks:
                     del receipts[task.name]
                 run_stage(runner, EmbedStage(folder, plan, listed, tasks, receipts))
-                rejected = _assembled(folder, plan, options, receipts, names, runner)
+                rejected = _assembled(
+                    folder, plan, options, receipts, names, runner, overwrite=overwrite
+                )
         quarantined = tuple(name for name in names if receipts[name]["quarantined"])
     total: Counter[str] = Counter()
     for receipt in receipts.values():
@@ -254,15 +264,15 @@ def _assembled(
     receipts: Mapping[str, Receipt],
     names: Sequence[str],
     runner: Executor,
+    *,
+    overwrite: bool,
 ) -> dict[str, int]:
     """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
     rejected, rescaled, rows = write_quarantine(folder, names)
     # The cube may be there already, from these very rows; then there is only rubbish to remove.
-    if complete(folder, plan, rows):
+    if complete(folder, plan, rows) and is_whole(folder):
         folder.sweep()
         return rejected
-    if folder.has_cube():
-        folder.set_aside()
     quarantined = [name for name in names if receipts[name]["quarantined"]]
     attributes = {
         "images_rejected": " ".join(f"{kind}:{n}" for kind, n in rejected.items()),
@@ -277,7 +287,7 @@ def _assembled(
         attributes["images_strange"] = " ".join(f"{key}:{n}" for key, n in sorted(strange.items()))
     # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
     files = [folder.rows(name) for name in names if name not in quarantined]
-    assemble(folder, plan, options.aggregation, files, attributes, runner)
+    assemble(folder, plan, options.aggregation, files, attributes, runner, overwrite=overwrite)
     return rejected
 
 
@@ -290,7 +300,7 @@ def aggregate(
     rows: str | Path,
     out: str | Path,
     *,
-    modalities: Iterable[str] | None = None,
+    modalities: Iterable[str] | str | None = None,
     dates: Any = None,
     balance: Balance = "modality",
     by: By | None = None,
@@ -328,14 +338,16 @@ def aggregate(
     aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
     files = rows_files(rows)
     folder = BuildFolder(out)
+    _require_apart(folder, rows, overwrite)
     with folder.lock(), executor(client, workers, gpus=False) as runner:
         plan = _admitted(folder, plan_aggregate(rows, files, aggregation), overwrite)
         folder.write_plan(plan)
-        if complete(folder, plan, ""):
+        if complete(folder, plan, "") and is_whole(folder):
             folder.sweep()
         else:
             names = [str(file) for file in files]
-            assemble(folder, plan, aggregation, names, {"copcube_rows": ""}, runner)
+            attributes = {"copcube_rows": ""}
+            assemble(folder, plan, aggregation, names, attributes, runner, overwrite=overwrite)
     seconds = {"total": time.perf_counter() - begin}
     return Report(cube=_path(folder.out), rows=_path(str(rows)), seconds=seconds)
 
@@ -392,25 +404,47 @@ def _admitted(
             known = folder.plan()
         except BuildError:
             known = None
-        if known is None or known.id != plan.id or folder.is_cube_of(plan):
-            folder.clear()
-        folder.set_aside()
+        folder.require_own_cube()
+        # The former cube may be one of the same plan: then only the folder tells whether an
+        # earlier run has begun to replace it.
+        anew = folder.is_cube_of(plan) and not folder.is_replacing()
+        if known is None or known.id != plan.id or anew:
+            folder.begin_replacing()
     elif (known := folder.plan()) is not None:
         if keep_batches:
             plan = replace(plan, batch_sizes=known.batch_sizes)
         known.refuse_changes(plan, folder.path)
         plan = known
-    if folder.has_cube() and not folder.is_cube_of(plan) and not overwrite:
-        raise BuildError(
-            f"{folder.out} exists and is not the result of this build; give another output "
-            "name, or --overwrite to replace it"
-        )
+    if not overwrite:
+        folder.require_result(plan)
     if alone:
         folder.prepare()
     return plan
 
 
-def _chosen(partitions: str | None, number: int) -> range:
+def _require_apart(folder: BuildFolder, source: str | Path, overwrite: bool) -> None:
+    """Check, before anything is written, that a build replaces nothing that it is made of.
+
+    Raises
+    ------
+    OptionError
+        If the cube or the folder of its build is the source, lies in it or contains it, and
+        something would be replaced.
+    BuildError
+        If the folder of the build holds something else.
+    """
+    if is_remote(folder.out) and not split(folder.out)[1]:
+        raise OptionError(f"{folder.out}: expected a name in the bucket, such as /world.zarr")
+    for place in (folder.out, folder.path) if overwrite else ():
+        if (how := overlap(place, source)) is not None:
+            raise OptionError(
+                f"{place} {how} {source}, which is read: --overwrite would replace what the cube "
+                "is made of; give another output name"
+            )
+    folder.require_own()
+
+
+def _chosen(partitions: str | int | None, number: int) -> range:
     """Return the numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
 
     Raises
@@ -420,6 +454,8 @@ def _chosen(partitions: str | None, number: int) -> range:
     """
     if partitions is None:
         return range(number)
+    if not isinstance(partitions, str):
+        partitions = str(whole_number(partitions, "partitions", 0))
     first, dash, last = partitions.partition("-")
     if not first.isdecimal() or not (last.isdecimal() or not dash):
         raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")

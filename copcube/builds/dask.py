@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from copcube.arguments import whole_number
 from copcube.builds.executors import (
     GPU,
     PARTITIONS_PER_GPU,
@@ -14,6 +15,7 @@ from copcube.builds.executors import (
     Executor,
     LocalExecutor,
 )
+from copcube.builds.guard import require_main_guard
 from copcube.errors import BuildError, MissingPackageError, OptionError
 from copcube.files.processors import available_processors
 
@@ -48,6 +50,10 @@ def executor(client: "Client | None", workers: Workers | None, *, gpus: bool) ->
     if client is not None and workers is not None:
         raise OptionError("give a client of a cluster or a number of workers, not both")
     if client is not None:
+        if not hasattr(client, "scheduler_info"):
+            raise OptionError(
+                f"client is {client!r:.60}; expected a distributed.Client, such as Client(address)"
+            )
         _show(client)
         yield DaskExecutor(client)
     elif workers is not None:
@@ -103,9 +109,13 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     Raises
     ------
     OptionError
-        If more workers than GPUs are asked for.
+        If more workers than GPUs are asked for, or their number is none; if the running
+        script would start itself again in every worker.
     """
     _require_distributed()
+    if workers != "auto":
+        whole_number(workers, "workers", 1)
+    require_main_guard()
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
     from distributed.system import MEMORY_LIMIT

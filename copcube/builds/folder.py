@@ -4,11 +4,15 @@
       plan.json  partitions.parquet  quarantine.parquet
       rows/NAME.parquet              one file a partition
       survey.json                    what the rows hold in all
-      cells/BAND/NAME.arrow          statistics of cells, until the cube is done
+      cells/NAME-BAND-BAND.arrow     statistics of cells, until the cube is done; from which
+                                     band of the cube to which
       receipts/STAGE/NAME.json       one a finished task
       running/NAME.json              what a worker is at, and since when
       failed/NAME.json               what failed and may succeed at the next try
       cube.zarr                      the cube until it is whole, then renamed
+      replaced.zarr                  a former cube, while its successor takes its name
+      replacing                      there while a cube is made that is to replace another
+      publishing                     there while a cube is copied to its name in a bucket
       .lock-*                        who owns the build, as long as somebody does
 
 A task counts as done when its receipt names the work it belongs to and its files have the
@@ -20,6 +24,7 @@ object store the folder looks the same.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,20 +32,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from copcube import progress
 from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
-from copcube.cube import read_attributes
-from copcube.errors import BuildError
+from copcube.cube import foreign, read_attributes
+from copcube.errors import BuildError, CopcubeError
+from copcube.files.atomic import sync
+from copcube.files.contents import HEAD, other_than
 from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
 from copcube.files.lock import BEAT, DEAD, Lock
-from copcube.files.objects import ObjectFolder, is_remote
+from copcube.files.objects import ObjectFolder, is_remote, listing
 from copcube.files.states import FileState, Written
 from copcube.images import Partition
 
 Receipt = dict[str, Any]
 
-SCRATCH = ("cells", "running", "failed", "survey.json", "replaced.zarr", "cube.zarr")
+SCRATCH = (
+    *("cells", "running", "failed", "survey.json", "replaced.zarr", "cube.zarr"),
+    *("replacing", "publishing"),
+)
 """What only the making of a cube needs."""
+
+_OWN = (*SCRATCH, "receipts", "rows", "quarantine.parquet", "partitions.parquet", "plan.json")
+"""What the folder of a build holds in all, in an order in which it may be removed."""
 
 
 class BuildFolder:
@@ -73,13 +88,16 @@ class BuildFolder:
             If the file is there and is no plan.
         """
         try:
-            return Plan(**json.loads(self.files.read("plan.json")))
-        except FileNotFoundError:
+            data = self.files.read("plan.json")
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError) as error:
+        try:
+            return Plan.of(json.loads(data))
+        except (ValueError, TypeError, RecursionError) as error:
+            other = other_than(("json",), data[:HEAD]) or f"something else ({error})"
             raise BuildError(
-                f"{self.path}/plan.json: expected the plan of a build, found something else "
-                f"({error}); --overwrite starts anew"
+                f"{self.path}/plan.json: expected the plan of a build, found {other}; "
+                "--overwrite starts anew"
             ) from error
 
     def write_plan(self, plan: Plan) -> None:
@@ -103,12 +121,22 @@ class BuildFolder:
             return read_partitions(self.files.open("partitions.parquet"))
         except FileNotFoundError:
             return []
+        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+            if isinstance(error, CopcubeError):
+                raise
+            raise BuildError(
+                f"{self.path}/partitions.parquet: damaged ({error}); the same `copcube build` "
+                "writes it anew"
+            ) from error
 
     def write_partitions(self, partitions: Sequence[Partition], digest: str) -> None:
         """Write the list of partitions, unless the one of this digest is there."""
         try:
             there = read_digest(self.files.open("partitions.parquet"))
-        except FileNotFoundError:
+            # A damaged list is written again: its digest may be whole where its pages are not.
+            if there == digest:
+                self.partitions()
+        except (FileNotFoundError, pa.ArrowException, BuildError):
             there = ""
         if there != digest:
             self.files.write("partitions.parquet", encode_partitions(partitions, digest))
@@ -121,10 +149,38 @@ class BuildFolder:
             self.files.sweep()
         self.files.remove("running")
 
-    def clear(self) -> None:
-        """Remove everything in the folder but its lock and a cube that was set aside."""
+    def require_own(self) -> None:
+        """Check that the folder may be worked in: it is new, or that of a build.
+
+        Raises
+        ------
+        BuildError
+            If it holds something else.
+        """
         tops = {name.partition("/")[0] for name in self.files.names()}
-        self.discard(*(tops - {"replaced.zarr"}))
+        strange = sorted(tops.difference(_OWN))
+        # The plan is written first and removed last: without it nothing here is of a build.
+        if "plan.json" not in tops:
+            strange = strange or sorted(tops - {"partitions.parquet"})
+        elif strange:
+            try:
+                self.plan()
+                strange = []  # a note that somebody keeps beside the rows; it is never touched
+            except BuildError:
+                pass
+        if strange:
+            raise BuildError(
+                f"{self.path}: this build would work in it, but it is no folder of a build: found "
+                f"{', '.join(strange[:3])} and no plan of a build; choose another output name, or "
+                "move that folder away"
+            )
+
+    def clear(self) -> None:
+        """Remove what belongs to a build from the folder, its plan last.
+
+        It stays known that a cube in a bucket may be half there.
+        """
+        self.discard(*(name for name in _OWN if name != "publishing"))
 
     def discard(self, *names: str) -> None:
         """Remove files and folders of the build, if they are there."""
@@ -133,37 +189,96 @@ class BuildFolder:
             self.files.remove(name)
 
     def has_cube(self) -> bool:
-        """Whether something has the cube's final name."""
-        return (
-            bool(open_folder(self.out).names()) if is_remote(self.out) else Path(self.out).exists()
-        )
+        """Whether something has the cube's final name, be it a link that leads nowhere."""
+        return bool(listing(self.out)) if is_remote(self.out) else os.path.lexists(self.out)
 
     def is_cube_of(self, plan: Plan) -> bool:
         """Whether the cube of the final name was made by a plan."""
         return read_attributes(self.out).get("copcube_plan") == plan.id
 
-    def set_aside(self) -> None:
-        """Move a cube that is to be replaced out of the way, until its successor is done.
+    def begin_replacing(self) -> None:
+        """Start anew, and remember that what has the final name is to be replaced."""
+        self.clear()
+        if self.has_cube():
+            self.files.write("replacing", b"")
 
-        In an object store it stays, to be replaced as a whole by `publish`.
+    def is_replacing(self) -> bool:
+        """Whether `begin_replacing` has begun what is under way."""
+        return bool(self.files.states(["replacing"]))
+
+    def _is_half_published(self) -> bool:
+        """Whether what has the final name in a bucket is what a killed driver left there."""
+        begun = is_remote(self.out) and bool(self.files.states(["publishing"]))
+        return begun and not open_folder(self.out).states(["zarr.json"])
+
+    def require_result(self, plan: Plan) -> None:
+        """Check that what has the final name, if anything, is the result of a plan.
+
+        Raises
+        ------
+        BuildError
+            If it is not.
         """
-        if self.has_cube() and not is_remote(self.out):
-            self.discard("replaced.zarr")
-            self.require_lock()
-            Path(self.out).rename(Path(self.path, "replaced.zarr"))
+        if self.has_cube() and not self.is_cube_of(plan) and not self._is_half_published():
+            raise BuildError(
+                f"{self.out} exists and is not the result of this build; give another output "
+                "name, or --overwrite to replace it"
+            )
 
-    def publish(self) -> None:
-        """Give the finished cube its final name, where it appears whole or not at all."""
+    def require_own_cube(self) -> None:
+        """Check that what has the final name, if anything, was made by copcube.
+
+        Raises
+        ------
+        BuildError
+            If it was not, or something else lies in it.
+        """
+        if not self.has_cube():
+            return
+        if (found := foreign(self.out, half=self._is_half_published())) is not None:
+            raise BuildError(
+                f"{self.out}: only what copcube made is replaced, found {found}; remove it "
+                "yourself, or give another output name"
+            )
+
+    def publish(self, plan: Plan, *, overwrite: bool = False) -> None:
+        """Give the finished cube its final name, where it appears whole or not at all.
+
+        A cube that has the name stays in its place until then.
+
+        Raises
+        ------
+        BuildError
+            As `require_result`, without `overwrite`, and `require_own_cube`: much may have
+            happened since the build began.
+        """
+        if not overwrite:
+            self.require_result(plan)
+        self.require_own_cube()
         self.require_lock()
         if is_remote(self.out):
             there = open_folder(self.out)
+            self.files.write("publishing", b"")
             there.remove("zarr.json")  # without it, what is there is no cube
             self.require_lock()
             # The rest of the former cube, which nobody can open any more.
             there.remove("")
             ObjectFolder(self.cube).copy_to(self.out, last="zarr.json", check=self.check_lock)
-        else:
-            Path(self.cube).rename(self.out)
+            return
+        former = Path(self.path, "replaced.zarr")
+        if os.path.lexists(self.out):
+            self.discard(former.name)
+            self.require_lock()
+            os.rename(self.out, former)  # a folder cannot replace another in one step
+            self.require_lock()
+        try:
+            os.rename(self.cube, self.out)
+        except OSError:
+            if former.exists() and not os.path.lexists(self.out):
+                os.rename(former, self.out)
+            raise
+        # The name must last before what the cube could be made of again is swept away.
+        sync(Path(self.out).parent)
 
     def sweep(self) -> None:
         """Remove what only the making of a cube needs; rows, plan and their receipts stay."""
@@ -291,8 +406,7 @@ class BuildFolder:
         """Receipt of a unit if it is readable and of this work; its files are not looked at."""
         try:
             receipt = self.read_receipt(stage, name)
-            whole = all(len(known) == 2 for known in receipt["files"].values())
-            return receipt if whole and receipt["work"] == work else None
+            return receipt if is_whole(receipt, stage) and receipt["work"] == work else None
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -348,6 +462,28 @@ class BuildFolder:
         }
         self.files.write(f"receipts/{stage}/{name}.json", to_json(receipt))
         return receipt
+
+
+def is_whole(receipt: Any, stage: str) -> bool:
+    """Whether something read from a file has the form of a receipt of a stage.
+
+    Raises
+    ------
+    AttributeError, KeyError, TypeError
+        Perhaps, if it has not.
+    """
+    if not all(len(known) == 2 for known in receipt["files"].values()):
+        return False
+    if not isinstance(receipt.get("stamps", {}), dict):
+        return False
+    if stage != "embed":
+        return True
+    figures = [*receipt["images"].values(), *(item["images"] for item in receipt["rejected"])]
+    whole = all(type(figure) is int for figure in figures)
+    kinds = all(isinstance(item["kind"], str) for item in receipt["rejected"])
+    times = [*receipt["seconds"].values(), receipt.get("finished", 0.0)]
+    numbers = all(isinstance(time, int | float) for time in times)
+    return whole and kinds and numbers and "embedding" in receipt["seconds"]
 
 
 def to_json(value: Any) -> bytes:

@@ -8,11 +8,12 @@ import itertools
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from copcube.builds.folder import BuildFolder, Receipt
+from copcube.builds.folder import BuildFolder, Receipt, is_whole
 from copcube.builds.plan import BuildOptions, Plan, plan_build
 from copcube.builds.tasks import describe
 from copcube.cube import read_attributes
@@ -273,21 +274,43 @@ def status(path: str | Path) -> Status:
             "found none"
         )
     names = [partition.name for partition in folder.partitions()]
-    receipts = _read_all(folder, "receipts/embed/")
+    receipts = {
+        name: receipt
+        for name, receipt in _read_all(folder, "receipts/embed/").items()
+        if _has(is_whole, receipt, "embed")
+    }
     stage, units, done = _stage(folder, plan.id, len(names), len(receipts))
     return Status(
         folder=folder.path,
         stage=stage,
         units=units,
         done=done,
-        running=[Running(name=n, **mark) for n, mark in _read_all(folder, "running/").items()],
+        running=[
+            Running(name=name, **mark)
+            for name, mark in _read_all(folder, "running/").items()
+            if _has(_is_mark, mark)
+        ],
         failed={
             name: f"{entry['reason']} (tried {entry['attempts']} times)"
             for name, entry in _read_all(folder, "failed/").items()
+            if _has(lambda e: {"reason", "attempts"} <= e.keys(), entry)
         },
         quarantined={n: r["quarantined"] for n, r in receipts.items() if r.get("quarantined")},
         **_progress(receipts, len(names)),
     )
+
+
+def _is_mark(mark: Any) -> bool:
+    kinds = {"host": str, "pid": int, "images": int, "since": int | float, "seen": int | float}
+    return mark.keys() == kinds.keys() and all(isinstance(mark[k], kinds[k]) for k in kinds)
+
+
+def _has(form: Callable[..., bool], *values: Any) -> bool:
+    """Whether what was read from a damaged file has a form all the same."""
+    try:
+        return form(*values)
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
@@ -326,7 +349,7 @@ def _stage(folder: BuildFolder, plan: str, partitions: int, embedded: int) -> tu
         return "writing", N_BANDS, written
     try:
         parts = len(json.loads(folder.files.read("survey.json"))["parts"])
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         parts = 0
     return "combining", parts, combined
 

@@ -10,14 +10,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copcube.aggregate import Aggregation, Balance, By, Survey
+from copcube.arguments import whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
-from copcube.errors import BuildError
+from copcube.errors import BuildError, OptionError
 from copcube.files.objects import file_size
 from copcube.images import Partition, Source
 from copcube.images.tensor_form import RESAMPLING
@@ -30,6 +31,8 @@ _ROW_GROUP = 64
 """Partitions in a row group of their list; a worker reads one group for each of its tasks."""
 
 _DIGEST = "digest"
+_OBJECTS = ("options", "encoder", "batch_sizes")
+"""Parts of a plan that are no texts."""
 
 _UNSAID = {"options.resampling": "bilinear, edges aligned (earlier versions)"}
 """What older plans mean by saying nothing."""
@@ -63,7 +66,7 @@ class BuildOptions:
     Raises
     ------
     OptionError
-        If `balance` or `by` is unknown, or `s2_offset` is no count.
+        If `crop`, `balance` or `by` is unknown, a number is none, or `s2_offset` is no count.
     """
 
     selection: Selection
@@ -78,14 +81,20 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         _ = self.aggregation  # refuses unknown values
+        if self.crop not in get_args(Crop):
+            known = " or ".join(get_args(Crop))
+            raise OptionError(f"crop={self.crop!r} is unknown; expected {known}")
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) is not None:
+                whole_number(getattr(self, name), name, 1)
         require_offset(self.s2_offset)
 
     @classmethod
     def of(
         cls,
-        modalities: Iterable[str] | None = None,
+        modalities: Iterable[str] | str | None = None,
         dates: Any = None,
-        encoder: Encoder | Spec | None = None,
+        encoder: "Encoder | Spec | str | Path | None" = None,
         **options: Any,
     ) -> "BuildOptions":
         """Make options from the arguments of `copcube.build`, with its defaults.
@@ -169,6 +178,21 @@ class Plan:
     batch_sizes: dict[str, int]
     partitions: str
     version: str = __version__
+
+    @classmethod
+    def of(cls, value: Any) -> "Plan":
+        """Make a plan of the JSON of one.
+
+        Raises
+        ------
+        TypeError
+            If it is something else, or a part of it has another type.
+        """
+        plan = cls(**value)
+        for name, found in vars(plan).items():
+            if not isinstance(found, dict if name in _OBJECTS else str):
+                raise TypeError(f"{name} is {found!r:.40}")
+        return plan
 
     @property
     def id(self) -> str:

@@ -352,6 +352,8 @@ def assemble(
     files: Sequence[str],
     attributes: Mapping[str, Any],
     executor: Executor,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Make the cube of a plan from files of rows; go on where an earlier run stopped.
 
@@ -369,11 +371,13 @@ def assemble(
         Further attributes for the cube.
     executor : Executor
         Runs the tasks.
+    overwrite : bool
+        Whether another cube of the final name is replaced, once this one is whole.
 
     Raises
     ------
     BuildError
-        If no row is left to aggregate, or tasks failed.
+        If no row is left to aggregate, or tasks failed; if something else has the final name.
     """
     found = Surveyed.of(files, aggregation)
     if not found.survey.images:
@@ -407,7 +411,7 @@ def assemble(
     run_stage(executor, AssembleStage(folder, "write", task, N_BANDS))
     folder.require_lock()
     cube.finish(folder.cube)
-    folder.publish()
+    folder.publish(plan, overwrite=overwrite)
     folder.sweep()
 
 
@@ -415,6 +419,17 @@ def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:
     """Whether the finished cube of this very plan and these very rows is there."""
     attributes = cube.read_attributes(folder.out)
     return (attributes.get("copcube_plan"), attributes.get("copcube_rows")) == (plan.id, rows)
+
+
+def is_whole(folder: BuildFolder) -> bool:
+    """Whether no chunk of the finished cube is damaged or missing; else say which."""
+    damaged = cube.damaged(folder.out)
+    for problem in damaged[:3]:
+        log.warning("%s: %s", folder.out, problem)
+    if damaged:
+        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        log.warning("for that%s, the cube is made again from its rows", more)
+    return not damaged
 
 
 def _known_survey(folder: BuildFolder) -> bytes | None:

@@ -255,9 +255,9 @@ def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
         entries = found.passes[task.number - len(found.parts)]
         cells = aggregate.combine_pass(found.parts, found.aggregation, found.survey, entries)
     files = {}
-    for band, some in cells.by_band():
-        name = f"cells/{band:02d}/{task.number:06d}.arrow"
-        files[name] = folder.files.write(name, encode_cells(some))
+    if bands := [band for band, _ in cells.by_band()]:
+        name = f"cells/{task.number:06d}-{bands[0]:02d}-{bands[-1]:02d}.arrow"
+        files[name] = folder.files.write(name, encode_cells(cells))
     advance(1)
     facts = {"cells": len(cells)}
     folder.write_receipt(task.work, "combine", f"{task.number:06d}", files, facts)
@@ -268,15 +268,22 @@ def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     """Write one band of blocks of the cube from the cells of all parts, then the receipt."""
     folder, found = _surveyed(task)
     # Sorted by name, hence by the number of the part: the order of the cells is always the same.
-    names = folder.files.names(f"cells/{task.number:02d}/")
-    tables = [decode_cells(folder.files.read(name), f"{folder.path}/{name}") for name in names]
+    names = [name for name in folder.files.names("cells/") if _reaches(name, task.number)]
+    files = folder.files
+    tables = [decode_cells(files.open(n), f"{folder.path}/{n}", task.number) for n in names]
     cells = Cells.concatenate([Cells.empty(found.survey.dim), *tables])
     written = cube.write_band(folder.cube, task.number, cells)
     advance(1)
     facts = {"cells": len(cells)}
-    files = {f"cube.zarr/{chunk}": known for chunk, known in written.items()}
-    folder.write_receipt(task.work, "write", f"{task.number:02d}", files, facts)
+    chunks = {f"cube.zarr/{chunk}": known for chunk, known in written.items()}
+    folder.write_receipt(task.work, "write", f"{task.number:02d}", chunks, facts)
     return facts
+
+
+def _reaches(name: str, band: int) -> bool:
+    """Whether a file of cells, which names its first and last band, may have cells of a band."""
+    first, last = name.removesuffix(".arrow").split("-")[-2:]
+    return int(first) <= band <= int(last)
 
 
 @dataclass(frozen=True)
@@ -312,6 +319,7 @@ class Surveyed:
         survey = vars(self.survey) | {key: getattr(self.survey, key).tolist() for key in _ARRAYS}
         return to_json(
             {
+                "form": _FORM,
                 "aggregation": asdict(self.aggregation),
                 "parts": [asdict(part) for part in self.parts],
                 "survey": survey,
@@ -332,6 +340,9 @@ class Surveyed:
         aggregation = Aggregation(**chosen | {"selection": selection})
         return cls(aggregation, parts, survey, aggregate.passes(survey))
 
+
+_FORM = 2
+"""Form of what lies in ``cells/``; what an earlier copcube left there is combined again."""
 
 _ARRAYS = ("split_cell", "split_part", "split_rows")
 

@@ -1,7 +1,7 @@
 """What the commands of the command line share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,6 +28,7 @@ def command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--quiet", "-q", action="store_true", help="only warnings and errors")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made.set_defaults(run=run)
     return made
 
@@ -51,13 +52,18 @@ def say(text: object) -> None:
 
 def show(cube: str | Path) -> None:
     """Print what a cube holds as a table."""
+    from copcube.cube import summary
+
+    table(str(cube), summary(cube).lines())
+
+
+def table(title: str, lines: Iterable[tuple[str, str]]) -> None:
+    """Print names and texts as a table."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from copcube.cube import summary
-
-    table = Table(title=Text(printable(str(cube))), show_header=False, title_justify="left")
-    for name, value in summary(cube).lines():
-        table.add_row(*(Text(printable(text, lines=True)) for text in (name, value)))
-    Console().print(table)
+    made = Table(title=Text(printable(title)), show_header=False, title_justify="left")
+    for name, value in lines:
+        made.add_row(*(Text(printable(text, lines=True)) for text in (name, value)))
+    Console().print(made)

@@ -1,10 +1,13 @@
 """The command ``copcube``: its parser, its log and its exit codes.
 
 Exit codes: 0 done, 1 failed (the message says what to do), 2 wrong usage, 3 done but for
-partitions that killed their worker, 130 stopped by Ctrl-C.
+partitions that killed their worker, 130 stopped by Ctrl-C, 141 where whoever read the output went
+away. A command that fails ends in one line; ``--debug``, or COPCUBE_DEBUG in the environment,
+shows the traceback instead.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -12,6 +15,7 @@ from collections.abc import Sequence
 
 from copcube.cli import build, use
 from copcube.errors import CopcubeError, printable
+from copcube.files.damage import naming_damage
 from copcube.version import __version__
 
 log = logging.getLogger("copcube")
@@ -33,14 +37,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     _log_to_stderr(quiet=arguments.quiet)
     try:
-        code: int | None = arguments.run(arguments)
-    except CopcubeError as error:
-        print(f"copcube: {error}", file=sys.stderr)
-        return 1
+        with naming_damage():
+            code: int | None = arguments.run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("copcube: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # As with `| head`. What is still unwritten would fail again when Python ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if arguments.debug or os.environ.get("COPCUBE_DEBUG"):
+            raise
+        print(f"copcube: {_line(error)}", file=sys.stderr)
+        return 1
     return code or 0
+
+
+def _line(error: Exception) -> str:
+    """Say an error in one line; of one that nobody foresaw, its kind too."""
+    if isinstance(error, CopcubeError):
+        return str(error)
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    # The last words of a long message mostly say most, and the first ones where it comes from.
+    words = words if len(words) <= 400 else f"{words[:200]} … {words[-200:]}"
+    return f"unexpected error, {words} (the same command with --debug shows where it comes from)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,6 +96,8 @@ def _log_to_stderr(*, quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # rasterio's log says of a broken image what the build's own log says with its file name.
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)
+    # Of chunks that zarr still reads when one of them turned out to be damaged.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class _Printable(logging.Formatter):

@@ -3,10 +3,11 @@
 import argparse
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from copcube.cli.common import Arguments, Commands, command, overwrite, say, show
+from copcube.cli.common import Arguments, Commands, command, overwrite, say, show, table
 from copcube.errors import CubeError, OptionError
 
 if TYPE_CHECKING:
@@ -30,8 +31,14 @@ def add(commands: Commands) -> None:
 
 
 def _add_info(commands: Commands) -> None:
-    info = command(commands, "info", _info, "show what a cube holds", "copcube info world.zarr")
-    info.add_argument("cube", metavar="CUBE.zarr")
+    info = command(
+        commands,
+        "info",
+        _info,
+        "show what a cube or a reduction holds",
+        "copcube info world.zarr\n  copcube info fields.zarr",
+    )
+    info.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
 
 
 def _add_validate(commands: Commands) -> None:
@@ -49,7 +56,7 @@ def _add_reduce(commands: Commands) -> None:
     reduce = command(
         commands,
         "reduce",
-        _reduce,
+        _naming(_reduce, "cube", "basis", "given"),
         "reduce a cube to its principal components",
         "copcube reduce world.zarr fields.zarr --k 16\n"
         "  copcube reduce embed_map_310k.npz fields.nc --k 0.95\n"
@@ -87,14 +94,14 @@ def _add_reduce(commands: Commands) -> None:
         default=1,
         help="regress on products of so many given fields, too (default: 1, none)",
     )
-    overwrite(reduce)
+    _saved(reduce)
 
 
 def _add_explain(commands: Commands) -> None:
     explain = command(
         commands,
         "explain",
-        _explain,
+        _naming(_explain, "cube", "given"),
         "measure what static fields and components say of each other",
         "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor",
         details="Prints R² of linear regressions over all cells, and over cells of 10° squares\n"
@@ -115,7 +122,7 @@ def _add_merge(commands: Commands) -> None:
     merge = command(
         commands,
         "merge",
-        _merge,
+        _naming(_merge, "fields", "era5"),
         "put a cube or a reduction beside ERA5 fields, on their grid",
         "copcube merge fields.zarr era5_static.nc both.nc",
     )
@@ -124,27 +131,61 @@ def _add_merge(commands: Commands) -> None:
     merge.add_argument("out", metavar="OUT", help=".nc or .zarr")
     merge.add_argument("--fill", type=float, metavar="VALUE", help="instead of NaN")
     merge.add_argument("--mask", action="store_true", help="add a mask of cells with vectors")
-    overwrite(merge)
+    _saved(merge)
+
+
+def _saved(command: argparse.ArgumentParser) -> None:
+    """Add the options of what is saved as .zarr or .nc."""
+    _layout(command, "first in .nc, last in .zarr")
+    command.add_argument(
+        "--zarr-format", type=int, choices=(3, 2), help="of .zarr (default: 3); 2 for old readers"
+    )
+    overwrite(command)
+
+
+def _layout(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument(
+        "--layout",
+        choices=("first", "separate", "last"),
+        help="components before latitude and longitude (first), a variable each (separate), or "
+        f"after them (last); default: {default}",
+    )
 
 
 def _add_export(commands: Commands) -> None:
     export = command(
         commands,
         "export",
-        _export,
+        _naming(_export, "cube"),
         "write a cube or a reduction in a published form",
         "copcube export fields.zarr fields.npz\n"
-        "  copcube export world.zarr embed_map.tif --order era5 --dtype int8",
-        details="The ending of OUT chooses the form: .npz, .pt, .tif, .nc or .parquet.",
+        "  copcube export world.zarr world.tif --order era5 --dtype int8\n"
+        "  copcube export fields.zarr fields.npy --rows 720",
+        details="The ending of OUT chooses the form: .npz, .npy, .pt, .tif, .nc or .parquet.\n"
+        "A form that lacks an option says which it has.",
     )
     export.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
     export.add_argument("out", metavar="OUT")
     export.add_argument(
         "--order",
         choices=("published", "era5"),
-        help="columns from 180°W, zeros for missing (default), or from 0°E as ERA5",
+        help="columns from 180°W, or from 0°E as ERA5 (default of .npy alone)",
     )
-    export.add_argument("--dtype", choices=("float32", "float16", "int8"))
+    export.add_argument(
+        "--dtype", choices=("float32", "float16", "int8"), help="what is stored (default: float32)"
+    )
+    _layout(export, "first in .nc, and separate for int8; last in .npy")
+    export.add_argument(
+        "--rows", type=int, choices=(721, 720), help="of .npy: all, or without the south pole"
+    )
+    export.add_argument(
+        "--compress",
+        action=argparse.BooleanOptionalAction,
+        help="deflate (default in .tif and .nc), or not (default in .npz)",
+    )
+    export.add_argument(
+        "--compat", choices=("rs-embed",), help="of .tif: refuse what that reader would refuse"
+    )
     overwrite(export)
 
 
@@ -152,7 +193,7 @@ def _add_convert(commands: Commands) -> None:
     convert = command(
         commands,
         "convert",
-        _convert,
+        _naming(_convert, "map"),
         "turn a published map into a Zarr cube",
         "copcube convert embed_map_310k.npz world.zarr",
         details="For the published embeddings of images (full_chunks) see copcube aggregate.",
@@ -166,7 +207,7 @@ def _add_compare(commands: Commands) -> None:
     compare = command(
         commands,
         "compare",
-        _compare,
+        _naming(_compare, "a", "b", "rows"),
         "measure how far two cubes agree",
         "copcube compare world.zarr embed_map_310k.npz\n"
         "  copcube compare --rows world.build/rows world.zarr",
@@ -177,8 +218,38 @@ def _add_compare(commands: Commands) -> None:
     compare.add_argument("--rows", metavar="ROWS", help="embeddings of images that A may average")
 
 
+def _naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Arguments], None]:
+    """Have a command name its inputs if numbers of them, read when they are needed, are damaged.
+
+    Parameters
+    ----------
+    run : callable
+        The command.
+    inputs : str
+        Arguments that may hold paths of its inputs.
+    """
+
+    def named(arguments: Arguments) -> None:
+        from copcube.cube.store import reading
+
+        paths = (getattr(arguments, name) for name in inputs)
+        with reading(*(path for path in paths if path is not None)):
+            run(arguments)
+
+    return named
+
+
 def _info(arguments: Arguments) -> None:
-    show(arguments.cube)
+    from copcube.cube.card import card
+    from copcube.cube.store import read_attributes
+    from copcube.cube.summary import reduction_lines
+
+    path: str = arguments.cube
+    if "copcube_schema" in read_attributes(path):
+        show(path)
+        return
+    ds = _open(path)
+    table(path, reduction_lines(ds, path) if "pc" in ds else card(ds).lines)
 
 
 def _validate(arguments: Arguments) -> int:
@@ -272,10 +343,17 @@ def _merge(arguments: Arguments) -> None:
 
 def _export(arguments: Arguments) -> None:
     from copcube.interchange import export
+    from copcube.interchange.replacing import require_free
 
-    chosen = {"order": arguments.order, "dtype": arguments.dtype}
-    options = {name: value for name, value in chosen.items() if value is not None}
+    require_free(arguments.out, arguments.overwrite, *_inputs(arguments))
+    options = _chosen(arguments, "order", "dtype", "layout", "rows", "compress", "compat")
     say(export(_open(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
+
+
+def _chosen(arguments: Arguments, *names: str) -> dict[str, Any]:
+    """Those of some options that were given."""
+    chosen = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _convert(arguments: Arguments) -> None:
@@ -321,12 +399,12 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
     """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
     import xarray as xr
 
-    from copcube.cube.store import demand_arrays
+    from copcube.cube.store import demand_arrays, parsing
     from copcube.cube.view import CubeView
 
     if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
         return None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), parsing(path):
         warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
         demand_arrays(path, path, CubeError)
         ds: xr.Dataset = xr.open_zarr(path)
@@ -339,13 +417,21 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
 
 def _require_free(arguments: Arguments) -> None:
     """Check that the output can be written, before any work."""
-    from copcube.interchange.writer import require_free
+    from copcube.interchange.replacing import require_free
 
     if Path(arguments.out).suffix not in (".zarr", ".nc"):
         raise OptionError(
             f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
         )
-    require_free(arguments.out, arguments.overwrite)
+    if arguments.zarr_format and Path(arguments.out).suffix != ".zarr":
+        raise OptionError(f"--zarr-format is an option of .zarr; {arguments.out} is none")
+    require_free(arguments.out, arguments.overwrite, *_inputs(arguments))
+
+
+def _inputs(arguments: Arguments) -> list[str]:
+    """Paths that a command reads."""
+    names = ("cube", "basis", "fields", "era5", "given")
+    return [path for name in names if (path := getattr(arguments, name, None)) is not None]
 
 
 def _save(ds: "xr.Dataset", arguments: Arguments) -> None:
@@ -353,7 +439,8 @@ def _save(ds: "xr.Dataset", arguments: Arguments) -> None:
     from copcube.interchange import to_netcdf, to_zarr
 
     write = to_zarr if Path(arguments.out).suffix == ".zarr" else to_netcdf
-    write(ds, arguments.out, overwrite=arguments.overwrite)
+    options = _chosen(arguments, "layout", "zarr_format")
+    write(ds, arguments.out, overwrite=arguments.overwrite, **options)
     log.info("%s is done", arguments.out)
 
 

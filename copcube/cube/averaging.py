@@ -25,6 +25,7 @@ from copcube import grid
 from copcube.aggregate import Part, parts
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, RowsError
+from copcube.files.damage import naming_damage
 from copcube.rows import Rows, read_rows, repeated, rows_files
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class AveragingOrder:
             )
 
 
+@naming_damage()
 def averaging_order(
     rows: str | Path, averages: "xr.Dataset", *, cells: int = 256, seed: int = 0
 ) -> AveragingOrder:

@@ -97,7 +97,7 @@ def coverage(ds: "xr.Dataset") -> float:
     GridError
         If its grid is irregular, or finer than 0.25°.
     """
-    return _area(CubeView.of(ds).filled())
+    return share_of_globe(CubeView.of(ds).filled())
 
 
 def _mask_and_map(
@@ -143,7 +143,7 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
     else:
         cells = int(mask.any(mask.dims[:-2]).sum())
         try:
-            share = f"{_area(mask):.2%} of the globe's area"
+            share = f"{share_of_globe(mask):.2%} of the globe's area"
         except GridError:
             # An irregular grid has no cells whose area could be known.
             share = f"{cells / max(1, mask.shape[-1] * mask.shape[-2]):.2%} of this grid"
@@ -179,7 +179,7 @@ def _by_modality(view: CubeView) -> Iterator[tuple[str, int]]:
         yield from zip(group_labels(ds["modality"]), sums, strict=True)
 
 
-def _area(mask: "xr.DataArray") -> float:
+def share_of_globe(mask: "xr.DataArray") -> float:
     """Share of the globe's area under the cells of a mask, which are as wide as their spacing."""
     points = LatLon.of(mask.to_dataset(name="mask"))
     south, north = np.sin(np.radians(points.south_north))

@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
+from copcube.files.damage import naming_damage
 from copcube.grid import Integers
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ class Comparison:
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
+@naming_damage()
 def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
     """Compare two cubes, or two reductions, cell by cell and as a whole.
 
@@ -208,7 +211,8 @@ class _Common:
         *cells, vector = map(str, self.view.field.dims)
         frame = self.view.field.coords.to_dataset().drop_dims(vector, errors="ignore")
         frame = frame.isel({cells[-2]: self.rows, cells[-1]: self.cols})
-        return frame.assign({name: (cells, v, _ATTRS[name]) for name, v in values.items()})
+        fields = {name: (cells, v, _ATTRS[name]) for name, v in values.items()}
+        return as_result(frame.assign(fields))
 
 
 _ATTRS = {

@@ -21,7 +21,10 @@ from copcube.grid import Floats, on_nodes
 if TYPE_CHECKING:
     import xarray as xr
 
-_NAMES = {"latitude": ("lat", "latitude", "nav_lat"), "longitude": ("lon", "longitude", "nav_lon")}
+_NAMES = {
+    "latitude": ("lat", "latitude", "lats", "latitudes", "nav_lat"),
+    "longitude": ("lon", "longitude", "lons", "longitudes", "nav_lon"),
+}
 _REMEDY = "remap it to a regular grid first, such as with cdo remapcon,r1440x721"
 
 

@@ -2,8 +2,13 @@
 
 A cube is one Zarr v3 group that any reader opens: data types and the zstd codec only, no
 strings (their encoding is not in the core specification), so labels are integers with CF
-``flag_meanings``. Conventions: CF 1.11 (cfconventions.org) and ``geoemb``
-(github.com/geo-embeddings/embeddings-zarr-convention).
+``flag_meanings``. Every chunk carries the checksum of zstd's own frame (RFC 8878), which
+libzstd compares whenever it unpacks one; the codec ``crc32c`` would do the same, but some
+readers, such as GDAL 3.12, open no array that names it. All variables have the same chunks along a
+dimension, so that what divides a dataset by its chunks can divide a cube. Conventions: CF 1.11
+(cfconventions.org) and, in a group of their own, ``geoemb``
+(github.com/geo-embeddings/embeddings-zarr-convention), ``spatial`` and ``proj``
+(github.com/zarr-conventions).
 """
 
 from collections.abc import Mapping
@@ -24,15 +29,13 @@ VERSION = 1
 ESSENTIAL = ("embedding", "n_images", "lat", "lon", "dim", "crs")
 """Variables without which a group is no cube."""
 
-GEO_TRANSFORM = f"{-grid.STEP / 2} {grid.STEP} 0.0 {90 + grid.STEP / 2} 0.0 {-grid.STEP}"
+_WEST, _NORTH = -grid.STEP / 2, 90 + grid.STEP / 2
+"""Edges of the first column and the first row."""
 
-_WGS84 = (
-    'GEOGCRS["WGS 84",DATUM["World Geodetic System 1984",ELLIPSOID["WGS 84",6378137,'
-    '298.257223563,LENGTHUNIT["metre",1]]],PRIMEM["Greenwich",0,ANGLEUNIT["degree",'
-    '0.0174532925199433]],CS[ellipsoidal,2],AXIS["geodetic latitude (Lat)",north,ORDER[1],'
-    'ANGLEUNIT["degree",0.0174532925199433]],AXIS["geodetic longitude (Lon)",east,ORDER[2],'
-    'ANGLEUNIT["degree",0.0174532925199433]],ID["EPSG",4326]]'
-)
+GEO_TRANSFORM = f"{_WEST} {grid.STEP} 0.0 {_NORTH} 0.0 {-grid.STEP}"
+
+CONVENTIONS = "conventions"
+"""Name of the group that holds the attributes of the Zarr conventions."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def variables(
     n = () if by is None else (len(groups),)
     one = (1,) * len(n)
     cells, shape = (*lead, "lat", "lon"), (*n, grid.N_LAT, grid.N_LON)
-    band = (*one, grid.BLOCK, grid.N_LON)
+    block = (*one, grid.BLOCK, grid.BLOCK)
     number = {"units": "1", "standard_name": "number_of_observations", "grid_mapping": "crs"}
     m = len(MODALITIES)
     # CF's ancillary_variables may name only what is there.
@@ -109,7 +112,7 @@ def variables(
             "embedding",
             (*cells, "dim"),
             (*shape, dim),
-            (*one, grid.BLOCK, grid.BLOCK, dim),
+            (*block, dim),
             "float32",
             {
                 "long_name": "embedding of the cell, mean over its images",
@@ -125,7 +128,7 @@ def variables(
             "spread",
             cells,
             shape,
-            band,
+            block,
             "float32",
             {
                 "long_name": "root of the mean squared distance of the images' embeddings "
@@ -141,7 +144,7 @@ def variables(
             "n_images",
             cells,
             shape,
-            band,
+            block,
             "int32",
             {
                 "long_name": "images in the mean" if counted else "1 where there is a vector",
@@ -156,7 +159,7 @@ def variables(
                 "n_images_by_modality",
                 (*lead, "modality", "lat", "lon"),
                 (*n, m, grid.N_LAT, grid.N_LON),
-                (*one, m, grid.BLOCK, grid.N_LON),
+                (*one, m, grid.BLOCK, grid.BLOCK),
                 "int32",
                 {
                     "long_name": "images of each modality in the mean",
@@ -172,8 +175,21 @@ def variables(
     return {v.name: v for v in (*data, *_coordinates(dim))}
 
 
-def group_attributes(dim: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of the group, sorted: those of the conventions, then the caller's."""
+def earlier_chunks(variable: Variable) -> tuple[int, ...]:
+    """Chunks that a variable has in cubes of the first release: maps by bands, bounds whole."""
+    if variable.name in ("lat_bnds", "lon_bnds"):
+        return variable.shape
+    if variable.name == "embedding" or variable.dims[-2:] != ("lat", "lon"):
+        return variable.chunks
+    return (*variable.chunks[:-1], grid.N_LON)
+
+
+def group_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of the group, sorted: those of CF and of cubes, then the caller's.
+
+    All are texts and numbers, so that a dataset that was opened by xarray can be written in any
+    form.
+    """
     # The caller's attributes win over these, which every cube has.
     ours: dict[str, Any] = {
         "Conventions": "CF-1.11",
@@ -182,13 +198,34 @@ def group_attributes(dim: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
         "license": "CC-BY-4.0",
         "coordinates": "crs lat_bnds lon_bnds",
         "copcube_schema": VERSION,
+    }
+    return dict(sorted((ours | dict(attrs)).items()))
+
+
+def conventions(dim: int) -> dict[str, Any]:
+    """Attributes of the group `CONVENTIONS`, sorted: what the Zarr conventions ask for.
+
+    They are objects and lists of objects. At the root xarray would take them for attributes of
+    the dataset, and no netCDF file could be written of it.
+    """
+    attributes: dict[str, Any] = {
         "zarr_conventions": [
             {
                 "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
                 "name": "geoemb:",
-                "description": "Provenance of geospatial embeddings",
-                "spec_url": f"{_GEOEMB}/blob/v1/README.md",
-            }
+                "schema_url": f"{_RAW}/geo-embeddings/embeddings-zarr-convention/refs/tags/v1/"
+                "schema.json",
+            },
+            {
+                "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
+                "name": "spatial",
+                "schema_url": f"{_RAW}/zarr-conventions/spatial/refs/tags/v0.1/schema.json",
+            },
+            {
+                "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f",
+                "name": "proj",
+                "schema_url": f"{_RAW}/zarr-conventions/proj/refs/tags/v0.1/schema.json",
+            },
         ],
         "geoemb:type": "chip",
         "geoemb:dimensions": dim,
@@ -202,11 +239,18 @@ def group_attributes(dim: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
             "stride": [1, 1],
             "grid_id": "era5-0p25",
         },
+        "spatial:dimensions": ["lat", "lon"],
+        "spatial:shape": [grid.N_LAT, grid.N_LON],
+        "spatial:transform": [grid.STEP, 0.0, _WEST, 0.0, -grid.STEP, _NORTH],
+        "spatial:bbox": [_WEST, -_NORTH, _WEST + 360, _NORTH],
+        "spatial:registration": "pixel",
+        "proj:code": "EPSG:4326",
+        "proj:wkt2": grid.WGS84,
     }
-    return dict(sorted((ours | dict(attrs)).items()))
+    return dict(sorted(attributes.items()))
 
 
-_GEOEMB = "https://github.com/geo-embeddings/embeddings-zarr-convention"
+_RAW = "https://raw.githubusercontent.com"
 
 
 def labels(by: str, values: NDArray[Any], attrs: Mapping[str, Any]) -> tuple[str, ...]:
@@ -248,8 +292,8 @@ def _coordinates(dim: int) -> list[Variable]:
         "longitude_of_prime_meridian": 0.0,
         "semi_major_axis": 6378137.0,
         "inverse_flattening": 298.257223563,
-        "crs_wkt": _WGS84,
-        "spatial_ref": _WGS84,
+        "crs_wkt": grid.WGS84,
+        "spatial_ref": grid.WGS84,
         "GeoTransform": GEO_TRANSFORM,
     }
     lat_bnds, lon_bnds = grid.latitude_bounds(), grid.longitude_bounds()
@@ -261,8 +305,8 @@ def _coordinates(dim: int) -> list[Variable]:
             np.arange(dim, dtype=np.int16),
             {"long_name": "dimension of the embedding", "units": "1"},
         ),
-        Variable("lat_bnds", ("lat", "bnds"), *_whole(lat_bnds), {}, np.nan, lat_bnds),
-        Variable("lon_bnds", ("lon", "bnds"), *_whole(lon_bnds), {}, np.nan, lon_bnds),
+        Variable("lat_bnds", ("lat", "bnds"), *_blocks(lat_bnds), {}, np.nan, lat_bnds),
+        Variable("lon_bnds", ("lon", "bnds"), *_blocks(lon_bnds), {}, np.nan, lon_bnds),
         Variable("crs", (), (), (), "int32", crs, 0, np.array(0, np.int32)),
     ]
 
@@ -271,6 +315,10 @@ def _coordinate(name: str, values: NDArray[Any], attrs: dict[str, Any]) -> Varia
     # No coordinate has this value, so that none of its values reads as missing.
     fill = np.nan if values.dtype.kind == "f" else -1
     return Variable(name, (name,), *_whole(values), attrs, fill, values)
+
+
+def _blocks(values: NDArray[Any]) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+    return values.shape, (grid.BLOCK, *values.shape[1:]), values.dtype.name
 
 
 def _whole(values: NDArray[Any]) -> tuple[tuple[int, ...], tuple[int, ...], str]:

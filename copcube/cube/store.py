@@ -1,13 +1,18 @@
 """Opening cubes, and where their chunks lie."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from copcube.arguments import one_path
 from copcube.cube import schema
+from copcube.cube.results import as_result
 from copcube.errors import CopcubeError, CubeError
+from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.limits import demand_piece
 from copcube.files.objects import is_remote, zarr_store
 
@@ -36,9 +41,57 @@ def open_cube(path: str | Path) -> "xr.Dataset":
     """
     import xarray as xr
 
-    demand_arrays(open_group(path).store_path, str(path), CubeError)
-    ds: xr.Dataset = xr.open_zarr(address(path))
-    return ds
+    group = open_group(path)
+    with parsing(path):
+        demand_arrays(group.store_path, str(path), CubeError)
+        ds: xr.Dataset = xr.open_zarr(address(path))
+    return as_result(ds, "embedding")
+
+
+@contextmanager
+def parsing(path: str | Path) -> Iterator[None]:
+    """Name the store if its metadata, which the body reads, are damaged.
+
+    Raises
+    ------
+    CubeError
+        If the body raises anything but an error of copcube's.
+    """
+    try:
+        yield
+    except CopcubeError:
+        raise
+    except Exception as error:  # damaged metadata make zarr raise almost anything
+        reason = f"its metadata are damaged ({in_a_line(error)})"
+        raise CubeError(f"{path}: {reason}; {_ANEW}") from error
+
+
+@contextmanager
+def reading(*paths: str | Path) -> Iterator[None]:
+    """Name the files if numbers of them, which the body reads lazily, cannot be decoded.
+
+    Raises
+    ------
+    CubeError
+        If the body raises what decoders and file systems raise, and no error of copcube's.
+    """
+    try:
+        yield
+    except CopcubeError:
+        raise
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        names = " or ".join(map(str, paths))
+        raise CubeError(f"{names}: damaged ({in_a_line(error)}); {_ANEW}") from error
+
+
+_ANEW = "get it anew or make it again"
+
+
+def in_a_line(error: Exception) -> str:
+    """Say an error of another package in one line: its words, or its kind where it has none."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    # The first words say where an error comes from, and the last ones often why.
+    return words if len(words) <= 300 else f"{words[:150]} … {words[-150:]}"
 
 
 def address(path: str | Path) -> Any:
@@ -46,14 +99,30 @@ def address(path: str | Path) -> Any:
     return zarr_store(str(path)) if is_remote(path) else str(path)
 
 
+def compressors(zarr_format: Literal[2, 3] = 3) -> list[Any]:
+    """Return what zarr packs chunks with: zstd, whose frames carry a checksum.
+
+    Parameters
+    ----------
+    zarr_format : {2, 3}
+        Format of the array; both name the same codec by other classes.
+    """
+    if zarr_format == 2:
+        from numcodecs import Zstd  # type: ignore[import-untyped]
+
+        return [Zstd(level=schema.ZSTD_LEVEL, checksum=True)]
+    from zarr.codecs import ZstdCodec
+
+    return [ZstdCodec(level=schema.ZSTD_LEVEL, checksum=True)]
+
+
 def read_attributes(path: str | Path) -> dict[str, Any]:
     """Attributes of a cube's group; empty where there is no Zarr group."""
     import zarr
-    from zarr.errors import BaseZarrError
 
     try:
         return dict(zarr.open_group(address(path), mode="r", zarr_format=3).attrs)
-    except (BaseZarrError, OSError, ValueError, KeyError):
+    except Exception:  # damaged metadata make zarr raise almost anything
         return {}
 
 
@@ -67,10 +136,12 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
     """
     import zarr
 
+    path = one_path(path, "cube")
     attributes = read_attributes(path)
     if "copcube_schema" not in attributes:
         found = "a Zarr group of something else" if attributes else "something else"
-        found = found if is_remote(path) or os.path.exists(path) else "nothing"
+        if not is_remote(path):
+            found = _found(str(path), found)
         raise CubeError(f"{path}: expected an embedding cube made by copcube, found {found}")
     version = attributes["copcube_schema"]
     # A later schema may give the same names another meaning, so that reading on would be a guess.
@@ -81,8 +152,9 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
         )
     # The consolidated metadata is left aside: while a cube is written it is not there yet, and
     # a later change of one array would not be in it.
-    group = zarr.open_group(address(path), mode=mode, zarr_format=3, use_consolidated=False)
-    missing = [name for name in schema.ESSENTIAL if name not in group]
+    with parsing(path):
+        group = zarr.open_group(address(path), mode=mode, zarr_format=3, use_consolidated=False)
+        missing = [name for name in schema.ESSENTIAL if name not in group]
     if missing:
         raise CubeError(f"{path}: the cube lacks {', '.join(missing)}; was its making stopped?")
     return group
@@ -114,6 +186,17 @@ def demand_arrays(store: Any, name: str, error: type[CopcubeError]) -> None:
         demand_piece(name, what, shape, getattr(found.dtype, "itemsize", 16), error)
 
 
+def _found(path: str, otherwise: str) -> str:
+    """Say what lies at a path that holds no cube."""
+    if not os.path.exists(path):
+        return "nothing"
+    if os.path.isfile(path):
+        return form(first_bytes(path) or b"")[1] or "a file"
+    head = first_bytes(os.path.join(path, "zarr.json"))
+    other = other_than(("json",), head)
+    return otherwise if other is None else f"a folder whose zarr.json is {other}"
+
+
 def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
     """Name and labels of the leading dimension of a cube; None and () without one.
 
@@ -122,14 +205,16 @@ def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
     CubeError
         If its coordinate is missing.
     """
-    dims: tuple[str | None, ...] = array(group, "embedding").metadata.dimension_names or ()
+    with parsing(str(group.store_path)):
+        dims: tuple[str | None, ...] = array(group, "embedding").metadata.dimension_names or ()
     by = dims[0] if len(dims) == 4 else None
     if by is None:
         return None, ()
     if by not in group:
         raise CubeError(f"{group.store_path}: the dimension {by} has no coordinate")
-    coordinate = array(group, by)
-    return by, schema.labels(by, np.asarray(coordinate[...]), dict(coordinate.attrs))
+    with parsing(str(group.store_path)):
+        coordinate = array(group, by)
+        return by, schema.labels(by, np.asarray(coordinate[...]), dict(coordinate.attrs))
 
 
 def array(group: "zarr.Group", name: str) -> Any:

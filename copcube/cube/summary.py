@@ -1,17 +1,23 @@
-"""What a cube holds, in a few figures."""
+"""What a cube or a reduction holds, in a few figures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.cube.store import array, leading, open_group
+from copcube.cube.card import share_of_globe
+from copcube.cube.store import array, leading, open_group, reading
+from copcube.cube.view import CubeView
+from copcube.files.damage import naming_damage
 from copcube.modalities import MODALITIES
 from copcube.progress import size
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _NOT_FOR_PEOPLE = ("Conventions", "coordinates", "copcube_schema", "geoemb:", "n_images", "zarr_")
 
@@ -84,21 +90,23 @@ class CubeSummary:
         )
         if self.stored is not None:
             yield "on disk", size(self.stored)
-        for name, value in self.attributes.items():
-            if name == "encoder_trained":
-                yield name.replace("_", " "), "yes" if value else "NO: the numbers mean nothing"
-            elif not name.startswith(_NOT_FOR_PEOPLE):
-                yield name.replace("_", " "), str(value)
+        yield from _attributes(self.attributes)
 
 
+@naming_damage()
 def summary(path: str | Path) -> CubeSummary:
     """Count what is in a cube, without reading its vectors.
 
     Raises
     ------
     CubeError
-        If the path holds no cube.
+        If the path holds no cube, or a damaged one.
     """
+    with reading(path):
+        return _summary(path)
+
+
+def _summary(path: str | Path) -> CubeSummary:
     group = open_group(path)
     by, groups = leading(group)
     counts: NDArray[np.int32] = np.asarray(array(group, "n_images")[...])
@@ -120,7 +128,6 @@ def summary(path: str | Path) -> CubeSummary:
         )
     rows = np.flatnonzero(filled.any(axis=1))
     lat = grid.latitudes()[rows[[-1, 0]]].tolist() if len(rows) else None
-    folder = Path(path)
     return CubeSummary(
         shape=array(group, "embedding").shape,
         by=by,
@@ -132,11 +139,81 @@ def summary(path: str | Path) -> CubeSummary:
         lon=_arc(np.flatnonzero(filled.any(axis=0))),
         images=int(counts.sum(dtype=np.int64)),
         images_by_modality=by_modality,
-        stored=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        if folder.is_dir()
-        else None,
+        stored=_stored(path),
         attributes=dict(group.attrs),
     )
+
+
+def reduction_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, str]]:
+    """Name and text of every figure of a reduction, for people; its ``pc`` is read.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A reduction, or what it was merged with.
+    path : str or Path
+        Where it was opened from.
+
+    Raises
+    ------
+    CubeError
+        If there is no ``pc``.
+    """
+    view, attrs = CubeView.of(ds, "pc"), dict(ds.attrs)
+    shape, dims = (map(str, part) for part in (view.field.shape, view.field.dims))
+    yield "shape", f"{' × '.join(shape)} ({', '.join(dims)})"
+    for dim, names in view.groups.items():
+        yield dim, ", ".join(names)
+    filled = view.filled()
+    cells = int(filled.any(filled.dims[:-2]).sum())
+    yield "cells", f"{cells:,}, {share_of_globe(filled):.2%} of the globe's area"
+    components = f"{view.field.shape[-1]}"
+    if "explained_variance_ratio" in ds:
+        ratio = ds["explained_variance_ratio"].values
+        components += f", which explain {ratio.sum():.2%} of the variance"
+        shares = ", ".join(f"{share:.2%}" for share in ratio[:_SHARES])
+        yield "components", components
+        yield "explained variance", shares + (", …" if len(ratio) > _SHARES else "")
+    else:
+        yield "components", components
+    if "components" in ds:
+        fitted = attrs.pop("reduction_cells", None)
+        weights = attrs.pop("reduction_weights", None)
+        whitened = attrs.pop("reduction_whiten", 0)
+        attrs.pop("reduction", None)
+        basis = [f"axes of vectors of length {ds.sizes['dim']}"]
+        basis += [] if fitted is None else [f"fitted to {int(fitted):,} cells"]
+        basis += [] if weights is None else [_WEIGHTED.get(weights, f"weights: {weights}")]
+        basis += ["whitened"] if whitened else []
+        yield "basis", ", ".join(basis)
+    else:
+        yield "basis", "none: the components cannot be turned back into embeddings"
+    if (stored := _stored(path)) is not None:
+        yield "on disk", size(stored)
+    yield from _attributes(attrs)
+
+
+_SHARES = 16
+_WEIGHTED = {"area": "weighted by area", "none": "not weighted", "given": "with given weights"}
+
+
+def _attributes(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Provenance of a cube or a reduction, for people."""
+    for name, value in attrs.items():
+        if name == "encoder_trained":
+            yield name.replace("_", " "), "yes" if value else "NO: the numbers mean nothing"
+        elif not name.startswith(_NOT_FOR_PEOPLE):
+            yield name.replace("_", " "), str(value)
+
+
+def _stored(path: str | Path) -> int | None:
+    """Bytes of a file or a folder; None if it is elsewhere."""
+    local = Path(path)
+    if local.is_file():
+        return local.stat().st_size
+    if not local.is_dir():
+        return None
+    return sum(f.stat().st_size for f in local.rglob("*") if f.is_file())
 
 
 def _arc(cols: NDArray[np.int64]) -> tuple[float, float] | None:

@@ -1,30 +1,41 @@
-"""Proving a cube: its schema, its coordinates, and that mask, counts and vectors agree."""
+"""Proving a cube: its schema, its chunks, its coordinates, and that counts and vectors agree."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
-from copcube.cube.store import array, is_stored, leading, open_group
+from copcube.cube.store import array, chunk_name, is_stored, leading, open_group, parsing
 from copcube.errors import CopcubeError
+from copcube.files.damage import UNDECODABLE, reason
 
 if TYPE_CHECKING:
     import zarr
 
 _CODECS = ["bytes", "zstd"]
 
+_UNREADABLE = (OSError, *UNDECODABLE)
+_MENDING = {
+    True: "to mend the chunks: give the command that made the cube again (copcube build or "
+    "aggregate); it writes them again from the rows, and embeds nothing",
+    False: "to mend the chunks: bring the cube from a copy, or make it again with --overwrite",
+}
+"""What to do, by whether a build made the cube."""
+
 
 def validate(path: str | Path) -> list[str]:
     """Examine a whole cube, block by block.
 
     Checked are: variables, dimensions, data types, chunks, codecs and attributes against
-    the schema; coordinates and bounds against ERA5's; that a vector is there, whole and
-    finite exactly where images are counted; spread likewise and not negative; and that the
-    modalities' counts add up.
+    the schema; every chunk against its checksum; coordinates and bounds against ERA5's; that a
+    vector is there, whole and finite exactly where images are counted; spread likewise and not
+    negative; and that the modalities' counts add up.
 
     Parameters
     ----------
@@ -34,24 +45,89 @@ def validate(path: str | Path) -> list[str]:
     Returns
     -------
     list of str
-        What is wrong, each with the first place where it is; empty for a valid cube.
+        What is wrong: each damaged or missing chunk by its name in the cube, with the cells
+        that it concerns; anything else with the first place where it is; in the end how to
+        mend chunks. Empty for a valid cube.
     """
     try:
-        group = open_group(path)
-        by, groups = leading(group)
-        dim, counted = array(group, "embedding").shape[-1], group.attrs.get("n_images_known", 1)
-        expected = schema.variables(dim, by, groups, counted=bool(counted))
+        examined = _examine(path)
     except CopcubeError as error:
         return [str(error)]
-    # What has another structure cannot be compared value by value, so that this comes first.
-    problems = [*_attributes(group), *_structure(group, expected)]
-    if problems:
-        return problems
-    problems = [*_coordinates(group, expected)]
+    problems = [*examined.structure, *examined.damaged.values(), *examined.values]
+    if examined.damaged:
+        problems.append(_MENDING[examined.built])
+    return problems
+
+
+def damaged(path: str | Path) -> list[str]:
+    """Find what of a cube is lost: chunks and variables that are damaged or missing.
+
+    Parameters
+    ----------
+    path : str or Path
+        The cube.
+
+    Returns
+    -------
+    list of str
+        The lines about them that `validate` returns. A cube of another structure than the
+        schema's, which somebody may have given it, is not examined.
+    """
+    try:
+        examined = _examine(path)
+    except CopcubeError as error:
+        return [str(error)]
+    lost = [problem for problem in examined.structure if problem.endswith(" is missing")]
+    return [
+        *(problem for problem in lost if problem.startswith("variable")),
+        *examined.damaged.values(),
+    ]
+
+
+@dataclass
+class _Examined:
+    """What is wrong with a cube, by kind.
+
+    Parameters
+    ----------
+    built : bool
+        Whether a build made the cube, whose rows may lie beside it.
+    structure, values : list of str
+        What contradicts the schema; what the values contradict.
+    damaged : dict of str to str
+        Damaged and missing chunks: by name, what is wrong with each.
+    """
+
+    built: bool
+    structure: list[str] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+def _examine(path: str | Path) -> _Examined:
+    """Examine a cube.
+
+    Raises
+    ------
+    CopcubeError
+        If it is none.
+    """
+    with parsing(path):
+        group = open_group(path)
+        by, groups = _leading(group)
+        dim, counted = array(group, "embedding").shape[-1], group.attrs.get("n_images_known", 1)
+        expected = schema.variables(dim, by, groups, counted=bool(counted))
+        examined = _Examined("copcube_plan" in group.attrs)
+        # What has another structure cannot be compared value by value, so that this comes first.
+        examined.structure += [*_attributes(group), *_structure(group, expected)]
+    if examined.structure:
+        return examined
+    chunks = _Chunks(by, groups, examined.damaged)
+    examined.values += _coordinates(group, expected, chunks)
     found: dict[str, list[int]] = {}
     for g in range(max(1, len(groups))):
         for band in range(grid.N_BANDS):
-            for problem, wrong in _band(group, () if by is None else (g,), band):
+            for problem, wrong in _band(group, () if by is None else (g,), band, chunks):
                 if wrong.any():
                     row, col = np.argwhere(wrong)[0].tolist()
                     first = found.setdefault(problem, [0, g, band * grid.BLOCK + row, col])
@@ -59,17 +135,45 @@ def validate(path: str | Path) -> list[str]:
     for problem, (count, g, row, col) in found.items():
         lat, lon = grid.centre(grid.grid_id(row, col))
         where = f"lat {lat}, lon {lon}" + (f", {by} {groups[g]}" if by is not None else "")
-        problems.append(f"{problem}: {count:,} cells, the first at {where}")
-    return problems
+        examined.values.append(f"{problem}: {count:,} cells, the first at {where}")
+    return examined
+
+
+def _leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
+    """As `leading`, with numbers for labels that cannot be read."""
+    try:
+        return leading(group)
+    except _UNREADABLE as error:
+        if isinstance(error, CopcubeError):
+            raise
+        stored = array(group, "embedding")
+        by = str(stored.metadata.dimension_names[0])
+        attrs = dict(array(group, by).attrs)
+        if "flag_meanings" in attrs:
+            return by, tuple(str(attrs["flag_meanings"]).split())
+        return by, tuple(f"{number:02d}" for number in range(1, stored.shape[0] + 1))
 
 
 def _attributes(group: "zarr.Group") -> Iterator[str]:
-    dim = array(group, "embedding").shape[-1]
-    for name, value in schema.group_attributes(dim, {}).items():
+    for name, value in schema.group_attributes({}).items():
         if name not in group.attrs:
             yield f"attribute {name} is missing; expected such as {value!r}"
-    if group.attrs.get("geoemb:dimensions", dim) != dim:
-        yield f"geoemb:dimensions is {group.attrs['geoemb:dimensions']}; vectors have {dim} values"
+    # Cubes of the first release have the attributes of the conventions at the root.
+    earlier = "zarr_conventions" in group.attrs
+    found = dict(group.attrs if earlier else _conventions(group))
+    for name, value in schema.conventions(array(group, "embedding").shape[-1]).items():
+        if earlier and (name == "zarr_conventions" or not name.startswith("geoemb:")):
+            continue
+        if name not in found:
+            yield f"attribute {name} is missing; expected {value!r}"
+        elif name == "geoemb:dimensions" and found[name] != value:
+            yield f"{name} is {found[name]!r}; vectors have {value} values"
+
+
+def _conventions(group: "zarr.Group") -> Mapping[str, Any]:
+    """Attributes of the group of the conventions; none if it is not there."""
+    found: Any = group.get(schema.CONVENTIONS)
+    return {} if found is None else found.attrs
 
 
 def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Iterator[str]:
@@ -81,7 +185,13 @@ def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Ite
         facts = {
             "dimensions": (found.metadata.dimension_names or (), variable.dims),
             "shape": (found.shape, variable.shape),
-            "chunks": (found.chunks, variable.chunks),
+            "chunks": (
+                found.chunks,
+                # Cubes of the first release have others, and are whole all the same.
+                found.chunks
+                if found.chunks == schema.earlier_chunks(variable)
+                else variable.chunks,
+            ),
             "data type": (found.dtype.name, variable.dtype),
             "fill value": (
                 # As text, since NaN is not equal to itself.
@@ -96,50 +206,186 @@ def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Ite
                 yield f"{name}: {what} {actual!r}; expected {wanted!r}"
 
 
-def _coordinates(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Iterator[str]:
+class _Chunks:
+    """Reads parts of a cube, and notes which chunks are damaged or missing.
+
+    Parameters
+    ----------
+    by, groups
+        Name and labels of the leading dimension.
+    damaged : dict of str to str
+        To which what is wrong with a chunk is added, by the name of the chunk.
+    """
+
+    def __init__(self, by: str | None, groups: tuple[str, ...], damaged: dict[str, str]) -> None:
+        self._by, self._groups, self._damaged = by, groups, damaged
+
+    def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
+        """Read a part of an array, and tell which of its values are known.
+
+        Parameters
+        ----------
+        array : zarr.Array
+            Of a cube.
+        part : tuple
+            An integer, or a slice with both ends, for each dimension.
+
+        Returns
+        -------
+        values : numpy.ndarray
+            Of the part, with the fill value where a chunk cannot be read.
+        known : numpy.ndarray
+            Of the same shape: whether its chunk could be read.
+        """
+        try:
+            values = np.asarray(array[part])
+            return values, np.ones(values.shape, bool)
+        except _UNREADABLE:
+            pass
+        whole = [slice(k, k + 1) if isinstance(k, int) else k for k in part]
+        shape = [k.stop - k.start for k in whole]
+        values = np.full(shape, array.fill_value, array.dtype)
+        known = np.zeros(shape, bool)
+        for index, window in _overlapping(array, whole):
+            here = tuple(
+                slice(a.start - b.start, a.stop - b.start)
+                for a, b in zip(window, whole, strict=True)
+            )
+            try:
+                values[here], known[here] = array[window], True
+            except _UNREADABLE as error:
+                self.note(array, index, f"damaged ({reason(error)})")
+        drop = tuple(0 if isinstance(k, int) else slice(None) for k in part)
+        return values[drop], known[drop]
+
+    def note(self, array: Any, index: tuple[int, ...], what: str) -> None:
+        """Note what is wrong with a chunk, and which cells it concerns."""
+        dims = array.metadata.dimension_names or ()
+        starts = {d: i * c for d, i, c in zip(dims, index, array.chunks, strict=True)}
+        stops = {
+            d: min(starts[d] + c, n)
+            for d, c, n in zip(dims, array.chunks, array.shape, strict=True)
+        }
+        where = "all cells"
+        if {"lat", "lon"} <= set(dims):
+            north, west = grid.centre(grid.grid_id(starts["lat"], starts["lon"]))
+            south, east = grid.centre(grid.grid_id(stops["lat"] - 1, stops["lon"] - 1))
+            where = f"cells of lat {south} to {north}, lon {west % 360} to {east % 360}"
+            if self._by in dims:
+                where += f", {self._by} {self._groups[starts[str(self._by)]]}"
+        name = chunk_name(array, index)
+        self._damaged.setdefault(name, f"{name}: {what}; {array.path} of {where}")
+
+
+def _overlapping(
+    array: Any, part: list[slice]
+) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """Chunks that overlap a part of an array, and what of each lies in the part."""
+    ranges = [range(k.start // c, -(-k.stop // c)) for k, c in zip(part, array.chunks, strict=True)]
+    for index in itertools.product(*ranges):
+        yield (
+            index,
+            tuple(
+                slice(max(i * c, k.start), min((i + 1) * c, k.stop))
+                for i, c, k in zip(index, array.chunks, part, strict=True)
+            ),
+        )
+
+
+def _coordinates(
+    group: "zarr.Group", expected: Mapping[str, schema.Variable], chunks: _Chunks
+) -> Iterator[str]:
     for name, variable in expected.items():
         if variable.values is not None:
-            found = np.asarray(array(group, name)[...])
-            if not np.array_equal(found, variable.values):
+            stored = array(group, name)
+            whole = [slice(0, n) for n in stored.shape]
+            found, known = chunks.read(stored, tuple(whole))
+            for index, part in _overlapping(stored, whole):
+                fill = np.full_like(found[part], stored.fill_value)
+                # What is not stored reads as the fill value, which no coordinate has.
+                lost = np.array_equal(found[part], fill, equal_nan=fill.dtype.kind == "f")
+                if variable.dims and lost and known[part].all():
+                    chunks.note(stored, index, "missing")
+                    known[part] = False
+            if not np.array_equal(found[known], variable.values[known]):
                 yield f"{name}: values are not those of the schema, ERA5's grid for lat and lon"
 
 
 def _band(
-    group: "zarr.Group", at: tuple[int, ...], band: int
+    group: "zarr.Group", at: tuple[int, ...], band: int, chunks: _Chunks
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Statements that must not hold, and the cells of the band for which they do."""
     rows = grid.Block(band, 0).rows
-    count: NDArray[np.int32] = np.asarray(array(group, "n_images")[(*at, rows)])
-    yield "negative count of images", count < 0
-    if "spread" in group:
-        spread: NDArray[np.float32] = np.asarray(array(group, "spread")[(*at, rows)])
-        yield "images, but no finite spread", (count > 0) & ~(np.isfinite(spread) & (spread >= 0))
-        yield "one image, but a spread", (count == 1) & (spread > 0)
-        yield "spread without images", (count == 0) & ~np.isnan(spread)
-    if "n_images_by_modality" in group:
-        by_modality: NDArray[np.int32] = np.asarray(
-            array(group, "n_images_by_modality")[(*at, slice(None), rows)]
-        )
-        unequal: NDArray[np.bool_] = by_modality.sum(axis=0) != count
-        yield "counts of the modalities do not add up", unequal
-        yield "negative count of a modality", np.min(by_modality, axis=0) < 0
+    shape = rows.stop - rows.start, grid.N_LON
+    maps = [name for name in ("n_images", "spread", "n_images_by_modality") if name in group]
+    values, known = {}, {}
+    for name in maps:
+        stored = array(group, name)
+        part = *at, *(slice(0, n) for n in stored.shape[len(at) : -2]), rows, slice(0, grid.N_LON)
+        values[name], known[name] = chunks.read(stored, part)
+    count: NDArray[np.int32] = values["n_images"]
+    spread = values.get("spread", np.where(count > 0, np.float32(0), np.float32(np.nan)))
+    by_modality = values.get("n_images_by_modality", count[np.newaxis])
+    holds = {"n_images": count > 0, "spread": ~np.isnan(spread)}
+    holds["n_images_by_modality"] = (by_modality != 0).any(axis=0)
+    holds = {name: holds[name] for name in maps}
 
     # Blocks are read one at a time, to hold 6 MB of vectors rather than the 200 MB of a band.
-    absent, stray, broken = (np.zeros(count.shape, bool) for _ in range(3))
-    embedding = array(group, "embedding")
+    whole, known["embedding"] = np.zeros(shape, bool), np.ones(shape, bool)
+    holds["embedding"], embedding = np.zeros(shape, bool), array(group, "embedding")
     for block in grid.band_blocks(band):
-        counted = count[:, block.cols] > 0
+        window, index = (slice(None), block.cols), (*at, block.i, block.j, 0)
         # Most blocks are sea: their chunks are not stored and need not be read.
-        if not counted.any() and not is_stored(embedding, (*at, block.i, block.j, 0)):
-            continue
-        try:
-            vectors = np.asarray(embedding[(*at, block.rows, block.cols)])
-        # A damaged chunk is reported like any other fault, and the other blocks are still examined.
-        except (OSError, ValueError, RuntimeError):
-            broken[:, block.cols] = True
-            continue
-        absent[:, block.cols] = counted & ~np.isfinite(vectors).all(axis=-1)
-        stray[:, block.cols] = ~counted & ~np.isnan(vectors).all(axis=-1)
-    yield "images, but no whole and finite vector", absent
-    yield "vector without images", stray
-    yield "vectors that cannot be decoded", broken
+        if any(held[window].any() for held in holds.values()) or is_stored(embedding, index):
+            part = *at, rows, block.cols, slice(0, embedding.shape[-1])
+            vectors, readable = chunks.read(embedding, part)
+            whole[window] = np.isfinite(vectors).all(axis=-1)
+            holds["embedding"][window] = ~np.isnan(vectors).all(axis=-1)
+            known["embedding"][window] = readable.all(axis=-1)
+    known = {name: np.asarray(k.reshape(-1, *shape).all(axis=0)) for name, k in known.items()}
+    _find_missing(group, at, band, holds, known, chunks)
+
+    counted = known["n_images"]
+    yield "negative count of images", count < 0
+    if "spread" in maps:
+        both = counted & known["spread"]
+        finite = np.isfinite(spread) & (spread >= 0)
+        yield "images, but no finite spread", both & (count > 0) & ~finite
+        yield "one image, but a spread", both & (count == 1) & (spread > 0)
+        yield "spread without images", both & (count == 0) & holds["spread"]
+    if "n_images_by_modality" in maps:
+        both = counted & known["n_images_by_modality"]
+        unequal: NDArray[np.bool_] = both & (by_modality.sum(axis=0) != count)
+        yield "counts of the modalities do not add up", unequal
+        yield "negative count of a modality", np.min(by_modality, axis=0) < 0
+    both = counted & known["embedding"]
+    yield "images, but no whole and finite vector", both & (count > 0) & ~whole
+    yield "vector without images", both & (count <= 0) & holds["embedding"]
+
+
+def _find_missing(
+    group: "zarr.Group",
+    at: tuple[int, ...],
+    band: int,
+    holds: Mapping[str, NDArray[np.bool_]],
+    known: Mapping[str, NDArray[np.bool_]],
+    chunks: _Chunks,
+) -> None:
+    """Note chunks that hold nothing where the other variables have cells, as unknown cells.
+
+    What is not stored reads as missing cells. If one other variable says something of a cell
+    there, either may be wrong; if two do, or there is only one, the chunk is lost.
+    """
+    for name, held in holds.items():
+        others = [other for key, other in holds.items() if key != name]
+        stored = array(group, name)
+        axis = stored.metadata.dimension_names.index("lon")
+        for j, west in enumerate(range(0, grid.N_LON, stored.chunks[axis])):
+            window = slice(None), slice(west, west + stored.chunks[axis])
+            votes = sum(bool(other[window].any()) for other in others)
+            if votes < min(2, len(others)) or held[window].any() or not known[name][window].all():
+                continue
+            between = (0,) * (axis - 1 - len(at))
+            after = (0,) * (stored.ndim - axis - 1)
+            chunks.note(stored, (*at, *between, band, j, *after), "missing")
+            known[name][window] = False

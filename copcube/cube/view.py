@@ -13,11 +13,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
+from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
-from copcube.errors import CubeError, GridError
+from copcube.errors import CubeError, GridError, OptionError
+from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index
 
 if TYPE_CHECKING:
@@ -31,11 +33,11 @@ _VECTORS = {"embedding": "dim", "pc": "component"}
 
 _AXES = {
     "latitude": (
-        ("lat", "latitude"),
+        ("lat", "latitude", "lats", "latitudes"),
         ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn"),
     ),
     "longitude": (
-        ("lon", "longitude"),
+        ("lon", "longitude", "lons", "longitudes"),
         ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese"),
     ),
 }
@@ -133,7 +135,10 @@ class CubeView:
     def counts(self) -> "xr.DataArray | None":
         """Which cells have images, (…, lat, lon) bool in memory; None if nothing counts them."""
         images = self._images
-        return None if images is None else _mask(images, images.values > 0)
+        if images is None:
+            return None
+        with naming_damage():
+            return _mask(images, images.values > 0)
 
     @property
     def _images(self) -> "xr.DataArray | None":
@@ -221,13 +226,14 @@ class CubeView:
         Raises
         ------
         CubeError
-            If nothing counts images and a vector of a cube is all zeros.
+            If nothing counts images and a vector of a cube is all zeros, or a chunk is damaged.
         """
         counted = None if self.counts is None else self.counts.variable[part].values
         if counted is not None and not counted.any():
             shape = (*counted.shape, self.field.shape[-1])
             return counted, np.broadcast_to(np.array(np.nan, self.field.dtype), shape)
-        values = self.field.variable[part].values
+        with naming_damage():
+            values = self.field.variable[part].values
         filled = present(values, zeros_allowed=self.zeros_allowed)
         # Vectors may be missing where images are counted, if a user masked them.
         return (filled if counted is None else np.asarray(filled & counted)), values
@@ -282,57 +288,91 @@ class CubeView:
                 dask_gufunc_kwargs={"allow_rechunk": True},
                 keep_attrs=True,
             )
-        masked.encoding = self.field.encoding
-        return masked
+        return masked.drop_encoding().assign_attrs(described(self.field))
 
-    def at(self, lat: float, lon: float) -> "xr.Dataset":
-        """Select the cell that holds a point.
+    def at(self, lat: "ArrayLike | xr.DataArray", lon: "ArrayLike | xr.DataArray") -> "xr.Dataset":
+        """Select the cells that hold points: of one point, or of many at once.
 
         Parameters
         ----------
-        lat, lon : float
-            Degrees north and east; -180…180 and 0…360 mean the same places.
+        lat, lon : float, array_like or xarray.DataArray
+            Degrees north and east; -180…180 and 0…360 mean the same places. Of many points both
+            are one-dimensional and of the same length, or DataArrays along the same dimensions.
 
         Returns
         -------
         xarray.Dataset
-            All variables of the one cell, lazy if they were; leading dimensions stay, with NaN
-            where a group has no vector.
+            All variables of the cells, lazy if they were, with their centres as coordinates;
+            leading dimensions stay, with NaN where a group has no vector. Many points lie along
+            ``point``, or along the dimensions of the DataArrays, whose coordinates stay. Those in
+            cells without a vector have NaN; nothing but the cells themselves is read.
 
         Raises
         ------
+        OptionError
+            If one is no number.
         GridError
-            If the cell lies outside the dataset, or the point not on the globe.
+            If a cell lies outside the dataset, or a point not on the globe.
         CubeError
-            If the cell holds no vector in any group.
+            If the cell of a single point holds no vector in any group.
+        OptionError
+            If the two are not of the same length or dimensions, or hold no numbers.
 
         Examples
         --------
         >>> CubeView.of(cube).at(48.1, 11.6).embedding.values  # doctest: +SKIP
+        >>> CubeView.of(cube).at([48.1, 52.5], [11.6, 13.4]).embedding.dims  # doctest: +SKIP
+        ('point', 'dim')
         """
+        y, x = _points(lat, lon)
+        return self._at_one(float(y), float(x)) if y.ndim == 0 else self._at_many(y, x)
+
+    def _at_many(self, lat: "xr.DataArray", lon: "xr.DataArray") -> "xr.Dataset":
+        import xarray as xr
+
+        row, col = grid.cell_at(lat.values, lon.values)
+        i, j = _first(self.row, grid.N_LAT)[row], _first(self.col, grid.N_LON)[col]
+        if (outside := (i < 0) | (j < 0)).any():
+            y, x = lat.values[outside][0], lon.values[outside][0]
+            raise GridError(
+                f"{int(outside.sum()):,} of {outside.size:,} points lie where this dataset does "
+                f"not reach, the first at lat {y:g}, lon {x:g}; it has {self._extent()}: leave "
+                "such points out"
+            )
+        where = {self.lat: xr.DataArray(i, dims=lat.dims), self.lon: xr.DataArray(j, dims=lat.dims)}
+        # Bounds and the like are small, and dask would make a task of every point and chunk.
+        along_one = [n for n, v in self.dataset.variables.items() if len({*v.dims} & {*where}) == 1]
+        small = {name: self.dataset[name].variable.compute() for name in along_one}
+        cells = self.dataset.assign(small).isel(where)
+        # The name of a station, say; the places themselves are those of the cells.
+        named = {key: c for key, c in lat.coords.items() if key not in self.dataset.variables}
+        return as_result(cells.assign_coords(named), self.name)
+
+    def _extent(self) -> str:
+        y, x = self.field[self.lat].values, self.field[self.lon].values
+        return f"{self.lat} {y.min():g} to {y.max():g} and {self.lon} {x.min():g} to {x.max():g}"
+
+    def _at_one(self, lat: float, lon: float) -> "xr.Dataset":
         row, col = (int(index) for index in grid.cell_at(lat, lon))
         i, j = np.flatnonzero(self.row == row), np.flatnonzero(self.col == col)
         node_lat, node_lon = grid.centre(grid.grid_id(row, col))
         cell = f"lat {lat:g}, lon {lon:g} lies in the cell at lat {node_lat:.2f}, "
         cell += f"lon {node_lon:.2f}"
         if not (len(i) and len(j)):
-            y, x = self.field[self.lat].values, self.field[self.lon].values
-            raise GridError(
-                f"{cell}, which this dataset does not reach; it has {self.lat} {y.min():g} to "
-                f"{y.max():g} and {self.lon} {x.min():g} to {x.max():g}"
-            )
+            raise GridError(f"{cell}, which this dataset does not reach; it has {self._extent()}")
         where = {self.lat: int(i[0]), self.lon: int(j[0])}
         # The counts of this one cell are read, not `self.counts`, which are those of all.
-        if self._images is not None:
-            there = np.asarray(self._images.isel(where).values > 0)
-        else:
-            there = np.asarray(self.field.isel(where).notnull().values.all(axis=-1))
+        with naming_damage():
+            if self._images is not None:
+                there = np.asarray(self._images.isel(where).values > 0)
+            else:
+                there = np.asarray(self.field.isel(where).notnull().values.all(axis=-1))
         if not there.any():
             raise CubeError(
                 f"{cell}, which holds no vector: no image is there (open ocean and the poles "
                 "have none)"
             )
-        return self.dataset.isel(where)
+        return as_result(self.dataset.isel(where), self.name)
 
 
 def group_labels(coordinate: "xr.DataArray") -> tuple[str, ...]:
@@ -448,8 +488,7 @@ def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
 def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":
     mask = like.copy(data=values).rename("filled")
     mask.attrs = {"long_name": "whether the cell holds a vector"}
-    mask.encoding = {}
-    return mask
+    return mask.drop_encoding()
 
 
 def _positions(index: Integers, size: int, name: str) -> Integers:
@@ -462,6 +501,54 @@ def _positions(index: Integers, size: int, name: str) -> Integers:
     where = np.full(size, -1, np.int64)
     where[index] = np.arange(len(index))
     return where
+
+
+def _first(index: Integers, size: int) -> Integers:
+    """For every row or column of the lattice, where it comes first; -1 if nowhere."""
+    where = np.full(size, -1, np.int64)
+    where[index[::-1]] = np.arange(len(index))[::-1]
+    return where
+
+
+def _points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
+    """Coordinates of points as float64, along the same dimensions in the same order.
+
+    Raises
+    ------
+    OptionError
+        If they do not belong together, or are no numbers.
+    """
+    import xarray as xr
+
+    given = []
+    for name, values in (("lat", lat), ("lon", lon)):
+        if isinstance(values, xr.DataArray):
+            numbers = values
+        else:
+            try:
+                array = np.asarray(values)
+            except ValueError:  # lists of lists of different lengths
+                array = np.empty(0, object)
+            if array.ndim > 1:
+                raise OptionError(
+                    f"{name} has {array.ndim} dimensions; expected a number, a list of numbers, or "
+                    "a DataArray, whose dimensions have names"
+                )
+            numbers = xr.DataArray(array, dims=["point"][: array.ndim])
+        if numbers.dtype.kind not in "iuf":
+            raise OptionError(f"{name}={values!r}; expected degrees as numbers")
+        given.append(numbers.astype(np.float64))
+    y, x = given
+    if {*y.sizes.items()} != {*x.sizes.items()}:
+        raise OptionError(
+            f"lat has {_sizes(y)}, lon {_sizes(x)}; expected as many latitudes as longitudes, "
+            "along the same dimension"
+        )
+    return y, x.transpose(*y.dims)
+
+
+def _sizes(values: "xr.DataArray") -> str:
+    return ", ".join(f"{n} along {dim}" for dim, n in values.sizes.items()) or "one value"
 
 
 def _runs(index: NDArray[np.int64]) -> list[slice]:

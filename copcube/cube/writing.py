@@ -11,10 +11,12 @@ an interrupted write left is ever decoded.
 """
 
 import itertools
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +25,13 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cells import Cells
 from copcube.cube import schema
-from copcube.cube.store import address, chunk_name, open_group
+from copcube.cube.store import address, chunk_name, compressors, open_group
 from copcube.errors import CubeError
 from copcube.files.atomic import writing
 from copcube.files.folders import Folder, LocalFolder, open_folder
+from copcube.files.processors import available_processors
 from copcube.files.states import Written
+from copcube.lookahead import map_ahead
 from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -36,6 +40,11 @@ if TYPE_CHECKING:
 
 _OF_CELLS = ("embedding", "spread", "n_images", "n_images_by_modality")
 """Variables that `write_band` fills; all others are coordinates."""
+
+_THREADS = 4
+"""Most blocks encoded at once; each takes some 20 MB."""
+
+_SETTING = Lock()
 
 
 def create(
@@ -80,7 +89,6 @@ def create(
         If the folder cannot be written.
     """
     import zarr
-    from zarr.codecs import ZstdCodec
     from zarr.storage import MemoryStore
 
     folder = open_folder(path)
@@ -93,8 +101,9 @@ def create(
         group = zarr.create_group(
             MemoryStore(memory),
             zarr_format=3,
-            attributes=schema.group_attributes(dim, known | dict(attrs or {})),
+            attributes=schema.group_attributes(known | dict(attrs or {})),
         )
+        group.create_group(schema.CONVENTIONS, attributes=schema.conventions(dim))
         for v in parts.values():
             created = group.create_array(
                 v.name,
@@ -102,7 +111,7 @@ def create(
                 chunks=v.chunks,
                 dtype=v.dtype,
                 fill_value=v.fill,
-                compressors=[ZstdCodec(level=schema.ZSTD_LEVEL)],
+                compressors=compressors(),
                 dimension_names=v.dims,
                 attributes=v.attrs,
             )
@@ -143,7 +152,7 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
     StorageError
         If a chunk cannot be written.
     """
-    with writing(path), _settings():
+    with writing(path):
         folder = open_folder(path)
         memory, arrays = _in_memory(folder, open_group(path))
         embedding = arrays["embedding"]
@@ -153,13 +162,15 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
         for g in range(embedding.shape[0] if embedding.ndim == 4 else 1):
             at = (g,) if embedding.ndim == 4 else ()
             inside = cells.group == g
-            chunks = _encode_vectors(embedding, at, band, cells, inside, row, col)
             fields = _fields(cells, inside, row, col, rows)
-            for chunk in itertools.chain(chunks, _encode_fields(arrays, at, band, fields, rows)):
-                if (encoded := memory.pop(chunk, None)) is None:
-                    empty.append(chunk)  # zarr stores no chunk of missing values only
-                else:
-                    written[chunk] = folder.write(chunk, encoded.as_numpy_array(), flush=False)
+            others = _encode_fields(arrays, at, band, fields, rows)
+            with closing(_encode_vectors(embedding, at, band, cells, inside, row, col)) as vectors:
+                for chunk in itertools.chain(vectors, others):
+                    if (encoded := memory.pop(chunk, None)) is None:
+                        empty.append(chunk)  # zarr stores no chunk of missing values only
+                    else:
+                        data = encoded.as_numpy_array()
+                        written[chunk] = folder.write(chunk, data, flush=False)
         for chunk in folder.states(empty):  # of an earlier write
             folder.remove(chunk)
         folder.flush(written)
@@ -195,7 +206,7 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", module="zarr")
             zarr.consolidate_metadata(address(path), zarr_format=3)
-        folder.flush(folder.names())
+        folder.flush(["zarr.json"])  # all else was flushed when it was written
 
 
 def _in_memory(
@@ -209,8 +220,13 @@ def _in_memory(
     make = default_buffer_prototype().buffer.from_bytes
     names = [name for name in _OF_CELLS if name in group]
     memory = {f"{name}/zarr.json": make(folder.read(f"{name}/zarr.json")) for name in names}
-    store = MemoryStore(memory)
-    return memory, {name: zarr.open_array(store, path=name, mode="r+") for name in names}
+    store, arrays = MemoryStore(memory), {}
+    for name in names:
+        # Vectors are only given where there are some, so that zarr need not look for chunks of
+        # missing values among them.
+        with _settings(empty_chunks=name == "embedding"):
+            arrays[name] = zarr.open_array(store, path=name, mode="r+")
+    return memory, arrays
 
 
 def _fit(
@@ -248,16 +264,21 @@ def _encode_vectors(
     inside: NDArray[np.bool_],
     row: NDArray[np.int64],
     col: NDArray[np.int64],
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Encode the vectors of one group, block by block; yield the name of each chunk."""
-    for block in grid.band_blocks(band):
+
+    def encode(block: grid.Block) -> str:
         here = np.flatnonzero(inside & (col >= block.cols.start) & (col < block.cols.stop))
-        if len(here):
+        vectors = cells.embedding[here]
+        if not np.isnan(vectors).all():
             height, width = (s.stop - s.start for s in (block.rows, block.cols))
             values = np.full((height, width, embedding.shape[-1]), np.nan, np.float32)
-            values[row[here], col[here] - block.cols.start] = cells.embedding[here]
+            values[row[here], col[here] - block.cols.start] = vectors
             embedding[(*at, block.rows, block.cols)] = values
-        yield chunk_name(embedding, (*at, block.i, block.j, 0))
+        return chunk_name(embedding, (*at, block.i, block.j, 0))
+
+    threads = min(available_processors(), _THREADS)
+    return map_ahead(encode, grid.band_blocks(band), threads)
 
 
 def _encode_fields(
@@ -272,7 +293,9 @@ def _encode_fields(
         if name in arrays:
             array = arrays[name]
             array[(*at, ..., rows, slice(None))] = field
-            yield chunk_name(array, (*at, *(0,) * (array.ndim - len(at) - 2), band, 0))
+            # Cubes that an earlier release began have one chunk all around the globe.
+            for column in range(math.ceil(grid.N_LON / array.chunks[-1])):
+                yield chunk_name(array, (*at, *(0,) * (array.ndim - len(at) - 2), band, column))
 
 
 def _fields(
@@ -297,9 +320,13 @@ def _fields(
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
-    """Hold the one setting of zarr that decides what is stored against the user's own."""
+def _settings(*, empty_chunks: bool = False) -> Iterator[None]:
+    """Hold the one setting of zarr that decides what is stored against the user's own.
+
+    An array keeps the setting that it was opened or created with.
+    """
     import zarr
 
-    with zarr.config.set({"array.write_empty_chunks": False}):
+    # The setting is that of all threads.
+    with _SETTING, zarr.config.set({"array.write_empty_chunks": empty_chunks}):
         yield

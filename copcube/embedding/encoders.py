@@ -6,14 +6,18 @@ a `SharedEncoder` of a description, which pickles to that description, so that g
 carry a few hundred bytes and never weights.
 """
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from copcube.errors import OptionError
 
 LOADED_AT_ONCE = 2
 """Encoders that a process keeps; a ViT-B takes 350 MB."""
@@ -108,24 +112,39 @@ class SharedEncoder:
         return _load(self.spec)(modality, pixels, metadata, **options)
 
 
-def as_encoder(given: Encoder | Spec | None) -> Encoder:
+def as_encoder(given: "Encoder | Spec | str | Path | None") -> Encoder:
     """Make an encoder of what a caller gave.
 
     Parameters
     ----------
-    given : Encoder, Spec or None
-        An encoder, a description of one, or None for Copernicus-FM with the published weights.
+    given : Encoder, Spec, str, path-like or None
+        An encoder, a description of one, what names the weights of Copernicus-FM, or None for
+        the published ones.
 
     Returns
     -------
     Encoder
         An object is returned as it is, if it does not say by an attribute ``spec`` how another
         process would load it.
+
+    Raises
+    ------
+    OptionError
+        If it is something else.
     """
     if given is None:
         from copcube.encoder import EncoderSpec
 
         return SharedEncoder(EncoderSpec())
+    if isinstance(given, str | os.PathLike):
+        from copcube.encoder import EncoderSpec
+
+        return SharedEncoder(EncoderSpec(weights=os.fspath(given)))
+    if isinstance(given, type) or not (isinstance(given, Spec) or callable(given)):
+        raise OptionError(
+            f"encoder={given!r:.80}; expected copcube.EncoderSpec(…), an encoder, or what names "
+            "its weights: 'hub', the path of a file, 'untrained:SEED'"
+        )
     if isinstance(given, Spec):
         return SharedEncoder(given)
     spec = getattr(given, "spec", None)

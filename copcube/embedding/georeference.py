@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from copcube import grid
 from copcube.dates import is_missing, since_1970
 from copcube.embedding.axes import DEGREES
 from copcube.embedding.partition import DEM_DAYS
@@ -27,7 +28,6 @@ Floats = NDArray[np.float64]
 
 log = logging.getLogger("copcube")
 
-WGS84 = "EPSG:4326"
 _TIMES = ("time", "t", "date", "datetime", "acquisition_time", "valid_time")
 """Names that a coordinate of dates may have, the one to prefer first."""
 _NOMINAL = 0.05
@@ -65,7 +65,7 @@ class Georeference:
         import rioxarray  # noqa: F401  (registers .rio)
         from pyproj import CRS
 
-        crs = WGS84 if str(x).lower() in DEGREES else images.rio.crs
+        crs = grid.WGS84 if str(x).lower() in DEGREES else images.rio.crs
         if crs is None or not {x, y} <= images.indexes.keys():
             return None
         return cls(images[y], images[x], CRS.from_user_input(crs))
@@ -97,7 +97,7 @@ class Georeference:
         """
         from pyproj import Transformer
 
-        to_degrees = Transformer.from_crs(self.crs, WGS84, always_xy=True).transform
+        to_degrees = Transformer.from_crs(self.crs, grid.WGS84, always_xy=True).transform
         lon, lat = map(np.asarray, to_degrees(*np.meshgrid(x, y)))
         known = np.isfinite(lon) & np.isfinite(lat) & (np.abs(lat) <= 90)
         lon = (np.where(known, lon, np.nan) + 180) % 360 - 180

@@ -11,12 +11,14 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from copcube.arguments import number, numbers, whole_number
 from copcube.embedding.axes import arranged, check_offset
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
@@ -36,7 +38,7 @@ def embed(
     *,
     tile: int | None = None,
     tokens: bool = False,
-    encoder: Encoder | Spec | None = None,
+    encoder: Encoder | Spec | str | Path | None = None,
     weights: str = "hub",
     date: Any = None,
     batch_size: int | None = None,
@@ -132,6 +134,10 @@ def embed(
     model = as_encoder(encoder)
     sensor = _sensor(modality, wavelengths, bandwidths, kernel_size, mean, std)
     size = _tile_size(tile, sensor, tokens)
+    if batch_size is not None:
+        batch_size = whole_number(batch_size, "batch_size", 1)
+    if gsd is not None:
+        gsd = number(gsd, "gsd", ", the side of a pixel in metres")
     check_offset(images, sensor, s2_offset)
     whole = _whole_tiles(arranged(images, sensor), size)
     *leading, y, x, _ = whole.dims
@@ -155,7 +161,7 @@ def embed(
             **({"s2_offset": s2_offset} if s2_offset else {}),
             **model.provenance,
         },
-    )
+    ).drop_encoding()
     if where is None:
         return result
     return where.write(result.assign_coords(where.coordinates(task.step)), whole, task.step)
@@ -176,7 +182,7 @@ def _sensor(
             f"{', '.join(MODALITIES)}, or wavelengths= and bandwidths= in nm"
         )
     if modality is None:
-        sensor = _general_sensor(tuple(wavelengths or ()), tuple(bandwidths or ()), kernel_size)
+        sensor = _general_sensor(wavelengths, bandwidths, kernel_size)
     else:
         sensor = published(modality)
         if bandwidths is not None or kernel_size not in (16, sensor.kernel):
@@ -186,6 +192,8 @@ def _sensor(
     if mean is None and std is None:
         return sensor
     count = len(sensor.bands)
+    mean = None if mean is None else numbers(mean, "mean")
+    std = None if std is None else numbers(std, "std")
     if mean is None or std is None or len(mean) != count or len(std) != count:
         raise OptionError(
             f"mean has {_count(mean)} values and std {_count(std)}; expected {count} of both, "
@@ -194,8 +202,8 @@ def _sensor(
     return replace(
         sensor,
         scale=(1.0,) * count,
-        mean=tuple(float(value) for value in mean),
-        std=tuple(float(value) for value in std),
+        mean=mean,
+        std=std,
         typical=Modality.typical,  # any: who has other statistics may have other units
     )
 
@@ -204,17 +212,16 @@ def _count(values: Sequence[float] | None) -> int:
     return 0 if values is None else len(values)
 
 
-def _general_sensor(
-    wavelengths: tuple[float, ...], bandwidths: tuple[float, ...], kernel_size: int
-) -> Modality:
+def _general_sensor(wavelengths: Any, bandwidths: Any, kernel_size: int) -> Modality:
+    wavelengths = numbers(wavelengths, "wavelengths")
+    bandwidths = () if bandwidths is None else numbers(bandwidths, "bandwidths")
     count = len(wavelengths)
     if not count or count != len(bandwidths):
         raise OptionError(
             f"{count} wavelengths and {len(bandwidths)} bandwidths given; expected one of each "
             "a band, in nm"
         )
-    if kernel_size < 1:
-        raise OptionError(f"kernel_size is {kernel_size}; expected at least 1 pixel")
+    kernel_size = whole_number(kernel_size, "kernel_size", 1)
     return Modality(
         key="general",
         title="a general sensor",
@@ -227,8 +234,8 @@ def _general_sensor(
         dates=1,
         local=False,
         folders=(),
-        wavelengths=tuple(float(value) for value in wavelengths),
-        bandwidths=tuple(float(value) for value in bandwidths),
+        wavelengths=wavelengths,
+        bandwidths=bandwidths,
         scale=(1.0,) * count,
         mean=(0.0,) * count,
         std=(1.0,) * count,
@@ -236,7 +243,7 @@ def _general_sensor(
 
 
 def _tile_size(tile: int | None, sensor: Modality, tokens: bool) -> int:
-    size = sensor.input_size if tile is None else tile
+    size = sensor.input_size if tile is None else whole_number(tile, "tile", 1)
     if size < max(sensor.kernel, 2):
         raise OptionError(f"tile is {size} pixels; expected at least a token of {sensor.kernel}")
     if tokens and (size % sensor.kernel or sensor.kernel < 3):

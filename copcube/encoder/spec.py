@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from copcube.arguments import one_path
 from copcube.encoder.copernicus_fm import Pooling
+from copcube.errors import OptionError
 
 if TYPE_CHECKING:
     from copcube.encoder.frozen import FrozenEncoder
+
+_SUCH = {"pooling": "'cls' or 'mean'", "device": "'auto' or 'cuda:0'", "dtype": "'float32'"}
 
 
 @dataclass(frozen=True)
@@ -15,9 +19,9 @@ class EncoderSpec:
 
     Parameters
     ----------
-    weights : str
+    weights : str or path-like
         ``hub``, a path, or ``untrained:SEED``, see `copcube.encoder.load_weights`.
-    language : str, optional
+    language : str or path-like, optional
         Path of the variables' language embeddings.
     pooling : {"cls", "mean"}, optional
         Feature; None leaves it to the weights.
@@ -30,6 +34,11 @@ class EncoderSpec:
     compile : bool
         Whether to compile the transformer with ``torch.compile``, which takes about a
         minute at first.
+
+    Raises
+    ------
+    OptionError
+        If a value has another type.
     """
 
     weights: str = "hub"
@@ -38,6 +47,15 @@ class EncoderSpec:
     device: str = "auto"
     dtype: str = "auto"
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", one_path(self.weights, "weights"))
+        if self.language is not None:
+            object.__setattr__(self, "language", one_path(self.language, "language"))
+        for name in ("pooling", "device", "dtype"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "pooling" and value is None):
+                raise OptionError(f"{name} is {value!r:.60}; expected a text such as {_SUCH[name]}")
 
     def load(self) -> "FrozenEncoder":
         """Load the weights and put them on the device.

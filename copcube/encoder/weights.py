@@ -22,9 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from copcube.arguments import one_path
 from copcube.encoder.copernicus_fm import LANGUAGE_DIM, CopernicusFM, Pooling, sincos_grid
 from copcube.errors import MissingPackageError, OptionError, WeightsError
 from copcube.files import limits
+from copcube.files.contents import refuse_other
 from copcube.files.limits import demand
 from copcube.files.regular import open_regular
 from copcube.files.torch_pickle import OtherObjectError, TorchFileError
@@ -91,6 +93,7 @@ def load_weights(
     FetchError, StorageError
         If the published files cannot be fetched.
     """
+    weights = one_path(weights, "weights")
     if weights == "untrained" or weights.startswith("untrained:"):
         match = re.fullmatch(r"untrained:([0-9]{1,18})", weights)
         if match is None:
@@ -311,6 +314,8 @@ def _read(path: Path) -> dict[str, Any]:
 
     Its tensors are views of the mapped file, which are in memory once they are copied.
     """
+    forms = ("torch", "zip", "pickle", "tar")
+    refuse_other(path, forms, "a PyTorch file of the encoder's tensors", WeightsError)
     try:
         with open_torch_file(path, WeightsError) as file:
             content = file.content

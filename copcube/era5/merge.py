@@ -9,16 +9,20 @@ ERA5's invariant fields from what people have.
 import logging
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from copcube import grid
+from copcube.arguments import flag
 from copcube.cube.latlon import LatLon
+from copcube.cube.results import as_result, described
 from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.conservative import Overlaps
 from copcube.era5.statics import open_static, squeezed
 from copcube.errors import CubeError, OptionError
+from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index
 from copcube.version import __version__
 
@@ -35,12 +39,15 @@ _LOG = logging.getLogger(__name__)
 _ROW, _COL, _ONE = "_copcube_row", "_copcube_col", "_copcube_one"
 """Names of dimensions while `merge` works, which no dataset has."""
 _CRS = ("crs", "spatial_ref")
+_CHUNK = 1 << 27
+"""Bytes up to which a chunk of the fields may grow to match the chunks of ERA5."""
 _CUBES_ONLY = ("Conventions", "coordinates", "copcube_schema", "zarr_conventions", "geoemb:")
 """Beginnings of the names of attributes that are true of a whole cube only."""
 _SPEAKING = ("title", "history", "license", "references", "comment", "source", "institution")
 """Attributes that would speak for the merged dataset; the prefix keeps the fields' own apart."""
 
 
+@naming_damage()
 def merge(
     fields: "xr.Dataset",
     era5: "xr.Dataset",
@@ -100,6 +107,7 @@ def merge(
     ):
         raise OptionError(f"fill={fill!r}; expected a number, or None for NaN")
     require_dataset(era5, "the ERA5 fields")
+    mask = flag(mask, "mask")
     view, target = CubeView.of(fields), LatLon.of(era5)
     _refuse_merged(era5, view.name)
     # Files opened by others have the grid mapping among the data variables.
@@ -129,7 +137,26 @@ def merge(
     filling = "" if fill is None else f", missing cells set to {fill:g}"
     line = f"copcube {__version__} merge: {_names(new)} {how} on a {target}{filling}"
     result.attrs = _attributes(era5.attrs, fields.attrs, line)
-    return result
+    return as_result(result, _leading(result, new, target))
+
+
+def _leading(
+    result: "xr.Dataset", new: Mapping[Hashable, "xr.Variable"], target: LatLon
+) -> str | None:
+    """Which variable the others take their chunks from, along latitude and longitude."""
+    spatial = {target.lat, target.lon}
+    lazy = {str(n): v for n, v in result.variables.items() if v.chunks and spatial <= {*v.dims}}
+    ours = [name for name in lazy if name in new]
+    theirs = [name for name in lazy if name not in new]
+    if not (ours and theirs):
+        return next(iter(ours or theirs), None)
+    # Years of ERA5, a map a chunk, would fall into millions of pieces. Reductions can follow
+    # its chunks, but one of whole vectors could be more than there is memory for.
+    first = max(theirs, key=lambda name: lazy[name].ndim)
+    cells = prod(max(lazy[first].chunksizes[dim]) for dim in spatial)
+    most = max(prod([*lazy[n].shape, lazy[n].dtype.itemsize]) for n in ours)
+    most //= prod(result.sizes[dim] for dim in spatial)
+    return first if cells * most <= _CHUNK else ours[0]
 
 
 def _mask(view: CubeView) -> "xr.DataArray":
@@ -243,7 +270,7 @@ def _order(dims: Iterable[Hashable], target: LatLon) -> list[Hashable]:
 def _finished(
     name: Hashable, variable: "xr.Variable", original: "xr.Variable", fill: float | None
 ) -> "xr.Variable":
-    """Fill and describe a field; of its encoding only what names its grid mapping stays."""
+    """Fill and describe a field."""
     if name == MASK:
         variable = variable.astype(np.float32)
         variable.attrs = {
@@ -254,8 +281,7 @@ def _finished(
         return variable
     if fill is not None and variable.dtype.kind == "f" and original.dtype.kind == "f":
         variable = variable.fillna(variable.dtype.type(fill))  # type: ignore[no-untyped-call]
-    variable.attrs = dict(original.attrs)
-    variable.encoding = {k: v for k, v in original.encoding.items() if k == "grid_mapping"}
+    variable.attrs = described(original)
     return variable
 
 

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from copcube.arguments import one_path
 from copcube.cube.latlon import LatLon
+from copcube.cube.results import as_result
 from copcube.cube.store import demand_arrays
 from copcube.errors import (
     CubeError,
@@ -26,11 +28,12 @@ from copcube.errors import (
     SourceError,
     StorageError,
 )
+from copcube.files.contents import HEAD, first_bytes, form
 from copcube.files.limits import demand_piece
 from copcube.files.netcdf_sizes import demand_variables
 from copcube.files.objects import is_remote, read, zarr_store
 from copcube.files.objects.stores import asking
-from copcube.files.regular import open_regular, require_file
+from copcube.files.regular import require_file
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -105,15 +108,6 @@ _SINGLE = ("time", "valid_time", "number", "expver", "step", "realization", "mem
 """Dimensions that a file of ERA5 may have with length 1 and without a meaning."""
 _LEVELS = ("level", "pressure_level", "isobaricinhpa", "plev", "hybrid", "model_level", "lev")
 
-_MAGIC = {
-    b"GRIB": "grib",
-    b"\x89HDF": "netcdf",
-    b"CDF\x01": "netcdf",
-    b"CDF\x02": "netcdf",
-    b"CDF\x05": "netcdf",
-    b"PK\x03\x04": "zip",
-}
-
 
 def open_static(path_or_url: str | Path) -> "xr.Dataset":
     """Open ERA5's invariant fields from a file or store, under ECMWF's short names.
@@ -158,7 +152,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
 
     found: dict[str, xr.DataArray] = {}
     left_out: list[str] = []
-    opened = _open(str(path_or_url))
+    opened = _open(one_path(path_or_url, "ERA5 file", "; open them one by one"))
     for name, field in ((n, v) for ds in opened for n, v in squeezed(ds).data_vars.items()):
         static = recognise(name, field)
         if static is not None:
@@ -188,6 +182,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
     except ValueError as error:
         raise CubeError(f"{path_or_url}: the fields are not on one grid: {error}") from error
     result.attrs = dict(opened[0].attrs)
+    result = as_result(result)
 
     def close() -> None:
         for ds in opened:
@@ -218,12 +213,7 @@ def recognise(name: Hashable, field: "xr.DataArray") -> Static | None:
 def squeezed(ds: "xr.Dataset") -> "xr.Dataset":
     """Take away dimensions of length 1 that mean nothing to a field, such as a single time."""
     single = [dim for dim in ds.dims if ds.sizes[dim] == 1 and str(dim).lower() in _SINGLE]
-    result = ds.squeeze(single)
-    unlimited = set(ds.encoding.get("unlimited_dims", ())) - set(single)
-    result.encoding = {**ds.encoding}
-    if "unlimited_dims" in result.encoding:  # else to_netcdf asks for dimensions that are gone
-        result.encoding["unlimited_dims"] = unlimited
-    return result
+    return ds.squeeze(single)
 
 
 def _not_invariant(field: "xr.DataArray", static: Static) -> str | None:
@@ -276,9 +266,10 @@ def _open(path: str) -> list["xr.Dataset"]:
         raise MissingFileError(f"{path}: no such file; expected NetCDF, GRIB or a Zarr store")
     if Path(path).is_dir():
         return [_open_zarr(path, path)]
-    with open_regular(path, SourceError) as file:
-        kind = _kind(file.read(4), path)
-    return _open_grib(path, path) if kind == "grib" else [_open_netcdf(path, path)]
+    require_file(path, SourceError)
+    if _form(first_bytes(path), path) == "grib":
+        return _open_grib(path, path)
+    return [_open_netcdf(path, path)]
 
 
 def _open_address(url: str) -> list["xr.Dataset"]:
@@ -291,7 +282,7 @@ def _open_address(url: str) -> list["xr.Dataset"]:
         data = None
     if data is None:
         return [_open_remote_zarr(url)]
-    if _kind(data[:4], url) == "netcdf":
+    if _form(data[:HEAD], url) != "grib":
         return [_open_netcdf(data, url)]
     # ecCodes reads files alone; the fields are loaded, since the file does not stay.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -300,14 +291,14 @@ def _open_address(url: str) -> list["xr.Dataset"]:
         return [ds.load() for ds in _open_grib(str(copy), url)]
 
 
-def _kind(magic: bytes, name: str) -> str:
-    """Return the kind of a file, ``netcdf`` or ``grib``, by its first four bytes."""
-    kind = _MAGIC.get(magic)
-    if kind == "zip":
-        raise SourceError(f"{name}: a ZIP archive, as CDS sends them; unpack it and open its files")
-    if kind is None:
-        raise SourceError(f"{name}: expected NetCDF, GRIB or a Zarr store, found something else")
-    return kind
+def _form(head: bytes | None, name: str) -> str:
+    """Return the form of a file, ``netcdf``, ``hdf5`` or ``grib``, by its first bytes."""
+    found, words = form(head or b"")
+    if found not in ("netcdf", "hdf5", "grib"):
+        raise SourceError(
+            f"{name}: expected NetCDF, GRIB or a Zarr store, found {words or 'something else'}"
+        )
+    return found
 
 
 def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":
@@ -324,7 +315,7 @@ def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":
         return xr.open_dataset(store)
     except SourceError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise SourceError(f"{name}: the NetCDF file cannot be read ({error})") from error
 
 
@@ -372,6 +363,7 @@ def _open_zarr(store: Any, name: str) -> "xr.Dataset":
                 ds: xr.Dataset = xr.open_zarr(store)
     except (StorageError, SourceError):
         raise
-    except (KeyError, OSError, ValueError) as error:
-        raise SourceError(f"{name}: no Zarr store of variables can be read ({error})") from error
+    except Exception as error:  # damaged metadata make zarr raise almost anything
+        words = " ".join(str(error).split())[:300]
+        raise SourceError(f"{name}: no Zarr store of variables can be read ({words})") from error
     return ds

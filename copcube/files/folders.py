@@ -8,14 +8,20 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from copcube.arguments import one_path
 from copcube.files.atomic import atomic_path, sync, writing
 from copcube.files.lock import BEAT, DEAD, LocalLockFiles, Lock, hold
 from copcube.files.objects import ObjectFolder, is_remote
 from copcube.files.states import FileState, Written
+
+_SYNCS = 16
+"""How many files or folders are flushed at once: a disk takes many together nearly as fast as one,
+since the journal of the file system is written once for all that wait."""
 
 
 class Folder(Protocol):
@@ -86,7 +92,8 @@ def open_folder(path: str | Path) -> Folder:
 
 def absolute(path: str | Path) -> str:
     """Path that means the same in every process that sees the file system; URLs as they are."""
-    return str(path).rstrip("/") if is_remote(path) else os.path.abspath(path)
+    text = one_path(path, "output")
+    return text.rstrip("/") if is_remote(text) else os.path.abspath(text)
 
 
 def checksum(folder: Folder, name: str) -> list[int | str]:
@@ -123,7 +130,7 @@ class LocalFolder:
 
     def write(self, name: str, data: Any, *, flush: bool = True) -> Written:
         """See `Folder`."""
-        with atomic_path(self._made(name), flush=flush) as temporary:
+        with atomic_path(self._made(name, flush=flush), flush=flush) as temporary:
             temporary.write_bytes(data)
             # The stamp is taken before the file gets its name: after that, another process
             # that does the same task may replace it, and the stamp would be of other bytes.
@@ -169,12 +176,14 @@ class LocalFolder:
 
     def flush(self, names: Iterable[str]) -> None:
         """See `Folder`."""
-        folders = {self._path}
-        for name in names:
-            sync(self._path / name)
-            folders |= {self._path / parent for parent in Path(name).parents}
-        for folder in sorted(folders):
-            sync(folder)
+        files = list(names)
+        # With the folder above, in which this one may be new.
+        folders = {self._path.parent, self._path}
+        folders |= {self._path / above for name in files for above in Path(name).parents}
+        with ThreadPoolExecutor(_SYNCS) as pool:
+            # A failure is raised here, when its result is taken.
+            list(pool.map(sync, [self._path / name for name in files]))
+            list(pool.map(sync, sorted(folders)))
 
     def sweep(self) -> None:
         """Remove what killed writers left half written."""
@@ -188,11 +197,15 @@ class LocalFolder:
         files = LocalLockFiles(self._path)
         return hold(files, str(self._path), shared=shared, beat=beat, dead=dead)
 
-    def _made(self, name: str) -> Path:
-        """Path of a file whose folder is there."""
+    def _made(self, name: str, *, flush: bool = True) -> Path:
+        """Path of a file whose folder is there, and stays after a power cut with `flush`."""
         path = self._path / name
         with writing(self._path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                new = [above for above in path.parents if not above.exists()]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                for folder in new if flush else ():
+                    sync(folder.parent)
         return path
 
 

@@ -155,7 +155,7 @@ def published(what: str, which: str | None = None) -> tuple[Published, ...]:
         if which is not None:
             raise OptionError(f"{what!r} has no parts to choose from, given {which!r}")
         return PRODUCTS[what]
-    match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", which or "")
+    match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", "" if which is None else str(which))
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if not first <= last <= LAST_SHARD:
         raise OptionError(f"expected shards such as 7 or 0-99 within 0-{LAST_SHARD}, got {which!r}")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, OptionError, SourceError
 from copcube.files import limits
+from copcube.files.contents import HEAD, other_than
 from copcube.files.limits import demand
 from copcube.files.regular import open_regular
 from copcube.images.bands import order
@@ -346,8 +347,8 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     from rasterio.io import MemoryFile
 
     bands = len(modality.bands)
-    if not raw:
-        raise ImageError("an empty file")
+    if (other := other_than(("tiff",), raw[:HEAD])) is not None:
+        raise ImageError(f"expected a GeoTIFF, found {other}")
     try:
         # From memory GDAL can address uncompressed files directly, twice as fast for
         # interleaved bands, and finds no neighbouring file to read metadata from.

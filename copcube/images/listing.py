@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 from copcube import grid
 from copcube.errors import SourceError
 from copcube.files import limits
+from copcube.files.contents import refuse_other
 from copcube.files.limits import demand
 from copcube.files.regular import open_regular
 from copcube.images.naming import FOLDERS, folder_of
@@ -85,9 +86,13 @@ def _cells(fnames: str) -> Iterator[tuple[str, Any]]:
 @contextmanager
 def _opened(fnames: str) -> Iterator[BinaryIO]:
     """Open a text whose length is allowed."""
+    zipped = fnames.endswith(".gz")
+    form = "gzip" if zipped else "json"
+    expected = f"a listing of files in {'gzipped ' if zipped else ''}JSON"
     with open_regular(fnames, SourceError) as raw:
+        refuse_other(fnames, (form,), expected, SourceError)
         size = os.fstat(raw.fileno()).st_size
-        if not fnames.endswith(".gz"):
+        if not zipped:
             demand(limits.LISTING, size, fnames, SourceError)
             yield raw
             return

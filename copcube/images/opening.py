@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from copcube.arguments import one_path
 from copcube.errors import SourceError
+from copcube.files.contents import first_bytes, form
 from copcube.files.regular import require_file
 from copcube.images.base import Source
 
@@ -28,9 +30,12 @@ def open_source(path: str | Path) -> Source:
     # Imported late: `copcube.images` alone loads neither module.
     from copcube.images import geotiff, webdataset
 
+    path = one_path(
+        path, "source", "; a glob or a brace pattern names several shards: 'a-{000000..000009}.tar'"
+    )
     for layout in (webdataset, geotiff):
         # Addresses never reach the second layout: the first one opens them or refuses them.
-        source: Source | None = layout.recognise(str(path))
+        source: Source | None = layout.recognise(path)
         if source is not None:
             return source
     where = Path(path)
@@ -39,6 +44,8 @@ def open_source(path: str | Path) -> Source:
     if not where.exists():
         raise SourceError(f"{path}: no such file or folder")
     found = "an empty folder" if where.is_dir() and not any(where.iterdir()) else "neither"
+    if where.is_file():
+        found = form(first_bytes(where) or b"")[1] or "a file of another kind"
     raise SourceError(
         f"{path}: expected a GeoTIFF tree of Copernicus-Pretrain (folders such as "
         f"'s2_toa_mix/images' or 'Sentinel-2/images') or WebDataset shards ('*.tar'), "

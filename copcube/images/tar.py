@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from copcube.errors import ImageError
+from copcube.files.contents import other_than
 from copcube.images.archives import Archive
 
 _BLOCK = 512
@@ -72,6 +73,8 @@ def members(archive: Archive) -> Iterator[Member]:
     offset = 0
     for _ in range(_MAX_MEMBERS):
         block = archive.read(offset, _BLOCK)
+        if offset == 0 and (other := other_than(("tar", "zeros"), block)) is not None:
+            raise ImageError(f"expected a tar archive, found {other}")
         if len(block) == _BLOCK and not any(block):
             return
         if len(block) < _BLOCK:

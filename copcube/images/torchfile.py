@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import ImageError
+from copcube.files.contents import other_than
 from copcube.files.torch_pickle import (
     ITEMSIZES,
     OtherObjectError,
@@ -105,6 +106,8 @@ def locate_tensor(read: Read, size: int, shapes: Sequence[Shape]) -> StoredTenso
     except OtherObjectError as error:
         raise ImageError(f"expected one plain tensor of real numbers, found {error}") from error
     except TorchFileError as error:
+        if (other := other_than(("torch", "zip", "pickle"), head)) is not None:
+            raise ImageError(f"expected a file of torch.save, found {other}") from error
         raise ImageError(
             f"not a whole file of torch.save: {error}; get it anew, or save the tensor again"
         ) from error

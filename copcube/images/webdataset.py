@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, SourceError
 from copcube.files import limits
+from copcube.files.contents import HEAD, other_than
 from copcube.files.limits import demand, load_json
 from copcube.files.objects import is_remote, listing, sizes
 from copcube.files.regular import matches, require_file
@@ -350,28 +351,68 @@ def _once(tensor: _Tensor, seen: set[Identity]) -> _Tensor:
 def _samples(archive: Archive) -> Iterator[_Sample | ImageError]:
     """Yield the samples of a shard in order, and its error, if it has one, last.
 
-    A sample ends where the key changes or a part comes again.
+    A sample ends where the key changes or a part comes again. In a shard that was packed in
+    another order, such as all tensors of a modality together, tensors lie apart from the JSON
+    that names them: they are joined with it when the whole shard is known, and come last.
     """
+    apart: dict[str, list[_Sample]] = {}
+    listings: dict[str, list[Member]] = {}
+    failed: ImageError | None = None
+    try:
+        for sample in _runs(archive):
+            if "json" in sample.parts:
+                listings.setdefault(sample.key, []).append(sample.parts["json"])
+            if "json" in sample.parts and len(sample.parts) > 1:
+                yield sample
+            else:
+                apart.setdefault(sample.key, []).append(sample)
+    except ImageError as error:
+        failed = error
+    for key, pieces in apart.items():
+        yield from _joined(key, pieces, listings.get(key, []))
+    if failed is not None:
+        yield failed
+
+
+def _runs(archive: Archive) -> Iterator[_Sample]:
+    """Yield members that lie together under one key; an error of the archive comes after them."""
     known = {"json", *(f"{key}.pth" for key in MODALITIES)}
     sample = _Sample("")
-    listing = members(archive)
-    while True:
-        try:
-            member = next(listing, None)
-        except ImageError as error:
-            yield sample
-            yield error
-            return
-        if member is None:
-            yield sample
-            return
-        key, _, part = member.name.rpartition("/")[2].partition(".")
-        if part not in known:
-            continue
-        if key != sample.key or part in sample.parts:
-            yield sample
+    try:
+        for member in members(archive):
+            key, _, part = member.name.rpartition("/")[2].partition(".")
+            if part not in known:
+                continue
+            if key != sample.key or part in sample.parts:
+                yield sample
+                sample = _Sample(key)
+            sample.parts[part] = member
+    except ImageError as error:
+        yield sample
+        raise error
+    yield sample
+
+
+def _joined(key: str, pieces: list[_Sample], listings: list[Member]) -> Iterator[_Sample]:
+    """Join pieces of one key that lie apart, each tensor with the JSON of that key.
+
+    Where several JSONs have that key, it is not known whose tensors these are: they are left
+    without one.
+    """
+    sample = _Sample(key)
+    for piece in pieces:
+        parts = {part: member for part, member in piece.parts.items() if part != "json"}
+        if not parts.keys().isdisjoint(sample.parts):
+            yield _named(sample, listings)
             sample = _Sample(key)
-        sample.parts[part] = member
+        sample.parts |= parts
+    yield _named(sample, listings)
+
+
+def _named(sample: _Sample, listings: list[Member]) -> _Sample:
+    if len(listings) == 1 or (listings and not sample.parts):
+        sample.parts["json"] = listings[0]
+    return sample
 
 
 def _require_cell(key: str) -> None:
@@ -397,9 +438,15 @@ def _names(archive: Archive, sample: _Sample) -> dict[str, Any]:
     """
     member = sample.parts.get("json")
     if member is None:
-        raise ImageError(f"found no {sample.key}.json, which names its images")
+        raise ImageError(
+            f"found no {sample.key}.json, which names its images; the members of a cell lie "
+            "together in a shard, or its JSON is there once"
+        )
     demand(limits.CELL, member.size, member.name, ImageError)
-    names = load_json(member.read(archive, 0, member.size), limits.PIECE, member.name, ImageError)
+    data = member.read(archive, 0, member.size)
+    if (other := other_than(("json",), data[:HEAD])) is not None:
+        raise ImageError(f"{member.name}: expected JSON, found {other}")
+    names = load_json(data, limits.PIECE, member.name, ImageError)
     if not isinstance(names, dict):
         raise ImageError(f"{member.name}: expected a JSON object, found a {type(names).__name__}")
     return names

@@ -8,6 +8,7 @@ from copcube.interchange.convert import convert
 from copcube.interchange.export import export, to_zarr
 from copcube.interchange.geotiff import to_geotiff
 from copcube.interchange.netcdf import to_netcdf
+from copcube.interchange.npy import to_npy
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
@@ -19,6 +20,7 @@ __all__ = [
     "export",
     "to_geotiff",
     "to_netcdf",
+    "to_npy",
     "to_npz",
     "to_parquet",
     "to_pt",

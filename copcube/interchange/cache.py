@@ -7,9 +7,9 @@ a Zarr array of 45 × 45 cells a chunk, and is read from there, by this process 
     COPCUBE_CACHE/HASH.zarr      (721, 1440, D) float32, NaN where missing, rows and columns as
                                  in the file
 
-HASH is made of path, size and time of modification of the map's files, so that a file that
-changed is decoded anew, and of `_DECODER`. The entries that were used last are kept, `KEEP` of
-them.
+HASH is made of path, size and time of modification of the map's files, wherever they lie, so that
+a file that changed is decoded anew, and of `_DECODER`. The entries that were used last are kept,
+`KEEP` of them.
 """
 
 import hashlib
@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import StorageError
+from copcube.errors import WriteError
 from copcube.files.atomic import writing
+from copcube.files.objects import is_remote, stat
 from copcube.grid import Integers
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class DecodedMap:
 
         Raises
         ------
-        StorageError
+        WriteError
             If the cache cannot be written.
         CopcubeError
             As `cells`, when the map has to be decoded.
@@ -108,14 +109,10 @@ class DecodedMap:
                 if array.attrs[_CHUNKS] == _stored(entry):
                     return values
             self._decode(entry)
-        raise StorageError(f"{entry} is removed as often as it is made; {_REMEDY}")
+        raise WriteError(f"{entry} is removed as often as it is made; {_REMEDY}")
 
     def _entry(self) -> Path:
-        stats = [os.stat(file) for file in self._files]
-        text = _DECODER + "\n".join(
-            f"{os.path.abspath(file)} {stat.st_size} {stat.st_mtime_ns}"
-            for file, stat in zip(self._files, stats, strict=True)
-        )
+        text = _DECODER + "\n".join(_version(file) for file in self._files)
         return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.zarr"
 
     def _decode(self, entry: Path) -> None:
@@ -164,6 +161,15 @@ def _write(
         values = np.array(array[window])
         values[rows[part] - top, cols[part] - left] = vectors[part]
         array[window] = values
+
+
+def _version(file: str) -> str:
+    """Name of a file or an object, and what changes when its content does."""
+    if is_remote(file):
+        entry = stat(file)
+        return f"{file} {entry.size} {entry.modified.isoformat()} {entry.tag}"
+    status = os.stat(file)
+    return f"{os.path.abspath(file)} {status.st_size} {status.st_mtime_ns}"
 
 
 def _stored(folder: Path) -> int:

@@ -7,12 +7,12 @@ import numpy as np
 
 from copcube import cube, grid, progress
 from copcube.cells import Cells
-from copcube.errors import CubeError, StorageError
+from copcube.errors import CubeError, WriteError
 from copcube.files.atomic import atomic_folder
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.engine import dataset, find_map
+from copcube.interchange.replacing import require_free
 from copcube.interchange.sources import MapSource
-from copcube.interchange.writer import require_free
 from copcube.modalities import MODALITIES
 
 log = logging.getLogger("copcube")
@@ -45,12 +45,12 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
         If the file holds no map, or the reduction of one.
     RowsError
         If a parquet file holds no averages.
-    StorageError
+    WriteError
         If the cube exists already or cannot be written.
     """
-    target = require_free(out, overwrite)
+    target = require_free(out, overwrite, path)
     if target.is_file():
-        raise StorageError(f"{out} is a file, no Zarr store to be replaced; choose another name")
+        raise WriteError(f"{out} is a file, no Zarr store to be replaced; choose another name")
     source = find_map(path)
     if source.metadata.variable != "embedding":
         raise CubeError(
@@ -65,6 +65,7 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
                 cube.write_band(temporary, band, _cells(source, filled))
                 bar.advance()
         cube.finish(temporary)
+        require_free(out, overwrite, path)  # again: something may have come there meanwhile
     log.info("%s: made of %s", out, path)
     return target
 

@@ -1,8 +1,11 @@
 """The xarray engine ``copembed``: published maps and our exports as embedding cubes."""
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import xarray as xr
@@ -12,7 +15,9 @@ from xarray.core import indexing
 
 from copcube import grid
 from copcube.cube import schema
+from copcube.cube.results import as_result
 from copcube.errors import CubeError
+from copcube.files.objects import is_remote
 from copcube.files.regular import require_file
 from copcube.interchange.geotiff import open_geotiff
 from copcube.interchange.metadata import LENGTHWISE
@@ -30,10 +35,28 @@ class CopembedBackend(BackendEntrypoint):
 
     description = "Copernicus embedding maps on ERA5's grid (.npz, .pt, .tif, .parquet, .nc)"
     url = "https://huggingface.co/datasets/wangyi111/Copernicus-Embed-025deg"
-    open_dataset_parameters = ("filename_or_obj", "drop_variables")
+    open_dataset_parameters = (
+        "filename_or_obj",
+        "drop_variables",
+        "mask_and_scale",
+        "decode_times",
+        "concat_characters",
+        "use_cftime",
+        "decode_timedelta",
+        "decode_coords",
+    )
 
     def open_dataset(
-        self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        mask_and_scale: Any = None,
+        decode_times: Any = None,
+        concat_characters: Any = None,
+        use_cftime: Any = None,
+        decode_timedelta: Any = None,
+        decode_coords: Any = None,
     ) -> xr.Dataset:
         """Open a file.
 
@@ -44,6 +67,10 @@ class CopembedBackend(BackendEntrypoint):
             glob for several parts), or an export of copcube.
         drop_variables : str or iterable of str, optional
             Variables to leave out.
+        mask_and_scale, decode_times, concat_characters, use_cftime, decode_timedelta, \
+        decode_coords : optional
+            Taken as every engine of xarray takes them, and without effect: a map is always
+            opened as the cube that it stands for.
 
         Returns
         -------
@@ -60,7 +87,14 @@ class CopembedBackend(BackendEntrypoint):
         """
         ds = open_map(filename_or_obj)
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
-        return ds.drop_vars(list(dropped), errors="ignore")
+        # The one part of an encoding that speaks to xarray here, and to no writer later; all
+        # variables say the same, so that `chunks={}` divides them alike.
+        preferred = _preferred(ds)
+        result = as_result(ds.drop_vars(list(dropped), errors="ignore"))
+        for name, v in result.variables.items():
+            if own := {dim: preferred[dim] for dim in v.dims if dim in preferred}:
+                result[name].encoding = {"preferred_chunks": own}
+        return result
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Whether a name is that of such a file; looks at nothing but the name."""
@@ -77,9 +111,8 @@ class CopembedBackend(BackendEntrypoint):
 
 def open_map(path: Any) -> xr.Dataset:
     """Open a map of any form, lazily; errors are those of the engine."""
-    if isinstance(path, str | os.PathLike) and os.fsdecode(path).lower().endswith(".nc"):
-        return open_netcdf(os.fsdecode(path))
-    return dataset(find_map(path))
+    text = _local(path)
+    return open_netcdf(text) if text.lower().endswith(".nc") else dataset(find_map(path))
 
 
 def find_map(path: Any) -> MapSource:
@@ -90,9 +123,7 @@ def find_map(path: Any) -> MapSource:
     CubeError
         If there is no such file or form, or no map in it.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise CubeError(f"expected a path, found {type(path).__name__}; save it to a file first")
-    text = os.fsdecode(path)
+    text = _local(path)
     suffix = os.path.splitext(text)[1].lower()
     if suffix not in _OPENERS:
         raise CubeError(
@@ -104,6 +135,37 @@ def find_map(path: Any) -> MapSource:
     if not os.path.isfile(text) and suffix != ".parquet":
         raise CubeError(f"{text}: no such file; `copcube fetch map` brings the published one")
     return _OPENERS[suffix](text)
+
+
+def _local(path: Any) -> str:
+    """Path of a file, or the address of tables in an object store.
+
+    Raises
+    ------
+    CubeError
+        If it is no path, or an address from which such a file cannot be read.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise CubeError(f"expected a path, found {type(path).__name__}; save it to a file first")
+    text = os.fsdecode(path)
+    if text.startswith("file://"):
+        return url2pathname(urlsplit(text).path)
+    # `pathlib` makes one slash of two.
+    address = is_remote(text) or re.match(r"(https?|s3|gs|hf):/|/vsi\w+/", text) is not None
+    if not address or text.lower().endswith(".zarr"):
+        return text
+    if text.startswith(("s3://", "gs://", "https://", "http://")):
+        if text.lower().endswith(".parquet"):
+            return text
+        remedy = "download it, or convert it once to a Zarr cube, which is read in place"
+    elif text.startswith("hf:/"):
+        remedy = "bring it with `copcube fetch map`, or with huggingface_hub.hf_hub_download"
+    else:
+        remedy = "download it"
+    raise CubeError(
+        f"{text} is an address, and maps are read from files: {remedy}, and give the path of "
+        "the file"
+    )
 
 
 _OPENERS: dict[str, Callable[[str], MapSource]] = {
@@ -152,13 +214,21 @@ def dataset(source: MapSource) -> xr.Dataset:
         raise CubeError(f"{source.path}: its description does not fit its map ({error})") from error
 
 
+def _preferred(ds: xr.Dataset) -> dict[Hashable, int]:
+    """Sizes of chunks along the dimensions of the vectors that read nothing twice."""
+    vectors = next(ds[name].variable for name in LENGTHWISE if name in ds)
+    if vectors.chunks is not None:
+        return {dim: max(sizes) for dim, sizes in vectors.chunksizes.items()}
+    return dict(vectors.encoding.get("preferred_chunks", {}))
+
+
 def _attributes(attrs: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in attrs.items() if key != "ancillary_variables"}
 
 
 def _unknown(source: MapSource) -> dict[str, Any]:
     """Attributes of a map that says nothing of itself."""
-    attrs = schema.group_attributes(source.dim, {})
+    attrs = schema.group_attributes({})
     for name in ("copcube_schema", "coordinates"):
         del attrs[name]
     return attrs | {

@@ -4,23 +4,30 @@ import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from copcube.errors import OptionError
+from copcube.arguments import one_path
+from copcube.cube.store import compressors
+from copcube.cube.view import require_dataset
+from copcube.errors import OptionError, WriteError
 from copcube.files.atomic import atomic_folder
+from copcube.files.damage import naming_damage
+from copcube.interchange.conventions import conforming, laid_out
 from copcube.interchange.geotiff import to_geotiff
 from copcube.interchange.netcdf import to_netcdf
+from copcube.interchange.npy import to_npy
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
+from copcube.interchange.replacing import require_free
 from copcube.interchange.torch import to_pt
-from copcube.interchange.writer import require_free
 
 if TYPE_CHECKING:
     import xarray as xr
 
 WRITERS: dict[str, Callable[..., Exported]] = {
     ".npz": to_npz,
+    ".npy": to_npy,
     ".pt": to_pt,
     ".tif": to_geotiff,
     ".tiff": to_geotiff,
@@ -38,9 +45,9 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     ds : xarray.Dataset
         Cube or reduction.
     path : str or Path
-        File ending in .npz, .pt, .tif, .nc or .parquet.
+        File ending in .npz, .npy, .pt, .tif, .nc or .parquet.
     **options
-        Those of `to_npz`, `to_pt`, `to_geotiff`, `to_netcdf` or `to_parquet`.
+        Those of `to_npz`, `to_npy`, `to_pt`, `to_geotiff`, `to_netcdf` or `to_parquet`.
 
     Returns
     -------
@@ -54,7 +61,7 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     CopcubeError
         As the function that writes the form.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = Path(one_path(path, "output")).suffix.lower()
     if suffix not in WRITERS:
         raise OptionError(
             f"{path}: expected a name ending in {', '.join(WRITERS)}"
@@ -71,8 +78,16 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     return writer(ds, path, **options)
 
 
-def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> None:
-    """Write any dataset as Zarr; it appears when it is whole.
+@naming_damage()
+def to_zarr(
+    ds: "xr.Dataset",
+    path: str | Path,
+    *,
+    layout: Literal["first", "separate", "last"] = "last",
+    zarr_format: Literal[2, 3] = 3,
+    overwrite: bool = False,
+) -> None:
+    """Write any dataset as Zarr, with the attributes that CF asks for; it appears when whole.
 
     Parameters
     ----------
@@ -80,16 +95,32 @@ def to_zarr(ds: "xr.Dataset", path: str | Path, *, overwrite: bool = False) -> N
         Reduction, merged dataset, or part of a cube, lazy or not.
     path : str or Path
         Folder to write.
+    layout : {"first", "separate", "last"}
+        Where the components of vectors lie, as in `to_netcdf`; last, as in cubes, by default.
+    zarr_format : {3, 2}
+        Version of the format; 2 for readers that know no other, such as anemoi-datasets.
     overwrite : bool
         Replace what is there.
 
     Raises
     ------
-    StorageError
+    OptionError
+        If there is no such layout or version.
+    WriteError
         If something is there already, or it cannot be written.
     """
-    with atomic_folder(require_free(path, overwrite)) as temporary, warnings.catch_warnings():
+    require_dataset(ds, "what is to be written")
+    if zarr_format not in (2, 3):
+        raise OptionError(f"zarr_format={zarr_format!r}; expected 2 or 3")
+    target = require_free(path, overwrite, ds)
+    if target.is_file():
+        raise WriteError(f"{path} is a file, no Zarr store to be replaced; choose another name")
+    written = laid_out(conforming(ds), layout).drop_encoding().unify_chunks()
+    # Chunks carry a checksum, as those of a cube do.
+    encoding = {name: {"compressors": compressors(zarr_format)} for name in written.variables}
+    with atomic_folder(target) as temporary, warnings.catch_warnings():
         # zarr warns that consolidated metadata is not in the specification of v3; all readers
         # that do not know it pass over it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        ds.drop_encoding().unify_chunks().to_zarr(temporary, zarr_format=3, consolidated=True)
+        written.to_zarr(temporary, zarr_format=zarr_format, consolidated=True, encoding=encoding)
+        require_free(path, overwrite, ds)  # again: something may have come there meanwhile

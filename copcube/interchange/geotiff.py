@@ -5,6 +5,7 @@ is (180.125°W, 90.125°N), so that pixel centres are ERA5's nodes; float32, 0 w
 no nodata value, tiles of 256, pixel-interleaved, deflated.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.errors import CubeError, OptionError
 from copcube.files import limits
+from copcube.files.contents import refuse_other
 from copcube.files.limits import demand
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     import rasterio
     import xarray as xr
 
+log = logging.getLogger("copcube")
+
 TILE = 256
 _WEST = {"published": -180 - grid.STEP / 2, "era5": -grid.STEP / 2}
 """Western edge of the raster in degrees."""
@@ -37,6 +41,8 @@ _CACHE = 512
 """Megabytes that GDAL may hold back while it writes: two tiles of 768 bands."""
 
 _RS_EMBED_BYTES = 700 * 1024 * 1024
+_TORCHGEO_NAME = "embed_map_"
+"""Beginning of the names of files that torchgeo reads, as they are: it applies no scales."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,12 @@ def open_geotiff(path: str) -> MapSource:
         return Raster(path, "GeoTIFF", file.count, packing, metadata, tile)
 
 
+def is_described(path: str) -> bool:
+    """Whether a GeoTIFF carries the description of a map that copcube wrote."""
+    with _without_warning(), _opened(path) as file:
+        return KEY.upper() in file.tags()
+
+
 def to_geotiff(
     ds: "xr.Dataset",
     path: str | Path,
@@ -139,7 +151,7 @@ def to_geotiff(
         If the dataset is no cube or reduction on the lattice.
     OptionError
         If an option has no such value, or the file would not do for `compat`.
-    StorageError
+    WriteError
         If the file exists already or cannot be written.
     """
     import rasterio
@@ -148,8 +160,10 @@ def to_geotiff(
     out = Path(path)
     if compat not in (None, "rs-embed"):
         raise OptionError(f"compat={compat!r}; expected 'rs-embed' or None")
-    if compat and not (out.name.startswith("embed_map_") and out.suffix == ".tif"):
+    if compat and not (out.name.startswith(_TORCHGEO_NAME) and out.suffix == ".tif"):
         raise OptionError(f"rs-embed reads files named embed_map_*.tif; {out.name} is not")
+    if compat and dtype != "float32":
+        raise OptionError(f"rs-embed would take {dtype} codes for values; choose dtype='float32'")
     with writing_map(
         ds, path, "GeoTIFF", ("float32", "int8"), dtype=dtype, order=order, overwrite=overwrite
     ) as writer:
@@ -158,7 +172,7 @@ def to_geotiff(
             rasterio.open(writer.file, "w", **_profile(writer, order, compress)) as file,
         ):
             file.update_tags(**{KEY.upper(): writer.metadata.dumps()})
-            file.descriptions = _names(writer.metadata.variable, writer.dim)
+            file.descriptions = writer.names
             packing = writer.packing
             if packing.scale is not None and packing.offset is not None:
                 file.scales, file.offsets = packing.scale.tolist(), packing.offset.tolist()
@@ -173,8 +187,14 @@ def to_geotiff(
         if compat and size < _RS_EMBED_BYTES:
             raise OptionError(
                 f"rs-embed refuses files under 700 MiB, this one has {size / 2**20:.0f} MiB; write "
-                "all 768 dimensions, with compress=False if need be"
+                "all 768 dimensions, with compress=False (--no-compress) if need be"
             )
+    if dtype == "int8" and out.name.startswith(_TORCHGEO_NAME):
+        log.warning(
+            "%s: torchgeo and rs-embed read files named embed_map_* without their scales and would "
+            "take int8 codes for values; give it another name, or choose dtype='float32'",
+            path,
+        )
     return writer.result(path)
 
 
@@ -189,7 +209,7 @@ def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
         "width": grid.N_LON,
         "count": writer.dim,
         "dtype": writer.packing.dtype,
-        "crs": "EPSG:4326",
+        "crs": rasterio.CRS.from_wkt(grid.WGS84),
         "transform": rasterio.Affine(grid.STEP, 0, _WEST[order], 0, -grid.STEP, 90 + grid.STEP / 2),
         "nodata": writer.packing.missing if integers else None,
         "BIGTIFF": "YES",
@@ -217,7 +237,7 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
         wanted = (grid.STEP, 0, west, 0, -grid.STEP, 90 + grid.STEP / 2)
         if file.shape == (grid.N_LAT, grid.N_LON) and np.allclose(transform, wanted, atol=1e-6):
             # Axes of another system could have the same numbers and mean other places.
-            if file.crs is None or file.crs.to_epsg() != 4326:
+            if not _is_wgs84(file.crs):
                 raise CubeError(f"{path}: its reference system is {file.crs}; expected EPSG:4326")
             return order
     raise CubeError(
@@ -228,6 +248,18 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
     )
 
 
+def _is_wgs84(crs: "rasterio.CRS | None") -> bool:
+    """Whether degrees are meant, on WGS 84."""
+    import rasterio
+
+    if crs is None or not crs.is_geographic:
+        return False
+    # EPSG:4326 has its own axes, latitude first, and GDAL's rasters have the same with x first;
+    # and the code that a file names needs a database to be understood.
+    wgs84 = rasterio.CRS.from_wkt(grid.WGS84)
+    return bool(crs == wgs84 or crs.to_epsg() == 4326)
+
+
 @contextmanager
 def _without_warning() -> Iterator[None]:
     """Silence rasterio's warning of a file without georeference, which `_order` refuses."""
@@ -236,12 +268,6 @@ def _without_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
-
-
-def _names(variable: str, dim: int) -> tuple[str, ...]:
-    if variable == "pc":
-        return tuple(f"pc_{i:02d}" for i in range(dim))
-    return tuple(f"dim_{i:03d}" for i in range(dim))
 
 
 def _window(
@@ -258,6 +284,7 @@ def _opened(path: str) -> Iterator["rasterio.DatasetReader"]:
     import rasterio
     from rasterio.errors import RasterioError
 
+    refuse_other(path, ("tiff",), "a GeoTIFF", CubeError)
     try:
         with rasterio.open(path, driver="GTiff") as file:
             yield file

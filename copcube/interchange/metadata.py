@@ -7,7 +7,7 @@ published forms do not trip over it. A file without one is a published map.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ KEY = "copcube"
 ORDERS = ("published", "era5")
 LENGTHWISE = {"embedding": "dim", "pc": "component"}
 """Dimension along the vectors of either variable."""
-_OF_CUBES_ONLY = ("copcube_schema", "coordinates")
-"""Attributes that are true of a Zarr cube and not of a map."""
+_OF_CUBES_ONLY = ("copcube_schema", "coordinates", "zarr_conventions", "geoemb:")
+"""Beginnings of the names of attributes that are true of a Zarr cube and not of a map."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class MapMetadata:
             for key, value in ds.variables.items()
             if set(value.dims) <= dims and value.dtype.kind in "biuf" and key != "crs"
         }
-        attrs = {k: v for k, v in _plain(ds.attrs).items() if k not in _OF_CUBES_ONLY}
+        attrs = _of_maps(_plain(ds.attrs))
         own = {k: v for k, v in _plain(view.field.attrs).items() if k != "ancillary_variables"}
         return cls(view.name, order, attrs, own, others)
 
@@ -90,9 +90,10 @@ class MapMetadata:
                 **load_json(text.encode("utf-8", "replace"), limits.PIECE, what, CubeError)
             )
             metadata._check()
+            metadata = replace(metadata, attrs=_of_maps(metadata.attrs))
         except CubeError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CubeError(
                 f"{path}: its description under {KEY!r} is broken ({error}); export it again"
             ) from error
@@ -111,6 +112,10 @@ class MapMetadata:
                 raise ValueError(f"a variable of {entry['dtype']!r}")
             if np.ndim(np.asarray(entry["data"], entry["dtype"])) != len(entry["dims"]):
                 raise ValueError(f"a variable along {entry['dims']!r}")
+
+
+def _of_maps(attrs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attrs.items() if not key.startswith(_OF_CUBES_ONLY)}
 
 
 def _plain(attrs: Any) -> dict[str, Any]:

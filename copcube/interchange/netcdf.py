@@ -1,54 +1,89 @@
-"""netCDF: the whole dataset as it is, for readers that know CF.
+"""netCDF: the whole dataset, for readers that know CF.
 
 Unlike the published forms it keeps coordinates, counts and leading dimensions, and a region
-stays a region. ``xarray.open_dataset`` reads it without copcube; int8 is decoded by the
-engine ``copembed``, since CF knows one scale a variable and not one a dimension.
+stays a region. Components come before latitude and longitude, or are a variable each, so that
+GDAL, QGIS, CDO and anemoi read them; ``xarray.open_dataset`` reads any of it without copcube.
 """
 
 import json
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from xarray.backends import BackendArray
+from xarray.core import indexing
 
 from copcube import grid
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError
+from copcube.errors import CubeError, OptionError
 from copcube.files.atomic import atomic_path
+from copcube.files.contents import refuse_other
+from copcube.files.damage import naming_damage
 from copcube.files.netcdf_sizes import demand_variables
 from copcube.files.regular import require_file
+from copcube.interchange.conventions import (
+    conforming,
+    is_numbered,
+    latlon_last,
+    numbered_attributes,
+    numbered_names,
+    require_layout,
+)
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
-from copcube.interchange.writer import require_free
+from copcube.interchange.replacing import require_free
 
 if TYPE_CHECKING:
+    import netCDF4
     import xarray as xr
 
 log = logging.getLogger("copcube")
 
 _FLOATS = Packing(missing=np.nan, zero_is_missing=False)
 _SMALL: dict[str, Any] = {"zlib": True, "complevel": 1, "shuffle": True}
+_DEEP = 16
+"""Components in a chunk: one of them, and the vector of one cell, are both read in little."""
+_COLON = re.compile("^(geoemb|spatial|proj)_")
+"""Beginnings of attributes whose names have a colon in Zarr, which CF does not allow."""
 
 
+@naming_damage()
 def to_netcdf(
-    ds: "xr.Dataset", path: str | Path, *, dtype: str = "float32", overwrite: bool = False
+    ds: "xr.Dataset",
+    path: str | Path,
+    *,
+    layout: Literal["first", "separate", "last"] | None = None,
+    dtype: str = "float32",
+    compress: bool = True,
+    overwrite: bool = False,
 ) -> Exported:
-    """Write a cube or a reduction as netCDF-4, with all its variables.
+    """Write a cube, a reduction or a merged dataset as CF netCDF-4, with all its variables.
 
-    Attributes that netCDF cannot hold become JSON texts.
+    Attributes that netCDF cannot hold become JSON texts, and colons in their names underscores.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        Cube or reduction, of any region, with leading dimensions or without.
+        Cube or reduction, of any region, with leading dimensions or without, alone or merged
+        with other fields.
     path : str or Path
         File to write, atomically.
+    layout : {"first", "separate", "last"}, optional
+        One variable (…, component, lat, lon), which GDAL and QGIS read as bands and CDO as
+        levels (default); a variable (…, lat, lon) for each component, ``pc_00``… or
+        ``dim_000``…, which anemoi wants and int8 needs (its default); or one (…, lat, lon,
+        component) as in a cube. Unless ``last``, latitude and longitude are the last
+        dimensions of all other fields too.
     dtype : {"float32", "int8"}
-        Of the vectors. Int8 comes with ``embedding_scale`` and ``embedding_offset`` (or
-        ``pc_…``) along the vectors: value = code · scale + offset.
+        Of the vectors. Int8 comes with CF's ``scale_factor`` and ``add_offset`` for each
+        component, so that readers see its values in float32.
+    compress : bool
+        Deflate.
     overwrite : bool
         Replace what is there.
 
@@ -62,62 +97,118 @@ def to_netcdf(
     CubeError
         If the dataset is no cube or reduction.
     OptionError
-        If netCDF has no such data type.
-    StorageError
+        If netCDF has no such data type or layout, or int8 is asked for with one scale for all.
+    WriteError
         If the file exists already or cannot be written.
     """
     import netCDF4
 
-    out = require_free(path, overwrite)
+    out = require_free(path, overwrite, ds)
     require_dtype(dtype, ("float32", "int8"), "netCDF")
-    view = CubeView.of(ds)
-    field, name, dim = view.field, view.name, int(view.field.shape[-1])
-    dims = [str(label) for label in field.dims]
+    chosen = layout or ("separate" if dtype == "int8" else "first")
+    require_layout(chosen)
+    if dtype == "int8" and chosen != "separate":
+        raise OptionError(
+            f"layout={layout!r}: CF has one scale a variable and int8 needs one a component; "
+            "choose layout='separate', or dtype='float32'"
+        )
+    view = CubeView.of(conforming(ds))
     packing = _FLOATS
     if dtype == "int8":
-        packing = int8_packing(dim, (v[filled] for _, filled, v in _bands(view)))
-    rest = ds.drop_vars(name).drop_encoding()
-    if packing.scale is not None:
-        rest[f"{name}_scale"] = dims[-1], packing.scale, {"long_name": f"scale of {name}"}
-        rest[f"{name}_offset"] = dims[-1], packing.offset, {"long_name": f"offset of {name}"}
+        packing = int8_packing(view.field.shape[-1], (v[filled] for _, filled, v in _bands(view)))
+        # Readers decode to the precision of scale and offset.
+        scale, offset = (np.asarray(p, np.float32) for p in (packing.scale, packing.offset))
+        packing = replace(packing, scale=scale, offset=offset)
+    rest = view.dataset.drop_vars(view.name)
+    rest = rest if chosen == "last" else latlon_last(rest)
     rest.attrs = _storable(rest.attrs)
-    for key in rest.variables:
-        rest[key].attrs = _storable(rest[key].attrs)
-    packer = Packer(packing)
+    for key, variable in rest.variables.items():
+        rest[key].attrs = _storable(variable.attrs, variable.dtype)
+    packer, compression = Packer(packing), _SMALL if compress else {}
     with atomic_path(out) as temporary:
         rest.to_netcdf(
             temporary,
             engine="netcdf4",
-            encoding={key: {"_FillValue": None} for key in rest.coords}
-            | {key: _SMALL for key, value in rest.items() if value.ndim > 1},
+            encoding={key: _encoding(v, view, compression) for key, v in rest.variables.items()},
         )
         # The vectors are written by bands, beside what xarray wrote, so that memory stays bounded.
         with netCDF4.Dataset(temporary, "a") as file:
-            for label, size in zip(dims, field.shape, strict=True):
-                if label not in file.dimensions:
-                    file.createDimension(label, size)
-            chunks = (*(1,) * (field.ndim - 3), grid.BLOCK, grid.BLOCK, dim)
-            variable = file.createVariable(
-                name,
-                packing.dtype,
-                dims,
-                **_SMALL,
-                chunksizes=[min(pair) for pair in zip(chunks, field.shape, strict=True)],
-                fill_value=packing.missing,
-            )
-            variable.setncatts(_storable(field.attrs) | _other_coordinates(field, rest))
-            variable.set_auto_maskandscale(False)
+            write = _variables(file, view, chosen, packing, compression)
             for band, filled, values in _bands(view):
-                numbers = np.full((*filled.shape, dim), packing.missing, packing.dtype)
+                shape = *filled.shape, view.field.shape[-1]
+                numbers = np.full(shape, packing.missing, packing.dtype)
                 numbers[filled] = packer.pack(values[filled])
-                variable[band] = numbers
-    result = packer.result(str(path), dim, out.stat().st_size)
+                write(band, numbers)
+        require_free(path, overwrite, ds)  # again: something may have come there meanwhile
+    result = packer.result(str(path), view.field.shape[-1], out.stat().st_size)
     log.info("%s", result)
     return result
 
 
+def _encoding(
+    variable: "xr.Variable", view: CubeView, compression: dict[str, Any]
+) -> dict[str, Any]:
+    """How xarray writes a variable beside the vectors."""
+    if {view.lat, view.lon} <= {*variable.dims}:
+        return compression
+    return {"_FillValue": None}  # CF allows no missing values in coordinates and bounds
+
+
+def _variables(
+    file: "netCDF4.Dataset",
+    view: CubeView,
+    layout: str,
+    packing: Packing,
+    compression: dict[str, Any],
+) -> Callable[[tuple[Any, ...], NDArray[Any]], None]:
+    """Make the variables of the vectors; gives what writes a band (…, lat, lon, dim) to them."""
+    field, sizes = view.field, {str(dim): size for dim, size in view.field.sizes.items()}
+    *lead, lat, lon, dim = sizes
+    chunk = dict.fromkeys(lead, 1) | {lat: grid.BLOCK, lon: grid.BLOCK, dim: _DEEP}
+    for label, size in sizes.items():
+        if label not in file.dimensions and not (label == dim and layout == "separate"):
+            file.createDimension(label, size)
+
+    def variable(name: str, dims: list[str], attrs: dict[Hashable, Any]) -> "netCDF4.Variable[Any]":
+        made = file.createVariable(
+            name,
+            packing.dtype,
+            dims,
+            **compression,
+            chunksizes=[min(chunk[label], sizes[label]) for label in dims],
+            fill_value=packing.missing,
+        )
+        made.setncatts(_storable(attrs) | _other_coordinates(field, view.dataset))
+        made.set_auto_maskandscale(False)
+        return made
+
+    if layout == "first":
+        whole = variable(view.name, [*lead, dim, lat, lon], field.attrs)
+        return lambda band, numbers: whole.__setitem__(
+            (*band[:-2], slice(None), *band[-2:]), np.moveaxis(numbers, -1, 0)
+        )
+    if layout == "last":
+        chunk[dim] = sizes[dim]
+        whole = variable(view.name, list(sizes), field.attrs)
+        return whole.__setitem__
+    chunk[lon] = sizes[lon]
+    parts = []
+    for number, name in enumerate(numbered_names(view)):
+        attrs = numbered_attributes(view, name)
+        if packing.scale is not None and packing.offset is not None:
+            scale, offset = packing.scale[number], packing.offset[number]
+            attrs |= {"scale_factor": scale, "add_offset": offset}
+        parts.append(variable(name, [*lead, lat, lon], attrs))
+
+    def write(band: tuple[Any, ...], numbers: NDArray[Any]) -> None:
+        for number, part in enumerate(parts):
+            part[band] = numbers[..., number]
+
+    return write
+
+
 def open_netcdf(path: str) -> "xr.Dataset":
-    """Open a file of `to_netcdf`, lazily; vectors in int8 are decoded as they are read.
+    """Open a file of `to_netcdf`, lazily, with vectors along the last dimension.
 
     Raises
     ------
@@ -129,15 +220,21 @@ def open_netcdf(path: str) -> "xr.Dataset":
     require_file(path, CubeError)
     if not os.path.isfile(path):
         raise CubeError(f"{path}: no such file; expected netCDF of a cube or a reduction")
+    refuse_other(path, ("hdf5", "netcdf"), "netCDF of a cube or a reduction", CubeError)
     try:
         demand_variables(path, CubeError)
         ds = xr.open_dataset(path, engine="netcdf4")
     except CubeError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CubeError(f"{path}: not a readable netCDF file ({error}); get it anew") from error
+    ds.attrs = {_COLON.sub(r"\1:", str(key)): value for key, value in ds.attrs.items()}
+    ds = _joined(ds)
     view = CubeView.of(ds)
     field, name = view.field, view.name
+    if field.dims != ds[name].dims:
+        return ds.assign({name: _vectors([ds.variables[name]], field.dims)})
+    # Releases before 0.2 wrote int8 as one variable with scales beside it.
     scale, offset = f"{name}_scale", f"{name}_offset"
     if scale not in ds or offset not in ds:
         return ds
@@ -145,6 +242,61 @@ def open_netcdf(path: str) -> "xr.Dataset":
     lazy = field.chunk({field.dims[-3]: grid.BLOCK})
     values = (lazy * ds[scale].load() + ds[offset].load()).astype(np.float32)
     return ds.drop_vars([scale, offset]).assign({name: values.assign_attrs(field.attrs)})
+
+
+def _joined(ds: "xr.Dataset") -> "xr.Dataset":
+    """Join components that are a variable each, in their order in the file."""
+    names = [name for name in ds.data_vars if is_numbered(name)]
+    if not names or "pc" in ds or "embedding" in ds:
+        return ds
+    name, dim = ("pc", "component") if str(names[0]).startswith("pc") else ("embedding", "dim")
+    parts = [ds.variables[key] for key in names]
+    if len({(part.dims, part.dtype) for part in parts}) > 1:
+        raise CubeError(f"expected {names[0]} … {names[-1]} to have the same dimensions and dtype")
+    field = _vectors(parts, (*parts[0].dims, dim))
+    if long_name := field.attrs.get("long_name"):
+        field.attrs["long_name"] = str(long_name).removesuffix(f": {names[0]}")
+    return ds.drop_vars(names).assign({name: field})
+
+
+def _vectors(parts: "list[xr.Variable]", dims: tuple[Hashable, ...]) -> "xr.Variable":
+    """Lazy vectors along the last dimension, of one variable or of a variable each."""
+    import xarray as xr
+
+    data = indexing.LazilyIndexedArray(_Vectors(parts, dims))
+    chunks = parts[0].encoding.get("preferred_chunks", {})
+    return xr.Variable(dims, data, parts[0].attrs, {"preferred_chunks": chunks})
+
+
+class _Vectors(BackendArray):
+    """Vectors along the last dimension, read when they are indexed.
+
+    Parameters
+    ----------
+    parts : list of xarray.Variable
+        One variable with all `dims` in any order, or one without the last for each entry of it.
+    dims : tuple
+        Names of the dimensions.
+    """
+
+    def __init__(self, parts: "list[xr.Variable]", dims: tuple[Hashable, ...]) -> None:
+        self._parts, self._dims = parts, dims
+        sizes = {dims[-1]: len(parts)} | dict(parts[0].sizes)
+        self.shape, self.dtype = tuple(sizes[dim] for dim in dims), parts[0].dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        named = dict(zip(self._dims, key, strict=True))
+        if self._dims[-1] in self._parts[0].dims:
+            read = self._parts[0].isel(named)
+            return read.transpose(*(dim for dim in self._dims if dim in read.dims)).values
+        last = np.arange(len(self._parts))[named.pop(self._dims[-1])]
+        found = [self._parts[i].isel(named).values for i in np.atleast_1d(last)]
+        return np.stack(found, axis=-1) if np.ndim(last) else found[0]
 
 
 def _bands(view: CubeView) -> Iterator[tuple[Any, NDArray[np.bool_], NDArray[Any]]]:
@@ -157,20 +309,22 @@ def _bands(view: CubeView) -> Iterator[tuple[Any, NDArray[np.bool_], NDArray[Any
 
 def _other_coordinates(field: "xr.DataArray", rest: "xr.Dataset") -> dict[str, str]:
     """CF attribute that names the coordinates which are no dimensions."""
-    names = sorted(str(key) for key in field.coords if key not in rest.dims and key != "crs")
+    names = sorted(str(key) for key in field.coords if key not in rest.dims)
     return {"coordinates": " ".join(names)} if names else {}
 
 
-def _storable(attrs: Any) -> dict[str, Any]:
+def _storable(attrs: Any, dtype: Any = None) -> dict[str, Any]:
     """Attributes as netCDF holds them: texts, numbers and lists of numbers."""
 
-    def stored(value: Any) -> Any:
+    def stored(key: str, value: Any) -> Any:
         if isinstance(value, bool):
             return int(value)
+        if key == "flag_values":  # CF wants them in the type of their variable
+            return np.asarray(value, dtype)
         if isinstance(value, str | int | float | np.ndarray | np.generic):
             return value
         if isinstance(value, list) and all(type(v) in (int, float) for v in value) and value:
             return value
         return json.dumps(value)
 
-    return {str(key): stored(value) for key, value in attrs.items()}
+    return {str(key).replace(":", "_"): stored(str(key), value) for key, value in attrs.items()}

@@ -4,6 +4,7 @@
 where they lie in the archive; deflated ones have to be read through.
 """
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError
+from copcube.files.contents import refuse_other
 from copcube.files.zip_directory import open_directory
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
@@ -31,6 +33,10 @@ _BESIDE = (KEY, "scale", "offset")
 SMALL = 1 << 26
 """Bytes that what lies beside a map may have."""
 
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
+    *(SyntaxError, tokenize.TokenError),  # of NumPy's headers, which are Python's literals
+)
 _READABLE = ("float16", "float32", "float64", "int8")
 
 
@@ -73,6 +79,7 @@ def open_npz(path: str) -> MapSource:
     CubeError
         If the file is no archive, or holds no array of (721, 1440, D) numbers.
     """
+    refuse_other(path, ("npz", "zip"), "an npz archive", CubeError)
     with _reading(path), open_directory(path) as directory, zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in directory.entries]
         maps = [name for name in names if name not in _BESIDE]
@@ -129,7 +136,8 @@ def to_npz(
     order : {"published", "era5"}
         Whether columns run from 180°W or from 0°E.
     dtype : {"float32", "float16", "int8"}
-        Int8 comes with the keys ``scale`` and ``offset``: value = code · scale + offset.
+        Int8 has the key ``codes`` in place of ``arr_0``, and ``scale`` and ``offset`` beside it:
+        value = code · scale + offset.
     compress : bool
         Deflate, as the published file is; stored archives can be mapped into memory.
     overwrite : bool
@@ -146,7 +154,7 @@ def to_npz(
         If the dataset is no cube or reduction on the lattice.
     OptionError
         If an option has no such value.
-    StorageError
+    WriteError
         If the file exists already or cannot be written.
     """
     kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
@@ -157,7 +165,9 @@ def to_npz(
         zipfile.ZipFile(writer.file, "w", kind, True) as archive,
     ):
         packing = writer.packing
-        with _member(archive, "arr_0", kind) as stream:
+        # Whoever looks for the published array shall not find codes in its place.
+        name = "arr_0" if packing.scale is None else "codes"
+        with _member(archive, name, kind) as stream:
             shape = grid.N_LAT, grid.N_LON, writer.dim
             descr = np.lib.format.dtype_to_descr(np.dtype(packing.dtype))
             np.lib.format.write_array_header_1_0(
@@ -269,7 +279,7 @@ def _reading(path: str) -> Iterator[None]:
     """Turn what a broken archive raises into an error that names it."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
         raise CubeError(
             f"{path}: not a whole npz archive ({error}); it may be truncated: get it anew"
         ) from error

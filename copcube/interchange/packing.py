@@ -25,7 +25,7 @@ class Packing:
     dtype : str
         Data type stored, one of `DTYPES` in what we write.
     scale, offset : numpy.ndarray, optional
-        For integers: ``value = code · scale + offset``, (D,) float64 each.
+        For integers: ``value = code · scale + offset``, (D,) float64 each, or float32.
     missing : float
         Value of a missing cell in all its dimensions. Where numbers are the values themselves,
         NaN and numbers beyond 1e38 mean missing besides.
@@ -35,8 +35,8 @@ class Packing:
     """
 
     dtype: str = "float32"
-    scale: NDArray[np.float64] | None = field(default=None, compare=False)
-    offset: NDArray[np.float64] | None = field(default=None, compare=False)
+    scale: NDArray[np.floating] | None = field(default=None, compare=False)
+    offset: NDArray[np.floating] | None = field(default=None, compare=False)
     missing: float = 0
     zero_is_missing: bool = True
 
@@ -65,7 +65,8 @@ class Packing:
         """Vectors (n, D) of stored numbers of filled cells."""
         if self.scale is None or self.offset is None:
             return numbers.astype(np.float32, copy=False)
-        return np.asarray((numbers.astype(np.float64) * self.scale + self.offset), np.float32)
+        codes = numbers.astype(self.scale.dtype)  # in whose precision readers of CF decode
+        return np.asarray(codes * self.scale + self.offset, np.float32)
 
     def filled(self, numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
         """Which cells of stored numbers (…, D) hold a vector."""

@@ -18,15 +18,7 @@ from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import Exported, Packing
 from copcube.interchange.sources import Decoded, MapSource, demand_band
 from copcube.interchange.writer import writing_map
-from copcube.rows import (
-    ROW_GROUP,
-    open_parquet,
-    parse_cells,
-    readable,
-    repeated,
-    rows_files,
-    to_vectors,
-)
+from copcube.rows import ROW_GROUP, parse_cells, reading_parquet, repeated, rows_files, to_vectors
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -59,7 +51,7 @@ class Averages(Decoded):
         seen = np.zeros((grid.N_LAT, grid.N_LON), bool)
         for name in self.tables:
             start = 0
-            with readable(name), open_parquet(name) as file:
+            with reading_parquet(name) as file:
                 for batch in file.iter_batches(_BATCH, columns=list(COLUMNS)):
                     ids = parse_cells(pa.chunked_array([batch.column(0)]), name)
                     row, col = grid.row_col(ids)
@@ -91,7 +83,7 @@ def open_averages(path: str) -> MapSource:
     files = tuple(str(file) for file in rows_files(path))
     dims, texts = set(), set()
     for name in files:
-        with readable(name), open_parquet(name) as file:
+        with reading_parquet(name) as file:
             dim = _length(file, name)
             demand_band(name, dim, 4)
             dims.add(dim)
@@ -138,7 +130,7 @@ def to_parquet(
         If the dataset is no cube or reduction on the lattice.
     OptionError
         If an option has no such value.
-    StorageError
+    WriteError
         If the file exists already or cannot be written.
     """
     import pyarrow as pa

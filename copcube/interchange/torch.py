@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import CubeError, MissingPackageError
+from copcube.files.contents import refuse_other
 from copcube.files.torch_pickle import OtherObjectError, Tensor, TorchFileError
 from copcube.files.torchfile import TorchFile, open_torch_file
 from copcube.interchange.metadata import KEY, MapMetadata
@@ -69,6 +70,7 @@ def open_pt(path: str) -> MapSource:
 @contextmanager
 def _named(path: str) -> Iterator[tuple[TorchFile, dict[str, Tensor]]]:
     """Open a file, and find its tensors by name; a bare one is called tensor."""
+    refuse_other(path, ("torch", "zip", "pickle", "tar"), "a file of torch.save", CubeError)
     try:
         with open_torch_file(path, CubeError) as file:
             content = file.content

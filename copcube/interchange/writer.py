@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError, OptionError, StorageError
+from copcube.errors import CubeError, OptionError
 from copcube.files.atomic import atomic_path
 from copcube.grid import Integers
 from copcube.interchange.cache import FilledCells
+from copcube.interchange.conventions import numbered_names
 from copcube.interchange.metadata import ORDERS, MapMetadata
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
+from copcube.interchange.replacing import require_free
+from copcube.pca.basis import require_one_basis
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,6 +66,11 @@ class MapWriter:
     def dim(self) -> int:
         """Length of the vectors."""
         return int(self._view.field.shape[-1])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the single components, such as those of a file's bands."""
+        return tuple(numbered_names(self._view))
 
     def bands(self) -> Iterator[slice]:
         """Rows of the file, 45 at a time."""
@@ -124,16 +132,16 @@ def writing_map(
     Raises
     ------
     CubeError
-        If the dataset is no cube or reduction, has a leading dimension, or no vector to know
-        the range of int8 by.
+        If the dataset is no cube or reduction, has a leading dimension, several bases, or no
+        vector to know the range of int8 by.
     GridError
         If it does not lie on the lattice, or has cells twice.
     OptionError
         If order or data type is unknown.
-    StorageError
+    WriteError
         If the file exists already or cannot be written.
     """
-    out = require_free(path, overwrite)
+    out = require_free(path, overwrite, ds)
     if order not in ORDERS:
         raise OptionError(f"order={order!r}; expected {' or '.join(ORDERS)}")
     view = CubeView.of(ds)
@@ -143,31 +151,11 @@ def writing_map(
             f"this form holds one vector a cell, the cube has {view.field.sizes[lead]} along "
             f"{lead}; choose one, such as with .isel({lead}=0), or write netCDF or Zarr"
         )
+    require_one_basis(ds)
     require_dtype(dtype, dtypes, form)
     with atomic_path(out) as temporary:
         yield MapWriter(view, order, dtype, temporary)
-
-
-def require_free(path: str | Path, overwrite: bool) -> Path:
-    """Check that an output may be written, before any work.
-
-    Raises
-    ------
-    StorageError
-        If something is there already and must stay, or the folder is missing.
-    """
-    # A Zarr store is a folder that may be replaced; any other folder is somebody's work.
-    out = Path(path)
-    if out.is_dir() and not (out / "zarr.json").is_file():
-        raise StorageError(f"{path} is a folder; choose another name, or name a file in it")
-    if out.exists() and not overwrite:
-        raise StorageError(
-            f"{path} exists already; choose another name, or replace it with overwrite=True "
-            "(--overwrite)"
-        )
-    if not out.parent.is_dir():
-        raise StorageError(f"{path} cannot be written: its folder does not exist; create it first")
-    return out
+        require_free(path, overwrite, ds)  # again: something may have come there meanwhile
 
 
 def _runs(positions: Integers) -> Iterator[tuple[slice, Integers]]:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, MissingPackageError, OptionError
 from copcube.pca.components import Weights, cell_weights
@@ -94,7 +95,7 @@ def cluster(
     mean = np.average(x, axis=0, weights=w)
     whole = float(np.average(((x - mean) ** 2).sum(axis=1), weights=w))
     flags = {"flag_values": np.arange(n, dtype=np.int16), "long_name": "class of the vector"}
-    return xr.Dataset(
+    classes = xr.Dataset(
         {
             "cluster": ((view.lat, view.lon), result, {**flags, "missing": -1}),
             "centre": (
@@ -119,3 +120,4 @@ def cluster(
             "within": float(model.inertia_ / len(x) / whole) if whole else 0.0,
         },
     )
+    return as_result(classes)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part, refuse_zeros
 from copcube.errors import CubeError, OptionError
 from copcube.files.processors import available_processors
@@ -100,7 +101,7 @@ def similar(
     what = f"{'distance of' if metric == 'euclidean' else 'cosine with'} the vector compared with"
     attrs = {"units": "1", "long_name": what}
     y, x = view.field[view.lat], view.field[view.lon]
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             name: ((view.lat, view.lon), values, attrs),
             "place_lat": ("place", y.values[i], {**y.attrs, "long_name": "latitude of the place"}),
@@ -110,6 +111,7 @@ def similar(
         coords={view.lat: y.variable, view.lon: x.variable},
         attrs={"title": "places that look alike", "metric": metric, **_asked(lat, lon)},
     )
+    return as_result(result)
 
 
 def _asked(lat: float | None, lon: float | None) -> dict[str, float]:

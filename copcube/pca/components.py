@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from copcube import grid
+from copcube.arguments import flag
+from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part, require_dataset, spatial_dims
 from copcube.errors import CubeError, OptionError
+from copcube.files.damage import naming_damage
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
 from copcube.pca.affine import THREADS, Affine, map_vectors
+from copcube.pca.basis import BASIS, REGRESSION, require_one_basis
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments
 from copcube.pca.predictors import Predictors, Regression, expanded, predictor_names
@@ -24,10 +28,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Weights = Literal["area"] | None
-
-_BASIS = ("components", "mean", "explained_variance", "explained_variance_ratio")
-_REGRESSION = ("regression", "predictor_mean")
-"""What a basis has besides if it was fitted on what given fields leave over."""
 
 _SAME_ENCODER = ("encoder_sha256", "encoder_pooling")
 _CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "title")
@@ -38,6 +38,7 @@ _NEGLIGIBLE = 1e-30
 notices it, and what is far smaller still would underflow when it is squared."""
 
 
+@naming_damage()
 def fit(
     cube: "xr.Dataset",
     k: int | float = 16,
@@ -101,7 +102,7 @@ def fit(
     >>> fields = project(cube_of_another_year, basis)  # doctest: +SKIP
     """
     view = CubeView.of(cube, "embedding")
-    return _fit(view, k, weights, whiten, _predictors(view, given, degree))
+    return as_result(_fit(view, k, weights, whiten, _predictors(view, given, degree)))
 
 
 def _fit(
@@ -114,6 +115,7 @@ def _fit(
     import xarray as xr
 
     _check_k(k)
+    whiten = flag(whiten, "whiten")
     axes, regression = _axes(view, cell_weights(view, weights), predictors)
     n = axes.count(k)
     variance, total = axes.variance[:n], axes.variance.sum()
@@ -182,6 +184,7 @@ def _fit(
     )
 
 
+@naming_damage()
 def reduce(
     cube: "xr.Dataset",
     k: int | float = 16,
@@ -201,6 +204,7 @@ def reduce(
     return _project(view, _fit(view, k, weights, whiten, predictors), predictors)
 
 
+@naming_damage()
 def project(
     cube: "xr.Dataset",
     basis: "xr.Dataset",
@@ -280,9 +284,9 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
     pc.attrs = {"units": "1", "long_name": "principal components of the embedding"}
     attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
     attrs = {**_provenance(view.dataset), **attrs}
-    parts = basis[list(_BASIS)]
+    parts = basis[list(BASIS)]
     if predictors is not None:
-        parts = basis[[*_BASIS, *_REGRESSION]].assign(
+        parts = basis[[*BASIS, *REGRESSION]].assign(
             predictors=(
                 (view.lat, view.lon, "predictor"),
                 predictors.values,
@@ -292,6 +296,7 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
     return _on_grid("pc", pc, view.dataset, parts, attrs)
 
 
+@naming_damage()
 def restore(fields: "xr.Dataset") -> "xr.Dataset":
     """Turn principal components back into embeddings, as far as they go.
 
@@ -447,13 +452,14 @@ def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
 def _components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
     """Components, (component, dim), and what projections on them are divided by."""
     require_dataset(basis, "the basis of a reduction")
-    missing = [name for name in _BASIS if name not in basis]
+    missing = [name for name in BASIS if name not in basis]
     missing += [name for name in ("reduction_whiten",) if name not in basis.attrs]
     if missing:
         raise OptionError(
             f"expected the basis of a reduction, found no {', '.join(missing)}; give what "
             "fit or reduce returned, with its attributes"
         )
+    require_one_basis(basis)
     components = basis["components"].transpose("component", "dim").values.astype(np.float64)
     variance = basis["explained_variance"].values.astype(np.float64)
     whiten = int(basis.attrs["reduction_whiten"]) == 1
@@ -486,7 +492,7 @@ def _on_grid(
     }
     if "crs" in coords:
         result.attrs["grid_mapping"] = "crs"
-    return basis.assign({name: result}).assign_coords(coords).assign_attrs(attrs)
+    return as_result(basis.assign({name: result}).assign_coords(coords).assign_attrs(attrs), name)
 
 
 def _provenance(cube: "xr.Dataset") -> dict[str, Any]:

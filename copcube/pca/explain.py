@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.grid import STEP, Floats
@@ -75,7 +76,7 @@ def explain(
     unseen = ", in parts that the regression has not seen"
     forward, backward = "by the static fields", "by the components"
     coords = {"component": fields["component"]} if "component" in fields.coords else {}
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "component_r2": ("component", component, _share(forward)),
             "component_r2_held_out": ("component", component_held_out, _share(forward + unseen)),
@@ -90,6 +91,7 @@ def explain(
             "cells": sum(part.cells for part in parts),
         },
     )
+    return as_result(result)
 
 
 def _share(by: str) -> dict[str, str]:

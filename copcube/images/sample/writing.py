@@ -26,7 +26,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube import progress
+from copcube import grid, progress
+from copcube.arguments import one_path, whole_number
 from copcube.errors import MissingPackageError, OptionError, WriteError
 from copcube.files.atomic import atomic_folder, writing
 from copcube.grid import cell_at, centre, format_cell, grid_id
@@ -115,7 +116,7 @@ def write_sample(
     cells: int = 12,
     local_patches: int = 3,
     dates: int = 3,
-    modalities: Iterable[str] | None = None,
+    modalities: Iterable[str] | str | None = None,
     cells_per_shard: int = 6,
 ) -> SampleSummary:
     """Write a made-up Copernicus-Pretrain: the published form, drawn pixels.
@@ -165,11 +166,10 @@ def write_sample(
         ("dates", dates, 1, _MAX_DATES),
         ("cells_per_shard", cells_per_shard, 1, _MAX_CELLS),
     ):
-        if not low <= value <= high:
-            raise OptionError(f"{name} is {value}; expected {low} to {high}")
+        whole_number(value, name, low, high)
     from threadpoolctl import threadpool_limits
 
-    root = Path(folder)
+    root = Path(one_path(folder, "folder"))
     chosen = select(modalities)
     world = [
         replace(cell, dates={key: times for key, times in cell.dates.items() if key in chosen})
@@ -332,7 +332,7 @@ def _utm(lon: float, lat: float) -> tuple[int, float, float]:
     from rasterio.warp import transform
 
     epsg = (32601 if lat >= 0 else 32701) + int((lon + 180) // 6)
-    (east,), (north,) = transform("EPSG:4326", f"EPSG:{epsg}", [lon], [lat])
+    (east,), (north,) = transform(grid.WGS84, f"EPSG:{epsg}", [lon], [lat])
     return epsg, east, north
 
 
@@ -352,10 +352,11 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
     _, rows, cols = pixels.shape
     if modality.local:
         epsg, x, y = _utm(place.lon, place.lat)
+        crs = f"EPSG:{epsg}"
         step = modality.gsd
         x, y = step * round(x / step), step * round(y / step)
     else:
-        epsg, x, y = 4326, place.lon, place.lat
+        crs, x, y = grid.WGS84, place.lon, place.lat
         step = _BOX_KM / _KM_PER_DEGREE / rows
     with rasterio.open(
         path,
@@ -365,7 +366,7 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
         height=rows,
         width=cols,
         dtype=pixels.dtype,
-        crs=f"EPSG:{epsg}",
+        crs=rasterio.CRS.from_user_input(crs),
         transform=rasterio.Affine(step, 0, x - cols // 2 * step, 0, -step, y + rows // 2 * step),
         nodata=0 if modality.zero_is_missing else None,
         compress="deflate",

@@ -1,0 +1,102 @@
+"""Checks of single arguments, where public functions take them.
+
+One value where several are expected, or several where one is, would else be noticed deep inside,
+by an error that names no argument.
+"""
+
+import operator
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from copcube.errors import OptionError
+
+
+def one_path(value: Any, name: str, remedy: str = "") -> str:
+    """Return a path, or an address, as a text.
+
+    Raises
+    ------
+    OptionError
+        If it is something else, such as a list of paths; `remedy` says what to do then.
+    """
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        if isinstance(text, str) and text:
+            return text
+    raise OptionError(
+        f"{name} is {_found(value)}; expected one path, as text or pathlib.Path{remedy}"
+    )
+
+
+def whole_number(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """Return a whole number of any type, within bounds.
+
+    Raises
+    ------
+    OptionError
+        If it is none, or lies outside.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    limits = f"{least} or more" if most is None else f"{least} to {most}"
+    if number is None or isinstance(value, bool):
+        raise OptionError(f"{name} is {_found(value)}; expected a whole number, {limits}")
+    if number < least or (most is not None and number > most):
+        raise OptionError(f"{name} is {number}; expected {limits}")
+    return number
+
+
+def number(value: Any, name: str, remedy: str = "") -> float:
+    """Return one real number.
+
+    Raises
+    ------
+    OptionError
+        If it is something else, such as several; `remedy` says what to do then.
+    """
+    try:
+        if not isinstance(value, str) and not getattr(value, "ndim", 0):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise OptionError(f"{name} is {_found(value)}; expected one number{remedy}")
+
+
+def numbers(value: Any, name: str) -> tuple[float, ...]:
+    """Return numbers of any sequence; a single one stands for itself.
+
+    Raises
+    ------
+    OptionError
+        If there is something else among them.
+    """
+    listed = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return tuple(float(item) for item in listed)
+    except (TypeError, ValueError):
+        raise OptionError(f"{name} is {_found(value)}; expected one number a band") from None
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return a flag, which texts such as 'no' are not.
+
+    Raises
+    ------
+    OptionError
+        If it is neither true nor false.
+    """
+    if isinstance(value, str) or value not in (True, False):
+        raise OptionError(f"{name} is {_found(value)}; expected True or False")
+    return bool(value)
+
+
+def _found(value: Any) -> str:
+    """Say what was given: its kind, and the value where that is short."""
+    text = repr(value)
+    kind = type(value).__name__
+    return f"{text} ({kind})" if len(text) <= 60 and "\n" not in text else f"a {kind}"

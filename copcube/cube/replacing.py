@@ -1,0 +1,160 @@
+"""What may be replaced: Zarr that copcube wrote, at exactly the name that was given.
+
+A name on the command line may be mistyped. So what has the name of an output is replaced only if
+its content says that copcube made it and nothing else lies in it, and if it is not what the
+output is made of.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from copcube.cube import schema
+from copcube.cube.store import address
+from copcube.files.objects import is_remote, listing
+
+_NODE = ("zarr.json", ".zgroup", ".zarray")
+_METADATA = (*_NODE, ".zattrs", ".zmetadata")
+_CHUNK = re.compile(r"(?:(.*?)/)?(?:c(?:[/.]\d+)*|\d+(?:[/.]\d+)*)")
+_VARIABLES = {*schema.variables(1, "month", ("01",)), "modality", "season", "year"}
+_PATTERN = re.compile(r"[*?\[{]")
+
+
+def foreign(path: str | Path, *, half: bool = False) -> str | None:
+    """Say what is at a path, if it is not a Zarr group of copcube's and nothing else.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder, or the URL of one in an object store, where something is.
+    half : bool
+        Whether it is known to be a part of a cube, without the metadata of the group.
+
+    Returns
+    -------
+    str or None
+        What was found; None for a cube, a reduction or a merged dataset of copcube's.
+    """
+    if not is_remote(path):
+        if (found := unusual(path)) is not None:
+            return found
+        if not os.path.isdir(path):
+            return "a file"
+    names = _names(path)
+    nodes = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in _NODE}
+    if "" not in nodes and not half:
+        return "a folder of something else"
+    nodes |= _VARIABLES  # of which one may have lost its metadata
+    for name in sorted(names):
+        node, _, base = name.rpartition("/")
+        chunk = _CHUNK.fullmatch(name)
+        known = (base in _METADATA and node in nodes) or base.endswith(".partial")
+        if not known and (chunk is None or (chunk[1] or "") not in nodes):
+            return f"a Zarr folder in which {name} is no part of the data"
+    if half or says_copcube({name.partition("/")[0] for name in names}, _attributes(path)):
+        return None
+    return "Zarr that copcube did not write"
+
+
+def unusual(path: str | Path) -> str | None:
+    """Say what is at a local path if it is neither a plain file nor a folder."""
+    mode = os.lstat(path).st_mode
+    if stat.S_ISLNK(mode):
+        return f"a link to {os.readlink(path)}"
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return "a device, pipe or socket"
+    return None
+
+
+def says_copcube(names: Iterable[object], attributes: Mapping[Any, Any]) -> bool:
+    """Whether variables and attributes are those of a dataset that copcube made.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Of all variables.
+    attributes : mapping
+        Of the dataset.
+    """
+    if any("copcube" in str(key) for key in attributes):
+        return True
+    if "copcube" in str(attributes.get("history", "")):
+        return True
+    # A cube or a reduction of a dataset that had no attributes, whole or a variable a component.
+    known = {re.sub(r"^(embedding|pc)_\d+$", r"\1", str(name).lower()) for name in names}
+    return bool(known & {"embedding", "pc"}) and all(
+        known & axis for axis in ({"lat", "latitude"}, {"lon", "longitude"})
+    )
+
+
+def overlap(out: str | Path, source: object) -> str | None:
+    """Say how an output and what it is made of are in each other's way.
+
+    Parameters
+    ----------
+    out : str or Path
+        What would be replaced.
+    source : object
+        A path, address or pattern that is read; anything else is in nobody's way.
+
+    Returns
+    -------
+    str or None
+        Such as ``is``, ``lies in`` or ``contains``, to be read between both names.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return None
+    text = os.fspath(source)
+    # Of a pattern only the folder is known; files beside those that it matches are not touched.
+    pattern = _PATTERN.search(str(text))
+    if pattern is not None:
+        text = os.path.dirname(str(text)[: pattern.start()])
+    mine, theirs = _parts(str(out)), _parts(str(text))
+    if mine is None or theirs is None or mine[0] != theirs[0]:
+        return None
+    if mine == theirs:
+        return "is"
+    if theirs[: len(mine)] == mine:
+        return "contains"
+    if mine[: len(theirs)] == theirs and pattern is None:
+        return "lies in"
+    try:
+        return "is" if os.path.samefile(str(out), str(text)) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _parts(path: str) -> tuple[str, ...] | None:
+    """Parts of a path whose links are resolved, or of an address."""
+    if is_remote(path):
+        return tuple(part for part in path.split("/") if part)
+    try:
+        return Path(os.path.realpath(path)).parts
+    except (OSError, ValueError):
+        return None
+
+
+def _names(path: str | Path) -> set[str]:
+    """Names of all files below a folder, hidden ones and links included."""
+    if is_remote(path):
+        return {entry.name for entry in listing(str(path))}
+    found = set()
+    for root, folders, files in os.walk(path):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for name in (*files, *links):
+            found.add(os.path.relpath(os.path.join(root, name), path).replace(os.sep, "/"))
+    return found
+
+
+def _attributes(path: str | Path) -> dict[str, Any]:
+    """Attributes of a Zarr group of either format; none where they cannot be read."""
+    import zarr
+    from zarr.errors import BaseZarrError
+
+    try:
+        return dict(zarr.open_group(address(path), mode="r", use_consolidated=False).attrs)
+    except (BaseZarrError, OSError, ValueError, KeyError, TypeError):
+        return {}

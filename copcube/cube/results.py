@@ -1,0 +1,89 @@
+"""What datasets have in common that functions of this package return.
+
+xarray hands a variable's encoding on: filters of a Zarr 2 store, the packing of a netCDF file, an
+unlimited dimension. It is true of the file that was read and of no other, and writers fail on
+it or, worse, follow it. A result therefore has none, its attributes are of types that every
+format holds, and its dask arrays are cut at the same places, so that ``.chunksizes``,
+``.map_blocks`` and whatever divides a dataset by its chunks work.
+"""
+
+import json
+from collections.abc import Mapping
+from numbers import Number
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_OF_CF = ("grid_mapping", "bounds", "ancillary_variables", "cell_measures", "formula_terms")
+"""Attributes that xarray moves to the encoding when it opens with ``decode_coords="all"``."""
+
+
+def as_result(ds: "xr.Dataset", like: str | None = None) -> "xr.Dataset":
+    """Prepare a dataset for those who get it: without encoding, plain, chunked alike.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Any dataset.
+    like : str, optional
+        The variable whose chunks all others take where they share a dimension. Without one, or
+        if it is no dask array, chunks are divided until they agree.
+
+    Returns
+    -------
+    xarray.Dataset
+        A new dataset with the same values. Its attributes are texts, numbers, lists and arrays
+        of numbers; others have become JSON texts. Nothing that was lazy is computed.
+    """
+    attributes = {key: described(v) for key, v in ds.variables.items()}
+    ds = ds.drop_encoding()
+    ds.attrs = plain_attributes(ds.attrs)
+    for key, attrs in attributes.items():
+        ds[key].attrs = attrs
+    return _chunked_alike(ds, like)
+
+
+def described(variable: "xr.Variable | xr.DataArray") -> dict[str, Any]:
+    """Attributes of a variable, plain, with those that xarray keeps in the encoding."""
+    moved = {name: variable.encoding[name] for name in _OF_CF if name in variable.encoding}
+    return plain_attributes({**variable.attrs, **moved})
+
+
+def plain_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes as any format holds them: texts, numbers, and lists and arrays of numbers."""
+    return {str(key): _plain(value) for key, value in attrs.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    if isinstance(value, str | bytes | int | float | np.number):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
+        return value
+    if isinstance(value, list | tuple) and value:
+        numbers = all(isinstance(v, Number) and not isinstance(v, bool) for v in value)
+        if numbers and not any(isinstance(v, complex) for v in value):
+            return list(value)
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return json.dumps(value, default=str)
+
+
+def _chunked_alike(ds: "xr.Dataset", like: str | None) -> "xr.Dataset":
+    wanted = {} if like is None else ds[like].variable.chunksizes
+    changed = {}
+    for key, v in ds.variables.items():
+        cuts = v.chunksizes
+        new = {dim: wanted[dim] for dim in cuts if cuts[dim] != wanted.get(dim, cuts[dim])}
+        if new:
+            changed[key] = v.chunk(new)
+    ds = ds.assign(changed)
+    try:
+        _ = ds.chunksizes
+    except ValueError:  # xarray's, of chunks that disagree
+        ds = ds.unify_chunks()
+    return ds

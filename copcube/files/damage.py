@@ -1,0 +1,60 @@
+"""Damaged chunks of Zarr arrays: what reading one raises, and which chunk it was.
+
+The chunks that copcube writes carry a checksum, which is compared whenever one is unpacked. What
+the codecs raise says neither file nor remedy.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from copcube.errors import CopcubeError, CubeError
+
+UNDECODABLE = (ValueError, RuntimeError, MemoryError)
+"""What the codecs raise at a damaged chunk: they have no error of their own in common."""
+
+
+@contextmanager
+def naming_damage() -> Iterator[None]:
+    """Turn what a damaged chunk raises into an error that names the chunk and the remedy.
+
+    Raises
+    ------
+    CubeError
+        If a chunk that is read in the body, lazily or not, cannot be decoded; other errors pass.
+    """
+    try:
+        yield
+    except CopcubeError:
+        raise
+    except UNDECODABLE as error:
+        frame = _innermost(error, "read_batch")
+        if frame is None:
+            raise
+        # zarr passes chunks in small groups, by default of one; of several it is not known which.
+        batch = [str(item[0]) for item in frame.f_locals.get("batch_info", ())]
+        chunk = batch[0].removeprefix("file://") if len(batch) == 1 else "a chunk of the data"
+        raise CubeError(
+            f"{chunk}: a damaged chunk ({reason(error)}); `copcube validate` of the cube it "
+            "belongs to lists all that are damaged and says how to mend them"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few words why a chunk could not be decoded."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "checksum" in text:
+        return "its checksum does not fit"
+    return f"not decodable: {text.removeprefix('Zstd decompression error: '):.80}"
+
+
+def _innermost(error: BaseException, function: str) -> FrameType | None:
+    """Find the frame in which zarr decoded the chunks at which an error came up."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith("zarr.") and frame.f_code.co_name == function:
+            found = frame
+        trace = trace.tb_next
+    return found

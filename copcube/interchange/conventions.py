@@ -1,0 +1,215 @@
+"""What the Climate and Forecast conventions (CF) ask of a dataset that is written for others.
+
+GDAL, QGIS, CDO and anemoi find their way in a file by attributes alone: which dimension is a
+latitude, which reference system a field lies in, what is a field and what only describes one.
+"""
+
+import re
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from copcube import grid
+from copcube.cube import schema
+from copcube.cube.view import CubeView, spatial_dims
+from copcube.errors import CubeError, OptionError
+from copcube.version import __version__
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+LAYOUTS = ("first", "separate", "last")
+"""Where vectors lie in a file: components before latitude and longitude, as GDAL, CDO and CF have
+bands and levels; a variable each; or after them, as in a cube."""
+
+CONVENTIONS = "CF-1.11"
+_LATLON = (("latitude", "degrees_north", "Y"), ("longitude", "degrees_east", "X"))
+_TIME = {
+    "standard_name": "time",
+    "long_name": "time",
+    "units_metadata": "leap_seconds: none",  # as numpy counts
+}
+_GRID_MAPPINGS = ("crs", "spatial_ref")
+_TITLES = {
+    "embedding": "Copernicus Sentinel embeddings",
+    "pc": "Principal components of Copernicus Sentinel embeddings",
+}
+_NUMBERED = re.compile(r"(pc|dim)_\d+")
+
+
+def require_layout(layout: str) -> None:
+    """Check the name of a layout.
+
+    Raises
+    ------
+    OptionError
+        If there is no such layout.
+    """
+    if layout not in LAYOUTS:
+        raise OptionError(f"layout={layout!r}; expected {', '.join(LAYOUTS)}")
+
+
+def numbered_names(view: CubeView) -> list[str]:
+    """Names of the components of vectors one by one: ``pc_00`` and so on, or ``dim_000``."""
+    count = view.field.shape[-1]
+    stem, digits = ("pc", 2) if view.name == "pc" else ("dim", 3)
+    numbers = np.arange(count)
+    # A selection keeps its numbers, if these can be told apart.
+    if view.dim in view.field.coords:
+        given = view.field[view.dim].values
+        if given.dtype.kind in "iu" and len(np.unique(given)) == count and given.min() >= 0:
+            numbers = given
+    return [f"{stem}_{number:0{digits}d}" for number in numbers.tolist()]
+
+
+def is_numbered(name: Hashable) -> bool:
+    """Whether a variable's name is one of `numbered_names`."""
+    return _NUMBERED.fullmatch(str(name)) is not None
+
+
+def numbered_attributes(view: CubeView, name: str) -> dict[Hashable, Any]:
+    """Attributes of a variable that is one of many."""
+    long_name = view.field.attrs.get("long_name", _TITLES[view.name])
+    return view.field.attrs | {"long_name": f"{long_name}: {name}"}
+
+
+def laid_out(ds: "xr.Dataset", layout: str) -> "xr.Dataset":
+    """Lay the vectors of a cube or a reduction out, lazily.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Cube or reduction; with the layout ``last`` any dataset.
+    layout : {"first", "separate", "last"}
+        As in `LAYOUTS`.
+
+    Returns
+    -------
+    xarray.Dataset
+        With latitude and longitude as the last dimensions of all fields, unless ``last``.
+
+    Raises
+    ------
+    CubeError
+        If the dataset has no vectors to be laid out.
+    OptionError
+        If there is no such layout.
+    """
+    require_layout(layout)
+    if layout == "last":
+        return ds
+    view = CubeView.of(ds)
+    turned = latlon_last(ds)
+    if layout == "first":
+        return turned
+    names = numbered_names(view)
+    parts = {
+        name: turned[view.name].isel({view.dim: number}, drop=True)
+        for number, name in enumerate(names)
+    }
+    for name, part in parts.items():
+        part.attrs = numbered_attributes(view, name)
+    return turned.drop_vars(view.name).assign(parts)
+
+
+def latlon_last(ds: "xr.Dataset") -> "xr.Dataset":
+    """Turn all fields so that latitude and longitude are their last dimensions."""
+    lat, lon = spatial_dims(ds)
+    turned = {n: v.transpose(..., lat, lon) for n, v in ds.items() if {lat, lon} <= {*v.dims}}
+    return ds.assign(turned)
+
+
+def conforming(ds: "xr.Dataset") -> "xr.Dataset":
+    """Give a dataset the attributes by which readers of CF understand it; values stay.
+
+    Latitude and longitude say what they are, every field names its grid mapping, which is made
+    if there is none; grid mappings, bounds and scalar coordinates are named by the attribute
+    ``coordinates`` of the dataset, as in cubes, and not by those of fields, where CDO stumbles
+    over them; attributes that name what is not there are dropped; title and history are there.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Any. One without latitude and longitude is given title, history and conventions alone.
+
+    Returns
+    -------
+    xarray.Dataset
+        Without encoding.
+    """
+    held = next((name for name in _TITLES if name in ds), None)
+    result = ds.drop_encoding()
+    for name, variable in result.variables.items():
+        # xarray keeps the name of a grid mapping that it decoded among the encoding.
+        decoded = {k: v for k, v in ds[name].encoding.items() if k == "grid_mapping"}
+        result[name].attrs = _present(decoded | variable.attrs, ds)
+    with suppress(CubeError):
+        result = _located(result, *spatial_dims(ds))
+    for name, v in result.coords.items():
+        if v.dtype.kind == "M":
+            result[name].attrs = _TIME | v.attrs
+        elif v.dtype.kind in "iuf" and v.dims in ((), (name,)) and name not in _GRID_MAPPINGS:
+            result[name].attrs.setdefault("units", "1")
+    beside = _beside_fields(result)
+    result = result.reset_coords([name for name in beside if name in result.coords])
+    attrs = dict(result.attrs)
+    attrs.setdefault("title", _TITLES.get(str(held), "Fields"))
+    attrs.setdefault("history", f"copcube {__version__}")
+    attrs["Conventions"] = CONVENTIONS
+    attrs.pop("coordinates", None)
+    if beside:
+        attrs["coordinates"] = " ".join(beside)
+    result.attrs = attrs
+    return result
+
+
+def _present(attrs: dict[Hashable, Any], ds: "xr.Dataset") -> dict[Hashable, Any]:
+    """Attributes without what names variables that are not there."""
+    kept = dict(attrs)
+    if "cell_methods" in kept and "time" not in ds.variables:
+        # Cubes say that they average over time too; checkers ask for a coordinate of that name.
+        methods = str(kept["cell_methods"]).replace("area: time: ", "area: ")
+        kept["cell_methods"] = methods.replace("(comment: ", "(")
+    for key in ("bounds", "grid_mapping"):
+        if key in kept and kept[key] not in ds.variables:
+            del kept[key]
+    if "ancillary_variables" in kept:
+        names = [name for name in str(kept.pop("ancillary_variables")).split() if name in ds]
+        kept |= {"ancillary_variables": " ".join(names)} if names else {}
+    return kept
+
+
+def _located(ds: "xr.Dataset", lat: str, lon: str) -> "xr.Dataset":
+    """Describe latitude, longitude and the grid mapping of all fields."""
+    for dim, (name, units, axis) in zip((lat, lon), _LATLON, strict=True):
+        told = {"standard_name": name, "long_name": name, "units": units, "axis": axis}
+        ds[dim].attrs = told | ds[dim].attrs
+    mapping = next((name for name in _GRID_MAPPINGS if name in ds.variables), None)
+    if mapping is None:
+        made = schema.variables(1, None, ())["crs"]
+        mapping, ds = made.name, ds.assign_coords({made.name: ((), made.values, made.attrs)})
+    attrs = dict(ds[mapping].attrs)
+    attrs.setdefault("long_name", "coordinate reference system")
+    whole = np.array_equal(ds[lat], grid.latitudes()) and np.array_equal(ds[lon], grid.longitudes())
+    # The transform is that of the whole lattice; readers find another one in the coordinates.
+    if not whole:
+        attrs.pop("GeoTransform", None)
+    ds[mapping].attrs = attrs
+    for key, v in ds.data_vars.items():
+        if {lat, lon} <= {*v.dims}:
+            ds[key].attrs.setdefault("grid_mapping", mapping)
+    return ds
+
+
+def _beside_fields(ds: "xr.Dataset") -> Sequence[str]:
+    """Names of what describes fields and is neither a field nor an axis of one.
+
+    Scalar coordinates, such as the time of ERA5's fields, are among them: CDO cannot assign
+    them, and those of a merged dataset are true of some of its fields only.
+    """
+    keys = ("bounds", "grid_mapping")
+    named = {v.attrs[key] for v in ds.variables.values() for key in keys if key in v.attrs}
+    named |= {name for name, v in ds.coords.items() if v.ndim == 0}
+    return sorted(map(str, named | {name for name in _GRID_MAPPINGS if name in ds.variables}))

@@ -1,0 +1,129 @@
+"""Whether an output may be written where it is asked for; see `copcube.cube.replacing`."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from copcube import grid
+from copcube.arguments import one_path
+from copcube.cube.replacing import foreign, overlap, says_copcube, unusual
+from copcube.errors import WriteError
+from copcube.files.zip_directory import open_directory
+from copcube.interchange.metadata import KEY
+
+_SIGNATURES = {
+    b"PK\x03\x04": "zip",
+    b"PAR1": "parquet",
+    b"\x89HDF": "netCDF",
+    b"II*\x00": "tiff",
+    b"II+\x00": "tiff",
+    b"\x93NUM": "npy",
+}
+"""First bytes of the forms that copcube writes."""
+
+
+def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
+    """Check that an output may be written, before any work.
+
+    Parameters
+    ----------
+    path : str or Path
+        The output.
+    overwrite : bool
+        Whether to replace what copcube wrote there.
+    *inputs
+        What the output is made of: paths, or datasets that may have been opened from some.
+
+    Raises
+    ------
+    WriteError
+        If something is there already that must stay, or is an input; if the folder is missing.
+    """
+    out = Path(one_path(path, "output"))
+    if os.path.lexists(out):
+        _require_replaceable(out, path, overwrite)
+    for source in (place for item in inputs for place in _places(item)):
+        if (how := overlap(out, source)) is not None:
+            raise WriteError(
+                f"{path} {how} {source}, which is read to make it; choose another name"
+            )
+    if not out.parent.is_dir():
+        raise WriteError(f"{path} cannot be written: its folder does not exist; create it first")
+    return out
+
+
+def _require_replaceable(out: Path, path: str | Path, overwrite: bool) -> None:
+    if not overwrite:
+        if out.is_dir() and not any((out / name).is_file() for name in ("zarr.json", ".zgroup")):
+            raise WriteError(f"{path} is a folder; choose another name, or name a file in it")
+        raise WriteError(
+            f"{path} exists already; choose another name, or replace it with overwrite=True "
+            "(--overwrite)"
+        )
+    found = unusual(out)
+    if found is None and out.is_dir():
+        found = foreign(out)
+    elif found is None and not _is_own_file(out):
+        found = "a file that copcube did not write"
+    if found is not None:
+        raise WriteError(
+            f"{path}: only what copcube made is replaced, found {found}; remove it yourself, or "
+            "choose another name"
+        )
+
+
+def _places(item: object) -> set[str]:
+    """Paths that an input may be read from: itself, or what a dataset was opened from."""
+    import xarray as xr
+
+    if not isinstance(item, xr.Dataset):
+        return {os.fspath(item)} if isinstance(item, str | os.PathLike) else set()
+    encodings = [item.encoding, *(variable.encoding for variable in item.variables.values())]
+    sources = (encoding.get("source") for encoding in encodings)
+    return {str(source) for source in sources if isinstance(source, str | os.PathLike)}
+
+
+def _is_own_file(path: Path) -> bool:
+    """Whether a file holds what only copcube writes into such a file: its description."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+        match _SIGNATURES.get(start) or ("netCDF" if start[:3] == b"CDF" else None):
+            case "zip":
+                with open_directory(str(path)) as archive:
+                    return any(
+                        name == f"{KEY}.npy" or name.endswith(f"/{KEY}.json")
+                        for name in archive.entries
+                    )
+            case "parquet":
+                import pyarrow.parquet as pq
+
+                return KEY.encode() in (pq.read_schema(path).metadata or {})
+            case "tiff":
+                from copcube.interchange.geotiff import is_described
+
+                return is_described(str(path))
+            case "netCDF":
+                return _is_own_netcdf(path)
+            case "npy":
+                with open(path, "rb") as file:
+                    np.lib.format.read_magic(file)
+                    shape = np.lib.format.read_array_header_1_0(file)[0]
+                # A bare array has no place for a description.
+                return len(shape) == 3 and shape[:2] in (
+                    (grid.N_LAT, grid.N_LON),
+                    (grid.N_LAT - 1, grid.N_LON),
+                )
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        pass
+    return False
+
+
+def _is_own_netcdf(path: Path) -> bool:
+    import netCDF4
+
+    with netCDF4.Dataset(path) as file:
+        attributes = {name: file.getncattr(name) for name in file.ncattrs()}
+        return says_copcube(file.variables, attributes)

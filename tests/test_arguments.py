@@ -1,0 +1,189 @@
+"""One value where several are expected, and several where one is."""
+
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import cftime
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import copcube
+from copcube.arguments import numbers, whole_number
+from copcube.builds import aggregate
+from copcube.builds.guard import require_main_guard
+from copcube.builds.plan import BuildOptions
+from copcube.cube.view import CubeView
+from copcube.embedding import SharedEncoder
+from copcube.errors import OptionError
+from copcube.images import open_source
+from copcube.images.sample.writing import write_sample
+from copcube.interchange import export
+from copcube.selection import Selection
+
+SPEC = copcube.EncoderSpec(weights="untrained:0")
+
+
+def test_a_modality_alone_is_one():
+    for given in ("s5p_co", ["s5p_co"], ("s5p_co",)):
+        assert Selection.of(given).modalities == ("s5p_co",)
+    assert Selection.of("dem, s5p_co") == Selection.of(["s5p_co", "dem"])
+    for given in (5, [5], [None], b"dem"):
+        with pytest.raises(OptionError, match="expected"):
+            Selection.of(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (2021, "2021"),
+        (202103, "2021-03"),
+        (np.int64(20210301), "2021-03-01"),
+        (datetime.date(2021, 3, 1), "2021-03-01"),
+        (datetime.datetime(2021, 3, 1, 12), "2021-03-01"),
+        (pd.Timestamp("2021-03-01"), "2021-03-01"),
+        (np.datetime64("2021-03"), "2021-03"),
+        (np.datetime64("2021-03-01T12"), "2021-03-01"),
+        (cftime.DatetimeGregorian(2021, 3, 1), "2021-03-01"),
+        ((2021, "2022-03"), "2021..2022-03"),
+        (["2021", None], "2021.."),
+    ],
+)
+def test_dates_of_any_kind(given, text):
+    assert Selection.of("s5p_co", given) == Selection.of("s5p_co", text)
+
+
+@pytest.mark.parametrize("given", [5, 2021.5, True, ["2021"], slice("2021", "2022"), b"2021", {}])
+def test_what_is_no_date_is_refused(given):
+    with pytest.raises(OptionError, match="is not a date; expected a year"):
+        Selection.of("s5p_co", given)
+
+
+def test_dates_of_elevation_alone_choose_nothing():
+    assert Selection.of("dem", 2021) == Selection.of("dem")
+    with pytest.raises(OptionError):
+        Selection.of("dem", "yesterday")
+
+
+def test_an_encoder_by_the_name_of_its_weights():
+    for given in ("untrained:0", Path("untrained:0")):
+        assert BuildOptions.of("dem", None, given).encoder == SharedEncoder(SPEC)
+    assert copcube.EncoderSpec(Path("a.pth")) == copcube.EncoderSpec("a.pth")
+    for given in (copcube.EncoderSpec, 0, {"weights": "hub"}, [SPEC]):
+        with pytest.raises(OptionError, match="encoder="):
+            BuildOptions.of("dem", None, given)
+    for wrong in ({"weights": 0}, {"device": 0}, {"pooling": ["cls"]}, {"language": ["a"]}):
+        with pytest.raises(OptionError, match=next(iter(wrong))):
+            copcube.EncoderSpec(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop": "middle"},
+        {"crop": ["center"]},
+        {"by": ["season"]},
+        {"balance": ["image"]},
+        {"batch_size": "8"},
+        {"batch_size": 0},
+        {"threads": 1.5},
+        {"threads": True},
+        {"workers": "2"},
+        {"workers": 0},
+        {"workers": -1},
+        {"client": "tcp://127.0.0.1:1"},
+    ],
+)
+def test_options_of_a_build_name_what_they_expect(wrong, tmp_path):
+    write_sample(tmp_path / "tree", cells=1, modalities="dem")
+    with pytest.raises(OptionError, match=next(iter(wrong))):
+        copcube.build(tmp_path / "tree", tmp_path / "a.zarr", encoder=SPEC, **wrong)
+
+
+@pytest.mark.parametrize("path", [None, 5, ["a"], b"a", "", xr.Dataset()])
+def test_what_is_no_path_is_refused(path, tmp_path):
+    for opened in (
+        open_source,
+        lambda p: aggregate(p, tmp_path / "a.zarr"),
+        lambda p: copcube.build(tmp_path, p, encoder=SPEC) if p else open_source(p),
+        copcube.era5.open_static,
+        lambda p: export(xr.Dataset(), p),
+        lambda p: write_sample(p, cells=1),
+    ):
+        with pytest.raises((OptionError, copcube.CopcubeError)):
+            opened(path)
+
+
+def test_numbers_of_bands():
+    assert numbers(550, "wavelengths") == (550.0,)
+    assert numbers(np.array([1, 2]), "mean") == (1.0, 2.0)
+    for given in ("550", [None], {"a"}):
+        with pytest.raises(OptionError, match="expected one number a band"):
+            numbers(given, "wavelengths")
+    assert whole_number(np.int8(3), "tile", 1) == 3
+    for given in ("3", 3.0, (3, 3), True, 0):
+        with pytest.raises(OptionError, match="tile is"):
+            whole_number(given, "tile", 1)
+
+
+def test_a_cell_is_named_by_two_numbers():
+    cube = xr.Dataset(
+        {"embedding": (("lat", "lon", "dim"), np.ones((1, 1, 2), np.float32))},
+        {"lat": [50.0], "lon": [10.0]},
+    )
+    for lat in ([50.0], "50", None, (50, 10)):
+        with pytest.raises(OptionError, match=r"lat is .*one number in degrees"):
+            CubeView.of(cube).at(lat, 10)
+
+
+@pytest.mark.parametrize("plural", [("latitudes", "longitudes"), ("lats", "LONS")])
+def test_grids_with_plural_names_merge(plural):
+    axes = {"latitude": [50.0, 49.75], "longitude": [10.0, 10.25]}
+    fields = xr.Dataset(
+        {"pc": (("lat", "lon", "component"), np.ones((2, 2, 1), np.float32))},
+        {"lat": axes["latitude"], "lon": axes["longitude"]},
+    )
+    statics = xr.Dataset({"lsm": (tuple(axes), np.ones((2, 2)))}, axes)
+    named = statics.rename(dict(zip(axes, plural, strict=True)))
+    merged = copcube.era5.merge(fields, named)
+    assert merged.pc.dims == (*plural, "component")
+    np.testing.assert_array_equal(merged.pc, copcube.era5.merge(fields, statics).pc)
+
+
+CALL = "from copcube.builds.guard import require_main_guard\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "passes"),
+    [
+        ("require_main_guard()\n", False),
+        ("def run():\n    require_main_guard()\nrun()\n", False),
+        ("import logging\nlogging.getLogger(__name__)\nrequire_main_guard()\n", False),
+        ('if __name__ == "__main__":\n    x = 1\nrequire_main_guard()\n', False),
+        ('if __name__ == "__main__":\n    require_main_guard()\n', True),
+        ('if "__main__" == __name__ and 1 < 2:\n    require_main_guard()\n', True),
+        ('def run():\n    require_main_guard()\nif __name__ == "__main__":\n    run()\n', True),
+        ('__name__ == "__main__" and require_main_guard()\n', True),
+    ],
+)
+def test_a_script_that_would_start_itself_again_is_refused(script, passes, tmp_path):
+    (tmp_path / "script.py").write_text(CALL + script)
+    for command in ([str(tmp_path / "script.py")], ["-m", "script"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert (done.returncode == 0) == passes, done.stderr
+        if not passes:
+            last = done.stderr.splitlines()[-1]
+            line = len((CALL + script).splitlines())
+            assert f"script.py, line {line}: workers run the script again" in last
+            assert 'if __name__ == "__main__":' in last
+
+
+def test_what_is_no_script_may_start_workers():
+    require_main_guard()
+    for code in ("require_main_guard()", "exec('require_main_guard()')"):
+        subprocess.run([sys.executable, "-c", CALL + code], check=True)

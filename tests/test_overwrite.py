@@ -1,0 +1,440 @@
+"""What --overwrite replaces: results of copcube's at exactly that name, and nothing else."""
+
+import os
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from builds_helpers import contents, leftovers
+from memory_bucket import memory_bucket
+from stub import StubEncoder
+
+from copcube import grid
+from copcube.builds import aggregate, build, validate_rows
+from copcube.builds.folder import BuildFolder
+from copcube.cli import main
+from copcube.cube import read_attributes, validate
+from copcube.errors import BuildError, OptionError, StorageError
+from copcube.files.objects import ObjectFolder
+from copcube.images.sample.writing import write_sample
+from copcube.interchange import convert, export, to_zarr
+from copcube.pca.components import reduce
+
+OPTIONS = {"modalities": ["s5p_co"], "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "images"
+    write_sample(folder, seed=3, cells=2, modalities=["s5p_co"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    build(images, folder / "world.zarr", encoder=StubEncoder(), **OPTIONS)
+    return folder
+
+
+@pytest.fixture
+def world(finished, tmp_path):
+    """A finished cube with its build, to do what one likes with."""
+    shutil.copytree(finished, tmp_path / "here")
+    return tmp_path / "here" / "world.zarr"
+
+
+@pytest.fixture(scope="module")
+def fields():
+    """A small reduction without attributes or other marks."""
+    lat, lon = grid.latitudes(), grid.longitudes()
+    values = np.full((721, 1440, 2), np.nan, np.float32)
+    values[300:303, 10:40] = np.random.default_rng(0).normal(size=(3, 30, 2))
+    return xr.Dataset({"pc": (("lat", "lon", "component"), values)}, {"lat": lat, "lon": lon})
+
+
+def snapshot(folder):
+    """Everything below a folder: content of files, targets of links."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file():
+            found[name] = path.read_bytes()
+        else:
+            found[name] = "folder" if path.is_dir() else "special"
+    return found
+
+
+# Builds.
+
+
+def again(source, out, **options):
+    options = {"encoder": StubEncoder()} | OPTIONS | options
+    return build(source, out, overwrite=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("out", "source", "said"),
+    [
+        ("images", "images", "images is .*images, which is read"),
+        ("images/../images/", "images", "is .*, which is read"),
+        ("images/s5p_l3_wgs", "images", "lies in .*images, which is read"),
+        (".", "images", "contains .*images, which is read"),
+        ("link", "images", "is .*images, which is read"),
+        ("images", "link", "is .*link, which is read"),
+        ("other", "other.build", "other.build is .*other.build, which is read"),
+    ],
+)
+def test_a_source_is_never_replaced(images, tmp_path, out, source, said):
+    shutil.copytree(images, tmp_path / "images")
+    shutil.copytree(images, tmp_path / "other.build")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    before = snapshot(tmp_path)
+    with pytest.raises(OptionError, match=said):
+        again(f"{tmp_path}/{source}", f"{tmp_path}/{out}")
+    assert snapshot(tmp_path) == before
+
+
+def test_rows_of_the_build_itself_are_not_aggregated_over_it(world):
+    before = snapshot(world.parent)
+    rows = world.with_name("world.build") / "rows"
+    for source in (rows, f"{rows}/*.parquet", next(rows.iterdir())):
+        with pytest.raises(OptionError, match=r"world.build contains .*rows.*, which is read"):
+            aggregate(source, world, overwrite=True)
+    assert snapshot(world.parent) == before
+
+
+def documents(path):
+    path.mkdir()
+    (path / "thesis.txt").write_text("years")
+
+
+def foreign_zarr(path):
+    xr.Dataset({"temperature": ("x", np.ones(3))}).to_zarr(path, consolidated=False)
+
+
+def note_inside(path):
+    shutil.copytree(path.with_name("mine.zarr"), path)
+    (path / ".note").write_text("mine")
+
+
+def link_inside(path):
+    shutil.copytree(path.with_name("mine.zarr"), path)
+    (path / "more").symlink_to(path.with_name("mine.zarr"))
+
+
+THINGS = {
+    "documents": (documents, "a folder of something else"),
+    "empty": (lambda path: path.mkdir(), "a folder of something else"),
+    "file": (lambda path: path.write_text("years"), "a file.*"),
+    "foreign Zarr": (foreign_zarr, "Zarr that copcube did not write"),
+    "a note in a cube": (note_inside, ".note is no part of the data"),
+    "a link in a cube": (link_inside, "more is no part of the data"),
+    "link": (lambda path: path.symlink_to(path.with_name("mine.zarr")), "a link to .*mine.zarr"),
+    "dead link": (lambda path: path.symlink_to("nowhere"), "a link to nowhere"),
+    "pipe": (os.mkfifo, "a device, pipe or socket"),
+}
+
+
+@pytest.mark.parametrize("thing", THINGS)
+@pytest.mark.parametrize("door", ["build", "aggregate", "reduction", "conversion"])
+def test_only_zarr_of_copcube_s_own_is_replaced(images, finished, fields, tmp_path, thing, door):
+    make, found = THINGS[thing]
+    shutil.copytree(finished / "world.zarr", tmp_path / "mine.zarr")
+    export(fields, tmp_path / "fields.npz")
+    make(tmp_path / "out.zarr")
+    before = snapshot(tmp_path)
+    doors = {
+        "build": lambda out: again(images, out),
+        "aggregate": lambda out: aggregate(finished / "world.build/rows", out, overwrite=True),
+        "reduction": lambda out: to_zarr(fields, out, overwrite=True),
+        "conversion": lambda out: convert(tmp_path / "fields.npz", out, overwrite=True),
+    }
+    with pytest.raises((BuildError, StorageError), match=f"found .*{found}; remove it yourself"):
+        doors[door](tmp_path / "out.zarr")
+    shutil.rmtree(tmp_path / "out.build", ignore_errors=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_folder_that_only_looks_like_that_of_a_build_is_left_alone(images, tmp_path):
+    (tmp_path / "out.build" / "rows").mkdir(parents=True)
+    (tmp_path / "out.build" / "rows" / "precious").write_text("years")
+    (tmp_path / "cmake.build" / "cells").mkdir(parents=True)
+    (tmp_path / "cmake.build" / "cells" / "main.o").write_text("years")
+    (tmp_path / "cmake.build" / "plan.json").write_text("[]")
+    (tmp_path / "cmake.build" / "Makefile").write_text("all:")
+    before, stubbed = snapshot(tmp_path), OPTIONS | {"encoder": StubEncoder()}
+    for name in ("out", "cmake"):
+        for overwrite in (False, True):
+            with pytest.raises(BuildError, match="it is no folder of a build: found"):
+                build(images, tmp_path / f"{name}.zarr", overwrite=overwrite, **stubbed)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_note_beside_the_rows_is_kept(images, world):
+    (world.with_name("world.build") / "note.txt").write_text("mine")
+    again(images, world, balance="image")
+    assert (world.with_name("world.build") / "note.txt").read_text() == "mine"
+
+
+def test_the_old_cube_stays_until_the_new_one_is_whole(images, world, monkeypatch):
+    before, seen = contents(world), []
+    rename = os.rename
+
+    def watched(source, target):
+        seen.append((str(source), contents(world) == before))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", watched)
+    again(images, world, balance="image")
+    (first, whole), (second, _) = [item for item in seen if item[0].endswith(".zarr")]
+    assert first == str(world)
+    assert whole
+    assert second.endswith("cube.zarr")
+    assert xr.open_zarr(world).attrs["aggregation"] == "mean over all images alike"
+    assert not leftovers(world.with_name("world.build"))
+
+
+def test_a_build_without_images_leaves_the_old_cube(images, world):
+    before = contents(world)
+    with pytest.raises(BuildError, match="no image is left to make a cube of"):
+        again(images, world, dates="1999")
+    assert contents(world) == before
+    assert validate(world) == []
+
+
+def test_a_failed_rename_brings_the_old_cube_back(images, world, monkeypatch):
+    before, rename = contents(world), os.rename
+
+    def failing(source, target):
+        if str(source).endswith("cube.zarr"):
+            raise OSError("disk gone")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", failing)
+        with pytest.raises(OSError, match="disk gone"):
+            again(images, world, balance="image")
+    assert contents(world) == before
+    encoder = StubEncoder()
+    build(images, world, encoder=encoder, overwrite=True, balance="image", **OPTIONS)
+    assert encoder.calls == []
+    assert contents(world) != before
+
+
+def test_replacing_a_cube_by_one_of_the_same_plan_goes_on_where_it_stopped(images, world):
+    class Failing(StubEncoder):
+        def __call__(self, *arguments):
+            if self.calls:
+                raise RuntimeError("power cut")
+            return super().__call__(*arguments)
+
+    before, whole, rest = contents(world), StubEncoder(), StubEncoder()
+    again(images, world.with_name("other.zarr"), encoder=whole)
+    with pytest.raises(RuntimeError, match="power cut"):
+        again(images, world, encoder=Failing())
+    assert contents(world) == before
+    again(images, world, encoder=rest)
+    assert 0 < len(rest.calls) < len(whole.calls)
+    assert contents(world) == before
+    assert not leftovers(world.with_name("world.build"))
+
+
+def test_what_comes_while_a_build_runs_is_not_replaced(images, tmp_path, monkeypatch):
+    out, publish = tmp_path / "world.zarr", BuildFolder.publish
+
+    def late(folder, *args, **more):
+        documents(out)
+        publish(folder, *args, **more)
+
+    monkeypatch.setattr(BuildFolder, "publish", late)
+    with pytest.raises(BuildError, match="exists and is not the result of this build"):
+        build(images, out, encoder=StubEncoder(), **OPTIONS)
+    assert (out / "thesis.txt").read_text() == "years"
+
+
+def test_in_a_bucket_documents_beside_a_cube_are_kept(images):
+    with memory_bucket() as root:
+        out = f"{root}/world.zarr"
+        build(images, out, encoder=StubEncoder(), **OPTIONS)
+        again(images, out, balance="image")
+        ObjectFolder(out).write("thesis.txt", b"years")
+        with pytest.raises(BuildError, match=r"found .* thesis.txt is no part of the data"):
+            again(images, out)
+        assert ObjectFolder(out).read("thesis.txt") == b"years"
+        assert read_attributes(out)["aggregation"].startswith("mean over all")
+        with pytest.raises(OptionError, match="expected a name in the bucket"):
+            again(images, root)
+
+
+# Mending.
+
+
+@pytest.mark.parametrize("kind", ["flipped", "missing"])
+def test_the_same_command_mends_a_damaged_cube_from_the_rows(images, world, kind, caplog):
+    before = contents(world)
+    chunk = next(
+        path
+        for path in (world / "embedding").rglob("*")
+        if path.is_file() and path.name != "zarr.json"
+    )
+    state = chunk.stat()
+    if kind == "missing":
+        chunk.unlink()
+    else:
+        data = bytearray(chunk.read_bytes())
+        data[len(data) // 2] ^= 1
+        chunk.write_bytes(data)
+        os.utime(chunk, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert "give the command that made the cube again" in validate(world)[-1]
+    encoder = StubEncoder()
+    build(images, world, encoder=encoder, **OPTIONS)
+    assert encoder.calls == []
+    assert contents(world) == before
+    assert validate(world) == validate_rows(world) == []
+    assert not leftovers(world.with_name("world.build"))
+    assert "the cube is made again from its rows" in caplog.text
+
+
+def test_an_aggregated_cube_is_mended_too(finished, tmp_path):
+    rows, out = finished / "world.build" / "rows", tmp_path / "again.zarr"
+    aggregate(rows, out)
+    before = contents(out)
+    (out / "spread" / "zarr.json").unlink()
+    for chunk in (out / "n_images" / "c").iterdir():
+        shutil.rmtree(chunk)
+    aggregate(rows, out)
+    assert contents(out) == before
+
+
+# Exports.
+
+
+FORMS = ["npz", "pt", "tif", "nc", "parquet", "zarr"]
+
+
+def write(ds, path, **options):
+    if path.suffix == ".zarr":
+        to_zarr(ds, path, **options)
+    else:
+        export(ds, path, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_exports_replace_exports_and_nothing_else(fields, tmp_path, form):
+    path = tmp_path / f"a.{form}"
+    write(fields, path)
+    write(fields * 2, path, overwrite=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        engine = {} if form in ("zarr", "nc") else {"engine": "copembed"}
+        opened = xr.open_dataset(path, **engine) if form != "zarr" else xr.open_zarr(path)
+        np.testing.assert_array_equal(opened.pc, (fields * 2).pc)
+        opened.close()
+    (tmp_path / f"mine.{form}").write_bytes(b"years" * 100)
+    (tmp_path / f"link.{form}").symlink_to(path)
+    os.mkfifo(tmp_path / f"pipe.{form}")
+    documents(tmp_path / f"documents.{form}")
+    before = snapshot(tmp_path)
+    for name in ("mine", "link", "pipe", "documents"):
+        with pytest.raises(StorageError, match="only what copcube made is replaced, found"):
+            write(fields, tmp_path / f"{name}.{form}", overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_files_of_others_in_copcube_s_forms_are_kept(fields, tmp_path):
+    import netCDF4
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import rasterio
+    import torch
+
+    values = np.zeros((721, 1440, 1), np.float32)
+    np.savez(tmp_path / "map.npz", values)
+    torch.save(torch.zeros(3), tmp_path / "map.pt")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "map.parquet")
+    profile = {"driver": "GTiff", "width": 2, "height": 2, "count": 1, "dtype": "uint8"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with rasterio.open(tmp_path / "map.tif", "w", **profile) as file:
+            file.write(np.ones((1, 2, 2), np.uint8))
+    with netCDF4.Dataset(tmp_path / "map.nc", "w") as file:
+        file.createDimension("x", 2)
+        file.createVariable("t2m", "f4", ("x",))
+    before = snapshot(tmp_path)
+    for path in tmp_path.iterdir():
+        with pytest.raises(StorageError, match="found a file that copcube did not write"):
+            export(fields, path, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_input_is_not_replaced_by_what_is_made_of_it(fields, tmp_path, form):
+    path = tmp_path / f"a.{form}"
+    write(fields, path)
+    engine = {} if form == "nc" else {"engine": "copembed"}
+    opened = xr.open_zarr(path) if form == "zarr" else xr.open_dataset(path, **engine)
+    before = snapshot(tmp_path)
+    with opened, pytest.raises(StorageError, match="which is read to make it"):
+        write(opened, path, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_no_command_replaces_its_input(world, fields, tmp_path, capsys):
+    here = tmp_path / "here"
+    to_zarr(reduce(xr.open_zarr(world), 1), here / "fields.zarr")
+    export(xr.open_zarr(world), here / "map.npz")
+    lat = np.arange(90, -90.1, -0.25)
+    lsm = np.ones((721, 1440), np.float32)
+    xr.Dataset(
+        {"lsm": (("latitude", "longitude"), lsm)},
+        {"latitude": lat, "longitude": np.arange(1440) / 4},
+        {"history": "copcube would take this for its own"},
+    ).to_netcdf(here / "era5.nc")
+    (here / "link.zarr").symlink_to(world)
+    before = snapshot(here)
+    commands = [
+        ["reduce", "world.zarr", "world.zarr"],
+        ["reduce", "link.zarr", "world.zarr"],
+        ["reduce", "world.zarr", "fields.zarr", "--basis", "fields.zarr"],
+        ["merge", "fields.zarr", "era5.nc", "fields.zarr"],
+        ["merge", "fields.zarr", "era5.nc", "era5.nc"],
+        ["export", "map.npz", "map.npz"],
+        ["build", "world.zarr", "world.zarr"],
+        ["aggregate", "world.build/rows", "world.zarr"],
+    ]
+    for command in commands:
+        words = [str(here / word) if "." in word else word for word in command]
+        words = [word if word != "world.build/rows" else f"{here}/{word}" for word in words]
+        assert main([*words, "--overwrite", "--quiet"]) == 1, command
+        said = capsys.readouterr().err
+        assert said.startswith("copcube: "), command
+        assert "which is read" in said or "no imagery" in said or "expected" in said, said
+    assert snapshot(here) == before
+
+
+def test_something_that_comes_while_an_export_runs_is_kept(fields, tmp_path):
+    import dask.array as da
+
+    def appear(block):
+        (tmp_path / "a.npz").write_text("years")
+        return block
+
+    lazy = fields.chunk(lat=45)
+    lazy["pc"] = lazy.pc.dims, da.map_blocks(appear, lazy.pc.data, dtype=np.float32)
+    with pytest.raises(StorageError, match="exists already"):
+        export(lazy, tmp_path / "a.npz")
+    assert snapshot(tmp_path) == {"a.npz": b"years"}
+
+
+def test_a_zarr_of_format_2_is_known(fields, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fields.to_zarr(tmp_path / "a.zarr", zarr_format=2)
+    to_zarr(fields, tmp_path / "a.zarr", overwrite=True)
+    assert zarr.open_group(tmp_path / "a.zarr").metadata.zarr_format == 3
