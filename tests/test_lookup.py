@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 from sklearn.metrics.pairwise import cosine_similarity, haversine_distances
 
+from copcube.cli import main
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.lookup import cluster, similar
 
@@ -122,6 +123,21 @@ def test_questions_without_an_answer():
             similar(ds, **options)
     with pytest.raises(CubeError, match=r"isel\(season=0\)"):
         similar(ds.expand_dims(season=2), vector=np.ones(DIM))
+
+
+def test_on_the_command_line(tmp_path, capsys):
+    ds = cube()
+    ds.to_netcdf(tmp_path / "cube.nc")
+    i, j = np.argwhere(ds.n_images.values > 0)[500]
+    words = ["similar", str(tmp_path / "cube.nc"), "-n", "3", "--exclude-km", "200", "--"]
+    assert main([*words, str(LAT[i]), str(LON[j])]) == 0
+    shown = capsys.readouterr().out
+    found = similar(ds, LAT[i], LON[j], n=3, exclude_km=200)
+    for lat, lon in zip(found.place_lat.values, found.place_lon.values, strict=True):
+        assert f"{lat:.2f}" in shown
+        assert f"{lon:.2f}" in shown
+    assert main([*words, "95", "0"]) == 1
+    assert "beyond a pole" in capsys.readouterr().err
 
 
 # Classes

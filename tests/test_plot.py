@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 from copcube import pca, plot
+from copcube.cli import main
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.plot.coast import coastlines
 
@@ -193,3 +194,19 @@ def test_what_is_not_installed_is_named(package, tmp_path, fields):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "copcube[plot]" in run.stdout
+
+
+def test_on_the_command_line(fields, tmp_path, capsys):
+    source, out = str(tmp_path / "fields.nc"), tmp_path / "map.png"
+    fields.to_netcdf(source)
+    words = ["map", source, str(out), "--extent", "0", "10", "40", "50", "--dpi", "40"]
+    assert main([*words, "--show", "component", "--component", "1"]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert main(words) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "--projection", "Mollweide"]) == 0
+    assert main(["map", source, str(tmp_path / "map.gif")]) == 1
+    assert "expected .png, .pdf, .svg, .jpg" in capsys.readouterr().err
+    assert main(["map", source, str(tmp_path / "other.png"), "--show", "spread"]) == 1
+    assert "has no spread" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".png"] == ["map.png"]

@@ -4,11 +4,12 @@ import argparse
 import contextlib
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, command, overwrite, positive, say, show
-from copcube.errors import CubeError, FetchError
+from copcube.errors import CubeError, FetchError, MissingPackageError
 from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -412,6 +413,7 @@ def _use(cube: Path, folder: Path) -> None:
     from copcube.era5.merge import merge
     from copcube.interchange import export, to_zarr
     from copcube.pca.components import reduce
+    from copcube.plot import rgb
 
     world = open_cube(cube)
     fields = reduce(world, k=3)
@@ -423,7 +425,9 @@ def _use(cube: Path, folder: Path) -> None:
     export(both, folder / "merged.nc", overwrite=True)
     for suffix in ("npz", "pt", "tif"):
         export(fields, folder / f"fields.{suffix}", overwrite=True)
-    print(f"Its 3 principal components, merged and exported: {folder}/fields.*, merged.nc")
+    with suppress(MissingPackageError):
+        rgb(fields).get_figure().savefig(folder / "fields.png", dpi=150)  # type: ignore[union-attr]
+    print(f"Its 3 principal components, merged, exported, drawn: {folder}/fields.*, merged.nc")
 
 
 def _spec(arguments: Arguments) -> "EncoderSpec":

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from copcube.cli import build, use
+from copcube.cli import build, look, use
 from copcube.errors import CopcubeError, printable
 from copcube.files.damage import naming_damage
 from copcube.version import __version__
@@ -77,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     build.add(commands)
     use.add(commands)
+    look.add(commands)
     return root
 
 

@@ -1,21 +1,14 @@
-"""Commands that use cubes: info, validate, reduce, explain, merge, export, convert, compare."""
+"""Commands that use cubes: info, validate, reduce, merge, export, convert, compare."""
 
 import argparse
 import logging
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, command, overwrite, say, show, table
-from copcube.errors import CubeError, OptionError
-
-if TYPE_CHECKING:
-    import xarray as xr
+from copcube.cli.cubes import CUBE, chosen, inputs, naming, open_any, require_output, save
+from copcube.cli.look import add_fields, statics_of
+from copcube.errors import OptionError
 
 log = logging.getLogger("copcube")
-
-CUBE = "a cube, or a published map (.npz, .pt, .tif, .parquet)"
 
 
 def add(commands: Commands) -> None:
@@ -23,7 +16,6 @@ def add(commands: Commands) -> None:
     _add_info(commands)
     _add_validate(commands)
     _add_reduce(commands)
-    _add_explain(commands)
     _add_merge(commands)
     _add_export(commands)
     _add_convert(commands)
@@ -56,7 +48,7 @@ def _add_reduce(commands: Commands) -> None:
     reduce = command(
         commands,
         "reduce",
-        _naming(_reduce, "cube", "basis", "given"),
+        naming(_reduce, "cube", "basis", "given"),
         "reduce a cube to its principal components",
         "copcube reduce world.zarr fields.zarr --k 16\n"
         "  copcube reduce embed_map_310k.npz fields.nc --k 0.95\n"
@@ -86,7 +78,7 @@ def _add_reduce(commands: Commands) -> None:
         metavar="STATICS",
         help="reduce what a regression on these fields leaves over: NetCDF, GRIB or Zarr",
     )
-    _add_fields(reduce)
+    add_fields(reduce)
     reduce.add_argument(
         "--degree",
         type=int,
@@ -97,36 +89,15 @@ def _add_reduce(commands: Commands) -> None:
     _saved(reduce)
 
 
-def _add_explain(commands: Commands) -> None:
-    explain = command(
-        commands,
-        "explain",
-        _naming(_explain, "cube", "given"),
-        "measure what static fields and components say of each other",
-        "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor",
-        details="Prints R² of linear regressions over all cells, and over cells of 10° squares\n"
-        "that the regression has not seen.",
-    )
-    explain.add_argument("cube", metavar="FIELDS", help="a reduction")
-    explain.add_argument("given", metavar="STATICS", help="static fields: NetCDF, GRIB or Zarr")
-    _add_fields(explain)
-
-
-def _add_fields(reduce: argparse.ArgumentParser) -> None:
-    reduce.add_argument(
-        "--fields", metavar="NAMES", help="which of STATICS, such as z,lsm (default: all)"
-    )
-
-
 def _add_merge(commands: Commands) -> None:
     merge = command(
         commands,
         "merge",
-        _naming(_merge, "fields", "era5"),
+        naming(_merge, "reduction", "era5"),
         "put a cube or a reduction beside ERA5 fields, on their grid",
         "copcube merge fields.zarr era5_static.nc both.nc",
     )
-    merge.add_argument("fields", metavar="FIELDS", help="a reduction, or " + CUBE)
+    merge.add_argument("reduction", metavar="FIELDS", help="a reduction, or " + CUBE)
     merge.add_argument("era5", metavar="ERA5", help="static fields: NetCDF, GRIB or Zarr")
     merge.add_argument("out", metavar="OUT", help=".nc or .zarr")
     merge.add_argument("--fill", type=float, metavar="VALUE", help="instead of NaN")
@@ -156,7 +127,7 @@ def _add_export(commands: Commands) -> None:
     export = command(
         commands,
         "export",
-        _naming(_export, "cube"),
+        naming(_export, "cube"),
         "write a cube or a reduction in a published form",
         "copcube export fields.zarr fields.npz\n"
         "  copcube export world.zarr world.tif --order era5 --dtype int8\n"
@@ -193,7 +164,7 @@ def _add_convert(commands: Commands) -> None:
     convert = command(
         commands,
         "convert",
-        _naming(_convert, "map"),
+        naming(_convert, "map"),
         "turn a published map into a Zarr cube",
         "copcube convert embed_map_310k.npz world.zarr",
         details="For the published embeddings of images (full_chunks) see copcube aggregate.",
@@ -207,7 +178,7 @@ def _add_compare(commands: Commands) -> None:
     compare = command(
         commands,
         "compare",
-        _naming(_compare, "a", "b", "rows"),
+        naming(_compare, "a", "b", "rows"),
         "measure how far two cubes agree",
         "copcube compare world.zarr embed_map_310k.npz\n"
         "  copcube compare --rows world.build/rows world.zarr",
@@ -216,27 +187,6 @@ def _add_compare(commands: Commands) -> None:
     compare.add_argument("a", metavar="A", help=CUBE)
     compare.add_argument("b", metavar="B", nargs="?")
     compare.add_argument("--rows", metavar="ROWS", help="embeddings of images that A may average")
-
-
-def _naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Arguments], None]:
-    """Have a command name its inputs if numbers of them, read when they are needed, are damaged.
-
-    Parameters
-    ----------
-    run : callable
-        The command.
-    inputs : str
-        Arguments that may hold paths of its inputs.
-    """
-
-    def named(arguments: Arguments) -> None:
-        from copcube.cube.store import reading
-
-        paths = (getattr(arguments, name) for name in inputs)
-        with reading(*(path for path in paths if path is not None)):
-            run(arguments)
-
-    return named
 
 
 def _info(arguments: Arguments) -> None:
@@ -248,7 +198,7 @@ def _info(arguments: Arguments) -> None:
     if "copcube_schema" in read_attributes(path):
         show(path)
         return
-    ds = _open(path)
+    ds = open_any(path)
     table(path, reduction_lines(ds, path) if "pc" in ds else card(ds).lines)
 
 
@@ -267,13 +217,13 @@ def _validate(arguments: Arguments) -> int:
 def _reduce(arguments: Arguments) -> None:
     from copcube.pca.components import project, reduce
 
-    _require_free(arguments)
-    if arguments.fields and not arguments.given:
+    require_output(arguments)
+    if arguments.names and not arguments.given:
         raise OptionError("--fields says which of the fields of --given count; give these, too")
-    cube = _open(arguments.cube)
-    given = _statics(arguments) if arguments.given else None
+    cube = open_any(arguments.cube)
+    given = statics_of(arguments) if arguments.given else None
     if arguments.basis:
-        fields = project(cube, _open(arguments.basis), given=given)
+        fields = project(cube, open_any(arguments.basis), given=given)
     else:
         fields = reduce(
             cube,
@@ -289,71 +239,29 @@ def _reduce(arguments: Arguments) -> None:
     share = float(fields.explained_variance_ratio.sum())
     whose = "variance" if given is None else "the variance that they leave over"
     log.info("%d components explain %.1f %% of %s", fields.sizes["component"], 100 * share, whose)
-    _save(fields, arguments)
-
-
-def _explain(arguments: Arguments) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from copcube.pca import explain
-
-    found = explain(_open(arguments.cube), _statics(arguments))
-    for what, by in (("component", "static fields"), ("static", "components")):
-        table = Table(what, f"R² by {by}", "held out", title_justify="left")
-        for name, seen, unseen in zip(
-            found[what].values.tolist(),
-            found[f"{what}_r2"].values,
-            found[f"{what}_r2_held_out"].values,
-            strict=True,
-        ):
-            table.add_row(str(name), f"{seen:.3f}", f"{unseen:.3f}")
-        Console().print(table)
-
-
-def _statics(arguments: Arguments) -> "xr.Dataset":
-    """Open the static fields of --given, or those of them that --fields names."""
-    from copcube.era5 import open_static
-
-    statics = open_static(arguments.given)
-    if not arguments.fields:
-        return statics
-    names = arguments.fields.split(",")
-    if unknown := [name for name in names if name not in statics.data_vars]:
-        raise OptionError(
-            f"{arguments.given} holds {', '.join(map(str, statics.data_vars))}, and no "
-            f"{', '.join(unknown)}"
-        )
-    chosen: xr.Dataset = statics[names]
-    return chosen
+    save(fields, arguments)
 
 
 def _merge(arguments: Arguments) -> None:
     from copcube.era5.merge import merge, open_static
 
-    _require_free(arguments)
+    require_output(arguments)
     both = merge(
-        _open(arguments.fields),
+        open_any(arguments.reduction),
         open_static(arguments.era5),
         fill=arguments.fill,
         mask=arguments.mask,
     )
-    _save(both, arguments)
+    save(both, arguments)
 
 
 def _export(arguments: Arguments) -> None:
     from copcube.interchange import export
     from copcube.interchange.replacing import require_free
 
-    require_free(arguments.out, arguments.overwrite, *_inputs(arguments))
-    options = _chosen(arguments, "order", "dtype", "layout", "rows", "compress", "compat")
-    say(export(_open(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
-
-
-def _chosen(arguments: Arguments, *names: str) -> dict[str, Any]:
-    """Those of some options that were given."""
-    chosen = {name: getattr(arguments, name) for name in names}
-    return {name: value for name, value in chosen.items() if value is not None}
+    require_free(arguments.out, arguments.overwrite, *inputs(arguments))
+    options = chosen(arguments, "order", "dtype", "layout", "rows", "compress", "compat")
+    say(export(open_any(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
 
 
 def _convert(arguments: Arguments) -> None:
@@ -369,79 +277,9 @@ def _compare(arguments: Arguments) -> None:
     if (arguments.b is None) == (arguments.rows is None):
         raise OptionError("compare takes two cubes, or --rows ROWS and one cube")
     if arguments.rows is not None:
-        say(averaging_order(arguments.rows, _open(arguments.a)))
+        say(averaging_order(arguments.rows, open_any(arguments.a)))
     else:
-        say(compare(_open(arguments.a), _open(arguments.b)))
-
-
-def _open(path: str) -> "xr.Dataset":
-    """Open a cube, a reduction or a published map, by what the path looks like.
-
-    What users saved themselves, such as part of a cube, is opened if it holds vectors.
-    """
-    import xarray as xr
-
-    from copcube.cube import open_cube
-    from copcube.interchange.export import WRITERS
-
-    if Path(path).suffix.lower() in WRITERS:
-        return xr.open_dataset(path, engine="copembed", chunks={})
-    try:
-        return open_cube(path)
-    except CubeError:
-        ds = _open_plainly(path)
-        if ds is None:
-            raise
-        return ds
-
-
-def _open_plainly(path: str) -> "xr.Dataset | None":
-    """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
-    import xarray as xr
-
-    from copcube.cube.store import demand_arrays, parsing
-    from copcube.cube.view import CubeView
-
-    if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
-        return None
-    with warnings.catch_warnings(), parsing(path):
-        warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
-        demand_arrays(path, path, CubeError)
-        ds: xr.Dataset = xr.open_zarr(path)
-    try:
-        CubeView.of(ds)
-    except CubeError:
-        return None
-    return ds
-
-
-def _require_free(arguments: Arguments) -> None:
-    """Check that the output can be written, before any work."""
-    from copcube.interchange.replacing import require_free
-
-    if Path(arguments.out).suffix not in (".zarr", ".nc"):
-        raise OptionError(
-            f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
-        )
-    if arguments.zarr_format and Path(arguments.out).suffix != ".zarr":
-        raise OptionError(f"--zarr-format is an option of .zarr; {arguments.out} is none")
-    require_free(arguments.out, arguments.overwrite, *_inputs(arguments))
-
-
-def _inputs(arguments: Arguments) -> list[str]:
-    """Paths that a command reads."""
-    names = ("cube", "basis", "fields", "era5", "given")
-    return [path for name in names if (path := getattr(arguments, name, None)) is not None]
-
-
-def _save(ds: "xr.Dataset", arguments: Arguments) -> None:
-    """Write a dataset as Zarr or netCDF, with all its variables."""
-    from copcube.interchange import to_netcdf, to_zarr
-
-    write = to_zarr if Path(arguments.out).suffix == ".zarr" else to_netcdf
-    options = _chosen(arguments, "layout", "zarr_format")
-    write(ds, arguments.out, overwrite=arguments.overwrite, **options)
-    log.info("%s is done", arguments.out)
+        say(compare(open_any(arguments.a), open_any(arguments.b)))
 
 
 def _count_or_share(text: str) -> int | float:

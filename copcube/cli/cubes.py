@@ -1,0 +1,114 @@
+"""Cubes of the command line: opening what it is given, writing what it makes."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from copcube.cli.common import Arguments
+from copcube.errors import CubeError, OptionError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+CUBE = "a cube, or a published map (.npz, .pt, .tif, .parquet)"
+
+
+def open_any(path: str) -> "xr.Dataset":
+    """Open a cube, a reduction or a published map, by what the path looks like.
+
+    What users saved themselves, such as part of a cube, is opened if it holds vectors.
+    """
+    import xarray as xr
+
+    from copcube.cube import open_cube
+    from copcube.interchange.export import WRITERS
+
+    if Path(path).suffix.lower() in WRITERS:
+        return xr.open_dataset(path, engine="copembed", chunks={})
+    try:
+        return open_cube(path)
+    except CubeError:
+        ds = _open_plainly(path)
+        if ds is None:
+            raise
+        return ds
+
+
+def _open_plainly(path: str) -> "xr.Dataset | None":
+    """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
+    import xarray as xr
+
+    from copcube.cube.store import demand_arrays, parsing
+    from copcube.cube.view import CubeView
+
+    if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return None
+    with warnings.catch_warnings(), parsing(path):
+        warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
+        demand_arrays(path, path, CubeError)
+        ds: xr.Dataset = xr.open_zarr(path)
+    try:
+        CubeView.of(ds)
+    except CubeError:
+        return None
+    return ds
+
+
+def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Arguments], None]:
+    """Have a command name its inputs if numbers of them, read when they are needed, are damaged.
+
+    Parameters
+    ----------
+    run : callable
+        The command.
+    inputs : str
+        Arguments that may hold paths of its inputs.
+    """
+
+    def named(arguments: Arguments) -> None:
+        from copcube.cube.store import reading
+
+        paths = (getattr(arguments, name) for name in inputs)
+        with reading(*(path for path in paths if path is not None)):
+            run(arguments)
+
+    return named
+
+
+def inputs(arguments: Arguments) -> list[str]:
+    """Paths that a command reads."""
+    names = ("cube", "basis", "reduction", "era5", "given")
+    return [path for name in names if (path := getattr(arguments, name, None)) is not None]
+
+
+def require_output(arguments: Arguments) -> None:
+    """Check that the output can be written, before any work."""
+    from copcube.interchange.replacing import require_free
+
+    if Path(arguments.out).suffix not in (".zarr", ".nc"):
+        raise OptionError(
+            f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
+        )
+    if arguments.zarr_format and Path(arguments.out).suffix != ".zarr":
+        raise OptionError(f"--zarr-format is an option of .zarr; {arguments.out} is none")
+    require_free(arguments.out, arguments.overwrite, *inputs(arguments))
+
+
+def save(ds: "xr.Dataset", arguments: Arguments) -> None:
+    """Write a dataset as Zarr or netCDF, with all its variables."""
+    from copcube.interchange import to_netcdf, to_zarr
+
+    write = to_zarr if Path(arguments.out).suffix == ".zarr" else to_netcdf
+    options = chosen(arguments, "layout", "zarr_format")
+    write(ds, arguments.out, overwrite=arguments.overwrite, **options)
+    log.info("%s is done", arguments.out)
+
+
+def chosen(arguments: Arguments, *names: str) -> dict[str, Any]:
+    """Those of some options that were given."""
+    chosen = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in chosen.items() if value is not None}

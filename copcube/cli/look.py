@@ -1,0 +1,192 @@
+"""Commands that look at cubes and print or draw what they see: explain, similar, map."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from copcube.cli.common import Arguments, Commands, command, overwrite, positive
+from copcube.cli.cubes import CUBE, naming, open_any
+from copcube.errors import OptionError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+_DRAWN = ("png", "pdf", "svg", "jpg")
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to the parser."""
+    _add_explain(commands)
+    _add_similar(commands)
+    _add_map(commands)
+
+
+def _add_explain(commands: Commands) -> None:
+    explain = command(
+        commands,
+        "explain",
+        naming(_explain, "cube", "given"),
+        "measure what static fields and components say of each other",
+        "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor",
+        details="Prints R² of linear regressions over all cells, and over cells of 10° squares\n"
+        "that the regression has not seen.",
+    )
+    explain.add_argument("cube", metavar="FIELDS", help="a reduction")
+    explain.add_argument("given", metavar="STATICS", help="static fields: NetCDF, GRIB or Zarr")
+    add_fields(explain)
+
+
+def _add_similar(commands: Commands) -> None:
+    similar = command(
+        commands,
+        "similar",
+        naming(_similar, "cube"),
+        "list the places most like one",
+        "copcube similar world.zarr 48.1 11.6 --exclude-km 500\n"
+        "  copcube similar fields.zarr -- -3.1 -60.0",
+        details="Places lie apart by --exclude-km, since neighbours look alike. Write -- before a\n"
+        "place with negative degrees.",
+    )
+    similar.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    similar.add_argument("lat", type=float, metavar="LAT", help="degrees north")
+    similar.add_argument("lon", type=float, metavar="LON", help="degrees east")
+    similar.add_argument("-n", type=positive, default=20, help="how many (default: 20)")
+    similar.add_argument("--metric", choices=("cosine", "euclidean"), default="cosine")
+    similar.add_argument(
+        "--exclude-km", type=float, default=100, metavar="KM", help="(default: 100)"
+    )
+
+
+def _add_map(commands: Commands) -> None:
+    drawn = command(
+        commands,
+        "map",
+        naming(_map, "cube", "basis"),
+        "draw a map of a cube or a reduction",
+        "copcube map fields.zarr world.png --projection Robinson\n"
+        "  copcube map fields.zarr alps.pdf --show component --component 1 --extent 5 17 43 49",
+        details="The ending of OUT chooses the form: .png, .pdf, .svg, .jpg.",
+    )
+    drawn.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    drawn.add_argument("out", metavar="OUT")
+    drawn.add_argument(
+        "--show",
+        choices=("rgb", "component", "counts", "spread", "coverage"),
+        default="rgb",
+        help="three components as colours (default), one of them, or what lies beside them",
+    )
+    drawn.add_argument("--component", type=int, default=0, help="which one (default: 0, the first)")
+    drawn.add_argument("--basis", metavar="FIELDS", help="the reduction whose axes to take")
+    drawn.add_argument(
+        "--projection", metavar="NAME", help="of cartopy, such as Robinson (default: degrees)"
+    )
+    drawn.add_argument(
+        "--extent",
+        nargs=4,
+        type=float,
+        metavar=("WEST", "EAST", "SOUTH", "NORTH"),
+        help="in degrees (default: that of the cube)",
+    )
+    drawn.add_argument("--dpi", type=positive, default=150, help="of .png (default: 150)")
+    overwrite(drawn)
+
+
+def add_fields(command: argparse.ArgumentParser) -> None:
+    """Add the option that chooses among static fields."""
+    command.add_argument(
+        "--fields",
+        dest="names",
+        metavar="NAMES",
+        help="which of STATICS, such as z,lsm (default: all)",
+    )
+
+
+def _explain(arguments: Arguments) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from copcube.pca import explain
+
+    found = explain(open_any(arguments.cube), statics_of(arguments))
+    for what, by in (("component", "static fields"), ("static", "components")):
+        table = Table(what, f"R² by {by}", "held out", title_justify="left")
+        for name, seen, unseen in zip(
+            found[what].values.tolist(),
+            found[f"{what}_r2"].values,
+            found[f"{what}_r2_held_out"].values,
+            strict=True,
+        ):
+            table.add_row(str(name), f"{seen:.3f}", f"{unseen:.3f}")
+        Console().print(table)
+
+
+def _similar(arguments: Arguments) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from copcube.lookup import similar
+
+    found = similar(
+        open_any(arguments.cube),
+        arguments.lat,
+        arguments.lon,
+        n=arguments.n,
+        metric=arguments.metric,
+        exclude_km=arguments.exclude_km,
+    )
+    what = "distance" if arguments.metric == "euclidean" else "similarity"
+    table = Table("latitude", "longitude", what)
+    for lat, lon, value in zip(
+        found["place_lat"].values,
+        found["place_lon"].values,
+        found[f"place_{what}"].values,
+        strict=True,
+    ):
+        table.add_row(f"{lat:.2f}", f"{lon:.2f}", f"{value:.4f}")
+    Console().print(table)
+
+
+def _map(arguments: Arguments) -> None:
+    from copcube import plot
+    from copcube.files.atomic import atomic_path
+
+    form = Path(arguments.out).suffix.lower().removeprefix(".")
+    if form not in _DRAWN:
+        raise OptionError(f"{arguments.out}: expected .{', .'.join(_DRAWN)}")
+    out = Path(arguments.out)
+    if out.exists() and not (arguments.overwrite and out.is_file()):
+        raise OptionError(
+            f"{out} exists already; choose another name, or replace it with --overwrite"
+        )
+    options = {"projection": arguments.projection, "extent": arguments.extent}
+    ds = open_any(arguments.cube)
+    match arguments.show:
+        case "rgb" | "component":
+            basis = None if arguments.basis is None else open_any(arguments.basis)
+            chosen = () if arguments.show == "rgb" else (arguments.component,)
+            axes = getattr(plot, arguments.show)(ds, *chosen, basis=basis, **options)
+        case _:
+            axes = getattr(plot, arguments.show)(ds, **options)
+    with atomic_path(out) as temporary:
+        axes.figure.savefig(temporary, format=form, dpi=arguments.dpi)
+    log.info("%s is done", out)
+
+
+def statics_of(arguments: Arguments) -> "xr.Dataset":
+    """Open the static fields of --given, or those of them that --fields names."""
+    from copcube.era5 import open_static
+
+    statics = open_static(arguments.given)
+    if not arguments.names:
+        return statics
+    names = arguments.names.split(",")
+    if unknown := [name for name in names if name not in statics.data_vars]:
+        raise OptionError(
+            f"{arguments.given} holds {', '.join(map(str, statics.data_vars))}, and no "
+            f"{', '.join(unknown)}"
+        )
+    chosen: xr.Dataset = statics[names]
+    return chosen
