@@ -71,9 +71,11 @@ def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Argument
 
     def named(arguments: Arguments) -> None:
         from copcube.cube.store import reading
+        from copcube.files.damage import naming_damage
 
         paths = (getattr(arguments, name) for name in inputs)
-        with reading(*(path for path in paths if path is not None)):
+        # A chunk that is damaged is named first, by what zarr knows of it.
+        with reading(*(path for path in paths if path is not None)), naming_damage():
             run(arguments)
 
     return named

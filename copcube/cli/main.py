@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug or os.environ.get("COPCUBE_DEBUG"):
             raise
-        print(f"copcube: {_line(error)}", file=sys.stderr)
+        print(f"copcube: {printable(_line(error))}", file=sys.stderr)
         return 1
     return code or 0
 
