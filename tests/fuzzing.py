@@ -50,7 +50,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "map.pt": ("export {0} {out}.npz", "convert {0} {out}.zarr"),
     "map.tif": ("export {0} {out}.npz", "convert {0} {out}.zarr"),
     "map.parquet": ("export {0} {out}.npz", "convert {0} {out}.zarr"),
-    "fields.nc": ("export {0} {out}.npz", "merge {0} {era5} {out}.nc", "compare {0} {fields}"),
+    "fields.nc": (
+        "export {0} {out}.npz",
+        "merge {0} {era5} {out}.nc",
+        "compare {0} {fields}",
+        "explain {0} {era5}",
+        "map {0} {out}.png --show component --dpi 20",
+    ),
     "fields.npz": ("merge {0} {era5} {out}.zarr", "reduce {cube} {out}.nc --basis {0}"),
     "era5.nc": ("merge {fields} {0} {out}.nc",),
     "era5.zarr": ("merge {fields} {0} {out}.zarr",),
@@ -62,6 +68,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "export {0} {out}.nc",
         "merge {0} {era5} {out}.zarr",
         "compare {0} {cube}",
+        "similar {0} 48 11",
+        "map {0} {out}.png --show counts --dpi 20",
     ),
     "fields.zarr": (
         "info {0}",
