@@ -49,8 +49,8 @@ class Selection:
 
         Examples
         --------
-        >>> Selection.of(["dem"], "2021-02")
-        Selection(modalities=('dem',), start='20210201', end='20210228')
+        >>> Selection.of(["s5p_co"], "2021-02")
+        Selection(modalities=('s5p_co',), start='20210201', end='20210228')
         """
         start, end = (None, None) if dates is None else _span(dates)
         chosen = select(modalities)

@@ -56,7 +56,7 @@ def test_dates_of_any_kind(given, text):
     assert Selection.of("s5p_co", given) == Selection.of("s5p_co", text)
 
 
-@pytest.mark.parametrize("given", [5, 2021.5, True, ["2021"], slice("2021", "2022"), b"2021", {}])
+@pytest.mark.parametrize("given", [5, 2021.5, True, ["2021"], b"2021", {}])
 def test_what_is_no_date_is_refused(given):
     with pytest.raises(OptionError, match="is not a date; expected a year"):
         Selection.of("s5p_co", given)
@@ -134,8 +134,8 @@ def test_a_cell_is_named_by_two_numbers():
         {"embedding": (("lat", "lon", "dim"), np.ones((1, 1, 2), np.float32))},
         {"lat": [50.0], "lon": [10.0]},
     )
-    for lat in ([50.0], "50", None, (50, 10)):
-        with pytest.raises(OptionError, match=r"lat is .*one number in degrees"):
+    for lat in ([50.0], "50", None, (50, 10), np.array(["50"])):
+        with pytest.raises(OptionError, match=r"lat\b.*; expected"):
             CubeView.of(cube).at(lat, 10)
 
 

@@ -136,7 +136,8 @@ def test_validate_tells_what_is_wrong(world, capsys):
     chunk = next(path for path in (world / "embedding" / "c").rglob("*") if path.is_file())
     chunk.unlink()
     assert main(["validate", str(world)]) == 1
-    assert "images, but no whole and finite vector: 1 cells" in capsys.readouterr().out
+    name = chunk.relative_to(world).as_posix()
+    assert f"{name}: missing; embedding of cells of lat " in capsys.readouterr().out
 
 
 def test_validate_proves_the_rows_beside_a_cube_too(world, capsys):

@@ -54,9 +54,12 @@ def chunks_of(path):
 
 
 def flip(file, where=0.6):
-    """Flip a bit at a place between the beginning and the end of a file."""
+    """Flip a bit at a place between the beginning and the end of a file.
+
+    In a small one it is a bit of the checksum: some bits of a frame's header mean nothing.
+    """
     data = bytearray(file.read_bytes())
-    data[int(where * (len(data) - 1))] ^= 16
+    data[int(where * (len(data) - 1)) if len(data) > 64 else -1] ^= 16
     file.write_bytes(data)
 
 

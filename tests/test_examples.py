@@ -50,6 +50,12 @@ def test_examples_overwrite_nothing_unasked(forms, tmp_path):
         assert done.returncode == 1
         assert f"{out} exists already" in done.stderr
         assert (tmp_path / out).read_text() == "mine"
+        # Also with --overwrite only what copcube wrote is replaced.
+        done = subprocess.run([*command, "--overwrite"], capture_output=True, cwd=tmp_path)
+        assert done.returncode == 1
+        assert (tmp_path / out).read_text() == "mine"
+    (tmp_path / "fields.npz").unlink()
+    run("four_lines", tmp_path)
     run("four_lines", tmp_path, "--overwrite")
     assert (tmp_path / "fields.npz").read_bytes()[:2] == b"PK"
 

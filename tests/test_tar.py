@@ -85,7 +85,8 @@ def test_a_cut_archive_gives_what_is_whole_and_says_where_it_ends(cut, tmp_path_
     assert listing == [m for m in whole if m[1] + m[2] <= cut]
     end_mark = whole[-1][1] + 512
     assert (ended is None) == (cut >= end_mark + 512)
-    assert ended is None or "cut off at byte" in ended
+    # Less than a header may be anything, and is called by what it looks like.
+    assert ended is None or "cut off at byte" in ended or (cut < 512 and "found" in ended)
 
 
 def test_a_member_that_has_gone_is_broken(tmp_path):
@@ -129,7 +130,7 @@ def test_what_is_no_file_has_no_data_whatever_its_size(kind, tmp_path):
             + bytes(1024),
             "cut off",
         ),
-        (b"", "cut off at byte 0"),
+        (b"", "found an empty file"),
     ],
 )
 def test_hostile_headers_end_the_listing(content, reason, tmp_path):

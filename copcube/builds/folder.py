@@ -483,7 +483,8 @@ def is_whole(receipt: Any, stage: str) -> bool:
     kinds = all(isinstance(item["kind"], str) for item in receipt["rejected"])
     times = [*receipt["seconds"].values(), receipt.get("finished", 0.0)]
     numbers = all(isinstance(time, int | float) for time in times)
-    return whole and kinds and numbers and "embedding" in receipt["seconds"]
+    timed = "embedding" in receipt["seconds"] or receipt["quarantined"] is not None
+    return whole and kinds and numbers and timed
 
 
 def to_json(value: Any) -> bytes:

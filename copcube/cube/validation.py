@@ -144,7 +144,8 @@ def _leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
     try:
         return leading(group)
     except _UNREADABLE as error:
-        if isinstance(error, CopcubeError):
+        # What could not be decoded is the cause of an error that says so.
+        if isinstance(error, CopcubeError) and error.__cause__ is None:
             raise
         stored = array(group, "embedding")
         by = str(stored.metadata.dimension_names[0])

@@ -156,7 +156,9 @@ def _leading(
     cells = prod(max(lazy[first].chunksizes[dim]) for dim in spatial)
     most = max(prod([*lazy[n].shape, lazy[n].dtype.itemsize]) for n in ours)
     most //= prod(result.sizes[dim] for dim in spatial)
-    return first if cells * most <= _CHUNK else ours[0]
+    # Stores list their variables in any order.
+    largest = max(ours, key=lambda name: (lazy[name].size, str(name)))
+    return first if cells * most <= _CHUNK else largest
 
 
 def _mask(view: CubeView) -> "xr.DataArray":
