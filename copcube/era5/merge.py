@@ -148,16 +148,16 @@ def _leading(
     lazy = {str(n): v for n, v in result.variables.items() if v.chunks and spatial <= {*v.dims}}
     ours = [name for name in lazy if name in new]
     theirs = [name for name in lazy if name not in new]
+    # Stores list their variables in any order.
+    largest = max(ours or theirs, key=lambda name: (lazy[name].size, name), default=None)
     if not (ours and theirs):
-        return next(iter(ours or theirs), None)
+        return largest
     # Years of ERA5, a map a chunk, would fall into millions of pieces. Reductions can follow
     # its chunks, but one of whole vectors could be more than there is memory for.
     first = max(theirs, key=lambda name: lazy[name].ndim)
     cells = prod(max(lazy[first].chunksizes[dim]) for dim in spatial)
     most = max(prod([*lazy[n].shape, lazy[n].dtype.itemsize]) for n in ours)
     most //= prod(result.sizes[dim] for dim in spatial)
-    # Stores list their variables in any order.
-    largest = max(ours, key=lambda name: (lazy[name].size, str(name)))
     return first if cells * most <= _CHUNK else largest
 
 
