@@ -121,6 +121,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS)
 def test_cubes_work_as_people_leave_them(world, statics, view):
     ds = VIEWS[view](world)
@@ -147,6 +148,7 @@ def test_cubes_work_as_people_leave_them(world, statics, view):
     assert np.array_equal(both.pc.values[i, j], expected.pc.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["modality", "season"])
 def test_groups_stay_in_front(tmp_path, by, statics):
     ds = cube.open_cube(build(tmp_path / "a.zarr", cells_of(by), by))

@@ -91,6 +91,7 @@ def test_order_does_not_change_a_bit(rows, data):
         assert same(a, b)
 
 
+@pytest.mark.slow
 @given(rows=rows(min_size=4, max_size=60, cancelling=True), data=st.data())
 @settings(deadline=None, max_examples=40)
 def test_files_parts_and_passes_do_not_change_a_bit(tmp_path_factory, rows, data):

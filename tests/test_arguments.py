@@ -156,6 +156,7 @@ def test_grids_with_plural_names_merge(plural):
 CALL = "from copcube.builds.guard import require_main_guard\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "passes"),
     [

@@ -105,6 +105,7 @@ def test_a_title_is_no_label():
     assert arranged(height, DEM).shape == (6, 8, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 @given(
     flip=st.sets(st.sampled_from(["y", "x"])),

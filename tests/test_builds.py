@@ -85,6 +85,7 @@ class Failing(StubEncoder):
         return super().__call__(modality, pixels, metadata)
 
 
+@pytest.mark.slow
 def test_the_cube_holds_the_mean_of_every_cell(trees, varied):
     """Against a plain loop over the source, with numpy alone."""
     cube = xr.open_zarr(varied).load()
@@ -108,6 +109,7 @@ def test_the_cube_holds_the_mean_of_every_cell(trees, varied):
         assert cell.n_images == sum(len(v) for v in by_modality.values())
 
 
+@pytest.mark.slow
 def test_both_layouts_give_the_same_cube(trees, varied, tmp_path):
     build(trees / "webdataset", tmp_path / "w.zarr", encoder=StubEncoder())
     one, other = xr.open_zarr(varied).load(), xr.open_zarr(tmp_path / "w.zarr").load()
@@ -244,6 +246,7 @@ def test_dying_at_random_moments_changes_nothing(images, undisturbed, tmp_path):
         assert_undisturbed(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_nothing_is_embedded_twice(images, tmp_path):
     """A build that fails halfway keeps what has a receipt."""
     first, second, whole = Failing(), StubEncoder(), StubEncoder()
@@ -349,6 +352,7 @@ def test_a_list_of_partitions_that_is_not_of_the_plan_is_replaced(images, undist
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
 
 
+@pytest.mark.slow
 def test_overwrite_starts_anew_and_keeps_the_old_cube_until_then(images, tmp_path):
     out = tmp_path / "world.zarr"
     build(images, out, encoder=StubEncoder(), modalities=["s5p_co"])
@@ -452,6 +456,7 @@ def test_what_is_no_source(tmp_path, kind):
     assert not (tmp_path / "w.build").exists()
 
 
+@pytest.mark.slow
 def test_aggregating_the_rows_of_a_build_gives_its_cube(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"
     aggregate(rows, tmp_path / "again.zarr")
@@ -462,6 +467,7 @@ def test_aggregating_the_rows_of_a_build_gives_its_cube(undisturbed, tmp_path):
         assert other.attrs[key] == one.attrs[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["modality", "season"])
 def test_by_adds_a_leading_dimension(varied, tmp_path, by):
     rows = varied.with_name("world.build") / "rows"
@@ -502,6 +508,7 @@ class Shuffled(LocalExecutor):
             yield from super().map(function, [task], advance=advance, embeds=embeds)
 
 
+@pytest.mark.slow
 def test_orders_and_clocks_do_not_matter(images, undisturbed, tmp_path, monkeypatch):
     clock = random.Random(SEED)
     monkeypatch.setattr(time, "time", lambda: clock.uniform(0, 4e9))

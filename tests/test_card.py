@@ -69,6 +69,7 @@ def test_the_figures_are_those_of_the_cube():
     assert coverage(counts(np.ones((721, 1440), bool))) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", GROUPS)
 def test_cubes_on_disk_agree_with_their_summary(tmp_path, by):
     path = build(tmp_path / "a.zarr", cells_of(by), by)

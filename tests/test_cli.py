@@ -75,6 +75,7 @@ def test_wrong_usage_is_code_2(capsys):
     assert "positive whole number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sample_build_info_validate(images, stubbed, tmp_path, capsys):
     out = tmp_path / "world.zarr"
     assert main(["build", str(images), str(out)]) == 0
@@ -156,6 +157,7 @@ def test_dry_run_writes_nothing(images, stubbed, tmp_path, capsys):
     assert "time: about" in said
 
 
+@pytest.mark.slow
 def test_aggregate(world, tmp_path):
     rows = tmp_path / "world.build" / "rows"
     out = tmp_path / "months.zarr"
@@ -308,6 +310,7 @@ def test_outputs_are_not_overwritten_unasked(world, statics, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_without_network_build_names_both_ways_out(images, tmp_path):
     """The real loader, with a hub that refuses the connection."""
     environment = os.environ | {

@@ -255,6 +255,7 @@ def test_what_cannot_be_compared_is_refused():
         compare(a, a.drop_vars(["embedding", "n_images"]).assign(z=("lat", LAT)))
 
 
+@pytest.mark.slow
 def test_a_cube_on_disk_is_read_in_tiles(tmp_path, monkeypatch):
     from test_cube import DIM, build, cells_of  # the writer's own test of what lies there
 

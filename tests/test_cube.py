@@ -86,6 +86,7 @@ def copy(world, tmp_path):
     return shutil.copytree(world, tmp_path / "copy.zarr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", GROUPS)
 def test_every_cell_comes_back_and_the_cube_is_valid(tmp_path, by):
     cells = cells_of(by)
@@ -156,6 +157,7 @@ def era5_static(request):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "groups"), [("year", ("1999", "2021")), ("month", MONTHS)])
 def test_numbers_label_times(tmp_path, by, groups):
     cube.create(tmp_path / "a.zarr", dim=DIM, by=by, groups=groups)
@@ -172,6 +174,7 @@ def test_numbers_label_times(tmp_path, by, groups):
     assert cube.summary(tmp_path / "a.zarr").groups == groups
 
 
+@pytest.mark.slow
 def test_plain_xarray_opens_it_silently_without_copcube(world, cells):
     code = """
         import sys, warnings
@@ -378,6 +381,7 @@ def test_the_affine_transform_of_the_conventions_is_that_of_the_coordinates(worl
     assert attrs["spatial:bbox"] == [c, f + e * rows, c + a * cols, f]
 
 
+@pytest.mark.slow
 def test_a_cube_that_the_first_release_began_is_finished_as_it_is(world, cells, tmp_path):
     """Its maps have one chunk all around the globe."""
     variables = schema.variables
@@ -580,6 +584,7 @@ def test_the_summary_counts(world, cells):
     assert lines["cells"].startswith(f"{len(cells)}, ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["modality", "season"])
 def test_the_summary_counts_groups(tmp_path, by):
     cells = cells_of(by)

@@ -321,6 +321,7 @@ assert right(slice(600, 721)) and right(slice(None))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_leaves_its_parent_s_vectors_alone(files, truth, tmp_path):
     np.save(tmp_path / "truth.npy", truth)
@@ -661,6 +662,7 @@ def test_handles_are_no_paths():
         opened(io.BytesIO(b"PK"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_keywords_of_every_engine_change_nothing(files, form):
     expected = opened(files[form])

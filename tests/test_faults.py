@@ -397,6 +397,7 @@ def _places(images):
         yield partition.name, (first.lon, first.lat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guilty", [(0,), (4, 7)])
 def test_only_guilty_partitions_are_left_out(images, undisturbed, tmp_path, diary, client, guilty):
     out = tmp_path / "world.zarr"
@@ -486,6 +487,7 @@ def test_strict_builds_fail_where_a_partition_kills(images, tmp_path, diary, cli
         build(images, tmp_path / "w.zarr", encoder=spec, client=client, **options)
 
 
+@pytest.mark.slow
 def test_workers_join_and_leave(images, undisturbed, tmp_path, diary):
     """As under a batch system: a job ends when its time is up, and the next one begins."""
     out = tmp_path / "world.zarr"
@@ -696,6 +698,7 @@ def test_no_scheduler_answers(tmp_path):
 # Disks and networks that fail.
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_workers(images, undisturbed, tmp_path, diary, client, monkeypatch):
     out, full = tmp_path / "world.zarr", tmp_path / "full"
     spec = WorkerSpec(diary, seconds=0.02)

@@ -222,6 +222,7 @@ def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
         assert json.loads(again.attrs["structure"]) == structure
 
 
+@pytest.mark.slow
 def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
     seasons = cube.open_cube(build(tmp_path / "a.zarr", "season"))
     seasons = seasons.drop_vars("n_images_by_modality").compute()
@@ -438,6 +439,7 @@ def test_what_rs_embed_would_refuse_is_refused(world, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npz", "pt", "tif", "parquet"])
 def test_a_map_becomes_a_valid_cube(world, tmp_path, suffix):
     export(world, tmp_path / f"a.{suffix}")
@@ -451,6 +453,7 @@ def test_a_map_becomes_a_valid_cube(world, tmp_path, suffix):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f"a.{suffix}", "a.zarr"])
 
 
+@pytest.mark.slow
 def test_a_deflated_map_and_one_without_a_description(world, tmp_path):
     np.savez_compressed(tmp_path / "embed_map_310k.npz", published(world))
     path = convert(tmp_path / "embed_map_310k.npz", tmp_path / "a.zarr")
@@ -459,6 +462,7 @@ def test_a_deflated_map_and_one_without_a_description(world, tmp_path):
     assert cube.read_attributes(path)["source"] == "embed_map_310k.npz (npz, deflated)"
 
 
+@pytest.mark.slow
 def test_conversions_appear_whole_and_replace_only_stores(world, fields, tmp_path):
     values = published(world)
     np.savez(tmp_path / "good.npz", values)

@@ -283,6 +283,7 @@ ALLOWED = 1_200_000_000
 """Bytes that a child may take, with its libraries; what is not told by a factor unfolds to more."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read in /proc")
 @pytest.mark.filterwarnings("ignore:.*[Ss]parse", "ignore:Dataset has no geotransform")
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
@@ -503,6 +504,7 @@ def test_a_footer_that_lies_about_its_pages_is_refused(tmp_path):
     assert any("its pages hold 1001 values, the footer says 1000" in text for text in says)
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.text(max_size=5),

@@ -432,6 +432,7 @@ def test_a_driver_that_was_stopped_leaves_the_cube_of_its_successor(
 
 
 # zarr's warning is silenced for a moment where a cube is finished, which threads upset.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_a_driver_without_heartbeat_leaves_the_cube_of_its_successor(images):
     """The same in a bucket, at all stages: whoever is cut off from it looks as if stopped."""
@@ -460,6 +461,7 @@ REPLACING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 @pytest.mark.parametrize(
     ("where", "stage"),

@@ -275,6 +275,7 @@ def test_in_a_bucket_documents_beside_a_cube_are_kept(images):
 # Mending.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flipped", "missing"])
 def test_the_same_command_mends_a_damaged_cube_from_the_rows(images, world, kind, caplog):
     before = contents(world)
@@ -385,6 +386,7 @@ def test_an_input_is_not_replaced_by_what_is_made_of_it(fields, tmp_path, form):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_no_command_replaces_its_input(world, fields, tmp_path, capsys):
     here = tmp_path / "here"
     to_zarr(reduce(xr.open_zarr(world), 1), here / "fields.zarr")

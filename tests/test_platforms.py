@@ -65,6 +65,7 @@ USE = """
 """
 
 
+@pytest.mark.slow
 def test_a_cube_is_used_where_there_is_no_posix(tmp_path):
     exports = {"npz": "to_npz", "nc": "to_netcdf", "tif": "to_geotiff", "parquet": "to_parquet"}
     code = textwrap.dedent(WINDOWS) + textwrap.dedent(USE).replace("{EXPORTS}", repr(exports))

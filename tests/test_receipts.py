@@ -228,6 +228,7 @@ def fake_build(folder, source, stamps=True):
     return plan, rows_digest(receipts)
 
 
+@pytest.mark.slow
 def test_resuming_10000_partitions_reads_no_row(tmp_path, monkeypatch, opened, capsys):
     source = FakeSource(10_000)
     monkeypatch.setattr(api, "open_source", lambda path: source)
@@ -331,6 +332,7 @@ def test_a_broken_receipt_counts_as_none(tmp_path, text):
     assert folder.receipt("w", "embed", "b") is None
 
 
+@pytest.mark.slow
 def test_in_a_bucket_a_resume_lists_the_rows_and_reads_none(source, bucket, monkeypatch):
     fetched = []
     fetch = access.read_range

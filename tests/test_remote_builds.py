@@ -80,6 +80,7 @@ def assert_undisturbed(url, undisturbed, tmp_path):
     assert tops == {"plan.json", "partitions.parquet", "quarantine.parquet", "rows", "receipts"}
 
 
+@pytest.mark.slow
 def test_from_bucket_to_bucket(uploaded, memory, undisturbed, tmp_path):
     out = f"{memory}/out/world.zarr"
     report = build(uploaded, out, encoder=StubEncoder(), **OPTIONS)
@@ -180,6 +181,7 @@ def test_a_store_that_fails_for_one_shard_does_not_stop_the_others(
     assert contents(out) == contents(undisturbed)
 
 
+@pytest.mark.slow
 def test_rows_in_a_bucket_are_aggregated(uploaded, memory, undisturbed, tmp_path):
     build(uploaded, f"{memory}/world.zarr", encoder=StubEncoder(), **OPTIONS)
     aggregate(f"{memory}/world.build/rows", f"{memory}/modalities.zarr", by="modality")
@@ -221,6 +223,7 @@ def test_a_driver_killed_while_it_builds_in_s3_and_workers_that_go_on(
     assert validate(out) == []
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_addresses(uploaded, memory, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("copcube.encoder.EncoderSpec", lambda **options: StubSpec())
     out = f"{memory}/world.zarr"
@@ -239,6 +242,7 @@ def test_the_command_line_takes_addresses(uploaded, memory, tmp_path, capsys, mo
     assert not os.path.exists("s3:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_driver_killed_while_it_publishes_in_a_bucket(
     shards, memory, undisturbed, tmp_path, monkeypatch, overwrite

@@ -162,6 +162,7 @@ def test_a_known_baseline_is_spoken_of(caplog, said, warned):
         assert "baseline" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_build_subtracts_an_offset_and_says_so(images, tmp_path):
     one, other = tmp_path / "one.zarr", tmp_path / "other.zarr"
     build(images, one, encoder=StubEncoder(), modalities=["s2_toa", "dem"])
