@@ -4,6 +4,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 WINDOWS = """
     import os, sys
     # Packages of others choose what they need by the name of the system, which is not changed.
