@@ -1,0 +1,184 @@
+"""Opening parquet files that may come from anywhere."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from copcube.errors import CopcubeError, RowsError, StorageError
+from copcube.files.contents import refuse_other
+from copcube.files.objects import is_remote, open_file
+from copcube.files.parquet_pages import demand_pages
+from copcube.files.regular import open_regular, require_file
+from copcube.rows.table import COLUMNS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+
+def row_group_sizes(path: str | Path) -> list[int]:
+    """Rows in every row group of a file.
+
+    Raises
+    ------
+    RowsError
+        If the file is missing or is not parquet.
+    """
+    with open_parquet(path) as file:
+        return [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+
+
+def embedding_length(path: str | Path) -> int:
+    """Length of the vectors of a file, without reading them all; 0 if it has none.
+
+    Raises
+    ------
+    RowsError
+        As `read_rows`.
+    """
+    with reading_parquet(path) as file:
+        check_schema(file.schema_arrow, path)
+        return vector_length(file)
+
+
+def vector_length(file: "pq.ParquetFile") -> int:
+    """Length of the vectors of an open file; 0 if it has none."""
+    kind = file.schema_arrow.field("embedding").type
+    if hasattr(kind, "list_size"):
+        return int(kind.list_size)
+    for batch in file.iter_batches(64, columns=["embedding"]):
+        for length in batch.column(0).value_lengths().to_pylist():
+            if length:
+                return int(length)
+    return 0
+
+
+def open_parquet(path: str | Path, metadata: "pq.FileMetaData | None" = None) -> "pq.ParquetFile":
+    """Open a parquet file, or one at an address; its metadata is not read again if given.
+
+    Raises
+    ------
+    RowsError
+        If it is missing or is not parquet.
+    StorageError
+        If an object store cannot be reached or denies access.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if is_remote(path):
+            # Not all of a row group at once, but pieces of this size: a group may take gigabytes.
+            source: Any = open_file(str(path))
+            size = 8 << 20
+            if metadata is None:
+                metadata = pq.read_metadata(source)
+                demand_pages(None, metadata, COLUMNS, str(path), RowsError)
+        else:
+            require_file(path, RowsError)
+            if not os.path.isfile(path):
+                raise FileNotFoundError
+            source, size = path, 1 << 20
+            if metadata is None:
+                metadata = _checked(str(path), os.stat(path).st_mtime_ns)
+        # Texts stay in dictionaries: one long text repeated in a million rows is held once.
+        flat = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
+        texts = [name for name in COLUMNS[:-1] if name in flat]
+        return pq.ParquetFile(
+            source, metadata=metadata, pre_buffer=False, buffer_size=size, read_dictionary=texts
+        )
+    except FileNotFoundError as error:
+        raise RowsError(f"{path}: no such file") from error
+    # It is an OSError too, and says more than the message below would.
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if not is_remote(path):
+            refuse_other(path, ("parquet",), "a parquet file", RowsError)
+        raise RowsError(f"{path}: not a readable parquet file ({error})") from error
+
+
+@contextmanager
+def reading_parquet(
+    path: str | Path, metadata: "pq.FileMetaData | None" = None
+) -> Iterator["pq.ParquetFile"]:
+    """Open a parquet file while the body reads it; errors name it, as those of `open_parquet`.
+
+    Raises
+    ------
+    RowsError
+        If it is no parquet file, or what the body reads of it is damaged; errors of disks and
+        stores pass.
+    StorageError
+        As `open_parquet`.
+    """
+    import pyarrow as pa
+
+    with open_parquet(path, metadata) as file:
+        try:
+            yield file
+        except CopcubeError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            # Errors that pyarrow makes itself have no number.
+            if getattr(error, "errno", None) is not None:
+                raise
+            words = " ".join(str(error).split())[:300]
+            raise RowsError(f"{path}: damaged ({words}); get it anew") from error
+
+
+@lru_cache(maxsize=64)
+def _checked(path: str, _modified: int) -> "pq.FileMetaData":
+    """Footer of a file whose pages were looked at, once for as long as it does not change."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    with open_regular(path, RowsError) as file:
+
+        def read(start: int, length: int) -> bytes:
+            file.seek(start)
+            return file.read(length)
+
+        demand_pages(read, metadata, COLUMNS, path, RowsError)
+    return metadata
+
+
+def check_schema(schema: "pa.Schema", path: str | Path) -> None:
+    """Check that a file has the columns of rows, of types that can be read as them.
+
+    Raises
+    ------
+    RowsError
+        If it has not.
+    """
+    import pyarrow as pa
+
+    missing = [name for name in COLUMNS if name not in schema.names]
+    if missing:
+        raise RowsError(
+            f"{path}: expected the columns {', '.join(COLUMNS)}; "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing "
+            f"(found {', '.join(schema.names) or 'none'})"
+        )
+    for name in COLUMNS[:-1]:
+        kind = schema.field(name).type
+        # pandas writes categories as dictionaries of strings.
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if name == "date" and any(test(kind) for test in _dates_of(pa.types)):
+            continue
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.null()):
+            raise RowsError(f"{path}: column {name} holds {kind}; expected strings")
+    kind = schema.field("embedding").type
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not (any(test(kind) for test in lists) and pa.types.is_floating(kind.value_type)):
+        raise RowsError(
+            f"{path}: column embedding holds {kind}; expected lists of float16, float32 or float64"
+        )
+
+
+def _dates_of(types: Any) -> tuple[Any, ...]:
+    """Tests of pyarrow for the types, beside strings, in which tables hold dates."""
+    return types.is_date, types.is_timestamp, types.is_integer, types.is_float64

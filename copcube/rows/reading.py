@@ -1,0 +1,203 @@
+"""Reading rows of our own and of published files."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.arguments import one_path
+from copcube.dates import is_missing, yyyymmdd
+from copcube.errors import GridError, OptionError, RowsError
+from copcube.files.objects import is_remote, listing, sizes
+from copcube.files.regular import matches, require_file
+from copcube.modalities import MODALITIES, ORDER
+from copcube.rows.opening import check_schema, reading_parquet, vector_length
+from copcube.rows.table import COLUMNS, PREFIX, Rows
+from copcube.rows.vectors import map_vectors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def rows_files(path: str | Path) -> list[Path] | list[str]:
+    """Parquet files of a file name, a folder (searched to its bottom) or a glob, sorted.
+
+    The address of a parquet file or of a folder of them gives addresses.
+
+    Raises
+    ------
+    RowsError
+        If there are none.
+    StorageError
+        If an object store cannot be reached, denies access or cannot be listed.
+    """
+    path = one_path(path, "rows", "; a folder or a glob names several files")
+    if is_remote(path):
+        return _addresses(path.rstrip("/"))
+    local = Path(path)
+    if not local.is_dir():
+        require_file(local, RowsError)
+    if local.is_file():
+        return [local]
+    if local.is_dir():
+        # A build writes its files under hidden names first.
+        found = [p for p in local.rglob("*.parquet") if not p.name.startswith(".")]
+    else:
+        found = [Path(name) for name in matches(str(path))]
+    found = sorted(p for p in found if not p.is_dir())
+    for file in found:
+        require_file(file, RowsError)
+    if not found:
+        raise RowsError(f"{path}: no parquet files there; expected a file, a folder or a glob")
+    return found
+
+
+def _addresses(url: str) -> list[str]:
+    if url.endswith(".parquet") and sizes([url]) != [None]:
+        return [url]
+    names = [entry.name for entry in listing(url) if entry.name.endswith(".parquet")]
+    if not names:
+        raise RowsError(f"{url}: no parquet files there; expected one, or a folder of them")
+    return [f"{url}/{name}" for name in names if not f"/{name}".count("/.")]
+
+
+def read_provenance(path: str | Path) -> dict[str, str]:
+    """Read what made a file's vectors; empty for files that copcube did not write.
+
+    Raises
+    ------
+    RowsError
+        If the file is missing or is not parquet.
+    """
+    with reading_parquet(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+    found = {key.decode(): value.decode() for key, value in metadata.items()}
+    return {
+        key.removeprefix(PREFIX): value
+        for key, value in sorted(found.items())
+        if key.startswith(PREFIX)
+    }
+
+
+def read_rows(
+    path: str | Path,
+    row_groups: Sequence[int] | None = None,
+    cells: NDArray[np.int64] | None = None,
+    *,
+    leave_out: bool = False,
+    embedding: bool = True,
+) -> Rows:
+    """Read rows of our own or of published files, in the order of the file.
+
+    Lists, large lists and fixed-size lists of float16, float32 or float64 are accepted, and
+    strings of any kind; an empty string counts as missing. Memory stays near the size of
+    the result.
+
+    Parameters
+    ----------
+    path : str or Path
+        Parquet file, or the address of one.
+    row_groups : sequence of int, optional
+        Row groups to read; all by default.
+    cells : numpy.ndarray, optional
+        Cell ids to keep, int64; all by default. The vectors of row groups without them are
+        not decoded.
+    leave_out : bool
+        Whether to keep all cells but those.
+    embedding : bool
+        Whether to read the vectors; without them `Rows.embedding` is (n, 0).
+
+    Raises
+    ------
+    RowsError
+        If the file is missing, is not parquet, lacks columns, names an unknown modality or
+        a cell whose id contradicts its coordinates, or holds a vector that is missing, of
+        another length than the others or not finite.
+    """
+    with reading_parquet(path) as file:
+        check_schema(file.schema_arrow, path)
+        groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
+        table = file.read_row_groups(groups, columns=list(COLUMNS[:-1]))
+        grid_id = parse_cells(table.column("grid_id_coord"), path)
+        rows = Rows(
+            grid_id,
+            _modalities(table.column("modality"), path),
+            _texts(table.column("local_id_coord")),
+            _dates(table.column("date"), path),
+            np.empty((len(grid_id), 0), np.float32),
+        )
+        wanted = np.ones(len(rows), bool)
+        if cells is not None:
+            wanted = np.isin(grid_id, cells, invert=leave_out)
+        # The small columns are read whole; of the vectors only those of wanted rows.
+        if not wanted.all():
+            rows = rows.take(wanted)
+        dim = vector_length(file) if embedding else 0
+    vectors = np.empty((len(rows), dim), np.float32)
+    if embedding:
+        for start, some in map_vectors(lambda *block: block, path, groups, wanted):
+            vectors[start : start + len(some)] = some
+    return replace(rows, embedding=vectors)
+
+
+def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64]:
+    """Cell ids, (n,) int64, of a column of published text forms.
+
+    Raises
+    ------
+    RowsError
+        If a text has another form, or its coordinates are not those of the id.
+    """
+    texts, code = _encode(column)
+    try:
+        ids = [grid.parse_cell(text or "") for text in texts]
+    except GridError as error:
+        raise RowsError(f"{path}: column grid_id_coord: {error}") from error
+    return np.array(ids, np.int64)[code]
+
+
+def _modalities(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int8]:
+    texts, code = _encode(column)
+    unknown = [str(text) for text in texts if text not in ORDER]
+    if unknown:
+        raise RowsError(
+            f"{path}: unknown modality {', '.join(sorted(unknown)):.400}; "
+            f"expected {', '.join(MODALITIES)}"
+        )
+    return np.array([ORDER[str(text)] for text in texts], np.int8)[code]
+
+
+def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:
+    values, code = _encode(column)
+    try:
+        texts = [None if is_missing(value) else yyyymmdd(value) for value in values]
+    except OptionError as error:
+        raise RowsError(f"{path}: column date: {error!s:.200}") from error
+    return np.array(texts, object)[code]
+
+
+def _texts(column: "pa.ChunkedArray") -> NDArray[np.object_]:
+    texts, code = _encode(column)
+    return texts[code]
+
+
+def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    """Return the distinct values, None for missing or empty ones, and every row's index."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        kind = pa.string() if column.type == pa.null() else column.type
+        column = column.cast(kind).dictionary_encode()
+    encoded = column.unify_dictionaries().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):  # of no chunks
+        return np.empty(0, object), np.empty(0, np.int64)
+    # A dictionary may hold values of no row, which are nobody's fault.
+    indices = np.from_dlpack(encoded.indices.fill_null(-1))
+    used, code = np.unique(indices, return_inverse=True)
+    found = encoded.dictionary.take(pa.array(used[used >= 0])).to_pylist()
+    values = [None] * int((used < 0).sum()) + [None if value == "" else value for value in found]
+    return np.array(values, object), code.astype(np.int64)

@@ -1,0 +1,145 @@
+"""The table of embeddings: one row an image, in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.errors import RowsError
+from copcube.modalities import ORDER
+
+if TYPE_CHECKING:
+    pass
+
+COLUMNS = ("grid_id_coord", "modality", "local_id_coord", "date", "embedding")
+PREFIX = "copcube:"
+"""Beginning of the names under which a file holds what made it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Embeddings of n images.
+
+    Parameters
+    ----------
+    grid_id : numpy.ndarray
+        Published cell ids, (n,) int64.
+    modality : numpy.ndarray
+        Index into `copcube.modalities.ORDER`, (n,) int8.
+    local_id, date : numpy.ndarray
+        Local patch in its published text form and date YYYYMMDD, (n,) object, str or None.
+    embedding : numpy.ndarray
+        (n, D) float32; (n, 0) where the vectors were not read.
+    """
+
+    grid_id: NDArray[np.int64]
+    modality: NDArray[np.int8]
+    local_id: NDArray[np.object_]
+    date: NDArray[np.object_]
+    embedding: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.grid_id)
+
+    @classmethod
+    def empty(cls, dim: int) -> Self:
+        """Return a table without rows, of vectors of length `dim`."""
+        return cls(
+            np.empty(0, np.int64),
+            np.empty(0, np.int8),
+            np.empty(0, object),
+            np.empty(0, object),
+            np.empty((0, dim), np.float32),
+        )
+
+    @cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """Images as numbers, (4, n) int64: cell, modality, ranks of local patch and date.
+
+        Equal columns are the same image; their lexicographic order is the canonical one.
+        """
+        return np.stack(
+            [
+                self.grid_id,
+                self.modality.astype(np.int64),
+                _ranks(self.local_id),
+                _ranks(self.date),
+            ]
+        )
+
+    def take(self, index: NDArray[Any]) -> "Rows":
+        """Return the rows at some positions or of a mask, in that order."""
+        return Rows(
+            self.grid_id[index],
+            self.modality[index],
+            self.local_id[index],
+            self.date[index],
+            self.embedding[index],
+        )
+
+    def sorted(self) -> "Rows":
+        """Rows in canonical order: cell, modality, local patch, date, None first; stable."""
+        order = np.lexsort(self.keys[::-1])
+        return self if np.array_equal(order, np.arange(len(self))) else self.take(order)
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Rows]") -> Self:
+        """Join tables one after another.
+
+        Raises
+        ------
+        RowsError
+            If their vectors have different lengths, or there are no tables.
+        """
+        if not parts:
+            raise RowsError("no tables of embeddings to join")
+        dims = sorted({part.embedding.shape[1] for part in parts})
+        if len(dims) > 1:
+            raise RowsError(
+                f"embeddings of lengths {', '.join(map(str, dims))} cannot be joined; "
+                "they come from different encoders"
+            )
+        return cls(
+            np.concatenate([part.grid_id for part in parts]),
+            np.concatenate([part.modality for part in parts]),
+            np.concatenate([part.local_id for part in parts]),
+            np.concatenate([part.date for part in parts]),
+            np.concatenate([part.embedding for part in parts]),
+        )
+
+
+def describe(rows: Rows, i: int) -> str:
+    """Name the image of one row for a message."""
+    parts = [grid.format_cell(int(rows.grid_id[i])), list(ORDER)[rows.modality[i]]]
+    parts += [str(text) for text in (rows.local_id[i], rows.date[i]) if text is not None]
+    return " ".join(parts)
+
+
+def repeated(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Find what repeats what lies before it.
+
+    Parameters
+    ----------
+    keys : numpy.ndarray
+        (k, n) int64, in an order in which equal columns are neighbours, such as
+        `Rows.keys` of sorted rows.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) bool, true where a column equals the one before.
+    """
+    same = np.zeros(keys.shape[1], bool)
+    same[1:] = (np.diff(keys) == 0).all(axis=0)
+    return same
+
+
+def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Return the rank of every text among the distinct ones, from 1; 0 for None."""
+    every = texts.tolist()
+    rank = {text: i for i, text in enumerate(sorted(set(every) - {None}), 1)} | {None: 0}
+    return np.array([rank[text] for text in every], np.int64)

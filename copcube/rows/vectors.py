@@ -1,0 +1,201 @@
+"""Vectors of parquet files: decoded on threads, checked, as float32."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import RowsError
+from copcube.files.objects import is_remote
+from copcube.lookahead import map_ahead
+from copcube.rows.opening import reading_parquet, vector_length
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_BATCH = 4096
+_WHOLE = 16384
+"""Rows of a row group that is decoded as a whole; larger ones are decoded in batches."""
+T = TypeVar("T")
+
+
+def are_finite(path: str | Path) -> bool:
+    """Whether all vectors of a file are finite.
+
+    Raises
+    ------
+    RowsError
+        If the file is missing or is not parquet.
+    """
+    with reading_parquet(path) as file:
+        batches = file.iter_batches(_BATCH, columns=["embedding"])
+        return all(
+            np.isfinite(batch.column(0).flatten().to_numpy(zero_copy_only=False)).all()
+            for batch in batches
+        )
+
+
+def map_vectors(
+    function: Callable[[int, NDArray[np.float32]], T],
+    path: str | Path,
+    row_groups: Sequence[int],
+    wanted: NDArray[np.bool_],
+    number: int = 0,
+    *,
+    threads: int = 0,
+) -> Generator[T, None, None]:
+    """Call a function with the vectors of wanted rows, block by block; yield what it returns.
+
+    A block is a row group, or some thousand rows of a large one, so that memory is bounded
+    whatever the size of row groups. Row groups without a wanted row are neither read nor
+    decompressed.
+
+    Parameters
+    ----------
+    function : callable
+        Called with the number of the block's first row, counting wanted rows only, and its
+        vectors, (n, D) float32, on any of the threads.
+    path : str or Path
+        Parquet file, or the address of one.
+    row_groups : sequence of int
+        Row groups to read.
+    wanted : numpy.ndarray
+        Which of their rows to take, (N,) bool.
+    number : int
+        Number of the first of them.
+    threads : int
+        As `copcube.lookahead.map_ahead`.
+
+    Raises
+    ------
+    RowsError
+        As `read_rows`.
+    """
+    with reading_parquet(path) as file:
+
+        def call(block: tuple[int, Callable[[], NDArray[np.float32]]]) -> T:
+            start, vectors = block
+            return function(start, vectors())
+
+        blocks = _blocks(file, path, row_groups, wanted, number)
+        with closing(map_ahead(call, blocks, threads)) as results:
+            yield from results
+
+
+def _blocks(
+    file: "pq.ParquetFile",
+    path: str | Path,
+    groups: Sequence[int],
+    wanted: NDArray[np.bool_],
+    number: int,
+) -> Iterator[tuple[int, Callable[[], NDArray[np.float32]]]]:
+    """Number of the first wanted row of each block, and what gives the block's vectors."""
+    sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+    first, dim = np.cumsum(sizes) - sizes, vector_length(file)
+    masks = np.split(wanted, np.cumsum(sizes[list(groups)]))[:-1]
+    for group, mask in zip(groups, masks, strict=True):
+        if not mask.any():
+            continue
+        # Any thread may open the file again and read a row group. What is large, or far away,
+        # is read here, one batch after another.
+        if sizes[group] <= _WHOLE and not is_remote(path):
+            yield number, partial(_read_group, path, file.metadata, group, mask, first[group], dim)
+        else:
+            for start, vectors in _batches(file, path, group, mask, first[group], dim, _BATCH):
+                yield number + start, partial(np.asarray, vectors)
+        number += int(mask.sum())
+
+
+def _read_group(
+    path: str | Path,
+    metadata: "pq.FileMetaData",
+    group: int,
+    wanted: NDArray[np.bool_],
+    first: int,
+    dim: int,
+) -> NDArray[np.float32]:
+    vectors = np.empty((int(wanted.sum()), dim), np.float32)
+    with reading_parquet(path, metadata) as file:
+        # Batches that stay in the processor's cache until they are copied.
+        for start, some in _batches(file, path, group, wanted, first, dim, _BATCH // 8):
+            vectors[start : start + len(some)] = some
+    return vectors
+
+
+def _batches(
+    file: "pq.ParquetFile",
+    path: str | Path,
+    group: int,
+    wanted: NDArray[np.bool_],
+    first: int,
+    dim: int,
+    size: int,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """How many wanted vectors of a row group came before each batch, and those of the batch."""
+    start = filled = 0
+    for batch in file.iter_batches(size, row_groups=[group], columns=["embedding"]):
+        column, mask = batch.column(0), wanted[start : start + len(batch)]
+        if mask.any():
+            chosen = column if mask.all() else column.filter(mask)
+            number = first + start + np.flatnonzero(mask)
+            yield filled, to_vectors(chosen, dim, path, number)
+            filled += len(number)
+        start += len(batch)
+
+
+def to_vectors(
+    column: "pa.Array", dim: int, path: str | Path, number: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Vectors (n, dim) of a list column; dim 0 takes the length of the first."""
+    import pyarrow as pa
+
+    if column.null_count:
+        bad = int(np.flatnonzero(column.is_null())[0])
+        raise RowsError(f"{path}: row {number[bad]} has no embedding; drop such rows first")
+    if pa.types.is_fixed_size_list(column.type):
+        lengths = np.full(len(column), column.type.list_size)
+    else:
+        lengths = np.from_dlpack(column.value_lengths())
+    dim = dim or int(lengths[0])
+    if dim == 0 or np.any(lengths != dim):
+        bad = int(np.argmax(lengths != dim)) if dim else 0
+        raise RowsError(
+            f"{path}: row {number[bad]} has an embedding of length {lengths[bad]}; "
+            f"expected {dim or 'more'}, as the rows before"
+        )
+    values = column.flatten()
+    # A null becomes NaN. Without one the values are taken as they lie, past `to_numpy`, which
+    # would import pandas.
+    flat: NDArray[Any] = (
+        values.to_numpy(zero_copy_only=False) if values.null_count else np.from_dlpack(values)
+    )
+    # What is beyond float32 becomes infinite, and is refused as that.
+    with np.errstate(over="ignore"):
+        vectors: NDArray[np.float32] = flat.reshape(-1, dim).astype(np.float32, copy=False)
+    require_finite(vectors, path, number)
+    return vectors
+
+
+def require_finite(
+    vectors: NDArray[np.float32], path: str | Path, number: NDArray[np.int64]
+) -> None:
+    """Check that vectors, (n, dim), of some rows are finite in float32.
+
+    Raises
+    ------
+    RowsError
+        If one is not; the message names its row.
+    """
+    for start in range(0, len(vectors), _BATCH // 8):
+        finite = np.isfinite(vectors[start : start + _BATCH // 8])
+        if not finite.all():
+            row = number[start + int(np.argmin(finite.all(axis=1)))]
+            raise RowsError(
+                f"{path}: the embedding of row {row}, of length {vectors.shape[1]}, holds a "
+                "value that is not finite in float32; drop such rows first"
+            )
