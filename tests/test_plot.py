@@ -143,6 +143,20 @@ def test_axes_given_are_drawn_on_and_nothing_global_is_touched(fields):
     assert pyplot.get_fignums() == before
 
 
+def test_a_few_cells_of_the_globe_are_dots(europe):
+    some = europe.reindex(lat=np.arange(90, -90.25, -0.25), lon=np.arange(0, 360, 0.25))
+    few = np.zeros((721, 1440), bool)
+    rows, cols = np.nonzero(some.n_images.values > 0)
+    few[rows[::1000], cols[::1000]] = True
+    some["n_images"] = some.n_images.where(few, 0).fillna(0).astype(int)
+    some["embedding"] = some.embedding.where(some.n_images > 0)
+    for projection in (None, "Robinson"):
+        (dots,) = plot.counts(some, projection=projection).collections[:1]
+        np.testing.assert_array_equal(np.sort(dots.get_array()), np.sort(some.n_images.values[few]))
+    near = plot.counts(some, extent=(0, 20, 40, 50))
+    assert not [c for c in near.collections if c.get_offsets().shape[0] == few.sum()]
+
+
 def test_numbers_of_an_untrained_encoder_are_marked(europe):
     assert "UNTRAINED" not in plot.counts(europe).get_title()
     assert "UNTRAINED" in plot.counts(europe.assign_attrs(encoder_trained=0)).get_title()
@@ -206,7 +220,17 @@ def test_on_the_command_line(fields, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert main([*words, "--overwrite", "--projection", "Mollweide"]) == 0
     assert main(["map", source, str(tmp_path / "map.gif")]) == 1
-    assert "expected .png, .pdf, .svg, .jpg" in capsys.readouterr().err
+    assert "expected .png, .pdf, .svg" in capsys.readouterr().err
+    for form in ("pdf", "svg"):
+        twice = ["map", source, str(tmp_path / f"map.{form}")]
+        assert main(twice) == 0
+        assert main([*twice, "--overwrite"]) == 0
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG of somebody else's")
+    (tmp_path / "link.png").symlink_to(out)
+    for name in ("photo.png", "link.png"):
+        assert main(["map", source, str(tmp_path / name), "--overwrite"]) == 1
+        assert "only what copcube made is replaced" in capsys.readouterr().err
     assert main(["map", source, str(tmp_path / "other.png"), "--show", "spread"]) == 1
     assert "has no spread" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".png"] == ["map.png"]
+    pictures = {path.name for path in tmp_path.iterdir() if path.suffix == ".png"}
+    assert pictures == {"map.png", "photo.png", "link.png"}

@@ -2,19 +2,22 @@
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copcube.cli.common import Arguments, Commands, command, overwrite, positive
 from copcube.cli.cubes import CUBE, naming, open_any
 from copcube.errors import OptionError
+from copcube.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
 
 log = logging.getLogger("copcube")
 
-_DRAWN = ("png", "pdf", "svg", "jpg")
+_DRAWN = {"png": "Software", "pdf": "Creator", "svg": "Creator"}
+"""Forms of pictures, and what the name of the program that drew one is called in each."""
 
 
 def add(commands: Commands) -> None:
@@ -68,7 +71,7 @@ def _add_map(commands: Commands) -> None:
         "draw a map of a cube or a reduction",
         "copcube map fields.zarr world.png --projection Robinson\n"
         "  copcube map fields.zarr alps.pdf --show component --component 1 --extent 5 17 43 49",
-        details="The ending of OUT chooses the form: .png, .pdf, .svg, .jpg.",
+        details="The ending of OUT chooses the form: .png, .pdf or .svg.",
     )
     drawn.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
     drawn.add_argument("out", metavar="OUT")
@@ -153,14 +156,11 @@ def _map(arguments: Arguments) -> None:
     from copcube import plot
     from copcube.files.atomic import atomic_path
 
-    form = Path(arguments.out).suffix.lower().removeprefix(".")
-    if form not in _DRAWN:
-        raise OptionError(f"{arguments.out}: expected .{', .'.join(_DRAWN)}")
     out = Path(arguments.out)
-    if out.exists() and not (arguments.overwrite and out.is_file()):
-        raise OptionError(
-            f"{out} exists already; choose another name, or replace it with --overwrite"
-        )
+    form = out.suffix.lower().removeprefix(".")
+    if form not in _DRAWN:
+        raise OptionError(f"{out}: expected .{', .'.join(_DRAWN)}")
+    _require_free_picture(out, arguments.overwrite)
     options = {"projection": arguments.projection, "extent": arguments.extent}
     ds = open_any(arguments.cube)
     match arguments.show:
@@ -171,8 +171,30 @@ def _map(arguments: Arguments) -> None:
         case _:
             axes = getattr(plot, arguments.show)(ds, **options)
     with atomic_path(out) as temporary:
-        axes.figure.savefig(temporary, format=form, dpi=arguments.dpi)
+        drawn_by = {_DRAWN[form]: f"copcube {__version__}"}
+        axes.figure.savefig(temporary, format=form, dpi=arguments.dpi, metadata=drawn_by)
     log.info("%s is done", out)
+
+
+def _require_free_picture(out: Path, overwrite: bool) -> None:
+    """Check that a picture may be written: that nothing is there, or one that copcube drew."""
+    from copcube.cube.replacing import unusual
+    from copcube.errors import WriteError
+
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise WriteError(
+            f"{out} exists already; choose another name, or replace it with --overwrite"
+        )
+    found = unusual(out) or ("a folder" if out.is_dir() else None)
+    if found is None and b"copcube" not in out.read_bytes():
+        found = "a file that copcube did not write"
+    if found is not None:
+        raise WriteError(
+            f"{out}: only what copcube made is replaced, found {found}; remove it yourself, or "
+            "choose another name"
+        )
 
 
 def statics_of(arguments: Arguments) -> "xr.Dataset":

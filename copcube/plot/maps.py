@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _DEVIATIONS = 2.5
 """Standard deviations from the mean to the end of a colour scale."""
 
+_WIDE, _FEW = 60.0, 500
+"""Degrees across, and cells, for which each cell is drawn as a dot, too."""
+
 _LAND = "#e6e6e6"
 _COAST = "#404040"
 
@@ -201,6 +204,7 @@ def _map(
         projection = getattr(axes, "projection", None)
     axes.set_facecolor(_LAND if values.ndim == 2 else "white")
     image = draw(view, values, window, axes, projection, **options)
+    _dots(view, values, window, axes, projection, image)
     for line in coastlines():
         _plot(axes, window, projection, line[:, 0], line[:, 1], color=_COAST, linewidth=0.5)
     if projection is None:
@@ -210,6 +214,32 @@ def _map(
         axes.set_ylabel("latitude (degrees north)")
         axes.set_aspect(1 / np.cos(np.radians(_middle(window))))
     return axes, image
+
+
+def _dots(
+    view: CubeView,
+    values: NDArray[Any],
+    window: Window,
+    axes: "Axes",
+    projection: Any,
+    image: Any,
+) -> None:
+    """Mark the cells of a dataset that has only a few in a large window, where none can be seen."""
+    there = np.isfinite(values if values.ndim == 2 else values[..., 0])
+    if window.east - window.west < _WIDE or not 0 < there.sum() <= _FEW:
+        return
+    i, j = np.nonzero(there)
+    x, y = view.field[view.lon].values[j], view.field[view.lat].values[i]
+    style: dict[str, Any] = {"s": 20, "edgecolors": _COAST, "linewidths": 0.5, "zorder": 2}
+    if values.ndim == 2:
+        style |= {"cmap": image.cmap, "norm": image.norm}
+    if projection is None:
+        x = window.west + (x - window.west) % 360
+    else:
+        import cartopy.crs
+
+        style["transform"] = cartopy.crs.PlateCarree()
+    axes.scatter(x, y, c=values[i, j], **style)
 
 
 def _middle(window: Window) -> float:
