@@ -48,6 +48,7 @@ def test_mutated_files_end_in_one_line(seeds, tmp_path):
     assert faults(seeds, tmp_path, 0, 6 * len(fuzzing.COMMANDS), 1) == []
 
 
+@pytest.mark.timeout(7200)
 @pytest.mark.skipif(not SOAK, reason="make soak runs two thousand")
 def test_two_thousand_mutated_files_end_in_one_line(seeds, tmp_path):
     assert faults(seeds, tmp_path, 1000, 3000, 2) == []
