@@ -149,7 +149,7 @@ def test_cubes_work_as_people_leave_them(world, statics, view):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["modality", "season"])
+@pytest.mark.parametrize("by", ["season"])
 def test_groups_stay_in_front(tmp_path, by, statics):
     ds = cube.open_cube(build(tmp_path / "a.zarr", cells_of(by), by))
     fields = ds.copembed.reduce(2)
