@@ -22,7 +22,7 @@ from copcube.builds.stages import (
     EmbedStage,
     assemble,
     complete,
-    is_whole,
+    is_undamaged,
     rows_digest,
     run_stage,
     write_quarantine,
@@ -270,7 +270,7 @@ def _assembled(
     """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
     rejected, rescaled, rows = write_quarantine(folder, names)
     # The cube may be there already, from these very rows; then there is only rubbish to remove.
-    if complete(folder, plan, rows) and is_whole(folder):
+    if complete(folder, plan, rows) and is_undamaged(folder):
         folder.sweep()
         return rejected
     quarantined = [name for name in names if receipts[name]["quarantined"]]
@@ -342,7 +342,7 @@ def aggregate(
     with folder.lock(), executor(client, workers, gpus=False) as runner:
         plan = _admitted(folder, plan_aggregate(rows, files, aggregation), overwrite)
         folder.write_plan(plan)
-        if complete(folder, plan, "") and is_whole(folder):
+        if complete(folder, plan, "") and is_undamaged(folder):
             folder.sweep()
         else:
             names = [str(file) for file in files]

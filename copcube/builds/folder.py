@@ -406,7 +406,7 @@ class BuildFolder:
         """Receipt of a unit if it is readable and of this work; its files are not looked at."""
         try:
             receipt = self.read_receipt(stage, name)
-            return receipt if is_whole(receipt, stage) and receipt["work"] == work else None
+            return receipt if is_receipt(receipt, stage) and receipt["work"] == work else None
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -464,7 +464,7 @@ class BuildFolder:
         return receipt
 
 
-def is_whole(receipt: Any, stage: str) -> bool:
+def is_receipt(receipt: Any, stage: str) -> bool:
     """Whether something read from a file has the form of a receipt of a stage.
 
     Raises

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from copcube.builds.folder import BuildFolder, Receipt, is_whole
+from copcube.builds.folder import BuildFolder, Receipt, is_receipt
 from copcube.builds.plan import BuildOptions, Plan, plan_build
 from copcube.builds.tasks import describe
 from copcube.cube import read_attributes
@@ -277,7 +277,7 @@ def status(path: str | Path) -> Status:
     receipts = {
         name: receipt
         for name, receipt in _read_all(folder, "receipts/embed/").items()
-        if _has(is_whole, receipt, "embed")
+        if _has(is_receipt, receipt, "embed")
     }
     stage, units, done = _stage(folder, plan.id, len(names), len(receipts))
     return Status(

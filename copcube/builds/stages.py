@@ -215,7 +215,7 @@ class EmbedStage(Stage[EmbedTask]):
     ) -> None:
         self.receipts, self.seconds = receipts, Counter[str]()
         self._plan, self._partitions = plan, partitions
-        self._told = {key for receipt in receipts.values() for key in receipt["strange"]}
+        self._warned = {key for receipt in receipts.values() for key in receipt["strange"]}
         self._number = len(tasks) + len(receipts)
         self._images = sum(self.size(receipt) for receipt in receipts.values())
         self._rejected = sum(receipt["rejected"] for receipt in receipts.values())
@@ -237,8 +237,8 @@ class EmbedStage(Stage[EmbedTask]):
         self.receipts[task.name] = counts
         self.seconds.update(counts["seconds"])
         for key, (_, example) in counts["strange"].items():
-            if key not in self._told:
-                self._told.add(key)
+            if key not in self._warned:
+                self._warned.add(key)
                 log.warning("%s; %s", example, remedy(MODALITIES[key]))
         self._images += self.size(counts)
         self._rejected += counts["rejected"]
@@ -421,7 +421,7 @@ def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:
     return (attributes.get("copcube_plan"), attributes.get("copcube_rows")) == (plan.id, rows)
 
 
-def is_whole(folder: BuildFolder) -> bool:
+def is_undamaged(folder: BuildFolder) -> bool:
     """Whether no chunk of the finished cube is damaged or missing; else say which."""
     damaged = cube.damaged(folder.out)
     for problem in damaged[:3]:
