@@ -251,6 +251,31 @@ def on_nodes(degrees: Floats) -> NDArray[np.bool_]:
     return np.abs(degrees - STEP * np.rint(degrees / STEP)) < NEAR
 
 
+def shortest_arc(cols: NDArray[np.int64]) -> tuple[float, float] | None:
+    """Ends of the shortest arc that holds some columns: it leaves out their widest gap.
+
+    Parameters
+    ----------
+    cols : numpy.ndarray
+        (n,) int64 columns in ERA5's order, sorted, each once.
+
+    Returns
+    -------
+    west, east : float
+        Degrees of the centres of the columns at its ends, -180 to 180; None without a column.
+    """
+    if len(cols) == 0:
+        return None
+    if len(cols) == N_LON:
+        return -180.0, 180.0 - STEP
+    # The arc leaves out the widest gap, so that a region across 180° is not the whole globe.
+    gaps = np.diff(cols, append=cols[0] + N_LON)
+    last = int(np.argmax(gaps))
+    ends = cols[(last + 1) % len(cols)], cols[last]
+    west, east = ((STEP * int(col) + 180) % 360 - 180 for col in ends)
+    return west, east
+
+
 def format_cell(grid_id: int) -> str:
     """Published text form of a cell id, ``{grid_id:07d}_{lon:.2f}_{lat:.2f}``.
 

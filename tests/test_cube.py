@@ -607,9 +607,7 @@ def test_the_summary_counts_groups(tmp_path, by):
     ],
 )
 def test_the_extent_is_the_shortest_arc(cols, ends):
-    from copcube.cube.summary import _arc
-
-    assert _arc(np.array(sorted(cols), np.int64)) == ends
+    assert grid.shortest_arc(np.array(sorted(cols), np.int64)) == ends
 
 
 def test_other_things_are_no_cubes(tmp_path):

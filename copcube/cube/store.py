@@ -11,7 +11,7 @@ import numpy as np
 from copcube.arguments import one_path
 from copcube.cube import schema
 from copcube.cube.results import as_result
-from copcube.errors import CopcubeError, CubeError
+from copcube.errors import CopcubeError, CubeError, in_a_line
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.limits import demand_piece
 from copcube.files.objects import is_remote, zarr_store
@@ -43,7 +43,7 @@ def open_cube(path: str | Path) -> "xr.Dataset":
 
     group = open_group(path)
     with parsing(path):
-        demand_arrays(group.store_path, str(path), CubeError)
+        _demand_group(group, str(path), CubeError)
         ds: xr.Dataset = xr.open_zarr(address(path))
     return as_result(ds, "embedding")
 
@@ -85,13 +85,6 @@ def reading(*paths: str | Path) -> Iterator[None]:
 
 
 _ANEW = "get it anew or make it again"
-
-
-def in_a_line(error: Exception) -> str:
-    """Say an error of another package in one line: its words, or its kind where it has none."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    # The first words say where an error comes from, and the last ones often why.
-    return words if len(words) <= 300 else f"{words[:150]} … {words[-150:]}"
 
 
 def address(path: str | Path) -> Any:
@@ -179,7 +172,11 @@ def demand_arrays(store: Any, name: str, error: type[CopcubeError]) -> None:
     """
     import zarr
 
-    for key, found in zarr.open_group(store, mode="r").arrays():
+    _demand_group(zarr.open_group(store, mode="r"), name, error)
+
+
+def _demand_group(group: "zarr.Group", name: str, error: type[CopcubeError]) -> None:
+    for key, found in group.arrays():
         # Coordinates of dimensions are read as soon as a store is opened.
         whole = found.ndim == 1
         shape, what = (found.shape, key) if whole else (found.chunks, f"a chunk of {key}")

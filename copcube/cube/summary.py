@@ -136,7 +136,7 @@ def _summary(path: str | Path) -> CubeSummary:
         cells_by_group=tuple((counts > 0).sum(axis=(1, 2)).tolist()) if by is not None else (),
         area=float(filled.sum(axis=1) @ grid.areas() / (4 * np.pi)),
         lat=tuple(lat) if lat else None,
-        lon=_arc(np.flatnonzero(filled.any(axis=0))),
+        lon=grid.shortest_arc(np.flatnonzero(filled.any(axis=0))),
         images=int(counts.sum(dtype=np.int64)),
         images_by_modality=by_modality,
         stored=_stored(path),
@@ -214,17 +214,3 @@ def _stored(path: str | Path) -> int | None:
     if not local.is_dir():
         return None
     return sum(f.stat().st_size for f in local.rglob("*") if f.is_file())
-
-
-def _arc(cols: NDArray[np.int64]) -> tuple[float, float] | None:
-    """Ends of the shortest arc that holds some columns: it leaves out their widest gap."""
-    if len(cols) == 0:
-        return None
-    if len(cols) == grid.N_LON:
-        return -180.0, 180.0 - grid.STEP
-    # The arc leaves out the widest gap, so that a region across 180° is not the whole globe.
-    gaps = np.diff(cols, append=cols[0] + grid.N_LON)
-    last = int(np.argmax(gaps))
-    ends = cols[(last + 1) % len(cols)], cols[last]
-    west, east = ((grid.STEP * int(col) + 180) % 360 - 180 for col in ends)
-    return west, east

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
+from copcube.cube.points import points
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
-from copcube.errors import CubeError, GridError, OptionError
+from copcube.errors import CubeError, GridError
 from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index
 
@@ -125,6 +126,21 @@ class CubeView:
     def dim(self) -> str:
         """Name of the dimension along the vectors."""
         return str(self.field.dims[-1])
+
+    def ungrouped(self) -> Self:
+        """Return the view, if it has no leading dimensions.
+
+        Raises
+        ------
+        CubeError
+            If it has some.
+        """
+        if self.lead:
+            raise CubeError(
+                f"the dataset has groups along {', '.join(self.lead)}; select one of them, such "
+                f"as ds.isel({self.lead[0]}=0)"
+            )
+        return self
 
     @property
     def lazy(self) -> bool:
@@ -324,14 +340,15 @@ class CubeView:
         >>> CubeView.of(cube).at([48.1, 52.5], [11.6, 13.4]).embedding.dims  # doctest: +SKIP
         ('point', 'dim')
         """
-        y, x = _points(lat, lon)
+        y, x = points(lat, lon)
         return self._at_one(float(y), float(x)) if y.ndim == 0 else self._at_many(y, x)
 
     def _at_many(self, lat: "xr.DataArray", lon: "xr.DataArray") -> "xr.Dataset":
         import xarray as xr
 
         row, col = grid.cell_at(lat.values, lon.values)
-        i, j = _first(self.row, grid.N_LAT)[row], _first(self.col, grid.N_LON)[col]
+        i = first_positions(self.row, grid.N_LAT)[row]
+        j = first_positions(self.col, grid.N_LON)[col]
         if (outside := (i < 0) | (j < 0)).any():
             y, x = lat.values[outside][0], lon.values[outside][0]
             raise GridError(
@@ -498,57 +515,14 @@ def _positions(index: Integers, size: int, name: str) -> Integers:
             f"{name} has {len(index)} values on {len(np.unique(index))} places of the lattice; "
             "expected each once: drop repeated ones, such as 360° beside 0°"
         )
-    where = np.full(size, -1, np.int64)
-    where[index] = np.arange(len(index))
-    return where
+    return first_positions(index, size)
 
 
-def _first(index: Integers, size: int) -> Integers:
-    """For every row or column of the lattice, where it comes first; -1 if nowhere."""
+def first_positions(index: Integers, size: int) -> Integers:
+    """For every row or column of the lattice, where it comes first in an index; -1 if nowhere."""
     where = np.full(size, -1, np.int64)
     where[index[::-1]] = np.arange(len(index))[::-1]
     return where
-
-
-def _points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
-    """Coordinates of points as float64, along the same dimensions in the same order.
-
-    Raises
-    ------
-    OptionError
-        If they do not belong together, or are no numbers.
-    """
-    import xarray as xr
-
-    given = []
-    for name, values in (("lat", lat), ("lon", lon)):
-        if isinstance(values, xr.DataArray):
-            numbers = values
-        else:
-            try:
-                array = np.asarray(values)
-            except ValueError:  # lists of lists of different lengths
-                array = np.empty(0, object)
-            if array.ndim > 1:
-                raise OptionError(
-                    f"{name} has {array.ndim} dimensions; expected a number, a list of numbers, or "
-                    "a DataArray, whose dimensions have names"
-                )
-            numbers = xr.DataArray(array, dims=["point"][: array.ndim])
-        if numbers.dtype.kind not in "iuf":
-            raise OptionError(f"{name}={values!r}; expected degrees as numbers")
-        given.append(numbers.astype(np.float64))
-    y, x = given
-    if {*y.sizes.items()} != {*x.sizes.items()}:
-        raise OptionError(
-            f"lat has {_sizes(y)}, lon {_sizes(x)}; expected as many latitudes as longitudes, "
-            "along the same dimension"
-        )
-    return y, x.transpose(*y.dims)
-
-
-def _sizes(values: "xr.DataArray") -> str:
-    return ", ".join(f"{n} along {dim}" for dim, n in values.sizes.items()) or "one value"
 
 
 def _runs(index: NDArray[np.int64]) -> list[slice]:

@@ -27,6 +27,7 @@ from copcube.errors import (
     MissingPackageError,
     SourceError,
     StorageError,
+    in_a_line,
 )
 from copcube.files.contents import HEAD, first_bytes, form
 from copcube.files.limits import demand_piece
@@ -364,6 +365,7 @@ def _open_zarr(store: Any, name: str) -> "xr.Dataset":
     except (StorageError, SourceError):
         raise
     except Exception as error:  # damaged metadata make zarr raise almost anything
-        words = " ".join(str(error).split())[:300]
-        raise SourceError(f"{name}: no Zarr store of variables can be read ({words})") from error
+        raise SourceError(
+            f"{name}: no Zarr store of variables can be read ({in_a_line(error)})"
+        ) from error
     return ds

@@ -57,12 +57,7 @@ def cluster(
         raise OptionError(f"n={n!r}; expected a number of classes, 2 to 32,767")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise OptionError(f"seed={seed!r}; expected a whole number, 0 or more")
-    view = CubeView.of(cube)
-    if view.lead:
-        raise CubeError(
-            f"the dataset has groups along {', '.join(view.lead)}; select one of them, such as "
-            f"cube.isel({view.lead[0]}=0)"
-        )
+    view = CubeView.of(cube).ungrouped()
     try:
         from sklearn.cluster import KMeans
     except ImportError:

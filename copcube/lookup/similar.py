@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part, refuse_zeros
-from copcube.errors import CubeError, OptionError
+from copcube.errors import OptionError
 from copcube.files.processors import available_processors
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
@@ -85,12 +85,7 @@ def similar(
         raise OptionError(f"n={n!r}; expected a number of places, 1 or more")
     if not 0 <= exclude_km < np.inf:
         raise OptionError(f"exclude_km={exclude_km!r}; expected a distance in km, 0 or more")
-    view = CubeView.of(cube)
-    if view.lead:
-        raise CubeError(
-            f"the dataset has groups along {', '.join(view.lead)}; select one of them, such as "
-            f"cube.isel({view.lead[0]}=0)"
-        )
+    view = CubeView.of(cube).ungrouped()
     wanted, here = _wanted(view, lat, lon, vector)
     values = _scores(view, wanted, metric)
     found = np.flatnonzero(np.isfinite(values.ravel()))
@@ -148,6 +143,8 @@ def _scores(view: CubeView, wanted: Floats, metric: Metric) -> NDArray[np.float3
     """Similarity or distance of every cell, (lat, lon); NaN where no vector is."""
     result = np.full(view.field.shape[:2], np.nan, np.float32)
     parts = list(view.blocks())
+    if metric == "cosine":
+        wanted = wanted / np.linalg.norm(wanted)
 
     def score(part: Part) -> NDArray[np.float32]:
         counts = None if view.counts is None else view.counts.variable[part].values
@@ -187,14 +184,17 @@ def _score(
 
 
 def _of_each(y: NDArray[Any], wanted: Floats, metric: Metric) -> NDArray[np.floating]:
-    """Score of each of some vectors, (n, dim), in their precision; NaN where one is not finite."""
+    """Score of each of some vectors, (n, dim), in their precision; NaN where one is not finite.
+
+    For the cosine, `wanted` has the length 1.
+    """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         # The expansion |y|² - 2y·w + |w|² would lose what near vectors differ by.
         x = y - wanted.astype(y.dtype) if metric == "euclidean" else y
         squares: NDArray[np.floating] = np.vecdot(x, x)
         scores: NDArray[np.floating] = np.sqrt(squares)
         if metric == "cosine":
-            scores = (y @ (wanted / np.linalg.norm(wanted)).astype(y.dtype)) / scores
+            scores = (y @ wanted.astype(y.dtype)) / scores
     # Squares of large and of tiny values leave the range of float32; such vectors are few.
     beyond = ~((squares > _LEAST_SQUARE) & np.isfinite(squares))
     if beyond.any():
@@ -205,7 +205,7 @@ def _of_each(y: NDArray[Any], wanted: Floats, metric: Metric) -> NDArray[np.floa
             scores[beyond] = np.linalg.norm(x - wanted, axis=1)
         else:
             with np.errstate(invalid="ignore"):  # of zeros, which have no direction
-                scores[beyond] = x @ (wanted / np.linalg.norm(wanted)) / np.linalg.norm(x, axis=1)
+                scores[beyond] = x @ wanted / np.linalg.norm(x, axis=1)
     return scores
 
 

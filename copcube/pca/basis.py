@@ -1,8 +1,12 @@
-"""What a basis is made of, and that a dataset holds one of it."""
+"""What a basis is made of, that a dataset holds one of it, and reading it."""
 
 from typing import TYPE_CHECKING
 
-from copcube.errors import CubeError
+import numpy as np
+
+from copcube.cube.view import require_dataset
+from copcube.errors import CubeError, OptionError
+from copcube.grid import Floats
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,3 +49,47 @@ def require_one_basis(ds: "xr.Dataset") -> None:
                 f"{name} lacks the dimension {first}, as after a selection by one number; select "
                 f"by a list, such as .isel({first}=[0])"
             )
+
+
+def read_components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
+    """Components of a basis, (component, dim), and what projections on them are divided by.
+
+    Raises
+    ------
+    CubeError
+        If it is no dataset, or as `require_one_basis`.
+    OptionError
+        If it is no basis.
+    """
+    require_dataset(basis, "the basis of a reduction")
+    missing = [name for name in BASIS if name not in basis]
+    missing += [name for name in ("reduction_whiten",) if name not in basis.attrs]
+    if missing:
+        raise OptionError(
+            f"expected the basis of a reduction, found no {', '.join(missing)}; give what "
+            "fit or reduce returned, with its attributes"
+        )
+    require_one_basis(basis)
+    components = basis["components"].transpose("component", "dim").values.astype(np.float64)
+    variance = basis["explained_variance"].values.astype(np.float64)
+    whiten = int(basis.attrs["reduction_whiten"]) == 1
+    return components, np.sqrt(variance) if whiten else np.ones(len(components))
+
+
+def read_regression(basis: "xr.Dataset") -> tuple[Floats, Floats]:
+    """Coefficients of a basis of what given fields leave over, and means of the predictors.
+
+    Returns
+    -------
+    coefficients, means : numpy.ndarray
+        (predictor, dim) and (predictor,) float64.
+
+    Raises
+    ------
+    OptionError
+        If the means are not there.
+    """
+    if "predictor_mean" not in basis:
+        raise OptionError("expected the basis of a reduction, found no predictor_mean")
+    coefficients = basis["regression"].transpose("predictor", "dim").values.astype(np.float64)
+    return coefficients, basis["predictor_mean"].values.astype(np.float64)

@@ -13,13 +13,13 @@ import numpy as np
 from copcube import grid
 from copcube.arguments import flag
 from copcube.cube.results import as_result
-from copcube.cube.view import CubeView, Part, require_dataset, spatial_dims
+from copcube.cube.view import CubeView, Part, spatial_dims
 from copcube.errors import CubeError, OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
 from copcube.pca.affine import THREADS, Affine, map_vectors
-from copcube.pca.basis import BASIS, REGRESSION, require_one_basis
+from copcube.pca.basis import BASIS, REGRESSION, read_components, read_regression
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments
 from copcube.pca.predictors import Predictors, Regression, expanded, predictor_names
@@ -242,7 +242,7 @@ def project(
         If `basis` is none.
     """
     view = CubeView.of(cube, "embedding")
-    names = _regressed_on(basis)
+    names = predictor_names(basis)
     if not names:
         return _project(view, basis, None)
     if given is None:
@@ -253,7 +253,7 @@ def project(
 def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None) -> "xr.Dataset":
     import xarray as xr
 
-    components, deviations = _components(basis)
+    components, deviations = read_components(basis)
     if view.field.shape[-1] != basis.sizes["dim"]:
         raise CubeError(
             f"the cube's vectors have length {view.field.shape[-1]}, those of the basis "
@@ -275,7 +275,7 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
     )
     beside = None
     if predictors is not None:
-        coefficients, means = _regression(basis)
+        coefficients, means = read_regression(basis)
         beside = predictors.values
         rotate = replace(rotate, means=means, slopes=-coefficients @ matrix)
     pc = map_vectors(view.field, rotate, "component", beside)
@@ -321,20 +321,20 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
         If its basis is not with it.
     """
     view = CubeView.of(fields, "pc")
-    components, deviations = _components(fields)
+    components, deviations = read_components(fields)
     expand = Affine(
         before=np.zeros(len(components)),
         matrix=components * deviations[:, None],
         after=fields["mean"].values.astype(np.float64),
     )
     beside = None
-    if _regressed_on(fields):
+    if predictor_names(fields):
         if "predictors" not in fields:
             raise OptionError(
                 "expected the variable predictors, the given fields that the basis was fitted "
                 "on, beside pc; restore what reduce or project returned"
             )
-        coefficients, means = _regression(fields)
+        coefficients, means = read_regression(fields)
         beside = fields["predictors"].transpose(view.lat, view.lon, "predictor").values
         expand = replace(expand, means=means, slopes=coefficients)
     embedding = map_vectors(view.field, expand, "dim", beside)
@@ -447,37 +447,6 @@ def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
                 "order; bring them there with weights.reindex_like(cube)"
             )
     return weights.transpose(*theirs).values.astype(np.float64)
-
-
-def _components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
-    """Components, (component, dim), and what projections on them are divided by."""
-    require_dataset(basis, "the basis of a reduction")
-    missing = [name for name in BASIS if name not in basis]
-    missing += [name for name in ("reduction_whiten",) if name not in basis.attrs]
-    if missing:
-        raise OptionError(
-            f"expected the basis of a reduction, found no {', '.join(missing)}; give what "
-            "fit or reduce returned, with its attributes"
-        )
-    require_one_basis(basis)
-    components = basis["components"].transpose("component", "dim").values.astype(np.float64)
-    variance = basis["explained_variance"].values.astype(np.float64)
-    whiten = int(basis.attrs["reduction_whiten"]) == 1
-    return components, np.sqrt(variance) if whiten else np.ones(len(components))
-
-
-def _regressed_on(basis: "xr.Dataset") -> tuple[str, ...]:
-    """Names of the predictors whose remainder a basis was fitted on; usually none."""
-    require_dataset(basis, "the basis of a reduction")
-    return predictor_names(basis)
-
-
-def _regression(basis: "xr.Dataset") -> tuple[Floats, Floats]:
-    """Coefficients, (predictor, dim), and means of the predictors."""
-    if "predictor_mean" not in basis:
-        raise OptionError("expected the basis of a reduction, found no predictor_mean")
-    coefficients = basis["regression"].transpose("predictor", "dim").values.astype(np.float64)
-    return coefficients, basis["predictor_mean"].values.astype(np.float64)
 
 
 def _on_grid(

@@ -17,7 +17,7 @@ from scipy.linalg import pinvh
 from copcube import grid
 from copcube.cube.latlon import LatLon
 from copcube.cube.schema import labels
-from copcube.cube.view import CubeView, require_dataset
+from copcube.cube.view import CubeView, first_positions, require_dataset
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.grid import Floats
 from copcube.pca.moments import Moments
@@ -68,9 +68,8 @@ class Predictors:
                 "retrieve them with grid 0.25/0.25"
             )
         rows, cols = grid.lattice_index(on.y, on.x)
-        down, along = np.full(grid.N_LAT, -1), np.full(grid.N_LON, -1)
-        down[rows], along[cols] = np.arange(len(rows)), np.arange(len(cols))
-        down, along = down[view.row], along[view.col]
+        down = first_positions(rows, grid.N_LAT)[view.row]
+        along = first_positions(cols, grid.N_LON)[view.col]
         outside = (down < 0)[:, None] | (along < 0)
         if outside.all():
             raise CubeError("the given fields and the cube have no place in common")
@@ -94,6 +93,8 @@ class Predictors:
         OptionError
             If the basis holds only the regression.
         """
+        import xarray as xr
+
         names = predictor_names(basis)
         if "predictors" not in basis:
             raise OptionError(
@@ -104,8 +105,6 @@ class Predictors:
             f"predictor_{i}": basis["predictors"].isel(predictor=i, drop=True)
             for i in range(len(names))
         }
-        import xarray as xr
-
         return cls(names, cls.of(xr.Dataset(fields), view, tuple(fields)).values)
 
     def there(self) -> NDArray[np.bool_]:
@@ -236,6 +235,7 @@ def expanded(given: "xr.Dataset | xr.DataArray", degree: int) -> tuple[str, ...]
 
 def predictor_names(basis: "xr.Dataset") -> tuple[str, ...]:
     """Names of the predictors of a basis; none if it was fitted on the vectors themselves."""
+    require_dataset(basis, "the basis of a reduction")
     if "regression" not in basis:
         return ()
     coordinate = basis["predictor"]

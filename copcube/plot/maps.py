@@ -73,7 +73,7 @@ def rgb(
     if len(components) != 3:
         raise OptionError(f"components={components!r}; expected three of them")
     fields = _reduced(ds, max(components) + 1, basis)
-    view = _flat(CubeView.of(fields, "pc"))
+    view = CubeView.of(fields, "pc").ungrouped()
     planes = [_plane(view, i) / _limit(fields, i) for i in components]
     values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
     axes, _ = _map(view, values, ax, projection, extent)
@@ -92,7 +92,7 @@ def component(
 ) -> "Axes":
     """Draw one component; parameters and errors are those of `rgb`."""
     fields = _reduced(ds, i + 1, basis)
-    view = _flat(CubeView.of(fields, "pc"))
+    view = CubeView.of(fields, "pc").ungrouped()
     limit = _limit(fields, i)
     axes, image = _map(
         view, _plane(view, i), ax, projection, extent, cmap="PuOr", vmin=-limit, vmax=limit
@@ -115,7 +115,7 @@ def counts(
     values = _field(ds, "n_images")
     values = np.where(values > 0, values, np.nan)
     norm = LogNorm(1, max(2, np.nanmax(values, initial=2)))
-    view = _flat(CubeView.of(ds))
+    view = CubeView.of(ds).ungrouped()
     axes, image = _map(view, values, ax, projection, extent, cmap="cividis", norm=norm)
     _bar(axes, image, "images in the cell")
     return _titled(axes, ds, "number of images")
@@ -130,7 +130,7 @@ def spread(
 ) -> "Axes":
     """Draw how much the images of a cell disagree; parameters and errors are those of `rgb`."""
     values = _field(ds, "spread")
-    view = _flat(CubeView.of(ds))
+    view = CubeView.of(ds).ungrouped()
     values = np.where(view.filled().values, values, np.nan)
     axes, image = _map(view, values, ax, projection, extent, cmap="viridis", vmin=0)
     _bar(axes, image, "spread of the embeddings")
@@ -147,7 +147,7 @@ def coverage(
     """Draw which cells hold a vector; parameters and errors are those of `rgb`."""
     from matplotlib.colors import ListedColormap
 
-    view = _flat(CubeView.of(ds))
+    view = CubeView.of(ds).ungrouped()
     values = np.where(view.filled().values, 1.0, np.nan)
     axes, _ = _map(view, values, ax, projection, extent, cmap=ListedColormap(["#0072b2"]))
     return _titled(axes, ds, "cells with a vector")
@@ -183,7 +183,7 @@ def similar(
         (found["place_lon"].values, found["place_lat"].values, {"marker": "o", "color": "#d55e00"}),
         (np.array([lon]), np.array([lat]), {"marker": "*", "markersize": 14, "color": "#cc79a7"}),
     ):
-        _plot(axes, window, projection, x, y, **marks, **more)
+        _plot(axes, window, x, y, **marks, **more)
     _bar(axes, image, str(found[name].attrs["long_name"]))
     return _titled(axes, ds, f"places like {lat:g}°, {lon:g}°")
 
@@ -204,9 +204,9 @@ def _map(
         projection = getattr(axes, "projection", None)
     axes.set_facecolor(_LAND if values.ndim == 2 else "white")
     image = draw(view, values, window, axes, projection, **options)
-    _dots(view, values, window, axes, projection, image)
+    _dots(view, values, window, axes, image)
     for line in coastlines():
-        _plot(axes, window, projection, line[:, 0], line[:, 1], color=_COAST, linewidth=0.5)
+        _plot(axes, window, line[:, 0], line[:, 1], color=_COAST, linewidth=0.5)
     if projection is None:
         axes.set_xlim(window.west, window.east)
         axes.set_ylim(window.south, window.north)
@@ -221,7 +221,6 @@ def _dots(
     values: NDArray[Any],
     window: Window,
     axes: "Axes",
-    projection: Any,
     image: Any,
 ) -> None:
     """Mark the cells of a dataset that has only a few in a large window, where none can be seen."""
@@ -233,13 +232,8 @@ def _dots(
     style: dict[str, Any] = {"s": 20, "edgecolors": _COAST, "linewidths": 0.5, "zorder": 2}
     if values.ndim == 2:
         style |= {"cmap": image.cmap, "norm": image.norm}
-    if projection is None:
-        x = window.west + (x - window.west) % 360
-    else:
-        import cartopy.crs
-
-        style["transform"] = cartopy.crs.PlateCarree()
-    axes.scatter(x, y, c=values[i, j], **style)
+    x = window.west + (x - window.west) % 360
+    axes.scatter(x, y, c=values[i, j], **style, **_degrees(axes))
 
 
 def _middle(window: Window) -> float:
@@ -259,24 +253,24 @@ def _axes(projection: Any) -> "Axes":
     return axes
 
 
-def _plot(
-    axes: "Axes",
-    window: Window,
-    projection: Any,
-    x: NDArray[Any],
-    y: NDArray[Any],
-    **style: Any,
-) -> None:
+def _plot(axes: "Axes", window: Window, x: NDArray[Any], y: NDArray[Any], **style: Any) -> None:
     """Draw a line or marks at degrees east and north, at every turn that the window shows."""
-    if projection is not None or hasattr(axes, "projection"):
-        import cartopy.crs
-
-        axes.plot(x, y, transform=cartopy.crs.PlateCarree(), **style)
+    if degrees := _degrees(axes):
+        axes.plot(x, y, **degrees, **style)
         return
     for turn in (-360, 0, 360):
         turned = x + turn
         if (turned.max() >= window.west) and (turned.min() <= window.east):
             axes.plot(turned, y, **style)
+
+
+def _degrees(axes: "Axes") -> dict[str, Any]:
+    """Say to axes of cartopy that what is drawn is in degrees; nothing to say to others."""
+    if not hasattr(axes, "projection"):
+        return {}
+    import cartopy.crs
+
+    return {"transform": cartopy.crs.PlateCarree()}
 
 
 def _bar(axes: "Axes", image: Any, label: str, **options: Any) -> None:
@@ -292,18 +286,9 @@ def _titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
     return axes
 
 
-def _flat(view: CubeView) -> CubeView:
-    if view.lead:
-        raise CubeError(
-            f"the dataset has groups along {', '.join(view.lead)}; select one of them, such as "
-            f"ds.isel({view.lead[0]}=0)"
-        )
-    return view
-
-
 def _field(ds: "xr.Dataset", name: str) -> NDArray[Any]:
     """Values of a map that a cube has beside its vectors, (lat, lon)."""
-    view = _flat(CubeView.of(ds))
+    view = CubeView.of(ds).ungrouped()
     if name not in ds:
         raise CubeError(f"the dataset has no {name}; a published map does not tell it")
     return np.asarray(ds[name].transpose(view.lat, view.lon).values, np.float64)
@@ -313,7 +298,7 @@ def _reduced(ds: "xr.Dataset", k: int, basis: "xr.Dataset | None") -> "xr.Datase
     """Return a reduction with k components: the dataset itself, or the reduction of a cube."""
     from copcube.pca import project, reduce
 
-    _flat(CubeView.of(ds))
+    CubeView.of(ds).ungrouped()
     if "pc" not in ds:
         ds = reduce(ds, k) if basis is None else project(ds, basis)
     elif basis is not None:

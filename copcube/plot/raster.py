@@ -181,12 +181,8 @@ def _extent(view: CubeView) -> Extent:
     row, col = np.sort(view.row), np.unique(view.col)
     north = min(90.0, 90 + STEP / 2 - STEP * int(row[0]))
     south = max(-90.0, 90 - STEP / 2 - STEP * int(row[-1]))
-    # The widest gap between columns is outside.
-    gaps = np.diff(col, append=col[0] + grid.N_LON)
-    last = int(np.argmax(gaps))
-    if gaps[last] <= 1:
+    if len(col) == grid.N_LON:
         return -180.0, 180.0, south, north
-    first = col[(last + 1) % len(col)]
-    west = (STEP * int(first) - STEP / 2 + 180) % 360 - 180
-    width = STEP * ((int(col[last]) - int(first)) % grid.N_LON + 1)
-    return west, west + width, south, north
+    west, east = grid.shortest_arc(col) or (0.0, 0.0)
+    east += 360 if east < west else 0
+    return west - STEP / 2, east + STEP / 2, south, north
