@@ -92,3 +92,10 @@ class ReadError(StorageError):
 
 class WriteError(StorageError):
     """An output cannot be written; somebody has to make room or grant permission first."""
+
+
+def in_a_line(error: Exception) -> str:
+    """Say an error of another package in one line: its words, or its kind where it has none."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    # The first words say where an error comes from, and the last ones often why.
+    return words if len(words) <= 300 else f"{words[:150]} … {words[-150:]}"

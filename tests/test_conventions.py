@@ -11,28 +11,13 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
-from strategies import random_rows
+from test_interchange import build, opened, same
 
-from copcube import cube, era5, grid, pca
-from copcube.aggregate import SEASONS, Aggregation, cell_statistics
+from copcube import cube, era5, pca
 from copcube.errors import OptionError, WriteError
 from copcube.interchange import convert, export, to_geotiff, to_netcdf, to_npy, to_npz, to_zarr
-from copcube.interchange.engine import CopembedBackend
 
-DIM = 5
 LAYOUTS = ("first", "separate", "last")
-
-
-def build(path, by=None):
-    groups = () if by is None else SEASONS
-    cells = cell_statistics(random_rows(600, 200, DIM), Aggregation(by=by), groups)
-    attrs = {"encoder": "x", "encoder_trained": 0, "history": "made in a test"}
-    cube.create(path, dim=DIM, by=by, groups=groups, attrs=attrs)
-    band = grid.row_col(cells.grid_id)[0] // grid.BLOCK
-    for number in range(grid.N_BANDS):
-        cube.write_band(path, number, cells.take(band == number))
-    cube.finish(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +44,6 @@ def merged(fields):
     attrs = {"units": "m**2 s**-2", "long_name": "Geopotential", "standard_name": "geopotential"}
     statics = xr.Dataset({"z": (("valid_time", "latitude", "longitude"), z, attrs)}, coords)
     return era5.merge(fields, statics, mask=True)
-
-
-def same(a, b):
-    """Equal in every bit, NaN included."""
-    a, b = np.asarray(a), np.asarray(b)
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def opened(path):
-    return xr.open_dataset(path, engine=CopembedBackend)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
 """What the commands of the command line share."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from copcube.errors import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Arguments = argparse.Namespace
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -59,11 +62,25 @@ def show(cube: str | Path) -> None:
 
 def table(title: str, lines: Iterable[tuple[str, str]]) -> None:
     """Print names and texts as a table."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=Text(printable(title)), show_header=False, title_justify="left")
-    for name, value in lines:
-        made.add_row(*(Text(printable(text, lines=True)) for text in (name, value)))
-    Console().print(made)
+    _fill(made, lines)
+
+
+def columns(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of texts below the heads of their columns."""
+    from rich.table import Table
+
+    _fill(Table(*heads), rows)
+
+
+def _fill(table: "Table", rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    for row in rows:
+        # As plain text: what comes from files may look like rich's own markup.
+        table.add_row(*(Text(printable(text, lines=True)) for text in row))
+    Console().print(table)

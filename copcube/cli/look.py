@@ -2,11 +2,10 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copcube.cli.common import Arguments, Commands, command, overwrite, positive
+from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
 from copcube.cli.cubes import CUBE, naming, open_any
 from copcube.errors import OptionError
 from copcube.version import __version__
@@ -108,28 +107,21 @@ def add_fields(command: argparse.ArgumentParser) -> None:
 
 
 def _explain(arguments: Arguments) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from copcube.pca import explain
 
     found = explain(open_any(arguments.cube), statics_of(arguments))
     for what, by in (("component", "static fields"), ("static", "components")):
-        table = Table(what, f"R² by {by}", "held out", title_justify="left")
-        for name, seen, unseen in zip(
-            found[what].values.tolist(),
-            found[f"{what}_r2"].values,
-            found[f"{what}_r2_held_out"].values,
-            strict=True,
-        ):
-            table.add_row(str(name), f"{seen:.3f}", f"{unseen:.3f}")
-        Console().print(table)
+        seen, unseen = found[f"{what}_r2"].values, found[f"{what}_r2_held_out"].values
+        columns(
+            (what, f"R² by {by}", "held out"),
+            (
+                (str(name), f"{a:.3f}", f"{b:.3f}")
+                for name, a, b in zip(found[what].values.tolist(), seen, unseen, strict=True)
+            ),
+        )
 
 
 def _similar(arguments: Arguments) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from copcube.lookup import similar
 
     found = similar(
@@ -141,26 +133,26 @@ def _similar(arguments: Arguments) -> None:
         exclude_km=arguments.exclude_km,
     )
     what = "distance" if arguments.metric == "euclidean" else "similarity"
-    table = Table("latitude", "longitude", what)
-    for lat, lon, value in zip(
-        found["place_lat"].values,
-        found["place_lon"].values,
-        found[f"place_{what}"].values,
-        strict=True,
-    ):
-        table.add_row(f"{lat:.2f}", f"{lon:.2f}", f"{value:.4f}")
-    Console().print(table)
+    names = ("place_lat", "place_lon", f"place_{what}")
+    columns(
+        ("latitude", "longitude", what),
+        (
+            (f"{lat:.2f}", f"{lon:.2f}", f"{value:.4f}")
+            for lat, lon, value in zip(*(found[name].values for name in names), strict=True)
+        ),
+    )
 
 
 def _map(arguments: Arguments) -> None:
     from copcube import plot
     from copcube.files.atomic import atomic_path
+    from copcube.interchange.replacing import require_free
 
     out = Path(arguments.out)
     form = out.suffix.lower().removeprefix(".")
     if form not in _DRAWN:
         raise OptionError(f"{out}: expected .{', .'.join(_DRAWN)}")
-    _require_free_picture(out, arguments.overwrite)
+    require_free(out, arguments.overwrite, arguments.cube, arguments.basis)
     options = {"projection": arguments.projection, "extent": arguments.extent}
     ds = open_any(arguments.cube)
     match arguments.show:
@@ -174,27 +166,6 @@ def _map(arguments: Arguments) -> None:
         drawn_by = {_DRAWN[form]: f"copcube {__version__}"}
         axes.figure.savefig(temporary, format=form, dpi=arguments.dpi, metadata=drawn_by)
     log.info("%s is done", out)
-
-
-def _require_free_picture(out: Path, overwrite: bool) -> None:
-    """Check that a picture may be written: that nothing is there, or one that copcube drew."""
-    from copcube.cube.replacing import unusual
-    from copcube.errors import WriteError
-
-    if not os.path.lexists(out):
-        return
-    if not overwrite:
-        raise WriteError(
-            f"{out} exists already; choose another name, or replace it with --overwrite"
-        )
-    found = unusual(out) or ("a folder" if out.is_dir() else None)
-    if found is None and b"copcube" not in out.read_bytes():
-        found = "a file that copcube did not write"
-    if found is not None:
-        raise WriteError(
-            f"{out}: only what copcube made is replaced, found {found}; remove it yourself, or "
-            "choose another name"
-        )
 
 
 def statics_of(arguments: Arguments) -> "xr.Dataset":

@@ -7,11 +7,11 @@ import numpy as np
 
 from copcube import cube, grid, progress
 from copcube.cells import Cells
-from copcube.errors import CubeError, WriteError
+from copcube.errors import CubeError
 from copcube.files.atomic import atomic_folder
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.engine import dataset, find_map
-from copcube.interchange.replacing import require_free
+from copcube.interchange.replacing import require_free, require_free_store
 from copcube.interchange.sources import MapSource
 from copcube.modalities import MODALITIES
 
@@ -48,9 +48,7 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
     WriteError
         If the cube exists already or cannot be written.
     """
-    target = require_free(out, overwrite, path)
-    if target.is_file():
-        raise WriteError(f"{out} is a file, no Zarr store to be replaced; choose another name")
+    target = require_free_store(out, overwrite, path)
     source = find_map(path)
     if source.metadata.variable != "embedding":
         raise CubeError(

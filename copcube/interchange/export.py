@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from copcube.arguments import one_path
 from copcube.cube.store import compressors
 from copcube.cube.view import require_dataset
-from copcube.errors import OptionError, WriteError
+from copcube.errors import OptionError
 from copcube.files.atomic import atomic_folder
 from copcube.files.damage import naming_damage
 from copcube.interchange.conventions import conforming, laid_out
@@ -19,7 +19,7 @@ from copcube.interchange.npy import to_npy
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
-from copcube.interchange.replacing import require_free
+from copcube.interchange.replacing import require_free, require_free_store
 from copcube.interchange.torch import to_pt
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ def to_zarr(
     require_dataset(ds, "what is to be written")
     if zarr_format not in (2, 3):
         raise OptionError(f"zarr_format={zarr_format!r}; expected 2 or 3")
-    target = require_free(path, overwrite, ds)
-    if target.is_file():
-        raise WriteError(f"{path} is a file, no Zarr store to be replaced; choose another name")
+    target = require_free_store(path, overwrite, ds)
     written = laid_out(conforming(ds), layout).drop_encoding().unify_chunks()
     # Chunks carry a checksum, as those of a cube do.
     encoding = {name: {"compressors": compressors(zarr_format)} for name in written.variables}

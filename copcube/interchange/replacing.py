@@ -10,18 +10,9 @@ from copcube import grid
 from copcube.arguments import one_path
 from copcube.cube.replacing import foreign, overlap, says_copcube, unusual
 from copcube.errors import WriteError
+from copcube.files.contents import first_bytes, form
 from copcube.files.zip_directory import open_directory
 from copcube.interchange.metadata import KEY
-
-_SIGNATURES = {
-    b"PK\x03\x04": "zip",
-    b"PAR1": "parquet",
-    b"\x89HDF": "netCDF",
-    b"II*\x00": "tiff",
-    b"II+\x00": "tiff",
-    b"\x93NUM": "npy",
-}
-"""First bytes of the forms that copcube writes."""
 
 
 def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
@@ -51,6 +42,20 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
             )
     if not out.parent.is_dir():
         raise WriteError(f"{path} cannot be written: its folder does not exist; create it first")
+    return out
+
+
+def require_free_store(path: str | Path, overwrite: bool, *inputs: object) -> Path:
+    """Check that a Zarr store may be written, as `require_free`, and replaces no file.
+
+    Raises
+    ------
+    WriteError
+        As `require_free`; if a file is there.
+    """
+    out = require_free(path, overwrite, *inputs)
+    if out.is_file():
+        raise WriteError(f"{path} is a file, no Zarr store to be replaced; choose another name")
     return out
 
 
@@ -88,10 +93,8 @@ def _places(item: object) -> set[str]:
 def _is_own_file(path: Path) -> bool:
     """Whether a file holds what only copcube writes into such a file: its description."""
     try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-        match _SIGNATURES.get(start) or ("netCDF" if start[:3] == b"CDF" else None):
-            case "zip":
+        match form(first_bytes(path) or b"")[0]:
+            case "npz" | "torch" | "zip" | "packed":
                 with open_directory(str(path)) as archive:
                     return any(
                         name == f"{KEY}.npy" or name.endswith(f"/{KEY}.json")
@@ -105,8 +108,10 @@ def _is_own_file(path: Path) -> bool:
                 from copcube.interchange.geotiff import is_described
 
                 return is_described(str(path))
-            case "netCDF":
+            case "hdf5" | "netcdf":
                 return _is_own_netcdf(path)
+            case "png" | "pdf" | "xml":  # pictures, which name the program that drew them
+                return b"copcube" in path.read_bytes()
             case "npy":
                 with open(path, "rb") as file:
                     np.lib.format.read_magic(file)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copcube.errors import CopcubeError, RowsError, StorageError
+from copcube.errors import CopcubeError, RowsError, StorageError, in_a_line
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, open_file
 from copcube.files.parquet_pages import demand_pages
@@ -126,8 +126,7 @@ def reading_parquet(
             # Errors that pyarrow makes itself have no number.
             if getattr(error, "errno", None) is not None:
                 raise
-            words = " ".join(str(error).split())[:300]
-            raise RowsError(f"{path}: damaged ({words}); get it anew") from error
+            raise RowsError(f"{path}: damaged ({in_a_line(error)}); get it anew") from error
 
 
 @lru_cache(maxsize=64)
