@@ -9,13 +9,19 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
-_BLOCK = 1024
-"""Rows in float64 at a time, unless a single cell has more."""
+_WAITING = 1024
+"""Rows that are gathered from pieces at a time, unless a single cell has more."""
 
-_STEP = 64
-"""Rows whose deviations are held at a time: they stay in a processor's cache."""
+_STEP = 128
+"""Rows in float64 at a time: they stay in a processor's cache."""
+
+_SMALL = 1e-4
+"""Share of the mean square length below which the squared spread is computed in a second pass.
+
+The difference of the two is off by some 1e-13 of the mean square, hence by less than 1e-8 of a
+squared spread above this share: nothing that float32 could hold.
+"""
 
 
 class Means:
@@ -60,6 +66,9 @@ class Means:
         starts = bounds[:-1]
         self._first = np.minimum.reduceat(index, starts) if n else starts
         self._last = np.maximum.reduceat(index, starts) if n else starts
+        # Cells whose rows lie side by side, in order: a slice instead of a selection.
+        breaks = np.cumsum(np.diff(index, prepend=index[:1] - 1) != 1)
+        self._side_by_side = breaks[starts] == breaks[bounds[1:] - 1] if n else starts == 0
         # Where a row waits: in which piece, and where in it. A piece goes with its last row.
         self._piece = np.full(rows, -1)
         self._place = np.zeros(rows, np.int64)
@@ -86,13 +95,13 @@ class Means:
         whole = (self._first[cell] >= start) & (self._last[cell] < start + len(vectors))
         complete = np.unique(cell[whole])
         # In the order of the rows, which then mostly lie side by side.
-        for cells, rows in self._chunks(complete[np.argsort(self._first[complete])]):
-            mine = rows - start
-            if len(mine) == mine[-1] - mine[0] + 1 and np.all(np.diff(mine) == 1):
-                x = vectors[mine[0] : mine[-1] + 1].astype(np.float64)
+        for i in complete[np.argsort(self._first[complete])].tolist():
+            if self._side_by_side[i]:
+                first = int(self._first[i]) - start
+                mine = vectors[first : int(self._last[i]) + 1 - start]
             else:
-                x = vectors[mine].astype(np.float64)
-            self._compute(cells, x)
+                mine = vectors[self._index[self._bounds[i] : self._bounds[i + 1]] - start]
+            self._compute(i, mine)
         left = used[~whole]
         return left + start, vectors[left]
 
@@ -106,19 +115,21 @@ class Means:
         cell = self._cell[rows]
         for cells, wanted in self._chunks(np.unique(cell[self._last[cell] == rows])):
             pieces = self._piece[wanted]
-            x = np.empty((len(wanted), vectors.shape[1]))
+            x = np.empty((len(wanted), vectors.shape[1]), np.float32)
             for piece in np.unique(pieces).tolist():
                 mine = pieces == piece
                 x[mine] = self._pieces[piece][self._place[wanted[mine]]]
                 self._left[piece] -= int(mine.sum())
                 if not self._left[piece]:
                     del self._pieces[piece]
-            self._compute(cells, x)
+            ends = np.cumsum(self._bounds[cells + 1] - self._bounds[cells])
+            for i, some in zip(cells.tolist(), np.split(x, ends[:-1]), strict=True):
+                self._compute(i, some)
 
     def _chunks(
         self, cells: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Divide cells into runs of about `_BLOCK` rows; yield cells and rows of each."""
+        """Divide cells into runs of about `_WAITING` rows; yield cells and rows of each."""
         if not len(cells):
             return
         starts, stops = self._bounds[cells], self._bounds[cells + 1]
@@ -126,31 +137,34 @@ class Means:
         a = 0
         while a < len(cells):
             before = ends[a - 1] if a else 0
-            b = max(a + 1, int(np.searchsorted(ends, before + _BLOCK, side="right")))
+            b = max(a + 1, int(np.searchsorted(ends, before + _WAITING, side="right")))
             yield cells[a:b], self._index[_ranges(starts[a:b], stops[a:b])]
             a = b
 
-    def _compute(self, cells: NDArray[np.int64], x: NDArray[np.float64]) -> None:
-        """Mean and spread of cells from all of their rows in order."""
-        starts, stops = self._bounds[cells], self._bounds[cells + 1]
-        n, lengths = len(cells), stops - starts
-        bounds = np.append(0, np.cumsum(lengths)).astype(np.int32)
-        # A sparse product adds the rows of a cell one after another.
-        average = csr_array(
-            (self._weight[_ranges(starts, stops)], np.arange(len(x), dtype=np.int32), bounds),
-            (n, len(x)),
-        )
-        centre: NDArray[np.float64] = np.asarray(average @ x)
-        cell, square = np.repeat(np.arange(n), lengths), np.empty(len(x))
-        # A second pass around the mean: sums of squares around 0 would cancel.
-        for start in range(0, len(x), _STEP):
-            some = slice(start, start + _STEP)
-            deviation = centre[cell[some]]
-            np.subtract(x[some], deviation, out=deviation)
-            np.square(deviation, out=deviation)
-            square[some] = deviation.sum(axis=1)
-        self.mean[cells] = centre
-        self.spread[cells] = np.sqrt(np.asarray(average @ square))
+    def _compute(self, i: int, x: NDArray[np.float32]) -> None:
+        """Mean and spread of cell i from all of its rows, (k, D), in order."""
+        weight = self._weight[self._bounds[i] : self._bounds[i + 1]]
+        mean, square = np.zeros(x.shape[1]), 0.0
+        # einsum adds in the same order on every processor; what BLAS does depends on its kernel.
+        for w, some in _steps(weight, x):
+            mean += np.einsum("i,ij->j", w, some)
+            square += float(np.einsum("i,i", w, np.einsum("ij,ij->i", some, some)))
+        variance = square - float(np.einsum("i,i", mean, mean))
+        if variance < _SMALL * square:
+            variance = 0.0
+            for w, some in _steps(weight, x):
+                some -= mean
+                variance += float(np.einsum("i,i", w, np.einsum("ij,ij->i", some, some)))
+        self.mean[i] = mean
+        self.spread[i] = np.sqrt(variance)
+
+
+def _steps(
+    weight: NDArray[np.float64], x: NDArray[np.float32]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Weights and vectors in float64, a few rows at a time."""
+    for start in range(0, len(x), _STEP):
+        yield weight[start : start + _STEP], x[start : start + _STEP].astype(np.float64)
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -106,7 +106,7 @@ def test_files_parts_and_passes_do_not_change_a_bit(tmp_path_factory, rows, data
     aggregation = Aggregation(data.draw(st.sampled_from(("image", "modality"))), by)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aggregate, "_PASS", data.draw(st.integers(1, 20)))
-        patch.setattr(copcube.means, "_BLOCK", data.draw(st.integers(1, 20)))
+        patch.setattr(copcube.means, "_WAITING", data.draw(st.integers(1, 20)))
         split = everything(rows_files(folder), aggregation, data.draw(st.integers(1, 12)))
     groups = survey(parts(rows_files(folder)), aggregation).groups
     assert same(split, cell_statistics(rows, aggregation, groups))

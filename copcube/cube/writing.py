@@ -5,9 +5,9 @@
 order, by several processes and again after an interruption, with the same bytes. `finish`
 consolidates the metadata. What comes out opens with plain ``xarray.open_zarr``.
 
-zarr encodes metadata and chunks into memory, and a `copcube.files.folders.Folder` writes
-them. So size and SHA-256 of every file are known without reading it back, and nothing that
-an interrupted write left is ever decoded.
+Metadata and chunks are encoded into memory, and a `copcube.files.folders.Folder` writes them.
+So size and SHA-256 of every file are known without reading it back, and nothing that an
+interrupted write left is ever decoded.
 """
 
 import itertools
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cells import Cells
 from copcube.cube import schema
-from copcube.cube.store import address, chunk_name, compressors, open_group
+from copcube.cube.chunks import Chunks
+from copcube.cube.store import address, compressors, open_group
 from copcube.errors import CubeError
 from copcube.files.atomic import writing
 from copcube.files.folders import Folder, LocalFolder, open_folder
@@ -35,7 +36,6 @@ from copcube.lookahead import map_ahead
 from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
-    import zarr
     from zarr.core.buffer import Buffer
 
 _OF_CELLS = ("embedding", "spread", "n_images", "n_images_by_modality")
@@ -154,22 +154,21 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
     """
     with writing(path):
         folder = open_folder(path)
-        memory, arrays = _in_memory(folder, open_group(path))
+        arrays = _arrays(path, folder)
         embedding = arrays["embedding"]
         rows, row, col = _fit(path, embedding, band, cells)
         written: dict[str, Written] = {}
         empty = []
-        for g in range(embedding.shape[0] if embedding.ndim == 4 else 1):
-            at = (g,) if embedding.ndim == 4 else ()
+        for g in range(embedding.shape[0] if len(embedding.shape) == 4 else 1):
+            at = (g,) if len(embedding.shape) == 4 else ()
             inside = cells.group == g
             fields = _fields(cells, inside, row, col, rows)
-            others = _encode_fields(arrays, at, band, fields, rows)
+            others = _encode_fields(arrays, at, band, fields)
             with closing(_encode_vectors(embedding, at, band, cells, inside, row, col)) as vectors:
-                for chunk in itertools.chain(vectors, others):
-                    if (encoded := memory.pop(chunk, None)) is None:
-                        empty.append(chunk)  # zarr stores no chunk of missing values only
+                for chunk, data in itertools.chain(vectors, others):
+                    if data is None:
+                        empty.append(chunk)
                     else:
-                        data = encoded.as_numpy_array()
                         written[chunk] = folder.write(chunk, data, flush=False)
         for chunk in folder.states(empty):  # of an earlier write
             folder.remove(chunk)
@@ -209,33 +208,27 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
         folder.flush(["zarr.json"])  # all else was flushed when it was written
 
 
-def _in_memory(
-    folder: Folder, group: "zarr.Group"
-) -> tuple[dict[str, "Buffer"], dict[str, "zarr.Array[Any]"]]:
-    """Arrays with the metadata of the cube's whose chunks go to a dictionary, by their names."""
-    import zarr
-    from zarr.core.buffer import default_buffer_prototype
-    from zarr.storage import MemoryStore
-
-    make = default_buffer_prototype().buffer.from_bytes
-    names = [name for name in _OF_CELLS if name in group]
-    memory = {f"{name}/zarr.json": make(folder.read(f"{name}/zarr.json")) for name in names}
-    store, arrays = MemoryStore(memory), {}
-    for name in names:
-        # Vectors are only given where there are some, so that zarr need not look for chunks of
-        # missing values among them.
-        with _settings(empty_chunks=name == "embedding"):
-            arrays[name] = zarr.open_array(store, path=name, mode="r+")
-    return memory, arrays
+def _arrays(path: str | Path, folder: Folder) -> dict[str, Chunks]:
+    """Arrays of the cube that bands are written of, by their names."""
+    found = {}
+    for name in _OF_CELLS:
+        try:
+            found[name] = Chunks.of(name, folder.read(f"{name}/zarr.json"))
+        except FileNotFoundError:
+            continue  # a cube of unknown counts has no maps of them
+    if "embedding" not in found:
+        open_group(path)  # says what is there instead
+        raise CubeError(f"{path}: the cube has no embedding; was its making stopped?")
+    return found
 
 
 def _fit(
-    path: str | Path, embedding: Any, band: int, cells: Cells
+    path: str | Path, embedding: Chunks, band: int, cells: Cells
 ) -> tuple[slice, NDArray[np.int64], NDArray[np.int64]]:
     """Check cells against cube and band; rows of the band, row in it and column of each."""
     if not 0 <= band < grid.N_BANDS:
         raise CubeError(f"band {band} does not exist; bands run from 0 to {grid.N_BANDS - 1}")
-    dim, groups = embedding.shape[-1], embedding.shape[0] if embedding.ndim == 4 else 1
+    dim, groups = embedding.shape[-1], embedding.shape[0] if len(embedding.shape) == 4 else 1
     if embedding.chunks[-3:] != (grid.BLOCK, grid.BLOCK, dim):
         raise CubeError(f"{path}: chunks {embedding.chunks}; expected blocks of 45 × 45 cells")
     rows = grid.Block(band, 0).rows
@@ -257,45 +250,47 @@ def _fit(
 
 
 def _encode_vectors(
-    embedding: Any,
+    embedding: Chunks,
     at: tuple[int, ...],
     band: int,
     cells: Cells,
     inside: NDArray[np.bool_],
     row: NDArray[np.int64],
     col: NDArray[np.int64],
-) -> Generator[str, None, None]:
-    """Encode the vectors of one group, block by block; yield the name of each chunk."""
+) -> Generator[tuple[str, bytes | None], None, None]:
+    """Encode the vectors of one group, block by block; yield name and bytes of each chunk."""
 
-    def encode(block: grid.Block) -> str:
+    def encode(block: grid.Block) -> tuple[str, bytes | None]:
+        name = embedding.file((*at, block.i, block.j, 0))
         here = np.flatnonzero(inside & (col >= block.cols.start) & (col < block.cols.stop))
         vectors = cells.embedding[here]
-        if not np.isnan(vectors).all():
-            height, width = (s.stop - s.start for s in (block.rows, block.cols))
-            values = np.full((height, width, embedding.shape[-1]), np.nan, np.float32)
-            values[row[here], col[here] - block.cols.start] = vectors
-            embedding[(*at, block.rows, block.cols)] = values
-        return chunk_name(embedding, (*at, block.i, block.j, 0))
+        if np.isnan(vectors).all():
+            return name, None
+        values = np.full(embedding.chunks[-3:], np.nan, np.float32)
+        values[row[here], col[here] - block.cols.start] = vectors
+        return name, embedding.encode(values[(np.newaxis,) * len(at)])
 
     threads = min(available_processors(), _THREADS)
     return map_ahead(encode, grid.band_blocks(band), threads)
 
 
 def _encode_fields(
-    arrays: Mapping[str, Any],
+    arrays: Mapping[str, Chunks],
     at: tuple[int, ...],
     band: int,
     fields: Iterable[tuple[str, NDArray[Any]]],
-    rows: slice,
-) -> Iterator[str]:
-    """Encode the maps of one group over the band; yield the name of each chunk."""
+) -> Iterator[tuple[str, bytes | None]]:
+    """Encode the maps of one group over the band; yield name and bytes of each chunk."""
     for name, field in fields:
         if name in arrays:
             array = arrays[name]
-            array[(*at, ..., rows, slice(None))] = field
+            field = field[(np.newaxis,) * (len(array.shape) - field.ndim)]
+            between = (0,) * (len(array.shape) - len(at) - 2)
             # Cubes that an earlier release began have one chunk all around the globe.
-            for column in range(math.ceil(grid.N_LON / array.chunks[-1])):
-                yield chunk_name(array, (*at, *(0,) * (array.ndim - len(at) - 2), band, column))
+            width = array.chunks[-1]
+            for j in range(math.ceil(grid.N_LON / width)):
+                some = field[..., j * width : (j + 1) * width]
+                yield array.file((*at, *between, band, j)), array.encode(some)
 
 
 def _fields(
@@ -320,7 +315,7 @@ def _fields(
 
 
 @contextmanager
-def _settings(*, empty_chunks: bool = False) -> Iterator[None]:
+def _settings() -> Iterator[None]:
     """Hold the one setting of zarr that decides what is stored against the user's own.
 
     An array keeps the setting that it was opened or created with.
@@ -328,5 +323,5 @@ def _settings(*, empty_chunks: bool = False) -> Iterator[None]:
     import zarr
 
     # The setting is that of all threads.
-    with _SETTING, zarr.config.set({"array.write_empty_chunks": empty_chunks}):
+    with _SETTING, zarr.config.set({"array.write_empty_chunks": False}):
         yield

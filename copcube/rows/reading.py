@@ -195,9 +195,13 @@ def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.
     encoded = column.unify_dictionaries().combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):  # of no chunks
         return np.empty(0, object), np.empty(0, np.int64)
+    # Neither `fill_null` nor `pa.array`, which import pandas: that takes longer than the reading.
+    indices = np.full(len(encoded), -1, np.int64)
+    present = np.from_dlpack(encoded.indices.is_valid().cast(pa.uint8())) > 0
+    indices[present] = np.from_dlpack(encoded.indices.drop_null())
     # A dictionary may hold values of no row, which are nobody's fault.
-    indices = np.from_dlpack(encoded.indices.fill_null(-1))
     used, code = np.unique(indices, return_inverse=True)
-    found = encoded.dictionary.take(pa.array(used[used >= 0])).to_pylist()
+    texts = encoded.dictionary.to_pylist()
+    found = [texts[i] for i in used[used >= 0].tolist()]
     values = [None] * int((used < 0).sum()) + [None if value == "" else value for value in found]
     return np.array(values, object), code.astype(np.int64)

@@ -141,11 +141,19 @@ def _batches(
     for batch in file.iter_batches(size, row_groups=[group], columns=["embedding"]):
         column, mask = batch.column(0), wanted[start : start + len(batch)]
         if mask.any():
-            chosen = column if mask.all() else column.filter(mask)
+            chosen = column if mask.all() else column.filter(_booleans(mask))
             number = first + start + np.flatnonzero(mask)
             yield filled, to_vectors(chosen, dim, path, number)
             filled += len(number)
         start += len(batch)
+
+
+def _booleans(mask: NDArray[np.bool_]) -> "pa.BooleanArray":
+    """Arrow's form of a mask, past `pyarrow.array`, which would import pandas."""
+    import pyarrow as pa
+
+    bits = pa.py_buffer(np.packbits(mask, bitorder="little"))
+    return pa.Array.from_buffers(pa.bool_(), len(mask), [None, bits])
 
 
 def to_vectors(

@@ -1,0 +1,106 @@
+"""How an array of a cube is divided into chunks, and the bytes of a chunk.
+
+zarr reads and creates cubes. Chunks are encoded here, as zarr would, to the same bytes: a cube
+has many thousands of them, and zarr's own way through its event loop and stores takes as long
+as the compression.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import CubeError
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """An array that is written chunk by chunk.
+
+    Parameters
+    ----------
+    name : str
+        Name of the array.
+    shape, chunks : tuple of int
+        Shape of the array and of a chunk.
+    dtype : numpy.dtype
+        Little-endian type of the values.
+    fill : float or int
+        Value where nothing is stored.
+    level : int
+        Level of zstd.
+    checksum : bool
+        Whether zstd's frames carry a checksum.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fill: float
+    level: int
+    checksum: bool
+
+    @classmethod
+    def of(cls, name: str, metadata: bytes) -> "Chunks":
+        """Read an array's ``zarr.json``.
+
+        Raises
+        ------
+        CubeError
+            If the array is not stored as `copcube.cube.create` does it.
+        """
+        try:
+            about = json.loads(metadata)
+            order, packed = about["codecs"]
+            known = (
+                order == {"name": "bytes", "configuration": {"endian": "little"}}
+                and packed["name"] == "zstd"
+                and about["chunk_grid"]["name"] == "regular"
+                and about["chunk_key_encoding"]
+                == {"name": "default", "configuration": {"separator": "/"}}
+            )
+            if not known:
+                raise ValueError(name)
+            return cls(
+                name,
+                tuple(about["shape"]),
+                tuple(about["chunk_grid"]["configuration"]["chunk_shape"]),
+                np.dtype(about["data_type"]).newbyteorder("<"),
+                float(about["fill_value"]),
+                packed["configuration"]["level"],
+                packed["configuration"]["checksum"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CubeError(
+                f"{name}/zarr.json says that chunks are stored in another way than copcube stores "
+                "them; create the cube anew"
+            ) from error
+
+    def file(self, index: tuple[int, ...]) -> str:
+        """Name of a chunk's file in the cube."""
+        return f"{self.name}/c/{'/'.join(map(str, index))}"
+
+    def encode(self, values: NDArray[Any]) -> bytes | None:
+        """Bytes of a chunk; None if it holds nothing but missing values, and is not stored.
+
+        Parameters
+        ----------
+        values : numpy.ndarray
+            The chunk's values. At the end of the array they may be fewer than a chunk has.
+        """
+        from numcodecs import Zstd  # type: ignore[import-untyped]
+
+        empty = np.isnan(values) if np.isnan(self.fill) else values == self.fill
+        if empty.all():
+            return None
+        whole = values
+        if values.shape != self.chunks:
+            whole = np.full(self.chunks, self.fill, self.dtype)
+            whole[tuple(slice(0, length) for length in values.shape)] = values
+        packed = Zstd(level=self.level, checksum=self.checksum).encode(
+            np.ascontiguousarray(whole, self.dtype)
+        )
+        return bytes(packed)
