@@ -119,7 +119,7 @@ def main():
 def measure(layout, folder, files, out, repeats):
     """Run reading and aggregating in turn; print medians."""
     trials = {
-        "start": lambda: run("-c", "import numpy, pyarrow.parquet, zarr, scipy.sparse"),
+        "start": lambda: run("-c", "import numpy, pyarrow.parquet, zarr"),
         "read": lambda: run("-c", READ, *files),
         "scan": lambda: run("-c", SCAN, *files),
         "aggregate": lambda: run("-m", "copcube", "aggregate", folder, out),

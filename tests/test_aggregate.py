@@ -112,6 +112,21 @@ def test_files_parts_and_passes_do_not_change_a_bit(tmp_path_factory, rows, data
     assert same(split, cell_statistics(rows, aggregation, groups))
 
 
+@pytest.mark.parametrize("spread", [0, 1e-7, 1e-3, 1e-2, 0.3, 10])
+def test_spreads_are_right_however_small_they_are(spread):
+    # More rows than are summed at once, around a mean of length 100.
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((1, 64)) * 12.5 + spread * rng.standard_normal((300, 64)) / 8).astype(
+        np.float32
+    )
+    keys = [(CELL, 0, f"{i}", "20210101") for i in range(len(x))]
+    cells = cell_statistics(table(keys, x), Aggregation(), ())
+    exact = x.astype(np.longdouble)
+    deviations = exact - exact.mean(axis=0)
+    expected = np.sqrt((deviations**2).sum(axis=1).mean())
+    assert cells.spread[0] == pytest.approx(float(expected), rel=1e-6, abs=1e-12)
+
+
 def test_balance_closed_form():
     keys = [(CELL, 0, None, "20210101"), (CELL, 0, None, "20210102"), (CELL, 7, None, None)]
     rows = table(keys, [[1, 0], [3, 0], [8, 6]])

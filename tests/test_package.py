@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from strategies import random_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "copcube"
@@ -84,6 +85,13 @@ def test_importing_copcube_imports_xarray_and_little_else():
 def test_help_imports_nothing_heavy():
     code = "sys.argv = ['copcube', '--help']\nfrom copcube.cli import main\n"
     assert imported(f"{code}try: main(['--help'])\nexcept SystemExit: 0", *HEAVY) == []
+
+
+def test_aggregating_imports_nothing_that_takes_longer_than_the_reading(tmp_path):
+    write_rows(tmp_path / "rows.parquet", random_rows(50, 5, 6, 0), {})
+    command = ["aggregate", str(tmp_path / "rows.parquet"), str(tmp_path / "world.zarr")]
+    code = f"sys.argv = ['copcube']\nfrom copcube.cli import main\nassert not main({command})\n"
+    assert imported(code, "pandas", "scipy", "xarray", "dask", "torch", "rasterio") == []
 
 
 def requirements(lines):

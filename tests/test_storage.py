@@ -1,6 +1,9 @@
 import errno
 import os
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -138,6 +141,31 @@ def test_a_failed_folder_leaves_the_former_one(tmp_path):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["cube.zarr"]
     assert [path.name for path in out.iterdir()] == ["old"]
+
+
+def test_nothing_stays_of_a_writer_whose_threads_go_on_after_its_failure(tmp_path):
+    stop = time.monotonic() + 0.15
+    threads = []
+
+    def go_on(folder: Path, number: int) -> None:
+        while time.monotonic() < stop:
+            with suppress(OSError):  # where the folder goes between the two
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{number}").write_bytes(bytes(10))
+
+    def write() -> None:
+        with atomic_folder(tmp_path / "cube.zarr") as temporary:
+            for number in range(4):
+                thread = threading.Thread(target=go_on, args=(temporary / "c", number))
+                thread.start()
+                threads.append(thread)
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        write()
+    for thread in threads:
+        thread.join()
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("former", ["nothing", "empty"])

@@ -5,6 +5,7 @@ import glob
 import os
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -137,7 +138,7 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
             temporary.rename(final)
             sync(final.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary)
         if former.is_dir():
             shutil.rmtree(former)
         else:
@@ -178,6 +179,16 @@ def _move_to_free_name(temporary: Path, final: Path) -> None:
         if final.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from error
         os.replace(temporary, final)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder in which threads of a writer that failed may still be writing."""
+    # dask raises the first error while its other threads finish what they are at.
+    for pause in (0.05, 0.2, 1.0):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(pause)
 
 
 def _remove(path: Path) -> None:
