@@ -97,8 +97,10 @@ def embed_batch(
     leading = pixels.shape[:-3]
     rows = _metadata(leading, kind, lon, lat, date).reshape(-1, 4)
     flat = pixels.reshape(-1, *pixels.shape[-3:])
+    # Left out before batching, as in a build, where batches hold valid images only.
     valid = [number for number, image in enumerate(flat) if has_valid_pixel(image, kind)]
     vectors = np.full((len(flat), model.dim), np.nan, dtype=np.float32)
+    # By the side that the encoder will see, not that of the file.
     step = batch_size or model.batch_size(kind.key, pixels.shape[-1])
     told = False
     for start in range(0, len(valid), step):
@@ -106,6 +108,7 @@ def embed_batch(
         mended = [without_offset(mend(flat[i], kind)[0], s2_offset) for i in some]
         found = model(kind.key, mended, rows[some])
         for number, image, vector in zip(some, mended, found, strict=True):
+            # One warning a call: a whole batch is mostly strange in the same way.
             if not told and (what := strange(image, kind)):
                 told = True
                 log.warning("image %d has %s; %s", number, what, remedy(kind))

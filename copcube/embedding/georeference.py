@@ -84,6 +84,7 @@ class Georeference:
             (3, runs) float64; longitudes go on beyond 180 or 360 where the image's jump.
         """
         y, x = (np.asarray(axis.values, dtype=np.float64) for axis in (self.y, self.x))
+        # Unwrapped, or the middle of 179.9 and -179.9 would lie at 0.
         return _runs(y, size), _runs(np.unwrap(x, period=360) if self.geographic else x, size)
 
     def degrees(self, y: Floats, x: Floats) -> tuple[Floats, Floats]:
@@ -99,6 +100,7 @@ class Georeference:
 
         to_degrees = Transformer.from_crs(self.crs, grid.WGS84, always_xy=True).transform
         lon, lat = map(np.asarray, to_degrees(*np.meshgrid(x, y)))
+        # pyproj gives infinity where a projection is not defined.
         known = np.isfinite(lon) & np.isfinite(lat) & (np.abs(lat) <= 90)
         lon = (np.where(known, lon, np.nan) + 180) % 360 - 180
         return np.where(known, lat, np.nan), lon
@@ -207,6 +209,7 @@ def tile_metadata(
     shape = rows // size, cols // size
     days = _days(images, date, sensor)
     metadata = np.full((*days.shape, *shape, 4), np.nan)
+    # The nominal size first, as in pretraining; what is measured replaces it where it differs.
     pixel = np.full(shape, sensor.gsd or np.nan)
     if where is None:
         log.warning(

@@ -75,6 +75,7 @@ class PartitionReport:
         try:
             yield
         finally:
+            # Also for a body that fails, whose time was spent as well.
             seconds = time.perf_counter() - begin
             with _ADDING:
                 setattr(self, step, getattr(self, step) + seconds)
@@ -183,6 +184,7 @@ def embed_partition(
             key = batch.modality.key
             report.images[key] = report.images.get(key, 0) + len(batch.images)
             report.rescaled += sum(image.rescaled for image in batch.images)
+            # Of all images: those that are left out are the strangest.
             report.note_strange(whole.images)
             advance(len(whole.images))
     return Rows.concatenate(done), report
@@ -298,6 +300,7 @@ def _read(job: Job) -> list[Image | Rejected]:
     Network file systems fail for seconds at a time. If the last try fails as well, the error
     is raised, and the build embeds the whole partition again later.
     """
+    # In place, since the whole partition would have to be decoded again.
     for pause in PAUSES:
         try:
             return job()
@@ -342,7 +345,9 @@ def _batches(
                 continue
             images = collected.setdefault(item.modality, [])
             images.append(item)
+            # Counted by modality, so that where batches end does not depend on how modalities mix.
             if len(images) == sizes[item.modality]:
                 yield Batch.of(collected.pop(item.modality))
+    # In a fixed order: the first image of each modality may come at any time.
     for key in sorted(collected, key=ORDER.__getitem__):
         yield Batch.of(collected[key])

@@ -87,6 +87,7 @@ def _measure(read: Read, column: Any, what: str, error: type[CopcubeError]) -> t
     """Number of values of a column chunk, and bytes that its pages unfold to."""
     at = column.data_page_offset
     if column.has_dictionary_page and 0 < (column.dictionary_page_offset or 0) < at:
+        # The dictionary comes before the pages of data.
         at = column.dictionary_page_offset
     end = at + column.total_compressed_size
     values = unfolded = 0
@@ -96,6 +97,7 @@ def _measure(read: Read, column: Any, what: str, error: type[CopcubeError]) -> t
         page = _page(read, at)
         demand(limits.PAGE, page.unfolded, f"{what}: a page", error)
         demand(limits.PAGE, 4 * page.values, f"{what}: a page of {page.values} values", error)
+        # The values of a dictionary are no rows.
         values += 0 if page.is_dictionary else page.values
         unfolded += page.unfolded
         at += page.length
@@ -120,6 +122,7 @@ def _page(read: Read, at: int) -> _Page:
         except IndexError:
             if len(raw) < size or size >= _LONGEST_HEADER:
                 raise ValueError("a header of a page is cut off") from None
+            # Statistics of long texts stand in the header: it is read again, larger.
             size *= 16
     kind, unfolded, compressed = (fields.get(number, -1) for number in (1, 2, 3))
     values = next((fields[n].get(1, -1) for n in (5, 7, 8) if isinstance(fields.get(n), dict)), 0)

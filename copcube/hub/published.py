@@ -12,6 +12,7 @@ from typing import Literal
 from copcube.errors import OptionError
 from copcube.progress import size as in_words
 
+# Shards up to the first of these hold cells with all modalities.
 LAST_ALIGNED, LAST_SHARD = 2255, 3210
 
 
@@ -155,6 +156,7 @@ def published(what: str, which: str | None = None) -> tuple[Published, ...]:
         if which is not None:
             raise OptionError(f"{what!r} has no parts to choose from, given {which!r}")
         return PRODUCTS[what]
+    # (1, 0) is an empty range, so that one check refuses texts and numbers alike.
     match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", "" if which is None else str(which))
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if not first <= last <= LAST_SHARD:

@@ -67,6 +67,7 @@ def recognise(path: str) -> "WebDatasetSource | None":
     whole = os.path.abspath(path)
     if os.path.isdir(whole):
         inside = glob.glob(os.path.join(glob.escape(whole), "*"))
+        # Without shards, a folder of folders is a GeoTIFF tree.
         shards = sorted(name for name in inside if name.endswith(".tar"))
         found = shards or ([] if any(map(os.path.isdir, inside)) else inside)
     elif os.path.exists(whole):
@@ -75,6 +76,7 @@ def recognise(path: str) -> "WebDatasetSource | None":
         names = _expand(whole)
         by_name = {name: matches(name) for name in names}
         missing = [name for name, match in by_name.items() if not match]
+        # A single name that matches nothing may still be of another kind of source.
         if missing and len(names) > 1 and whole.endswith(".tar"):
             raise _lacking(path, names, missing)
         found = sorted(set(itertools.chain.from_iterable(by_name.values())))
@@ -85,6 +87,7 @@ def recognise(path: str) -> "WebDatasetSource | None":
     shards = sorted(filter(os.path.isfile, tars), key=_by_name)
     if not shards:
         return None
+    # Paths below a common folder, so that the plan is the same wherever the shards are mounted.
     root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
     relative = (os.path.relpath(shard, root) for shard in shards)
     return WebDatasetSource(
@@ -155,6 +158,7 @@ def _expand(pattern: str) -> list[str]:
         if braces:
             span = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", braces, re.ASCII)
             if span:
+                # Digits are bounded above, and numbers here: a pattern of a few bytes could name 10⁹ files.
                 numbers = range(int(span[1]), int(span[2]) + 1)
                 width = len(span[1]) if span[1].startswith("0") else 0
                 choices = [f"{n:0{width}d}" for n in numbers[: _MAX_PATTERN + 1]]
@@ -275,6 +279,7 @@ def _chosen(archive: Archive, path: str, selection: Selection) -> Iterator[_Tens
         if not tensors:
             continue
         new = [_once(tensor, seen) for tensor in tensors]
+        # The cell of the new images decides, since the key may be that of the sample before.
         own = {tensor.cell for tensor in new if tensor.images} or {int(sample.key)}
         for tensor, rest in zip(tensors, new, strict=True):
             again = len(tensor.images) - len(rest.images)
@@ -300,6 +305,7 @@ def _tensors(
         return
     try:
         _require_cell(sample.key)
+        # Without its names no tensor of the sample can be placed, so that all of them are left out.
         names = _names(archive, sample)
     except CopcubeError as error:
         for key in wanted:

@@ -78,6 +78,7 @@ class Mapped(MapSource):
     offset: int = 0
 
     def read(self, rows: Integers, cols: Integers, dims: Dims) -> NDArray[np.float32]:  # noqa: D102
+        # Some rows at a time, since unpacking and masking copy what is read.
         step = max(1, _BYTES // (4 * self.dim * max(1, len(cols))))
         width = len(np.arange(self.dim)[dims])
         out = np.full((len(rows), len(cols), width), np.nan, np.float32)

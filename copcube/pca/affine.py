@@ -54,6 +54,7 @@ class Affine:
         if filled.any():
             y = x[filled].astype(np.float64)
             y -= self.before
+            # Threads of BLAS would compete with the threads that call this.
             with one_thread():
                 y = y @ self.matrix + self.after
                 if g is not None and self.means is not None and self.slopes is not None:
@@ -92,6 +93,7 @@ def map_vectors(
         )
     else:
         result = np.empty(shape, np.float32)
+        # The blocks that dask is given above.
         parts = [
             (*group, slice(i, i + grid.BLOCK), slice(j, j + grid.BLOCK))
             for group in np.ndindex(*lead)

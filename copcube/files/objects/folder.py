@@ -53,6 +53,7 @@ class ObjectFolder:
             with asking(self._at(name), WriteError):
                 store.put(key, memoryview(data).cast("B"), mode="create")
         except AlreadyExistsError:
+            # The store decides, in one request: to look first would leave a gap.
             return False
         return True
 
@@ -66,6 +67,7 @@ class ObjectFolder:
         """See `Folder`; a stamp is an entity tag. One listing serves a thousand files."""
         wanted = set(names)
         found = {}
+        # A listing of a thousand names costs as much as asking for one of them.
         for top in sorted({name.partition("/")[0] for name in wanted if "/" in name}):
             for entry in listing(self._at(top)):
                 found[f"{top}/{entry.name}"] = FileState(entry.size, entry.tag)
@@ -120,6 +122,7 @@ class ObjectFolder:
         list(pool().map(copy, (name for name in names if name != last)))
         check()
         data = self.read(last)
+        # The same bytes may have come from this very copy, whose answer was lost.
         if not other.create(last, data) and other.read(last) != data:
             raise BuildError(f"{url}: another process has written a cube there meanwhile")
 

@@ -76,6 +76,7 @@ def split(url: str) -> tuple[str, str]:
             f"{url}: expected a local path, or an address s3://bucket/…, gs://bucket/… or "
             "https://host/…"
         )
+    # Addresses on the web are quoted; in a bucket % is a letter like any other.
     return f"{scheme}://{bucket}", unquote(key) if scheme.startswith("http") else key
 
 
@@ -131,6 +132,7 @@ def _store(
     unsigned: dict[str, Any] = {"skip_signature": True} if anonymous else {}
     if scheme == "s3":
         endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
+        # Local servers, such as MinIO, which obstore would otherwise refuse to call.
         if endpoint.startswith("http://"):
             client["allow_http"] = True
         return S3Store(
@@ -191,6 +193,7 @@ def _explained(url: str, error: Exception) -> str:
 
     text = re.sub(r"\s+", " ", str(error).partition("\n\nDebug source")[0])
     denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    # Without credentials obstore asks the metadata service of a cloud, at 169.254.169.254.
     if isinstance(error, denied) or re.search(r"169\.254\.|40[13] (Forbidden|Unauth)", text):
         return f"access denied; {_REMEDIES.get(split(url)[0][:2], 'look whether it is public')}"
     if "NoSuchBucket" in text:
