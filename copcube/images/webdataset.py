@@ -158,7 +158,7 @@ def _expand(pattern: str) -> list[str]:
         if braces:
             span = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", braces, re.ASCII)
             if span:
-                # Digits are bounded above, and numbers here: a pattern of a few bytes could name 10⁹ files.
+                # A pattern of a few bytes could name 10⁹ files.
                 numbers = range(int(span[1]), int(span[2]) + 1)
                 width = len(span[1]) if span[1].startswith("0") else 0
                 choices = [f"{n:0{width}d}" for n in numbers[: _MAX_PATTERN + 1]]
