@@ -163,7 +163,7 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
             at = (g,) if embedding.ndim == 4 else ()
             inside = cells.group == g
             fields = _fields(cells, inside, row, col, rows)
-            others = _encode_fields(arrays, at, band, fields, rows)
+            others = _encode_fields(arrays, at, band, fields, rows, _span(col[inside]))
             with closing(_encode_vectors(embedding, at, band, cells, inside, row, col)) as vectors:
                 for chunk in itertools.chain(vectors, others):
                     if (encoded := memory.pop(chunk, None)) is None:
@@ -287,15 +287,25 @@ def _encode_fields(
     band: int,
     fields: Iterable[tuple[str, NDArray[Any]]],
     rows: slice,
+    cols: slice,
 ) -> Iterator[str]:
-    """Encode the maps of one group over the band; yield the name of each chunk."""
+    """Encode the maps of one group over some columns; yield the name of each chunk of the band."""
     for name, field in fields:
         if name in arrays:
             array = arrays[name]
-            array[(*at, ..., rows, slice(None))] = field
+            if cols.stop > cols.start:
+                array[(*at, ..., rows, cols)] = field[..., cols]
             # Cubes that an earlier release began have one chunk all around the globe.
             for column in range(math.ceil(grid.N_LON / array.chunks[-1])):
                 yield chunk_name(array, (*at, *(0,) * (array.ndim - len(at) - 2), band, column))
+
+
+def _span(col: NDArray[np.int64]) -> slice:
+    """Columns from the first block with cells to the last; outside nothing is to be encoded."""
+    if len(col) == 0:
+        return slice(0, 0)
+    first, last = int(col.min()) // grid.BLOCK, int(col.max()) // grid.BLOCK
+    return slice(first * grid.BLOCK, (last + 1) * grid.BLOCK)
 
 
 def _fields(
