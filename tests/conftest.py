@@ -31,6 +31,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_flushing() -> Iterator[None]:
+    """Nothing that a test writes has to survive a power cut; flushing to the disk takes long.
+
+    Tests of what is flushed when patch `os.fsync` themselves; child processes do flush.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def log() -> Iterator[None]:
     """Undo what the command line does to the log, whichever test comes next in this process."""

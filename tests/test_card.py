@@ -73,13 +73,14 @@ def test_the_figures_are_those_of_the_cube():
 @pytest.mark.parametrize("by", [None, "season"])
 def test_cubes_on_disk_agree_with_their_summary(tmp_path, by):
     path = build(tmp_path / "a.zarr", cells_of(by), by)
-    told, known = lines(cube.open_cube(path)), cube.summary(path)
+    found, known = card(cube.open_cube(path)), cube.summary(path)
+    told = dict(found.lines)
     assert told["coverage"] == f"{known.cells:,} cells, {known.area:.2%} of the globe's area"
     counted = ", ".join(f"{name} {n:,}" for name, n in known.images_by_modality.items() if n)
     assert told["images"] == f"{known.images:,} ({counted})"
     if by:
         assert told[by] == ", ".join(known.groups)
-    assert card(cube.open_cube(path)).raster.shape == (721, 1440)
+    assert found.raster.shape == (721, 1440)
 
 
 def test_what_was_masked_is_not_counted():

@@ -6,7 +6,7 @@ they are, or a few values of each vector where they lie in memory.
 
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 from copcube.cube.latlon import LatLon
 from copcube.cube.thumbnail import braille, picture
 from copcube.cube.view import CubeView, group_labels
+from copcube.cube.whole import at_once
 from copcube.errors import CopcubeError, GridError, printable
+from copcube.files.damage import naming_damage
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_COUNTS = ("n_images", "n_images_by_modality")
+"""Variables that are read as a whole, beside the vectors, which are not."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,9 @@ def card(ds: "xr.Dataset") -> Card:
         view = CubeView.of(ds)
     except CopcubeError as error:
         return Card("not an embedding cube", (("why", str(error)),))
+    with naming_damage():  # once for all figures that are made of them
+        counts = {name: at_once(ds[name]) for name in _COUNTS if name in ds}
+    view = replace(view, dataset=ds.assign(counts))
     mask, raster = _mask_and_map(view)
     title = "reduction of an embedding cube" if view.name == "pc" else "embedding cube"
     return Card(title, tuple(_lines(view, mask)), raster)

@@ -114,7 +114,9 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
     import zarr
 
     try:
-        return dict(zarr.open_group(address(path), mode="r", zarr_format=3).attrs)
+        # They lie in the group's own metadata; those of its arrays, consolidated, take longer.
+        options = {"zarr_format": 3, "use_consolidated": False}
+        return dict(zarr.open_group(address(path), mode="r", **options).attrs)
     except Exception:  # damaged metadata make zarr raise almost anything
         return {}
 

@@ -19,6 +19,7 @@ from copcube import grid
 from copcube.cube.points import points
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
+from copcube.cube.whole import at_once
 from copcube.errors import CubeError, GridError
 from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index
@@ -154,15 +155,15 @@ class CubeView:
         if images is None:
             return None
         with naming_damage():
+            images = at_once(images).transpose(*self.field.dims[:-1])
             return _mask(images, images.values > 0)
 
     @property
     def _images(self) -> "xr.DataArray | None":
-        """``n_images`` with the dimensions of the field, if it has just those."""
-        dims = self.field.dims[:-1]
-        if "n_images" not in self.dataset or set(self.dataset["n_images"].dims) != set(dims):
-            return None
-        return self.dataset["n_images"].transpose(*dims)
+        """``n_images``, if it has just the dimensions of the field but for that of vectors."""
+        images = self.dataset.get("n_images")
+        wanted = set(self.field.dims[:-1])
+        return None if images is None or set(images.dims) != wanted else images
 
     @property
     def zeros_allowed(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.cube.view import CubeView
+from copcube.cube.whole import at_once
 from copcube.errors import CubeError, MissingPackageError, OptionError
 from copcube.plot.coast import coastlines
 from copcube.plot.raster import Extent, Window, cartopy_projection, draw
@@ -291,7 +292,7 @@ def _field(ds: "xr.Dataset", name: str) -> NDArray[Any]:
     view = CubeView.of(ds).ungrouped()
     if name not in ds:
         raise CubeError(f"the dataset has no {name}; a published map does not tell it")
-    return np.asarray(ds[name].transpose(view.lat, view.lon).values, np.float64)
+    return np.asarray(at_once(ds[name]).transpose(view.lat, view.lon).values, np.float64)
 
 
 def _reduced(ds: "xr.Dataset", k: int, basis: "xr.Dataset | None") -> "xr.Dataset":

@@ -1,0 +1,48 @@
+"""Maps of a cube on disk are read past dask, and are what dask would have read."""
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from test_cube import build, cells_of
+
+from copcube import cube
+from copcube.cube import whole
+from copcube.cube.card import card
+from copcube.cube.view import CubeView
+from copcube.cube.whole import at_once
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("cube") / "a.zarr", cells_of())
+
+
+def no_task(*arguments, **options):
+    raise AssertionError("dask was asked")
+
+
+@pytest.mark.parametrize("how", [cube.open_cube, xr.open_zarr])
+def test_maps_on_disk_are_read_past_dask(path, how):
+    ds, plain = how(path), xr.open_zarr(path, chunks=None)
+    with dask.config.set(scheduler=no_task):
+        for name in ("n_images", "n_images_by_modality"):
+            found = at_once(ds[name])
+            assert found.chunks is None
+            assert found.identical(plain[name])
+        turned = CubeView.of(ds.assign(embedding=ds.embedding.transpose("lon", "lat", ...)))
+        assert np.array_equal(turned.counts, plain.n_images > 0)
+        told = dict(card(ds).lines)
+        assert told["images"].startswith(f"{int(plain.n_images.sum()):,} (")
+        with pytest.raises(AssertionError, match="dask was asked"):
+            _ = ds.n_images.values
+
+
+def test_what_was_computed_or_is_large_is_left_to_dask(path, monkeypatch):
+    ds = cube.open_cube(path)
+    for array in (ds.n_images + 1, ds.n_images.isel(lat=slice(9)), ds.n_images.chunk(lat=90)):
+        assert at_once(array) is array
+    loaded = ds.n_images.astype(bool)[:2, :2].compute()
+    assert at_once(loaded) is loaded
+    monkeypatch.setattr(whole, "_BYTES", ds.n_images.nbytes - 1)
+    assert at_once(ds.n_images).chunks == ds.n_images.chunks
