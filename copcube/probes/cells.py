@@ -81,9 +81,7 @@ class Cells:
             result[at] = read
         return result
 
-    def _blocks(
-        self, place: NDArray[np.intp]
-    ) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
+    def _blocks(self, place: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
         """Places, and the vectors there, of the cells of each block that have a place."""
         parts = [part for part in self.view.blocks() if (place[part] >= 0).any()]
 

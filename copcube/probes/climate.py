@@ -42,7 +42,7 @@ _LEAST = 100
 @naming_damage()
 def probe(
     cube: "xr.Dataset",
-    statistics: "xr.Dataset",
+    statistics: "xr.Dataset | Sequence[xr.Dataset]",
     *,
     given: "xr.Dataset | xr.DataArray | None" = None,
     inputs: Sequence[str] | None = None,
@@ -65,14 +65,14 @@ def probe(
     cube : xarray.Dataset
         A cube, or a reduction, without leading dimensions, whole or in part, lazy or not, on
         nodes of the 0.25° lattice.
-    statistics : xarray.Dataset
+    statistics : xarray.Dataset or sequence of xarray.Dataset
         Monthly means along a dimension of time, of which mean and standard deviation are made
         for every cell; or means and spreads made already, named so (``t2m_mean``, ``t2m_std``).
         ERA5's 2 m temperature, precipitation, surface and sea-level pressure and 10 m winds are
         recognised by any of their usual names and brought to the paper's units: °C, metres a
         year, Pa, m/s; other variables stay as they are. On nodes of the lattice, values are
         taken by index; on another grid they are averaged over the cells, or interpolated
-        linearly if the grid is coarser.
+        linearly if the grid is coarser. Several datasets may each have a grid of their own.
     given : xarray.Dataset or xarray.DataArray, optional
         Static fields that a weather model has, such as ``z`` and ``lsm``, on the lattice.
     inputs : sequence of str, optional
@@ -84,7 +84,7 @@ def probe(
         The default inputs' numbers of components; 1, 2, 4 … 512 unless said. Components are
         those of the training cells; of a reduction its own.
     variables : sequence of str, optional
-        Which variables of `statistics`; all by default.
+        Which variables of `statistics`, or which statistics, such as ``tp_mean``; all by default.
     units : mapping of str to str, optional
         Units by variable, where the file says none or says it wrong: ``{"tp": "m/day"}``.
     cells : int or None
@@ -312,8 +312,8 @@ def _cells(
         if constant:
             raise CubeError(
                 f"{target.name} is {known.targets[0, targets.targets.index(target)]:g} "
-                f"{target.unit} at all {len(known.i)} cells: nothing can be learnt of it; leave "
-                "it out by variables (--variables)"
+                f"{target.unit} at all {len(known.i)} cells: nothing can be learnt of it; name "
+                "the others by variables (--variables)"
             )
     return known
 

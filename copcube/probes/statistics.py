@@ -175,24 +175,25 @@ class Targets:
     @classmethod
     def of(
         cls,
-        statistics: "xr.Dataset",
+        statistics: "xr.Dataset | Sequence[xr.Dataset]",
         view: CubeView,
         *,
         variables: Sequence[str] | None = None,
         units: Mapping[str, str] | None = None,
     ) -> Self:
-        """Find means and spreads in a dataset, in the paper's units, on the cells of a cube.
+        """Find means and spreads in datasets, in the paper's units, on the cells of a cube.
 
         Parameters
         ----------
-        statistics : xarray.Dataset
+        statistics : xarray.Dataset or sequence of xarray.Dataset
             Monthly means along a dimension of time, or means and spreads that were made already,
             named as such (``t2m_mean``, ``std_t2m``). Of months, mean and standard deviation
-            (that of a population) are made of every cell.
+            (that of a population) are made of every cell. Each dataset has a grid of its own.
         view : CubeView
             The cube.
         variables : sequence of str, optional
-            Which of its variables; by default all that have latitude and longitude.
+            Which variables, or which of their statistics, such as ``tp_mean``; by default all that
+            have latitude and longitude.
         units : mapping of str to str, optional
             Units of variables by their name, in place of those that their attributes say.
 
@@ -206,40 +207,57 @@ class Targets:
         GridError
             If the statistics lie where the cube has no cell.
         """
-        require_dataset(statistics, "the climate statistics")
-        statistics = squeezed(statistics)
-        spatial = set(spatial_dims(statistics))
-        names: list[Hashable] = [
-            n for n, v in statistics.data_vars.items() if spatial <= {*v.dims} and _is_field(n, v)
-        ]
+        several = [statistics] if not isinstance(statistics, list | tuple) else statistics
+        if isinstance(variables, str):
+            raise OptionError(f"variables={variables!r}; expected a list, [{variables!r}]")
+        found = [(ds, _fields(ds)) for ds in several]
+        made_of = {name: _makes(ds[name]) for ds, listed in found for name in listed}
+        known = {*made_of, *(target for made in made_of.values() for target in made)}
         for asked in (*(variables or ()), *(units or ())):
-            if asked not in names:
+            if asked not in known:
                 raise OptionError(
                     f"the statistics have no variable {asked} along latitude and longitude; they "
-                    f"have {', '.join(map(str, names)) or 'none'}"
+                    f"have {', '.join(made_of) or 'none'}"
                 )
-        names = list(variables) if variables is not None else names
-        if not names:
-            found = ", ".join(map(str, statistics.data_vars)) or "no variables"
+        if not made_of:
             raise CubeError(
-                "expected fields along latitude and longitude, such as t2m, tp, sp, msl, u10 and "
-                f"v10; found {found}"
+                "the statistics hold no field along latitude and longitude; expected such as t2m, "
+                "tp, sp, msl, u10 and v10"
             )
-        regrid = Regrid.between(statistics, view)
+        chosen = set(known if variables is None else variables)
         fields: dict[Target, Floats] = {}
-        months = 0
-        for name in names:
-            made, n = _of_variable(statistics[name], regrid, (units or {}).get(str(name)))
-            if twice := [target.name for target in made if target in fields]:
-                raise CubeError(
-                    f"{name}: there is another variable for {' and '.join(twice)}; choose one of "
-                    "them by variables (--variables)"
-                )
-            fields |= made
-            months = max(months, n)
+        months, how = 0, set()
+        for ds, listed in found:
+            wanted = [name for name in listed if chosen & {name, *made_of[name]}]
+            if not wanted:
+                continue
+            regrid = Regrid.between(ds, view)
+            how.add(regrid.how)
+            for name in wanted:
+                made, n = _of_variable(squeezed(ds)[name], regrid, (units or {}).get(name))
+                if twice := [target.name for target in made if target in fields]:
+                    raise CubeError(
+                        f"{name}: another variable gave {' and '.join(twice)} already; choose one "
+                        "of them by variables (--variables)"
+                    )
+                fields |= {t: v for t, v in made.items() if chosen & {name, t.name}}
+                months = max(months, n)
         order = sorted(fields, key=_rank)
         values = np.stack([fields[target] for target in order], axis=-1)
-        return cls(tuple(order), values, months, regrid.how)
+        return cls(tuple(order), values, months, " and ".join(sorted(how)))
+
+
+def _fields(ds: "xr.Dataset") -> list[str]:
+    """Names of the variables of a dataset along latitude and longitude."""
+    require_dataset(ds, "the climate statistics")
+    spatial = set(spatial_dims(ds))
+    return [str(n) for n, v in ds.data_vars.items() if spatial <= {*v.dims} and _is_field(n, v)]
+
+
+def _makes(field: "xr.DataArray") -> tuple[str, ...]:
+    """Names of the statistics that a variable may give."""
+    _, name, statistic = recognise(str(field.name), field)
+    return tuple(f"{name}_{one}" for one in ((statistic,) if statistic else _STATISTICS))
 
 
 def _is_field(name: Hashable, field: "xr.DataArray") -> bool:

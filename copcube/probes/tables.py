@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -23,6 +24,8 @@ _LABELS = {
     published.SATCLIP: "SatCLIP coord",
 }
 """What the paper calls its rows."""
+
+_PUBLISHED = ("published_rmse", "published_std")
 
 Row = tuple[str, ...]
 
@@ -102,14 +105,19 @@ def _of_paper(name: str, targets: list[str], units: list[str]) -> list[Row]:
 
 
 def _cell(value: float, spread: float, unit: str) -> str:
-    if unit in _DECIMALS:
-        return f"{value:.{_DECIMALS[unit]}f} ± {spread:.{_DECIMALS[unit]}f}"
-    return f"{value:.4g} ± {spread:.2g}"
+    if unit not in _DECIMALS:
+        return f"{value:.4g} ± {spread:.2g}"
+    # Errors far below the paper's get two digits of their own.
+    small = 1 - math.floor(math.log10(value)) if value > 0 else 0
+    decimals = min(max(_DECIMALS[unit], small), 9)
+    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
 
 
 def _markdown(head: Row, rows: list[Row]) -> str:
     lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
-    return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
+    return "".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines
+    )
 
 
 def _latex(head: Row, rows: list[Row]) -> str:
@@ -140,8 +148,7 @@ def _csv(found: "xr.Dataset") -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ("input", "components", "target", "unit", "rmse", "rmse_std", "r2", "published_rmse")
-        + ("published_std",)
+        ("input", "components", "target", "unit", "rmse", "rmse_std", "r2", *_PUBLISHED)
     )
     mean, spread = found["rmse"].mean("seed"), found["rmse"].std("seed")
     r2 = found["r2"].mean("seed")
