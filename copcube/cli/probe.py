@@ -3,7 +3,7 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
 from copcube.cli.cubes import CUBE, naming, open_any
@@ -13,7 +13,6 @@ from copcube.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 log = logging.getLogger("copcube")
 
@@ -159,7 +158,7 @@ def _save(found: "xr.Dataset", arguments: Arguments) -> None:
     log.info("%s is done", out)
 
 
-def _draw(figure: "Figure", path: str) -> None:
+def _draw(figure: Any, path: str) -> None:
     from copcube.files.atomic import atomic_path
 
     form = Path(path).suffix.lower().removeprefix(".")

@@ -1,5 +1,9 @@
 """Codes of a place, from which a climate can be predicted without having seen the place."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -33,9 +37,12 @@ def fourier(lat: ArrayLike, lon: ArrayLike, width: int = 768) -> Floats:
         cosines at waves from 1e-4° to 720°, evenly spaced in the logarithm (arXiv:2503.11849).
         Rounded to 7 decimals, beyond which the shortest waves hold nothing but rounding.
     """
-    waves = np.logspace(*np.log10(_WAVES), width // 4)
+    waves = np.logspace(math.log10(_WAVES[0]), math.log10(_WAVES[1]), width // 4)
     # The encoder rounds degrees to float32 before it encodes them; nodes of the lattice stay.
-    halves = (np.float32(_centred(lon)) + np.float32(180), np.float32(lat) + np.float32(90))
+    halves = (
+        np.asarray(_centred(lon), np.float32) + np.float32(180),
+        np.asarray(lat, np.float32) + np.float32(90),
+    )
     return np.concatenate([_each(_sines, half, waves) for half in halves], axis=-1)
 
 
@@ -100,11 +107,12 @@ def _sines(degrees: Floats, waves: Floats) -> Floats:
     return np.round(np.concatenate([np.sin(phase), np.cos(phase)], axis=-1), _DECIMALS)
 
 
-def _each(function: object, degrees: NDArray[np.floating], argument: object) -> Floats:
+def _each(
+    function: Callable[[Floats, Any], Floats], degrees: NDArray[np.floating], argument: Any
+) -> Floats:
     """Values of a function at degrees, computed once for each that is there several times."""
     different, which = np.unique(degrees, return_inverse=True)
-    result: Floats = function(different.astype(np.float64), argument)[which]  # type: ignore[operator]
-    return result
+    return function(different.astype(np.float64), argument)[which]
 
 
 def _centred(lon: ArrayLike) -> Floats:

@@ -73,6 +73,11 @@ class Regrid:
         how = order[max(order.index(how_down), order.index(how_along))]
         return cls(lat, lon, down, along, how)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the cube."""
+        return self.down.shape[0], self.along.shape[0]
+
     def __call__(self, values: Floats) -> Floats:
         """Bring values, (nodes along lat, nodes along lon), to (rows, columns) of the cube.
 

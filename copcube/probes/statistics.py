@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -207,7 +207,9 @@ class Targets:
         GridError
             If the statistics lie where the cube has no cell.
         """
-        several = [statistics] if not isinstance(statistics, list | tuple) else statistics
+        several: list[Any] = [statistics]
+        if isinstance(statistics, list | tuple):
+            several = list(statistics)
         if isinstance(variables, str):
             raise OptionError(f"variables={variables!r}; expected a list, [{variables!r}]")
         found = [(ds, _fields(ds)) for ds in several]
@@ -293,7 +295,7 @@ def _of_variable(
             f"{field.name} is called a {statistic} and yet runs along {along}; rename it, or "
             f"select one of {along}"
         )
-    mean, squares = 0.0, 0.0
+    mean, squares = np.zeros(regrid.shape), np.zeros(regrid.shape)
     # Month by month, as files are mostly stored: a year of maps is never in memory. The sums
     # are Welford's (1962, doi:10.1080/00401706.1962.10490022).
     for i in range(field.sizes[along]):
@@ -302,7 +304,7 @@ def _of_variable(
         mean = mean + step / (i + 1)
         squares = squares + step * (values - mean)
     spread = np.sqrt(squares / field.sizes[along])
-    return {target("mean"): np.asarray(mean), target("std"): spread}, field.sizes[along]
+    return {target("mean"): mean, target("std"): spread}, field.sizes[along]
 
 
 def _plane(field: "xr.DataArray", regrid: Regrid) -> Floats:
