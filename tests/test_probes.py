@@ -633,3 +633,10 @@ def test_the_command_writes_tables_and_pictures(tmp_path, monkeypatch, capsys):
         assert read.rmse.shape == (3, 2, 1)
     assert main([*begin, *chosen, "--out", "t.html"]) == 1
     assert ".csv, .md, .tex, .nc" in capsys.readouterr().err
+    # A file of statistics whose numbers are damaged is named.
+    months(12).to_netcdf("broken.nc", encoding={"t2m": {"zlib": True}})
+    data = bytearray((tmp_path / "broken.nc").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 5000] = bytes(5000)
+    (tmp_path / "broken.nc").write_bytes(data)
+    assert main(["probe", "cube.zarr", "broken.nc", "--inputs", "xyz"]) == 1
+    assert "broken.nc: damaged" in capsys.readouterr().err

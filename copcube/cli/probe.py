@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     probe = command(
         commands,
         "probe",
-        naming(_probe, "cube", "given"),
+        naming(_probe, "cube", "given", "statistics"),
         "predict climate statistics from a cube, and from coordinates beside it",
         "copcube probe world.zarr era5_months.nc --given era5_static.nc --fields z,lsm\n"
         "  copcube probe world.zarr t2m.nc tp.nc --units tp=m/day --split blocks --out table.md\n"

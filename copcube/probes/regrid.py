@@ -84,13 +84,18 @@ class Regrid:
         A mean is over the values that are there, if they cover half of the cell; between two
         nodes both must be there. NaN elsewhere.
         """
+        if self.how == "by index":
+            result = np.full(self.shape, np.nan)
+            rows, cols = (np.flatnonzero(np.diff(m.indptr)) for m in (self.down, self.along))
+            # A row has one node or none, so that the indices are those of the rows that have.
+            result[np.ix_(rows, cols)] = values[np.ix_(self.down.indices, self.along.indices)]
+            return result
         there = np.isfinite(values)
         total = self._sum(np.where(there, values, 0))
         weight = self._sum(there.astype(np.float64))
         least = _COVERED if self.how == "averaged" else 1 - 1e-6
         with np.errstate(invalid="ignore", divide="ignore"):
-            result: Floats = np.where(weight >= least, total / weight, np.nan)
-        return result
+            return np.where(weight >= least, total / weight, np.nan)
 
     def _sum(self, values: Floats) -> Floats:
         result: Floats = (self.along @ (self.down @ values).T).T

@@ -301,8 +301,8 @@ def _of_variable(
     for i in range(field.sizes[along]):
         values = factor * regrid(_plane(field.isel({along: i}), regrid)) + offset
         step = values - mean
-        mean = mean + step / (i + 1)
-        squares = squares + step * (values - mean)
+        mean += step / (i + 1)
+        squares += step * (values - mean)
     spread = np.sqrt(squares / field.sizes[along])
     return {target("mean"): mean, target("std"): spread}, field.sizes[along]
 
