@@ -163,8 +163,37 @@ def test_validation_chooses_the_strength_for_each_target():
         model = Ridge(strength * 100) if strength else LinearRegression()
         off = model.fit(z[:100], y[:100]).predict(z[100:160]) - y[100:160]
         errors.append((off**2).mean(axis=0))
-    assert ours.penalty.tolist() == [PENALTIES[i] for i in np.argmin(errors, axis=0)]
-    assert ours.penalty[0] < 1e-2 < ours.penalty[1]
+    assert ours.strength.tolist() == [PENALTIES[i] for i in np.argmin(errors, axis=0)]
+    assert ours.strength[0] < 1e-2 < ours.strength[1]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 300])
+def test_descent_is_gradient_descent_stopped_early(steps):
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(300, 8)) @ rng.normal(size=(8, 8)) + 5
+    x[:, 7] = 2 * x[:, 0]
+    y = x @ rng.normal(size=(8, 2)) + rng.normal(size=(300, 2))
+    train, validation, _ = parts_of(x, y, [200, 250])
+    columns, targets = np.arange(8), np.arange(8, 10)
+    ours = Ours.fit(train, validation, columns, targets, [steps], "descent")
+    z = StandardScaler().fit(x[:200]).transform(x[:200])
+    off = y[:200] - y[:200].mean(axis=0)
+    rate = 1 / np.linalg.eigvalsh(z.T @ z / 200)[-1]
+    theirs = np.zeros((8, 2))
+    for _ in range(steps):
+        theirs -= rate * z.T @ (z @ theirs - off) / 200
+    ours_scaled = ours.coefficients * x[:200].std(axis=0)[:, None]
+    np.testing.assert_allclose(ours_scaled, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_both_solvers_can_be_chosen():
+    ds, made = cube(), field(270 + cube().embedding.fillna(0).values[..., 0])
+    found = probe(ds, made, inputs=["embedding"], cells=1000, solver="descent")
+    assert found.rmse.max() < 0.05
+    assert found.steps.min() >= 1
+    assert "penalty" not in found
+    with pytest.raises(OptionError, match="solver='adam'; expected ridge or descent"):
+        probe(ds, made, solver="adam")
 
 
 # The probe
@@ -611,6 +640,7 @@ def test_the_command_writes_tables_and_pictures(tmp_path, monkeypatch, capsys):
     assert main(begin) == 1
     assert "--units tp=m/day" in capsys.readouterr().err
     options = "--units tp=m/day --given static.nc --fields lsm --k 1,4 --cells 500 --seeds 1"
+    options += " --variables t2m"
     outputs = "--out t.md --plot e.png --maps m.pdf"
     assert main([*begin, *options.split(), *outputs.split()]) == 0
     printed = capsys.readouterr().out
@@ -619,7 +649,13 @@ def test_the_command_writes_tables_and_pictures(tmp_path, monkeypatch, capsys):
     statics = xr.open_dataset("static.nc")[["lsm"]]
     statistics = [xr.open_dataset("months.nc"), xr.open_dataset("tp.nc")]
     same = ds.copembed.probe(
-        statistics, given=statics, units={"tp": "m/day"}, k=[1, 4], cells=500, seeds=1
+        statistics,
+        given=statics,
+        units={"tp": "m/day"},
+        k=[1, 4],
+        cells=500,
+        seeds=1,
+        variables=["t2m"],
     )
     assert (tmp_path / "t.md").read_text("utf-8") == table(same)
     assert (tmp_path / "e.png").read_bytes()[:4] == b"\x89PNG"

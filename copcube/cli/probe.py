@@ -77,6 +77,9 @@ def add(commands: Commands) -> None:
         metavar="A,B,C",
         help="of cells that train, validate and test (default: 0.6,0.2,0.2)",
     )
+    probe.add_argument(
+        "--solver", choices=("ridge", "descent"), default="ridge", help="how it is fitted"
+    )
     probe.add_argument("--seeds", type=positive, default=3, help="how many (default: 3)")
     probe.add_argument("--out", metavar="FILE", help="the table: .csv, .md or .tex; all: .nc")
     probe.add_argument("--plot", metavar="FILE", help="errors by number of components: .png …")
@@ -123,6 +126,7 @@ def _probe(arguments: Arguments) -> None:
         block=arguments.block,
         shares=arguments.shares,
         seeds=arguments.seeds,
+        solver=arguments.solver,
         residuals=residuals,
     )
     _print(found)

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from copcube.arguments import numbers, whole_number
 from copcube.cube.results import as_result
@@ -13,11 +12,12 @@ from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import STEP, Floats
+from copcube.pca.blas import one_thread
 from copcube.pca.predictors import Predictors, expanded
-from copcube.probes import published
 from copcube.probes.cells import Cells
 from copcube.probes.inputs import COMPONENTS, Input, Layout, usual
-from copcube.probes.ridge import Part, Ridge
+from copcube.probes.results import assembled, with_residuals
+from copcube.probes.ridge import Indices, Part, Ridge, Solver
 from copcube.probes.splits import (
     TEST,
     TRAIN,
@@ -25,8 +25,8 @@ from copcube.probes.splits import (
     VALIDATE,
     Sampling,
     Split,
-    parted,
-    sampled,
+    divided,
+    refuse_empty,
 )
 from copcube.probes.statistics import Targets
 
@@ -56,6 +56,7 @@ def probe(
     block: float = 10.0,
     shares: Sequence[float] = (0.6, 0.2, 0.2),
     seeds: int | Sequence[int] = 3,
+    solver: Solver = "ridge",
     residuals: str | None = None,
 ) -> "xr.Dataset":
     """Predict climate statistics from embeddings, coordinates and static fields.
@@ -104,6 +105,9 @@ def probe(
     seeds : int or sequence of int
         How many seeds, or which. Each draws and divides anew, so that the spread over seeds is
         that of the experiment; the paper's is of the optimiser alone.
+    solver : {"ridge", "descent"}
+        Ridge regression; or gradient descent that is stopped early, which the paper's spread over
+        seeds hints at.
     residuals : str, optional
         An input for which truth minus prediction is mapped, at all cells that took no part in
         training and validation (for blocks, those of test squares). All vectors are read for it.
@@ -112,7 +116,8 @@ def probe(
     -------
     xarray.Dataset
         Along ``seed``, ``input`` and ``target``: ``rmse`` over the test cells in the units of
-        ``unit`` (target), ``r2``, and the ``penalty`` that served best on the validation cells.
+        ``unit`` (target), ``r2``, and the ``penalty``, or the number of ``steps``, that served best
+        on the validation cells.
         ``embedding_adds`` (seed, over, target): the share of the variance left over by an input
         that it leaves no more when the embedding stands beside it. ``published_rmse`` and
         ``published_spread`` (input, target): the paper's. ``cells`` (seed, part),
@@ -141,8 +146,9 @@ def probe(
     >>> print(table(found, "markdown"))  # doctest: +SKIP
     """
     view = CubeView.of(cube).ungrouped()
-    seeds, shares = _checked(sampling, split, block, shares, seeds, cells)
+    seeds, shares = _checked(sampling, split, solver, block, shares, seeds, cells)
     chosen = _inputs(view, given is not None, inputs, k, residuals)
+    mapped = None if residuals is None else Input.parse(residuals)
     targets = Targets.of(statistics, view, variables=variables, units=units)
     predictors = None if given is None else Predictors.of(given, view, expanded(given, 1))
     known = _cells(view, targets, predictors, complete)
@@ -153,7 +159,8 @@ def probe(
         targets.how,
     )
     reads = any(one.reads_vectors for one in chosen)
-    part_of, unseen = _divided(known, seeds, cells, sampling, split, block, shares)
+    places = known.lat, known.lon, known.areas
+    part_of, unseen = divided(places, seeds, cells, sampling, split, block, shares)
     used = np.flatnonzero((part_of != UNUSED).any(axis=0))
     vectors = None
     if reads:
@@ -162,46 +169,29 @@ def probe(
         vectors = known.vectors(wanted)
         finite = np.isfinite(vectors).all(axis=1)
         used, vectors = used[finite], vectors[finite]
-    _refuse_empty(part_of[:, used], split, shares)
-    given_width = known.given.shape[1]
-    layout = Layout.of(chosen, given_width, view.field.shape[-1], len(targets.targets))
-    most = max(one.components for one in chosen)
-    rmse = np.empty((len(seeds), len(chosen), len(targets.targets)))
-    r2, penalty = np.empty_like(rmse), np.empty_like(rmse)
-    models = []
+    refuse_empty(part_of[:, used], split, shares)
+    given_width, dim = known.given.shape[1], view.field.shape[-1]
+    layout = Layout.of(chosen, given_width, dim, len(targets.targets))
     parts = known.parts(layout, part_of[:, used], vectors, used)
-    for s, by_part in enumerate(parts):
-        basis = None
-        if most:
-            basis = _basis(by_part[TRAIN], layout, most, rotated=view.name == "embedding")
-            by_part = {
-                part: one.extended(np.arange(layout.width)[layout.places["embedding"]], basis)
-                for part, one in by_part.items()
-            }
-        at = np.arange(layout.width)[layout.places["targets"]]
-        for n, one in enumerate(chosen):
-            columns = layout.columns(one)
-            fitted = Ridge.fit(by_part[TRAIN], by_part[VALIDATE], columns, at)
-            errors = fitted.errors(by_part[TRAIN], by_part[TEST])
-            rmse[s, n], penalty[s, n] = np.sqrt(errors), fitted.penalty
-            r2[s, n] = 1 - errors / by_part[TEST].variance(at)
-            if residuals is not None and str(one) == str(Input.parse(residuals)):
-                models.append(_flat(fitted, layout, basis))
-        log.info("seed %d of %d is done", s + 1, len(seeds))
-    result = _result(view, chosen, targets, seeds, rmse, r2, penalty)
+    rotated = view.name == "embedding"
+    rmse, r2, strength, models = _fitted(parts, layout, chosen, mapped, solver, rotated)
+    result = assembled(chosen, targets, seeds, rmse, r2)
+    chosen_by = {"units": "1", "long_name": "what served best on the validation cells"}
+    name = "penalty" if solver == "ridge" else "steps"
+    result[name] = ("seed", "input", "target"), strength, chosen_by
     result["cells"] = (
         ("seed", "part"),
         np.stack([[by_part[p].cells for p in (TRAIN, VALIDATE, TEST)] for by_part in parts]),
         {"units": "1", "long_name": "number of cells"},
     )
     result = result.assign_coords(part=["train", "validate", "test"])
-    if residuals is not None:
-        one = Input.parse(residuals)
-        maps = known.residuals(layout, models, unseen, one.reads_vectors)
-        result = _with_residuals(result, maps, view, str(one))
+    if mapped is not None:
+        maps = known.residuals(layout, models, unseen, mapped.reads_vectors)
+        result = with_residuals(result, maps, view, str(mapped))
     result.attrs |= {
         "title": "climate statistics predicted from embeddings, coordinates and static fields",
         "split": split,
+        "solver": solver,
         "sampling": sampling,
         "shares": list(shares),
         "cells_in_common": len(known.i),
@@ -217,13 +207,18 @@ def probe(
 def _checked(
     sampling: str,
     split: str,
+    solver: str,
     block: float,
     shares: Sequence[float],
     seeds: int | Sequence[int],
     cells: int | None,
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Check options; return the seeds and the shares, which then sum to 1."""
-    for name, value, allowed in (("sampling", sampling, Sampling), ("split", split, Split)):
+    for name, value, allowed in (
+        ("sampling", sampling, Sampling),
+        ("split", split, Split),
+        ("solver", solver, Solver),
+    ):
         if value not in get_args(allowed):
             raise OptionError(f"{name}={value!r}; expected {' or '.join(get_args(allowed))}")
     if not STEP <= block <= 90:
@@ -318,50 +313,47 @@ def _cells(
     return known
 
 
-def _divided(
-    known: Cells,
-    seeds: Sequence[int],
-    n: int | None,
-    sampling: Sampling,
-    split: Split,
-    block: float,
-    shares: Sequence[float],
-) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
-    """Which cells train, validate and test, (seed, cell), and which no model may have seen."""
-    part_of = np.full((len(seeds), len(known.i)), UNUSED, np.int8)
-    unseen = np.empty(part_of.shape, bool)
-    for s, seed in enumerate(seeds):
-        rng = np.random.default_rng(seed)
-        drawn = sampled(known.areas, n, sampling, rng)
-        place = known.lat[drawn], known.lon[drawn]
-        if split == "random":
-            part_of[s, drawn] = parted(*place, split, block, shares, rng)
-            unseen[s] = (part_of[s] == UNUSED) | (part_of[s] == TEST)
-        else:
-            # A cell that was not drawn may still lie beside one that trains.
-            whole = parted(known.lat, known.lon, split, block, shares, rng)
-            part_of[s, drawn] = whole[drawn]
-            unseen[s] = whole == TEST
-    return part_of, unseen
+def _fitted(
+    parts: Sequence[Mapping[int, Part]],
+    layout: Layout,
+    chosen: Sequence[Input],
+    mapped: Input | None,
+    solver: Solver,
+    rotated: bool,
+) -> tuple[Floats, Floats, Floats, list[tuple[Floats, Floats]]]:
+    """Fit and test every input for every seed.
+
+    Returns
+    -------
+    rmse, r2, strength : numpy.ndarray
+        (seed, input, target) errors, shares of variance, and what validation chose.
+    models : list of tuple
+        Of each seed, coefficients on the table's columns and intercepts, for the mapped input.
+    """
+    at = np.arange(layout.width)[layout.places["targets"]]
+    rmse = np.empty((len(parts), len(chosen), len(at)))
+    r2, strength, models = np.empty_like(rmse), np.empty_like(rmse), []
+    most = max(one.components for one in chosen)
+    for s, by_part in enumerate(parts):
+        basis = None
+        if most:
+            vectors = np.arange(layout.width)[layout.places["embedding"]]
+            basis = _basis(by_part[TRAIN], vectors, most, rotated=rotated)
+            by_part = {part: one.extended(vectors, basis) for part, one in by_part.items()}
+        for n, one in enumerate(chosen):
+            columns = layout.columns(one)
+            fitted = Ridge.fit(by_part[TRAIN], by_part[VALIDATE], columns, at, solver=solver)
+            errors = fitted.errors(by_part[TRAIN], by_part[TEST])
+            rmse[s, n], strength[s, n] = np.sqrt(errors), fitted.strength
+            r2[s, n] = 1 - errors / by_part[TEST].variance(at)
+            if one == mapped:
+                models.append(_flat(fitted, layout, basis))
+        log.info("seed %d of %d is done", s + 1, len(parts))
+    return rmse, r2, strength, models
 
 
-def _refuse_empty(part_of: NDArray[np.int8], split: Split, shares: Sequence[float]) -> None:
-    """Refuse a division that leaves a part without cells worth the name."""
-    least = min(int((one == part).sum()) for one in part_of for part in (TRAIN, VALIDATE, TEST))
-    if least < 5:
-        remedy = "smaller blocks (block), " if split == "blocks" else ""
-        raise CubeError(
-            f"a part of the cells is of {least}; expected 5 or more to train, validate and test "
-            f"each: choose {remedy}other shares than {', '.join(f'{s:.3g}' for s in shares)}, or "
-            "more cells"
-        )
-
-
-def _basis(train: Part, layout: Layout, k: int, *, rotated: bool) -> Floats:
+def _basis(train: Part, columns: Indices, k: int, *, rotated: bool) -> Floats:
     """Axes of the first k components of the training cells, (dim, k); of a reduction its own."""
-    from copcube.pca.blas import one_thread
-
-    columns = np.arange(layout.width)[layout.places["embedding"]]
     if not rotated:
         return np.eye(len(columns), k)
     with one_thread():
@@ -378,63 +370,3 @@ def _flat(fitted: Ridge, layout: Layout, basis: Floats | None) -> tuple[Floats, 
     if basis is not None:
         full[layout.places["embedding"]] += basis @ full[layout.width :]
     return full[:inputs], fitted.intercept
-
-
-def _result(
-    view: CubeView,
-    chosen: Sequence[Input],
-    targets: Targets,
-    seeds: Sequence[int],
-    rmse: Floats,
-    r2: Floats,
-    penalty: Floats,
-) -> "xr.Dataset":
-    import xarray as xr
-
-    dims = ("seed", "input", "target")
-    names = [str(one) for one in chosen]
-    wanted = [target.name for target in targets.targets]
-    paper = np.array(
-        [[published.error(one, t) or (np.nan, np.nan) for t in wanted] for one in names]
-    )
-    data: dict[str, Any] = {
-        "rmse": (dims, rmse, {"long_name": "root mean squared error on the test cells"}),
-        "r2": (dims, r2, {"units": "1", "long_name": "share of variance of the test cells"}),
-        "penalty": (dims, penalty, {"units": "1", "long_name": "strength of the ridge"}),
-        "published_rmse": (dims[1:], paper[..., 0], {"comment": published.SOURCE}),
-        "published_spread": (dims[1:], paper[..., 1], {"comment": published.SOURCE}),
-    }
-    over = [
-        (names.index(without), n, without)
-        for n, one in enumerate(chosen)
-        if "embedding" in one.parts and len(one.parts) > 1
-        if (without := "+".join(one.parts[1:])) in names
-    ]
-    coords: dict[str, Any] = {
-        "seed": list(seeds),
-        "input": names,
-        "target": wanted,
-        "unit": ("target", [target.unit for target in targets.targets]),
-        "label": ("target", [target.label for target in targets.targets]),
-        "components": ("input", [one.components for one in chosen]),
-    }
-    if over:
-        shares = np.stack([1 - (rmse[:, a] / rmse[:, b]) ** 2 for b, a, _ in over], axis=1)
-        about = "share of the variance left over by an input that the embedding explains"
-        data["embedding_adds"] = (
-            ("seed", "over", "target"),
-            shares,
-            {"units": "1", "long_name": about},
-        )
-        coords["over"] = [name for *_, name in over]
-    return xr.Dataset(data, coords)
-
-
-def _with_residuals(
-    result: "xr.Dataset", maps: NDArray[np.float32], view: CubeView, name: str
-) -> "xr.Dataset":
-    y, x = view.field[view.lat], view.field[view.lon]
-    attrs = {"long_name": f"truth minus prediction from {name}, at cells not seen", "input": name}
-    return result.assign(
-        residual=(("target", view.lat, view.lon), np.moveaxis(maps, -1, 0), attrs)
-    ).assign_coords({view.lat: y.variable, view.lon: x.variable})

@@ -8,7 +8,7 @@ decomposition. No cell is read a second time, for training, validating or testin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,11 @@ from copcube.pca.moments import Moments
 PENALTIES = (0.0, *(10.0**power for power in np.arange(-6, 2.5, 0.5)))
 """Strengths among which validation chooses: 0 is least squares, the others are relative to the
 number of cells, as alpha / n of scikit-learn on inputs of unit variance."""
+
+STEPS = tuple(10.0**power for power in np.arange(0, 6.1, 0.25))
+"""Numbers of steps among which validation chooses where descent stops."""
+
+Solver = Literal["ridge", "descent"]
 
 _COLLINEAR = 1e-10
 """Eigenvalue of the correlations, relative to the largest, below which inputs repeat others."""
@@ -79,15 +84,15 @@ class Ridge:
         (input, target) float64, in the targets' units per unit of an input.
     intercept : numpy.ndarray
         (target,) float64.
-    penalty : numpy.ndarray
-        (target,) chosen strengths.
+    strength : numpy.ndarray
+        (target,) chosen penalties or, of descent, numbers of steps.
     """
 
     columns: Indices
     targets: Indices
     coefficients: Floats
     intercept: Floats
-    penalty: Floats
+    strength: Floats
 
     @classmethod
     def fit(
@@ -96,13 +101,31 @@ class Ridge:
         validation: Part,
         columns: Indices,
         targets: Indices,
-        penalties: Sequence[float] = PENALTIES,
+        strengths: Sequence[float] | None = None,
+        solver: Solver = "ridge",
     ) -> Self:
         """Fit to some cells, with the strength that serves each target best on others.
 
         Inputs are brought to unit variance over `train` first. Those that repeat others share
         what they explain (the solution of least norm); constant ones explain nothing.
+
+        Parameters
+        ----------
+        train, validation : Part
+            Cells to fit to, and those that choose.
+        columns, targets : numpy.ndarray
+            Which of their columns.
+        strengths : sequence of float, optional
+            Penalties, `PENALTIES` by default; or numbers of steps, `STEPS` by default.
+        solver : {"ridge", "descent"}
+            Least squares with a penalty; or gradient descent from zero, stopped early, whose
+            path stochastic descent follows but for its noise. After t steps of the length
+            1 / (largest eigenvalue), it has the closed form of Yao, Rosasco & Caponnetto (2007,
+            doi:10.1007/s00365-006-0663-2).
         """
+        if strengths is None:
+            strengths = PENALTIES if solver == "ridge" else STEPS
+        inverse = _inverse if solver == "ridge" else _descended
         inputs = train.scatter[np.ix_(columns, columns)]
         scale = np.sqrt(np.diag(inputs) / train.cells)
         scale[scale**2 <= _CONSTANT * train.mean[columns] ** 2] = np.inf
@@ -111,14 +134,14 @@ class Ridge:
             values, vectors = np.linalg.eigh(inputs / train.cells / np.outer(scale, scale))
         together = train.scatter[np.ix_(columns, targets)] / train.cells / scale[:, None]
         turned = vectors.T @ together
-        shrunk = [turned * _inverse(values, strength)[:, None] for strength in penalties]
+        shrunk = [turned * inverse(values, strength)[:, None] for strength in strengths]
         paths = (vectors @ np.concatenate(shrunk, axis=1)) / scale[:, None]
-        several = np.tile(targets, len(penalties))
+        several = np.tile(targets, len(strengths))
         errors = _errors(train, validation, columns, several, paths).reshape(-1, len(targets))
         best = errors.argmin(axis=0)
         coefficients = paths[:, best * len(targets) + np.arange(len(targets))]
         intercept = train.mean[targets] - train.mean[columns] @ coefficients
-        return cls(columns, targets, coefficients, intercept, np.asarray(penalties)[best])
+        return cls(columns, targets, coefficients, intercept, np.asarray(strengths)[best])
 
     def errors(self, train: Part, part: Part) -> Floats:
         """Mean squared error of every target over the cells of a part."""
@@ -131,6 +154,17 @@ def _inverse(values: Floats, strength: float) -> Floats:
         return 1 / (np.maximum(values, 0) + strength)
     there = values > _COLLINEAR * values[-1]
     return np.divide(1, values, out=np.zeros_like(values), where=there)
+
+
+def _descended(values: Floats, steps: float) -> Floats:
+    """What an eigenvalue has been divided by after some steps of descent."""
+    values = np.maximum(values, 0)
+    largest = values[-1] or 1.0
+    share = values / largest
+    with np.errstate(divide="ignore"):  # the largest is there after one step
+        gone = -np.expm1(steps * np.log1p(-share))
+    small = share < 1e-300
+    return np.divide(gone, values, out=np.full_like(values, steps / largest), where=~small)
 
 
 def _errors(
