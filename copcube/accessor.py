@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -143,6 +144,12 @@ class Copembed:
         from copcube.lookup import cluster
 
         return cluster(self._ds, n, **options)
+
+    def probe(self, statistics: "xr.Dataset | Sequence[xr.Dataset]", **options: Any) -> xr.Dataset:
+        """Climate predicted from the vectors and from places; `copcube.probes.climate.probe`."""
+        from copcube.probes import probe
+
+        return probe(self._ds, statistics, **options)
 
     def compare(self, other: xr.Dataset) -> "Comparison":
         """Agreement with another cube; `copcube.cube.compare.compare`."""

@@ -153,7 +153,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
 
     found: dict[str, xr.DataArray] = {}
     left_out: list[str] = []
-    opened = _open(one_path(path_or_url, "ERA5 file", "; open them one by one"))
+    opened = open_fields(one_path(path_or_url, "ERA5 file", "; open them one by one"))
     for name, field in ((n, v) for ds in opened for n, v in squeezed(ds).data_vars.items()):
         static = recognise(name, field)
         if static is not None:
@@ -255,8 +255,14 @@ def _words(text: object) -> str:
     return re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")
 
 
-def _open(path: str) -> list["xr.Dataset"]:
-    """Open whatever lies there; a GRIB file gives a dataset for each variable."""
+def open_fields(path: str) -> list["xr.Dataset"]:
+    """Open fields of any kind: NetCDF, Zarr or GRIB, which gives a dataset for each variable.
+
+    Raises
+    ------
+    MissingFileError, MissingPackageError, SourceError, StorageError
+        As `open_static`.
+    """
     if path.startswith("file://"):
         path = url2pathname(urlsplit(path).path)
     if is_remote(path):

@@ -189,6 +189,56 @@ def similar(
     return _titled(axes, ds, f"places like {lat:g}°, {lon:g}°")
 
 
+def residuals(
+    found: "xr.Dataset",
+    target: str | None = None,
+    *,
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw a map of truth minus prediction at the cells that no model has seen.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        Of `copcube.probes.probe` with ``residuals=``.
+    target : str, optional
+        Which statistic; the first one by default.
+    ax, projection, extent
+        As for `copcube.plot.maps.rgb`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    CubeError
+        If the dataset has no residuals.
+    OptionError
+        If there is no such statistic.
+    """
+    if "residual" not in found:
+        raise CubeError("expected the result of a probe with residuals: residuals='embedding'")
+    names = list(map(str, found["target"].values))
+    if target is not None and target not in names:
+        raise OptionError(f"target={target!r}; the probe has {', '.join(names)}")
+    n = 0 if target is None else names.index(target)
+    # A reduction of as many components as statistics, for maps know those.
+    as_fields = found[["residual"]].rename(residual="pc", target="component")
+    view = CubeView.of(as_fields)
+    values = np.asarray(view.field.values[..., n], np.float64)
+    limit = float(np.nanpercentile(np.abs(values), 98)) if np.isfinite(values).any() else 1.0
+    style = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
+    axes, image = _map(view, values, ax, projection, extent, **style)
+    label, unit = found["label"].values[n], found["unit"].values[n]
+    _bar(axes, image, f"truth minus prediction ({unit or '1'})", extend="both")
+    error = float(np.sqrt(np.nanmean(values**2)))
+    by = found["residual"].attrs.get("input", "")
+    return _titled(axes, found, f"{label}, predicted from {by}: off by {error:.3g} {unit}")
+
+
 def _map(
     view: CubeView,
     values: NDArray[Any],

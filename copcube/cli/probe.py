@@ -1,0 +1,200 @@
+"""The command probe: what vectors are worth, in a table, pictures and maps."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
+from copcube.cli.cubes import CUBE, naming, open_any
+from copcube.cli.look import add_fields, statics_of
+from copcube.errors import OptionError
+from copcube.version import __version__
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+_TABLES = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
+_PICTURES = (".png", ".pdf", ".svg")
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    probe = command(
+        commands,
+        "probe",
+        naming(_probe, "cube", "given", "statistics"),
+        "predict climate statistics from a cube, and from coordinates beside it",
+        "copcube probe world.zarr era5_months.nc --given era5_static.nc --fields z,lsm\n"
+        "  copcube probe world.zarr t2m.nc tp.nc --units tp=m/day --split blocks --out table.md\n"
+        "  copcube probe fields.zarr era5_months.nc --plot errors.png --maps map.png",
+        details="Prints the error of ridge regressions on test cells: mean ± standard deviation "
+        "over the\nseeds, and the figures of Copernicus-FM's paper below. STATISTICS are monthly "
+        "means, or\nmeans and spreads named so (t2m_mean, t2m_std).",
+    )
+    probe.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    probe.add_argument(
+        "statistics", metavar="STATISTICS", nargs="+", help="of ERA5: NetCDF, GRIB or Zarr"
+    )
+    probe.add_argument("--given", metavar="STATICS", help="fields that a weather model has")
+    add_fields(probe)
+    probe.add_argument(
+        "--inputs",
+        metavar="NAMES",
+        type=_names,
+        help="such as lonlat,fourier,pc16+given (default: all of the paper, and more)",
+    )
+    probe.add_argument(
+        "--k", metavar="NUMBERS", type=_counts, help="of components (default: 1,2,4 to 512)"
+    )
+    probe.add_argument(
+        "--variables", metavar="NAMES", type=_names, help="such as t2m,tp_mean (default: all)"
+    )
+    probe.add_argument(
+        "--units", metavar="NAME=UNIT", type=_unit, action="append", help="such as tp=m/day"
+    )
+    probe.add_argument(
+        "--cells", type=_count_or_all, default=10_000, help="how many, or all (default: 10000)"
+    )
+    probe.add_argument(
+        "--sampling", choices=("cells", "area"), default="cells", help="what makes a cell likely"
+    )
+    probe.add_argument(
+        "--incomplete", action="store_true", help="draw cells that lack a modality, too"
+    )
+    probe.add_argument(
+        "--split", choices=("random", "blocks"), default="random", help="of cells, or of squares"
+    )
+    probe.add_argument(
+        "--block", type=float, default=10.0, metavar="DEGREES", help="side of a square (10)"
+    )
+    probe.add_argument(
+        "--shares",
+        type=_shares,
+        default=(0.6, 0.2, 0.2),
+        metavar="A,B,C",
+        help="of cells that train, validate and test (default: 0.6,0.2,0.2)",
+    )
+    probe.add_argument(
+        "--solver", choices=("ridge", "descent"), default="ridge", help="how it is fitted"
+    )
+    probe.add_argument("--seeds", type=positive, default=3, help="how many (default: 3)")
+    probe.add_argument("--out", metavar="FILE", help="the table: .csv, .md or .tex; all: .nc")
+    probe.add_argument("--plot", metavar="FILE", help="errors by number of components: .png …")
+    probe.add_argument("--maps", metavar="FILE", help="maps of residuals: .png, .pdf or .svg")
+    probe.add_argument(
+        "--residuals", metavar="INPUT", help="what is mapped (default: embedding, or the last)"
+    )
+    overwrite(probe)
+
+
+def _probe(arguments: Arguments) -> None:
+    from copcube import plot
+    from copcube.era5.statics import open_fields
+    from copcube.interchange.replacing import require_free
+    from copcube.probes import probe
+
+    for path, allowed in (
+        (arguments.out, (*_TABLES, ".nc")),
+        (arguments.plot, _PICTURES),
+        (arguments.maps, _PICTURES),
+    ):
+        if path and Path(path).suffix.lower() not in allowed:
+            raise OptionError(f"{path}: expected {', '.join(allowed)}")
+        if path:
+            sources = (arguments.cube, arguments.given, *arguments.statistics)
+            require_free(path, arguments.overwrite, *filter(None, sources))
+    if arguments.names and not arguments.given:
+        raise OptionError("--fields says which of the fields of --given count; give these, too")
+    residuals = arguments.residuals
+    if arguments.maps and not residuals:
+        residuals = "embedding" if arguments.inputs is None else arguments.inputs[-1]
+    found = probe(
+        open_any(arguments.cube),
+        [ds for path in arguments.statistics for ds in open_fields(path)],
+        given=statics_of(arguments) if arguments.given else None,
+        inputs=arguments.inputs,
+        k=arguments.k,
+        variables=arguments.variables,
+        units=dict(arguments.units or ()),
+        cells=arguments.cells,
+        sampling=arguments.sampling,
+        complete=not arguments.incomplete,
+        split=arguments.split,
+        block=arguments.block,
+        shares=arguments.shares,
+        seeds=arguments.seeds,
+        solver=arguments.solver,
+        residuals=residuals,
+    )
+    _print(found)
+    if arguments.out:
+        _save(found, arguments)
+    if arguments.plot:
+        _draw(plot.errors(found), arguments.plot)
+    if arguments.maps:
+        _draw(plot.residual_maps(found), arguments.maps)
+
+
+def _print(found: "xr.Dataset") -> None:
+    """Print means and spreads below each other: together they are wider than a terminal."""
+    from copcube.probes.tables import grid_of
+
+    for statistic in ("mean", "std"):
+        head, rows = grid_of(found, statistic)
+        if len(head) > 1:
+            columns(head, rows)
+
+
+def _save(found: "xr.Dataset", arguments: Arguments) -> None:
+    from copcube.files.atomic import atomic_path
+    from copcube.probes import table
+
+    out = Path(arguments.out)
+    form = _TABLES.get(out.suffix.lower())
+    with atomic_path(out) as temporary:
+        if form is None:
+            found.to_netcdf(temporary, engine="netcdf4")
+        else:
+            temporary.write_text(table(found, form), "utf-8")  # type: ignore[arg-type]
+    log.info("%s is done", out)
+
+
+def _draw(figure: Any, path: str) -> None:
+    from copcube.files.atomic import atomic_path
+
+    form = Path(path).suffix.lower().removeprefix(".")
+    drawn_by = {"Software" if form == "png" else "Creator": f"copcube {__version__}"}
+    with atomic_path(Path(path)) as temporary:
+        figure.savefig(temporary, format=form, dpi=150, metadata=drawn_by)
+    log.info("%s is done", path)
+
+
+def _names(text: str) -> list[str]:
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def _counts(text: str) -> list[int]:
+    return [positive(part.strip()) for part in text.split(",")]
+
+
+def _count_or_all(text: str) -> int | None:
+    return None if text == "all" else positive(text)
+
+
+def _unit(text: str) -> tuple[str, str]:
+    name, found, unit = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected NAME=UNIT, such as tp=m/day, got {text!r}")
+    return name, unit
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected three numbers, such as 0.6,0.2,0.2, got {text!r}"
+        ) from None

@@ -1,0 +1,372 @@
+"""The climate experiments of Copernicus-FM's paper, on any cube and any statistics."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+
+from copcube.arguments import numbers, whole_number
+from copcube.cube.results import as_result
+from copcube.cube.view import CubeView
+from copcube.errors import CubeError, OptionError
+from copcube.files.damage import naming_damage
+from copcube.grid import STEP, Floats
+from copcube.pca.blas import one_thread
+from copcube.pca.predictors import Predictors, expanded
+from copcube.probes.cells import Cells
+from copcube.probes.inputs import COMPONENTS, Input, Layout, usual
+from copcube.probes.results import assembled, with_residuals
+from copcube.probes.ridge import Indices, Part, Ridge, Solver
+from copcube.probes.splits import (
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATE,
+    Sampling,
+    Split,
+    divided,
+    refuse_empty,
+)
+from copcube.probes.statistics import Targets
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("copcube")
+
+_LEAST = 100
+"""Cells below which nothing can be learnt of errors."""
+
+
+@naming_damage()
+def probe(
+    cube: "xr.Dataset",
+    statistics: "xr.Dataset | Sequence[xr.Dataset]",
+    *,
+    given: "xr.Dataset | xr.DataArray | None" = None,
+    inputs: Sequence[str] | None = None,
+    k: Sequence[int] | None = None,
+    variables: Sequence[str] | None = None,
+    units: Mapping[str, str] | None = None,
+    cells: int | None = 10_000,
+    sampling: Sampling = "cells",
+    complete: bool = True,
+    split: Split = "random",
+    block: float = 10.0,
+    shares: Sequence[float] = (0.6, 0.2, 0.2),
+    seeds: int | Sequence[int] = 3,
+    solver: Solver = "ridge",
+    residuals: str | None = None,
+) -> "xr.Dataset":
+    """Predict climate statistics from embeddings, coordinates and static fields.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        A cube, or a reduction, without leading dimensions, whole or in part, lazy or not, on
+        nodes of the 0.25° lattice.
+    statistics : xarray.Dataset or sequence of xarray.Dataset
+        Monthly means along a dimension of time, of which mean and standard deviation are made
+        for every cell; or means and spreads made already, named so (``t2m_mean``, ``t2m_std``).
+        ERA5's 2 m temperature, precipitation, surface and sea-level pressure and 10 m winds are
+        recognised by any of their usual names and brought to the paper's units: °C, metres a
+        year, Pa, m/s; other variables stay as they are. On nodes of the lattice, values are
+        taken by index; on another grid they are averaged over the cells, or interpolated
+        linearly if the grid is coarser. Several datasets may each have a grid of their own.
+    given : xarray.Dataset or xarray.DataArray, optional
+        Static fields that a weather model has, such as ``z`` and ``lsm``, on the lattice.
+    inputs : sequence of str, optional
+        What to predict from: ``lonlat`` (degrees), ``fourier`` (the encoder's code of them),
+        ``xyz`` (on the sphere), ``harmonics10`` (spherical harmonics up to that degree),
+        ``embedding``, ``pc16`` (that many principal components), ``given``, or several with
+        ``+`` between them. By default each of them, and those of the paper.
+    k : sequence of int, optional
+        The default inputs' numbers of components; 1, 2, 4 … 512 unless said. Components are
+        those of the training cells; of a reduction its own.
+    variables : sequence of str, optional
+        Which variables of `statistics`, or which statistics, such as ``tp_mean``; all by default.
+    units : mapping of str to str, optional
+        Units by variable, where the file says none or says it wrong: ``{"tp": "m/day"}``.
+    cells : int or None
+        How many cells are drawn for each seed, 10,000 as in the paper; None for all.
+    sampling : {"cells", "area"}
+        Every cell as likely (the paper), or in proportion to its area.
+    complete : bool
+        Whether to draw only cells with images of all modalities that the cube has (the paper),
+        where the cube counts them.
+    split : {"random", "blocks"}
+        How the cells are divided: one by one (the paper), or in whole squares, so that no cell
+        is predicted from its neighbours.
+    block : float
+        Side of such a square in degrees.
+    shares : sequence of float
+        Shares of the cells that train, validate and test. The paper does not tell its own.
+    seeds : int or sequence of int
+        How many seeds, or which. Each draws and divides anew, so that the spread over seeds is
+        that of the experiment; the paper's is of the optimiser alone.
+    solver : {"ridge", "descent"}
+        Ridge regression; or gradient descent that is stopped early, which the paper's spread over
+        seeds hints at.
+    residuals : str, optional
+        An input for which truth minus prediction is mapped, at all cells that took no part in
+        training and validation (for blocks, those of test squares). All vectors are read for it.
+
+    Returns
+    -------
+    xarray.Dataset
+        Along ``seed``, ``input`` and ``target``: ``rmse`` over the test cells in the units of
+        ``unit`` (target), ``r2``, and the ``penalty``, or the number of ``steps``, that served best
+        on the validation cells.
+        ``embedding_adds`` (seed, over, target): the share of the variance left over by an input
+        that it leaves no more when the embedding stands beside it. ``published_rmse`` and
+        ``published_spread`` (input, target): the paper's. ``cells`` (seed, part),
+        ``components`` (input): k, 0 without components. With `residuals` also
+        ``residual`` (target, lat, lon).
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube, fewer than 100 cells hold all that is needed, a statistic is
+        constant on them, or `statistics` holds no field.
+    GridError
+        If the cube or `given` does not lie on the lattice, or `statistics` lies elsewhere.
+    OptionError
+        If an option means nothing, or a variable or its unit is missing or unknown.
+
+    Notes
+    -----
+    Ridge regression in closed form on inputs of unit variance (`copcube.probes.ridge`): equal to
+    scikit-learn's ``Ridge`` after ``StandardScaler``. The paper speaks of linear regression; on
+    its Fourier code plain least squares diverges, since half of the waves are shorter than a cell.
+
+    Examples
+    --------
+    >>> found = probe(cube, xr.open_dataset("era5_months.nc"), given=statics)  # doctest: +SKIP
+    >>> print(table(found, "markdown"))  # doctest: +SKIP
+    """
+    view = CubeView.of(cube).ungrouped()
+    seeds, shares = _checked(sampling, split, solver, block, shares, seeds, cells)
+    chosen = _inputs(view, given is not None, inputs, k, residuals)
+    mapped = None if residuals is None else Input.parse(residuals)
+    targets = Targets.of(statistics, view, variables=variables, units=units)
+    predictors = None if given is None else Predictors.of(given, view, expanded(given, 1))
+    known = _cells(view, targets, predictors, complete)
+    log.info(
+        "%d cells hold a vector and all of %s (%s)",
+        len(known.i),
+        ", ".join(target.name for target in targets.targets),
+        targets.how,
+    )
+    reads = any(one.reads_vectors for one in chosen)
+    places = known.lat, known.lon, known.areas
+    part_of, unseen = divided(places, seeds, cells, sampling, split, block, shares)
+    used = np.flatnonzero((part_of != UNUSED).any(axis=0))
+    vectors = None
+    if reads:
+        wanted = np.zeros(len(known.i), bool)
+        wanted[used] = True
+        vectors = known.vectors(wanted)
+        finite = np.isfinite(vectors).all(axis=1)
+        used, vectors = used[finite], vectors[finite]
+    refuse_empty(part_of[:, used], split, shares)
+    given_width, dim = known.given.shape[1], view.field.shape[-1]
+    layout = Layout.of(chosen, given_width, dim, len(targets.targets))
+    parts = known.parts(layout, part_of[:, used], vectors, used)
+    rotated = view.name == "embedding"
+    rmse, r2, strength, models = _fitted(parts, layout, chosen, mapped, solver, rotated)
+    result = assembled(chosen, targets, seeds, rmse, r2)
+    chosen_by = {"units": "1", "long_name": "what served best on the validation cells"}
+    name = "penalty" if solver == "ridge" else "steps"
+    result[name] = ("seed", "input", "target"), strength, chosen_by
+    result["cells"] = (
+        ("seed", "part"),
+        np.stack([[by_part[p].cells for p in (TRAIN, VALIDATE, TEST)] for by_part in parts]),
+        {"units": "1", "long_name": "number of cells"},
+    )
+    result = result.assign_coords(part=["train", "validate", "test"])
+    if mapped is not None:
+        maps = known.residuals(layout, models, unseen, mapped.reads_vectors)
+        result = with_residuals(result, maps, view, str(mapped))
+    result.attrs |= {
+        "title": "climate statistics predicted from embeddings, coordinates and static fields",
+        "split": split,
+        "solver": solver,
+        "sampling": sampling,
+        "shares": list(shares),
+        "cells_in_common": len(known.i),
+        "months": targets.months,
+        "statistics": targets.how,
+        **({"block_degrees": float(block)} if split == "blocks" else {}),
+        **({"given": list(predictors.names)} if predictors else {}),
+        **{key: v for key, v in cube.attrs.items() if key in ("encoder", "encoder_trained")},
+    }
+    return as_result(result)
+
+
+def _checked(
+    sampling: str,
+    split: str,
+    solver: str,
+    block: float,
+    shares: Sequence[float],
+    seeds: int | Sequence[int],
+    cells: int | None,
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Check options; return the seeds and the shares, which then sum to 1."""
+    for name, value, allowed in (
+        ("sampling", sampling, Sampling),
+        ("split", split, Split),
+        ("solver", solver, Solver),
+    ):
+        if value not in get_args(allowed):
+            raise OptionError(f"{name}={value!r}; expected {' or '.join(get_args(allowed))}")
+    if not STEP <= block <= 90:
+        raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
+    given = numbers(shares, "shares")
+    if len(given) != 3 or min(given) <= 0:
+        raise OptionError(
+            f"shares={shares!r}; expected three numbers above 0: of the cells that train, validate "
+            "and test"
+        )
+    if cells is not None:
+        whole_number(cells, "cells", _LEAST)
+    listed = seeds if isinstance(seeds, Iterable) else range(whole_number(seeds, "seeds", 1))
+    drawn = tuple(whole_number(seed, "a seed", 0) for seed in listed)
+    if not drawn or len(set(drawn)) < len(drawn):
+        raise OptionError(f"seeds={seeds!r}; expected different numbers, or how many")
+    return drawn, tuple(share / sum(given) for share in given)
+
+
+def _inputs(
+    view: CubeView,
+    given: bool,
+    names: Sequence[str] | None,
+    k: Sequence[int] | None,
+    residuals: str | None,
+) -> list[Input]:
+    """Parse the names of inputs, each once, and check that they can be had."""
+    dim = view.field.shape[-1]
+    if k is None:
+        k = [n for n in COMPONENTS if n <= dim]
+    elif names is not None:
+        raise OptionError("k is of the default inputs; name those with components: 'pc16'")
+    k = [whole_number(n, "k", 1, dim) for n in k]
+    if isinstance(names, str):
+        raise OptionError(f"inputs={names!r}; expected a list of names, [{names!r}]")
+    names = usual(given=given, k=k) if names is None else names
+    parsed = [Input.parse(name) for name in (*names, *([residuals] if residuals else []))]
+    chosen = list(dict.fromkeys(parsed))
+    if not chosen:
+        raise OptionError("inputs=[]; expected one or more")
+    for one in chosen:
+        if "given" in one.parts and not given:
+            raise OptionError(f"input {one} needs static fields: given=… (--given STATICS)")
+        if one.components > dim:
+            raise OptionError(f"input {one}; the cube's vectors have {dim} dimensions")
+    return chosen
+
+
+def _cells(
+    view: CubeView, targets: Targets, predictors: Predictors | None, complete: bool
+) -> Cells:
+    """Find the cells that hold a vector and all fields.
+
+    Raises
+    ------
+    CubeError
+        If there are too few, or a statistic is constant on them.
+    """
+    filled = view.filled().values
+    finite = np.isfinite(targets.values)
+    there = filled & finite.all(axis=-1)
+    counts = [(filled.sum(), "a vector")]
+    counts += [
+        ((filled & finite[..., n]).sum(), target.name) for n, target in enumerate(targets.targets)
+    ]
+    if predictors is not None:
+        there &= predictors.there()
+        counts.append(((filled & predictors.there()).sum(), "all given fields"))
+    by_modality = view.dataset.get("n_images_by_modality")
+    if complete and by_modality is not None and "modality" in by_modality.dims:
+        images = by_modality.transpose("modality", view.lat, view.lon).values > 0
+        whole = images[images.any(axis=(1, 2))].all(axis=0)
+        there &= whole
+        counts.append(((filled & whole).sum(), "all modalities (else complete=False)"))
+    if there.sum() < _LEAST:
+        raise CubeError(
+            f"{there.sum()} cells of the cube hold all that is needed; expected {_LEAST} or more. "
+            f"Of its cells {', '.join(f'{n} hold {what}' for n, what in counts)}: leave out what "
+            "most of them lack, or take a larger cube"
+        )
+    given = None if predictors is None else predictors.values
+    known = Cells.of(view, there, given, targets.values)
+    spans = np.ptp(known.targets, axis=0)
+    largest = np.abs(known.targets).max(axis=0)
+    for target, constant in zip(targets.targets, spans <= 1e-12 * largest, strict=True):
+        if constant:
+            raise CubeError(
+                f"{target.name} is {known.targets[0, targets.targets.index(target)]:g} "
+                f"{target.unit} at all {len(known.i)} cells: nothing can be learnt of it; name "
+                "the others by variables (--variables)"
+            )
+    return known
+
+
+def _fitted(
+    parts: Sequence[Mapping[int, Part]],
+    layout: Layout,
+    chosen: Sequence[Input],
+    mapped: Input | None,
+    solver: Solver,
+    rotated: bool,
+) -> tuple[Floats, Floats, Floats, list[tuple[Floats, Floats]]]:
+    """Fit and test every input for every seed.
+
+    Returns
+    -------
+    rmse, r2, strength : numpy.ndarray
+        (seed, input, target) errors, shares of variance, and what validation chose.
+    models : list of tuple
+        Of each seed, coefficients on the table's columns and intercepts, for the mapped input.
+    """
+    at = np.arange(layout.width)[layout.places["targets"]]
+    rmse = np.empty((len(parts), len(chosen), len(at)))
+    r2, strength, models = np.empty_like(rmse), np.empty_like(rmse), []
+    most = max(one.components for one in chosen)
+    for s, by_part in enumerate(parts):
+        basis = None
+        if most:
+            vectors = np.arange(layout.width)[layout.places["embedding"]]
+            basis = _basis(by_part[TRAIN], vectors, most, rotated=rotated)
+            by_part = {part: one.extended(vectors, basis) for part, one in by_part.items()}
+        for n, one in enumerate(chosen):
+            columns = layout.columns(one)
+            fitted = Ridge.fit(by_part[TRAIN], by_part[VALIDATE], columns, at, solver=solver)
+            errors = fitted.errors(by_part[TRAIN], by_part[TEST])
+            rmse[s, n], strength[s, n] = np.sqrt(errors), fitted.strength
+            r2[s, n] = 1 - errors / by_part[TEST].variance(at)
+            if one == mapped:
+                models.append(_flat(fitted, layout, basis))
+        log.info("seed %d of %d is done", s + 1, len(parts))
+    return rmse, r2, strength, models
+
+
+def _basis(train: Part, columns: Indices, k: int, *, rotated: bool) -> Floats:
+    """Axes of the first k components of the training cells, (dim, k); of a reduction its own."""
+    if not rotated:
+        return np.eye(len(columns), k)
+    with one_thread():
+        _, axes = np.linalg.eigh(train.scatter[np.ix_(columns, columns)])
+    return np.ascontiguousarray(axes[:, ::-1][:, :k])
+
+
+def _flat(fitted: Ridge, layout: Layout, basis: Floats | None) -> tuple[Floats, Floats]:
+    """Coefficients on all columns of the table, (column, target), and intercepts."""
+    inputs = layout.places["targets"].start
+    behind = 0 if basis is None else basis.shape[1]
+    full = np.zeros((layout.width + behind, len(fitted.targets)))
+    full[fitted.columns] = fitted.coefficients
+    if basis is not None:
+        full[layout.places["embedding"]] += basis @ full[layout.width :]
+    return full[:inputs], fitted.intercept

@@ -1,0 +1,407 @@
+"""Climate statistics as targets: which variable is which, in which unit, mean and spread."""
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from copcube.cube.view import CubeView, require_dataset, spatial_dims
+from copcube.era5.statics import squeezed
+from copcube.errors import CubeError, OptionError
+from copcube.grid import Floats
+from copcube.probes.regrid import Regrid
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_YEAR = 365.25
+_SECONDS = 86400 * _YEAR
+
+_TEMPERATURE = {"K": (1.0, -273.15), "degC": (1.0, 0.0)}
+_RAIN = {
+    "m/year": (1.0, 0.0),
+    "m/month": (12.0, 0.0),
+    "m/day": (_YEAR, 0.0),
+    "m/s": (_SECONDS, 0.0),
+    "mm/year": (1e-3, 0.0),
+    "mm/month": (12e-3, 0.0),
+    "mm/day": (_YEAR / 1e3, 0.0),
+    "mm/s": (_SECONDS / 1e3, 0.0),
+}
+_PRESSURE = {"Pa": (1.0, 0.0), "hPa": (100.0, 0.0), "kPa": (1000.0, 0.0)}
+_WIND = {"m/s": (1.0, 0.0)}
+
+_SPELLINGS = {
+    "kelvin": "K",
+    "c": "degC",
+    "°c": "degC",
+    "celsius": "degC",
+    "degree_celsius": "degC",
+    "degrees_celsius": "degC",
+    "pascal": "Pa",
+    "mbar": "hPa",
+    "millibar": "hPa",
+    "millibars": "hPa",
+}
+_PER = {"s": "s", "d": "day", "day": "day", "month": "month", "mon": "month", "year": "year"}
+_PER |= {"yr": "year", "a": "year", "y": "year", "days": "day", "sec": "s", "second": "s"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A surface variable of ERA5 of which the paper predicts statistics.
+
+    Parameters
+    ----------
+    name : str
+        ECMWF's short name.
+    label : str
+        As a heading.
+    unit : str
+        The paper's.
+    units : dict
+        Units that it may come in: factor and offset to the paper's.
+    ids : tuple of int
+        ECMWF's parameter ids.
+    names : tuple of str
+        Other names, in lower case with underscores.
+    """
+
+    name: str
+    label: str
+    unit: str
+    units: Mapping[str, tuple[float, float]]
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+PARAMETERS = (
+    Parameter(
+        "t2m",
+        "temperature",
+        "°C",
+        _TEMPERATURE,
+        (167,),
+        ("2t", "2m_temperature", "temperature_2m", "mean_2m_air_temperature", "tas"),
+    ),
+    Parameter(
+        "tp",
+        "precipitation",
+        "m/year",
+        _RAIN,
+        (228, 235055),
+        ("total_precipitation", "mtpr", "avg_tprate", "mean_total_precipitation_rate", "pr"),
+    ),
+    Parameter("sp", "surface pressure", "Pa", _PRESSURE, (134,), ("surface_pressure", "ps")),
+    Parameter(
+        "msl",
+        "sea-level pressure",
+        "Pa",
+        _PRESSURE,
+        (151,),
+        ("mean_sea_level_pressure", "mslp", "psl"),
+    ),
+    Parameter(
+        "u10",
+        "u wind",
+        "m/s",
+        _WIND,
+        (165,),
+        ("10u", "10m_u_component_of_wind", "u_component_of_wind_10m", "uas"),
+    ),
+    Parameter(
+        "v10",
+        "v wind",
+        "m/s",
+        _WIND,
+        (166,),
+        ("10v", "10m_v_component_of_wind", "v_component_of_wind_10m", "vas"),
+    ),
+)
+"""In the order of the paper's table."""
+
+_BY_ID = {number: p for p in PARAMETERS for number in p.ids}
+_BY_NAME = {name: p for p in PARAMETERS for name in (p.name, *p.names)}
+
+_STATISTICS = {
+    "mean": ("mean", "avg", "average"),
+    "std": ("std", "stdev", "stddev", "sd", "spread", "standard_deviation"),
+}
+_MONTHS = ("time", "valid_time", "month", "date")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One field to be predicted.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``t2m_mean``.
+    label : str
+        Such as ``temperature, mean``.
+    unit : str
+        Of its values.
+    """
+
+    name: str
+    label: str
+    unit: str
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Statistics on the cells of a cube.
+
+    Parameters
+    ----------
+    targets : tuple of Target
+        What they are.
+    values : numpy.ndarray
+        (lat, lon, target) float64, in the cube's order; NaN where one is missing.
+    months : int
+        Number of months that means and spreads were made of; 0 if they were given.
+    how : str
+        How they came to the cube's cells.
+    """
+
+    targets: tuple[Target, ...]
+    values: Floats
+    months: int
+    how: str
+
+    @classmethod
+    def of(
+        cls,
+        statistics: "xr.Dataset | Sequence[xr.Dataset]",
+        view: CubeView,
+        *,
+        variables: Sequence[str] | None = None,
+        units: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Find means and spreads in datasets, in the paper's units, on the cells of a cube.
+
+        Parameters
+        ----------
+        statistics : xarray.Dataset or sequence of xarray.Dataset
+            Monthly means along a dimension of time, or means and spreads that were made already,
+            named as such (``t2m_mean``, ``std_t2m``). Of months, mean and standard deviation
+            (that of a population) are made of every cell. Each dataset has a grid of its own.
+        view : CubeView
+            The cube.
+        variables : sequence of str, optional
+            Which variables, or which of their statistics, such as ``tp_mean``; by default all that
+            have latitude and longitude.
+        units : mapping of str to str, optional
+            Units of variables by their name, in place of those that their attributes say.
+
+        Raises
+        ------
+        CubeError
+            If there is no such variable, or one has further dimensions or steps other than months.
+        OptionError
+            If `units` or `variables` names a variable that is not there, or a unit is missing,
+            unknown or says nothing of time.
+        GridError
+            If the statistics lie where the cube has no cell.
+        """
+        several: list[Any] = [statistics]
+        if isinstance(statistics, list | tuple):
+            several = list(statistics)
+        if isinstance(variables, str):
+            raise OptionError(f"variables={variables!r}; expected a list, [{variables!r}]")
+        found = [(ds, _fields(ds)) for ds in several]
+        made_of = {name: _makes(ds[name]) for ds, listed in found for name in listed}
+        known = {*made_of, *(target for made in made_of.values() for target in made)}
+        for asked in (*(variables or ()), *(units or ())):
+            if asked not in known:
+                raise OptionError(
+                    f"the statistics have no variable {asked} along latitude and longitude; they "
+                    f"have {', '.join(made_of) or 'none'}"
+                )
+        if not made_of:
+            raise CubeError(
+                "the statistics hold no field along latitude and longitude; expected such as t2m, "
+                "tp, sp, msl, u10 and v10"
+            )
+        chosen = set(known if variables is None else variables)
+        fields: dict[Target, Floats] = {}
+        months, how = 0, set()
+        for ds, listed in found:
+            wanted = [name for name in listed if chosen & {name, *made_of[name]}]
+            if not wanted:
+                continue
+            regrid = Regrid.between(ds, view)
+            how.add(regrid.how)
+            for name in wanted:
+                made, n = _of_variable(squeezed(ds)[name], regrid, (units or {}).get(name))
+                if twice := [target.name for target in made if target in fields]:
+                    raise CubeError(
+                        f"{name}: another variable gave {' and '.join(twice)} already; choose one "
+                        "of them by variables (--variables)"
+                    )
+                fields |= {t: v for t, v in made.items() if chosen & {name, t.name}}
+                months = max(months, n)
+        order = sorted(fields, key=_rank)
+        values = np.stack([fields[target] for target in order], axis=-1)
+        return cls(tuple(order), values, months, " and ".join(sorted(how)))
+
+
+def _fields(ds: "xr.Dataset") -> list[str]:
+    """Names of the variables of a dataset along latitude and longitude."""
+    require_dataset(ds, "the climate statistics")
+    spatial = set(spatial_dims(ds))
+    return [str(n) for n, v in ds.data_vars.items() if spatial <= {*v.dims} and _is_field(n, v)]
+
+
+def _makes(field: "xr.DataArray") -> tuple[str, ...]:
+    """Names of the statistics that a variable may give."""
+    _, name, statistic = recognise(str(field.name), field)
+    return tuple(f"{name}_{one}" for one in ((statistic,) if statistic else _STATISTICS))
+
+
+def _is_field(name: Hashable, field: "xr.DataArray") -> bool:
+    return field.dtype.kind in "fiu" and not str(name).endswith(("_bnds", "_bounds"))
+
+
+def _rank(target: Target) -> tuple[int, str]:
+    """Place in the paper's order; what it has not comes last."""
+    name = target.name.rsplit("_", 1)[0]
+    known = [parameter.name for parameter in PARAMETERS]
+    return (known.index(name) if name in known else len(known), target.name)
+
+
+def _of_variable(
+    field: "xr.DataArray", regrid: Regrid, unit: str | None
+) -> tuple[dict[Target, Floats], int]:
+    """Mean and spread of a variable, or the one of the two that it is; and of how many months."""
+    parameter, name, statistic = recognise(str(field.name), field)
+    others = [str(dim) for dim in field.dims if dim not in (regrid.lat, regrid.lon)]
+    factor, offset, unit = _conversion(field, parameter, unit)
+
+    def target(statistic: str) -> Target:
+        label = parameter.label if parameter else name
+        return Target(f"{name}_{statistic}", f"{label}, {statistic}", unit)
+
+    if not others:
+        values = factor * regrid(_plane(field, regrid))
+        statistic = statistic or "mean"
+        return {target(statistic): values + offset * (statistic == "mean")}, 0
+    along = _months(field, others)
+    if statistic is not None:
+        raise CubeError(
+            f"{field.name} is called a {statistic} and yet runs along {along}; rename it, or "
+            f"select one of {along}"
+        )
+    mean, squares = np.zeros(regrid.shape), np.zeros(regrid.shape)
+    # Month by month, as files are mostly stored: a year of maps is never in memory. The sums
+    # are Welford's (1962, doi:10.1080/00401706.1962.10490022).
+    for i in range(field.sizes[along]):
+        values = factor * regrid(_plane(field.isel({along: i}), regrid)) + offset
+        step = values - mean
+        mean += step / (i + 1)
+        squares += step * (values - mean)
+    spread = np.sqrt(squares / field.sizes[along])
+    return {target("mean"): mean, target("std"): spread}, field.sizes[along]
+
+
+def _plane(field: "xr.DataArray", regrid: Regrid) -> Floats:
+    return np.asarray(field.transpose(regrid.lat, regrid.lon).values, np.float64)
+
+
+def _months(field: "xr.DataArray", others: list[str]) -> str:
+    """Name of the dimension along months, the only one besides latitude and longitude."""
+    along = [dim for dim in others if dim.lower() in _MONTHS or field[dim].dtype.kind == "M"]
+    if len(others) > 1 or not along:
+        raise CubeError(
+            f"{field.name} has the dimensions {', '.join(map(str, field.dims))}; expected latitude "
+            f"and longitude, and at most one of time: select one of {' and '.join(others)}"
+        )
+    times = field[along[0]]
+    if times.dtype.kind == "M" and times.size > 1:
+        step = float(np.median(np.diff(np.sort(times.values))) / np.timedelta64(1, "D"))
+        if not 25 <= step <= 35:
+            raise CubeError(
+                f"{field.name} has steps of {step:g} days along {along[0]}; expected monthly "
+                f"means: ds.resample({along[0]}='MS').mean()"
+            )
+    return along[0]
+
+
+def recognise(name: str, field: "xr.DataArray") -> tuple[Parameter | None, str, str | None]:
+    """Tell which variable a field is, and whether it is a mean or a spread.
+
+    Returns
+    -------
+    parameter : Parameter or None
+        One of the paper's.
+    name : str
+        Its short name, or the variable's own.
+    statistic : "mean", "std" or None
+        What its name or its ``cell_methods`` say.
+    """
+    text = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    statistic = None
+    if text not in _BY_NAME:
+        for kind, words in _STATISTICS.items():
+            ends = "|".join(words)
+            if match := re.fullmatch(rf"(?:(?:{ends})_(.+)|(.+)_(?:{ends}))", text):
+                text, statistic = match[1] or match[2], kind
+                break
+    if statistic is None and "standard_deviation" in str(field.attrs.get("cell_methods", "")):
+        statistic = "std"
+    number = field.attrs.get("GRIB_paramId", field.attrs.get("paramId"))
+    parameter = _BY_NAME.get(text)
+    if parameter is None and number is not None:
+        parameter = _BY_ID.get(int(number))
+    own = re.sub(r"\W+", "_", text)
+    return parameter, parameter.name if parameter else own, statistic
+
+
+def _conversion(
+    field: "xr.DataArray", parameter: Parameter | None, unit: str | None
+) -> tuple[float, float, str]:
+    """Factor and offset from the unit of a field to the paper's, and the latter.
+
+    Raises
+    ------
+    OptionError
+        If the unit is missing or unknown.
+    """
+    said = unit if unit is not None else str(field.attrs.get("units", ""))
+    if parameter is None:
+        return 1.0, 0.0, said
+    spelled = unit_of(said)
+    averaged = str(field.attrs.get("GRIB_stepType", "")).startswith("avg")
+    if spelled in ("m", "mm") and averaged:
+        spelled += "/day"  # monthly means of ERA5 are of the sums of days
+    if spelled not in parameter.units:
+        name = str(field.name)
+        example = "m/day" if parameter.name == "tp" else next(iter(parameter.units))
+        why = f"is in {said!r}" if said else "has no unit"
+        if spelled in ("m", "mm"):
+            why += ", which does not say a sum over which time it is"
+        raise OptionError(
+            f"{name} {why}; expected one of {', '.join(parameter.units)}: give it as "
+            f"units={{{name!r}: {example!r}}} (--units {name}={example})"
+        )
+    factor, offset = parameter.units[spelled]
+    return factor, offset, parameter.unit
+
+
+def unit_of(text: str) -> str:
+    """Spell a unit as this module does.
+
+    Examples
+    --------
+    >>> unit_of("kg m**-2 s**-1"), unit_of("mm day-1"), unit_of("Celsius")
+    ('mm/s', 'mm/day', 'degC')
+    """
+    plain = re.sub(r"\*\*|\^", "", text.strip()).replace(" per ", "/").replace(" a ", "/")
+    plain = re.sub(r"kg\s*m-2|kg/m2", "mm", plain)  # a litre on a square metre
+    plain = re.sub(r"\s+([A-Za-z]+)-1$", r"/\1", plain)
+    quantity, _, per = plain.partition("/")
+    quantity = _SPELLINGS.get(quantity.strip().lower(), quantity.strip())
+    return f"{quantity}/{_PER.get(per.strip().lower(), per.strip())}" if per else quantity

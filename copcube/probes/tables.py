@@ -1,0 +1,169 @@
+"""Tables of what a probe found, with the paper's figures beside, as text of several forms."""
+
+import csv
+import io
+import math
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from copcube.errors import CubeError, OptionError
+from copcube.probes import published
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Form = Literal["csv", "markdown", "latex"]
+
+_DECIMALS = {"°C": 2, "m/year": 3, "Pa": 1, "m/s": 2}
+_LABELS = {
+    "lonlat": "coord raw",
+    "fourier": "coord FE",
+    "embedding": "embed",
+    "embedding+fourier": "embed + coord",
+    published.SATCLIP: "SatCLIP coord",
+}
+"""What the paper calls its rows."""
+
+_PUBLISHED = ("published_rmse", "published_std")
+
+Row = tuple[str, ...]
+
+
+def table(found: "xr.Dataset", form: Form = "markdown") -> str:
+    """Write what `copcube.probes.probe` found as a table.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        Its result.
+    form : {"csv", "markdown", "latex"}
+        ``csv`` has a line for every input and target, with all figures; the others have the
+        form of the paper's table, a line for an input and a column for a statistic, and the
+        paper's own lines below ours.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    CubeError
+        If the dataset is none of a probe.
+    OptionError
+        If the form is unknown.
+    """
+    if form not in get_args(Form):
+        raise OptionError(f"form={form!r}; expected {', '.join(get_args(Form))}")
+    _require(found)
+    if form == "csv":
+        return _csv(found)
+    head, rows = grid_of(found)
+    return _markdown(head, rows) if form == "markdown" else _latex(head, rows)
+
+
+def grid_of(found: "xr.Dataset", statistic: str | None = None) -> tuple[Row, list[Row]]:
+    """Heads and rows in the form of the paper's table.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        Of a probe.
+    statistic : str, optional
+        Only targets whose name ends so, such as ``mean``.
+    """
+    _require(found)
+    names = [str(name) for name in found["target"].values]
+    chosen = [n for n, t in enumerate(names) if statistic is None or t.endswith(statistic)]
+    labels, units = found["label"].values, found["unit"].values
+    head = ("input", *(f"{labels[n]} ({units[n] or '1'})" for n in chosen))
+    mean, spread = found["rmse"].mean("seed").values, found["rmse"].std("seed").values
+    rows = []
+    for i, name in enumerate(map(str, found["input"].values)):
+        ours = (_cell(mean[i, n], spread[i, n], str(units[n])) for n in chosen)
+        rows.append((name, *ours))
+        rows += _of_paper(name, [names[n] for n in chosen], [str(units[n]) for n in chosen])
+    wanted = [names[n] for n in chosen]
+    rows += _of_paper(published.SATCLIP, wanted, [str(units[n]) for n in chosen])
+    if "embedding_adds" in found:
+        adds = found["embedding_adds"].mean("seed").values
+        for i, over in enumerate(found["over"].values):
+            shares = (f"{100 * adds[i, n]:.1f} %" for n in chosen)
+            rows.append((f"embedding adds to {over}", *shares))
+    return head, rows
+
+
+def _of_paper(name: str, targets: list[str], units: list[str]) -> list[Row]:
+    """The paper's row of an input, if it has one, with a dash where it has no figure."""
+    figures = [published.error(name, target) for target in targets]
+    if not any(figures):
+        return []
+    cells = [
+        _cell(*figure, unit) if figure else "-" for figure, unit in zip(figures, units, strict=True)
+    ]
+    return [(f"paper: {_LABELS[name]}", *cells)]
+
+
+def _cell(value: float, spread: float, unit: str) -> str:
+    if unit not in _DECIMALS:
+        return f"{value:.4g} ± {spread:.2g}"
+    # Errors far below the paper's get two digits of their own.
+    small = 1 - math.floor(math.log10(value)) if value > 0 else 0
+    decimals = min(max(_DECIMALS[unit], small), 9)
+    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
+
+
+def _markdown(head: Row, rows: list[Row]) -> str:
+    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
+    return "".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines
+    )
+
+
+def _latex(head: Row, rows: list[Row]) -> str:
+    """A table of the package booktabs."""
+
+    def line(cells: Row) -> str:
+        return " & ".join(_escaped(cell) for cell in cells) + r" \\"
+
+    body = "\n".join(line(row) for row in rows)
+    return (
+        f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule\n{line(head)}\n\\midrule\n"
+        f"{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    )
+
+
+def _escaped(text: str) -> str:
+    for old, new in (
+        ("\\", r"\textbackslash{}"),
+        *((character, f"\\{character}") for character in "&%$#_{}"),
+    ):
+        if old in "{}" and r"\textbackslash" in text:
+            continue
+        text = text.replace(old, new)
+    return text.replace("±", r"$\pm$").replace("°", r"$^\circ$")
+
+
+def _csv(found: "xr.Dataset") -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ("input", "components", "target", "unit", "rmse", "rmse_std", "r2", *_PUBLISHED)
+    )
+    mean, spread = found["rmse"].mean("seed"), found["rmse"].std("seed")
+    r2 = found["r2"].mean("seed")
+    paper, its_spread = found["published_rmse"].values, found["published_spread"].values
+    for i, name in enumerate(found["input"].values):
+        for j, target in enumerate(found["target"].values):
+            figures = (mean[i, j], spread[i, j], r2[i, j], paper[i, j], its_spread[i, j])
+            texts = (f"{float(v):.6g}" if np.isfinite(v) else "" for v in figures)
+            first = next(texts), next(texts), next(texts)
+            unit = str(found["unit"].values[j])
+            k = int(found["components"].values[i])
+            writer.writerow((str(name), k or "", str(target), unit, *first, *texts))
+    return text.getvalue()
+
+
+def _require(found: "xr.Dataset") -> None:
+    if not {"rmse", "published_rmse"} <= {*getattr(found, "variables", ())}:
+        raise CubeError("expected the result of a probe, with rmse by input and target")
