@@ -74,6 +74,12 @@ class Copembed:
 
         return CubeView.of(self._ds).at(lat, lon)
 
+    def points(self, table: Any, **options: Any) -> xr.Dataset:
+        """Vectors at the points of a table, a status each; `copcube.lookup.points.points`."""
+        from copcube.lookup import points
+
+        return points(self._ds, table, **options)
+
     def reduce(
         self,
         k: int | float = 16,

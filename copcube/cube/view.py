@@ -139,14 +139,14 @@ class CubeView:
     @cached_property
     def counts(self) -> "xr.DataArray | None":
         """Which cells have images, (…, lat, lon) bool in memory; None if nothing counts them."""
-        images = self._images
+        images = self.images
         if images is None:
             return None
         with naming_damage():
             return _mask(images, images.values > 0)
 
     @property
-    def _images(self) -> "xr.DataArray | None":
+    def images(self) -> "xr.DataArray | None":
         """``n_images`` with the dimensions of the field, if it has just those."""
         dims = self.field.dims[:-1]
         if "n_images" not in self.dataset or set(self.dataset["n_images"].dims) != set(dims):
@@ -156,7 +156,7 @@ class CubeView:
     @property
     def zeros_allowed(self) -> bool:
         """Whether a vector of zeros is one, rather than what published maps mean by missing."""
-        return self.name != "embedding" or self._images is not None
+        return self.name != "embedding" or self.images is not None
 
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
@@ -382,8 +382,8 @@ class CubeView:
         where = {self.lat: i, self.lon: j}
         # The counts of this one cell are read, not `self.counts`, which are those of all.
         with naming_damage():
-            if self._images is not None:
-                there = np.asarray(self._images.isel(where).values > 0)
+            if self.images is not None:
+                there = np.asarray(self.images.isel(where).values > 0)
             else:
                 there = np.asarray(self.field.isel(where).notnull().values.all(axis=-1))
         if not there.any():
