@@ -86,7 +86,9 @@ def main():
         }
         for run in runs.values():
             run()
-        found = [{name: seconds(run) for name, run in runs.items()} for _ in range(arguments.repeat)]
+        found = [
+            {name: seconds(run) for name, run in runs.items()} for _ in range(arguments.repeat)
+        ]
     print("| | s | CPU s | CPU, of reading |\n|---|---|---|---|")
     for name in runs:
         wall, cpu = np.median([turn[name] for turn in found], axis=0)

@@ -80,6 +80,20 @@ class Copembed:
 
         return points(self._ds, table, **options)
 
+    def box(
+        self, west: float, south: float, east: float, north: float, **options: Any
+    ) -> xr.Dataset:
+        """One vector of a box, or its cells; `copcube.lookup.boxes.box`."""
+        from copcube.lookup import box
+
+        return box(self._ds, west, south, east, north, **options)
+
+    def polygon(self, geometry: Any, **options: Any) -> xr.Dataset:
+        """One vector of a polygon, or its cells; `copcube.lookup.boxes.polygon`."""
+        from copcube.lookup import polygon
+
+        return polygon(self._ds, geometry, **options)
+
     def reduce(
         self,
         k: int | float = 16,

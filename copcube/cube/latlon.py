@@ -111,28 +111,33 @@ class LatLon:
         return np.clip(self.y - self.dy / 2, -90, 90), np.clip(self.y + self.dy / 2, -90, 90)
 
     @cached_property
-    def _origin(self) -> tuple[float, float]:
+    def origin(self) -> tuple[float, float]:
         """Latitude of row 0 and longitude of column 0."""
         return (90.0, 0.0) if self.on_lattice else (float(self.y.max()), float(self.x[0]))
 
     @cached_property
-    def _columns(self) -> int:
+    def columns(self) -> int:
         """Columns of the whole circle."""
         return int(np.ceil(360 / self.dx - grid.NEAR))
+
+    @property
+    def closed(self) -> bool:
+        """Whether columns meet again after a turn, as 1.5° do and 0.7° do not."""
+        return abs(self.columns * self.dx - 360) < self.dx / 2
 
     @cached_property
     def _positions(self) -> tuple[Integers, Integers]:
         """Positions in the dataset by row and by column, -1 where there is none."""
-        down = np.rint((self._origin[0] - self.y) / self.dy).astype(np.int64)
-        along = np.rint((self.x - self._origin[1]) % 360 / self.dx).astype(np.int64)
+        down = np.rint((self.origin[0] - self.y) / self.dy).astype(np.int64)
+        along = np.rint((self.x - self.origin[1]) % 360 / self.dx).astype(np.int64)
         rows = first_positions(down, int(down.max()) + 1)
-        return rows, first_positions(along % self._columns, self._columns)
+        return rows, first_positions(along % self.columns, self.columns)
 
-    def _located(self, row: Integers, col: Integers) -> tuple[Integers, Integers]:
-        """Positions in the dataset of rows and columns; -1 outside."""
+    def located(self, row: Integers, col: Integers) -> tuple[Integers, Integers]:
+        """Positions in the dataset of rows and columns, which may be of any turn; -1 outside."""
         rows, cols = self._positions
         i = np.where((row >= 0) & (row < len(rows)), rows[np.clip(row, 0, len(rows) - 1)], -1)
-        return i, cols[col % self._columns]
+        return i, cols[col % self.columns]
 
     def cells_at(self, lat: ArrayLike, lon: ArrayLike) -> tuple[Integers, Integers]:
         """Find the cells that hold points, by the half-open rule of `copcube.grid`.
@@ -155,14 +160,14 @@ class LatLon:
         """
         row, col = grid.cell_at(lat, lon)
         if not self.on_lattice:
-            north, west = self._origin
+            north, west = self.origin
             down = (north + self.dy / 2 - np.asarray(lat, np.float64)) / self.dy
             # Without nodes at the poles, the poles themselves lie on the edge of the last rows.
             row = np.floor(down).astype(np.int64)
             row = row + (north - row * self.dy > 90) - (north - row * self.dy < -90)
             along = (np.asarray(lon, np.float64) - west + self.dx / 2) % 360 / self.dx
             col = np.floor(along).astype(np.int64)
-        return self._located(row, col)
+        return self.located(row, col)
 
     def corners(self, lat: Floats, lon: Floats) -> list[tuple[Integers, Integers, Floats]]:
         """Find the four nodes around points, with their weights in bilinear interpolation.
@@ -172,13 +177,13 @@ class LatLon:
         list of (i, j, weight)
             Positions as of `cells_at`, and the weights, which sum to 1 over the four.
         """
-        down = (self._origin[0] - lat) / self.dy
-        along = (lon - self._origin[1]) % 360 / self.dx
+        down = (self.origin[0] - lat) / self.dy
+        along = (lon - self.origin[1]) % 360 / self.dx
         row, col = (np.floor(at).astype(np.int64) for at in (down, along))
         found = []
         for r, by_row in ((row, 1 - (down - row)), (row + 1, down - row)):
             for c, by_col in ((col, 1 - (along - col)), (col + 1, along - col)):
-                found.append((*self._located(r, c), by_row * by_col))
+                found.append((*self.located(r, c), by_row * by_col))
         return found
 
     def __str__(self) -> str:

@@ -356,7 +356,7 @@ class CubeView:
             y, x = lat.values[outside][0], lon.values[outside][0]
             raise GridError(
                 f"{int(outside.sum()):,} of {outside.size:,} points lie where this dataset does "
-                f"not reach, the first at lat {y:g}, lon {x:g}; it has {self._extent()}: leave "
+                f"not reach, the first at lat {y:g}, lon {x:g}; it has {self.extent()}: leave "
                 "such points out"
             )
         where = {self.lat: xr.DataArray(i, dims=lat.dims), self.lon: xr.DataArray(j, dims=lat.dims)}
@@ -368,7 +368,8 @@ class CubeView:
         named = {key: c for key, c in lat.coords.items() if key not in self.dataset.variables}
         return as_result(cells.assign_coords(named), self.name)
 
-    def _extent(self) -> str:
+    def extent(self) -> str:
+        """Say from where to where the dataset reaches."""
         y, x = self.field[self.lat].values, self.field[self.lon].values
         return f"{self.lat} {y.min():g} to {y.max():g} and {self.lon} {x.min():g} to {x.max():g}"
 
@@ -377,7 +378,7 @@ class CubeView:
         if i < 0 or j < 0:
             raise GridError(
                 f"lat {lat:g}, lon {lon:g} lies in a cell that this dataset does not reach; it has "
-                f"{self._extent()}"
+                f"{self.extent()}"
             )
         where = {self.lat: i, self.lon: j}
         # The counts of this one cell are read, not `self.counts`, which are those of all.
