@@ -75,6 +75,26 @@ class Copembed:
 
         return CubeView.of(self._ds).at(lat, lon)
 
+    def points(self, table: Any, **options: Any) -> xr.Dataset:
+        """Vectors at the points of a table, a status each; `copcube.lookup.points.points`."""
+        from copcube.lookup import points
+
+        return points(self._ds, table, **options)
+
+    def box(
+        self, west: float, south: float, east: float, north: float, **options: Any
+    ) -> xr.Dataset:
+        """One vector of a box, or its cells; `copcube.lookup.boxes.box`."""
+        from copcube.lookup import box
+
+        return box(self._ds, west, south, east, north, **options)
+
+    def polygon(self, geometry: Any, **options: Any) -> xr.Dataset:
+        """One vector of a polygon, or its cells; `copcube.lookup.boxes.polygon`."""
+        from copcube.lookup import polygon
+
+        return polygon(self._ds, geometry, **options)
+
     def reduce(
         self,
         k: int | float = 16,

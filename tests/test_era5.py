@@ -525,7 +525,7 @@ def test_attributes_of_both_and_a_history(world):
     }
     coarse = era5.merge(fields.isel(lat=slice(90)), dataset(*COARSE["1° with poles"][:2]))
     assert "pc averaged by area on a 181 × 360 grid of 1° × 1°" in coarse.attrs["history"]
-    assert coarse.pc.attrs == {"long_name": "a field", "units": "1"}
+    assert coarse.pc.attrs == {"long_name": "a field", "units": "1", "cell_degrees": [1, 1]}
 
 
 @pytest.mark.parametrize("onto", [dataset(LAT, LON), dataset(*COARSE["1.5° with poles"][:2])])

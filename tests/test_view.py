@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from copcube.cube.view import CubeView, spatial_dims
+from copcube.cube.latlon import spatial_dims
+from copcube.cube.view import CubeView
 from copcube.errors import CubeError
 
 LAT, LON = np.arange(60, 30, -0.25), np.arange(0, 20, 0.25)

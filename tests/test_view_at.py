@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from copcube import grid
 from copcube.cube.view import CubeView
+from copcube.era5.merge import merge
 from copcube.errors import CubeError, GridError, OptionError
 
 LAT, LON = grid.latitudes(), grid.longitudes()
@@ -145,3 +146,73 @@ def test_points_that_make_no_sense_are_refused(lat, lon, error, message):
     europe = WORLD.sel(lat=slice(60, 40), lon=slice(0, 30))
     with pytest.raises(error, match=message):
         CubeView.of(europe).at(lat, lon)
+
+
+COARSE = {
+    "1.5° with poles": (np.linspace(90, -90, 121), np.arange(0, 360, 1.5)),
+    "5.625° without, south first": (np.arange(-87.1875, 90, 5.625), np.arange(0, 360, 5.625)),
+    "1° from the dateline": (np.linspace(90, -90, 181), np.arange(-180.0, 180)),
+    "2° of a region, in float32": (
+        np.arange(61, 30, -2).astype("f4"),
+        np.arange(-21, 30, 2).astype("f4"),
+    ),
+    "0.7° of a region across Greenwich": (np.arange(60, 35, -0.7), np.arange(-14.0, 14, 0.7)),
+}
+
+
+@pytest.fixture(scope="module")
+def merged():
+    """Grids that `merge` averages onto; the vectors are replaced by what says where they are."""
+    found = {}
+    thin = WORLD.isel(lat=slice(0, None, 3), lon=slice(0, None, 3))
+    for name, (lat, lon) in COARSE.items():
+        target = xr.Dataset(
+            {"z": (("lat", "lon"), np.zeros((len(lat), len(lon))))}, {"lat": lat, "lon": lon}
+        )
+        ds = merge(thin, target)
+        here = np.stack(np.meshgrid(np.arange(len(lat)), np.arange(len(lon)), indexing="ij"), -1)
+        found[name] = ds.assign(
+            embedding=ds.embedding.copy(data=here.astype("f4")), n_images=ds.n_images * 0 + 1
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", COARSE)
+@settings(max_examples=60, deadline=None)
+@given(lat=st.floats(-90, 90), lon=st.floats(-540, 540))
+def test_on_grids_of_merge_a_point_finds_the_nearest_node_of_its_cell(merged, name, lat, lon):
+    ds = merged[name]
+    y, x = ds.lat.values.astype(float), ds.lon.values.astype(float)
+    dy, dx = abs(y[1] - y[0]), x[1] - x[0]
+    apart = np.abs(y - lat), np.abs((x - lon + 180) % 360 - 180)
+    i, j = (int(a.argmin()) for a in apart)
+    slack = [a[n] - d / 2 for a, n, d in zip(apart, (i, j), (dy, dx), strict=True)]
+    if any(abs(s) < 1e-4 for s in slack):
+        return  # on an edge; the rule is tested below
+    if max(slack) > 0:
+        with pytest.raises(GridError, match="does not reach"):
+            CubeView.of(ds).at(lat, lon)
+        return
+    assert CubeView.of(ds).at(lat, lon).embedding.values.tolist() == [i, j]
+    assert CubeView.of(ds).at([lat], [lon]).embedding.values.tolist() == [[i, j]]
+
+
+def test_edges_of_coarse_cells_belong_to_the_south_and_the_east(merged):
+    view = CubeView.of(merged["1.5° with poles"])
+    assert view.at(89.25, 0.75).embedding.values.tolist() == [1, 1]
+    assert view.at(-90, 359.25).embedding.values.tolist() == [120, 0]
+    poles = CubeView.of(merged["5.625° without, south first"])
+    assert poles.at([90, -90], [0, 0]).embedding.values[:, 0].tolist() == [31, 0]
+
+
+def test_a_region_of_a_coarse_grid_and_a_row_of_it_keep_their_cells(merged):
+    row = merged["1.5° with poles"].sel(lat=[48.0], lon=[12.0, 13.5])
+    assert CubeView.of(row).at(48.7, 12.7).embedding.values.tolist() == [28, 8]
+    with pytest.raises(GridError, match="does not reach"):
+        CubeView.of(row).at(48.8, 12.7)
+
+
+def test_two_rows_of_the_lattice_are_no_coarse_grid():
+    two = WORLD.sel(lat=[60, 40])
+    with pytest.raises(GridError, match="does not reach"):
+        CubeView.of(two).at(50, 0)

@@ -9,22 +9,37 @@ are distinguished by their index, never by equality of floats.
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from copcube import grid
-from copcube.cube.view import spatial_dims
-from copcube.errors import GridError
-from copcube.grid import Floats, on_nodes
+from copcube.errors import CubeError, GridError
+from copcube.grid import Floats, Integers, on_nodes
 
 if TYPE_CHECKING:
     import xarray as xr
+
+CELL = "cell_degrees"
+"""Attribute of averaged fields: the size of their cells in degrees, by latitude and longitude."""
 
 _NAMES = {
     "latitude": ("lat", "latitude", "lats", "latitudes", "nav_lat"),
     "longitude": ("lon", "longitude", "lons", "longitudes", "nav_lon"),
 }
+_AXES = {
+    "latitude": (
+        ("lat", "latitude", "lats", "latitudes"),
+        ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn"),
+    ),
+    "longitude": (
+        ("lon", "longitude", "lons", "longitudes"),
+        ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese"),
+    ),
+}
+"""Names and units (CF 1.11, sections 4.1 and 4.2) by standard name."""
 _REMEDY = "remap it to a regular grid first, such as with cdo remapcon,r1440x721"
 
 
@@ -95,8 +110,134 @@ class LatLon:
         """Edges of the cells along latitude in degrees, clipped at the poles."""
         return np.clip(self.y - self.dy / 2, -90, 90), np.clip(self.y + self.dy / 2, -90, 90)
 
+    @cached_property
+    def origin(self) -> tuple[float, float]:
+        """Latitude of row 0 and longitude of column 0."""
+        return (90.0, 0.0) if self.on_lattice else (float(self.y.max()), float(self.x[0]))
+
+    @cached_property
+    def columns(self) -> int:
+        """Columns of the whole circle."""
+        return int(np.ceil(360 / self.dx - grid.NEAR))
+
+    @property
+    def closed(self) -> bool:
+        """Whether columns meet again after a turn, as 1.5° do and 0.7° do not."""
+        return abs(self.columns * self.dx - 360) < self.dx / 2
+
+    @cached_property
+    def _positions(self) -> tuple[Integers, Integers]:
+        """Positions in the dataset by row and by column, -1 where there is none."""
+        down = np.rint((self.origin[0] - self.y) / self.dy).astype(np.int64)
+        along = np.rint((self.x - self.origin[1]) % 360 / self.dx).astype(np.int64)
+        rows = first_positions(down, int(down.max()) + 1)
+        return rows, first_positions(along % self.columns, self.columns)
+
+    def located(self, row: Integers, col: Integers) -> tuple[Integers, Integers]:
+        """Positions in the dataset of rows and columns, which may be of any turn; -1 outside."""
+        rows, cols = self._positions
+        i = np.where((row >= 0) & (row < len(rows)), rows[np.clip(row, 0, len(rows) - 1)], -1)
+        return i, cols[col % self.columns]
+
+    def cells_at(self, lat: ArrayLike, lon: ArrayLike) -> tuple[Integers, Integers]:
+        """Find the cells that hold points, by the half-open rule of `copcube.grid`.
+
+        Parameters
+        ----------
+        lat, lon : array_like
+            Degrees north and east, any turn.
+
+        Returns
+        -------
+        i, j : numpy.ndarray
+            int64 positions along latitude and longitude in the dataset; -1 where it does not
+            reach.
+
+        Raises
+        ------
+        GridError
+            If a point is not on the globe.
+        """
+        row, col = grid.cell_at(lat, lon)
+        if not self.on_lattice:
+            north, west = self.origin
+            down = (north + self.dy / 2 - np.asarray(lat, np.float64)) / self.dy
+            # Without nodes at the poles, the poles themselves lie on the edge of the last rows.
+            row = np.floor(down).astype(np.int64)
+            row = row + (north - row * self.dy > 90) - (north - row * self.dy < -90)
+            along = (np.asarray(lon, np.float64) - west + self.dx / 2) % 360 / self.dx
+            col = np.floor(along).astype(np.int64)
+        return self.located(row, col)
+
+    def corners(self, lat: Floats, lon: Floats) -> list[tuple[Integers, Integers, Floats]]:
+        """Find the four nodes around points, with their weights in bilinear interpolation.
+
+        Returns
+        -------
+        list of (i, j, weight)
+            Positions as of `cells_at`, and the weights, which sum to 1 over the four.
+        """
+        down = (self.origin[0] - lat) / self.dy
+        along = (lon - self.origin[1]) % 360 / self.dx
+        row, col = (np.floor(at).astype(np.int64) for at in (down, along))
+        found = []
+        for r, by_row in ((row, 1 - (down - row)), (row + 1, down - row)):
+            for c, by_col in ((col, 1 - (along - col)), (col + 1, along - col)):
+                found.append((*self.located(r, c), by_row * by_col))
+        return found
+
     def __str__(self) -> str:
         return f"{len(self.y)} × {len(self.x)} grid of {self.dy:.4g}° × {self.dx:.4g}°"
+
+
+def first_positions(index: Integers, size: int) -> Integers:
+    """For every row or column of the lattice, where it comes first in an index; -1 if nowhere."""
+    where = np.full(size, -1, np.int64)
+    where[index[::-1]] = np.arange(len(index))[::-1]
+    return where
+
+
+def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
+    """Names of the dimensions along latitude and longitude.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset or xarray.DataArray
+        With a one-dimensional coordinate along each: with the standard name or units of CF,
+        or named lat, latitude, lon or longitude in upper or lower case.
+
+    Returns
+    -------
+    lat, lon : str
+
+    Raises
+    ------
+    CubeError
+        If one is not there or there are several.
+    """
+    names_of_both = []
+    for axis, (names, units) in _AXES.items():
+        candidates = [
+            str(dim)
+            for dim in ds.dims
+            if dim in ds.coords
+            and (
+                ds[dim].attrs.get("standard_name") == axis
+                or str(ds[dim].attrs.get("units", "")).lower() in units
+                or str(dim).lower() in names
+            )
+        ]
+        # Two candidates are refused too: to take one of them would be a guess.
+        if len(candidates) != 1:
+            raise CubeError(
+                f"expected one dimension of {axis} with its coordinate, found "
+                f"{' and '.join(candidates) or 'none'} among "
+                f"{', '.join(map(str, ds.dims)) or 'no dims'}; name it {names[0]} or give its "
+                f"coordinate the standard_name {axis} (a selection by one number drops a "
+                "dimension: select by a list or a slice)"
+            )
+        names_of_both.append(candidates[0])
+    return names_of_both[0], names_of_both[1]
 
 
 def _spacing(name: str, degrees: Floats, *, circle: bool) -> float | None:

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
+from copcube.cube.latlon import CELL, LatLon, first_positions, spatial_dims
 from copcube.cube.points import points
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
 from copcube.cube.whole import at_once
 from copcube.errors import CubeError, GridError
 from copcube.files.damage import naming_damage
-from copcube.grid import Integers, lattice_index
+from copcube.grid import Integers, lattice_index, on_nodes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,18 +33,6 @@ Part = tuple[Any, ...]
 
 _VECTORS = {"embedding": "dim", "pc": "component"}
 """Variables that hold vectors, and the usual name of the dimension along them."""
-
-_AXES = {
-    "latitude": (
-        ("lat", "latitude", "lats", "latitudes"),
-        ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn"),
-    ),
-    "longitude": (
-        ("lon", "longitude", "lons", "longitudes"),
-        ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese"),
-    ),
-}
-"""Names and units (CF 1.11, sections 4.1 and 4.2) by standard name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,24 +140,24 @@ class CubeView:
     @cached_property
     def counts(self) -> "xr.DataArray | None":
         """Which cells have images, (…, lat, lon) bool in memory; None if nothing counts them."""
-        images = self._images
-        if images is None:
+        if self.images is None:
             return None
         with naming_damage():
-            images = at_once(images).transpose(*self.field.dims[:-1])
+            images = at_once(self.dataset["n_images"]).transpose(*self.field.dims[:-1])
             return _mask(images, images.values > 0)
 
     @property
-    def _images(self) -> "xr.DataArray | None":
-        """``n_images``, if it has just the dimensions of the field but for that of vectors."""
-        images = self.dataset.get("n_images")
-        wanted = set(self.field.dims[:-1])
-        return None if images is None or set(images.dims) != wanted else images
+    def images(self) -> "xr.DataArray | None":
+        """``n_images`` with the dimensions of the field, if it has just those."""
+        dims = self.field.dims[:-1]
+        if "n_images" not in self.dataset or set(self.dataset["n_images"].dims) != set(dims):
+            return None
+        return self.dataset["n_images"].transpose(*dims)
 
     @property
     def zeros_allowed(self) -> bool:
         """Whether a vector of zeros is one, rather than what published maps mean by missing."""
-        return self.name != "embedding" or self._images is not None
+        return self.name != "embedding" or self.images is not None
 
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
@@ -188,6 +177,22 @@ class CubeView:
     def col(self) -> Integers:
         """Column on the lattice of every longitude; GridError if one is no node of it."""
         return self._lattice[1]
+
+    @cached_property
+    def latlon(self) -> LatLon:
+        """The grid of the cells: the lattice, or a coarser grid that `merge` averaged onto.
+
+        Nodes of many coarser grids are nodes of the lattice too, as those of a cube that was
+        thinned out, so that the vectors say of themselves how large their cells are.
+        """
+        size = self.field.attrs.get(CELL)
+        if size is None and all(on_nodes(self.field[d].values).all() for d in (self.lat, self.lon)):
+            size = (grid.STEP, grid.STEP)
+        if size is None:
+            return LatLon.of(self.dataset[[self.name]])
+        y, x = (np.asarray(self.field[d].values, np.float64) for d in (self.lat, self.lon))
+        dy, dx = map(float, size)
+        return LatLon(self.lat, self.lon, y, x, dy, dx, transposed=False)
 
     def positions(self) -> tuple[Integers, Integers]:
         """Where the rows and columns of the lattice are in this dataset.
@@ -347,14 +352,12 @@ class CubeView:
     def _at_many(self, lat: "xr.DataArray", lon: "xr.DataArray") -> "xr.Dataset":
         import xarray as xr
 
-        row, col = grid.cell_at(lat.values, lon.values)
-        i = first_positions(self.row, grid.N_LAT)[row]
-        j = first_positions(self.col, grid.N_LON)[col]
+        i, j = self.latlon.cells_at(lat.values, lon.values)
         if (outside := (i < 0) | (j < 0)).any():
             y, x = lat.values[outside][0], lon.values[outside][0]
             raise GridError(
                 f"{int(outside.sum()):,} of {outside.size:,} points lie where this dataset does "
-                f"not reach, the first at lat {y:g}, lon {x:g}; it has {self._extent()}: leave "
+                f"not reach, the first at lat {y:g}, lon {x:g}; it has {self.extent()}: leave "
                 "such points out"
             )
         where = {self.lat: xr.DataArray(i, dims=lat.dims), self.lon: xr.DataArray(j, dims=lat.dims)}
@@ -366,29 +369,31 @@ class CubeView:
         named = {key: c for key, c in lat.coords.items() if key not in self.dataset.variables}
         return as_result(cells.assign_coords(named), self.name)
 
-    def _extent(self) -> str:
+    def extent(self) -> str:
+        """Say from where to where the dataset reaches."""
         y, x = self.field[self.lat].values, self.field[self.lon].values
         return f"{self.lat} {y.min():g} to {y.max():g} and {self.lon} {x.min():g} to {x.max():g}"
 
     def _at_one(self, lat: float, lon: float) -> "xr.Dataset":
-        row, col = (int(index) for index in grid.cell_at(lat, lon))
-        i, j = np.flatnonzero(self.row == row), np.flatnonzero(self.col == col)
-        node_lat, node_lon = grid.centre(grid.grid_id(row, col))
-        cell = f"lat {lat:g}, lon {lon:g} lies in the cell at lat {node_lat:.2f}, "
-        cell += f"lon {node_lon:.2f}"
-        if not (len(i) and len(j)):
-            raise GridError(f"{cell}, which this dataset does not reach; it has {self._extent()}")
-        where = {self.lat: int(i[0]), self.lon: int(j[0])}
+        i, j = (int(position) for position in self.latlon.cells_at(lat, lon))
+        if i < 0 or j < 0:
+            raise GridError(
+                f"lat {lat:g}, lon {lon:g} lies in a cell that this dataset does not reach; it has "
+                f"{self.extent()}"
+            )
+        where = {self.lat: i, self.lon: j}
         # The counts of this one cell are read, not `self.counts`, which are those of all.
         with naming_damage():
-            if self._images is not None:
-                there = np.asarray(self._images.isel(where).values > 0)
+            if self.images is not None:
+                there = np.asarray(self.images.isel(where).values > 0)
             else:
                 there = np.asarray(self.field.isel(where).notnull().values.all(axis=-1))
         if not there.any():
+            y, x = (float(self.field[dim].values[n]) for dim, n in where.items())
             raise CubeError(
-                f"{cell}, which holds no vector: no image is there (open ocean and the poles "
-                "have none)"
+                f"lat {lat:g}, lon {lon:g} lies in the cell at lat {y:.2f}, lon "
+                f"{(x + 180) % 360 - 180:.2f}, which holds no vector: no image is there (open "
+                "ocean and the poles have none)"
             )
         return as_result(self.dataset.isel(where), self.name)
 
@@ -399,49 +404,6 @@ def group_labels(coordinate: "xr.DataArray") -> tuple[str, ...]:
     if coordinate.dtype.kind == "i" and name in coordinate.coords:
         return labels(name, coordinate.values, coordinate.attrs)
     return tuple(map(str, coordinate.values))
-
-
-def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
-    """Names of the dimensions along latitude and longitude.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset or xarray.DataArray
-        With a one-dimensional coordinate along each: with the standard name or units of CF,
-        or named lat, latitude, lon or longitude in upper or lower case.
-
-    Returns
-    -------
-    lat, lon : str
-
-    Raises
-    ------
-    CubeError
-        If one is not there or there are several.
-    """
-    names_of_both = []
-    for axis, (names, units) in _AXES.items():
-        candidates = [
-            str(dim)
-            for dim in ds.dims
-            if dim in ds.coords
-            and (
-                ds[dim].attrs.get("standard_name") == axis
-                or str(ds[dim].attrs.get("units", "")).lower() in units
-                or str(dim).lower() in names
-            )
-        ]
-        # Two candidates are refused too: to take one of them would be a guess.
-        if len(candidates) != 1:
-            raise CubeError(
-                f"expected one dimension of {axis} with its coordinate, found "
-                f"{' and '.join(candidates) or 'none'} among "
-                f"{', '.join(map(str, ds.dims)) or 'no dims'}; name it {names[0]} or give its "
-                f"coordinate the standard_name {axis} (a selection by one number drops a "
-                "dimension: select by a list or a slice)"
-            )
-        names_of_both.append(candidates[0])
-    return names_of_both[0], names_of_both[1]
 
 
 def require_dataset(ds: object, what: str) -> None:
@@ -517,13 +479,6 @@ def _positions(index: Integers, size: int, name: str) -> Integers:
             "expected each once: drop repeated ones, such as 360° beside 0°"
         )
     return first_positions(index, size)
-
-
-def first_positions(index: Integers, size: int) -> Integers:
-    """For every row or column of the lattice, where it comes first in an index; -1 if nowhere."""
-    where = np.full(size, -1, np.int64)
-    where[index[::-1]] = np.arange(len(index))[::-1]
-    return where
 
 
 def _runs(index: NDArray[np.int64]) -> list[slice]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from copcube import grid
 from copcube.arguments import flag
-from copcube.cube.latlon import LatLon
+from copcube.cube.latlon import CELL, LatLon
 from copcube.cube.results import as_result, described
 from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.conservative import Overlaps
@@ -129,6 +129,9 @@ def merge(
         placed = _by_area(placed, cells, target, view.dim)
 
     new = {name: _finished(name, v.variable, maps[name], fill) for name, v in placed.items()}
+    if not target.on_lattice:
+        for variable in new.values():
+            variable.attrs[CELL] = [target.dy, target.dx]
     new |= {name: v.copy(deep=False) for name, v in basis.items()}
     result = squeezed(era5)
     _refuse_clashes(result, new)

@@ -13,7 +13,8 @@ import numpy as np
 
 from copcube import grid
 from copcube.cube import schema
-from copcube.cube.view import CubeView, spatial_dims
+from copcube.cube.latlon import spatial_dims
+from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.version import __version__
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from copcube import grid
 from copcube.arguments import flag
+from copcube.cube.latlon import spatial_dims
 from copcube.cube.results import as_result
-from copcube.cube.view import CubeView, Part, spatial_dims
+from copcube.cube.view import CubeView, Part
 from copcube.errors import CubeError, OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats

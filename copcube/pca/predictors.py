@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.linalg import pinvh
 
 from copcube import grid
-from copcube.cube.latlon import LatLon
+from copcube.cube.latlon import LatLon, first_positions
 from copcube.cube.schema import labels
-from copcube.cube.view import CubeView, first_positions, require_dataset
+from copcube.cube.view import CubeView, require_dataset
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.grid import Floats
 from copcube.pca.moments import Moments

@@ -1,0 +1,221 @@
+"""Vectors of regions: boxes and polygons, pooled by area over the cells that have one."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.cube.results import as_result, described
+from copcube.cube.view import CubeView, present
+from copcube.errors import CubeError, GridError, OptionError
+from copcube.files.damage import naming_damage
+from copcube.grid import Floats, Integers
+from copcube.lookup.gathering import gathered
+from copcube.lookup.regions import Region, box_rings, polygon_rings, region
+from copcube.lookup.similar import EARTH_RADIUS
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Pooling = Literal["mean", "max"]
+
+_READ = 1 << 27
+"""Bytes of vectors read at once."""
+
+
+def box(
+    cube: "xr.Dataset",
+    west: float,
+    south: float,
+    east: float,
+    north: float,
+    *,
+    pooling: Pooling | None = "mean",
+) -> "xr.Dataset":
+    """Pool the vectors of a box, or give its cells.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        A cube or a reduction, lazy or not, on the lattice or a grid that `merge` averaged onto.
+    west, south, east, north : float
+        Degrees. With an `east` that lies west of `west` the box reaches across the
+        antimeridian, as in GeoJSON (RFC 7946, section 5.2): 170, -20, -170, -10. A box from
+        -180 to 180 with `north` 90 holds the pole.
+    pooling : {"mean", "max"} or None
+        The mean of the vectors weighted by the area of their cells inside the region, or the
+        largest of each value; None gives the cells.
+
+    Returns
+    -------
+    xarray.Dataset
+        The pooled vector (…, dim) over the cells that have one, in memory, with ``cells`` and
+        ``cells_missing``, how many the region touches and how many of them have no vector;
+        ``coverage``, the share of the region's area under cells with a vector; ``area``, that of
+        the region in km². A region smaller than a cell has the vector of its cell. With
+        ``pooling=None`` the cells themselves, lazy if they were, from north to south and
+        west to east with steady longitudes, and ``fraction`` (lat, lon), the share of each
+        cell's area inside the region.
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube, or no cell of the region has a vector.
+    GridError
+        If the dataset does not reach the region.
+    OptionError
+        If the corners are swapped or no place, the region is empty, or `pooling` is unknown.
+
+    Examples
+    --------
+    >>> box(cube, 5, 45, 10, 48).embedding  # doctest: +SKIP
+    """
+    return _of(cube, box_rings(west, south, east, north), pooling)
+
+
+def polygon(cube: "xr.Dataset", geometry: Any, *, pooling: Pooling | None = "mean") -> "xr.Dataset":
+    """Pool the vectors of a polygon, or give its cells.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        As for `box`.
+    geometry : mapping, str or object
+        A Polygon, a MultiPolygon or a Feature, as GeoJSON or as anything with
+        ``__geo_interface__``, such as a geometry of shapely, in degrees of longitude and
+        latitude. Edges are straight in degrees. One of more than 180° is taken across the
+        antimeridian, and a ring around a pole holds the pole.
+    pooling : {"mean", "max"} or None
+        As for `box`.
+
+    Returns
+    -------
+    xarray.Dataset
+        As of `box`.
+
+    Raises
+    ------
+    CubeError, GridError
+        As `box`.
+    OptionError
+        If the geometry is none, is empty or crosses itself, or `pooling` is unknown.
+    """
+    return _of(cube, polygon_rings(geometry), pooling)
+
+
+@naming_damage()
+def _of(cube: "xr.Dataset", rings: list[list[Floats]], pooling: Pooling | None) -> "xr.Dataset":
+    if pooling not in ("mean", "max", None):
+        raise OptionError(f"pooling={pooling!r}; expected 'mean', 'max' or None for the cells")
+    view = CubeView.of(cube)
+    found = region(view.latlon, rings)
+    if not (found.i >= 0).any():
+        raise GridError(f"the dataset does not reach the region; it has {view.extent()}")
+    return _cells(view, found) if pooling is None else _pooled(view, found, pooling)
+
+
+def _pooled(view: CubeView, found: Region, pooling: Pooling) -> "xr.Dataset":
+    import xarray as xr
+
+    shape = *view.field.shape[:-3], view.field.shape[-1]
+    total = np.zeros(shape) if pooling == "mean" else np.full(shape, -np.inf)
+    covered = np.zeros(shape[:-1])
+    filled = np.zeros(shape[:-1], np.int64)
+    for part in _parts(view, found.i, found.j):
+        x, there = _read(view, found.i[part], found.j[part])
+        area = found.area[part].reshape(-1, *[1] * (there.ndim - 1)) * there
+        covered += area.sum(axis=0)
+        filled += there.sum(axis=0)
+        if pooling == "mean":
+            total += np.einsum("n...,n...d->...d", area, x)
+        else:
+            x[~there] = -np.inf
+            total = np.maximum(total, x.max(axis=0))
+    if not filled.any():
+        raise CubeError(
+            f"none of the {len(found.i):,} cells of the region holds a vector: no image is there "
+            "(open ocean and the poles have none)"
+        )
+    with np.errstate(invalid="ignore"):  # 0/0 in a group without a vector
+        pooled = total / covered[..., np.newaxis] if pooling == "mean" else total
+    pooled[filled == 0] = np.nan
+    how = {"mean": "weighted by area", "max": "largest of each value"}[pooling]
+    attrs = described(view.field)
+    attrs["cell_methods"] = f"area: {'mean' if pooling == 'mean' else 'maximum'}"
+    lead, area = view.lead, float(found.area.sum())
+    result = xr.Dataset(
+        {
+            view.name: ((*lead, view.dim), pooled.astype(view.field.dtype), attrs),
+            "cells": ((), len(found.i), {"long_name": "cells that the region touches"}),
+            "cells_missing": (
+                lead,
+                len(found.i) - filled,
+                {"long_name": "those of them that have no vector"},
+            ),
+            "coverage": (
+                lead,
+                covered / area,
+                {"long_name": "share of the region under cells with a vector", "units": "1"},
+            ),
+            "area": ((), area * EARTH_RADIUS**2, {"units": "km2", "standard_name": "area"}),
+        },
+        {k: c for k, c in view.dataset.coords.items() if not {view.lat, view.lon} & {*c.dims}},
+        {**view.dataset.attrs, "pooling": f"{pooling} over cells with a vector, {how}"},
+    )
+    return as_result(result)
+
+
+def _parts(view: CubeView, i: Integers, j: Integers) -> list[Integers]:
+    """Divide cells into parts of whole chunks that fit into memory."""
+    inside = np.flatnonzero(i >= 0)
+    step = 8 * grid.BLOCK
+    key = (i[inside] // grid.BLOCK) * grid.N_LON + j[inside] // step
+    inside = inside[np.argsort(key, kind="stable")]
+    size = view.field.dtype.itemsize * int(np.prod(view.field.shape[:-3])) * view.field.shape[-1]
+    cuts = np.flatnonzero(np.diff(np.sort(key))) + 1
+    parts = np.split(inside, cuts)
+    # Small ones are read together.
+    merged: list[Integers] = []
+    for part in parts:
+        if merged and (len(merged[-1]) + len(part)) * size <= _READ:
+            merged[-1] = np.concatenate([merged[-1], part])
+        else:
+            merged.append(part)
+    return merged
+
+
+def _read(view: CubeView, i: Integers, j: Integers) -> tuple[Floats, NDArray[np.bool_]]:
+    """Vectors of cells as float64, 0 where there is none, (n, …, dim), and where there is one."""
+    x = gathered(view, view.field, i, j)
+    there = present(x, zeros_allowed=view.zeros_allowed)
+    if view.images is not None:
+        there &= gathered(view, view.images, i, j) > 0
+    x = x.astype(np.float64)
+    x[~there] = 0
+    return x, there
+
+
+def _cells(view: CubeView, found: Region) -> "xr.Dataset":
+    """Cells of a region as a dataset, from north to south and from west to east."""
+    inside = found.i >= 0
+    rows, cols = found.i[inside], found.col[inside]
+    y = view.field[view.lat].values
+    i = np.unique(rows)
+    i = i[np.argsort(-y[i], kind="stable")]
+    col, first = np.unique(cols, return_index=True)
+    j = found.j[inside][first]
+    fraction = np.zeros((len(i), len(j)))
+    order = np.argsort(i, kind="stable")
+    row = order[np.searchsorted(i[order], rows)]
+    fraction[row, np.searchsorted(col, cols)] = found.fraction[inside]
+    lon = view.latlon.origin[1] + view.latlon.dx * col
+    lon = lon - 360 * np.floor((lon[0] + 180) / 360)
+    attrs = {"long_name": "share of the cell inside the region", "units": "1"}
+    cells = view.dataset.isel({view.lat: i, view.lon: j})
+    longitude = cells[view.lon].copy(data=lon.astype(cells[view.lon].dtype))
+    cells = cells.assign_coords({view.lon: longitude.variable})
+    if "lon_bnds" in cells.variables:
+        cells = cells.drop_vars("lon_bnds")  # of the longitudes as they were
+    cells = cells.assign(fraction=((view.lat, view.lon), fraction, attrs))
+    return as_result(cells, view.name)

@@ -1,0 +1,337 @@
+"""Tables of points as people have them: arrays, frames, datasets, CSV and parquet files."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.cube.points import points as as_points
+from copcube.errors import MissingPackageError, OptionError, in_a_line
+from copcube.files.contents import refuse_other
+from copcube.files.parquet_pages import demand_pages
+from copcube.files.regular import open_regular
+from copcube.grid import WGS84, Floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+NAMES = {
+    "lat": ("lat", "latitude", "lats", "latitudes"),
+    "lon": ("lon", "longitude", "lons", "longitudes", "lng", "long"),
+}
+"""Names of columns that are taken for coordinates, in lower case."""
+
+
+def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
+    """Bring a table of points into one form.
+
+    Parameters
+    ----------
+    table : tuple, mapping, frame, dataset, str or Path
+        What `copcube.lookup.points.points` takes.
+    lat, lon : str, optional
+        Names of the columns with degrees north and east.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``lat`` and ``lon``, float64 along the dimensions of the points, NaN where the table has
+        no number; its index and its other columns as coordinates.
+
+    Raises
+    ------
+    OptionError
+        If it is no table, cannot be read, or lacks the columns.
+    """
+    import pandas as pd
+    import xarray as xr
+
+    if isinstance(table, str | Path):
+        table = _read_file(str(table))
+    elif isinstance(table, xr.Dataset):
+        return _of_dataset(table, lat, lon)
+    elif isinstance(table, Mapping):
+        table = _frame(table)
+    elif isinstance(table, Sequence | np.ndarray) and not isinstance(table, str):
+        if len(table) != 2:
+            raise OptionError(
+                f"the table has {len(table)} parts; expected two, latitudes and longitudes"
+            )
+        y, x = as_points(*(np.atleast_1d(_degrees(v)) if _is_list(v) else v for v in table))
+        coords = {k: c for k, c in y.coords.items() if k not in ("lat", "lon")}
+        return xr.Dataset({"lat": y.drop_vars(y.coords), "lon": x.drop_vars(x.coords)}, coords)
+    if hasattr(table, "geometry") and hasattr(table, "to_crs"):
+        return _of_frame(_ungeometric(table), "_copcube_lat", "_copcube_lon")
+    if isinstance(table, pd.DataFrame):
+        return _of_frame(table, lat, lon)
+    raise OptionError(
+        f"the table is a {type(table).__name__}; expected (lat, lon), a frame, a dataset, or the "
+        "path of a .csv or .parquet"
+    )
+
+
+def _is_list(values: Any) -> bool:
+    """Whether values have no dimensions with names, and may hold what is no number."""
+    import xarray as xr
+
+    return not isinstance(values, xr.DataArray)
+
+
+def _frame(columns: Mapping[Any, Any]) -> "pd.DataFrame":
+    import pandas as pd
+
+    try:
+        return pd.DataFrame(columns)
+    except ValueError as error:
+        raise OptionError(f"the columns make no table: {in_a_line(error)}") from None
+
+
+def _degrees(values: Any) -> Floats:
+    """Numbers of a column, NaN for what is none; texts may have a decimal comma."""
+    import pandas as pd
+
+    try:
+        column = pd.Series(values)
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"coordinates are no list of numbers: {in_a_line(error)}") from None
+    if column.dtype.kind not in "iufb":
+        texts = column.astype("string").str.strip().str.replace(",", ".", regex=False)
+        column = pd.to_numeric(texts, errors="coerce")
+    return np.asarray(column.astype("float64").to_numpy(np.float64, na_value=np.nan))
+
+
+def _of_frame(frame: "pd.DataFrame", lat: str | None, lon: str | None) -> "xr.Dataset":
+    import pandas as pd
+    import xarray as xr
+
+    named = {"lat": lat, "lon": lon}
+    y, x = (_column(list(frame.columns), axis, name) for axis, name in named.items())
+    index = frame.index
+    dim = str(index.name) if index.name is not None and index.nlevels == 1 else "point"
+    dim = dim if dim not in ("lat", "lon", "dim", "component") else "point"
+    coords: dict[Hashable, Any] = {}
+    if isinstance(index, pd.MultiIndex):
+        for level, name in enumerate(index.names):
+            values = index.get_level_values(level)
+            coords[name if name is not None else f"level_{level}"] = (dim, _plain(values))
+    else:
+        coords[dim] = (dim, _plain(index))
+    for name in frame.columns:
+        if name not in (y, x) and name not in coords:
+            coords[str(name)] = (dim, _plain(frame[name]))
+    degrees = {"lat": (dim, _degrees(frame[y])), "lon": (dim, _degrees(frame[x]))}
+    return xr.Dataset(degrees, {k: v for k, v in coords.items() if k not in degrees})
+
+
+def _plain(column: Any) -> NDArray[Any]:
+    """Values of a column as NumPy has them; texts and categories as objects."""
+    values = column.to_numpy()
+    return np.asarray(values if isinstance(values, np.ndarray) else values.astype(object))
+
+
+def _column(columns: Sequence[Any], axis: str, name: str | None) -> Any:
+    """Which column holds the coordinates."""
+    if name is not None:
+        if name not in columns:
+            raise OptionError(
+                f"the table has no column {name!r}; it has {', '.join(map(str, columns)) or 'none'}"
+            )
+        return name
+    for known in NAMES[axis]:
+        for column in columns:
+            if str(column).strip().lower() == known:
+                return column
+    raise OptionError(
+        f"the table has no column named {axis} or {NAMES[axis][1]}; it has "
+        f"{', '.join(map(str, columns)) or 'none'}: name it with {axis}="
+    )
+
+
+def _of_dataset(ds: "xr.Dataset", lat: str | None, lon: str | None) -> "xr.Dataset":
+    """Take points of a dataset: two of its variables, along the same dimensions."""
+    import xarray as xr
+
+    names = [str(name) for name in ds.variables]
+    y, x = (ds[_column(names, axis, name)] for axis, name in (("lat", lat), ("lon", lon)))
+    if set(y.dims) != set(x.dims):
+        raise OptionError(
+            f"{y.name} runs along {', '.join(map(str, y.dims)) or 'nothing'}, {x.name} along "
+            f"{', '.join(map(str, x.dims)) or 'nothing'}; expected points, both along the same "
+            "dimensions"
+        )
+    along = {k: c for k, c in ds.variables.items() if {*c.dims} <= {*y.dims} and c.dims}
+    coords = {k: c for k, c in along.items() if k not in ("lat", "lon", y.name, x.name)}
+    x = x.transpose(*y.dims)
+    degrees = {
+        name: (v.dims, _degrees(v.values.ravel()).reshape(v.shape))
+        for name, v in (("lat", y), ("lon", x))
+    }
+    return xr.Dataset(degrees, coords)
+
+
+def _ungeometric(frame: Any) -> "pd.DataFrame":
+    """Turn a frame of point geometries into one with columns of degrees."""
+    import pandas as pd
+
+    geometry = frame.geometry
+    if geometry.crs is not None and not geometry.crs.equals(WGS84, ignore_axis_order=True):
+        geometry = geometry.to_crs(WGS84)
+    points = (geometry.geom_type == "Point").to_numpy() & ~geometry.is_empty.to_numpy()
+    if len(geometry) and not (points | geometry.isna().to_numpy() | geometry.is_empty).any():
+        raise OptionError(
+            f"the geometries are {geometry.geom_type.iloc[0]}s; expected points, such as "
+            "frame.geometry.centroid, or see polygon"
+        )
+    degrees = np.full((len(geometry), 2), np.nan)
+    degrees[points, 0] = geometry[points].y
+    degrees[points, 1] = geometry[points].x
+    plain = pd.DataFrame(frame.drop(columns=geometry.name))
+    return plain.assign(_copcube_lat=degrees[:, 0], _copcube_lon=degrees[:, 1])
+
+
+def _read_file(path: str) -> "pd.DataFrame":
+    """Read a CSV or a parquet file."""
+    form = Path(path).suffix.lower()
+    if form not in (".csv", ".txt", ".tsv", ".parquet", ".geoparquet"):
+        raise OptionError(f"{path}: expected a table, .csv or .parquet")
+    if not Path(path).exists():
+        raise OptionError(f"{path}: no such file")
+    return _read_parquet(path) if "parquet" in form else _read_csv(path)
+
+
+def _read_parquet(path: str) -> "pd.DataFrame":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    refuse_other(path, ("parquet",), "a parquet file", OptionError)
+    try:
+        metadata = pq.read_metadata(path)
+        names = {
+            metadata.schema.column(n).path.partition(".")[0] for n in range(metadata.num_columns)
+        }
+        with open_regular(path, OptionError) as file:
+
+            def read(start: int, length: int) -> bytes:
+                file.seek(start)
+                return file.read(length)
+
+            demand_pages(read, metadata, names, path, OptionError)
+            file.seek(0)
+            table = pq.read_table(file)
+        geometric = b"geo" in (table.schema.metadata or {})
+        frame: pd.DataFrame = table.to_pandas()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
+    columns = {str(name).lower() for name in frame.columns}
+    if geometric and not all(columns & {*names} for names in NAMES.values()):
+        try:
+            import geopandas
+        except ImportError:
+            raise MissingPackageError(
+                f"{path} holds geometries and no columns lat and lon; to read them: pip install "
+                "geopandas"
+            ) from None
+        return geopandas.read_parquet(path)  # type: ignore[no-any-return]
+    return frame
+
+
+def _read_csv(path: str) -> "pd.DataFrame":
+    """Read a table of texts, and turn into numbers the columns that hold nothing else."""
+    import pandas as pd
+
+    with open_regular(path, OptionError) as file:
+        head = file.readline(1 << 20)
+        file.seek(0)
+        if b"\0" in head:
+            raise OptionError(f"{path}: not a table of texts; expected .csv or .parquet")
+        separator = max(b",;\t", key=lambda mark: head.count(bytes([mark])))
+        options: dict[str, Any] = {
+            "sep": chr(separator),
+            "dtype": str,
+            "encoding_errors": "replace",
+            "skipinitialspace": True,
+            "keep_default_na": False,
+            "index_col": False,
+        }
+        try:
+            try:
+                frame = pd.read_csv(file, **options)
+            except pd.errors.ParserError:
+                # A row with too many fields: the slow reader can cut it, so that the others count.
+                file.seek(0)
+                width = head.count(bytes([separator])) + 1
+                frame = pd.read_csv(
+                    file, engine="python", on_bad_lines=lambda row: row[:width], **options
+                )
+        except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError, OSError) as error:
+            raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
+    return frame.apply(_numbers)
+
+
+def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Turn texts into numbers if all are some; codes such as 06610 stay what they are."""
+    import pandas as pd
+
+    if column.str.fullmatch(r"\s*[+-]?0\d.*").any():
+        return column
+    # What is empty is missing, and makes a column of numbers one of floats.
+    empty = column.fillna("").str.strip() == ""
+    numbers = pd.to_numeric(column.where(~empty), errors="coerce")
+    return column if (numbers.isna() & ~empty).any() or empty.all() else numbers
+
+
+def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
+    """Write what `copcube.lookup.points.points` found, a row a point.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        Its result, of a table with one dimension and a cube without leading ones.
+    path, file : Path
+        The name, whose ending is ``.csv`` or ``.parquet``, and the file to write. In parquet the
+        vectors are one column of lists, in CSV a column a value.
+
+    Raises
+    ------
+    OptionError
+        If the cube has groups.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from copcube.cube.view import group_labels
+
+    name = "embedding" if "embedding" in found else "pc"
+    *lead, dim, along = map(str, found[name].dims)
+    if lead:
+        raise OptionError(f"the cube has groups along {', '.join(lead)}; select one of them first")
+    columns = {k: c.values for k, c in found.coords.items() if c.dims == (dim,)}
+    if columns.keys() == {dim, "lat", "lon"}:
+        columns.pop(dim)  # a bare number of the row
+    for key, v in found.data_vars.items():
+        if v.dims == (dim,):
+            columns[key] = v.values
+        elif key == "n_images_by_modality":
+            for label, counts in zip(group_labels(found["modality"]), v.values, strict=True):
+                columns[f"n_images_{label}"] = counts
+    meanings = np.array(str(found.status.attrs["flag_meanings"]).split())
+    columns["status"] = meanings[found.status.values]
+    columns["distance_km"] = columns.pop("distance")
+    frame = pd.DataFrame(columns)
+    vectors = found[name].values
+    if path.suffix == ".csv":
+        digits = len(str(vectors.shape[1] - 1))
+        values = {f"{name}_{n:0{digits}d}": column for n, column in enumerate(vectors.T)}
+        pd.concat([frame, pd.DataFrame(values)], axis=1).to_csv(file, index=False)
+        return
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), found.sizes[along])
+    described = {**(table.schema.metadata or {}), b"copcube": b"points"}
+    table = table.append_column(name, lists).replace_schema_metadata(described)
+    pq.write_table(table, file, compression="zstd")

@@ -1,0 +1,259 @@
+"""Regions, against shapely's polygons in an equal-area projection and closed forms."""
+
+import json
+
+import numpy as np
+import pytest
+import shapely
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapely.geometry import Polygon, mapping
+
+from copcube import grid
+from copcube.cube.view import CubeView
+from copcube.errors import CubeError, GridError, OptionError
+from copcube.lookup import box, polygon
+from copcube.lookup.regions import box_rings, polygon_rings, region
+
+EARTH = 4 * np.pi * 6371.0088**2
+
+
+def globe():
+    """A reduction of the globe whose vectors say where they are."""
+    rows, cols = np.meshgrid(np.arange(721.0), np.arange(1440.0), indexing="ij")
+    return xr.Dataset(
+        {"pc": (("lat", "lon", "component"), np.stack([rows, cols], -1).astype("f4"))},
+        {"lat": grid.latitudes(), "lon": grid.longitudes()},
+    )
+
+
+WORLD = globe()
+VIEW = CubeView.of(WORLD)
+AREAS = grid.areas()
+
+
+def sphere(shape):
+    """Area on the unit sphere of a shape in degrees, by shapely: straight pieces of 0.0005°."""
+    fine = shapely.segmentize(shape, 0.0005)
+    return shapely.transform(
+        fine, lambda x: np.stack([np.radians(x[:, 0]), np.sin(np.radians(x[:, 1]))], 1)
+    ).area
+
+
+def expected(shape):
+    """Fractions of cells, by (row, col) of the lattice, by cutting the shape with each cell."""
+    west, south, east, north = shape.bounds
+    found = {}
+    for row in range(int((90.125 - north) / 0.25), int((90.125 - south) / 0.25) + 1):
+        high, low = min(90.125 - row / 4, 90), max(89.875 - row / 4, -90)
+        for col in range(int(np.floor((west + 0.125) * 4)), int(np.floor((east + 0.125) * 4)) + 1):
+            cell = shapely.box(col / 4 - 0.125, low, col / 4 + 0.125, high)
+            if (area := sphere(shape.intersection(cell))) > 0:
+                found[row, col % 1440] = area / AREAS[row]
+    return found
+
+
+def fractions(rings):
+    found = region(VIEW.latlon, rings)
+    return dict(
+        zip(zip(found.i.tolist(), found.j.tolist(), strict=True), found.fraction, strict=True)
+    )
+
+
+def agree(ours, theirs):
+    for cell in ours.keys() | theirs.keys():
+        assert ours.get(cell, 0) == pytest.approx(theirs.get(cell, 0), abs=2e-6)
+
+
+SHAPES = {
+    "triangle": Polygon([(5.1, 45.2), (7.9, 45.9), (6.3, 47.7)]),
+    "hole": Polygon(
+        [(0.1, 60), (2.2, 60.1), (2, 62.3), (0.2, 62)], [[(0.9, 61), (1.3, 60.8), (1.4, 61.6)]]
+    ),
+    "sub-cell": Polygon([(10.01, 3.02), (10.1, 3.0), (10.06, 3.09)]),
+    "across Greenwich": Polygon([(-1.3, -20.3), (1.4, -19.6), (0.2, -18.9)]),
+    "of cell edges": Polygon([(0.125, 10.125), (0.625, 10.125), (0.625, 10.625), (0.125, 10.625)]),
+    "near the pole": Polygon([(3, 88.9), (8, 89.1), (5, 90), (4, 90)]),
+    "far north, long edges": Polygon([(20, 84), (27, 84.05), (26, 84.2)]),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_fractions_are_those_of_shapely(name):
+    agree(fractions(polygon_rings(SHAPES[name])), expected(SHAPES[name]))
+    turned = shapely.reverse(SHAPES[name])
+    agree(fractions(polygon_rings(json.dumps(mapping(turned)))), expected(SHAPES[name]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 1.5), st.floats(-60, -58.7)), min_size=3, max_size=7),
+    st.sampled_from([-170, 0, 100]),
+)
+def test_fractions_of_any_hull(corners, shift):
+    shape = shapely.MultiPoint([(x + shift, y) for x, y in corners]).convex_hull
+    if shape.geom_type != "Polygon" or shape.area < 1e-3:
+        return
+    agree(fractions(polygon_rings(shape)), expected(shape))
+
+
+@pytest.mark.parametrize(
+    "corners",
+    [(5, 45, 10, 48), (5.1, 45.03, 5.2, 45.06), (170, -20, -170, -10), (-180, 80, 180, 90)],
+)
+def test_areas_of_boxes_are_those_of_the_sphere(corners):
+    west, south, east, north = corners
+    width = east - west if east > west else east - west + 360
+    band = np.sin(np.radians(north)) - np.sin(np.radians(south))
+    found = box(WORLD, *corners)
+    assert float(found.area) == pytest.approx(band / 2 * width / 360 * EARTH, rel=1e-12)
+    assert float(found.coverage) == pytest.approx(1)
+
+
+def test_the_globe_is_one_region():
+    for corners in ((-180, -90, 180, 90), (0, -90, 360, 90)):
+        found = box(WORLD, *corners)
+        assert int(found.cells) == 721 * 1440
+        assert float(found.area) == pytest.approx(EARTH)
+    want = np.average(np.arange(721), weights=AREAS)
+    np.testing.assert_allclose(found.pc, [want, 719.5], rtol=1e-6)
+    whole = Polygon([(-180, -90), (180, -90), (180, 90), (-180, 90)])
+    assert float(polygon(WORLD, whole).area) == pytest.approx(EARTH)
+
+
+def test_across_the_antimeridian_in_any_writing():
+    want = box(WORLD, 170, -20, -170, -10)
+    for west, east in ((170, 190), (-190, -170)):
+        xr.testing.assert_allclose(box(WORLD, west, -20, east, -10), want)
+    naive = Polygon([(170, -20), (-170, -20), (-170, -10), (170, -10)])
+    split = shapely.union(shapely.box(170, -20, 180, -10), shapely.box(-180, -20, -170, -10))
+    for shape in (naive, split):
+        xr.testing.assert_allclose(polygon(WORLD, shape), want)
+    cells = box(WORLD, 170, -20, -170, -10, pooling=None)
+    assert cells.lon.values.tolist() == np.arange(170, 190.25, 0.25).tolist()
+    assert cells.pc[0, 0].values.tolist() == [400, 680]
+    assert (np.diff(cells.lat) < 0).all()
+
+
+@pytest.mark.parametrize("pole", [1, -1])
+def test_a_ring_around_a_pole_holds_it(pole):
+    ring = [(lon, pole * 80.0) for lon in (-150, -30, 90)]
+    found = polygon(WORLD, Polygon(ring))
+    assert float(found.area) == pytest.approx((1 - np.sin(np.radians(80))) / 2 * EARTH)
+    south, north = sorted((pole * 80, pole * 90))
+    same = box(WORLD, -180, south, 180, north)
+    assert int(found.cells) == int(same.cells)
+
+
+def test_pooling_is_weighted_by_area_over_cells_that_have_a_vector():
+    ds = WORLD.sel(lat=slice(60, 50), lon=slice(0, 10)).copy(deep=True)
+    rng = np.random.default_rng(0)
+    there = rng.random(ds.pc.shape[:2]) < 0.6
+    ds["pc"] = ds.pc.where(xr.DataArray(there, dims=("lat", "lon")))
+    shape = Polygon([(1.1, 51.2), (6.3, 52.1), (4.2, 57.7)])
+    want = expected(shape)
+    row, col = np.array([*want]).T
+    w = np.array([*want.values()]) * AREAS[row]
+    row -= (90 - 60) * 4
+    here = there[row, col]
+    x = ds.pc.values[row, col]
+    for lazy in (ds, ds.chunk(lat=11, lon=7), ds.chunk().transpose("component", ...)):
+        found = polygon(lazy, shape)
+        np.testing.assert_allclose(found.pc, np.average(x[here], 0, w[here]), rtol=1e-5)
+        assert int(found.cells_missing) == (~here).sum()
+        assert float(found.coverage) == pytest.approx(w[here].sum() / w.sum(), abs=1e-6)
+        np.testing.assert_array_equal(polygon(lazy, shape, pooling="max").pc, x[here].max(0))
+    cells = polygon(ds.chunk(), shape, pooling=None)
+    assert cells.pc.chunks is not None
+    np.testing.assert_allclose(
+        cells.pc.weighted(cells.fraction * np.cos(np.radians(cells.lat))).mean(("lat", "lon")),
+        found.pc,
+        rtol=1e-4,
+    )
+
+
+def test_less_than_a_cell_is_answered_by_its_cell_and_counts_count():
+    found = box(WORLD, 10.01, 48.01, 10.02, 48.02)
+    assert found.pc.values.tolist() == [(90 - 48) * 4, 40]
+    assert int(found.cells) == 1
+    counted = WORLD.assign(n_images=(("lat", "lon"), np.zeros((721, 1440), "i4")))
+    counted.n_images[(90 - 48) * 4, 40] = 1
+    found = box(counted, 9, 47, 11, 49)
+    assert found.pc.values.tolist() == [(90 - 48) * 4, 40]
+    assert int(found.cells_missing) == int(found.cells) - 1
+    with pytest.raises(CubeError, match=r"none of the .* cells of the region holds a vector"):
+        box(counted, 20, 47, 21, 49)
+
+
+def test_regions_that_the_dataset_reaches_in_part():
+    europe = WORLD.sel(lat=slice(60, 40), lon=slice(0, 30))
+    found = box(europe, -2, 50, 2, 51)
+    assert float(found.coverage) == pytest.approx(2.125 / 4)
+    with pytest.raises(GridError, match="does not reach the region; it has lat 40 to 60"):
+        box(europe, -20, 50, -10, 51)
+
+
+@pytest.mark.parametrize("step", [1.5, 0.7])
+def test_coarser_grids(step):
+    lat, lon = np.arange(60, 40, -step), np.arange(-7, 14, step)
+    x = np.stack(np.meshgrid(np.arange(len(lat)), np.arange(len(lon)), indexing="ij"), -1)
+    ds = xr.Dataset(
+        {"pc": (("lat", "lon", "component"), x.astype("f8"), {"cell_degrees": [step, step]})},
+        {"lat": lat, "lon": lon},
+    )
+    found = box(ds, lon[3] - step / 4, lat[5] - step / 4, lon[4] + step / 2, lat[5] + step / 2)
+    np.testing.assert_allclose(found.pc, [5, (3 * 0.75 + 4) / 1.75], rtol=1e-6)
+    assert int(found.cells) == 2
+    assert float(box(ds, -9, 50, -6, 51).coverage) == pytest.approx((1 + step / 2) / 3)
+
+
+@pytest.mark.parametrize(
+    ("corners", "message"),
+    [
+        ((5, 48, 10, 45), "south 48 lies north of north 45: corners are swapped"),
+        ((5, 45, 5, 48), "the region from 5 to 5 and 45 to 48 is empty"),
+        ((5, 45, 6, 45), "is empty; ask for single places"),
+        ((5, 45, 10, 95), "is no box; expected degrees"),
+        ((np.nan, 45, 10, 48), "is no box; expected degrees"),
+        ((-300, 45, 300, 48), "more than the globe"),
+    ],
+)
+def test_boxes_that_make_no_sense_are_refused(corners, message):
+    with pytest.raises(OptionError, match=message):
+        box(WORLD, *corners)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "message"),
+    [
+        (Polygon(), "the region is empty"),
+        (shapely.Point(1, 2), "the region is a Point; expected a Polygon"),
+        (Polygon([(0, 0), (1, 1), (2, 2)]), "the polygon has no area"),
+        (Polygon([(0, 0), (4, 4), (4, 0), (0, 4)]), "crosses itself|no area"),
+        (shapely.MultiPolygon([shapely.box(0, 0, 2, 2), shapely.box(1, 1, 3, 3)]), "parts overlap"),
+        ("no json", "the region is a str"),
+        ({"type": "Polygon", "coordinates": [[1, 2], [3]]}, "no lists of"),
+        ({"type": "Polygon", "coordinates": [[[0, 0], [1, 95], [2, 0]]]}, "a corner that is no"),
+        ({"type": "Polygon", "coordinates": [[[0, 0], [1, 5]]]}, "has 2 corners"),
+        ({"type": "FeatureCollection", "features": []}, "has 0 features; expected one region"),
+        (None, "the region is a NoneType"),
+    ],
+)
+def test_polygons_that_make_no_sense_are_refused(geometry, message):
+    with pytest.raises(OptionError, match=message):
+        polygon(WORLD, geometry)
+
+
+def test_groups_are_pooled_each():
+    both = xr.concat([WORLD, WORLD.where(WORLD.lat > 50)], "season").transpose("season", ...)
+    found = box(both, 0, 40, 10, 60)
+    assert found.pc.dims == ("season", "component")
+    assert found.cells_missing.values[0] == 0 < found.cells_missing.values[1]
+    with pytest.raises(OptionError, match="pooling='sum'; expected"):
+        box(both, 0, 40, 10, 60, pooling="sum")
+    assert np.isnan(box(both, 0, 40, 10, 45).pc.values[1]).all()
+
+
+def test_rings_of_a_box_begin_in_the_south_west():
+    assert box_rings(350, 1, 10, 2)[0][0].tolist() == [[350, 1], [370, 1], [370, 2], [350, 2]]
