@@ -1,5 +1,6 @@
-"""Maps of cubes and reductions, for papers and for looking."""
+"""Maps of cubes and reductions, for papers and for looking, as pictures and as pages."""
 
 from copcube.plot.maps import component, counts, coverage, rgb, similar, spread
+from copcube.plot.web import page
 
-__all__ = ["component", "counts", "coverage", "rgb", "similar", "spread"]
+__all__ = ["component", "counts", "coverage", "page", "rgb", "similar", "spread"]
