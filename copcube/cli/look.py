@@ -82,10 +82,9 @@ def _add_map(commands: Commands) -> None:
         "copcube map fields.zarr world.png --projection Robinson\n"
         "  copcube map fields.zarr alps.pdf --show component --component 1 --extent 5 17 43 49\n"
         "  copcube map world.zarr world.html",
-        details="The ending of OUT chooses the form: .png, .pdf or .svg for a picture, .html for one\n"
-        "file below 20 MB that opens in a browser, offline: pan, zoom, choose what is shown, click\n"
-        "for the places most like one. A page shows all there is: of the options below it knows\n"
-        "--basis, --k and --overwrite.",
+        details="The ending of OUT chooses the form: .png, .pdf or .svg for a picture; .html for\n"
+        "one file below 20 MB that opens in a browser, offline, to pan and zoom, choose what is\n"
+        "shown, and click for the places most like one. A page knows --basis, --k and --overwrite.",
     )
     drawn.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
     drawn.add_argument("out", metavar="OUT")

@@ -13,12 +13,13 @@ async function read(lat, lon) {
 async function described(cell, lat, lon) {
   if (cell < 0) return Math.abs(lat) <= 90 ? `${placeName([lat, turned(lon)])}\nno image` : "";
   const lines = [placeName(centre(cell))];
-  const which = shown.kind === "rgb" ? shown.rgb : [shown.component];
+  const which = shown.kind === "component" ? [shown.component]
+    : shown.rgb.filter((i) => i < about.components.length);
   const planes = which.map((i) => about.components[i]);
   const codes = await Promise.all(planes.map(codesIn));
   const values = planes.map((p, k) => `${named(which[k])}: ${number(codes[k][cell] * p.scale + p.offset)}`);
-  lines.push([...new Set(values)].join("\n"));
   if (asked.values) lines.push(`cosine: ${number(asked.values[cell])}`);
+  lines.push(...new Set(values));
   if (about.spread) {
     const each = about.spread;
     lines.push(`spread: ${number((await codesIn(each))[cell] * each.scale + each.offset)}`);

@@ -5,11 +5,11 @@ const number = (value, digits = 3) => value.toLocaleString("en", { maximumSignif
 const counted = (value) => value.toLocaleString("en");
 
 const KINDS = [
-  ["rgb", "Three components as red, green, blue", about.components.length >= 3],
+  ["rgb", "Three components as colours", about.components.length >= 3],
   ["component", "One component", true],
   ["counts", "Number of images", about.counts !== null],
-  ["spread", "Disagreement of the images of a cell", about.spread !== null],
-  ["similar", "Likeness to the place asked for", true],
+  ["spread", "Disagreement of its images", about.spread !== null],
+  ["similar", "Likeness to a place", true],
 ].filter(([, , there]) => there);
 
 const shown = { kind: KINDS[0][0], rgb: [0, 1, 2], component: 0 };
@@ -63,24 +63,29 @@ function legend() {
   const bars = {
     rgb: () => shown.rgb.map((i, k) => {
       const limit = about.components[i].limit, full = ["#f00", "#0f0", "#00f"][k];
-      return bar(`${["red", "green", "blue"][k]}: ${named(i)}, ${share(i)} (1)`,
+      return bar(`${["red", "green", "blue"][k]}: ${named(i)}, ${share(i)}`,
         ["#000", full], [-limit, 0, limit].map((v) => number(v)));
     }),
     component: () => {
       const limit = about.components[shown.component].limit;
-      return [bar(`${named(shown.component)}, ${share(shown.component)} (1)`, rampStops("both"),
+      return [bar(`${named(shown.component)}, ${share(shown.component)}`, rampStops("both"),
         [-limit, 0, limit].map((v) => number(v)))];
     },
-    counts: () => [bar("images in the cell (1), logarithmic", rampStops("rising"),
+    counts: () => [bar("images in the cell, logarithmic", rampStops("rising"),
       logTicks(Math.max(2, about.counts.most)))],
     spread: () => [bar("root of the mean squared distance of the images' embeddings from their "
-      + "mean (1)", rampStops("rising"), [0, about.spread.limit / 2, about.spread.limit]
+      + "mean, no unit", rampStops("rising"), [0, about.spread.limit / 2, about.spread.limit]
       .map((v) => number(v)))],
-    similar: () => [bar(asked.place ? `cosine with ${placeName(asked.place)} (1)`
+    similar: () => [bar(asked.place ? `cosine with ${placeName(asked.place)}`
       : "cosine with a place; none is asked for yet", rampStops("rising"), ["-1", "0", "1"])],
   };
   const foot = document.createElement("figure");
   foot.append(swatch(EMPTY, "no image"));
+  if (shown.kind === "rgb" || shown.kind === "component") {
+    const words = document.createElement("figcaption");
+    words.textContent = "Components have no unit; colours end at 2.5 standard deviations.";
+    foot.append(words);
+  }
   element("legend").replaceChildren(...bars[shown.kind](), foot);
 }
 
