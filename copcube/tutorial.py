@@ -8,6 +8,7 @@ where none are. Only the coastlines are true. Attributes, card, log and titles o
 
 import logging
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cells import Cells
-from copcube.modalities import MODALITIES
 from copcube.plot.coast import coastlines
 from copcube.version import __version__
 
@@ -40,7 +40,7 @@ _ATTRIBUTES: dict[str, Any] = {
     "references": "none: synthetic",
 }
 
-_SCALES = (96, 48, 24, 12, 6, 3, 3, 3)
+_SCALES = (96, 48, 24, 12, 6, 3)
 """Widths of the random fields' smooth features, in cells."""
 
 _NOISE = 0.03
@@ -136,7 +136,7 @@ def _cells(seed: int) -> Cells:
     mix = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0][: signal.shape[1]]
     vectors = (signal * shrinking) @ mix + 0.5 * mix.sum(axis=0)
     vectors += _NOISE * rng.standard_normal(vectors.shape)
-    n = rng.poisson(np.array([8, 12, 6, 4, 8, 4, 4, 1]), (len(row), len(MODALITIES)))
+    n = rng.poisson(np.exp(0.5 * fields[1])[:, None] * [8, 12, 6, 4, 8, 4, 4, 1])
     n[:, -1] = 1
     # As in the published data, not every modality sees the high latitudes.
     n[np.abs(lat) > np.radians(72), :2] = 0
@@ -175,7 +175,7 @@ def land() -> NDArray[np.bool_]:
     ahead = lon[order]
     crossings = np.zeros((grid.N_LAT + 1, grid.N_LON), np.int64)
     for line in coastlines():
-        for (x0, y0), (x1, y1) in zip(line[:-1], line[1:], strict=True):
+        for (x0, y0), (x1, y1) in pairwise(line):
             first, last = np.searchsorted(ahead, sorted((x0, x1)))
             if first == last:
                 continue

@@ -111,6 +111,7 @@ class Browser:
             mobile=size[0] < 700,
         )
         self.call("Page.navigate", url="about:blank")
+        self.mouse("Moved", 0, 0)  # away from where the last test left it
         self.call("Page.navigate", url=Path(path).resolve().as_uri() + address)
         self.until("document.documentElement?.dataset.state !== undefined")
 
@@ -133,6 +134,8 @@ class Browser:
         """Pixels of the window, (H, W, 3) uint8."""
         from PIL import Image
 
+        # What was drawn last is on the screen when another frame begins.
+        self.run("new Promise((d) => requestAnimationFrame(() => requestAnimationFrame(d)))")
         data = b64decode(self.call("Page.captureScreenshot")["data"])
         if path is not None:
             Path(path).write_bytes(data)

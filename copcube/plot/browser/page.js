@@ -7,11 +7,20 @@ async function read(lat, lon) {
   marks.hover = cell;
   redraw();
   const words = await described(cell, lat, lon);
-  if (marks.hover === cell) element("readout").textContent = words;
+  if (marks.hover === cell) tell(words);
 }
 
+function tell(lines) {
+  element("readout").replaceChildren(...lines.flatMap((line) => {
+    const words = document.createElement("span");
+    words.textContent = line;
+    return [words, "\n"];
+  }));
+}
+
+/** Lines about a cell, or about a point where there is none. */
 async function described(cell, lat, lon) {
-  if (cell < 0) return Math.abs(lat) <= 90 ? `${placeName([lat, turned(lon)])}\nno image` : "";
+  if (cell < 0) return Math.abs(lat) <= 90 ? [placeName([lat, turned(lon)]), "no image"] : [];
   const lines = [placeName(centre(cell))];
   const which = shown.kind === "component" ? [shown.component]
     : shown.rgb.filter((i) => i < about.components.length);
@@ -27,9 +36,11 @@ async function described(cell, lat, lon) {
   if (about.counts) lines.push(`images: ${counted((await counts())[cell])}`);
   if (about.modalities) {
     const bits = (await modalities())[cell];
-    lines.push(`of: ${about.modalities.filter((_, bit) => bits >> bit & 1).join(", ") || "none"}`);
+    const there = about.modalities.filter((_, bit) => bits >> bit & 1);
+    const all = there.length === about.modalities.length;
+    lines.push(`modalities: ${all ? "all" : there.join(", ") || "none"}`);
   }
-  return lines.join("\n");
+  return lines;
 }
 
 // Places that look alike
@@ -193,7 +204,7 @@ canvas.addEventListener("pointercancel", (event) => pointers.delete(event.pointe
 canvas.addEventListener("pointerleave", () => {
   if (pointers.size || marks.cross) return;
   marks.hover = -1;
-  element("readout").textContent = "";
+  tell([]);
   redraw();
 });
 
