@@ -215,7 +215,7 @@ class Copembed:
 
 
 class Plots:
-    """Maps of a cube or a reduction, `copcube.plot.maps`; each returns matplotlib's axes.
+    """Maps of a cube or a reduction; those of `copcube.plot.maps` return matplotlib's axes.
 
     Parameters
     ----------
@@ -261,6 +261,12 @@ class Plots:
         from copcube.plot import similar
 
         return similar(self._ds, lat, lon, **options)
+
+    def page(self, path: "str | Path", **options: Any) -> "Exported":
+        """Write a map that opens in a browser, offline; `copcube.plot.web.page`."""
+        from copcube.plot import page
+
+        return page(self._ds, path, **options)
 
 
 def _dataset(obj: xr.Dataset | xr.DataArray) -> xr.Dataset:

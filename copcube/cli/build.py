@@ -413,7 +413,7 @@ def _use(cube: Path, folder: Path) -> None:
     from copcube.era5.merge import merge
     from copcube.interchange import export, to_zarr
     from copcube.pca.components import reduce
-    from copcube.plot import rgb
+    from copcube.plot import page, rgb
 
     world = open_cube(cube)
     fields = reduce(world, k=3)
@@ -427,7 +427,9 @@ def _use(cube: Path, folder: Path) -> None:
         export(fields, folder / f"fields.{suffix}", overwrite=True)
     with suppress(MissingPackageError):
         rgb(fields).get_figure().savefig(folder / "fields.png", dpi=150)  # type: ignore[union-attr]
+    page(world, folder / "world.html", basis=fields, overwrite=True)
     print(f"Its 3 principal components, merged, exported, drawn: {folder}/fields.*, merged.nc")
+    print(f"The same to look around in: open {folder}/world.html in a browser")
 
 
 def _spec(arguments: Arguments) -> "EncoderSpec":

@@ -5,8 +5,17 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive, table
-from copcube.cli.cubes import CUBE, naming, open_any
+from copcube.cli.common import (
+    Arguments,
+    Commands,
+    columns,
+    command,
+    overwrite,
+    positive,
+    say,
+    table,
+)
+from copcube.cli.cubes import CUBE, chosen, naming, open_any
 from copcube.errors import OptionError
 from copcube.version import __version__
 
@@ -17,6 +26,9 @@ log = logging.getLogger("copcube")
 
 _DRAWN = {"png": "Software", "pdf": "Creator", "svg": "Creator"}
 """Forms of pictures, and what the name of the program that drew one is called in each."""
+
+_OF_PICTURES = ("show", "component", "projection", "extent", "dpi")
+"""Options that a page has no use for: whoever looks at it chooses."""
 
 
 def add(commands: Commands) -> None:
@@ -71,18 +83,20 @@ def _add_map(commands: Commands) -> None:
         naming(_map, "cube", "basis"),
         "draw a map of a cube or a reduction",
         "copcube map fields.zarr world.png --projection Robinson\n"
-        "  copcube map fields.zarr alps.pdf --show component --component 1 --extent 5 17 43 49",
-        details="The ending of OUT chooses the form: .png, .pdf or .svg.",
+        "  copcube map fields.zarr alps.pdf --show component --component 1 --extent 5 17 43 49\n"
+        "  copcube map world.zarr world.html",
+        details="The ending of OUT chooses the form: .png, .pdf or .svg for a picture; .html for\n"
+        "one file below 20 MB that opens in a browser, offline, to pan and zoom, choose what is\n"
+        "shown, and click for the places most like one. A page knows --basis, --k and --overwrite.",
     )
     drawn.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
     drawn.add_argument("out", metavar="OUT")
     drawn.add_argument(
         "--show",
         choices=("rgb", "component", "counts", "spread", "coverage"),
-        default="rgb",
         help="three components as colours (default), one of them, or what lies beside them",
     )
-    drawn.add_argument("--component", type=int, default=0, help="which one (default: 0, the first)")
+    drawn.add_argument("--component", type=int, help="which one (default: 0, the first)")
     drawn.add_argument("--basis", metavar="FIELDS", help="the reduction whose axes to take")
     drawn.add_argument(
         "--projection", metavar="NAME", help="of cartopy, such as Robinson (default: degrees)"
@@ -94,7 +108,10 @@ def _add_map(commands: Commands) -> None:
         metavar=("WEST", "EAST", "SOUTH", "NORTH"),
         help="in degrees (default: that of the cube)",
     )
-    drawn.add_argument("--dpi", type=positive, default=150, help="of .png (default: 150)")
+    drawn.add_argument("--dpi", type=positive, help="of .png (default: 150)")
+    drawn.add_argument(
+        "--k", type=positive, metavar="K", help="components in .html at most (default: 16)"
+    )
     overwrite(drawn)
 
 
@@ -235,27 +252,46 @@ def _points(arguments: Arguments) -> None:
 
 
 def _map(arguments: Arguments) -> None:
+    out = Path(arguments.out)
+    form = out.suffix.lower().removeprefix(".")
+    if form not in (*_DRAWN, "html"):
+        raise OptionError(f"{out}: expected .{', .'.join((*_DRAWN, 'html'))}")
+    others = _OF_PICTURES if form == "html" else ("k",)
+    if unknown := [f"--{name}" for name in others if getattr(arguments, name) is not None]:
+        raise OptionError(f".{form} has no option {', '.join(unknown)}; leave it out")
+    if form == "html":
+        _page(arguments)
+    else:
+        _picture(arguments, out, form)
+
+
+def _page(arguments: Arguments) -> None:
+    from copcube.plot import page
+
+    basis = None if arguments.basis is None else open_any(arguments.basis)
+    options = {"basis": basis, "overwrite": arguments.overwrite, **chosen(arguments, "k")}
+    say(page(open_any(arguments.cube), arguments.out, **options))
+
+
+def _picture(arguments: Arguments, out: Path, form: str) -> None:
     from copcube import plot
     from copcube.files.atomic import atomic_path
     from copcube.interchange.replacing import require_free
 
-    out = Path(arguments.out)
-    form = out.suffix.lower().removeprefix(".")
-    if form not in _DRAWN:
-        raise OptionError(f"{out}: expected .{', .'.join(_DRAWN)}")
     require_free(out, arguments.overwrite, arguments.cube, arguments.basis)
     options = {"projection": arguments.projection, "extent": arguments.extent}
     ds = open_any(arguments.cube)
-    match arguments.show:
+    match show := arguments.show or "rgb":
         case "rgb" | "component":
             basis = None if arguments.basis is None else open_any(arguments.basis)
-            chosen = () if arguments.show == "rgb" else (arguments.component,)
-            axes = getattr(plot, arguments.show)(ds, *chosen, basis=basis, **options)
+            which = () if show == "rgb" else (arguments.component or 0,)
+            axes = getattr(plot, show)(ds, *which, basis=basis, **options)
         case _:
-            axes = getattr(plot, arguments.show)(ds, **options)
+            axes = getattr(plot, show)(ds, **options)
     with atomic_path(out) as temporary:
         drawn_by = {_DRAWN[form]: f"copcube {__version__}"}
-        axes.figure.savefig(temporary, format=form, dpi=arguments.dpi, metadata=drawn_by)
+        dpi = arguments.dpi or 150
+        axes.figure.savefig(temporary, format=form, dpi=dpi, metadata=drawn_by)
     log.info("%s is done", out)
 
 

@@ -112,6 +112,8 @@ def _is_own_file(path: Path) -> bool:
                 return _is_own_netcdf(path)
             case "png" | "pdf" | "xml":  # pictures, which name the program that drew them
                 return b"copcube" in path.read_bytes()
+            case "html":
+                return b'<meta name="generator" content="copcube ' in (first_bytes(path) or b"")
             case "npy":
                 with open(path, "rb") as file:
                     np.lib.format.read_magic(file)

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.cube.caution import caution
 from copcube.cube.view import CubeView
 from copcube.cube.whole import at_once
 from copcube.errors import CubeError, MissingPackageError, OptionError
 from copcube.plot.coast import coastlines
 from copcube.plot.raster import Extent, Window, cartopy_projection, draw
+from copcube.plot.stretch import limit, reduced
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
-
-_DEVIATIONS = 2.5
-"""Standard deviations from the mean to the end of a colour scale."""
 
 _WIDE, _FEW = 60.0, 500
 """Degrees across, and cells, for which each cell is drawn as a dot, too."""
@@ -73,9 +72,9 @@ def rgb(
     """
     if len(components) != 3:
         raise OptionError(f"components={components!r}; expected three of them")
-    fields = _reduced(ds, max(components) + 1, basis)
+    fields = reduced(ds, max(components) + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
-    planes = [_plane(view, i) / _limit(fields, i) for i in components]
+    planes = [_plane(view, i) / limit(fields, i) for i in components]
     values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
     axes, _ = _map(view, values, ax, projection, extent)
     names = zip(("red", "green", "blue"), components, strict=True)
@@ -92,11 +91,11 @@ def component(
     extent: Extent | None = None,
 ) -> "Axes":
     """Draw one component; parameters and errors are those of `rgb`."""
-    fields = _reduced(ds, i + 1, basis)
+    fields = reduced(ds, i + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
-    limit = _limit(fields, i)
+    end = limit(fields, i)
     axes, image = _map(
-        view, _plane(view, i), ax, projection, extent, cmap="PuOr", vmin=-limit, vmax=limit
+        view, _plane(view, i), ax, projection, extent, cmap="PuOr", vmin=-end, vmax=end
     )
     share = float(fields["explained_variance_ratio"].values[i])
     _bar(axes, image, f"component {i}", extend="both")
@@ -263,7 +262,7 @@ def _map(
         axes.set_ylim(window.south, window.north)
         axes.set_xlabel("longitude (degrees east)")
         axes.set_ylabel("latitude (degrees north)")
-        axes.set_aspect(1 / np.cos(np.radians(_middle(window))))
+        axes.set_aspect(1 / np.cos(np.radians(window.middle)))
     return axes, image
 
 
@@ -285,12 +284,6 @@ def _dots(
         style |= {"cmap": image.cmap, "norm": image.norm}
     x = window.west + (x - window.west) % 360
     axes.scatter(x, y, c=values[i, j], **style, **_degrees(axes))
-
-
-def _middle(window: Window) -> float:
-    """Latitude at which degrees are drawn in their true proportion; the equator of large maps."""
-    wide = window.north - window.south > 60
-    return 0.0 if wide else (window.north + window.south) / 2
 
 
 def _axes(projection: Any) -> "Axes":
@@ -332,8 +325,7 @@ def _bar(axes: "Axes", image: Any, label: str, **options: Any) -> None:
 
 def _titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
     # Numbers of an encoder without training must not be taken for results.
-    untrained = ds.attrs.get("encoder_trained") == 0
-    axes.set_title(title + ("\nUNTRAINED encoder: the values mean nothing" if untrained else ""))
+    axes.set_title("\n".join([title, *filter(None, [caution(ds.attrs)])]))
     return axes
 
 
@@ -345,30 +337,5 @@ def _field(ds: "xr.Dataset", name: str) -> NDArray[Any]:
     return np.asarray(at_once(ds[name]).transpose(view.lat, view.lon).values, np.float64)
 
 
-def _reduced(ds: "xr.Dataset", k: int, basis: "xr.Dataset | None") -> "xr.Dataset":
-    """Return a reduction with k components: the dataset itself, or the reduction of a cube."""
-    from copcube.pca import project, reduce
-
-    CubeView.of(ds).ungrouped()
-    if "pc" not in ds:
-        ds = reduce(ds, k) if basis is None else project(ds, basis)
-    elif basis is not None:
-        raise OptionError("a basis is of a cube; the dataset is a reduction and has its own")
-    if k > ds.sizes.get("component", 0) or k < 1:
-        raise OptionError(
-            f"component {k - 1} was asked for; the reduction has 0 to {ds.sizes['component'] - 1}"
-        )
-    return ds
-
-
 def _plane(view: CubeView, i: int) -> NDArray[Any]:
     return np.asarray(view.field.isel({view.dim: i}).values, np.float64)
-
-
-def _limit(fields: "xr.Dataset", i: int) -> float:
-    """Value of a component at the end of its colour scale."""
-    if fields.attrs.get("reduction_whiten") == 1:
-        return _DEVIATIONS
-    if "explained_variance" not in fields:
-        raise OptionError("expected the basis of the reduction beside pc; found none")
-    return _DEVIATIONS * float(np.sqrt(fields["explained_variance"].values[i]))

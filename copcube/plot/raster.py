@@ -65,6 +65,11 @@ class Window:
             )
         return cls(west, east, south, north)
 
+    @property
+    def middle(self) -> float:
+        """Latitude at which degrees are drawn in their true proportion; 0 for large maps."""
+        return 0.0 if self.north - self.south > 60 else (self.north + self.south) / 2
+
     def points(self) -> tuple[Floats, Floats]:
         """Latitudes, north first, and longitudes of the centres of the pixels."""
         n = max(1, round((self.east - self.west) / STEP)), round((self.north - self.south) / STEP)
