@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from copcube.cube.compare import Comparison
     from copcube.interchange import Exported
+    from copcube.models import Written
     from copcube.pca.components import Weights
 
 
@@ -212,6 +213,12 @@ class Copembed:
         from copcube.interchange import to_parquet
 
         return to_parquet(self._ds, path, **options)
+
+    def to_model(self, path: "str | Path", model: str, k: int = 8, **options: Any) -> "Written":
+        """Write static fields as a weather model reads them; `copcube.models.write.write`."""
+        from copcube.models import write
+
+        return write(self._ds, path, model, k, **options)
 
 
 class Plots:

@@ -84,7 +84,7 @@ def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Argument
 
 def inputs(arguments: Arguments) -> list[str]:
     """Paths that a command reads."""
-    names = ("cube", "basis", "reduction", "era5", "given")
+    names = ("cube", "basis", "reduction", "era5", "given", "statics", "stations")
     return [path for name in names if (path := getattr(arguments, name, None)) is not None]
 
 

@@ -3,7 +3,16 @@
 import argparse
 import logging
 
-from copcube.cli.common import Arguments, Commands, command, overwrite, say, show, table
+from copcube.cli.common import (
+    Arguments,
+    Commands,
+    command,
+    overwrite,
+    positive,
+    say,
+    show,
+    table,
+)
 from copcube.cli.cubes import CUBE, chosen, inputs, naming, open_any, require_output, save
 from copcube.cli.look import add_fields, statics_of
 from copcube.errors import OptionError
@@ -127,12 +136,14 @@ def _add_export(commands: Commands) -> None:
     export = command(
         commands,
         "export",
-        naming(_export, "cube"),
-        "write a cube or a reduction in a published form",
+        naming(_export, "cube", "statics"),
+        "write a cube or a reduction in a published form, or as a weather model reads it",
         "copcube export fields.zarr fields.npz\n"
         "  copcube export world.zarr world.tif --order era5 --dtype int8\n"
-        "  copcube export fields.zarr fields.npy --rows 720",
+        "  copcube export fields.zarr fields.npy --rows 720\n"
+        "  copcube export fields.zarr invariants.h5 --for makani -k 8 --statics era5_static.nc",
         details="The ending of OUT chooses the form: .npz, .npy, .pt, .tif, .nc or .parquet.\n"
+        "With --for it is that of the model's files, whose components are standardised.\n"
         "A form that lacks an option says which it has.",
     )
     export.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
@@ -147,8 +158,12 @@ def _add_export(commands: Commands) -> None:
     )
     _layout(export, "first in .nc, and separate for int8; last in .npy")
     export.add_argument(
-        "--rows", type=int, choices=(721, 720), help="of .npy: all, or without the south pole"
+        "--rows",
+        type=int,
+        choices=(721, 720),
+        help="of .npy, makani and aurora: all, or without the south pole",
     )
+    _for_models(export)
     export.add_argument(
         "--compress",
         action=argparse.BooleanOptionalAction,
@@ -158,6 +173,37 @@ def _add_export(commands: Commands) -> None:
         "--compat", choices=("rs-embed",), help="of .tif: refuse what that reader would refuse"
     )
     overwrite(export)
+
+
+def _for_models(export: argparse.ArgumentParser) -> None:
+    """Add the options of files for weather models."""
+    models = export.add_argument_group("files for weather models")
+    models.add_argument(
+        "--for",
+        dest="model",
+        choices=(
+            *("makani", "aurora", "graphcast", "weathernext", "pangu"),
+            *("aifs", "anemoi", "neuralgcm", "neural-lam", "weathergenerator"),
+        ),
+        help="the model that shall read the file",
+    )
+    models.add_argument("-k", type=positive, help="how many components (default: 8)")
+    models.add_argument(
+        "--statics",
+        metavar="STATICS",
+        help="ERA5's fields, to put the model's own before the components: NetCDF, GRIB or Zarr",
+    )
+    models.add_argument(
+        "--grid",
+        metavar="GRID",
+        help="of neuralgcm: TL63 (default), TL127, TL255; of neural-lam: a file with latitude and "
+        "longitude of every point",
+    )
+    models.add_argument(
+        "--stations",
+        metavar="TABLE",
+        help="of weathergenerator: .csv or .parquet with lat and lon (default: all cells)",
+    )
 
 
 def _add_convert(commands: Commands) -> None:
@@ -261,6 +307,16 @@ def _export(arguments: Arguments) -> None:
 
     require_free(arguments.out, arguments.overwrite, *inputs(arguments))
     options = chosen(arguments, "order", "dtype", "layout", "rows", "compress", "compat")
+    of_models = chosen(arguments, "k", "statics", "grid", "stations")
+    if arguments.model is not None:
+        from copcube import models
+
+        options |= of_models | {"overwrite": arguments.overwrite}
+        say(models.write(open_any(arguments.cube), arguments.out, arguments.model, **options))
+        return
+    if of_models:
+        names = ", ".join(f"{'-' if len(name) == 1 else '--'}{name}" for name in of_models)
+        raise OptionError(f"{names}: of files for weather models; say which model with --for")
     say(export(open_any(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
 
 

@@ -1,8 +1,10 @@
 """Whether an output may be written where it is asked for; see `copcube.cube.replacing`."""
 
+import hashlib
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,9 @@ from copcube import grid
 from copcube.arguments import one_path
 from copcube.cube.replacing import foreign, overlap, says_copcube, unusual
 from copcube.errors import WriteError
+from copcube.files import limits
 from copcube.files.contents import first_bytes, form
+from copcube.files.limits import demand, load_json
 from copcube.files.zip_directory import open_directory
 from copcube.interchange.metadata import KEY
 
@@ -114,7 +118,13 @@ def _is_own_file(path: Path) -> bool:
                 return b"copcube" in path.read_bytes()
             case "html":
                 return b'<meta name="generator" content="copcube ' in (first_bytes(path) or b"")
+            case "json":
+                return _described(path) is not None
+            case "pickle":  # which is not loaded: it could run code
+                return _is_described_beside(path)
             case "npy":
+                if _is_described_beside(path):
+                    return True
                 with open(path, "rb") as file:
                     np.lib.format.read_magic(file)
                     shape = np.lib.format.read_array_header_1_0(file)[0]
@@ -126,6 +136,25 @@ def _is_own_file(path: Path) -> bool:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         pass
     return False
+
+
+def _is_described_beside(path: Path) -> bool:
+    """Whether a JSON text beside a file is its description and has its SHA-256."""
+    description = _described(path.with_name(f"{path.name}.json"))
+    if description is None:
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == description.get("sha256")
+
+
+def _described(path: Path) -> dict[str, Any] | None:
+    """Description of a file that has no room for one, as it lies beside; None if it is none."""
+    if form(first_bytes(path) or b"")[0] != "json":
+        return None
+    demand(limits.PIECE, path.stat().st_size, str(path), WriteError)
+    text = load_json(path.read_bytes(), limits.PIECE, str(path), WriteError)
+    description = text.get(KEY) if isinstance(text, dict) else None
+    return description if isinstance(description, dict) else None
 
 
 def _is_own_netcdf(path: Path) -> bool:

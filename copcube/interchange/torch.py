@@ -9,7 +9,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,21 +132,56 @@ def to_pt(
         if small:
             scale, offset = (_Tensor(key, "float64", (writer.dim,)) for key in ("1", "2"))
             content = {writer.metadata.variable: content, "scale": scale, "offset": offset}
-        with _record(archive, "data.pkl") as stream:
-            _Pickler(stream, protocol=2).dump(content)
-        with _record(archive, "byteorder") as stream:
-            stream.write(b"little")
-        with _record(archive, "data/0") as stream:
-            for rows in writer.bands():
-                stream.write(writer.window(rows).data)
-        for number, values in enumerate(small, 1):
-            with _record(archive, f"data/{number}") as stream:
-                stream.write(values.tobytes())
-        with _record(archive, "version") as stream:
-            stream.write(b"3\n")
-        with _record(archive, f"{KEY}.json") as stream:
-            stream.write(writer.metadata.dumps().encode())
+        windows = (writer.window(rows).data for rows in writer.bands())
+        _save(archive, content, windows, small, writer.metadata.dumps())
     return writer.result(path)
+
+
+def save_tensor(file: Path, values: NDArray[np.float32], description: str) -> None:
+    """Write a bare tensor as `torch.save` would, the same bytes each time.
+
+    Parameters
+    ----------
+    file : Path
+        File to write.
+    values : numpy.ndarray
+        Numbers, float32.
+    description : str
+        JSON text that lies in the file beside the tensor, where torch does not look.
+
+    Raises
+    ------
+    MissingPackageError
+        If torch is not installed.
+    """
+    _torch()
+    with zipfile.ZipFile(file, "w") as archive:
+        numbers = np.ascontiguousarray(values).data
+        _save(archive, _Tensor("0", "float32", values.shape), [numbers], [], description)
+
+
+def _save(
+    archive: zipfile.ZipFile,
+    content: Any,
+    first: Iterable[Any],
+    small: Sequence[NDArray[Any]],
+    description: str,
+) -> None:
+    """Write the records of an archive of tensors: the first in parts, small ones whole."""
+    with _record(archive, "data.pkl") as stream:
+        _Pickler(stream, protocol=2).dump(content)
+    with _record(archive, "byteorder") as stream:
+        stream.write(b"little")
+    with _record(archive, "data/0") as stream:
+        for part in first:
+            stream.write(part)
+    for number, values in enumerate(small, 1):
+        with _record(archive, f"data/{number}") as stream:
+            stream.write(values.tobytes())
+    with _record(archive, "version") as stream:
+        stream.write(b"3\n")
+    with _record(archive, f"{KEY}.json") as stream:
+        stream.write(description.encode())
 
 
 @dataclass(frozen=True)

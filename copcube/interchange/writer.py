@@ -32,35 +32,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 
-class MapWriter:
-    """A cube or a reduction on all rows and columns of a file that is being written.
+class LaidOut:
+    """A cube or a reduction on all rows and columns of the lattice.
 
     Parameters
     ----------
     view : CubeView
-        What is written, without leading dimensions.
+        What is laid out, without leading dimensions.
     order : {"published", "era5"}
-        Whether the file's columns run from 180°W or from 0°E.
-    dtype : str
-        Data type stored; int8 reads all vectors once to know their range.
-    file : Path
-        Temporary name of the file.
+        Whether columns run from 180°W or from 0°E.
     """
 
-    def __init__(self, view: CubeView, order: str, dtype: str, file: Path) -> None:
-        self.metadata = MapMetadata.of(view, order)
-        self.file = file
+    def __init__(self, view: CubeView, order: str) -> None:
         self._view = view
         rows, cols = view.positions()
         # Published maps begin at 180°W, the lattice at 0°E.
         shift = grid.published_column(np.arange(grid.N_LON)) if order == "published" else ...
         self._rows, self._cols = rows, np.empty_like(cols)
         self._cols[shift] = cols
-        if dtype == "int8":
-            self.packing = int8_packing(self.dim, (self.cells(r)[2] for r in self.bands()))
-        else:
-            self.packing = Packing(dtype)
-        self.packer = Packer(self.packing)
 
     @property
     def dim(self) -> int:
@@ -87,6 +76,32 @@ class MapWriter:
                 parts.append((to_y[i], to_x[j], vectors[filled].astype(np.float32, copy=False)))
         row, col, found = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return row, col, found
+
+
+class MapWriter(LaidOut):
+    """A cube or a reduction on all rows and columns of a file that is being written.
+
+    Parameters
+    ----------
+    view : CubeView
+        What is written, without leading dimensions.
+    order : {"published", "era5"}
+        Whether the file's columns run from 180°W or from 0°E.
+    dtype : str
+        Data type stored; int8 reads all vectors once to know their range.
+    file : Path
+        Temporary name of the file.
+    """
+
+    def __init__(self, view: CubeView, order: str, dtype: str, file: Path) -> None:
+        super().__init__(view, order)
+        self.metadata = MapMetadata.of(view, order)
+        self.file = file
+        if dtype == "int8":
+            self.packing = int8_packing(self.dim, (self.cells(r)[2] for r in self.bands()))
+        else:
+            self.packing = Packing(dtype)
+        self.packer = Packer(self.packing)
 
     def window(self, rows: slice, cols: slice = slice(None)) -> NDArray[np.generic]:
         """Stored numbers of a window, (rows, cols, dim)."""

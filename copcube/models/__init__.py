@@ -1,0 +1,5 @@
+"""Static fields in the very files that weather models read."""
+
+from copcube.models.write import FORMS, Written, write
+
+__all__ = ["FORMS", "Written", "write"]

@@ -1,0 +1,146 @@
+"""What the forms of files have in common: how one is described, how netCDF is written."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from copcube.errors import CubeError
+from copcube.models.fields import MASK, Fields, Maps, on_all_rows
+
+
+@dataclass(frozen=True)
+class Form:
+    """A kind of file that a model reads.
+
+    Parameters
+    ----------
+    write : callable
+        Writes `Fields` to a path that is free.
+    place : callable
+        Brings components and static fields to the model's places; its keyword arguments are
+        the options of the form.
+    statics : callable or None
+        Makes the model's own fields, by the names that it calls them, of ERA5's; None if they
+        have no place in the file.
+    beside : mapping
+        Ending that is added to the file's name → what writes a further file there.
+    described : bool
+        Whether the file has room for a description; a JSON text is laid beside one that has not.
+    folder : bool
+        Whether it is a Zarr folder.
+    most : int, optional
+        Number of channels that the model takes, if it takes no others.
+    """
+
+    write: Callable[[Fields, Path], None]
+    place: Callable[..., Fields] = on_all_rows
+    statics: Callable[[Maps], Maps] | None = None
+    beside: Mapping[str, Callable[[Fields, Path], None]] = field(default_factory=dict)
+    described: bool = True
+    folder: bool = False
+    most: int | None = None
+
+
+def of_the_same_names(statics: Maps) -> Maps:
+    """Keep all static fields as they are called."""
+    return statics
+
+
+def required(statics: Maps, names: Mapping[str, str], model: str) -> Maps:
+    """Take the static fields that a model needs, by its names for them.
+
+    Parameters
+    ----------
+    statics : mapping
+        ERA5's fields by their short names.
+    names : mapping
+        The model's name for a field → ECMWF's short name, in the order of the file.
+    model : str
+        For messages.
+
+    Raises
+    ------
+    CubeError
+        If one is not there.
+    """
+    if missing := [short for short in names.values() if short not in statics]:
+        raise CubeError(
+            f"the static fields hold {', '.join(statics)}; {model} also needs {', '.join(missing)}"
+        )
+    return {name: statics[short] for name, short in names.items()}
+
+
+def write_netcdf(
+    fields: Fields,
+    path: Path,
+    *,
+    dims: tuple[str, str] = ("latitude", "longitude"),
+    ascending: bool = False,
+    transposed: bool = False,
+    time: bool = False,
+    units: str = "1",
+) -> None:
+    """Write a variable a channel, as CF netCDF.
+
+    Parameters
+    ----------
+    fields : Fields
+        On a grid.
+    path : Path
+        File to write.
+    dims : tuple of str
+        Names of latitude and longitude.
+    ascending : bool
+        Whether latitude is turned to run from south to north.
+    transposed : bool
+        Whether longitude comes first.
+    time : bool
+        Whether there is a dimension of one time.
+    units : str
+        Units of components and mask.
+    """
+    import xarray as xr
+
+    turn = np.s_[..., ::-1, :] if ascending and fields.lat[0] > fields.lat[-1] else np.s_[...]
+    numbers = dict(zip(fields.names, zip(fields.mean, fields.std, strict=True), strict=True))
+    data = {}
+    for name, values in fields.channels.items():
+        attrs: dict[str, Any] = {"long_name": name}
+        if name in numbers:
+            mean, std = numbers[name]
+            attrs = {
+                "long_name": f"standardised embedding component {name}; 0 where missing",
+                "units": units,
+                "standardised_mean": mean,
+                "standardised_std": std,
+            }
+        elif name == MASK:
+            attrs = {"long_name": "share of the cell that holds an embedding", "units": units}
+        variable = xr.Variable(dims, values[turn], attrs)
+        if transposed:
+            variable = variable.transpose(*dims[::-1])
+        data[name] = variable.expand_dims("time") if time else variable
+    coords: dict[str, Any] = {}
+    for name, axis, along in (("latitude", "Y", fields.lat), ("longitude", "X", fields.lon)):
+        dim = dims[axis == "X"]
+        values = along[::-1] if axis == "Y" and turn != np.s_[...] else along
+        units_of = {"Y": "degrees_north", "X": "degrees_east"}[axis]
+        attrs = {"standard_name": name, "long_name": name, "units": units_of, "axis": axis}
+        coords[dim] = (dim, values, attrs)
+    if time:
+        # The time says nothing; readers that expect one pass over variables without.
+        when = np.array(["2000-01-01"], "datetime64[ns]")
+        coords["time"] = ("time", when, {"standard_name": "time", "axis": "T"})
+    plain = {k: " ".join(v) if k in _NAMES else v for k, v in fields.description().items()}
+    ds = xr.Dataset(data, coords, {"Conventions": "CF-1.11", **plain})
+    encoding: dict[str, Any] = {name: {"zlib": True, "complevel": 1} for name in data}
+    encoding |= {str(name): {"_FillValue": None} for name in ds.variables if name not in data}
+    for name in data:
+        encoding[name]["_FillValue"] = None  # nothing is missing
+    ds.to_netcdf(path, engine="netcdf4", encoding=encoding)
+
+
+_NAMES = ("channels", "standardised")

@@ -1,0 +1,51 @@
+"""GraphCast, GenCast and WeatherNext 2: variables of latitude and longitude without a time.
+
+Names are those of ``STATIC_VARS``; latitude runs from south to north, as in the published example
+inputs. Two further files hold a number a variable, to be merged with the model's
+``mean_by_level`` and ``stddev_by_level``: 0 and 1, since the channels are standardised.
+"""
+
+from pathlib import Path
+
+from copcube.models.fields import Fields, Maps
+from copcube.models.form import Form, required, write_netcdf
+
+_STATICS = {"geopotential_at_surface": "z", "land_sea_mask": "lsm"}
+
+
+def statics(fields: Maps) -> Maps:
+    """Take the two static fields of the model, under its names."""
+    return required(fields, _STATICS, "GraphCast")
+
+
+def write(fields: Fields, path: Path) -> None:
+    """Write the variables."""
+    write_netcdf(fields, path, dims=("lat", "lon"), ascending=True)
+
+
+def _numbers(value: float, fields: Fields, path: Path) -> None:
+    import xarray as xr
+
+    names = [name for name in fields.channels if name not in fields.statics]
+    fingerprint = {"copcube_fingerprint": fields.attrs["copcube_fingerprint"]}
+    ds = xr.Dataset({name: ((), value) for name in names}, attrs=fingerprint)
+    ds.to_netcdf(path, engine="netcdf4", encoding={name: {"dtype": "f4"} for name in names})
+
+
+def write_means(fields: Fields, path: Path) -> None:
+    """Write a mean for each channel."""
+    _numbers(0.0, fields, path)
+
+
+def write_deviations(fields: Fields, path: Path) -> None:
+    """Write a standard deviation for each channel."""
+    _numbers(1.0, fields, path)
+
+
+FORMS = {
+    ".nc": Form(
+        write,
+        statics=statics,
+        beside={"_mean_by_level.nc": write_means, "_stddev_by_level.nc": write_deviations},
+    )
+}

@@ -1,0 +1,104 @@
+"""Neural-LAM: a variable a channel on the model's own grid, for mllam-data-prep.
+
+A recipe of mllam-data-prep stacks the variables to ``static_feature`` and the two dimensions of
+the grid to ``grid_index``; its coordinates must be those of the model's other inputs.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from copcube.arguments import one_path
+from copcube.errors import GridError, MissingFileError, SourceError
+from copcube.models.components import Components
+from copcube.models.fields import Fields, Maps, at_points, on_lattice
+from copcube.models.form import Form, of_the_same_names
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_NAMES = (("latitude", "lat", "lats", "nav_lat"), ("longitude", "lon", "lons", "nav_lon"))
+
+
+def on_grid(
+    components: Components, statics: Maps, *, grid: "xr.Dataset | str | Path | None" = None
+) -> Fields:
+    """Take components at the points of a grid, of the cells that hold them.
+
+    Parameters
+    ----------
+    components : Components
+        What is written.
+    statics : mapping
+        Name to (721, 1440).
+    grid : xarray.Dataset, str or Path, optional
+        Dataset, netCDF or Zarr with latitude and longitude of every point, along two dimensions;
+        by default the lattice itself.
+
+    Raises
+    ------
+    GridError
+        If there are no such coordinates.
+    """
+    if grid is None:
+        return on_lattice(components, statics)
+    with _opened(grid) as ds:
+        lat, lon = (_found(ds, names) for names in _NAMES)
+        if lat.ndim != 2 or {*lat.dims} != {*lon.dims}:
+            raise GridError(
+                f"{lat.name} lies along {', '.join(map(str, lat.dims)) or 'nothing'}, {lon.name} "
+                f"along {', '.join(map(str, lon.dims)) or 'nothing'}; expected both along the "
+                "same two dimensions of the grid"
+            )
+        dims = tuple(map(str, lat.dims))
+        y, x = (np.asarray(v.transpose(*dims).values, np.float64) for v in (lat, lon))
+        coords = {name: ds.variables[name].load() for name in dims if name in ds.variables}
+    return replace(at_points(components, statics, y, x), dims=dims, coords=coords)
+
+
+def _opened(grid: "xr.Dataset | str | Path") -> "xr.Dataset":
+    import xarray as xr
+
+    if isinstance(grid, xr.Dataset):
+        return grid.copy(deep=False)  # which is closed without closing the caller's
+    path = Path(one_path(grid, "grid"))
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such file; expected netCDF or Zarr with the grid")
+    try:
+        return xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path, engine="netcdf4")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise SourceError(f"{path}: the grid cannot be read ({error})") from error
+
+
+def _found(ds: "xr.Dataset", names: tuple[str, ...]) -> "xr.DataArray":
+    for key, v in ds.variables.items():
+        if v.attrs.get("standard_name") == names[0] or str(key).lower() in names:
+            return ds[key]
+    raise GridError(
+        f"the grid holds {', '.join(map(str, ds.variables)) or 'nothing'}; expected "
+        f"{names[0]} of every point, named {' or '.join(names[:2])}"
+    )
+
+
+def write(fields: Fields, path: Path) -> None:
+    """Write the variables as Zarr."""
+    import xarray as xr
+
+    data: dict[str, Any] = {n: (fields.dims, v) for n, v in fields.channels.items()}
+    coords = dict(fields.coords)
+    along = fields.dims if fields.lat.ndim == 2 else None
+    for name, values in (("latitude", fields.lat), ("longitude", fields.lon)):
+        units = "degrees_north" if name == "latitude" else "degrees_east"
+        attrs = {"standard_name": name, "units": units}
+        coords[name] = (along or name, values, attrs)
+    ds = xr.Dataset(data, coords, fields.description())
+    for name in data:
+        # mllam-data-prep asks each variable for its units and its name in words.
+        standard = name in fields.names or name not in fields.statics
+        ds[name].attrs = {"units": "1" if standard else "see ERA5", "long_name": name}
+    ds.to_zarr(path, zarr_format=2, consolidated=True)
+
+
+FORMS = {".zarr": Form(write, on_grid, of_the_same_names, folder=True)}

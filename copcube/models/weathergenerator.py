@@ -1,0 +1,128 @@
+"""WeatherGenerator: vectors of stations in a Zarr store, as its reader of AlphaEarth has them.
+
+``data`` (station, date, channel, y, x), ``dates`` (date) and ``metadata`` (station), whose fields
+``lat`` and ``lon`` are found by name. Stations in cells without a vector are left out, so that the
+reader answers its ``missing_value`` for them; with 0 that is the mean, and 0 of the mask.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from copcube import grid
+from copcube.arguments import one_path
+from copcube.errors import MissingFileError, OptionError, SourceError
+from copcube.models.components import Components
+from copcube.models.fields import Fields, Maps, at_points
+from copcube.models.form import Form
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger("copcube")
+
+_COLUMNS = (("lat", "latitude"), ("lon", "longitude"))
+_DATE = "2021-01-01"
+"""The reader takes the nearest of the store's dates; of one it always takes that."""
+_CHUNK = 1024
+"""Stations of a chunk."""
+
+
+def at_stations(
+    components: Components,
+    statics: Maps,
+    *,
+    stations: "pd.DataFrame | str | Path | None" = None,
+) -> Fields:
+    """Take components at stations, of the cells that hold them.
+
+    Parameters
+    ----------
+    components : Components
+        What is written.
+    statics : mapping
+        Ignored: there are none.
+    stations : pandas.DataFrame, str or Path, optional
+        Table, or a CSV or parquet file, with the columns lat and lon in degrees; by default
+        the centres of all cells with a vector.
+
+    Raises
+    ------
+    OptionError
+        If the table has no such columns, or no row of it is a place.
+    """
+    if stations is None:
+        row, col = np.nonzero(components.filled)
+        lat, lon = grid.latitudes()[row], grid.longitudes()[col]
+    else:
+        lat, lon = _places(_table(stations))
+    row, col = grid.cell_at(lat, lon)
+    there = components.filled[row, col]
+    if not there.all():
+        log.warning(
+            "%d of %d stations lie in cells without a vector and are left out",
+            np.count_nonzero(~there),
+            len(there),
+        )
+    return at_points(components, statics, lat[there], lon[there])
+
+
+def _table(stations: "pd.DataFrame | str | Path") -> "pd.DataFrame":
+    import pandas as pd
+
+    if isinstance(stations, pd.DataFrame):
+        return stations
+    path = Path(one_path(stations, "table of stations"))
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; expected a table of stations")
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: the table of stations cannot be read ({error})") from error
+
+
+def _places(table: "pd.DataFrame") -> tuple[grid.Floats, grid.Floats]:
+    """Degrees of the rows that are places; others are counted and left out."""
+    import pandas as pd
+
+    lower = {str(name).lower(): name for name in table.columns}
+    found = [next((lower[n] for n in names if n in lower), None) for names in _COLUMNS]
+    if None in found:
+        raise OptionError(
+            f"the table of stations has the columns {', '.join(map(str, table.columns))}; "
+            "expected lat and lon"
+        )
+    lat, lon = (
+        np.asarray(pd.to_numeric(table[name], errors="coerce"), np.float64) for name in found
+    )
+    places = np.isfinite(lat) & np.isfinite(lon) & (np.abs(lat) <= 90)
+    if not places.any():
+        raise OptionError(f"none of {len(table)} rows of the table of stations is a place")
+    if not places.all():
+        log.warning("%d rows of the table are no places and are left out", (~places).sum())
+    return lat[places], lon[places]
+
+
+def write(fields: Fields, path: Path) -> None:
+    """Write the store in version 2 of Zarr, which has types with fields."""
+    import zarr
+
+    channels = np.stack(list(fields.channels.values()), axis=-1)
+    stations, count = channels.shape
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    places = np.zeros(stations, [("lat", "<f8"), ("lon", "<f8")])
+    places["lat"], places["lon"] = fields.lat, fields.lon
+    arrays: dict[str, Any] = {
+        "data": channels.reshape(stations, 1, count, 1, 1),
+        "dates": np.array([_DATE], "datetime64[ns]"),
+        "metadata": places,
+    }
+    for name, values in arrays.items():
+        chunks = (min(_CHUNK, len(values)), *values.shape[1:])
+        group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks)[:] = values
+    group.attrs.update(fields.description())
+
+
+FORMS = {".zarr": Form(write, at_stations, folder=True)}
