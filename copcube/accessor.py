@@ -144,6 +144,12 @@ class Copembed:
 
         return cluster(self._ds, n, **options)
 
+    def change(self, other: xr.Dataset, **options: Any) -> xr.Dataset:
+        """How far another cube's vectors lie from these; `copcube.lookup.change.change`."""
+        from copcube.lookup import change
+
+        return change(self._ds, _dataset(other), **options)
+
     def compare(self, other: xr.Dataset) -> "Comparison":
         """Agreement with another cube; `copcube.cube.compare.compare`."""
         from copcube.cube.compare import compare
@@ -234,6 +240,12 @@ class Plots:
         from copcube.plot import similar
 
         return similar(self._ds, lat, lon, **options)
+
+    def change(self, other: xr.Dataset, **options: Any) -> "Axes":
+        """How far another cube's vectors lie from these; `copcube.plot.maps.change`."""
+        from copcube.plot import change
+
+        return change(self._ds, _dataset(other), **options)
 
 
 def _dataset(obj: xr.Dataset | xr.DataArray) -> xr.Dataset:

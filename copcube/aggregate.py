@@ -55,7 +55,9 @@ Duplicates = Literal["refuse", "drop"]
 MONTHS = tuple(f"{month:02d}" for month in range(1, 13))
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 
-_ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256")
+ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256")
+"""What is noted of an encoder, in rows and in cubes, that decides which vectors it makes."""
+
 _PASS = 100_000
 _THREADS = 4
 """Most threads on which a part is decoded; each takes some 20 MB."""
@@ -433,7 +435,7 @@ def _common(files: Sequence[str]) -> tuple[int, dict[str, str]]:
             )
     known = {file: what for file, what in made.items() if what}
     for file, what in known.items():
-        for key in _ENCODER:
+        for key in ENCODER:
             ours, theirs = known[min(known)].get(key), what.get(key)
             if ours != theirs:
                 raise RowsError(

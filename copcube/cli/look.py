@@ -1,12 +1,12 @@
-"""Commands that look at cubes and print or draw what they see: explain, similar, map."""
+"""Commands that look at cubes and print or draw what they see: explain, similar, change, map."""
 
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
-from copcube.cli.cubes import CUBE, naming, open_any
+from copcube.cli.cubes import CUBE, group, naming, open_any, save_fields
 from copcube.errors import OptionError
 from copcube.version import __version__
 
@@ -23,6 +23,7 @@ def add(commands: Commands) -> None:
     """Add the commands to the parser."""
     _add_explain(commands)
     _add_similar(commands)
+    _add_change(commands)
     _add_map(commands)
 
 
@@ -55,9 +56,35 @@ def _add_similar(commands: Commands) -> None:
     similar.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
     similar.add_argument("lat", type=float, metavar="LAT", help="degrees north")
     similar.add_argument("lon", type=float, metavar="LON", help="degrees east")
-    similar.add_argument("-n", type=positive, default=20, help="how many (default: 20)")
-    similar.add_argument("--metric", choices=("cosine", "euclidean"), default="cosine")
-    similar.add_argument(
+    _add_places(similar)
+
+
+def _add_change(commands: Commands) -> None:
+    change = command(
+        commands,
+        "change",
+        naming(_change, "cube", "other"),
+        "measure what changed from one cube to another of the same encoder",
+        "copcube change 2020.zarr 2021.zarr change.nc\n"
+        "  copcube change years.zarr years.zarr change.png --groups 2020 2021",
+        details="Writes the distance of the two vectors of every cell, and what it would be if\n"
+        "nothing had changed, as .nc or .zarr, or a map of it as .png, .pdf or .svg; lists the\n"
+        "most changed places, which lie apart by --exclude-km.",
+    )
+    change.add_argument("cube", metavar="A", help="a reduction, or " + CUBE)
+    change.add_argument("other", metavar="B", help="the same")
+    change.add_argument("out", metavar="OUT")
+    change.add_argument(
+        "--groups", nargs=2, metavar="LABEL", help="which group of A and of B, such as 2020 2021"
+    )
+    _add_places(change)
+    overwrite(change)
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-n", type=positive, default=20, help="how many places (default: 20)")
+    command.add_argument("--metric", choices=("cosine", "euclidean"), default="cosine")
+    command.add_argument(
         "--exclude-km", type=float, default=100, metavar="KM", help="(default: 100)"
     )
 
@@ -145,12 +172,10 @@ def _similar(arguments: Arguments) -> None:
 
 def _map(arguments: Arguments) -> None:
     from copcube import plot
-    from copcube.files.atomic import atomic_path
     from copcube.interchange.replacing import require_free
 
     out = Path(arguments.out)
-    form = out.suffix.lower().removeprefix(".")
-    if form not in _DRAWN:
+    if _form(out) not in _DRAWN:
         raise OptionError(f"{out}: expected .{', .'.join(_DRAWN)}")
     require_free(out, arguments.overwrite, arguments.cube, arguments.basis)
     options = {"projection": arguments.projection, "extent": arguments.extent}
@@ -162,10 +187,51 @@ def _map(arguments: Arguments) -> None:
             axes = getattr(plot, arguments.show)(ds, *chosen, basis=basis, **options)
         case _:
             axes = getattr(plot, arguments.show)(ds, **options)
+    _draw(axes, out, dpi=arguments.dpi)
+
+
+def _form(out: Path) -> str:
+    return out.suffix.lower().removeprefix(".")
+
+
+def _draw(axes: Any, out: Path, dpi: int = 150) -> None:
+    """Write a picture, which appears when it is whole and says what drew it."""
+    from copcube.files.atomic import atomic_path
+
+    form = _form(out)
+    drawn_by = {_DRAWN[form]: f"copcube {__version__}"}
     with atomic_path(out) as temporary:
-        drawn_by = {_DRAWN[form]: f"copcube {__version__}"}
-        axes.figure.savefig(temporary, format=form, dpi=arguments.dpi, metadata=drawn_by)
+        axes.figure.savefig(temporary, format=form, dpi=dpi, metadata=drawn_by)
     log.info("%s is done", out)
+
+
+def _change(arguments: Arguments) -> None:
+    from copcube.interchange.replacing import require_free
+    from copcube.lookup import change
+
+    out = Path(arguments.out)
+    if (form := _form(out)) not in ("nc", "zarr", *_DRAWN):
+        raise OptionError(f"{out}: expected .nc or .zarr, or .{', .'.join(_DRAWN)}")
+    require_free(out, arguments.overwrite, arguments.cube, arguments.other)
+    a, b = open_any(arguments.cube), open_any(arguments.other)
+    if arguments.groups:
+        a, b = (group(ds, label) for ds, label in zip((a, b), arguments.groups, strict=True))
+    options = {"n": arguments.n, "metric": arguments.metric, "exclude_km": arguments.exclude_km}
+    found = change(a, b, **options)
+    names = [str(name) for name in found.data_vars if found[name].dims == ("place",)]
+    columns(
+        [name.removeprefix("place_").replace("_", " ") for name in names],
+        (
+            [f"{value:.4g}" for value in row]
+            for row in zip(*(found[n].values for n in names), strict=True)
+        ),
+    )
+    if form in _DRAWN:
+        from copcube.plot import change as drawn
+
+        _draw(drawn(a, b, **options), out)
+    else:
+        save_fields(found, arguments)
 
 
 def statics_of(arguments: Arguments) -> "xr.Dataset":

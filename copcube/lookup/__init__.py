@@ -1,6 +1,7 @@
-"""Questions to a cube: which places look alike, which belong together."""
+"""Questions to cubes: which places look alike, which belong together, which have changed."""
 
+from copcube.lookup.change import change
 from copcube.lookup.clusters import cluster
 from copcube.lookup.similar import similar
 
-__all__ = ["cluster", "similar"]
+__all__ = ["change", "cluster", "similar"]

@@ -1,5 +1,5 @@
 """Maps of cubes and reductions, for papers and for looking."""
 
-from copcube.plot.maps import component, counts, coverage, rgb, similar, spread
+from copcube.plot.maps import change, component, counts, coverage, rgb, similar, spread
 
-__all__ = ["component", "counts", "coverage", "rgb", "similar", "spread"]
+__all__ = ["change", "component", "counts", "coverage", "rgb", "similar", "spread"]

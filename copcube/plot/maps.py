@@ -1,4 +1,4 @@
-"""Maps: components as colours, one by one, counts, spread, coverage, similarity.
+"""Maps: components as colours, one by one, counts, spread, coverage, similarity, change.
 
 Every function draws on the axes it is given or on new ones, and returns them; nothing global is
 changed. Colours can be told apart by people who see red and green alike. What is drawn from a
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
+    from copcube.lookup.similar import Metric
+
 _DEVIATIONS = 2.5
 """Standard deviations from the mean to the end of a colour scale."""
 
@@ -27,6 +29,7 @@ _WIDE, _FEW = 60.0, 500
 """Degrees across, and cells, for which each cell is drawn as a dot, too."""
 
 _LAND = "#e6e6e6"
+_MARK: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white"}
 _COAST = "#404040"
 
 
@@ -160,7 +163,7 @@ def similar(
     *,
     n: int = 10,
     exclude_km: float = 500,
-    metric: str = "cosine",
+    metric: "Metric" = "cosine",
     ax: "Axes | None" = None,
     projection: Any = None,
     extent: Extent | None = None,
@@ -171,21 +174,46 @@ def similar(
     """
     from copcube.lookup import similar as find
 
-    found = find(ds, lat, lon, n=n, exclude_km=exclude_km, metric=metric)  # type: ignore[arg-type]
+    found = find(ds, lat, lon, n=n, exclude_km=exclude_km, metric=metric)
     name = "distance" if metric == "euclidean" else "similarity"
     view = CubeView.of(ds)
     colours = "cividis_r" if metric == "euclidean" else "cividis"
     values = found[name].transpose(view.lat, view.lon).values
     axes, image = _map(view, values, ax, projection, extent, cmap=colours)
-    marks: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white"}
     window = Window.of(view, extent)
-    for x, y, more in (
-        (found["place_lon"].values, found["place_lat"].values, {"marker": "o", "color": "#d55e00"}),
-        (np.array([lon]), np.array([lat]), {"marker": "*", "markersize": 14, "color": "#cc79a7"}),
-    ):
-        _plot(axes, window, x, y, **marks, **more)
+    _places(axes, window, found)
+    here = np.array([lon]), np.array([lat])
+    _plot(axes, window, *here, **_MARK, marker="*", markersize=14, color="#cc79a7")
     _bar(axes, image, str(found[name].attrs["long_name"]))
     return _titled(axes, ds, f"places like {lat:g}°, {lon:g}°")
+
+
+def change(
+    a: "xr.Dataset",
+    b: "xr.Dataset",
+    *,
+    n: int = 10,
+    exclude_km: float = 500,
+    metric: "Metric" = "cosine",
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw how far the vectors of two cubes lie apart, and mark the most changed places.
+
+    Parameters and errors are those of `rgb` and of `copcube.lookup.change.change`; leading
+    dimensions are refused.
+    """
+    from copcube.lookup import change as find
+
+    view = CubeView.of(a).ungrouped()
+    found = find(a, b, n=n, exclude_km=exclude_km, metric=metric)
+    name = "distance" if metric == "euclidean" else "cosine_distance"
+    values = found[name].reindex({view.lat: view.field[view.lat], view.lon: view.field[view.lon]})
+    axes, image = _map(view, values.values, ax, projection, extent, cmap="cividis", vmin=0)
+    _places(axes, Window.of(view, extent), found)
+    _bar(axes, image, str(found[name].attrs["long_name"]))
+    return _titled(axes, a, "change from the first cube to the second")
 
 
 def _map(
@@ -262,6 +290,13 @@ def _plot(axes: "Axes", window: Window, x: NDArray[Any], y: NDArray[Any], **styl
         turned = x + turn
         if (turned.max() >= window.west) and (turned.min() <= window.east):
             axes.plot(turned, y, **style)
+
+
+def _places(axes: "Axes", window: Window, found: "xr.Dataset") -> None:
+    """Mark the places that a look-up lists."""
+    if found.sizes["place"]:
+        x, y = found["place_lon"].values, found["place_lat"].values
+        _plot(axes, window, x, y, **_MARK, marker="o", color="#d55e00")
 
 
 def _degrees(axes: "Axes") -> dict[str, Any]:
