@@ -241,6 +241,19 @@ class Plots:
 
         return similar(self._ds, lat, lon, **options)
 
+    def explain(
+        self,
+        statics: xr.Dataset | xr.DataArray,
+        *,
+        ax: "Axes | None" = None,
+        **options: Any,
+    ) -> "Axes":
+        """What static fields and components say of each other; `copcube.plot.explained`."""
+        from copcube.pca.explain import explain
+        from copcube.plot import explained
+
+        return explained(explain(self._ds, statics, **options), ax=ax)
+
     def change(self, other: xr.Dataset, **options: Any) -> "Axes":
         """How far another cube's vectors lie from these; `copcube.plot.maps.change`."""
         from copcube.plot import change

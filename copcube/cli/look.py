@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
-from copcube.cli.cubes import CUBE, group, naming, open_any, save_fields
+from copcube.cli.cubes import CUBE, group, inputs, naming, open_any, save_fields
 from copcube.errors import OptionError
 from copcube.version import __version__
 
@@ -33,13 +33,17 @@ def _add_explain(commands: Commands) -> None:
         "explain",
         naming(_explain, "cube", "given"),
         "measure what static fields and components say of each other",
-        "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor",
+        "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor --plot r2.png",
         details="Prints R² of linear regressions over all cells, and over cells of 10° squares\n"
         "that the regression has not seen.",
     )
     explain.add_argument("cube", metavar="FIELDS", help="a reduction")
     explain.add_argument("given", metavar="STATICS", help="static fields: NetCDF, GRIB or Zarr")
     add_fields(explain)
+    explain.add_argument(
+        "--plot", metavar="OUT", help="also draw it, each with each, as .png, .pdf or .svg"
+    )
+    overwrite(explain)
 
 
 def _add_similar(commands: Commands) -> None:
@@ -136,6 +140,7 @@ def add_fields(command: argparse.ArgumentParser) -> None:
 def _explain(arguments: Arguments) -> None:
     from copcube.pca import explain
 
+    out = None if arguments.plot is None else _picture(arguments.plot, arguments)
     found = explain(open_any(arguments.cube), statics_of(arguments))
     for what, by in (("component", "static fields"), ("static", "components")):
         seen, unseen = found[f"{what}_r2"].values, found[f"{what}_r2_held_out"].values
@@ -146,6 +151,10 @@ def _explain(arguments: Arguments) -> None:
                 for name, a, b in zip(found[what].values.tolist(), seen, unseen, strict=True)
             ),
         )
+    if out is not None:
+        from copcube.plot import explained
+
+        _draw(explained(found), out)
 
 
 def _similar(arguments: Arguments) -> None:
@@ -172,12 +181,8 @@ def _similar(arguments: Arguments) -> None:
 
 def _map(arguments: Arguments) -> None:
     from copcube import plot
-    from copcube.interchange.replacing import require_free
 
-    out = Path(arguments.out)
-    if _form(out) not in _DRAWN:
-        raise OptionError(f"{out}: expected .{', .'.join(_DRAWN)}")
-    require_free(out, arguments.overwrite, arguments.cube, arguments.basis)
+    out = _picture(arguments.out, arguments)
     options = {"projection": arguments.projection, "extent": arguments.extent}
     ds = open_any(arguments.cube)
     match arguments.show:
@@ -192,6 +197,16 @@ def _map(arguments: Arguments) -> None:
 
 def _form(out: Path) -> str:
     return out.suffix.lower().removeprefix(".")
+
+
+def _picture(path: str, arguments: Arguments) -> Path:
+    """Check that a picture can be drawn at a path, before any work."""
+    from copcube.interchange.replacing import require_free
+
+    out = Path(path)
+    if _form(out) not in _DRAWN:
+        raise OptionError(f"{out}: expected .{', .'.join(_DRAWN)}")
+    return require_free(out, arguments.overwrite, *inputs(arguments))
 
 
 def _draw(axes: Any, out: Path, dpi: int = 150) -> None:

@@ -7,7 +7,8 @@ spread s and the weights tell: with q = Σ wᵢ², the mean squared deviation of
     noise² = s² q / (1 - q),
 
 which is s² / (n - 1) where all images count alike. That is the usual unbiased estimate, and it
-assumes that a cell's images are drawn independently from all that could have been taken of it.
+assumes that a cell's images are drawn independently from all that could have been taken of it:
+where they are more alike than that, noise is underestimated.
 Spread also holds how far modalities lie apart, which is the same in every draw, so that noise is
 overestimated in cells of several modalities; it is not in cubes of one, or with
 ``by="modality"``. Where a cell has one image in all, nothing is known.

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError, MissingPackageError, OptionError
+from copcube.errors import CubeError, OptionError
 from copcube.plot.coast import coastlines
+from copcube.plot.figures import new_axes, titled
 from copcube.plot.raster import Extent, Window, cartopy_projection, draw
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def rgb(
     values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
     axes, _ = _map(view, values, ax, projection, extent)
     names = zip(("red", "green", "blue"), components, strict=True)
-    return _titled(axes, fields, ", ".join(f"{colour}: pc {i}" for colour, i in names))
+    return titled(axes, fields, ", ".join(f"{colour}: pc {i}" for colour, i in names))
 
 
 def component(
@@ -102,7 +103,7 @@ def component(
     )
     share = float(fields["explained_variance_ratio"].values[i])
     _bar(axes, image, f"component {i}", extend="both")
-    return _titled(axes, fields, f"component {i}, {share:.1%} of variance")
+    return titled(axes, fields, f"component {i}, {share:.1%} of variance")
 
 
 def counts(
@@ -121,7 +122,7 @@ def counts(
     view = CubeView.of(ds).ungrouped()
     axes, image = _map(view, values, ax, projection, extent, cmap="cividis", norm=norm)
     _bar(axes, image, "images in the cell")
-    return _titled(axes, ds, "number of images")
+    return titled(axes, ds, "number of images")
 
 
 def spread(
@@ -137,7 +138,7 @@ def spread(
     values = np.where(view.filled().values, values, np.nan)
     axes, image = _map(view, values, ax, projection, extent, cmap="viridis", vmin=0)
     _bar(axes, image, "spread of the embeddings")
-    return _titled(axes, ds, "how much the images of a cell disagree")
+    return titled(axes, ds, "how much the images of a cell disagree")
 
 
 def coverage(
@@ -153,7 +154,7 @@ def coverage(
     view = CubeView.of(ds).ungrouped()
     values = np.where(view.filled().values, 1.0, np.nan)
     axes, _ = _map(view, values, ax, projection, extent, cmap=ListedColormap(["#0072b2"]))
-    return _titled(axes, ds, "cells with a vector")
+    return titled(axes, ds, "cells with a vector")
 
 
 def similar(
@@ -185,7 +186,7 @@ def similar(
     here = np.array([lon]), np.array([lat])
     _plot(axes, window, *here, **_MARK, marker="*", markersize=14, color="#cc79a7")
     _bar(axes, image, str(found[name].attrs["long_name"]))
-    return _titled(axes, ds, f"places like {lat:g}°, {lon:g}°")
+    return titled(axes, ds, f"places like {lat:g}°, {lon:g}°")
 
 
 def change(
@@ -213,7 +214,7 @@ def change(
     axes, image = _map(view, values.values, ax, projection, extent, cmap="cividis", vmin=0)
     _places(axes, Window.of(view, extent), found)
     _bar(axes, image, str(found[name].attrs["long_name"]))
-    return _titled(axes, a, "change from the first cube to the second")
+    return titled(axes, a, "change from the first cube to the second")
 
 
 def _map(
@@ -227,7 +228,7 @@ def _map(
     """Draw values of cells, and coastlines; return the axes and the image."""
     projection = cartopy_projection(projection)
     window = Window.of(view, extent)
-    axes = _axes(projection) if ax is None else ax
+    axes = new_axes((10, 5), projection) if ax is None else ax
     if projection is None:
         projection = getattr(axes, "projection", None)
     axes.set_facecolor(_LAND if values.ndim == 2 else "white")
@@ -270,17 +271,6 @@ def _middle(window: Window) -> float:
     return 0.0 if wide else (window.north + window.south) / 2
 
 
-def _axes(projection: Any) -> "Axes":
-    try:
-        # A figure of its own, not pyplot's, which would keep and show it.
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("maps need matplotlib: pip install 'copcube[plot]'") from None
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    axes: Axes = figure.add_subplot(projection=projection)
-    return axes
-
-
 def _plot(axes: "Axes", window: Window, x: NDArray[Any], y: NDArray[Any], **style: Any) -> None:
     """Draw a line or marks at degrees east and north, at every turn that the window shows."""
     if degrees := _degrees(axes):
@@ -312,13 +302,6 @@ def _bar(axes: "Axes", image: Any, label: str, **options: Any) -> None:
     axes.get_figure().colorbar(  # type: ignore[union-attr]
         image, ax=axes, label=label, shrink=0.8, pad=0.02, **options
     )
-
-
-def _titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
-    # Numbers of an encoder without training must not be taken for results.
-    untrained = ds.attrs.get("encoder_trained") == 0
-    axes.set_title(title + ("\nUNTRAINED encoder: the values mean nothing" if untrained else ""))
-    return axes
 
 
 def _field(ds: "xr.Dataset", name: str) -> NDArray[Any]:
