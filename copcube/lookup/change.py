@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-_RECIPE = ("preprocessing", "aggregation", "modalities")
+_RECIPE = ("preprocessing", "aggregation", "aggregation_scales", "modalities")
 """Attributes that make vectors differ where the place is the same."""
 
 _BATCH = 8192
