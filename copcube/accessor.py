@@ -172,6 +172,12 @@ class Copembed:
 
         return probe(self._ds, statistics, **options)
 
+    def change(self, other: xr.Dataset, **options: Any) -> xr.Dataset:
+        """How far another cube's vectors lie from these; `copcube.lookup.change.change`."""
+        from copcube.lookup import change
+
+        return change(self._ds, _dataset(other), **options)
+
     def compare(self, other: xr.Dataset) -> "Comparison":
         """Agreement with another cube; `copcube.cube.compare.compare`."""
         from copcube.cube.compare import compare
@@ -274,6 +280,25 @@ class Plots:
         from copcube.plot import page
 
         return page(self._ds, path, **options)
+
+    def explain(
+        self,
+        statics: xr.Dataset | xr.DataArray,
+        *,
+        ax: "Axes | None" = None,
+        **options: Any,
+    ) -> "Axes":
+        """What static fields and components say of each other; `copcube.plot.explained`."""
+        from copcube.pca.explain import explain
+        from copcube.plot import explained
+
+        return explained(explain(self._ds, statics, **options), ax=ax)
+
+    def change(self, other: xr.Dataset, **options: Any) -> "Axes":
+        """How far another cube's vectors lie from these; `copcube.plot.maps.change`."""
+        from copcube.plot import change
+
+        return change(self._ds, _dataset(other), **options)
 
 
 def _dataset(obj: xr.Dataset | xr.DataArray) -> xr.Dataset:

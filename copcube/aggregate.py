@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.balance import Variances, equalised
 from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
 from copcube.files.processors import available_processors
@@ -48,14 +49,16 @@ __all__ = [
     "survey",
 ]
 
-Balance = Literal["modality", "image"]
+Balance = Literal["modality", "image", "variance"]
 By = Literal["modality", "month", "season", "year"]
 Duplicates = Literal["refuse", "drop"]
 
 MONTHS = tuple(f"{month:02d}" for month in range(1, 13))
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 
-_ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256")
+ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256")
+"""What is noted of an encoder, in rows and in cubes, that decides which vectors it makes."""
+
 _PASS = 100_000
 _THREADS = 4
 """Most threads on which a part is decoded; each takes some 20 MB."""
@@ -67,8 +70,10 @@ class Aggregation:
 
     Parameters
     ----------
-    balance : {"modality", "image"}
-        Mean of the modalities' means, or of all images alike.
+    balance : {"modality", "image", "variance"}
+        Mean of the modalities' means; of all images alike; or of the modalities' means after
+        each modality was scaled so that all have the same variance over cells
+        (`copcube.balance`).
     by : {"modality", "month", "season", "year"}, optional
         Make one cell a group instead of one in all. Images without a date (the DEM) are in
         no month, season or year and are left out of such groups.
@@ -249,7 +254,7 @@ def cell_statistics(
     -------
     Cells
         Weights are ``1 / n`` (balance "image") or ``1 / (modalities · images of the
-        modality)`` (balance "modality"), within the cell and group; they sum to 1 and
+        modality)`` (the others), within the cell and group; they sum to 1 and
         serve mean and spread alike. The spread is taken around the float64 mean in a
         second pass, so nothing cancels.
 
@@ -261,7 +266,8 @@ def cell_statistics(
     plan = _Sums(rows, aggregation, groups, files)
     means = plan.means(len(rows), rows.embedding.shape[1])
     means.wait(*means.of_block(0, rows.embedding))
-    return plan.cells(means)
+    cells = plan.cells(means)
+    return equalised(cells, Variances.of(cells)) if aggregation.balance == "variance" else cells
 
 
 class _Sums:
@@ -291,6 +297,8 @@ class _Sums:
         index = index[~again]
         group = _group(images.take(index), aggregation.by, groups)
         index, group = index[group >= 0], group[group >= 0]
+        if aggregation.balance == "variance":
+            group = group * len(ORDER) + rows.modality[index]
 
         row, col = grid.row_col(rows.grid_id[index])
         # The order of the cube: groups, then rows from the north, then columns from Greenwich.
@@ -332,6 +340,9 @@ class _Sums:
 
 def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
     """Statistics of the cells that are whole in one part.
+
+    With the balance "variance" they are those of single modalities, which
+    `copcube.balance.equalised` joins.
 
     Raises
     ------
@@ -433,7 +444,7 @@ def _common(files: Sequence[str]) -> tuple[int, dict[str, str]]:
             )
     known = {file: what for file, what in made.items() if what}
     for file, what in known.items():
-        for key in _ENCODER:
+        for key in ENCODER:
             ours, theirs = known[min(known)].get(key), what.get(key)
             if ours != theirs:
                 raise RowsError(

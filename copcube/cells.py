@@ -28,7 +28,8 @@ class Cells:
     grid_id : numpy.ndarray
         Published cell ids, (n,) int64.
     group : numpy.ndarray
-        Index into the labels of the groups, (n,) int16; 0 without groups.
+        Index into the labels of the groups, (n,) int16; 0 without groups. Of cells that
+        `copcube.balance` is to join, times 8 plus the number of their one modality.
     n_images : numpy.ndarray
         Images of the cell in this group, (n,) int32, at least 1.
     n_by_modality : numpy.ndarray

@@ -69,6 +69,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "merge {0} {era5} {out}.zarr",
         "compare {0} {cube}",
         "similar {0} 48 11",
+        "change {0} {cube} {out}.nc",
         "map {0} {out}.png --show counts --dpi 20",
     ),
     "fields.zarr": (

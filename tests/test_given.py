@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import PolynomialFeatures
 
-from copcube import pca
+from copcube import pca, plot
 from copcube.cli import main
 from copcube.errors import CubeError, GridError, OptionError
 
@@ -235,7 +235,49 @@ def test_shares_are_those_of_scikit_learn():
             unseen = unseen + ((b[fold == i] - line.predict(a[fold == i])) ** 2).sum(0)
         np.testing.assert_allclose(found[f"{name}_r2"], 1 - seen / whole, atol=1e-6)
         np.testing.assert_allclose(found[f"{name}_r2_held_out"], 1 - unseen / whole, atol=1e-6)
+    pairs = np.corrcoef(y.T, g.T)[:4, 4:] ** 2
+    np.testing.assert_allclose(found.pair_r2, pairs, atol=1e-6)
     assert list(found.static.values) == ["z", "lsm", "sdor"]
+
+
+def test_the_table_of_shares_has_each_of_them(tmp_path, capsys):
+    fields = pca.reduce(cube(statics()), 3).assign_attrs(encoder_trained=0)
+    given = statics().assign(flat=statics().z * 0 + 1)
+    found = pca.explain(fields, given)
+    ax = fields.copembed.plot.explain(given)
+    printed = {(round(t.get_position()[1]), round(t.get_position()[0])): t for t in ax.texts}
+    want = {(i, j): found.pair_r2.values[i, j] for i in range(3) for j in range(4)}
+    want |= {(i, 4): found.component_r2.values[i] for i in range(3)}
+    want |= {(i, 5): found.component_r2_held_out.values[i] for i in range(3)}
+    want |= {(3, j): found.static_r2.values[j] for j in range(4)}
+    want |= {(4, j): found.static_r2_held_out.values[j] for j in range(4)}
+    want = {place: value for place, value in want.items() if np.isfinite(value)}
+    assert all(place[1] != 3 for place in want)  # the constant field
+    assert {place: t.get_text() for place, t in printed.items()} == {
+        place: f"{value:.2f}" for place, value in want.items()
+    }
+    assert "UNTRAINED" in ax.get_title()
+    names = [[t.get_text() for t in axis.get_ticklabels()] for axis in (ax.yaxis, ax.xaxis)]
+    assert names[0] == ["0", "1", "2", "all", "all, held out"]
+    assert names[1] == ["z", "lsm", "sdor", "flat", "all", "all, held out"]
+    (image,) = ax.get_images()
+    for place, t in printed.items():
+        # WCAG's contrast of a text and what is behind it.
+        back = np.array(image.cmap(image.norm(want[place]))[:3])
+        front = 1.0 if t.get_color() == "white" else 0.0
+        light = [((c + 0.055) / 1.055) ** 2.4 for c in back] @ np.array([0.2126, 0.7152, 0.0722])
+        assert (max(light, front) + 0.05) / (min(light, front) + 0.05) > 4
+    with pytest.raises(OptionError, match="the dataset that `explain` returns"):
+        plot.explained(fields)
+    given.to_netcdf(tmp_path / "static.nc")
+    fields.to_netcdf(tmp_path / "fields.nc")
+    words = ["explain", str(tmp_path / "fields.nc"), str(tmp_path / "static.nc"), "--plot"]
+    assert main([*words, str(tmp_path / "r2.svg")]) == 0
+    assert b"<svg" in (tmp_path / "r2.svg").read_bytes()
+    assert main([*words, str(tmp_path / "r2.svg")]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "r2.txt")]) == 1
+    assert "expected .png, .pdf, .svg" in capsys.readouterr().err
 
 
 def test_components_of_the_remainder_are_explained_by_nothing():

@@ -150,7 +150,9 @@ def test_the_cell_under_the_pointer_is_told(browser, written, europe, fields):
     lines = browser.text("#readout").split("\n")
     assert lines[0] == f"{lat:g}°N {abs(lon):g}°{'W' if lon < 0 else 'E' if lon else ''}"
     told = dict(line.split(": ") for line in lines[1:] if line)
-    scale = (fields.pc.max(("lat", "lon")) - fields.pc.min(("lat", "lon"))).values.astype(float) / 254
+    scale = (fields.pc.max(("lat", "lon")) - fields.pc.min(("lat", "lon"))).values.astype(
+        float
+    ) / 254
     for k in (0, 3, 4):
         value = float(fields.pc[i, j, k])
         assert float(told[f"component {k}"]) == pytest.approx(value, rel=6e-3, abs=0.51 * scale[k])

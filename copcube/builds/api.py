@@ -119,8 +119,11 @@ def build(
         `copcube.selection.Selection.of` takes. Images without a date (the DEM) always pass.
     crop : {"center", "full"}
         What of a stored image is embedded: the pretraining size from its middle, or all.
-    balance : {"modality", "image"}
-        Mean of the modalities' means, or of all images alike.
+    balance : {"modality", "image", "variance"}
+        Mean of the modalities' means; of all images alike; or of the modalities' means after
+        each modality was scaled about its mean over cells so that all have the same variance
+        over cells (`copcube.balance` has the formula). The last keeps up to eight times as much
+        in the build's folder until the cube is written.
     by : {"modality", "month", "season", "year"}, optional
         Add a leading dimension.
     encoder : Encoder, Spec, str or Path, optional

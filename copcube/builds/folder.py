@@ -6,6 +6,7 @@
       survey.json                    what the rows hold in all
       cells/NAME-BAND-BAND.arrow     statistics of cells, until the cube is done; from which
                                      band of the cube to which
+      variances/BAND.json            those of the modalities, if they are to be made equal
       receipts/STAGE/NAME.json       one a finished task
       running/NAME.json              what a worker is at, and since when
       failed/NAME.json               what failed and may succeed at the next try
@@ -49,7 +50,7 @@ from copcube.images import Partition
 Receipt = dict[str, Any]
 
 SCRATCH = (
-    *("cells", "running", "failed", "survey.json", "replaced.zarr", "cube.zarr"),
+    *("cells", "variances", "running", "failed", "survey.json", "replaced.zarr", "cube.zarr"),
     *("replacing", "publishing"),
 )
 """What only the making of a cube needs."""
@@ -282,7 +283,9 @@ class BuildFolder:
 
     def sweep(self) -> None:
         """Remove what only the making of a cube needs; rows, plan and their receipts stay."""
-        self.discard(*SCRATCH, *(f"receipts/{s}" for s in ("combine", "create", "write")))
+        self.discard(
+            *SCRATCH, *(f"receipts/{s}" for s in ("combine", "balance", "create", "write"))
+        )
         self.prepare()
 
     @contextmanager

@@ -50,7 +50,7 @@ class BuildOptions:
         What embeds the images; a `SharedEncoder` wherever tasks are sent to workers.
     crop : {"center", "full"}
         What of a stored image is embedded.
-    balance : {"modality", "image"}
+    balance : {"modality", "image", "variance"}
         Mean of the modalities' means, or of all images alike.
     by : {"modality", "month", "season", "year"}, optional
         Leading dimension of the cube.
@@ -350,7 +350,12 @@ def _partitions(table: "pa.Table") -> list[Partition]:
     ]
 
 
-_BALANCE = {"modality": "the means of the modalities", "image": "all images alike"}
+_BALANCE = {
+    "modality": "the means of the modalities",
+    "image": "all images alike",
+    "variance": "the means of the modalities, each scaled about its mean over cells so that all "
+    "have the same variance over cells",
+}
 _GIVEN = "normalised with pretraining statistics, metadata (lon, lat, date, token area) given"
 _PREPROCESSING = {
     "center": f"centre crop to the pretraining size, {_GIVEN}",

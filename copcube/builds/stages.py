@@ -24,9 +24,11 @@ from copcube.builds.tasks import (
     Surveyed,
     counts,
     digest_of,
+    run_balance_task,
     run_combine_task,
     run_embed_task,
     run_write_task,
+    variances_of,
 )
 from copcube.errors import BuildError, CopcubeError, ReadError
 from copcube.grid import N_BANDS
@@ -315,14 +317,14 @@ def write_quarantine(folder: BuildFolder, names: Sequence[str]) -> tuple[dict[st
 
 
 class AssembleStage(Stage[AssembleTask]):
-    """Combines the rows to cells, or writes the bands of the cube.
+    """Combines the rows to cells, finds variances of modalities, or writes bands of the cube.
 
     Parameters
     ----------
     folder : BuildFolder
         Where the work is done.
-    kind : {"combine", "write"}
-        Which of the two.
+    kind : {"combine", "balance", "write"}
+        Which of them.
     task : AssembleTask
         One of its tasks, of any number.
     number : int
@@ -332,6 +334,7 @@ class AssembleStage(Stage[AssembleTask]):
     def __init__(self, folder: BuildFolder, kind: str, task: AssembleTask, number: int) -> None:
         function, title, unit, width = {
             "combine": (run_combine_task, "combining", "parts", 6),
+            "balance": (run_balance_task, "balancing", "bands", 2),
             "write": (run_write_task, "writing", "bands", 2),
         }[kind]
         self._kind, self._width = kind, width
@@ -388,11 +391,15 @@ def assemble(
     data = found.to_json()
     # Other rows, such as after --retry-quarantined: cells of the old ones must not be mixed in.
     if _known_survey(folder) != data:
-        folder.discard("cells", "cube.zarr")
+        folder.discard("cells", "variances", "cube.zarr")
         folder.files.write("survey.json", data)
     task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
     combining = len(found.parts) + len(found.passes)
     run_stage(executor, AssembleStage(folder, "combine", task, combining))
+    scales = {}
+    if aggregation.balance == "variance":
+        run_stage(executor, AssembleStage(folder, "balance", task, N_BANDS))
+        scales = {"aggregation_scales": variances_of(task).in_words()}
     if folder.receipt(task.work, "create", "cube") is None:
         folder.discard("cube.zarr")
         written = cube.create(
@@ -400,7 +407,7 @@ def assemble(
             dim=found.survey.dim,
             by=aggregation.by,
             groups=found.survey.groups,
-            attrs={**cube_attributes(plan, aggregation, found.survey), **attributes},
+            attrs={**cube_attributes(plan, aggregation, found.survey), **scales, **attributes},
         )
         metadata = {
             f"cube.zarr/{name}": known

@@ -14,19 +14,21 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from copcube import aggregate, cube
 from copcube.aggregate import Aggregation, Part, Survey
+from copcube.balance import Variances, equalised
 from copcube.builds.folder import BuildFolder, Receipt, to_json
 from copcube.builds.plan import BuildOptions, EncoderFacts, Plan, digest, read_partition
 from copcube.cells import Cells, decode_cells, encode_cells
 from copcube.embedding import Encoder, embed_partition
 from copcube.errors import BuildError
 from copcube.files.processors import available_processors
+from copcube.grid import N_BANDS
 from copcube.images import Rejected, Source
 from copcube.rows import encode_rows
 from copcube.selection import Selection
@@ -264,20 +266,50 @@ def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     return facts
 
 
+def run_balance_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
+    """Find variances of the modalities over the cells of one band, write them, then the receipt."""
+    folder, found = _surveyed(task)
+    name = f"{task.number:02d}"
+    data = Variances.of(_cells(folder, task.number, found.survey.dim)).to_json()
+    file = f"variances/{name}.json"
+    files = {file: folder.files.write(file, data)}
+    advance(1)
+    folder.write_receipt(task.work, "balance", name, files, {})
+    return {}
+
+
+@lru_cache(maxsize=2)
+def variances_of(task: AssembleTask) -> Variances:
+    """Variances of the modalities over all cells, once those of all bands are written."""
+    folder, found = _surveyed(task)
+    whole = Variances.zero(found.survey.dim)
+    for band in range(N_BANDS):
+        data = folder.files.read(f"variances/{band:02d}.json")
+        whole = whole.merged(Variances.from_json(data))
+    return whole
+
+
 def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     """Write one band of blocks of the cube from the cells of all parts, then the receipt."""
     folder, found = _surveyed(task)
-    # Sorted by name, hence by the number of the part: the order of the cells is always the same.
-    names = [name for name in folder.files.names("cells/") if _reaches(name, task.number)]
-    files = folder.files
-    tables = [decode_cells(files.open(n), f"{folder.path}/{n}", task.number) for n in names]
-    cells = Cells.concatenate([Cells.empty(found.survey.dim), *tables])
+    cells = _cells(folder, task.number, found.survey.dim)
+    if found.aggregation.balance == "variance":
+        cells = equalised(cells, variances_of(replace(task, number=0)))
     written = cube.write_band(folder.cube, task.number, cells)
     advance(1)
     facts = {"cells": len(cells)}
     chunks = {f"cube.zarr/{chunk}": known for chunk, known in written.items()}
     folder.write_receipt(task.work, "write", f"{task.number:02d}", chunks, facts)
     return facts
+
+
+def _cells(folder: BuildFolder, band: int, dim: int) -> Cells:
+    """Cells of one band, from all parts."""
+    # Sorted by name, hence by the number of the part: the order of the cells is always the same.
+    names = [name for name in folder.files.names("cells/") if _reaches(name, band)]
+    files = folder.files
+    tables = [decode_cells(files.open(n), f"{folder.path}/{n}", band) for n in names]
+    return Cells.concatenate([Cells.empty(dim), *tables])
 
 
 def _reaches(name: str, band: int) -> bool:

@@ -193,9 +193,10 @@ def _choose(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--balance",
-        choices=("modality", "image"),
+        choices=("modality", "image", "variance"),
         default="modality",
-        help="mean of the modalities' means (default), or of all images alike",
+        help="mean of the modalities' means (default), of all images alike, or of the modalities' "
+        "means scaled so that all vary alike from cell to cell",
     )
     command.add_argument(
         "--by",

@@ -111,6 +111,41 @@ def save(ds: "xr.Dataset", arguments: Arguments) -> None:
     log.info("%s is done", arguments.out)
 
 
+def save_fields(ds: "xr.Dataset", arguments: Arguments) -> None:
+    """Write a dataset that is no cube as Zarr or netCDF."""
+    from copcube.files.atomic import atomic_path
+    from copcube.interchange import to_zarr
+
+    if Path(arguments.out).suffix.lower() == ".zarr":
+        to_zarr(ds, arguments.out, overwrite=arguments.overwrite)
+    else:
+        with atomic_path(Path(arguments.out)) as temporary:
+            small = {"zlib": True, "complevel": 1}
+            maps = [name for name in ds.data_vars if ds[name].ndim > 1]
+            ds.to_netcdf(temporary, engine="netcdf4", encoding=dict.fromkeys(maps, small))
+    log.info("%s is done", arguments.out)
+
+
+def group(ds: "xr.Dataset", label: str) -> "xr.Dataset":
+    """Select the group of a label along the one leading dimension of a cube.
+
+    Raises
+    ------
+    OptionError
+        If the cube has not one such dimension, or none of that label.
+    """
+    from copcube.cube.view import CubeView
+
+    groups = CubeView.of(ds).groups
+    if len(groups) != 1:
+        has = f"groups along {', '.join(groups)}" if groups else "no groups"
+        raise OptionError(f"--groups={label}: expected a cube with groups; this one has {has}")
+    (dim, labels), *_ = groups.items()
+    if label not in labels:
+        raise OptionError(f"--groups={label}: expected one of {', '.join(labels)}")
+    return ds.isel({dim: labels.index(label)})
+
+
 def chosen(arguments: Arguments, *names: str) -> dict[str, Any]:
     """Those of some options that were given."""
     chosen = {name: getattr(arguments, name) for name in names}

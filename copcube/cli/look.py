@@ -1,9 +1,9 @@
-"""Commands that look at cubes, print or draw what they see: explain, similar, map, at, points."""
+"""Commands that look at cubes and print or draw what they see."""
 
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import (
     Arguments,
@@ -15,7 +15,7 @@ from copcube.cli.common import (
     say,
     table,
 )
-from copcube.cli.cubes import CUBE, chosen, naming, open_any
+from copcube.cli.cubes import CUBE, chosen, group, inputs, naming, open_any, save_fields
 from copcube.errors import OptionError
 from copcube.version import __version__
 
@@ -35,6 +35,7 @@ def add(commands: Commands) -> None:
     """Add the commands to the parser."""
     _add_explain(commands)
     _add_similar(commands)
+    _add_change(commands)
     _add_map(commands)
     _add_at(commands)
     _add_points(commands)
@@ -46,13 +47,17 @@ def _add_explain(commands: Commands) -> None:
         "explain",
         naming(_explain, "cube", "given"),
         "measure what static fields and components say of each other",
-        "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor",
+        "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor --plot r2.png",
         details="Prints R² of linear regressions over all cells, and over cells of 10° squares\n"
         "that the regression has not seen.",
     )
     explain.add_argument("cube", metavar="FIELDS", help="a reduction")
     explain.add_argument("given", metavar="STATICS", help="static fields: NetCDF, GRIB or Zarr")
     add_fields(explain)
+    explain.add_argument(
+        "--plot", metavar="OUT", help="also draw it, each with each, as .png, .pdf or .svg"
+    )
+    overwrite(explain)
 
 
 def _add_similar(commands: Commands) -> None:
@@ -69,9 +74,35 @@ def _add_similar(commands: Commands) -> None:
     similar.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
     similar.add_argument("lat", type=float, metavar="LAT", help="degrees north")
     similar.add_argument("lon", type=float, metavar="LON", help="degrees east")
-    similar.add_argument("-n", type=positive, default=20, help="how many (default: 20)")
-    similar.add_argument("--metric", choices=("cosine", "euclidean"), default="cosine")
-    similar.add_argument(
+    _add_places(similar)
+
+
+def _add_change(commands: Commands) -> None:
+    change = command(
+        commands,
+        "change",
+        naming(_change, "cube", "other"),
+        "measure what changed from one cube to another of the same encoder",
+        "copcube change 2020.zarr 2021.zarr change.nc\n"
+        "  copcube change years.zarr years.zarr change.png --groups 2020 2021",
+        details="Writes the distance of the two vectors of every cell, and what it would be if\n"
+        "nothing had changed, as .nc or .zarr, or a map of it as .png, .pdf or .svg; lists the\n"
+        "most changed places, which lie apart by --exclude-km.",
+    )
+    change.add_argument("cube", metavar="A", help="a reduction, or " + CUBE)
+    change.add_argument("other", metavar="B", help="the same")
+    change.add_argument("out", metavar="OUT")
+    change.add_argument(
+        "--groups", nargs=2, metavar="LABEL", help="which group of A and of B, such as 2020 2021"
+    )
+    _add_places(change)
+    overwrite(change)
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-n", type=positive, default=20, help="how many places (default: 20)")
+    command.add_argument("--metric", choices=("cosine", "euclidean"), default="cosine")
+    command.add_argument(
         "--exclude-km", type=float, default=100, metavar="KM", help="(default: 100)"
     )
 
@@ -173,6 +204,7 @@ def add_fields(command: argparse.ArgumentParser) -> None:
 def _explain(arguments: Arguments) -> None:
     from copcube.pca import explain
 
+    out = None if arguments.plot is None else _require_picture(arguments.plot, arguments)
     found = explain(open_any(arguments.cube), statics_of(arguments))
     for what, by in (("component", "static fields"), ("static", "components")):
         seen, unseen = found[f"{what}_r2"].values, found[f"{what}_r2_held_out"].values
@@ -183,6 +215,10 @@ def _explain(arguments: Arguments) -> None:
                 for name, a, b in zip(found[what].values.tolist(), seen, unseen, strict=True)
             ),
         )
+    if out is not None:
+        from copcube.plot import explained
+
+        _draw(explained(found), out)
 
 
 def _similar(arguments: Arguments) -> None:
@@ -253,7 +289,7 @@ def _points(arguments: Arguments) -> None:
 
 def _map(arguments: Arguments) -> None:
     out = Path(arguments.out)
-    form = out.suffix.lower().removeprefix(".")
+    form = _form(out)
     if form not in (*_DRAWN, "html"):
         raise OptionError(f"{out}: expected .{', .'.join((*_DRAWN, 'html'))}")
     others = _OF_PICTURES if form == "html" else ("k",)
@@ -262,7 +298,7 @@ def _map(arguments: Arguments) -> None:
     if form == "html":
         _page(arguments)
     else:
-        _picture(arguments, out, form)
+        _picture(arguments)
 
 
 def _page(arguments: Arguments) -> None:
@@ -273,12 +309,10 @@ def _page(arguments: Arguments) -> None:
     say(page(open_any(arguments.cube), arguments.out, **options))
 
 
-def _picture(arguments: Arguments, out: Path, form: str) -> None:
+def _picture(arguments: Arguments) -> None:
     from copcube import plot
-    from copcube.files.atomic import atomic_path
-    from copcube.interchange.replacing import require_free
 
-    require_free(out, arguments.overwrite, arguments.cube, arguments.basis)
+    out = _require_picture(arguments.out, arguments)
     options = {"projection": arguments.projection, "extent": arguments.extent}
     ds = open_any(arguments.cube)
     match show := arguments.show or "rgb":
@@ -288,11 +322,61 @@ def _picture(arguments: Arguments, out: Path, form: str) -> None:
             axes = getattr(plot, show)(ds, *which, basis=basis, **options)
         case _:
             axes = getattr(plot, show)(ds, **options)
+    _draw(axes, out, dpi=arguments.dpi or 150)
+
+
+def _form(out: Path) -> str:
+    return out.suffix.lower().removeprefix(".")
+
+
+def _require_picture(path: str, arguments: Arguments) -> Path:
+    """Check that a picture can be drawn at a path, before any work."""
+    from copcube.interchange.replacing import require_free
+
+    out = Path(path)
+    if _form(out) not in _DRAWN:
+        raise OptionError(f"{out}: expected .{', .'.join(_DRAWN)}")
+    return require_free(out, arguments.overwrite, *inputs(arguments))
+
+
+def _draw(axes: Any, out: Path, dpi: int = 150) -> None:
+    """Write a picture, which appears when it is whole and says what drew it."""
+    from copcube.files.atomic import atomic_path
+
+    form = _form(out)
+    drawn_by = {_DRAWN[form]: f"copcube {__version__}"}
     with atomic_path(out) as temporary:
-        drawn_by = {_DRAWN[form]: f"copcube {__version__}"}
-        dpi = arguments.dpi or 150
         axes.figure.savefig(temporary, format=form, dpi=dpi, metadata=drawn_by)
     log.info("%s is done", out)
+
+
+def _change(arguments: Arguments) -> None:
+    from copcube.interchange.replacing import require_free
+    from copcube.lookup import change
+
+    out = Path(arguments.out)
+    if (form := _form(out)) not in ("nc", "zarr", *_DRAWN):
+        raise OptionError(f"{out}: expected .nc or .zarr, or .{', .'.join(_DRAWN)}")
+    require_free(out, arguments.overwrite, arguments.cube, arguments.other)
+    a, b = open_any(arguments.cube), open_any(arguments.other)
+    if arguments.groups:
+        a, b = (group(ds, label) for ds, label in zip((a, b), arguments.groups, strict=True))
+    options = {"n": arguments.n, "metric": arguments.metric, "exclude_km": arguments.exclude_km}
+    found = change(a, b, **options)
+    names = [str(name) for name in found.data_vars if found[name].dims == ("place",)]
+    columns(
+        [name.removeprefix("place_").replace("_", " ") for name in names],
+        (
+            [f"{value:.4g}" for value in row]
+            for row in zip(*(found[n].values for n in names), strict=True)
+        ),
+    )
+    if form in _DRAWN:
+        from copcube.plot import change as drawn
+
+        _draw(drawn(a, b, **options), out)
+    else:
+        save_fields(found, arguments)
 
 
 def statics_of(arguments: Arguments) -> "xr.Dataset":

@@ -143,10 +143,16 @@ def averaging_order(
     RowsError
         If the rows cannot be read, or have vectors of another length.
     CubeError
-        If the averages are no cube, or have none of the sampled cells.
+        If the averages are no cube, have none of the sampled cells, or were made with the
+        balance "variance".
     GridError
         If their coordinates are not nodes of the lattice.
     """
+    if "aggregation_scales" in averages.attrs:
+        raise CubeError(
+            "the cube was made with the balance 'variance', which scales the modalities; no order "
+            "of averaging gives it: compare one that was made with another balance"
+        )
     sources = parts(rows_files(rows))
     if not sources:
         raise RowsError(f"{rows}: no embeddings there; the files hold no rows")

@@ -13,27 +13,21 @@ vectors whose mean is large against their scatter.
   agreement, as `scipy.spatial.procrustes` defines its disparity; 0 to 1.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube import grid
-from copcube.cube.results import as_result
+from copcube.cube.pairing import pair, windows
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError
 from copcube.files.damage import naming_damage
-from copcube.grid import Integers
 
 if TYPE_CHECKING:
     import xarray as xr
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
-_WIDTH = 8 * grid.BLOCK
-"""Columns of a window; more would cost memory and read no faster."""
 _BATCH = 8192
 """Vectors multiplied at once, so that their copies in float64 stay in the cache."""
 
@@ -145,13 +139,13 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
     >>> print(compare(ours, theirs))  # doctest: +SKIP
     """
     of_a, of_b = CubeView.of(a), CubeView.of(b)
-    first, second = _common(of_a, of_b)
+    first, second = pair(of_a, of_b)
     dims = of_a.field.shape[-1], of_b.field.shape[-1]
     paired, moments = dims[0] == dims[1], _Moments(*dims)
     cosine, ratio = np.full(first.shape, np.nan), np.full(first.shape, np.nan)
     only_a = only_b = identical = 0
     difference = 0.0
-    for window in _windows(first.shape):
+    for window in windows(first.shape):
         (in_a, vectors_a), (in_b, vectors_b) = first.read(window), second.read(window)
         only_a += int((in_a & ~in_b).sum())
         only_b += int((in_b & ~in_a).sum())
@@ -184,76 +178,14 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
         norm_ratio_median=float(np.nanmedian(ratio)) if len(known) else None,
         cka=moments.cka(),
         procrustes=moments.procrustes(),
-        fields=first.on_coordinates(cosine=cosine, norm_ratio=ratio),
+        fields=first.on_coordinates(_ATTRS, cosine=cosine, norm_ratio=ratio),
     )
-
-
-@dataclass(frozen=True)
-class _Common:
-    """One of the two datasets, and the positions in it of the cells that both have."""
-
-    view: CubeView
-    rows: Integers  # along latitude
-    cols: Integers  # along longitude
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape (…, lat, lon) of the cells to compare."""
-        return (*self.view.field.shape[:-3], len(self.rows), len(self.cols))
-
-    def read(self, window: tuple[slice, slice]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-        """Which cells of a window hold a vector, and the vectors; see `CubeView.read`."""
-        lead = (slice(None),) * len(self.view.lead)
-        return self.view.read((*lead, _run(self.rows[window[0]]), _run(self.cols[window[1]])))
-
-    def on_coordinates(self, **values: NDArray[np.float64]) -> "xr.Dataset":
-        """Values of the cells to compare as a dataset on this side's coordinates."""
-        *cells, vector = map(str, self.view.field.dims)
-        frame = self.view.field.coords.to_dataset().drop_dims(vector, errors="ignore")
-        frame = frame.isel({cells[-2]: self.rows, cells[-1]: self.cols})
-        fields = {name: (cells, v, _ATTRS[name]) for name, v in values.items()}
-        return as_result(frame.assign(fields))
 
 
 _ATTRS = {
     "cosine": {"long_name": "cosine of the two vectors of the cell", "units": "1"},
     "norm_ratio": {"long_name": "length of the second vector over the first's", "units": "1"},
 }
-
-
-def _common(a: CubeView, b: CubeView) -> tuple[_Common, _Common]:
-    """Find the cells of the lattice that both span, in the order of `a`."""
-    if a.groups != b.groups:
-        raise CubeError(
-            f"the first has {_in_words(a.groups)}, the second {_in_words(b.groups)}; choose the "
-            "same groups of both, such as cube.isel(season=0)"
-        )
-    _, rows_a, rows_b = np.intersect1d(a.row, b.row, return_indices=True)
-    _, cols_a, cols_b = np.intersect1d(a.col, b.col, return_indices=True)
-    if not (len(rows_a) and len(cols_a)):
-        raise CubeError("the two have no cell of the lattice in common; compare the same region")
-    if a.lead != b.lead:  # the same groups in another order of dimensions
-        b = CubeView(b.dataset, b.field.transpose(*a.lead, ...))
-    down, along = np.argsort(rows_a), np.argsort(cols_a)
-    return _Common(a, rows_a[down], cols_a[along]), _Common(b, rows_b[down], cols_b[along])
-
-
-def _in_words(groups: dict[str, tuple[str, ...]]) -> str:
-    return ", ".join(f"{dim} {' '.join(v)}" for dim, v in groups.items()) or "no leading dimension"
-
-
-def _windows(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
-    """Divide the last two axes into windows, narrower ones if there are groups."""
-    width = max(grid.BLOCK, _WIDTH // math.prod(shape[:-2]))
-    for i in range(0, shape[-2], grid.BLOCK):
-        for j in range(0, shape[-1], width):
-            yield slice(i, i + grid.BLOCK), slice(j, j + width)
-
-
-def _run(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """Ascending neighbours as a slice, which reads without copying; others as they are."""
-    first, last = int(positions[0]), int(positions[-1])
-    return slice(first, last + 1) if np.all(np.diff(positions) == 1) else positions
 
 
 class _Moments:

@@ -1,8 +1,9 @@
-"""Questions to a cube: what is at places, which look alike, which belong together."""
+"""Questions to cubes: what is at places, which look alike, belong together, have changed."""
 
 from copcube.lookup.boxes import box, polygon
+from copcube.lookup.change import change
 from copcube.lookup.clusters import cluster
 from copcube.lookup.points import points
 from copcube.lookup.similar import similar
 
-__all__ = ["box", "cluster", "points", "polygon", "similar"]
+__all__ = ["box", "change", "cluster", "points", "polygon", "similar"]

@@ -79,23 +79,18 @@ def similar(
     """
     import xarray as xr
 
-    if metric not in get_args(Metric):
-        raise OptionError(f"metric={metric!r}; expected {' or '.join(get_args(Metric))}")
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise OptionError(f"n={n!r}; expected a number of places, 1 or more")
-    if not 0 <= exclude_km < np.inf:
-        raise OptionError(f"exclude_km={exclude_km!r}; expected a distance in km, 0 or more")
+    check_places(n, metric, exclude_km)
     view = CubeView.of(cube).ungrouped()
     wanted, here = _wanted(view, lat, lon, vector)
     values = _scores(view, wanted, metric)
     found = np.flatnonzero(np.isfinite(values.ravel()))
     sign = 1 if metric == "euclidean" else -1
-    best = _best(view, sign * values.ravel(), found, here, int(n), exclude_km)
+    y, x = view.field[view.lat], view.field[view.lon]
+    best = best_places(y.values, x.values, sign * values, found, int(n), exclude_km, here)
     i, j = np.unravel_index(best, values.shape)
     name = "distance" if metric == "euclidean" else "similarity"
     what = f"{'distance of' if metric == 'euclidean' else 'cosine with'} the vector compared with"
     attrs = {"units": "1", "long_name": what}
-    y, x = view.field[view.lat], view.field[view.lon]
     result = xr.Dataset(
         {
             name: ((view.lat, view.lon), values, attrs),
@@ -107,6 +102,22 @@ def similar(
         attrs={"title": "places that look alike", "metric": metric, **_asked(lat, lon)},
     )
     return as_result(result)
+
+
+def check_places(n: object, metric: object, exclude_km: float) -> None:
+    """Check the options of a list of places.
+
+    Raises
+    ------
+    OptionError
+        If one of them means nothing.
+    """
+    if metric not in get_args(Metric):
+        raise OptionError(f"metric={metric!r}; expected {' or '.join(get_args(Metric))}")
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise OptionError(f"n={n!r}; expected a number of places, 1 or more")
+    if not 0 <= exclude_km < np.inf:
+        raise OptionError(f"exclude_km={exclude_km!r}; expected a distance in km, 0 or more")
 
 
 def _asked(lat: float | None, lon: float | None) -> dict[str, float]:
@@ -209,16 +220,38 @@ def _of_each(y: NDArray[Any], wanted: Floats, metric: Metric) -> NDArray[np.floa
     return scores
 
 
-def _best(
-    view: CubeView,
+def best_places(
+    lat: Floats,
+    lon: Floats,
     rank: NDArray[Any],
     found: NDArray[np.intp],
-    here: tuple[int, int] | None,
     n: int,
     exclude_km: float,
+    here: tuple[int, int] | None = None,
 ) -> NDArray[np.intp]:
-    """Flat positions of the n of `found` with the least `rank`, apart from each other."""
-    width = view.field.shape[1]
+    """Find the n places of the least rank, apart from each other.
+
+    Parameters
+    ----------
+    lat, lon : numpy.ndarray
+        Degrees of the rows and of the columns.
+    rank : numpy.ndarray
+        (lat, lon).
+    found : numpy.ndarray
+        Flat positions among which to choose, ascending.
+    n : int
+        How many places; fewer if there are not so many.
+    exclude_km : float
+        They lie farther than this from each other and from `here`.
+    here : tuple of int, optional
+        Row and column of a place that is left out.
+
+    Returns
+    -------
+    numpy.ndarray
+        Flat positions, the least rank first; of equal ones the first position.
+    """
+    width, rank = len(lon), rank.ravel()
     if here is not None:
         found = found[found != here[0] * width + here[1]]
     if exclude_km == 0:
@@ -227,12 +260,11 @@ def _best(
             worst = np.partition(rank[found], n - 1)[n - 1]
             found = found[rank[found] <= worst]
         return found[np.argsort(rank[found], kind="stable")][:n]
-    y, x = view.field[view.lat].values, view.field[view.lon].values
-    points = _on_sphere(y[found // width], x[found % width])
+    points = _on_sphere(lat[found // width], lon[found % width])
     chord = 2 * np.sin(min(exclude_km / EARTH_RADIUS, np.pi) / 2)
     left = np.ones(len(found), bool)
     if here is not None:
-        left &= _chords(points, _on_sphere(y[here[0]], x[here[1]])) > chord
+        left &= _chords(points, _on_sphere(lat[here[0]], lon[here[1]])) > chord
     score = np.where(left, rank[found], np.inf)
     best: list[int] = []
     while len(best) < n and np.isfinite(score[first := int(np.argmin(score))]):

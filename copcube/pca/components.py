@@ -13,6 +13,7 @@ import numpy as np
 from copcube import grid
 from copcube.arguments import flag
 from copcube.cube.latlon import spatial_dims
+from copcube.cube.pairing import unlike_encoders
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part
 from copcube.errors import CubeError, OptionError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Weights = Literal["area"] | None
 
-_SAME_ENCODER = ("encoder_sha256", "encoder_pooling")
 _CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "title")
 """Beginnings of the names of attributes that are not true of a reduction."""
 
@@ -260,13 +260,12 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
             f"the cube's vectors have length {view.field.shape[-1]}, those of the basis "
             f"{basis.sizes['dim']}; a basis serves cubes of the encoder it was fitted on"
         )
-    for name in _SAME_ENCODER:
-        ours, theirs = view.dataset.attrs.get(name), basis.attrs.get(name)
-        if None not in (ours, theirs) and ours != theirs:
-            raise CubeError(
-                f"the cube has {name} {ours!r}, the basis was fitted on {theirs!r}: vectors of "
-                "different encoders have no common axes; fit a basis on this cube"
-            )
+    if unlike := unlike_encoders(view.dataset.attrs, basis.attrs):
+        name, ours, theirs = unlike
+        raise CubeError(
+            f"the cube has {name} {ours!r}, the basis was fitted on {theirs!r}: vectors of "
+            "different encoders have no common axes; fit a basis on this cube"
+        )
     matrix = np.ascontiguousarray(components.T) / deviations
     rotate = Affine(
         before=basis["mean"].values.astype(np.float64),

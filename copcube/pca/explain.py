@@ -48,8 +48,10 @@ def explain(
         linear regression on all static fields together; ``static_r2`` (static), on all
         components together; and of both, as ``component_r2_held_out`` and
         ``static_r2_held_out``, the shares in parts that the regression has not seen, which are
-        negative where the mean over the other parts had been the better guess. NaN where a
-        field is constant.
+        negative where the mean over the other parts had been the better guess. ``pair_r2``
+        (component, static) is the squared correlation of one component and one static field,
+        which is the share of either that a regression on the other explains. NaN where a field
+        is constant.
 
     Raises
     ------
@@ -82,6 +84,7 @@ def explain(
             "component_r2_held_out": ("component", component_held_out, _share(forward + unseen)),
             "static_r2": ("static", static, _share(backward)),
             "static_r2_held_out": ("static", static_held_out, _share(backward + unseen)),
+            "pair_r2": (("component", "static"), _pairs(parts, n), _share("by one of the other")),
         },
         coords={**coords, "static": ("static", list(names))},
         attrs={
@@ -89,6 +92,7 @@ def explain(
             "folds": folds,
             "block_degrees": float(block),
             "cells": sum(part.cells for part in parts),
+            **{k: fields.attrs[k] for k in ("encoder", "encoder_trained") if k in fields.attrs},
         },
     )
     return as_result(result)
@@ -144,6 +148,15 @@ def _shares(parts: list[Moments], n: int) -> tuple[Floats, Floats]:
         _squares(_merged([*parts[:i], *parts[i + 1 :]]), part, n) for i, part in enumerate(parts)
     )
     return 1 - seen / scatter, 1 - unseen / scatter
+
+
+def _pairs(parts: list[Moments], n: int) -> Floats:
+    """Squared correlations of what follows the first n values with each of these."""
+    lower = _merged(parts).lower
+    scatter = np.diag(lower).copy()
+    scatter[scatter == 0] = np.nan
+    pairs: Floats = lower[n:, :n] ** 2 / np.outer(scatter[n:], scatter[:n])
+    return pairs
 
 
 def _merged(parts: list[Moments]) -> Moments:

@@ -1,4 +1,4 @@
-"""Maps: components as colours, one by one, counts, spread, coverage, similarity.
+"""Maps: components as colours, one by one, counts, spread, coverage, similarity, change.
 
 Every function draws on the axes it is given or on new ones, and returns them; nothing global is
 changed. Colours can be told apart by people who see red and green alike. What is drawn from a
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.cube.caution import caution
 from copcube.cube.view import CubeView
 from copcube.cube.whole import at_once
-from copcube.errors import CubeError, MissingPackageError, OptionError
+from copcube.errors import CubeError, OptionError
 from copcube.plot.coast import coastlines
+from copcube.plot.figures import new_axes, titled
 from copcube.plot.raster import Extent, Window, cartopy_projection, draw
 from copcube.plot.stretch import limit, reduced
 
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
+    from copcube.lookup.similar import Metric
+
 _WIDE, _FEW = 60.0, 500
 """Degrees across, and cells, for which each cell is drawn as a dot, too."""
 
 _LAND = "#e6e6e6"
+_MARK: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white"}
 _COAST = "#404040"
 
 
@@ -78,7 +81,7 @@ def rgb(
     values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
     axes, _ = _map(view, values, ax, projection, extent)
     names = zip(("red", "green", "blue"), components, strict=True)
-    return _titled(axes, fields, ", ".join(f"{colour}: pc {i}" for colour, i in names))
+    return titled(axes, fields, ", ".join(f"{colour}: pc {i}" for colour, i in names))
 
 
 def component(
@@ -99,7 +102,7 @@ def component(
     )
     share = float(fields["explained_variance_ratio"].values[i])
     _bar(axes, image, f"component {i}", extend="both")
-    return _titled(axes, fields, f"component {i}, {share:.1%} of variance")
+    return titled(axes, fields, f"component {i}, {share:.1%} of variance")
 
 
 def counts(
@@ -118,7 +121,7 @@ def counts(
     view = CubeView.of(ds).ungrouped()
     axes, image = _map(view, values, ax, projection, extent, cmap="cividis", norm=norm)
     _bar(axes, image, "images in the cell")
-    return _titled(axes, ds, "number of images")
+    return titled(axes, ds, "number of images")
 
 
 def spread(
@@ -134,7 +137,7 @@ def spread(
     values = np.where(view.filled().values, values, np.nan)
     axes, image = _map(view, values, ax, projection, extent, cmap="viridis", vmin=0)
     _bar(axes, image, "spread of the embeddings")
-    return _titled(axes, ds, "how much the images of a cell disagree")
+    return titled(axes, ds, "how much the images of a cell disagree")
 
 
 def coverage(
@@ -150,7 +153,7 @@ def coverage(
     view = CubeView.of(ds).ungrouped()
     values = np.where(view.filled().values, 1.0, np.nan)
     axes, _ = _map(view, values, ax, projection, extent, cmap=ListedColormap(["#0072b2"]))
-    return _titled(axes, ds, "cells with a vector")
+    return titled(axes, ds, "cells with a vector")
 
 
 def similar(
@@ -160,7 +163,7 @@ def similar(
     *,
     n: int = 10,
     exclude_km: float = 500,
-    metric: str = "cosine",
+    metric: "Metric" = "cosine",
     ax: "Axes | None" = None,
     projection: Any = None,
     extent: Extent | None = None,
@@ -171,21 +174,46 @@ def similar(
     """
     from copcube.lookup import similar as find
 
-    found = find(ds, lat, lon, n=n, exclude_km=exclude_km, metric=metric)  # type: ignore[arg-type]
+    found = find(ds, lat, lon, n=n, exclude_km=exclude_km, metric=metric)
     name = "distance" if metric == "euclidean" else "similarity"
     view = CubeView.of(ds)
     colours = "cividis_r" if metric == "euclidean" else "cividis"
     values = found[name].transpose(view.lat, view.lon).values
     axes, image = _map(view, values, ax, projection, extent, cmap=colours)
-    marks: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white"}
     window = Window.of(view, extent)
-    for x, y, more in (
-        (found["place_lon"].values, found["place_lat"].values, {"marker": "o", "color": "#d55e00"}),
-        (np.array([lon]), np.array([lat]), {"marker": "*", "markersize": 14, "color": "#cc79a7"}),
-    ):
-        _plot(axes, window, x, y, **marks, **more)
+    _places(axes, window, found)
+    here = np.array([lon]), np.array([lat])
+    _plot(axes, window, *here, **_MARK, marker="*", markersize=14, color="#cc79a7")
     _bar(axes, image, str(found[name].attrs["long_name"]))
-    return _titled(axes, ds, f"places like {lat:g}°, {lon:g}°")
+    return titled(axes, ds, f"places like {lat:g}°, {lon:g}°")
+
+
+def change(
+    a: "xr.Dataset",
+    b: "xr.Dataset",
+    *,
+    n: int = 10,
+    exclude_km: float = 500,
+    metric: "Metric" = "cosine",
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw how far the vectors of two cubes lie apart, and mark the most changed places.
+
+    Parameters and errors are those of `rgb` and of `copcube.lookup.change.change`; leading
+    dimensions are refused.
+    """
+    from copcube.lookup import change as find
+
+    view = CubeView.of(a).ungrouped()
+    found = find(a, b, n=n, exclude_km=exclude_km, metric=metric)
+    name = "distance" if metric == "euclidean" else "cosine_distance"
+    values = found[name].reindex({view.lat: view.field[view.lat], view.lon: view.field[view.lon]})
+    axes, image = _map(view, values.values, ax, projection, extent, cmap="cividis", vmin=0)
+    _places(axes, Window.of(view, extent), found)
+    _bar(axes, image, str(found[name].attrs["long_name"]))
+    return titled(axes, a, "change from the first cube to the second")
 
 
 def residuals(
@@ -235,7 +263,7 @@ def residuals(
     _bar(axes, image, f"truth minus prediction ({unit or '1'})", extend="both")
     error = float(np.sqrt(np.nanmean(values**2)))
     by = found["residual"].attrs.get("input", "")
-    return _titled(axes, found, f"{label}, predicted from {by}: off by {error:.3g} {unit}")
+    return titled(axes, found, f"{label}, predicted from {by}: off by {error:.3g} {unit}")
 
 
 def _map(
@@ -249,7 +277,7 @@ def _map(
     """Draw values of cells, and coastlines; return the axes and the image."""
     projection = cartopy_projection(projection)
     window = Window.of(view, extent)
-    axes = _axes(projection) if ax is None else ax
+    axes = new_axes((10, 5), projection) if ax is None else ax
     if projection is None:
         projection = getattr(axes, "projection", None)
     axes.set_facecolor(_LAND if values.ndim == 2 else "white")
@@ -286,15 +314,10 @@ def _dots(
     axes.scatter(x, y, c=values[i, j], **style, **_degrees(axes))
 
 
-def _axes(projection: Any) -> "Axes":
-    try:
-        # A figure of its own, not pyplot's, which would keep and show it.
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("maps need matplotlib: pip install 'copcube[plot]'") from None
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    axes: Axes = figure.add_subplot(projection=projection)
-    return axes
+def _middle(window: Window) -> float:
+    """Latitude at which degrees are drawn in their true proportion; the equator of large maps."""
+    wide = window.north - window.south > 60
+    return 0.0 if wide else (window.north + window.south) / 2
 
 
 def _plot(axes: "Axes", window: Window, x: NDArray[Any], y: NDArray[Any], **style: Any) -> None:
@@ -306,6 +329,13 @@ def _plot(axes: "Axes", window: Window, x: NDArray[Any], y: NDArray[Any], **styl
         turned = x + turn
         if (turned.max() >= window.west) and (turned.min() <= window.east):
             axes.plot(turned, y, **style)
+
+
+def _places(axes: "Axes", window: Window, found: "xr.Dataset") -> None:
+    """Mark the places that a look-up lists."""
+    if found.sizes["place"]:
+        x, y = found["place_lon"].values, found["place_lat"].values
+        _plot(axes, window, x, y, **_MARK, marker="o", color="#d55e00")
 
 
 def _degrees(axes: "Axes") -> dict[str, Any]:
@@ -321,12 +351,6 @@ def _bar(axes: "Axes", image: Any, label: str, **options: Any) -> None:
     axes.get_figure().colorbar(  # type: ignore[union-attr]
         image, ax=axes, label=label, shrink=0.8, pad=0.02, **options
     )
-
-
-def _titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
-    # Numbers of an encoder without training must not be taken for results.
-    axes.set_title("\n".join([title, *filter(None, [caution(ds.attrs)])]))
-    return axes
 
 
 def _field(ds: "xr.Dataset", name: str) -> NDArray[Any]:

@@ -1,0 +1,33 @@
+"""Axes to draw on, and their titles."""
+
+from typing import TYPE_CHECKING, Any
+
+from copcube.cube.caution import caution
+from copcube.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+
+def new_axes(size: tuple[float, float], projection: Any = None) -> "Axes":
+    """Make the axes of a new figure of a size in inches.
+
+    Raises
+    ------
+    MissingPackageError
+        If matplotlib is not installed.
+    """
+    try:
+        # A figure of its own, not pyplot's, which would keep and show it.
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackageError("maps need matplotlib: pip install 'copcube[plot]'") from None
+    axes: Axes = Figure(figsize=size, layout="constrained").add_subplot(projection=projection)
+    return axes
+
+
+def titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
+    """Give axes a title, which says of numbers that are no results that they are none."""
+    axes.set_title("\n".join([title, *filter(None, [caution(ds.attrs)])]))
+    return axes
