@@ -5,8 +5,11 @@ import re
 from functools import cache
 from pathlib import Path
 
+import modalities_page
 import pytest
 import yaml
+
+from copcube.modalities import MODALITIES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -65,6 +68,14 @@ def test_every_room_is_described():
         if (any(path.glob("*.py")) or path.suffix == ".py") and not path.name.startswith("__")
     }
     assert package - described == set()
+
+
+def test_the_tables_of_modalities_are_those_of_the_code():
+    written = text("modalities.md")
+    assert modalities_page.page(written) == written, "run python tests/modalities_page.py"
+    for m in MODALITIES.values():
+        assert f"| `{m.key}` | {m.title} |" in written
+        assert all(f"| `{m.key}` | {band} |" in written for band in m.bands)
 
 
 def test_every_page_is_in_the_menu():
