@@ -14,7 +14,7 @@ from copcube.arguments import one_path
 from copcube.errors import GridError, MissingFileError, SourceError
 from copcube.models.components import Components
 from copcube.models.fields import Fields, Maps, at_points, on_lattice
-from copcube.models.form import Form, of_the_same_names
+from copcube.models.form import Form, of_the_same_names, units_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -96,8 +96,7 @@ def write(fields: Fields, path: Path) -> None:
     ds = xr.Dataset(data, coords, fields.description())
     for name in data:
         # mllam-data-prep asks each variable for its units and its name in words.
-        standard = name in fields.names or name not in fields.statics
-        ds[name].attrs = {"units": "1" if standard else "see ERA5", "long_name": name}
+        ds[name].attrs = {"units": units_of(name), "long_name": name}
     ds.to_zarr(path, zarr_format=2, consolidated=True)
 
 
