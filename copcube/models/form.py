@@ -131,12 +131,12 @@ def write_netcdf(
             variable = variable.transpose(*dims[::-1])
         data[name] = variable.expand_dims("time") if time else variable
     coords: dict[str, Any] = {}
-    for name, axis, along in (("latitude", "Y", fields.lat), ("longitude", "X", fields.lon)):
+    lat = fields.lat[::-1] if turn != np.s_[...] else fields.lat
+    for name, axis, along in (("latitude", "Y", lat), ("longitude", "X", fields.lon)):
         dim = dims[axis == "X"]
-        values = along[::-1] if axis == "Y" and turn != np.s_[...] else along
         degrees = {"Y": "degrees_north", "X": "degrees_east"}[axis]
         attrs = {"standard_name": name, "long_name": name, "units": degrees, "axis": axis}
-        coords[dim] = (dim, values, attrs)
+        coords[dim] = (dim, along, attrs)
     if time:
         # The time says nothing; readers that expect one pass over variables without.
         when = np.array(["2000-01-01"], "datetime64[ns]")

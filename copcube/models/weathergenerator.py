@@ -6,6 +6,7 @@ reader answers its ``missing_value`` for them; with 0 that is the mean, and 0 of
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,9 @@ import numpy as np
 
 from copcube import grid
 from copcube.arguments import one_path
-from copcube.errors import MissingFileError, OptionError, SourceError
+from copcube.errors import CubeError, MissingFileError, OptionError, SourceError
 from copcube.models.components import Components
-from copcube.models.fields import Fields, Maps, at_points
+from copcube.models.fields import Fields, Maps, on_lattice
 from copcube.models.form import Form
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def at_stations(
     *,
     stations: "pd.DataFrame | str | Path | None" = None,
 ) -> Fields:
-    """Take components at stations, of the cells that hold them.
+    """Take components at stations, of the cells that hold them, standardised on all cells.
 
     Parameters
     ----------
@@ -50,6 +51,8 @@ def at_stations(
 
     Raises
     ------
+    CubeError
+        If no station lies in a cell with a vector.
     OptionError
         If the table has no such columns, or no row of it is a place.
     """
@@ -66,7 +69,12 @@ def at_stations(
             np.count_nonzero(~there),
             len(there),
         )
-    return at_points(components, statics, lat[there], lon[there])
+    if not there.any():
+        raise CubeError("no station lies in a cell with a vector: there is nothing to write")
+    laid = on_lattice(components, statics)
+    at = row[there], col[there]
+    values, mask = laid.values[:, *at], laid.mask[at]
+    return replace(laid, values=values, mask=mask, lat=lat[there], lon=lon[there])
 
 
 def _table(stations: "pd.DataFrame | str | Path") -> "pd.DataFrame":
