@@ -21,9 +21,11 @@ from sklearn.preprocessing import StandardScaler
 
 from copcube import grid, models
 from copcube.cli import main
+from copcube.era5.conservative import Overlaps
 from copcube.era5.statics import STATICS
 from copcube.errors import CopcubeError, CubeError, GridError, OptionError, WriteError
 from copcube.models import FORMS
+from copcube.models.fields import gaussian
 from copcube.models.form import Form
 from copcube.pca import reduce
 
@@ -367,7 +369,7 @@ def test_stations_of_weathergenerator(tmp_path, form, caplog):
     there = np.isfinite(ds.pc.values).all(-1)
     (i, j), (no, none) = np.argwhere(there)[[5, 700]].T, np.argwhere(~there)[3]
     lat = [LAT[i[0]] + 0.1, LAT[i[1]], LAT[no], np.nan, 95, 0]
-    lon = [LON[j[0]] - 0.1, LON[j[1]] + 360, LON[none], 3, 3, 0]
+    lon = [LON[j[0]] - 0.1, LON[j[1]] % 360, LON[none], 3, 3, 0]
     table = pd.DataFrame({"name": list("abcdef"), "Lat": lat, "longitude": lon})
     given = table if form == "frame" else tmp_path / f"t.{form}"
     if form == "csv":
@@ -426,7 +428,7 @@ def test_what_cannot_be_written(tmp_path, statics):
         (CubeError, "expected", xr.Dataset({"x": ("lat", [1.0])}), ".h5", "makani", {}),
         (
             OptionError,
-            "columns a; expected lat",
+            "no column named lat",
             ds,
             ".zarr",
             "weathergenerator",
@@ -572,6 +574,27 @@ def test_aurora_itself(tmp_path, monkeypatch):
 
     fields = {s.name: np.zeros((2, 2), np.float32) for s in STATICS}
     assert {*statics_of_v1p5} <= {*own(fields)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("truncation", "rows"), [("TL63", 64), ("TL127", 128)])
+def test_averages_are_those_of_neuralgcms_own_regridder(truncation, rows):
+    horizontal = pytest.importorskip(
+        "dinosaur.horizontal_interpolation", reason="dinosaur, of neuralgcm, is not installed"
+    )
+    import jax
+    from dinosaur.spherical_harmonic import Grid
+
+    x = np.random.default_rng(0).normal(size=(721, 1440))
+    fine = Grid(latitude_nodes=721, longitude_nodes=1440, latitude_spacing="equiangular_with_poles")
+    jax.config.update("jax_enable_x64", True)
+    try:
+        regridder = horizontal.ConservativeRegridder(fine, getattr(Grid, truncation)())
+        want = np.asarray(regridder(x[::-1].T)).T
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    overlaps = Overlaps.between(np.arange(721), np.arange(1440), gaussian(rows))
+    np.testing.assert_allclose(overlaps.mean(x[..., None])[..., 0], want, atol=1e-11)
 
 
 @pytest.mark.slow
