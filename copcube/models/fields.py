@@ -209,6 +209,6 @@ class _Gaussian(LatLon):
 def gaussian(rows: int) -> LatLon:
     """Gaussian grid with so many latitudes, from south to north, and twice as many longitudes."""
     sines, _ = np.polynomial.legendre.leggauss(rows)
-    y = np.degrees(np.arcsin(sines)).astype(np.float64)
-    x = np.arange(2 * rows) * (180 / rows)
+    y = np.degrees(np.arcsin(sines))
+    x = np.arange(2 * rows, dtype=np.float64) * (180 / rows)
     return _Gaussian("latitude", "longitude", y, x, 180 / rows, 180 / rows, False)
