@@ -96,14 +96,14 @@ class Fields:
         mean, std = np.zeros((2, len(result)))
         for number, name in enumerate(components.names):
             x = values[..., number][there].astype(np.float64)
-            mean[number] = weight @ x
-            x -= mean[number]
-            std[number] = np.sqrt(weight @ x**2)
-            if not std[number] > 0:
+            if x.min() == x.max():
                 raise CubeError(
                     f"component {name} is the same at all places and cannot be standardised; "
                     "choose a smaller k or a larger region"
                 )
+            mean[number] = weight @ x
+            x -= mean[number]
+            std[number] = np.sqrt(weight @ x**2)
             result[number][there] = x / std[number]
         named = components.names, result, mask, lat, lon, mean, std, components.attrs, statics
         return cls(*named)
@@ -208,20 +208,7 @@ class _Gaussian(LatLon):
 
 def gaussian(rows: int) -> LatLon:
     """Gaussian grid with so many latitudes, from south to north, and twice as many longitudes."""
-    y = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(rows)[0]))
-    x = np.arange(2 * rows) * (180 / rows)
+    sines, _ = np.polynomial.legendre.leggauss(rows)
+    y = np.degrees(np.arcsin(sines))
+    x = np.arange(2 * rows, dtype=np.float64) * (180 / rows)
     return _Gaussian("latitude", "longitude", y, x, 180 / rows, 180 / rows, False)
-
-
-def at_points(components: Components, statics: Maps, lat: Floats, lon: Floats) -> Fields:
-    """Take components at points, (…), of the cells that hold them; all points weigh alike."""
-    row, col = grid.cell_at(lat, lon)
-    return Fields.standardised(
-        components,
-        components.values[row, col],
-        components.filled[row, col].astype(np.float32),
-        np.ones(np.shape(lat)),
-        lat,
-        lon,
-        {name: values[row, col] for name, values in statics.items()},
-    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from copcube.era5.statics import STATICS
 from copcube.errors import CubeError
 from copcube.models.fields import MASK, Fields, Maps, on_all_rows
 
@@ -73,6 +74,12 @@ def required(statics: Maps, names: Mapping[str, str], model: str) -> Maps:
     return {name: statics[short] for name, short in names.items()}
 
 
+def units_of(name: str) -> str:
+    """Units of a static field, by ERA5's or a model's name for it; 1 for classes and others."""
+    known = (static for static in STATICS if name in (static.name, *static.long_names))
+    return next((static.units for static in known), "1")
+
+
 def write_netcdf(
     fields: Fields,
     path: Path,
@@ -108,7 +115,7 @@ def write_netcdf(
     numbers = dict(zip(fields.names, zip(fields.mean, fields.std, strict=True), strict=True))
     data = {}
     for name, values in fields.channels.items():
-        attrs: dict[str, Any] = {"long_name": name}
+        attrs: dict[str, Any] = {"long_name": name, "units": units_of(name)}
         if name in numbers:
             mean, std = numbers[name]
             attrs = {
@@ -124,12 +131,12 @@ def write_netcdf(
             variable = variable.transpose(*dims[::-1])
         data[name] = variable.expand_dims("time") if time else variable
     coords: dict[str, Any] = {}
-    for name, axis, along in (("latitude", "Y", fields.lat), ("longitude", "X", fields.lon)):
+    lat = fields.lat[::-1] if turn != np.s_[...] else fields.lat
+    for name, axis, along in (("latitude", "Y", lat), ("longitude", "X", fields.lon)):
         dim = dims[axis == "X"]
-        values = along[::-1] if axis == "Y" and turn != np.s_[...] else along
-        units_of = {"Y": "degrees_north", "X": "degrees_east"}[axis]
-        attrs = {"standard_name": name, "long_name": name, "units": units_of, "axis": axis}
-        coords[dim] = (dim, values, attrs)
+        degrees = {"Y": "degrees_north", "X": "degrees_east"}[axis]
+        attrs = {"standard_name": name, "long_name": name, "units": degrees, "axis": axis}
+        coords[dim] = (dim, along, attrs)
     if time:
         # The time says nothing; readers that expect one pass over variables without.
         when = np.array(["2000-01-01"], "datetime64[ns]")

@@ -12,9 +12,10 @@ import numpy as np
 
 from copcube.arguments import one_path
 from copcube.errors import GridError, MissingFileError, SourceError
+from copcube.grid import cell_at
 from copcube.models.components import Components
-from copcube.models.fields import Fields, Maps, at_points, on_lattice
-from copcube.models.form import Form, of_the_same_names
+from copcube.models.fields import Fields, Maps, on_lattice
+from copcube.models.form import Form, of_the_same_names, units_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,6 +27,9 @@ def on_grid(
     components: Components, statics: Maps, *, grid: "xr.Dataset | str | Path | None" = None
 ) -> Fields:
     """Take components at the points of a grid, of the cells that hold them.
+
+    They are standardised on these points, all of which weigh alike: such grids have cells of
+    about one size, and the mean of the region is what a missing point shall have.
 
     Parameters
     ----------
@@ -55,7 +59,17 @@ def on_grid(
         dims = tuple(map(str, lat.dims))
         y, x = (np.asarray(v.transpose(*dims).values, np.float64) for v in (lat, lon))
         coords = {name: ds.variables[name].load() for name in dims if name in ds.variables}
-    return replace(at_points(components, statics, y, x), dims=dims, coords=coords)
+    row, col = cell_at(y, x)
+    fields = Fields.standardised(
+        components,
+        components.values[row, col],
+        components.filled[row, col].astype(np.float32),
+        np.ones(y.shape),
+        y,
+        x,
+        {name: values[row, col] for name, values in statics.items()},
+    )
+    return replace(fields, dims=dims, coords=coords)
 
 
 def _opened(grid: "xr.Dataset | str | Path") -> "xr.Dataset":
@@ -96,8 +110,7 @@ def write(fields: Fields, path: Path) -> None:
     ds = xr.Dataset(data, coords, fields.description())
     for name in data:
         # mllam-data-prep asks each variable for its units and its name in words.
-        standard = name in fields.names or name not in fields.statics
-        ds[name].attrs = {"units": "1" if standard else "see ERA5", "long_name": name}
+        ds[name].attrs = {"units": units_of(name), "long_name": name}
     ds.to_zarr(path, zarr_format=2, consolidated=True)
 
 

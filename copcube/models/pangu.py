@@ -1,7 +1,7 @@
 """Pangu-Weather: constant masks as NumPy arrays, 90°N and 0°E first, 721 rows.
 
-Its own ``land_mask.npy``, ``soil_type.npy`` and ``topography.npy`` are files of one map each and
-scaled already, by numbers that are not published; they stay as they are.
+Its own ``land_mask.npy``, ``soil_type.npy`` and ``topography.npy`` are files of one map each, and
+scaled already; they stay as they are.
 """
 
 from pathlib import Path

@@ -6,24 +6,21 @@ reader answers its ``missing_value`` for them; with 0 that is the mean, and 0 of
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from copcube import grid
-from copcube.arguments import one_path
-from copcube.errors import MissingFileError, OptionError, SourceError
+from copcube.errors import CubeError, OptionError
+from copcube.lookup.tables import read_table
 from copcube.models.components import Components
-from copcube.models.fields import Fields, Maps, at_points
+from copcube.models.fields import Fields, Maps, on_lattice
 from copcube.models.form import Form
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger("copcube")
 
-_COLUMNS = (("lat", "latitude"), ("lon", "longitude"))
 _DATE = "2021-01-01"
 """The reader takes the nearest of the store's dates; of one it always takes that."""
 _CHUNK = 1024
@@ -34,9 +31,9 @@ def at_stations(
     components: Components,
     statics: Maps,
     *,
-    stations: "pd.DataFrame | str | Path | None" = None,
+    stations: Any = None,
 ) -> Fields:
-    """Take components at stations, of the cells that hold them.
+    """Take components at stations, of the cells that hold them, standardised on all cells.
 
     Parameters
     ----------
@@ -44,20 +41,22 @@ def at_stations(
         What is written.
     statics : mapping
         Ignored: there are none.
-    stations : pandas.DataFrame, str or Path, optional
-        Table, or a CSV or parquet file, with the columns lat and lon in degrees; by default
-        the centres of all cells with a vector.
+    stations : table, optional
+        What `copcube.lookup.points.points` takes, such as a frame, or a CSV or parquet file, with
+        the columns lat and lon; by default the centres of all cells with a vector.
 
     Raises
     ------
+    CubeError
+        If no station lies in a cell with a vector.
     OptionError
-        If the table has no such columns, or no row of it is a place.
+        If the table cannot be read, has no such columns, or no row of it is a place.
     """
     if stations is None:
         row, col = np.nonzero(components.filled)
         lat, lon = grid.latitudes()[row], grid.longitudes()[col]
     else:
-        lat, lon = _places(_table(stations))
+        lat, lon = _places(stations)
     row, col = grid.cell_at(lat, lon)
     there = components.filled[row, col]
     if not there.all():
@@ -66,40 +65,22 @@ def at_stations(
             np.count_nonzero(~there),
             len(there),
         )
-    return at_points(components, statics, lat[there], lon[there])
+    if not there.any():
+        raise CubeError("no station lies in a cell with a vector: there is nothing to write")
+    laid = on_lattice(components, statics)
+    at = row[there], col[there]
+    values, mask = laid.values[:, *at], laid.mask[at]
+    return replace(laid, values=values, mask=mask, lat=lat[there], lon=lon[there])
 
 
-def _table(stations: "pd.DataFrame | str | Path") -> "pd.DataFrame":
-    import pandas as pd
-
-    if isinstance(stations, pd.DataFrame):
-        return stations
-    path = Path(one_path(stations, "table of stations"))
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected a table of stations")
-    try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: the table of stations cannot be read ({error})") from error
-
-
-def _places(table: "pd.DataFrame") -> tuple[grid.Floats, grid.Floats]:
+def _places(stations: Any) -> tuple[grid.Floats, grid.Floats]:
     """Degrees of the rows that are places; others are counted and left out."""
-    import pandas as pd
-
-    lower = {str(name).lower(): name for name in table.columns}
-    found = [next((lower[n] for n in names if n in lower), None) for names in _COLUMNS]
-    if None in found:
-        raise OptionError(
-            f"the table of stations has the columns {', '.join(map(str, table.columns))}; "
-            "expected lat and lon"
-        )
-    lat, lon = (
-        np.asarray(pd.to_numeric(table[name], errors="coerce"), np.float64) for name in found
-    )
-    places = np.isfinite(lat) & np.isfinite(lon) & (np.abs(lat) <= 90)
+    table = read_table(stations, None, None)
+    lat, lon = table.lat.values.ravel(), table.lon.values.ravel()
+    # Fill values such as -999 are no longitudes of another turn.
+    places = np.isfinite(lat) & np.isfinite(lon) & (np.abs(lat) <= 90) & (np.abs(lon) <= 360)
     if not places.any():
-        raise OptionError(f"none of {len(table)} rows of the table of stations is a place")
+        raise OptionError(f"none of {len(places)} rows of the table of stations is a place")
     if not places.all():
         log.warning("%d rows of the table are no places and are left out", (~places).sum())
     return lat[places], lon[places]
