@@ -251,6 +251,12 @@ def on_nodes(degrees: Floats) -> NDArray[np.bool_]:
     return np.abs(degrees - STEP * np.rint(degrees / STEP)) < NEAR
 
 
+def on_sphere(lat: ArrayLike, lon: ArrayLike) -> Floats:
+    """Points of the unit sphere, (…, 3), of degrees north and east."""
+    y, x = np.radians(lat), np.radians(lon)
+    return np.stack([np.cos(y) * np.cos(x), np.cos(y) * np.sin(x), np.sin(y)], axis=-1)
+
+
 def squares(lat: ArrayLike, lon: ArrayLike, side: float) -> tuple[Integers, Integers]:
     """Squares of latitude and longitude that points lie in, counted from 90°N and 0°E.
 
