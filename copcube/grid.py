@@ -251,6 +251,32 @@ def on_nodes(degrees: Floats) -> NDArray[np.bool_]:
     return np.abs(degrees - STEP * np.rint(degrees / STEP)) < NEAR
 
 
+def on_sphere(lat: ArrayLike, lon: ArrayLike) -> Floats:
+    """Points of the unit sphere, (…, 3), of degrees north and east."""
+    y, x = np.radians(lat), np.radians(lon)
+    return np.stack([np.cos(y) * np.cos(x), np.cos(y) * np.sin(x), np.sin(y)], axis=-1)
+
+
+def squares(lat: ArrayLike, lon: ArrayLike, side: float) -> tuple[Integers, Integers]:
+    """Squares of latitude and longitude that points lie in, counted from 90°N and 0°E.
+
+    Parameters
+    ----------
+    lat, lon : array_like
+        Degrees, of shapes of their own.
+    side : float
+        Of a square in degrees.
+
+    Returns
+    -------
+    down, along : numpy.ndarray
+        Rows of squares, of the shape of `lat`, and columns, of that of `lon`.
+    """
+    down = (90 - np.asarray(lat, np.float64)) // side
+    along = np.asarray(lon, np.float64) % 360 // side
+    return down.astype(np.int64), along.astype(np.int64)
+
+
 def shortest_arc(cols: NDArray[np.int64]) -> tuple[float, float] | None:
     """Ends of the shortest arc that holds some columns: it leaves out their widest gap.
 

@@ -325,6 +325,10 @@ def test_only_complete_cells_are_drawn_where_modalities_are_counted():
     assert whole.attrs["cells_in_common"] == int((by[:2] > 0).all(axis=0).sum())
     every = probe(ds, made, inputs=["lonlat"], cells=None, complete=False)
     assert every.attrs["cells_in_common"] == int((by[0] > 0).sum())
+    by[1, :, 2:] = 0
+    ds["n_images_by_modality"] = ("modality", "lat", "lon"), by
+    with pytest.raises(CubeError, match=r"[0-9]+ hold all modalities \(else --incomplete"):
+        probe(ds, made)
 
 
 def test_seeds_decide_everything():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-_DRAWN = {"png": "Software", "pdf": "Creator", "svg": "Creator"}
+DRAWN = {"png": "Software", "pdf": "Creator", "svg": "Creator"}
 """Forms of pictures, and what the name of the program that drew one is called in each."""
 
 _OF_PICTURES = ("show", "component", "projection", "extent", "dpi")
@@ -218,7 +218,7 @@ def _explain(arguments: Arguments) -> None:
     if out is not None:
         from copcube.plot import explained
 
-        _draw(explained(found), out)
+        draw(explained(found), out)
 
 
 def _similar(arguments: Arguments) -> None:
@@ -290,8 +290,8 @@ def _points(arguments: Arguments) -> None:
 def _map(arguments: Arguments) -> None:
     out = Path(arguments.out)
     form = _form(out)
-    if form not in (*_DRAWN, "html"):
-        raise OptionError(f"{out}: expected .{', .'.join((*_DRAWN, 'html'))}")
+    if form not in (*DRAWN, "html"):
+        raise OptionError(f"{out}: expected .{', .'.join((*DRAWN, 'html'))}")
     others = _OF_PICTURES if form == "html" else ("k",)
     if unknown := [f"--{name}" for name in others if getattr(arguments, name) is not None]:
         raise OptionError(f".{form} has no option {', '.join(unknown)}; leave it out")
@@ -322,7 +322,7 @@ def _picture(arguments: Arguments) -> None:
             axes = getattr(plot, show)(ds, *which, basis=basis, **options)
         case _:
             axes = getattr(plot, show)(ds, **options)
-    _draw(axes, out, dpi=arguments.dpi or 150)
+    draw(axes, out, dpi=arguments.dpi or 150)
 
 
 def _form(out: Path) -> str:
@@ -334,17 +334,17 @@ def _require_picture(path: str, arguments: Arguments) -> Path:
     from copcube.interchange.replacing import require_free
 
     out = Path(path)
-    if _form(out) not in _DRAWN:
-        raise OptionError(f"{out}: expected .{', .'.join(_DRAWN)}")
+    if _form(out) not in DRAWN:
+        raise OptionError(f"{out}: expected .{', .'.join(DRAWN)}")
     return require_free(out, arguments.overwrite, *inputs(arguments))
 
 
-def _draw(axes: Any, out: Path, dpi: int = 150) -> None:
+def draw(axes: Any, out: Path, dpi: int = 150) -> None:
     """Write a picture, which appears when it is whole and says what drew it."""
     from copcube.files.atomic import atomic_path
 
     form = _form(out)
-    drawn_by = {_DRAWN[form]: f"copcube {__version__}"}
+    drawn_by = {DRAWN[form]: f"copcube {__version__}"}
     with atomic_path(out) as temporary:
         axes.figure.savefig(temporary, format=form, dpi=dpi, metadata=drawn_by)
     log.info("%s is done", out)
@@ -355,8 +355,8 @@ def _change(arguments: Arguments) -> None:
     from copcube.lookup import change
 
     out = Path(arguments.out)
-    if (form := _form(out)) not in ("nc", "zarr", *_DRAWN):
-        raise OptionError(f"{out}: expected .nc or .zarr, or .{', .'.join(_DRAWN)}")
+    if (form := _form(out)) not in ("nc", "zarr", *DRAWN):
+        raise OptionError(f"{out}: expected .nc or .zarr, or .{', .'.join(DRAWN)}")
     require_free(out, arguments.overwrite, arguments.cube, arguments.other)
     a, b = open_any(arguments.cube), open_any(arguments.other)
     if arguments.groups:
@@ -371,10 +371,10 @@ def _change(arguments: Arguments) -> None:
             for row in zip(*(found[n].values for n in names), strict=True)
         ),
     )
-    if form in _DRAWN:
+    if form in DRAWN:
         from copcube.plot import change as drawn
 
-        _draw(drawn(a, b, **options), out)
+        draw(drawn(a, b, **options), out)
     else:
         save_fields(found, arguments)
 

@@ -3,13 +3,12 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
-from copcube.cli.cubes import CUBE, naming, open_any
-from copcube.cli.look import add_fields, statics_of
+from copcube.cli.cubes import CUBE, naming, open_any, save_fields
+from copcube.cli.look import DRAWN, add_fields, draw, statics_of
 from copcube.errors import OptionError
-from copcube.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _TABLES = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
-_PICTURES = (".png", ".pdf", ".svg")
+_PICTURES = tuple(f".{form}" for form in DRAWN)
 
 
 def add(commands: Commands) -> None:
@@ -133,9 +132,9 @@ def _probe(arguments: Arguments) -> None:
     if arguments.out:
         _save(found, arguments)
     if arguments.plot:
-        _draw(plot.errors(found), arguments.plot)
+        draw(plot.errors(found), Path(arguments.plot))
     if arguments.maps:
-        _draw(plot.residual_maps(found), arguments.maps)
+        draw(plot.residual_maps(found), Path(arguments.maps))
 
 
 def _print(found: "xr.Dataset") -> None:
@@ -154,22 +153,12 @@ def _save(found: "xr.Dataset", arguments: Arguments) -> None:
 
     out = Path(arguments.out)
     form = _TABLES.get(out.suffix.lower())
+    if form is None:
+        save_fields(found, arguments)
+        return
     with atomic_path(out) as temporary:
-        if form is None:
-            found.to_netcdf(temporary, engine="netcdf4")
-        else:
-            temporary.write_text(table(found, form), "utf-8")  # type: ignore[arg-type]
+        temporary.write_text(table(found, form), "utf-8")  # type: ignore[arg-type]
     log.info("%s is done", out)
-
-
-def _draw(figure: Any, path: str) -> None:
-    from copcube.files.atomic import atomic_path
-
-    form = Path(path).suffix.lower().removeprefix(".")
-    drawn_by = {"Software" if form == "png" else "Creator": f"copcube {__version__}"}
-    with atomic_path(Path(path)) as temporary:
-        figure.savefig(temporary, format=form, dpi=150, metadata=drawn_by)
-    log.info("%s is done", path)
 
 
 def _names(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part, refuse_zeros
 from copcube.errors import OptionError
 from copcube.files.processors import available_processors
-from copcube.grid import Floats
+from copcube.grid import Floats, on_sphere
 from copcube.lookahead import map_ahead
 
 if TYPE_CHECKING:
@@ -260,23 +260,17 @@ def best_places(
             worst = np.partition(rank[found], n - 1)[n - 1]
             found = found[rank[found] <= worst]
         return found[np.argsort(rank[found], kind="stable")][:n]
-    points = _on_sphere(lat[found // width], lon[found % width])
+    points = on_sphere(lat[found // width], lon[found % width])
     chord = 2 * np.sin(min(exclude_km / EARTH_RADIUS, np.pi) / 2)
     left = np.ones(len(found), bool)
     if here is not None:
-        left &= _chords(points, _on_sphere(lat[here[0]], lon[here[1]])) > chord
+        left &= _chords(points, on_sphere(lat[here[0]], lon[here[1]])) > chord
     score = np.where(left, rank[found], np.inf)
     best: list[int] = []
     while len(best) < n and np.isfinite(score[first := int(np.argmin(score))]):
         best.append(first)
         score[_chords(points, points[first]) <= chord] = np.inf
     return found[best]
-
-
-def _on_sphere(lat: ArrayLike, lon: ArrayLike) -> Floats:
-    """Points of the unit sphere, (…, 3)."""
-    y, x = np.radians(lat), np.radians(lon)
-    return np.stack([np.cos(y) * np.cos(x), np.cos(y) * np.sin(x), np.sin(y)], axis=-1)
 
 
 def _chords(points: Floats, point: Floats) -> Floats:

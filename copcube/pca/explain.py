@@ -7,7 +7,7 @@ import numpy as np
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
-from copcube.grid import STEP, Floats
+from copcube.grid import STEP, Floats, squares
 from copcube.pca.blas import one_thread
 from copcube.pca.components import Weights, cell_weights
 from copcube.pca.moments import Moments
@@ -109,8 +109,7 @@ def _moments(
     n = len(predictors.names)
     weights = np.where(predictors.there(), weights, 0)
     # Along a row of squares the parts follow each other; the next row begins two further on.
-    down = ((90 - view.field[view.lat].values) // block).astype(int)
-    along = (view.field[view.lon].values % 360 // block).astype(int)
+    down, along = squares(view.field[view.lat].values, view.field[view.lon].values, block)
     fold = (2 * down[:, None] + along) % folds
     parts = [Moments.zero(n + view.field.shape[-1]) for _ in range(folds)]
     with one_thread():

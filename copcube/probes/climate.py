@@ -292,7 +292,9 @@ def _cells(
         images = by_modality.transpose("modality", view.lat, view.lon).values > 0
         whole = images[images.any(axis=(1, 2))].all(axis=0)
         there &= whole
-        counts.append(((filled & whole).sum(), "all modalities (else complete=False)"))
+        counts.append(
+            ((filled & whole).sum(), "all modalities (else --incomplete, complete=False)")
+        )
     if there.sum() < _LEAST:
         raise CubeError(
             f"{there.sum()} cells of the cube hold all that is needed; expected {_LEAST} or more. "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from copcube.grid import Floats
+from copcube.grid import Floats, on_sphere
 
 _WAVES = (1e-4, 720.0)
 """Shortest and longest wave of the encoder's code of degrees, as in `copcube.encoder`."""
@@ -48,8 +48,7 @@ def fourier(lat: ArrayLike, lon: ArrayLike, width: int = 768) -> Floats:
 
 def xyz(lat: ArrayLike, lon: ArrayLike) -> Floats:
     """Points of the unit sphere, (n, 3)."""
-    y, x = np.radians(lat), np.radians(lon)
-    return np.stack([np.cos(y) * np.cos(x), np.cos(y) * np.sin(x), np.sin(y)], axis=-1)
+    return on_sphere(lat, lon)
 
 
 def harmonics(lat: ArrayLike, lon: ArrayLike, degree: int) -> Floats:

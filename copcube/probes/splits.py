@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import CubeError
-from copcube.grid import Floats
+from copcube.grid import Floats, squares
 
 Split = Literal["random", "blocks"]
 Sampling = Literal["cells", "area"]
@@ -63,8 +63,7 @@ def parted(
     if split == "random":
         unit = np.arange(len(lat))
     else:
-        down = ((90 - lat) // block).astype(np.int64)
-        along = (lon % 360 // block).astype(np.int64)
+        down, along = squares(lat, lon, block)
         _, unit = np.unique(down * 10_000 + along, return_inverse=True)
     size = np.bincount(unit)
     order = rng.permutation(len(size))
