@@ -207,7 +207,7 @@ def _pooled(view: CubeView, found: Region, pooling: Pooling) -> "xr.Dataset":
     how = {"mean": "weighted by area", "max": "largest of each value"}[pooling]
     attrs = described(view.field)
     attrs["cell_methods"] = f"area: {'mean' if pooling == 'mean' else 'maximum'}"
-    lead, area = view.lead, float(found.area.sum())
+    lead, whole = view.lead, float(found.area.sum())
     result = xr.Dataset(
         {
             view.name: ((*lead, view.dim), pooled.astype(view.field.dtype), attrs),
@@ -219,10 +219,10 @@ def _pooled(view: CubeView, found: Region, pooling: Pooling) -> "xr.Dataset":
             ),
             "coverage": (
                 lead,
-                covered / area,
+                covered / whole,
                 {"long_name": "share of the region under cells with a vector", "units": "1"},
             ),
-            "area": ((), area * EARTH_RADIUS**2, {"units": "km2", "standard_name": "area"}),
+            "area": ((), whole * EARTH_RADIUS**2, {"units": "km2", "standard_name": "area"}),
         },
         {k: c for k, c in view.dataset.coords.items() if not {view.lat, view.lon} & {*c.dims}},
         {**view.dataset.attrs, "pooling": f"{pooling} over cells with a vector, {how}"},

@@ -1,7 +1,7 @@
 """Reading single cells out of a chunked field."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,11 @@ def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) ->
         (m, n): (i[of_chunk] - starts[0][m], j[of_chunk] - starts[1][n])
         for m, n, of_chunk in zip(b[cuts].tolist(), c[cuts].tolist(), asked, strict=True)
     }
-    read = _by_dask if array.chunks is not None else _by_slices
-    for of_chunk, values in zip(asked, read(array, wanted, starts), strict=True):
+    if array.chunks is not None:
+        pieces = _by_dask(array, wanted, starts)
+    else:
+        pieces = _by_slices(array, wanted, starts)
+    for of_chunk, values in zip(asked, pieces, strict=True):
         found[of_chunk] = values
     return found
 
@@ -77,16 +80,21 @@ def _by_slices(array: "xr.DataArray", wanted: Wanted, starts: list[Integers]) ->
 
 def _by_dask(array: "xr.DataArray", wanted: Wanted, starts: list[Integers]) -> Any:
     from dask.base import compute_as_if_collection
+    from dask.highlevelgraph import HighLevelGraph
 
     # Vectors in one piece each: then a block of the array is a chunk of cells.
     data = array.data.rechunk(dict.fromkeys(range(2, array.ndim), -1))
-    taken = data.map_blocks(partial(_take, wanted=wanted), dtype=data.dtype, meta=data._meta)
-    # As `dask.compute` does, without a collection for every chunk.
-    keys = [(taken.name, *where, *[0] * (array.ndim - 2)) for where in wanted]
-    return compute_as_if_collection(type(taken), taken.__dask_graph__(), keys)
+    name, rest = f"cells-{uuid4().hex}", (0,) * (array.ndim - 2)
+    layer = {
+        (name, *chunk): (_taken, (data.name, *chunk, *rest), *where)
+        for chunk, where in wanted.items()
+    }
+    # As `dask.compute` does, but with one task a chunk that holds cells, and none for the others.
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=[data])
+    return compute_as_if_collection(type(data), graph, [*layer])  # type: ignore[no-untyped-call]
 
 
-def _take(block: NDArray[Any], wanted: Wanted, block_id: tuple[int, ...]) -> NDArray[Any]:
-    """Values of the cells that are wanted of a chunk."""
-    taken: NDArray[Any] = block[wanted[block_id[:2]]]
+def _taken(block: NDArray[Any], rows: Integers, cols: Integers) -> NDArray[Any]:
+    """Values of some cells of a chunk."""
+    taken: NDArray[Any] = block[rows, cols]
     return taken

@@ -237,7 +237,7 @@ def _read_parquet(path: str) -> "pd.DataFrame":
                 f"{path} holds geometries and no columns lat and lon; to read them: pip install "
                 "geopandas"
             ) from None
-        return geopandas.read_parquet(path)  # type: ignore[no-any-return]
+        frame = geopandas.read_parquet(path)
     return frame
 
 
@@ -271,7 +271,8 @@ def _read_csv(path: str) -> "pd.DataFrame":
                 )
         except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError, OSError) as error:
             raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
-    return frame.apply(_numbers)
+    numbers: pd.DataFrame = frame.apply(_numbers)
+    return numbers
 
 
 def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -363,8 +364,8 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
     if lead:
         raise OptionError(f"the cube has groups along {', '.join(lead)}; select one of them first")
     columns = {k: c.values for k, c in found.coords.items() if c.dims == (dim,)}
-    if columns.keys() == {dim, "lat", "lon"}:
-        columns.pop(dim)  # a bare number of the row
+    if dim == "point" and np.array_equal(columns.get(dim), np.arange(found.sizes[dim])):
+        columns.pop(dim, None)  # only the number of the row
     for key, v in found.data_vars.items():
         if v.dims == (dim,):
             columns[key] = v.values
