@@ -5,7 +5,7 @@
 Points lie at random on one half of the globe's land-like band, in a cube in Zarr on disk whose
 numbers are random. The rival is ``embedding.sel(lat=…, lon=…, method="nearest")`` with DataArrays
 of points; the bound is reading the chunks of both variables that the points touch, whole and in
-threads, with zarr alone. All three run in turns; medians of wall and CPU seconds are shown, and the medians of
+threads, with zarr alone. All run in turns; medians of wall and CPU seconds are shown, and of
 the ratios.
 """
 

@@ -165,6 +165,7 @@ def test_by_default_regions_count_by_area(cube):
     assert got.meta["coverage"] == float(want.coverage)
     assert got.meta["cells_missing"] == int(want.cells_missing) > 0
     cells = copcube.get_embedding(cube, spatial=BBox(5, 45, 10, 48), output=GRID).data
+    assert cells.shape == got.meta["chw_shape"] == cells.attrs["chw_shape"]
     assert cells.y[0] > cells.y[-1]
     assert float(cells.x[0]) == 5
     where = np.argwhere(np.isfinite(cells.values[0]))[7]

@@ -25,6 +25,7 @@ from copcube.cube.view import CubeView, present
 from copcube.errors import CopcubeError, MissingPackageError, ModelError, SpecError
 from copcube.lookup.boxes import Pooling, box
 from copcube.lookup.gathering import gathered
+from copcube.lookup.regions import box_rings, region
 from copcube.lookup.specs import Corners, Output, Temporal, corners_of, output_of, temporal_of
 
 if TYPE_CHECKING:
@@ -355,18 +356,21 @@ def _region(view: CubeView, corners: Corners, output: Output) -> tuple[Any, dict
     """Answer by shares of cells, over cells with a vector."""
     import xarray as xr
 
-    cells = box(view.dataset, *corners, pooling=None)
-    field = cells[view.name].transpose(view.dim, view.lat, view.lon)
     pooling: Pooling = "max" if output.pooling == "max" else "mean"
     found = box(view.dataset, *corners, pooling=pooling)
+    touched = region(view.latlon, box_rings(*corners))
+    inside = touched.i >= 0
+    shape = tuple(len(np.unique(at[inside])) for at in (touched.i, touched.col))
     said = {
-        "chw_shape": field.shape,
+        "chw_shape": (view.field.shape[-1], *shape),
         "cells": int(found.cells),
         "cells_missing": int(found.cells_missing),
         "coverage": float(found.coverage),
     }
     if output.mode == "pooled":
         return found[view.name].values.astype(np.float32), said
+    cells = box(view.dataset, *corners, pooling=None)
+    field = CubeView.of(cells).masked().transpose(view.dim, view.lat, view.lon)
     data = xr.DataArray(
         field.values.astype(np.float32),
         {"d": np.arange(field.shape[0]), "y": field[view.lat].values, "x": field[view.lon].values},
