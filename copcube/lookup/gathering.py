@@ -86,9 +86,9 @@ def _by_dask(
     data = array.data.rechunk(dict.fromkeys(range(2, array.ndim), -1))
     name, rest = f"cells-{uuid4().hex}", (0,) * (array.ndim - 2)
     # Threads of this process write where the values belong; workers have to send them.
-    here = get_scheduler(cls=type(data)) is dask.threaded.get
+    here = get_scheduler(cls=type(data)) is dask.threaded.get  # type: ignore[no-untyped-call]
     task = partial(_put, found) if here else _taken
-    layer = {
+    layer: dict[Any, Any] = {
         (name, *chunk): (task, (data.name, *chunk, *rest), *where, of_chunk)
         for (chunk, where), of_chunk in zip(wanted.items(), asked, strict=True)
     }

@@ -364,8 +364,9 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
     if lead:
         raise OptionError(f"the cube has groups along {', '.join(lead)}; select one of them first")
     columns = {k: c.values for k, c in found.coords.items() if c.dims == (dim,)}
-    if dim == "point" and np.array_equal(columns.get(dim), np.arange(found.sizes[dim])):
-        columns.pop(dim, None)  # only the number of the row
+    rows = columns.get(dim) if dim == "point" else None
+    if rows is not None and np.array_equal(rows, np.arange(len(rows))):
+        del columns[dim]  # only the number of the row
     for key, v in found.data_vars.items():
         if v.dims == (dim,):
             columns[key] = v.values

@@ -12,7 +12,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from copcube import grid
-from copcube.cube.view import CubeView, spatial_dims
+from copcube.cube.latlon import spatial_dims
+from copcube.cube.view import CubeView
 from copcube.errors import GridError
 from copcube.grid import Floats
 

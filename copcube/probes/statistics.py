@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from copcube.cube.view import CubeView, require_dataset, spatial_dims
+from copcube.cube.latlon import spatial_dims
+from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.statics import squeezed
 from copcube.errors import CubeError, OptionError
 from copcube.grid import Floats
