@@ -158,7 +158,7 @@ def _status(
         rest = [d for d in dims if d not in (view.lat, view.lon)]
         by_modality = np.moveaxis(counts, 1 + rest.index("modality"), -1)
         here = np.asarray((by_modality > 0).any(axis=tuple(range(1, counts.ndim - 1))))
-        whole = here[:, _wanted(view)].all(axis=1)
+        whole = np.asarray(here[:, _wanted(view)].all(axis=1))
     status = np.where(whole, _PRESENT, _PARTLY)
     status[~filled.any(axis=of_groups)] = _EMPTY
     status[~inside] = _OUTSIDE
