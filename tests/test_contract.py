@@ -16,7 +16,8 @@ from copcube import grid
 from copcube.errors import ModelError, SpecError
 from copcube.interchange import to_geotiff
 from copcube.lookup import box
-from copcube.lookup.contract import Embedding, register_rs_embed
+from copcube.lookup.contract import Embedding
+from copcube.lookup.rs_embed import register_rs_embed
 
 DIM = 5
 KEYS = ["model", "type", "backend", "source", "sensor", "temporal", "image_size", "data_dir"]
