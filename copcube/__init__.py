@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from copcube.encoder import EncoderSpec
     from copcube.errors import CopcubeError
     from copcube.interchange.convert import convert
+    from copcube.lookup.contract import describe, get_embedding, get_embeddings_batch
 
 __all__ = [
     "CopcubeError",
@@ -24,9 +25,12 @@ __all__ = [
     "__version__",
     "build",
     "convert",
+    "describe",
     "embed",
     "embed_batch",
     "era5",
+    "get_embedding",
+    "get_embeddings_batch",
     "tiles",
 ]
 
@@ -36,8 +40,11 @@ _HOMES = {
     "Report": "copcube.builds",
     "build": "copcube.builds",
     "convert": "copcube.interchange",
+    "describe": "copcube.lookup.contract",
     "embed": "copcube.embedding.tiles",
     "embed_batch": "copcube.embedding.batch",
+    "get_embedding": "copcube.lookup.contract",
+    "get_embeddings_batch": "copcube.lookup.contract",
 }
 _MODULES = {"era5": "copcube.era5", "tiles": "copcube.embedding.tiles"}
 

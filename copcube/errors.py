@@ -94,6 +94,18 @@ class WriteError(StorageError):
     """An output cannot be written; somebody has to make room or grant permission first."""
 
 
+class RSEmbedError(CopcubeError):
+    """Base of the errors that have the names of those of rs-embed."""
+
+
+class SpecError(RSEmbedError, ValueError):
+    """A place, a time or an output is not described as rs-embed describes it."""
+
+
+class ModelError(RSEmbedError, RuntimeError):
+    """A cube cannot answer a request in the manner of rs-embed."""
+
+
 def in_a_line(error: Exception) -> str:
     """Say an error of another package in one line: its words, or its kind where it has none."""
     words = " ".join(str(error).split()) or type(error).__name__

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 import xarray as xr
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from shapely.geometry import Polygon, mapping
 
 from copcube import grid
+from copcube.cli import main
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.lookup import box, polygon
@@ -257,3 +259,40 @@ def test_groups_are_pooled_each():
 
 def test_rings_of_a_box_begin_in_the_south_west():
     assert box_rings(350, 1, 10, 2)[0][0].tolist() == [[350, 1], [370, 1], [370, 2], [350, 2]]
+
+
+def test_one_bad_region_spoils_no_others(tmp_path, capsys):
+    from copcube.lookup.boxes import polygons
+
+    good = SHAPES["triangle"]
+    far = shapely.box(40, 50, 41, 51)
+    europe = WORLD.sel(lat=slice(60, 40), lon=slice(0, 30)).assign_coords(component=[0, 1])
+    found = polygons(europe, [shapely.Point(1, 2), good, far])
+    assert found.pc.dims == ("region", "component")
+    np.testing.assert_array_equal(found.pc[1], polygon(europe, good).pc)
+    assert found.pc[[0, 2]].isnull().all()
+    says = found.status.values.tolist()
+    assert (says[0][:23], says[1], says[2][:26]) == (
+        "the region is a Point; ",
+        "present",
+        "the dataset does not reach",
+    )
+    features = [
+        {"type": "Feature", "geometry": mapping(shape), "properties": {"name": name}}
+        for shape, name in ((good, "a"), (far, "b"))
+    ]
+    path = tmp_path / "r.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    europe.to_zarr(tmp_path / "c.zarr", consolidated=False)
+    cube = str(tmp_path / "c.zarr")
+    out = tmp_path / "o.csv"
+    assert main(["box", cube, "--regions", str(path), "--out", str(out)]) == 0
+    table = pd.read_csv(out)
+    assert table.name.tolist() == ["a", "b"]
+    assert table.status.str[:7].tolist() == ["present", "the dat"]
+    np.testing.assert_allclose(table.pc_0[0], found.pc[1, 0], rtol=1e-6)
+    assert main(["box", cube, "5", "45", "10", "48"]) == 0
+    assert "without a vector" in capsys.readouterr().out
+    for wrong in (["5", "45", "10"], ["5", "48", "10", "45"], ["--regions", str(out)], []):
+        assert main(["box", cube, *wrong]) == 1
+        assert capsys.readouterr().err.startswith("copcube: ")

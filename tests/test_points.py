@@ -81,6 +81,14 @@ def test_from_zarr_with_and_without_dask(tmp_path):
         xr.testing.assert_equal(points(ds, (Y, X)), want)
 
 
+def test_other_schedulers_give_the_same():
+    import dask
+
+    want = points(CUBE, (Y, X))
+    with dask.config.set(scheduler="synchronous"):
+        xr.testing.assert_equal(points(SAMPLES["chunks"], (Y, X)), want)
+
+
 def test_distance_is_that_along_a_great_circle():
     from sklearn.metrics.pairwise import haversine_distances
 

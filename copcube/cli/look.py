@@ -5,16 +5,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copcube.cli.common import (
-    Arguments,
-    Commands,
-    columns,
-    command,
-    overwrite,
-    positive,
-    say,
-    table,
-)
+from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive, say
 from copcube.cli.cubes import CUBE, chosen, group, inputs, naming, open_any, save_fields
 from copcube.errors import OptionError
 from copcube.version import __version__
@@ -37,8 +28,6 @@ def add(commands: Commands) -> None:
     _add_similar(commands)
     _add_change(commands)
     _add_map(commands)
-    _add_at(commands)
-    _add_points(commands)
 
 
 def _add_explain(commands: Commands) -> None:
@@ -146,51 +135,6 @@ def _add_map(commands: Commands) -> None:
     overwrite(drawn)
 
 
-def _add_at(commands: Commands) -> None:
-    at = command(
-        commands,
-        "at",
-        naming(_at, "cube"),
-        "show what a cube holds at a place",
-        "copcube at world.zarr 48.1 11.6\n  copcube at fields.zarr -- -3.1 -60.0",
-        details="Write -- before a place with negative degrees.",
-    )
-    at.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
-    at.add_argument("lat", type=float, metavar="LAT", help="degrees north")
-    at.add_argument("lon", type=float, metavar="LON", help="degrees east")
-    _add_method(at)
-
-
-def _add_points(commands: Commands) -> None:
-    points = command(
-        commands,
-        "points",
-        naming(_points, "cube"),
-        "look up the vectors at the points of a table",
-        "copcube points world.zarr stations.csv vectors.parquet\n"
-        "  copcube points fields.zarr stations.parquet values.csv --lat y --lon x",
-        details="OUT has the rows of TABLE in their order, with a status each: present,\n"
-        "modality_missing, no_image, outside_cube or not_a_place. In .parquet the vectors are a\n"
-        "column of lists, in .csv a column a value.",
-    )
-    points.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
-    points.add_argument("table", metavar="TABLE", help=".csv or .parquet")
-    points.add_argument("out", metavar="OUT", help=".csv or .parquet")
-    points.add_argument("--lat", metavar="NAME", help="column of degrees north (default: lat…)")
-    points.add_argument("--lon", metavar="NAME", help="column of degrees east (default: lon…)")
-    _add_method(points)
-    overwrite(points)
-
-
-def _add_method(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--method",
-        choices=("nearest", "bilinear"),
-        default="nearest",
-        help="the cell that holds the point (default), or between the nodes around it",
-    )
-
-
 def add_fields(command: argparse.ArgumentParser) -> None:
     """Add the option that chooses among static fields."""
     command.add_argument(
@@ -241,50 +185,6 @@ def _similar(arguments: Arguments) -> None:
             for lat, lon, value in zip(*(found[name].values for name in names), strict=True)
         ),
     )
-
-
-def _at(arguments: Arguments) -> None:
-    from copcube.lookup import points
-    from copcube.lookup.points import STATUS
-
-    place = ([arguments.lat], [arguments.lon])
-    found = points(open_any(arguments.cube), place, method=arguments.method).isel(point=0)
-    lines = [("status", STATUS[int(found.status)].replace("_", " "))]
-    lines.append(("cell", f"lat {float(found.cell_lat):g}, lon {float(found.cell_lon):g}"))
-    lines.append(("distance", f"{float(found.distance):.1f} km"))
-    for name, v in found.data_vars.items():
-        if v.ndim == 0 and name not in ("status", "distance", "cell_lat", "cell_lon"):
-            lines.append((str(name), f"{v.item():g}"))
-        elif name in ("embedding", "pc"):
-            values = [f"{value:.4g}" for value in v.values.ravel()[:8]]
-            more = f" … ({v.size} values)" if v.size > len(values) else ""
-            lines.append((str(name), " ".join(values) + more))
-    table(arguments.cube, lines)
-
-
-def _points(arguments: Arguments) -> None:
-    from copcube.files.atomic import atomic_path
-    from copcube.interchange.replacing import require_free
-    from copcube.lookup import points
-    from copcube.lookup.points import STATUS
-    from copcube.lookup.tables import write_table
-
-    out = Path(arguments.out)
-    if out.suffix not in (".csv", ".parquet"):
-        raise OptionError(f"{out}: expected .csv or .parquet")
-    require_free(out, arguments.overwrite, arguments.cube, arguments.table)
-    found = points(
-        open_any(arguments.cube),
-        arguments.table,
-        lat=arguments.lat,
-        lon=arguments.lon,
-        method=arguments.method,
-    )
-    with atomic_path(out) as temporary:
-        write_table(found, out, temporary)
-    counts = [int((found.status == n).sum()) for n in range(len(STATUS))]
-    told = (f"{n:,} {name}" for n, name in zip(counts, STATUS, strict=True) if n)
-    log.info("%s is done: %s", out, ", ".join(told) or "no points")
 
 
 def _map(arguments: Arguments) -> None:

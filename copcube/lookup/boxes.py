@@ -1,5 +1,6 @@
 """Vectors of regions: boxes and polygons, pooled by area over the cells that have one."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -104,6 +105,69 @@ def polygon(cube: "xr.Dataset", geometry: Any, *, pooling: Pooling | None = "mea
     return _of(cube, polygon_rings(geometry), pooling)
 
 
+def polygons(
+    cube: "xr.Dataset", geometries: Iterable[Any], *, pooling: Pooling = "mean"
+) -> "xr.Dataset":
+    """Pool the vectors of many polygons; one that has no answer does not spoil the others.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        As for `box`.
+    geometries : iterable
+        Each as for `polygon`.
+    pooling : {"mean", "max"}
+        As for `box`.
+
+    Returns
+    -------
+    xarray.Dataset
+        As of `polygon`, along ``region`` in the order given, with ``status`` (region): "present",
+        or why there is no vector, which is NaN then.
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube.
+    OptionError
+        If `pooling` is unknown, or there are no geometries.
+    """
+    import xarray as xr
+
+    view = CubeView.of(cube)
+    if pooling not in ("mean", "max"):
+        raise OptionError(f"pooling={pooling!r}; expected 'mean' or 'max'")
+    found: list[xr.Dataset] = []
+    for geometry in geometries:
+        try:
+            one = polygon(cube, geometry, pooling=pooling).assign(status="present")
+        except (OptionError, GridError, CubeError) as error:
+            one = _nothing(view).assign(status=str(error))
+        found.append(one)
+    if not found:
+        raise OptionError("there are no geometries; expected one or more")
+    whole = next((one for one in found if "pooling" in one.attrs), found[0])
+    result = xr.concat(found, "region", combine_attrs="override", join="override", coords="minimal")
+    return as_result(result.assign_attrs(whole.attrs))
+
+
+def _nothing(view: CubeView) -> "xr.Dataset":
+    """What is said of a region without an answer."""
+    import xarray as xr
+
+    kept = {k: c for k, c in view.dataset.coords.items() if not {view.lat, view.lon} & {*c.dims}}
+    sizes = [view.field.sizes[dim] for dim in view.lead]
+    vector = np.full((*sizes, view.field.sizes[view.dim]), np.nan, view.field.dtype)
+    variables: dict[str, Any] = {
+        view.name: ((*view.lead, view.dim), vector),
+        "cells": ((), 0),
+        "cells_missing": (view.lead, np.zeros(sizes, np.int64)),
+        "coverage": (view.lead, np.zeros(sizes)),
+        "area": ((), np.nan),
+    }
+    return xr.Dataset(variables, kept)
+
+
 @naming_damage()
 def _of(cube: "xr.Dataset", rings: list[list[Floats]], pooling: Pooling | None) -> "xr.Dataset":
     if pooling not in ("mean", "max", None):
@@ -143,7 +207,7 @@ def _pooled(view: CubeView, found: Region, pooling: Pooling) -> "xr.Dataset":
     how = {"mean": "weighted by area", "max": "largest of each value"}[pooling]
     attrs = described(view.field)
     attrs["cell_methods"] = f"area: {'mean' if pooling == 'mean' else 'maximum'}"
-    lead, area = view.lead, float(found.area.sum())
+    lead, whole = view.lead, float(found.area.sum())
     result = xr.Dataset(
         {
             view.name: ((*lead, view.dim), pooled.astype(view.field.dtype), attrs),
@@ -155,10 +219,10 @@ def _pooled(view: CubeView, found: Region, pooling: Pooling) -> "xr.Dataset":
             ),
             "coverage": (
                 lead,
-                covered / area,
+                covered / whole,
                 {"long_name": "share of the region under cells with a vector", "units": "1"},
             ),
-            "area": ((), area * EARTH_RADIUS**2, {"units": "km2", "standard_name": "area"}),
+            "area": ((), whole * EARTH_RADIUS**2, {"units": "km2", "standard_name": "area"}),
         },
         {k: c for k, c in view.dataset.coords.items() if not {view.lat, view.lon} & {*c.dims}},
         {**view.dataset.attrs, "pooling": f"{pooling} over cells with a vector, {how}"},

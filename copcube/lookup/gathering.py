@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,8 @@ def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) ->
     """
     array = array.transpose(view.lat, view.lon, ...)
     nothing = np.nan if array.dtype.kind == "f" else np.zeros((), array.dtype)[()]
-    found = np.full((len(i), *array.shape[2:]), nothing, array.dtype)
+    found = np.empty((len(i), *array.shape[2:]), array.dtype)
+    found[i < 0] = nothing
     inside = np.flatnonzero(i >= 0)
     starts = [np.append(0, np.cumsum(sizes)) for sizes in _chunks(array)]
     b, c = (
@@ -50,9 +52,13 @@ def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) ->
         (m, n): (i[of_chunk] - starts[0][m], j[of_chunk] - starts[1][n])
         for m, n, of_chunk in zip(b[cuts].tolist(), c[cuts].tolist(), asked, strict=True)
     }
-    read = _by_dask if array.chunks is not None else _by_slices
-    for of_chunk, values in zip(asked, read(array, wanted, starts), strict=True):
-        found[of_chunk] = values
+    if array.chunks is not None:
+        _by_dask(array, wanted, asked, found)
+        return found
+    variable = array.variable
+    for (chunk, where), of_chunk in zip(wanted.items(), asked, strict=True):
+        rows, cols = (slice(int(s[n]), int(s[n + 1])) for s, n in zip(starts, chunk, strict=True))
+        found[of_chunk] = variable[rows, cols].values[where]
     return found
 
 
@@ -68,25 +74,37 @@ def _chunks(array: "xr.DataArray") -> tuple[tuple[int, ...], tuple[int, ...]]:
     return sizes[0], sizes[1]
 
 
-def _by_slices(array: "xr.DataArray", wanted: Wanted, starts: list[Integers]) -> Any:
-    variable = array.variable
-    for chunk, where in wanted.items():
-        rows, cols = (slice(int(s[n]), int(s[n + 1])) for s, n in zip(starts, chunk, strict=True))
-        yield variable[rows, cols].values[where]
-
-
-def _by_dask(array: "xr.DataArray", wanted: Wanted, starts: list[Integers]) -> Any:
-    from dask.base import compute_as_if_collection
+def _by_dask(
+    array: "xr.DataArray", wanted: Wanted, asked: list[Integers], found: NDArray[Any]
+) -> None:
+    """Write values of cells to `found`: one task a chunk that holds some, none for the others."""
+    import dask.threaded
+    from dask.base import compute_as_if_collection, get_scheduler
+    from dask.highlevelgraph import HighLevelGraph
 
     # Vectors in one piece each: then a block of the array is a chunk of cells.
     data = array.data.rechunk(dict.fromkeys(range(2, array.ndim), -1))
-    taken = data.map_blocks(partial(_take, wanted=wanted), dtype=data.dtype, meta=data._meta)
-    # As `dask.compute` does, without a collection for every chunk.
-    keys = [(taken.name, *where, *[0] * (array.ndim - 2)) for where in wanted]
-    return compute_as_if_collection(type(taken), taken.__dask_graph__(), keys)
+    name, rest = f"cells-{uuid4().hex}", (0,) * (array.ndim - 2)
+    # Threads of this process write where the values belong; workers have to send them.
+    here = get_scheduler(cls=type(data)) is dask.threaded.get  # type: ignore[no-untyped-call]
+    task = partial(_put, found) if here else _taken
+    layer: dict[Any, Any] = {
+        (name, *chunk): (task, (data.name, *chunk, *rest), *where, of_chunk)
+        for (chunk, where), of_chunk in zip(wanted.items(), asked, strict=True)
+    }
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=[data])
+    values = compute_as_if_collection(type(data), graph, [*layer])  # type: ignore[no-untyped-call]
+    if not here:
+        for of_chunk, of_each in zip(asked, values, strict=True):
+            found[of_chunk] = of_each
 
 
-def _take(block: NDArray[Any], wanted: Wanted, block_id: tuple[int, ...]) -> NDArray[Any]:
-    """Values of the cells that are wanted of a chunk."""
-    taken: NDArray[Any] = block[wanted[block_id[:2]]]
+def _taken(block: NDArray[Any], rows: Integers, cols: Integers, _: Integers) -> NDArray[Any]:
+    taken: NDArray[Any] = block[rows, cols]
     return taken
+
+
+def _put(
+    found: NDArray[Any], block: NDArray[Any], rows: Integers, cols: Integers, where: Integers
+) -> None:
+    found[where] = block[rows, cols]

@@ -120,8 +120,8 @@ def points(
         degrees = np.append(centre.values.astype(np.float64), np.nan)[where]
         attrs = {key: v for key, v in centre.attrs.items() if key in ("standard_name", "units")}
         found[f"cell_{axis}"] = along(degrees, None, attrs)
-    for name, values in cells.items():
-        found[name] = along(values, view.dataset[name], described(view.dataset[name]))
+    for key, values in cells.items():
+        found[key] = along(values, view.dataset[key], described(view.dataset[key]))
     kept = {k: c for k, c in view.dataset.coords.items() if not {view.lat, view.lon} & {*c.dims}}
     taken = {*found, *kept, *view.lead, view.dim}
     own = {**asked.coords, "lat": asked.lat, "lon": asked.lon}
@@ -150,15 +150,15 @@ def _status(
 ) -> NDArray[np.int8]:
     """Status of every point, from whether its groups have vectors, (n, …)."""
     of_groups = tuple(range(1, filled.ndim))
-    whole = np.ones(len(filled), bool)
+    whole: NDArray[np.bool_] = np.ones(len(filled), bool)
     if "modality" in view.lead:
-        whole = filled.all(axis=of_groups)
+        whole = np.asarray(filled.all(axis=of_groups))
     elif (counts := cells.get("n_images_by_modality")) is not None:
         dims = view.dataset["n_images_by_modality"].dims
         rest = [d for d in dims if d not in (view.lat, view.lon)]
         by_modality = np.moveaxis(counts, 1 + rest.index("modality"), -1)
-        here = (by_modality > 0).any(axis=tuple(range(1, counts.ndim - 1)))
-        whole = here[:, _wanted(view)].all(axis=1)
+        here = np.asarray((by_modality > 0).any(axis=tuple(range(1, counts.ndim - 1))))
+        whole = np.asarray(here[:, _wanted(view)].all(axis=1))
     status = np.where(whole, _PRESENT, _PARTLY)
     status[~filled.any(axis=of_groups)] = _EMPTY
     status[~inside] = _OUTSIDE
@@ -181,7 +181,7 @@ def _distance(
     lon = np.append(view.field[view.lon].values.astype(np.float64), np.nan)[j]
     half = np.sin(np.radians(lat - y) / 2) ** 2
     half += np.cos(np.radians(lat)) * np.cos(np.radians(y)) * np.sin(np.radians(lon - x) / 2) ** 2
-    return (2 * EARTH_RADIUS * np.arcsin(np.sqrt(half))).astype(np.float32)
+    return np.asarray(2 * EARTH_RADIUS * np.arcsin(np.sqrt(half)), np.float32)
 
 
 def _nearest(

@@ -252,12 +252,12 @@ def _areas(latlon: LatLon, north: float, rows: int, ring: Floats) -> tuple[int, 
     large = np.abs(half) > 0.05
     bracket[large] = np.sin(half[large]) / half[large] - np.cos(half[large])
     own = (col + 1 - (ua + ub) / 2) * band + (ub - ua) * np.sin(middle) * bracket
-    first = int(col.min())
-    areas = np.zeros((rows, int(col.max()) - first + 2))
-    np.add.at(areas, (row, col - first + 1), band)
+    west = int(col.min())
+    areas = np.zeros((rows, int(col.max()) - west + 2))
+    np.add.at(areas, (row, col - west + 1), band)
     areas = np.cumsum(areas, axis=1)
-    np.add.at(areas, (row, col - first), own)
-    return first, areas[:, :-1]
+    np.add.at(areas, (row, col - west), own)
+    return west, areas[:, :-1]
 
 
 def _columns(latlon: LatLon, lon: Floats) -> Floats:

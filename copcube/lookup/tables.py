@@ -1,5 +1,6 @@
 """Tables of points as people have them: arrays, frames, datasets, CSV and parquet files."""
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,7 +237,7 @@ def _read_parquet(path: str) -> "pd.DataFrame":
                 f"{path} holds geometries and no columns lat and lon; to read them: pip install "
                 "geopandas"
             ) from None
-        return geopandas.read_parquet(path)  # type: ignore[no-any-return]
+        frame = geopandas.read_parquet(path)
     return frame
 
 
@@ -270,7 +271,8 @@ def _read_csv(path: str) -> "pd.DataFrame":
                 )
         except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError, OSError) as error:
             raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
-    return frame.apply(_numbers)
+    numbers: pd.DataFrame = frame.apply(_numbers)
+    return numbers
 
 
 def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -285,13 +287,63 @@ def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return column if (numbers.isna() & ~empty).any() or empty.all() else numbers
 
 
+def require_table(path: str) -> Path:
+    """Check that a name is one of a table that can be written.
+
+    Raises
+    ------
+    OptionError
+        If it ends otherwise.
+    """
+    if Path(path).suffix not in (".csv", ".parquet"):
+        raise OptionError(f"{path}: expected .csv or .parquet")
+    return Path(path)
+
+
+def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
+    """Read the geometries of a GeoJSON file, and the properties of each by name.
+
+    Returns
+    -------
+    geometries : list
+        One a feature.
+    properties : dict
+        Name to ``("region", values)``, texts and numbers as they are.
+
+    Raises
+    ------
+    OptionError
+        If it is no GeoJSON.
+    """
+    if not Path(path).exists():
+        raise OptionError(f"{path}: no such file")
+    try:
+        with open_regular(path, OptionError) as file:
+            content = json.load(file)
+    except (ValueError, OSError) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"{path}: no GeoJSON ({in_a_line(error)})") from error
+    features = content.get("features", [content]) if isinstance(content, dict) else None
+    if not isinstance(features, list) or not features:
+        raise OptionError(f"{path}: no GeoJSON with features")
+    found = [f.get("properties") or {} if isinstance(f, dict) else {} for f in features]
+    properties = {}
+    for name in dict.fromkeys(key for one in found for key in one):
+        values = np.empty(len(found), object)
+        values[:] = [one.get(name) for one in found]
+        properties[str(name)] = ("region", values)
+    return features, properties
+
+
 def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
-    """Write what `copcube.lookup.points.points` found, a row a point.
+    """Write what was found at points or in regions, a row each.
 
     Parameters
     ----------
     found : xarray.Dataset
-        Its result, of a table with one dimension and a cube without leading ones.
+        Of `copcube.lookup.points.points`, of a table with one dimension, or of
+        `copcube.lookup.boxes.polygons`; of a cube without leading dimensions.
     path, file : Path
         The name, whose ending is ``.csv`` or ``.parquet``, and the file to write. In parquet the
         vectors are one column of lists, in CSV a column a value.
@@ -312,17 +364,19 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
     if lead:
         raise OptionError(f"the cube has groups along {', '.join(lead)}; select one of them first")
     columns = {k: c.values for k, c in found.coords.items() if c.dims == (dim,)}
-    if columns.keys() == {dim, "lat", "lon"}:
-        columns.pop(dim)  # a bare number of the row
+    rows = columns.get(dim) if dim == "point" else None
+    if rows is not None and np.array_equal(rows, np.arange(len(rows))):
+        del columns[dim]  # only the number of the row
     for key, v in found.data_vars.items():
         if v.dims == (dim,):
             columns[key] = v.values
         elif key == "n_images_by_modality":
             for label, counts in zip(group_labels(found["modality"]), v.values, strict=True):
                 columns[f"n_images_{label}"] = counts
-    meanings = np.array(str(found.status.attrs["flag_meanings"]).split())
-    columns["status"] = meanings[found.status.values]
-    columns["distance_km"] = columns.pop("distance")
+    if "distance" in columns:
+        meanings = np.array(str(found.status.attrs["flag_meanings"]).split())
+        columns["status"] = meanings[found.status.values]
+        columns["distance_km"] = columns.pop("distance")
     frame = pd.DataFrame(columns)
     vectors = found[name].values
     if path.suffix == ".csv":

@@ -1,0 +1,156 @@
+"""Commands that look up vectors at places: at, points, box."""
+
+import argparse
+import logging
+
+from copcube.cli.common import Arguments, Commands, columns, command, overwrite, table
+from copcube.cli.cubes import CUBE, naming, open_any
+from copcube.errors import OptionError
+
+log = logging.getLogger("copcube")
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to the parser."""
+    _add_at(commands)
+    _add_points(commands)
+    _add_box(commands)
+
+
+def _add_at(commands: Commands) -> None:
+    at = command(
+        commands,
+        "at",
+        naming(_at, "cube"),
+        "show what a cube holds at a place",
+        "copcube at world.zarr 48.1 11.6\n  copcube at fields.zarr -- -3.1 -60.0",
+        details="Write -- before a place with negative degrees.",
+    )
+    at.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    at.add_argument("lat", type=float, metavar="LAT", help="degrees north")
+    at.add_argument("lon", type=float, metavar="LON", help="degrees east")
+    _add_method(at)
+
+
+def _add_points(commands: Commands) -> None:
+    points = command(
+        commands,
+        "points",
+        naming(_points, "cube"),
+        "look up the vectors at the points of a table",
+        "copcube points world.zarr stations.csv vectors.parquet\n"
+        "  copcube points fields.zarr stations.parquet values.csv --lat y --lon x",
+        details="OUT has the rows of TABLE in their order, with a status each: present,\n"
+        "modality_missing, no_image, outside_cube or not_a_place. In .parquet the vectors are a\n"
+        "column of lists, in .csv a column a value.",
+    )
+    points.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    points.add_argument("table", metavar="TABLE", help=".csv or .parquet")
+    points.add_argument("out", metavar="OUT", help=".csv or .parquet")
+    points.add_argument("--lat", metavar="NAME", help="column of degrees north (default: lat…)")
+    points.add_argument("--lon", metavar="NAME", help="column of degrees east (default: lon…)")
+    _add_method(points)
+    overwrite(points)
+
+
+def _add_box(commands: Commands) -> None:
+    box = command(
+        commands,
+        "box",
+        naming(_box, "cube"),
+        "pool the vectors of a box or of polygons",
+        "copcube box world.zarr 5 45 10 48\n"
+        "  copcube box fields.zarr --regions basins.geojson --out basins.csv",
+        details="Cells count by the share of their area, those without a vector not at all. Write\n"
+        "-- before a box with negative degrees. If EAST lies west of WEST, it reaches across 180°.",
+    )
+    box.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    box.add_argument("corners", nargs="*", type=float, metavar="WEST SOUTH EAST NORTH")
+    box.add_argument("--regions", metavar="GEOJSON", help="polygons, instead of a box")
+    box.add_argument("--pooling", choices=("mean", "max"), default="mean")
+    box.add_argument("--out", metavar="OUT", help="table with a row a region: .csv or .parquet")
+    overwrite(box)
+
+
+def _add_method(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--method",
+        choices=("nearest", "bilinear"),
+        default="nearest",
+        help="the cell that holds the point (default), or between the nodes around it",
+    )
+
+
+def _at(arguments: Arguments) -> None:
+    from copcube.lookup import points
+    from copcube.lookup.points import STATUS
+
+    place = ([arguments.lat], [arguments.lon])
+    found = points(open_any(arguments.cube), place, method=arguments.method).isel(point=0)
+    lines = [("status", STATUS[int(found.status)].replace("_", " "))]
+    lines.append(("cell", f"lat {float(found.cell_lat):g}, lon {float(found.cell_lon):g}"))
+    lines.append(("distance", f"{float(found.distance):.1f} km"))
+    for name, v in found.data_vars.items():
+        if v.ndim == 0 and name not in ("status", "distance", "cell_lat", "cell_lon"):
+            lines.append((str(name), f"{v.item():g}"))
+        elif name in ("embedding", "pc"):
+            values = [f"{value:.4g}" for value in v.values.ravel()[:8]]
+            more = f" … ({v.size} values)" if v.size > len(values) else ""
+            lines.append((str(name), " ".join(values) + more))
+    table(arguments.cube, lines)
+
+
+def _points(arguments: Arguments) -> None:
+    from copcube.files.atomic import atomic_path
+    from copcube.interchange.replacing import require_free
+    from copcube.lookup import points
+    from copcube.lookup.points import STATUS
+    from copcube.lookup.tables import require_table, write_table
+
+    out = require_table(arguments.out)
+    require_free(out, arguments.overwrite, arguments.cube, arguments.table)
+    found = points(
+        open_any(arguments.cube),
+        arguments.table,
+        lat=arguments.lat,
+        lon=arguments.lon,
+        method=arguments.method,
+    )
+    with atomic_path(out) as temporary:
+        write_table(found, out, temporary)
+    counts = [int((found.status == n).sum()) for n in range(len(STATUS))]
+    told = (f"{n:,} {name}" for n, name in zip(counts, STATUS, strict=True) if n)
+    log.info("%s is done: %s", out, ", ".join(told) or "no points")
+
+
+def _box(arguments: Arguments) -> None:
+    from copcube.files.atomic import atomic_path
+    from copcube.interchange.replacing import require_free
+    from copcube.lookup import box
+    from copcube.lookup.boxes import polygons
+    from copcube.lookup.tables import read_features, require_table, write_table
+
+    if (len(arguments.corners) == 4) == (arguments.regions is not None) or (
+        len(arguments.corners) not in (0, 4)
+    ):
+        raise OptionError("box takes WEST SOUTH EAST NORTH, or --regions with polygons")
+    out = None if arguments.out is None else require_table(arguments.out)
+    if out is not None:
+        require_free(out, arguments.overwrite, arguments.cube, arguments.regions)
+    cube = open_any(arguments.cube)
+    if arguments.regions is None:
+        found = box(cube, *arguments.corners, pooling=arguments.pooling).expand_dims("region")
+    else:
+        geometries, properties = read_features(arguments.regions)
+        found = polygons(cube, geometries, pooling=arguments.pooling).assign_coords(properties)
+    if out is not None:
+        with atomic_path(out) as temporary:
+            write_table(found, out, temporary)
+        log.info("%s is done: %d regions", out, found.sizes["region"])
+        return
+    names = ("cells", "cells_missing", "coverage", "area")
+    rows = zip(*(found[name].values.tolist() for name in names), strict=True)
+    columns(
+        ("cells", "without a vector", "covered", "km²"),
+        ((str(a), str(b), f"{c:.3f}", f"{d:,.0f}") for a, b, c, d in rows),
+    )

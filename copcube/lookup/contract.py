@@ -1,0 +1,424 @@
+"""The contract of rs-embed (github.com/cybergis/rs-embed, 0.2.1) over any cube.
+
+Requests, keys of the metadata and names of errors are those of its model ``copernicus``, which
+reads the published GeoTIFF. By default the answers are those of `copcube.lookup.boxes`: by share
+of each cell, over cells that have a vector, also below a cell, across the antimeridian and over
+poles. With ``compat=True`` the numbers are those of rs-embed itself: a window of whole cells, in
+which what is missing counts as zeros, and all cells alike.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil, floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube import grid
+from copcube.cube.view import CubeView, present
+from copcube.errors import CopcubeError, ModelError, SpecError
+from copcube.lookup.boxes import Pooling, box
+from copcube.lookup.gathering import gathered
+from copcube.lookup.regions import box_rings, region
+from copcube.lookup.specs import Corners, Output, Temporal, corners_of, output_of, temporal_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_YEAR = 2021
+"""The year of the published map, and of cubes that say nothing of years."""
+_FOLDER = "data/copernicus_embed"
+_WEST, _NORTH = -180 - grid.STEP / 2, 90 + grid.STEP / 2
+_EAST, _SOUTH = _WEST + 360, _NORTH - grid.STEP * grid.N_LAT
+"""Edges of the published map in degrees."""
+_NOTE = (
+    "Embeddings lie on their own grid of 0.25 degrees in EPSG:4326; they are not projected to "
+    "EPSG:3857, as other models of rs-embed are."
+)
+
+
+@dataclass
+class Embedding:
+    """What rs-embed returns of a place.
+
+    Parameters
+    ----------
+    data : numpy.ndarray or xarray.DataArray
+        (d,) float32, or (d, y, x) of the cells.
+    meta : dict
+        Metadata by rs-embed's keys.
+    """
+
+    data: "NDArray[np.float32] | xr.DataArray"
+    meta: dict[str, Any]
+
+
+def get_embedding(
+    cube: "xr.Dataset | str | Path | None" = None,
+    *,
+    spatial: Any,
+    temporal: Any = None,
+    output: Any = None,
+    sensor: Any = None,
+    modality: str | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+    compat: bool = False,
+) -> Embedding:
+    """Look up the vector of a place, or its cells, as rs-embed's ``get_embedding`` does.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset, str, Path or None
+        A cube or a reduction, or where one lies: a Zarr cube, a published map, or a folder with
+        an ``embed_map_*.tif``. By default the folder that `sensor` names as rs-embed has it
+        (``collection="dir:…"``), else that of RS_EMBED_COP_DIR, else data/copernicus_embed.
+    spatial : object, mapping or sequence
+        rs-embed's BBox or PointBuffer, a mapping with their fields, (minlon, minlat, maxlon,
+        maxlat), or (lon, lat, buffer_m). A minlon east of maxlon is a box across the
+        antimeridian.
+    temporal : object, mapping, int, tuple or None
+        rs-embed's TemporalSpec, a year, or two days of which the second is not included. A cube
+        with a dimension ``year`` answers by it; others hold the years that their attributes
+        say, or 2021.
+    output : object, mapping, str or None
+        rs-embed's OutputSpec, "mean", "max" or "grid"; by default the mean.
+    sensor : object, optional
+        rs-embed's SensorSpec, of which only ``collection`` counts.
+    modality : str, optional
+        Group of a cube by modality.
+    backend, device : str
+        "auto" or "local", and anything: nothing is computed on a device.
+    compat : bool
+        Give rs-embed's own numbers, and refuse what it refuses.
+
+    Returns
+    -------
+    Embedding
+        Its meta has rs-embed's keys and, without `compat`, ``cells``, ``cells_missing`` and
+        ``coverage``.
+
+    Raises
+    ------
+    SpecError
+        If place, time or output are not described right.
+    ModelError
+        If there is no cube, or it has no answer: no vector there, another year.
+
+    Examples
+    --------
+    >>> get_embedding(cube, spatial=(5, 45, 10, 48)).data.shape  # doctest: +SKIP
+    (768,)
+    """
+    _demand_local(backend)
+    ds, where = _opened(cube, sensor)
+    return _answer(ds, where, spatial, temporal, output_of(output), modality, compat)
+
+
+def get_embeddings_batch(
+    cube: "xr.Dataset | str | Path | None" = None,
+    *,
+    spatials: Sequence[Any],
+    temporal: Any = None,
+    output: Any = None,
+    sensor: Any = None,
+    modality: str | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+    compat: bool = False,
+) -> list[Embedding]:
+    """Look up many places, as rs-embed's ``get_embeddings_batch`` does.
+
+    Parameters
+    ----------
+    cube, temporal, output, sensor, modality, backend, device, compat
+        As of `get_embedding`.
+    spatials : sequence
+        Places, each as `get_embedding` takes it. RS_EMBED_COPERNICUS_BATCH_WORKERS says how many
+        are looked up at once, by default 4.
+
+    Returns
+    -------
+    list of Embedding
+        In the order of the places.
+
+    Raises
+    ------
+    SpecError, ModelError
+        As `get_embedding`, at the first place in order without an answer, which is named.
+    """
+    _demand_local(backend)
+    if len(spatials) == 0:
+        return []
+    (ds, where), wanted = _opened(cube, sensor), output_of(output)
+
+    def one(number: int) -> Embedding:
+        try:
+            return _answer(ds, where, spatials[number], temporal, wanted, modality, compat)
+        except (SpecError, ModelError) as error:
+            raise type(error)(f"spatials[{number}]: {error}") from error
+
+    with ThreadPoolExecutor(min(len(spatials), _workers())) as pool:
+        return list(pool.map(one, range(len(spatials))))
+
+
+def describe(cube: "xr.Dataset | None" = None) -> dict[str, Any]:
+    """Say what can be asked for, by the keys of rs-embed's ``describe_model``.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset, optional
+        Its years are listed; without one those of the published map.
+    """
+    years = [_YEAR] if cube is None else sorted(_years(CubeView.of(cube)))
+    return {
+        "type": "precomputed",
+        "backend": ["auto", "local"],
+        "inputs": {"spatial": "BBox or PointBuffer (EPSG:4326)"},
+        "temporal": {"mode": "year", "supported_years": years},
+        "output": ["pooled", "grid"],
+        "defaults": {
+            "data_dir_env": "RS_EMBED_COP_DIR",
+            "data_dir_default": _FOLDER,
+            "download": False,
+        },
+        "notes": [
+            "Cells count by the share of their area in the region, missing ones not at all.",
+            "Regions smaller than a cell are answered by their cell.",
+            "compat=True: windows of whole cells, all alike, zeros for missing ones.",
+            _NOTE,
+        ],
+    }
+
+
+def _demand_local(backend: str) -> None:
+    if str(backend).strip().lower() not in ("auto", "local"):
+        raise ModelError(f"backend={backend!r}; cubes are precomputed: expected 'auto' or 'local'")
+
+
+def _workers() -> int:
+    text = os.environ.get("RS_EMBED_COPERNICUS_BATCH_WORKERS", "4")
+    try:
+        return max(1, int(text))
+    except ValueError:
+        raise ModelError(
+            f"RS_EMBED_COPERNICUS_BATCH_WORKERS={text!r}; expected a whole number"
+        ) from None
+
+
+def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
+    """Open a cube, and say where it lies."""
+    import xarray as xr
+
+    from copcube.cube import open_cube
+
+    if isinstance(cube, xr.Dataset):
+        return cube, cube.encoding.get("source")
+    if cube is None:
+        collection = str(getattr(sensor, "collection", None) or "")
+        named = collection.removeprefix("dir:").strip() if collection.startswith("dir:") else ""
+        cube = named or os.environ.get("RS_EMBED_COP_DIR", _FOLDER)
+    path = Path(cube).expanduser()
+    try:
+        if path.is_dir() and not (path / "zarr.json").is_file():
+            maps = sorted(path.glob("embed_map_*.tif"))
+            if not maps:
+                raise ModelError(
+                    f"{path}: no cube, and no embed_map_*.tif in it; put the map there"
+                )
+            path = maps[0]
+        if path.is_file():
+            return xr.open_dataset(path, engine="copembed", chunks={}), str(path)
+        return open_cube(str(cube)), str(cube)
+    except ModelError:
+        raise
+    except CopcubeError as error:
+        raise ModelError(str(error)) from error
+
+
+def _answer(
+    ds: "xr.Dataset",
+    where: str | None,
+    spatial: Any,
+    temporal: Any,
+    output: Output,
+    modality: str | None,
+    compat: bool,
+) -> Embedding:
+    corners = corners_of(spatial, strict=compat)
+    time = temporal_of(temporal)
+    try:
+        view = CubeView.of(ds)
+        time = _served(time, view, compat)
+        view = _group(view, time, modality)
+        data, found = (_window if compat else _region)(view, corners, output)
+    except (SpecError, ModelError):
+        raise
+    except CopcubeError as error:
+        raise ModelError(str(error)) from error
+    meta: dict[str, Any] = {
+        "model": "copernicus" if compat else "copcube",
+        "type": "precomputed",
+        "backend": "vendored_geotiff" if compat else "copcube",
+        "source": str(ds.attrs.get("source", where)),
+        "sensor": None,
+        "temporal": _told(time),
+        "image_size": None,
+        "data_dir": None if where is None else str(Path(where).parent),
+        "download": False,
+        "bbox_4326": corners,
+        "dataset_path": where,
+        "input_crs": "EPSG:4326",
+        "output_crs": "EPSG:4326",
+        "projection_mode": "product_native_fixed",
+        "projection_note": _NOTE,
+        "product_resolution_deg": (view.latlon.dy, view.latlon.dx),
+        **found,
+    }
+    if output.mode == "pooled":
+        return Embedding(data, {**meta, "pooling": f"{output.pooling}_hw"})
+    return Embedding(data.assign_attrs(meta), meta)
+
+
+def _years(view: CubeView) -> set[int]:
+    """Years that a cube holds, as far as it says."""
+    if "year" in view.groups:
+        return {int(label) for label in view.groups["year"]}
+    named = [
+        int(year) for year in re.findall(r"\b(?:19|20)\d\d", str(view.dataset.attrs.get("dates")))
+    ]
+    return {*range(min(named), max(named) + 1)} if named else {_YEAR}
+
+
+def _served(time: Temporal | None, view: CubeView, compat: bool) -> Temporal | None:
+    """Year that answers a request.
+
+    Raises
+    ------
+    ModelError
+        If the cube has it not, or it is not one.
+    """
+    years = {_YEAR} if compat else _years(view)
+    listed = ", ".join(map(str, sorted(years)))
+    if time is None:
+        if compat or ("year" in view.lead and len(years) > 1):
+            raise ModelError(f"the request has no time; name one of the years {listed}")
+        return Temporal(year=next(iter(years))) if "year" in view.lead else None
+    asked = time.years
+    if compat and time.year is None:
+        warnings.warn(f"only years are held: {asked[0]} is used", UserWarning, stacklevel=4)
+        asked = asked[:1]
+    if missing := sorted({*asked} - years):
+        raise ModelError(
+            f"the cube has no {', '.join(map(str, missing))}; it holds {listed}"
+            + ("" if "year" in view.lead else " (cubes made with by='year' hold several)")
+        )
+    if "year" in view.lead and len(asked) > 1:
+        raise ModelError(
+            f"{time.start} to {time.end} spans several years; ask for each of {listed}"
+        )
+    return time if len(asked) > 1 else Temporal(year=asked[0])
+
+
+def _told(time: Temporal | None) -> dict[str, Any]:
+    """Time by rs-embed's keys."""
+    if time is None:
+        return {"mode": None}
+    if time.year is None:
+        return {"mode": "range", "start": time.start, "end": time.end}
+    ends = {"start": f"{time.year}-01-01", "end": f"{time.year + 1}-01-01"}
+    return {"mode": "year", "year": time.year, **ends}
+
+
+def _group(view: CubeView, time: Temporal | None, modality: str | None) -> CubeView:
+    """Select the year and the modality that are asked for."""
+    ds = view.dataset
+    if "year" in view.lead and time is not None:
+        ds = ds.isel(year=view.groups["year"].index(f"{time.year:04d}"))
+    if modality is not None:
+        labels = view.groups.get("modality", ())
+        if modality not in labels:
+            raise ModelError(
+                f"modality={modality!r}; the cube has "
+                + (", ".join(labels) or "one vector of all modalities")
+            )
+        ds = ds.isel(modality=labels.index(modality))
+    return CubeView.of(ds).ungrouped()
+
+
+def _region(view: CubeView, corners: Corners, output: Output) -> tuple[Any, dict[str, Any]]:
+    """Answer by shares of cells, over cells with a vector."""
+    import xarray as xr
+
+    pooling: Pooling = "max" if output.pooling == "max" else "mean"
+    found = box(view.dataset, *corners, pooling=pooling)
+    touched = region(view.latlon, box_rings(*corners))
+    inside = touched.i >= 0
+    shape = tuple(len(np.unique(at[inside])) for at in (touched.i, touched.col))
+    said = {
+        "chw_shape": (view.field.shape[-1], *shape),
+        "cells": int(found.cells),
+        "cells_missing": int(found.cells_missing),
+        "coverage": float(found.coverage),
+    }
+    if output.mode == "pooled":
+        return found[view.name].values.astype(np.float32), said
+    cells = box(view.dataset, *corners, pooling=None)
+    field = CubeView.of(cells).masked().transpose(view.dim, view.lat, view.lon)
+    data = xr.DataArray(
+        field.values.astype(np.float32),
+        {"d": np.arange(field.shape[0]), "y": field[view.lat].values, "x": field[view.lon].values},
+        ("d", "y", "x"),
+        name="embedding",
+    )
+    data["y"].attrs = {"standard_name": "latitude", "units": "degrees_north"}
+    data["x"].attrs = {"standard_name": "longitude", "units": "degrees_east"}
+    return data.assign_coords(fraction=(("y", "x"), cells.fraction.values)), said
+
+
+def _window(view: CubeView, corners: Corners, output: Output) -> tuple[Any, dict[str, Any]]:
+    """Answer as rs-embed does: all cells of a window alike, zeros for missing ones."""
+    import xarray as xr
+
+    west, south, east, north = corners
+    if east - west < grid.STEP or north - south < grid.STEP:
+        raise ModelError(
+            f"the box of {east - west:g}° × {north - south:g}° is smaller than a cell of 0.25°; "
+            "compat=False answers by its cell"
+        )
+    left, right = max(west, _WEST), min(east, _EAST)
+    bottom, top = max(south, _SOUTH), min(north, _NORTH)
+    if right <= left or top <= bottom:
+        raise ModelError(f"the box {corners} lies outside of the map")
+    # The same floor, ceil and order of operations decide alike about boxes on edges of cells.
+    cols = np.arange(
+        max(0, min(grid.N_LON - 1, floor((left - _WEST) / grid.STEP))),
+        min(grid.N_LON, ceil((right - _WEST) / grid.STEP)),
+    )
+    rows = np.arange(
+        max(0, min(grid.N_LAT - 1, floor((_NORTH - top) / grid.STEP))),
+        min(grid.N_LAT, ceil((_NORTH - bottom) / grid.STEP)),
+    )
+    at_row, at_col = view.positions()
+    i, j = np.meshgrid(at_row[rows], at_col[grid.published_column(cols)], indexing="ij")
+    inside = ((i >= 0) & (j >= 0)).ravel()
+    i, j = np.where(inside, i.ravel(), -1), np.where(inside, j.ravel(), -1)
+    x = gathered(view, view.field, i, j).astype(np.float32)
+    there = present(x, zeros_allowed=True)
+    if view.images is not None:
+        there &= gathered(view, view.images, i, j) > 0
+    x[~there] = 0
+    # In the memory's order of the published file, in which the sums of float32 are rounded.
+    chw = np.moveaxis(x.reshape(len(rows), len(cols), -1), -1, 0)
+    said = {"chw_shape": chw.shape}
+    if output.mode == "pooled":
+        pool = chw.mean if output.pooling == "mean" else chw.max
+        return pool(axis=(1, 2)).astype(np.float32), said
+    coords = {dim: np.arange(n) for dim, n in zip("dyx", chw.shape, strict=True)}
+    return xr.DataArray(chw, coords, ("d", "y", "x"), name="embedding"), said
