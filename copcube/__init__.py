@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from copcube.version import __version__
 
 if TYPE_CHECKING:
-    from copcube import era5
+    from copcube import era5, tutorial
     from copcube.builds import Report, build
     from copcube.embedding import tiles
     from copcube.embedding.batch import embed_batch
@@ -28,6 +28,7 @@ __all__ = [
     "embed_batch",
     "era5",
     "tiles",
+    "tutorial",
 ]
 
 _HOMES = {
@@ -39,7 +40,11 @@ _HOMES = {
     "embed": "copcube.embedding.tiles",
     "embed_batch": "copcube.embedding.batch",
 }
-_MODULES = {"era5": "copcube.era5", "tiles": "copcube.embedding.tiles"}
+_MODULES = {
+    "era5": "copcube.era5",
+    "tiles": "copcube.embedding.tiles",
+    "tutorial": "copcube.tutorial",
+}
 
 # Importing copcube registers `ds.copembed`, for which it imports xarray. Only the command
 # starts without it, so that `copcube --help` answers at once; no command uses the accessor.
