@@ -20,7 +20,7 @@ import xarray as xr
 from copcube import grid, pca, plot
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from browser import Browser, found  # noqa: E402
+from browser import Browser, found
 
 
 def world(dim, noise):

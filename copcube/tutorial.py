@@ -87,8 +87,8 @@ def open(*, seed: int = 0) -> "xr.Dataset":
             values[(row, col) if v.dims[0] == "lat" else (slice(None), row, col)] = filled[v.name]
         variables[v.name] = (v.dims, values, v.attrs)
     attrs = schema.group_attributes(_ATTRIBUTES)
-    # What the attribute of a file says, the dataset does.
-    return xr.Dataset(variables, attrs=attrs).set_coords(attrs.pop("coordinates").split())
+    coordinates = attrs.pop("coordinates").split()
+    return xr.Dataset(variables, attrs=attrs).set_coords(coordinates)
 
 
 def write(path: str | Path, *, seed: int = 0, overwrite: bool = False) -> None:
