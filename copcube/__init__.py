@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from copcube.version import __version__
 
 if TYPE_CHECKING:
-    from copcube import era5
+    from copcube import era5, tutorial
     from copcube.builds import Report, build
     from copcube.embedding import tiles
     from copcube.embedding.batch import embed_batch
@@ -32,6 +32,7 @@ __all__ = [
     "get_embedding",
     "get_embeddings_batch",
     "tiles",
+    "tutorial",
 ]
 
 _HOMES = {
@@ -46,7 +47,11 @@ _HOMES = {
     "get_embedding": "copcube.lookup.contract",
     "get_embeddings_batch": "copcube.lookup.contract",
 }
-_MODULES = {"era5": "copcube.era5", "tiles": "copcube.embedding.tiles"}
+_MODULES = {
+    "era5": "copcube.era5",
+    "tiles": "copcube.embedding.tiles",
+    "tutorial": "copcube.tutorial",
+}
 
 # Importing copcube registers `ds.copembed`, for which it imports xarray. Only the command
 # starts without it, so that `copcube --help` answers at once; no command uses the accessor.

@@ -86,8 +86,9 @@ def open(*, seed: int = 0) -> "xr.Dataset":
             values = np.full(v.shape, v.fill, v.dtype)
             values[(row, col) if v.dims[0] == "lat" else (slice(None), row, col)] = filled[v.name]
         variables[v.name] = (v.dims, values, v.attrs)
-    ds = xr.Dataset(variables, attrs=schema.group_attributes(_ATTRIBUTES))
-    return ds.set_coords(["lat_bnds", "lon_bnds", "crs"])
+    attrs = schema.group_attributes(_ATTRIBUTES)
+    coordinates = attrs.pop("coordinates").split()
+    return xr.Dataset(variables, attrs=attrs).set_coords(coordinates)
 
 
 def write(path: str | Path, *, seed: int = 0, overwrite: bool = False) -> None:

@@ -222,7 +222,8 @@ def test_an_address_shares_the_view(browser, written):
     browser.run("zoomBy(1 / 1.01); remember()")
     address = browser.until("location.hash.includes('apart') && location.hash")
     browser.open(written, address)
-    assert (browser.picture() == first).all()
+    # A gradient may be rounded otherwise.
+    assert np.abs(browser.picture().astype(int) - first).max() <= 2
     browser.run("location.hash = '#lat=45&lon=12&across=5&show=counts'")
     browser.until("shown.kind === 'counts' && view.lat === 45")
     assert browser.text("#legend figcaption").startswith("images in the cell")

@@ -170,10 +170,13 @@ def _add_demo(commands: Commands) -> None:
         "demo",
         _demo,
         "sample images, build their cube, reduce, merge and export it",
-        "copcube demo demo",
+        "copcube demo demo\n  copcube demo --world world.zarr",
         details="Uses the published weights where they can be had. Without a network it uses\n"
-        "untrained weights, and says so: the cube then has the right form and no meaning.",
+        "untrained weights, and says so: the cube then has the right form and no meaning.\n"
+        "With --world only writes a small cube of the whole globe, in seconds and without\n"
+        "images, weights or network; its values are synthetic and mean nothing.",
     )
+    demo.add_argument("--world", metavar="OUT.zarr", help="write a synthetic cube there, no more")
     demo.add_argument("folder", metavar="DIR", nargs="?", default="demo")
 
 
@@ -382,6 +385,12 @@ def _times(seconds: dict[str, float]) -> str:
 
 
 def _demo(arguments: Arguments) -> None:
+    if arguments.world is not None:
+        from copcube.tutorial import write
+
+        write(arguments.world)
+        show(arguments.world)
+        return
     from copcube.builds import build
     from copcube.cube import validate
     from copcube.encoder import EncoderSpec

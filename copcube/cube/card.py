@@ -166,6 +166,8 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
         if isinstance(cells_fitted, int | np.integer):
             explained += f", fitted to {cells_fitted:,} cells"
         yield "components", explained
+    if "synthetic" in attrs:
+        yield "SYNTHETIC", str(attrs["synthetic"])
     if "encoder" in attrs:
         yield "encoder", f"{attrs['encoder']}{_TRAINED.get(attrs.get('encoder_trained', -1), '')}"
     for name, key in (("aggregation",) * 2, ("dates",) * 2, ("licence", "license")):

@@ -179,7 +179,7 @@ class _Cells:
         y, x = np.nonzero(mask)
         if len(y) == 0:
             raise CubeError("no cell holds a vector: there is nothing to draw")
-        window = {"row0": first, "col0": west, "rows": len(i), "cols": width}
+        window: dict[str, Any] = {"row0": first, "col0": west, "rows": len(i), "cols": width}
         window["aspect"] = round(float(1 / np.cos(np.radians(edges.middle))), 4)
         at = i[y], j[x]
         return cls(window, mask, np.asarray(vectors[at], np.float32), at)

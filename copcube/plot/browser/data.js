@@ -114,17 +114,15 @@ async function cosines(cell) {
 
 /** The n best of some values, apart from `here` and from each other by some km. */
 function best(values, here, n, apart) {
-  const chord = 2 * Math.sin(Math.min(apart / 6371.0088, Math.PI) / 2), near = chord * chord;
+  const least = Math.cos(Math.min(apart / 6371.0088, Math.PI)), at = apart > 0 ? onSphere() : null;
   const left = Float64Array.from(values, (value) => (Number.isFinite(value) ? value : -Infinity));
   const found = [];
   let from = here;
   for (;;) {
-    const [x, y, z] = onSphere(from);
-    if (apart > 0) {
-      for (let i = 0; i < left.length; i++) {
-        if (left[i] === -Infinity) continue;
-        const [a, b, c] = onSphere(i);
-        if ((a - x) ** 2 + (b - y) ** 2 + (c - z) ** 2 <= near) left[i] = -Infinity;
+    if (at) {
+      const [x, y, z] = at.subarray(3 * from, 3 * from + 3);
+      for (let i = 0, j = 0; i < left.length; i++, j += 3) {
+        if (at[j] * x + at[j + 1] * y + at[j + 2] * z >= least) left[i] = -Infinity;
       }
     }
     left[from] = -Infinity;
@@ -136,15 +134,19 @@ function best(values, here, n, apart) {
   }
 }
 
-const circle = { sin: [], cos: [] };
-for (let i = 0; i < 1440; i++) {
-  circle.sin.push(Math.sin(step * i * Math.PI / 180));
-  circle.cos.push(Math.cos(step * i * Math.PI / 180));
-}
+let sphere = null;
 
-function onSphere(cell) {
-  const i = position[cell], col = (about.col0 + i % about.cols) % 1440;
-  const row = about.row0 + Math.floor(i / about.cols);
-  // Rows count from the north pole: the sine of that angle is the cosine of the latitude.
-  return [circle.sin[row] * circle.cos[col], circle.sin[row] * circle.sin[col], circle.cos[row]];
+/** Points of the unit sphere, three numbers a cell. */
+function onSphere() {
+  if (sphere) return sphere;
+  sphere = new Float64Array(3 * about.cells);
+  const circle = Array.from({ length: 1440 }, (_, i) => step * i * Math.PI / 180);
+  const sines = circle.map(Math.sin), cosines = circle.map(Math.cos);
+  for (let cell = 0; cell < about.cells; cell++) {
+    const i = position[cell], col = (about.col0 + i % about.cols) % 1440;
+    const row = about.row0 + Math.floor(i / about.cols);
+    // Rows count from the north pole: the sine of that angle is the cosine of the latitude.
+    sphere.set([sines[row] * cosines[col], sines[row] * sines[col], cosines[row]], 3 * cell);
+  }
+  return sphere;
 }

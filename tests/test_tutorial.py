@@ -1,0 +1,104 @@
+"""The synthetic cube of the globe: a real cube in form, and never taken for one in meaning."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import copcube
+from copcube import cube, grid, plot, tutorial
+from copcube.cli import main
+from copcube.errors import WriteError
+
+
+@pytest.fixture(scope="module")
+def world():
+    return tutorial.open()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("world") / "world.zarr"
+    tutorial.write(path)
+    return path
+
+
+def test_land_is_where_it_is():
+    land = tutorial.land()
+    share = (land * grid.areas()[:, None]).sum() / (4 * np.pi)
+    assert share == pytest.approx(0.292, abs=0.01)  # 148.9 of 510.1 million km²
+    lat = [48.1, -23.5, 65, 0, -75, 35, -25, 64.8, 67, -80, -16.3, 72, -90]
+    lon = [11.6, -46.6, 100, 25, 0, -100, 135, -18.5, 179.9, 100, 28, -40, 7]
+    assert land[grid.cell_at(lat, lon)].all()
+    lat = [0, 40, -40, 90, 36, 42, 30, -55, 60, -30, 75, 0]
+    lon = [-30, -160, 80, 0, 18, 51, 180, -180, 0, 179.9, -170, -179.9]
+    assert not land[grid.cell_at(lat, lon)].any()  # the Mediterranean and the Caspian Sea, too
+
+
+@pytest.mark.slow
+def test_in_memory_and_on_disk_it_is_the_same_cube(world, written):
+    assert cube.validate(written) == []
+    opened = xr.open_zarr(written)
+    xr.testing.assert_identical(opened.load().drop_attrs(), world.drop_attrs())
+    assert opened.attrs == world.attrs
+    assert world.n_images.dtype == np.int32
+    assert (world.n_images == world.n_images_by_modality.sum("modality")).all()
+    assert ((world.n_images > 0).values == tutorial.land()).all()
+    other = tutorial.open(seed=1)
+    assert not np.allclose(other.embedding, world.embedding, equal_nan=True)
+
+
+def test_neighbours_are_alike_and_there_is_no_seam(world):
+    x = world.embedding.values - np.nanmean(world.embedding.values, axis=(0, 1))
+    x /= np.linalg.norm(x, axis=-1, keepdims=True)
+    near = np.nansum(x * np.roll(x, 1, axis=1), axis=-1)
+    both = np.isfinite(x[..., 0]) & np.isfinite(np.roll(x, 1, axis=1)[..., 0])
+    assert near[both].mean() > 0.95
+    assert near[:, 0][both[:, 0]].mean() > 0.95  # between 359.75° and 0°
+
+
+@pytest.mark.slow
+def test_it_says_everywhere_that_it_is_synthetic(world, written, tmp_path, caplog, capsys):
+    tutorial.open()
+    assert "SYNTHETIC cube: drawn at random" in caplog.text
+    part = world.isel(lat=slice(160, 180))
+    fields = part.copembed.reduce(3)
+    told = "no satellite image was read"
+    for ds in (part, fields):
+        assert "SYNTHETIC" in plot.component(ds).get_title()
+        assert told in repr(ds.copembed)
+        assert told in ds.copembed._repr_html_()
+    assert "SYNTHETIC" in plot.counts(part).get_title()
+    for name in ("fields.npz", "fields.pt", "fields.nc", "fields.tif"):
+        copcube.interchange.export(fields, tmp_path / name)
+        with xr.open_dataset(tmp_path / name, engine="copembed") as again:
+            assert again.attrs["synthetic"] == world.attrs["synthetic"]
+            assert int(again.attrs["encoder_trained"]) == 0
+    plot.page(part, tmp_path / "page.html")
+    assert '<p class="caution">SYNTHETIC' in (tmp_path / "page.html").read_text()
+    assert main(["info", str(written)]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert told in shown
+    assert "none: synthetic" in shown
+
+
+@pytest.mark.slow
+def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+    # A band of it takes a moment only.
+    land = np.zeros((721, 1440), bool)
+    land[200:220] = tutorial.land()[200:220]
+    monkeypatch.setattr(tutorial, "land", lambda: land)
+    out = tmp_path / "world.zarr"
+    assert main(["demo", "--world", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "SYNTHETIC" in said.err
+    assert "synthetic" in said.out
+    assert cube.validate(out) == []
+    assert main(["demo", "--world", str(out)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(WriteError):
+        tutorial.write(tmp_path / "mine", overwrite=True)
+    tutorial.write(out, seed=1, overwrite=True)
+    assert (
+        list(tmp_path.iterdir()) == [out, tmp_path / "mine"] or len(list(tmp_path.iterdir())) == 2
+    )
