@@ -115,8 +115,9 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
 
     try:
         # They lie in the group's own metadata; those of its arrays, consolidated, take longer.
-        options = {"zarr_format": 3, "use_consolidated": False}
-        return dict(zarr.open_group(address(path), mode="r", **options).attrs)
+        where = address(path)
+        group = zarr.open_group(where, mode="r", zarr_format=3, use_consolidated=False)
+        return dict(group.attrs)
     except Exception:  # damaged metadata make zarr raise almost anything
         return {}
 

@@ -4,7 +4,7 @@ A map of a cube, such as ``n_images``, has few numbers in 544 chunks, so that it
 with the vectors. A dask task for each chunk costs four times what zarr needs to read them all.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def at_once(array: "xr.DataArray") -> "xr.DataArray":
         The same in memory, if xarray opened it, nothing was done to it since, and it takes
         64 MB at most; otherwise the array itself, which dask computes when it is used.
     """
-    lazy = array.variable._data
+    lazy: Any = array.variable._data
     if array.chunks is None or array.nbytes > _BYTES:
         return array
     # dask keeps what an array was made of under this name, in a layer of its own, and gives
