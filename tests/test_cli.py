@@ -269,6 +269,7 @@ def test_what_users_saved_themselves_is_opened(world, statics, tmp_path, capsys)
     assert "identical            100.00%" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_convert_and_compare(world, tmp_path, capsys):
     assert main(["export", str(world), str(tmp_path / "map.npz")]) == 0
     assert main(["convert", str(tmp_path / "map.npz"), str(tmp_path / "again.zarr")]) == 0
