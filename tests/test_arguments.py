@@ -184,6 +184,7 @@ def test_a_script_that_would_start_itself_again_is_refused(script, passes, tmp_p
             assert 'if __name__ == "__main__":' in last
 
 
+@pytest.mark.slow
 def test_what_is_no_script_may_start_workers():
     require_main_guard()
     for code in ("require_main_guard()", "exec('require_main_guard()')"):

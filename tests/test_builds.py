@@ -88,7 +88,7 @@ class Failing(StubEncoder):
 @pytest.mark.slow
 def test_the_cube_holds_the_mean_of_every_cell(trees, varied):
     """Against a plain loop over the source, with numpy alone."""
-    cube = xr.open_zarr(varied).load()
+    cube = xr.open_zarr(varied, chunks=None).load()
     assert validate(varied) == []
     encoder = StubEncoder()
     images = {}
@@ -112,7 +112,10 @@ def test_the_cube_holds_the_mean_of_every_cell(trees, varied):
 @pytest.mark.slow
 def test_both_layouts_give_the_same_cube(trees, varied, tmp_path):
     build(trees / "webdataset", tmp_path / "w.zarr", encoder=StubEncoder())
-    one, other = xr.open_zarr(varied).load(), xr.open_zarr(tmp_path / "w.zarr").load()
+    one, other = (
+        xr.open_zarr(varied, chunks=None).load(),
+        xr.open_zarr(tmp_path / "w.zarr", chunks=None).load(),
+    )
     for name in one.variables:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
@@ -126,6 +129,7 @@ class Overflowing(StubEncoder):
         return vectors
 
 
+@pytest.mark.slow
 def test_images_whose_vectors_are_not_finite_are_left_out_by_name(images, tmp_path):
     report = build(images, tmp_path / "world.zarr", encoder=Overflowing(), batch_size=3)
     table = pq.read_table(tmp_path / "world.build" / "quarantine.parquet").to_pylist()
@@ -140,6 +144,7 @@ def test_images_whose_vectors_are_not_finite_are_left_out_by_name(images, tmp_pa
         build(images, tmp_path / "strict.zarr", encoder=Overflowing(), strict=True)
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_finite_are_mended_by_the_same_command(
     images, undisturbed, tmp_path, caplog
 ):
@@ -297,6 +302,7 @@ def test_a_receipt_without_its_data_is_void(images, undisturbed, tmp_path, damag
     assert contents(out) == contents(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_build_whose_rasters_were_resized_otherwise_is_not_gone_on_with(trees, tmp_path):
     """A plan that does not say how is one of a version that did not align the corners."""
     for layout, resampling in (("geotiff", "bilinear, corners aligned"), ("webdataset", None)):
@@ -460,7 +466,10 @@ def test_what_is_no_source(tmp_path, kind):
 def test_aggregating_the_rows_of_a_build_gives_its_cube(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"
     aggregate(rows, tmp_path / "again.zarr")
-    one, other = xr.open_zarr(undisturbed).load(), xr.open_zarr(tmp_path / "again.zarr").load()
+    one, other = (
+        xr.open_zarr(undisturbed, chunks=None).load(),
+        xr.open_zarr(tmp_path / "again.zarr", chunks=None).load(),
+    )
     for name in one.variables:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     for key in ("encoder", "encoder_sha256", "encoder_trained", "preprocessing"):
@@ -473,20 +482,21 @@ def test_by_adds_a_leading_dimension(varied, tmp_path, by):
     rows = varied.with_name("world.build") / "rows"
     aggregate(rows, tmp_path / "by.zarr", by=by)
     assert validate(tmp_path / "by.zarr") == []
-    cube = xr.open_zarr(tmp_path / "by.zarr")
+    cube = xr.open_zarr(tmp_path / "by.zarr", chunks=None)
     assert cube.embedding.dims == (by, "lat", "lon", "dim")
-    whole = xr.open_zarr(varied)
+    whole = xr.open_zarr(varied, chunks=None)
     undated = int(whole.n_images_by_modality[-1].sum())
     assert undated == 2
     expected = int(whole.n_images.sum()) - (0 if by == "modality" else undated)
     assert int(cube.n_images.sum()) == expected
 
 
+@pytest.mark.slow
 def test_an_estimate_counts_every_image_and_writes_nothing(trees, varied, tmp_path):
     before = sorted(tmp_path.iterdir())
     for layout in ("geotiff", "webdataset"):
         found = estimate(trees / layout, tmp_path / "w.zarr", encoder=StubEncoder())
-        assert sum(found.images.values()) == int(xr.open_zarr(varied).n_images.sum())
+        assert sum(found.images.values()) == int(xr.open_zarr(varied, chunks=None).n_images.sum())
         assert found.counted
         assert found.seconds > 0
         assert "images/s" in str(found)

@@ -23,7 +23,8 @@ LAYOUTS = ("first", "separate", "last")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A cube of 184 cells, in memory."""
-    return cube.open_cube(build(tmp_path_factory.mktemp("cube") / "world.zarr")).compute()
+    path = build(tmp_path_factory.mktemp("cube") / "world.zarr")
+    return xr.open_zarr(path, chunks=None).drop_encoding().load()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def merged(fields):
 def seasons(tmp_path_factory):
     """The north of a cube by season."""
     path = build(tmp_path_factory.mktemp("cube") / "seasons.zarr", "season")
-    return cube.open_cube(path).isel(lat=slice(80, 170)).compute()
+    ds = xr.open_zarr(path, chunks=None).isel(lat=slice(80, 170))
+    return ds.drop_encoding().load()
 
 
 @pytest.fixture(scope="module")
@@ -370,6 +372,7 @@ def test_what_a_bare_array_cannot_be(fields, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_codes_are_not_taken_for_values(fields, tmp_path, caplog):
     """An int8 npz has no array of the published name, a GeoTIFF of such a name is warned of."""
     to_npz(fields, tmp_path / "a.npz", dtype="int8")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from marks import first_quick
 from strategies import random_rows
 
 from copcube import cube, grid
@@ -73,7 +74,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "by"), [*((kind, None) for kind in DAMAGES), ("flipped", "modality"), ("cut", "year")]
+    ("kind", "by"),
+    first_quick([*((kind, None) for kind in DAMAGES), ("flipped", "modality"), ("cut", "year")]),
 )
 def test_every_damaged_chunk_is_found_by_name(world, tmp_path, kind, by):
     path = tmp_path / "world.zarr"
@@ -183,6 +185,7 @@ def test_other_errors_pass(world):
         xr.open_zarr(world).embedding[999].load()
 
 
+@pytest.mark.slow
 def test_reductions_carry_checksums_too(world, tmp_path):
     path = tmp_path / "fields.zarr"
     to_zarr(reduce(xr.open_zarr(world), 2), path)

@@ -1,14 +1,18 @@
 """Every script in examples/ runs and says what it promises; own_imagery.py in test_tiles.py."""
 
+import io
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from copcube.errors import WriteError
 from copcube.interchange.engine import CopembedBackend
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -21,15 +25,17 @@ pytestmark = pytest.mark.slow
 
 
 def run(name, folder, *args):
-    """Output of an example, of which a warning is an error."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return done.stdout
+    """Output of an example, which runs as a script in this process; a warning is an error."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as errors,
+    ):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert errors.getvalue() == ""
+    return out.getvalue()
 
 
 def test_four_lines(tmp_path):
@@ -45,14 +51,12 @@ def test_four_lines(tmp_path):
 def test_examples_overwrite_nothing_unasked(forms, tmp_path):
     for name, out in (("four_lines", "fields.npz"), ("published_forms", "embed_map.npz")):
         (tmp_path / out).write_text("mine")
-        command = [sys.executable, EXAMPLES / f"{name}.py"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 1
-        assert f"{out} exists already" in done.stderr
+        with pytest.raises(WriteError, match=f"{out} exists already"):
+            run(name, tmp_path)
         assert (tmp_path / out).read_text() == "mine"
         # Also with --overwrite only what copcube wrote is replaced.
-        done = subprocess.run([*command, "--overwrite"], capture_output=True, cwd=tmp_path)
-        assert done.returncode == 1
+        with pytest.raises(WriteError, match="found a file that copcube did not write"):
+            run(name, tmp_path, "--overwrite")
         assert (tmp_path / out).read_text() == "mine"
     (tmp_path / "fields.npz").unlink()
     run("four_lines", tmp_path)
@@ -112,11 +116,17 @@ def test_compare_cubes(forms, tmp_path):
 
 @pytest.mark.timeout(180)
 def test_dataloader(tmp_path):
-    """Workers that hang would end in the time-out."""
+    """In a process of its own, whose workers import the script; if they hang, it is timed out."""
     pytest.importorskip("torch")
-    out = run("dataloader", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / "dataloader.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     cells = int(synthetic.cube().n_images.sum())
-    assert out == f"{cells:,} cells, read by 2 workers\n{cells:,} cells, loaded once\n"
+    assert done.stdout == f"{cells:,} cells, read by 2 workers\n{cells:,} cells, loaded once\n"
 
 
 def test_averaging_order(tmp_path):

@@ -316,6 +316,7 @@ def test_disk_that_refuses_in_the_middle(hub, monkeypatch, code):
         fetch_files([WEIGHTS])
 
 
+@pytest.mark.slow
 def test_environment_of_a_new_process_is_heeded(hub, tmp_path):
     """HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE as a user sets them; no bars without a terminal."""
     program = (

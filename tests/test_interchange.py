@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import first_quick
 from strategies import random_rows
 
 from copcube import cube, grid, pca
@@ -48,15 +49,21 @@ def build(path, by=None):
 
 
 @pytest.fixture(scope="module")
-def lazy(tmp_path_factory):
-    """A cube of 184 cells, backed by dask."""
-    return cube.open_cube(build(tmp_path_factory.mktemp("cube") / "world.zarr"))
+def path(tmp_path_factory):
+    """A cube of 184 cells."""
+    return build(tmp_path_factory.mktemp("cube") / "world.zarr")
 
 
 @pytest.fixture(scope="module")
-def world(lazy):
+def lazy(path):
+    """The same, backed by dask."""
+    return cube.open_cube(path)
+
+
+@pytest.fixture(scope="module")
+def world(path):
     """The same in memory."""
-    return lazy.compute()
+    return xr.open_zarr(path, chunks=None).drop_encoding().load()
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +231,8 @@ def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
 
 @pytest.mark.slow
 def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
-    seasons = cube.open_cube(build(tmp_path / "a.zarr", "season"))
-    seasons = seasons.drop_vars("n_images_by_modality").compute()
+    seasons = xr.open_zarr(build(tmp_path / "a.zarr", "season"), chunks=None)
+    seasons = seasons.drop_vars("n_images_by_modality").drop_encoding().load()
     for suffix in ("npz", "pt", "tif", "parquet"):
         with pytest.raises(CubeError, match=r"4 along season; choose one.*isel\(season=0\)"):
             export(seasons, tmp_path / f"a.{suffix}")
@@ -260,7 +267,7 @@ REGIONS = (
 )
 
 
-@pytest.mark.parametrize("name", REGIONS)
+@pytest.mark.parametrize("name", first_quick(REGIONS))
 @pytest.mark.parametrize("suffix", ["npz", "tif", "parquet"])
 def test_regions_lie_where_they_belong(world, tmp_path, name, suffix):
     part = regions(world)[name]
@@ -294,6 +301,7 @@ def test_other_places_are_refused(world, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "dtype"), NARROW)
 def test_the_error_of_narrow_types_is_what_is_said(world, tmp_path, suffix, dtype):
     done = export(world, path := tmp_path / f"a.{suffix}", dtype=dtype)
@@ -355,8 +363,8 @@ def test_what_a_type_cannot_hold_is_refused(world, tmp_path):
         assert same(again.embedding, zero.embedding)
 
 
-@pytest.mark.parametrize("value", [0, -9999])
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("value", first_quick([0, -9999]))
+@pytest.mark.parametrize("dtype", first_quick(["float32", "int8"]))
 @pytest.mark.parametrize("suffix", ["npz", "nc"])
 def test_what_the_counts_call_missing_is_written_as_missing(world, tmp_path, suffix, dtype, value):
     other = world.fillna(value).sel(lat=slice(90, -60))
@@ -373,6 +381,7 @@ def test_a_tally_of_nothing():
     assert Packer(Packing("float16")).result("a", 3, 10).rms_error == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npz", "pt", "tif", "parquet"])
 def test_bytes_do_not_depend_on_time_or_chunks(world, lazy, tmp_path, suffix):
     digests = set()
@@ -382,7 +391,7 @@ def test_bytes_do_not_depend_on_time_or_chunks(world, lazy, tmp_path, suffix):
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", first_quick(SUFFIXES))
 def test_nothing_is_overwritten_and_nothing_half_written(world, tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(b"precious")

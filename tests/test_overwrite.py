@@ -227,6 +227,7 @@ def test_a_failed_rename_brings_the_old_cube_back(images, world, monkeypatch):
     assert contents(world) != before
 
 
+@pytest.mark.slow
 def test_replacing_a_cube_by_one_of_the_same_plan_goes_on_where_it_stopped(images, world):
     class Failing(StubEncoder):
         def __call__(self, *arguments):
@@ -258,6 +259,7 @@ def test_what_comes_while_a_build_runs_is_not_replaced(images, tmp_path, monkeyp
     assert (out / "thesis.txt").read_text() == "years"
 
 
+@pytest.mark.slow
 def test_in_a_bucket_documents_beside_a_cube_are_kept(images):
     with memory_bucket() as root:
         out = f"{root}/world.zarr"
@@ -302,6 +304,7 @@ def test_the_same_command_mends_a_damaged_cube_from_the_rows(images, world, kind
     assert "the cube is made again from its rows" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_aggregated_cube_is_mended_too(finished, tmp_path):
     rows, out = finished / "world.build" / "rows", tmp_path / "again.zarr"
     aggregate(rows, out)

@@ -651,7 +651,7 @@ def test_moments_do_not_depend_on_the_batches(seed, n, batches):
 
 def test_a_cube_is_viewed_and_checked_once(calls):
     ds = drawn(lead=(("season", 2),))
-    with calls("view.py", "blas.py", "components.py") as count:
+    with calls("view.py", "latlon.py", "blas.py", "components.py") as count:
         pca.reduce(ds, 3)
     assert count["CubeView.of"] == count["spatial_dims"] == count["CubeView.counts"] == 1
     assert count["require_dataset"] == 2  # the cube, and the basis that was made of it

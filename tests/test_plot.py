@@ -197,6 +197,7 @@ def test_maps_that_cannot_be_drawn(europe, fields):
             draw()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["matplotlib", "cartopy"])
 def test_what_is_not_installed_is_named(package, tmp_path, fields):
     fields.to_netcdf(tmp_path / "fields.nc")
@@ -210,6 +211,7 @@ def test_what_is_not_installed_is_named(package, tmp_path, fields):
     assert "copcube[plot]" in run.stdout
 
 
+@pytest.mark.slow
 def test_on_the_command_line(fields, tmp_path, capsys):
     source, out = str(tmp_path / "fields.nc"), tmp_path / "map.png"
     fields.to_netcdf(source)

@@ -1,14 +1,15 @@
 """The README's examples, run one after another in one folder as a reader would."""
 
-import os
 import re
-import subprocess
-import sys
+import shlex
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+
+from copcube.cli import main
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text("utf-8"), re.M | re.S)
@@ -25,16 +26,25 @@ def downloaded_statics(path):
 
 
 @pytest.mark.slow
-def test_the_examples_run(tmp_path):
-    """Blocks marked ``sh`` need a network or a large download."""
+def test_the_examples_run(tmp_path, monkeypatch):
+    """Blocks marked ``sh`` need a network or a large download.
+
+    All run in this process, which imports the model once.
+    """
     downloaded_statics(tmp_path / "era5_static.nc")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "error"}
+    monkeypatch.chdir(tmp_path)
     assert sum(kind == "bash" for kind, _ in BLOCKS) >= 3
     assert sum(kind == "python" for kind, _ in BLOCKS) >= 5
     for kind, text in BLOCKS:
-        command = ["bash", "-e"] if kind == "bash" else [sys.executable]
-        result = subprocess.run(
-            [*command, "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, f"{text}\n{result.stdout}{result.stderr}"
+        if kind == "python":
+            exec(compile(text, "README.md", "exec"), {"__name__": "__main__"})
+            continue
+        for line in text.splitlines():
+            if words := shlex.split(line, comments=True):
+                assert words[0] == "copcube", f"no command of copcube: {line}"
+                assert main(words[1:]) == 0, line
+
+
+def test_the_command_is_installed():
+    (command,) = entry_points(group="console_scripts", name="copcube")
+    assert command.load() is main

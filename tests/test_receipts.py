@@ -300,6 +300,7 @@ def test_an_estimate_changes_no_receipt(source, tmp_path, monkeypatch):
     assert contents(tmp_path / "copy") == before
 
 
+@pytest.mark.slow
 def test_validate_finds_what_size_and_stamp_hide(source, tmp_path):
     """A bit that a disk has turned; the message says how to mend it, and that does."""
     out = tmp_path / "world.zarr"

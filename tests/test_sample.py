@@ -184,6 +184,7 @@ def test_shards_are_as_published(samples):
         assert leaves.shape == ((1, 1) if key == "dem" else (*tensor.shape[: leaves.ndim - 1], 1))
 
 
+@pytest.mark.slow
 def test_both_layouts_hold_the_same_images(samples):
     """Each tensor is the tensor form of the raster of its name; repeated dates repeat it."""
     root, summaries = samples
@@ -240,6 +241,7 @@ def test_first_cells_are_complete_and_some_others_are_not(samples):
     assert all(1 <= n <= 2 for n in lacking[4:])
 
 
+@pytest.mark.slow
 def test_regions_and_growth(tmp_path):
     keys = ["s1_grd", "s3_olci", "s5p_co", "dem"]
     options = {"seed": 3, "local_patches": 3, "dates": 1, "modalities": keys}

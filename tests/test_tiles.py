@@ -4,7 +4,7 @@ import datetime
 import logging
 import pickle
 import re
-import subprocess
+import runpy
 import sys
 import threading
 import time
@@ -823,16 +823,13 @@ def test_tokens_and_own_bands_of_the_real_model(small):
 
 
 @pytest.mark.slow
-def test_the_example_runs(tmp_path):
+@pytest.mark.filterwarnings("ignore:Supplying chunks as dimension-order:FutureWarning")  # rioxarray
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     utm(224, 224, bands=13).rio.to_raster(tmp_path / "image.tif")
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "own_imagery.py", "image.tif"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "'dim': 768} vectors, nothing computed yet" in done.stdout
-    assert done.stdout.endswith("cosine similarity to the first tile:\n[[1.]]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["own_imagery.py", "image.tif"])
+    runpy.run_path(str(ROOT / "examples" / "own_imagery.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "'dim': 768} vectors, nothing computed yet" in said
+    assert said.endswith("cosine similarity to the first tile:\n[[1.]]\n")

@@ -170,7 +170,7 @@ def test_a_build_subtracts_an_offset_and_says_so(images, tmp_path):
         images, other, encoder=StubEncoder(), modalities=["s2_toa", "dem"], s2_offset=200
     )
     assert set(report.images) == {"s2_toa", "dem"}
-    plain, lowered = xr.open_zarr(one), xr.open_zarr(other)
+    plain, lowered = (xr.open_zarr(path, chunks=None) for path in (one, other))
     assert lowered.attrs["preprocessing"].endswith(", 200 subtracted from Sentinel-2 counts")
     assert plain.attrs["preprocessing"] == lowered.attrs["preprocessing"].split(", 200")[0]
     there = plain.n_images.values > 0
@@ -182,6 +182,7 @@ def test_a_build_subtracts_an_offset_and_says_so(images, tmp_path):
         build(images, tmp_path / "x.zarr", encoder=StubEncoder(), s2_offset=-1)
 
 
+@pytest.mark.slow
 def test_a_build_says_once_that_images_are_strange(images, tmp_path, caplog, monkeypatch):
     from copcube.images import geotiff
 
