@@ -43,6 +43,9 @@ _ATTRIBUTES: dict[str, Any] = {
 _SCALES = (96, 48, 24, 12, 6, 3)
 """Widths of the random fields' smooth features, in cells."""
 
+_GRAVITY = 9.80665
+"""By which ERA5's geopotential is divided to have metres."""
+
 _NOISE = 0.03
 """Standard deviation of what no neighbour shares, those of the fields being 1."""
 
@@ -122,14 +125,70 @@ def write(path: str | Path, *, seed: int = 0, overwrite: bool = False) -> None:
         require_free_store(path, overwrite)  # again: something may have come there meanwhile
 
 
+def statics(*, seed: int = 0) -> "xr.Dataset":
+    """Make static fields of the same made-up world, under ERA5's names.
+
+    Parameters
+    ----------
+    seed : int
+        That of the cube beside which they shall lie.
+
+    Returns
+    -------
+    xarray.Dataset
+        (latitude, longitude) float32, 721 × 1440 as ERA5: ``z`` (m² s⁻²) of the mountains that the
+        vectors of `open` see, 0 at sea; ``lsm``, the true coastlines, 0 or 1; ``sdor`` (m), the
+        standard deviation of heights in 5 × 5 cells; ``slor``, the slope between cells.
+    """
+    import xarray as xr
+    from scipy.ndimage import uniform_filter
+
+    log.warning("SYNTHETIC static fields: drawn at random by copcube.tutorial")
+    height = 1000 * _height(_fields(np.random.default_rng(seed))) * land()
+    around = {"size": 5, "mode": ("nearest", "wrap")}
+    variance = uniform_filter(height**2, **around) - uniform_filter(height, **around) ** 2
+    y, x = np.gradient(np.pad(height, ((0, 0), (1, 1)), "wrap"))
+    metres = 111_195 * grid.STEP
+    # At the poles meridians meet; the row beside them stands for their slope.
+    narrow = np.cos(np.radians(np.clip(grid.latitudes(), -89.75, 89.75)))[:, None]
+    slope = np.hypot(y[:, 1:-1], x[:, 1:-1] / narrow) / metres
+    fields = {
+        "z": (_GRAVITY * height, "geopotential", "m**2 s**-2"),
+        "lsm": (land(), "land-sea mask", "1"),
+        "sdor": (np.sqrt(np.clip(variance, 0, None)), "standard deviation of orography", "m"),
+        "slor": (slope, "slope of orography", "1"),
+    }
+    return xr.Dataset(
+        {
+            name: (("latitude", "longitude"), v.astype(np.float32), {"long_name": n, "units": u})
+            for name, (v, n, u) in fields.items()
+        },
+        {
+            "latitude": ("latitude", grid.latitudes(), {"units": "degrees_north"}),
+            "longitude": ("longitude", grid.longitudes(), {"units": "degrees_east"}),
+        },
+        {"title": "SYNTHETIC static fields", "synthetic": "drawn at random by copcube.tutorial"},
+    )
+
+
+def _fields(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Random fields on the lattice, (6, 721, 1440)."""
+    return np.stack([_smooth(rng, width) for width in _SCALES])
+
+
+def _height(fields: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mountains, from 0 to some 5: a few high ones, most of the land flat."""
+    return np.asarray(np.clip(fields[2] + 0.5 * fields[4], 0, None) ** 1.5)
+
+
 def _cells(seed: int) -> Cells:
     """Draw the cells, in ERA5's order."""
     rng = np.random.default_rng(seed)
     row, col = np.nonzero(land())
     lat = np.radians(grid.latitudes())[row]
-    fields = [_smooth(rng, width)[row, col] for width in _SCALES]
+    fields = _fields(rng)[:, row, col]
     # Warmth falls with latitude and height, drought is that of the subtropics.
-    height = np.clip(fields[2] + 0.5 * fields[4], 0, None) ** 1.5
+    height = _height(fields)
     warmth = 4 * (np.cos(lat) - 0.6) - 0.7 * height + 0.3 * fields[1]
     drought = 2 * np.cos(6 * np.abs(lat) - np.pi) + fields[0]
     signal = np.stack([warmth, drought, height, *fields], axis=1)
