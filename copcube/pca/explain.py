@@ -77,7 +77,8 @@ def explain(
     static, static_held_out = _shares([_swapped(part, n) for part in parts], view.field.shape[-1])
     unseen = ", in parts that the regression has not seen"
     forward, backward = "by the static fields", "by the components"
-    coords = {"component": fields["component"]} if "component" in fields.coords else {}
+    numbered = "component" in fields.coords
+    coords = {"component": fields["component"].variable} if numbered else {}
     result = xr.Dataset(
         {
             "component_r2": ("component", component, _share(forward)),
