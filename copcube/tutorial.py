@@ -144,7 +144,7 @@ def statics(*, seed: int = 0) -> "xr.Dataset":
     from scipy.ndimage import uniform_filter
 
     log.warning("SYNTHETIC static fields: drawn at random by copcube.tutorial")
-    height = 1000 * _height(_fields(np.random.default_rng(seed))) * land()
+    height = 750 * _height(_fields(np.random.default_rng(seed))) * land()
     around = {"size": 5, "mode": ("nearest", "wrap")}
     variance = uniform_filter(height**2, **around) - uniform_filter(height, **around) ** 2
     y, x = np.gradient(np.pad(height, ((0, 0), (1, 1)), "wrap"))
@@ -177,7 +177,7 @@ def _fields(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _height(fields: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mountains, from 0 to some 5: a few high ones, most of the land flat."""
+    """Mountains, from 0 to some 10: a few high ones, most of the land flat."""
     return np.asarray(np.clip(fields[2] + 0.5 * fields[4], 0, None) ** 1.5)
 
 
