@@ -102,3 +102,34 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert (
         list(tmp_path.iterdir()) == [out, tmp_path / "mine"] or len(list(tmp_path.iterdir())) == 2
     )
+
+
+def test_static_fields_are_of_the_same_world(world):
+    fields = tutorial.statics()
+    assert {*fields.data_vars} == {"z", "lsm", "sdor", "slor"}
+    assert "SYNTHETIC" in fields.title
+    assert (fields.lsm.values == tutorial.land()).all()
+    height = fields.z.values.astype(float) / 9.80665
+    assert (height[~tutorial.land()] == 0).all()
+    assert 2000 < height.max() < 9000
+    # The vectors hold the mountains: as linear functions of them, as well as of themselves.
+    found = world.copembed.reduce(k=8).copembed.explain(fields[["z"]])
+    assert float(found.static_r2_held_out.sel(static="z")) > 0.9
+
+
+def test_static_fields_are_what_their_names_say():
+    """Beside NumPy's deviation, and slopes over distances along great circles."""
+    fields = tutorial.statics(seed=1)
+    height = fields.z.values.astype(float) / 9.80665
+    for i, j in np.random.default_rng(0).choice(np.argwhere(height[3:-3] > 500), 20):
+        i += 3
+        columns = np.arange(j - 2, j + 3) % 1440
+        assert fields.sdor.values[i, j] == pytest.approx(
+            height[i - 2 : i + 3, columns].std(), rel=1e-2
+        )
+        lat = np.radians(90 - 0.25 * i)
+        east = 2 * np.arcsin(np.cos(lat) * np.sin(np.radians(0.25))) * 6371e3
+        north = np.radians(0.5) * 6371e3
+        up = (height[i, columns[3]] - height[i, columns[1]]) / east
+        along = (height[i - 1, j] - height[i + 1, j]) / north
+        assert fields.slor.values[i, j] == pytest.approx(np.hypot(up, along), rel=1e-2)
