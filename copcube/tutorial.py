@@ -145,17 +145,20 @@ def statics(*, seed: int = 0) -> "xr.Dataset":
 
     log.warning("SYNTHETIC static fields: drawn at random by copcube.tutorial")
     height = 750 * _height(_fields(np.random.default_rng(seed))) * land()
-    around = {"size": 5, "mode": ("nearest", "wrap")}
-    variance = uniform_filter(height**2, **around) - uniform_filter(height, **around) ** 2
-    y, x = np.gradient(np.pad(height, ((0, 0), (1, 1)), "wrap"))
+    mean, mean_square = (
+        uniform_filter(x, size=5, mode=("nearest", "wrap")) for x in (height, height**2)
+    )
+    variance = np.clip(mean_square - mean**2, 0, None)
+    north = np.gradient(height, axis=0)
+    east = np.gradient(np.pad(height, ((0, 0), (1, 1)), "wrap"), axis=1)[:, 1:-1]
     metres = 111_195 * grid.STEP
     # At the poles meridians meet; the row beside them stands for their slope.
     narrow = np.cos(np.radians(np.clip(grid.latitudes(), -89.75, 89.75)))[:, None]
-    slope = np.hypot(y[:, 1:-1], x[:, 1:-1] / narrow) / metres
+    slope = np.hypot(north, east / narrow) / metres
     fields = {
         "z": (_GRAVITY * height, "geopotential", "m**2 s**-2"),
         "lsm": (land(), "land-sea mask", "1"),
-        "sdor": (np.sqrt(np.clip(variance, 0, None)), "standard deviation of orography", "m"),
+        "sdor": (np.sqrt(variance), "standard deviation of orography", "m"),
         "slor": (slope, "slope of orography", "1"),
     }
     return xr.Dataset(

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,16 @@ def test_notebook_says_what_its_data_are_and_where_to_go_on(path):
     assert words[-1].startswith("Where to go on: ")
     links = re.findall(r"\]\((?!https?:)([^)#\s]+)", "\n".join(words))
     assert [link for link in links if not (FOLDER / link).exists()] == []
+
+
+@each
+def test_the_site_shows_every_cell_and_picture(path):
+    pytest.importorskip("mkdocs", reason="the site is made by mkdocs")
+    page = runpy.run_path(str(FOLDER / "pages.py"))["page"](path)
+    assert all(text_of(cell["source"]) in page for cell in cells_of(path, "code"))
+    assert all(text_of(cell["source"]) in page for cell in cells_of(path, "markdown"))
+    assert page.count("<img ") == path.read_text("utf-8").count('"image/png"')
+    assert page.count("````") % 2 == 0
 
 
 def test_the_page_lists_every_notebook():
