@@ -1,6 +1,7 @@
 """The page for a browser, looked at in one: colours against matplotlib's, places against ours."""
 
 import re
+import time
 
 import matplotlib as mpl
 import numpy as np
@@ -214,16 +215,28 @@ def test_keys_do_what_a_pointer_does(browser, written):
     assert browser.run("view") == pytest.approx(before)
 
 
+def settled(browser):
+    """The window's picture once it no longer changes: look-alikes come after the map."""
+    last = browser.picture()
+    for _ in range(50):
+        time.sleep(0.1)
+        now = browser.picture()
+        if np.array_equal(now, last):
+            break
+        last = now
+    return now
+
+
 def test_an_address_shares_the_view(browser, written):
     browser.open(written, "#lat=52&lon=3.5&across=9&show=component,2&place=50,6&apart=100")
-    first = browser.picture()
+    first = settled(browser)
     assert browser.run("[view.lat, view.lon, view.across]") == [52, 3.5, 9]
     browser.run("zoomBy(1.01)")
     browser.run("zoomBy(1 / 1.01); remember()")
     address = browser.until("location.hash.includes('apart') && location.hash")
     browser.open(written, address)
-    # A gradient may be rounded otherwise.
-    assert np.abs(browser.picture().astype(int) - first).max() <= 2
+    # A gradient may be rounded otherwise, and the edge of a letter or a coast.
+    assert (np.abs(settled(browser).astype(int) - first).max(axis=2) > 2).mean() < 1e-3
     browser.run("location.hash = '#lat=45&lon=12&across=5&show=counts'")
     browser.until("shown.kind === 'counts' && view.lat === 45")
     assert browser.text("#legend figcaption").startswith("images in the cell")
