@@ -239,7 +239,8 @@ def test_an_address_shares_the_view(browser, written):
     assert (np.abs(settled(browser).astype(int) - first).max(axis=2) > 2).mean() < 1e-3
     browser.run("location.hash = '#lat=45&lon=12&across=5&show=counts'")
     browser.until("shown.kind === 'counts' && view.lat === 45")
-    assert browser.text("#legend figcaption").startswith("images in the cell")
+    caption = "document.querySelector('#legend figcaption').textContent"
+    browser.until(f"{caption}.startsWith('images in the cell')")  # in the frame that follows
 
 
 @pytest.mark.parametrize(
