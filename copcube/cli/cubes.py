@@ -1,8 +1,9 @@
 """Cubes of the command line: opening what it is given, writing what it makes."""
 
+import argparse
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +83,40 @@ def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Argument
     return named
 
 
+def place_in_cube(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command that is about one place in a cube."""
+    command.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    command.add_argument("lat", type=float, metavar="LAT", help="degrees north")
+    command.add_argument("lon", type=float, metavar="LON", help="degrees east")
+
+
 def inputs(arguments: Arguments) -> list[str]:
     """Paths that a command reads."""
-    names = ("cube", "basis", "reduction", "era5", "given", "statics", "stations")
-    return [path for name in names if (path := getattr(arguments, name, None)) is not None]
+    names = ["cube", "basis", "reduction", "era5", "given", "statics", "stations", "other"]
+    names += ["table", "regions", "statistics"]
+    given = (getattr(arguments, name, None) for name in names)
+    paths = [path for one in given for path in (one if isinstance(one, list) else [one])]
+    return [path for path in paths if path is not None]
+
+
+def require_form(
+    path: str, forms: Collection[str], arguments: Arguments, expected: str | None = None
+) -> Path:
+    """Check that an output ends as one of some forms and can be written, before any work.
+
+    Raises
+    ------
+    OptionError
+        If it ends otherwise; `expected` says in words what may be.
+    WriteError
+        If something is there that must stay.
+    """
+    from copcube.interchange.replacing import require_free
+
+    out = Path(path)
+    if out.suffix.lower() not in forms:
+        raise OptionError(f"{out}: expected {expected or ', '.join(forms)}")
+    return require_free(out, arguments.overwrite, *inputs(arguments))
 
 
 def require_output(arguments: Arguments) -> None:

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive, say
-from copcube.cli.cubes import CUBE, chosen, group, inputs, naming, open_any, save_fields
+from copcube.cli.cubes import (
+    CUBE,
+    chosen,
+    group,
+    naming,
+    open_any,
+    place_in_cube,
+    require_form,
+    save_fields,
+)
 from copcube.errors import OptionError
 from copcube.version import __version__
 
@@ -15,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-DRAWN = {"png": "Software", "pdf": "Creator", "svg": "Creator"}
+DRAWN = {".png": "Software", ".pdf": "Creator", ".svg": "Creator"}
 """Forms of pictures, and what the name of the program that drew one is called in each."""
 
 _OF_PICTURES = ("show", "component", "projection", "extent", "dpi")
@@ -60,9 +69,7 @@ def _add_similar(commands: Commands) -> None:
         details="Places lie apart by --exclude-km, since neighbours look alike. Write -- before a\n"
         "place with negative degrees.",
     )
-    similar.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
-    similar.add_argument("lat", type=float, metavar="LAT", help="degrees north")
-    similar.add_argument("lon", type=float, metavar="LON", help="degrees east")
+    place_in_cube(similar)
     _add_places(similar)
 
 
@@ -148,7 +155,7 @@ def add_fields(command: argparse.ArgumentParser) -> None:
 def _explain(arguments: Arguments) -> None:
     from copcube.pca import explain
 
-    out = None if arguments.plot is None else _require_picture(arguments.plot, arguments)
+    out = None if arguments.plot is None else require_form(arguments.plot, DRAWN, arguments)
     found = explain(open_any(arguments.cube), statics_of(arguments))
     for what, by in (("component", "static fields"), ("static", "components")):
         seen, unseen = found[f"{what}_r2"].values, found[f"{what}_r2_held_out"].values
@@ -188,17 +195,16 @@ def _similar(arguments: Arguments) -> None:
 
 
 def _map(arguments: Arguments) -> None:
-    out = Path(arguments.out)
-    form = _form(out)
-    if form not in (*DRAWN, "html"):
-        raise OptionError(f"{out}: expected .{', .'.join((*DRAWN, 'html'))}")
-    others = _OF_PICTURES if form == "html" else ("k",)
-    if unknown := [f"--{name}" for name in others if getattr(arguments, name) is not None]:
-        raise OptionError(f".{form} has no option {', '.join(unknown)}; leave it out")
-    if form == "html":
+    form, forms = Path(arguments.out).suffix.lower(), (*DRAWN, ".html")
+    others = _OF_PICTURES if form == ".html" else ("k",)
+    unknown = [f"--{name}" for name in others if getattr(arguments, name) is not None]
+    if form in forms and unknown:
+        raise OptionError(f"{form} has no option {', '.join(unknown)}; leave it out")
+    out = require_form(arguments.out, forms, arguments)
+    if form == ".html":
         _page(arguments)
     else:
-        _picture(arguments)
+        _picture(arguments, out)
 
 
 def _page(arguments: Arguments) -> None:
@@ -209,10 +215,9 @@ def _page(arguments: Arguments) -> None:
     say(page(open_any(arguments.cube), arguments.out, **options))
 
 
-def _picture(arguments: Arguments) -> None:
+def _picture(arguments: Arguments, out: Path) -> None:
     from copcube import plot
 
-    out = _require_picture(arguments.out, arguments)
     options = {"projection": arguments.projection, "extent": arguments.extent}
     ds = open_any(arguments.cube)
     match show := arguments.show or "rgb":
@@ -225,39 +230,22 @@ def _picture(arguments: Arguments) -> None:
     draw(axes, out, dpi=arguments.dpi or 150)
 
 
-def _form(out: Path) -> str:
-    return out.suffix.lower().removeprefix(".")
-
-
-def _require_picture(path: str, arguments: Arguments) -> Path:
-    """Check that a picture can be drawn at a path, before any work."""
-    from copcube.interchange.replacing import require_free
-
-    out = Path(path)
-    if _form(out) not in DRAWN:
-        raise OptionError(f"{out}: expected .{', .'.join(DRAWN)}")
-    return require_free(out, arguments.overwrite, *inputs(arguments))
-
-
 def draw(axes: Any, out: Path, dpi: int = 150) -> None:
     """Write a picture, which appears when it is whole and says what drew it."""
     from copcube.files.atomic import atomic_path
 
-    form = _form(out)
+    form = out.suffix.lower()
     drawn_by = {DRAWN[form]: f"copcube {__version__}"}
     with atomic_path(out) as temporary:
-        axes.figure.savefig(temporary, format=form, dpi=dpi, metadata=drawn_by)
+        axes.figure.savefig(temporary, format=form[1:], dpi=dpi, metadata=drawn_by)
     log.info("%s is done", out)
 
 
 def _change(arguments: Arguments) -> None:
-    from copcube.interchange.replacing import require_free
     from copcube.lookup import change
 
-    out = Path(arguments.out)
-    if (form := _form(out)) not in ("nc", "zarr", *DRAWN):
-        raise OptionError(f"{out}: expected .nc or .zarr, or .{', .'.join(DRAWN)}")
-    require_free(out, arguments.overwrite, arguments.cube, arguments.other)
+    expected = f".nc or .zarr, or {', '.join(DRAWN)}"
+    out = require_form(arguments.out, (".nc", ".zarr", *DRAWN), arguments, expected)
     a, b = open_any(arguments.cube), open_any(arguments.other)
     if arguments.groups:
         a, b = (group(ds, label) for ds, label in zip((a, b), arguments.groups, strict=True))
@@ -271,10 +259,10 @@ def _change(arguments: Arguments) -> None:
             for row in zip(*(found[n].values for n in names), strict=True)
         ),
     )
-    if form in DRAWN:
-        from copcube.plot import change as drawn
+    if out.suffix.lower() in DRAWN:
+        from copcube.plot import changed
 
-        draw(drawn(a, b, **options), out)
+        draw(changed(found, a), out)
     else:
         save_fields(found, arguments)
 

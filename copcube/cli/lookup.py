@@ -4,7 +4,7 @@ import argparse
 import logging
 
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, table
-from copcube.cli.cubes import CUBE, naming, open_any
+from copcube.cli.cubes import CUBE, inputs, naming, open_any, place_in_cube
 from copcube.errors import OptionError
 
 log = logging.getLogger("copcube")
@@ -26,9 +26,7 @@ def _add_at(commands: Commands) -> None:
         "copcube at world.zarr 48.1 11.6\n  copcube at fields.zarr -- -3.1 -60.0",
         details="Write -- before a place with negative degrees.",
     )
-    at.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
-    at.add_argument("lat", type=float, metavar="LAT", help="degrees north")
-    at.add_argument("lon", type=float, metavar="LON", help="degrees east")
+    place_in_cube(at)
     _add_method(at)
 
 
@@ -108,7 +106,7 @@ def _points(arguments: Arguments) -> None:
     from copcube.lookup.tables import require_table, write_table
 
     out = require_table(arguments.out)
-    require_free(out, arguments.overwrite, arguments.cube, arguments.table)
+    require_free(out, arguments.overwrite, *inputs(arguments))
     found = points(
         open_any(arguments.cube),
         arguments.table,
@@ -136,7 +134,7 @@ def _box(arguments: Arguments) -> None:
         raise OptionError("box takes WEST SOUTH EAST NORTH, or --regions with polygons")
     out = None if arguments.out is None else require_table(arguments.out)
     if out is not None:
-        require_free(out, arguments.overwrite, arguments.cube, arguments.regions)
+        require_free(out, arguments.overwrite, *inputs(arguments))
     cube = open_any(arguments.cube)
     if arguments.regions is None:
         found = box(cube, *arguments.corners, pooling=arguments.pooling).expand_dims("region")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
-from copcube.cli.cubes import CUBE, naming, open_any, save_fields
+from copcube.cli.cubes import CUBE, naming, open_any, require_form, save_fields
 from copcube.cli.look import DRAWN, add_fields, draw, statics_of
 from copcube.errors import OptionError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _TABLES = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
-_PICTURES = tuple(f".{form}" for form in DRAWN)
 
 
 def add(commands: Commands) -> None:
@@ -92,19 +91,12 @@ def add(commands: Commands) -> None:
 def _probe(arguments: Arguments) -> None:
     from copcube import plot
     from copcube.era5.statics import open_fields
-    from copcube.interchange.replacing import require_free
     from copcube.probes import probe
 
-    for path, allowed in (
-        (arguments.out, (*_TABLES, ".nc")),
-        (arguments.plot, _PICTURES),
-        (arguments.maps, _PICTURES),
-    ):
-        if path and Path(path).suffix.lower() not in allowed:
-            raise OptionError(f"{path}: expected {', '.join(allowed)}")
+    outputs = ((arguments.out, (*_TABLES, ".nc")), (arguments.plot, DRAWN), (arguments.maps, DRAWN))
+    for path, forms in outputs:
         if path:
-            sources = (arguments.cube, arguments.given, *arguments.statistics)
-            require_free(path, arguments.overwrite, *filter(None, sources))
+            require_form(path, forms, arguments)
     if arguments.names and not arguments.given:
         raise OptionError("--fields says which of the fields of --given count; give these, too")
     residuals = arguments.residuals

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
 from copcube.cube.latlon import CELL, LatLon, first_positions, spatial_dims
-from copcube.cube.points import points
+from copcube.cube.pointwise import as_points
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
 from copcube.cube.whole import at_once
@@ -346,7 +346,7 @@ class CubeView:
         >>> CubeView.of(cube).at([48.1, 52.5], [11.6, 13.4]).embedding.dims  # doctest: +SKIP
         ('point', 'dim')
         """
-        y, x = points(lat, lon)
+        y, x = as_points(lat, lon)
         return self._at_one(float(y), float(x)) if y.ndim == 0 else self._at_many(y, x)
 
     def _at_many(self, lat: "xr.DataArray", lon: "xr.DataArray") -> "xr.Dataset":

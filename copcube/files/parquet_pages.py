@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from copcube.errors import CopcubeError
 from copcube.files import limits
 from copcube.files.limits import demand
+from copcube.files.regular import open_regular
 from copcube.files.zip_directory import Read
 
 if TYPE_CHECKING:
@@ -77,6 +78,32 @@ def demand_pages(
             is_flat = "." not in column.path_in_schema
             if is_flat:
                 demand(limits.PIECE, unfolded + _BYTES_OF_A_TEXT * values, what, error)
+
+
+def checked_footer(
+    path: str, columns: Collection[str] | None, error: type[CopcubeError]
+) -> "pq.FileMetaData":
+    """Footer of a local file whose pages were looked at; of all columns if None are named.
+
+    Raises
+    ------
+    CopcubeError
+        The `error`, as `demand_pages`; if the file is none that can be read from any offset.
+    """
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    if columns is None:
+        paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
+        columns = {name.partition(".")[0] for name in paths}
+    with open_regular(path, error) as file:
+
+        def read(start: int, length: int) -> bytes:
+            file.seek(start)
+            return file.read(length)
+
+        demand_pages(read, metadata, columns, path, error)
+    return metadata
 
 
 _BYTES_OF_A_TEXT = 64

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube.results import as_result, described
-from copcube.cube.view import CubeView, present
+from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers
-from copcube.lookup.gathering import gathered
+from copcube.lookup.gathering import gathered_vectors
 from copcube.lookup.regions import Region, box_rings, polygon_rings, region
 from copcube.lookup.similar import EARTH_RADIUS
 
@@ -251,10 +251,7 @@ def _parts(view: CubeView, i: Integers, j: Integers) -> list[Integers]:
 
 def _read(view: CubeView, i: Integers, j: Integers) -> tuple[Floats, NDArray[np.bool_]]:
     """Vectors of cells as float64, 0 where there is none, (n, …, dim), and where there is one."""
-    x = gathered(view, view.field, i, j)
-    there = present(x, zeros_allowed=view.zeros_allowed)
-    if view.images is not None:
-        there &= gathered(view, view.images, i, j) > 0
+    x, there = gathered_vectors(view, i, j, zeros_allowed=view.zeros_allowed)
     x = x.astype(np.float64)
     x[~there] = 0
     return x, there

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.cube.view import CubeView, present
+from copcube.cube.view import CubeView
 from copcube.errors import CopcubeError, ModelError, SpecError
 from copcube.lookup.boxes import Pooling, box
-from copcube.lookup.gathering import gathered
+from copcube.lookup.gathering import gathered_vectors
 from copcube.lookup.regions import box_rings, region
 from copcube.lookup.specs import Corners, Output, Temporal, corners_of, output_of, temporal_of
 
@@ -409,10 +409,8 @@ def _window(view: CubeView, corners: Corners, output: Output) -> tuple[Any, dict
     i, j = np.meshgrid(at_row[rows], at_col[grid.published_column(cols)], indexing="ij")
     inside = ((i >= 0) & (j >= 0)).ravel()
     i, j = np.where(inside, i.ravel(), -1), np.where(inside, j.ravel(), -1)
-    x = gathered(view, view.field, i, j).astype(np.float32)
-    there = present(x, zeros_allowed=True)
-    if view.images is not None:
-        there &= gathered(view, view.images, i, j) > 0
+    x, there = gathered_vectors(view, i, j, zeros_allowed=True)
+    x = x.astype(np.float32)
     x[~there] = 0
     # In the memory's order of the published file, in which the sums of float32 are rounded.
     chw = np.moveaxis(x.reshape(len(rows), len(cols), -1), -1, 0)

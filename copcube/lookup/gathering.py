@@ -7,7 +7,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.cube.view import CubeView
+from copcube.cube.view import CubeView, present
 from copcube.grid import Integers
 
 if TYPE_CHECKING:
@@ -60,6 +60,20 @@ def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) ->
         rows, cols = (slice(int(s[n]), int(s[n + 1])) for s, n in zip(starts, chunk, strict=True))
         found[of_chunk] = variable[rows, cols].values[where]
     return found
+
+
+def gathered_vectors(
+    view: CubeView, i: Integers, j: Integers, *, zeros_allowed: bool
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read vectors of cells, (n, …, dim), and find which of them are some, (n, …).
+
+    Parameters and errors are those of `gathered` and of `copcube.cube.view.present`.
+    """
+    vectors = gathered(view, view.field, i, j)
+    there = present(vectors, zeros_allowed=zeros_allowed)
+    if view.images is not None:
+        there &= gathered(view, view.images, i, j) > 0
+    return vectors, there
 
 
 def _chunks(array: "xr.DataArray") -> tuple[tuple[int, ...], tuple[int, ...]]:

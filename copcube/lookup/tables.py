@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.cube.points import points as as_points
+from copcube.cube.pointwise import as_points
 from copcube.errors import MissingPackageError, OptionError, in_a_line
 from copcube.files.contents import refuse_other
-from copcube.files.parquet_pages import demand_pages
+from copcube.files.parquet_pages import checked_footer
 from copcube.files.regular import open_regular
 from copcube.grid import WGS84, Floats
 
@@ -209,18 +209,8 @@ def _read_parquet(path: str) -> "pd.DataFrame":
 
     refuse_other(path, ("parquet",), "a parquet file", OptionError)
     try:
-        metadata = pq.read_metadata(path)
-        names = {
-            metadata.schema.column(n).path.partition(".")[0] for n in range(metadata.num_columns)
-        }
+        checked_footer(path, None, OptionError)
         with open_regular(path, OptionError) as file:
-
-            def read(start: int, length: int) -> bytes:
-                file.seek(start)
-                return file.read(length)
-
-            demand_pages(read, metadata, names, path, OptionError)
-            file.seek(0)
             table = pq.read_table(file)
         geometric = b"geo" in (table.schema.metadata or {})
         frame: pd.DataFrame = table.to_pandas()

@@ -1,9 +1,19 @@
 """Maps of cubes and reductions, and what is said of them, as pictures and as pages."""
 
 from copcube.plot.explained import explained
-from copcube.plot.maps import change, component, counts, coverage, residuals, rgb, similar, spread
+from copcube.plot.maps import (
+    change,
+    changed,
+    component,
+    counts,
+    coverage,
+    residuals,
+    rgb,
+    similar,
+    spread,
+)
 from copcube.plot.probes import errors, residual_maps
 from copcube.plot.web import page
 
-__all__ = ["change", "component", "counts", "coverage", "errors", "explained", "page"]
+__all__ = ["change", "changed", "component", "counts", "coverage", "errors", "explained", "page"]
 __all__ += ["residual_maps", "residuals", "rgb", "similar", "spread"]

@@ -206,9 +206,41 @@ def change(
     """
     from copcube.lookup import change as find
 
-    view = CubeView.of(a).ungrouped()
+    CubeView.of(a).ungrouped()  # refused before vectors are read
     found = find(a, b, n=n, exclude_km=exclude_km, metric=metric)
-    name = "distance" if metric == "euclidean" else "cosine_distance"
+    return changed(found, a, ax=ax, projection=projection, extent=extent)
+
+
+def changed(
+    found: "xr.Dataset",
+    a: "xr.Dataset",
+    *,
+    ax: "Axes | None" = None,
+    projection: Any = None,
+    extent: Extent | None = None,
+) -> "Axes":
+    """Draw what `copcube.lookup.change.change` found.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        Its result.
+    a : xarray.Dataset
+        The first of the two cubes, whose extent is drawn.
+    ax, projection, extent
+        As for `copcube.plot.maps.rgb`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    CubeError
+        If there are leading dimensions.
+    """
+    view = CubeView.of(a).ungrouped()
+    name = "distance" if found.attrs["metric"] == "euclidean" else "cosine_distance"
     values = found[name].reindex({view.lat: view.field[view.lat], view.lon: view.field[view.lon]})
     axes, image = _map(view, values.values, ax, projection, extent, cmap="cividis", vmin=0)
     _places(axes, Window.of(view, extent), found)
@@ -312,12 +344,6 @@ def _dots(
         style |= {"cmap": image.cmap, "norm": image.norm}
     x = window.west + (x - window.west) % 360
     axes.scatter(x, y, c=values[i, j], **style, **_degrees(axes))
-
-
-def _middle(window: Window) -> float:
-    """Latitude at which degrees are drawn in their true proportion; the equator of large maps."""
-    wide = window.north - window.south > 60
-    return 0.0 if wide else (window.north + window.south) / 2
 
 
 def _plot(axes: "Axes", window: Window, x: NDArray[Any], y: NDArray[Any], **style: Any) -> None:

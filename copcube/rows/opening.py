@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from copcube.errors import CopcubeError, RowsError, StorageError, in_a_line
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, open_file
-from copcube.files.parquet_pages import demand_pages
-from copcube.files.regular import open_regular, require_file
+from copcube.files.parquet_pages import checked_footer, demand_pages
+from copcube.files.regular import require_file
 from copcube.rows.table import COLUMNS
 
 if TYPE_CHECKING:
@@ -132,17 +132,7 @@ def reading_parquet(
 @lru_cache(maxsize=64)
 def _checked(path: str, _modified: int) -> "pq.FileMetaData":
     """Footer of a file whose pages were looked at, once for as long as it does not change."""
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_metadata(path)
-    with open_regular(path, RowsError) as file:
-
-        def read(start: int, length: int) -> bytes:
-            file.seek(start)
-            return file.read(length)
-
-        demand_pages(read, metadata, COLUMNS, path, RowsError)
-    return metadata
+    return checked_footer(path, COLUMNS, RowsError)
 
 
 def check_schema(schema: "pa.Schema", path: str | Path) -> None:

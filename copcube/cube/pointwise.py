@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
+def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
     """Coordinates of points as float64, along the same dimensions in the same order.
 
     Parameters
