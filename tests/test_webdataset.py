@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 from copcube.errors import CopcubeError, SourceError, StorageError
 from copcube.files import limits
 from copcube.files.objects import ObjectFolder, ReadAhead
+from copcube.files.objects.ahead import KEPT
+from copcube.files.objects.stores import REQUESTS
 from copcube.grid import format_cell
 from copcube.images import Image, Rejected, archives, open_source, webdataset
 from copcube.images.naming import from_names
@@ -813,8 +815,10 @@ def test_a_shard_is_fetched_once_from_front_to_back_without_a_copy(web, tmp_path
         tmp_path / "s.tar", *(sample(f"{772176 + i:07d}", [S5P, S3], seed=i) for i in range(8))
     )
     web.files["s.tar"] = path.read_bytes()
-    size, part = path.stat().st_size, 1 << 16
-    assert size > 100 * part
+    size, part = path.stat().st_size, 1 << 18
+    # The parts kept hold the two samples that seven jobs can be in and what is fetched ahead,
+    # however late a thread runs, but not the shard.
+    assert 2 * size / 8 + REQUESTS * part < KEPT * part < size
     monkeypatch.setattr(archives, "ReadAhead", partial(ReadAhead, part=part))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -826,7 +830,7 @@ def test_a_shard_is_fetched_once_from_front_to_back_without_a_copy(web, tmp_path
     spans = web.fetched("s.tar")
     fetched = sum(last + 1 - first for first, last in spans)
     assert sorted(set(spans))[0][0] == 0
-    assert size <= fetched < 1.6 * size
+    assert size <= fetched < 1.1 * size
     assert list(scratch.iterdir()) == []
 
 
