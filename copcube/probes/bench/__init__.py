@@ -1,0 +1,1 @@
+"""Copernicus-Bench: fifteen tasks that say what a frozen encoder's vectors are worth."""

@@ -1,0 +1,51 @@
+"""What a task's data set gives: samples, whatever the form in which it was published."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.probes.bench.tasks import Task
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One sample of a task.
+
+    Parameters
+    ----------
+    name : str
+        As in the split's file.
+    images : tuple of numpy.ndarray
+        One image, or two of a change, earlier and later: (bands, rows, columns) in their stored
+        dtype, bands as in the task's sensor, of the size that the data set has.
+    metadata : numpy.ndarray
+        (images, 4) float64: lon and lat in degrees, days since 1970-01-01, area of a token in
+        km²; NaN where unknown.
+    target : numpy.ndarray
+        () int64, the class; (classes,) uint8, several; (rows, columns) uint8, a class a pixel,
+        `Task.ignore` where it does not count; or (rows, columns) float32, a number a pixel, NaN
+        where unknown.
+    """
+
+    name: str
+    images: tuple[NDArray[Any], ...]
+    metadata: NDArray[np.float64]
+    target: NDArray[Any]
+
+
+class Dataset(Protocol):
+    """The data of one task; several threads may read it."""
+
+    task: Task
+
+    def names(self, split: Split) -> Sequence[str]:
+        """Return the names of a split's samples, in the order of its file."""
+
+    def read(self, split: Split, index: int) -> Sample:
+        """Read one sample."""
