@@ -509,13 +509,15 @@ class Shuffled(LocalExecutor):
     def __init__(self, seed):
         self.random = random.Random(seed)
 
-    def map(self, function, tasks, *, advance=lambda number: None, embeds=False):
+    def map(self, function, tasks, *, advance=lambda number: None, embeds=False, at_once=1):
         tasks = list(tasks)
         self.random.shuffle(tasks)
         for task in tasks:
             for _ in range(self.random.randint(0, 1)):
                 function(task, lambda number: None)
-            yield from super().map(function, [task], advance=advance, embeds=embeds)
+            yield from super().map(
+                function, [task], advance=advance, embeds=embeds, at_once=at_once
+            )
 
 
 @pytest.mark.slow

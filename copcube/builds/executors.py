@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from copcube.builds.tasks import Advance, ignore
 from copcube.errors import BuildError, CopcubeError, ReadError
+from copcube.files.processors import available_processors
 from copcube.lookahead import map_ahead
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Executor(Protocol):
         *,
         advance: Advance = ignore,
         embeds: bool = False,
+        at_once: int = 1,
     ) -> Iterator[tuple[Task, Outcome]]:
         """Run tasks in any order; yield each with what became of it.
 
@@ -76,11 +78,13 @@ class Executor(Protocol):
             Called with the progress of tasks while they run.
         embeds : bool
             Whether the tasks need the encoder, and a GPU if there is one.
+        at_once : int
+            How many tasks are worth running at a time in one process.
         """
 
 
 class LocalExecutor:
-    """Runs tasks in this process: one after another, but for those that embed on a GPU."""
+    """Runs tasks in this process: one after another, but where several at a time are faster."""
 
     reports_progress = True
 
@@ -95,12 +99,14 @@ class LocalExecutor:
         *,
         advance: Advance = ignore,
         embeds: bool = False,
+        at_once: int = 1,
     ) -> Iterator[tuple[Task, Outcome]]:
         """See `Executor`; only errors of reading are given back, all others are raised."""
         todo: list[Any] = list(tasks)
         on_gpu = embeds and bool(todo) and todo[0].options.encoder.streams > 1
+        threads = PARTITIONS_PER_GPU if on_gpu else min(at_once, available_processors())
         call = partial(_attempt, function, advance)
-        with closing(map_ahead(call, todo, PARTITIONS_PER_GPU if on_gpu else 0)) as outcomes:
+        with closing(map_ahead(call, todo, threads if threads > 1 else 0)) as outcomes:
             yield from outcomes
 
 
@@ -144,6 +150,7 @@ class DaskExecutor:
         *,
         advance: Advance = ignore,
         embeds: bool = False,
+        at_once: int = 1,
     ) -> Iterator[tuple[Task, Outcome]]:
         """See `Executor`; tasks that embed ask for a GPU where any worker offers one."""
         from distributed import KilledWorker

@@ -71,6 +71,8 @@ class Stage(Generic[Task]):
 
     embeds = False
     """Whether the tasks need the encoder."""
+    at_once = 1
+    """How many tasks are worth running at a time in one process."""
 
     def __init__(
         self,
@@ -132,7 +134,13 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
         stage.update(bar)
         for attempt in range(1, ATTEMPTS + 1):
             again: list[Task] = []
-            outcomes = executor.map(stage.function, tasks, advance=advance, embeds=stage.embeds)
+            outcomes = executor.map(
+                stage.function,
+                tasks,
+                advance=advance,
+                embeds=stage.embeds,
+                at_once=stage.at_once,
+            )
             for task, outcome in outcomes:
                 stage.folder.check_lock()
                 name = stage.name(task)
@@ -338,6 +346,8 @@ class AssembleStage(Stage[AssembleTask]):
             "write": (run_write_task, "writing", "bands", 2),
         }[kind]
         self._kind, self._width = kind, width
+        # While the keys of a part are read and its cells written, another is decoded.
+        self.at_once = 2 if kind == "combine" else 1
         names = [f"{i:0{width}d}" for i in range(number)]
         done = folder.receipts(task.work, kind, names, renew=True)
         tasks = [replace(task, number=i) for i, name in enumerate(names) if name not in done]
