@@ -18,7 +18,7 @@ import pytest
 from stub import StubEncoder
 
 from copcube import aggregate, cube
-from copcube.builds import build
+from copcube.builds import build, executors
 from copcube.builds.folder import BuildFolder
 from copcube.files.objects import ObjectFolder
 
@@ -71,6 +71,8 @@ def sleepers(
     with pytest.MonkeyPatch.context() as patch:
         lock = BuildFolder.lock
         patch.setattr(BuildFolder, "lock", partialmethod(lock, **periods))
+        # Tasks one by one, in the thread of the driver, which is known by its name.
+        patch.setattr(executors, "available_processors", lambda: 1)
         for stage in stages:
             owner, name = STAGES[stage]
             patch.setattr(owner, name, stopping(stage, getattr(owner, name)))

@@ -104,7 +104,7 @@ class LocalExecutor:
         """See `Executor`; only errors of reading are given back, all others are raised."""
         todo: list[Any] = list(tasks)
         on_gpu = embeds and bool(todo) and todo[0].options.encoder.streams > 1
-        threads = PARTITIONS_PER_GPU if on_gpu else min(at_once, available_processors())
+        threads = PARTITIONS_PER_GPU if on_gpu else min(at_once, available_processors(), len(todo))
         call = partial(_attempt, function, advance)
         with closing(map_ahead(call, todo, threads if threads > 1 else 0)) as outcomes:
             yield from outcomes
