@@ -29,11 +29,20 @@ def at_once(array: "xr.DataArray") -> "xr.DataArray":
         The same in memory, if xarray opened it, nothing was done to it since, and it takes
         64 MB at most; otherwise the array itself, which dask computes when it is used.
     """
+    source = opened(array) if array.nbytes <= _BYTES else None
+    return array if source is None else array.copy(data=np.asarray(source))
+
+
+def opened(array: "xr.DataArray") -> Any:
+    """Return what a lazy array was made of, if it is just what lies in a file, else None.
+
+    It takes slices, and NumPy reads what they give; any thread may do so.
+    """
+    if array.chunks is None:
+        return None
     lazy: Any = array.variable._data
-    if array.chunks is None or array.nbytes > _BYTES:
-        return array
     # dask keeps what an array was made of under this name, in a layer of its own, and gives
     # everything that is computed from it another name.
     source = f"original-{lazy.name}"
     layer = lazy.dask.layers.get(source)
-    return array if layer is None else array.copy(data=np.asarray(layer[source]))
+    return None if layer is None else layer[source]

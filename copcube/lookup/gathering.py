@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.cube.view import CubeView, present
+from copcube.cube.whole import opened
+from copcube.files.processors import available_processors
 from copcube.grid import Integers
+from copcube.lookahead import map_ahead
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,13 +55,21 @@ def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) ->
         (m, n): (i[of_chunk] - starts[0][m], j[of_chunk] - starts[1][n])
         for m, n, of_chunk in zip(b[cuts].tolist(), c[cuts].tolist(), asked, strict=True)
     }
-    if array.chunks is not None:
-        _by_dask(array, wanted, asked, found)
+    here = array.chunks is None or _scheduled_here(array)
+    # What lies in a file is read past dask, whose tasks cost half as much as small chunks do.
+    source = array.variable if array.chunks is None else opened(array)
+    if source is None or not here:
+        _by_dask(array, wanted, asked, found, here)
         return found
-    variable = array.variable
-    for (chunk, where), of_chunk in zip(wanted.items(), asked, strict=True):
+
+    def read(part: tuple[tuple[tuple[int, int], tuple[Integers, Integers]], Integers]) -> None:
+        (chunk, where), of_chunk = part
         rows, cols = (slice(int(s[n]), int(s[n + 1])) for s, n in zip(starts, chunk, strict=True))
-        found[of_chunk] = variable[rows, cols].values[where]
+        found[of_chunk] = np.asarray(source[rows, cols])[where]
+
+    threads = 0 if array.chunks is None else available_processors()
+    for _ in map_ahead(read, zip(wanted.items(), asked, strict=True), threads):
+        pass
     return found
 
 
@@ -88,19 +99,30 @@ def _chunks(array: "xr.DataArray") -> tuple[tuple[int, ...], tuple[int, ...]]:
     return sizes[0], sizes[1]
 
 
+def _scheduled_here(array: "xr.DataArray") -> bool:
+    """Whether threads of this process compute a lazy array, and not workers."""
+    import dask.threaded
+    from dask.base import get_scheduler
+
+    scheduler = get_scheduler(cls=type(array.data))  # type: ignore[no-untyped-call]
+    return scheduler is dask.threaded.get
+
+
 def _by_dask(
-    array: "xr.DataArray", wanted: Wanted, asked: list[Integers], found: NDArray[Any]
+    array: "xr.DataArray",
+    wanted: Wanted,
+    asked: list[Integers],
+    found: NDArray[Any],
+    here: bool,
 ) -> None:
     """Write values of cells to `found`: one task a chunk that holds some, none for the others."""
-    import dask.threaded
-    from dask.base import compute_as_if_collection, get_scheduler
+    from dask.base import compute_as_if_collection
     from dask.highlevelgraph import HighLevelGraph
 
     # Vectors in one piece each: then a block of the array is a chunk of cells.
     data = array.data.rechunk(dict.fromkeys(range(2, array.ndim), -1))
     name, rest = f"cells-{uuid4().hex}", (0,) * (array.ndim - 2)
     # Threads of this process write where the values belong; workers have to send them.
-    here = get_scheduler(cls=type(data)) is dask.threaded.get  # type: ignore[no-untyped-call]
     task = partial(_put, found) if here else _taken
     layer: dict[Any, Any] = {
         (name, *chunk): (task, (data.name, *chunk, *rest), *where, of_chunk)
