@@ -13,7 +13,7 @@ from copcube.modalities import MODALITIES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(p for p in DOCS.rglob("*.md") if p.parent.name != "notebooks")
 
 
 def text(name):
@@ -80,11 +80,16 @@ def test_the_tables_of_modalities_are_those_of_the_code():
 
 def test_every_page_is_in_the_menu():
     settings = yaml.safe_load((ROOT / ".mkdocs.yml").read_text("utf-8"))
-    listed = [page for entry in settings["nav"] for page in entry.values()]
-    assert sorted(listed) == [page.name for page in PAGES]
+    listed = []
+    for entry in settings["nav"]:
+        for page in entry.values():
+            listed += [page] if isinstance(page, str) else [p for sub in page for p in sub.values()]
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "README.md"], ids=lambda page: f"{page.parent.name}/{page.stem}"
+)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text("utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
