@@ -214,6 +214,7 @@ def _groups(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Distinct columns of keys, the group of every column, and a member of each group."""
     distinct, first, group = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    # NumPy 2.0.0, and no other version, gives the inverse as many axes as the keys have.
     return distinct, group.ravel(), first
 
 
@@ -250,6 +251,7 @@ def _averages_of(
     i, j = (xr.DataArray(index[inside], dims="cell") for index in (rows, cols))
     values = view.field.isel({view.lat: i, view.lon: j}).transpose("cell", ...).values
     values = values.astype(np.float64)
+    # In published averages a vector of zeros stands for a missing one.
     filled = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
     if not filled.any():
         raise CubeError(

@@ -137,6 +137,7 @@ def _mask_and_map(
     rows, cols = _north_up(values[view.lat].values, values[view.lon].values)
     values = values.transpose(view.lat, view.lon, ...).isel({view.lat: rows, view.lon: cols})
     raster = values.values.astype(np.float64)
+    # Counts differ by orders of magnitude: on a linear map all but the largest would look alike.
     return mask, np.log2(raster) if values.name == "n_images" else raster
 
 
@@ -192,6 +193,8 @@ def _by_modality(view: CubeView) -> Iterator[tuple[str, int]]:
 def share_of_globe(mask: "xr.DataArray") -> float:
     """Share of the globe's area under the cells of a mask, which are as wide as their spacing."""
     points = LatLon.of(mask.to_dataset(name="mask"))
+    # On a sphere the area between two parallels goes with the difference of their sines. Over the
+    # globe sines span 2 and longitudes 360, hence the 720.
     south, north = np.sin(np.radians(points.south_north))
     cells = mask.any(mask.dims[:-2]).transpose(points.lat, points.lon).values.sum(axis=1)
     return float(cells @ (north - south) * points.dx / 720)

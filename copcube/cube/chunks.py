@@ -98,6 +98,7 @@ class Chunks:
             return None
         whole = values
         if values.shape != self.chunks:
+            # Zarr stores the chunks at the edge of an array in full size too.
             whole = np.full(self.chunks, self.fill, self.dtype)
             whole[tuple(slice(0, length) for length in values.shape)] = values
         packed = Zstd(level=self.level, checksum=self.checksum).encode(

@@ -221,6 +221,7 @@ class _Moments:
         scatter = np.trace(self.xx) * np.trace(self.yy)
         if not scatter > 0:
             return float("nan")
+        # The nuclear norm is Σσ. Rounding may leave a little less than nothing.
         return max(0.0, float(1 - np.linalg.norm(self.xy, "nuc") ** 2 / scatter))
 
 

@@ -90,6 +90,7 @@ class LatLon:
                 f"{lat} reaches {y[np.abs(y).argmax()]:.6g}; expected degrees, -90 to 90"
             )
         down, along = _spacing(lat, y, circle=False), _spacing(lon, x % 360, circle=True)
+        # A single row or column has no spacing; it is taken to be that of the other axis.
         dy, dx = down or along or grid.STEP, along or down or grid.STEP
         for name, values, step in ((lat, y, dy), (lon, x, dx)):
             if step < grid.STEP + grid.NEAR and not on_nodes(values).all():
@@ -118,6 +119,7 @@ class LatLon:
     @cached_property
     def columns(self) -> int:
         """Columns of the whole circle."""
+        # Something is taken off first, since a rounded spacing would give a column too many.
         return int(np.ceil(360 / self.dx - grid.NEAR))
 
     @property
@@ -193,6 +195,7 @@ class LatLon:
 def first_positions(index: Integers, size: int) -> Integers:
     """For every row or column of the lattice, where it comes first in an index; -1 if nowhere."""
     where = np.full(size, -1, np.int64)
+    # Written from the end, so that of several positions the first one stays.
     where[index[::-1]] = np.arange(len(index))[::-1]
     return where
 

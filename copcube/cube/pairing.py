@@ -100,6 +100,7 @@ def pair(a: CubeView, b: CubeView) -> tuple[Side, Side]:
         raise CubeError("the two have no cell of the lattice in common; compare the same region")
     if a.lead != b.lead:  # the same groups in another order of dimensions
         b = CubeView(b.dataset, b.field.transpose(*a.lead, ...))
+    # `intersect1d` sorts by rows of the lattice; this goes back to the order of `a`.
     down, along = np.argsort(rows_a), np.argsort(cols_a)
     return Side(a, rows_a[down], cols_a[along]), Side(b, rows_b[down], cols_b[along])
 

@@ -18,6 +18,7 @@ from copcube.files.objects import is_remote, listing
 
 _NODE = ("zarr.json", ".zgroup", ".zarray")
 _METADATA = (*_NODE, ".zattrs", ".zmetadata")
+# Chunks are named c/0/0 in Zarr 3, and 0.0 or 0/0 in Zarr 2.
 _CHUNK = re.compile(r"(?:(.*?)/)?(?:c(?:[/.]\d+)*|\d+(?:[/.]\d+)*)")
 _VARIABLES = {*schema.variables(1, "month", ("01",)), "modality", "season", "year"}
 _PATTERN = re.compile(r"[*?\[{]")
@@ -51,6 +52,7 @@ def foreign(path: str | Path, *, half: bool = False) -> str | None:
     for name in sorted(names):
         node, _, base = name.rpartition("/")
         chunk = _CHUNK.fullmatch(name)
+        # A writer of zarr that was killed leaves files with .partial at the end of their names.
         known = (base in _METADATA and node in nodes) or base.endswith(".partial")
         if not known and (chunk is None or (chunk[1] or "") not in nodes):
             return f"a Zarr folder in which {name} is no part of the data"
@@ -122,6 +124,7 @@ def overlap(out: str | Path, source: object) -> str | None:
     if mine[: len(theirs)] == theirs and pattern is None:
         return "lies in"
     try:
+        # One file can have two names, by a hard link or where letters of either case are the same.
         return "is" if os.path.samefile(str(out), str(text)) else None
     except (OSError, ValueError):
         return None

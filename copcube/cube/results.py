@@ -38,6 +38,7 @@ def as_result(ds: "xr.Dataset", like: str | None = None) -> "xr.Dataset":
         A new dataset with the same values. Its attributes are texts, numbers, lists and arrays
         of numbers; others have become JSON texts. Nothing that was lazy is computed.
     """
+    # First, since some attributes lie in the encoding, which goes next.
     attributes = {key: described(v) for key, v in ds.variables.items()}
     ds = ds.drop_encoding()
     ds.attrs = plain_attributes(ds.attrs)
@@ -58,6 +59,7 @@ def plain_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    # netCDF knows no truth values.
     if isinstance(value, bool | np.bool_):
         return int(value)
     if isinstance(value, str | bytes | int | float | np.number):

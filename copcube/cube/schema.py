@@ -241,6 +241,7 @@ def conventions(dim: int) -> dict[str, Any]:
         },
         "spatial:dimensions": ["lat", "lon"],
         "spatial:shape": [grid.N_LAT, grid.N_LON],
+        # An affine transform has pixels of one size, so that those at the poles reach beyond 90°.
         "spatial:transform": [grid.STEP, 0.0, _WEST, 0.0, -grid.STEP, _NORTH],
         "spatial:bbox": [_WEST, -_NORTH, _WEST + 360, _NORTH],
         "spatial:registration": "pixel",

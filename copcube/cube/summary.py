@@ -110,6 +110,7 @@ def _summary(path: str | Path) -> CubeSummary:
     group = open_group(path)
     by, groups = leading(group)
     counts: NDArray[np.int32] = np.asarray(array(group, "n_images")[...])
+    # A cube without groups counts as one with a single group from here on.
     counts = counts.reshape(-1, grid.N_LAT, grid.N_LON)
     filled: NDArray[np.bool_] = np.any(counts > 0, axis=0)
     by_modality: dict[str, int] = {}

@@ -243,6 +243,7 @@ class _Chunks:
             return values, np.ones(values.shape, bool)
         except _UNREADABLE:
             pass
+        # Something there is damaged: read chunk by chunk, the rest of it can still be examined.
         whole = [slice(k, k + 1) if isinstance(k, int) else k for k in part]
         shape = [k.stop - k.start for k in whole]
         values = np.full(shape, array.fill_value, array.dtype)

@@ -253,6 +253,7 @@ class CubeView:
         counted = None if self.counts is None else self.counts.variable[part].values
         if counted is not None and not counted.any():
             shape = (*counted.shape, self.field.shape[-1])
+            # No vector there is used, so that one number stands for all of them.
             return counted, np.broadcast_to(np.array(np.nan, self.field.dtype), shape)
         with naming_damage():
             values = self.field.variable[part].values

@@ -62,6 +62,7 @@ class Overlaps:
         east = np.minimum(coarse.dx / 2, away + grid.STEP / 2)
         west = np.maximum(-coarse.dx / 2, away - grid.STEP / 2)
         along = np.where(east - west > _SLIVER, east - west, 0)  # cells are at most 180° wide
+        # A coarse cell overlaps few fine ones: sparse products pass over all others.
         return cls(
             csr_array(down),
             csr_array(np.radians(along)),

@@ -304,11 +304,13 @@ def _further_coordinates(
     for name, v in fields.coords.items():
         if spatial & {*v.dims} or (name in _CRS and name in era5.variables):
             continue
+        # A coordinate carries the scalar ones along, which are compared by themselves.
         if name in era5.variables and not era5[name].reset_coords(drop=True).equals(
             v.reset_coords(drop=True)
         ):
             raise _clash([name])
         if name not in era5.variables:
+            # Attributes are changed below, and those of the user's own dataset have to stay.
             coords[name] = v.variable.copy(deep=False)
             # The affine transform is that of the fields' own order and extent.
             if name in _CRS:
@@ -358,6 +360,7 @@ def _attributes(
     for key, value in fields.items():
         if str(key).startswith(_CUBES_ONLY):
             continue
+        # Compared as texts, since arrays compare number by number.
         speaks = key in _SPEAKING or str(attrs.get(key, value)) != str(value)
         attrs[f"copcube_{key}" if speaks else key] = value
     attrs["history"] = "\n".join(filter(None, (str(era5.get("history", "")), line)))

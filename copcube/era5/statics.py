@@ -179,6 +179,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
         log.info("%s: left out, not invariant: %s", path_or_url, ", ".join(left_out))
     fields = {static.name: found[static.name] for static in STATICS if static.name in found}
     try:
+        # By default xarray would extend fields of unlike grids with NaN.
         result = xr.merge(fields.values(), join="exact", compat="override")
     except ValueError as error:
         raise CubeError(f"{path_or_url}: the fields are not on one grid: {error}") from error
@@ -204,6 +205,8 @@ def recognise(name: Hashable, field: "xr.DataArray") -> Static | None:
             number = re.match(r"\d+", str(field.attrs[key]))
             return _BY_ID.get(int(number[0])) if number else None
     text = _words(name)
+    # CDO calls a field that its tables lack var129; others add the number of the table, 128 or
+    # 228.
     if number := re.fullmatch(r"(?:var|p|param)?_?(\d+)(?:_128|_228)?", text):
         return _BY_ID.get(int(number[1]))
     if text in _BY_NAME:
@@ -281,6 +284,7 @@ def open_fields(path: str) -> list["xr.Dataset"]:
 
 def _open_address(url: str) -> list["xr.Dataset"]:
     """Open a file or a Zarr store at an address."""
+    # Tools of Python write Google's scheme in both ways.
     url = re.sub("^gcs://", "gs://", url)
     try:
         # Zarr stores are what an address usually holds; asking for a file costs a request.
@@ -339,6 +343,7 @@ def _open_grib(path: str, name: str) -> list["xr.Dataset"]:
         ) from error
     try:
         # Each variable by itself, since those of one file may differ in level or time.
+        # Without a path cfgrib writes no index beside the file, where it may not be allowed to.
         datasets: list[xr.Dataset] = open_variables(path, {"indexpath": ""})
     except (EOFError, OSError, ValueError) as error:
         raise SourceError(f"{name}: the GRIB file cannot be read ({error})") from error
@@ -363,6 +368,7 @@ def _open_zarr(store: Any, name: str) -> "xr.Dataset":
 
     try:
         with warnings.catch_warnings():
+            # A store without consolidated metadata only takes longer to open.
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
             # A store's refusal names the remedy; a folder's faults are named below.
             with contextlib.nullcontext() if isinstance(store, str) else asking(name):

@@ -43,6 +43,7 @@ def writing(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
+    # It is an OSError too, and names its remedy already.
     except StorageError:
         raise
     except OSError as error:
@@ -87,12 +88,15 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
         with writing(final):
             yield temporary
             if flush:
+                # Before the rename: after a power cut the name could otherwise stand for an empty
+                # file.
                 sync(temporary)
             if replace:
                 os.replace(temporary, final)
             else:
                 _move_to_free_name(temporary, final)
             if flush:
+                # The new name is an entry of the folder, which flushing the file does not flush.
                 sync(final.parent)
     finally:
         _remove(temporary)
@@ -167,6 +171,7 @@ def sync(path: str | Path) -> None:
 
 def _hidden(final: Path, suffix: str) -> Path:
     """Name beside a final one that no other process uses."""
+    # In the same folder, since a rename is one step only inside of one file system.
     return final.with_name(f".{final.name}.{uuid.uuid4().hex}.{suffix}")
 
 

@@ -128,14 +128,17 @@ def form(head: bytes) -> tuple[str, str]:
     for signature, name, words in _SIGNATURES:
         if head.startswith(signature):
             return name, words
+    # An archive without members begins with its end record.
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return _zip(head)
+    # A tar begins with the name of its first member; its signature comes after that.
     if head[257:262] == b"ustar":
         return "tar", "a tar archive"
     if not any(head):
         return "zeros", "nothing but zero bytes, as a broken download leaves them; get it anew"
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return "pickle", "a Python pickle"
+    # Such a file begins with the length of a JSON text, in 8 bytes, and the text itself.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return "safetensors", "a safetensors file"
     return _text(head)
@@ -143,6 +146,7 @@ def form(head: bytes) -> tuple[str, str]:
 
 def _zip(head: bytes) -> tuple[str, str]:
     """Tell zip archives apart by the name of their first member."""
+    # The name follows the 30 bytes of the local header, which holds its length at 26.
     name = head[30 : 30 + int.from_bytes(head[26:28], "little")].decode("utf-8", "replace")
     suffix = os.path.splitext(name)[1].lower()
     if suffix == ".npy":
@@ -162,6 +166,7 @@ def _zip(head: bytes) -> tuple[str, str]:
 
 def _text(head: bytes) -> tuple[str, str]:
     """Tell texts apart; what is no text stays unknown."""
+    # Some editors put a byte order mark before a text in UTF-8.
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(_LFS) or _ANNEX in head[:200]:
         tool, remedy = (

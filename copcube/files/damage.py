@@ -28,6 +28,7 @@ def naming_damage() -> Iterator[None]:
     except CopcubeError:
         raise
     except UNDECODABLE as error:
+        # Only the frame in which zarr decoded the chunk still knows which one it was.
         frame = _innermost(error, "read_batch")
         if frame is None:
             raise

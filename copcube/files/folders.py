@@ -151,6 +151,7 @@ class LocalFolder:
         top = self._path / prefix.rpartition("/")[0]
         found = []
         for root, folders, files in os.walk(top):
+            # Changed in place, so that `os.walk` does not enter the hidden ones.
             folders[:] = [name for name in folders if not name.startswith(".")]
             found += [os.path.join(root, name) for name in files if not name.startswith(".")]
         names = (os.path.relpath(path, self._path).replace(os.sep, "/") for path in found)
@@ -204,6 +205,8 @@ class LocalFolder:
             if not path.parent.is_dir():
                 new = [above for above in path.parents if not above.exists()]
                 path.parent.mkdir(parents=True, exist_ok=True)
+                # A new folder is an entry of the one above it, which has to be flushed for it to
+                # stay.
                 for folder in new if flush else ():
                     sync(folder.parent)
         return path

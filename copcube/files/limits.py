@@ -130,6 +130,7 @@ def load_json(raw: bytes, limit: Limit, what: str, error: type[CopcubeError]) ->
     demand(limit, len(raw) + _BYTES_OF_A_VALUE * values, what, error)
     try:
         return json.loads(raw)
+    # The parser calls itself for every level, which a deeply nested text exhausts.
     except (ValueError, RecursionError) as failure:
         raise error(f"{what} is not JSON: {failure}") from failure
 
@@ -143,6 +144,7 @@ def _factor() -> float:
         factor = float(text)
     except ValueError:
         factor = math.nan
+    # No comparison with NaN holds, so that it is refused here too.
     if not 0 < factor < 1e9:
         raise OptionError(
             f"the environment variable {VARIABLE} is {text!r}; expected how many times the "

@@ -222,9 +222,12 @@ class Lock:
             If the folder cannot be reached.
         """
         with self._proving:
+            # Taken first: however slow the answer is, the proof must not look younger than it is.
             begin = _clock()
             if not self.lost:
                 self._beats += 1
+                # The count makes the content new: the entity tag of an object mostly is a hash of
+                # it.
                 self._files.renew(self._file, self._data(beats=self._beats), self._version)
                 found = self._files.read(self._file)
                 owner = _Owner() if found is None else _Owner.of(found)
@@ -287,6 +290,7 @@ class Lock:
             while not ended.wait(self._beat):
                 try:
                     self.prove()
+                # Nobody would see an error of this thread; the body learns of it when it asks.
                 except BuildError as error:
                     log.warning("%s", error)
                     break
@@ -319,6 +323,7 @@ class Lock:
                 continue
             owner, age = _Owner.of(file), mine.modified - file.modified
             if owner.successor:
+                # The note stays for a day, so that an owner which sleeps long still finds it.
                 gone += [name] if age > _DAY else []
             elif owner.is_gone():
                 gone.append(name)

@@ -152,6 +152,8 @@ def _page(read: Read, at: int) -> _Page:
             # Statistics of long texts stand in the header: it is read again, larger.
             size *= 16
     kind, unfolded, compressed = (fields.get(number, -1) for number in (1, 2, 3))
+    # Data pages, dictionaries and data pages of version 2 each have a header of their own, which
+    # begins with the number of values.
     values = next((fields[n].get(1, -1) for n in (5, 7, 8) if isinstance(fields.get(n), dict)), 0)
     if min(unfolded, compressed, values) < 0:
         raise ValueError("a page of negative size")
@@ -164,6 +166,8 @@ def _struct(raw: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
         raise ValueError("a header of a page is nested too deeply")
     fields: dict[int, Any] = {}
     number = 0
+    # A zero ends a struct. The upper half of a byte is how far the number of the field lies from
+    # the one before; where that is 0, the number follows.
     while byte := raw[at]:
         at += 1
         if byte >> 4:
@@ -192,12 +196,14 @@ def _value(raw: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
 
 
 def _integer(raw: bytes, at: int) -> tuple[int, int]:
+    # Numbers of either sign alternate, so that small negative ones are short too.
     zigzag, at = _varint(raw, at)
     return (zigzag >> 1) ^ -(zigzag & 1), at
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
     value = 0
+    # Ten times seven bits hold any number of 64.
     for shift in range(0, 70, 7):
         byte = raw[at]
         at += 1

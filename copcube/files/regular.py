@@ -42,6 +42,7 @@ def open_regular(path: str | Path, error: type[CopcubeError]) -> BufferedReader:
 
 
 def _without_waiting(path: str, flags: int) -> int:
+    # Opening a pipe waits for its writer, before anything can be asked of what was opened.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

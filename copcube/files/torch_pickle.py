@@ -105,6 +105,7 @@ def _tensor(
     axes = shape, steps
     if not all(isinstance(axis, tuple) and len(axis) <= _MAX_AXES for axis in axes):
         raise OtherObjectError("a tensor of no shape")
+    # `isinstance` would take True and False for numbers.
     if not all(type(number) is int for number in (offset, *shape, *steps)):
         raise OtherObjectError("a tensor whose shape is no numbers")
     if len(shape) != len(steps):
@@ -120,6 +121,7 @@ def _parameter(tensor: Any, _gradient: Any, _hooks: Any) -> Tensor:
 
 
 def _ordered(*items: Any) -> dict[str, Any]:
+    # torch makes it empty and sets its items by further operations.
     if items:
         raise OtherObjectError("an ordered dictionary of items")
     return {}

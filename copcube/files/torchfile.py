@@ -62,6 +62,7 @@ class TorchFile:
         TorchFileError
             If its storage is not there, has another length, or does not hold all of it.
         """
+        # Strides may be any numbers, so that the farthest one decides and not how many there are.
         last = tensor.offset + sum(
             (n - 1) * step for n, step in zip(tensor.shape, tensor.steps, strict=True)
         )
@@ -194,6 +195,7 @@ def _legacy(read: Read, size: int) -> TorchFile:
             raise TorchFileError("it lists a storage that no tensor uses")
         tensor = sizes[key]
         stored = tensor.nbytes // tensor.itemsize
+        # Each storage is preceded by how many numbers it has.
         if read(begins[-1], 8) != struct.pack("<q", stored):
             raise TorchFileError(f"a storage of {stored} numbers is not where it should be")
         begins.append(begins[-1] + 8 + tensor.nbytes)

@@ -165,6 +165,7 @@ def _find_directory(tail: bytes, size: int) -> tuple[int, int, int]:
         if mark != b"PK\6\6" or any(value not in known for value, *known in pairs):
             raise BadZipFile("its end records contradict each other")
         found = exact
+    # A comment could itself look like an end record, which some readers would take for the last.
     disk, first_disk, number_here, number, length, start = found
     if disk or first_disk or number_here != number or comment:
         raise BadZipFile("it is one part of several, or ends with a comment")

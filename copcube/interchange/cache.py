@@ -179,6 +179,7 @@ def _stored(folder: Path) -> int:
 
 def _whole(entry: Path) -> bool:
     """Whether an entry is there with all its chunks."""
+    # The array that was opened last may be that of an entry which was removed since.
     _opened.cache_clear()
     try:
         return bool(_opened(str(entry)).attrs[_CHUNKS] == _stored(entry))

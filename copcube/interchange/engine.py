@@ -263,4 +263,5 @@ class MapArray(BackendArray):
             cols = grid.published_column(cols)
         dims = key[2] if isinstance(key[2], slice) else np.atleast_1d(key[2])
         values = self.source.read(np.atleast_1d(rows), np.atleast_1d(cols), dims)
+        # The source gives all dimensions; xarray expects none for an index that is one number.
         return values[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]

@@ -212,6 +212,7 @@ def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
         "crs": rasterio.CRS.from_wkt(grid.WGS84),
         "transform": rasterio.Affine(grid.STEP, 0, _WEST[order], 0, -grid.STEP, 90 + grid.STEP / 2),
         "nodata": writer.packing.missing if integers else None,
+        # A plain TIFF ends at 4 GiB, and how large a compressed one gets shows only at the end.
         "BIGTIFF": "YES",
         "TILED": "YES",
         "BLOCKXSIZE": TILE,
@@ -220,6 +221,8 @@ def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
         "NUM_THREADS": "ALL_CPUS",
     }
     if compress:
+        # Neighbours are alike, and differences compress better: 2 takes those of integers, 3 those
+        # of floats.
         profile |= {"COMPRESS": "DEFLATE", "PREDICTOR": 2 if integers else 3}
     return profile
 
@@ -286,6 +289,7 @@ def _opened(path: str) -> Iterator["rasterio.DatasetReader"]:
 
     refuse_other(path, ("tiff",), "a GeoTIFF", CubeError)
     try:
+        # Other drivers of GDAL may follow what a file names, to other files and addresses.
         with rasterio.open(path, driver="GTiff") as file:
             yield file
     except (RasterioError, OSError) as error:

@@ -179,6 +179,7 @@ def _variables(
             fill_value=packing.missing,
         )
         made.setncatts(_storable(attrs) | _other_coordinates(field, view.dataset))
+        # The numbers are packed already; netCDF4 would scale them once more.
         made.set_auto_maskandscale(False)
         return made
 

@@ -111,6 +111,7 @@ def int8_packing(dim: int, parts: Iterable[NDArray[np.float32]]) -> Packing:
         raise CubeError("no cell holds a vector: there is no range for int8 to span")
     # -128 is left for missing cells, so that the codes are symmetric.
     scale = (high - low) / (2 * _TOP)
+    # A dimension of one value has no range; any scale does, for all of its codes are 0.
     return Packing("int8", np.where(scale > 0, scale, 1.0), (high + low) / 2, MISSING_CODE)
 
 

@@ -37,6 +37,7 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
         If something is there already that must stay, or is an input; if the folder is missing.
     """
     out = Path(one_path(path, "output"))
+    # A link that leads nowhere is in the way too.
     if os.path.lexists(out):
         _require_replaceable(out, path, overwrite)
     for source in (place for item in inputs for place in _places(item)):

@@ -85,6 +85,7 @@ class Mapped(MapSource):
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             numbers = self._numbers()[rows[part, None], cols]
+            # Only the whole of a vector shows whether it is missing, hence `dims` afterwards.
             filled = self.packing.filled(numbers)
             out[part][filled] = self.packing.unpack(numbers[filled])[:, dims]
         return out

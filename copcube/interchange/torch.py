@@ -169,6 +169,7 @@ def _save(
 ) -> None:
     """Write the records of an archive of tensors: the first in parts, small ones whole."""
     with _record(archive, "data.pkl") as stream:
+        # torch itself writes protocol 2, and its safe loader knows few later operations.
         _Pickler(stream, protocol=2).dump(content)
     with _record(archive, "byteorder") as stream:
         stream.write(b"little")
@@ -223,6 +224,7 @@ def _record(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
     info = zipfile.ZipInfo(f"archive/{name}")  # of 1980: the same cube gives the same bytes
     start = archive.start_dir + 30 + len(info.filename) + 20  # 20 of zip64, which comes after
     padding = -(start + 4) % _ALIGNMENT
+    # torch pads with a field of the same number, FB; readers pass over it.
     info.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
     with archive.open(info, "w", force_zip64=True) as stream:
         yield stream

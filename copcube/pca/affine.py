@@ -89,6 +89,7 @@ def map_vectors(
             *arrays,
             dtype=np.float32,
             chunks=(*data.chunks[:-1], (size,)),
+            # Without it dask calls the function with empty arrays, to see what it returns.
             meta=np.empty((0,) * len(shape), np.float32),
         )
     else:

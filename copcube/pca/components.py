@@ -457,6 +457,7 @@ def _on_grid(
     coords = {
         key: coordinate.variable
         for key, coordinate in source.coords.items()
+        # Bounds have a dimension of their own, which no result has.
         if set(coordinate.dims) <= set(result.dims[:-1]) or key in bounds
     }
     if "crs" in coords:

@@ -55,6 +55,7 @@ class Moments:
     @classmethod
     def zero(cls, dim: int) -> Self:
         """Return the moments of no vectors of a length."""
+        # In Fortran's order, in which BLAS adds in place rather than to a copy.
         return cls(0, 0.0, 0.0, np.zeros(dim), np.zeros((dim, dim), order="F"))
 
     @classmethod
@@ -144,6 +145,7 @@ class Axes:
             raise CubeError("the vectors hold values too large to be squared in float64")
         with one_thread():  # more of them would be slower for a matrix of this size
             variance, columns = np.linalg.eigh(covariance)
+        # `eigh` sorts ascending, and rounding may make a variance of nothing negative.
         variance, components = np.maximum(variance[::-1], 0), columns.T[::-1]
         peaks = np.abs(components).argmax(axis=1)
         signs = np.sign(components[np.arange(len(components)), peaks])

@@ -73,6 +73,7 @@ class Predictors:
         outside = (down < 0)[:, None] | (along < 0)
         if outside.all():
             raise CubeError("the given fields and the cube have no place in common")
+        # An index of -1 takes the last row or column; `outside` puts NaN there.
         singles = {
             name: np.where(
                 outside,

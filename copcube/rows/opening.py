@@ -158,6 +158,7 @@ def check_schema(schema: "pa.Schema", path: str | Path) -> None:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if name == "date" and any(test(kind) for test in _dates_of(pa.types)):
             continue
+        # A column in which every value is missing has a type of its own, null.
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.null()):
             raise RowsError(f"{path}: column {name} holds {kind}; expected strings")
     kind = schema.field("embedding").type

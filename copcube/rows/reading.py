@@ -152,6 +152,7 @@ def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64
     RowsError
         If a text has another form, or its coordinates are not those of the id.
     """
+    # A cell has some ninety rows, so that its text is parsed once and not once a row.
     texts, code = _encode(column)
     try:
         ids = [grid.parse_cell(text or "") for text in texts]

@@ -83,6 +83,7 @@ class Rows:
 
     def sorted(self) -> "Rows":
         """Rows in canonical order: cell, modality, local patch, date, None first; stable."""
+        # `lexsort` takes the key that decides first as its last; sorted rows are not copied.
         order = np.lexsort(self.keys[::-1])
         return self if np.array_equal(order, np.arange(len(self))) else self.take(order)
 
@@ -141,5 +142,6 @@ def repeated(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
 def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:
     """Return the rank of every text among the distinct ones, from 1; 0 for None."""
     every = texts.tolist()
+    # None cannot be compared with texts, so that it gets its rank by itself.
     rank = {text: i for i, text in enumerate(sorted(set(every) - {None}), 1)} | {None: 0}
     return np.array([rank[text] for text in every], np.int64)

@@ -180,6 +180,7 @@ class _File(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         length = min(len(buffer), self._size - self._at)
+        # A store answers a range behind the end with an error, where a file gives no bytes.
         if length <= 0:
             return 0
         data = read_range(self._url, self._at, length)
@@ -196,4 +197,5 @@ def open_file(url: str) -> BinaryIO:
     FileNotFoundError, ReadError
         As `copcube.files.objects.stores.asking`, now and when it is read.
     """
+    # pyarrow asks for small pieces, each of which would be a request of its own.
     return io.BufferedReader(_File(url), _BUFFER)

@@ -80,6 +80,7 @@ class ReadAhead:
                     length = min(self._part, self.size - start)
                     self._parts[n] = pool().submit(_read_part, self._url, start, length)
                 self._parts.move_to_end(n)
+            # With fewer, parts that were just asked for could be dropped before they are read.
             while len(self._parts) > max(KEPT, self._ahead + 1):
                 self._parts.popitem(last=False)
             return self._parts[number]

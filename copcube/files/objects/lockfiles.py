@@ -44,6 +44,7 @@ class ObjectLockFiles:
                 data = found.bytes().to_bytes()
         except FileNotFoundError:
             return None
+        # S3 compares entity tags, Google Cloud Storage the numbers of versions.
         version = {key: found.meta[key] for key in ("e_tag", "version") if found.meta[key]}
         return LockFile(data, found.meta["last_modified"].timestamp(), version)
 
