@@ -415,11 +415,13 @@ def _admitted(
             folder.begin_replacing()
     elif (known := folder.plan()) is not None:
         if keep_batches:
+            # The encoder chooses them by the machine, and a build may be gone on with on another.
             plan = replace(plan, batch_sizes=known.batch_sizes)
         known.refuse_changes(plan, folder.path)
         plan = known
     if not overwrite:
         folder.require_result(plan)
+    # Others that share the build may be writing what would be swept.
     if alone:
         folder.prepare()
     return plan

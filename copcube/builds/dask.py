@@ -140,6 +140,7 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
             options["resources"] = {GPU: 1}
         # A nanny starts a worker again that died.
         spec[i] = {"cls": Nanny, "options": options}
+    # Whoever reaches a scheduler can run code by it, so that it listens on this machine alone.
     address = {"host": "127.0.0.1", "dashboard_address": f":{_free_port(8787)}"}
     scheduler = {"cls": Scheduler, "options": address}
     settings = {
@@ -180,6 +181,7 @@ def visible_gpus() -> list[str]:
     """Return the CUDA devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
+        # People hide all devices by -1, which names none.
         return [name for name in named.split(",") if name and name != "-1"]
     from copcube.encoder.devices import cuda_devices
 

@@ -378,6 +378,7 @@ class BuildFolder:
             Whether to note new stamps in the receipts, so that the next run need not read
             the same files again.
         """
+        # One listing says which receipts are there; in a store each question would be a request.
         known = {
             file.rpartition("/")[2].removesuffix(".json")
             for file in self.files.names(f"receipts/{stage}/")

@@ -152,6 +152,7 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
                         raise outcome
                     failed[name] = outcome
                     _note_failure(stage.folder, name, outcome, attempt)
+                    # Reading may succeed later; what fails for another reason would fail again.
                     if isinstance(outcome, OSError):
                         again.append(task)
                     # A wrong path or missing package fails every task; ten of them are enough to

@@ -294,6 +294,7 @@ def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     folder, found = _surveyed(task)
     cells = _cells(folder, task.number, found.survey.dim)
     if found.aggregation.balance == "variance":
+        # All bands ask with the same number, so that one entry of the cache serves them.
         cells = equalised(cells, variances_of(replace(task, number=0)))
     written = cube.write_band(folder.cube, task.number, cells)
     advance(1)

@@ -49,6 +49,7 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
     if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
         return None
     with warnings.catch_warnings(), parsing(path):
+        # What users saved may lack consolidated metadata; it only takes longer to open.
         warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
         demand_arrays(path, path, CubeError)
         ds: xr.Dataset = xr.open_zarr(path)
@@ -92,6 +93,7 @@ def place_in_cube(command: argparse.ArgumentParser) -> None:
 
 def inputs(arguments: Arguments) -> list[str]:
     """Paths that a command reads."""
+    # By whatever name a command calls it: what is read must not be replaced.
     names = ["cube", "basis", "reduction", "era5", "given", "statics", "stations", "other"]
     names += ["table", "regions", "statistics"]
     given = (getattr(arguments, name, None) for name in names)

@@ -94,6 +94,7 @@ def _probe(arguments: Arguments) -> None:
     from copcube.probes import probe
 
     outputs = ((arguments.out, (*_TABLES, ".nc")), (arguments.plot, DRAWN), (arguments.maps, DRAWN))
+    # Before anything is computed, which may take minutes.
     for path, forms in outputs:
         if path:
             require_form(path, forms, arguments)

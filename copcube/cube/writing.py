@@ -169,8 +169,7 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
                     if data is None:
                         empty.append(chunk)
                     else:
-                        # Flushed together at the end, which takes a disk little longer than one
-                        # file does.
+                        # Flushed together at the end, which takes hardly longer than one file.
                         written[chunk] = folder.write(chunk, data, flush=False)
         for chunk in folder.states(empty):  # of an earlier write
             folder.remove(chunk)

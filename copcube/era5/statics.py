@@ -205,8 +205,7 @@ def recognise(name: Hashable, field: "xr.DataArray") -> Static | None:
             number = re.match(r"\d+", str(field.attrs[key]))
             return _BY_ID.get(int(number[0])) if number else None
     text = _words(name)
-    # CDO calls a field that its tables lack var129; others add the number of the table, 128 or
-    # 228.
+    # CDO calls a field that its tables lack var129; others add the table, 128 or 228.
     if number := re.fullmatch(r"(?:var|p|param)?_?(\d+)(?:_128|_228)?", text):
         return _BY_ID.get(int(number[1]))
     if text in _BY_NAME:

@@ -88,8 +88,7 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
         with writing(final):
             yield temporary
             if flush:
-                # Before the rename: after a power cut the name could otherwise stand for an empty
-                # file.
+                # Before the rename, or after a power cut the name could stand for an empty file.
                 sync(temporary)
             if replace:
                 os.replace(temporary, final)

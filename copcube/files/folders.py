@@ -205,8 +205,7 @@ class LocalFolder:
             if not path.parent.is_dir():
                 new = [above for above in path.parents if not above.exists()]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # A new folder is an entry of the one above it, which has to be flushed for it to
-                # stay.
+                # A new folder is an entry of the one above, which is flushed for it to stay.
                 for folder in new if flush else ():
                     sync(folder.parent)
         return path

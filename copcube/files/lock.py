@@ -226,8 +226,7 @@ class Lock:
             begin = _clock()
             if not self.lost:
                 self._beats += 1
-                # The count makes the content new: the entity tag of an object mostly is a hash of
-                # it.
+                # The count makes the content new: an entity tag is mostly a hash of it.
                 self._files.renew(self._file, self._data(beats=self._beats), self._version)
                 found = self._files.read(self._file)
                 owner = _Owner() if found is None else _Owner.of(found)

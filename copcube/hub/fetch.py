@@ -142,6 +142,7 @@ def _known(file: Published, root: Path | None) -> Fetched | None:
     if path is None or not path.is_file():
         return None
     mark = _read_mark(path)
+    # Of a file whose checksum is not known, the commit alone says whether it is the same.
     if mark and (mark.sha256 in file.sha256 if file.sha256 else mark.commit == file.revision):
         return mark
     # In a folder of the user's, a file without a mark may be anything, or half a download.
@@ -163,6 +164,7 @@ def _listed(files: Iterable[Published]) -> dict[Published, list[Published]]:
             found = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
         for file in wanted:
             paths = [path for path in sorted(found) if fnmatch.fnmatchcase(path, file.path)]
+            # Paths come from the hub, and one such as ../x would be written outside of the folder.
             if not paths or not all(map(is_inside, paths)):
                 raise FetchError(
                     f"{file.repo} holds no file {file.path} at revision {commit}; see {file.page} "
@@ -286,6 +288,7 @@ def _api() -> "HfApi":
     from huggingface_hub import HfApi
 
     return HfApi(
+        # huggingface_hub reads the variable only once, when it is imported.
         endpoint=os.environ.get("HF_ENDPOINT") or None,
         library_name="copcube",
         library_version=__version__,

@@ -179,6 +179,7 @@ def _names(modality: Modality) -> dict[str, str]:
         names[text] = band
         if match := re.fullmatch(r"(b|oa)0*(\d+)(a?)", text):
             letter, digits, a = match.groups()
+            # Both B2 and B02 are in use.
             names |= {f"{letter}{int(digits):0{width}d}{a}": band for width in (1, 2, 3)}
         if modality.key == "s3_olci":  # as Sentinel Hub and openEO name them
             names |= {f"b{number}": band, f"b{number:02d}": band}

@@ -273,6 +273,7 @@ class GeoTiffSource:
 def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
     """Yield relative paths of the GeoTIFF files below a folder, except for hidden ones."""
     try:
+        # A file system lists names in any order, and the plan must not depend on it.
         entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
     except OSError as error:
         if error.errno in _NO_FILE:

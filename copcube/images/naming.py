@@ -210,6 +210,7 @@ def _date(name: str, modality: Modality) -> str | None:
     if modality.dates == 1:
         return None
     iso = modality.key.startswith("s5p")
+    # `\d` matches the digits of every script unless it is told not to.
     match = re.search(r"(\d{4})-(\d{2})-(\d{2})" if iso else r"(\d{8})T", name, re.ASCII)
     if match is None:
         expected = "2021-03-01_2021-04-01.tif" if iso else "…20210301T…"

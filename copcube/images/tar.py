@@ -84,7 +84,9 @@ def members(archive: Archive) -> Iterator[Member]:
         except tarfile.TarError as error:
             raise ImageError(f"damaged at byte {offset}: {error}") from error
         extension = header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+        # A header has room for sizes below 8 GiB; a larger one stands in the extension before it.
         size = header.size if extension or pending.size < 0 else pending.size
+        # A hard link may state the size of its target, and yet no data follow.
         if header.type in _WITHOUT_DATA:
             size = 0
         if size < 0:

@@ -268,9 +268,11 @@ def _cells(view: CubeView, found: Region) -> "xr.Dataset":
     j = found.j[inside][first]
     fraction = np.zeros((len(i), len(j)))
     order = np.argsort(i, kind="stable")
+    # `searchsorted` needs ascending positions; `order` leads back to those from the north.
     row = order[np.searchsorted(i[order], rows)]
     fraction[row, np.searchsorted(col, cols)] = found.fraction[inside]
     lon = view.latlon.origin[1] + view.latlon.dx * col
+    # Turned as a whole: the first lies from -180 to 180, and the others go on from there.
     lon = lon - 360 * np.floor((lon[0] + 180) / 360)
     attrs = {"long_name": "share of the cell inside the region", "units": "1"}
     cells = view.dataset.isel({view.lat: i, view.lon: j})

@@ -268,15 +268,18 @@ def _with_places(
 ) -> "xr.Dataset":
     """Add the most changed places."""
     value, noise = _NAMES[metric]
+    # 1 - cos is half of a square already, so that squares are compared in both metrics.
     power = 2 if metric == "euclidean" else 1
     beyond = result[value].values.astype(np.float64) ** power
     if noise in result:
         beyond -= result[noise].values.astype(np.float64) ** power
     beyond[~np.isfinite(beyond)] = -np.inf
     if "same_modalities" in result:
+        # Other modalities move a vector although the place may have stayed the same.
         beyond[result["same_modalities"].values == 0] = -np.inf
     lat, lon = result[view.lat], result[view.lon]
     groups = beyond.reshape(-1, len(lat), len(lon))
+    # A place is listed once, with the group in which it changed most.
     most, rank = groups.argmax(axis=0), -groups.max(axis=0)
     found = np.flatnonzero(np.isfinite(rank))
     best = best_places(lat.values, lon.values, rank, found, n, exclude_km)

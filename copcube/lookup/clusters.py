@@ -53,6 +53,7 @@ def cluster(
     """
     import xarray as xr
 
+    # Labels are int16, hence the bound.
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 2 <= n <= 32767:
         raise OptionError(f"n={n!r}; expected a number of classes, 2 to 32,767")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
@@ -80,6 +81,7 @@ def cluster(
     model = KMeans(n, n_init=1, random_state=int(seed)).fit(x, sample_weight=w / w.mean())
     share = np.bincount(model.labels_, w, minlength=n) / w.sum()
     order = np.argsort(-share, kind="stable")
+    # k-means numbers its classes by chance. The order of the order is the rank of each by size.
     label = np.argsort(order).astype(np.int16)[model.labels_]
     result = np.full(weight.shape, -1, np.int16)
     start = 0

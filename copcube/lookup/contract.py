@@ -221,6 +221,7 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
     if isinstance(cube, xr.Dataset):
         return cube, cube.encoding.get("source")
     if cube is None:
+        # The order is rs-embed's: the sensor's collection, the environment, a folder.
         collection = str(getattr(sensor, "collection", None) or "")
         named = collection.removeprefix("dir:").strip() if collection.startswith("dir:") else ""
         cube = named or os.environ.get("RS_EMBED_COP_DIR", _FOLDER)
@@ -312,6 +313,7 @@ def _served(time: Temporal | None, view: CubeView, compat: bool) -> Temporal | N
         return Temporal(year=next(iter(years))) if "year" in view.lead else None
     asked = time.years
     if compat and time.year is None:
+        # Four frames up is the line of the user that asked.
         warnings.warn(f"only years are held: {asked[0]} is used", UserWarning, stacklevel=4)
         asked = asked[:1]
     if missing := sorted({*asked} - years):
@@ -409,6 +411,7 @@ def _window(view: CubeView, corners: Corners, output: Output) -> tuple[Any, dict
     i, j = np.meshgrid(at_row[rows], at_col[grid.published_column(cols)], indexing="ij")
     inside = ((i >= 0) & (j >= 0)).ravel()
     i, j = np.where(inside, i.ravel(), -1), np.where(inside, j.ravel(), -1)
+    # To rs-embed zeros are a vector like any other, since what is missing is zeros there.
     x, there = gathered_vectors(view, i, j, zeros_allowed=True)
     x = x.astype(np.float32)
     x[~there] = 0

@@ -121,6 +121,7 @@ def _by_dask(
 
     # Vectors in one piece each: then a block of the array is a chunk of cells.
     data = array.data.rechunk(dict.fromkeys(range(2, array.ndim), -1))
+    # dask takes what has the same name for the same, hence a name that nothing else has.
     name, rest = f"cells-{uuid4().hex}", (0,) * (array.ndim - 2)
     # Threads of this process write where the values belong; workers have to send them.
     task = partial(_put, found) if here else _taken

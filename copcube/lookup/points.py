@@ -117,12 +117,14 @@ def points(
     }
     for axis, name, where in (("lat", view.lat, i), ("lon", view.lon, j)):
         centre = view.field[name]
+        # The index of a point outside is -1, which takes the NaN at the end.
         degrees = np.append(centre.values.astype(np.float64), np.nan)[where]
         attrs = {key: v for key, v in centre.attrs.items() if key in ("standard_name", "units")}
         found[f"cell_{axis}"] = along(degrees, None, attrs)
     for key, values in cells.items():
         found[key] = along(values, view.dataset[key], described(view.dataset[key]))
     kept = {k: c for k, c in view.dataset.coords.items() if not {view.lat, view.lon} & {*c.dims}}
+    # A column of the table may have the name of something in the result.
     taken = {*found, *kept, *view.lead, view.dim}
     own = {**asked.coords, "lat": asked.lat, "lon": asked.lon}
     named = {f"table_{k}" if k in taken else k: c.variable for k, c in own.items()}

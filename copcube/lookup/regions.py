@@ -165,6 +165,8 @@ def region(latlon: LatLon, polygons: list[list[Floats]]) -> Region:
     for polygon in polygons:
         for number, ring in enumerate(polygon):
             first, areas = _areas(latlon, north, rows, ring)
+            # Rings run either way round in practice, whatever the standard asks: the first one of
+            # a polygon adds, and the others are holes.
             areas = areas if (areas.sum() > 0) == (number == 0) else -areas
             for n in np.flatnonzero(areas.any(axis=0)).tolist():
                 covered[first + n] = covered.get(first + n, 0) + areas[:, n]
@@ -254,6 +256,7 @@ def _areas(latlon: LatLon, north: float, rows: int, ring: Floats) -> tuple[int, 
     own = (col + 1 - (ua + ub) / 2) * band + (ub - ua) * np.sin(middle) * bracket
     west = int(col.min())
     areas = np.zeros((rows, int(col.max()) - west + 2))
+    # With `areas[…] += band`, only the last of several pieces in a cell would count.
     np.add.at(areas, (row, col - west + 1), band)
     areas = np.cumsum(areas, axis=1)
     np.add.at(areas, (row, col - west), own)

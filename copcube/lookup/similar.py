@@ -183,6 +183,7 @@ def _score(
         rows = slice(start, start + step)
         # What lies where no image is counted is no vector, and need not be read.
         y = x[rows].reshape(-1, x.shape[2]) if counted is None else x[rows][counted[rows]]
+        # A sum of squares soon leaves the range of float16.
         y = y.astype(np.float32) if y.dtype == np.float16 else y
         if not zeros_allowed:
             refuse_zeros(y)

@@ -32,6 +32,7 @@ class Temporal:
         if self.year is not None:
             return range(self.year, self.year + 1)
         first, last = (date.fromisoformat(str(day)) for day in (self.start, self.end))
+        # The end is not in the range, so that one on 1 January leaves its year out.
         ends_with_year = (last.month, last.day) == (1, 1)
         return range(first.year, last.year + (not ends_with_year))
 
@@ -80,6 +81,7 @@ def corners_of(spatial: Any, *, strict: bool) -> Corners:
         if abs(lat) > 90:
             raise SpecError(f"lat={lat:g}; expected degrees, -90 to 90")
         dlat = metres / _METRES
+        # At a pole a degree of longitude has no length, by which nothing could be divided.
         dlon = metres / (_METRES * max(1e-6, cos(radians(lat))))
         if strict:
             return lon - dlon, lat - dlat, lon + dlon, lat + dlat

@@ -187,6 +187,7 @@ def _ungeometric(frame: Any) -> "pd.DataFrame":
             "frame.geometry.centroid, or see polygon"
         )
     degrees = np.full((len(geometry), 2), np.nan)
+    # Geometries have longitude first, whatever the order of axes of their reference system.
     degrees[points, 0] = geometry[points].y
     degrees[points, 1] = geometry[points].x
     plain = pd.DataFrame(frame.drop(columns=geometry.name))
@@ -246,7 +247,10 @@ def _read_csv(path: str) -> "pd.DataFrame":
             "dtype": str,
             "encoding_errors": "replace",
             "skipinitialspace": True,
+            # pandas takes NA for a missing value, which may be Namibia's code.
             "keep_default_na": False,
+            # With a separator at the end of each row, pandas would take the first column for names
+            # of rows.
             "index_col": False,
         }
         try:
@@ -321,6 +325,7 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
     properties = {}
     for name in dict.fromkeys(key for one in found for key in one):
         values = np.empty(len(found), object)
+        # `np.array` would make a matrix of lists that have the same length.
         values[:] = [one.get(name) for one in found]
         properties[str(name)] = ("region", values)
     return features, properties

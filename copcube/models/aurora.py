@@ -36,6 +36,7 @@ def statics(fields: Maps) -> Maps:
     if {*_FURTHER, *_CLASSES} <= {*fields}:
         result |= {name: fields[name] for name in _FURTHER}
         for name, classes in _CLASSES.items():
+            # Classes from packed files may be a little off whole numbers.
             kind = np.rint(fields[name])
             result |= {f"{name}_{c}": (kind == c).astype(np.float32) for c in classes}
     return result

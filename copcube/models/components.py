@@ -90,6 +90,7 @@ class Components:
                 "hold land?"
             )
         digest = hashlib.sha256(np.packbits(filled).data)
+        # In a fixed order of bytes, so that the fingerprint is the same on every machine.
         digest.update(np.ascontiguousarray(values[filled], "<f4").data)
         attrs = {
             key: value

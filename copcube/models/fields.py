@@ -96,12 +96,14 @@ class Fields:
         mean, std = np.zeros((2, len(result)))
         for number, name in enumerate(components.names):
             x = values[..., number][there].astype(np.float64)
+            # Its deviation would be of rounding alone, and make a field of noise of it.
             if x.min() == x.max():
                 raise CubeError(
                     f"component {name} is the same at all places and cannot be standardised; "
                     "choose a smaller k or a larger region"
                 )
             mean[number] = weight @ x
+            # Centred first: the difference of mean square and squared mean would lose digits.
             x -= mean[number]
             std[number] = np.sqrt(weight @ x**2)
             result[number][there] = x / std[number]
@@ -185,6 +187,7 @@ def on_gaussian(components: Components, statics: Maps, *, grid: str = "TL63") ->
     coarse = gaussian(GAUSSIAN[grid])
     every = np.arange(components.filled.shape[0]), np.arange(components.filled.shape[1])
     overlaps = Overlaps.between(*every, coarse)
+    # What is not finite has no part in the means; the zeros of missing cells would have.
     values = np.where(components.filled[..., np.newaxis], components.values, np.nan)
     area = np.outer(overlaps.height, overlaps.width)
     return Fields.standardised(
@@ -208,6 +211,7 @@ class _Gaussian(LatLon):
 
 def gaussian(rows: int) -> LatLon:
     """Gaussian grid with so many latitudes, from south to north, and twice as many longitudes."""
+    # The sines of Gaussian latitudes are the zeros of a Legendre polynomial.
     sines, _ = np.polynomial.legendre.leggauss(rows)
     y = np.degrees(np.arcsin(sines))
     x = np.arange(2 * rows, dtype=np.float64) * (180 / rows)

@@ -26,6 +26,7 @@ def write_invariants(fields: Fields, path: Path) -> None:
         for name, size in (("channel", len(channels)), ("lat", None), ("lon", None)):
             file.createDimension(name, len(getattr(fields, name)) if size is None else size)
         names = file.createVariable("channel", str, ("channel",))
+        # netCDF4 writes texts of any length from objects alone.
         names[:] = np.array(list(channels), object)
         for name, units in (("lat", "degrees_north"), ("lon", "degrees_east")):
             # As exact as the metadata of makani's data, to which latitudes are compared.

@@ -58,6 +58,7 @@ def on_grid(
             )
         dims = tuple(map(str, lat.dims))
         y, x = (np.asarray(v.transpose(*dims).values, np.float64) for v in (lat, lon))
+        # Loaded now, since the file is closed when they are written.
         coords = {name: ds.variables[name].load() for name in dims if name in ds.variables}
     row, col = cell_at(y, x)
     fields = Fields.standardised(

@@ -176,6 +176,7 @@ def _form(path: str | Path, model: str, k: int, options: dict[str, Any], statics
     if suffix not in forms:
         raise OptionError(f"{path}: {model} reads {' or '.join(forms)}; choose such a name")
     form = forms[suffix]
+    # The first two parameters are the components and the static fields, which are no options.
     known = [name for name in inspect.signature(form.place).parameters][2:]
     if unknown := [name for name in options if name not in known]:
         raise OptionError(

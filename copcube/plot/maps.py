@@ -117,6 +117,7 @@ def counts(
 
     values = _field(ds, "n_images")
     values = np.where(values > 0, values, np.nan)
+    # Counts differ by orders of magnitude, which linear colours would not show.
     norm = LogNorm(1, max(2, np.nanmax(values, initial=2)))
     view = CubeView.of(ds).ungrouped()
     axes, image = _map(view, values, ax, projection, extent, cmap="cividis", norm=norm)
@@ -288,6 +289,7 @@ def residuals(
     as_fields = found[["residual"]].rename(residual="pc", target="component")
     view = CubeView.of(as_fields)
     values = np.asarray(view.field.values[..., n], np.float64)
+    # A few large errors would leave everything else without colour.
     limit = float(np.nanpercentile(np.abs(values), 98)) if np.isfinite(values).any() else 1.0
     style = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
     axes, image = _map(view, values, ax, projection, extent, **style)
@@ -322,6 +324,7 @@ def _map(
         axes.set_ylim(window.south, window.north)
         axes.set_xlabel("longitude (degrees east)")
         axes.set_ylabel("latitude (degrees north)")
+        # Degrees of longitude shorten with the cosine of the latitude.
         axes.set_aspect(1 / np.cos(np.radians(window.middle)))
     return axes, image
 

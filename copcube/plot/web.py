@@ -115,6 +115,7 @@ def page(
         block, plane = _plane(f"pc{i}", codes[:, i], float(scale), float(offset))
         share = float(fields["explained_variance_ratio"].values[i])
         described.append(plane | {"limit": limit(fields, i), "share": share})
+        # The first picture shows three components; what it needs comes first in the page.
         (head if i < 3 else more)[plane["id"]] = block
     room = LIMIT - _SHELL - sum(map(len, (head | more).values()))
     while room < 0 and len(described) > 1:
@@ -132,6 +133,7 @@ def page(
     html = _document(_title(ds), caution(ds.attrs), about, head, more)
     with atomic_path(out) as temporary:
         temporary.write_text(html, "utf-8")
+    # Packed once more, since components that did not fit have no part in the error.
     packed = int8_packing(kept, [cells.values[:, :kept]])
     packer = Packer(packed)
     packer.pack(cells.values[:, :kept])

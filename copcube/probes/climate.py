@@ -167,6 +167,7 @@ def probe(
         wanted = np.zeros(len(known.i), bool)
         wanted[used] = True
         vectors = known.vectors(wanted)
+        # Where images are counted, a user may have masked the vector all the same.
         finite = np.isfinite(vectors).all(axis=1)
         used, vectors = used[finite], vectors[finite]
     refuse_empty(part_of[:, used], split, shares)
@@ -290,6 +291,7 @@ def _cells(
     by_modality = view.dataset.get("n_images_by_modality")
     if complete and by_modality is not None and "modality" in by_modality.dims:
         images = by_modality.transpose("modality", view.lat, view.lon).values > 0
+        # A modality that the cube has nowhere is missing in no cell.
         whole = images[images.any(axis=(1, 2))].all(axis=0)
         there &= whole
         counts.append(
@@ -305,6 +307,7 @@ def _cells(
     known = Cells.of(view, there, given, targets.values)
     spans = np.ptp(known.targets, axis=0)
     largest = np.abs(known.targets).max(axis=0)
+    # What is below the rounding of float64 is no variation.
     for target, constant in zip(targets.targets, spans <= 1e-12 * largest, strict=True):
         if constant:
             raise CubeError(
@@ -340,6 +343,7 @@ def _fitted(
         basis = None
         if most:
             vectors = np.arange(layout.width)[layout.places["embedding"]]
+            # Of the training cells alone: test cells would otherwise have shaped their own inputs.
             basis = _basis(by_part[TRAIN], vectors, most, rotated=rotated)
             by_part = {part: one.extended(vectors, basis) for part, one in by_part.items()}
         for n, one in enumerate(chosen):
@@ -360,6 +364,7 @@ def _basis(train: Part, columns: Indices, k: int, *, rotated: bool) -> Floats:
         return np.eye(len(columns), k)
     with one_thread():
         _, axes = np.linalg.eigh(train.scatter[np.ix_(columns, columns)])
+    # `eigh` sorts ascending, and the first component has the largest variance.
     return np.ascontiguousarray(axes[:, ::-1][:, :k])
 
 
@@ -370,5 +375,6 @@ def _flat(fitted: Ridge, layout: Layout, basis: Floats | None) -> tuple[Floats, 
     full = np.zeros((layout.width + behind, len(fitted.targets)))
     full[fitted.columns] = fitted.coefficients
     if basis is not None:
+        # What is linear in components is linear in the vectors that they are made of.
         full[layout.places["embedding"]] += basis @ full[layout.width :]
     return full[:inputs], fitted.intercept

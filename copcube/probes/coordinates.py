@@ -74,6 +74,7 @@ def harmonics(lat: ArrayLike, lon: ArrayLike, degree: int) -> Floats:
     columns = []
     for n in range(1, degree + 1):
         for m in range(-n, n + 1):
+            # Real harmonics have sines in place of negative orders and cosines of positive ones.
             turn = np.sqrt(2) * (np.sin(-m * angle) if m < 0 else np.cos(m * angle)) if m else 1.0
             columns.append(legendre[:, _place(n, abs(m))] * turn)
     return np.stack(columns, axis=-1)
@@ -90,6 +91,7 @@ def _legendre(lat: Floats, degree: int) -> Floats:
     table = np.zeros((len(lat), _place(degree + 1, 0)))
     table[:, 0] = np.sqrt(1 / (4 * np.pi))
     for n in range(1, degree + 1):
+        # In recurrences of the normalised functions no factorial overflows.
         diagonal = np.sqrt((2 * n + 1) / (2 * n)) * cosine
         table[:, _place(n, n)] = diagonal * table[:, _place(n - 1, n - 1)]
         for m in range(n):

@@ -109,6 +109,7 @@ class Layout:
         if any(one.reads_vectors for one in inputs):
             parts.add("embedding")
         places, start = {}, 0
+        # In an order of its own, so that sums are rounded alike however inputs are listed.
         for part in sorted(parts):
             width = _width(part, given, dim)
             places[part] = slice(start, start + width)

@@ -71,6 +71,7 @@ class Regrid:
                 f"{x.min():g} to {x.max():g}, where the cube has no cell"
             )
         order: tuple[How, ...] = ("by index", "averaged", "interpolated")
+        # A value by index is a mean of one, so that the way of the other axis serves both.
         how = order[max(order.index(how_down), order.index(how_along))]
         return cls(lat, lon, down, along, how)
 
@@ -108,6 +109,7 @@ def _weights(nodes: Floats, cells: Floats, *, circle: bool) -> tuple[csr_array, 
     if not np.isfinite(nodes).all() or nodes.size == 0:
         raise GridError("coordinates of the statistics are missing or not finite")
     places = nodes % 360 if circle else nodes
+    # A meridian that is there twice, as 0° and 360° or a little off, counts once.
     places, index = np.unique(np.round(places, 6), return_index=True)
     step = float(np.median(np.diff(places))) if len(places) > 1 else grid.STEP
     if circle:

@@ -128,6 +128,7 @@ class Ridge:
         inverse = _inverse if solver == "ridge" else _descended
         inputs = train.scatter[np.ix_(columns, columns)]
         scale = np.sqrt(np.diag(inputs) / train.cells)
+        # Divided by infinity, a constant input becomes 0 and gets no coefficient.
         scale[scale**2 <= _CONSTANT * train.mean[columns] ** 2] = np.inf
         scale[scale == 0] = np.inf
         with one_thread():  # more of them would be slower for a matrix of this size
@@ -162,7 +163,9 @@ def _descended(values: Floats, steps: float) -> Floats:
     largest = values[-1] or 1.0
     share = values / largest
     with np.errstate(divide="ignore"):  # the largest is there after one step
+        # This is 1 - (1 - share)^steps, whose digits would be lost where shares are small.
         gone = -np.expm1(steps * np.log1p(-share))
+    # There the quotient has gone over to its limit, steps / largest.
     small = share < 1e-300
     return np.divide(gone, values, out=np.full_like(values, steps / largest), where=~small)
 
@@ -179,5 +182,6 @@ def _errors(
     ) / part.cells
     off = part.mean[targets] - train.mean[targets]
     off -= (part.mean[columns] - train.mean[columns]) @ coefficients
+    # Rounding may leave a perfect fit a little below 0.
     result: Floats = np.maximum(about, 0) + off**2
     return result

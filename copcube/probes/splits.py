@@ -64,6 +64,7 @@ def parted(
         unit = np.arange(len(lat))
     else:
         down, along = squares(lat, lon, block)
+        # The finest squares are 1440 in a row, so that each gets a number of its own.
         _, unit = np.unique(down * 10_000 + along, return_inverse=True)
     size = np.bincount(unit)
     order = rng.permutation(len(size))

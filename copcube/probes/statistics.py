@@ -289,6 +289,7 @@ def _of_variable(
     if not others:
         values = factor * regrid(_plane(field, regrid))
         statistic = statistic or "mean"
+        # Another zero of the unit moves a mean and no spread.
         return {target(statistic): values + offset * (statistic == "mean")}, 0
     along = _months(field, others)
     if statistic is not None:
@@ -345,6 +346,7 @@ def recognise(name: str, field: "xr.DataArray") -> tuple[Parameter | None, str, 
     """
     text = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     statistic = None
+    # Some names, such as mean_sea_level_pressure, begin like a statistic and are none.
     if text not in _BY_NAME:
         for kind, words in _STATISTICS.items():
             ends = "|".join(words)

@@ -138,6 +138,7 @@ def _escaped(text: str) -> str:
         ("\\", r"\textbackslash{}"),
         *((character, f"\\{character}") for character in "&%$#_{}"),
     ):
+        # The braces of \textbackslash{} itself must stay as they are.
         if old in "{}" and r"\textbackslash" in text:
             continue
         text = text.replace(old, new)

@@ -298,6 +298,7 @@ def _write_geotiffs(root: Path, world: list[_Cell], seed: int) -> Iterator[None]
         listing[str(cell.grid_id)] = entry
         yield
     text = json.dumps(listing).encode()
+    # gzip would write the time into the file, and no two samples would be the same.
     (root / f"fnames_{len(world)}_union.json.gz").write_bytes(gzip.compress(text, mtime=0))
 
 
@@ -310,6 +311,7 @@ def _file_name(seed: int, cell: _Cell, place: _Place, key: str, date: str | None
         end = Date(2021, day.month + 1, 1) if day.month < 12 else Date(2021, 12, 31)
         return f"{day}_{end}.tif"
     rng = _rng(seed, _NAME, ORDER[key], cell.grid_id, place.number, int(date))
+    # Less than a day has, so that the end of an image is on the same day.
     second = int(rng.integers(86_000))
 
     def time(later: int) -> str:
@@ -331,6 +333,7 @@ def _utm(lon: float, lat: float) -> tuple[int, float, float]:
     """EPSG code of a point's UTM zone, and its easting and northing there in metres."""
     from rasterio.warp import transform
 
+    # EPSG numbers the zones of the north from 32601 on and those of the south from 32701.
     epsg = (32601 if lat >= 0 else 32701) + int((lon + 180) // 6)
     (east,), (north,) = transform(grid.WGS84, f"EPSG:{epsg}", [lon], [lat])
     return epsg, east, north
@@ -341,6 +344,8 @@ def _mgrs_tile(place: _Place) -> str:
     epsg, east, north = _utm(place.lon, place.lat)
     zone = epsg % 100
     band = "CDEFGHJKLMNPQRSTUVWX"[int(place.lat + 80) // 8]
+    # Letters of columns begin anew after three zones. Rows of even zones are five letters ahead. I
+    # and O are left out, which look like digits.
     column = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")[zone % 3][int(east // 1e5) - 1]
     row = "ABCDEFGHJKLMNPQRSTUV"[(int(north // 1e5) + 5 * (zone % 2 == 0)) % 20]
     return f"{zone:02d}{band}{column}{row}"
