@@ -187,7 +187,7 @@ class DaskExecutor:
                 while True:
                     for task in itertools.islice(todo, max(0, window - len(running))):
                         with self._connected():
-                            # Of a pure task that is given again dask would return the first outcome.
+                            # Given again, a pure task would get its first outcome from dask.
                             future = self._client.submit(function, task, pure=False, **resources)
                         running[future] = task
                         completed.add(future)

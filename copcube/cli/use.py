@@ -165,6 +165,7 @@ def _add_export(commands: Commands) -> None:
     )
     _for_models(export)
     export.add_argument(
+        # Neither is the default here, since each form has its own.
         "--compress",
         action=argparse.BooleanOptionalAction,
         help="deflate (default in .tif and .nc), or not (default in .npz)",

@@ -128,6 +128,7 @@ def _summary(path: str | Path) -> CubeSummary:
             zip(groups, counts.sum(axis=(1, 2), dtype=np.int64).tolist(), strict=True)
         )
     rows = np.flatnonzero(filled.any(axis=1))
+    # Rows run from the north, and extents are told from the south.
     lat = grid.latitudes()[rows[[-1, 0]]].tolist() if len(rows) else None
     return CubeSummary(
         shape=array(group, "embedding").shape,

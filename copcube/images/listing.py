@@ -110,6 +110,7 @@ class _Text:
 
     def __init__(self, text: BinaryIO, fnames: str) -> None:
         self.text, self.fnames = text, fnames
+        # As `json.loads` decodes bytes: a byte order mark and single surrogates pass.
         self.decode = codecs.getincrementaldecoder("utf-8-sig")("surrogatepass").decode
         self.rest, self.at, self.ended = "", 0, False
 

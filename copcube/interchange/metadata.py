@@ -63,6 +63,7 @@ class MapMetadata:
                 "coordinate": key in ds.coords,
             }
             for key, value in ds.variables.items()
+            # The reference system is that of all maps; readers add it by themselves.
             if set(value.dims) <= dims and value.dtype.kind in "biuf" and key != "crs"
         }
         attrs = _of_maps(_plain(ds.attrs))
