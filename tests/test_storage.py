@@ -143,6 +143,31 @@ def test_a_failed_folder_leaves_the_former_one(tmp_path):
     assert [path.name for path in out.iterdir()] == ["old"]
 
 
+@pytest.mark.parametrize("former", ["file", "folder"])
+def test_a_folder_that_cannot_take_its_name_leaves_the_former_one(tmp_path, monkeypatch, former):
+    out = tmp_path / "cube.zarr"
+    if former == "folder":
+        out.mkdir()
+    old = out / "old" if former == "folder" else out
+    old.write_text("old")
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.suffix == ".partial":
+            raise OSError(errno.EIO, "the disk fails")
+        return rename(path, target)
+
+    def write():
+        with atomic_folder(out) as temporary:
+            temporary.mkdir()
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="the disk fails"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["cube.zarr"]
+    assert old.read_text() == "old"
+
+
 def test_nothing_stays_of_a_writer_whose_threads_go_on_after_its_failure(tmp_path):
     stop = time.monotonic() + 0.15
     threads = []

@@ -138,7 +138,13 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
                 final.rename(former)  # a folder cannot replace another in one step
             elif final.is_dir():
                 final.rmdir()  # refuses if there is something in it
-            temporary.rename(final)
+            try:
+                temporary.rename(final)
+            except OSError:
+                # The former takes its name again, or cleaning up would remove it with the new.
+                if former.exists():
+                    former.rename(final)
+                raise
             sync(final.parent)
     finally:
         _discard(temporary)

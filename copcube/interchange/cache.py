@@ -198,8 +198,11 @@ def _opened(entry: str) -> "zarr.Array[Any]":
 
 def _remove_oldest(folder: Path) -> None:
     """Remove what was not used for longest, beyond `KEEP` entries."""
-    entries = sorted(folder.glob("*.zarr"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for entry in entries[KEEP:]:
+    used = {}
+    for entry in folder.glob("*.zarr"):
+        with suppress(OSError):  # another process may remove one at this moment
+            used[entry] = entry.stat().st_mtime
+    for entry in sorted(used, key=lambda entry: used[entry], reverse=True)[KEEP:]:
         _remove(entry)
 
 

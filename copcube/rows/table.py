@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.errors import RowsError
 from copcube.modalities import ORDER
-
-if TYPE_CHECKING:
-    pass
 
 COLUMNS = ("grid_id_coord", "modality", "local_id_coord", "date", "embedding")
 PREFIX = "copcube:"
