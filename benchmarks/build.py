@@ -19,6 +19,7 @@ from copcube.embedding import Batch, crop_image
 from copcube.encoder import EncoderSpec
 from copcube.images import Image, open_source
 from copcube.images.sample.writing import write_sample
+from copcube.modalities import MODALITIES
 from copcube.selection import Selection
 
 
@@ -27,10 +28,12 @@ def batches(source, partition, selection, sizes):
     for job in source.jobs(partition, selection):
         for item in job() if callable(job) else ():
             if isinstance(item, Image):
-                images.setdefault(item.modality, []).append(crop_image(item, "center"))
+                images.setdefault(item.modality, []).append(
+                    crop_image(item, MODALITIES[item.modality], "center")
+                )
     for key, found in images.items():
         for i in range(0, len(found), sizes[key]):
-            yield Batch.of(found[i : i + sizes[key]])
+            yield Batch.of(found[i : i + sizes[key]], MODALITIES[key])
 
 
 def started(source, out, encoder, selection, threads=None):

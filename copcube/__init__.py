@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from copcube.embedding.tiles import embed
     from copcube.encoder import EncoderSpec
     from copcube.errors import CopcubeError
+    from copcube.images.sensors import sensor
     from copcube.interchange.convert import convert
     from copcube.lookup.contract import describe, get_embedding, get_embeddings_batch
 
@@ -31,6 +32,7 @@ __all__ = [
     "era5",
     "get_embedding",
     "get_embeddings_batch",
+    "sensor",
     "tiles",
     "tutorial",
 ]
@@ -46,6 +48,7 @@ _HOMES = {
     "embed_batch": "copcube.embedding.batch",
     "get_embedding": "copcube.lookup.contract",
     "get_embeddings_batch": "copcube.lookup.contract",
+    "sensor": "copcube.images.sensors",
 }
 _MODULES = {
     "era5": "copcube.era5",

@@ -9,7 +9,7 @@ A **part** is a run of row groups of one file. `survey` finds which cells lie in
 parts; `combine` does the cells that are whole in a part, `combine_pass` the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,7 +23,7 @@ from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
 from copcube.files.processors import available_processors
 from copcube.means import Means
-from copcube.modalities import MODALITIES, ORDER
+from copcube.modalities import MODALITIES, SENSOR
 from copcube.rows import (
     Rows,
     describe,
@@ -128,7 +128,7 @@ class Survey:
     rows, images : int
         Rows in all, and those that are selected, repeated images included.
     images_by_modality : tuple of int
-        Selected rows of every modality, in the order of `copcube.modalities.ORDER`.
+        Selected rows of every modality, in the order of `Selection.labels`.
     cells : int
         Cells that have a selected image.
     provenance : dict
@@ -191,18 +191,20 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         If a file cannot be read, files hold vectors of different lengths or encoders, or
         the groups are times and no selected image has a date.
     """
-    dim, provenance = _common(sorted({part.file for part in parts}))
+    dim, provenance = _common(sorted({part.file for part in parts}), aggregation.selection)
+    names = aggregation.selection.labels
     total = images = 0
-    by_modality = np.zeros(len(ORDER), np.int64)
+    by_modality = np.zeros(len(names), np.int64)
     dates: set[str] = set()
     nothing = np.empty(0, np.int64)
     seen = [(nothing, nothing, nothing)]
     for number, part in enumerate(parts):
         rows = read_rows(part.file, part.row_groups, embedding=False)
         total += len(rows)
+        rows = rows.labelled(names)
         rows = rows.take(_selected(rows, aggregation.selection))
         images += len(rows)
-        by_modality += np.bincount(rows.modality, minlength=len(ORDER))
+        by_modality += np.bincount(rows.modality, minlength=len(names))
         dates |= set(rows.date) - {None}
         cell, count = np.unique(rows.grid_id, return_counts=True)
         seen.append((cell, np.full(len(cell), number), count))
@@ -286,6 +288,8 @@ class _Sums:
         groups: tuple[str, ...],
         files: NDArray[np.object_] | None,
     ) -> None:
+        # Images of other sensors than the selected ones get no number, and take no part.
+        rows = rows.labelled(aggregation.selection.labels)
         images = replace(rows, embedding=np.empty((len(rows), 0), np.float32))
         index = np.flatnonzero(_selected(images, aggregation.selection))
         keys = images.keys[:, index]
@@ -298,7 +302,7 @@ class _Sums:
         group = _group(images.take(index), aggregation.by, groups)
         index, group = index[group >= 0], group[group >= 0]
         if aggregation.balance == "variance":
-            group = group * len(ORDER) + rows.modality[index]
+            group = group * len(rows.labels) + rows.modality[index]
 
         row, col = grid.row_col(rows.grid_id[index])
         # The order of the cube: groups, then rows from the north, then columns from Greenwich.
@@ -308,7 +312,7 @@ class _Sums:
         _, start, cell, n_images = np.unique(
             place[order], return_index=True, return_inverse=True, return_counts=True
         )
-        n, m = len(start), len(ORDER)
+        n, m = len(start), len(rows.labels)
         slot = cell * m + rows.modality[index]
         n_by_modality = np.bincount(slot, minlength=n * m).reshape(n, m)
         # Weights within a cell and group sum to 1.
@@ -432,8 +436,8 @@ def combine_pass(
     return _combined(holders, aggregation, survey, cells)
 
 
-def _common(files: Sequence[str]) -> tuple[int, dict[str, str]]:
-    """Length of all vectors and the provenance all files agree on."""
+def _common(files: Sequence[str], selection: Selection) -> tuple[int, dict[str, str]]:
+    """Length of all vectors, and the provenance all files agree on, with the selected sensors."""
     dims = {file: dim for file in files if (dim := embedding_length(file))}
     made = {file: read_provenance(file) for file in files}
     for file, dim in dims.items():
@@ -452,7 +456,28 @@ def _common(files: Sequence[str]) -> tuple[int, dict[str, str]]:
                     f"{theirs}); aggregate the rows of one encoder at a time"
                 )
     shared = set.intersection(*(set(what.items()) for what in made.values())) if made else set()
-    return dims[min(dims)] if dims else 0, dict(sorted(shared))
+    provenance = {key: text for key, text in shared if not key.startswith(SENSOR)}
+    provenance |= _sensors(known, selection)
+    return dims[min(dims)] if dims else 0, dict(sorted(provenance.items()))
+
+
+def _sensors(known: Mapping[str, Mapping[str, str]], selection: Selection) -> dict[str, str]:
+    """Descriptions of the selected sensors that are no modality, from what made each file."""
+    found: dict[str, str] = {}
+    for name in (SENSOR + key for key in selection.modalities if key not in MODALITIES):
+        texts: dict[str, str] = {}
+        for file, what in known.items():
+            if name in what:
+                texts.setdefault(what[name], file)
+        if len(texts) > 1:
+            first, second = sorted(texts.values())[:2]
+            raise RowsError(
+                f"{first} and {second} hold images of different sensors named "
+                f"{name.removeprefix(SENSOR)!r}; give the sensors keys of their own, or aggregate "
+                "the rows of one of them"
+            )
+        found |= dict.fromkeys([name], *texts) if texts else {}
+    return found
 
 
 def _labels(aggregation: Aggregation, dates: set[str]) -> tuple[str, ...]:
@@ -475,8 +500,8 @@ def _group(rows: Rows, by: By | None, groups: tuple[str, ...]) -> NDArray[np.int
         return np.zeros(len(rows), np.int64)
     if by == "modality":
         # A modality that is not selected has no group, hence -1.
-        position = {ORDER[key]: i for i, key in enumerate(groups)}
-        return np.array([position.get(i, -1) for i in range(len(ORDER))])[rows.modality]
+        position = {key: i for i, key in enumerate(groups)}
+        return np.array([position.get(key, -1) for key in rows.labels])[rows.modality]
     # A date is looked at once, not once a row; December counts to the winter that follows.
     label = {None: None} | {
         date: {"month": date[4:6], "season": SEASONS[int(date[4:6]) % 12 // 3]}.get(by, date[:4])
@@ -489,7 +514,8 @@ def _group(rows: Rows, by: By | None, groups: tuple[str, ...]) -> NDArray[np.int
 
 def _selected(rows: Rows, selection: Selection) -> NDArray[np.bool_]:
     admitted = {date: selection.admits(date) for date in set(rows.date)}
-    chosen: NDArray[np.bool_] = np.isin(rows.modality, [ORDER[key] for key in selection.modalities])
+    codes = [rows.labels.index(key) for key in selection.modalities]
+    chosen: NDArray[np.bool_] = np.isin(rows.modality, codes)
     chosen &= np.array([admitted[date] for date in rows.date], bool)
     return chosen
 

@@ -60,7 +60,7 @@ def number(value: Any, name: str, remedy: str = "") -> float:
     try:
         if not isinstance(value, str) and not getattr(value, "ndim", 0):
             return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise OptionError(f"{name} is {_found(value)}; expected one number{remedy}")
 
@@ -78,7 +78,7 @@ def numbers(value: Any, name: str) -> tuple[float, ...]:
         if isinstance(value, str):
             raise TypeError
         return tuple(float(item) for item in listed)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise OptionError(f"{name} is {_found(value)}; expected one number a band") from None
 
 

@@ -13,10 +13,12 @@ variance V. The mean mₖ stays, so that a cell without modality k is shifted by
 with the balance "modality". What does not vary, as a modality in a single cell, is not scaled.
 
 Until the variances of all cells are known, cells of single modalities are kept: their group is
-that of the cell times 8, plus the number of the modality.
+that of the cell times the number of modalities, which is 8 without sensors of one's own, plus the
+number of the modality.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -26,9 +28,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cells import Cells
 from copcube.grid import Floats
-from copcube.modalities import ORDER
-
-N = len(ORDER)
+from copcube.modalities import MODALITIES
 
 _CELLS = 4096
 """Cells in float64 at a time."""
@@ -44,11 +44,11 @@ class Variances:
     Parameters
     ----------
     weight : numpy.ndarray
-        Sum of the areas of its cells, (8,) float64; 0 for a modality without cells.
+        Sum of the areas of its cells, (m,) float64; 0 for a modality without cells.
     mean : numpy.ndarray
-        mₖ, (8, dim) float64.
+        mₖ, (m, dim) float64.
     scatter : numpy.ndarray
-        ``Σ aᵢ‖xᵢ - mₖ‖²``, (8,) float64.
+        ``Σ aᵢ‖xᵢ - mₖ‖²``, (m,) float64.
     """
 
     weight: Floats
@@ -56,22 +56,23 @@ class Variances:
     scatter: Floats
 
     @classmethod
-    def zero(cls, dim: int) -> Self:
+    def zero(cls, dim: int, modalities: int = len(MODALITIES)) -> Self:
         """Return those of no cells."""
-        return cls(np.zeros(N), np.zeros((N, dim)), np.zeros(N))
+        return cls(np.zeros(modalities), np.zeros((modalities, dim)), np.zeros(modalities))
 
     @classmethod
     def of(cls, cells: Cells) -> Self:
         """Find those of cells of single modalities."""
-        whole = cls.zero(cells.embedding.shape[1])
-        area, modality = grid.areas()[grid.row_col(cells.grid_id)[0]], cells.group % N
+        n = cells.n_by_modality.shape[1]
+        whole = cls.zero(cells.embedding.shape[1], n)
+        area, modality = grid.areas()[grid.row_col(cells.grid_id)[0]], cells.group % n
         for k in np.unique(modality).tolist():
             mine = np.flatnonzero(modality == k)
             for start in range(0, len(mine), _CELLS):
                 some = mine[start : start + _CELLS]
                 x, w = cells.embedding[some].astype(np.float64), area[some]
                 mean = w @ x / w.sum()
-                one = cls.zero(x.shape[1])
+                one = cls.zero(x.shape[1], n)
                 one.weight[k], one.mean[k] = w.sum(), mean
                 one.scatter[k] = w @ np.square(x - mean).sum(axis=1)
                 whole = whole.merged(one)
@@ -88,15 +89,15 @@ class Variances:
 
     @property
     def scales(self) -> Floats:
-        """The factors sₖ, (8,)."""
+        """The factors sₖ, (m,)."""
         variance = self.scatter / np.where(self.weight > 0, self.weight, 1)
         varies = variance > _ROUNDING * np.square(self.mean).sum(axis=1)
         common = variance[varies].mean() if varies.any() else 1.0
         return np.sqrt(common / np.where(varies, variance, common))
 
-    def in_words(self) -> str:
+    def in_words(self, labels: Sequence[str]) -> str:
         """Key and factor of every modality that has cells, as an attribute of the cube."""
-        there = [(key, self.scales[i]) for key, i in ORDER.items() if self.weight[i] > 0]
+        there = [(key, self.scales[i]) for i, key in enumerate(labels) if self.weight[i] > 0]
         return " ".join(f"{key}:{scale:.6g}" for key, scale in there)
 
     def to_json(self) -> bytes:
@@ -126,8 +127,9 @@ def equalised(cells: Cells, variances: Variances) -> Cells:
         ``sqrt(Σ (sₖ² spreadₖ² + ‖yₖ - m‖²) / M)``: that around m of all images, scaled as their
         modality is.
     """
-    modality = (cells.group % N).astype(np.int64)
-    whole = replace(cells, group=(cells.group // N).astype(np.int16))
+    modalities = cells.n_by_modality.shape[1]
+    modality = (cells.group % modalities).astype(np.int64)
+    whole = replace(cells, group=(cells.group // modalities).astype(np.int16))
     _, first, cell = np.unique(whole.sort_key, return_index=True, return_inverse=True)
     n, dim = len(first), cells.embedding.shape[1]
     mean, spread = np.empty((n, dim), np.float32), np.empty(n, np.float32)
@@ -140,7 +142,7 @@ def equalised(cells: Cells, variances: Variances) -> Cells:
         mean[part], spread[part] = _joined(
             cells, rows, cell[rows] - start, modality[rows], part.stop - start, variances
         )
-    by_modality = np.zeros((n, N), np.int32)
+    by_modality = np.zeros((n, modalities), np.int32)
     np.add.at(by_modality, cell, cells.n_by_modality)
     chosen = whole.take(first)
     return replace(
@@ -165,7 +167,7 @@ def _joined(
     total, count, square = np.zeros((n, cells.embedding.shape[1])), np.zeros(n), np.zeros(n)
     scaled = []
     # Modality by modality, of which a cell has each once: sums have a fixed order.
-    for k in range(N):
+    for k in range(len(scale)):
         mine = modality == k
         centre = variances.mean[k]
         y = centre + scale[k] * (cells.embedding[rows[mine]].astype(np.float64) - centre)

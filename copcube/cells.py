@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import RowsError, StorageError
+from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,11 +30,11 @@ class Cells:
         Published cell ids, (n,) int64.
     group : numpy.ndarray
         Index into the labels of the groups, (n,) int16; 0 without groups. Of cells that
-        `copcube.balance` is to join, times 8 plus the number of their one modality.
+        `copcube.balance` is to join, times m plus the number of their one modality.
     n_images : numpy.ndarray
         Images of the cell in this group, (n,) int32, at least 1.
     n_by_modality : numpy.ndarray
-        The same for every modality, (n, 8) int32.
+        The same for every modality, (n, m) int32: the eight, and other sensors behind them.
     spread : numpy.ndarray
         ``sqrt(Σ wᵢ‖xᵢ - m‖²)`` over the images, (n,) float32, in the embedding's units.
     embedding : numpy.ndarray
@@ -64,13 +65,13 @@ class Cells:
         return replace(self, **{name: getattr(self, name)[index] for name in _ARRAYS})
 
     @classmethod
-    def empty(cls, dim: int) -> "Cells":
+    def empty(cls, dim: int, modalities: int = len(MODALITIES)) -> "Cells":
         """Return a table without cells, of vectors of length `dim`."""
         return cls(
             np.empty(0, np.int64),
             np.empty(0, np.int16),
             np.empty(0, np.int32),
-            np.empty((0, 8), np.int32),
+            np.empty((0, modalities), np.int32),
             np.empty(0, np.float32),
             np.empty((0, dim), np.float32),
         )

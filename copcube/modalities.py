@@ -15,10 +15,26 @@ subtracts them.
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from copcube.errors import OptionError
+
+LANGUAGE_DIM = 2048
+"""Length of a variable's language embedding."""
+
+KEY = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
+"""Form of the keys of sensors of one's own, which name files and flags."""
+
+SENSOR = "sensor_"
+"""Beginning of the names under which rows and cubes hold descriptions of such sensors."""
+
+MOST_SENSORS = 64
+"""Sensors of one's own that a build may have; rows count them in a byte."""
+
+AREA = (1e-3, 5.1e8)
+"""Areas of a token in km² that the Fourier code of the model takes."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Modality:
         Centre and width of every band in nm; absent for variables.
     language_key : str, optional
         Key of the variable's language embedding; absent for spectral modalities.
+    language : bytes, optional
+        The language embedding of a variable of one's own, 2048 little-endian float32.
     scale, mean, std : tuple of float
         Normalisation, one value a band.
     zero_is_missing : bool
@@ -79,6 +97,7 @@ class Modality:
     wavelengths: tuple[float, ...] | None = None
     bandwidths: tuple[float, ...] | None = None
     language_key: str | None = None
+    language: bytes | None = field(default=None, repr=False)
     scale: tuple[float, ...] = (1.0,)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -89,13 +108,27 @@ class Modality:
 
     @property
     def token_area(self) -> float:
-        """Nominal area of one token in km², the model's third metadata field."""
-        return (self.kernel * self.gsd / 1000) ** 2
+        """Nominal area of one token in km², the model's third metadata field.
+
+        NaN, which means unknown, where the model takes no such area.
+        """
+        area = (self.kernel * self.gsd / 1000) ** 2
+        return area if AREA[0] <= area <= AREA[1] else math.nan
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (bands, rows, columns) of one published image."""
         return len(self.bands), self.stored_size, self.stored_size
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is one of the eight, in every respect."""
+        return MODALITIES.get(self.key) == self
+
+    @property
+    def asked(self) -> "str | Modality":
+        """What an encoder is given to know it by: a key, or of other sensors this itself."""
+        return self.key if self.is_published else self
 
 
 _S2 = (
@@ -279,30 +312,65 @@ def modality(key: str) -> Modality:
     >>> modality("s1_grd").bands
     ('VV', 'VH')
     """
-    if not isinstance(key, str):
-        raise OptionError(f"modality is {key!r:.80}; expected one of {', '.join(MODALITIES)}")
-    if key in MODALITIES:
-        return MODALITIES[key]
-    near = difflib.get_close_matches(key, MODALITIES, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise OptionError(f"unknown modality {key!r}{hint} (known: {', '.join(MODALITIES)})")
+    return MODALITIES[_known(key, MODALITIES)]
 
 
-def select(keys: Iterable[str] | str | None) -> tuple[str, ...]:
+def kinds(sensors: Iterable[Modality] = ()) -> dict[str, Modality]:
+    """Return the modalities and sensors of one's own by key."""
+    return MODALITIES | {sensor.key: sensor for sensor in sensors}
+
+
+def rank(key: str) -> tuple[int, str]:
+    """Sort key of the fixed order: that of the modalities, then other sensors by name."""
+    return ORDER.get(key, len(ORDER)), key
+
+
+def labels(keys: Iterable[str]) -> tuple[str, ...]:
+    """Names of what a table or a cube counts: all eight modalities, then other keys by name."""
+    return tuple(sorted({*MODALITIES, *keys}, key=rank))
+
+
+def described_in(names: Iterable[str]) -> tuple[str, ...]:
+    """Keys of the sensors of one's own that attributes of these names describe.
+
+    Names of another form are none, since they may come from files of others.
+    """
+    keys = {name.removeprefix(SENSOR) for name in names if name.startswith(SENSOR)}
+    return tuple(sorted(k for k in keys if KEY.fullmatch(k) and k not in MODALITIES))[:MOST_SENSORS]
+
+
+def select(keys: Iterable[str] | str | None, others: Iterable[str] = ()) -> tuple[str, ...]:
     """Chosen modality keys, each once, in the fixed order; all of them for None.
 
-    A single text is one key, or several with commas between them.
+    A single text is one key, or several with commas between them. `others` are keys of sensors
+    of one's own, which may be chosen too.
 
     Raises
     ------
     OptionError
         If a key is unknown or none is given.
     """
+    known = labels(others)
     if isinstance(keys, str):
         keys = [key.strip() for key in keys.split(",")]
     if keys is not None and not isinstance(keys, Iterable):
         raise OptionError(f"modalities={keys!r}; expected keys such as ['s2_toa', 'dem']")
-    chosen = set(MODALITIES if keys is None else (modality(key).key for key in keys))
+    chosen = set(known if keys is None else (_known(key, known) for key in keys))
     if not chosen:
-        raise OptionError(f"no modality chosen; give one or more of {', '.join(MODALITIES)}")
-    return tuple(sorted(chosen, key=ORDER.__getitem__))
+        raise OptionError(f"no modality chosen; give one or more of {', '.join(known)}")
+    return tuple(sorted(chosen, key=rank))
+
+
+def _known(key: str, known: Iterable[str]) -> str:
+    """Return a key that is known, and refuse others."""
+    known = tuple(known)
+    if not isinstance(key, str):
+        raise OptionError(f"modality is {key!r:.80}; expected one of {', '.join(known)}")
+    if key in known:
+        return key
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise OptionError(
+        f"unknown modality {key!r}{hint} (known: {', '.join(known)}); other sensors are given by a "
+        "description, see copcube.sensor"
+    )

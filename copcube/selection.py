@@ -9,7 +9,7 @@ from typing import Any
 
 from copcube.dates import yyyymmdd
 from copcube.errors import OptionError
-from copcube.modalities import select
+from copcube.modalities import labels, select
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class Selection:
     end: str | None = None
 
     @classmethod
-    def of(cls, modalities: Iterable[str] | str | None = None, dates: Any = None) -> "Selection":
+    def of(
+        cls,
+        modalities: Iterable[str] | str | None = None,
+        dates: Any = None,
+        others: Iterable[str] = (),
+    ) -> "Selection":
         """Make a selection from keys and dates.
 
         Parameters
@@ -41,6 +46,8 @@ class Selection:
             A year, month or day, such as ``2021``, ``2021-02`` or whatever
             `copcube.dates.day` takes; or two of them, as a pair or a text
             ``2021-03..2021-08-15``, of which one may be left out.
+        others : iterable of str
+            Keys of sensors of one's own, which may be chosen too.
 
         Raises
         ------
@@ -53,9 +60,14 @@ class Selection:
         Selection(modalities=('s5p_co',), start='20210201', end='20210228')
         """
         start, end = (None, None) if dates is None else _span(dates)
-        chosen = select(modalities)
+        chosen = select(modalities, others)
         # Dates choose nothing where no image has one, and then are no other selection.
         return cls(chosen, start, end) if set(chosen) != {"dem"} else cls(chosen)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of what tables and cubes count: the eight modalities, and other chosen keys."""
+        return labels(self.modalities)
 
     def admits(self, date: str | None) -> bool:
         """Whether an image of this date is selected."""

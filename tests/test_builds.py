@@ -96,8 +96,9 @@ def test_the_cube_holds_the_mean_of_every_cell(trees, varied):
     for partition in source.partitions():
         for job in source.jobs(partition, Selection.of()):
             for image in job() if callable(job) else ():
-                pixels = cropped(image.pixels, MODALITIES[image.modality], "center")
-                vector = encoder.vector(pixels, np.array(metadata(image)))
+                kind = MODALITIES[image.modality]
+                pixels = cropped(image.pixels, kind, "center")
+                vector = encoder.vector(pixels, np.array(metadata(image, kind)))
                 images.setdefault(image.grid_id, {}).setdefault(image.modality, []).append(vector)
     assert len(images) == 2 == int((cube.n_images > 0).sum())
     assert set().union(*images.values()) == set(VARIED)

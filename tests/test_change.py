@@ -159,6 +159,26 @@ def test_cells_of_other_modalities_are_told_and_not_listed():
     assert found.place_lat.max() == LAT[20]
 
 
+def test_sensors_are_the_same_by_key_and_description():
+    by = np.ones((2, len(LAT), len(LON)), int)
+
+    def with_sensor(seed, key, about, number=by):
+        flags = {"flag_values": np.arange(2), "flag_meanings": f"dem {key}"}
+        attrs = {"aggregation": "mean over the means of the modalities", f"sensor_{key}": about}
+        ds = counted(cube(seed, **attrs), 2, 1, number)
+        return ds.assign_coords(modality=("modality", np.arange(2), flags))
+
+    a = with_sensor(0, "landsat8", "{}")
+    there = np.isfinite(change(a, a).distance.values)
+    for other, same in (("{}", 1), ('{"gsd": 15}', 0)):
+        found = change(a, with_sensor(0, "landsat8", other)).same_modalities.values
+        np.testing.assert_array_equal(found, np.where(there, same, -1))
+    assert not (change(a, with_sensor(0, "landsat9", "{}")).same_modalities.values > 0).any()
+    without = with_sensor(0, "landsat9", "{}", by * [[[1]], [[0]]])
+    alone = change(without, without.isel(modality=[0]).drop_attrs(deep=False).assign_attrs(a.attrs))
+    np.testing.assert_array_equal(alone.same_modalities.values, np.where(there, 1, -1))
+
+
 def test_groups_of_one_cube_and_groups_side_by_side():
     years = xr.concat([cube(seed) for seed in range(3)], "year", join="exact")
     years = years.assign_coords(year=("year", [2019, 2020, 2021]))

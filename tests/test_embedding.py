@@ -244,11 +244,11 @@ def test_an_image_whose_crop_is_empty_is_left_out():
 
 
 def test_metadata():
-    assert metadata(image("s5p_co")) == (-96.0, 44.0, 18628.0, 16.0)
-    lon, lat, days, area = metadata(image("dem", date=None))
+    assert metadata(image("s5p_co"), modality("s5p_co")) == (-96.0, 44.0, 18628.0, 16.0)
+    lon, lat, days, area = metadata(image("dem", date=None), modality("dem"))
     assert (lon, lat, days) == (-96.0, 44.0, 16436.0)
     assert area == pytest.approx(3.6864)
-    batch = Batch.of(months(2))
+    batch = Batch.of(months(2), MODALITIES["s5p_co"])
     assert batch.metadata.dtype == np.float64
     assert batch.metadata.shape == (2, 4)
 

@@ -72,6 +72,12 @@ def test_every_product_is_pinned_licensed_and_described():
             assert all(len(digest) == 64 for digest in file.sha256)
     assert "Llama 3.2 Community License" in sizes_and_licences(published("weights"))
     assert "558 MB" in sizes_and_licences(published("weights"))
+    large, words = published("weights", "large")
+    assert "_large_" in large.path
+    assert words == published("weights")[1]
+    assert not {*large.sha256} & {*published("weights")[0].sha256}
+    with pytest.raises(OptionError, match="only 'large' to choose from, given 'tiny'"):
+        published("weights", "tiny")
     assert "10 files, about 50 GB" in sizes_and_licences(published("shards", "0-9"))
 
 

@@ -80,5 +80,7 @@ def test_the_meridian_of_180_has_one_longitude():
     import numpy as np
 
     pixels = np.ones((2, 264, 264), "float32")
-    image = Identity("s1_grd", 720, "0000001_180.00_-89.95", "20210101").image(pixels, "x.tif")
+    image = Identity("s1_grd", 720, "0000001_180.00_-89.95", "20210101").image(
+        pixels, MODALITIES["s1_grd"], "x.tif"
+    )
     assert (image.lon, image.lat) == (-180, -89.95)

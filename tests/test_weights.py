@@ -21,7 +21,7 @@ from copcube.encoder import weights as module
 from copcube.encoder.copernicus_fm import CopernicusFM, sincos_grid
 from copcube.encoder.weights import load_weights, untrained_weights
 from copcube.errors import FetchError, OptionError, WeightsError
-from copcube.hub.published import CHECKPOINT, LANGUAGE
+from copcube.hub.published import CHECKPOINTS, LANGUAGE
 from copcube.modalities import MODALITIES
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -423,29 +423,28 @@ def test_wrong_language_is_named(tmp_path, content, says):
 # The hub
 
 
-def test_hub_brings_both_files_and_their_provenance(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "file"), CHECKPOINTS.items())
+def test_hub_brings_both_files_and_their_provenance(name, file, tmp_path, monkeypatch):
     state, language = tmp_path / "w.pth", tmp_path / "words.pt"
     saved(state, random_state(*NORM))
     saved(language, words())
     digest = hashlib.sha256(state.read_bytes()).hexdigest()
-    known = replace(CHECKPOINT, sha256=(digest,))
-    monkeypatch.setattr(module, "CHECKPOINT", known)
-    monkeypatch.setattr(module, "WEIGHTS", (known, LANGUAGE))
-    files = {CHECKPOINT.path: state.read_bytes(), LANGUAGE.path: language.read_bytes()}
-    with serve(Hub({CHECKPOINT.repo: Repo(CHECKPOINT.revision, files)})) as hub:
+    monkeypatch.setitem(CHECKPOINTS, name, replace(file, sha256=(digest,)))
+    files = {file.path: state.read_bytes(), LANGUAGE.path: language.read_bytes()}
+    with serve(Hub({file.repo: Repo(file.revision, files)})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        loaded = load_weights("hub")
+        loaded = load_weights(name)
         local = load_weights(str(state))
     assert loaded.provenance == {
         **local.provenance,
-        "encoder_weights": f"hf://{CHECKPOINT.repo}@{CHECKPOINT.revision}/{CHECKPOINT.path}",
+        "encoder_weights": f"hf://{file.repo}@{file.revision}/{file.path}",
     }
     assert set(local.language) == set(NAMES)  # from the cache
     assert all(
         torch.equal(a, b)
         for a, b in zip(loaded.model.parameters(), local.model.parameters(), strict=True)
     )
-    assert load_weights("hub").provenance == loaded.provenance  # the hub is gone
+    assert load_weights(name).provenance == loaded.provenance  # the hub is gone
 
 
 def test_hub_out_of_reach_names_the_ways_out(monkeypatch):

@@ -34,14 +34,19 @@ from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
 from copcube.files.objects.stores import split
 from copcube.images import open_source
-from copcube.modalities import MODALITIES
-from copcube.rows import are_finite, rows_files
+from copcube.images.sensors import Given, small_tokens
+from copcube.lookahead import map_ahead
+from copcube.modalities import described_in, rank
+from copcube.rows import are_finite, read_provenance, rows_files
 from copcube.selection import Selection
 
 if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger("copcube")
+
+_READERS = 8
+"""Files of rows in a store whose metadata are read at once."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def build(
     out: str | Path,
     *,
     modalities: Iterable[str] | str | None = None,
+    sensors: Iterable[Given] | Given | None = None,
     dates: Any = None,
     crop: Crop = "center",
     balance: Balance = "modality",
@@ -114,6 +120,9 @@ def build(
         ``world.build`` beside it, where the rows stay.
     modalities : iterable of str, or str, optional
         Keys to take; all by default.
+    sensors : iterable of str, Path, mapping or Modality, or one of them, optional
+        Sensors of one's own, which the source has images of beside those of the eight
+        modalities: files in TOML, or what else `copcube.sensor` takes.
     dates : optional
         Dates to take, inclusive: such as ``2021``, ``2021-03..2021-08-15``, or what else
         `copcube.selection.Selection.of` takes. Images without a date (the DEM) always pass.
@@ -178,6 +187,7 @@ def build(
         modalities,
         dates,
         encoder,
+        sensors=sensors,
         crop=crop,
         balance=balance,
         by=by,
@@ -186,7 +196,10 @@ def build(
         strict=strict,
         s2_offset=s2_offset,
     )
-    images = open_source(source)
+    images = open_source(source, options.sensors)
+    for own in options.sensors:
+        if note := small_tokens(own):
+            log.warning(note)
     if (client is not None or workers is not None) and not isinstance(
         options.encoder, SharedEncoder
     ):
@@ -251,7 +264,7 @@ def build(
     return Report(
         cube=_path(folder.out),
         rows=_path(folder.rows()),
-        images={key: total[key] for key in MODALITIES if total[key]},
+        images={key: total[key] for key in sorted(total, key=rank) if total[key]},
         rejected=rejected,
         resumed=resumed,
         finished=partitions is None,
@@ -321,7 +334,7 @@ def aggregate(
     out : str or Path
         The cube, such as ``world.zarr``.
     modalities, dates, balance, by, overwrite, workers, client
-        As in `build`.
+        As in `build`. Sensors of one's own may be chosen too: rows say what they are of.
     duplicates : {"refuse", "drop"}
         What to do when two rows embed the same image.
 
@@ -337,9 +350,12 @@ def aggregate(
         As in `build`.
     """
     begin = time.perf_counter()
-    selection = Selection.of(modalities, dates)
-    aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
     files = rows_files(rows)
+    # In a store each file costs some requests, of which many may be under way.
+    made = map_ahead(read_provenance, map(str, files), _READERS if is_remote(str(rows)) else 0)
+    own = {key for provenance in made for key in described_in(provenance)}
+    selection = Selection.of(modalities, dates, own)
+    aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
     folder = BuildFolder(out)
     _require_apart(folder, rows, overwrite)
     with folder.lock(), executor(client, workers, gpus=False) as runner:

@@ -21,6 +21,7 @@ from copcube.embedding import Batch, Encoder, crop_image
 from copcube.errors import BuildError
 from copcube.grid import N_BANDS, N_LAT, N_LON
 from copcube.images import Image, Partition, Source, open_source
+from copcube.modalities import kinds
 from copcube.progress import duration, size
 from copcube.selection import Selection
 
@@ -87,7 +88,7 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
     source, out
         As in `copcube.build`.
     **options
-        Modalities, dates, crop, encoder, batch_size, threads, balance and by, as in
+        Modalities, sensors, dates, crop, encoder, batch_size, threads, balance and by, as in
         `copcube.build`.
 
     Returns
@@ -100,7 +101,7 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
         As `copcube.build`.
     """
     chosen = BuildOptions.of(**options)
-    images = open_source(source)
+    images = open_source(source, chosen.sensors)
     encoder = chosen.encoder
     plan, partitions = plan_build(images, chosen, describe(chosen))
     done = len(BuildFolder(out).receipts(plan.id, "embed", [p.name for p in partitions]))
@@ -147,10 +148,11 @@ def _rate(
     decoding = (time.perf_counter() - begin) / max(len(found), 1)
     if not found:
         return float("inf")
-    batch = Batch.of([crop_image(image, options.crop) for image in found[:count]])
-    encoder(key, batch.pixels, batch.metadata)
+    kind = kinds(options.sensors)[key]
+    batch = Batch.of([crop_image(image, kind, options.crop) for image in found[:count]], kind)
+    encoder(kind.asked, batch.pixels, batch.metadata)
     begin = time.perf_counter()
-    encoder(key, batch.pixels, batch.metadata)
+    encoder(kind.asked, batch.pixels, batch.metadata)
     # One after the other, although a build does both at once: an upper bound of the time.
     return 1 / (decoding + (time.perf_counter() - begin) / len(batch.images))
 

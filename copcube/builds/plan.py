@@ -21,9 +21,11 @@ from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.errors import BuildError, OptionError
 from copcube.files.objects import file_size
 from copcube.images import Partition, Source
+from copcube.images.sensors import Given, described
+from copcube.images.sensors import sensors as describe_sensors
 from copcube.images.tensor_form import RESAMPLING
 from copcube.images.units import require_offset
-from copcube.modalities import MODALITIES
+from copcube.modalities import Modality, kinds
 from copcube.selection import Selection
 from copcube.version import __version__
 
@@ -62,6 +64,8 @@ class BuildOptions:
         Whether a broken image stops the build.
     s2_offset : int
         What is subtracted from Sentinel-2 counts.
+    sensors : tuple of Modality
+        Those of the selection that are none of the eight modalities.
 
     Raises
     ------
@@ -78,6 +82,7 @@ class BuildOptions:
     threads: int | None = None
     strict: bool = False
     s2_offset: int = 0
+    sensors: tuple[Modality, ...] = ()
 
     def __post_init__(self) -> None:
         _ = self.aggregation  # refuses unknown values
@@ -95,6 +100,8 @@ class BuildOptions:
         modalities: Iterable[str] | str | None = None,
         dates: Any = None,
         encoder: "Encoder | Spec | str | Path | None" = None,
+        *,
+        sensors: Iterable[Given] | Given | None = None,
         **options: Any,
     ) -> "BuildOptions":
         """Make options from the arguments of `copcube.build`, with its defaults.
@@ -102,9 +109,12 @@ class BuildOptions:
         Raises
         ------
         OptionError
-            If a value is unknown, or the dates cannot be read.
+            If a value is unknown, the dates cannot be read, or a sensor cannot be used.
         """
-        return cls(Selection.of(modalities, dates), as_encoder(encoder), **options)
+        own = describe_sensors(sensors)
+        selection = Selection.of(modalities, dates, [sensor.key for sensor in own])
+        own = tuple(sensor for sensor in own if sensor.key in selection.modalities)
+        return cls(selection, as_encoder(encoder), sensors=own, **options)
 
     @property
     def aggregation(self) -> Aggregation:
@@ -119,10 +129,9 @@ class BuildOptions:
     @property
     def image_sizes(self) -> dict[str, int]:
         """Pixels a side of the images that the encoder is given, by modality."""
+        known = kinds(self.sensors)
         return {
-            key: MODALITIES[key].input_size
-            if self.crop == "center"
-            else MODALITIES[key].stored_size
+            key: known[key].input_size if self.crop == "center" else known[key].stored_size
             for key in self.selection.modalities
         }
 
@@ -237,6 +246,7 @@ def plan_build(
     partitions = source.partitions()
     # Tensors of shards were resized by who published them.
     resized = {"resampling": RESAMPLING} if source.layout == "geotiff" else {}
+    own = {sensor.key: described(sensor) for sensor in options.sensors}
     plan = Plan(
         kind="build",
         source=_name(source.root),
@@ -245,7 +255,8 @@ def plan_build(
         | {"crop": options.crop, "layout": source.layout}
         | resized
         # Only if it is used, so that builds of earlier versions keep their plans.
-        | ({"s2_offset": options.s2_offset} if options.s2_offset else {}),
+        | ({"s2_offset": options.s2_offset} if options.s2_offset else {})
+        | ({"sensors": own} if own else {}),
         encoder=encoder.provenance,
         batch_sizes={key: options.batch_size or n for key, n in encoder.batch_sizes.items()},
         partitions=partitions_digest(partitions),

@@ -34,7 +34,7 @@ from copcube.errors import BuildError, CopcubeError, ReadError
 from copcube.grid import N_BANDS
 from copcube.images import Partition, Rejected
 from copcube.images.units import remedy
-from copcube.modalities import MODALITIES
+from copcube.modalities import kinds
 
 log = logging.getLogger("copcube")
 
@@ -250,7 +250,7 @@ class EmbedStage(Stage[EmbedTask]):
         for key, (_, example) in counts["strange"].items():
             if key not in self._warned:
                 self._warned.add(key)
-                log.warning("%s; %s", example, remedy(MODALITIES[key]))
+                log.warning("%s; %s", example, remedy(kinds(task.options.sensors)[key]))
         self._images += self.size(counts)
         self._rejected += counts["rejected"]
         self._left -= self._partitions[task.number].images or 0
@@ -410,7 +410,7 @@ def assemble(
     scales = {}
     if aggregation.balance == "variance":
         run_stage(executor, AssembleStage(folder, "balance", task, N_BANDS))
-        scales = {"aggregation_scales": variances_of(task).in_words()}
+        scales = {"aggregation_scales": variances_of(task).in_words(found.labels)}
     if folder.receipt(task.work, "create", "cube") is None:
         folder.discard("cube.zarr")
         written = cube.create(

@@ -30,6 +30,7 @@ from copcube.errors import BuildError
 from copcube.files.processors import available_processors
 from copcube.grid import N_BANDS
 from copcube.images import Rejected, Source
+from copcube.modalities import SENSOR, kinds
 from copcube.rows import encode_rows
 from copcube.selection import Selection
 
@@ -51,7 +52,8 @@ def describe(options: BuildOptions) -> EncoderFacts:
     """Describe the encoder on the machine that will use it."""
     encoder, sizes = options.encoder, options.image_sizes
     # Asked on the machine that embeds: the driver may have no GPU.
-    batches = {key: encoder.batch_size(key, size) for key, size in sizes.items()}
+    known = kinds(options.sensors)
+    batches = {key: encoder.batch_size(known[key].asked, size) for key, size in sizes.items()}
     return EncoderFacts(encoder.dim, dict(encoder.provenance), batches)
 
 
@@ -119,6 +121,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
             selection=options.selection,
             # Those of the plan: on another machine the encoder might prefer others.
             batch_sizes=plan.batch_sizes,
+            sensors=options.sensors,
             crop=options.crop,
             threads=options.threads or min(available_processors(), MOST_THREADS),
             strict=options.strict,
@@ -130,6 +133,8 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
         made_by = plan.encoder | {"crop": options.crop}
         pixels = ("resampling", "s2_offset")
         made_by |= {key: plan.options[key] for key in pixels if key in plan.options}
+        sensors = plan.options.get("sensors", {}).items()
+        made_by |= {SENSOR + key: json.dumps(text, sort_keys=True) for key, text in sensors}
         data = encode_rows(rows, made_by, folder.rows(task.name))
         files = {name: folder.files.write(name, data)}
         seconds = {
@@ -270,7 +275,7 @@ def run_balance_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     """Find variances of the modalities over the cells of one band, write them, then the receipt."""
     folder, found = _surveyed(task)
     name = f"{task.number:02d}"
-    data = Variances.of(_cells(folder, task.number, found.survey.dim)).to_json()
+    data = Variances.of(_cells(folder, task.number, found)).to_json()
     file = f"variances/{name}.json"
     files = {file: folder.files.write(file, data)}
     advance(1)
@@ -282,7 +287,7 @@ def run_balance_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
 def variances_of(task: AssembleTask) -> Variances:
     """Variances of the modalities over all cells, once those of all bands are written."""
     folder, found = _surveyed(task)
-    whole = Variances.zero(found.survey.dim)
+    whole = Variances.zero(found.survey.dim, len(found.labels))
     for band in range(N_BANDS):
         data = folder.files.read(f"variances/{band:02d}.json")
         whole = whole.merged(Variances.from_json(data))
@@ -292,7 +297,7 @@ def variances_of(task: AssembleTask) -> Variances:
 def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     """Write one band of blocks of the cube from the cells of all parts, then the receipt."""
     folder, found = _surveyed(task)
-    cells = _cells(folder, task.number, found.survey.dim)
+    cells = _cells(folder, task.number, found)
     if found.aggregation.balance == "variance":
         # All bands ask with the same number, so that one entry of the cache serves them.
         cells = equalised(cells, variances_of(replace(task, number=0)))
@@ -304,13 +309,14 @@ def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     return facts
 
 
-def _cells(folder: BuildFolder, band: int, dim: int) -> Cells:
+def _cells(folder: BuildFolder, band: int, found: "Surveyed") -> Cells:
     """Cells of one band, from all parts."""
     # Sorted by name, hence by the number of the part: the order of the cells is always the same.
     names = [name for name in folder.files.names("cells/") if _reaches(name, band)]
     files = folder.files
     tables = [decode_cells(files.open(n), f"{folder.path}/{n}", band) for n in names]
-    return Cells.concatenate([Cells.empty(dim), *tables])
+    nothing = Cells.empty(found.survey.dim, len(found.labels))
+    return Cells.concatenate([nothing, *tables])
 
 
 def _reaches(name: str, band: int) -> bool:
@@ -346,6 +352,11 @@ class Surveyed:
         parts = aggregate.parts(files)
         survey = aggregate.survey(parts, aggregation)
         return cls(aggregation, parts, survey, aggregate.passes(survey))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What cells count: the eight modalities, and other sensors that were selected."""
+        return self.aggregation.selection.labels
 
     def to_json(self) -> bytes:
         """Return bytes that `from_json` reads."""

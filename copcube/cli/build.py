@@ -52,7 +52,8 @@ def _add_fetch(commands: Commands) -> None:
         "bring published files: weights, examples, shards, embeddings",
         "copcube fetch weights\n  copcube fetch shards 0-9 --to pretrain",
         details="What is there:\n"
-        "  weights    the encoder and the variables' language embeddings, into the cache\n"
+        "  weights    the encoder and the variables' language embeddings, into the cache;\n"
+        "             weights large: the ViT-L/16, of vectors of 1024 instead of 768\n"
         "  example    100 cells of Copernicus-Pretrain in both layouts\n"
         "  shards     WebDataset shards 0 to 3210, such as 7 or 0-99\n"
         "  map        the published embedding map, 721 × 1440 × 768\n"
@@ -63,7 +64,7 @@ def _add_fetch(commands: Commands) -> None:
         "files that were brought before.",
     )
     fetch.add_argument("what", choices=("weights", "example", "shards", "map", "averages", "rows"))
-    fetch.add_argument("range", nargs="?", metavar="A-B", help="which shards")
+    fetch.add_argument("range", nargs="?", metavar="A-B|large", help="which shards, or weights")
     fetch.add_argument("--to", metavar="DIR", default=".", help="folder (default: this one)")
 
 
@@ -80,11 +81,21 @@ def _add_build(commands: Commands) -> None:
         "WebDataset shards: a file, a folder, a glob or a brace pattern. Work goes on in\n"
         "OUT.build beside the cube, where the rows stay; stop it at any moment and give the\n"
         "same command to go on. What could not be read is listed in OUT.build/quarantine.parquet.\n"
-        "Shards and cubes may lie in object stores (s3://, gs://, https://).",
+        "Shards and cubes may lie in object stores (s3://, gs://, https://).\n\n"
+        "A sensor of one's own is described in TOML: key, bands, wavelengths and bandwidths in\n"
+        "nm (or language, a file), mean, std, gsd in metres, stored_size in pixels; and, if need\n"
+        "be, input_size, kernel, scale, folder, local, dated. See docs/sensors.md.",
     )
     build.add_argument("source", metavar="SOURCE")
     build.add_argument("out", metavar="OUT.zarr")
     _choose(build)
+    build.add_argument(
+        "--sensor",
+        action="append",
+        metavar="FILE.toml",
+        dest="sensors",
+        help="a sensor of one's own that SOURCE has images of too; may be given several times",
+    )
     build.add_argument(
         "--crop",
         choices=("center", "full"),
@@ -180,17 +191,17 @@ def _add_demo(commands: Commands) -> None:
     demo.add_argument("folder", metavar="DIR", nargs="?", default="demo")
 
 
-def _modalities(command: argparse.ArgumentParser) -> None:
+def _modalities(command: argparse.ArgumentParser, others: str = "") -> None:
     command.add_argument(
         "--modalities",
         type=lambda text: text.split(","),
         metavar="KEY,…",
-        help=f"which of {', '.join(MODALITIES)} (default: all)",
+        help=f"which of {', '.join(MODALITIES)}{others} (default: all)",
     )
 
 
 def _choose(command: argparse.ArgumentParser) -> None:
-    _modalities(command)
+    _modalities(command, ", or of the sensors of one's own")
     command.add_argument(
         "--dates", metavar="FROM..TO", help="such as 2021 or 2021-03..2021-08-15, inclusive"
     )
@@ -212,8 +223,9 @@ def _encoder(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--weights",
         default="hub",
-        metavar="hub|PATH|untrained:SEED",
-        help="the published weights (default), a local file, or meaningless ones for tests",
+        metavar="hub|large|PATH|untrained:SEED",
+        help="the published weights (default), those of the larger model, a local file, or "
+        "meaningless ones for tests",
     )
     command.add_argument(
         "--language", metavar="PATH", help="the variables' language embeddings (default: found)"
@@ -288,6 +300,7 @@ def _build(arguments: Arguments) -> int:
 
     options = {
         "modalities": arguments.modalities,
+        "sensors": arguments.sensors,
         "dates": arguments.dates,
         "crop": arguments.crop,
         "s2_offset": arguments.s2_offset,

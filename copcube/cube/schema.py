@@ -11,7 +11,7 @@ dimension, so that what divides a dataset by its chunks can divide a cube. Conve
 (github.com/zarr-conventions).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import OptionError
-from copcube.modalities import MODALITIES
+from copcube.modalities import MODALITIES, described_in
+from copcube.modalities import labels as in_order
 
 ZSTD_LEVEL = 1
 VERSION = 1
@@ -71,7 +72,12 @@ class Variable:
 
 
 def variables(
-    dim: int, by: str | None, groups: tuple[str, ...], *, counted: bool = True
+    dim: int,
+    by: str | None,
+    groups: tuple[str, ...],
+    *,
+    counted: bool = True,
+    modalities: tuple[str, ...] = tuple(MODALITIES),
 ) -> dict[str, Variable]:
     """All variables of a cube, by name.
 
@@ -86,6 +92,8 @@ def variables(
     counted : bool
         Whether it is known how many images made a cell. If not, there is no ``spread`` and
         no ``n_images_by_modality``, and ``n_images`` is 1 where there is a vector.
+    modalities : tuple of str
+        What ``n_images_by_modality`` counts; see `modalities_of`.
 
     Raises
     ------
@@ -102,7 +110,7 @@ def variables(
     cells, shape = (*lead, "lat", "lon"), (*n, grid.N_LAT, grid.N_LON)
     block = (*one, grid.BLOCK, grid.BLOCK)
     number = {"units": "1", "standard_name": "number_of_observations", "grid_mapping": "crs"}
-    m = len(MODALITIES)
+    m = len(modalities)
     # CF's ancillary_variables may name only what is there.
     companions = ["spread", "n_images", "n_images_by_modality"] if counted else ["n_images"]
     if by == "modality" and counted:
@@ -168,11 +176,19 @@ def variables(
                 },
             )
         )
-        data.append(_flags("modality", "Copernicus Sentinel modality", tuple(MODALITIES)))
+        data.append(_flags("modality", _MODALITY, modalities))
     if by is not None:
         data.append(_leading(by, groups))
     data = [v for v in data if v.name in ("embedding", *companions) or v.values is not None]
     return {v.name: v for v in (*data, *_coordinates(dim))}
+
+
+_MODALITY = "Copernicus Sentinel modality"
+
+
+def modalities_of(attrs: Iterable[str]) -> tuple[str, ...]:
+    """What a cube counts: the eight modalities, then the sensors that its attributes describe."""
+    return in_order(described_in(attrs))
 
 
 def earlier_chunks(variable: Variable) -> tuple[int, ...]:
@@ -266,7 +282,7 @@ def labels(by: str, values: NDArray[Any], attrs: Mapping[str, Any]) -> tuple[str
 def _leading(by: str, groups: tuple[str, ...]) -> Variable:
     match by:
         case "modality":
-            return _flags(by, "Copernicus Sentinel modality", groups)
+            return _flags(by, _MODALITY, groups)
         case "season":
             return _flags(by, "meteorological season", groups)
         case "month" | "year":

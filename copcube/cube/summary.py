@@ -9,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.cube import schema
 from copcube.cube.card import share_of_globe
 from copcube.cube.store import array, leading, open_group, reading
 from copcube.cube.view import CubeView
 from copcube.files.damage import naming_damage
-from copcube.modalities import MODALITIES
 from copcube.progress import size
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_NOT_FOR_PEOPLE = ("Conventions", "coordinates", "copcube_schema", "geoemb:", "n_images", "zarr_")
+_NOT_FOR_PEOPLE = (
+    *("Conventions", "coordinates", "copcube_schema", "geoemb:", "n_images", "sensor_", "zarr_"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,14 @@ def _summary(path: str | Path) -> CubeSummary:
     filled: NDArray[np.bool_] = np.any(counts > 0, axis=0)
     by_modality: dict[str, int] = {}
     if "n_images_by_modality" in group:
-        by_modality = dict.fromkeys(MODALITIES, 0)
+        keys = schema.modalities_of(group.attrs)
+        by_modality = dict.fromkeys(keys, 0)
         source = array(group, "n_images_by_modality")
         # By bands: the counts of all modalities and groups together may take 400 MB.
         for band in range(grid.N_BANDS):
             part = np.asarray(source[(..., grid.Block(band, 0).rows, slice(None))], np.int64)
-            sums = part.reshape(-1, len(MODALITIES), part.shape[-2] * grid.N_LON).sum(axis=(0, 2))
-            for key, n in zip(MODALITIES, sums.tolist(), strict=True):
+            sums = part.reshape(-1, len(keys), part.shape[-2] * grid.N_LON).sum(axis=(0, 2))
+            for key, n in zip(keys, sums.tolist(), strict=True):
                 by_modality[key] += n
     elif by == "modality":
         by_modality = dict(

@@ -33,7 +33,6 @@ from copcube.files.folders import Folder, LocalFolder, open_folder
 from copcube.files.processors import available_processors
 from copcube.files.states import Written
 from copcube.lookahead import map_ahead
-from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
@@ -69,7 +68,8 @@ def create(
     groups : tuple of str
         Labels along it.
     attrs : mapping, optional
-        Further attributes of the group; they win over those of the conventions.
+        Further attributes of the group; they win over those of the conventions. Those that
+        describe sensors of one's own say which are counted beside the eight modalities.
     counted : bool
         Whether it is known how many images made a cell; see `copcube.cube.schema.variables`.
 
@@ -92,7 +92,8 @@ def create(
     from zarr.storage import MemoryStore
 
     folder = open_folder(path)
-    parts = schema.variables(dim, by, groups, counted=counted)
+    modalities = schema.modalities_of(attrs or ())
+    parts = schema.variables(dim, by, groups, counted=counted, modalities=modalities)
     known = {} if counted else {"n_images_known": 0}
     if folder.names():
         raise CubeError(f"{path} exists already; remove it or choose another name")
@@ -301,7 +302,7 @@ def _fields(
     col: NDArray[np.int64],
     rows: slice,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Maps of one group over the band, (rows, 1440) or (8, rows, 1440), by name."""
+    """Maps of one group over the band, (rows, 1440) or (modalities, rows, 1440), by name."""
     shape = (rows.stop - rows.start, grid.N_LON)
     y, x = row[inside], col[inside]
     spread = np.full(shape, np.nan, np.float32)
@@ -310,7 +311,7 @@ def _fields(
     n_images = np.zeros(shape, np.int32)
     n_images[y, x] = cells.n_images[inside]
     yield "n_images", n_images
-    by_modality = np.zeros((len(MODALITIES), *shape), np.int32)
+    by_modality = np.zeros((cells.n_by_modality.shape[1], *shape), np.int32)
     by_modality[:, y, x] = cells.n_by_modality[inside].T
     yield "n_images_by_modality", by_modality
 

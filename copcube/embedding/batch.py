@@ -10,17 +10,17 @@ from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import days_since_1970, within_code
 from copcube.embedding.partition import DEM_DAYS, Crop, cropped, not_finite
 from copcube.errors import OptionError
+from copcube.images.sensors import Given, modality_of
 from copcube.images.tensor_form import has_valid_pixel, mend
 from copcube.images.units import remedy, require_offset, strange, without_offset
 from copcube.modalities import Modality
-from copcube.modalities import modality as published
 
 log = logging.getLogger("copcube")
 
 
 def embed_batch(
     images: ArrayLike,
-    modality: str,
+    modality: str | Given,
     *,
     lon: ArrayLike | None = None,
     lat: ArrayLike | None = None,
@@ -35,7 +35,7 @@ def embed_batch(
 ) -> NDArray[np.float32]:
     """Embed whole images, one vector each, exactly as a build embeds them.
 
-    For scenes that are to be cut into tiles, and for other sensors, there is `copcube.embed`.
+    For scenes that are to be cut into tiles there is `copcube.embed`.
 
     Parameters
     ----------
@@ -44,8 +44,9 @@ def embed_batch(
         the modality; a tensor of a published shard as it is. Counts of Sentinel-2 in int16
         are taken for uint16 that wrapped, and bands Oa01 and Oa10 of Sentinel-3 may come 1e9
         too large, as in the published files.
-    modality : str
-        Key of the modality of all images: ``"s2_toa"``, ``"s1_grd"``…
+    modality : str, or Path, mapping or Modality
+        Key of the modality of all images: ``"s2_toa"``, ``"s1_grd"``…; or the description of a
+        sensor of one's own, such as a TOML file, see `copcube.sensor`.
     lon, lat : array_like, optional
         Degrees of the images' centres, for all or for each of them: they broadcast to the
         leading axes of `images`. NaN or None is unknown.
@@ -59,7 +60,7 @@ def embed_batch(
     encoder : Encoder or copcube.EncoderSpec, optional
         The encoder, or what to load; then `weights`, `device` and `dtype` do not matter.
     weights : str
-        What to load: ``"hub"``, a file, ``"untrained:SEED"``.
+        What to load: ``"hub"``, ``"large"``, a file, ``"untrained:SEED"``.
     batch_size : int, optional
         Images to embed at once. Default: the encoder decides, as for a build.
     device, dtype : str
@@ -89,7 +90,7 @@ def embed_batch(
         from copcube.encoder import EncoderSpec
 
         encoder = EncoderSpec(weights=weights, device=device, dtype=dtype)
-    model, kind = as_encoder(encoder), published(modality)
+    model, kind = as_encoder(encoder), modality_of(modality)
     require_offset(s2_offset)
     if s2_offset and kind.key != "s2_toa":
         raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {kind.title}")
@@ -101,12 +102,12 @@ def embed_batch(
     valid = [number for number, image in enumerate(flat) if has_valid_pixel(image, kind)]
     vectors = np.full((len(flat), model.dim), np.nan, dtype=np.float32)
     # By the side that the encoder will see, not that of the file.
-    step = batch_size or model.batch_size(kind.key, pixels.shape[-1])
+    step = batch_size or model.batch_size(kind.asked, pixels.shape[-1])
     told = False
     for start in range(0, len(valid), step):
         some = valid[start : start + step]
         mended = [without_offset(mend(flat[i], kind)[0], s2_offset) for i in some]
-        found = model(kind.key, mended, rows[some])
+        found = model(kind.asked, mended, rows[some])
         for number, image, vector in zip(some, mended, found, strict=True):
             # One warning a call: a whole batch is mostly strange in the same way.
             if not told and (what := strange(image, kind)):

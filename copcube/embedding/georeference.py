@@ -19,7 +19,7 @@ from copcube.dates import is_missing, since_1970
 from copcube.embedding.axes import DEGREES
 from copcube.embedding.partition import DEM_DAYS
 from copcube.errors import OptionError
-from copcube.modalities import Modality
+from copcube.modalities import AREA, Modality
 
 if TYPE_CHECKING:
     from pyproj import CRS
@@ -32,8 +32,6 @@ _TIMES = ("time", "t", "date", "datetime", "acquisition_time", "valid_time")
 """Names that a coordinate of dates may have, the one to prefer first."""
 _NOMINAL = 0.05
 """Pixels whose size is this close to the modality's count as having exactly its size."""
-_AREA = (1e-3, 5.1e8)
-"""Token areas in km² that the Fourier code of the model takes."""
 _EDGE = 1e-3
 """Degrees from -180 or -90 within which a coordinate counts as that: the code takes no numbers
 between 0 and 1e-4 after 180 or 90 is added."""
@@ -224,11 +222,11 @@ def tile_metadata(
         pixel = np.where(np.abs(measured - pixel) <= _NOMINAL * pixel, pixel, measured)
     metadata[..., 2] = days[..., np.newaxis, np.newaxis]
     area = (sensor.kernel * (pixel if gsd is None else np.full(shape, gsd)) / 1000) ** 2
-    strange = (area < _AREA[0]) | (area > _AREA[1])
+    strange = (area < AREA[0]) | (area > AREA[1])
     if strange.any():
         log.warning(
-            f"tokens have {area[strange][0]:.2g} km², and the model takes {_AREA[0]:g} to "
-            f"{_AREA[1]:g} km², so they are embedded without their area; a larger kernel_size= "
+            f"tokens have {area[strange][0]:.2g} km², and the model takes {AREA[0]:g} to "
+            f"{AREA[1]:g} km², so they are embedded without their area; a larger kernel_size= "
             "makes larger tokens"
         )
     metadata[..., 3] = np.where(strange, np.nan, area)

@@ -8,7 +8,7 @@ embedding go on side by side, each a bounded number of images ahead of the next 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from copcube.images import Image, Job, Partition, Rejected, Source
 from copcube.images.tensor_form import has_valid_pixel
 from copcube.images.units import strange, without_offset
 from copcube.lookahead import map_ahead
-from copcube.modalities import MODALITIES, ORDER, Modality
+from copcube.modalities import Modality, kinds, labels, rank
 from copcube.rows import Rows
 from copcube.selection import Selection
 
@@ -80,9 +80,8 @@ class PartitionReport:
             with _ADDING:
                 setattr(self, step, getattr(self, step) + seconds)
 
-    def note_strange(self, images: list[Image]) -> None:
+    def note_strange(self, images: list[Image], modality: Modality) -> None:
         """Count those of some images of one modality that lie far outside of its statistics."""
-        modality = MODALITIES[images[0].modality]
         for image in images:
             if what := strange(image.pixels, modality):
                 count, first = self.strange.get(modality.key, (0, f"{image.origin} has {what}"))
@@ -111,6 +110,7 @@ def embed_partition(
     *,
     selection: Selection,
     batch_sizes: Mapping[str, int],
+    sensors: Iterable[Modality] = (),
     crop: Crop = "center",
     threads: int = 2,
     strict: bool = False,
@@ -131,6 +131,8 @@ def embed_partition(
         Modalities and dates to take.
     batch_sizes : mapping of str to int
         Images a batch, by modality.
+    sensors : iterable of Modality
+        Sensors of one's own that the source has images of.
     crop : {"center", "full"}
         The pretraining size from the middle, or the whole stored image.
     threads : int
@@ -155,18 +157,21 @@ def embed_partition(
     OSError, ReadError
         If a file or an object store cannot be read; that may pass.
     """
-    report = PartitionReport()
+    report, known = PartitionReport(), kinds(sensors)
     done = [Rows.empty(encoder.dim)]
 
     def decode(job: Job | Rejected) -> list[Image | Rejected]:
         if isinstance(job, Rejected):
             return [job]
         with report.timed("decoding"):
-            return [_prepared(item, crop, s2_offset) for item in _read(job)]
+            return [_prepared(item, known, crop, s2_offset) for item in _read(job)]
 
     def encode(batch: Batch) -> tuple[Batch, NDArray[np.float32]]:
         with report.timed("encoding"):
-            return batch, encoder(batch.modality.key, batch.pixels, batch.metadata)
+            return batch, encoder(batch.modality.asked, batch.pixels, batch.metadata)
+
+    def batches(decoded: Iterator[list[Image | Rejected]]) -> Iterator[Batch]:
+        return _batches(decoded, known, batch_sizes, report, strict)
 
     jobs = source.jobs(partition, selection)
     # On a CPU one call takes all cores, and a thread of its own would only cost the encoder
@@ -174,7 +179,7 @@ def embed_partition(
     streams = encoder.streams if encoder.streams > 1 else 0
     with (
         closing(map_ahead(decode, jobs, threads, ahead=2 * threads)) as decoded,
-        closing(map_ahead(encode, _batches(decoded, batch_sizes, report, strict), streams)) as it,
+        closing(map_ahead(encode, batches(decoded), streams)) as it,
     ):
         for whole, every in it:
             batch, vectors, rejected = _finite(whole, every)
@@ -185,7 +190,7 @@ def embed_partition(
             report.images[key] = report.images.get(key, 0) + len(batch.images)
             report.rescaled += sum(image.rescaled for image in batch.images)
             # Of all images: those that are left out are the strangest.
-            report.note_strange(whole.images)
+            report.note_strange(whole.images, whole.modality)
             advance(len(whole.images))
     return Rows.concatenate(done), report
 
@@ -209,10 +214,10 @@ class Batch:
     metadata: NDArray[np.float64]
 
     @classmethod
-    def of(cls, images: list[Image]) -> "Batch":
+    def of(cls, images: list[Image], modality: Modality) -> "Batch":
         """Collect cropped images of one modality, and their metadata."""
-        rows = np.array([metadata(image) for image in images])
-        return cls(MODALITIES[images[0].modality], images, rows)
+        rows = np.array([metadata(image, modality) for image in images])
+        return cls(modality, images, rows)
 
     @property
     def pixels(self) -> list[NDArray[Any]]:
@@ -221,12 +226,15 @@ class Batch:
 
     def rows(self, vectors: NDArray[np.float32]) -> Rows:
         """Join the images' identities with their vectors, (batch, dim) float32."""
+        names = labels([self.modality.key])
+        code = names.index(self.modality.key)
         return Rows(
             grid_id=np.array([image.grid_id for image in self.images], dtype=np.int64),
-            modality=np.full(len(self.images), ORDER[self.modality.key], dtype=np.int8),
+            modality=np.full(len(self.images), code, dtype=np.int8),
             local_id=np.array([image.local_id for image in self.images], dtype=object),
             date=np.array([image.date for image in self.images], dtype=object),
             embedding=vectors,
+            labels=names,
         )
 
 
@@ -280,18 +288,20 @@ def cropped(pixels: NDArray[Any], modality: Modality, crop: Crop) -> NDArray[Any
     return pixels[..., top : top + size, left : left + size]
 
 
-def crop_image(image: Image, crop: Crop) -> Image:
+def crop_image(image: Image, modality: Modality, crop: Crop) -> Image:
     """Crop the pixels of an image; see `cropped`."""
-    return replace(image, pixels=cropped(image.pixels, MODALITIES[image.modality], crop))
+    return replace(image, pixels=cropped(image.pixels, modality, crop))
 
 
-def metadata(image: Image) -> tuple[float, float, float, float]:
+def metadata(image: Image, modality: Modality) -> tuple[float, float, float, float]:
     """Longitude, latitude, days since 1970-01-01 and token area (km²) of an image.
 
-    The DEM, which has no date, gets 2015-01-01, as in pretraining.
+    The DEM, which has no date, gets 2015-01-01, as in pretraining; NaN means unknown.
     """
-    days = DEM_DAYS if image.date is None else since_1970(image.date)
-    return image.lon, image.lat, days, MODALITIES[image.modality].token_area
+    days = DEM_DAYS if modality.key == "dem" else np.nan
+    if image.date is not None:
+        days = since_1970(image.date)
+    return image.lon, image.lat, days, modality.token_area
 
 
 def _read(job: Job) -> list[Image | Rejected]:
@@ -312,14 +322,17 @@ def _read(job: Job) -> list[Image | Rejected]:
     return job()
 
 
-def _prepared(item: Image | Rejected, crop: Crop, s2_offset: int) -> Image | Rejected:
+def _prepared(
+    item: Image | Rejected, known: Mapping[str, Modality], crop: Crop, s2_offset: int
+) -> Image | Rejected:
     """Crop an image, and reject it if no valid pixel is left; correct its counts."""
     if isinstance(item, Rejected):
         return item
-    image = crop_image(item, crop)
+    modality = known[item.modality]
+    image = crop_image(item, modality, crop)
     # The source has found a valid pixel in the whole image.
     is_smaller = image.pixels.shape != item.pixels.shape
-    if is_smaller and not has_valid_pixel(image.pixels, MODALITIES[image.modality]):
+    if is_smaller and not has_valid_pixel(image.pixels, modality):
         return Rejected(item.origin, "", "empty", "no valid pixel in the crop")
     if s2_offset and image.modality == "s2_toa":
         return replace(image, pixels=without_offset(image.pixels, s2_offset))
@@ -328,6 +341,7 @@ def _prepared(item: Image | Rejected, crop: Crop, s2_offset: int) -> Image | Rej
 
 def _batches(
     decoded: Iterator[list[Image | Rejected]],
+    known: Mapping[str, Modality],
     sizes: Mapping[str, int],
     report: PartitionReport,
     strict: bool,
@@ -347,7 +361,7 @@ def _batches(
             images.append(item)
             # Counted by modality, so that where batches end does not depend on how modalities mix.
             if len(images) == sizes[item.modality]:
-                yield Batch.of(collected.pop(item.modality))
+                yield Batch.of(collected.pop(item.modality), known[item.modality])
     # In a fixed order: the first image of each modality may come at any time.
-    for key in sorted(collected, key=ORDER.__getitem__):
-        yield Batch.of(collected[key])
+    for key in sorted(collected, key=rank):
+        yield Batch.of(collected[key], known[key])

@@ -19,22 +19,22 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from copcube.arguments import number, numbers, whole_number
-from copcube.embedding.axes import arranged, check_offset
+from copcube.embedding.axes import GENERAL, arranged, check_offset
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
 from copcube.embedding.partition import not_finite
 from copcube.errors import OptionError
+from copcube.images.sensors import Given, modality_of
 from copcube.images.tensor_form import has_valid_pixel, mend, unwrapped
 from copcube.images.units import remedy, strange, without_offset
 from copcube.modalities import MODALITIES, Modality
-from copcube.modalities import modality as published
 
 log = logging.getLogger("copcube")
 
 
 def embed(
     images: xr.DataArray,
-    modality: str | None = None,
+    modality: Given | None = None,
     *,
     tile: int | None = None,
     tokens: bool = False,
@@ -69,8 +69,9 @@ def embed(
         Counts of Sentinel-2 in int16 are taken for uint16 that wrapped, as in the published
         tensors, and bands Oa01 and Oa10 of Sentinel-3 may come 1e9 too large; `mean` and
         `std` of one's own turn both off.
-    modality : str, optional
-        Key of the modality: ``"s2_toa"``, ``"s1_grd"``… Give this or `wavelengths`.
+    modality : str, or Path, mapping or Modality, optional
+        Key of the modality: ``"s2_toa"``, ``"s1_grd"``…; or the description of a sensor of one's
+        own, such as a TOML file, see `copcube.sensor`. Give this or `wavelengths`.
     tile : int, optional
         Side of a tile in pixels. Default: that of pretraining; of a general sensor, that
         of 14 tokens.
@@ -82,7 +83,7 @@ def embed(
         The encoder, or what to load (a spec also names language embeddings, which S5P and
         the DEM need); then `weights`, `device` and `dtype` do not matter.
     weights : str
-        What to load: ``"hub"``, a file, ``"untrained:SEED"``.
+        What to load: ``"hub"``, ``"large"``, a file, ``"untrained:SEED"``.
     date : optional
         Date of all the images: a date or datetime of any kind, a text or number such as
         2021-06-01 or 20210601; see `copcube.dates.day`. Default: the coordinate ``time`` (or
@@ -91,7 +92,8 @@ def embed(
     batch_size : int, optional
         Tiles to embed at once. Default: the encoder decides.
     wavelengths, bandwidths : sequence of float, optional
-        Centre and width of every band in nm, for a sensor that is no modality of ours.
+        Centre and width of every band in nm, for a sensor that is no modality and needs no
+        description of its own.
     kernel_size : int
         Side of a token of a general sensor, in pixels.
     gsd : float, optional
@@ -168,7 +170,7 @@ def embed(
 
 
 def _sensor(
-    modality: str | None,
+    modality: Given | None,
     wavelengths: Sequence[float] | None,
     bandwidths: Sequence[float] | None,
     kernel_size: int,
@@ -184,10 +186,11 @@ def _sensor(
     if modality is None:
         sensor = _general_sensor(wavelengths, bandwidths, kernel_size)
     else:
-        sensor = published(modality)
+        sensor = modality_of(modality)
         if bandwidths is not None or kernel_size not in (16, sensor.kernel):
             raise OptionError(
-                f"bandwidths= and kernel_size= describe a general sensor; {modality!r} has its own"
+                f"bandwidths= and kernel_size= describe a general sensor; {sensor.key!r} has "
+                "its own"
             )
     if mean is None and std is None:
         return sensor
@@ -223,7 +226,7 @@ def _general_sensor(wavelengths: Any, bandwidths: Any, kernel_size: int) -> Moda
         )
     kernel_size = whole_number(kernel_size, "kernel_size", 1)
     return Modality(
-        key="general",
+        key=GENERAL,
         title="a general sensor",
         bands=tuple(f"{wavelength:g} nm" for wavelength in wavelengths),
         gsd=0.0,  # unknown
@@ -358,7 +361,7 @@ def _embed_block(
     )  # a view, (leading…, tiles y, tiles x, band, tile, tile)
     metadata = np.broadcast_to(metadata, (*leading, ny, nx, 4))
     vectors = np.full((*leading, ny, nx, side, side, encoder.dim), np.nan, dtype=np.float32)
-    name = sensor.key if MODALITIES.get(sensor.key) == sensor else sensor
+    name = sensor.asked
     options: dict[str, Any] = {"tokens": True} if task.tokens else {}
     valid = _valid_tiles(images, task)
     count = task.batch_size or encoder.batch_size(name, tile)

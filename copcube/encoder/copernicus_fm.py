@@ -18,17 +18,11 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from copcube.encoder.kernels import (
-    LANGUAGE_DIM,
-    Kernel,
-    SpectralKernel,
-    VariableKernel,
-    fourier,
-    require,
-)
+from copcube.encoder.kernels import Kernel, SpectralKernel, VariableKernel, fourier, require
 from copcube.errors import OptionError
+from copcube.modalities import AREA, LANGUAGE_DIM
 
-__all__ = ["LANGUAGE_DIM", "CopernicusFM", "Pooling"]
+__all__ = ["CopernicusFM", "Pooling"]
 
 Pooling = Literal["cls", "mean"]
 
@@ -39,7 +33,6 @@ _EPS = 1e-6
 # and largest number, apart from 0, that the published code takes (any number of days).
 _DEGREES = (1e-4, 720.0)
 _DAYS = (1.0, 365.25)
-_AREA = (1e-3, 5.1e8)
 
 
 class _Field(NamedTuple):
@@ -55,7 +48,7 @@ _FIELDS = (
     _Field("longitude", 180, (1e-4, 360), "-180, or -179.9999 to 180 (wrap 0 to 360 first)"),
     _Field("latitude", 90, (1e-4, 180), "-90, or -89.9999 to 90"),
     _Field("time", 0, (-math.inf, math.inf), "a number of days since 1970-01-01"),
-    _Field("token area", 0, _AREA, "0, or 0.001 to 5.1e8 km²"),
+    _Field("token area", 0, AREA, "0, or 0.001 to 5.1e8 km²"),
 )
 
 
@@ -261,7 +254,7 @@ class CopernicusFM(nn.Module):
         place = [fourier(degrees, *_DEGREES, dim // 2) for degrees in (east, north)]
         return (
             _known_or(torch.cat(place, dim=-1), self.coord_token, self.coord_fc)
-            + _known_or(fourier(area, *_AREA, dim), self.scale_token, self.scale_fc)
+            + _known_or(fourier(area, *AREA, dim), self.scale_token, self.scale_fc)
             + _known_or(fourier(days, *_DAYS, dim), self.time_token, self.time_fc)
         )
 

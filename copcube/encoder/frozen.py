@@ -344,7 +344,7 @@ class FrozenEncoder:
                 self._model.kernel(**self._describe(kind)),
                 self._model.positions(*token_grid(rows, columns, kind.kernel)),
             )
-            # A build needs eight; only tiles of many sizes or sensors come here more often.
+            # A build needs eight or a few more; only tiles of many sizes come here more often.
             if len(self._prepared) >= _MOST_PREPARED:
                 self._prepared.clear()
             self._prepared[key] = prepared
@@ -367,6 +367,9 @@ class FrozenEncoder:
 
     def _describe(self, kind: Modality) -> dict[str, Any]:
         """Arguments that tell the model what the bands are."""
+        if kind.language is not None:
+            words = np.frombuffer(kind.language, "<f4").astype(np.float32)
+            return {"language_embedding": torch.from_numpy(words), "kernel_size": kind.kernel}
         if kind.language_key is None:
             bands = {"wavelengths": kind.wavelengths, "bandwidths": kind.bandwidths}
             return bands | {"kernel_size": kind.kernel}

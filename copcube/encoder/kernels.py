@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copcube.errors import OptionError
-
-LANGUAGE_DIM = 2048
-"""Length of a variable's language embedding."""
+from copcube.modalities import LANGUAGE_DIM
 
 _SIDE = 16  # of the kernels that the networks make, in pixels
 _WIDTH = 128  # of the networks

@@ -20,7 +20,7 @@ class EncoderSpec:
     Parameters
     ----------
     weights : str or path-like
-        ``hub``, a path, or ``untrained:SEED``, see `copcube.encoder.load_weights`.
+        ``hub``, ``large``, a path, or ``untrained:SEED``, see `copcube.encoder.load_weights`.
     language : str or path-like, optional
         Path of the variables' language embeddings.
     pooling : {"cls", "mean"}, optional

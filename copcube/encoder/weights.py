@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from copcube.arguments import one_path
-from copcube.encoder.copernicus_fm import LANGUAGE_DIM, CopernicusFM, Pooling, sincos_grid
+from copcube.encoder.copernicus_fm import CopernicusFM, Pooling, sincos_grid
 from copcube.errors import MissingPackageError, OptionError, WeightsError
 from copcube.files import limits
 from copcube.files.contents import refuse_other
@@ -32,8 +32,8 @@ from copcube.files.regular import open_regular
 from copcube.files.torch_pickle import OtherObjectError, TorchFileError
 from copcube.files.torch_pickle import Tensor as StoredTensor
 from copcube.files.torchfile import TorchFile, open_torch_file
-from copcube.hub.published import CHECKPOINT, LANGUAGE, WEIGHTS
-from copcube.modalities import MODALITIES
+from copcube.hub.published import CHECKPOINTS, LANGUAGE
+from copcube.modalities import LANGUAGE_DIM, MODALITIES
 
 log = logging.getLogger("copcube")
 
@@ -74,8 +74,8 @@ def load_weights(
     Parameters
     ----------
     weights : str
-        ``hub`` for the published file, fetched once; the path of a copy; or
-        ``untrained:SEED`` for noise, the same on every machine.
+        ``hub`` for the published ViT-B/16, ``large`` for the ViT-L/16, fetched once; the path
+        of a copy; or ``untrained:SEED`` for noise, the same on every machine.
     language : str, optional
         File of the variables' language embeddings. By default that of the hub; for a copy,
         the one beside it or in the hub's cache; for noise, noise.
@@ -100,11 +100,12 @@ def load_weights(
             raise OptionError(f"weights are {weights!r}; expected a seed, such as 'untrained:0'")
         noise = untrained_weights(int(match[1]), pooling=pooling or "cls")
         return noise if language is None else _with_language(noise, Path(language))
-    if weights == "hub":
+    if weights in CHECKPOINTS:
         from copcube.hub.fetch import fetch_files
 
-        here = fetch_files(WEIGHTS if language is None else (CHECKPOINT,))
-        source = f"hf://{CHECKPOINT.repo}@{here[0].commit}/{CHECKPOINT.path}"
+        file = CHECKPOINTS[weights]
+        here = fetch_files((file, LANGUAGE) if language is None else (file,))
+        source = f"hf://{file.repo}@{here[0].commit}/{file.path}"
         loaded = _from_file(here[0].path, source, here[0].sha256, pooling)
         return _with_language(loaded, Path(language) if language else here[1].path)
     path = Path(weights)
@@ -362,7 +363,8 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(
-            f"{path}: {error.strerror}; expected 'hub', the path of a file, or 'untrained:SEED'"
+            f"{path}: {error.strerror}; expected 'hub', 'large', the path of a file, or "
+            "'untrained:SEED'"
         ) from error
 
 

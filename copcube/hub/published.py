@@ -75,7 +75,16 @@ LANGUAGE = replace(
     size=116_962,
     sha256=(),
 )
+# Copies of it that others list have this checksum.
+LARGE = replace(
+    CHECKPOINT,
+    path="CopernicusFM_ViT_large_varlang_e100.pth",
+    size=1_500_000_000,
+    sha256=("e78a75c5b04a8980773de0a6f0efd4b237c3fb46c5180f397dd192de951a3ffc",),
+)
 WEIGHTS = (CHECKPOINT, LANGUAGE)
+CHECKPOINTS = {"hub": CHECKPOINT, "large": LARGE}
+"""The published sizes of the encoder, ViT-B/16 and ViT-L/16, by the names that weights have."""
 
 ARCHIVE = Published(
     "wangyi111/Copernicus-Pretrain",
@@ -138,7 +147,8 @@ def published(what: str, which: str | None = None) -> tuple[Published, ...]:
     what : str
         ``weights``, ``example``, ``shards``, ``map``, ``averages`` or ``rows``.
     which : str, optional
-        Shards to choose, such as ``7`` or ``0-99``; for ``shards`` alone.
+        Of ``shards`` those to choose, such as ``7`` or ``0-99``; of ``weights`` perhaps
+        ``large``.
 
     Raises
     ------
@@ -150,11 +160,14 @@ def published(what: str, which: str | None = None) -> tuple[Published, ...]:
     >>> [file.path for file in published("shards", "2255-2256")]
     ['ssl4eo_s_220k_aligned/example-002255.tar', 'ssl4eo_s_220k_310k_union/example-002256.tar']
     """
+    if (what, which) == ("weights", "large"):
+        return LARGE, LANGUAGE
     if what != "shards":
         if what not in PRODUCTS:
             raise OptionError(f"unknown product {what!r} (known: {', '.join(PRODUCTS)}, shards)")
         if which is not None:
-            raise OptionError(f"{what!r} has no parts to choose from, given {which!r}")
+            parts = "only 'large'" if what == "weights" else "no parts"
+            raise OptionError(f"{what!r} has {parts} to choose from, given {which!r}")
         return PRODUCTS[what]
     # (1, 0) is an empty range, so that one check refuses texts and numbers alike.
     match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", "" if which is None else str(which))

@@ -171,8 +171,6 @@ def _elsewhere(text: str, modality: Modality) -> bool:
 @lru_cache(maxsize=64)
 def _names(modality: Modality) -> dict[str, str]:
     """Band by every name it has, in the form of `_words`."""
-    if modality.bands != getattr(MODALITIES.get(modality.key), "bands", None):
-        return {_words(band): band for band in modality.bands}  # a general sensor
     names: dict[str, str] = {}
     for number, band in enumerate(modality.bands, 1):
         text = _words(band)

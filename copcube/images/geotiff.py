@@ -11,7 +11,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,16 +30,16 @@ from copcube.images.bands import order
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.listing import listed
 from copcube.images.naming import (
-    FOLDERS,
-    RANK,
     Identity,
+    Order,
     folder_of,
+    folders_of,
     from_path,
     is_inside,
     to_stored,
 )
 from copcube.images.tensor_form import to_tensor_form
-from copcube.modalities import MODALITIES, Modality
+from copcube.modalities import Modality
 from copcube.selection import Selection
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _places = lru_cache(maxsize=256)(order)
 _log = logging.getLogger(__name__)
 
 
-def recognise(path: str) -> "GeoTiffSource | None":
+def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "GeoTiffSource | None":
     """Open a GeoTIFF tree, or the JSON listing beside it; return None if it is neither.
 
     Parameters
@@ -65,6 +65,8 @@ def recognise(path: str) -> "GeoTiffSource | None":
         A folder that holds folders such as ``s2_toa_mix/images`` or ``Sentinel-2/images``,
         itself or one level below, or a listing ``fnames_*.json.gz`` in such a folder.
         A folder with exactly one listing in it is read by that listing.
+    sensors : tuple of Modality
+        Sensors of one's own, whose folders count too.
 
     Raises
     ------
@@ -73,16 +75,16 @@ def recognise(path: str) -> "GeoTiffSource | None":
     """
     where = os.path.abspath(path)
     if os.path.isfile(where) and where.endswith((".json", ".json.gz")):
-        root = _tree(os.path.dirname(where))
+        root = _tree(os.path.dirname(where), sensors)
         if root is None:
             raise SourceError(
                 f"{path}: found no GeoTIFF tree beside this listing; unpack the images so that "
                 "folders such as 's2_toa_mix' lie in the same folder"
             )
-        return GeoTiffSource(root, where)
+        return GeoTiffSource(root, where, sensors)
     if not os.path.isdir(where):
         return None
-    root = _tree(where)
+    root = _tree(where, sensors)
     if root is None:
         return None
     listings = sorted(p for p in Path(where).glob("fnames_*") if p.name.endswith((".json", ".gz")))
@@ -93,19 +95,20 @@ def recognise(path: str) -> "GeoTiffSource | None":
         )
     if listings:
         _log.info("reading the files listed in %s", listings[0])
-        return GeoTiffSource(root, str(listings[0]))
-    return GeoTiffSource(root)
+        return GeoTiffSource(root, str(listings[0]), sensors)
+    return GeoTiffSource(root, None, sensors)
 
 
-def _tree(folder: str) -> str | None:
+def _tree(folder: str, sensors: Iterable[Modality]) -> str | None:
     """Folder that holds the folders of modalities: the given one or one just below, or None."""
-    if any(os.path.isdir(os.path.join(folder, known)) for known in FOLDERS):
+    folders = folders_of(sensors)
+    if any(os.path.isdir(os.path.join(folder, known)) for known in folders):
         return folder
     below = sorted(
         entry.path
         for entry in os.scandir(folder)
         if not entry.name.startswith(".")
-        and any(os.path.isdir(os.path.join(entry.path, known)) for known in FOLDERS)
+        and any(os.path.isdir(os.path.join(entry.path, known)) for known in folders)
     )
     if len(below) > 1:
         raise SourceError(f"{folder}: found several trees, {', '.join(below)}; give one of them")
@@ -122,10 +125,14 @@ class GeoTiffSource:
         Folder that holds the folders of the modalities.
     fnames : str or None
         Path of the JSON listing that says which files to read; None reads all.
+    sensors : tuple of Modality
+        Sensors of one's own, whose folders lie in the tree too. All of their images are read,
+        if the listing names none.
     """
 
     root: str
     fnames: str | None = None
+    sensors: tuple[Modality, ...] = ()
 
     @property
     def layout(self) -> Literal["geotiff"]:
@@ -148,11 +155,12 @@ class GeoTiffSource:
         SourceError
             If the listing cannot be read.
         """
-        cells: dict[int, list[tuple[tuple[int, int, str, str], str]]] = {}
+        cells: dict[int, list[tuple[Order, str]]] = {}
+        folders = folders_of(self.sensors)
         odd: dict[str, list[str]] = {_STALE: [], _UNPLACED: []}
         for path, stale in self._files():
             try:
-                file = from_path(path)
+                file = from_path(path, folders)
             except CopcubeError:
                 odd[_UNPLACED].append(path)
             else:
@@ -213,15 +221,18 @@ class GeoTiffSource:
 
     def _chosen(
         self, partition: Partition, selection: Selection
-    ) -> Iterator[tuple[str, Identity] | Rejected]:
+    ) -> Iterator[tuple[str, Identity, Modality] | Rejected]:
         """Yield what its path alone rejects, then the selected files in fixed order."""
-        placed: list[tuple[tuple[int, int, str, str], int, str, Identity]] = []
+        placed: list[tuple[Order, int, str, Identity]] = []
+        folders = folders_of(self.sensors)
+        # Of an image in several folders the file in the first one is read.
+        preference = {folder: number for number, folder in enumerate(folders)}
         for path in partition.paths:
-            folder = folder_of(path)
-            if folder is not None and FOLDERS[folder].key not in selection.modalities:
+            folder = folder_of(path, folders)
+            if folder is not None and folders[folder].key not in selection.modalities:
                 continue
             try:
-                file = from_path(path)
+                file = from_path(path, folders)
             except CopcubeError as error:
                 yield Rejected(path, "", "broken", str(error))
                 continue
@@ -232,20 +243,20 @@ class GeoTiffSource:
                 reason = f"{listing} lists it under another cell than its path names"
                 yield Rejected(path, "", "stale", reason)
             else:
-                placed.append((file.order, RANK[folder or ""], path, file))
+                placed.append((file.order, preference[folder or ""], path, file))
         first: dict[Identity, str] = {}
+        kinds = {modality.key: modality for modality in folders.values()}
         for *_, path, file in sorted(placed, key=lambda item: item[:3]):
             if file in first:
                 yield Rejected(path, "", "duplicate", f"{file}: already in {first[file]}")
             else:
                 first[file] = path
-                yield path, file
+                yield path, file, kinds[file.modality]
 
-    def _read(self, path: str, file: Identity) -> list[Image | Rejected]:
+    def _read(self, path: str, file: Identity, modality: Modality) -> list[Image | Rejected]:
         """Decode one file; runs on any thread."""
         try:
             raw = _raw(os.path.join(self.root, path))
-            modality = MODALITIES[file.modality]
             pixels = to_tensor_form(_decode(raw, modality), modality)
         except ImageError as error:
             return [Rejected(path, "", "broken", str(error))]
@@ -254,20 +265,29 @@ class GeoTiffSource:
                 raise
             listing = f"listed in {os.path.basename(self.fnames)}" if self.fnames else "listed"
             return [Rejected(path, "", "broken", f"{listing} but not there: {error.strerror}")]
-        return [file.image(pixels, path)]
+        return [file.image(pixels, modality, path)]
 
     def _files(self) -> Iterator[tuple[str, bool]]:
         """Yield the relative paths of all files, and whether each is listed under another cell.
 
         Names that are not UTF-8 get backslashes, which no accepted path has.
         """
-        if self.fnames is not None:
-            found = listed(self.root, self.fnames)
+        folders = folders_of(self.sensors)
+        # Published listings know nothing of sensors of one's own.
+        unlisted = dict.fromkeys(folder for one in self.sensors for folder in one.folders)
+        if self.fnames is None:
+            unlisted = dict.fromkeys(folders)
         else:
-            walks = (_walk(self.root, folder, _DEPTH) for folder in FOLDERS)
-            found = ((path, False) for path in itertools.chain.from_iterable(walks))
-        for path, stale in found:
-            yield path.encode("utf-8", "backslashreplace").decode(), stale
+            for path, stale in listed(self.root, self.fnames, folders):
+                unlisted.pop(folder_of(path, folders) or "", None)
+                yield _as_text(path), stale
+        for folder in unlisted:
+            for path in _walk(self.root, folder, _DEPTH):
+                yield _as_text(path), False
+
+
+def _as_text(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
@@ -290,9 +310,7 @@ def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
             yield from _walk(root, path, depth - 1)
 
 
-def _runs(
-    cells: list[int], files: dict[int, list[tuple[tuple[int, int, str, str], str]]]
-) -> Iterator[list[int]]:
+def _runs(cells: list[int], files: dict[int, list[tuple[Order, str]]]) -> Iterator[list[int]]:
     """Cut a list of cells into runs of at most about 1000 images."""
     run: list[int] = []
     images = 0

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
@@ -21,7 +21,7 @@ from copcube.files.contents import refuse_other
 from copcube.files.limits import demand
 from copcube.files.regular import open_regular
 from copcube.images.naming import FOLDERS, folder_of
-from copcube.modalities import MODALITIES
+from copcube.modalities import Modality
 
 _PART = 1 << 22
 """Bytes of text that are read at a time."""
@@ -33,7 +33,9 @@ _LONGEST = 5000
 """Digits that Python reads of a number are fewer."""
 
 
-def listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
+def listed(
+    root: str, fnames: str, folders: Mapping[str, Modality] = FOLDERS
+) -> Iterator[tuple[str, bool]]:
     """Yield the paths of a listing, and whether each is under another cell than its own.
 
     A listing may say ``s3_olci_utm`` where the files lie in ``s3_olci_wgs``: a path takes
@@ -44,11 +46,12 @@ def listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
     SourceError
         If it is no such listing, or unfolds to more than any published one.
     """
-    existing = [folder for folder in FOLDERS if os.path.isdir(os.path.join(root, folder))]
+    existing = [folder for folder in folders if os.path.isdir(os.path.join(root, folder))]
     home = {
-        folder: next((f for f in existing if FOLDERS[f] is modality), folder)
-        for folder, modality in FOLDERS.items()
+        folder: next((f for f in existing if folders[f] is modality), folder)
+        for folder, modality in folders.items()
     }
+    keys = dict.fromkeys(modality.key for modality in folders.values())
     for key, entry in _cells(fnames):
         if not isinstance(entry, dict):
             raise SourceError(f"{fnames}: cell {key!r} is no JSON object")
@@ -57,9 +60,9 @@ def listed(root: str, fnames: str) -> Iterator[tuple[str, bool]]:
             own = isinstance(cell, str) and key.isdecimal() and grid.parse_cell(cell) == int(key)
         except ValueError:
             own = False
-        for modality in MODALITIES:
+        for modality in keys:
             for path in _paths(fnames, key, entry.get(modality, [])):
-                folder = folder_of(path) or ""
+                folder = folder_of(path, folders) or ""
                 inner = path[len(folder) :]
                 yield home.get(folder, "") + inner, not (own and inner.startswith(f"/{cell}/"))
 

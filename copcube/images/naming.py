@@ -7,6 +7,7 @@ latitudes; `grid` returns latitudes first.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,10 +20,12 @@ from copcube.dates import yyyymmdd
 from copcube.errors import ImageError, OptionError
 from copcube.images.base import Image, Rejected
 from copcube.images.tensor_form import has_valid_pixel, mend, unwrapped
-from copcube.modalities import MODALITIES, ORDER, Modality
+from copcube.modalities import MODALITIES, Modality, rank
 
 Index = tuple[int, ...]
 """Where in a tensor an image lies."""
+
+Order = tuple[tuple[int, str], int, str, str]
 
 
 @dataclass(frozen=True)
@@ -70,21 +73,24 @@ class Identity:
         return cls(modality.key, _parse_cell(texts[0]), local_id, date and _check_date(date))
 
     @property
-    def order(self) -> tuple[int, int, str, str]:
+    def order(self) -> "Order":
         """Key of the fixed order of images: modality, cell, local patch, date."""
-        return ORDER[self.modality], self.grid_id, self.local_id or "", self.date or ""
+        return rank(self.modality), self.grid_id, self.local_id or "", self.date or ""
 
-    def image(self, pixels: NDArray[Any], file: str, member: str = "") -> Image | Rejected:
+    def image(
+        self, pixels: NDArray[Any], modality: Modality, file: str, member: str = ""
+    ) -> Image | Rejected:
         """Make the image from its pixels, if any of them holds data.
 
         Parameters
         ----------
         pixels : numpy.ndarray
             (bands, S, S), the published tensor form, in the stored dtype.
+        modality : Modality
+            That of the key.
         file, member : str
             Where they were read from.
         """
-        modality = MODALITIES[self.modality]
         if not has_valid_pixel(pixels, modality):
             return Rejected(file, member, "empty", f"{self}: no valid pixel")
         pixels, rescaled = mend(pixels, modality)
@@ -168,8 +174,10 @@ FOLDERS: dict[str, Modality] = {
 }
 """Modality by folder; of an image in several folders the file in the first one is read."""
 
-RANK = {folder: rank for rank, folder in enumerate(FOLDERS)}
-"""Position of a folder in `FOLDERS`."""
+
+def folders_of(sensors: Iterable[Modality]) -> dict[str, Modality]:
+    """Modality, or sensor of one's own, by folder."""
+    return FOLDERS | {folder: sensor for sensor in sensors for folder in sensor.folders}
 
 
 def is_inside(path: str) -> bool:
@@ -179,26 +187,33 @@ def is_inside(path: str) -> bool:
     )
 
 
-def folder_of(path: str) -> str | None:
+def folder_of(path: str, folders: Mapping[str, Modality] = FOLDERS) -> str | None:
     """Folder of a modality in which a relative path lies; None if it lies in none."""
     parts = path.split("/")
-    return next((f for f in ("/".join(parts[:3]), "/".join(parts[:2])) if f in FOLDERS), None)
+    return next((f for n in (3, 2, 1) if (f := "/".join(parts[:n])) in folders), None)
 
 
-def from_path(path: str) -> Identity:
+def from_path(path: str, folders: Mapping[str, Modality] = FOLDERS) -> Identity:
     """Identify the image of a file by its relative path alone.
+
+    Parameters
+    ----------
+    path : str
+        Path in the tree.
+    folders : mapping of str to Modality
+        What lies in which folder; by default the published ones.
 
     Raises
     ------
     ImageError, GridError
         If the path leaves the tree, or its folder, cell, local patch or date is not one.
     """
-    folder = folder_of(path)
+    folder = folder_of(path, folders)
     if not is_inside(path):
         raise ImageError(f"{path!r} is no path inside the tree")
     if folder is None:
         raise ImageError(f"{path!r} lies in no folder of a modality, such as 's2_toa_mix/images'")
-    modality = FOLDERS[folder]
+    modality = folders[folder]
     *texts, name = path[len(folder) + 1 :].split("/")
     if len(texts) != 1 + modality.local:
         expected = "<cell>/<local patch>/<file>" if modality.local else "<cell>/<file>"
@@ -206,14 +221,24 @@ def from_path(path: str) -> Identity:
     return Identity.of(modality, texts, _date(name, modality))
 
 
+_DATES = {
+    "s5p": (r"(\d{4})-(\d{2})-(\d{2})", "2021-03-01_2021-04-01.tif"),
+    "published": (r"(\d{8})T", "…20210301T…"),
+    "own": (r"(?<!\d)(\d{4})-?(\d{2})-?(\d{2})(?!\d)", "2021-03-01.tif or …_20210301_….tif"),
+}
+"""Pattern of the date in the name of a file, and an example."""
+
+
 def _date(name: str, modality: Modality) -> str | None:
     if modality.dates == 1:
         return None
-    iso = modality.key.startswith("s5p")
+    kind = "published" if modality.key in MODALITIES else "own"
+    if kind == "published" and modality.key.startswith("s5p"):
+        kind = "s5p"
+    pattern, expected = _DATES[kind]
     # `\d` matches the digits of every script unless it is told not to.
-    match = re.search(r"(\d{4})-(\d{2})-(\d{2})" if iso else r"(\d{8})T", name, re.ASCII)
+    match = re.search(pattern, name, re.ASCII)
     if match is None:
-        expected = "2021-03-01_2021-04-01.tif" if iso else "…20210301T…"
         raise ImageError(f"found no date in the name {name!r}; expected one such as {expected}")
     return "".join(match.groups())
 

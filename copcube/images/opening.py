@@ -7,9 +7,10 @@ from copcube.errors import SourceError
 from copcube.files.contents import first_bytes, form
 from copcube.files.regular import require_file
 from copcube.images.base import Source
+from copcube.modalities import Modality
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path, sensors: tuple[Modality, ...] = ()) -> Source:
     """Recognise and open a GeoTIFF tree or WebDataset shards.
 
     Parameters
@@ -19,6 +20,8 @@ def open_source(path: str | Path) -> Source:
         shards, a glob, or a brace pattern such as ``example-{000000..000009}.tar``; shards
         may also lie at addresses, such as ``s3://bucket/shards`` or
         ``https://host/example-{000000..000009}.tar``.
+    sensors : tuple of Modality
+        Sensors of one's own, whose images are looked for too; see `copcube.images.sensors`.
 
     Raises
     ------
@@ -35,7 +38,7 @@ def open_source(path: str | Path) -> Source:
     )
     for layout in (webdataset, geotiff):
         # Addresses never reach the second layout: the first one opens them or refuses them.
-        source: Source | None = layout.recognise(path)
+        source: Source | None = layout.recognise(path, sensors)
         if source is not None:
             return source
     where = Path(path)
@@ -46,8 +49,9 @@ def open_source(path: str | Path) -> Source:
     found = "an empty folder" if where.is_dir() and not any(where.iterdir()) else "neither"
     if where.is_file():
         found = form(first_bytes(where) or b"")[1] or "a file of another kind"
+    own = "".join(f", or {folder!r}" for sensor in sensors for folder in sensor.folders)
     raise SourceError(
         f"{path}: expected a GeoTIFF tree of Copernicus-Pretrain (folders such as "
-        f"'s2_toa_mix/images' or 'Sentinel-2/images') or WebDataset shards ('*.tar'), "
+        f"'s2_toa_mix/images' or 'Sentinel-2/images'{own}) or WebDataset shards ('*.tar'), "
         f"found {found}; `copcube sample DIR` writes a small example of either"
     )

@@ -4,6 +4,7 @@ Units cannot be read off numbers, but the usual mistakes are far outside: linear
 decibels are expected, reflectances of 0 to 1 where counts are, -9999 that nobody declared.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from copcube.modalities import Modality
 
 _SAMPLES = 8
 """Pixels a side that are looked at in every band."""
+_FAR = 5
+"""Standard deviations from the mean within which values of any sensor are possible."""
 _IMPOSSIBLE = (-9000.0, 1e6)
 """What lies beyond is in no unit of any modality, but is how files mark what is missing."""
 
@@ -40,8 +43,9 @@ def strange(pixels: NDArray[Any], modality: Modality) -> str | None:
         some = some[some != 0]
     if not some.size:
         return None
+    lowest, highest = _possible(modality)
     for extreme in (some.min(), some.max()):
-        if not _IMPOSSIBLE[0] < extreme < _IMPOSSIBLE[1]:
+        if not lowest < extreme < highest:
             return f"pixels of {extreme:.7g}"
     low, high = modality.typical
     median = float(np.median(some))
@@ -51,10 +55,23 @@ def strange(pixels: NDArray[Any], modality: Modality) -> str | None:
 def remedy(modality: Modality) -> str:
     """Say what an image should be like, and what to do if it is not."""
     low, high = modality.typical
+    median = ""
+    if math.isfinite(high - low):
+        median = f", with a median between {low:g} and {high:g}: {modality.remedy}"
     return (
-        f"{modality.title} is expected in {modality.units}, with a median between {low:g} and "
-        f"{high:g}: {modality.remedy}, and declare as nodata what marks missing pixels"
+        f"{modality.title} is expected in {modality.units}{median}, and declare as nodata what "
+        "marks missing pixels"
     )
+
+
+def _possible(modality: Modality) -> tuple[float, float]:
+    """Range in which pixels may mean something; that of other sensors holds their statistics."""
+    lowest, highest = _IMPOSSIBLE
+    if modality.is_published:
+        return lowest, highest
+    bands = list(zip(modality.scale, modality.mean, modality.std, strict=True))
+    ends = [(mean + _FAR * sign * std) / k for k, mean, std in bands for sign in (-1, 1)]
+    return min(lowest, *ends), max(highest, *ends)
 
 
 def require_offset(offset: int) -> None:

@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.naming import Identity, Index, from_names, to_stored
 from copcube.images.tar import Member, members
 from copcube.images.torchfile import locate_tensor
-from copcube.modalities import MODALITIES, Modality
+from copcube.modalities import Modality, kinds
 from copcube.selection import Selection
 
 _MAX_PATTERN = 100_000
@@ -44,7 +44,7 @@ _READ_WHOLE = 1 << 20
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
-def recognise(path: str) -> "WebDatasetSource | None":
+def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "WebDatasetSource | None":
     """Open shards; return None if the path names none.
 
     Parameters
@@ -53,6 +53,8 @@ def recognise(path: str) -> "WebDatasetSource | None":
         A shard ``*.tar``, a folder of shards, a glob, or a brace pattern such as
         ``example-{000000..000009}.tar``, each part a range or a list with commas; or the
         address of a shard or of a folder of shards, or a brace pattern of addresses.
+    sensors : tuple of Modality
+        Sensors of one's own, whose tensors may be in the shards.
 
     Raises
     ------
@@ -63,7 +65,7 @@ def recognise(path: str) -> "WebDatasetSource | None":
         If an object store cannot be reached or denies access.
     """
     if is_remote(path):
-        return _at_address(path)
+        return replace(_at_address(path), sensors=sensors)
     whole = os.path.abspath(path)
     if os.path.isdir(whole):
         inside = glob.glob(os.path.join(glob.escape(whole), "*"))
@@ -90,9 +92,8 @@ def recognise(path: str) -> "WebDatasetSource | None":
     # Paths below a common folder, so that the plan is the same wherever the shards are mounted.
     root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
     relative = (os.path.relpath(shard, root) for shard in shards)
-    return WebDatasetSource(
-        root, tuple((name, os.path.getsize(os.path.join(root, name))) for name in relative)
-    )
+    sized = tuple((name, os.path.getsize(os.path.join(root, name))) for name in relative)
+    return WebDatasetSource(root, sized, sensors)
 
 
 def _at_address(url: str) -> "WebDatasetSource":
@@ -207,10 +208,13 @@ class WebDatasetSource:
         Folder, or address of one, that holds all shards.
     shards : tuple of (str, int)
         Path in it and size in bytes of every shard.
+    sensors : tuple of Modality
+        Sensors of one's own, whose tensors are called after their keys: ``0772176.KEY.pth``.
     """
 
     root: str
     shards: tuple[tuple[str, int], ...]
+    sensors: tuple[Modality, ...] = ()
 
     @property
     def layout(self) -> Literal["webdataset"]:
@@ -237,7 +241,7 @@ class WebDatasetSource:
         counts: Counter[str] = Counter()
         for path in partition.paths:
             archive = open_archive(self._at(path), whole=False)
-            for item in _chosen(archive, path, selection):
+            for item in _chosen(archive, path, selection, kinds(self.sensors)):
                 if isinstance(item, _Tensor):
                     counts[item.modality.key] += len(item.images)
         return counts
@@ -250,28 +254,30 @@ class WebDatasetSource:
         """
         for path in partition.paths:
             archive = open_archive(self._at(path), whole=True)
-            for item in _chosen(archive, path, selection):
+            for item in _chosen(archive, path, selection, kinds(self.sensors)):
                 yield item if isinstance(item, Rejected) else partial(_read, archive, path, item)
 
     def _at(self, path: str) -> str:
         return f"{self.root}/{path}"
 
 
-def _chosen(archive: Archive, path: str, selection: Selection) -> Iterator[_Tensor | Rejected]:
+def _chosen(
+    archive: Archive, path: str, selection: Selection, known: Mapping[str, Modality]
+) -> Iterator[_Tensor | Rejected]:
     """Yield the tensors of a shard in its order, each image in one, and what is rejected.
 
     A tensor is stale if it brings nothing new and names another cell than those that do.
     """
     seen: set[Identity] = set()
     nothing = True
-    for sample in _samples(archive):
+    for sample in _samples(archive, known):
         if isinstance(sample, ImageError):
             yield Rejected(path, "", "broken", str(sample))
             nothing = False
             continue
         nothing = nothing and not sample.parts
         tensors: list[_Tensor] = []
-        for item in _tensors(archive, path, sample, selection):
+        for item in _tensors(archive, path, sample, selection, known):
             if isinstance(item, Rejected):
                 yield item
             else:
@@ -297,7 +303,11 @@ def _chosen(archive: Archive, path: str, selection: Selection) -> Iterator[_Tens
 
 
 def _tensors(
-    archive: Archive, path: str, sample: _Sample, selection: Selection
+    archive: Archive,
+    path: str,
+    sample: _Sample,
+    selection: Selection,
+    known: Mapping[str, Modality],
 ) -> Iterator[_Tensor | Rejected]:
     """Yield the selected members of a sample with their images, named by its JSON."""
     wanted = [key for key in selection.modalities if f"{key}.pth" in sample.parts]
@@ -312,7 +322,7 @@ def _tensors(
             yield Rejected(path, sample.parts[f"{key}.pth"].name, "broken", str(error))
         return
     for key in wanted:
-        member, modality = sample.parts[f"{key}.pth"], MODALITIES[key]
+        member, modality = sample.parts[f"{key}.pth"], known[key]
         try:
             lead, images = from_names(names.get(key), modality)
             cells = sorted({f"{image.grid_id:07d}" for image, _ in images})
@@ -335,7 +345,7 @@ def _read(archive: Archive, path: str, tensor: _Tensor) -> list[Image | Rejected
     except ImageError as error:
         return [Rejected(path, name, "broken", str(error), len(tensor.images))]
     return [
-        image.image(found, path, name)
+        image.image(found, tensor.modality, path, name)
         for (image, _), found in zip(tensor.images, pixels, strict=True)
     ]
 
@@ -354,7 +364,7 @@ def _once(tensor: _Tensor, seen: set[Identity]) -> _Tensor:
 # What a shard holds.
 
 
-def _samples(archive: Archive) -> Iterator[_Sample | ImageError]:
+def _samples(archive: Archive, known: Iterable[str]) -> Iterator[_Sample | ImageError]:
     """Yield the samples of a shard in order, and its error, if it has one, last.
 
     A sample ends where the key changes or a part comes again. In a shard that was packed in
@@ -365,7 +375,7 @@ def _samples(archive: Archive) -> Iterator[_Sample | ImageError]:
     listings: dict[str, list[Member]] = {}
     failed: ImageError | None = None
     try:
-        for sample in _runs(archive):
+        for sample in _runs(archive, known):
             if "json" in sample.parts:
                 listings.setdefault(sample.key, []).append(sample.parts["json"])
             if "json" in sample.parts and len(sample.parts) > 1:
@@ -380,14 +390,14 @@ def _samples(archive: Archive) -> Iterator[_Sample | ImageError]:
         yield failed
 
 
-def _runs(archive: Archive) -> Iterator[_Sample]:
+def _runs(archive: Archive, known: Iterable[str]) -> Iterator[_Sample]:
     """Yield members that lie together under one key; an error of the archive comes after them."""
-    known = {"json", *(f"{key}.pth" for key in MODALITIES)}
+    parts = {"json", *(f"{key}.pth" for key in known)}
     sample = _Sample("")
     try:
         for member in members(archive):
             key, _, part = member.name.rpartition("/")[2].partition(".")
-            if part not in known:
+            if part not in parts:
                 continue
             if key != sample.key or part in sample.parts:
                 yield sample

@@ -187,7 +187,7 @@ def to_geotiff(
         if compat and size < _RS_EMBED_BYTES:
             raise OptionError(
                 f"rs-embed refuses files under 700 MiB, this one has {size / 2**20:.0f} MiB; write "
-                "all 768 dimensions, with compress=False (--no-compress) if need be"
+                "all dimensions of the cube, with compress=False (--no-compress) if need be"
             )
     if dtype == "int8" and out.name.startswith(_TORCHGEO_NAME):
         log.warning(

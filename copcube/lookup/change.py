@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 
 from copcube.cube.pairing import Side, pair, unlike_encoders, windows
 from copcube.cube.results import as_result
-from copcube.cube.view import CubeView
+from copcube.cube.view import CubeView, group_labels
 from copcube.errors import CubeError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats
 from copcube.lookup.similar import Metric, best_places, check_places
+from copcube.modalities import SENSOR
 from copcube.version import __version__
 
 if TYPE_CHECKING:
@@ -246,16 +247,19 @@ def _inverse(number: NDArray[Any]) -> Floats:
 
 def _same_modalities(a: Side, b: Side) -> NDArray[np.bool_] | None:
     """Which vectors are means over the same modalities; None if a cube does not count them."""
-    name, there = "n_images_by_modality", []
+    name = "n_images_by_modality"
+    there: list[dict[tuple[str, str | None], NDArray[np.bool_]]] = []
     for side in (a, b):
         dims = ("modality", *side.view.field.dims[:-1])
         ds = side.view.dataset
         if "modality" in side.view.lead or name not in ds or set(ds[name].dims) != set(dims):
             return None
-        there.append(_values(side, ds[name], dims) > 0)
-    if there[0].shape != there[1].shape:
-        return None
-    return np.asarray((there[0] == there[1]).all(axis=0))
+        # Sensors of one key that are described in two ways are two.
+        keys = [(key, ds.attrs.get(SENSOR + key)) for key in group_labels(ds["modality"])]
+        there.append(dict(zip(keys, _values(side, ds[name], dims) > 0, strict=True)))
+    nothing = np.zeros(a.shape, bool)
+    pairs = [[images.get(key, nothing) for images in there] for key in there[0] | there[1]]
+    return np.asarray(np.all([ours == theirs for ours, theirs in pairs], axis=0))
 
 
 def _values(side: Side, field: "xr.DataArray", dims: tuple[Any, ...]) -> NDArray[Any]:

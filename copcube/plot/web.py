@@ -221,10 +221,15 @@ def _beside(view: CubeView, cells: _Cells) -> tuple[dict[str, str], dict[str, An
         blocks["spread"], plane = _plane("spread", codes, scale, offset)
         about["spread"] = plane | {"limit": float(spread.max())}
     name = "n_images_by_modality"
-    if name in ds and set(ds[name].dims) == flat | {"modality"} and ds.sizes["modality"] <= 8:
-        counted = cells.field(view, name) > 0
-        blocks["modalities"] = _deflated(np.packbits(counted, axis=0, bitorder="little").tobytes())
-        about["modalities"] = list(group_labels(ds["modality"]))
+    if name in ds and set(ds[name].dims) == flat | {"modality"}:
+        counted, keys = cells.field(view, name) > 0, group_labels(ds["modality"])
+        if len(keys) > 8:  # a cell has a byte: those that have images are most often fewer
+            there = np.flatnonzero(counted.any(axis=1))
+            counted, keys = counted[there], tuple(keys[i] for i in there)
+        if len(keys) <= 8:
+            packed = np.packbits(counted, axis=0, bitorder="little")
+            blocks["modalities"] = _deflated(packed.tobytes())
+            about["modalities"] = list(keys)
     return blocks, about
 
 

@@ -1,6 +1,6 @@
 """Reading rows of our own and of published files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from copcube.dates import is_missing, yyyymmdd
 from copcube.errors import GridError, OptionError, RowsError
 from copcube.files.objects import is_remote, listing, sizes
 from copcube.files.regular import matches, require_file
-from copcube.modalities import MODALITIES, ORDER
+from copcube.modalities import described_in, labels
 from copcube.rows.opening import check_schema, reading_parquet, vector_length
 from copcube.rows.table import COLUMNS, PREFIX, Rows
 from copcube.rows.vectors import map_vectors
@@ -75,6 +75,10 @@ def read_provenance(path: str | Path) -> dict[str, str]:
     """
     with reading_parquet(path) as file:
         metadata = file.schema_arrow.metadata or {}
+    return _provenance(metadata)
+
+
+def _provenance(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
     found = {key.decode(): value.decode() for key, value in metadata.items()}
     return {
         key.removeprefix(PREFIX): value
@@ -120,15 +124,17 @@ def read_rows(
     """
     with reading_parquet(path) as file:
         check_schema(file.schema_arrow, path)
+        names = labels(described_in(_provenance(file.schema_arrow.metadata or {})))
         groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
         table = file.read_row_groups(groups, columns=list(COLUMNS[:-1]))
         grid_id = parse_cells(table.column("grid_id_coord"), path)
         rows = Rows(
             grid_id,
-            _modalities(table.column("modality"), path),
+            _modalities(table.column("modality"), names, path),
             _texts(table.column("local_id_coord")),
             _dates(table.column("date"), path),
             np.empty((len(grid_id), 0), np.float32),
+            names,
         )
         wanted = np.ones(len(rows), bool)
         if cells is not None:
@@ -161,15 +167,17 @@ def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64
     return np.array(ids, np.int64)[code]
 
 
-def _modalities(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int8]:
+def _modalities(
+    column: "pa.ChunkedArray", names: tuple[str, ...], path: str | Path
+) -> NDArray[np.int8]:
     texts, code = _encode(column)
-    unknown = [str(text) for text in texts if text not in ORDER]
+    unknown = [str(text) for text in texts if text not in names]
     if unknown:
         raise RowsError(
             f"{path}: unknown modality {', '.join(sorted(unknown)):.400}; "
-            f"expected {', '.join(MODALITIES)}"
+            f"expected {', '.join(names)}"
         )
-    return np.array([ORDER[str(text)] for text in texts], np.int8)[code]
+    return np.array([names.index(str(text)) for text in texts], np.int8)[code]
 
 
 def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:

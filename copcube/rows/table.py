@@ -1,7 +1,7 @@
 """The table of embeddings: one row an image, in memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import RowsError
-from copcube.modalities import ORDER
+from copcube.modalities import MODALITIES, rank
 
 COLUMNS = ("grid_id_coord", "modality", "local_id_coord", "date", "embedding")
 PREFIX = "copcube:"
@@ -26,11 +26,14 @@ class Rows:
     grid_id : numpy.ndarray
         Published cell ids, (n,) int64.
     modality : numpy.ndarray
-        Index into `copcube.modalities.ORDER`, (n,) int8.
+        Index into `labels`, (n,) int8; -1 where the label was left out.
     local_id, date : numpy.ndarray
         Local patch in its published text form and date YYYYMMDD, (n,) object, str or None.
     embedding : numpy.ndarray
         (n, D) float32; (n, 0) where the vectors were not read.
+    labels : tuple of str
+        Keys that `modality` counts through: the eight, in the order of
+        `copcube.modalities.ORDER`, then those of other sensors by name.
     """
 
     grid_id: NDArray[np.int64]
@@ -38,6 +41,7 @@ class Rows:
     local_id: NDArray[np.object_]
     date: NDArray[np.object_]
     embedding: NDArray[np.float32]
+    labels: tuple[str, ...] = tuple(MODALITIES)
 
     def __len__(self) -> int:
         return len(self.grid_id)
@@ -76,7 +80,16 @@ class Rows:
             self.local_id[index],
             self.date[index],
             self.embedding[index],
+            self.labels,
         )
+
+    def labelled(self, labels: tuple[str, ...]) -> "Rows":
+        """Return the same rows, whose modalities are counted through other labels."""
+        if labels == self.labels:
+            return self
+        code = {label: i for i, label in enumerate(labels)}
+        codes = np.array([code.get(label, -1) for label in self.labels], np.int8)
+        return replace(self, modality=codes[self.modality], labels=labels)
 
     def sorted(self) -> "Rows":
         """Rows in canonical order: cell, modality, local patch, date, None first; stable."""
@@ -101,18 +114,21 @@ class Rows:
                 f"embeddings of lengths {', '.join(map(str, dims))} cannot be joined; "
                 "they come from different encoders"
             )
+        names = {label for part in parts for label in part.labels}
+        parts = [part.labelled(tuple(sorted(names, key=rank))) for part in parts]
         return cls(
             np.concatenate([part.grid_id for part in parts]),
             np.concatenate([part.modality for part in parts]),
             np.concatenate([part.local_id for part in parts]),
             np.concatenate([part.date for part in parts]),
             np.concatenate([part.embedding for part in parts]),
+            parts[0].labels,
         )
 
 
 def describe(rows: Rows, i: int) -> str:
     """Name the image of one row for a message."""
-    parts = [grid.format_cell(int(rows.grid_id[i])), list(ORDER)[rows.modality[i]]]
+    parts = [grid.format_cell(int(rows.grid_id[i])), rows.labels[rows.modality[i]]]
     parts += [str(text) for text in (rows.local_id[i], rows.date[i]) if text is not None]
     return " ".join(parts)
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from copcube import grid
-from copcube.modalities import MODALITIES
 from copcube.rows.table import COLUMNS, PREFIX, Rows
 from copcube.rows.vectors import require_finite
 
@@ -46,7 +45,7 @@ def encode_rows(rows: Rows, provenance: dict[str, str | int], name: str | Path) 
     # A cell has some ninety rows, so that its text is made once.
     cells, cell = np.unique(rows.grid_id, return_inverse=True)
     texts = pa.array([grid.format_cell(int(c)) for c in cells], pa.string())
-    keys = pa.array(list(MODALITIES), pa.string())
+    keys = pa.array(rows.labels, pa.string())
     values = pa.array(np.ascontiguousarray(rows.embedding).reshape(-1))
     columns = [
         texts.take(pa.array(cell)),
