@@ -390,6 +390,7 @@ def test_images_of_a_sensor_reach_rows_and_cube(built):
     assert about == described(sensor(FIELDS))
     assert about["wavelengths"] == FIELDS["wavelengths"]
     assert ds.attrs["modalities"].split()[-1] == "landsat8"
+    assert ds.attrs["source"] == "Copernicus Sentinel, landsat8 imagery, images"
     file = next(out.with_name("world.build").glob("rows/*.parquet"))
     assert json.loads(read_provenance(file)["sensor_landsat8"]) == about
     assert "landsat8" in ds.copembed._repr_html_()

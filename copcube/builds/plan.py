@@ -25,7 +25,7 @@ from copcube.images.sensors import Given, described
 from copcube.images.sensors import sensors as describe_sensors
 from copcube.images.tensor_form import RESAMPLING
 from copcube.images.units import require_offset
-from copcube.modalities import Modality, kinds
+from copcube.modalities import MODALITIES, Modality, kinds
 from copcube.selection import Selection
 from copcube.version import __version__
 
@@ -295,10 +295,12 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     offset = int(made_by.pop("s2_offset", 0))
     lowered = f", {offset} subtracted from Sentinel-2 counts" if offset else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
+    own = [key for key in selection.modalities if key not in MODALITIES]
+    published = ["Copernicus Sentinel"] if len(own) < len(selection.modalities) else []
     return {
         # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
-        "source": f"Copernicus Sentinel imagery, {plan.source}",
+        "source": f"{', '.join([*published, *own])} imagery, {plan.source}",
         "source_fingerprint": plan.fingerprint,
         "preprocessing": _PREPROCESSING.get(crop, "unknown: the rows do not say") + lowered,
         "aggregation": f"mean over {_BALANCE[aggregation.balance]}",
