@@ -36,7 +36,7 @@ PUBLISHED = """
 87U_17R    32631  7.859739651661709    1.586358720228993  338809.7755021622  874394.8607821706
 48U_704L   32620  4.356633159881315    -63.362517838266285 454436.35555845656 486897.8391013466
 436U_1147R 32653  39.20775163312869    132.91364670865593 314520.43013734557 4347245.184466882
-""".split("\n")[1:-1]
+"""
 
 # Of notebook 05 of the same repository: id, zone, fragment counted from 0 in the order of the
 # file, box, first corner of its footprint in UTM and in degrees, centre.
@@ -65,7 +65,7 @@ def code(spacing):
     return lats, lons
 
 
-@pytest.mark.parametrize("line", PUBLISHED, ids=lambda line: line.split()[0])
+@pytest.mark.parametrize("line", PUBLISHED.strip().splitlines(), ids=lambda line: line.split()[0])
 def test_published_cells(line):
     name, zone, lat, lon, left, top = line.split()
     grid = Grid()
@@ -102,7 +102,8 @@ def test_published_fragments_are_transposed(number):
 
 def test_fragments_by_their_counts():
     """25 and 9 a cell, as 56,147,150 and 20,212,974 rows of 2,245,886 cells."""
-    assert 25 * 2_245_886 == 56_147_150 and 9 * 2_245_886 == 20_212_974
+    assert 25 * 2_245_886 == 56_147_150
+    assert 9 * 2_245_886 == 20_212_974
     for size, number in ((224, 25), (384, 9), (1068, 1)):
         plan = Fragmentation(size)
         assert len(plan) == number == len(plan.boxes())
@@ -117,7 +118,7 @@ def test_fragments_by_their_counts():
 @given(st.sampled_from([224, 384]) | st.integers(64, 1068))
 def test_fragments_reach_from_border_to_border(size):
     starts = Fragmentation(size).starts
-    assert starts[0] == 0 and starts[-1] == 1068 - size
+    assert [starts[0], starts[-1]] == [0, 1068 - size]
     assert (np.diff(starts) > 0).all()
     if size in (224, 384):
         assert (np.diff(starts) <= size).all()
@@ -130,12 +131,14 @@ def test_rows_and_columns_are_those_of_the_code(spacing):
     if grid.n_rows % 2 == 0:
         rows = np.arange(grid.lowest, grid.lowest + grid.n_rows)
         np.testing.assert_allclose(grid.latitude(rows), lats, atol=1e-12)
-        for row in rows[:: max(1, len(rows) // 40)]:
+        odd = [-800, -794, -581] if spacing == 10 else []  # the code's rounding shifts their names
+        for row in [*odd, *rows[:: max(1, len(rows) // 40)]]:
             want = lons(lats[row - grid.lowest])
-            n = int(grid.columns(row))
-            cols = np.arange(n) - n // 2
+            zero = np.flatnonzero(want == 0)[0]
+            cols = np.arange(len(want)) - zero
             np.testing.assert_allclose(grid.corner(row, cols)[1], want, atol=1e-10)
-            assert want[cols.tolist().index(0)] == 0
+            with pytest.raises(GridError, match=f"run from {cols[0]} to {cols[-1]}"):
+                grid.corner(row, cols[0] - 1)
 
 
 def test_how_many_cells():
@@ -169,7 +172,8 @@ def test_a_point_lies_in_its_cell(lat, lon, spacing):
 def test_ids_and_corners_go_both_ways(row, share):
     grid = Grid()
     n = int(grid.columns(row))
-    col = int(share * n) - n // 2
+    every = grid.cells(*[float(grid.latitude(row))] * 2)[1]
+    col = int(every[int(share * n)])
     assert [a.tolist() for a in grid.at(*grid.corner(row, col))] == [row, col]
 
 
@@ -179,7 +183,7 @@ def test_zones_hold_their_points(lat, lon):
     code = int(utm_epsg(lat, lon).item())
     assert (code >= 32700) == (lat < 0)
     off = (lon - (6 * (code % 100) - 183) + 180) % 360 - 180
-    assert abs(off) <= (3 if abs(lat) < 56 else 9)
+    assert abs(off) <= (3 if abs(lat) < 56 else 6)
 
 
 def test_zones_as_the_code_has_them():
@@ -217,4 +221,5 @@ def test_footprints_near_180_are_continuous():
     epsg = Grid().utm(row, col)
     made = footprints(*squares(row, col, epsg), epsg, WHOLE)
     assert np.ptp(made.corners[..., 0]) < 0.2
-    assert abs(made.lon[0]) > 179.9 and made.corners[..., 0].max() > 180
+    assert abs(made.lon[0]) > 179.9
+    assert made.corners[..., 0].max() > 180

@@ -120,14 +120,14 @@ class Grid:
     def _require(self, row: Integers, col: Integers) -> Integers:
         """Columns of the rows of cells that are there, else an error."""
         n = self.columns(row)
-        # An odd number of columns has one more in the east.
-        outside = (col < -(n // 2)) | (col >= n - n // 2)
+        first = _westernmost(n)
+        outside = (col < first) | (col >= first + n)
         if np.any(outside):
             r, c = row[outside].flat[0], col[outside].flat[0]
-            m = int(self.columns(r))
+            low, number = first[outside].flat[0], n[outside].flat[0]
             raise GridError(
                 f"column {c} lies outside row {r} of Major TOM's grid, whose columns run from "
-                f"{-(m // 2)} to {m - 1 - m // 2}"
+                f"{low} to {low + number - 1}"
             )
         return n
 
@@ -142,7 +142,7 @@ class Grid:
         Returns
         -------
         lat, lon : numpy.ndarray
-            Degrees north and east, longitudes from -180 to below 180; float64.
+            Degrees north and east, longitudes -180 to 180; float64.
 
         Raises
         ------
@@ -199,7 +199,8 @@ class Grid:
         # Wrapped only where it must be: it takes some bits, and a corner has to stay one.
         x = np.where(np.abs(x) <= 180, x, (x + 180) % 360 - 180)
         col = _below(x, 360.0, n)
-        return row, (col + n // 2) % n - n // 2
+        first = _westernmost(n)
+        return row, (col - first) % n + first
 
     def names(self, row: ArrayLike, col: ArrayLike) -> NDArray[np.object_]:
         """Ids of cells, such as ``922D_249L``.
@@ -281,7 +282,7 @@ class Grid:
         rows = rows[(lat >= south) & (lat <= north)]
         n = self.columns(rows)
         first = np.cumsum(n) - n
-        return np.repeat(rows, n), np.arange(n.sum()) - np.repeat(first + n // 2, n)
+        return np.repeat(rows, n), np.arange(n.sum()) - np.repeat(first - _westernmost(n), n)
 
     def utm(self, row: ArrayLike, col: ArrayLike) -> Integers:
         """EPSG codes of the UTM zones of cells, by their corners: 32601 to 32660, 32701 to 32760.
@@ -294,6 +295,19 @@ class Grid:
             If a cell is not on the grid.
         """
         return utm_epsg(*self.corner(row, col))
+
+
+def _westernmost(n: Integers) -> Integers:
+    """Number of the westernmost column of rows with n columns.
+
+    Half of the columns, less one where an odd number has one more in the east. Where the number
+    is even the column that begins at 180° is the westernmost, but for some rows (12 of the grid
+    of 10 km) in which the code's own rounding puts it at 180°E: its id is then ``624R``, and no
+    ``624L`` is in that row.
+    """
+    half = n // 2
+    short = (n % 2 == 0) & (half * (360.0 / n) + -180.0 < 0)
+    return np.asarray(short - half, np.int64)
 
 
 def _below(values: Floats, whole: float, n: int | Integers) -> Integers:
@@ -314,7 +328,7 @@ def utm_epsg(lat: ArrayLike, lon: ArrayLike) -> Integers:
     [32632, 32633, 32760]
     """
     y, x = np.broadcast_arrays(np.asarray(lat, np.float64), np.asarray(lon, np.float64))
-    zone = np.floor((x + 180) / 6).astype(np.int64) % 60 + 1
+    zone = np.asarray(np.floor((x + 180) / 6).astype(np.int64) % 60 + 1)
     zone[(y >= 56) & (y < 64) & (x >= 3) & (x < 12)] = 32
     svalbard = (y >= 72) & (y < 84)
     for west, east, number in ((0, 9, 31), (9, 21, 33), (21, 33, 35), (33, 42, 37)):
