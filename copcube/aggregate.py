@@ -24,16 +24,9 @@ from copcube.errors import OptionError, RowsError
 from copcube.files.processors import available_processors
 from copcube.means import Means
 from copcube.modalities import MODALITIES, ORDER
-from copcube.rows import (
-    Rows,
-    describe,
-    embedding_length,
-    map_vectors,
-    read_provenance,
-    read_rows,
-    repeated,
-    row_group_sizes,
-)
+from copcube.products import tables
+from copcube.products.tables import Assign, Position
+from copcube.rows import Rows, describe, repeated, row_group_sizes
 from copcube.selection import Selection
 
 __all__ = [
@@ -82,15 +75,23 @@ class Aggregation:
     duplicates : {"refuse", "drop"}
         What to do with a second row of the same cell, modality, local patch and date: an
         error, or keep the first one in the order of file names and rows.
+    assign : {"centre", "area", "cell"}
+        To which cells the fragments of another product belong; see
+        `copcube.products.majortom.reading.read`. Rows of images name their cells.
+    footprints : {"auto", "given", "swap"}
+        What is done about transposed footprints of such a product; see there.
     """
 
     balance: Balance = "modality"
     by: By | None = None
     selection: Selection = field(default_factory=lambda: Selection(tuple(MODALITIES)))
     duplicates: Duplicates = "refuse"
+    assign: Assign = "centre"
+    footprints: Position = "auto"
 
     def __post_init__(self) -> None:
-        for name, kind in (("balance", Balance), ("by", By), ("duplicates", Duplicates)):
+        kinds = {"balance": Balance, "by": By, "duplicates": Duplicates}
+        for name, kind in (kinds | {"assign": Assign, "footprints": Position}).items():
             value, known = getattr(self, name), get_args(kind)
             if value not in known and not (name == "by" and value is None):
                 raise OptionError(f"{name}={value!r} is unknown; expected {', '.join(known)}")
@@ -191,14 +192,14 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         If a file cannot be read, files hold vectors of different lengths or encoders, or
         the groups are times and no selected image has a date.
     """
-    dim, provenance = _common(sorted({part.file for part in parts}))
+    dim, provenance = _common(sorted({part.file for part in parts}), aggregation)
     total = images = 0
     by_modality = np.zeros(len(ORDER), np.int64)
     dates: set[str] = set()
     nothing = np.empty(0, np.int64)
     seen = [(nothing, nothing, nothing)]
     for number, part in enumerate(parts):
-        rows = read_rows(part.file, part.row_groups, embedding=False)
+        rows = _read(part, aggregation)
         total += len(rows)
         rows = rows.take(_selected(rows, aggregation.selection))
         images += len(rows)
@@ -313,9 +314,10 @@ class _Sums:
         n_by_modality = np.bincount(slot, minlength=n * m).reshape(n, m)
         # Weights within a cell and group sum to 1.
         if aggregation.balance == "image":
-            weight = 1.0 / n_images[cell]
+            weight = _shares(rows, index, cell, n_images)
         else:
-            weight = 1.0 / ((n_by_modality > 0).sum(axis=1)[cell] * n_by_modality.ravel()[slot])
+            weight = _shares(rows, index, slot, n_by_modality.ravel())
+            weight /= (n_by_modality > 0).sum(axis=1)[cell]
         self.grid_id, self.group = rows.grid_id[index[start]], group[start].astype(np.int16)
         self.n_images = n_images.astype(np.int32)
         self.n_by_modality = n_by_modality.astype(np.int32)
@@ -336,6 +338,22 @@ class _Sums:
             means.mean,
             duplicates=self.duplicates,
         )
+
+
+def _shares(
+    rows: Rows, index: NDArray[np.int64], place: NDArray[np.int64], number: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Share of each image in what lies at its place, where there is a number of images."""
+    if rows.weight is None:
+        return 1.0 / number[place]
+    weight = rows.weight[index]
+    shares: NDArray[np.float64] = weight / np.bincount(place, weight, len(number))[place]
+    return shares
+
+
+def _read(part: Part, aggregation: Aggregation) -> Rows:
+    """Read the rows of a part without their vectors."""
+    return tables.read(part.file, part.row_groups, aggregation.assign, aggregation.footprints)
 
 
 def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
@@ -362,7 +380,7 @@ def _combined(
     leave_out: bool = False,
 ) -> Cells:
     """Statistics of cells, or of all but those, whose rows are all in some parts."""
-    read = [read_rows(part.file, part.row_groups, embedding=False) for part in parts]
+    read = [_read(part, aggregation) for part in parts]
     wanted = [np.isin(rows.grid_id, cells, invert=leave_out) for rows in read]
     chosen = [rows.take(mask) for rows, mask in zip(read, wanted, strict=True)]
     files = [np.full(len(r), p.file, object) for r, p in zip(chosen, parts, strict=True)]
@@ -370,10 +388,10 @@ def _combined(
     sums = _Sums(rows, aggregation, survey.groups, np.concatenate(files))
     means = sums.means(len(rows), survey.dim)
     threads, before = min(available_processors(), _THREADS), 0
-    for part, mask in zip(parts, wanted, strict=True):
+    for part, table, mask in zip(parts, read, wanted, strict=True):
         # On threads a block's whole cells are computed as soon as it is decoded.
-        for left in map_vectors(
-            means.of_block, part.file, part.row_groups, mask, before, threads=threads
+        for left in tables.map_vectors(
+            means.of_block, part.file, part.row_groups, table, mask, before, threads=threads
         ):
             means.wait(*left)
         before += int(mask.sum())
@@ -432,10 +450,12 @@ def combine_pass(
     return _combined(holders, aggregation, survey, cells)
 
 
-def _common(files: Sequence[str]) -> tuple[int, dict[str, str]]:
+def _common(files: Sequence[str], aggregation: Aggregation) -> tuple[int, dict[str, str]]:
     """Length of all vectors and the provenance all files agree on."""
-    dims = {file: dim for file in files if (dim := embedding_length(file))}
-    made = {file: read_provenance(file) for file in files}
+    dims = {file: dim for file in files if (dim := tables.embedding_length(file))}
+    made = {
+        file: tables.provenance(file, aggregation.assign, aggregation.footprints) for file in files
+    }
     for file, dim in dims.items():
         if dim != dims[min(dims)]:
             raise RowsError(

@@ -35,6 +35,7 @@ from copcube.files.objects import is_remote
 from copcube.files.objects.stores import split
 from copcube.images import open_source
 from copcube.modalities import MODALITIES
+from copcube.products.tables import Assign, Position
 from copcube.rows import are_finite, rows_files
 from copcube.selection import Selection
 
@@ -308,11 +309,15 @@ def aggregate(
     balance: Balance = "modality",
     by: By | None = None,
     duplicates: Literal["refuse", "drop"] = "refuse",
+    assign: Assign = "centre",
+    footprints: Position = "auto",
     overwrite: bool = False,
     workers: Workers | None = None,
     client: "Client | None" = None,
 ) -> Report:
     """Make a cube from rows: those of a build, or the published ``full_chunks``.
+
+    Embeddings of Major TOM, released or written by copcube, are taken as well.
 
     Parameters
     ----------
@@ -324,6 +329,14 @@ def aggregate(
         As in `build`.
     duplicates : {"refuse", "drop"}
         What to do when two rows embed the same image.
+    assign : {"centre", "area", "cell"}
+        To which cells the fragments of Major TOM belong: that of their centre; all that they
+        overlap, weighted by the share of the footprint in each; or that of the centre of their
+        Major TOM cell, which no error inside the cell can change.
+    footprints : {"auto", "given", "swap"}
+        Released footprints are transposed inside their cell, up to 8.4 km off. By default those
+        that are found to be are put back, which is said; "given" takes all as they are, "swap"
+        puts all back.
 
     Returns
     -------
@@ -332,13 +345,20 @@ def aggregate(
     Raises
     ------
     RowsError
-        If the rows lack columns or repeat an image.
+        If the rows lack columns, repeat an image or come from several models.
     BuildError, StorageError, OptionError
         As in `build`.
     """
     begin = time.perf_counter()
     selection = Selection.of(modalities, dates)
-    aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
+    aggregation = Aggregation(
+        balance=balance,
+        by=by,
+        selection=selection,
+        duplicates=duplicates,
+        assign=assign,
+        footprints=footprints,
+    )
     files = rows_files(rows)
     folder = BuildFolder(out)
     _require_apart(folder, rows, overwrite)

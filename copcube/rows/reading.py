@@ -153,7 +153,7 @@ def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64
         If a text has another form, or its coordinates are not those of the id.
     """
     # A cell has some ninety rows, so that its text is parsed once and not once a row.
-    texts, code = _encode(column)
+    texts, code = distinct(column)
     try:
         ids = [grid.parse_cell(text or "") for text in texts]
     except GridError as error:
@@ -162,7 +162,7 @@ def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64
 
 
 def _modalities(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int8]:
-    texts, code = _encode(column)
+    texts, code = distinct(column)
     unknown = [str(text) for text in texts if text not in ORDER]
     if unknown:
         raise RowsError(
@@ -173,7 +173,7 @@ def _modalities(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int8]
 
 
 def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:
-    values, code = _encode(column)
+    values, code = distinct(column)
     try:
         texts = [None if is_missing(value) else yyyymmdd(value) for value in values]
     except OptionError as error:
@@ -182,17 +182,17 @@ def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:
 
 
 def _texts(column: "pa.ChunkedArray") -> NDArray[np.object_]:
-    texts, code = _encode(column)
+    texts, code = distinct(column)
     return texts[code]
 
 
-def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+def distinct(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.int64]]:
     """Return the distinct values, None for missing or empty ones, and every row's index."""
     import pyarrow as pa
 
     if not pa.types.is_dictionary(column.type):
         kind = pa.string() if column.type == pa.null() else column.type
-        column = column.cast(kind).dictionary_encode()
+        column = column.cast(kind).dictionarydistinct()
     encoded = column.unify_dictionaries().combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):  # of no chunks
         return np.empty(0, object), np.empty(0, np.int64)

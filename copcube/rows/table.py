@@ -31,6 +31,14 @@ class Rows:
         Local patch in its published text form and date YYYYMMDD, (n,) object, str or None.
     embedding : numpy.ndarray
         (n, D) float32; (n, 0) where the vectors were not read.
+    weight : numpy.ndarray, optional
+        How much of each image lies in the cell, (n,) float64; all alike by default.
+    identity : numpy.ndarray, optional
+        What tells images of one cell and modality apart, (2, n) int64; by default local patch
+        and date do.
+    source : numpy.ndarray, optional
+        Row of the file that each is, ascending, (n,) int64, where one may be in several cells;
+        by default each is one of its own.
     """
 
     grid_id: NDArray[np.int64]
@@ -38,6 +46,9 @@ class Rows:
     local_id: NDArray[np.object_]
     date: NDArray[np.object_]
     embedding: NDArray[np.float32]
+    weight: NDArray[np.float64] | None = None
+    identity: NDArray[np.int64] | None = None
+    source: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.grid_id)
@@ -59,14 +70,10 @@ class Rows:
 
         Equal columns are the same image; their lexicographic order is the canonical one.
         """
-        return np.stack(
-            [
-                self.grid_id,
-                self.modality.astype(np.int64),
-                _ranks(self.local_id),
-                _ranks(self.date),
-            ]
-        )
+        within = (_ranks(self.local_id), _ranks(self.date))
+        if self.identity is not None:
+            within = (self.identity[0], self.identity[1])
+        return np.stack([self.grid_id, self.modality.astype(np.int64), *within])
 
     def take(self, index: NDArray[Any]) -> "Rows":
         """Return the rows at some positions or of a mask, in that order."""
@@ -76,6 +83,9 @@ class Rows:
             self.local_id[index],
             self.date[index],
             self.embedding[index],
+            None if self.weight is None else self.weight[index],
+            None if self.identity is None else self.identity[:, index],
+            None if self.source is None else self.source[index],
         )
 
     def sorted(self) -> "Rows":
@@ -91,7 +101,8 @@ class Rows:
         Raises
         ------
         RowsError
-            If their vectors have different lengths, or there are no tables.
+            If their vectors have different lengths, they are of different products, or there are
+            no tables.
         """
         if not parts:
             raise RowsError("no tables of embeddings to join")
@@ -101,12 +112,21 @@ class Rows:
                 f"embeddings of lengths {', '.join(map(str, dims))} cannot be joined; "
                 "they come from different encoders"
             )
+        weights = [part.weight for part in parts if part.weight is not None]
+        identities = [part.identity for part in parts if part.identity is not None]
+        if {len(weights), len(identities)} - {0, len(parts)}:
+            raise RowsError(
+                "rows of images and rows of another product cannot be joined; keep them in "
+                "folders of their own"
+            )
         return cls(
             np.concatenate([part.grid_id for part in parts]),
             np.concatenate([part.modality for part in parts]),
             np.concatenate([part.local_id for part in parts]),
             np.concatenate([part.date for part in parts]),
             np.concatenate([part.embedding for part in parts]),
+            np.concatenate(weights) if weights else None,
+            np.concatenate(identities, axis=1) if identities else None,
         )
 
 

@@ -1,4 +1,4 @@
-"""Hilbert's curve over longitude and latitude: neighbours in a file are neighbours on the ground."""
+"""Hilbert's curve over the globe: neighbours in a file are neighbours on the ground."""
 
 import numpy as np
 from numpy.typing import ArrayLike
