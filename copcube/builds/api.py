@@ -35,6 +35,7 @@ from copcube.files.objects import is_remote
 from copcube.files.objects.stores import split
 from copcube.images import open_source
 from copcube.modalities import MODALITIES
+from copcube.products import tables
 from copcube.products.tables import Assign, Position
 from copcube.rows import are_finite, rows_files
 from copcube.selection import Selection
@@ -369,6 +370,8 @@ def aggregate(
             folder.sweep()
         else:
             names = [str(file) for file in files]
+            for line in tables.remarks(names, assign, footprints):
+                log.warning("%s", line)
             attributes = {"copcube_rows": ""}
             assemble(folder, plan, aggregation, names, attributes, runner, overwrite=overwrite)
     seconds = {"total": time.perf_counter() - begin}

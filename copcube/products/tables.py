@@ -5,7 +5,7 @@ a module that tells its files by their columns, and reads the former; vectors ar
 """
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +28,7 @@ __all__ = [
     "map_vectors",
     "provenance",
     "read",
+    "remarks",
 ]
 
 T = TypeVar("T")
@@ -84,6 +85,17 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
             f"footprints={position!r} mean nothing for them; both are for embeddings of Major TOM"
         )
     return rows.read_provenance(path)
+
+
+def remarks(files: Sequence[str | Path], assign: Assign, position: Position) -> Iterator[str]:
+    """Say in sentences what must be known of how rows of files come to cells.
+
+    Raises
+    ------
+    RowsError
+        If a file cannot be read.
+    """
+    return majortom.remarks([file for file in files if is_product(file)], assign, position)
 
 
 def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: Position) -> Rows:

@@ -192,7 +192,7 @@ def distinct(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np
 
     if not pa.types.is_dictionary(column.type):
         kind = pa.string() if column.type == pa.null() else column.type
-        column = column.cast(kind).dictionarydistinct()
+        column = column.cast(kind).dictionary_encode()
     encoded = column.unify_dictionaries().combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):  # of no chunks
         return np.empty(0, object), np.empty(0, np.int64)

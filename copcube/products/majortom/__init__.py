@@ -7,6 +7,7 @@ The grid is that of the project's code (github.com/ESA-PhiLab/Major-TOM, ``grid.
 from copcube.products.majortom.fragments import Footprints, Fragmentation, footprints
 from copcube.products.majortom.grid import Grid, squares, utm_epsg
 from copcube.products.majortom.hilbert import hilbert
+from copcube.products.majortom.joining import common, load
 from copcube.products.majortom.table import COLUMNS, LICENCE, Embeddings
 from copcube.products.majortom.writing import EmbeddingsWriter, writing_embeddings
 
@@ -18,8 +19,10 @@ __all__ = [
     "Footprints",
     "Fragmentation",
     "Grid",
+    "common",
     "footprints",
     "hilbert",
+    "load",
     "squares",
     "utm_epsg",
     "writing_embeddings",

@@ -13,7 +13,7 @@ back: x and y of the box change places, and the centre is that of the box in the
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
@@ -28,7 +28,7 @@ from copcube.files.objects import is_remote
 from copcube.grid import Floats, Integers
 from copcube.modalities import ORDER
 from copcube.products.majortom.fragments import footprints
-from copcube.products.majortom.grid import PIXEL, SIDE, Grid, codes_of, squares, unproject
+from copcube.products.majortom.grid import PIXEL, Grid, codes_of, squares, unproject
 from copcube.products.majortom.table import LICENCE
 from copcube.products.overlap import overlaps
 from copcube.rows import Rows, check_vectors, distinct, read_provenance, reading_parquet
@@ -52,6 +52,9 @@ _KM = 111.32
 
 _LOOK = 4096
 """Rows that are looked at to find how boxes are meant."""
+
+_MOST = 1 << 14
+"""Pixels that no image has a side of; those of Core have 1068."""
 
 _MODALITIES = {"S1": "s1_grd", "S2": "s2_toa", "Co": "dem", "DE": "dem"}
 """Modality by the beginning of a product's name: that of the sensor, whatever the level."""
@@ -159,7 +162,7 @@ class _Part:
         )
         self._middles = Grid().centre(row, col)
         self.lat, self.lon = (_floats(table.column(f"centre_{axis}")) for axis in ("lat", "lon"))
-        self.box = _boxes(table.column("pixel_bbox"), path, number)
+        self.box = boxes(table.column("pixel_bbox"), path, number)
         self._check_centres()
         self.moved = np.zeros(len(number), bool)
         if swap:
@@ -284,7 +287,8 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
     """
     noted = read_provenance(path)
     order = noted.pop("footprints", None)
-    found = {"product": "Major TOM", "license": LICENCE, "references": _REFERENCE}
+    title = "Major TOM embeddings on ERA5's 0.25 degree grid"
+    found = {"product": "Major TOM", "license": LICENCE, "references": _REFERENCE, "title": title}
     # Released files say nothing of their model but by the name of their set.
     if names := [m[0] for m in map(_SET.search, reversed(Path(path).parts)) if m]:
         name = names[0].removesuffix(".parquet")
@@ -294,6 +298,30 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
     if assign != "cell":
         found["footprints"] = _POSITIONS[position, order or order_of(path)]
     return found
+
+
+def remarks(files: Sequence[str | Path], assign: Assign, position: Position) -> Iterator[str]:
+    """Say in sentences what is done about the footprints of files, if that must be known.
+
+    Raises
+    ------
+    RowsError
+        If a file cannot be read.
+    """
+    if assign == "cell" or position != "auto":
+        return
+    orders = [order_of(file) for file in files]
+    if transposed := orders.count("transposed"):
+        yield (
+            f"{transposed} of {len(files)} files have transposed footprints, as those that were "
+            "released; their fragments are put back in place (--footprints given leaves them)"
+        )
+    if "unknown" in orders:
+        yield (
+            f"{files[orders.index('unknown')]}: the order of its rows does not tell whether "
+            f"footprints are transposed, nor in {orders.count('unknown') - 1} files more; they are "
+            "taken as given (--footprints swap puts them back, --assign cell makes no use of them)"
+        )
 
 
 _REFERENCE = "https://arxiv.org/abs/2412.05600"
@@ -345,7 +373,7 @@ def _order_of(path: str, _changed: int) -> Order:
     table = pa.Table.from_batches([batch])
     cell, product = (distinct(table.column(name))[1] for name in columns[:2])
     lat, lon = (_floats(table.column(name)) for name in columns[2:4])
-    box = _boxes(table.column("pixel_bbox"), path, np.arange(len(table)))
+    box = boxes(table.column("pixel_bbox"), path, np.arange(len(table)))
     return order(cell, product, lat, lon, box)
 
 
@@ -367,6 +395,8 @@ def order(cell: Integers, product: Integers, lat: Floats, lon: Floats, box: Inte
         Unknown if the rows of a cell do not stand side by side in a raster, as in files that were
         sorted otherwise, or a cell has a single fragment.
     """
+    if (box[:, 0] == box[:, 1]).all():
+        return "right"  # as the central fragment alone: it is its own transpose
     same = (np.diff(cell) == 0) & (np.diff(product) == 0)
     x, y = np.diff(box[:, 0])[same], np.diff(box[:, 1])[same]
     north, east = np.diff(lat)[same], np.diff(lon)[same]
@@ -409,8 +439,14 @@ def _plain(array: "pa.Array") -> NDArray[Any]:
     return array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
 
 
-def _boxes(column: "pa.ChunkedArray", path: str | Path, number: Integers) -> Integers:
-    """Boxes (n, 4) of a column of lists."""
+def boxes(column: "pa.ChunkedArray", path: str | Path, number: Integers) -> Integers:
+    """Boxes (n, 4) of a column of lists.
+
+    Raises
+    ------
+    RowsError
+        If one is missing or is none; names its row, by the numbers of the rows.
+    """
     import pyarrow as pa
 
     found = [np.empty((0, 4), np.int64)]
@@ -426,15 +462,15 @@ def _boxes(column: "pa.ChunkedArray", path: str | Path, number: Integers) -> Int
                 f"{path}: pixel_bbox of row {here[bad]} is not four numbers [x0, y0, x1, y1]"
             )
         found.append(_plain(values.cast(pa.int64())).reshape(-1, 4))
-    boxes = np.concatenate(found)
-    wrong = (boxes[:, :2] < 0) | (boxes[:, 2:] <= boxes[:, :2]) | (boxes[:, 2:] > 16 * SIDE - 1)
+    box = np.concatenate(found)
+    wrong = (box[:, :2] < 0) | (box[:, 2:] <= box[:, :2]) | (box[:, 2:] >= _MOST)
     if wrong.any():
         i = int(np.argmax(wrong.any(axis=1)))
         raise RowsError(
-            f"{path}: pixel_bbox of row {number[i]} is {boxes[i].tolist()}; expected "
+            f"{path}: pixel_bbox of row {number[i]} is {box[i].tolist()}; expected "
             f"[x0, y0, x1, y1] inside an image, such as [0, 211, 224, 435]"
         )
-    return boxes
+    return box
 
 
 def _polygons(column: "pa.ChunkedArray") -> tuple[Floats, NDArray[np.bool_]]:
