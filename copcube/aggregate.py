@@ -452,6 +452,12 @@ def combine_pass(
 
 def _common(files: Sequence[str], aggregation: Aggregation) -> tuple[int, dict[str, str]]:
     """Length of all vectors and the provenance all files agree on."""
+    others = [file for file in files if tables.is_product(file)]
+    if others and (images := set(files) - set(others)):
+        raise RowsError(
+            f"{others[0]} holds embeddings of Major TOM, {min(images)} rows of images; keep them "
+            "in folders of their own and aggregate one at a time"
+        )
     dims = {file: dim for file in files if (dim := tables.embedding_length(file))}
     made = {
         file: tables.provenance(file, aggregation.assign, aggregation.footprints) for file in files
