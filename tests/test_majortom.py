@@ -213,7 +213,7 @@ def test_a_footprint_across_180_is_divided_there(tmp_path):
 
 def test_geopandas_reads_it(tmp_path):
     geopandas = pytest.importorskip("geopandas")
-    rows = some(near(45, 7, 6) + ["922D_249L"])
+    rows = some([*near(45, 7, 6), "922D_249L"])
     path = write(tmp_path / "a.parquet", rows, row_group=40_000)
     frame = geopandas.read_parquet(path)
     assert frame.crs == "OGC:CRS84"

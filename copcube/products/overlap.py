@@ -66,7 +66,7 @@ def _shares(corners: Floats, i: Integers, j: Integers) -> Floats:
     a, b = ring[:, :-1], ring[:, 1:]
     whole = 0.5 * np.abs((a[..., 0] * b[..., 1] - b[..., 0] * a[..., 1]).sum(axis=1))
     inside = _below(a, b, 1.0) - _below(a, b, 0.0)
-    return np.clip(np.abs(inside) / whole, 0.0, 1.0)
+    return np.asarray(np.clip(np.abs(inside) / whole, 0.0, 1.0))
 
 
 def _below(a: Floats, b: Floats, y: float) -> NDArray[np.float64]:

@@ -113,12 +113,10 @@ def _keys(rows: Embeddings) -> dict[_Key, int]:
         rows.product_id.tolist(),
         *rows.box.T.tolist(),
     ]
-    keys = {key: i for i, key in enumerate(zip(*columns, strict=True))}
-    if len(keys) < len(rows):
-        seen: set[_Key] = set()
-        row = next(
-            i for i, key in enumerate(zip(*columns, strict=True)) if key in seen or seen.add(key)
-        )
+    keys: dict[_Key, int] = {}
+    for row, key in enumerate(zip(*columns, strict=True)):
+        if keys.setdefault(key, row) == row:
+            continue
         name = Grid().names(rows.grid_row[[row]], rows.grid_col[[row]])[0]
         raise RowsError(
             f"row {row} has the fragment {rows.box[row].tolist()} of cell {name} and product "

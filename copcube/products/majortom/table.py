@@ -76,8 +76,9 @@ class Embeddings:
 
     def take(self, index: NDArray[Any] | slice) -> "Embeddings":
         """Return the rows at some positions, of a mask or of a slice, in that order."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Embeddings(**{k: None if v is None else v[index] for k, v in chosen.items()})
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {k: v if v is None else v[index] for k, v in columns.items()}
+        return Embeddings(**chosen)
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Embeddings]") -> "Embeddings":

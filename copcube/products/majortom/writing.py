@@ -63,12 +63,13 @@ class EmbeddingsWriter:
         self._name, self._dim, self._published_ids = name, dim, published_ids
         self._sources = sources
         self._schema = _schema(sources)
-        self._about = {
+        ours: dict[str, str | int] = {
             "product": "Major TOM",
             "license": LICENCE,
             "copcube_version": __version__,
             "footprints": "transposed" if transposed else "right",
-        } | dict(about)
+        }
+        self._about = ours | dict(about)
         self._size = max(1, row_group // (4 * dim + _TEXTS))
         self._waiting: list[Embeddings] = []
         self._rows = 0
