@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from copcube.products.majortom import Embeddings, Fragmentation, Grid, hilbert, writing_embeddings
 
 LAYOUTS = ("hilbert", "released", "249k")
-CELLS_A_FILE = 1000
+CELLS_A_FILE = 25_000
 
 NEEDED = "'embedding grid_cell product_id timestamp utm_crs centre_lat centre_lon pixel_bbox'"
 READ = f"""

@@ -52,6 +52,7 @@ SEASONS = ("DJF", "MAM", "JJA", "SON")
 ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256")
 """What is noted of an encoder, in rows and in cubes, that decides which vectors it makes."""
 
+_PART, _PART_OF_PRODUCT = 1 << 16, 1 << 20
 _PASS = 100_000
 _THREADS = 4
 """Most threads on which a part is decoded; each takes some 20 MB."""
@@ -152,15 +153,17 @@ class Survey:
     split_rows: NDArray[np.int64]
 
 
-def parts(files: Sequence[str | Path], max_rows: int = 65536) -> list[Part]:
+def parts(files: Sequence[str | Path], max_rows: int | None = None) -> list[Part]:
     """Divide files into parts of at most `max_rows` rows, or of one row group if larger.
 
     Parameters
     ----------
     files : sequence of path
         Parquet files of rows.
-    max_rows : int
-        Bound of a part; combining one takes about 3 kB of memory a row of 768 values.
+    max_rows : int, optional
+        Bound of a part; combining one takes at most about 3 kB of memory a row of 768 values.
+        Default: 65,536; of embeddings of Major TOM 1,048,576, which a released file has fewer of:
+        its rows run along the grid, so that only those of three of its rows wait at a time.
 
     Raises
     ------
@@ -171,8 +174,9 @@ def parts(files: Sequence[str | Path], max_rows: int = 65536) -> list[Part]:
     for file in sorted({str(file) for file in files}):
         groups: list[int] = []
         rows = 0
+        most = max_rows or (_PART_OF_PRODUCT if tables.is_product(file) else _PART)
         for group, size in enumerate(row_group_sizes(file)):
-            if groups and rows + size > max_rows:
+            if groups and rows + size > most:
                 found.append(Part(file, tuple(groups), rows))
                 groups, rows = [], 0
             if size:

@@ -475,13 +475,28 @@ def boxes(column: "pa.ChunkedArray", path: str | Path, number: Integers) -> Inte
 
 def _polygons(column: "pa.ChunkedArray") -> tuple[Floats, NDArray[np.bool_]]:
     """Corners (n, 5, 2) of well-known binary, and which are polygons of five points."""
-    values = column.to_pylist()
-    plain = np.array(
-        [v is not None and len(v) == _POLYGON.itemsize and v[:9] == _HEAD for v in values], bool
-    )
-    empty = bytes(_POLYGON.itemsize)
-    data = b"".join(v if ok else empty for v, ok in zip(values, plain.tolist(), strict=True))
-    return np.frombuffer(data, _POLYGON)["points"].astype(np.float64), plain
+    found = [np.empty(0, _POLYGON)]
+    for chunk in column.chunks:
+        offsets, data = _binary(chunk)
+        record = np.zeros(len(chunk), _POLYGON)
+        whole = np.flatnonzero(np.diff(offsets) == _POLYGON.itemsize)
+        # A view of each polygon's bytes, wherever they begin.
+        starts = offsets[whole, np.newaxis] + np.arange(_POLYGON.itemsize)
+        record[whole] = np.ascontiguousarray(data[starts]).view(_POLYGON)[:, 0]
+        found.append(record)
+    records = np.concatenate(found)
+    plain: NDArray[np.bool_] = (records["head"] == np.frombuffer(_HEAD, np.uint8)).all(axis=1)
+    return records["points"].astype(np.float64), plain
 
 
-_HEAD = b"\x01\x03\x00\x00\x00\x01\x00\x00\x00"
+def _binary(chunk: "pa.Array") -> tuple[Integers, NDArray[np.uint8]]:
+    """Offsets (n + 1,) and bytes of a column of bytes, without copying them."""
+    import pyarrow as pa
+
+    chunk = chunk.cast(pa.large_binary())
+    _, offsets, data = chunk.buffers()
+    ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return ends, np.frombuffer(data or b"", np.uint8)
+
+
+_HEAD = b"\x01\x03\x00\x00\x00\x01\x00\x00\x00\x05\x00\x00\x00"
