@@ -539,10 +539,11 @@ def test_joining_refuses(tmp_path):
 
 
 @pytest.mark.slow
-def test_six_models_on_one_grid(tmp_path):
-    assert not main(["sample", str(tmp_path / "sets"), "--layout", "majortom-embeddings", "-q"])
+def test_models_on_one_grid(tmp_path):
+    sample = ["sample", str(tmp_path / "sets"), "--layout", "majortom-embeddings", "--cells", "150"]
+    assert not main([*sample, "-q"])
     cubes = {}
-    for name in SETS:
+    for name in list(SETS)[1::2]:
         out = str(tmp_path / f"{name}.zarr")
         assert not main(["aggregate", str(tmp_path / "sets" / name), out, "-q"])
         cubes[name] = xr.open_zarr(out).sel(lat=slice(53, 43), lon=slice(3, 17)).load()

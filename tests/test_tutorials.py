@@ -102,3 +102,10 @@ def test_the_page_that_makes_one(tmp_path, monkeypatch):
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: StubEncoder())
     monkeypatch.chdir(tmp_path)
     assert run("tutorial-producer.md") >= 8
+
+
+@pytest.mark.slow
+def test_six_models_on_one_grid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("majortom.md") >= 6
+    assert (tmp_path / "part_00001.parquet").exists()
