@@ -22,7 +22,8 @@ from copcube.builds import aggregate
 from copcube.cells import Cells
 from copcube.cli import main
 from copcube.cube import validate
-from copcube.errors import OptionError, RowsError
+from copcube.errors import BuildError, OptionError, RowsError
+from copcube.files.objects import ObjectFolder
 from copcube.products.majortom import (
     COLUMNS,
     Embeddings,
@@ -366,11 +367,15 @@ def test_what_is_done_about_footprints_is_said_and_kept(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     (said,) = remarks([tmp_path / "wrong.parquet"], "area", "auto")
     assert "1 of 1 files have transposed" in said
-    aggregate(tmp_path / "mixed.parquet", tmp_path / "a.zarr")
+    aggregate(tmp_path / "mixed.parquet", tmp_path / "a.zarr", assign="area")
     assert "does not tell whether footprints are transposed" in caplog.text
     attrs = xr.open_zarr(tmp_path / "a.zarr").attrs
     assert attrs["footprints"].startswith("taken as given")
     assert attrs["license"] == "CC-BY-SA-4.0"
+    assert "share of its footprint" in attrs["aggregation_assign"]
+    with open(tmp_path / "a.zarr" / "conventions" / "zarr.json") as file:
+        noted = json.load(file)["attributes"]
+    assert noted["geoemb:model"] == "https://huggingface.co/Major-TOM"
     assert not validate(tmp_path / "a.zarr")
     swapped, _ = cells_of(tmp_path / "mixed.parquet", footprints="swap")
     assert_same(swapped, cells_of(write(tmp_path / "b.parquet", some(cells)))[0])
@@ -485,6 +490,28 @@ def test_a_bad_row_is_refused_with_file_and_row(tmp_path, change, message):
     with pytest.raises(RowsError, match=message) as caught:
         cells_of(path, footprints="given")
     assert "part.parquet" in str(caught.value)
+
+
+def test_a_file_without_rows(tmp_path):
+    rows = some(near(45, 7, 1))
+    write(tmp_path / "a.parquet", rows)
+    write(tmp_path / "b.parquet", rows.take(slice(0)))
+    for assign in ("centre", "area", "cell"):
+        assert_same(
+            cells_of(tmp_path, assign=assign)[0], cells_of(tmp_path / "a.parquet", assign=assign)[0]
+        )
+    with pytest.raises(BuildError, match="no image is left"):
+        aggregate(tmp_path / "b.parquet", tmp_path / "a.zarr")
+
+
+def test_files_in_a_bucket_are_read_where_they_lie(memory, tmp_path):
+    sets = write_embeddings(tmp_path / "sets", cells=20)
+    name = "Core-S2L2A-249k-SatCLIP"
+    for path in (sets.folder / name).iterdir():
+        ObjectFolder(f"{memory}/{name}").write(path.name, path.read_bytes())
+    there, noted = cells_of(f"{memory}/{name}", assign="area")
+    assert_same(there, cells_of(sets.folder / name, assign="area")[0], exact=True)
+    assert noted["encoder"] == name
 
 
 def test_other_columns_are_refused(tmp_path):

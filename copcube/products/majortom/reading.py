@@ -287,12 +287,18 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
     """
     noted = read_provenance(path)
     order = noted.pop("footprints", None)
-    title = "Major TOM embeddings on ERA5's 0.25 degree grid"
-    found = {"product": "Major TOM", "license": LICENCE, "references": _REFERENCE, "title": title}
+    found = {
+        "product": "Major TOM",
+        "title": "Major TOM embeddings on ERA5's 0.25 degree grid",
+        "license": LICENCE,
+        "references": _REFERENCE,
+        "encoder_page": _PAGE,
+    }
     # Released files say nothing of their model but by the name of their set.
     if names := [m[0] for m in map(_SET.search, reversed(Path(path).parts)) if m]:
         name = names[0].removesuffix(".parquet")
         found |= {"encoder": name, "source": f"Major TOM, {name}"}
+        found["encoder_page"] = f"{_PAGE.replace('.co/', '.co/datasets/')}/{name}"
     found |= noted | {"preprocessing": "as the embeddings' makers did it"}
     found["aggregation_assign"] = _ASSIGNED[assign]
     if assign != "cell":
@@ -324,6 +330,7 @@ def remarks(files: Sequence[str | Path], assign: Assign, position: Position) -> 
         )
 
 
+_PAGE = "https://huggingface.co/Major-TOM"
 _REFERENCE = "https://arxiv.org/abs/2412.05600"
 _ASSIGNED = {
     "centre": "to the cell that holds the centre of the fragment",
