@@ -24,16 +24,9 @@ from copcube.errors import OptionError, RowsError
 from copcube.files.processors import available_processors
 from copcube.means import Means
 from copcube.modalities import MODALITIES, SENSOR
-from copcube.rows import (
-    Rows,
-    describe,
-    embedding_length,
-    map_vectors,
-    read_provenance,
-    read_rows,
-    repeated,
-    row_group_sizes,
-)
+from copcube.products import tables
+from copcube.products.tables import Assign, Position
+from copcube.rows import Rows, describe, repeated, row_group_sizes
 from copcube.selection import Selection
 
 __all__ = [
@@ -59,6 +52,7 @@ SEASONS = ("DJF", "MAM", "JJA", "SON")
 ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256")
 """What is noted of an encoder, in rows and in cubes, that decides which vectors it makes."""
 
+_PART, _PART_OF_PRODUCT = 1 << 16, 1 << 20
 _PASS = 100_000
 _THREADS = 4
 """Most threads on which a part is decoded; each takes some 20 MB."""
@@ -82,15 +76,23 @@ class Aggregation:
     duplicates : {"refuse", "drop"}
         What to do with a second row of the same cell, modality, local patch and date: an
         error, or keep the first one in the order of file names and rows.
+    assign : {"centre", "area", "cell"}
+        To which cells the fragments of another product belong; see
+        `copcube.products.majortom.reading.read`. Rows of images name their cells.
+    footprints : {"auto", "given", "swap"}
+        What is done about transposed footprints of such a product; see there.
     """
 
     balance: Balance = "modality"
     by: By | None = None
     selection: Selection = field(default_factory=lambda: Selection(tuple(MODALITIES)))
     duplicates: Duplicates = "refuse"
+    assign: Assign = "centre"
+    footprints: Position = "auto"
 
     def __post_init__(self) -> None:
-        for name, kind in (("balance", Balance), ("by", By), ("duplicates", Duplicates)):
+        kinds = {"balance": Balance, "by": By, "duplicates": Duplicates}
+        for name, kind in (kinds | {"assign": Assign, "footprints": Position}).items():
             value, known = getattr(self, name), get_args(kind)
             if value not in known and not (name == "by" and value is None):
                 raise OptionError(f"{name}={value!r} is unknown; expected {', '.join(known)}")
@@ -151,15 +153,17 @@ class Survey:
     split_rows: NDArray[np.int64]
 
 
-def parts(files: Sequence[str | Path], max_rows: int = 65536) -> list[Part]:
+def parts(files: Sequence[str | Path], max_rows: int | None = None) -> list[Part]:
     """Divide files into parts of at most `max_rows` rows, or of one row group if larger.
 
     Parameters
     ----------
     files : sequence of path
         Parquet files of rows.
-    max_rows : int
-        Bound of a part; combining one takes about 3 kB of memory a row of 768 values.
+    max_rows : int, optional
+        Bound of a part; combining one takes at most about 3 kB of memory a row of 768 values.
+        Default: 65,536; of embeddings of Major TOM 1,048,576, which a released file has fewer of:
+        its rows run along the grid, so that only those of three of its rows wait at a time.
 
     Raises
     ------
@@ -170,8 +174,9 @@ def parts(files: Sequence[str | Path], max_rows: int = 65536) -> list[Part]:
     for file in sorted({str(file) for file in files}):
         groups: list[int] = []
         rows = 0
+        most = max_rows or (_PART_OF_PRODUCT if tables.is_product(file) else _PART)
         for group, size in enumerate(row_group_sizes(file)):
-            if groups and rows + size > max_rows:
+            if groups and rows + size > most:
                 found.append(Part(file, tuple(groups), rows))
                 groups, rows = [], 0
             if size:
@@ -191,7 +196,7 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         If a file cannot be read, files hold vectors of different lengths or encoders, or
         the groups are times and no selected image has a date.
     """
-    dim, provenance = _common(sorted({part.file for part in parts}), aggregation.selection)
+    dim, provenance = _common(sorted({part.file for part in parts}), aggregation)
     names = aggregation.selection.labels
     total = images = 0
     by_modality = np.zeros(len(names), np.int64)
@@ -199,7 +204,7 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
     nothing = np.empty(0, np.int64)
     seen = [(nothing, nothing, nothing)]
     for number, part in enumerate(parts):
-        rows = read_rows(part.file, part.row_groups, embedding=False)
+        rows = _read(part, aggregation)
         total += len(rows)
         rows = rows.labelled(names)
         rows = rows.take(_selected(rows, aggregation.selection))
@@ -317,9 +322,10 @@ class _Sums:
         n_by_modality = np.bincount(slot, minlength=n * m).reshape(n, m)
         # Weights within a cell and group sum to 1.
         if aggregation.balance == "image":
-            weight = 1.0 / n_images[cell]
+            weight = _shares(rows, index, cell, n_images)
         else:
-            weight = 1.0 / ((n_by_modality > 0).sum(axis=1)[cell] * n_by_modality.ravel()[slot])
+            weight = _shares(rows, index, slot, n_by_modality.ravel())
+            weight /= (n_by_modality > 0).sum(axis=1)[cell]
         self.grid_id, self.group = rows.grid_id[index[start]], group[start].astype(np.int16)
         self.n_images = n_images.astype(np.int32)
         self.n_by_modality = n_by_modality.astype(np.int32)
@@ -340,6 +346,22 @@ class _Sums:
             means.mean,
             duplicates=self.duplicates,
         )
+
+
+def _shares(
+    rows: Rows, index: NDArray[np.int64], place: NDArray[np.int64], number: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Share of each image in what lies at its place, where there is a number of images."""
+    if rows.weight is None:
+        return 1.0 / number[place]
+    weight = rows.weight[index]
+    shares: NDArray[np.float64] = weight / np.bincount(place, weight, len(number))[place]
+    return shares
+
+
+def _read(part: Part, aggregation: Aggregation) -> Rows:
+    """Read the rows of a part without their vectors."""
+    return tables.read(part.file, part.row_groups, aggregation.assign, aggregation.footprints)
 
 
 def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
@@ -366,7 +388,7 @@ def _combined(
     leave_out: bool = False,
 ) -> Cells:
     """Statistics of cells, or of all but those, whose rows are all in some parts."""
-    read = [read_rows(part.file, part.row_groups, embedding=False) for part in parts]
+    read = [_read(part, aggregation) for part in parts]
     wanted = [np.isin(rows.grid_id, cells, invert=leave_out) for rows in read]
     chosen = [rows.take(mask) for rows, mask in zip(read, wanted, strict=True)]
     files = [np.full(len(r), p.file, object) for r, p in zip(chosen, parts, strict=True)]
@@ -374,10 +396,10 @@ def _combined(
     sums = _Sums(rows, aggregation, survey.groups, np.concatenate(files))
     means = sums.means(len(rows), survey.dim)
     threads, before = min(available_processors(), _THREADS), 0
-    for part, mask in zip(parts, wanted, strict=True):
+    for part, table, mask in zip(parts, read, wanted, strict=True):
         # On threads a block's whole cells are computed as soon as it is decoded.
-        for left in map_vectors(
-            means.of_block, part.file, part.row_groups, mask, before, threads=threads
+        for left in tables.map_vectors(
+            means.of_block, part.file, part.row_groups, table, mask, before, threads=threads
         ):
             means.wait(*left)
         before += int(mask.sum())
@@ -436,10 +458,18 @@ def combine_pass(
     return _combined(holders, aggregation, survey, cells)
 
 
-def _common(files: Sequence[str], selection: Selection) -> tuple[int, dict[str, str]]:
+def _common(files: Sequence[str], aggregation: Aggregation) -> tuple[int, dict[str, str]]:
     """Length of all vectors, and the provenance all files agree on, with the selected sensors."""
-    dims = {file: dim for file in files if (dim := embedding_length(file))}
-    made = {file: read_provenance(file) for file in files}
+    others = [file for file in files if tables.is_product(file)]
+    if others and (images := set(files) - set(others)):
+        raise RowsError(
+            f"{others[0]} holds embeddings of Major TOM, {min(images)} rows of images; keep them "
+            "in folders of their own and aggregate one at a time"
+        )
+    dims = {file: dim for file in files if (dim := tables.embedding_length(file))}
+    made = {
+        file: tables.provenance(file, aggregation.assign, aggregation.footprints) for file in files
+    }
     for file, dim in dims.items():
         if dim != dims[min(dims)]:
             raise RowsError(
@@ -457,7 +487,7 @@ def _common(files: Sequence[str], selection: Selection) -> tuple[int, dict[str, 
                 )
     shared = set.intersection(*(set(what.items()) for what in made.values())) if made else set()
     provenance = {key: text for key, text in shared if not key.startswith(SENSOR)}
-    provenance |= _sensors(known, selection)
+    provenance |= _sensors(known, aggregation.selection)
     return dims[min(dims)] if dims else 0, dict(sorted(provenance.items()))
 
 

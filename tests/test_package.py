@@ -31,7 +31,17 @@ ALLOWED = {  # third-party package → modules that may import it
 
 SPINE = ["version", "errors", "arguments", "dates", "grid", "modalities", "selection"]
 SPINE += ["progress", "lookahead", "files", "hub", "rows", "cells", "images", "encoder", "means"]
-SPINE += ["balance", "aggregate", "embedding", "cube", "builds", "pca", "era5", "interchange"]
+SPINE += [
+    "balance",
+    "products",
+    "aggregate",
+    "embedding",
+    "cube",
+    "builds",
+    "pca",
+    "era5",
+    "interchange",
+]
 SPINE += ["lookup", "probes", "plot", "models", "tutorial", "accessor", "cli", "__main__"]
 """Along the spine a module imports only what stands to its left."""
 

@@ -106,3 +106,10 @@ def test_pages_that_make_one(page, tmp_path, monkeypatch):
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: StubEncoder())
     monkeypatch.chdir(tmp_path)
     assert run(f"{page}.md") >= 7
+
+
+@pytest.mark.slow
+def test_six_models_on_one_grid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("majortom.md") >= 6
+    assert (tmp_path / "part_00001.parquet").exists()

@@ -37,6 +37,8 @@ from copcube.images import open_source
 from copcube.images.sensors import Given, small_tokens
 from copcube.lookahead import map_ahead
 from copcube.modalities import described_in, rank
+from copcube.products import tables
+from copcube.products.tables import Assign, Position
 from copcube.rows import are_finite, read_provenance, rows_files
 from copcube.selection import Selection
 
@@ -321,11 +323,15 @@ def aggregate(
     balance: Balance = "modality",
     by: By | None = None,
     duplicates: Literal["refuse", "drop"] = "refuse",
+    assign: Assign = "centre",
+    footprints: Position = "auto",
     overwrite: bool = False,
     workers: Workers | None = None,
     client: "Client | None" = None,
 ) -> Report:
     """Make a cube from rows: those of a build, or the published ``full_chunks``.
+
+    Embeddings of Major TOM, released or written by copcube, are taken as well.
 
     Parameters
     ----------
@@ -337,6 +343,14 @@ def aggregate(
         As in `build`. Sensors of one's own may be chosen too: rows say what they are of.
     duplicates : {"refuse", "drop"}
         What to do when two rows embed the same image.
+    assign : {"centre", "area", "cell"}
+        To which cells the fragments of Major TOM belong: that of their centre; all that they
+        overlap, weighted by the share of the footprint in each; or that of the centre of their
+        Major TOM cell, which no error inside the cell can change.
+    footprints : {"auto", "given", "swap"}
+        Released footprints are transposed inside their cell, up to 8.4 km off. By default those
+        that are found to be are put back, which is said; "given" takes all as they are, "swap"
+        puts all back.
 
     Returns
     -------
@@ -345,7 +359,7 @@ def aggregate(
     Raises
     ------
     RowsError
-        If the rows lack columns or repeat an image.
+        If the rows lack columns, repeat an image or come from several models.
     BuildError, StorageError, OptionError
         As in `build`.
     """
@@ -355,7 +369,14 @@ def aggregate(
     made = map_ahead(read_provenance, map(str, files), _READERS if is_remote(str(rows)) else 0)
     own = {key for provenance in made for key in described_in(provenance)}
     selection = Selection.of(modalities, dates, own)
-    aggregation = Aggregation(balance=balance, by=by, selection=selection, duplicates=duplicates)
+    aggregation = Aggregation(
+        balance=balance,
+        by=by,
+        selection=selection,
+        duplicates=duplicates,
+        assign=assign,
+        footprints=footprints,
+    )
     folder = BuildFolder(out)
     _require_apart(folder, rows, overwrite)
     with folder.lock(), executor(client, workers, gpus=False) as runner:
@@ -365,6 +386,8 @@ def aggregate(
             folder.sweep()
         else:
             names = [str(file) for file in files]
+            for line in tables.remarks(names, assign, footprints):
+                log.warning("%s", line)
             attributes = {"copcube_rows": ""}
             assemble(folder, plan, aggregation, names, attributes, runner, overwrite=overwrite)
     seconds = {"total": time.perf_counter() - begin}

@@ -298,11 +298,12 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     own = [key for key in selection.modalities if key not in MODALITIES]
     published = ["Copernicus Sentinel"] if len(own) < len(selection.modalities) else []
     return {
+        # What another product says of its source and preprocessing wins.
+        "source": f"{', '.join([*published, *own])} imagery, {plan.source}",
+        "preprocessing": _PREPROCESSING.get(crop, "unknown: the rows do not say") + lowered,
         # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
-        "source": f"{', '.join([*published, *own])} imagery, {plan.source}",
         "source_fingerprint": plan.fingerprint,
-        "preprocessing": _PREPROCESSING.get(crop, "unknown: the rows do not say") + lowered,
         "aggregation": f"mean over {_BALANCE[aggregation.balance]}",
         "aggregation_by": aggregation.by or "none",
         "modalities": " ".join(selection.modalities),
@@ -384,6 +385,9 @@ def _to_json(aggregation: Aggregation) -> dict[str, Any]:
         "end": aggregation.selection.end,
         "balance": aggregation.balance,
         "by": aggregation.by,
+        # Only if they are used, so that what was made of rows of images keeps its plan.
+        **({"assign": aggregation.assign} if aggregation.assign != "centre" else {}),
+        **({"footprints": aggregation.footprints} if aggregation.footprints != "auto" else {}),
     }
 
 

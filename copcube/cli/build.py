@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, command, overwrite, positive, say, show
-from copcube.errors import CubeError, FetchError, MissingPackageError
+from copcube.errors import CubeError, FetchError, MissingPackageError, OptionError
 from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -38,9 +38,17 @@ def _add_sample(commands: Commands) -> None:
         "copcube sample images --layout geotiff --seed 0",
     )
     sample.add_argument("folder", metavar="DIR", help="a new or empty folder")
-    sample.add_argument("--layout", choices=("geotiff", "webdataset"), default="geotiff")
+    sample.add_argument(
+        "--layout",
+        choices=("geotiff", "webdataset", "majortom-embeddings"),
+        default="geotiff",
+        help="images of Copernicus-Pretrain (default: GeoTIFF), or synthetic embeddings of six "
+        "models in the form of Major TOM's",
+    )
     sample.add_argument("--seed", type=int, default=0, help="other seeds, other images")
-    sample.add_argument("--cells", type=positive, metavar="N", help="how many cells (default: 12)")
+    sample.add_argument(
+        "--cells", type=positive, metavar="N", help="how many cells (default: 12; embeddings: 400)"
+    )
     _modalities(sample)
 
 
@@ -146,8 +154,8 @@ def _add_aggregate(commands: Commands) -> None:
         _aggregate,
         "make a cube from rows, without images or GPU",
         "copcube aggregate world.build/rows seasons.zarr --by season",
-        details="ROWS is a parquet file, a folder or a glob: the rows of a build, or the\n"
-        "published full_chunks of Copernicus-Embed-025deg.",
+        details="ROWS is a parquet file, a folder or a glob: the rows of a build, the published\n"
+        "full_chunks of Copernicus-Embed-025deg, or embeddings of Major TOM, one model at a time.",
     )
     aggregate.add_argument("rows", metavar="ROWS")
     aggregate.add_argument("out", metavar="OUT.zarr")
@@ -157,6 +165,20 @@ def _add_aggregate(commands: Commands) -> None:
         choices=("refuse", "drop"),
         default="refuse",
         help="what to do when two rows embed the same image",
+    )
+    aggregate.add_argument(
+        "--assign",
+        choices=("centre", "area", "cell"),
+        default="centre",
+        help="of Major TOM: a fragment belongs to the cell of its centre (default), to all that "
+        "it overlaps by the share of its area, or to that of its Major TOM cell's centre",
+    )
+    aggregate.add_argument(
+        "--footprints",
+        choices=("auto", "given", "swap"),
+        default="auto",
+        help="of Major TOM: put fragments back whose footprints are found to be transposed "
+        "(default), take all as given, or put all back",
     )
     _workers(aggregate)
     overwrite(aggregate)
@@ -277,6 +299,15 @@ def _sample(arguments: Arguments) -> None:
     from copcube.progress import size
 
     cells = {} if arguments.cells is None else {"cells": arguments.cells}
+    if arguments.layout == "majortom-embeddings":
+        from copcube.products.majortom.sample import write_embeddings
+
+        if arguments.modalities is not None:
+            raise OptionError("--modalities chooses images; embeddings of Major TOM have none")
+        sets = write_embeddings(arguments.folder, seed=arguments.seed, **cells)
+        what = f"{len(sets.sets)} sets of {sets.cells} embeddings, {size(sets.bytes)}"
+        log.info("%s: SYNTHETIC: %s", sets.folder, what)
+        return
     made = write_sample(
         arguments.folder,
         arguments.layout,
@@ -340,6 +371,8 @@ def _aggregate(arguments: Arguments) -> None:
             balance=arguments.balance,
             by=arguments.by,
             duplicates=arguments.duplicates,
+            assign=arguments.assign,
+            footprints=arguments.footprints,
             overwrite=arguments.overwrite,
             **executor,
         )

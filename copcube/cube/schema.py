@@ -218,11 +218,19 @@ def group_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted((ours | dict(attrs)).items()))
 
 
-def conventions(dim: int) -> dict[str, Any]:
+def conventions(dim: int, page: str | None = None) -> dict[str, Any]:
     """Attributes of the group `CONVENTIONS`, sorted: what the Zarr conventions ask for.
 
     They are objects and lists of objects. At the root xarray would take them for attributes of
     the dataset, and no netCDF file could be written of it.
+
+    Parameters
+    ----------
+    dim : int
+        Length of the vectors.
+    page : str, optional
+        Address that says what made the vectors, and of what; by default those of Copernicus-FM
+        and of its images.
     """
     attributes: dict[str, Any] = {
         "zarr_conventions": [
@@ -245,8 +253,8 @@ def conventions(dim: int) -> dict[str, Any]:
         ],
         "geoemb:type": "chip",
         "geoemb:dimensions": dim,
-        "geoemb:model": "https://huggingface.co/wangyi111/Copernicus-FM",
-        "geoemb:source_data": ["https://huggingface.co/datasets/wangyi111/Copernicus-Pretrain"],
+        "geoemb:model": page or _MODEL,
+        "geoemb:source_data": [page or _IMAGES],
         "geoemb:data_type": "float32",
         "geoemb:spatial_layout": "global",
         "geoemb:chip_layout": {  # a pixel of the cube is a cell, a cell is one chip
@@ -267,6 +275,8 @@ def conventions(dim: int) -> dict[str, Any]:
     return dict(sorted(attributes.items()))
 
 
+_MODEL = "https://huggingface.co/wangyi111/Copernicus-FM"
+_IMAGES = "https://huggingface.co/datasets/wangyi111/Copernicus-Pretrain"
 _RAW = "https://raw.githubusercontent.com"
 
 

@@ -104,7 +104,8 @@ def create(
             zarr_format=3,
             attributes=schema.group_attributes(known | dict(attrs or {})),
         )
-        group.create_group(schema.CONVENTIONS, attributes=schema.conventions(dim))
+        page = (attrs or {}).get("encoder_page")
+        group.create_group(schema.CONVENTIONS, attributes=schema.conventions(dim, page))
         for v in parts.values():
             created = group.create_array(
                 v.name,

@@ -7,8 +7,14 @@ read may come from elsewhere: other list types and precisions, empty strings for
 values, further columns.
 """
 
-from copcube.rows.opening import embedding_length, reading_parquet, row_group_sizes
-from copcube.rows.reading import parse_cells, read_provenance, read_rows, rows_files
+from copcube.rows.opening import (
+    check_vectors,
+    embedding_length,
+    reading_parquet,
+    row_group_sizes,
+    vector_length,
+)
+from copcube.rows.reading import distinct, parse_cells, read_provenance, read_rows, rows_files
 from copcube.rows.table import COLUMNS, Rows, describe, repeated
 from copcube.rows.vectors import are_finite, map_vectors, to_vectors
 from copcube.rows.writing import ROW_GROUP, encode_rows
@@ -18,7 +24,9 @@ __all__ = [
     "ROW_GROUP",
     "Rows",
     "are_finite",
+    "check_vectors",
     "describe",
+    "distinct",
     "embedding_length",
     "encode_rows",
     "map_vectors",
@@ -30,4 +38,5 @@ __all__ = [
     "row_group_sizes",
     "rows_files",
     "to_vectors",
+    "vector_length",
 ]

@@ -1,7 +1,7 @@
 """Opening parquet files that may come from anywhere."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -46,18 +46,37 @@ def embedding_length(path: str | Path) -> int:
 
 def vector_length(file: "pq.ParquetFile") -> int:
     """Length of the vectors of an open file; 0 if it has none."""
-    kind = file.schema_arrow.field("embedding").type
+    column = vectors_column(file.schema_arrow)
+    kind = file.schema_arrow.field(column).type
     if hasattr(kind, "list_size"):
         return int(kind.list_size)
-    for batch in file.iter_batches(64, columns=["embedding"]):
+    for batch in file.iter_batches(64, columns=[column]):
         for length in batch.column(0).value_lengths().to_pylist():
             if length:
                 return int(length)
     return 0
 
 
-def open_parquet(path: str | Path, metadata: "pq.FileMetaData | None" = None) -> "pq.ParquetFile":
+def vectors_column(schema: "pa.Schema") -> str:
+    """Name of the column of vectors: ``embedding``, or ``embeddings`` in some mirrors."""
+    return "embedding" if "embedding" in schema.names else "embeddings"
+
+
+def open_parquet(
+    path: str | Path,
+    metadata: "pq.FileMetaData | None" = None,
+    columns: Sequence[str] = COLUMNS,
+) -> "pq.ParquetFile":
     """Open a parquet file, or one at an address; its metadata is not read again if given.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the file.
+    metadata : pyarrow.parquet.FileMetaData, optional
+        Its footer.
+    columns : sequence of str
+        What is to be read of it; texts among them come as dictionaries.
 
     Raises
     ------
@@ -76,17 +95,18 @@ def open_parquet(path: str | Path, metadata: "pq.FileMetaData | None" = None) ->
             size = 8 << 20
             if metadata is None:
                 metadata = pq.read_metadata(source)
-                demand_pages(None, metadata, COLUMNS, str(path), RowsError)
+                demand_pages(None, metadata, columns, str(path), RowsError)
         else:
             require_file(path, RowsError)
             if not os.path.isfile(path):
                 raise FileNotFoundError
             source, size = path, 1 << 20
             if metadata is None:
-                metadata = _checked(str(path), os.stat(path).st_mtime_ns)
+                metadata = _checked(str(path), os.stat(path).st_mtime_ns, tuple(columns))
         # Texts stay in dictionaries: one long text repeated in a million rows is held once.
-        flat = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
-        texts = [name for name in COLUMNS[:-1] if name in flat]
+        found = (metadata.schema.column(i) for i in range(metadata.num_columns))
+        flat = {column.path for column in found if column.physical_type == "BYTE_ARRAY"}
+        texts = [name for name in columns if name in flat and name != "geometry"]
         return pq.ParquetFile(
             source, metadata=metadata, pre_buffer=False, buffer_size=size, read_dictionary=texts
         )
@@ -103,7 +123,9 @@ def open_parquet(path: str | Path, metadata: "pq.FileMetaData | None" = None) ->
 
 @contextmanager
 def reading_parquet(
-    path: str | Path, metadata: "pq.FileMetaData | None" = None
+    path: str | Path,
+    metadata: "pq.FileMetaData | None" = None,
+    columns: Sequence[str] = COLUMNS,
 ) -> Iterator["pq.ParquetFile"]:
     """Open a parquet file while the body reads it; errors name it, as those of `open_parquet`.
 
@@ -117,7 +139,7 @@ def reading_parquet(
     """
     import pyarrow as pa
 
-    with open_parquet(path, metadata) as file:
+    with open_parquet(path, metadata, columns) as file:
         try:
             yield file
         except CopcubeError:
@@ -130,9 +152,9 @@ def reading_parquet(
 
 
 @lru_cache(maxsize=64)
-def _checked(path: str, _modified: int) -> "pq.FileMetaData":
+def _checked(path: str, _modified: int, columns: tuple[str, ...]) -> "pq.FileMetaData":
     """Footer of a file whose pages were looked at, once for as long as it does not change."""
-    return checked_footer(path, COLUMNS, RowsError)
+    return checked_footer(path, columns, RowsError)
 
 
 def check_schema(schema: "pa.Schema", path: str | Path) -> None:
@@ -161,11 +183,25 @@ def check_schema(schema: "pa.Schema", path: str | Path) -> None:
         # A column in which every value is missing has a type of its own, null.
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.null()):
             raise RowsError(f"{path}: column {name} holds {kind}; expected strings")
-    kind = schema.field("embedding").type
+    check_vectors(schema, path)
+
+
+def check_vectors(schema: "pa.Schema", path: str | Path) -> None:
+    """Check that a file's vectors are lists of floats.
+
+    Raises
+    ------
+    RowsError
+        If they are not.
+    """
+    import pyarrow as pa
+
+    column = vectors_column(schema)
+    kind = schema.field(column).type
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     if not (any(test(kind) for test in lists) and pa.types.is_floating(kind.value_type)):
         raise RowsError(
-            f"{path}: column embedding holds {kind}; expected lists of float16, float32 or float64"
+            f"{path}: column {column} holds {kind}; expected lists of float16, float32 or float64"
         )
 
 

@@ -159,7 +159,7 @@ def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64
         If a text has another form, or its coordinates are not those of the id.
     """
     # A cell has some ninety rows, so that its text is parsed once and not once a row.
-    texts, code = _encode(column)
+    texts, code = distinct(column)
     try:
         ids = [grid.parse_cell(text or "") for text in texts]
     except GridError as error:
@@ -170,7 +170,7 @@ def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64
 def _modalities(
     column: "pa.ChunkedArray", names: tuple[str, ...], path: str | Path
 ) -> NDArray[np.int8]:
-    texts, code = _encode(column)
+    texts, code = distinct(column)
     unknown = [str(text) for text in texts if text not in names]
     if unknown:
         raise RowsError(
@@ -181,7 +181,7 @@ def _modalities(
 
 
 def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:
-    values, code = _encode(column)
+    values, code = distinct(column)
     try:
         texts = [None if is_missing(value) else yyyymmdd(value) for value in values]
     except OptionError as error:
@@ -190,11 +190,11 @@ def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:
 
 
 def _texts(column: "pa.ChunkedArray") -> NDArray[np.object_]:
-    texts, code = _encode(column)
+    texts, code = distinct(column)
     return texts[code]
 
 
-def _encode(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+def distinct(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np.int64]]:
     """Return the distinct values, None for missing or empty ones, and every row's index."""
     import pyarrow as pa
 

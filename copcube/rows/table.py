@@ -34,6 +34,14 @@ class Rows:
     labels : tuple of str
         Keys that `modality` counts through: the eight, in the order of
         `copcube.modalities.ORDER`, then those of other sensors by name.
+    weight : numpy.ndarray, optional
+        How much of each image lies in the cell, (n,) float64; all alike by default.
+    identity : numpy.ndarray, optional
+        What tells images of one cell and modality apart, (2, n) int64; by default local patch
+        and date do.
+    source : numpy.ndarray, optional
+        Row of the file that each is, ascending, (n,) int64, where one may be in several cells;
+        by default each is one of its own.
     """
 
     grid_id: NDArray[np.int64]
@@ -42,6 +50,9 @@ class Rows:
     date: NDArray[np.object_]
     embedding: NDArray[np.float32]
     labels: tuple[str, ...] = tuple(MODALITIES)
+    weight: NDArray[np.float64] | None = None
+    identity: NDArray[np.int64] | None = None
+    source: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.grid_id)
@@ -63,14 +74,10 @@ class Rows:
 
         Equal columns are the same image; their lexicographic order is the canonical one.
         """
-        return np.stack(
-            [
-                self.grid_id,
-                self.modality.astype(np.int64),
-                _ranks(self.local_id),
-                _ranks(self.date),
-            ]
-        )
+        within = (_ranks(self.local_id), _ranks(self.date))
+        if self.identity is not None:
+            within = (self.identity[0], self.identity[1])
+        return np.stack([self.grid_id, self.modality.astype(np.int64), *within])
 
     def take(self, index: NDArray[Any]) -> "Rows":
         """Return the rows at some positions or of a mask, in that order."""
@@ -81,6 +88,9 @@ class Rows:
             self.date[index],
             self.embedding[index],
             self.labels,
+            None if self.weight is None else self.weight[index],
+            None if self.identity is None else self.identity[:, index],
+            None if self.source is None else self.source[index],
         )
 
     def labelled(self, labels: tuple[str, ...]) -> "Rows":
@@ -104,7 +114,8 @@ class Rows:
         Raises
         ------
         RowsError
-            If their vectors have different lengths, or there are no tables.
+            If their vectors have different lengths, they are of different products, or there are
+            no tables.
         """
         if not parts:
             raise RowsError("no tables of embeddings to join")
@@ -113,6 +124,13 @@ class Rows:
             raise RowsError(
                 f"embeddings of lengths {', '.join(map(str, dims))} cannot be joined; "
                 "they come from different encoders"
+            )
+        weights = [part.weight for part in parts if part.weight is not None]
+        identities = [part.identity for part in parts if part.identity is not None]
+        if {len(weights), len(identities)} - {0, len(parts)}:
+            raise RowsError(
+                "rows of images and rows of another product cannot be joined; keep them in "
+                "folders of their own"
             )
         names = {label for part in parts for label in part.labels}
         parts = [part.labelled(tuple(sorted(names, key=rank))) for part in parts]
@@ -123,6 +141,8 @@ class Rows:
             np.concatenate([part.date for part in parts]),
             np.concatenate([part.embedding for part in parts]),
             parts[0].labels,
+            np.concatenate(weights) if weights else None,
+            np.concatenate(identities, axis=1) if identities else None,
         )
 
 

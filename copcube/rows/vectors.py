@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from copcube.errors import RowsError
 from copcube.files.objects import is_remote
 from copcube.lookahead import map_ahead
-from copcube.rows.opening import reading_parquet, vector_length
+from copcube.rows.opening import reading_parquet, vector_length, vectors_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,7 +138,8 @@ def _batches(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """How many wanted vectors of a row group came before each batch, and those of the batch."""
     start = filled = 0
-    for batch in file.iter_batches(size, row_groups=[group], columns=["embedding"]):
+    columns = [vectors_column(file.schema_arrow)]
+    for batch in file.iter_batches(size, row_groups=[group], columns=columns):
         column, mask = batch.column(0), wanted[start : start + len(batch)]
         if mask.any():
             chosen = column if mask.all() else column.filter(_booleans(mask))
