@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from copcube.probes.bench.samples import Sample, Split
 from copcube.probes.bench.tasks import Task
 
 Area = Literal["official", "true"]
+Codes = Literal["raw", "shifted"]
 
 _EPOCH = datetime.date(1970, 1, 1)
 
@@ -36,12 +37,15 @@ class Layout:
         Folder of the data set.
     area : {"official", "true"}
         Area of a token as the official code states it, or as it is.
+    codes : {"raw", "shifted"}
+        Which codes the labels of Cloud-S3 have.
     """
 
     task: Task
     root: Path
     area: Area = "official"
-    _names: dict[Split, list[str]] = field(default_factory=dict, init=False, repr=False)
+    codes: Codes = "raw"
+    _lists: dict[Split, list[tuple[str, Any]]] = field(default_factory=dict, init=False, repr=False)
 
     def names(self, split: Split) -> Sequence[str]:
         """Return the names of a split's samples, in the order of its file.
@@ -51,9 +55,7 @@ class Layout:
         MissingFileError, SourceError
             If the file is not there, or is not of the published form.
         """
-        if split not in self._names:
-            self._names[split] = self._listed(split)
-        return self._names[split]
+        return [name for name, _ in self._list(split)]
 
     def read(self, split: Split, index: int) -> Sample:
         """Read one sample; any number of threads may.
@@ -63,16 +65,23 @@ class Layout:
         MissingFileError, SourceError, ImageError
             If a file is not there, or is not of the published form.
         """
-        return self._sample(split, self.names(split)[index])
+        return self._sample(split, *self._list(split)[index])
 
     def list_file(self, split: Split) -> Path:
         """Path of the file that lists a split's samples."""
         raise NotImplementedError
 
-    def _listed(self, split: Split) -> list[str]:
-        return lines(self.list_file(split))
+    def _list(self, split: Split) -> list[tuple[str, Any]]:
+        if split not in self._lists:
+            self._lists[split] = self._listed(split)
+        return self._lists[split]
 
-    def _sample(self, split: Split, name: str) -> Sample:
+    def _listed(self, split: Split) -> list[tuple[str, Any]]:
+        """Read the name of every sample and what else is listed of it."""
+        return [(name, None) for name in lines(self.list_file(split))]
+
+    def _sample(self, split: Split, name: str, listed: Any) -> Sample:
+        """Read a sample of which that is listed."""
         raise NotImplementedError
 
     def _raster(self, split: Split, path: str, bands: int | None = None) -> Raster:
@@ -83,11 +92,11 @@ class Layout:
     def _metadata(
         self, raster: Raster, days: float, gsd: float | None = None
     ) -> NDArray[np.float64]:
-        """(lon, lat, days, area of a token in km²) of an image as it is stored."""
+        """(lon, lat, days, area of a token in km²) of an image as it is stored, (1, 4)."""
         area = self.task.nominal_area
         if self.area == "true":
             area = true_area(self.task, raster.pixels.shape[1:], gsd)
-        return np.array([raster.lon, raster.lat, days, area], dtype=np.float64)
+        return np.array([[raster.lon, raster.lat, days, area]], dtype=np.float64)
 
 
 def true_area(task: Task, shape: tuple[int, ...], gsd: float | None = None) -> float:
@@ -121,7 +130,7 @@ def lines(path: Path) -> list[str]:
         If it is not there, is no text, or names paths outside.
     """
     found = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(text_of(path).splitlines(), 1):
         if name := line.strip():
             found.append(inside(name, path, number))
     return found
@@ -135,7 +144,7 @@ def rows(path: Path, columns: int, *, header: bool) -> list[list[str]]:
     MissingFileError, SourceError
         If it is not there, is no text, or has other columns.
     """
-    table = [row for row in csv.reader(_text(path).splitlines()) if row]
+    table = [row for row in csv.reader(text_of(path).splitlines()) if row]
     for number, row in enumerate(table, 1):
         if len(row) != columns:
             raise SourceError(
@@ -144,6 +153,21 @@ def rows(path: Path, columns: int, *, header: bool) -> list[list[str]]:
             )
         inside(row[0], path, number)
     return table[1:] if header else table
+
+
+def by_name(path: Path, columns: int, *, header: bool) -> dict[str, list[str]]:
+    """Read a CSV file whose first column names its rows: the other columns by name.
+
+    Raises
+    ------
+    MissingFileError, SourceError
+        As `rows`, or if two rows of a name differ.
+    """
+    found: dict[str, list[str]] = {}
+    for name, *values in rows(path, columns, header=header):
+        if found.setdefault(name, values) != values:
+            raise SourceError(f"{path}: {name} is there twice, with different values; expected one")
+    return found
 
 
 def inside(name: str, path: Path, number: int | str) -> str:
@@ -198,7 +222,14 @@ def part(name: str, index: int, separator: str = "_") -> str:
     return parts[index] if index < len(parts) else ""
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Read the text of a list of samples.
+
+    Raises
+    ------
+    MissingFileError, SourceError
+        If it is not there, or no text.
+    """
     try:
         with open_regular(path, SourceError) as file:
             return file.read().decode("utf-8-sig")
@@ -211,9 +242,3 @@ def _text(path: Path) -> str:
         raise SourceError(
             f"{path}: no text in UTF-8 ({error}); unpack the archive again"
         ) from error
-
-
-__all__ = [
-    *("SPLITS", "Area", "Layout", "Raster", "Sample", "Split"),
-    *("days", "flags", "inside", "lines", "part", "rows", "true_area"),
-]
