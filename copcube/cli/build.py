@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments, Commands, command, overwrite, positive, say, show
-from copcube.errors import CubeError, FetchError, MissingPackageError
+from copcube.errors import CubeError, FetchError, MissingPackageError, OptionError
 from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -34,14 +34,28 @@ def _add_sample(commands: Commands) -> None:
         commands,
         "sample",
         _sample,
-        "write a small Copernicus-Pretrain to try things on",
-        "copcube sample images --layout geotiff --seed 0",
+        "write a small Copernicus-Pretrain, or Copernicus-Bench, to try things on",
+        "copcube sample images --layout geotiff --seed 0\n"
+        "  copcube sample benchdata --layout bench --tasks eurosat-s2,lcz-s2",
     )
     sample.add_argument("folder", metavar="DIR", help="a new or empty folder")
-    sample.add_argument("--layout", choices=("geotiff", "webdataset"), default="geotiff")
+    sample.add_argument("--layout", choices=("geotiff", "webdataset", "bench"), default="geotiff")
     sample.add_argument("--seed", type=int, default=0, help="other seeds, other images")
     sample.add_argument("--cells", type=positive, metavar="N", help="how many cells (default: 12)")
     _modalities(sample)
+    sample.add_argument(
+        "--tasks",
+        type=lambda text: text.split(","),
+        metavar="TASK,…",
+        help="of layout bench: which tasks (default: all)",
+    )
+    sample.add_argument(
+        "--images",
+        type=positive,
+        metavar="N",
+        help="of layout bench: images to train with, half as many to validate and test "
+        "(default: 20)",
+    )
 
 
 def _add_fetch(commands: Commands) -> None:
@@ -261,8 +275,24 @@ def _executor(arguments: Arguments) -> Iterator[dict[str, Any]]:
 
 
 def _sample(arguments: Arguments) -> None:
-    from copcube.images.sample.writing import write_sample
     from copcube.progress import size
+
+    bench = arguments.layout == "bench"
+    for option in ("cells", "modalities") if bench else ("tasks", "images"):
+        if getattr(arguments, option) is not None:
+            raise OptionError(f"layout {arguments.layout!r} has no option --{option}")
+    if bench:
+        from copcube.probes.bench.sample import write_bench_sample
+
+        images = {} if arguments.images is None else {"images": arguments.images}
+        wrote = write_bench_sample(
+            arguments.folder, tasks=arguments.tasks, seed=arguments.seed, **images
+        )
+        count = sum(wrote.images.values())
+        tasks = f"{len(wrote.images)} task{'s' * (len(wrote.images) > 1)}"
+        log.info("%s: %s, %d samples, %s", wrote.folder, tasks, count, size(wrote.bytes))
+        return
+    from copcube.images.sample.writing import write_sample
 
     cells = {} if arguments.cells is None else {"cells": arguments.cells}
     made = write_sample(

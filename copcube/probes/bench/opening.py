@@ -15,7 +15,7 @@ from copcube.probes.bench.layouts.places import AirQuality, Biomass, LC100Cls, L
 from copcube.probes.bench.samples import SPLITS, Dataset
 from copcube.probes.bench.tasks import Task
 
-_LAYOUTS: dict[str, tuple[type[Layout], str]] = {
+LAYOUTS: dict[str, tuple[type[Layout], str]] = {
     "cloud-s2": (CloudS2, "l1_cloud_s2/cloud_s2"),
     "cloud-s3": (CloudS3, "l1_cloud_s3/cloud_s3"),
     "eurosat-s1": (EuroSAT, "l2_eurosat_s1s2/eurosat_s1"),
@@ -68,7 +68,7 @@ def open_dataset(
         raise OptionError(f"area={area!r}; expected 'official' or 'true'")
     if codes not in get_args(Codes):
         raise OptionError(f"codes={codes!r}; expected 'raw' or 'shifted'")
-    kind, folder = _LAYOUTS[task.name]
+    kind, folder = LAYOUTS[task.name]
     given = Path(one_path(root, "root"))
     places = list(_places(folder))
     for place in places:
