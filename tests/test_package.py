@@ -19,7 +19,10 @@ HEAVY |= {"pyarrow", "scipy", "pandas", "xarray", "rich", "dask", "obstore"}
 ALLOWED = {  # third-party package → modules that may import it
     "torch": {"encoder", "images.sample.writing", "interchange.torch"},
     "timm": {"encoder"},
-    "rasterio": {"images.geotiff", "images.sample.writing", "interchange.geotiff"},
+    "rasterio": {
+        *("images.geotiff", "images.sample.writing", "interchange.geotiff"),
+        *("probes.bench.layouts.rasters", "probes.bench.sample"),
+    },
     "zarr": {"cube", "files.objects.stores", "interchange.cache", "models.weathergenerator"},
     "obstore": {"files"},
     "huggingface_hub": {"hub"},

@@ -63,8 +63,9 @@ def _add_fetch(commands: Commands) -> None:
         commands,
         "fetch",
         _fetch,
-        "bring published files: weights, examples, shards, embeddings",
-        "copcube fetch weights\n  copcube fetch shards 0-9 --to pretrain",
+        "bring published files: weights, examples, shards, embeddings, benchmark data",
+        "copcube fetch weights\n  copcube fetch shards 0-9 --to pretrain\n"
+        "  copcube fetch bench eurosat-s2 lcz-s2 --to benchdata",
         details="What is there:\n"
         "  weights    the encoder and the variables' language embeddings, into the cache\n"
         "  example    100 cells of Copernicus-Pretrain in both layouts\n"
@@ -72,12 +73,16 @@ def _add_fetch(commands: Commands) -> None:
         "  map        the published embedding map, 721 × 1440 × 768\n"
         "  averages   the published embedding of every cell, parquet\n"
         "  rows       the published embedding of every image, parquet\n"
-        "Size and licence are said first. Every file is checked against its SHA-256; the same\n"
+        "  bench      the data of tasks of Copernicus-Bench, such as eurosat-s2, or all\n"
+        "Size and licence are said first. Every file is checked against its SHA-256, those of\n"
+        "bench against their MD5 too, and archives are unpacked; the same\n"
         "command brings what is still missing. HF_HUB_OFFLINE=1 asks nobody and uses only\n"
         "files that were brought before.",
     )
-    fetch.add_argument("what", choices=("weights", "example", "shards", "map", "averages", "rows"))
-    fetch.add_argument("range", nargs="?", metavar="A-B", help="which shards")
+    fetch.add_argument(
+        "what", choices=("weights", "example", "shards", "map", "averages", "rows", "bench")
+    )
+    fetch.add_argument("which", nargs="*", metavar="A-B|TASK", help="which shards, or tasks")
     fetch.add_argument("--to", metavar="DIR", default=".", help="folder (default: this one)")
 
 
@@ -309,7 +314,12 @@ def _sample(arguments: Arguments) -> None:
 def _fetch(arguments: Arguments) -> None:
     from copcube.hub.fetch import fetch
 
-    for file in fetch(arguments.what, arguments.to, arguments.range):
+    which = arguments.which
+    if arguments.what != "bench":
+        if len(which) > 1:
+            raise OptionError(f"fetch {arguments.what} takes one range, got {' '.join(which)}")
+        which = which[0] if which else None
+    for file in fetch(arguments.what, arguments.to, which):
         say(file.path)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from copcube.errors import ImageError, MissingFileError, SourceError
 from copcube.files.regular import require_file
@@ -29,22 +30,32 @@ class LCZ(Layout):
 
     def _listed(self, split: Split) -> list[tuple[str, Any]]:
         path = self.list_file(split)
-        bands, classes = len(self.task.sensor.bands), len(self.task.classes)
         with _ONE_AT_A_TIME:
             file = _open(path)
-            labels, images = (_variable(file, path, key) for key in ("label", "sen2"))
-            count = labels.shape[0]
-            if labels.shape != (count, classes) or images.shape[0::3] != (count, bands):
+            try:
+                labels, images = self._checked(file, path)
+            except BaseException:
                 file.close()
-                raise SourceError(
-                    f"{path}: label has the shape {labels.shape}, sen2 {images.shape}; expected "
-                    f"(N, {classes}) and (N, 32, 32, {bands})"
-                )
-            targets = np.asarray(labels[:])
-        wrong = np.flatnonzero((targets == 1).sum(axis=1) != 1)
-        if wrong.size or not np.isin(targets, (0, 1)).all():
-            raise SourceError(f"{path}: label {wrong[:1]} is not one 1 and else 0")
-        return [(str(i), (images, int(label))) for i, label in enumerate(targets.argmax(axis=1))]
+                raise
+        return [(str(i), (images, int(label))) for i, label in enumerate(labels)]
+
+    def _checked(self, file: "netCDF4.Dataset", path: Path) -> tuple[NDArray[np.int64], Any]:
+        """Return the class of every sample, and the images, which are not read yet."""
+        bands, classes = len(self.task.sensor.bands), len(self.task.classes)
+        labels, images = (_variable(file, path, key) for key in ("label", "sen2"))
+        count = labels.shape[0]
+        if labels.shape != (count, classes) or images.shape[0::3] != (count, bands):
+            raise SourceError(
+                f"{path}: label has the shape {labels.shape}, sen2 {images.shape}; expected "
+                f"(N, {classes}) and (N, 32, 32, {bands})"
+            )
+        ones = np.asarray(labels[:])
+        right = ((ones == 1).sum(axis=1) == 1) & (ones <= 1).all(axis=1)
+        if (wrong := np.flatnonzero(~right)).size:
+            raise SourceError(
+                f"{path}: the label of sample {wrong[0]} is not one 1 among 0; fetch it again"
+            )
+        return ones.argmax(axis=1), images
 
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         images, label = listed

@@ -62,6 +62,8 @@ def read(path: Path, bands: int, named_in: Path) -> Raster:
     # Threads share one list of filters, so this cannot be undone after each file.
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     raw = _bytes(path, named_in)
+    if not raw:
+        raise ImageError(f"{path}: not a readable GeoTIFF (it is empty); unpack the archive again")
     try:
         # From memory GDAL finds no neighbouring file to read metadata from.
         with MemoryFile(raw) as memory, memory.open(driver="GTiff") as raster:
@@ -101,7 +103,8 @@ def _middle(raster: Any) -> tuple[float, float]:
     # Ground control points alone leave the transform an identity, which places nothing.
     if raster.crs is None or raster.transform.is_identity:
         return math.nan, math.nan
-    x, y = raster.transform * (raster.width // 2 + 0.5, raster.height // 2 + 0.5)
+    column, row, to = raster.width // 2 + 0.5, raster.height // 2 + 0.5, raster.transform
+    x, y = to.a * column + to.b * row + to.c, to.d * column + to.e * row + to.f
     if raster.crs.to_epsg() == 4326:
         return x, y
     (lon,), (lat,) = transform(raster.crs, WGS84, [x], [y])
