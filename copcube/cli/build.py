@@ -280,24 +280,19 @@ def _executor(arguments: Arguments) -> Iterator[dict[str, Any]]:
 
 
 def _sample(arguments: Arguments) -> None:
-    from copcube.progress import size
-
     bench = arguments.layout == "bench"
     for option in ("cells", "modalities") if bench else ("tasks", "images"):
         if getattr(arguments, option) is not None:
             raise OptionError(f"layout {arguments.layout!r} has no option --{option}")
     if bench:
-        from copcube.probes.bench.sample import write_bench_sample
+        _sample_bench(arguments)
+    else:
+        _sample_pretrain(arguments)
 
-        images = {} if arguments.images is None else {"images": arguments.images}
-        wrote = write_bench_sample(
-            arguments.folder, tasks=arguments.tasks, seed=arguments.seed, **images
-        )
-        count = sum(wrote.images.values())
-        tasks = f"{len(wrote.images)} task{'s' * (len(wrote.images) > 1)}"
-        log.info("%s: %s, %d samples, %s", wrote.folder, tasks, count, size(wrote.bytes))
-        return
+
+def _sample_pretrain(arguments: Arguments) -> None:
     from copcube.images.sample.writing import write_sample
+    from copcube.progress import size
 
     cells = {} if arguments.cells is None else {"cells": arguments.cells}
     made = write_sample(
@@ -309,6 +304,19 @@ def _sample(arguments: Arguments) -> None:
     )
     images = sum(made.images.values())
     log.info("%s: %d cells, %d images, %s", made.folder, made.cells, images, size(made.bytes))
+
+
+def _sample_bench(arguments: Arguments) -> None:
+    from copcube.probes.bench.sample import write_bench_sample
+    from copcube.progress import size
+
+    images = {} if arguments.images is None else {"images": arguments.images}
+    made = write_bench_sample(
+        arguments.folder, tasks=arguments.tasks, seed=arguments.seed, **images
+    )
+    tasks = f"{len(made.images)} task{'s' * (len(made.images) > 1)}"
+    samples = sum(made.images.values())
+    log.info("%s: %s, %d samples, %s", made.folder, tasks, samples, size(made.bytes))
 
 
 def _fetch(arguments: Arguments) -> None:
