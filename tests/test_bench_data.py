@@ -736,6 +736,22 @@ def test_a_label_outside_the_codes_says_where(tmp_path):
         data.read("test", 0)
 
 
+def test_masks_have_the_size_of_their_images(tmp_path):
+    cloud_s3(tmp_path, range(6))
+    (path,) = (tmp_path / "cloud_multi").iterdir()
+    put(path, np.zeros((256, 250), np.uint8))
+    with pytest.raises(ImageError, match=r"cloud_multi/\S+: 256 × 250 pixels; expected 256 × 256"):
+        open_dataset(find("cloud-s3"), tmp_path).read("train", 0)
+
+
+def test_a_place_that_no_projection_has_is_an_error_of_the_file(eurosat):
+    nowhere = rasterio.Affine(10, 0, 1e12, 0, -10, 1e12)
+    path = eurosat / "all_imgs/AnnualCrop/AnnualCrop_1.tif"
+    put(path, np.zeros((2, 64, 64), np.float32), "EPSG:32632", nowhere)
+    with pytest.raises(ImageError, match=r"AnnualCrop_1\.tif: not a readable GeoTIFF"):
+        open_dataset(find("eurosat-s1"), eurosat).read("train", 0)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -743,7 +759,7 @@ def test_a_label_outside_the_codes_says_where(tmp_path):
         ("{", "is not JSON"),
         ('{"a": {"clz": 1}}', "'a' has no 'path'"),
         ('{"a": {"path": "../../b"}}', "expected a path inside"),
-        ('{"a": {"path": "1/2"}}', r"data/1/2: no file MS1_IVV_….tif"),
+        ('{"a": {"path": "1/2"}}', r"data/1/2: no file SL1_IVV_….tif"),
     ],
 )
 def test_broken_lists_of_floods(tmp_path, content, says):

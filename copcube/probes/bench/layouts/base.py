@@ -84,10 +84,21 @@ class Layout:
         """Read a sample of which that is listed."""
         raise NotImplementedError
 
-    def _raster(self, split: Split, path: str, bands: int | None = None) -> Raster:
-        """Read a file below the root that the split's list names."""
-        count = len(self.task.sensor.bands) if bands is None else bands
-        return rasters.read(self.root / path, count, self.list_file(split))
+    def _raster(self, split: Split, path: str) -> Raster:
+        """Read an image below the root that the split's list names."""
+        bands = len(self.task.sensor.bands)
+        return rasters.read(self.root / path, bands, self.list_file(split))
+
+    def _band(self, split: Split, path: str, like: Raster | None = None) -> Raster:
+        """Read a file of one band, of the size of another."""
+        band = rasters.read(self.root / path, 1, self.list_file(split))
+        if like is not None and (found := band.pixels.shape[1:]) != like.pixels.shape[1:]:
+            rows, columns = like.pixels.shape[1:]
+            raise ImageError(
+                f"{self.root / path}: {found[0]} × {found[1]} pixels; expected {rows} × {columns}, "
+                "as its image has: unpack the archive again"
+            )
+        return band
 
     def _metadata(
         self, raster: Raster, days: float, gsd: float | None = None

@@ -23,7 +23,7 @@ class CloudS2(Layout):
 
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         raster = self._raster(split, f"s2_toa/{name}.tif")
-        codes = self._raster(split, f"cloud/{name}.tif", bands=1).pixels[0]
+        codes = self._band(split, f"cloud/{name}.tif", raster).pixels[0]
         table = {code: code for code in range(4)}
         target = to_classes(codes, table, str(self.root / f"cloud/{name}.tif"))
         date = days(part(name, 1, "__")[:8], name)
@@ -42,7 +42,7 @@ class CloudS3(Layout):
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         raster = self._raster(split, f"s3_olci/{name}")
         path = f"cloud_multi/{name}"
-        codes = self._raster(split, path, bands=1).pixels[0]
+        codes = self._band(split, path, raster).pixels[0]
         # The official code takes 1 off. Files from which it was taken off already hold 255,
         # which is no code otherwise.
         shifted = self.codes == "shifted"
@@ -67,7 +67,7 @@ class DFC2020Patches(Layout):
         sensor = self.task.name[-2:]
         raster = self._raster(split, f"{sensor}/{name.replace('dfc', sensor)}")
         path = f"dfc/{name}"
-        codes = self._raster(split, path, bands=1).pixels[0]
+        codes = self._band(split, path, raster).pixels[0]
         target = to_classes(codes, DFC2020, str(self.root / path))
         pixels = raster.pixels
         if pixels.dtype == np.float64:  # more digits than any sensor has

@@ -44,25 +44,28 @@ class Flood(Layout):
         folder = f"data/{listed}"
         files = sorted(path.name for path in (self.root / folder).glob("*.tif"))
 
-        def raster(start: str) -> tuple[Raster, str]:
+        def band(start: str, like: Raster | None = None) -> tuple[Raster, str]:
             file = next((file for file in files if file.startswith(f"{start}_")), None)
             if file is None:
                 raise MissingFileError(
                     f"{self.root / folder}: no file {start}_….tif, but {self.list_file(split)} "
                     "names this folder; unpack the archive again"
                 )
-            return self._raster(split, f"{folder}/{file}", bands=1), file
+            return self._band(split, f"{folder}/{file}", like), file
 
-        images, metadata = [], []
-        middle = raster("MS1_IVV")[0]
+        images: list[NDArray[Any]] = []
+        places: list[Raster] = []
+        dates: list[float] = []
         for image in ("SL1", "MS1"):
-            first, file = raster(f"{image}_IVV")
-            second, _ = raster(f"{image}_IVH")
+            first, file = band(f"{image}_IVV", places[0] if places else None)
+            second, _ = band(f"{image}_IVH", first)
             images.append(np.concatenate([_clipped(first), _clipped(second)]))
-            date = days(file.removesuffix(".tif").split("_")[-1], file)
-            metadata.append(self._metadata(middle, date))
+            places.append(first)
+            dates.append(days(file.removesuffix(".tif").split("_")[-1], file))
+        # The place of both is that of the flood, as in the official reader.
+        metadata = [self._metadata(places[-1], date) for date in dates]
         if any(file.startswith("MK0_MLU_") for file in files):
-            mask, file = raster("MK0_MLU")
+            mask, file = band("MK0_MLU", places[0])
             where = str(self.root / folder / file)
             target = to_classes(mask.pixels[0], {code: code for code in range(4)}, where)
         else:

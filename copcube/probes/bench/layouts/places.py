@@ -74,7 +74,7 @@ class LC100Seg(_Olci):
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         pixels, metadata = self._image(split, name, listed)
         path = f"lc100/{name}.tif"
-        codes = nearest(self._raster(split, path, bands=1).pixels[0], self.task.size)
+        codes = nearest(self._band(split, path).pixels[0], self.task.size)
         target = to_classes(codes, LC100, str(self.root / path), other=0)
         return Sample(name, (pixels,), metadata, target)
 
@@ -84,7 +84,7 @@ class Biomass(_Olci):
 
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         pixels, metadata = self._image(split, name, listed)
-        stored = self._raster(split, f"biomass/{name}.tif", bands=1).pixels[0]
+        stored = self._band(split, f"biomass/{name}.tif").pixels[0]
         target = cubic(stored, self.task.size).astype(np.float32)
         return Sample(name, (pixels,), metadata, target)
 
@@ -108,7 +108,7 @@ class AirQuality(Layout):
             )
         raster = self._raster(split, f"s5p_annual/{name}/{found[0]}")
         pixels = cubic(np.nan_to_num(raster.pixels, nan=0), self.task.size)
-        label = self._raster(split, f"label_annual/{name}.tif", bands=1).pixels[0]
+        label = self._band(split, f"label_annual/{name}.tif").pixels[0]
         target = nearest(label, self.task.size).astype(np.float32)
         target[~(np.abs(target) <= _TOO_LARGE)] = np.nan
         date = days(found[0].split("_")[0], f"{name}/{found[0]}")

@@ -98,6 +98,7 @@ def _bytes(path: Path, named_in: Path) -> bytes:
 
 def _middle(raster: Any) -> tuple[float, float]:
     """Longitude and latitude of the middle pixel's centre; NaN if they cannot be known."""
+    from rasterio._err import CPLE_BaseError
     from rasterio.warp import transform
 
     # Ground control points alone leave the transform an identity, which places nothing.
@@ -107,5 +108,8 @@ def _middle(raster: Any) -> tuple[float, float]:
     x, y = to.a * column + to.b * row + to.c, to.d * column + to.e * row + to.f
     if raster.crs.to_epsg() == 4326:
         return x, y
-    (lon,), (lat,) = transform(raster.crs, WGS84, [x], [y])
+    try:
+        (lon,), (lat,) = transform(raster.crs, WGS84, [x], [y])
+    except CPLE_BaseError as error:  # GDAL's own, which rasterio does not wrap here
+        raise ValueError(error) from error
     return lon, lat
