@@ -359,8 +359,8 @@ def test_cloud_s3_codes_lose_one_and_invalid_becomes_255(tmp_path):
     assert sample.target[0, :7].tolist() == [255, 0, 1, 2, 3, 4, 255]
     assert sample.images[0][0, 0, 0] == 0
     assert not np.isnan(sample.images[0]).any()
-    # The official code hands longitudes beyond 180 on as they are.
-    assert sample.metadata[0, 0] == pytest.approx(179.9 + 128.5 * 0.004)
+    # The file begins west of 180°, and its middle lies east of it.
+    assert sample.metadata[0, 0] == pytest.approx(179.9 + 128.5 * 0.004 - 360)
 
 
 def test_cloud_s3_codes_of_the_other_reading(tmp_path):

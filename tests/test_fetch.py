@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
+from copcube.cli import main
 from copcube.errors import FetchError, MissingPackageError, OptionError, StorageError
 from copcube.hub import unzip
 from copcube.hub.fetch import _mark, cached, fetch, fetch_files
@@ -436,6 +437,16 @@ def test_tasks_are_chosen_by_name_or_all():
     ):
         with pytest.raises(OptionError, match=says):
             published("bench", wrong)
+
+
+def test_command_takes_several_tasks_and_one_range(capsys):
+    for wrong, says in (
+        (["map", "1", "2"], "fetch map takes one range, got 1 2"),
+        (["bench"], "no task given; expected one or more of cloud-s2"),
+        (["bench", "lcz-s2", "lcz"], "unknown task 'lcz'"),
+    ):
+        assert main(["fetch", *wrong]) == 1
+        assert says in capsys.readouterr().err
 
 
 def link() -> bytes:

@@ -25,7 +25,7 @@ class Sample:
         One image, or two of a change, earlier and later: (bands, rows, columns) in their stored
         dtype, bands as in the task's sensor, of the size that the data set has.
     metadata : numpy.ndarray
-        (images, 4) float64: lon and lat in degrees, days since 1970-01-01, area of a token in
+        (images, 4) float64: lon (-180 to 180) and lat in degrees, days since 1970-01-01, area of a token in
         km²; NaN where unknown.
     target : numpy.ndarray
         () int64, the class; (classes,) uint8, several; (rows, columns) uint8, a class a pixel,

@@ -27,8 +27,8 @@ class Raster:
         (bands, rows, columns) in the stored dtype.
     lon, lat : float
         Centre of the pixel (rows // 2, columns // 2) in degrees, as the official evaluation
-        takes it: half a pixel off the middle where the sides are even. NaN without a
-        georeference. Longitudes of files in degrees stay as they are, above 180 too.
+        takes it: half a pixel off the middle where the sides are even. Longitudes are -180 to
+        180. NaN without a georeference.
     """
 
     pixels: NDArray[Any]
@@ -107,7 +107,8 @@ def _middle(raster: Any) -> tuple[float, float]:
     column, row, to = raster.width // 2 + 0.5, raster.height // 2 + 0.5, raster.transform
     x, y = to.a * column + to.b * row + to.c, to.d * column + to.e * row + to.f
     if raster.crs.to_epsg() == 4326:
-        return x, y
+        # Files across 180° go on counting; the encoder takes -180 to 180.
+        return x - 360 * (x > 180) + 360 * (x < -180), y
     try:
         (lon,), (lat,) = transform(raster.crs, WGS84, [x], [y])
     except CPLE_BaseError as error:  # GDAL's own, which rasterio does not wrap here
