@@ -23,10 +23,11 @@ class Sample:
         As in the split's file.
     images : tuple of numpy.ndarray
         One image, or two of a change, earlier and later: (bands, rows, columns) in their stored
-        dtype, bands as in the task's sensor, of the size that the data set has.
+        dtype, float64 as float32, bands as in the task's sensor, of the size that the data set
+        has, or of the task's where the official readers resize.
     metadata : numpy.ndarray
-        (images, 4) float64: lon (-180 to 180) and lat in degrees, days since 1970-01-01, area of a token in
-        km²; NaN where unknown.
+        (images, 4) float64: lon (-180 to 180) and lat in degrees, days since 1970-01-01, area of
+        a token in km²; NaN where unknown.
     target : numpy.ndarray
         () int64, the class; (classes,) uint8, several; (rows, columns) uint8, a class a pixel,
         `Task.ignore` where it does not count; or (rows, columns) float32, a number a pixel, NaN
