@@ -1,0 +1,277 @@
+"""What a run of Copernicus-Bench found: one file for all tasks, and one table."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from copcube.errors import CopcubeError, OptionError, in_a_line
+from copcube.files.atomic import atomic_path
+from copcube.probes.bench.tasks import TASKS, Task
+from copcube.probes.tables import Row, latex, markdown
+
+Form = Literal["csv", "markdown", "latex"]
+
+FORMAT = 1
+"""Version of the file's form."""
+
+COMPARABLE = ("official", "upernet")
+"""Protocols by which the published scores were found; others stand beside them for orientation."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one run of a protocol found, in the task's metric.
+
+    Parameters
+    ----------
+    bench : float
+        Mean over the batches of the test split, as published.
+    dataset : float
+        Score of the whole test split at once.
+    validation : float
+        Score that chose the model, of the validation split.
+    low, high : float, optional
+        Interval of 95 % of `dataset`, from resamples of the test split.
+    """
+
+    bench: float
+    dataset: float
+    validation: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a protocol found on a task.
+
+    Parameters
+    ----------
+    task : str
+        Name of the task.
+    probe : str
+        Name of the protocol: ``official``, ``knn``, ``logistic``, ``linear``, ``upernet``…
+    scores : tuple of Score
+        One a seed.
+    provenance : dict
+        All that decides the scores: encoder, area, data, options. A result of the same
+        provenance is not computed again.
+    seconds : float
+        What it took, without the encoder's part where vectors are cached.
+    details : dict
+        Whatever else was found, such as ``f1`` or the strength that was chosen.
+    skipped : dict
+        Why samples were left out, by split and name.
+    version : str
+        Of copcube.
+    """
+
+    task: str
+    probe: str
+    scores: tuple[Score, ...]
+    provenance: Mapping[str, Any]
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    version: str = ""
+
+    @property
+    def metric(self) -> str:
+        """Name of the score."""
+        return TASKS[self.task].metric
+
+    @property
+    def bench(self) -> float:
+        """Mean over the seeds of the score as published."""
+        return float(np.mean([score.bench for score in self.scores]))
+
+    @property
+    def dataset(self) -> float:
+        """Mean over the seeds of the score of the whole split."""
+        return float(np.mean([score.dataset for score in self.scores]))
+
+    def is_for(self, task: Task, probe: str, provenance: Mapping[str, Any]) -> bool:
+        """Whether this is what would be found again."""
+        same = (self.task, self.probe) == (task.name, probe)
+        return same and _plain(self.provenance) == _plain(provenance)
+
+
+class Results:
+    """Results in a file, which is written whenever one is added.
+
+    Parameters
+    ----------
+    path : str or path-like, optional
+        A ``.json`` file, which need not exist; None keeps them in memory.
+
+    Raises
+    ------
+    OptionError
+        If there is another file of that name.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.all: list[Result] = []
+        if self.path is not None and self.path.exists():
+            self.all = read_results(self.path)
+
+    def find(self, task: Task, probe: str, provenance: Mapping[str, Any]) -> Result | None:
+        """Return the finished result of a task, if there is one of the same provenance."""
+        return next((one for one in self.all if one.is_for(task, probe, provenance)), None)
+
+    def add(self, result: Result) -> None:
+        """Keep a result, in the place of any other of its task, protocol and provenance."""
+        task = TASKS[result.task]
+        self.all = [r for r in self.all if not r.is_for(task, result.probe, result.provenance)]
+        self.all = sorted([*self.all, result], key=lambda r: [*TASKS].index(r.task))
+        if self.path is not None:
+            write_results(self.path, self.all)
+
+
+def write_results(path: str | Path, results: Sequence[Result]) -> None:
+    """Write results as JSON, whole or not at all.
+
+    Raises
+    ------
+    WriteError
+        If the file cannot be written.
+    """
+    content = {"copcube_bench": FORMAT, "results": [_published(one) for one in results]}
+    text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", "utf-8")
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """Read the results that `write_results` wrote.
+
+    Raises
+    ------
+    OptionError
+        If the file holds something else.
+    """
+    expected = "expected results that `copcube bench` wrote; name another file"
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+        if not isinstance(content, dict) or content.get("copcube_bench") != FORMAT:
+            raise OptionError(f"{path}: {expected}")
+        return [_restored(one) for one in content["results"]]
+    except CopcubeError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OptionError(f"{path}: {in_a_line(error)}; {expected}") from error
+
+
+def _published(result: Result) -> dict[str, Any]:
+    """A result with the published figures beside it."""
+    task = TASKS[result.task]
+    beside = {
+        "metric": task.metric,
+        "units": task.units or ("" if task.kind == "regression" else "%"),
+        "published": {
+            "random_vit_b": task.random,
+            "copernicus_fm": task.published,
+            "comparable": result.probe in COMPARABLE,
+        },
+    }
+    return {**asdict(result), **beside}
+
+
+def _restored(found: dict[str, Any]) -> Result:
+    names = ("task", "probe", "provenance", "seconds", "details", "skipped", "version")
+    if found["task"] not in TASKS:
+        raise OptionError(f"{found['task']!r} is no task of this version")
+    scores = tuple(
+        Score(**{name: np.nan if v is None and name in _NEEDED else v for name, v in one.items()})
+        for one in found["scores"]
+    )
+    return Result(scores=scores, **{name: found[name] for name in names})
+
+
+_NEEDED = ("bench", "dataset", "validation")
+
+
+def _plain(value: Any) -> Any:
+    """Bring a value to what JSON has, so that what was read equals what is computed."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def bench_table(results: Sequence[Result], form: Form = "markdown") -> str:
+    """Write results as one table, with the published scores beside.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        Of any tasks and protocols.
+    form : {"csv", "markdown", "latex"}
+        ``csv`` has all digits and the interval in columns of its own.
+
+    Raises
+    ------
+    OptionError
+        If the form is unknown.
+    """
+    if form not in get_args(Form):
+        raise OptionError(f"form={form!r}; expected {', '.join(get_args(Form))}")
+    if form == "csv":
+        return _csv(results)
+    head, rows = grid_of(results)
+    return markdown(head, rows) if form == "markdown" else latex(head, rows)
+
+
+def grid_of(results: Sequence[Result]) -> tuple[Row, list[Row]]:
+    """Heads and rows of the table, for people."""
+    head = ("task", "metric", "probe", "bench", "dataset", "95 %", "random ViT-B", "Copernicus-FM")
+    rows = []
+    for one in results:
+        task = TASKS[one.task]
+        paper = (f"{task.random:.1f}", f"{task.published:.1f}")
+        if one.probe not in COMPARABLE:
+            paper = (f"({paper[0]})", f"({paper[1]})")
+        metric = task.metric + (f" ({task.units})" if task.units else "")
+        spans = [s for s in one.scores if s.low is not None and s.high is not None]
+        span = f"{spans[0].low:.1f} to {spans[0].high:.1f}" if spans else ""
+        ours = (_cell([getattr(s, name) for s in one.scores]) for name in ("bench", "dataset"))
+        rows.append((task.title, metric, one.probe, *ours, span, *paper))
+    return head, rows
+
+
+def _cell(values: Sequence[float]) -> str:
+    mean = f"{np.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values):.1f}"
+
+
+def _csv(results: Sequence[Result]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    numbers = ("bench", "dataset", "validation", "low", "high")
+    head = ("task", "metric", "units", "probe", "seeds", *numbers)
+    writer.writerow((*head, "random_vit_b", "copernicus_fm", "comparable", "seconds"))
+    for one in results:
+        task = TASKS[one.task]
+        means = []
+        for name in numbers:
+            values = [getattr(score, name) for score in one.scores]
+            known = None not in values and np.isfinite(values).all()
+            means.append(f"{np.mean(values):.6g}" if known else "")
+        units = task.units or ("" if task.kind == "regression" else "%")
+        paper = (task.random, task.published, one.probe in COMPARABLE, f"{one.seconds:.3g}")
+        count = len(one.scores)
+        writer.writerow((task.name, task.metric, units, one.probe, count, *means, *paper))
+    return text.getvalue()
