@@ -13,7 +13,7 @@ import numpy as np
 
 from copcube.errors import CopcubeError, OptionError, in_a_line
 from copcube.files.atomic import atomic_path
-from copcube.probes.bench.tasks import TASKS, Task
+from copcube.probes.bench.tasks import TASKS
 from copcube.probes.tables import Row, latex, markdown
 
 Form = Literal["csv", "markdown", "latex"]
@@ -61,8 +61,7 @@ class Result:
     scores : tuple of Score
         One a seed.
     provenance : dict
-        All that decides the scores: encoder, area, data, options. A result of the same
-        provenance is not computed again.
+        All that decides the scores: encoder, area, data, options.
     seconds : float
         What it took, without the encoder's part where vectors are cached.
     details : dict
@@ -96,44 +95,6 @@ class Result:
     def dataset(self) -> float:
         """Mean over the seeds of the score of the whole split."""
         return float(np.mean([score.dataset for score in self.scores]))
-
-    def is_for(self, task: Task, probe: str, provenance: Mapping[str, Any]) -> bool:
-        """Whether this is what would be found again."""
-        same = (self.task, self.probe) == (task.name, probe)
-        return same and _plain(self.provenance) == _plain(provenance)
-
-
-class Results:
-    """Results in a file, which is written whenever one is added.
-
-    Parameters
-    ----------
-    path : str or path-like, optional
-        A ``.json`` file, which need not exist; None keeps them in memory.
-
-    Raises
-    ------
-    OptionError
-        If there is another file of that name.
-    """
-
-    def __init__(self, path: str | Path | None = None) -> None:
-        self.path = None if path is None else Path(path)
-        self.all: list[Result] = []
-        if self.path is not None and self.path.exists():
-            self.all = read_results(self.path)
-
-    def find(self, task: Task, probe: str, provenance: Mapping[str, Any]) -> Result | None:
-        """Return the finished result of a task, if there is one of the same provenance."""
-        return next((one for one in self.all if one.is_for(task, probe, provenance)), None)
-
-    def add(self, result: Result) -> None:
-        """Keep a result, in the place of any other of its task, protocol and provenance."""
-        task = TASKS[result.task]
-        self.all = [r for r in self.all if not r.is_for(task, result.probe, result.provenance)]
-        self.all = sorted([*self.all, result], key=lambda r: [*TASKS].index(r.task))
-        if self.path is not None:
-            write_results(self.path, self.all)
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> None:
