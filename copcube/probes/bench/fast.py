@@ -71,6 +71,21 @@ def neighbours(
     return np.concatenate(found)
 
 
+class Predicted(NamedTuple):
+    """What a model says, and the strength that validation chose.
+
+    Parameters
+    ----------
+    output : numpy.ndarray
+        (samples,) float64.
+    strength : float
+        The penalty, see `copcube.probes.ridge.PENALTIES`.
+    """
+
+    output: Floats
+    strength: float
+
+
 class Logistic(NamedTuple):
     """Logistic regression: one of several classes, or several at once.
 
@@ -197,21 +212,13 @@ def _score(task: Task, logits: Floats, target: NDArray[Any]) -> float:
 
 def ridge(
     train: tuple[Array, NDArray[Any]], validation: tuple[Array, NDArray[Any]], vectors: Array
-) -> tuple[Floats, float]:
-    """Predict numbers by a ridge regression whose penalty validation chooses.
-
-    Returns
-    -------
-    predicted : numpy.ndarray
-        (samples,) of `vectors`.
-    strength : float
-        The penalty, see `copcube.probes.ridge.PENALTIES`.
-    """
+) -> Predicted:
+    """Predict numbers of vectors by a ridge regression whose penalty validation chooses."""
     parts = [_part(*split) for split in (train, validation)]
     dim = train[0].shape[1]
     model = Ridge.fit(*parts, np.arange(dim), np.array([dim]))
     predicted = vectors @ model.coefficients[:, 0] + model.intercept[0]
-    return predicted, float(model.strength[0])
+    return Predicted(predicted, float(model.strength[0]))
 
 
 def _part(vectors: Array, target: NDArray[Any]) -> Part:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from copcube.errors import SourceError
 from copcube.grid import Floats
 from copcube.probes.bench.metrics import fed, metric_of
+from copcube.probes.bench.results import EPOCHS
 from copcube.probes.bench.tasks import Task
 from copcube.probes.bench.vectors import Vectors
-
-EPOCHS = 50
 
 _WEIGHT_DECAY = np.float32(1e-4)
 _EPS = np.float32(1e-6)

@@ -13,16 +13,20 @@ import numpy as np
 
 from copcube.errors import CopcubeError, OptionError, in_a_line
 from copcube.files.atomic import atomic_path
+from copcube.interchange.metadata import KEY
 from copcube.probes.bench.tasks import TASKS
 from copcube.probes.tables import Row, latex, markdown
+from copcube.version import __version__
 
 Form = Literal["csv", "markdown", "latex"]
 
 FORMAT = 1
 """Version of the file's form."""
 
-COMPARABLE = ("official", "upernet")
-"""Protocols by which the published scores were found; others stand beside them for orientation."""
+PUBLISHED = ("official", "upernet")
+"""Protocols by which the published scores were found, in `EPOCHS` epochs."""
+
+EPOCHS = 50
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,13 @@ class Result:
         return TASKS[self.task].metric
 
     @property
+    def comparable(self) -> bool:
+        """Whether it was found as the published scores were, but for draws and encoder."""
+        task, said = TASKS[self.task], self.provenance
+        as_told = (said.get("epochs"), str(said.get("area"))) == (EPOCHS, str(task.nominal_area))
+        return self.probe in PUBLISHED and as_told
+
+    @property
     def bench(self) -> float:
         """Mean over the seeds of the score as published."""
         return float(np.mean([score.bench for score in self.scores]))
@@ -105,7 +116,10 @@ def write_results(path: str | Path, results: Sequence[Result]) -> None:
     WriteError
         If the file cannot be written.
     """
-    content = {"copcube_bench": FORMAT, "results": [_published(one) for one in results]}
+    content = {
+        KEY: {"bench": FORMAT, "version": __version__},
+        "results": [_published(one) for one in results],
+    }
     text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", "utf-8")
@@ -122,7 +136,7 @@ def read_results(path: str | Path) -> list[Result]:
     expected = "expected results that `copcube bench` wrote; name another file"
     try:
         content = json.loads(Path(path).read_text("utf-8"))
-        if not isinstance(content, dict) or content.get("copcube_bench") != FORMAT:
+        if content[KEY]["bench"] != FORMAT:
             raise OptionError(f"{path}: {expected}")
         return [_restored(one) for one in content["results"]]
     except CopcubeError:
@@ -140,7 +154,7 @@ def _published(result: Result) -> dict[str, Any]:
         "published": {
             "random_vit_b": task.random,
             "copernicus_fm": task.published,
-            "comparable": result.probe in COMPARABLE,
+            "comparable": result.comparable,
         },
     }
     return {**asdict(result), **beside}
@@ -203,7 +217,7 @@ def grid_of(results: Sequence[Result]) -> tuple[Row, list[Row]]:
     for one in results:
         task = TASKS[one.task]
         paper = (f"{task.random:.1f}", f"{task.published:.1f}")
-        if one.probe not in COMPARABLE:
+        if not one.comparable:
             paper = (f"({paper[0]})", f"({paper[1]})")
         metric = task.metric + (f" ({task.units})" if task.units else "")
         spans = [s for s in one.scores if s.low is not None and s.high is not None]
@@ -232,7 +246,7 @@ def _csv(results: Sequence[Result]) -> str:
             known = None not in values and np.isfinite(values).all()
             means.append(f"{np.mean(values):.6g}" if known else "")
         units = task.units or ("" if task.kind == "regression" else "%")
-        paper = (task.random, task.published, one.probe in COMPARABLE, f"{one.seconds:.3g}")
+        paper = (task.random, task.published, one.comparable, f"{one.seconds:.3g}")
         count = len(one.scores)
         writer.writerow((task.name, task.metric, units, one.probe, count, *means, *paper))
     return text.getvalue()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,7 +26,7 @@ from copcube.probes.bench.metrics import (
     interval,
     metric_of,
 )
-from copcube.probes.bench.results import Result, Score, read_results, write_results
+from copcube.probes.bench.results import EPOCHS, Result, Score, read_results, write_results
 from copcube.probes.bench.samples import SPLITS, Dataset, Split
 from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.vectors import Vectors, describe, embedded
@@ -81,7 +81,7 @@ def bench(
     dtype: str = "float32",
     area: str = "official",
     seeds: int | Sequence[int] = 3,
-    epochs: int = official.EPOCHS,
+    epochs: int = EPOCHS,
     resamples: int = RESAMPLES,
     cache: str | Path | None = None,
 ) -> Benched:
@@ -148,7 +148,8 @@ def bench(
     for task in chosen:
         try:
             dataset = open_dataset(task, root, area=area)  # type: ignore[arg-type]
-            results += run(dataset, model, folder, probe, options)
+            for result in run(dataset, model, folder, probe, options):
+                results.append(result)
         except Exception as error:  # the others shall run, whatever became of this one
             known = isinstance(error, CopcubeError)
             failures[task.name] = str(error) if known else f"unexpected error, {in_a_line(error)}"
@@ -159,8 +160,8 @@ def bench(
 
 def run(
     dataset: Dataset, encoder: Encoder, folder: Path, probe: Probe, options: _Options
-) -> list[Result]:
-    """Run one task, but for results of the same provenance in the folder."""
+) -> Iterator[Result]:
+    """Run one task, but for results of the same provenance in the folder; yield what is found."""
     task = dataset.task
     about = describe(dataset, encoder)
     here = folder / f"{task.name}-{_key(about)}"
@@ -168,14 +169,13 @@ def run(
         here.mkdir(parents=True, exist_ok=True)
     with atomic_path(here / "about.json") as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    found: list[Result] = []
     vectors: dict[Split, Vectors] = {}
     for name, function, deciding in _protocols(task, probe, options):
         provenance = about | deciding
         kept = here / f"{name}-{_key(provenance)}.json"
         if kept.exists():
-            found += read_results(kept)
             log.info("%s, %s: taken from %s", task.title, name, kept)
+            yield from read_results(kept)
             continue
         if function is None:
             result = _dense(dataset, encoder, here, name, options.seeds, provenance)
@@ -190,8 +190,7 @@ def run(
                 task.name, name, scores, provenance, seconds, details, skipped, __version__
             )
         write_results(kept, [result])
-        found.append(result)
-    return found
+        yield result
 
 
 Found = tuple[tuple[Score, ...], dict[str, Any]]
@@ -211,7 +210,7 @@ def _protocols(
     if probe == "official":
         return [("upernet", None, trained)]
     dense: list[tuple[str, _Function | None, dict[str, Any]]] = [("linear", None, trained)]
-    return [("ridge", _ridge, resampled), *dense] if task.kind == "regression" else dense
+    return [("ridge-of-means", _ridge, resampled), *dense] if task.kind == "regression" else dense
 
 
 def _official(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
@@ -256,9 +255,8 @@ def _ridge(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> F
     outputs = {
         split: fast.ridge(pairs["train"], pairs["val"], pairs[split][0]) for split in SPLITS[1:]
     }
-    score = _judged(task, vectors, outputs["val"][0], outputs["test"][0], options)
-    about = "of the mean of each image, not of its pixels"
-    return (score,), {"penalty": outputs["test"][1], "rmse": about}
+    score = _judged(task, vectors, outputs["val"].output, outputs["test"].output, options)
+    return (score,), {"penalty": outputs["test"].strength}
 
 
 def _judged(

@@ -1,6 +1,6 @@
 """Pooled vectors of a task's images, computed once and kept in a folder.
 
-    FOLDER/SPLIT-000000.npz      those of 1024 samples: vectors, target, what was skipped
+    FOLDER/SPLIT-000000.npz      those of 256 samples: vectors, target, what was skipped
 
 Files appear whole, so that a run that was killed goes on where it was. `describe` says all that
 decides the vectors; another folder is needed where that differs.
@@ -36,7 +36,7 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (1,), (1, 2))
 """Axes of (bands, rows, columns) that are reversed in each variant of an image: none, columns,
 rows, both. They are all that the official augmentation makes of it."""
 
-_PART = 1024
+_PART = 256
 _THREADS = min(available_processors(), 8)
 _MOST_SKIPPED = 0.1
 _BROKEN = (ImageError, MissingFileError)
@@ -94,7 +94,7 @@ def describe(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:
         "task": task.name,
         "sensor": repr(task.sensor),
         "size": task.size,
-        "area": str(area),
+        "area": str(float(area)),
         "names": {split: _hashed("\n".join(dataset.names(split))) for split in SPLITS},
         "samples": {split: len(dataset.names(split)) for split in SPLITS},
         **{name: value for name, value in encoder.provenance.items() if name != "encoder_device"},
@@ -295,7 +295,7 @@ def _resized(image: NDArray[Any], task: Task) -> NDArray[Any]:
 
     from copcube.probes.bench.resizing import resized
 
-    return resized(torch.from_numpy(image.astype(np.float32))[None], task)[0].numpy()
+    return resized(torch.from_numpy(image.astype(np.float32))[None], task.size)[0].numpy()
 
 
 def _path(here: Path, split: Split, part: range) -> Path:
