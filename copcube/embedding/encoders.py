@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import OptionError
+from copcube.modalities import Modality
 
 LOADED_AT_ONCE = 2
 """Encoders that a process keeps; a ViT-B takes 350 MB."""
@@ -38,12 +39,12 @@ class Encoder(Protocol):
     def provenance(self) -> Mapping[str, str | int]:
         """What must be known of the encoder to make its vectors again."""
 
-    def batch_size(self, modality: str, size: int) -> int:
+    def batch_size(self, modality: str | Modality, size: int) -> int:
         """Images of `size` pixels a side to embed at once, for speed within memory."""
 
     def __call__(
         self,
-        modality: str,
+        modality: str | Modality,
         pixels: Sequence[NDArray[Any]] | NDArray[Any],
         metadata: NDArray[np.float64],
     ) -> NDArray[np.float32]:
@@ -52,7 +53,8 @@ class Encoder(Protocol):
         Parameters
         ----------
         modality : str
-            Key of the modality of all the images.
+            Key of the modality of all the images; for a sensor of one's own the
+            `copcube.modalities.Modality` that describes it.
         pixels : sequence of numpy.ndarray
             The images, each (bands, rows, columns), in their stored dtype.
         metadata : numpy.ndarray

@@ -27,6 +27,8 @@ _BLOCK = 512
 _STEPS = 500
 _SLOPE = 1e-6
 _EPS = 1e-12
+_LEAST = 1e-12
+"""Share of the largest variance below which an axis is rounding."""
 
 Array = NDArray[np.float32]
 
@@ -111,7 +113,7 @@ class _Problem:
 
     The penalty does not see a rotation, so vectors are turned to their principal axes about
     their mean, which the bias takes up. There the curvature is nearly diagonal, and what is
-    solved for is scaled by it: one search then takes some tens of steps at any strength.
+    solved for is scaled by what it is where the search begins, which saves most of its steps.
     """
 
     def __init__(self, task: Task, vectors: Array, target: NDArray[Any]) -> None:
@@ -120,10 +122,11 @@ class _Problem:
         self.truth = target.astype(np.float64) if self.several else np.eye(count)[target]
         self.middle = vectors.mean(axis=0, dtype=np.float64)
         centred = vectors - self.middle
-        values, self.axes = np.linalg.eigh(centred.T @ centred / len(vectors))
-        self.values = np.maximum(values, 0)
+        values, axes = np.linalg.eigh(centred.T @ centred / len(vectors))
+        # Along the others nothing varies, and the penalty keeps weights at 0.
+        self.axes = axes[:, values > _LEAST * values[-1]]
         self.x = (centred @ self.axes).astype(np.float32)
-        self.solution = np.zeros((count, vectors.shape[1] + 1))
+        self.solution = np.zeros((count, self.axes.shape[1] + 1))
 
     def solve(self, strength: float) -> Logistic:
         """Find the minimum at a strength, from that of the strength before."""
@@ -131,13 +134,14 @@ class _Problem:
 
         samples, dim = self.x.shape
         penalty = 1 / (strength * samples)
-        # A logit's curvature is 1/4 at most, and less where a class is rare or certain.
-        scale = np.append(1 / np.sqrt(self.values / 8 + penalty + _EPS), 2.0)
+        likely = self._likely(self._logits(self.solution))
+        bent = (likely * (1 - likely)).astype(np.float32)
+        curvature = np.column_stack([bent.T @ self.x**2 + penalty * samples, bent.sum(axis=0)])
+        scale = 1 / np.sqrt(curvature / samples + _EPS)
 
         def loss(flat: Floats) -> tuple[float, Floats]:
             weight = flat.reshape(-1, dim + 1) * scale
-            logits = self.x @ weight[:, :-1].T.astype(np.float32) + weight[:, -1]
-            value, slope = self._loss(logits.astype(np.float64))
+            value, slope = self._loss(self._logits(weight))
             value += penalty / 2 * float((weight[:, :-1] ** 2).sum())
             gradient = np.empty_like(weight)
             gradient[:, :-1] = slope.T.astype(np.float32) @ self.x + penalty * weight[:, :-1]
@@ -149,24 +153,34 @@ class _Problem:
             (self.solution / scale).ravel(),
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": _STEPS, "gtol": _SLOPE, "ftol": 1e-10},
+            options={"maxiter": _STEPS, "gtol": _SLOPE, "ftol": 1e-8},
         )
         self.solution = found.x.reshape(-1, dim + 1) * scale
         weight = self.solution[:, :-1] @ self.axes.T
         return Logistic(weight, self.solution[:, -1] - weight @ self.middle)
 
+    def _logits(self, weight: Floats) -> Floats:
+        result: Floats = self.x @ weight[:, :-1].T.astype(np.float32) + weight[:, -1]
+        return result
+
+    def _likely(self, logits: Floats) -> Floats:
+        """Probabilities of the classes."""
+        if self.several:
+            return 0.5 * (1 + np.tanh(logits / 2))
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result: Floats = odds / odds.sum(axis=1, keepdims=True)
+        return result
+
     def _loss(self, logits: Floats) -> tuple[float, Floats]:
         """Mean over samples of the loss, and its slope by the logits."""
-        samples = len(logits)
+        slope = (self._likely(logits) - self.truth) / len(logits)
         if self.several:
             value = np.logaddexp(0, logits) - self.truth * logits
-            slope = 0.5 * (1 + np.tanh(logits / 2)) - self.truth
-            return float(value.sum() / samples), slope / samples
-        logits -= logits.max(axis=1, keepdims=True)
-        odds = np.exp(logits)
-        total = odds.sum(axis=1, keepdims=True)
-        value = np.log(total[:, 0]) - np.einsum("ij,ij->i", self.truth, logits)
-        return float(value.mean()), (odds / total - self.truth) / samples
+        else:
+            largest = logits.max(axis=1, keepdims=True)
+            total = np.log(np.exp(logits - largest).sum(axis=1)) + largest[:, 0]
+            value = total - np.einsum("ij,ij->i", self.truth, logits)
+        return float(value.sum() / len(logits)), slope
 
 
 def logistic(
@@ -214,9 +228,8 @@ def ridge(
     train: tuple[Array, NDArray[Any]], validation: tuple[Array, NDArray[Any]], vectors: Array
 ) -> Predicted:
     """Predict numbers of vectors by a ridge regression whose penalty validation chooses."""
-    parts = [_part(*split) for split in (train, validation)]
     dim = train[0].shape[1]
-    model = Ridge.fit(*parts, np.arange(dim), np.array([dim]))
+    model = Ridge.fit(_part(*train), _part(*validation), np.arange(dim), np.array([dim]))
     predicted = vectors @ model.coefficients[:, 0] + model.intercept[0]
     return Predicted(predicted, float(model.strength[0]))
 

@@ -50,7 +50,8 @@ class Head(NamedTuple):
     def logits(self, vectors: Array) -> Array:
         """Logits, (n, classes), of vectors, (n, dim), with the running means."""
         folded = self.weight / np.sqrt(self.variance + _EPS)
-        return vectors @ folded.T + (self.bias - folded @ self.mean)
+        result: Array = vectors @ folded.T + (self.bias - folded @ self.mean)
+        return result
 
     def copy(self) -> "Head":
         """Copy the arrays, which training changes in place."""
@@ -167,7 +168,7 @@ def train(
     return best
 
 
-def guess(task: Task, logits: Array) -> NDArray[Any]:
+def guess(task: Task, logits: NDArray[Any]) -> NDArray[Any]:
     """What the metric takes of logits: the likeliest class, or the logits of several."""
     return logits.argmax(axis=1) if task.kind == "classification" else logits
 
@@ -201,10 +202,11 @@ def _step(
 def _slope(logits: Array, target: NDArray[Any]) -> Array:
     """Derivative of the mean loss by the logits, (batch, classes)."""
     if target.ndim == 1:
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        slope = odds / odds.sum(axis=1, keepdims=True)
+        slope: Array = np.exp(logits - logits.max(axis=1, keepdims=True))
+        slope /= slope.sum(axis=1, keepdims=True)
         slope[np.arange(len(target)), target] -= 1
-        return slope / np.float32(len(target))
+        slope /= np.float32(len(target))
+        return slope
     # The logistic function by tanh, which overflows nowhere.
     likely = np.float32(0.5) * (1 + np.tanh(logits / 2))
     result: Array = (likely - target.astype(np.float32)) / np.float32(target.size)

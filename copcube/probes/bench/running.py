@@ -201,7 +201,7 @@ def _protocols(
     task: Task, probe: Probe, options: _Options
 ) -> list[tuple[str, _Function | None, dict[str, Any]]]:
     """Protocols of a task: name, what runs it on vectors if it does, what decides its scores."""
-    trained = {"seeds": options.seeds, "epochs": options.epochs}
+    trained = {"seeds": [*options.seeds], "epochs": options.epochs}
     resampled = {"resamples": options.resamples}
     if task.kind in _POOLED:
         if probe == "official":

@@ -65,7 +65,7 @@ class Vectors:
 class _Read(NamedTuple):
     """A sample, ready for the encoder; or why there is none."""
 
-    index: int
+    number: int
     image: NDArray[Any] | None
     metadata: NDArray[np.float64]
     target: NDArray[Any]
@@ -85,20 +85,32 @@ def describe(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:
     Where the encoder ran does not count: vectors agree to rounding.
     """
     task = dataset.task
-    area = np.nan
-    for index in range(len(dataset.names("train"))):
-        with contextlib.suppress(*_BROKEN):
-            area = dataset.read("train", index).metadata[0, 3]
-            break
+    first = _first(dataset)
+    area = np.nan if first is None else float(first.metadata[0, 3])
     return {
         "task": task.name,
         "sensor": repr(task.sensor),
         "size": task.size,
-        "area": str(float(area)),
-        "names": {split: _hashed("\n".join(dataset.names(split))) for split in SPLITS},
+        "area": str(area),
+        "first": "" if first is None else _of_sample(first),
+        "names": {split: _hashed("\n".join(dataset.names(split)).encode()) for split in SPLITS},
         "samples": {split: len(dataset.names(split)) for split in SPLITS},
         **{name: value for name, value in encoder.provenance.items() if name != "encoder_device"},
     }
+
+
+def _first(dataset: Dataset) -> Sample | None:
+    """Return the first sample to train with that can be read."""
+    for index in range(len(dataset.names("train"))):
+        with contextlib.suppress(*_BROKEN):
+            return dataset.read("train", index)
+    return None
+
+
+def _of_sample(sample: Sample) -> str:
+    """Hash of a sample: names may be numbers that other data have as well."""
+    arrays = [*sample.images, sample.metadata, sample.target]
+    return _hashed(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
 
 
 def embedded(
@@ -180,11 +192,11 @@ def _embed(
 
     def encode(batch: list[_Read]) -> list[_Embedded]:
         """Embed what could be read of a batch, all variants at once."""
-        good = [one for one in batch if one.image is not None]
+        good = [(one.image, one.metadata) for one in batch if one.image is not None]
         vectors = np.empty((len(flips), 0, encoder.dim), np.float32)
         if good:
-            images = [np.flip(one.image, axes) for axes in flips for one in good]  # type: ignore[arg-type]
-            metadata = np.array([one.metadata for one in good] * len(flips))
+            images = [np.flip(image, axes) for axes in flips for image, _ in good]
+            metadata = np.array([one for _, one in good] * len(flips))
             found = encoder(task.sensor, images, metadata)
             vectors = found.reshape(len(flips), len(good), -1)
         rows = iter(vectors.swapaxes(0, 1))
@@ -214,13 +226,14 @@ def _batches(samples: Iterator[_Read], parts: list[range], group: int) -> Iterat
 
 
 def _save(path: Path, part: list[_Embedded]) -> None:
-    good, skipped = [], {}
+    good: list[tuple[NDArray[Any], NDArray[np.float32]]] = []
+    skipped: dict[int, str] = {}
     for sample, vectors in part:
         if vectors is None:
-            skipped[sample.index] = sample.why
+            skipped[sample.number] = sample.why
         elif not np.isfinite(vectors).all():
             assert sample.image is not None
-            skipped[sample.index] = not_finite(sample.image)
+            skipped[sample.number] = not_finite(sample.image)
         else:
             good.append((sample.target, vectors))
     arrays: dict[str, Any] = {"skipped": json.dumps(skipped)}
@@ -233,7 +246,8 @@ def _save(path: Path, part: list[_Embedded]) -> None:
 
 def _load(dataset: Dataset, split: Split, here: Path) -> Vectors:
     names = dataset.names(split)
-    vectors, targets, skipped = [], [], {}
+    vectors, targets = [], []
+    skipped: dict[str, str] = {}
     for start in range(0, len(names), _PART):
         with np.load(_path(here, split, range(start, start)), allow_pickle=False) as file:
             skipped |= {names[int(i)]: why for i, why in json.loads(str(file["skipped"])).items()}
@@ -279,10 +293,11 @@ def _target(sample: Sample, task: Task) -> NDArray[Any]:
             return np.asarray(np.nanmean(target, dtype=np.float64))
     count = len(task.classes)
     if task.kind == "multilabel":
-        fits = target.shape == (count,) and set(np.unique(target)) <= {0, 1}
+        fits = target.shape == (count,) and {*np.unique(target)} <= {0, 1}
         expected = f"{count} labels, 0 or 1"
     else:
-        fits, expected = target.shape == () and 0 <= target < count, f"a class, 0 to {count - 1}"
+        fits = target.shape == () and bool(0 <= target < count)
+        expected = f"a class, 0 to {count - 1}"
     if not fits:
         raise SourceError(f"{task.title}, {sample.name}: label {target}; expected {expected}")
     return target
@@ -302,5 +317,5 @@ def _path(here: Path, split: Split, part: range) -> Path:
     return here / f"{split}-{part.start:06d}.npz"
 
 
-def _hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _hashed(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
