@@ -1,18 +1,25 @@
 """Dense tasks of Copernicus-Bench: levels of the encoder, heads, augmentations, training."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import kornia
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copcube.encoder import CopernicusFM, FrozenEncoder, Weights
-from copcube.errors import OptionError
+from copcube.errors import OptionError, SourceError
 from copcube.modalities import MODALITIES
 from copcube.probes.bench.augment import Augmentation, rotated
+from copcube.probes.bench.dense import Training, miou, one_cycle, rmse, score
+from copcube.probes.bench.levels import Cached, Streamed, numbers
+from copcube.probes.bench.resizing import resized, resized_target
+from copcube.probes.bench.samples import SPLITS, Sample, Split
+from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.upernet import LinearHead, UPerNet
 
 
@@ -80,7 +87,8 @@ def test_initial_values_of_the_published_head() -> None:
     fused, norm = head.fused[0].weight, head.fused[1]
     assert fused.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
     assert head.laterals[0][0].weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.05)
-    assert (norm.weight == 1).all() and (norm.bias == 0).all()
+    assert (norm.weight == 1).all()
+    assert (norm.bias == 0).all()
     bound = 1 / math.sqrt(64)
     for classifier, width in ((head.main[1], 64), (head.auxiliary[2], 256)):
         assert classifier.weight.abs().max() <= 1 / math.sqrt(width)
@@ -107,7 +115,8 @@ def test_the_published_head_computes_what_mmsegmentation_does() -> None:
             module.p = 0.0
     with torch.no_grad():
         main, auxiliary = head(levels)
-    assert main.shape == (2, 4, 20, 28) and auxiliary.shape == (2, 4, 5, 7)
+    assert main.shape == (2, 4, 20, 28)
+    assert auxiliary.shape == (2, 4, 5, 7)
     for found, figures in (
         (main[0, :, 3, 5], (1.048064947, 1.550327182, 0.137168676, -1.122528315)),
         (main[1, :, 19, 27], (1.052304745, 1.725012660, 0.203852862, -1.270139337)),
@@ -169,7 +178,9 @@ def test_each_sample_is_augmented_on_its_own_and_as_its_target() -> None:
     assert drawn.mirrored.double().mean().item() == pytest.approx(0.5, abs=0.03)
     assert drawn.upside_down.double().mean().item() == pytest.approx(0.5, abs=0.03)
     angles = drawn.angles[turned]
-    assert angles.min() < -88 and angles.max() > 88 and angles.abs().max() <= 90
+    assert angles.min() < -88
+    assert angles.max() > 88
+    assert angles.abs().max() <= 90
     assert angles.std().item() == pytest.approx(180 / math.sqrt(12), rel=0.03)
     both = torch.stack([turned, drawn.mirrored, drawn.upside_down]).double()
     assert torch.corrcoef(both).fill_diagonal_(0).abs().max() < 0.06
@@ -182,8 +193,10 @@ def test_each_sample_is_augmented_on_its_own_and_as_its_target() -> None:
     before = x.clone()
     found = some(x)
     assert torch.equal(x, before)
-    assert torch.equal(found[0], x[0]) and torch.equal(found[7], x[7])
-    assert torch.equal(found[2], x[2].flip(-1)) and torch.equal(found[3], x[3].flip(-2))
+    assert torch.equal(found[0], x[0])
+    assert torch.equal(found[7], x[7])
+    assert torch.equal(found[2], x[2].flip(-1))
+    assert torch.equal(found[3], x[3].flip(-2))
     assert torch.equal(found[4], x[4].flip(-1).flip(-2))
     for n, flips in ((1, ()), (5, (-1,)), (6, (-2,))):
         expected = kornia.geometry.transform.rotate(x[n : n + 1], some.angles[n : n + 1])[0]
@@ -201,3 +214,437 @@ def test_unknown_pixels_spread_only_where_neighbours_are_mixed() -> None:
     spread = rotated(x, turn, "bilinear")
     assert 3 <= spread.isnan().sum() <= 6
     assert spread.nan_to_num(1.0).max() <= 1 + 1e-5
+
+
+# --- sizes
+
+OPENCV_CUBIC = [
+    [
+        -1.7252800464630127,
+        3.422879934310913,
+        9.53378963470459,
+        5.61830997467041,
+        0.0888499990105629,
+        2.2291200160980225,
+        4.475619792938232,
+    ],
+    [
+        2.1190600395202637,
+        4.0016398429870605,
+        6.3238301277160645,
+        5.870500087738037,
+        3.546220064163208,
+        1.2655600309371948,
+        -0.21552999317646027,
+    ],
+    [
+        7.131400108337402,
+        4.831429958343506,
+        2.2517800331115723,
+        5.407489776611328,
+        7.800960063934326,
+        3.3460800647735596,
+        -0.32427000999450684,
+    ],
+    [
+        7.456019878387451,
+        5.466740131378174,
+        2.915560007095337,
+        0.23438000679016113,
+        6.362949848175049,
+        25.485240936279297,
+        39.33451843261719,
+    ],
+    [
+        4.627449989318848,
+        5.190149784088135,
+        5.417990207672119,
+        -3.103369951248169,
+        2.924340009689331,
+        38.945308685302734,
+        65.6649398803711,
+    ],
+    [
+        1.8824199438095093,
+        3.7764899730682373,
+        5.869309902191162,
+        0.9489200115203857,
+        2.257280111312866,
+        19.673839569091797,
+        32.76620101928711,
+    ],
+    [
+        0.057829998433589935,
+        2.715780019760132,
+        5.964940071105957,
+        4.500810146331787,
+        2.117889881134033,
+        3.1066598892211914,
+        4.112750053405762,
+    ],
+]
+OPENCV_WHOLE = [
+    [0.0, 3.0, 10.0, 6.0, 0.0, 2.0, 4.0],
+    [2.0, 4.0, 6.0, 6.0, 4.0, 1.0, 0.0],
+    [7.0, 5.0, 2.0, 5.0, 8.0, 3.0, 0.0],
+    [7.0, 5.0, 3.0, 0.0, 6.0, 25.0, 39.0],
+    [5.0, 5.0, 5.0, 0.0, 3.0, 39.0, 66.0],
+    [2.0, 4.0, 6.0, 1.0, 2.0, 20.0, 33.0],
+    [0.0, 3.0, 6.0, 5.0, 2.0, 3.0, 4.0],
+]
+OPENCV_NEAREST = [
+    [0, 0, 9, 9, 1, 1, 4],
+    [0, 0, 9, 9, 1, 1, 4],
+    [7, 7, 2, 2, 8, 8, 3],
+    [7, 7, 2, 2, 8, 8, 3],
+    [5, 5, 5, 5, 0, 0, 60],
+    [5, 5, 5, 5, 0, 0, 60],
+    [1, 1, 6, 6, 2, 2, 9],
+]
+
+
+def test_cubic_sizes_are_those_of_opencv() -> None:
+    """Figures of OpenCV 5.0: cubic, also of whole numbers, and nearest."""
+    task = replace(find("biomass-s3"), size=7)
+    x = torch.tensor([[0.0, 9, 1, 4], [7, 2, 8, 3], [5, 5, 0, 60], [1, 6, 2, 9]])
+    cubic = resized(x[None, None], task)[0, 0]
+    torch.testing.assert_close(cubic, torch.tensor(OPENCV_CUBIC), rtol=1e-4, atol=1e-4)
+    whole = resized_target(x, task)
+    assert whole.min() == 0, "what overshoots below 0 is 0, as in unsigned numbers"
+    torch.testing.assert_close(whole, torch.tensor(OPENCV_WHOLE))
+    labels = resized_target(x.to(torch.uint8), replace(find("lc100seg-s3"), size=7))
+    assert labels.dtype == torch.uint8
+    torch.testing.assert_close(labels, torch.tensor(OPENCV_NEAREST, dtype=torch.uint8))
+
+
+def test_other_sizes_are_those_of_kornia() -> None:
+    task = replace(find("cloud-s3"), size=13)
+    x = torch.randn(2, 3, 16, 16)
+    resize = kornia.augmentation.Resize((13, 13), align_corners=True)
+    torch.testing.assert_close(resized(x, task), resize(x))
+    labels = torch.randint(0, 5, (16, 16), dtype=torch.uint8)
+    nearest = kornia.augmentation.Resize((13, 13), resample="nearest")
+    expected = nearest(labels[None, None].float())[0, 0]
+    assert torch.equal(resized_target(labels, task).float(), expected)
+
+
+# --- metrics and schedule
+
+
+def test_scores_are_means_over_batches_and_pooled() -> None:
+    found = rmse([np.array([4.0, 4]), np.array([36.0, 4])], [2, 2], 1.0)
+    assert found == {"bench": pytest.approx(2), "dataset": pytest.approx(math.sqrt(5))}
+    # The first batch has no third class: it does not count there.
+    first = np.array([[2.0, 1, 0], [1, 4, 0], [0, 0, 0]])
+    second = np.array([[0.0, 0, 0], [0, 3, 0], [0, 1, 0]])
+    found = miou([first, second], [3, 1])
+    one, two = (2 / 4 + 4 / 6) / 2, (3 / 4 + 0) / 2
+    assert found["bench"] == pytest.approx(100 * (3 * one + two) / 4)
+    assert found["dataset"] == pytest.approx(100 * (2 / 4 + 7 / 10 + 0) / 3)
+
+
+def test_schedule_is_that_of_torch() -> None:
+    optimiser = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.01)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 0.01, total_steps=20, pct_start=0.0, cycle_momentum=True
+    )
+    for step in range(20):
+        rate, momentum = one_cycle(step, 20, 0.01)
+        group = optimiser.param_groups[0]
+        assert rate == pytest.approx(group["lr"], rel=1e-9)
+        assert momentum == pytest.approx(group["betas"][0], rel=1e-9)
+        optimiser.step()
+        if step < 19:
+            theirs.step()
+
+
+# --- training
+
+
+class Synthetic:
+    """Images of squares that are bright or dark, of which a task's target is made."""
+
+    def __init__(self, task: Task, n: int = 16) -> None:
+        self.task, self.n = task, n
+        self.reads = 0
+
+    def names(self, split: Split) -> list[str]:
+        return [f"{split}{n}" for n in range(self.n if split == "train" else 6)]
+
+    def read(self, split: Split, index: int) -> Sample:
+        self.reads += 1
+        rng = np.random.default_rng([SPLITS.index(split), index])
+        task, kernel = self.task, self.task.sensor.kernel
+        side = task.size // kernel // 2
+        bands = len(task.sensor.bands)
+        dates = 2 if task.kind == "change" else 1
+        squares = rng.integers(0, 2, (dates, side, side))
+        pixels = squares.repeat(2 * kernel, 1).repeat(2 * kernel, 2)
+        mean, std = (np.array(v)[:, None, None] for v in (task.sensor.mean, task.sensor.std))
+        noise = 0.1 * rng.normal(size=(dates, bands, task.size, task.size))
+        values = pixels[:, None] * 2.0 - 1 + noise
+        images = tuple(((v * std + mean) / 1).astype(np.float32) for v in values)
+        target: Any = pixels[-1].astype(np.uint8)
+        if task.kind == "change":
+            target = (pixels[1] - pixels[0] + 1).astype(np.uint8)
+        if task.kind == "regression":
+            target = (task.target[0] + task.target[1] * values[0, 0]).astype(np.float32)
+            target[:3, :3] = np.nan
+        elif task.ignore is not None:
+            target[:3, :3] = task.ignore
+        return Sample(f"{split}{index}", images, np.full((dates, 4), np.nan), target)
+
+
+TASKS = {
+    "segmentation": replace(find("dfc2020-s1"), size=64, batch=4, classes=("dark", "bright")),
+    "change": replace(find("flood-s1"), size=64, batch=4),
+    "regression": replace(find("aq-no2-s5p"), size=32, batch=4),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder() -> FrozenEncoder:
+    return FrozenEncoder(tiny(), device="cpu", dtype="float32")
+
+
+LONG = {"linear": 12, "upernet": 8}
+"""Epochs that are enough for the synthetic tasks."""
+
+
+def trained(training: Training, folder: Path, channels: int = 16) -> dict[str, Any]:
+    training.start(16, torch.device("cpu"), channels)
+    return training.run(folder / "checkpoint.pt", {})
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("head", ["linear", "upernet"])
+def test_heads_learn(head: Any, kind: str, encoder: FrozenEncoder, tmp_path: Path) -> None:
+    dataset = Synthetic(TASKS[kind])
+    source = Streamed(dataset, encoder)
+    levels = Cached(source, tmp_path / "levels") if head == "linear" else source
+    sizes = {split: len(dataset.names(split)) for split in SPLITS}
+    training = Training(dataset.task, levels, sizes, head, LONG[head], 0)
+    training.rate = 0.02
+    training.start(16, torch.device("cpu"), 16)
+    before = training.scored("test")
+    found = trained(training, tmp_path)
+    assert found["epoch"] > 1
+    if kind == "regression":
+        assert found["bench"] < 0.6 * dataset.task.target[1], "a constant has an error of 1"
+        assert found["bench"] < 0.7 * before["bench"]
+    else:
+        assert found["dataset"] > 75
+        assert found["dataset"] > before["dataset"] + 15
+
+
+class Killed(Exception):
+    """What a process that ends in the middle does not raise."""
+
+
+@pytest.mark.parametrize("head", ["linear", "upernet"])
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
+    head: Any, encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Synthetic(TASKS["segmentation"], 8)
+    source = Streamed(dataset, encoder)
+    levels = Cached(source, tmp_path / "levels") if head == "linear" else source
+    sizes = {split: len(dataset.names(split)) for split in SPLITS}
+
+    def training() -> Training:
+        return Training(dataset.task, levels, sizes, head, 3, 7)
+
+    whole = training()
+    expected = trained(whole, tmp_path)
+    killed, folder = training(), tmp_path / "killed"
+    folder.mkdir()
+    epoch, seen = killed._epoch, []
+
+    def dying(number: int) -> None:
+        seen.append(number)
+        epoch(number)
+        if number == 1:
+            raise Killed
+
+    monkeypatch.setattr(killed, "_epoch", dying)
+    with pytest.raises(Killed):
+        trained(killed, folder)
+    again = training()
+    assert trained(again, folder) == expected
+    assert again.done == 3
+    for name, value in whole.head.state_dict().items():
+        assert torch.equal(value, again.head.state_dict()[name]), name
+    # What is finished is tested again, and nothing is trained.
+    dataset.reads = 0
+    assert trained(training(), folder) == expected
+    assert dataset.reads == (0 if head == "linear" else 6)
+
+
+def test_scores_of_a_whole_task(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    dataset = Synthetic(TASKS["segmentation"], 8)
+    found = score(dataset, encoder, tmp_path, epochs=2)
+    assert found["levels"] == [1, 2, 3, 5]
+    assert found["parameters"] == 4 * 16 * 2 + 2
+    assert not found["comparable"]
+    # Every image was read once, but for the first of each split, whose places name the levels.
+    assert dataset.reads == 8 + 6 + 6 + 3
+    kept = sorted((tmp_path / "levels").rglob("*levels.npy"))
+    assert [path.name[:5] for path in kept] == ["test-", "train", "val-0"]
+    levels = np.load(kept[1])
+    assert levels.dtype == np.float16
+    assert levels.shape == (8, 4, 16, 4, 4)
+    with pytest.raises(OptionError, match=r"other options: epochs 2 there, 3 here"):
+        score(dataset, encoder, tmp_path, epochs=3)
+    last = score(dataset, encoder, tmp_path / "last", which="last", cached=False, epochs=1)
+    assert last["levels"] == [5]
+    assert last["parameters"] == 16 * 2 + 2
+    assert not (tmp_path / "last" / "levels").exists()
+
+
+def test_levels_that_are_kept_are_those_that_are_streamed(
+    encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    for kind, task in TASKS.items():
+        source = Streamed(Synthetic(task, 8), encoder)
+        batches = [[3, 1, 6], [0, 7]]
+        kept = list(Cached(source, tmp_path / kind).batches("train", batches))
+        streamed = list(source.batches("train", batches))
+        for ours, theirs in zip(kept, streamed, strict=True):
+            torch.testing.assert_close(ours.target, theirs.target, equal_nan=True)
+            for a, b in zip(ours.levels, theirs.levels, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
+
+
+def test_change_is_later_minus_earlier_with_dates_of_their_own(encoder: FrozenEncoder) -> None:
+    class Dated(Synthetic):
+        def read(self, split: Split, index: int) -> Sample:
+            sample = super().read(split, index)
+            places = np.array([[10.0, 45, 18000, 0.0256], [10.0, 45, 18300, 0.0256]])
+            return replace(sample, metadata=places)
+
+    dataset = Dated(TASKS["change"])
+    (batch,) = Streamed(dataset, encoder).batches("test", [[0, 1]])
+    samples = [dataset.read("test", n) for n in (0, 1)]
+    sensor = dataset.task.sensor
+    found = [
+        encoder(
+            sensor,
+            [sample.images[n] for sample in samples],
+            np.stack([sample.metadata[n] for sample in samples]),
+            levels=(1, 2, 3, 5),
+        )
+        for n in (0, 1)
+    ]
+    for n, level in enumerate(batch.levels):
+        expected = (found[1] - found[0])[:, n].reshape(2, 4, 4, 16).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(level, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_augmented_samples_keep_image_and_target_together(encoder: FrozenEncoder) -> None:
+    """Tokens see no augmentation, so the targets say whether it happened, and what it left."""
+    regression = Streamed(Synthetic(TASKS["regression"]), encoder)
+    generator = torch.Generator().manual_seed(0)
+    batches = [[n % 16 for n in range(a, a + 4)] for a in range(0, 40, 4)]
+    changed = list(regression.batches("train", batches, generator))
+    plain = list(regression.batches("train", batches))
+    differ = [
+        not torch.equal(a.nan_to_num(9), b.nan_to_num(9))
+        for x, y in zip(changed, plain, strict=True)
+        for a, b in zip(x.target, y.target, strict=True)
+    ]
+    assert 0.7 < np.mean(differ) < 0.98, "7 of 8 are rotated or flipped"
+    corners = torch.cat([x.target for x in changed])[:, -1, -1]
+    assert (corners == 0).any(), "opened corners have the target's mean, 0"
+    flood = Streamed(Synthetic(TASKS["change"]), encoder)
+    masks = [x.target for x in flood.batches("train", batches, generator)]
+    assert {*torch.cat(masks).unique().tolist()} == {0, 1, 2, 3}
+    assert masks[0].dtype == torch.int64
+
+
+def test_pixels_that_do_not_count_do_not_train(encoder: FrozenEncoder) -> None:
+    for kind, code in (("segmentation", 255), ("regression", math.nan)):
+        task = TASKS[kind]
+        source = Streamed(Synthetic(task), encoder)
+        training = Training(task, source, {"train": 4, "val": 1, "test": 1}, "linear", 1, 0)
+        training.start(16, torch.device("cpu"))
+        (batch,) = source.batches("train", [[0, 1, 2, 3]])
+        training.head.eval()
+        target = batch.target.clone()
+        with torch.no_grad():
+            first = training.loss(batch._replace(target=target))
+            target[:, 20:] = code
+            rest = training.loss(batch._replace(target=target))
+            target[:] = code
+            none = training.loss(batch._replace(target=target))
+        assert first != rest
+        assert none == 0
+        output = training.head(batch.levels)[0]
+        large = torch.nn.functional.interpolate(output, target.shape[1:], mode="bilinear")
+        if kind == "segmentation":
+            expected = nn.CrossEntropyLoss(ignore_index=255)(large, batch.target)
+        else:
+            expected = (large[:, 0] - batch.target).abs().nanmean()
+        torch.testing.assert_close(first, expected.detach())
+
+
+def test_loss_of_the_published_head_is_that_of_both_heads(encoder: FrozenEncoder) -> None:
+    task = TASKS["segmentation"]
+    source = Streamed(Synthetic(task), encoder)
+    training = Training(task, source, {"train": 4, "val": 1, "test": 1}, "upernet", 1, 0)
+    training.start(16, torch.device("cpu"), 16)
+    training.head.eval()
+    (batch,) = source.batches("train", [[0, 1, 2, 3]])
+    with torch.no_grad():
+        main, auxiliary = training.head(batch.levels)
+        parts = [
+            nn.functional.cross_entropy(
+                nn.functional.interpolate(x, (64, 64), mode="bilinear"),
+                batch.target,
+                ignore_index=255,
+            )
+            for x in (main, auxiliary)
+        ]
+        torch.testing.assert_close(training.loss(batch), parts[0] + 0.4 * parts[1])
+    assert training.optimiser.param_groups[0]["weight_decay"] == 0.01
+
+
+def test_steps_and_rates_are_those_of_the_protocol() -> None:
+    for name, steps in (("cloud-s2", 106), ("flood-s1", 187), ("aq-o3-s5p", 92)):
+        task = find(name)
+        sizes = dict(zip(SPLITS, task.counts, strict=True))
+        training = Training(task, None, sizes, "upernet", 50, 42)  # type: ignore[arg-type]
+        assert (training.steps, training.rate) == (steps, task.rate)
+    assert (numbers(12), numbers(24)) == ((3, 5, 7, 11), (7, 11, 15, 23))
+    assert numbers(12, "last") == (11,)
+
+
+# --- bad input
+
+
+def test_what_cannot_be_trained_is_refused(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    dataset = Synthetic(TASKS["segmentation"], 3)
+    with pytest.raises(SourceError, match=r"3 samples of train; expected 4 or more"):
+        score(dataset, encoder, tmp_path)
+    dataset = Synthetic(TASKS["segmentation"])
+    for options, match in (
+        ({"head": "mlp"}, "head='mlp'; expected linear or upernet"),
+        ({"which": "first"}, "which='first'; expected four or last"),
+        ({"head": "upernet", "which": "last"}, "needs four levels"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"seed": -1}, "seed is -1"),
+    ):
+        with pytest.raises(OptionError, match=match):
+            score(dataset, encoder, tmp_path, **options)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="EuroSAT-S2 is a task of classification"):
+        score(Synthetic(find("eurosat-s2")), encoder, tmp_path)
+    with pytest.raises(OptionError, match="has 4 blocks; expected 5 or more"):
+        numbers(4)
+
+
+def test_a_broken_checkpoint_is_named(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    dataset = Synthetic(TASKS["segmentation"], 4)
+    checkpoint = tmp_path / "checkpoint.pt"
+    for content in (b"", b"torn", b"PK\x03\x04"):
+        checkpoint.write_bytes(content)
+        with pytest.raises(SourceError, match=r"checkpoint\.pt: not the state of a head"):
+            score(dataset, encoder, tmp_path, epochs=1)
+    assert checkpoint.read_bytes() == b"PK\x03\x04"

@@ -1,0 +1,384 @@
+"""Training and testing of a head for segmentation, change or regression, on a frozen encoder.
+
+``upernet`` is the published protocol: the head of `copcube.probes.bench.upernet` for 50 epochs
+on augmented images, by AdamW with a one-cycle schedule; the epoch that validates best is tested.
+``linear`` trains one linear map of each token in the same way, without augmentation, so that
+levels can be computed once and kept. Its scores are not comparable with published ones.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from copcube.arguments import whole_number
+from copcube.encoder import FrozenEncoder
+from copcube.errors import OptionError, SourceError, in_a_line
+from copcube.files.atomic import atomic_path, writing
+from copcube.grid import Floats
+from copcube.probes.bench.levels import Batch, Cached, Levels, Streamed, Which, key_of
+from copcube.probes.bench.samples import SPLITS, Dataset, Split
+from copcube.probes.bench.tasks import Task
+from copcube.probes.bench.upernet import LinearHead, UPerNet
+from copcube.progress import show
+
+log = logging.getLogger("copcube")
+
+Head = Literal["linear", "upernet"]
+
+EPOCHS = 50
+_AUXILIARY = 0.4
+"""Weight of the auxiliary head's loss."""
+_LINEAR_RATE = 1e-3
+_OF_AN_EPOCH = 1_000_003  # separates the draws of epochs and of seeds
+
+
+def score(
+    dataset: Dataset,
+    encoder: FrozenEncoder,
+    folder: str | Path,
+    *,
+    head: Head = "linear",
+    which: Which = "four",
+    cached: bool = True,
+    epochs: int = EPOCHS,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Train a head on a task and test it.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Of a task of segmentation, change or regression.
+    encoder : FrozenEncoder
+        What gives the levels; the head is trained on its device.
+    folder : str or path-like
+        Where the state after each epoch is kept, from which a run that was stopped goes on,
+        and the levels.
+    head : {"linear", "upernet"}
+        The fast tier, or the published head.
+    which : {"four", "last"}
+        Levels that the linear head sees.
+    cached : bool
+        Whether the linear head's levels are computed once and kept: 2 bytes a number, which is
+        6 KB a token of a ViT-B. Otherwise every epoch embeds the images anew.
+    epochs : int
+        How often each image is seen.
+    seed : int
+        Of initial values, order, augmentation and dropout.
+
+    Returns
+    -------
+    dict
+        ``bench`` and ``dataset``, the score on the test images as published and pooled (mIoU in
+        %, or RMSE in the target's units); ``validation`` of the best ``epoch``; ``parameters``
+        of the head, ``comparable`` with the published table or not, and the options.
+
+    Raises
+    ------
+    OptionError
+        If an option means nothing for this task, or the folder holds a run with others.
+    SourceError
+        If fewer images than a batch train, or nothing is there to validate and test.
+    """
+    task = dataset.task
+    _check(task, head, which, epochs, seed)
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    streamed = Streamed(dataset, encoder, which)
+    levels: Levels = streamed
+    if head == "linear" and cached:
+        levels = Cached(streamed, folder / "levels" / key_of(streamed))
+    training = Training(task, levels, _sizes(dataset), head, epochs, seed)
+    plan = {
+        "task": task.name,
+        "head": head,
+        "levels": list(streamed.numbers),
+        "epochs": epochs,
+        "seed": seed,
+        "encoder": {name: str(value) for name, value in encoder.provenance.items()},
+    }
+    training.start(encoder.dim, encoder.device)
+    found = training.run(folder / "checkpoint.pt", plan)
+    return plan | found | {"comparable": head == "upernet" and epochs == EPOCHS}
+
+
+class Training:
+    """One head, its optimiser, and the best state so far.
+
+    Parameters
+    ----------
+    task : Task
+        Of segmentation, change or regression.
+    levels : Levels
+        Where batches come from.
+    sizes : mapping
+        Number of samples of each split.
+    head : {"linear", "upernet"}
+        Which head.
+    epochs, seed : int
+        As for `score`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        levels: Levels,
+        sizes: Mapping[Split, int],
+        head: Head,
+        epochs: int,
+        seed: int,
+    ) -> None:
+        self.task, self.levels, self.sizes, self.kind = task, levels, sizes, head
+        self.epochs, self.seed = epochs, seed
+        self.steps = sizes["train"] // task.batch
+        self.rate = task.rate if head == "upernet" else _LINEAR_RATE
+        self.done, self.best_epoch, self.best = 0, 0, math.nan
+        self.best_state: dict[str, Tensor] = {}
+
+    def start(self, dim: int, device: torch.device, channels: int = 512) -> None:
+        """Make the head, for tokens of a length, with initial values that the seed decides."""
+        outputs = len(self.task.classes)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            self.head: nn.Module = (
+                UPerNet(dim, outputs, channels)
+                if self.kind == "upernet"
+                else LinearHead(dim, outputs, self.levels.width)
+            )
+        self.device = device
+        self.head.to(device)
+        self.optimiser = torch.optim.AdamW(self.head.parameters(), lr=self.rate)
+
+    def run(self, checkpoint: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Train, from a checkpoint if there is one, and test the best state."""
+        if checkpoint.exists():
+            self._load(checkpoint, plan)
+        title = f"{self.task.title}, {self.kind} head"
+        with show(title, self.epochs, "epochs", self.done) as bar:
+            while self.done < self.epochs:
+                self._epoch(self.done)
+                self.done += 1
+                self._judge(self.scored("val")["bench"])
+                self._save(checkpoint, plan)
+                bar.note = f"{self.task.metric} of validation {self.best:.4g} at best"
+                bar.advance()
+        self.head.load_state_dict(self.best_state)
+        count = sum(p.numel() for p in self.head.parameters())
+        return self.scored("test") | {
+            "validation": self.best,
+            "epoch": self.best_epoch,
+            "parameters": count,
+        }
+
+    def _epoch(self, epoch: int) -> None:
+        """Train for an epoch, whose draws depend on its number and the seed alone."""
+        drawn = self.seed * _OF_AN_EPOCH + epoch
+        generator = torch.Generator().manual_seed(drawn)
+        order = torch.randperm(self.sizes["train"], generator=generator).tolist()
+        size = self.task.batch
+        batches = [order[a * size : (a + 1) * size] for a in range(self.steps)]
+        self.head.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(drawn)  # of dropout
+            augment = generator if self.kind == "upernet" else None
+            for step, batch in enumerate(self.levels.batches("train", batches, augment)):
+                rate, beta = one_cycle(
+                    epoch * self.steps + step, self.epochs * self.steps, self.rate
+                )
+                for group in self.optimiser.param_groups:
+                    group["lr"], group["betas"] = rate, (beta, group["betas"][1])
+                self.optimiser.zero_grad()
+                self.loss(batch).backward()  # type: ignore[no-untyped-call]
+                self.optimiser.step()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of the main head, and 0.4 of the auxiliary one's."""
+        main, auxiliary = self.head(batch.levels)
+        total = self._loss(main, batch.target)
+        return (
+            total if auxiliary is None else total + _AUXILIARY * self._loss(auxiliary, batch.target)
+        )
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean over the pixels that count; 0 if none does."""
+        output = _enlarged(output, target)
+        if self.task.kind == "regression":
+            known = ~target.isnan()
+            off = (output[:, 0] - target.nan_to_num(0.0)).abs()
+            return (off * known).sum() / known.sum().clamp(min=1)
+        ignored = -100 if self.task.ignore is None else self.task.ignore
+        total = F.cross_entropy(output, target, ignore_index=ignored, reduction="sum")
+        return total / (target != ignored).sum().clamp(min=1)
+
+    @torch.no_grad()
+    def scored(self, split: Split) -> dict[str, float]:
+        """Score the head on a split, in the order of its list."""
+        self.head.eval()
+        n, size = self.sizes[split], self.task.batch
+        batches = [range(a, min(a + size, n)) for a in range(0, n, size)]
+        summed = [
+            self._summed(_enlarged(self.head(batch.levels)[0], batch.target), batch.target)
+            for batch in self.levels.batches(split, batches)
+        ]
+        weights = [len(batch) for batch in batches]
+        if self.task.kind == "regression":
+            return rmse(summed, weights, self.task.target[1])
+        return miou(summed, weights)
+
+    def _summed(self, output: Tensor, target: Tensor) -> Floats:
+        """What a batch adds to the score: counts of class pairs, or (squares, pixels)."""
+        if self.task.kind == "regression":
+            known = ~target.isnan()
+            off = (output[:, 0] - target)[known].double()
+            return np.array([float((off**2).sum()), int(known.sum())])
+        classes = len(self.task.classes)
+        counts = target != (-100 if self.task.ignore is None else self.task.ignore)
+        pairs = target[counts] * classes + output.argmax(1)[counts]
+        pairs = torch.bincount(pairs, minlength=classes**2)
+        return pairs.reshape(classes, classes).double().cpu().numpy()
+
+    def _judge(self, value: float) -> None:
+        """Keep the state if it is the best so far."""
+        lower = self.task.kind == "regression"
+        if not self.best_state or (value < self.best if lower else value > self.best):
+            self.best, self.best_epoch = value, self.done
+            self.best_state = {k: v.detach().cpu().clone() for k, v in self._state().items()}
+
+    def _state(self) -> dict[str, Tensor]:
+        return self.head.state_dict()
+
+    def _save(self, checkpoint: Path, plan: Mapping[str, Any]) -> None:
+        state = {
+            "plan": dict(plan),
+            "done": self.done,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_state": self.best_state,
+            "head": self._state(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        with atomic_path(checkpoint) as temporary:
+            torch.save(state, temporary)
+
+    def _load(self, checkpoint: Path, plan: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises
+        ------
+        OptionError
+            If it is of a run with other options.
+        SourceError
+            If it cannot be read.
+        """
+        try:
+            state = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            found = state["plan"]
+        except Exception as error:  # noqa: BLE001 - torch raises anything on damaged files
+            raise SourceError(
+                f"{checkpoint}: not the state of a head in training ({in_a_line(error)}); remove "
+                "it to train from the beginning"
+            ) from error
+        if found != plan:
+            differ = [k for k in {**found, **plan} if found.get(k) != plan.get(k)]
+            told = "; ".join(f"{k} {found.get(k)} there, {plan.get(k)} here" for k in differ)
+            raise OptionError(
+                f"{checkpoint} is of a run with other options: {told}. Give the same options, or "
+                "another folder"
+            )
+        self.done, self.best, self.best_epoch = state["done"], state["best"], state["best_epoch"]
+        self.best_state = {k: v.cpu() for k, v in state["best_state"].items()}
+        self.head.load_state_dict(state["head"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        log.info("%s: going on after epoch %d", checkpoint, self.done)
+
+
+def one_cycle(step: int, steps: int, rate: float) -> tuple[float, float]:
+    """Learning rate and momentum at a step, of a cosine without warm-up.
+
+    Examples
+    --------
+    >>> one_cycle(3999, 4000, 1.0)
+    (4e-06, 0.95)
+    """
+    least = rate / 250_000
+    swing = 1 + math.cos(math.pi * (step + 1) / steps)
+    return least + (rate - least) / 2 * swing, 0.95 - 0.05 * swing
+
+
+def miou(confusions: Sequence[Floats], sizes: Sequence[int]) -> dict[str, float]:
+    """Mean IoU in %: over batches of so many images, and of all pixels together.
+
+    A class that a batch neither has nor is predicted to have does not count in it.
+    """
+
+    def of(confusion: Floats) -> float:
+        hit = np.diag(confusion)
+        union = confusion.sum(0) + confusion.sum(1) - hit
+        there = union > 0
+        return 100 * float((hit[there] / union[there]).mean()) if there.any() else math.nan
+
+    return _both([of(one) for one in confusions], sizes, of(np.sum(confusions, axis=0)))
+
+
+def rmse(sums: Sequence[Floats], sizes: Sequence[int], unit: float) -> dict[str, float]:
+    """Root mean squared error over batches, and of all pixels; `unit` is the target's spread."""
+
+    def of(one: Floats) -> float:
+        return unit * math.sqrt(one[0] / one[1]) if one[1] else math.nan
+
+    return _both([of(one) for one in sums], sizes, of(np.sum(sums, axis=0)))
+
+
+def _both(scores: Sequence[float], sizes: Sequence[int], pooled: float) -> dict[str, float]:
+    known = [(score, size) for score, size in zip(scores, sizes, strict=True) if score == score]
+    total = sum(size for _, size in known)
+    mean = sum(score * size for score, size in known) / total if total else math.nan
+    return {"bench": mean, "dataset": pooled}
+
+
+def _enlarged(output: Tensor, target: Tensor) -> Tensor:
+    """Bring what a head says to the size of the target."""
+    size = tuple(target.shape[1:])
+    return F.interpolate(output, size=size, mode="bilinear", align_corners=False)
+
+
+def _check(task: Task, head: str, which: str, epochs: int, seed: int) -> None:
+    if task.kind not in ("segmentation", "change", "regression"):
+        raise OptionError(
+            f"{task.title} is a task of {task.kind}; expected one of segmentation, change or "
+            "regression"
+        )
+    for name, value, allowed in (("head", head, Head), ("which", which, Which)):
+        if value not in get_args(allowed):
+            raise OptionError(f"{name}={value!r}; expected {' or '.join(get_args(allowed))}")
+    if head == "upernet" and which != "four":
+        raise OptionError("which='last' is of the linear head; the published one needs four levels")
+    whole_number(epochs, "epochs", 1)
+    whole_number(seed, "seed", 0)
+
+
+def _sizes(dataset: Dataset) -> dict[Split, int]:
+    """Numbers of samples, and whether they suffice.
+
+    Raises
+    ------
+    SourceError
+        If they do not.
+    """
+    task = dataset.task
+    sizes = {split: len(dataset.names(split)) for split in SPLITS}
+    for split, least in (("train", task.batch), ("val", 1), ("test", 1)):
+        if sizes[split] < least:
+            raise SourceError(
+                f"{task.title}: {sizes[split]} samples of {split}; expected {least} or more: is "
+                "the data set complete?"
+            )
+    return sizes
