@@ -281,7 +281,7 @@ class Training:
         try:
             state = torch.load(checkpoint, map_location=self.device, weights_only=True)
             found = state["plan"]
-        except Exception as error:  # noqa: BLE001 - torch raises anything on damaged files
+        except Exception as error:  # torch raises anything on damaged files
             raise SourceError(
                 f"{checkpoint}: not the state of a head in training ({in_a_line(error)}); remove "
                 "it to train from the beginning"
