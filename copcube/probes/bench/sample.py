@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from copcube.arguments import one_path, whole_number
 from copcube.errors import OptionError, WriteError
 from copcube.files.atomic import atomic_folder, writing
-from copcube.grid import WGS84
+from copcube.grid import WGS84, format_cell
 from copcube.probes.bench.classes import LC100_CODES
 from copcube.probes.bench.opening import LAYOUTS
 from copcube.probes.bench.samples import SPLITS, Split
@@ -300,7 +300,7 @@ def _lc100(root: Path, split: Split, streams: _Streams) -> None:
     codes = np.array(LC100_CODES)
     rows, files = [",".join(("id", *(f"class {code}" for code in codes)))], []
     for i, rng in enumerate(streams):
-        name = f"{200_000 + 1000 * _NUMBERS[split] + i:07d}_{rng.integers(-90, 90)}.25_55.25"
+        name = format_cell(200_000 + 1000 * _NUMBERS[split] + i)
         present = rng.choice(len(codes), size=4, replace=False)
         present[0] = i % len(codes)
         kind = present[rng.integers(4, size=(6, 6))]

@@ -40,6 +40,25 @@ class Sample:
     target: NDArray[Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """What is to be predicted of a place, from whatever is known of it but an image.
+
+    Parameters
+    ----------
+    name : str
+        As of the sample.
+    outline : numpy.ndarray
+        (corners, 2) float64 longitudes and latitudes in degrees, in their order around it.
+    target : numpy.ndarray
+        (classes,) uint8, or () float64, the mean of what is known of its pixels.
+    """
+
+    name: str
+    outline: NDArray[np.float64]
+    target: NDArray[Any]
+
+
 class Dataset(Protocol):
     """The data of one task; several threads may read it."""
 
@@ -50,3 +69,6 @@ class Dataset(Protocol):
 
     def read(self, split: Split, index: int) -> Sample:
         """Read one sample."""
+
+    def place(self, split: Split, index: int) -> Place:
+        """Read what is to be predicted of a sample's place, where the data set knows it."""

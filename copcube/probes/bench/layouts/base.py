@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.errors import ImageError, MissingFileError, SourceError
+from copcube.errors import ImageError, MissingFileError, OptionError, SourceError
 from copcube.files.regular import open_regular
 from copcube.images.naming import is_inside
 from copcube.probes.bench.layouts import rasters
 from copcube.probes.bench.layouts.rasters import Raster
-from copcube.probes.bench.samples import Sample, Split
+from copcube.probes.bench.samples import Place, Sample, Split
 from copcube.probes.bench.tasks import Task
 
 Area = Literal["official", "true"]
@@ -66,6 +66,21 @@ class Layout:
             If a file is not there, or is not of the published form.
         """
         return self._sample(split, *self._list(split)[index])
+
+    def place(self, split: Split, index: int) -> Place:
+        """Read what is to be predicted of a sample's place, without its image.
+
+        Raises
+        ------
+        OptionError
+            If places of this task are far smaller than a cell, or unknown.
+        MissingFileError, SourceError, ImageError, GridError
+            If a file is not there, or is not of the published form.
+        """
+        raise OptionError(
+            f"{self.task.title} says nothing of whole cells; expected lc100cls-s3, biomass-s3, "
+            "aq-no2-s5p or aq-o3-s5p"
+        )
 
     def list_file(self, split: Split) -> Path:
         """Path of the file that lists a split's samples."""

@@ -5,6 +5,7 @@ order of lines, which other readers do, gives wrong labels where two lists are o
 differently.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import MissingFileError, SourceError
+from copcube.grid import STEP, centre, parse_cell
 from copcube.probes.bench.layouts.base import Layout, by_name, days, flags, inside, part
 from copcube.probes.bench.layouts.codes import LC100, to_classes
+from copcube.probes.bench.layouts.rasters import Raster
 from copcube.probes.bench.layouts.resizing import cubic, nearest
-from copcube.probes.bench.samples import Sample, Split
+from copcube.probes.bench.samples import Place, Sample, Split
 
 _EEA_PIXEL = 1113.2
 """Size of a pixel of the air quality's images in metres; that of the sensor is 1000."""
@@ -67,6 +70,12 @@ class LC100Cls(_Olci):
         pixels, metadata = self._image(split, name, file)
         return Sample(name, (pixels,), metadata, target)
 
+    def place(self, split: Split, index: int) -> Place:  # noqa: D102
+        name, (_, target) = self._list(split)[index]
+        lat, lon = centre(parse_cell(name))
+        around = STEP / 2 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+        return Place(name, around + [lon, lat], target)
+
 
 class LC100Seg(_Olci):
     """``lc100/<place>.tif``, codes of CGLS; those that the task lacks are class 0, unknown."""
@@ -88,6 +97,11 @@ class Biomass(_Olci):
         target = cubic(stored, self.task.size).astype(np.float32)
         return Sample(name, (pixels,), metadata, target)
 
+    def place(self, split: Split, index: int) -> Place:  # noqa: D102
+        name, _ = self._list(split)[index]
+        raster = self._band(split, f"biomass/{name}.tif")
+        return Place(name, raster.outline, np.asarray(raster.pixels.mean(dtype=np.float64)))
+
 
 class AirQuality(Layout):
     """``s5p_annual/<place>/<from>_<to>.tif`` and ``label_annual/<place>.tif``, in a gas's folder.
@@ -108,8 +122,20 @@ class AirQuality(Layout):
             )
         raster = self._raster(split, f"s5p_annual/{name}/{found[0]}")
         pixels = cubic(np.nan_to_num(raster.pixels, nan=0), self.task.size)
-        label = self._band(split, f"label_annual/{name}.tif").pixels[0]
-        target = nearest(label, self.task.size).astype(np.float32)
-        target[~(np.abs(target) <= _TOO_LARGE)] = np.nan
+        target = nearest(self._label(split, name).pixels[0], self.task.size)
         date = days(found[0].split("_")[0], f"{name}/{found[0]}")
         return Sample(name, (pixels,), self._metadata(raster, date, _EEA_PIXEL), target)
+
+    def place(self, split: Split, index: int) -> Place:  # noqa: D102
+        name, _ = self._list(split)[index]
+        raster = self._label(split, name)
+        known = raster.pixels[~np.isnan(raster.pixels)]
+        mean = np.mean(known, dtype=np.float64) if known.size else np.float64(np.nan)
+        return Place(name, raster.outline, np.asarray(mean))
+
+    def _label(self, split: Split, name: str) -> Raster:
+        """Read a label, NaN where it is a fill value."""
+        raster = self._band(split, f"label_annual/{name}.tif")
+        pixels = raster.pixels.astype(np.float32)
+        pixels[~(np.abs(pixels) <= _TOO_LARGE)] = np.nan
+        return replace(raster, pixels=pixels)

@@ -29,11 +29,14 @@ class Raster:
         Centre of the pixel (rows // 2, columns // 2) in degrees, as the official evaluation
         takes it: half a pixel off the middle where the sides are even. Longitudes are -180 to
         180. NaN without a georeference.
+    outline : numpy.ndarray
+        (4, 2) float64 longitudes and latitudes of the corners, around the image; NaN likewise.
     """
 
     pixels: NDArray[Any]
     lon: float
     lat: float
+    outline: NDArray[np.float64]
 
 
 def read(path: Path, bands: int, named_in: Path) -> Raster:
@@ -74,8 +77,8 @@ def read(path: Path, bands: int, named_in: Path) -> Raster:
                 )
             size = math.prod(raster.shape) * sum(np.dtype(d).itemsize for d in raster.dtypes)
             demand(limits.RASTER, size, f"{path}: its pixels", ImageError)
-            lon, lat = _middle(raster)
-            return Raster(raster.read(), lon, lat)
+            lon, lat, outline = _places(raster)
+            return Raster(raster.read(), lon, lat, outline)
     except (rasterio.errors.RasterioError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
@@ -96,21 +99,24 @@ def _bytes(path: Path, named_in: Path) -> bytes:
         ) from error
 
 
-def _middle(raster: Any) -> tuple[float, float]:
-    """Longitude and latitude of the middle pixel's centre; NaN if they cannot be known."""
+def _places(raster: Any) -> tuple[float, float, NDArray[np.float64]]:
+    """Longitude and latitude of the middle pixel's centre, and of the corners; else NaN."""
     from rasterio._err import CPLE_BaseError
     from rasterio.warp import transform
 
     # Ground control points alone leave the transform an identity, which places nothing.
     if raster.crs is None or raster.transform.is_identity:
-        return math.nan, math.nan
-    column, row, to = raster.width // 2 + 0.5, raster.height // 2 + 0.5, raster.transform
-    x, y = to.a * column + to.b * row + to.c, to.d * column + to.e * row + to.f
-    if raster.crs.to_epsg() == 4326:
-        # Files across 180° go on counting; the encoder takes -180 to 180.
-        return x - 360 * (x > 180) + 360 * (x < -180), y
-    try:
-        (lon,), (lat,) = transform(raster.crs, WGS84, [x], [y])
-    except CPLE_BaseError as error:  # GDAL's own, which rasterio does not wrap here
-        raise ValueError(error) from error
-    return lon, lat
+        return math.nan, math.nan, np.full((4, 2), np.nan)
+    columns, rows, to = raster.width, raster.height, raster.transform
+    pixels = [(columns // 2 + 0.5, rows // 2 + 0.5)]
+    pixels += [(0, 0), (0, rows), (columns, rows), (columns, 0)]
+    x = [to.a * column + to.b * row + to.c for column, row in pixels]
+    y = [to.d * column + to.e * row + to.f for column, row in pixels]
+    if raster.crs.to_epsg() != 4326:
+        try:
+            x, y = transform(raster.crs, WGS84, x, y)
+        except CPLE_BaseError as error:  # GDAL's own, which rasterio does not wrap here
+            raise ValueError(error) from error
+    # Files across 180° go on counting; the encoder takes -180 to 180.
+    lon = x[0] - 360 * (x[0] > 180) + 360 * (x[0] < -180)
+    return lon, y[0], np.array([x[1:], y[1:]], np.float64).T
