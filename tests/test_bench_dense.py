@@ -1,5 +1,6 @@
 """Dense tasks of Copernicus-Bench: levels of the encoder, heads, augmentations, training."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from copcube.encoder import CopernicusFM, FrozenEncoder, Weights
-from copcube.errors import OptionError, SourceError
+from copcube.errors import ImageError, OptionError, SourceError
 from copcube.modalities import MODALITIES
 from copcube.probes.bench.augment import Augmentation, rotated
-from copcube.probes.bench.dense import Training, miou, one_cycle, rmse, score
+from copcube.probes.bench.dense import Training, score
 from copcube.probes.bench.levels import Cached, Streamed, numbers
-from copcube.probes.bench.resizing import resized, resized_target
+from copcube.probes.bench.resizing import resized, resized_labels
 from copcube.probes.bench.samples import SPLITS, Sample, Split
 from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.upernet import LinearHead, UPerNet
@@ -218,144 +219,17 @@ def test_unknown_pixels_spread_only_where_neighbours_are_mixed() -> None:
 
 # --- sizes
 
-OPENCV_CUBIC = [
-    [
-        -1.7252800464630127,
-        3.422879934310913,
-        9.53378963470459,
-        5.61830997467041,
-        0.0888499990105629,
-        2.2291200160980225,
-        4.475619792938232,
-    ],
-    [
-        2.1190600395202637,
-        4.0016398429870605,
-        6.3238301277160645,
-        5.870500087738037,
-        3.546220064163208,
-        1.2655600309371948,
-        -0.21552999317646027,
-    ],
-    [
-        7.131400108337402,
-        4.831429958343506,
-        2.2517800331115723,
-        5.407489776611328,
-        7.800960063934326,
-        3.3460800647735596,
-        -0.32427000999450684,
-    ],
-    [
-        7.456019878387451,
-        5.466740131378174,
-        2.915560007095337,
-        0.23438000679016113,
-        6.362949848175049,
-        25.485240936279297,
-        39.33451843261719,
-    ],
-    [
-        4.627449989318848,
-        5.190149784088135,
-        5.417990207672119,
-        -3.103369951248169,
-        2.924340009689331,
-        38.945308685302734,
-        65.6649398803711,
-    ],
-    [
-        1.8824199438095093,
-        3.7764899730682373,
-        5.869309902191162,
-        0.9489200115203857,
-        2.257280111312866,
-        19.673839569091797,
-        32.76620101928711,
-    ],
-    [
-        0.057829998433589935,
-        2.715780019760132,
-        5.964940071105957,
-        4.500810146331787,
-        2.117889881134033,
-        3.1066598892211914,
-        4.112750053405762,
-    ],
-]
-OPENCV_WHOLE = [
-    [0.0, 3.0, 10.0, 6.0, 0.0, 2.0, 4.0],
-    [2.0, 4.0, 6.0, 6.0, 4.0, 1.0, 0.0],
-    [7.0, 5.0, 2.0, 5.0, 8.0, 3.0, 0.0],
-    [7.0, 5.0, 3.0, 0.0, 6.0, 25.0, 39.0],
-    [5.0, 5.0, 5.0, 0.0, 3.0, 39.0, 66.0],
-    [2.0, 4.0, 6.0, 1.0, 2.0, 20.0, 33.0],
-    [0.0, 3.0, 6.0, 5.0, 2.0, 3.0, 4.0],
-]
-OPENCV_NEAREST = [
-    [0, 0, 9, 9, 1, 1, 4],
-    [0, 0, 9, 9, 1, 1, 4],
-    [7, 7, 2, 2, 8, 8, 3],
-    [7, 7, 2, 2, 8, 8, 3],
-    [5, 5, 5, 5, 0, 0, 60],
-    [5, 5, 5, 5, 0, 0, 60],
-    [1, 1, 6, 6, 2, 2, 9],
-]
 
-
-def test_cubic_sizes_are_those_of_opencv() -> None:
-    """Figures of OpenCV 5.0: cubic, also of whole numbers, and nearest."""
-    task = replace(find("biomass-s3"), size=7)
-    x = torch.tensor([[0.0, 9, 1, 4], [7, 2, 8, 3], [5, 5, 0, 60], [1, 6, 2, 9]])
-    cubic = resized(x[None, None], task)[0, 0]
-    torch.testing.assert_close(cubic, torch.tensor(OPENCV_CUBIC), rtol=1e-4, atol=1e-4)
-    whole = resized_target(x, task)
-    assert whole.min() == 0, "what overshoots below 0 is 0, as in unsigned numbers"
-    torch.testing.assert_close(whole, torch.tensor(OPENCV_WHOLE))
-    labels = resized_target(x.to(torch.uint8), replace(find("lc100seg-s3"), size=7))
-    assert labels.dtype == torch.uint8
-    torch.testing.assert_close(labels, torch.tensor(OPENCV_NEAREST, dtype=torch.uint8))
-
-
-def test_other_sizes_are_those_of_kornia() -> None:
-    task = replace(find("cloud-s3"), size=13)
+def test_sizes_are_those_of_kornia() -> None:
     x = torch.randn(2, 3, 16, 16)
     resize = kornia.augmentation.Resize((13, 13), align_corners=True)
-    torch.testing.assert_close(resized(x, task), resize(x))
-    labels = torch.randint(0, 5, (16, 16), dtype=torch.uint8)
+    torch.testing.assert_close(resized(x, 13), resize(x))
+    labels = torch.randint(0, 5, (2, 16, 16), dtype=torch.uint8)
     nearest = kornia.augmentation.Resize((13, 13), resample="nearest")
-    expected = nearest(labels[None, None].float())[0, 0]
-    assert torch.equal(resized_target(labels, task).float(), expected)
-
-
-# --- metrics and schedule
-
-
-def test_scores_are_means_over_batches_and_pooled() -> None:
-    found = rmse([np.array([4.0, 4]), np.array([36.0, 4])], [2, 2], 1.0)
-    assert found == {"bench": pytest.approx(2), "dataset": pytest.approx(math.sqrt(5))}
-    # The first batch has no third class: it does not count there.
-    first = np.array([[2.0, 1, 0], [1, 4, 0], [0, 0, 0]])
-    second = np.array([[0.0, 0, 0], [0, 3, 0], [0, 1, 0]])
-    found = miou([first, second], [3, 1])
-    one, two = (2 / 4 + 4 / 6) / 2, (3 / 4 + 0) / 2
-    assert found["bench"] == pytest.approx(100 * (3 * one + two) / 4)
-    assert found["dataset"] == pytest.approx(100 * (2 / 4 + 7 / 10 + 0) / 3)
-
-
-def test_schedule_is_that_of_torch() -> None:
-    optimiser = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.01)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, 0.01, total_steps=20, pct_start=0.0, cycle_momentum=True
-    )
-    for step in range(20):
-        rate, momentum = one_cycle(step, 20, 0.01)
-        group = optimiser.param_groups[0]
-        assert rate == pytest.approx(group["lr"], rel=1e-9)
-        assert momentum == pytest.approx(group["betas"][0], rel=1e-9)
-        optimiser.step()
-        if step < 19:
-            theirs.step()
+    found = resized_labels(labels, 13)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found.float(), nearest(labels[:, None].float())[:, 0])
+    assert resized_labels(labels, 16) is labels
 
 
 # --- training
@@ -481,23 +355,56 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
 
 def test_scores_of_a_whole_task(encoder: FrozenEncoder, tmp_path: Path) -> None:
     dataset = Synthetic(TASKS["segmentation"], 8)
-    found = score(dataset, encoder, tmp_path, epochs=2)
+    found = score(dataset, encoder, tmp_path, levels=tmp_path / "levels", epochs=2)
     assert found["levels"] == [1, 2, 3, 5]
     assert found["parameters"] == 4 * 16 * 2 + 2
-    assert not found["comparable"]
-    # Every image was read once, but for the first of each split, whose places name the levels.
-    assert dataset.reads == 8 + 6 + 6 + 3
-    kept = sorted((tmp_path / "levels").rglob("*levels.npy"))
+    assert found["skipped"] == {}
+    assert dataset.reads == 8 + 6 + 6, "every image is read once"
+    kept = sorted((tmp_path / "levels").glob("*levels.npy"))
     assert [path.name[:5] for path in kept] == ["test-", "train", "val-0"]
     levels = np.load(kept[1])
     assert levels.dtype == np.float16
-    assert levels.shape == (8, 4, 16, 4, 4)
+    assert levels.shape == (64, 4, 16, 4, 4)
     with pytest.raises(OptionError, match=r"other options: epochs 2 there, 3 here"):
-        score(dataset, encoder, tmp_path, epochs=3)
-    last = score(dataset, encoder, tmp_path / "last", which="last", cached=False, epochs=1)
+        score(dataset, encoder, tmp_path, levels=tmp_path / "levels", epochs=3)
+    dataset.reads = 0
+    score(dataset, encoder, tmp_path / "again", levels=tmp_path / "levels", seed=7, epochs=1)
+    assert dataset.reads == 0
+    last = score(dataset, encoder, tmp_path / "last", which="last", epochs=2)
     assert last["levels"] == [5]
     assert last["parameters"] == 16 * 2 + 2
-    assert not (tmp_path / "last" / "levels").exists()
+    assert dataset.reads == 2 * (8 + 6) + 6, "streamed levels are computed for each epoch"
+
+
+def test_samples_that_cannot_be_read_are_left_out(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    class Broken(Synthetic):
+        broken: tuple[int, ...] = (5,)
+
+        def read(self, split: Split, index: int) -> Sample:
+            if split == "train" and index in self.broken:
+                raise ImageError(f"train{index}.tif: not a readable GeoTIFF")
+            return super().read(split, index)
+
+    dataset = Broken(TASKS["segmentation"], 16)
+    for n, levels in enumerate((tmp_path / "levels", None)):
+        found = score(dataset, encoder, tmp_path / str(n), levels=levels, epochs=1)
+        assert found["skipped"] == {"train/train5": "train5.tif: not a readable GeoTIFF"}
+    reason = json.loads((tmp_path / "levels/train-000000-skipped.json").read_text())
+    assert reason == {"5": "train5.tif: not a readable GeoTIFF"}
+    source = Streamed(dataset, encoder)
+    batches = [[4, 5, 6], [5]]
+    (streamed,) = source.batches("train", batches)
+    (kept,) = Cached(source, tmp_path / "levels").batches("train", batches)
+    assert streamed.indices == kept.indices == [4, 6]
+    torch.testing.assert_close(streamed.levels[3], kept.levels[3], rtol=1e-3, atol=2e-3)
+    # Once the file is mended, its part is computed again.
+    dataset.broken = ()
+    (kept, _) = Cached(Streamed(dataset, encoder), tmp_path / "levels").batches("train", batches)
+    assert kept.indices == [4, 5, 6]
+    assert not (tmp_path / "levels/train-000000-skipped.json").exists()
+    dataset.broken = (2, 9)
+    with pytest.raises(SourceError, match=r"train: 2 or more of 16 samples cannot be used.*train2"):
+        score(dataset, encoder, tmp_path / "many", epochs=1)
 
 
 def test_levels_that_are_kept_are_those_that_are_streamed(
@@ -636,6 +543,8 @@ def test_what_cannot_be_trained_is_refused(encoder: FrozenEncoder, tmp_path: Pat
             score(dataset, encoder, tmp_path, **options)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="EuroSAT-S2 is a task of classification"):
         score(Synthetic(find("eurosat-s2")), encoder, tmp_path)
+    with pytest.raises(OptionError, match=r"gives no levels.*FrozenEncoder"):
+        score(dataset, lambda *args: None, tmp_path)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="has 4 blocks; expected 5 or more"):
         numbers(4)
 

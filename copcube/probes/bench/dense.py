@@ -8,11 +8,10 @@ levels can be computed once and kept. Its scores are not comparable with publish
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +20,9 @@ from copcube.arguments import whole_number
 from copcube.encoder import FrozenEncoder
 from copcube.errors import OptionError, SourceError, in_a_line
 from copcube.files.atomic import atomic_path, writing
-from copcube.grid import Floats
-from copcube.probes.bench.levels import Batch, Cached, Levels, Streamed, Which, key_of
+from copcube.probes.bench.levels import Batch, Cached, Levels, Streamed, Which
+from copcube.probes.bench.metrics import metric_of
+from copcube.probes.bench.official import EPOCHS, one_cycle
 from copcube.probes.bench.samples import SPLITS, Dataset, Split
 from copcube.probes.bench.tasks import Task
 from copcube.probes.bench.upernet import LinearHead, UPerNet
@@ -32,7 +32,6 @@ log = logging.getLogger("copcube")
 
 Head = Literal["linear", "upernet"]
 
-EPOCHS = 50
 _AUXILIARY = 0.4
 """Weight of the auxiliary head's loss."""
 _LINEAR_RATE = 1e-3
@@ -46,7 +45,7 @@ def score(
     *,
     head: Head = "linear",
     which: Which = "four",
-    cached: bool = True,
+    levels: str | Path | None = None,
     epochs: int = EPOCHS,
     seed: int = 42,
 ) -> dict[str, Any]:
@@ -59,15 +58,15 @@ def score(
     encoder : FrozenEncoder
         What gives the levels; the head is trained on its device.
     folder : str or path-like
-        Where the state after each epoch is kept, from which a run that was stopped goes on,
-        and the levels.
+        Where the state after each epoch is kept, from which a run that was stopped goes on.
     head : {"linear", "upernet"}
         The fast tier, or the published head.
     which : {"four", "last"}
         Levels that the linear head sees.
-    cached : bool
-        Whether the linear head's levels are computed once and kept: 2 bytes a number, which is
-        6 KB a token of a ViT-B. Otherwise every epoch embeds the images anew.
+    levels : str or path-like, optional
+        Folder where the linear head's levels are computed once and kept, of this data set,
+        encoder and selection alone: 2 bytes a number, which is 6 KB a token of a ViT-B. Without,
+        every epoch embeds the images anew.
     epochs : int
         How often each image is seen.
     seed : int
@@ -78,25 +77,27 @@ def score(
     dict
         ``bench`` and ``dataset``, the score on the test images as published and pooled (mIoU in
         %, or RMSE in the target's units); ``validation`` of the best ``epoch``; ``parameters``
-        of the head, ``comparable`` with the published table or not, and the options.
+        of the head; ``skipped``, the samples that cannot be read, and why; and the options.
 
     Raises
     ------
     OptionError
-        If an option means nothing for this task, or the folder holds a run with others.
+        If an option means nothing for this task, the encoder gives no levels, or the folder
+        holds a run with other options.
     SourceError
-        If fewer images than a batch train, or nothing is there to validate and test.
+        If fewer images than a batch train, nothing is there to validate and test, or more than
+        a tenth of a split cannot be read.
     """
     task = dataset.task
-    _check(task, head, which, epochs, seed)
+    _check(task, encoder, head, which, epochs, seed)
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     streamed = Streamed(dataset, encoder, which)
-    levels: Levels = streamed
-    if head == "linear" and cached:
-        levels = Cached(streamed, folder / "levels" / key_of(streamed))
-    training = Training(task, levels, _sizes(dataset), head, epochs, seed)
+    source: Levels = streamed
+    if head == "linear" and levels is not None:
+        source = Cached(streamed, Path(levels))
+    training = Training(task, source, _sizes(dataset), head, epochs, seed)
     plan = {
         "task": task.name,
         "head": head,
@@ -107,7 +108,9 @@ def score(
     }
     training.start(encoder.dim, encoder.device)
     found = training.run(folder / "checkpoint.pt", plan)
-    return plan | found | {"comparable": head == "upernet" and epochs == EPOCHS}
+    names = {split: dataset.names(split) for split in SPLITS}
+    skipped = {f"{of}/{names[of][n]}": why for (of, n), why in source.skipped.items()}
+    return plan | found | {"skipped": skipped}
 
 
 class Training:
@@ -224,26 +227,16 @@ class Training:
         self.head.eval()
         n, size = self.sizes[split], self.task.batch
         batches = [range(a, min(a + size, n)) for a in range(0, n, size)]
-        summed = [
-            self._summed(_enlarged(self.head(batch.levels)[0], batch.target), batch.target)
-            for batch in self.levels.batches(split, batches)
-        ]
-        weights = [len(batch) for batch in batches]
-        if self.task.kind == "regression":
-            return rmse(summed, weights, self.task.target[1])
-        return miou(summed, weights)
-
-    def _summed(self, output: Tensor, target: Tensor) -> Floats:
-        """What a batch adds to the score: counts of class pairs, or (squares, pixels)."""
-        if self.task.kind == "regression":
-            known = ~target.isnan()
-            off = (output[:, 0] - target)[known].double()
-            return np.array([float((off**2).sum()), int(known.sum())])
-        classes = len(self.task.classes)
-        counts = target != (-100 if self.task.ignore is None else self.task.ignore)
-        pairs = target[counts] * classes + output.argmax(1)[counts]
-        pairs = torch.bincount(pairs, minlength=classes**2)
-        return pairs.reshape(classes, classes).double().cpu().numpy()
+        metric = metric_of(self.task)
+        for batch in self.levels.batches(split, batches):
+            output, target = _enlarged(self.head(batch.levels)[0], batch.target), batch.target
+            if self.task.kind == "regression":
+                mean, std = self.task.target
+                output, target = output[:, 0] * std + mean, target * std + mean
+            else:
+                output = output.argmax(1)
+            metric.add(output.cpu().numpy(), target.cpu().numpy())
+        return {"bench": metric.bench, "dataset": metric.dataset}
 
     def _judge(self, value: float) -> None:
         """Keep the state if it is the best so far."""
@@ -300,57 +293,15 @@ class Training:
         log.info("%s: going on after epoch %d", checkpoint, self.done)
 
 
-def one_cycle(step: int, steps: int, rate: float) -> tuple[float, float]:
-    """Learning rate and momentum at a step, of a cosine without warm-up.
-
-    Examples
-    --------
-    >>> one_cycle(3999, 4000, 1.0)
-    (4e-06, 0.95)
-    """
-    least = rate / 250_000
-    swing = 1 + math.cos(math.pi * (step + 1) / steps)
-    return least + (rate - least) / 2 * swing, 0.95 - 0.05 * swing
-
-
-def miou(confusions: Sequence[Floats], sizes: Sequence[int]) -> dict[str, float]:
-    """Mean IoU in %: over batches of so many images, and of all pixels together.
-
-    A class that a batch neither has nor is predicted to have does not count in it.
-    """
-
-    def of(confusion: Floats) -> float:
-        hit = np.diag(confusion)
-        union = confusion.sum(0) + confusion.sum(1) - hit
-        there = union > 0
-        return 100 * float((hit[there] / union[there]).mean()) if there.any() else math.nan
-
-    return _both([of(one) for one in confusions], sizes, of(np.sum(confusions, axis=0)))
-
-
-def rmse(sums: Sequence[Floats], sizes: Sequence[int], unit: float) -> dict[str, float]:
-    """Root mean squared error over batches, and of all pixels; `unit` is the target's spread."""
-
-    def of(one: Floats) -> float:
-        return unit * math.sqrt(one[0] / one[1]) if one[1] else math.nan
-
-    return _both([of(one) for one in sums], sizes, of(np.sum(sums, axis=0)))
-
-
-def _both(scores: Sequence[float], sizes: Sequence[int], pooled: float) -> dict[str, float]:
-    known = [(score, size) for score, size in zip(scores, sizes, strict=True) if score == score]
-    total = sum(size for _, size in known)
-    mean = sum(score * size for score, size in known) / total if total else math.nan
-    return {"bench": mean, "dataset": pooled}
-
-
 def _enlarged(output: Tensor, target: Tensor) -> Tensor:
     """Bring what a head says to the size of the target."""
     size = tuple(target.shape[1:])
     return F.interpolate(output, size=size, mode="bilinear", align_corners=False)
 
 
-def _check(task: Task, head: str, which: str, epochs: int, seed: int) -> None:
+def _check(
+    task: Task, encoder: FrozenEncoder, head: str, which: str, epochs: int, seed: int
+) -> None:
     if task.kind not in ("segmentation", "change", "regression"):
         raise OptionError(
             f"{task.title} is a task of {task.kind}; expected one of segmentation, change or "
@@ -361,6 +312,11 @@ def _check(task: Task, head: str, which: str, epochs: int, seed: int) -> None:
             raise OptionError(f"{name}={value!r}; expected {' or '.join(get_args(allowed))}")
     if head == "upernet" and which != "four":
         raise OptionError("which='last' is of the linear head; the published one needs four levels")
+    if not isinstance(encoder, FrozenEncoder):
+        raise OptionError(
+            f"encoder={encoder!r:.80} gives no levels, which heads of {task.kind} need; expected "
+            "a copcube.encoder.FrozenEncoder, or weights"
+        )
     whole_number(epochs, "epochs", 1)
     whole_number(seed, "seed", 0)
 

@@ -1,27 +1,32 @@
 """Levels of the encoder at the images of a dense task, and what is to be predicted of them.
 
 Either images are embedded whenever they are asked for, augmented or not; or levels are computed
-once, kept as float16, and read in any order.
+once, kept as float16, and read in any order:
+
+    FOLDER/SPLIT-000000-levels.npy     (64, levels, dim, h, w) float16, in the order of the split
+    FOLDER/SPLIT-000000-target.npy     what is to be predicted, as heads get it
+    FOLDER/SPLIT-000000-skipped.json   why samples were left out, by their index; if there are any
 """
 
-import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from copcube.encoder import FrozenEncoder
-from copcube.errors import OptionError
+from copcube.errors import ImageError, MissingFileError, OptionError, SourceError, in_a_line
 from copcube.files.atomic import atomic_path, writing
 from copcube.files.processors import available_processors
 from copcube.lookahead import map_ahead
 from copcube.probes.bench.augment import Augmentation, Sampling
-from copcube.probes.bench.resizing import resized, resized_target
+from copcube.probes.bench.resizing import resized, resized_labels
 from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split
 from copcube.probes.bench.tasks import Task
 from copcube.progress import show
@@ -32,6 +37,7 @@ _THREADS = min(available_processors(), 8)
 _PART = 64
 """Images whose levels lie in one file."""
 _HIGHEST = float(np.finfo(np.float16).max)
+_MOST_SKIPPED = 0.1
 
 
 class Batch(NamedTuple):
@@ -39,12 +45,15 @@ class Batch(NamedTuple):
 
     Parameters
     ----------
+    indices : list of int
+        Which of the split's samples: those that were asked for and can be read.
     levels : list of Tensor
         Of (batch, dim, h, w) float32; of a change, later minus earlier.
     target : Tensor
         (batch, rows, columns): int64 classes, or float32 standardised, NaN where unknown.
     """
 
+    indices: list[int]
     levels: list[Tensor]
     target: Tensor
 
@@ -54,6 +63,8 @@ class Levels(Protocol):
 
     width: int
     """Number of levels."""
+    skipped: dict[tuple[Split, int], str]
+    """Samples that cannot be read and are left out, and why."""
 
     def batches(
         self,
@@ -66,6 +77,11 @@ class Levels(Protocol):
 
 def numbers(depth: int, which: Which = "four") -> tuple[int, ...]:
     """Return the blocks whose outputs are the levels: 3, 5, 7 and 11 of 12.
+
+    Raises
+    ------
+    OptionError
+        If there are too few blocks.
 
     Examples
     --------
@@ -95,6 +111,7 @@ class Streamed:
         self.dataset, self.encoder = dataset, encoder
         self.numbers = numbers(encoder.depth, which)
         self.width = len(self.numbers)
+        self.skipped: dict[tuple[Split, int], str] = {}
 
     def batches(
         self,
@@ -102,38 +119,62 @@ class Streamed:
         batches: Sequence[Sequence[int]],
         generator: torch.Generator | None = None,
     ) -> Iterator[Batch]:
-        """See `Levels`."""
+        """See `Levels`.
+
+        Raises
+        ------
+        SourceError
+            If more than a tenth of the split cannot be read.
+        """
+
+        def read(index: int) -> tuple[int, Sample | None]:
+            try:
+                return index, self.dataset.read(split, index)
+            except (ImageError, MissingFileError) as error:
+                self.skipped[split, index] = in_a_line(error)
+                return index, None
+
+        asked = itertools.chain.from_iterable(batches)
+        with closing(map_ahead(read, asked, _THREADS, ahead=2 * _THREADS)) as ahead:
+            for batch in batches:
+                found = [next(ahead) for _ in batch]
+                self._require(split)
+                samples = [sample for _, sample in found if sample is not None]
+                if samples:
+                    indices = [index for index, sample in found if sample is not None]
+                    yield Batch(indices, *self._embedded(samples, generator))
+
+    def _require(self, split: Split) -> None:
+        """Refuse a split of which too much cannot be read."""
+        names = self.dataset.names(split)
+        lost = [index for of, index in [*self.skipped] if of == split]
+        if len(lost) > _MOST_SKIPPED * len(names):
+            raise SourceError(
+                f"{self.dataset.task.title}, {split}: {len(lost)} or more of {len(names)} samples "
+                f"cannot be used, which is more than a tenth, such as {names[lost[0]]}: "
+                f"{self.skipped[split, lost[0]]}"
+            )
+
+    def _embedded(
+        self, samples: Sequence[Sample], generator: torch.Generator | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Levels and targets of some samples, which are augmented alike."""
+        task, dates = self.dataset.task, range(len(samples[0].images))
+        target = targets(samples, task).to(self.encoder.device)
+        images = [self._normalised([sample.images[n] for sample in samples]) for n in dates]
+        if generator is not None:
+            change = Augmentation.draw(len(samples), generator)
+            images = [change(x) for x in images]
+            target = change(target[:, None].float(), _sampling(task))[:, 0].to(target)
+        metadata = torch.from_numpy(np.stack([sample.metadata for sample in samples]))
+        found = [self._tokens(images[n], metadata[:, n]) for n in dates]
+        return maps(found[0] if len(found) == 1 else found[1] - found[0]), target
+
+    def _normalised(self, pixels: Sequence[NDArray[Any]]) -> Tensor:
         task = self.dataset.task
+        return resized(self.encoder.normalise(task.sensor, pixels), task.size)
 
-        def read(indices: Sequence[int]) -> list[Sample]:
-            return [self.dataset.read(split, index) for index in indices]
-
-        with closing(map_ahead(read, batches, _THREADS)) as ahead:
-            for samples in ahead:
-                target = targets(samples, task).to(self.encoder.device)
-                images = [
-                    self._images([sample.images[date] for sample in samples])
-                    for date in range(len(samples[0].images))
-                ]
-                if generator is not None:
-                    change = Augmentation.draw(len(samples), generator)
-                    images = [change(x) for x in images]
-                    target = change(target[:, None].float(), _sampling(task))[:, 0].to(target)
-                metadata = torch.from_numpy(np.stack([sample.metadata for sample in samples]))
-                found = [self._embedded(x, metadata[:, n]) for n, x in enumerate(images)]
-                levels = found[0] if len(found) == 1 else found[1] - found[0]
-                yield Batch(maps(levels), target)
-
-    def _images(self, pixels: Sequence[np.ndarray]) -> Tensor:
-        """Normalise images and bring them to the size that the encoder gets."""
-        task = self.dataset.task
-        # Files of one task may differ by a few pixels.
-        one_shape = len({image.shape for image in pixels}) == 1
-        groups = [pixels] if one_shape else [[image] for image in pixels]
-        found = [resized(self.encoder.normalise(task.sensor, some), task) for some in groups]
-        return torch.cat(found)
-
-    def _embedded(self, images: Tensor, metadata: Tensor) -> Tensor:
+    def _tokens(self, images: Tensor, metadata: Tensor) -> Tensor:
         """Embed in steps that fit the device: (batch, levels, tokens, dim)."""
         task = self.dataset.task
         step = self.encoder.batch_size(task.sensor, task.size)
@@ -156,28 +197,28 @@ class Cached:
         What computes them.
     folder : Path
         Where they lie, or will: of this data set, encoder and selection of levels alone.
+
+    Raises
+    ------
+    SourceError
+        If more than a tenth of a split cannot be read.
+    WriteError
+        If the folder cannot be written.
     """
 
     def __init__(self, source: Streamed, folder: Path) -> None:
-        self.width, self.folder = source.width, folder
+        self.width, self.skipped, self.folder = source.width, source.skipped, folder
         self.device = source.encoder.device
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        missing = [
-            (split, start)
-            for split in SPLITS
-            for start in range(0, len(source.dataset.names(split)), _PART)
-            if not self._path(split, start, "levels").exists()
-        ]
-        with show(f"levels of {source.dataset.task.title}", len(missing), "files") as bar:
-            for split, start in missing:
-                end = min(start + _PART, len(source.dataset.names(split)))
-                (batch,) = source.batches(split, [range(start, end)])
-                levels = torch.stack(batch.levels, dim=1).clamp(-_HIGHEST, _HIGHEST)
-                self._save(split, start, "target", batch.target.cpu().numpy())
-                # The levels come last: where they are, the file is complete.
-                self._save(split, start, "levels", levels.half().cpu().numpy())
-                bar.advance()
+        missing = {split: self._missing(source.dataset, split) for split in SPLITS}
+        total = sum(len(part) for parts in missing.values() for part in parts)
+        if total:
+            with show(f"{source.dataset.task.title}, levels", total, "samples") as bar:
+                for split, parts in missing.items():
+                    for batch in source.batches(split, parts):
+                        self._save(split, batch)
+                        bar.advance(len(batch.indices))
 
     def batches(
         self,
@@ -187,42 +228,66 @@ class Cached:
     ) -> Iterator[Batch]:
         """See `Levels`; nothing is augmented."""
 
-        def read(indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-            levels, target = (
-                np.stack([self._opened(split, i, kind)[i % _PART] for i in indices])
-                for kind in ("levels", "target")
-            )
-            return levels, target
+        def read(asked: Sequence[int]) -> tuple[list[int], list[NDArray[Any]]]:
+            indices = [index for index in asked if (split, index) not in self.skipped]
+            kinds = ("levels.npy", "target.npy")
+            files = {
+                (start, kind): np.load(self._path(split, start, kind), mmap_mode="r")
+                for start in {_start(index) for index in indices}
+                for kind in kinds
+            }
+            rows = [[files[_start(i), kind][i - _start(i)] for i in indices] for kind in kinds]
+            return indices, [np.stack(row) for row in rows if row]
 
         with closing(map_ahead(read, batches, _THREADS)) as ahead:
-            for levels, target in ahead:
-                x = torch.from_numpy(levels).to(self.device).float()
-                yield Batch(list(x.unbind(1)), torch.from_numpy(target).to(self.device))
+            for indices, arrays in ahead:
+                if indices:
+                    levels, target = (torch.from_numpy(x).to(self.device) for x in arrays)
+                    yield Batch(indices, list(levels.float().unbind(1)), target)
 
-    def _opened(self, split: Split, index: int, kind: str) -> np.ndarray:
-        return np.load(self._path(split, index - index % _PART, kind), mmap_mode="r")
+    def _missing(self, dataset: Dataset, split: Split) -> list[range]:
+        """Parts that are not there, or of which samples may have become readable."""
+        count = len(dataset.names(split))
+        parts = (range(a, min(a + _PART, count)) for a in range(0, count, _PART))
+        return [
+            part
+            for part in parts
+            if not self._path(split, part.start, "levels.npy").exists()
+            or self._path(split, part.start, "skipped.json").exists()
+        ]
+
+    def _save(self, split: Split, batch: Batch) -> None:
+        start = _start(batch.indices[0])
+        lost = {
+            index: why
+            for (of, index), why in [*self.skipped.items()]
+            if of == split and _start(index) == start
+        }
+        rows = torch.tensor(batch.indices) - start
+        levels = torch.stack(batch.levels, dim=1).clamp(-_HIGHEST, _HIGHEST).half()
+        skipped = self._path(split, start, "skipped.json")
+        if lost:
+            with atomic_path(skipped) as temporary:
+                temporary.write_text(json.dumps(lost, indent=1) + "\n", "utf-8")
+        # The levels come last: where they are, the part is complete.
+        for values, kind in ((batch.target, "target.npy"), (levels, "levels.npy")):
+            whole = torch.zeros(_PART, *values.shape[1:], dtype=values.dtype)
+            whole[rows] = values.cpu()
+            with (
+                atomic_path(self._path(split, start, kind)) as temporary,
+                temporary.open("wb") as file,
+            ):
+                np.save(file, whole.numpy())
+        if not lost:
+            skipped.unlink(missing_ok=True)
 
     def _path(self, split: Split, start: int, kind: str) -> Path:
-        return self.folder / f"{split}-{start:06d}-{kind}.npy"
-
-    def _save(self, split: Split, start: int, kind: str, values: np.ndarray) -> None:
-        path = self._path(split, start, kind)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, values)
+        return self.folder / f"{split}-{start:06d}-{kind}"
 
 
-def key_of(source: Streamed) -> str:
-    """Name of the levels of a data set, an encoder and a selection: 16 digits of a hash."""
-    dataset = source.dataset
-    places = [dataset.read(split, 0).metadata.tolist() for split in SPLITS]
-    said = {
-        "task": repr(dataset.task),
-        "names": {split: list(dataset.names(split)) for split in SPLITS},
-        "places": places,
-        "levels": source.numbers,
-        "encoder": source.encoder.provenance,
-    }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+def _start(index: int) -> int:
+    """First sample of the part in which a sample lies."""
+    return index - index % _PART
 
 
 def maps(levels: Tensor) -> list[Tensor]:
@@ -233,9 +298,8 @@ def maps(levels: Tensor) -> list[Tensor]:
 
 def targets(samples: Sequence[Sample], task: Task) -> Tensor:
     """Bring targets to the size of the images: int64 classes, or standardised float32."""
-    stacked = torch.stack(
-        [resized_target(torch.from_numpy(sample.target), task) for sample in samples]
-    )
+    stacked = torch.from_numpy(np.stack([sample.target for sample in samples]))
+    stacked = resized_labels(stacked, task.size)
     if task.kind != "regression":
         return stacked.long()
     mean, std = task.target

@@ -302,7 +302,11 @@ def _dense(
     epochs = provenance["epochs"]
     runs = [
         score(
-            dataset, encoder, here / f"{head}-{epochs}-{seed}", head=head, epochs=epochs, seed=seed
+            *(dataset, encoder, here / f"{head}-{epochs}-{seed}"),
+            head=head,
+            levels=here / "levels",
+            epochs=epochs,
+            seed=seed,
         )
         for seed in seeds
     ]
@@ -310,7 +314,8 @@ def _dense(
     details = {"epoch": [r["epoch"] for r in runs], "parameters": runs[0]["parameters"]}
     seconds = time.perf_counter() - begin
     task = dataset.task.name
-    return Result(task, head, scores, provenance, seconds, details, {}, __version__)
+    skipped = {name: why for run in runs for name, why in run["skipped"].items()}
+    return Result(task, head, scores, provenance, seconds, details, skipped, __version__)
 
 
 def _loaded(

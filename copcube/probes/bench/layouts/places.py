@@ -22,6 +22,7 @@ from copcube.probes.bench.samples import Place, Sample, Split
 
 _EEA_PIXEL = 1113.2
 """Size of a pixel of the air quality's images in metres; that of the sensor is 1000."""
+_HALF = STEP / 2
 _TOO_LARGE = 1e10
 """Beyond this a label of the air quality is a fill value: ±inf or 3.4e38."""
 
@@ -73,8 +74,9 @@ class LC100Cls(_Olci):
     def place(self, split: Split, index: int) -> Place:  # noqa: D102
         name, (_, target) = self._list(split)[index]
         lat, lon = centre(parse_cell(name))
-        around = STEP / 2 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-        return Place(name, around + [lon, lat], target)
+        west, south, east, north = lon - _HALF, lat - _HALF, lon + _HALF, lat + _HALF
+        outline = np.array([(west, south), (east, south), (east, north), (west, north)])
+        return Place(name, outline, target)
 
 
 class LC100Seg(_Olci):
