@@ -19,7 +19,8 @@ HEAVY |= {"pyarrow", "scipy", "pandas", "xarray", "rich", "dask", "obstore"}
 ALLOWED = {  # third-party package → modules that may import it
     "torch": {
         *("encoder", "images.sample.writing", "interchange.torch"),
-        *("probes.bench.resizing", "probes.bench.vectors"),
+        *(f"probes.bench.{m}" for m in ("augment", "dense", "levels", "resizing", "upernet")),
+        "probes.bench.vectors",
     },
     "timm": {"encoder"},
     "rasterio": {

@@ -22,7 +22,8 @@ from copcube.errors import OptionError, SourceError, in_a_line
 from copcube.files.atomic import atomic_path, writing
 from copcube.probes.bench.levels import Batch, Cached, Levels, Streamed, Which
 from copcube.probes.bench.metrics import metric_of
-from copcube.probes.bench.official import EPOCHS, one_cycle
+from copcube.probes.bench.official import one_cycle
+from copcube.probes.bench.results import EPOCHS
 from copcube.probes.bench.samples import SPLITS, Dataset, Split
 from copcube.probes.bench.tasks import Task
 from copcube.probes.bench.upernet import LinearHead, UPerNet
@@ -331,7 +332,7 @@ def _sizes(dataset: Dataset) -> dict[Split, int]:
     """
     task = dataset.task
     sizes = {split: len(dataset.names(split)) for split in SPLITS}
-    for split, least in (("train", task.batch), ("val", 1), ("test", 1)):
+    for split, least in zip(SPLITS, (task.batch, 1, 1), strict=True):
         if sizes[split] < least:
             raise SourceError(
                 f"{task.title}: {sizes[split]} samples of {split}; expected {least} or more: is "

@@ -293,7 +293,7 @@ def _start(index: int) -> int:
 def maps(levels: Tensor) -> list[Tensor]:
     """Lay tokens out as maps: (batch, levels, tokens, dim) to levels of (batch, dim, h, w)."""
     side = round(levels.shape[2] ** 0.5)
-    return list(levels.transpose(2, 3).unflatten(3, (side, side)).unbind(1))
+    return [x.reshape(len(x), -1, side, side) for x in levels.transpose(2, 3).unbind(1)]
 
 
 def targets(samples: Sequence[Sample], task: Task) -> Tensor:
