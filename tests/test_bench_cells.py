@@ -8,8 +8,10 @@ import pytest
 import rasterio
 import xarray as xr
 from rasterio import Affine
+from sklearn.metrics import average_precision_score
 
 from copcube import grid
+from copcube.cli import main
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.probes.bench import cells
@@ -64,18 +66,45 @@ def write_lc100(root: Path, cube: xr.Dataset, n: int = 60) -> None:
 
 def test_classes_of_cells_are_joined_by_id(cube: xr.Dataset, tmp_path: Path) -> None:
     write_lc100(tmp_path / "lc100_s3", cube)
-    found = score_cells(open_dataset(find("lc100cls-s3"), tmp_path), cube)
-    assert (found.task, found.probe) == ("lc100cls-s3", "cells")
+    found, coordinates, constant = score_cells(open_dataset(find("lc100cls-s3"), tmp_path), cube)
+    assert [r.probe for r in (found, coordinates, constant)] == [*cells._INPUTS]
+    assert found.task == "lc100cls-s3"
     assert found.details["places"] == {"train": 59, "val": 60, "test": 60}
     assert found.details["without_vector"] == {"train": 1, "val": 0, "test": 0}
+    assert found.dataset > 95, "classes are half spaces of the vectors"
     (score,) = found.scores
-    assert score.dataset > 95, "classes are half spaces of the vectors"
     assert score.low < score.dataset < score.high
-    assert found.details["coordinates"] < 75
-    assert found.details["constant"] < 75
+    assert coordinates.dataset < 75
+    # Frequent classes first, which is what scikit-learn makes of the frequencies, too.
+    dataset = open_dataset(find("lc100cls-s3"), tmp_path)
+    labels = {s: [dataset.place(s, n).target for n in range(60)] for s in ("train", "test")}
+    guess = np.tile(np.mean(labels["train"][1:], axis=0), (60, 1))
+    expected = average_precision_score(np.array(labels["test"]), guess, average="micro")
+    assert constant.dataset == pytest.approx(100 * expected)
     assert found.provenance["cube"]["encoder"] == "made up"
+    assert not found.comparable
     # One batch of 64 holds all 60 test places.
     assert score.bench == pytest.approx(score.dataset)
+
+
+def test_the_command_and_the_accessor(
+    cube: xr.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lc100(tmp_path / "root/l2_lc100_s3/lc100_s3", cube)
+    root, out, world = tmp_path / "root", tmp_path / "table.md", tmp_path / "world.zarr"
+    cube.to_zarr(world, consolidated=False, zarr_format=3)
+    command = ["bench", "all", "--root", root, "--cube", world, "--resamples", "0", "--out", out]
+    assert main([*map(str, command)]) == 1, "the other tasks have no data"
+    said = capsys.readouterr()
+    assert "Biomass-S3 failed" in said.err
+    assert "copcube fetch bench biomass-s3" in said.err
+    head, _, *lines = out.read_text().splitlines()
+    found = [dict(zip(head.split("|"), line.split("|"), strict=True)) for line in lines]
+    assert [row[" probe "].strip() for row in found] == [*cells._INPUTS]
+    assert {row[" Copernicus-FM "].strip() for row in found} == {"not comparable"}
+    ours = cube.copembed.bench(root, tasks="lc100cls-s3", resamples=0)
+    assert not ours.failures
+    assert f"{ours.results[0].bench:.1f}" in lines[0]
 
 
 def overlap(edges: tuple[float, float], node: float) -> tuple[float, float]:
@@ -148,11 +177,10 @@ def test_biomass_of_places(cube: xr.Dataset, tmp_path: Path) -> None:
             lines.append(f"{name},S3B_20200514T234457_20200514T234757.tif")
         (root / f"static_fnames-{split}.csv").write_text("\n".join(lines) + "\n")
     (root / "biomass/S30E140_ESACCI-BIOMASS_val_3.tif").write_bytes(b"torn")
-    found = score_cells(open_dataset(find("biomass-s3"), tmp_path), cube, resamples=0)
-    (score,) = found.scores
-    spread = found.details["constant"]
-    assert score.dataset < 0.1 * spread
-    assert found.details["coordinates"] > 0.8 * spread
+    dataset = open_dataset(find("biomass-s3"), tmp_path)
+    found, coordinates, constant = score_cells(dataset, cube, resamples=0)
+    assert found.dataset < 0.1 * constant.dataset
+    assert coordinates.dataset > 0.8 * constant.dataset
     assert [*found.skipped] == ["S30E140_ESACCI-BIOMASS_val_3"]
     assert found.details["places"]["val"] == 39
 

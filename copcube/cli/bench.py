@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
-from copcube.cli.cubes import require_form
+from copcube.cli.cubes import open_any, require_form
 
 if TYPE_CHECKING:
-    from copcube.probes.bench import Result
+    from copcube.probes.bench import Benched, Result
 
 log = logging.getLogger("copcube")
 
@@ -26,7 +26,8 @@ def add(commands: Commands) -> None:
         "copcube bench eurosat-s1 eurosat-s2 --root copernicusbench\n"
         "  copcube bench all --root copernicusbench --probe fast --out results.json "
         "--out table.md\n"
-        "  copcube bench lcz-s2 --root copernicusbench --weights vit_large.pth --seeds 1",
+        "  copcube bench lcz-s2 --root copernicusbench --weights vit_large.pth --seeds 1\n"
+        "  copcube bench all --root copernicusbench --cube world.zarr",
         details="Prints the scores, and beside them those published of a random ViT-B and of\n"
         "Copernicus-FM, in parentheses where ours are found otherwise. Tasks: "
         "eurosat-s1, eurosat-s2,\n"
@@ -34,10 +35,12 @@ def add(commands: Commands) -> None:
         "cloud-s3, dfc2020-s1, dfc2020-s2, lc100seg-s3, flood-s1 (of pixels); biomass-s3,\n"
         "aq-no2-s5p, aq-o3-s5p (numbers). `copcube fetch bench TASK` brings their data. A task\n"
         "that fails does not stop the others; the exit code is then 1. The same command goes on\n"
-        "where it was stopped.",
+        "where it was stopped. With --cube, labels of whole cells (lc100cls-s3, biomass-s3,\n"
+        "aq-no2-s5p, aq-o3-s5p) are predicted from its own vectors, and no image is read.",
     )
     bench.add_argument("tasks", metavar="TASK", nargs="+", help="names of tasks, or all")
     bench.add_argument("--root", metavar="DIR", required=True, help="folder of the data")
+    bench.add_argument("--cube", metavar="CUBE", help="whose vectors are asked instead")
     bench.add_argument(
         "--probe",
         choices=("official", "fast"),
@@ -72,6 +75,15 @@ def add(commands: Commands) -> None:
         "--resamples", type=_natural, default=200, help="for intervals; 0: none (default: 200)"
     )
     bench.add_argument(
+        "--levels",
+        choices=("four", "last"),
+        default="four",
+        help="blocks whose tokens the fast tier sees in images (default: four)",
+    )
+    bench.add_argument(
+        "--stream", action="store_true", help="keep no tokens; each epoch embeds images anew"
+    )
+    bench.add_argument(
         "--cache", metavar="DIR", help="folder of vectors and results (default: the user's)"
     )
     bench.add_argument(
@@ -86,8 +98,9 @@ def add(commands: Commands) -> None:
 
 
 def _bench(arguments: Arguments) -> int:
-    from copcube.probes.bench import bench
-    from copcube.probes.bench.results import grid_of, read_results
+    from copcube.cube.store import reading
+    from copcube.probes.bench import bench, bench_cells
+    from copcube.probes.bench.results import read_results
     from copcube.probes.bench.tasks import TASKS
 
     before: dict[str, list[Result]] = {}
@@ -96,8 +109,14 @@ def _bench(arguments: Arguments) -> int:
             before[path] = read_results(path)  # added to, not replaced
         else:
             require_form(path, (".json", *_TABLES), arguments)
+    tasks = None if arguments.tasks == ["all"] else arguments.tasks
+    if arguments.cube:
+        with reading(arguments.cube):
+            cube = open_any(arguments.cube)
+            found = bench_cells(cube, arguments.root, tasks, resamples=arguments.resamples)
+        return _told(found, arguments, before)
     found = bench(
-        [*TASKS] if arguments.tasks == ["all"] else arguments.tasks,
+        [*TASKS] if tasks is None else tasks,
         arguments.root,
         probe=arguments.probe,
         weights=arguments.weights,
@@ -108,8 +127,17 @@ def _bench(arguments: Arguments) -> int:
         seeds=arguments.seeds,
         epochs=arguments.epochs,
         resamples=arguments.resamples,
+        levels=arguments.levels,
+        keep=not arguments.stream,
         cache=arguments.cache,
     )
+    return _told(found, arguments, before)
+
+
+def _told(found: "Benched", arguments: Arguments, before: "dict[str, list[Result]]") -> int:
+    """Print and write what was found; return the exit code."""
+    from copcube.probes.bench.results import grid_of
+
     if found.results:
         columns(*grid_of(found.results))
     for path in arguments.out:

@@ -41,6 +41,8 @@ log = logging.getLogger("copcube")
 TASKS = ("lc100cls-s3", "biomass-s3", "aq-no2-s5p", "aq-o3-s5p")
 """Tasks that say something of whole cells."""
 
+_INPUTS = {"cells": "vectors", "cells-coordinates": "codes", "cells-constant": None}
+"""Probes, and what they predict from."""
 _LEAST = 100
 _LEAST_OF_A_SPLIT = 5
 _DEGREE = 10
@@ -69,7 +71,7 @@ class Cells(NamedTuple):
 
 
 @naming_damage()
-def score_cells(dataset: Dataset, cube: "xr.Dataset", *, resamples: int = 200) -> Result:
+def score_cells(dataset: Dataset, cube: "xr.Dataset", *, resamples: int = 200) -> list[Result]:
     """Predict the labels of places from a cube's vectors.
 
     Several classes by logistic regression, numbers by ridge regression, whose strengths
@@ -86,10 +88,11 @@ def score_cells(dataset: Dataset, cube: "xr.Dataset", *, resamples: int = 200) -
 
     Returns
     -------
-    Result
-        Of the probe "cells". Its details hold the numbers of ``places`` that were used and those
-        ``without_vector``, the chosen ``strength``, and the scores of all test places by
-        ``coordinates`` (spherical harmonics up to degree 10) and by a ``constant``.
+    list of Result
+        Of the probes "cells"; "cells-coordinates", the same from spherical harmonics of the
+        places up to degree 10; and "cells-constant", the mean of the training places. Their
+        details hold the numbers of ``places`` that were used and those ``without_vector``, and
+        the chosen ``strength``.
 
     Raises
     ------
@@ -97,10 +100,9 @@ def score_cells(dataset: Dataset, cube: "xr.Dataset", *, resamples: int = 200) -
         If the dataset is no cube, has vectors at fewer than 100 places, or a target is constant.
     OptionError
         If the task says nothing of whole cells.
-    MissingFileError, SourceError
+    MissingFileError, SourceError, GridError
         If a list of a split is not there, or is not of the published form.
     """
-    began = time.monotonic()
     task = dataset.task
     view = CubeView.of(cube).ungrouped()
     skipped: dict[str, str] = {}
@@ -109,28 +111,25 @@ def score_cells(dataset: Dataset, cube: "xr.Dataset", *, resamples: int = 200) -
     counts = {split: len(one.target) for split, one in found.items()}
     without = {split: len(places[split]) - counts[split] for split in SPLITS}
     _require(task, view, counts, without, found["train"].target)
-    predicted = _predicted(task, found, "vectors")
-    target = found["test"].target
-    scored = fed(metric_of(task), predicted.test, target, task.batch)
-    low, high = interval(_score_of(task), predicted.test, target, resamples)
-    details = {
-        "places": counts,
-        "without_vector": without,
-        "strength": predicted.strength,
-        "coordinates": _score_of(task)(_predicted(task, found, "codes").test, target),
-        "constant": _score_of(task)(_constant(found["train"].target, len(target)), target),
-    }
-    score = Score(scored.bench, scored.dataset, predicted.validation, low, high)
-    return Result(
-        task.name,
-        "cells",
-        (score,),
-        provenance(dataset, cube),
-        time.monotonic() - began,
-        details,
-        skipped,
-        __version__,
-    )
+    about = provenance(dataset, cube)
+    results = []
+    for probe, inputs in _INPUTS.items():
+        began = time.perf_counter()
+        predicted = _predicted(task, found, inputs)
+        target = found["test"].target
+        metric = fed(metric_of(task), predicted.test, target, task.batch)
+        low, high = interval(_score_of(task), predicted.test, target, resamples)
+        score = Score(metric.bench, metric.dataset, predicted.validation, low, high)
+        details = {
+            "places": counts,
+            "without_vector": without,
+            **({} if inputs is None else {"strength": predicted.strength}),
+        }
+        seconds = time.perf_counter() - began
+        results.append(
+            Result(task.name, probe, (score,), about, seconds, details, skipped, __version__)
+        )
+    return results
 
 
 def provenance(dataset: Dataset, cube: "xr.Dataset") -> dict[str, Any]:
@@ -205,23 +204,21 @@ def _under(view: CubeView, places: Sequence[Place]) -> tuple[Integers, Integers,
     return i[inside].astype(int), j[inside].astype(int), owner[inside], area[inside]
 
 
-def _predicted(task: Task, found: Mapping[Split, Cells], inputs: str) -> _Predicted:
+def _predicted(task: Task, found: Mapping[Split, Cells], inputs: str | None) -> _Predicted:
     """Fit to the training places, choose by those of validation, predict those of the test."""
+    score_of, target = _score_of(task), {split: cells.target for split, cells in found.items()}
+    if inputs is None:
+        mean = target["train"].mean(axis=0)
+        guess = {split: np.broadcast_to(mean, target[split].shape) for split in SPLITS}
+        return _Predicted(guess["test"], score_of(guess["val"], target["val"]), np.nan)
     x = {split: getattr(cells, inputs) for split, cells in found.items()}
-    train, validation = ((x[split], found[split].target) for split in ("train", "val"))
+    train, validation = (x["train"], target["train"]), (x["val"], target["val"])
     if task.kind == "multilabel":
         model, strength, score = logistic(task, train, validation)
         return _Predicted(model.logits(x["test"]), score, strength)
-    several = ridge(train, validation, np.concatenate([x["val"], x["test"]]))
-    middle = len(x["val"])
-    score = _score_of(task)(several.output[:middle], validation[1])
-    return _Predicted(several.output[middle:], score, several.strength)
-
-
-def _constant(target: NDArray[Any], n: int) -> NDArray[Any]:
-    """Predict what is so on average for all."""
-    mean = target.mean(axis=0)
-    return np.broadcast_to(mean, (n, *mean.shape))
+    both = ridge(train, validation, np.concatenate([x["val"], x["test"]]))
+    first, second = np.split(both.output, [len(x["val"])])
+    return _Predicted(second, score_of(first, target["val"]), both.strength)
 
 
 def _score_of(task: Task) -> Any:

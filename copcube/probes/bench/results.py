@@ -219,6 +219,8 @@ def grid_of(results: Sequence[Result]) -> tuple[Row, list[Row]]:
         paper = (f"{task.random:.1f}", f"{task.published:.1f}")
         if not one.comparable:
             paper = (f"({paper[0]})", f"({paper[1]})")
+        if one.probe.startswith("cells"):  # of whole cells, not of pixels or images of them
+            paper = ("not comparable", "not comparable")
         metric = task.metric + (f" ({task.units})" if task.units else "")
         spans = [s for s in one.scores if s.low is not None and s.high is not None]
         span = f"{spans[0].low:.1f} to {spans[0].high:.1f}" if spans else ""

@@ -4,15 +4,15 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.arguments import one_path, whole_number
+from copcube.arguments import flag, one_path, whole_number
 from copcube.embedding.encoders import Encoder, Spec
 from copcube.errors import CopcubeError, OptionError, in_a_line
 from copcube.files.atomic import atomic_path, writing
@@ -32,9 +32,13 @@ from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.vectors import Vectors, describe, embedded
 from copcube.version import __version__
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 log = logging.getLogger("copcube")
 
 Probe = Literal["official", "fast"]
+Which = Literal["four", "last"]
 
 FIRST_SEED = 42
 """That of the official code; those of its other runs are not known."""
@@ -67,6 +71,8 @@ class _Options:
     seeds: tuple[int, ...]
     epochs: int
     resamples: int
+    levels: Which
+    keep: bool
 
 
 def bench(
@@ -83,6 +89,8 @@ def bench(
     seeds: int | Sequence[int] = 3,
     epochs: int = EPOCHS,
     resamples: int = RESAMPLES,
+    levels: Which = "four",
+    keep: bool = True,
     cache: str | Path | None = None,
 ) -> Benched:
     """Run tasks of Copernicus-Bench with a frozen encoder.
@@ -114,6 +122,12 @@ def bench(
         Of what is trained at random.
     resamples : int
         Of the test split, for an interval of the fast tier's scores; 0 for none.
+    levels : {"four", "last"}
+        Blocks whose tokens the linear head of the fast tier sees: at a third, half, two thirds
+        and the end of the encoder, side by side, or the last alone.
+    keep : bool
+        Whether these tokens are computed once and kept in the cache, as float16: 6 KB a token of
+        a ViT-B, so 6 MB an image of Cloud-S2. Otherwise each epoch embeds the images anew.
     cache : str or path-like, optional
         Folder of vectors and results; by default ``bench`` in that of the decoded maps.
 
@@ -137,18 +151,78 @@ def bench(
     from copcube.probes.bench.opening import open_dataset
 
     chosen = [find(name) for name in ([tasks] if isinstance(tasks, str) else tasks)]
-    options = _Options(_seeds(seeds), whole_number(epochs, "epochs", 1), _natural(resamples))
+    options = _Options(
+        *(_seeds(seeds), whole_number(epochs, "epochs", 1), _natural(resamples)),
+        *(levels, flag(keep, "keep")),
+    )
+    if levels not in get_args(Which):
+        raise OptionError(f"levels={levels!r}; expected 'four' or 'last'")
     if probe not in get_args(Probe):
         raise OptionError(f"probe={probe!r}; expected 'official' or 'fast'")
     root = Path(one_path(root, "root"))
     folder = cache_folder() / "bench" if cache is None else Path(one_path(cache, "cache"))
     model = _loaded(encoder, weights, language, device, dtype)
+
+    def work(task: Task) -> Iterator[Result]:
+        dataset = open_dataset(task, root, area=area)  # type: ignore[arg-type]
+        return run(dataset, model, folder, probe, options)
+
+    return _each(chosen, work)
+
+
+def bench_cells(
+    cube: "xr.Dataset",
+    root: str | Path,
+    tasks: str | Sequence[str] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+) -> Benched:
+    """Predict labels of whole cells from a cube's own vectors; no image is read.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        A cube, or a reduction, without leading dimensions, whole or in part, lazy or not.
+    root : str or path-like
+        Folder of the data, as for `bench`.
+    tasks : str or sequence of str, optional
+        Some of lc100cls-s3, biomass-s3, aq-no2-s5p and aq-o3-s5p; all by default.
+    resamples : int
+        Of the test split, for an interval; 0 for none.
+
+    Returns
+    -------
+    Benched
+        Of three probes a task: see `copcube.probes.bench.cells.score_cells`.
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube.
+    OptionError
+        If there is no such task, or an option has a value that it cannot have.
+    """
+    from copcube.cube.view import CubeView
+    from copcube.probes.bench.cells import TASKS, score_cells
+    from copcube.probes.bench.opening import open_dataset
+
+    names = TASKS if tasks is None else [tasks] if isinstance(tasks, str) else tasks
+    chosen, root, resamples = [find(n) for n in names], one_path(root, "root"), _natural(resamples)
+    CubeView.of(cube)  # what is none fails at once, not once a task
+
+    def work(task: Task) -> Iterator[Result]:
+        yield from score_cells(open_dataset(task, root), cube, resamples=resamples)
+
+    return _each(chosen, work)
+
+
+def _each(chosen: Sequence[Task], work: Callable[[Task], Iterable[Result]]) -> Benched:
+    """Work on task after task; one that fails is recorded."""
     results: list[Result] = []
     failures = {}
     for task in chosen:
         try:
-            dataset = open_dataset(task, root, area=area)  # type: ignore[arg-type]
-            for result in run(dataset, model, folder, probe, options):
+            for result in work(task):
                 results.append(result)
         except Exception as error:  # the others shall run, whatever became of this one
             known = isinstance(error, CopcubeError)
@@ -178,7 +252,7 @@ def run(
             yield from read_results(kept)
             continue
         if function is None:
-            result = _dense(dataset, encoder, here, name, options.seeds, provenance)
+            result = _dense(dataset, encoder, here, name, options, provenance)
         else:
             if not vectors:
                 vectors = embedded(dataset, encoder, here)
@@ -209,7 +283,8 @@ def _protocols(
         return [("knn", _knn, resampled), ("logistic", _logistic, resampled)]
     if probe == "official":
         return [("upernet", None, trained)]
-    dense: list[tuple[str, _Function | None, dict[str, Any]]] = [("linear", None, trained)]
+    linear = "linear" if options.levels == "four" else "linear-last"
+    dense: list[tuple[str, _Function | None, dict[str, Any]]] = [(linear, None, trained)]
     return [("ridge-of-means", _ridge, resampled), *dense] if task.kind == "regression" else dense
 
 
@@ -291,31 +366,32 @@ def _dense(
     dataset: Dataset,
     encoder: Any,
     here: Path,
-    head: str,
-    seeds: Sequence[int],
+    probe: str,
+    options: _Options,
     provenance: Mapping[str, Any],
 ) -> Result:
     """Train a head on tokens for each seed."""
     from copcube.probes.bench.dense import score
 
     begin = time.perf_counter()
-    epochs = provenance["epochs"]
+    levels = here / f"levels-{options.levels}" if options.keep else None
     runs = [
         score(
-            *(dataset, encoder, here / f"{head}-{epochs}-{seed}"),
-            head=head,
-            levels=here / "levels",
-            epochs=epochs,
+            *(dataset, encoder, here / f"{probe}-{options.epochs}-{seed}"),
+            head="upernet" if probe == "upernet" else "linear",
+            which="four" if probe == "upernet" else options.levels,
+            levels=levels,
+            epochs=options.epochs,
             seed=seed,
         )
-        for seed in seeds
+        for seed in options.seeds
     ]
     scores = tuple(Score(r["bench"], r["dataset"], r["validation"]) for r in runs)
     details = {"epoch": [r["epoch"] for r in runs], "parameters": runs[0]["parameters"]}
+    skipped = {name: why for run in runs for name, why in run["skipped"].items()}
     seconds = time.perf_counter() - begin
     task = dataset.task.name
-    skipped = {name: why for run in runs for name, why in run["skipped"].items()}
-    return Result(task, head, scores, provenance, seconds, details, skipped, __version__)
+    return Result(task, probe, scores, provenance, seconds, details, skipped, __version__)
 
 
 def _loaded(
