@@ -1,5 +1,6 @@
 """Dense tasks of Copernicus-Bench: levels of the encoder, heads, augmentations, training."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from copcube.encoder import CopernicusFM, FrozenEncoder, Weights
 from copcube.errors import ImageError, OptionError, SourceError
 from copcube.modalities import MODALITIES
+from copcube.probes.bench import bench
 from copcube.probes.bench.augment import Augmentation, rotated
 from copcube.probes.bench.dense import Training, score
 from copcube.probes.bench.levels import Cached, Streamed, numbers
 from copcube.probes.bench.resizing import resized, resized_labels
+from copcube.probes.bench.sample import write_bench_sample
 from copcube.probes.bench.samples import SPLITS, Sample, Split
 from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.upernet import LinearHead, UPerNet
@@ -63,6 +66,12 @@ def test_levels_that_are_not_there(levels: tuple[int, ...]) -> None:
     images = np.zeros((1, 2, 32, 32), np.float32)
     with pytest.raises(OptionError, match="ascending numbers of blocks, 0 to 5"):
         encoder("s1_grd", images, np.full((1, 4), np.nan), levels=levels)
+
+
+def test_images_of_different_shapes_are_not_normalised_together() -> None:
+    encoder = FrozenEncoder(tiny(), device="cpu", dtype="float32")
+    with pytest.raises(OptionError, match=r"expected one shape, \(2, rows, columns\)"):
+        encoder.normalise("s1_grd", [np.zeros((2, 32, 32)), np.zeros((2, 32, 48))])
 
 
 # --- heads
@@ -286,7 +295,7 @@ LONG = {"linear": 12, "upernet": 8}
 
 
 def trained(training: Training, folder: Path, channels: int = 16) -> dict[str, Any]:
-    training.start(16, torch.device("cpu"), channels)
+    training.start(16, torch.device("cpu"), channels=channels)
     return training.run(folder / "checkpoint.pt", {})
 
 
@@ -299,7 +308,7 @@ def test_heads_learn(head: Any, kind: str, encoder: FrozenEncoder, tmp_path: Pat
     sizes = {split: len(dataset.names(split)) for split in SPLITS}
     training = Training(dataset.task, levels, sizes, head, LONG[head], 0)
     training.rate = 0.02
-    training.start(16, torch.device("cpu"), 16)
+    training.start(16, torch.device("cpu"), channels=16)
     before = training.scored("test")
     found = trained(training, tmp_path)
     assert found["epoch"] > 1
@@ -497,7 +506,7 @@ def test_loss_of_the_published_head_is_that_of_both_heads(encoder: FrozenEncoder
     task = TASKS["segmentation"]
     source = Streamed(Synthetic(task), encoder)
     training = Training(task, source, {"train": 4, "val": 1, "test": 1}, "upernet", 1, 0)
-    training.start(16, torch.device("cpu"), 16)
+    training.start(16, torch.device("cpu"), channels=16)
     training.head.eval()
     (batch,) = source.batches("train", [[0, 1, 2, 3]])
     with torch.no_grad():
@@ -557,3 +566,55 @@ def test_a_broken_checkpoint_is_named(encoder: FrozenEncoder, tmp_path: Path) ->
         with pytest.raises(SourceError, match=r"checkpoint\.pt: not the state of a head"):
             score(dataset, encoder, tmp_path, epochs=1)
     assert checkpoint.read_bytes() == b"PK\x03\x04"
+
+
+# --- whole runs
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    write_bench_sample(folder / "root", tasks=["aq-o3-s5p", "flood-s1"], images=16)
+    return folder / "root"
+
+
+@pytest.mark.slow
+def test_the_fast_tier_of_a_made_up_benchmark(
+    root: Path, encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"probe": "fast", "encoder": encoder, "cache": tmp_path}
+    found = bench(["aq-o3-s5p", "flood-s1"], root, epochs=2, seeds=2, **options)
+    assert found.failures == {}
+    assert [(r.task, r.probe) for r in found.results] == [
+        *(("aq-o3-s5p", "ridge-of-means"), ("aq-o3-s5p", "linear"), ("flood-s1", "linear"))
+    ]
+    for result in found.results[1:]:
+        assert len(result.scores) == 2
+        assert not result.comparable
+        assert np.isfinite(result.bench)
+    levels = sorted(tmp_path.glob("*/levels-four"))
+    assert len(levels) == 2, "both seeds share the levels"
+    last = bench("flood-s1", root, epochs=1, seeds=1, levels="last", keep=False, **options)
+    assert last.failures == {}
+    assert last.results[0].probe == "linear-last"
+    assert last.results[0].details["parameters"] == 3 * 16 + 3
+    assert sorted(tmp_path.glob("*/levels-*")) == levels
+    again = bench("flood-s1", root, epochs=2, seeds=2, **options)
+    assert again.results[0].scores == found.results[2].scores
+    with pytest.raises(OptionError, match="levels='all'; expected 'four' or 'last'"):
+        bench("flood-s1", root, levels="all", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_published_protocol_of_a_made_up_benchmark(
+    root: Path, encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = functools.partial(UPerNet, channels=8)
+    monkeypatch.setattr("copcube.probes.bench.dense.UPerNet", narrow)
+    found = bench("aq-o3-s5p", root, encoder=encoder, epochs=1, seeds=1, cache=tmp_path)
+    assert found.failures == {}
+    (result,) = found.results
+    assert result.probe == "upernet"
+    assert np.isfinite(result.bench)
+    assert not result.comparable, "the published runs have 50 epochs"
+    assert replace(result, provenance={**result.provenance, "epochs": 50}).comparable

@@ -230,13 +230,7 @@ class FrozenEncoder:
             If not even one image fits the GPU; larger batches are halved until they do.
         """
         kind = _kind(modality)
-        shapes = {image.shape for image in pixels}
-        shape = shapes.pop() if shapes else (len(kind.bands), 0, 0)
-        if shapes or len(shape) != 3 or shape[0] != len(kind.bands):
-            raise OptionError(
-                f"{kind.key} images have shape {', '.join(map(str, [shape, *shapes]))}; expected "
-                f"one shape, ({len(kind.bands)}, rows, columns)"
-            )
+        shape = _shape(kind, pixels)
         rows = torch.tensor(metadata, dtype=torch.float64)
         if rows.shape != (len(pixels), 4):
             raise OptionError(
@@ -271,6 +265,7 @@ class FrozenEncoder:
     ) -> Tensor:
         """Bring images, as for `__call__`, to the device and to what `embed_normalised` takes."""
         kind = _kind(modality)
+        _shape(kind, pixels)
         host, unsigned = self._packed([mend(image, kind)[0] for image in pixels])
         statistics = self._prepare(kind, *host.shape[2:]).statistics
         uploaded = host.to(self.device, non_blocking=True)
@@ -413,6 +408,18 @@ class FrozenEncoder:
 
 def _kind(given: str | Modality) -> Modality:
     return given if isinstance(given, Modality) else modalities.modality(given)
+
+
+def _shape(kind: Modality, pixels: Sequence[NDArray[Any]] | NDArray[Any]) -> tuple[int, int, int]:
+    """Shape of all the images, which must be the same and have the modality's bands."""
+    shapes = {image.shape for image in pixels}
+    shape = shapes.pop() if shapes else (len(kind.bands), 0, 0)
+    if shapes or len(shape) != 3 or shape[0] != len(kind.bands):
+        raise OptionError(
+            f"{kind.key} images have shape {', '.join(map(str, [shape, *shapes]))}; expected "
+            f"one shape, ({len(kind.bands)}, rows, columns)"
+        )
+    return shape
 
 
 def _normalised(pixels: Tensor, unsigned: bool, kind: Modality, statistics: Tensor) -> Tensor:

@@ -10,13 +10,15 @@ beside them instead.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.arguments import one_path, whole_number
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, ImageError, MissingFileError, in_a_line
 from copcube.files.damage import naming_damage
@@ -27,9 +29,11 @@ from copcube.lookup.gathering import gathered_vectors
 from copcube.lookup.regions import region
 from copcube.probes.bench.fast import logistic, ridge
 from copcube.probes.bench.metrics import average_precision, fed, interval, metric_of
+from copcube.probes.bench.opening import open_dataset
 from copcube.probes.bench.results import Result, Score
+from copcube.probes.bench.running import RESAMPLES, Benched, each
 from copcube.probes.bench.samples import SPLITS, Dataset, Place, Split
-from copcube.probes.bench.tasks import Task
+from copcube.probes.bench.tasks import Task, find
 from copcube.probes.coordinates import harmonics
 from copcube.version import __version__
 
@@ -70,8 +74,53 @@ class Cells(NamedTuple):
     target: NDArray[Any]
 
 
+def bench_cells(
+    cube: "xr.Dataset",
+    root: str | Path,
+    tasks: str | Sequence[str] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+) -> Benched:
+    """Predict labels of whole cells from a cube's own vectors; no image is read.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        A cube, or a reduction, without leading dimensions, whole or in part, lazy or not.
+    root : str or path-like
+        Folder of the data, as for `bench`.
+    tasks : str or sequence of str, optional
+        Some of lc100cls-s3, biomass-s3, aq-no2-s5p and aq-o3-s5p; all by default.
+    resamples : int
+        Of the test split, for an interval; 0 for none.
+
+    Returns
+    -------
+    Benched
+        Of three probes a task: see `score_cells`.
+
+    Raises
+    ------
+    CubeError
+        If the dataset is no cube.
+    OptionError
+        If there is no such task, or an option has a value that it cannot have.
+    """
+    names = TASKS if tasks is None else [tasks] if isinstance(tasks, str) else tasks
+    chosen, root = [find(name) for name in names], one_path(root, "root")
+    whole_number(resamples, "resamples", 0)
+    CubeView.of(cube)  # what is none fails at once, not once a task
+
+    def work(task: Task) -> Iterator[Result]:
+        yield from score_cells(open_dataset(task, root), cube, resamples=resamples)
+
+    return each(chosen, work)
+
+
 @naming_damage()
-def score_cells(dataset: Dataset, cube: "xr.Dataset", *, resamples: int = 200) -> list[Result]:
+def score_cells(
+    dataset: Dataset, cube: "xr.Dataset", *, resamples: int = RESAMPLES
+) -> list[Result]:
     """Predict the labels of places from a cube's vectors.
 
     Several classes by logistic regression, numbers by ridge regression, whose strengths

@@ -147,13 +147,13 @@ class Training:
         self.done, self.best_epoch, self.best = 0, 0, math.nan
         self.best_state: dict[str, Tensor] = {}
 
-    def start(self, dim: int, device: torch.device, channels: int = 512) -> None:
-        """Make the head, for tokens of a length, with initial values that the seed decides."""
+    def start(self, dim: int, device: torch.device, **options: int) -> None:
+        """Make the head, for tokens of a length, whose initial values the seed decides."""
         outputs = len(self.task.classes)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.head: nn.Module = (
-                UPerNet(dim, outputs, channels)
+                UPerNet(dim, outputs, **options)
                 if self.kind == "upernet"
                 else LinearHead(dim, outputs, self.levels.width)
             )
@@ -190,7 +190,7 @@ class Training:
         size = self.task.batch
         batches = [order[a * size : (a + 1) * size] for a in range(self.steps)]
         self.head.train()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(drawn)  # of dropout
             augment = generator if self.kind == "upernet" else None
             for step, batch in enumerate(self.levels.batches("train", batches, augment)):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,6 @@ from copcube.probes.bench.samples import SPLITS, Dataset, Split
 from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.vectors import Vectors, describe, embedded
 from copcube.version import __version__
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 log = logging.getLogger("copcube")
 
@@ -167,57 +164,11 @@ def bench(
         dataset = open_dataset(task, root, area=area)  # type: ignore[arg-type]
         return run(dataset, model, folder, probe, options)
 
-    return _each(chosen, work)
+    return each(chosen, work)
 
 
-def bench_cells(
-    cube: "xr.Dataset",
-    root: str | Path,
-    tasks: str | Sequence[str] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-) -> Benched:
-    """Predict labels of whole cells from a cube's own vectors; no image is read.
-
-    Parameters
-    ----------
-    cube : xarray.Dataset
-        A cube, or a reduction, without leading dimensions, whole or in part, lazy or not.
-    root : str or path-like
-        Folder of the data, as for `bench`.
-    tasks : str or sequence of str, optional
-        Some of lc100cls-s3, biomass-s3, aq-no2-s5p and aq-o3-s5p; all by default.
-    resamples : int
-        Of the test split, for an interval; 0 for none.
-
-    Returns
-    -------
-    Benched
-        Of three probes a task: see `copcube.probes.bench.cells.score_cells`.
-
-    Raises
-    ------
-    CubeError
-        If the dataset is no cube.
-    OptionError
-        If there is no such task, or an option has a value that it cannot have.
-    """
-    from copcube.cube.view import CubeView
-    from copcube.probes.bench.cells import TASKS, score_cells
-    from copcube.probes.bench.opening import open_dataset
-
-    names = TASKS if tasks is None else [tasks] if isinstance(tasks, str) else tasks
-    chosen, root, resamples = [find(n) for n in names], one_path(root, "root"), _natural(resamples)
-    CubeView.of(cube)  # what is none fails at once, not once a task
-
-    def work(task: Task) -> Iterator[Result]:
-        yield from score_cells(open_dataset(task, root), cube, resamples=resamples)
-
-    return _each(chosen, work)
-
-
-def _each(chosen: Sequence[Task], work: Callable[[Task], Iterable[Result]]) -> Benched:
-    """Work on task after task; one that fails is recorded."""
+def each(chosen: Sequence[Task], work: Callable[[Task], Iterable[Result]]) -> Benched:
+    """Work on task after task; one that fails is recorded, and the others go on."""
     results: list[Result] = []
     failures = {}
     for task in chosen:
