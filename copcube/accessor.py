@@ -174,7 +174,7 @@ class Copembed:
         return probe(self._ds, statistics, **options)
 
     def bench(self, root: "str | Path", **options: Any) -> "Benched":
-        """Labels of whole cells predicted from the vectors; `copcube.probes.bench.cells.bench_cells`."""
+        """Labels of whole cells predicted from the vectors; `copcube.probes.bench.bench_cells`."""
         from copcube.probes.bench import bench_cells
 
         return bench_cells(self._ds, root, **options)

@@ -244,21 +244,20 @@ class Training:
         lower = self.task.kind == "regression"
         if not self.best_state or (value < self.best if lower else value > self.best):
             self.best, self.best_epoch = value, self.done
-            self.best_state = {k: v.detach().cpu().clone() for k, v in self._state().items()}
-
-    def _state(self) -> dict[str, Tensor]:
-        return self.head.state_dict()
+            self.best_state = {
+                k: v.detach().cpu().clone() for k, v in self.head.state_dict().items()
+            }
 
     def _save(self, checkpoint: Path, plan: Mapping[str, Any]) -> None:
-        state = {
+        state: dict[str, Any] = {
             "plan": dict(plan),
             "done": self.done,
             "best": self.best,
             "best_epoch": self.best_epoch,
             "best_state": self.best_state,
-            "head": self._state(),
-            "optimiser": self.optimiser.state_dict(),
         }
+        if self.done < self.epochs:  # afterwards only the best matters, a quarter of the bytes
+            state |= {"head": self.head.state_dict(), "optimiser": self.optimiser.state_dict()}
         with atomic_path(checkpoint) as temporary:
             torch.save(state, temporary)
 
@@ -289,8 +288,9 @@ class Training:
             )
         self.done, self.best, self.best_epoch = state["done"], state["best"], state["best_epoch"]
         self.best_state = {k: v.cpu() for k, v in state["best_state"].items()}
-        self.head.load_state_dict(state["head"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        if self.done < self.epochs:
+            self.head.load_state_dict(state["head"])
+            self.optimiser.load_state_dict(state["optimiser"])
         log.info("%s: going on after epoch %d", checkpoint, self.done)
 
 
