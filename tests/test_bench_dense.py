@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from copcube.encoder import CopernicusFM, FrozenEncoder, Weights
 from copcube.errors import ImageError, OptionError, SourceError
 from copcube.modalities import MODALITIES
-from copcube.probes.bench import bench
+from copcube.probes.bench import bench, levels
 from copcube.probes.bench.augment import Augmentation, rotated
 from copcube.probes.bench.dense import Training, score
 from copcube.probes.bench.levels import Cached, Streamed, numbers
@@ -304,9 +304,9 @@ def trained(training: Training, folder: Path, channels: int = 16) -> dict[str, A
 def test_heads_learn(head: Any, kind: str, encoder: FrozenEncoder, tmp_path: Path) -> None:
     dataset = Synthetic(TASKS[kind])
     source = Streamed(dataset, encoder)
-    levels = Cached(source, tmp_path / "levels") if head == "linear" else source
+    given = Cached(source, tmp_path / "levels") if head == "linear" else source
     sizes = {split: len(dataset.names(split)) for split in SPLITS}
-    training = Training(dataset.task, levels, sizes, head, LONG[head], 0)
+    training = Training(dataset.task, given, sizes, head, LONG[head], 0)
     training.rate = 0.02
     training.start(16, torch.device("cpu"), channels=16)
     before = training.scored("test")
@@ -330,11 +330,11 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
 ) -> None:
     dataset = Synthetic(TASKS["segmentation"], 8)
     source = Streamed(dataset, encoder)
-    levels = Cached(source, tmp_path / "levels") if head == "linear" else source
+    given = Cached(source, tmp_path / "levels") if head == "linear" else source
     sizes = {split: len(dataset.names(split)) for split in SPLITS}
 
     def training() -> Training:
-        return Training(dataset.task, levels, sizes, head, 3, 7)
+        return Training(dataset.task, given, sizes, head, 3, 7)
 
     whole = training()
     expected = trained(whole, tmp_path)
@@ -395,8 +395,8 @@ def test_samples_that_cannot_be_read_are_left_out(encoder: FrozenEncoder, tmp_pa
             return super().read(split, index)
 
     dataset = Broken(TASKS["segmentation"], 16)
-    for n, levels in enumerate((tmp_path / "levels", None)):
-        found = score(dataset, encoder, tmp_path / str(n), levels=levels, epochs=1)
+    for n, kept in enumerate((tmp_path / "levels", None)):
+        found = score(dataset, encoder, tmp_path / str(n), levels=kept, epochs=1)
         assert found["skipped"] == {"train/train5": "train5.tif: not a readable GeoTIFF"}
     reason = json.loads((tmp_path / "levels/train-000000-skipped.json").read_text())
     assert reason == {"5": "train5.tif: not a readable GeoTIFF"}
@@ -428,6 +428,46 @@ def test_levels_that_are_kept_are_those_that_are_streamed(
             torch.testing.assert_close(ours.target, theirs.target, equal_nan=True)
             for a, b in zip(ours.levels, theirs.levels, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
+
+
+def test_levels_that_were_computed_are_not_computed_again(
+    encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(Synthetic):
+        dead = True
+
+        def read(self, split: Split, index: int) -> Sample:
+            if self.dead and (split, index) == ("train", 9):
+                raise Killed
+            return super().read(split, index)
+
+    monkeypatch.setattr(levels, "_PART", 4)
+    monkeypatch.setattr(levels, "_THREADS", 1)
+    dataset = Dying(TASKS["segmentation"], 16)
+    source = Streamed(dataset, encoder)
+    with pytest.raises(Killed):
+        Cached(source, tmp_path)
+    there = {path.name for path in tmp_path.glob("*levels.npy")}
+    assert there == {"train-000000-levels.npy", "train-000004-levels.npy"}
+    dataset.dead, dataset.reads = False, 0
+    kept = Cached(source, tmp_path)
+    assert dataset.reads == 8 + 6 + 6
+    (batch,) = kept.batches("train", [[15, 2, 9]])
+    (expected,) = source.batches("train", [[15, 2, 9]])
+    torch.testing.assert_close(batch.target, expected.target)
+    torch.testing.assert_close(batch.levels[0], expected.levels[0], rtol=1e-3, atol=2e-3)
+
+
+def test_a_class_that_the_task_has_not_is_named(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    class Wrong(Synthetic):
+        def read(self, split: Split, index: int) -> Sample:
+            sample = super().read(split, index)
+            if index == 2:
+                sample.target[5, 7] = 9
+            return sample
+
+    with pytest.raises(SourceError, match=r"train2: class 9; expected 0 to 1, or 255 where"):
+        score(Wrong(TASKS["segmentation"]), encoder, tmp_path, epochs=1)
 
 
 def test_change_is_later_minus_earlier_with_dates_of_their_own(encoder: FrozenEncoder) -> None:

@@ -297,11 +297,29 @@ def maps(levels: Tensor) -> list[Tensor]:
 
 
 def targets(samples: Sequence[Sample], task: Task) -> Tensor:
-    """Bring targets to the size of the images: int64 classes, or standardised float32."""
+    """Bring targets to the size of the images: int64 classes, or standardised float32.
+
+    Raises
+    ------
+    SourceError
+        If there is a class that the task has not.
+    """
     stacked = torch.from_numpy(np.stack([sample.target for sample in samples]))
     stacked = resized_labels(stacked, task.size)
     if task.kind != "regression":
-        return stacked.long()
+        classes = stacked.long()
+        count = len(task.classes)
+        wrong = (classes < 0) | (classes >= count)
+        if task.ignore is not None:
+            wrong &= classes != task.ignore
+        if wrong.any():
+            which = int(wrong.flatten(1).any(1).nonzero()[0, 0])
+            code = int(classes[which][wrong[which]][0])
+            raise SourceError(
+                f"{task.title}, {samples[which].name}: class {code}; expected 0 to {count - 1}"
+                + (f", or {task.ignore} where it does not count" if task.ignore else "")
+            )
+        return classes
     mean, std = task.target
     return (stacked.float() - mean) / std
 
