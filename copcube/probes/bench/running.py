@@ -68,8 +68,8 @@ class _Options:
     seeds: tuple[int, ...]
     epochs: int
     resamples: int
-    levels: Which
-    keep: bool
+    levels: Which = "four"
+    keep: bool = True
 
 
 def bench(
