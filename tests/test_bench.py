@@ -502,7 +502,7 @@ def replace_target(sample, target):
 
 
 def ran(tmp_path, dataset, probe="official", encoder=None, epochs=4):
-    options = running._Options((1, 2), epochs, 20)
+    options = running._Options((1, 2), epochs, 20, "four", True)
     return list(running.run(dataset, encoder or Counting(), tmp_path, probe, options))
 
 
@@ -609,7 +609,8 @@ def loaded(monkeypatch):
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: tiny())
 
 
-def test_the_command_runs_tasks_and_says_which_failed(data, loaded, tmp_path, capsys):
+def test_the_command_runs_tasks_and_says_which_failed(data, loaded, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     command = ["bench", "eurosat-s1", "eurosat-s2", "lcz-s2", "--root", str(data)]
     command += ["--cache", str(tmp_path / "cache"), "--seeds", "1", "--epochs", "2"]
     outputs = ["--out", str(tmp_path / "r.json"), "--out", str(tmp_path / "t.md")]
