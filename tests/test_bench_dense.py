@@ -647,7 +647,11 @@ def test_the_fast_tier_of_a_made_up_benchmark(
 
 @pytest.mark.slow
 def test_the_published_protocol_of_a_made_up_benchmark(
-    root: Path, encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    encoder: FrozenEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     narrow = functools.partial(UPerNet, channels=8)
     monkeypatch.setattr("copcube.probes.bench.dense.UPerNet", narrow)
@@ -655,6 +659,7 @@ def test_the_published_protocol_of_a_made_up_benchmark(
     assert found.failures == {}
     (result,) = found.results
     assert result.probe == "upernet"
+    assert "AQ-O3-S5P: the published head is trained on a CPU" in caplog.text
     assert np.isfinite(result.bench)
     assert not result.comparable, "the published runs have 50 epochs"
     assert replace(result, provenance={**result.provenance, "epochs": 50}).comparable

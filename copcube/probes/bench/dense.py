@@ -91,6 +91,12 @@ def score(
     """
     task = dataset.task
     _check(task, encoder, head, which, epochs, seed)
+    if head == "upernet" and encoder.device.type == "cpu":
+        log.warning(
+            "%s: the published head is trained on a CPU, where each of its steps takes minutes; "
+            "give --device cuda, or --probe fast for the linear tier",
+            task.title,
+        )
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
