@@ -59,7 +59,8 @@ class Made:
         if name in self.broken:
             raise ImageError(f"{name}: {self.broken[name]}")
         rng = np.random.default_rng([self.seed, len(split), index])
-        chosen = index % len(self.task.classes)
+        levels = 7 if self.task.kind == "regression" else len(self.task.classes)
+        chosen = index % levels
         image = rng.normal(4 * chosen - 14, 2, (2, 20, 20)).astype(np.float32)
         target = np.array(chosen)
         if self.task.kind == "multilabel":
@@ -542,7 +543,7 @@ def test_published_scores_compare_with_the_published_protocol_alone():
     scores = (Score(80, 81, 82),)
     told = {"area": "0.0256", "epochs": 50}
     assert Result("eurosat-s1", "official", scores, told, 1).comparable
-    for change in ({"epochs": 3}, {"area": "0.002"}):
+    for change in ({"epochs": 3}, {"area": "0.002"}, {"encoder_pooling": "cls"}, {"size": 64}):
         assert not Result("eurosat-s1", "official", scores, told | change, 1).comparable
     assert not Result("eurosat-s1", "logistic", scores, told, 1).comparable
 
@@ -630,7 +631,38 @@ def test_the_command_runs_tasks_and_says_which_failed(data, loaded, tmp_path, ca
     assert "exists already" in capsys.readouterr().err
 
 
+def test_data_and_a_sensor_of_ones_own_are_run_like_the_published_ones(tmp_path):
+    bands = {"wavelengths": (600.0, 900.0), "bandwidths": (30.0, 40.0), "kernel": 8}
+    task = replace(CLASSES, name="mine", title="Mine", random=np.nan, published=np.nan)
+    task = replace(task, sensor=replace(task.sensor, key="mine", title="Mine", **bands))
+    dataset = Made(task)
+    found = bench(dataset, encoder=tiny(), cache=tmp_path, seeds=1, epochs=2)
+    assert not found.failures
+    fast_ones = bench([Made(task)], encoder=tiny(), cache=tmp_path, probe="fast")
+    results = found.results + fast_ones.results
+    write_results(tmp_path / "r.json", results)
+    again = read_results(tmp_path / "r.json")
+    assert again == results
+    assert [(one.metric, one.units, one.comparable) for one in again] == [("OA", "%", False)] * 3
+    text = bench_table(again)
+    assert "| mine | OA | logistic |" in text
+    assert text.count("| - | - |") == 3
+    assert ",OA,%,official,1," in bench_table(again, "csv")
+
+
+def test_a_regression_of_images_means_is_a_ridge(tmp_path):
+    task = replace(CLASSES, kind="regression", classes=("level",), units="dB")
+    vectors = embedded(Made(task, (40, 16, 16)), tiny(), tmp_path)
+    options = running._Options((1,), 1, 20, "four", True)
+    (score,), details = running._ridge(task, vectors, options)
+    assert score.dataset < 0.5 * vectors["test"].target.std()
+    assert score.low < score.dataset < score.high
+    assert details["penalty"] >= 0
+
+
 def test_options_that_mean_nothing_are_refused_before_any_work(data):
+    with pytest.raises(OptionError, match=r"root is None .* the folder of the data"):
+        bench("eurosat-s1", encoder=tiny())
     with pytest.raises(OptionError, match="task='eurosat'; expected one of cloud-s2"):
         bench("eurosat", data, encoder=tiny())
     with pytest.raises(OptionError, match="probe='knn'"):

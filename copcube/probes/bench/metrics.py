@@ -41,7 +41,7 @@ class _Batches:
 
     def _add(self, score: float, samples: int) -> None:
         if np.isfinite(score):
-            self._sum += score * samples
+            self._sum += float(score) * samples
             self._samples += samples
 
     @property

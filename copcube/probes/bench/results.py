@@ -14,7 +14,7 @@ import numpy as np
 from copcube.errors import CopcubeError, OptionError, in_a_line
 from copcube.files.atomic import atomic_path
 from copcube.interchange.metadata import KEY
-from copcube.probes.bench.tasks import TASKS
+from copcube.probes.bench.tasks import METRICS, TASKS
 from copcube.probes.tables import Row, latex, markdown
 from copcube.version import __version__
 
@@ -86,16 +86,40 @@ class Result:
     version: str = ""
 
     @property
+    def title(self) -> str:
+        """Name of the task in tables."""
+        return TASKS[self.task].title if self.task in TASKS else self.task
+
+    @property
     def metric(self) -> str:
         """Name of the score."""
-        return TASKS[self.task].metric
+        return METRICS[TASKS[self.task].kind if self.task in TASKS else self.provenance["kind"]]
+
+    @property
+    def units(self) -> str:
+        """Units of the score: % but of a regression, and empty where they are not known."""
+        if self.metric != "RMSE":
+            return "%"
+        known = TASKS[self.task].units if self.task in TASKS else self.provenance.get("units")
+        return known or ""
+
+    @property
+    def published(self) -> tuple[float, float]:
+        """Published scores of a random ViT-B and of Copernicus-FM; NaN of a task of one's own."""
+        task = TASKS.get(self.task)
+        return (task.random, task.published) if task else (np.nan, np.nan)
 
     @property
     def comparable(self) -> bool:
         """Whether it was found as the published scores were, but for draws and encoder."""
-        task, said = TASKS[self.task], self.provenance
-        as_told = (said.get("epochs"), str(said.get("area"))) == (EPOCHS, str(task.nominal_area))
-        return self.probe in PUBLISHED and as_told
+        task, said = TASKS.get(self.task), self.provenance
+        if task is None or self.probe not in PUBLISHED:
+            return False
+        told: dict[str, Any] = {"epochs": EPOCHS, "area": task.nominal_area, "size": task.size}
+        told |= {"sensor": repr(task.sensor)}
+        if self.probe == "official":  # heads of pixels take tokens, whatever the pooling
+            told |= {"encoder_pooling": "mean"}
+        return all(str(said.get(name, value)) == str(value) for name, value in told.items())
 
     @property
     def bench(self) -> float:
@@ -147,13 +171,13 @@ def read_results(path: str | Path) -> list[Result]:
 
 def _published(result: Result) -> dict[str, Any]:
     """A result with the published figures beside it."""
-    task = TASKS[result.task]
+    random, published = result.published
     beside = {
-        "metric": task.metric,
-        "units": task.units or ("" if task.kind == "regression" else "%"),
+        "metric": result.metric,
+        "units": result.units,
         "published": {
-            "random_vit_b": task.random,
-            "copernicus_fm": task.published,
+            "random_vit_b": random,
+            "copernicus_fm": published,
             "comparable": result.comparable,
         },
     }
@@ -162,8 +186,6 @@ def _published(result: Result) -> dict[str, Any]:
 
 def _restored(found: dict[str, Any]) -> Result:
     names = ("task", "probe", "provenance", "seconds", "details", "skipped", "version")
-    if found["task"] not in TASKS:
-        raise OptionError(f"{found['task']!r} is no task of this version")
     scores = tuple(
         Score(**{name: np.nan if v is None and name in _NEEDED else v for name, v in one.items()})
         for one in found["scores"]
@@ -216,25 +238,26 @@ def grid_of(results: Sequence[Result]) -> tuple[Row, list[Row]]:
     head += ("random ViT-B", "Copernicus-FM")
     rows: list[Row] = []
     for one in results:
-        task = TASKS[one.task]
-        paper = (f"{task.random:.1f}", f"{task.published:.1f}")
-        if not one.comparable:
-            paper = (f"({paper[0]})", f"({paper[1]})")
+        random, published = (f"{value:.1f}" for value in one.published)
+        paper = (random, published) if one.comparable else (f"({random})", f"({published})")
         if one.probe.startswith("cells"):  # of whole cells, not of pixels or images of them
             paper = ("not comparable", "not comparable")
-        metric = task.metric + (f" ({task.units})" if task.units else "")
+        elif one.task not in TASKS:
+            paper = ("-", "-")
+        metric = one.metric + (f" ({one.units})" if one.units not in ("", "%") else "")
         spans = [s for s in one.scores if s.low is not None and s.high is not None]
         span = f"{spans[0].low:.1f} to {spans[0].high:.1f}" if spans else ""
         ours = (_cell([getattr(s, name) for s in one.scores]) for name in ("bench", "dataset"))
-        rows.append((task.title, metric, one.probe, *ours, span, *paper))
+        rows.append((one.title, metric, one.probe, *ours, span, *paper))
     if not any(row[5] for row in rows):  # the official protocol has no intervals
         head, *rows = ((*row[:5], *row[6:]) for row in (head, *rows))
     return head, rows
 
 
 def _cell(values: Sequence[float]) -> str:
-    mean = f"{np.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values):.1f}"
+    mean, digits = np.mean(values), 1 if np.mean(values) >= 10 else 2
+    spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
 
 
 def _csv(results: Sequence[Result]) -> str:
@@ -244,14 +267,12 @@ def _csv(results: Sequence[Result]) -> str:
     head = ("task", "metric", "units", "probe", "seeds", *numbers)
     writer.writerow((*head, "random_vit_b", "copernicus_fm", "comparable", "seconds"))
     for one in results:
-        task = TASKS[one.task]
         means = []
         for name in numbers:
             values = [getattr(score, name) for score in one.scores]
             known = None not in values and np.isfinite(values).all()
             means.append(f"{np.mean(values):.6g}" if known else "")
-        units = task.units or ("" if task.kind == "regression" else "%")
-        paper = (task.random, task.published, one.comparable, f"{one.seconds:.3g}")
-        count = len(one.scores)
-        writer.writerow((task.name, task.metric, units, one.probe, count, *means, *paper))
+        paper = ("" if np.isnan(value) else value for value in one.published)
+        facts = (one.task, one.metric, one.units, one.probe, len(one.scores))
+        writer.writerow((*facts, *means, *paper, one.comparable, f"{one.seconds:.3g}"))
     return text.getvalue()

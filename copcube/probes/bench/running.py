@@ -73,8 +73,8 @@ class _Options:
 
 
 def bench(
-    tasks: str | Sequence[str],
-    root: str | Path,
+    tasks: str | Dataset | Sequence[str | Dataset],
+    root: str | Path | None = None,
     *,
     probe: Probe = "official",
     encoder: Encoder | Spec | None = None,
@@ -97,10 +97,12 @@ def bench(
 
     Parameters
     ----------
-    tasks : str or sequence of str
-        Names of tasks, see `copcube.probes.bench.tasks.TASKS`.
+    tasks : str, Dataset, or sequence of them
+        Names of tasks, see `copcube.probes.bench.tasks.TASKS`; or data of one's own, whose
+        `Task` says what they are and which sensor they show.
     root : str or path-like
-        Folder of the data, as ``copcube fetch bench`` and the official script leave it.
+        Folder of the data of tasks that are named, as ``copcube fetch bench`` and the official
+        script leave it.
     probe : {"official", "fast"}
         The published protocol; or nearest neighbours and logistic regression on vectors, a
         linear head on tokens, and ridge regression of the mean of each image.
@@ -147,7 +149,9 @@ def bench(
     """
     from copcube.probes.bench.opening import open_dataset
 
-    chosen = [find(name) for name in ([tasks] if isinstance(tasks, str) else tasks)]
+    listed = tasks if isinstance(tasks, Sequence) and not isinstance(tasks, str) else [tasks]
+    own = {one.task.name: one for one in listed if not isinstance(one, str)}
+    chosen = [find(one) if isinstance(one, str) else one.task for one in listed]
     options = _Options(
         *(_seeds(seeds), whole_number(epochs, "epochs", 1), _natural(resamples)),
         *(levels, flag(keep, "keep")),
@@ -156,12 +160,13 @@ def bench(
         raise OptionError(f"levels={levels!r}; expected 'four' or 'last'")
     if probe not in get_args(Probe):
         raise OptionError(f"probe={probe!r}; expected 'official' or 'fast'")
-    root = Path(one_path(root, "root"))
+    if root is not None or len(own) < len(chosen):
+        root = one_path(root, "root", ": the folder of the data")
     folder = cache_folder() / "bench" if cache is None else Path(one_path(cache, "cache"))
     model = _loaded(encoder, weights, language, device, dtype)
 
     def work(task: Task) -> Iterator[Result]:
-        dataset = open_dataset(task, root, area=area)  # type: ignore[arg-type]
+        dataset = own.get(task.name) or open_dataset(task, str(root), area=area)  # type: ignore[arg-type]
         return run(dataset, model, folder, probe, options)
 
     return each(chosen, work)

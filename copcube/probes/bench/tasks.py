@@ -22,6 +22,15 @@ from copcube.probes.bench.classes import (
 
 Kind = Literal["classification", "multilabel", "segmentation", "change", "regression"]
 
+METRICS: dict[Kind, str] = {
+    "classification": "OA",
+    "multilabel": "mAP",
+    "segmentation": "mIoU",
+    "change": "mIoU",
+    "regression": "RMSE",
+}
+"""Names of the published scores."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -51,7 +60,7 @@ class Task:
         Batch size of the official protocol and of its metrics.
     random, published : float
         Scores of a frozen random ViT-B and of Copernicus-FM, as published: accuracy, average
-        precision and IoU in %, RMSE in `units`.
+        precision and IoU in %, RMSE in `units`; NaN of a task of one's own.
     source, licence : str
         Where the images and labels come from, and their licence.
     ignore : int or None
@@ -85,13 +94,7 @@ class Task:
     @property
     def metric(self) -> str:
         """Name of the published score."""
-        return {
-            "classification": "OA",
-            "multilabel": "mAP",
-            "segmentation": "mIoU",
-            "change": "mIoU",
-            "regression": "RMSE",
-        }[self.kind]
+        return METRICS[self.kind]
 
 
 def _sensor(key: str, **changes: object) -> Modality:

@@ -89,6 +89,8 @@ def describe(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:
     area = np.nan if first is None else float(first.metadata[0, 3])
     return {
         "task": task.name,
+        "kind": task.kind,
+        "units": task.units,
         "sensor": repr(task.sensor),
         "size": task.size,
         "area": str(area),
