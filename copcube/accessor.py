@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from copcube.interchange import Exported
     from copcube.models import Written
     from copcube.pca.components import Weights
+    from copcube.probes.bench import Benched
 
 
 @xr.register_dataarray_accessor("copembed")  # type: ignore[no-untyped-call]
@@ -171,6 +172,12 @@ class Copembed:
         from copcube.probes import probe
 
         return probe(self._ds, statistics, **options)
+
+    def bench(self, root: "str | Path", **options: Any) -> "Benched":
+        """Labels of whole cells predicted from the vectors; `copcube.probes.bench.bench_cells`."""
+        from copcube.probes.bench import bench_cells
+
+        return bench_cells(self._ds, root, **options)
 
     def change(self, other: xr.Dataset, **options: Any) -> xr.Dataset:
         """How far another cube's vectors lie from these; `copcube.lookup.change.change`."""

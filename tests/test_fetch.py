@@ -20,11 +20,13 @@ from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
+from copcube.cli import main
 from copcube.errors import FetchError, MissingPackageError, OptionError, StorageError
 from copcube.hub import unzip
 from copcube.hub.fetch import _mark, cached, fetch, fetch_files
 from copcube.hub.published import (
     ARCHIVE,
+    BENCH,
     CHECKPOINT,
     EXAMPLE,
     LANGUAGE,
@@ -34,6 +36,8 @@ from copcube.hub.published import (
     sizes_and_licences,
 )
 from copcube.hub.unzip import is_inside, unpack
+from copcube.probes.bench.opening import open_dataset
+from copcube.probes.bench.tasks import find
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BODY = bytes(range(256)) * 2000
@@ -393,6 +397,62 @@ def test_example_comes_in_both_layouts_unpacked(hub, tmp_path):
     hub.requests.clear()
     fetch("example", tmp_path)
     assert hub.requests == []
+
+
+def test_tasks_come_checked_by_md5_unpacked_and_once(hub, tmp_path, monkeypatch):
+    """Both tasks of an archive are one download; HDF5 files are not unpacked."""
+    members = {"dfc2020_s1s2/dfc-train-new.csv": b"a_dfc.tif", "dfc2020_s1s2/dfc/a_dfc.tif": b"tif"}
+    bodies = {
+        file.path: file.path.encode() for name in ("dfc2020-s1", "lcz-s2") for file in BENCH[name]
+    }
+    bodies["l2_dfc2020_s1s2/dfc2020.zip"] = archive(members)
+    for name in ("dfc2020-s1", "dfc2020-s2", "lcz-s2"):
+        files = [
+            replace(file, md5=hashlib.md5(bodies[file.path]).hexdigest()) for file in BENCH[name]
+        ]
+        monkeypatch.setitem(BENCH, name, tuple(files))
+    hub.repos["wangyi111/Copernicus-Bench"] = Repo(files[0].revision, bodies)
+    tasks = ["dfc2020-s1", "dfc2020-S2", "lcz-s2"]
+    assert len(fetch("bench", tmp_path, tasks)) == 4
+    assert (tmp_path / "l2_dfc2020_s1s2/dfc2020/dfc2020_s1s2/dfc/a_dfc.tif").read_bytes() == b"tif"
+    assert open_dataset(find("dfc2020-s2"), tmp_path).names("train") == ["a_dfc.tif"]
+    hub.requests.clear()
+    fetch("bench", tmp_path, tasks)
+    assert hub.requests == []
+
+
+def test_another_file_than_the_published_one_is_refused_by_its_md5(hub, tmp_path):
+    """The hub's own checksum agrees with what it sends, whatever that is."""
+    (file,) = BENCH["eurosat-s1"]
+    hub.repos[file.repo] = Repo(file.revision, {file.path: archive({"a.tif": b"other"})})
+    with pytest.raises(FetchError, match=f"wrong checksum: expected MD5 {file.md5}, found"):
+        fetch("bench", tmp_path, "eurosat-s1")
+    assert not (tmp_path / file.path).exists()
+    assert not (tmp_path / file.path).with_suffix("").exists()
+
+
+def test_tasks_are_chosen_by_name_or_all():
+    names = [file.path for file in published("bench", "all")]
+    assert len(names) == len(set(names)) == 13
+    assert all(len(file.md5) == 32 for file in published("bench", "all"))
+    assert len(published("bench", ["eurosat-s1", "eurosat-s1"])) == 1
+    for wrong, says in (
+        (None, "no task given"),
+        ("all,x", "unknown task 'all,x'"),
+        (["all", "lcz-s2"], "unknown task 'all'; expected one or more of cloud-s2"),
+    ):
+        with pytest.raises(OptionError, match=says):
+            published("bench", wrong)
+
+
+def test_command_takes_several_tasks_and_one_range(capsys):
+    for wrong, says in (
+        (["map", "1", "2"], "fetch map takes one range, got 1 2"),
+        (["bench"], "no task given; expected one or more of cloud-s2"),
+        (["bench", "lcz-s2", "lcz"], "unknown task 'lcz'"),
+    ):
+        assert main(["fetch", *wrong]) == 1
+        assert says in capsys.readouterr().err
 
 
 def link() -> bytes:

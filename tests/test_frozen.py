@@ -321,7 +321,12 @@ class SmallDevice:
         pass
 
     def encode(
-        self, images: torch.Tensor, metadata: torch.Tensor, *_: None, tokens: bool
+        self,
+        images: torch.Tensor,
+        metadata: torch.Tensor,
+        *_: None,
+        tokens: bool,
+        levels: tuple[int, ...],
     ) -> torch.Tensor:
         self.batches.append(len(images))
         if len(images) > self.room:

@@ -17,9 +17,16 @@ HEAVY = {"torch", "timm", "distributed", "huggingface_hub", "rasterio", "rioxarr
 HEAVY |= {"pyarrow", "scipy", "pandas", "xarray", "rich", "dask", "obstore"}
 
 ALLOWED = {  # third-party package → modules that may import it
-    "torch": {"encoder", "images.sample.writing", "interchange.torch"},
+    "torch": {
+        *("encoder", "images.sample.writing", "interchange.torch"),
+        *(f"probes.bench.{m}" for m in ("augment", "dense", "levels", "resizing", "upernet")),
+        "probes.bench.vectors",
+    },
     "timm": {"encoder"},
-    "rasterio": {"images.geotiff", "images.sample.writing", "interchange.geotiff"},
+    "rasterio": {
+        *("images.geotiff", "images.sample.writing", "interchange.geotiff"),
+        *("probes.bench.layouts.rasters", "probes.bench.sample"),
+    },
     "zarr": {"cube", "files.objects.stores", "interchange.cache", "models.weathergenerator"},
     "obstore": {"files"},
     "huggingface_hub": {"hub"},

@@ -34,22 +34,36 @@ def _add_sample(commands: Commands) -> None:
         commands,
         "sample",
         _sample,
-        "write a small Copernicus-Pretrain to try things on",
-        "copcube sample images --layout geotiff --seed 0",
+        "write a small Copernicus-Pretrain, or Copernicus-Bench, to try things on",
+        "copcube sample images --layout geotiff --seed 0\n"
+        "  copcube sample benchdata --layout bench --tasks eurosat-s2,lcz-s2",
     )
     sample.add_argument("folder", metavar="DIR", help="a new or empty folder")
     sample.add_argument(
         "--layout",
-        choices=("geotiff", "webdataset", "majortom-embeddings"),
+        choices=("geotiff", "webdataset", "bench", "majortom-embeddings"),
         default="geotiff",
-        help="images of Copernicus-Pretrain (default: GeoTIFF), or synthetic embeddings of six "
-        "models in the form of Major TOM's",
+        help="images of Copernicus-Pretrain (default: GeoTIFF), data sets of Copernicus-Bench, or "
+        "synthetic embeddings of six models in the form of Major TOM's",
     )
     sample.add_argument("--seed", type=int, default=0, help="other seeds, other images")
     sample.add_argument(
         "--cells", type=positive, metavar="N", help="how many cells (default: 12; embeddings: 400)"
     )
     _modalities(sample)
+    sample.add_argument(
+        "--tasks",
+        type=lambda text: text.split(","),
+        metavar="TASK,…",
+        help="of layout bench: which tasks (default: all)",
+    )
+    sample.add_argument(
+        "--images",
+        type=positive,
+        metavar="N",
+        help="of layout bench: images to train with, half as many to validate and test "
+        "(default: 20)",
+    )
 
 
 def _add_fetch(commands: Commands) -> None:
@@ -57,8 +71,9 @@ def _add_fetch(commands: Commands) -> None:
         commands,
         "fetch",
         _fetch,
-        "bring published files: weights, examples, shards, embeddings",
-        "copcube fetch weights\n  copcube fetch shards 0-9 --to pretrain",
+        "bring published files: weights, examples, shards, embeddings, benchmark data",
+        "copcube fetch weights\n  copcube fetch shards 0-9 --to pretrain\n"
+        "  copcube fetch bench eurosat-s2 lcz-s2 --to benchdata",
         details="What is there:\n"
         "  weights    the encoder and the variables' language embeddings, into the cache;\n"
         "             weights large: the ViT-L/16, of vectors of 1024 instead of 768\n"
@@ -67,12 +82,18 @@ def _add_fetch(commands: Commands) -> None:
         "  map        the published embedding map, 721 × 1440 × 768\n"
         "  averages   the published embedding of every cell, parquet\n"
         "  rows       the published embedding of every image, parquet\n"
-        "Size and licence are said first. Every file is checked against its SHA-256; the same\n"
+        "  bench      the data of tasks of Copernicus-Bench, such as eurosat-s2, or all\n"
+        "Size and licence are said first. Every file is checked against its SHA-256, those of\n"
+        "bench against their MD5 too, and archives are unpacked; the same\n"
         "command brings what is still missing. HF_HUB_OFFLINE=1 asks nobody and uses only\n"
         "files that were brought before.",
     )
-    fetch.add_argument("what", choices=("weights", "example", "shards", "map", "averages", "rows"))
-    fetch.add_argument("range", nargs="?", metavar="A-B|large", help="which shards, or weights")
+    fetch.add_argument(
+        "what", choices=("weights", "example", "shards", "map", "averages", "rows", "bench")
+    )
+    fetch.add_argument(
+        "which", nargs="*", metavar="A-B|TASK|large", help="which shards, tasks or weights"
+    )
     fetch.add_argument("--to", metavar="DIR", default=".", help="folder (default: this one)")
 
 
@@ -295,6 +316,17 @@ def _executor(arguments: Arguments) -> Iterator[dict[str, Any]]:
 
 
 def _sample(arguments: Arguments) -> None:
+    bench = arguments.layout == "bench"
+    for option in ("cells", "modalities") if bench else ("tasks", "images"):
+        if getattr(arguments, option) is not None:
+            raise OptionError(f"layout {arguments.layout!r} has no option --{option}")
+    if bench:
+        _sample_bench(arguments)
+    else:
+        _sample_pretrain(arguments)
+
+
+def _sample_pretrain(arguments: Arguments) -> None:
     from copcube.images.sample.writing import write_sample
     from copcube.progress import size
 
@@ -319,10 +351,28 @@ def _sample(arguments: Arguments) -> None:
     log.info("%s: %d cells, %d images, %s", made.folder, made.cells, images, size(made.bytes))
 
 
+def _sample_bench(arguments: Arguments) -> None:
+    from copcube.probes.bench.sample import write_bench_sample
+    from copcube.progress import size
+
+    images = {} if arguments.images is None else {"images": arguments.images}
+    made = write_bench_sample(
+        arguments.folder, tasks=arguments.tasks, seed=arguments.seed, **images
+    )
+    tasks = f"{len(made.images)} task{'s' * (len(made.images) > 1)}"
+    samples = sum(made.images.values())
+    log.info("%s: %s, %d samples, %s", made.folder, tasks, samples, size(made.bytes))
+
+
 def _fetch(arguments: Arguments) -> None:
     from copcube.hub.fetch import fetch
 
-    for file in fetch(arguments.what, arguments.to, arguments.range):
+    which = arguments.which
+    if arguments.what != "bench":
+        if len(which) > 1:
+            raise OptionError(f"fetch {arguments.what} takes one range, got {' '.join(which)}")
+        which = which[0] if which else None
+    for file in fetch(arguments.what, arguments.to, which):
         say(file.path)
 
 

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from copcube.cli import build, look, lookup, probe, use
+from copcube.cli import bench, build, look, lookup, probe, use
 from copcube.errors import CopcubeError, printable
 from copcube.files.damage import naming_damage
 from copcube.version import __version__
@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     look.add(commands)
     lookup.add(commands)
     probe.add(commands)
+    bench.add(commands)
     return root
 
 

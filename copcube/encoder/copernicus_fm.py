@@ -128,6 +128,7 @@ class CopernicusFM(nn.Module):
         language_embedding: Tensor | None = None,
         kernel_size: int = 16,
         tokens: bool = False,
+        levels: Sequence[int] = (),
     ) -> Tensor:
         """Embed a batch of images of the same bands.
 
@@ -144,8 +145,8 @@ class CopernicusFM(nn.Module):
             (2048,), instead of these: that of the variable in the images' only band.
         kernel_size : int
             Side of a token in pixels.
-        tokens : bool
-            Whether to return the patch tokens rather than one vector an image.
+        tokens, levels
+            As for `encode`.
 
         Returns
         -------
@@ -168,7 +169,7 @@ class CopernicusFM(nn.Module):
         )
         rows, columns = images.shape[2:]
         positions = self.positions(*token_grid(rows, columns, kernel_size))
-        return self.encode(images, metadata, kernel, positions, tokens=tokens)
+        return self.encode(images, metadata, kernel, positions, tokens=tokens, levels=levels)
 
     def kernel(
         self,
@@ -204,6 +205,7 @@ class CopernicusFM(nn.Module):
         positions: Tensor,
         *,
         tokens: bool = False,
+        levels: Sequence[int] = (),
     ) -> Tensor:
         """Embed a batch of images with a kernel and positions that were made before.
 
@@ -218,26 +220,39 @@ class CopernicusFM(nn.Module):
             (`token_grid`).
         tokens : bool
             Whether to return the patch tokens rather than one vector an image.
+        levels : sequence of int
+            Blocks, counted from 0 and ascending, whose patch tokens are returned as they leave
+            them, without a norm.
 
         Returns
         -------
         Tensor
             (batch, embed_dim) float32; with `tokens` (batch, h·w, embed_dim), after the
-            last norm, row by row from the top.
+            last norm, row by row from the top; with `levels` (batch, levels, h·w, embed_dim).
 
         Raises
         ------
         OptionError
-            If the images do not fit the kernel, or metadata lie outside the range of their
-            encoding.
+            If the images do not fit the kernel, metadata lie outside the range of their
+            encoding, or there are no such levels.
         """
+        if list(levels) != sorted({*levels} & {*range(len(self.blocks))}):
+            raise OptionError(
+                f"levels={levels!r}; expected ascending numbers of blocks, 0 to "
+                f"{len(self.blocks) - 1}"
+            )
         patches = _patches(images.to(self.dtype), kernel.weight.shape[-1])
         x = F.linear(patches, kernel.weight.flatten(1), kernel.bias)
         x = torch.cat([self.cls_token.to(x).expand(len(x), -1, -1), x], dim=1)
         context = self._context(_codable(metadata, len(images)).to(x.device, non_blocking=True))
         x = (x + (positions + context)).to(self.dtype)
-        for block in self.blocks:
+        left = []
+        for number, block in enumerate(self.blocks):
             x = block(x)
+            if number in levels:
+                left.append(x[:, 1:].float())
+        if levels:
+            return torch.stack(left, dim=1)
         if tokens:
             return self._normed(x[:, 1:].float())
         return self._normed(x[:, 0].float() if self.pooling == "cls" else x[:, 1:].float().mean(1))

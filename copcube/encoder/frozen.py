@@ -153,6 +153,11 @@ class FrozenEncoder:
         return self._model.embed_dim
 
     @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self._model.blocks)
+
+    @property
     def provenance(self) -> dict[str, str | int]:
         """What must be known of the encoder to make its vectors again."""
         return dict(self._provenance)
@@ -186,6 +191,7 @@ class FrozenEncoder:
         metadata: NDArray[np.float64],
         *,
         tokens: bool = False,
+        levels: Sequence[int] = (),
     ) -> NDArray[np.float32]:
         """Embed one batch.
 
@@ -205,11 +211,14 @@ class FrozenEncoder:
             token in km²; NaN where unknown.
         tokens : bool
             Whether to return the patch tokens rather than one vector an image.
+        levels : sequence of int
+            Blocks whose patch tokens are returned, as for `CopernicusFM.encode`.
 
         Returns
         -------
         numpy.ndarray
-            (batch, dim) float32; with `tokens` (batch, tokens, dim), row by row.
+            (batch, dim) float32; with `tokens` (batch, tokens, dim), row by row; with `levels`
+            (batch, levels, tokens, dim).
 
         Raises
         ------
@@ -221,13 +230,7 @@ class FrozenEncoder:
             If not even one image fits the GPU; larger batches are halved until they do.
         """
         kind = _kind(modality)
-        shapes = {image.shape for image in pixels}
-        shape = shapes.pop() if shapes else (len(kind.bands), 0, 0)
-        if shapes or len(shape) != 3 or shape[0] != len(kind.bands):
-            raise OptionError(
-                f"{kind.key} images have shape {', '.join(map(str, [shape, *shapes]))}; expected "
-                f"one shape, ({len(kind.bands)}, rows, columns)"
-            )
+        shape = _shape(kind, pixels)
         rows = torch.tensor(metadata, dtype=torch.float64)
         if rows.shape != (len(pixels), 4):
             raise OptionError(
@@ -243,7 +246,7 @@ class FrozenEncoder:
         while done < len(pixels):
             part = slice(done, done + step)
             try:
-                vectors.append(self._encode(kind, pixels[part], rows[part], tokens))
+                vectors.append(self._encode(kind, pixels[part], rows[part], tokens, levels))
                 done += step
                 continue
             except torch.OutOfMemoryError as error:
@@ -257,6 +260,18 @@ class FrozenEncoder:
         return np.concatenate(vectors)
 
     @torch.inference_mode()
+    def normalise(
+        self, modality: str | Modality, pixels: Sequence[NDArray[Any]] | NDArray[Any]
+    ) -> Tensor:
+        """Bring images, as for `__call__`, to the device and to what `embed_normalised` takes."""
+        kind = _kind(modality)
+        _shape(kind, pixels)
+        host, unsigned = self._packed([mend(image, kind)[0] for image in pixels])
+        statistics = self._prepare(kind, *host.shape[2:]).statistics
+        uploaded = host.to(self.device, non_blocking=True)
+        return _normalised(uploaded, unsigned, kind, statistics)
+
+    @torch.inference_mode()
     def embed_normalised(
         self,
         modality: str | Modality,
@@ -264,6 +279,7 @@ class FrozenEncoder:
         metadata: Tensor,
         *,
         tokens: bool = False,
+        levels: Sequence[int] = (),
     ) -> Tensor:
         """Embed normalised images that lie on the device, without waiting for it.
 
@@ -277,8 +293,8 @@ class FrozenEncoder:
             (batch, bands, rows, columns) float32, on the encoder's device.
         metadata : Tensor
             (batch, 4) float64, on the CPU, as for `__call__`.
-        tokens : bool
-            Whether to return the patch tokens rather than one vector an image.
+        tokens, levels
+            As for `CopernicusFM.encode`.
 
         Returns
         -------
@@ -287,7 +303,7 @@ class FrozenEncoder:
         """
         kind = _kind(modality)
         rows, columns = images.shape[2:]
-        return self._vectors(images, metadata, self._prepare(kind, rows, columns), tokens)
+        return self._vectors(images, metadata, self._prepare(kind, rows, columns), tokens, levels)
 
     @torch.inference_mode()
     def _encode(
@@ -296,13 +312,14 @@ class FrozenEncoder:
         pixels: Sequence[NDArray[Any]] | NDArray[Any],
         metadata: Tensor,
         tokens: bool,
+        levels: Sequence[int],
     ) -> NDArray[np.float32]:
         if self._copying is None:
             host, unsigned = self._packed(pixels)
             with self._computing:
                 prepared = self._prepare(kind, *host.shape[2:])
                 x = _normalised(host, unsigned, kind, prepared.statistics)
-                return np.asarray(self._vectors(x, metadata, prepared, tokens))
+                return np.asarray(self._vectors(x, metadata, prepared, tokens, levels))
         with self._under_way:  # bounds the memory that is pinned, which is never given back
             host, unsigned = self._packed(pixels)
             with torch.cuda.stream(self._copying):
@@ -315,7 +332,7 @@ class FrozenEncoder:
                 uploaded.record_stream(here)
                 prepared = self._prepare(kind, *host.shape[2:])
                 x = _normalised(uploaded, unsigned, kind, prepared.statistics)
-                vectors = self._vectors(x, metadata, prepared, tokens)
+                vectors = self._vectors(x, metadata, prepared, tokens, levels)
                 back = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
                 back.copy_(vectors, non_blocking=True)
                 # A thread that waits for a blocking event leaves its core to others.
@@ -325,12 +342,18 @@ class FrozenEncoder:
             return back.numpy().copy()
 
     def _vectors(
-        self, images: Tensor, metadata: Tensor, prepared: _Prepared, tokens: bool
+        self,
+        images: Tensor,
+        metadata: Tensor,
+        prepared: _Prepared,
+        tokens: bool,
+        levels: Sequence[int],
     ) -> Tensor:
         on_gpu = self.device.type == "cuda"
         with sdpa_kernel(_ATTENTION) if on_gpu else nullcontext():
+            kernel, positions = prepared.kernel, prepared.positions
             return self._model.encode(
-                images, metadata, prepared.kernel, prepared.positions, tokens=tokens
+                images, metadata, kernel, positions, tokens=tokens, levels=levels
             )
 
     def _prepare(self, kind: Modality, rows: int, columns: int) -> _Prepared:
@@ -388,6 +411,18 @@ class FrozenEncoder:
 
 def _kind(given: str | Modality) -> Modality:
     return given if isinstance(given, Modality) else modalities.modality(given)
+
+
+def _shape(kind: Modality, pixels: Sequence[NDArray[Any]] | NDArray[Any]) -> tuple[int, int, int]:
+    """Shape of all the images, which must be the same and have the modality's bands."""
+    shapes = {image.shape for image in pixels}
+    shape = shapes.pop() if shapes else (len(kind.bands), 0, 0)
+    if shapes or len(shape) != 3 or shape[0] != len(kind.bands):
+        raise OptionError(
+            f"{kind.key} images have shape {', '.join(map(str, [shape, *shapes]))}; expected "
+            f"one shape, ({len(kind.bands)}, rows, columns)"
+        )
+    return shape
 
 
 def _normalised(pixels: Tensor, unsigned: bool, kind: Modality, statistics: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from copcube.errors import CopcubeError, FetchError, MissingPackageError
 from copcube.files.atomic import atomic_path, writing
-from copcube.hub.published import ARCHIVE, CHECKPOINT, Published, published, sizes_and_licences
+from copcube.hub.published import CHECKPOINT, Published, published, sizes_and_licences
 from copcube.hub.unzip import demand_room, is_inside, unpack
 from copcube.progress import size as in_words
 from copcube.version import __version__
@@ -59,14 +59,16 @@ class Fetched:
     size: int
 
 
-def fetch(what: str, folder: str | Path, which: str | None = None) -> tuple[Fetched, ...]:
+def fetch(
+    what: str, folder: str | Path, which: str | Sequence[str] | None = None
+) -> tuple[Fetched, ...]:
     """Bring a product: weights into the hub's cache, all else into a folder.
 
-    The archive of the example is unpacked beside itself.
+    The archives of the example and of tasks are unpacked beside themselves.
 
     Parameters
     ----------
-    what, which : str
+    what, which
         As in `published`.
     folder : str or Path
         Folder for all but the weights; published paths continue in it.
@@ -77,8 +79,10 @@ def fetch(what: str, folder: str | Path, which: str | None = None) -> tuple[Fetc
         As `published`, `fetch_files` and `unpack`.
     """
     found = fetch_files(published(what, which), None if what == "weights" else folder)
-    if what == "example":
-        unpack(Path(folder) / ARCHIVE.path)
+    for file in found:
+        if file.path.suffix == ".zip":
+            log.info("unpacking %s", file.path)
+            unpack(file.path)
     return found
 
 
@@ -231,17 +235,26 @@ def _verified(file: Published, path: Path) -> Fetched:
     expected = file.sha256
     if not expected and re.fullmatch(r"[0-9a-f]{64}", path.resolve().name):
         expected = (path.resolve().name,)  # the cache names a large file after its checksum
-    with path.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if expected and found not in expected:
-        _remove(path)
-        raise FetchError(
-            f"{path} has a wrong checksum: expected SHA-256 {' or '.join(expected)}, found "
-            f"{found}; it was removed: fetch it again{_ways_out(file)}"
-        )
+    found = _digest(path, "sha256")
+    checks = [("SHA-256", expected, found)] if expected else []
+    # A checksum from elsewhere: the hub's own says nothing of a hub that holds another file.
+    if file.md5:
+        checks.append(("MD5", (file.md5,), _digest(path, "md5")))
+    for kind, right, digest in checks:
+        if digest not in right:
+            _remove(path)
+            raise FetchError(
+                f"{path} has a wrong checksum: expected {kind} {' or '.join(right)}, found "
+                f"{digest}; it was removed: fetch it again{_ways_out(file)}"
+            )
     fetched = Fetched(path, file.revision, found, path.stat().st_size)
     _write_mark(fetched)
     return fetched
+
+
+def _digest(path: Path, kind: str) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, kind).hexdigest()
 
 
 def _remove(path: Path) -> None:

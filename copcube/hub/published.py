@@ -36,6 +36,8 @@ class Published:
         Bytes, as far as known.
     sha256 : tuple of str
         Known checksums, any of which is right; empty if only the hub's own is known.
+    md5 : str or None
+        Checksum of that kind, if it is the one that is known.
     """
 
     repo: str
@@ -45,6 +47,7 @@ class Published:
     licence: str
     size: int | None = None
     sha256: tuple[str, ...] = ()
+    md5: str | None = None
 
     @property
     def page(self) -> str:
@@ -127,7 +130,54 @@ PRODUCTS = {
     "averages": (_AVERAGES,),
     "rows": (_ROWS,),
 }
-"""The published files by the names that `copcube fetch` knows; ``shards`` come on top."""
+"""The published files by the names that `copcube fetch` knows; ``shards`` and ``bench`` on top."""
+
+
+def _bench(path: str, md5: str, licence: str = "CC-BY-4.0") -> Published:
+    return Published(
+        "wangyi111/Copernicus-Bench",
+        "dataset",
+        "9d252acd3aa0e3da3128e05c6f028647f0e48e5f",
+        path,
+        licence,
+        md5=md5,
+    )
+
+
+# Revision and checksums as torchgeo pins them (torchgeo/datasets/copernicus at 65507dc).
+_CDLA = "CDLA-Permissive-1.0"
+_BIGEARTHNET = _bench(
+    "l2_bigearthnet_s1s2/bigearthnetv2.zip", "269355db0449e0da7213c95f30c346d4", _CDLA
+)
+_LC100 = _bench("l2_lc100_s3/lc100_s3.zip", "967d1da6286e0d0e346e425a8f3800e9")
+_DFC2020 = _bench("l2_dfc2020_s1s2/dfc2020.zip", "f10ba017dab6f38b7a6857b169ea924b")
+_AIR = _bench("l3_airquality_s5p/airquality_s5p.zip", "92081c7437c5c1daf783868ad7669877")
+BENCH = {
+    "cloud-s2": (
+        _bench("l1_cloud_s2/cloud_s2.zip", "39a1f966e76455549a3e6c209ba751c1", "CC0-1.0"),
+    ),
+    "cloud-s3": (_bench("l1_cloud_s3/cloud_s3.zip", "1f82a8ccf16a0c44f0b1729e523e343a"),),
+    "eurosat-s1": (_bench("l2_eurosat_s1s2/eurosat_s1.zip", "e7e7f8fc68fc55a7a689cb654912ff3f"),),
+    "eurosat-s2": (
+        _bench("l2_eurosat_s1s2/eurosat_s2.zip", "b2be02ca9767554c717f2e9bd15bbd23", "MIT"),
+    ),
+    "bigearthnet-s1": (_BIGEARTHNET,),
+    "bigearthnet-s2": (_BIGEARTHNET,),
+    "lc100cls-s3": (_LC100,),
+    "dfc2020-s1": (_DFC2020,),
+    "dfc2020-s2": (_DFC2020,),
+    "lc100seg-s3": (_LC100,),
+    "flood-s1": (_bench("l3_flood_s1/flood_s1.zip", "f4337fee5e90203c6d0c3efeb0b97b8a", "MIT"),),
+    "lcz-s2": (
+        _bench("l3_lcz_s2/lcz_train.h5", "e0b10cdb7f12e053cda8dd3ff12dbd9e"),
+        _bench("l3_lcz_s2/lcz_val.h5", "be3b503dba5a1405ec6d5a770c2bee33"),
+        _bench("l3_lcz_s2/lcz_test.h5", "4e95788c72a421d636f6f8dc7623d116"),
+    ),
+    "biomass-s3": (_bench("l3_biomass_s3/biomass_s3.zip", "4769ab8c2c23cd8957b99e15e071931c"),),
+    "aq-no2-s5p": (_AIR,),
+    "aq-o3-s5p": (_AIR,),
+}
+"""The archives of Copernicus-Bench by task; some serve two."""
 
 
 def shard(number: int) -> Published:
@@ -139,21 +189,21 @@ def shard(number: int) -> Published:
     return replace(ARCHIVE, path=f"{folder}/example-{number:06d}.tar", size=5_000_000_000)
 
 
-def published(what: str, which: str | None = None) -> tuple[Published, ...]:
+def published(what: str, which: str | Sequence[str] | None = None) -> tuple[Published, ...]:
     """Files that a name stands for.
 
     Parameters
     ----------
     what : str
-        ``weights``, ``example``, ``shards``, ``map``, ``averages`` or ``rows``.
-    which : str, optional
-        Of ``shards`` those to choose, such as ``7`` or ``0-99``; of ``weights`` perhaps
-        ``large``.
+        ``weights``, ``example``, ``shards``, ``map``, ``averages``, ``rows`` or ``bench``.
+    which : str or sequence of str, optional
+        Of ``shards`` those to choose, such as ``7`` or ``0-99``; of ``bench`` names of tasks, or
+        ``all``; of ``weights`` perhaps ``large``.
 
     Raises
     ------
     OptionError
-        If there is no such product, or no such shard.
+        If there is no such product, shard or task.
 
     Examples
     --------
@@ -162,9 +212,12 @@ def published(what: str, which: str | None = None) -> tuple[Published, ...]:
     """
     if (what, which) == ("weights", "large"):
         return LARGE, LANGUAGE
+    if what == "bench":
+        return _archives([which] if isinstance(which, str) else which or [])
     if what != "shards":
         if what not in PRODUCTS:
-            raise OptionError(f"unknown product {what!r} (known: {', '.join(PRODUCTS)}, shards)")
+            known = ", ".join((*PRODUCTS, "shards", "bench"))
+            raise OptionError(f"unknown product {what!r} (known: {known})")
         if which is not None:
             parts = "only 'large'" if what == "weights" else "no parts"
             raise OptionError(f"{what!r} has {parts} to choose from, given {which!r}")
@@ -175,6 +228,17 @@ def published(what: str, which: str | None = None) -> tuple[Published, ...]:
     if not first <= last <= LAST_SHARD:
         raise OptionError(f"expected shards such as 7 or 0-99 within 0-{LAST_SHARD}, got {which!r}")
     return tuple(shard(number) for number in range(first, last + 1))
+
+
+def _archives(tasks: Sequence[str]) -> tuple[Published, ...]:
+    """Archives of tasks of Copernicus-Bench, each once."""
+    known = f"{', '.join(BENCH)}, or all"
+    if not tasks:
+        raise OptionError(f"no task given; expected one or more of {known}")
+    names = list(BENCH) if list(tasks) == ["all"] else [task.lower() for task in tasks]
+    if unknown := [name for name in names if name not in BENCH]:
+        raise OptionError(f"unknown task {unknown[0]!r}; expected one or more of {known}")
+    return tuple(dict.fromkeys(file for name in names for file in BENCH[name]))
 
 
 def sizes_and_licences(files: Sequence[Published]) -> str:

@@ -1,7 +1,7 @@
 """Unpack a zip archive that somebody else made, without trusting anything in it.
 
-The archive of the example comes from the internet: its names may lead out of the folder, its
-members may be links, repeat each other, or unpack to more than any disk holds.
+Archives come from the internet: their names may lead out of the folder, their members may be
+links, repeat each other, or unpack to more than any disk holds.
 """
 
 import re
@@ -15,7 +15,8 @@ from copcube.errors import FetchError, WriteError
 from copcube.files.atomic import atomic_folder
 from copcube.progress import size as in_words
 
-MAX_MEMBERS, MAX_BYTES = 100_000, 50_000_000_000
+MAX_MEMBERS, MAX_BYTES = 200_000, 50_000_000_000
+"""Twice the files of Flood-S1, 18 for each of 5000 pairs; twice the bytes of Cloud-S2."""
 MAX_RATIO = 100
 """Bytes that an archive may unpack to for each byte of its own; rasters deflate far less."""
 
@@ -39,7 +40,7 @@ def unpack(archive: str | Path) -> Path:
     ------
     FetchError
         If the archive is broken, or refused: it names paths outside its folder, holds
-        links, repeats a name, or is larger than any example can be.
+        links, repeats a name, or is larger than any that is published.
     WriteError
         If there is no room, or no permission.
     """

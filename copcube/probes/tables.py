@@ -59,7 +59,7 @@ def table(found: "xr.Dataset", form: Form = "markdown") -> str:
     if form == "csv":
         return _csv(found)
     head, rows = grid_of(found)
-    return _markdown(head, rows) if form == "markdown" else _latex(head, rows)
+    return markdown(head, rows) if form == "markdown" else latex(head, rows)
 
 
 def grid_of(found: "xr.Dataset", statistic: str | None = None) -> tuple[Row, list[Row]]:
@@ -113,15 +113,16 @@ def _cell(value: float, spread: float, unit: str) -> str:
     return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
 
 
-def _markdown(head: Row, rows: list[Row]) -> str:
+def markdown(head: Row, rows: list[Row]) -> str:
+    """Write heads and rows as a table of Markdown."""
     lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
     return "".join(
         "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines
     )
 
 
-def _latex(head: Row, rows: list[Row]) -> str:
-    """A table of the package booktabs."""
+def latex(head: Row, rows: list[Row]) -> str:
+    """Write heads and rows as a table of the package booktabs."""
 
     def line(cells: Row) -> str:
         return " & ".join(_escaped(cell) for cell in cells) + r" \\"

@@ -23,10 +23,11 @@ class Sample:
         As in the split's file.
     images : tuple of numpy.ndarray
         One image, or two of a change, earlier and later: (bands, rows, columns) in their stored
-        dtype, bands as in the task's sensor, of the size that the data set has.
+        dtype, float64 as float32, bands as in the task's sensor, of the size that the data set
+        has, or of the task's where the official readers resize.
     metadata : numpy.ndarray
-        (images, 4) float64: lon and lat in degrees, days since 1970-01-01, area of a token in
-        km²; NaN where unknown.
+        (images, 4) float64: lon (-180 to 180) and lat in degrees, days since 1970-01-01, area of
+        a token in km²; NaN where unknown.
     target : numpy.ndarray
         () int64, the class; (classes,) uint8, several; (rows, columns) uint8, a class a pixel,
         `Task.ignore` where it does not count; or (rows, columns) float32, a number a pixel, NaN
@@ -36,6 +37,25 @@ class Sample:
     name: str
     images: tuple[NDArray[Any], ...]
     metadata: NDArray[np.float64]
+    target: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """What is to be predicted of a place, from whatever is known of it but an image.
+
+    Parameters
+    ----------
+    name : str
+        As of the sample.
+    outline : numpy.ndarray
+        (corners, 2) float64 longitudes and latitudes in degrees, in their order around it.
+    target : numpy.ndarray
+        (classes,) uint8, or () float64, the mean of what is known of its pixels.
+    """
+
+    name: str
+    outline: NDArray[np.float64]
     target: NDArray[Any]
 
 
@@ -49,3 +69,6 @@ class Dataset(Protocol):
 
     def read(self, split: Split, index: int) -> Sample:
         """Read one sample."""
+
+    def place(self, split: Split, index: int) -> Place:
+        """Read what is to be predicted of a sample's place, where the data set knows it."""

@@ -10,8 +10,26 @@ from typing import Literal
 
 from copcube.errors import OptionError
 from copcube.modalities import MODALITIES, Modality
+from copcube.probes.bench.classes import (
+    BIGEARTHNET,
+    CLOUDS_S2,
+    CLOUDS_S3,
+    DFC2020,
+    EUROSAT,
+    LC100,
+    LCZ,
+)
 
 Kind = Literal["classification", "multilabel", "segmentation", "change", "regression"]
+
+METRICS: dict[Kind, str] = {
+    "classification": "OA",
+    "multilabel": "mAP",
+    "segmentation": "mIoU",
+    "change": "mIoU",
+    "regression": "RMSE",
+}
+"""Names of the published scores."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,7 @@ class Task:
         Batch size of the official protocol and of its metrics.
     random, published : float
         Scores of a frozen random ViT-B and of Copernicus-FM, as published: accuracy, average
-        precision and IoU in %, RMSE in `units`.
+        precision and IoU in %, RMSE in `units`; NaN of a task of one's own.
     source, licence : str
         Where the images and labels come from, and their licence.
     ignore : int or None
@@ -76,13 +94,7 @@ class Task:
     @property
     def metric(self) -> str:
         """Name of the published score."""
-        return {
-            "classification": "OA",
-            "multilabel": "mAP",
-            "segmentation": "mIoU",
-            "change": "mIoU",
-            "regression": "RMSE",
-        }[self.kind]
+        return METRICS[self.kind]
 
 
 def _sensor(key: str, **changes: object) -> Modality:
@@ -97,7 +109,8 @@ def _without(sensor: Modality, *bands: str) -> Modality:
     """Return the sensor without some bands."""
     kept = [i for i, band in enumerate(sensor.bands) if band not in bands]
     fields = ("bands", "wavelengths", "bandwidths", "scale", "mean", "std")
-    return replace(sensor, **{f: tuple(getattr(sensor, f)[i] for i in kept) for f in fields})
+    values = {f: tuple(getattr(sensor, f)[i] for i in kept) for f in fields}
+    return replace(sensor, **values)  # type: ignore[arg-type]
 
 
 _S1 = _sensor("s1_grd", mean=(-12.548, -20.192), std=(5.257, 5.912))
@@ -123,113 +136,250 @@ _LCZ = replace(
 # The statistics of the second date are misprinted in the official code, which uses them.
 _FLOOD = _sensor("s1_grd", mean=(0.0981, 0.0253), std=(0.0430, 0.0174), units="linear power")
 
-_CLOUDS = ("clear", "thick cloud", "thin cloud", "cloud shadow")
-# Sources name the codes 2 and 3 both ways round, so they stay without a name of their own.
-_CLOUDS_S3 = ("clear", "cloud (code 2)", "cloud (code 3)", "cloud shadow", "snow or ice")
-_EUROSAT = (
-    *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture"),
-    *("PermanentCrop", "Residential", "River", "SeaLake"),
-)
-_BIGEARTHNET = (
-    "Urban fabric",
-    "Industrial or commercial units",
-    "Arable land",
-    "Permanent crops",
-    "Pastures",
-    "Complex cultivation patterns",
-    "Land principally occupied by agriculture with natural vegetation",
-    "Agro-forestry",
-    "Broad-leaved forest",
-    "Coniferous forest",
-    "Mixed forest",
-    "Natural grassland and sparsely vegetated areas",
-    "Moors, heathland and sclerophyllous vegetation",
-    "Transitional woodland, shrub",
-    "Beaches, dunes, sands",
-    "Inland wetlands",
-    "Coastal wetlands",
-    "Inland waters",
-    "Marine waters",
-)
-LC100_CODES = (
-    *(0, 20, 30, 40, 50, 60, 70, 80, 90, 100, 111, 112, 113),
-    *(114, 115, 116, 121, 122, 123, 124, 125, 126, 200),
-)
-"""Codes of the CGLS land cover map by the index of their class."""
-_LC100 = tuple(f"CGLS {code}" for code in LC100_CODES)
-_DFC = (*("forest", "shrubland", "grassland", "wetlands", "croplands", "urban", "barren", "water"),)
-_LCZ_CLASSES = tuple(f"LCZ {name}" for name in (*range(1, 11), *"ABCDEFG"))
 _CC = "CC-BY-4.0"
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task(
-            *("cloud-s2", "Cloud-S2", "segmentation", _S2, 512, _CLOUDS, (1699, 567, 551)),
-            *(1e-3, 16, 60.4, 66.7, "CloudSEN12", "CC0-1.0"),
+            name="cloud-s2",
+            title="Cloud-S2",
+            kind="segmentation",
+            sensor=_S2,
+            size=512,
+            classes=CLOUDS_S2,
+            counts=(1699, 567, 551),
+            rate=0.001,
+            batch=16,
+            random=60.4,
+            published=66.7,
+            source="CloudSEN12",
+            licence="CC0-1.0",
         ),
         Task(
-            *("cloud-s3", "Cloud-S3", "segmentation", _S3, 224, _CLOUDS_S3, (1197, 399, 399)),
-            *(1e-4, 16, 60.9, 62.0, "Copernicus-Bench", _CC, 255, 5.76),
+            name="cloud-s3",
+            title="Cloud-S3",
+            kind="segmentation",
+            sensor=_S3,
+            size=224,
+            classes=CLOUDS_S3,
+            counts=(1197, 399, 399),
+            rate=0.0001,
+            batch=16,
+            random=60.9,
+            published=62.0,
+            source="Copernicus-Bench",
+            licence=_CC,
+            ignore=255,
+            nominal_area=5.76,
         ),
         Task(
-            *("eurosat-s1", "EuroSAT-S1", "classification", _S1, 224, _EUROSAT),
-            *((16200, 5400, 5400), 0.1, 64, 75.4, 87.2, "EuroSAT-SAR", _CC),
+            name="eurosat-s1",
+            title="EuroSAT-S1",
+            kind="classification",
+            sensor=_S1,
+            size=224,
+            classes=EUROSAT,
+            counts=(16_200, 5400, 5400),
+            rate=0.1,
+            batch=64,
+            random=75.4,
+            published=87.2,
+            source="EuroSAT-SAR",
+            licence=_CC,
         ),
         Task(
-            *("eurosat-s2", "EuroSAT-S2", "classification", _S2, 224, _EUROSAT),
-            *((16200, 5400, 5400), 0.1, 64, 92.5, 97.9, "EuroSAT", "MIT"),
+            name="eurosat-s2",
+            title="EuroSAT-S2",
+            kind="classification",
+            sensor=_S2,
+            size=224,
+            classes=EUROSAT,
+            counts=(16_200, 5400, 5400),
+            rate=0.1,
+            batch=64,
+            random=92.5,
+            published=97.9,
+            source="EuroSAT",
+            licence="MIT",
         ),
         Task(
-            *("bigearthnet-s1", "BigEarthNet-S1", "multilabel", _S1, 224, _BIGEARTHNET),
-            *((11894, 6117, 5991), 1.0, 64, 63.8, 77.9, "BigEarthNet v2, 5 %"),
-            "CDLA-Permissive-1.0",
+            name="bigearthnet-s1",
+            title="BigEarthNet-S1",
+            kind="multilabel",
+            sensor=_S1,
+            size=224,
+            classes=BIGEARTHNET,
+            counts=(11_894, 6117, 5991),
+            rate=1.0,
+            batch=64,
+            random=63.8,
+            published=77.9,
+            source="BigEarthNet v2, 5 %",
+            licence="CDLA-Permissive-1.0",
         ),
         Task(
-            *("bigearthnet-s2", "BigEarthNet-S2", "multilabel", _without(_S2, "B10"), 224),
-            *(_BIGEARTHNET, (11894, 6117, 5991), 1.0, 64, 71.6, 79.0, "BigEarthNet v2, 5 %"),
-            "CDLA-Permissive-1.0",
+            name="bigearthnet-s2",
+            title="BigEarthNet-S2",
+            kind="multilabel",
+            sensor=_without(_S2, "B10"),
+            size=224,
+            classes=BIGEARTHNET,
+            counts=(11_894, 6117, 5991),
+            rate=1.0,
+            batch=64,
+            random=71.6,
+            published=79.0,
+            source="BigEarthNet v2, 5 %",
+            licence="CDLA-Permissive-1.0",
         ),
         Task(
-            *("lc100cls-s3", "LC100Cls-S3", "multilabel", _S3, 96, _LC100, (5181, 1727, 1727)),
-            *(1.0, 64, 88.9, 93.3, "CGLS LC100", _CC, None, 5.76),
+            name="lc100cls-s3",
+            title="LC100Cls-S3",
+            kind="multilabel",
+            sensor=_S3,
+            size=96,
+            classes=LC100,
+            counts=(5181, 1727, 1727),
+            rate=1.0,
+            batch=64,
+            random=88.9,
+            published=93.3,
+            source="CGLS LC100",
+            licence=_CC,
+            nominal_area=5.76,
         ),
         Task(
-            *("dfc2020-s1", "DFC2020-S1", "segmentation", _S1, 256, _DFC, (3156, 986, 986)),
-            *(1e-3, 16, 45.4, 52.4, "DFC2020", _CC, 255),
+            name="dfc2020-s1",
+            title="DFC2020-S1",
+            kind="segmentation",
+            sensor=_S1,
+            size=256,
+            classes=DFC2020,
+            counts=(3156, 986, 986),
+            rate=0.001,
+            batch=16,
+            random=45.4,
+            published=52.4,
+            source="DFC2020",
+            licence=_CC,
+            ignore=255,
         ),
         Task(
-            *("dfc2020-s2", "DFC2020-S2", "segmentation", _S2, 256, _DFC, (3156, 986, 986)),
-            *(1e-3, 16, 62.3, 64.5, "DFC2020", _CC, 255),
+            name="dfc2020-s2",
+            title="DFC2020-S2",
+            kind="segmentation",
+            sensor=_S2,
+            size=256,
+            classes=DFC2020,
+            counts=(3156, 986, 986),
+            rate=0.001,
+            batch=16,
+            random=62.3,
+            published=64.5,
+            source="DFC2020",
+            licence=_CC,
+            ignore=255,
         ),
         Task(
-            *("lc100seg-s3", "LC100Seg-S3", "segmentation", _S3, 288, _LC100),
-            *((5181, 1727, 1727), 1e-4, 16, 18.2, 24.1, "CGLS LC100", _CC, None, 5.76),
+            name="lc100seg-s3",
+            title="LC100Seg-S3",
+            kind="segmentation",
+            sensor=_S3,
+            size=288,
+            classes=LC100,
+            counts=(5181, 1727, 1727),
+            rate=0.0001,
+            batch=16,
+            random=18.2,
+            published=24.1,
+            source="CGLS LC100",
+            licence=_CC,
+            nominal_area=5.76,
         ),
         Task(
-            *("flood-s1", "Flood-S1", "change", _FLOOD, 224),
-            *(("no water", "permanent water", "flood"), (3000, 1000, 1000)),
-            *(1e-3, 16, 75.1, 77.7, "Kuro Siwo", "MIT", 3),
+            name="flood-s1",
+            title="Flood-S1",
+            kind="change",
+            sensor=_FLOOD,
+            size=224,
+            classes=("no water", "permanent water", "flood"),
+            counts=(3000, 1000, 1000),
+            rate=0.001,
+            batch=16,
+            random=75.1,
+            published=77.7,
+            source="Kuro Siwo",
+            licence="MIT",
+            ignore=3,
         ),
         Task(
-            *("lcz-s2", "LCZ-S2", "classification", _LCZ, 112, _LCZ_CLASSES),
-            *((15000, 5000, 5000), 0.1, 64, 77.4, 84.4, "So2Sat LCZ42", _CC),
+            name="lcz-s2",
+            title="LCZ-S2",
+            kind="classification",
+            sensor=_LCZ,
+            size=112,
+            classes=LCZ,
+            counts=(15_000, 5000, 5000),
+            rate=0.1,
+            batch=64,
+            random=77.4,
+            published=84.4,
+            source="So2Sat LCZ42",
+            licence=_CC,
         ),
         # The official area is that of a token of 16 pixels, though the kernel has 8.
         Task(
-            *("biomass-s3", "Biomass-S3", "regression", _S3, 288, ("above-ground biomass",)),
-            *((3000, 1000, 1000), 1e-4, 16, 68.7, 66.3, "ESA CCI biomass 2020 v4.0", _CC),
-            *(None, 23.04, (92.3196, 117.8162), "Mg ha-1"),
+            name="biomass-s3",
+            title="Biomass-S3",
+            kind="regression",
+            sensor=_S3,
+            size=288,
+            classes=("above-ground biomass",),
+            counts=(3000, 1000, 1000),
+            rate=0.0001,
+            batch=16,
+            random=68.7,
+            published=66.3,
+            source="ESA CCI biomass 2020 v4.0",
+            licence=_CC,
+            nominal_area=23.04,
+            target=(92.3196, 117.8162),
+            units="Mg ha-1",
         ),
         Task(
-            *("aq-no2-s5p", "AQ-NO2-S5P", "regression", _sensor("s5p_no2"), 56, ("NO2",)),
-            *((1480, 493, 494), 1e-4, 16, 3.4, 2.8, "EEA 1 km grid 2021", _CC),
-            *(None, 16.0, (5.3167, 3.9948)),
+            name="aq-no2-s5p",
+            title="AQ-NO2-S5P",
+            kind="regression",
+            sensor=_sensor("s5p_no2"),
+            size=56,
+            classes=("NO2",),
+            counts=(1480, 493, 494),
+            rate=0.0001,
+            batch=16,
+            random=3.4,
+            published=2.8,
+            source="EEA 1 km grid 2021",
+            licence=_CC,
+            nominal_area=16.0,
+            target=(5.3167, 3.9948),
         ),
         Task(
-            *("aq-o3-s5p", "AQ-O3-S5P", "regression", _sensor("s5p_o3"), 56, ("O3",)),
-            *((1480, 493, 494), 1e-4, 16, 1741.6, 789.4, "EEA 1 km grid 2021", _CC),
-            *(None, 16.0, (4654.2632, 2589.4207)),
+            name="aq-o3-s5p",
+            title="AQ-O3-S5P",
+            kind="regression",
+            sensor=_sensor("s5p_o3"),
+            size=56,
+            classes=("O3",),
+            counts=(1480, 493, 494),
+            rate=0.0001,
+            batch=16,
+            random=1741.6,
+            published=789.4,
+            source="EEA 1 km grid 2021",
+            licence=_CC,
+            nominal_area=16.0,
+            target=(4654.2632, 2589.4207),
         ),
     )
 }

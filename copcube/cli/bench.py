@@ -1,0 +1,168 @@
+"""The command bench: Copernicus-Bench with a frozen encoder, in one table."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
+from copcube.cli.cubes import open_any, require_form
+
+if TYPE_CHECKING:
+    from copcube.probes.bench import Benched, Result
+
+log = logging.getLogger("copcube")
+
+_TABLES = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    bench = command(
+        commands,
+        "bench",
+        _bench,
+        "run tasks of Copernicus-Bench with the frozen encoder",
+        "copcube bench eurosat-s1 eurosat-s2 --root copernicusbench\n"
+        "  copcube bench all --root copernicusbench --probe fast --out results.json "
+        "--out table.md\n"
+        "  copcube bench lcz-s2 --root copernicusbench --weights vit_large.pth --seeds 1\n"
+        "  copcube bench all --root copernicusbench --cube world.zarr",
+        details="Prints the scores, and beside them those published of a random ViT-B and of\n"
+        "Copernicus-FM, in parentheses where ours are found otherwise. Tasks: "
+        "eurosat-s1, eurosat-s2,\n"
+        "bigearthnet-s1, bigearthnet-s2, lc100cls-s3, lcz-s2 (classes of images); cloud-s2,\n"
+        "cloud-s3, dfc2020-s1, dfc2020-s2, lc100seg-s3, flood-s1 (of pixels); biomass-s3,\n"
+        "aq-no2-s5p, aq-o3-s5p (numbers). `copcube fetch bench TASK` brings their data. A task\n"
+        "that fails does not stop the others; the exit code is then 1. The same command goes on\n"
+        "where it was stopped. With --cube, labels of whole cells (lc100cls-s3, biomass-s3,\n"
+        "aq-no2-s5p, aq-o3-s5p) are predicted from its own vectors, and no image is read.",
+    )
+    bench.add_argument("tasks", metavar="TASK", nargs="+", help="names of tasks, or all")
+    bench.add_argument("--root", metavar="DIR", required=True, help="folder of the data")
+    bench.add_argument("--cube", metavar="CUBE", help="whose vectors are asked instead")
+    bench.add_argument(
+        "--probe",
+        choices=("official", "fast"),
+        default="official",
+        help="as published (default), or neighbours and linear models, without seeds",
+    )
+    bench.add_argument(
+        "--area",
+        choices=("official", "true"),
+        default="official",
+        help="of a token, that the encoder is told: as published (default), or as it is",
+    )
+    bench.add_argument(
+        "--weights",
+        default="hub",
+        metavar="hub|PATH|untrained:SEED",
+        help="the published weights (default), a local file, or meaningless ones for tests",
+    )
+    bench.add_argument(
+        "--language", metavar="PATH", help="the variables' language embeddings (default: found)"
+    )
+    bench.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    bench.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="float32",
+        help="precision (default: float32, as published)",
+    )
+    bench.add_argument("--seeds", type=positive, default=3, help="how many runs (default: 3)")
+    bench.add_argument("--epochs", type=positive, default=50, help="(default: 50, as published)")
+    bench.add_argument(
+        "--resamples", type=_natural, default=200, help="for intervals; 0: none (default: 200)"
+    )
+    bench.add_argument(
+        "--levels",
+        choices=("four", "last"),
+        default="four",
+        help="blocks whose tokens the fast tier sees in images (default: four)",
+    )
+    bench.add_argument(
+        "--stream", action="store_true", help="keep no tokens; each epoch embeds images anew"
+    )
+    bench.add_argument(
+        "--cache", metavar="DIR", help="folder of vectors and results (default: the user's)"
+    )
+    bench.add_argument(
+        "--out",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="results as .json, to which those of this run are added; a table as .csv, .md or "
+        ".tex; may be given several times",
+    )
+    overwrite(bench)
+
+
+def _bench(arguments: Arguments) -> int:
+    from copcube.cube.store import reading
+    from copcube.probes.bench import bench, bench_cells
+    from copcube.probes.bench.results import read_results
+    from copcube.probes.bench.tasks import TASKS
+
+    before: dict[str, list[Result]] = {}
+    for path in arguments.out:
+        if Path(path).suffix.lower() == ".json" and Path(path).exists():
+            before[path] = read_results(path)  # added to, not replaced
+        else:
+            require_form(path, (".json", *_TABLES), arguments)
+    tasks = None if arguments.tasks == ["all"] else arguments.tasks
+    if arguments.cube:
+        with reading(arguments.cube):
+            cube = open_any(arguments.cube)
+            found = bench_cells(cube, arguments.root, tasks, resamples=arguments.resamples)
+        return _told(found, arguments, before)
+    found = bench(
+        [*TASKS] if tasks is None else tasks,
+        arguments.root,
+        probe=arguments.probe,
+        weights=arguments.weights,
+        language=arguments.language,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        area=arguments.area,
+        seeds=arguments.seeds,
+        epochs=arguments.epochs,
+        resamples=arguments.resamples,
+        levels=arguments.levels,
+        keep=not arguments.stream,
+        cache=arguments.cache,
+    )
+    return _told(found, arguments, before)
+
+
+def _told(found: "Benched", arguments: Arguments, before: "dict[str, list[Result]]") -> int:
+    """Print and write what was found; return the exit code."""
+    from copcube.probes.bench.results import grid_of
+
+    if found.results:
+        columns(*grid_of(found.results))
+    for path in arguments.out:
+        if found.results:
+            _save(path, found.results, before.get(path, []))
+    if found.failures:
+        log.error("%d tasks failed: %s", len(found.failures), ", ".join(found.failures))
+    return 1 if found.failures else 0
+
+
+def _save(path: str, results: "list[Result]", before: "list[Result]") -> None:
+    from copcube.files.atomic import atomic_path
+    from copcube.probes.bench import bench_table, write_results
+
+    form = _TABLES.get(Path(path).suffix.lower())
+    if form is None:
+        named = {(one.task, one.probe, str(one.provenance)): one for one in [*before, *results]}
+        write_results(path, [*named.values()])
+    else:
+        with atomic_path(path) as temporary:
+            temporary.write_text(bench_table(results, form), "utf-8")  # type: ignore[arg-type]
+    log.info("%s is done", path)
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
+    return int(text)

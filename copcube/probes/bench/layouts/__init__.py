@@ -1,0 +1,1 @@
+"""The published layouts of Copernicus-Bench's data, one reader a family."""

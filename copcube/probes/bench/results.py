@@ -1,0 +1,278 @@
+"""What a run of Copernicus-Bench found: one file for all tasks, and one table."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from copcube.errors import CopcubeError, OptionError, in_a_line
+from copcube.files.atomic import atomic_path
+from copcube.interchange.metadata import KEY
+from copcube.probes.bench.tasks import METRICS, TASKS
+from copcube.probes.tables import Row, latex, markdown
+from copcube.version import __version__
+
+Form = Literal["csv", "markdown", "latex"]
+
+FORMAT = 1
+"""Version of the file's form."""
+
+PUBLISHED = ("official", "upernet")
+"""Protocols by which the published scores were found, in `EPOCHS` epochs."""
+
+EPOCHS = 50
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one run of a protocol found, in the task's metric.
+
+    Parameters
+    ----------
+    bench : float
+        Mean over the batches of the test split, as published.
+    dataset : float
+        Score of the whole test split at once.
+    validation : float
+        Score that chose the model, of the validation split.
+    low, high : float, optional
+        Interval of 95 % of `dataset`, from resamples of the test split.
+    """
+
+    bench: float
+    dataset: float
+    validation: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a protocol found on a task.
+
+    Parameters
+    ----------
+    task : str
+        Name of the task.
+    probe : str
+        Name of the protocol: ``official``, ``knn``, ``logistic``, ``linear``, ``upernet``…
+    scores : tuple of Score
+        One a seed.
+    provenance : dict
+        All that decides the scores: encoder, area, data, options.
+    seconds : float
+        What it took, without the encoder's part where vectors are cached.
+    details : dict
+        Whatever else was found, such as ``f1`` or the strength that was chosen.
+    skipped : dict
+        Why samples were left out, by split and name.
+    version : str
+        Of copcube.
+    """
+
+    task: str
+    probe: str
+    scores: tuple[Score, ...]
+    provenance: Mapping[str, Any]
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    version: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name of the task in tables."""
+        return TASKS[self.task].title if self.task in TASKS else self.task
+
+    @property
+    def metric(self) -> str:
+        """Name of the score."""
+        return METRICS[TASKS[self.task].kind if self.task in TASKS else self.provenance["kind"]]
+
+    @property
+    def units(self) -> str:
+        """Units of the score: % but of a regression, and empty where they are not known."""
+        if self.metric != "RMSE":
+            return "%"
+        known = TASKS[self.task].units if self.task in TASKS else self.provenance.get("units")
+        return known or ""
+
+    @property
+    def published(self) -> tuple[float, float]:
+        """Published scores of a random ViT-B and of Copernicus-FM; NaN of a task of one's own."""
+        task = TASKS.get(self.task)
+        return (task.random, task.published) if task else (np.nan, np.nan)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it was found as the published scores were, but for draws and encoder."""
+        task, said = TASKS.get(self.task), self.provenance
+        if task is None or self.probe not in PUBLISHED:
+            return False
+        told: dict[str, Any] = {"epochs": EPOCHS, "area": task.nominal_area, "size": task.size}
+        told |= {"sensor": repr(task.sensor)}
+        if self.probe == "official":  # heads of pixels take tokens, whatever the pooling
+            told |= {"encoder_pooling": "mean"}
+        return all(str(said.get(name, value)) == str(value) for name, value in told.items())
+
+    @property
+    def bench(self) -> float:
+        """Mean over the seeds of the score as published."""
+        return float(np.mean([score.bench for score in self.scores]))
+
+    @property
+    def dataset(self) -> float:
+        """Mean over the seeds of the score of the whole split."""
+        return float(np.mean([score.dataset for score in self.scores]))
+
+
+def write_results(path: str | Path, results: Sequence[Result]) -> None:
+    """Write results as JSON, whole or not at all.
+
+    Raises
+    ------
+    WriteError
+        If the file cannot be written.
+    """
+    content = {
+        KEY: {"bench": FORMAT, "version": __version__},
+        "results": [_published(one) for one in results],
+    }
+    text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", "utf-8")
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """Read the results that `write_results` wrote.
+
+    Raises
+    ------
+    OptionError
+        If the file holds something else.
+    """
+    expected = "expected results that `copcube bench` wrote; name another file"
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+        if content[KEY]["bench"] != FORMAT:
+            raise OptionError(f"{path}: {expected}")
+        return [_restored(one) for one in content["results"]]
+    except CopcubeError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OptionError(f"{path}: {in_a_line(error)}; {expected}") from error
+
+
+def _published(result: Result) -> dict[str, Any]:
+    """A result with the published figures beside it."""
+    random, published = result.published
+    beside = {
+        "metric": result.metric,
+        "units": result.units,
+        "published": {
+            "random_vit_b": random,
+            "copernicus_fm": published,
+            "comparable": result.comparable,
+        },
+    }
+    return {**asdict(result), **beside}
+
+
+def _restored(found: dict[str, Any]) -> Result:
+    names = ("task", "probe", "provenance", "seconds", "details", "skipped", "version")
+    scores = tuple(
+        Score(**{name: np.nan if v is None and name in _NEEDED else v for name, v in one.items()})
+        for one in found["scores"]
+    )
+    return Result(scores=scores, **{name: found[name] for name in names})
+
+
+_NEEDED = ("bench", "dataset", "validation")
+
+
+def _plain(value: Any) -> Any:
+    """Bring a value to what JSON has, so that what was read equals what is computed."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def bench_table(results: Sequence[Result], form: Form = "markdown") -> str:
+    """Write results as one table, with the published scores beside.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        Of any tasks and protocols.
+    form : {"csv", "markdown", "latex"}
+        ``csv`` has all digits and the interval in columns of its own.
+
+    Raises
+    ------
+    OptionError
+        If the form is unknown.
+    """
+    if form not in get_args(Form):
+        raise OptionError(f"form={form!r}; expected {', '.join(get_args(Form))}")
+    if form == "csv":
+        return _csv(results)
+    head, rows = grid_of(results)
+    return markdown(head, rows) if form == "markdown" else latex(head, rows)
+
+
+def grid_of(results: Sequence[Result]) -> tuple[Row, list[Row]]:
+    """Heads and rows of the table, for people."""
+    head: Row = ("task", "metric", "probe", "bench", "dataset", "95 %")
+    head += ("random ViT-B", "Copernicus-FM")
+    rows: list[Row] = []
+    for one in results:
+        random, published = (f"{value:.1f}" for value in one.published)
+        paper = (random, published) if one.comparable else (f"({random})", f"({published})")
+        if one.probe.startswith("cells"):  # of whole cells, not of pixels or images of them
+            paper = ("not comparable", "not comparable")
+        elif one.task not in TASKS:
+            paper = ("-", "-")
+        metric = one.metric + (f" ({one.units})" if one.units not in ("", "%") else "")
+        spans = [s for s in one.scores if s.low is not None and s.high is not None]
+        span = f"{spans[0].low:.1f} to {spans[0].high:.1f}" if spans else ""
+        ours = (_cell([getattr(s, name) for s in one.scores]) for name in ("bench", "dataset"))
+        rows.append((one.title, metric, one.probe, *ours, span, *paper))
+    if not any(row[5] for row in rows):  # the official protocol has no intervals
+        head, *rows = ((*row[:5], *row[6:]) for row in (head, *rows))
+    return head, rows
+
+
+def _cell(values: Sequence[float]) -> str:
+    mean, digits = np.mean(values), 1 if np.mean(values) >= 10 else 2
+    spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def _csv(results: Sequence[Result]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    numbers = ("bench", "dataset", "validation", "low", "high")
+    head = ("task", "metric", "units", "probe", "seeds", *numbers)
+    writer.writerow((*head, "random_vit_b", "copernicus_fm", "comparable", "seconds"))
+    for one in results:
+        means = []
+        for name in numbers:
+            values = [getattr(score, name) for score in one.scores]
+            known = None not in values and np.isfinite(values).all()
+            means.append(f"{np.mean(values):.6g}" if known else "")
+        paper = ("" if np.isnan(value) else value for value in one.published)
+        facts = (one.task, one.metric, one.units, one.probe, len(one.scores))
+        writer.writerow((*facts, *means, *paper, one.comparable, f"{one.seconds:.3g}"))
+    return text.getvalue()

@@ -1,0 +1,376 @@
+"""Running tasks of Copernicus-Bench, one after the other, whatever becomes of each."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.arguments import flag, one_path, whole_number
+from copcube.embedding.encoders import Encoder, Spec
+from copcube.errors import CopcubeError, OptionError, in_a_line
+from copcube.files.atomic import atomic_path, writing
+from copcube.interchange.cache import cache_folder
+from copcube.probes.bench import fast, official
+from copcube.probes.bench.metrics import (
+    accuracy,
+    average_precision,
+    f1,
+    fed,
+    interval,
+    metric_of,
+)
+from copcube.probes.bench.results import EPOCHS, Result, Score, read_results, write_results
+from copcube.probes.bench.samples import SPLITS, Dataset, Split
+from copcube.probes.bench.tasks import Task, find
+from copcube.probes.bench.vectors import Vectors, describe, embedded
+from copcube.version import __version__
+
+log = logging.getLogger("copcube")
+
+Probe = Literal["official", "fast"]
+Which = Literal["four", "last"]
+
+FIRST_SEED = 42
+"""That of the official code; those of its other runs are not known."""
+
+RESAMPLES = 200
+
+_POOLED = ("classification", "multilabel")
+
+
+@dataclass(frozen=True)
+class Benched:
+    """What a run found.
+
+    Parameters
+    ----------
+    results : list of Result
+        By task and protocol, in the order that was asked for.
+    failures : dict
+        Why tasks failed, by their names.
+    """
+
+    results: list[Result]
+    failures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What decides how heads are trained and judged."""
+
+    seeds: tuple[int, ...]
+    epochs: int
+    resamples: int
+    levels: Which = "four"
+    keep: bool = True
+
+
+def bench(
+    tasks: str | Dataset | Sequence[str | Dataset],
+    root: str | Path | None = None,
+    *,
+    probe: Probe = "official",
+    encoder: Encoder | Spec | None = None,
+    weights: str = "hub",
+    language: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    area: str = "official",
+    seeds: int | Sequence[int] = 3,
+    epochs: int = EPOCHS,
+    resamples: int = RESAMPLES,
+    levels: Which = "four",
+    keep: bool = True,
+    cache: str | Path | None = None,
+) -> Benched:
+    """Run tasks of Copernicus-Bench with a frozen encoder.
+
+    A task that fails is recorded, and the others go on. Vectors and results are kept in the
+    cache: what is there is not computed again, and a run that was killed goes on.
+
+    Parameters
+    ----------
+    tasks : str, Dataset, or sequence of them
+        Names of tasks, see `copcube.probes.bench.tasks.TASKS`; or data of one's own, whose
+        `Task` says what they are and which sensor they show.
+    root : str or path-like
+        Folder of the data of tasks that are named, as ``copcube fetch bench`` and the official
+        script leave it.
+    probe : {"official", "fast"}
+        The published protocol; or nearest neighbours and logistic regression on vectors, a
+        linear head on tokens, and ridge regression of the mean of each image.
+    encoder : Encoder or copcube.EncoderSpec, optional
+        What gives the vectors; by default `weights` with the mean of the patch tokens, as in
+        the official code, on `device` in `dtype`.
+    weights, language : str
+        As for `copcube.encoder.load_weights`.
+    device, dtype : str
+        As for `copcube.EncoderSpec`; published scores are of float32.
+    area : {"official", "true"}
+        Area of a token that the encoder is told: as the official code states it, or as it is.
+    seeds : int or sequence of int
+        How many runs of what is trained at random, or their seeds; three as published.
+    epochs : int
+        Of what is trained at random.
+    resamples : int
+        Of the test split, for an interval of the fast tier's scores; 0 for none.
+    levels : {"four", "last"}
+        Blocks whose tokens the linear head of the fast tier sees: at a third, half, two thirds
+        and the end of the encoder, side by side, or the last alone.
+    keep : bool
+        Whether these tokens are computed once and kept in the cache, as float16: 6 KB a token of
+        a ViT-B, so 6 MB an image of Cloud-S2. Otherwise each epoch embeds the images anew.
+    cache : str or path-like, optional
+        Folder of vectors and results; by default ``bench`` in that of the decoded maps.
+
+    Returns
+    -------
+    Benched
+
+    Raises
+    ------
+    OptionError
+        If an option has a value that it cannot have, or there is no such task.
+    WeightsError, FetchError
+        If the weights cannot be loaded.
+
+    Examples
+    --------
+    >>> from copcube.probes.bench import bench, bench_table             # doctest: +SKIP
+    >>> found = bench(["eurosat-s1", "eurosat-s2"], "copernicusbench")  # doctest: +SKIP
+    >>> print(bench_table(found.results))                               # doctest: +SKIP
+    """
+    from copcube.probes.bench.opening import open_dataset
+
+    listed = tasks if isinstance(tasks, Sequence) and not isinstance(tasks, str) else [tasks]
+    own = {one.task.name: one for one in listed if not isinstance(one, str)}
+    chosen = [find(one) if isinstance(one, str) else one.task for one in listed]
+    options = _Options(
+        *(_seeds(seeds), whole_number(epochs, "epochs", 1), _natural(resamples)),
+        *(levels, flag(keep, "keep")),
+    )
+    if levels not in get_args(Which):
+        raise OptionError(f"levels={levels!r}; expected 'four' or 'last'")
+    if probe not in get_args(Probe):
+        raise OptionError(f"probe={probe!r}; expected 'official' or 'fast'")
+    if root is not None or len(own) < len(chosen):
+        root = one_path(root, "root", ": the folder of the data")
+    folder = cache_folder() / "bench" if cache is None else Path(one_path(cache, "cache"))
+    model = _loaded(encoder, weights, language, device, dtype)
+
+    def work(task: Task) -> Iterator[Result]:
+        dataset = own.get(task.name) or open_dataset(task, str(root), area=area)  # type: ignore[arg-type]
+        return run(dataset, model, folder, probe, options)
+
+    return each(chosen, work)
+
+
+def each(chosen: Sequence[Task], work: Callable[[Task], Iterable[Result]]) -> Benched:
+    """Work on task after task; one that fails is recorded, and the others go on."""
+    results: list[Result] = []
+    failures = {}
+    for task in chosen:
+        try:
+            for result in work(task):
+                results.append(result)
+        except Exception as error:  # the others shall run, whatever became of this one
+            known = isinstance(error, CopcubeError)
+            failures[task.name] = str(error) if known else f"unexpected error, {in_a_line(error)}"
+            log.error("%s failed: %s", task.title, failures[task.name])
+            log.debug("%s failed", task.title, exc_info=True)
+    return Benched(results, failures)
+
+
+def run(
+    dataset: Dataset, encoder: Encoder, folder: Path, probe: Probe, options: _Options
+) -> Iterator[Result]:
+    """Run one task, but for results of the same provenance in the folder; yield what is found."""
+    task = dataset.task
+    about = describe(dataset, encoder)
+    here = folder / f"{task.name}-{_key(about)}"
+    with writing(here):
+        here.mkdir(parents=True, exist_ok=True)
+    with atomic_path(here / "about.json") as temporary:
+        temporary.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    vectors: dict[Split, Vectors] = {}
+    for name, function, deciding in _protocols(task, probe, options):
+        provenance = about | deciding
+        kept = here / f"{name}-{_key(provenance)}.json"
+        if kept.exists():
+            log.info("%s, %s: taken from %s", task.title, name, kept)
+            yield from read_results(kept)
+            continue
+        if function is None:
+            result = _dense(dataset, encoder, here, name, options, provenance)
+        else:
+            if not vectors:
+                vectors = embedded(dataset, encoder, here)
+            begin = time.perf_counter()
+            scores, details = function(task, vectors, options)
+            seconds = time.perf_counter() - begin
+            skipped = {f"{s}/{n}": why for s in SPLITS for n, why in vectors[s].skipped.items()}
+            result = Result(
+                task.name, name, scores, provenance, seconds, details, skipped, __version__
+            )
+        write_results(kept, [result])
+        yield result
+
+
+Found = tuple[tuple[Score, ...], dict[str, Any]]
+_Function = Callable[[Task, Mapping[Split, Vectors], _Options], Found]
+
+
+def _protocols(
+    task: Task, probe: Probe, options: _Options
+) -> list[tuple[str, _Function | None, dict[str, Any]]]:
+    """Protocols of a task: name, what runs it on vectors if it does, what decides its scores."""
+    trained = {"seeds": [*options.seeds], "epochs": options.epochs}
+    resampled = {"resamples": options.resamples}
+    if task.kind in _POOLED:
+        if probe == "official":
+            return [("official", _official, trained)]
+        return [("knn", _knn, resampled), ("logistic", _logistic, resampled)]
+    if probe == "official":
+        return [("upernet", None, trained)]
+    linear = "linear" if options.levels == "four" else "linear-last"
+    dense: list[tuple[str, _Function | None, dict[str, Any]]] = [(linear, None, trained)]
+    return [("ridge-of-means", _ridge, resampled), *dense] if task.kind == "regression" else dense
+
+
+def _official(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
+    scores, epochs, others = [], [], []
+    test = vectors["test"]
+    for seed in options.seeds:
+        found = official.train(
+            task, vectors["train"], vectors["val"], epochs=options.epochs, seed=seed
+        )
+        logits = found.head.logits(test.vectors[0])
+        metric = fed(metric_of(task), official.guess(task, logits), test.target, task.batch)
+        scores.append(Score(metric.bench, metric.dataset, found.validation))
+        epochs.append(found.epoch)
+        if task.kind == "multilabel":
+            others.append(f1(logits, test.target))
+    return tuple(scores), {"epoch": epochs} | ({"f1": others} if others else {})
+
+
+def _knn(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
+    train = vectors["train"]
+    outputs = {
+        split: fast.neighbours(task, train.vectors[0], train.target, vectors[split].vectors[0])
+        for split in SPLITS[1:]
+    }
+    score = _judged(task, vectors, outputs["val"], outputs["test"], options)
+    return (score,), {"neighbours": fast.NEIGHBOURS}
+
+
+def _logistic(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
+    pairs = {split: (one.vectors[0], one.target) for split, one in vectors.items()}
+    model, strength, validation = fast.logistic(task, pairs["train"], pairs["val"])
+    logits = model.logits(pairs["test"][0])
+    details: dict[str, Any] = {"c": strength}
+    if task.kind == "multilabel":
+        details["f1"] = f1(logits, pairs["test"][1])
+    output = official.guess(task, logits)
+    return (_judged(task, vectors, validation, output, options),), details
+
+
+def _ridge(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
+    pairs = {split: (one.vectors[0], one.target) for split, one in vectors.items()}
+    outputs = {
+        split: fast.ridge(pairs["train"], pairs["val"], pairs[split][0]) for split in SPLITS[1:]
+    }
+    score = _judged(task, vectors, outputs["val"].output, outputs["test"].output, options)
+    return (score,), {"penalty": outputs["test"].strength}
+
+
+def _judged(
+    task: Task,
+    vectors: Mapping[Split, Vectors],
+    validation: NDArray[Any] | float,
+    test: NDArray[Any],
+    options: _Options,
+) -> Score:
+    """Score what was predicted of the validation split, or its known score, and of the test."""
+    if not isinstance(validation, float):
+        found = fed(metric_of(task), validation, vectors["val"].target, task.batch)
+        validation = found.dataset
+    target = vectors["test"].target
+    metric = fed(metric_of(task), test, target, task.batch)
+    low, high = interval(_POOLED_SCORES[task.kind], test, target, options.resamples)
+    return Score(metric.bench, metric.dataset, validation, low, high)
+
+
+def _root_mean_square(predicted: NDArray[Any], target: NDArray[Any]) -> float:
+    return float(np.sqrt(np.nanmean((predicted - target) ** 2)))
+
+
+_POOLED_SCORES = {
+    "classification": accuracy,
+    "multilabel": average_precision,
+    "regression": _root_mean_square,
+}
+
+
+def _dense(
+    dataset: Dataset,
+    encoder: Any,
+    here: Path,
+    probe: str,
+    options: _Options,
+    provenance: Mapping[str, Any],
+) -> Result:
+    """Train a head on tokens for each seed."""
+    from copcube.probes.bench.dense import score
+
+    begin = time.perf_counter()
+    levels = here / f"levels-{options.levels}" if options.keep else None
+    runs = [
+        score(
+            *(dataset, encoder, here / f"{probe}-{options.epochs}-{seed}"),
+            head="upernet" if probe == "upernet" else "linear",
+            which="four" if probe == "upernet" else options.levels,
+            levels=levels,
+            epochs=options.epochs,
+            seed=seed,
+        )
+        for seed in options.seeds
+    ]
+    scores = tuple(Score(r["bench"], r["dataset"], r["validation"]) for r in runs)
+    details = {"epoch": [r["epoch"] for r in runs], "parameters": runs[0]["parameters"]}
+    skipped = {name: why for run in runs for name, why in run["skipped"].items()}
+    seconds = time.perf_counter() - begin
+    task = dataset.task.name
+    return Result(task, probe, scores, provenance, seconds, details, skipped, __version__)
+
+
+def _loaded(
+    encoder: Encoder | Spec | None, weights: str, language: str | None, device: str, dtype: str
+) -> Encoder:
+    if encoder is None:
+        from copcube.encoder import EncoderSpec
+
+        encoder = EncoderSpec(weights, language, pooling="mean", device=device, dtype=dtype)
+    return encoder.load() if isinstance(encoder, Spec) else encoder
+
+
+def _key(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(given, int):
+        count = whole_number(given, "seeds", 1)
+        return tuple(range(FIRST_SEED, FIRST_SEED + count))
+    return tuple(whole_number(seed, "seeds", 0) for seed in given)
+
+
+def _natural(given: int) -> int:
+    return whole_number(given, "resamples", 0)
