@@ -80,7 +80,7 @@ class Rows:
             self.local_id[index],
             self.date[index],
             self.embedding[index],
-            self.labels,
+            labels=self.labels,
         )
 
     def labelled(self, labels: tuple[str, ...]) -> "Rows":
@@ -122,7 +122,7 @@ class Rows:
             np.concatenate([part.local_id for part in parts]),
             np.concatenate([part.date for part in parts]),
             np.concatenate([part.embedding for part in parts]),
-            parts[0].labels,
+            labels=parts[0].labels,
         )
 
 
