@@ -134,7 +134,7 @@ def read_rows(
             _texts(table.column("local_id_coord")),
             _dates(table.column("date"), path),
             np.empty((len(grid_id), 0), np.float32),
-            names,
+            labels=names,
         )
         wanted = np.ones(len(rows), bool)
         if cells is not None:

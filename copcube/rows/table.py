@@ -87,10 +87,10 @@ class Rows:
             self.local_id[index],
             self.date[index],
             self.embedding[index],
-            self.labels,
-            None if self.weight is None else self.weight[index],
-            None if self.identity is None else self.identity[:, index],
-            None if self.source is None else self.source[index],
+            labels=self.labels,
+            weight=None if self.weight is None else self.weight[index],
+            identity=None if self.identity is None else self.identity[:, index],
+            source=None if self.source is None else self.source[index],
         )
 
     def labelled(self, labels: tuple[str, ...]) -> "Rows":
@@ -140,9 +140,9 @@ class Rows:
             np.concatenate([part.local_id for part in parts]),
             np.concatenate([part.date for part in parts]),
             np.concatenate([part.embedding for part in parts]),
-            parts[0].labels,
-            np.concatenate(weights) if weights else None,
-            np.concatenate(identities, axis=1) if identities else None,
+            labels=parts[0].labels,
+            weight=np.concatenate(weights) if weights else None,
+            identity=np.concatenate(identities, axis=1) if identities else None,
         )
 
 
