@@ -49,7 +49,7 @@ Duplicates = Literal["refuse", "drop"]
 MONTHS = tuple(f"{month:02d}" for month in range(1, 13))
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 
-ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256")
+ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256", "compat")
 """What is noted of an encoder, in rows and in cubes, that decides which vectors it makes."""
 
 _PART, _PART_OF_PRODUCT = 1 << 16, 1 << 20
@@ -128,7 +128,8 @@ class Survey:
     dim : int
         Length of the vectors.
     rows, images : int
-        Rows in all, and those that are selected, repeated images included.
+        Rows in all, and those that are selected, repeated images included; a fragment in
+        several cells counts in each.
     images_by_modality : tuple of int
         Selected rows of every modality, in the order of `Selection.labels`.
     cells : int

@@ -469,6 +469,7 @@ def broken(tmp_path, change, cells=None):
     ("change", "message"),
     [
         ({"grid_cell": "9D_249L"}, r"row 7 contradicts itself: cell 9D_249L.*drop such rows"),
+        ({"grid_cell": "183D_1921R"}, r"row 7 contradicts itself"),  # near 180°
         ({"grid_cell": "nowhere"}, r"row 7: 'nowhere' is no id of Major TOM's grid"),
         ({"grid_cell": None}, r"row 7: .*is no id"),
         ({"centre_lat": 91.5}, r"row 7 lies outside the globe.*drop it"),
@@ -534,6 +535,13 @@ def test_models_are_not_mixed(tmp_path):
         (sets.folder / name).rename(tmp_path / name)
     with pytest.raises(RowsError, match=r"different encoders.*FarSLIP"):
         cells_of(str(tmp_path / "Core-*" / "*.parquet"))
+    # As their makers did it, faults and all, is another model.
+    for compat, row in (("majortom", 45), ("none", 46)):
+        about = {"encoder": "dinov2", "compat": compat}
+        write(tmp_path / "two" / f"{compat}.parquet", some(near(row, 7, 1)), about=about)
+    with pytest.raises(RowsError, match=r"compat: majortom and none"):
+        cells_of(tmp_path / "two")
+    assert cells_of(tmp_path / "two" / "majortom.parquet")[1]["compat"] == "majortom"
     # Without names of sets, the same fragment twice tells.
     for i, seed in enumerate((0, 1)):
         released(tmp_path / f"{i}.parquet", some(near(45, 7, 1), seed=seed))
@@ -572,7 +580,8 @@ def test_models_on_one_grid(tmp_path):
     cubes = {}
     for name in list(SETS)[1::2]:
         out = str(tmp_path / f"{name}.zarr")
-        assert not main(["aggregate", str(tmp_path / "sets" / name), out, "-q"])
+        rows = str(tmp_path / "sets" / name)
+        assert not main(["aggregate", rows, out, "--assign", "cell", "--footprints", "given", "-q"])
         cubes[name] = xr.open_zarr(out).sel(lat=slice(53, 43), lon=slice(3, 17)).load()
         assert cubes[name].attrs["encoder"] == name
         assert cubes[name].attrs["license"] == "CC-BY-SA-4.0"

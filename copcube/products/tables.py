@@ -148,8 +148,10 @@ def map_vectors(
     first = number + np.cumsum(times) - times
 
     def repeated(start: int, vectors: NDArray[np.float32]) -> T:
-        some = slice(start, start + len(vectors))
-        return function(int(first[start]), np.repeat(vectors, times[some], axis=0))
+        some = times[start : start + len(vectors)]
+        # Most blocks have a fragment across an edge; those that have none are not copied.
+        vectors = vectors if (some == 1).all() else np.repeat(vectors, some, axis=0)
+        return function(int(first[start]), vectors)
 
     return rows.map_vectors(repeated, path, row_groups, held, threads=threads)
 

@@ -196,8 +196,11 @@ class _Part:
         lat, lon = self.cell_centres()
         cosine = np.cos(np.radians(lat))
         east = (self.lon - lon + 180) % 360 - 180
-        far = np.hypot((self.lat - lat) * _KM, east * _KM * cosine) > FAR
-        across = far & (180 - np.abs(lon) < 2 * FAR / _KM / np.maximum(cosine, 0.01))
+        north = (self.lat - lat) * _KM
+        far = np.hypot(north, east * _KM * cosine) > FAR
+        near_180 = 180 - np.abs(lon) < 2 * FAR / _KM / np.maximum(cosine, 0.01)
+        # The mean of latitudes is right all the same; where it is not, the id is wrong.
+        across = far & near_180 & (np.abs(north) <= FAR)
         if across.any():
             self._place(across)
         if (wrong := far & ~across).any():
