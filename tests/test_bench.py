@@ -449,6 +449,16 @@ def test_a_run_that_was_killed_goes_on_and_a_finished_one_embeds_nothing(tmp_pat
     assert again.images == 0
 
 
+def test_calls_that_are_under_way_at_once_give_the_same_vectors(tmp_path, parts):
+    class Streaming(Counting):
+        streams = 3
+
+    one, several = Counting(), Streaming()
+    found = [embedded(Made(), e, tmp_path / str(n)) for n, e in enumerate((one, several))]
+    for split, expected in found[0].items():
+        np.testing.assert_array_equal(found[1][split].vectors, expected.vectors)
+
+
 def test_a_broken_image_is_left_out_until_it_can_be_read(tmp_path, parts, caplog):
     dataset = Made()
     dataset.broken = {"train-9": "cut short"}
