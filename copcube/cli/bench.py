@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
         "copcube bench eurosat-s1 eurosat-s2 --root copernicusbench\n"
         "  copcube bench all --root copernicusbench --probe fast --out results.json "
         "--out table.md\n"
-        "  copcube bench lcz-s2 --root copernicusbench --weights vit_large.pth --seeds 1\n"
+        "  copcube bench lcz-s2 --root copernicusbench --weights large --seeds 1\n"
         "  copcube bench all --root copernicusbench --cube world.zarr",
         details="Prints the scores, and beside them those published of a random ViT-B and of\n"
         "Copernicus-FM, in parentheses where ours are found otherwise. Tasks: "
@@ -56,8 +56,9 @@ def add(commands: Commands) -> None:
     bench.add_argument(
         "--weights",
         default="hub",
-        metavar="hub|PATH|untrained:SEED",
-        help="the published weights (default), a local file, or meaningless ones for tests",
+        metavar="hub|large|PATH|untrained:SEED",
+        help="the published weights (default), those of the larger model, a local file, or "
+        "meaningless ones for tests",
     )
     bench.add_argument(
         "--language", metavar="PATH", help="the variables' language embeddings (default: found)"
