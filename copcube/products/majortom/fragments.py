@@ -125,16 +125,14 @@ def footprints(left: Floats, top: Floats, epsg: Integers, boxes: NDArray[np.inte
         If a code is that of no UTM zone.
     """
     west, north, east, south = (boxes * PIXEL).T
-    x = np.stack([east, east, west, west, east], axis=1) + left[:, np.newaxis]
-    y = top[:, np.newaxis] - np.stack([north, south, south, north, north], axis=1)
+    x = np.stack([east, east, west, west], axis=1) + left[:, np.newaxis]
+    y = top[:, np.newaxis] - np.stack([north, south, south, north], axis=1)
     lat, lon = unproject(x, y, epsg)
     # Near 180° the corners of one footprint may lie on both sides.
     lon = lon[:, :1] + (lon - lon[:, :1] + 180) % 360 - 180
-    corners = np.stack([lon, lat], axis=-1)
+    utm, corners = (np.stack(axes, axis=-1)[:, [0, 1, 2, 3, 0]] for axes in ((x, y), (lon, lat)))
     centre = _centroids(corners)
-    return Footprints(
-        np.stack([x, y], axis=-1), corners, centre[:, 1], (centre[:, 0] + 180) % 360 - 180
-    )
+    return Footprints(utm, corners, centre[:, 1], (centre[:, 0] + 180) % 360 - 180)
 
 
 def _centroids(corners: Floats) -> Floats:

@@ -219,7 +219,7 @@ class _Part:
     def _place(self, chosen: NDArray[np.bool_]) -> None:
         """Make the centres of some fragments anew, from their boxes in the images of cells."""
         epsg, box = self.epsg[chosen], self.box[chosen]
-        left, top = squares(self.row[chosen], self.col[chosen], epsg)
+        left, top = self._squares(chosen)
         east = left + PIXEL * (box[:, 0] + box[:, 2]) / 2
         north = top - PIXEL * (box[:, 1] + box[:, 3]) / 2
         self.lat, self.lon = self.lat.copy(), self.lon.copy()
@@ -237,10 +237,18 @@ class _Part:
             corners[..., 0] = lon[:, :1] + (lon - lon[:, :1] + 180) % 360 - 180
         else:
             made = np.ones_like(made)
-        epsg = self.epsg[made]
-        left, top = squares(self.row[made], self.col[made], epsg)
-        corners[made] = footprints(left, top, epsg, self.box[made]).corners
+        left, top = self._squares(made)
+        corners[made] = footprints(left, top, self.epsg[made], self.box[made]).corners
         return corners
+
+    def _squares(self, chosen: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """Upper left corners of the images of some fragments, once for all of one image."""
+        images = np.stack([self.row, self.col, self.epsg], axis=1)[chosen]
+        # Fragments of an image stand side by side in most files.
+        first = np.flatnonzero(np.any(np.diff(images, axis=0, prepend=-1), axis=1))
+        left, top = squares(*images[first].T)
+        times = np.diff(np.append(first, len(images)))
+        return np.repeat(left, times), np.repeat(top, times)
 
     def rows(self, lat: Floats, lon: Floats) -> Rows:
         """Rows of the fragments, in the cells that hold some points."""
