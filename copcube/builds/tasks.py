@@ -166,7 +166,7 @@ def _embedded(
         )
         made_by["source"] = f"Major TOM, {plan.source}"
         offset = f", {options.s2_offset} subtracted from counts" if options.s2_offset else ""
-        made_by["preprocessing"] = f"{options.encoder.spec.kind.in_words}{offset}"
+        made_by["preprocessing"] = f"{fragments.preprocessing}{offset}"
         return partial(encode_embeddings, table, transposed=fragments.compat, about=made_by), report
     rows, report = embed_partition(
         source,

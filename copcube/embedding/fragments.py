@@ -48,7 +48,12 @@ def encoder_of_fragments(given: Any) -> tuple[SharedEncoder, Fragments]:
         )
     kind = spec.kind
     return encoder, Fragments(
-        kind.bands, kind.modality, kind.size, spec.compat is not None, spec.by_cell
+        kind.bands,
+        kind.modality,
+        kind.size,
+        compat=spec.compat is not None,
+        by_cell=spec.by_cell,
+        preprocessing=kind.in_words,
     )
 
 
@@ -135,7 +140,7 @@ def embed_fragments(
         closing(map_ahead(encode, batches(decoded), streams)) as embedded,
     ):
         for batch, vectors in embedded:
-            finite: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1)
+            finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
             start = 0
             for part in batch.parts:
                 here = slice(start, start := start + len(part.pixels))

@@ -69,7 +69,7 @@ class TimmEncoder(Streaming):
         self._model = model.to(self.device)
         _to_dtype(self._model, self.dtype)
         if self.kind.architecture.startswith("resnet"):
-            self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._model.to(memory_format=torch.channels_last)
         if spec.by_cell:
             for layer in self._model.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -206,7 +206,9 @@ def _to_dtype(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _built(kind: Kind) -> nn.Module:
     """Make the model on the meta device, where it takes no memory."""
-    of_tokens = {} if kind.architecture.startswith("resnet") else {"img_size": kind.size}
+    of_tokens: dict[str, Any] = (
+        {} if kind.architecture.startswith("resnet") else {"img_size": kind.size}
+    )
     with torch.device("meta"):
         return timm.create_model(
             kind.architecture,

@@ -70,6 +70,8 @@ class Fragments:
         transposed, and fragments without a valid pixel are embedded too.
     by_cell : bool
         Whether the fragments of a cell must be in one batch, and no others.
+    preprocessing : str
+        What an encoder does to their pixels, for the attributes of a cube.
     """
 
     bands: tuple[str, ...]
@@ -77,6 +79,7 @@ class Fragments:
     size: int
     compat: bool = False
     by_cell: bool = False
+    preprocessing: str = ""
 
 
 @dataclass(frozen=True)
@@ -314,9 +317,9 @@ class CoreSource:
         first = sum(footer.row_group(g).num_rows for g in range(group))
         found: list[Sample | Rejected] = []
         for i, row in enumerate(table.to_pylist()):
-            identity = [row[column] for column in IDENTITY]
             raw = [row[band] for band in self.fragments.bands]
-            found += self._read(name, f"row {first + i}", *identity, row[time], raw, selection)
+            member, product, cell = f"row {first + i}", row["product_id"], row["grid_cell"]
+            found += self._read(name, member, product, cell, row[time], raw, selection)
         return found
 
     # The tree of the downloader.
