@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from copcube.embedding import tiles
     from copcube.embedding.batch import embed_batch
     from copcube.embedding.tiles import embed
-    from copcube.encoder import EncoderSpec
+    from copcube.encoder import EncoderSpec, TimmSpec
     from copcube.errors import CopcubeError
     from copcube.images.sensors import sensor
     from copcube.interchange.convert import convert
@@ -23,6 +23,7 @@ __all__ = [
     "CopcubeError",
     "EncoderSpec",
     "Report",
+    "TimmSpec",
     "__version__",
     "build",
     "convert",
@@ -41,6 +42,7 @@ _HOMES = {
     "CopcubeError": "copcube.errors",
     "EncoderSpec": "copcube.encoder",
     "Report": "copcube.builds",
+    "TimmSpec": "copcube.encoder",
     "build": "copcube.builds",
     "convert": "copcube.interchange",
     "describe": "copcube.lookup.contract",

@@ -28,6 +28,7 @@ from copcube.hub.published import (
     ARCHIVE,
     BENCH,
     CHECKPOINT,
+    ENCODERS,
     EXAMPLE,
     LANGUAGE,
     PRODUCTS,
@@ -83,6 +84,19 @@ def test_every_product_is_pinned_licensed_and_described():
     with pytest.raises(OptionError, match="only 'large' to choose from, given 'tiny'"):
         published("weights", "tiny")
     assert "10 files, about 50 GB" in sizes_and_licences(published("shards", "0-9"))
+
+
+def test_weights_of_other_encoders_are_named_one_by_one():
+    for name, file in ENCODERS.items():
+        assert published("weights", encoder=name) == (file,)
+        assert file.licence in sizes_and_licences([file])
+    # The first digits of these checksums stand in the names of the files.
+    for name in ("ssl4eo-s2", "ssl4eo-s1rtc"):
+        assert ENCODERS[name].path.endswith(f"-{ENCODERS[name].sha256[0][:8]}.pth")
+    with pytest.raises(OptionError, match="unknown encoder 'vit'"):
+        published("weights", encoder="vit")
+    with pytest.raises(OptionError, match="'map' are no weights of an encoder"):
+        published("map", encoder="dinov2")
 
 
 @given(st.integers(0, 3210), st.integers(0, 3210))
@@ -188,6 +202,17 @@ def test_cache_filled_by_another_program_is_verified_without_network(hub, monkey
 
 
 # Folders, branches and patterns
+
+
+def test_a_branch_in_the_cache_is_asked_for_once_and_known_by_its_commit(hub, monkeypatch):
+    branch = replace(WEIGHTS, revision="main")
+    hub.repos["owner/model"] = Repo(COMMIT, {"weights.pth": BODY})
+    (got,) = fetch_files([branch])
+    assert (got.commit, got.sha256) == (COMMIT, sha256(BODY))
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_files([branch]) == (got,)
+    assert hub.requests == []
 
 
 def test_folder_keeps_published_paths_and_is_not_fetched_twice(hub, tmp_path):

@@ -559,7 +559,7 @@ def test_tensors_are_those_that_torch_loads(zipped, tmp_path):
         {"model": state, "epoch": 3, "lr": [0.1, None]}, path, _use_new_zipfile_serialization=zipped
     )
     expected = torch.load(path, weights_only=True)
-    found = weights._read(path)
+    found = weights.read_tensors(path)
     assert (found["epoch"], found["lr"]) == (3, [0.1, None])
     assert list(found["model"]) == list(expected["model"])
     for name, tensor in expected["model"].items():

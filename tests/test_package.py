@@ -26,6 +26,7 @@ ALLOWED = {  # third-party package → modules that may import it
     "rasterio": {
         *("images.geotiff", "images.sample.writing", "interchange.geotiff"),
         *("probes.bench.layouts.rasters", "probes.bench.sample"),
+        *("products.majortom.bands", "products.majortom.core_sample"),
     },
     "zarr": {"cube", "files.objects.stores", "interchange.cache", "models.weathergenerator"},
     "obstore": {"files"},

@@ -17,7 +17,7 @@ from copcube.arguments import whole_number
 from copcube.builds.dask import Workers, executor
 from copcube.builds.executors import Executor
 from copcube.builds.folder import BuildFolder, Receipt
-from copcube.builds.plan import BuildOptions, Plan, plan_aggregate, plan_build
+from copcube.builds.plan import BuildOptions, Plan, Product, plan_aggregate, plan_build
 from copcube.builds.stages import (
     EmbedStage,
     assemble,
@@ -33,7 +33,6 @@ from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
 from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
 from copcube.files.objects.stores import split
-from copcube.images import open_source
 from copcube.images.sensors import Given, small_tokens
 from copcube.lookahead import map_ahead
 from copcube.modalities import described_in, rank
@@ -109,6 +108,7 @@ def build(
     client: "Client | None" = None,
     partitions: str | int | None = None,
     retry_quarantined: bool = False,
+    product: Product | None = None,
 ) -> Report:
     """Build a cube from images; go on where an earlier run stopped.
 
@@ -165,6 +165,11 @@ def build(
         may work on the same build at once.
     retry_quarantined : bool
         Whether to try partitions again that killed their worker.
+    product : {"majortom"}, optional
+        What is made, if not rows of images of Copernicus-Pretrain: embeddings of Major TOM.
+        `source` is then a set of its images, see `copcube.products.majortom.open_core`, and
+        `encoder` ``ssl4eo-s2`` (the default), ``ssl4eo-s1rtc``, ``dinov2``, ``siglip``, or a
+        `copcube.TimmSpec`. The rows are GeoParquet in Major TOM's columns.
 
     Returns
     -------
@@ -197,8 +202,9 @@ def build(
         threads=threads,
         strict=strict,
         s2_offset=s2_offset,
+        product=product,
     )
-    images = open_source(source, options.sensors)
+    images = options.open(source)
     for own in options.sensors:
         if note := small_tokens(own):
             log.warning(note)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from copcube.builds.folder import BuildFolder, Receipt, is_receipt
 from copcube.builds.plan import BuildOptions, Plan, plan_build
 from copcube.builds.tasks import describe
@@ -20,8 +22,9 @@ from copcube.cube import read_attributes
 from copcube.embedding import Batch, Encoder, crop_image
 from copcube.errors import BuildError
 from copcube.grid import N_BANDS, N_LAT, N_LON
-from copcube.images import Image, Partition, Source, open_source
+from copcube.images import Image, Partition, Source
 from copcube.modalities import kinds
+from copcube.products.majortom import CoreSource, Sample
 from copcube.progress import duration, size
 from copcube.selection import Selection
 
@@ -88,8 +91,8 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
     source, out
         As in `copcube.build`.
     **options
-        Modalities, sensors, dates, crop, encoder, batch_size, threads, balance and by, as in
-        `copcube.build`.
+        Modalities, sensors, dates, crop, encoder, batch_size, threads, balance, by and product,
+        as in `copcube.build`.
 
     Returns
     -------
@@ -101,7 +104,7 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
         As `copcube.build`.
     """
     chosen = BuildOptions.of(**options)
-    images = open_source(source, chosen.sensors)
+    images = chosen.open(source)
     encoder = chosen.encoder
     plan, partitions = plan_build(images, chosen, describe(chosen))
     done = len(BuildFolder(out).receipts(plan.id, "embed", [p.name for p in partitions]))
@@ -113,7 +116,10 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
         counts.update(images.count(partition, chosen.selection))
     share = len(partitions) / len(looked)
     total = {key: round(counts[key] * share) for key in chosen.selection.modalities if counts[key]}
-    rate = {key: _rate(images, looked, key, chosen, encoder, plan) for key in total}
+    if isinstance(images, CoreSource):
+        rate = {key: _rate_of_fragments(images, looked, chosen, plan) for key in total}
+    else:
+        rate = {key: _rate(images, looked, key, chosen, encoder, plan) for key in total}
     vector = 4 * encoder.dim  # bytes
     return Estimate(
         partitions=len(partitions),
@@ -155,6 +161,26 @@ def _rate(
     encoder(kind.asked, batch.pixels, batch.metadata)
     # One after the other, although a build does both at once: an upper bound of the time.
     return 1 / (decoding + (time.perf_counter() - begin) / len(batch.images))
+
+
+def _rate_of_fragments(
+    source: CoreSource, partitions: list[Partition], options: BuildOptions, plan: Plan
+) -> float:
+    """Fragments a second: decode one image and embed a batch of it, the model warmed up."""
+    key = source.fragments.modality
+    begin = time.perf_counter()
+    jobs = itertools.chain.from_iterable(source.jobs(p, options.selection) for p in partitions)
+    found = (item for job in jobs if callable(job) for item in job() if isinstance(item, Sample))
+    sample = next((sample for sample in found if sample.pixels), None)
+    if sample is None:
+        return float("inf")
+    decoding = (time.perf_counter() - begin) / len(sample.pixels)
+    batch = sample.pixels if source.fragments.by_cell else sample.pixels[: plan.batch_sizes[key]]
+    nowhere = np.full((len(batch), 4), np.nan)
+    options.encoder(key, batch, nowhere)
+    begin = time.perf_counter()
+    options.encoder(key, batch, nowhere)
+    return 1 / (decoding + (time.perf_counter() - begin) / len(batch))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,16 +18,21 @@ import pyarrow.parquet as pq
 from copcube.aggregate import Aggregation, Balance, By, Survey
 from copcube.arguments import whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
+from copcube.embedding.fragments import encoder_of_fragments
 from copcube.errors import BuildError, OptionError
 from copcube.files.objects import file_size
-from copcube.images import Partition, Source
+from copcube.images import Partition, Source, open_source
 from copcube.images.sensors import Given, described
 from copcube.images.sensors import sensors as describe_sensors
 from copcube.images.tensor_form import RESAMPLING
 from copcube.images.units import require_offset
 from copcube.modalities import MODALITIES, Modality, kinds
+from copcube.products.majortom import CoreSource, Fragments, open_core
 from copcube.selection import Selection
 from copcube.version import __version__
+
+Product = Literal["majortom"]
+"""Products other than Copernicus-Embed-025deg that are made."""
 
 _ROW_GROUP = 64
 """Partitions in a row group of their list; a worker reads one group for each of its tasks."""
@@ -66,6 +71,8 @@ class BuildOptions:
         What is subtracted from Sentinel-2 counts.
     sensors : tuple of Modality
         Those of the selection that are none of the eight modalities.
+    fragments : Fragments, optional
+        What is embedded of images of Major TOM; None for all other images.
 
     Raises
     ------
@@ -83,6 +90,7 @@ class BuildOptions:
     strict: bool = False
     s2_offset: int = 0
     sensors: tuple[Modality, ...] = ()
+    fragments: Fragments | None = None
 
     def __post_init__(self) -> None:
         _ = self.aggregation  # refuses unknown values
@@ -93,6 +101,19 @@ class BuildOptions:
             if getattr(self, name) is not None:
                 whole_number(getattr(self, name), name, 1)
         require_offset(self.s2_offset)
+        if self.fragments is not None:
+            self._require_of_fragments(self.fragments)
+
+    def _require_of_fragments(self, fragments: Fragments) -> None:
+        if self.crop != "center":
+            raise OptionError(f"crop={self.crop!r} means nothing for fragments, which are whole")
+        if fragments.by_cell and self.batch_size is not None:
+            raise OptionError(
+                "batch_size cannot be chosen where a batch is the fragments of a cell: with "
+                "compat='majortom' a ResNet50 normalises by them"
+            )
+        if self.s2_offset and fragments.modality != "s2_toa":
+            raise OptionError(f"s2_offset is for Sentinel-2; these are {fragments.modality}")
 
     @classmethod
     def of(
@@ -102,6 +123,7 @@ class BuildOptions:
         encoder: "Encoder | Spec | str | Path | None" = None,
         *,
         sensors: Iterable[Given] | Given | None = None,
+        product: Product | None = None,
         **options: Any,
     ) -> "BuildOptions":
         """Make options from the arguments of `copcube.build`, with its defaults.
@@ -111,6 +133,16 @@ class BuildOptions:
         OptionError
             If a value is unknown, the dates cannot be read, or a sensor cannot be used.
         """
+        if product is not None:
+            if product not in get_args(Product):
+                raise OptionError(f"product={product!r:.60} is unknown; expected 'majortom'")
+            if modalities is not None or sensors is not None:
+                raise OptionError(
+                    "modalities and sensors cannot be chosen for Major TOM: the encoder's is taken"
+                )
+            chosen, fragments = encoder_of_fragments("ssl4eo-s2" if encoder is None else encoder)
+            selection = Selection.of(fragments.modality, dates)
+            return cls(selection, chosen, fragments=fragments, **options)
         own = describe_sensors(sensors)
         selection = Selection.of(modalities, dates, [sensor.key for sensor in own])
         own = tuple(sensor for sensor in own if sensor.key in selection.modalities)
@@ -129,11 +161,27 @@ class BuildOptions:
     @property
     def image_sizes(self) -> dict[str, int]:
         """Pixels a side of the images that the encoder is given, by modality."""
+        if self.fragments is not None:
+            return {self.fragments.modality: self.fragments.size}
         known = kinds(self.sensors)
         return {
             key: known[key].input_size if self.crop == "center" else known[key].stored_size
             for key in self.selection.modalities
         }
+
+    def open(self, source: str | Path) -> Source | CoreSource:
+        """Open what is to be embedded.
+
+        Raises
+        ------
+        SourceError
+            If nothing is there, or it is something else.
+        StorageError
+            If an object store cannot be reached or denies access.
+        """
+        if self.fragments is not None:
+            return open_core(source, self.fragments)
+        return open_source(source, self.sensors)
 
 
 @dataclass(frozen=True)
@@ -233,7 +281,7 @@ class Plan:
 
 
 def plan_build(
-    source: Source, options: BuildOptions, encoder: EncoderFacts
+    source: Source | CoreSource, options: BuildOptions, encoder: EncoderFacts
 ) -> tuple[Plan, list[Partition]]:
     """Plan the build of a cube from a source.
 
@@ -247,12 +295,17 @@ def plan_build(
     # Tensors of shards were resized by who published them.
     resized = {"resampling": RESAMPLING} if source.layout == "geotiff" else {}
     own = {sensor.key: described(sensor) for sensor in options.sensors}
+    seen: dict[str, Any] = {"crop": options.crop}
+    if options.fragments is not None:
+        seen = {"product": "majortom", **asdict(options.fragments)}
+        seen["bands"] = list(options.fragments.bands)
     plan = Plan(
         kind="build",
         source=_name(source.root),
         fingerprint=source.fingerprint(),
         options=_to_json(options.aggregation)
-        | {"crop": options.crop, "layout": source.layout}
+        | seen
+        | {"layout": source.layout}
         | resized
         # Only if it is used, so that builds of earlier versions keep their plans.
         | ({"s2_offset": options.s2_offset} if options.s2_offset else {})

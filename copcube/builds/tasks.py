@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +27,14 @@ from copcube.builds.folder import BuildFolder, Receipt, to_json
 from copcube.builds.plan import BuildOptions, EncoderFacts, Plan, digest, read_partition
 from copcube.cells import Cells, decode_cells, encode_cells
 from copcube.embedding import Encoder, embed_partition
+from copcube.embedding.fragments import embed_fragments
+from copcube.embedding.partition import PartitionReport
 from copcube.errors import BuildError
 from copcube.files.processors import available_processors
 from copcube.grid import N_BANDS
-from copcube.images import Rejected, Source
+from copcube.images import Partition, Rejected, Source
 from copcube.modalities import SENSOR, kinds
+from copcube.products.majortom import CoreSource, encode_embeddings
 from copcube.rows import encode_rows
 from copcube.selection import Selection
 
@@ -74,7 +78,7 @@ class EmbedTask:
         Of the partition in the list.
     name : str
         Of the partition.
-    source : Source
+    source : Source or CoreSource
         Where its images are read from.
     options : BuildOptions
         What the build was asked for.
@@ -84,7 +88,7 @@ class EmbedTask:
     plan: str
     number: int
     name: str
-    source: Source
+    source: Source | CoreSource
     options: BuildOptions
 
 
@@ -114,28 +118,10 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
         partition = read_partition(folder.files.open("partitions.parquet"), task.number)
         if partition.name != task.name:
             raise BuildError(f"{folder.path}: the partitions of this build were replaced")
-        rows, report = embed_partition(
-            task.source,
-            partition,
-            options.encoder,
-            selection=options.selection,
-            # Those of the plan: on another machine the encoder might prefer others.
-            batch_sizes=plan.batch_sizes,
-            sensors=options.sensors,
-            crop=options.crop,
-            threads=options.threads or min(available_processors(), MOST_THREADS),
-            strict=options.strict,
-            s2_offset=options.s2_offset,
-            advance=count,
-        )
+        encode, report = _embedded(task, plan, partition, count)
         writing = time.perf_counter()
         name = f"rows/{task.name}.parquet"
-        made_by = plan.encoder | {"crop": options.crop}
-        pixels = ("resampling", "s2_offset")
-        made_by |= {key: plan.options[key] for key in pixels if key in plan.options}
-        sensors = plan.options.get("sensors", {}).items()
-        made_by |= {SENSOR + key: json.dumps(text, sort_keys=True) for key, text in sensors}
-        data = encode_rows(rows, made_by, folder.rows(task.name))
+        data = encode(folder.rows(task.name))
         files = {name: folder.files.write(name, data)}
         seconds = {
             "decoding": report.decoding,
@@ -154,6 +140,46 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
             "finished": time.time(),
         }
         return counts(folder.write_receipt(plan.id, "embed", task.name, files, facts))
+
+
+def _embedded(
+    task: EmbedTask, plan: Plan, partition: Partition, count: Advance
+) -> tuple[Callable[[str], Any], PartitionReport]:
+    """Embed the images of a partition; return what encodes the file of a name, and a report."""
+    options, source = task.options, task.source
+    shared: dict[str, Any] = {
+        "selection": options.selection,
+        "threads": options.threads or min(available_processors(), MOST_THREADS),
+        "strict": options.strict,
+        "s2_offset": options.s2_offset,
+        "advance": count,
+    }
+    made_by = dict(plan.encoder)
+    pixels = ("resampling", "s2_offset")
+    made_by |= {key: plan.options[key] for key in pixels if key in plan.options}
+    # Sizes of batches are those of the plan: on another machine the encoder might prefer others.
+    if isinstance(source, CoreSource):
+        fragments = source.fragments
+        size = plan.batch_sizes[fragments.modality]
+        table, report = embed_fragments(
+            source, partition, options.encoder, batch_size=size, **shared
+        )
+        made_by["source"] = f"Major TOM, {plan.source}"
+        offset = f", {options.s2_offset} subtracted from counts" if options.s2_offset else ""
+        made_by["preprocessing"] = f"{fragments.preprocessing}{offset}"
+        return partial(encode_embeddings, table, transposed=fragments.compat, about=made_by), report
+    rows, report = embed_partition(
+        source,
+        partition,
+        options.encoder,
+        batch_sizes=plan.batch_sizes,
+        sensors=options.sensors,
+        crop=options.crop,
+        **shared,
+    )
+    sensors = plan.options.get("sensors", {}).items()
+    made_by |= {SENSOR + key: json.dumps(text, sort_keys=True) for key, text in sensors}
+    return partial(encode_rows, rows, made_by | {"crop": options.crop}), report
 
 
 def _counted(rejected: Sequence[Rejected]) -> list[Rejected]:

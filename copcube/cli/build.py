@@ -14,9 +14,12 @@ from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from copcube.builds import Report
-    from copcube.encoder import EncoderSpec
+    from copcube.encoder import EncoderSpec, TimmSpec
 
 log = logging.getLogger("copcube")
+
+ENCODERS = ("ssl4eo-s2", "ssl4eo-s1rtc", "dinov2", "siglip")
+"""Encoders of Major TOM; here as well, since the parser imports nothing heavy."""
 
 
 def add(commands: Commands) -> None:
@@ -41,14 +44,17 @@ def _add_sample(commands: Commands) -> None:
     sample.add_argument("folder", metavar="DIR", help="a new or empty folder")
     sample.add_argument(
         "--layout",
-        choices=("geotiff", "webdataset", "bench", "majortom-embeddings"),
+        choices=("geotiff", "webdataset", "bench", "majortom", "majortom-embeddings"),
         default="geotiff",
-        help="images of Copernicus-Pretrain (default: GeoTIFF), data sets of Copernicus-Bench, or "
-        "synthetic embeddings of six models in the form of Major TOM's",
+        help="images of Copernicus-Pretrain (default: GeoTIFF), data sets of Copernicus-Bench, "
+        "images of Major TOM, or synthetic embeddings of six models in the form of Major TOM's",
     )
     sample.add_argument("--seed", type=int, default=0, help="other seeds, other images")
     sample.add_argument(
-        "--cells", type=positive, metavar="N", help="how many cells (default: 12; embeddings: 400)"
+        "--cells",
+        type=positive,
+        metavar="N",
+        help="how many cells (default: 12; 2 of Major TOM; embeddings: 400)",
     )
     _modalities(sample)
     sample.add_argument(
@@ -94,6 +100,9 @@ def _add_fetch(commands: Commands) -> None:
     fetch.add_argument(
         "which", nargs="*", metavar="A-B|TASK|large", help="which shards, tasks or weights"
     )
+    fetch.add_argument(
+        "--encoder", choices=ENCODERS, help="whose weights (default: those of Copernicus-FM)"
+    )
     fetch.add_argument("--to", metavar="DIR", default=".", help="folder (default: this one)")
 
 
@@ -107,7 +116,8 @@ def _add_build(commands: Commands) -> None:
         "  copcube build images world.zarr --workers auto\n"
         "  copcube build 'example-{000000..000009}.tar' example.zarr --modalities s2_toa,dem",
         details="SOURCE is a GeoTIFF tree of Copernicus-Pretrain, an fnames_*.json.gz of one, or\n"
-        "WebDataset shards: a file, a folder, a glob or a brace pattern. Work goes on in\n"
+        "WebDataset shards: a file, a folder, a glob or a brace pattern. With --product majortom\n"
+        "it is a set of Major TOM's images, parquet or the downloader's tree. Work goes on in\n"
         "OUT.build beside the cube, where the rows stay; stop it at any moment and give the\n"
         "same command to go on. What could not be read is listed in OUT.build/quarantine.parquet.\n"
         "Shards and cubes may lie in object stores (s3://, gs://, https://).\n\n"
@@ -132,6 +142,17 @@ def _add_build(commands: Commands) -> None:
         help="embed the pretraining size from the middle (default) or the whole image",
     )
     _encoder(build)
+    build.add_argument(
+        "--product", choices=("majortom",), help="embed images of Major TOM, fragment by fragment"
+    )
+    build.add_argument(
+        "--encoder", choices=ENCODERS, help="which encoder of Major TOM (default: ssl4eo-s2)"
+    )
+    build.add_argument(
+        "--compat",
+        choices=("majortom",),
+        help="do as Major TOM's embedder does where it differs from what is right",
+    )
     build.add_argument(
         "--s2-offset",
         type=int,
@@ -340,6 +361,14 @@ def _sample_pretrain(arguments: Arguments) -> None:
         what = f"{len(sets.sets)} sets of {sets.cells} embeddings, {size(sets.bytes)}"
         log.info("%s: SYNTHETIC: %s", sets.folder, what)
         return
+    if arguments.layout == "majortom":
+        from copcube.products.majortom.core_sample import write_core
+
+        if arguments.modalities is not None:
+            raise OptionError("--modalities cannot be chosen for Major TOM: all sets are written")
+        for core in write_core(arguments.folder, seed=arguments.seed, **cells).values():
+            log.info("%s", core)
+        return
     made = write_sample(
         arguments.folder,
         arguments.layout,
@@ -372,7 +401,7 @@ def _fetch(arguments: Arguments) -> None:
         if len(which) > 1:
             raise OptionError(f"fetch {arguments.what} takes one range, got {' '.join(which)}")
         which = which[0] if which else None
-    for file in fetch(arguments.what, arguments.to, which):
+    for file in fetch(arguments.what, arguments.to, which, arguments.encoder):
         say(file.path)
 
 
@@ -388,6 +417,7 @@ def _build(arguments: Arguments) -> int:
         "encoder": _spec(arguments),
         "batch_size": arguments.batch_size,
         "threads": arguments.threads,
+        "product": arguments.product,
     }
     if arguments.dry_run:
         say(estimate(arguments.source, arguments.out, **options))
@@ -538,8 +568,22 @@ def _use(cube: Path, folder: Path) -> None:
     print(f"The same to look around in: open {folder}/world.html in a browser")
 
 
-def _spec(arguments: Arguments) -> "EncoderSpec":
-    from copcube.encoder import EncoderSpec
+def _spec(arguments: Arguments) -> "EncoderSpec | TimmSpec":
+    from copcube.encoder import EncoderSpec, TimmSpec
+
+    if arguments.product:
+        for name in ("language", "pooling", "compile"):
+            if getattr(arguments, name):
+                raise OptionError(f"--{name} is for Copernicus-FM, not for --product majortom")
+        return TimmSpec(
+            arguments.encoder or ENCODERS[0],
+            weights=arguments.weights,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            compat=arguments.compat,
+        )
+    if arguments.encoder or arguments.compat:
+        raise OptionError("--encoder and --compat need --product majortom")
 
     return EncoderSpec(
         weights=arguments.weights,

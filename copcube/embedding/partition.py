@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from copcube.selection import Selection
 log = logging.getLogger("copcube")
 
 Crop = Literal["center", "full"]
+T = TypeVar("T")
 
 PAUSES = (0.5, 5.0)
 """Seconds to wait before a file that could not be read is read again."""
@@ -164,7 +165,7 @@ def embed_partition(
         if isinstance(job, Rejected):
             return [job]
         with report.timed("decoding"):
-            return [_prepared(item, known, crop, s2_offset) for item in _read(job)]
+            return [_prepared(item, known, crop, s2_offset) for item in read_job(job)]
 
     def encode(batch: Batch) -> tuple[Batch, NDArray[np.float32]]:
         with report.timed("encoding"):
@@ -304,7 +305,7 @@ def metadata(image: Image, modality: Modality) -> tuple[float, float, float, flo
     return image.lon, image.lat, days, modality.token_area
 
 
-def _read(job: Job) -> list[Image | Rejected]:
+def read_job(job: Callable[[], T]) -> T:
     """Run a job; where a file cannot be read, run it again after a pause.
 
     Network file systems fail for seconds at a time. If the last try fails as well, the error

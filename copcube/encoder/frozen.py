@@ -8,22 +8,20 @@ may be under way, so that one is computed while the next are copied, on a stream
 
 import copy
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from copcube import modalities
 from copcube.encoder import devices
 from copcube.encoder.copernicus_fm import token_grid
 from copcube.encoder.kernels import Kernel
 from copcube.encoder.spec import EncoderSpec
+from copcube.encoder.streaming import Streaming, attention, widened
 from copcube.errors import OptionError, WeightsError
 from copcube.images.tensor_form import mend
 from copcube.modalities import Modality
@@ -32,10 +30,6 @@ if TYPE_CHECKING:
     from copcube.encoder.weights import Weights
 
 log = logging.getLogger("copcube")
-
-# Not cuDNN's attention, which torch prefers on some GPUs: it plans anew for every thread and
-# size of batch, for tens of milliseconds.
-_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 _MOST_PREPARED = 64
 """Modalities, or sensors of one's own, whose kernels an encoder keeps: up to 13 MB each."""
@@ -59,7 +53,7 @@ class _Prepared(NamedTuple):
     positions: Tensor
 
 
-class FrozenEncoder:
+class FrozenEncoder(Streaming):
     """Turns stored images into vectors.
 
     Parameters
@@ -102,7 +96,7 @@ class FrozenEncoder:
         spec: EncoderSpec | None = None,
     ) -> None:
         self.spec = spec
-        self.device = devices.find_device(device)
+        super().__init__(devices.find_device(device))
         self.dtype = devices.find_dtype(dtype, self.device)
         self._model = weights.model
         if self.device.type != "cpu" or self.dtype != torch.float32:
@@ -112,14 +106,8 @@ class FrozenEncoder:
             self._model = copy.deepcopy(self._model)
             for block in self._model.blocks:
                 block.compile(dynamic=True)
-        self._computing = threading.Lock()
-        self._under_way = threading.BoundedSemaphore(self.streams)
-        self._copying: torch.cuda.Stream | None = None
-        if self.device.type == "cuda":
-            self._copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._language = weights.language
         self._prepared: dict[tuple[Modality, int, int], _Prepared] = {}
-        self._fits: dict[tuple[int, ...], int] = {}
         self._provenance = weights.provenance | {
             "encoder_dtype": str(self.dtype).removeprefix("torch."),
             "encoder_device": self.device.type,
@@ -137,15 +125,6 @@ class FrozenEncoder:
                 "an EncoderSpec (or weights=), which each of them loads"
             )
         return self.spec.load, ()
-
-    @property
-    def streams(self) -> int:
-        """Calls worth having under way at once.
-
-        On a GPU one is computed while others are copied to it, and their images gathered,
-        each by a thread: that takes several times as long as a fast GPU computes.
-        """
-        return 4 if self.device.type == "cuda" else 1
 
     @property
     def dim(self) -> int:
@@ -239,25 +218,12 @@ class FrozenEncoder:
             )
         if not len(pixels):
             return np.empty((0, self.dim), dtype=np.float32)
-        pixels = [mend(image, kind)[0] for image in pixels]
-        vectors: list[NDArray[np.float32]] = []
-        batch = (len(pixels), *shape)
-        done, step = 0, self._fits.get(batch, len(pixels))
-        while done < len(pixels):
-            part = slice(done, done + step)
-            try:
-                vectors.append(self._encode(kind, pixels[part], rows[part], tokens, levels))
-                done += step
-                continue
-            except torch.OutOfMemoryError as error:
-                if step == 1:
-                    error.add_note(f"one {kind.key} image of {shape[1:]} pixels is too much")
-                    raise
-            # Only here, past the handler, are the failed attempt's tensors gone.
-            torch.cuda.empty_cache()
-            step = self._fits[batch] = (step + 1) // 2
-            log.warning("%s: out of device memory, going on with batches of %d", kind.key, step)
-        return np.concatenate(vectors)
+        mended = [mend(image, kind)[0] for image in pixels]
+
+        def encode(part: slice) -> NDArray[np.float32]:
+            return self._encode(kind, mended[part], rows[part], tokens, levels)
+
+        return self._in_parts(kind.key, (len(pixels), *shape), encode)
 
     @torch.inference_mode()
     def normalise(
@@ -305,7 +271,6 @@ class FrozenEncoder:
         rows, columns = images.shape[2:]
         return self._vectors(images, metadata, self._prepare(kind, rows, columns), tokens, levels)
 
-    @torch.inference_mode()
     def _encode(
         self,
         kind: Modality,
@@ -314,32 +279,12 @@ class FrozenEncoder:
         tokens: bool,
         levels: Sequence[int],
     ) -> NDArray[np.float32]:
-        if self._copying is None:
-            host, unsigned = self._packed(pixels)
-            with self._computing:
-                prepared = self._prepare(kind, *host.shape[2:])
-                x = _normalised(host, unsigned, kind, prepared.statistics)
-                return np.asarray(self._vectors(x, metadata, prepared, tokens, levels))
-        with self._under_way:  # bounds the memory that is pinned, which is never given back
-            host, unsigned = self._packed(pixels)
-            with torch.cuda.stream(self._copying):
-                uploaded = host.to(self.device, non_blocking=True)
-                copied = self._copying.record_event()
-            with self._computing:
-                here = torch.cuda.current_stream(self.device)
-                here.wait_event(copied)
-                # Else the allocator would reuse the memory while this stream still reads it.
-                uploaded.record_stream(here)
-                prepared = self._prepare(kind, *host.shape[2:])
-                x = _normalised(uploaded, unsigned, kind, prepared.statistics)
-                vectors = self._vectors(x, metadata, prepared, tokens, levels)
-                back = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
-                back.copy_(vectors, non_blocking=True)
-                # A thread that waits for a blocking event leaves its core to others.
-                there = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-                there.record(here)
-            there.synchronize()
-            return back.numpy().copy()
+        def compute(images: Tensor, unsigned: bool) -> Tensor:
+            prepared = self._prepare(kind, *images.shape[2:])
+            x = _normalised(images, unsigned, kind, prepared.statistics)
+            return self._vectors(x, metadata, prepared, tokens, levels)
+
+        return self._computed(pixels, compute)
 
     def _vectors(
         self,
@@ -349,8 +294,7 @@ class FrozenEncoder:
         tokens: bool,
         levels: Sequence[int],
     ) -> Tensor:
-        on_gpu = self.device.type == "cuda"
-        with sdpa_kernel(_ATTENTION) if on_gpu else nullcontext():
+        with attention(self.device):
             kernel, positions = prepared.kernel, prepared.positions
             return self._model.encode(
                 images, metadata, kernel, positions, tokens=tokens, levels=levels
@@ -372,21 +316,6 @@ class FrozenEncoder:
                 self._prepared.clear()
             self._prepared[key] = prepared
         return prepared
-
-    def _packed(self, pixels: Sequence[NDArray[Any]] | NDArray[Any]) -> tuple[Tensor, bool]:
-        """Images as one tensor to be uploaded, and whether its int16 stand for uint16.
-
-        For a GPU it lies in pinned memory. Every image is copied once.
-        """
-        stored = np.result_type(*{image.dtype.newbyteorder("=") for image in pixels})
-        dtype = torch.int16 if stored in (np.int16, np.uint16) else torch.float32
-        shape = (len(pixels), *pixels[0].shape)
-        host = torch.empty(shape, dtype=dtype, pin_memory=self._copying is not None)
-        view = host.numpy().view(np.uint16) if stored == np.uint16 else host.numpy()
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, hence missing
-            for target, image in zip(view, pixels, strict=True):
-                np.copyto(target, image, casting="unsafe")
-        return host, bool(stored == np.uint16)
 
     def _describe(self, kind: Modality) -> dict[str, Any]:
         """Arguments that tell the model what the bands are."""
@@ -428,8 +357,7 @@ def _shape(kind: Modality, pixels: Sequence[NDArray[Any]] | NDArray[Any]) -> tup
 def _normalised(pixels: Tensor, unsigned: bool, kind: Modality, statistics: Tensor) -> Tensor:
     """Bring stored pixels to mean 0 and standard deviation 1; what is missing becomes 0."""
     missing = (pixels == 0).all(1, keepdim=True) if kind.zero_is_missing else None
-    if unsigned:  # torch computes little with uint16, which came as int16
-        pixels = pixels.int().bitwise_and_(0xFFFF)
+    pixels = widened(pixels, unsigned)
     scale, mean, std = statistics
     x = pixels.float()
     if set(kind.scale) != {1.0}:

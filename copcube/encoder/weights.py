@@ -109,7 +109,7 @@ def load_weights(
         loaded = _from_file(here[0].path, source, here[0].sha256, pooling)
         return _with_language(loaded, Path(language) if language else here[1].path)
     path = Path(weights)
-    loaded = _from_file(path, path.name, _sha256(path), pooling)
+    loaded = _from_file(path, path.name, checksum(path), pooling)
     words = Path(language) if language else _find_language(path.parent)
     if words is None:
         log.warning(
@@ -154,7 +154,7 @@ def untrained_weights(
     state["pos_embed"] = sincos_grid(embed_dim)
     keys = [m.language_key for m in MODALITIES.values() if m.language_key]
     language = {
-        key: torch.from_numpy(_uniform(seed, f"language/{key}", LANGUAGE_DIM)) for key in keys
+        key: torch.from_numpy(uniform(seed, f"language/{key}", LANGUAGE_DIM)) for key in keys
     }
     drawn = f"untrained:{seed} width {embed_dim} blocks {depth} heads {heads}"
     provenance: dict[str, str | int] = {
@@ -172,7 +172,7 @@ def untrained_weights(
 
 def _draw(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Draw one tensor at the scale that its part needs."""
-    noise = _uniform(seed, name, math.prod(shape)).reshape(shape)
+    noise = uniform(seed, name, math.prod(shape)).reshape(shape)
     if "norm" in name and name.endswith("weight"):
         return np.float32(1) + np.float32(0.1) * noise
     is_matrix = len(shape) == 2 and name.endswith("weight")
@@ -180,7 +180,7 @@ def _draw(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return noise
 
 
-def _uniform(seed: int, name: str, count: int) -> NDArray[np.float32]:
+def uniform(seed: int, name: str, count: int) -> NDArray[np.float32]:
     """Draw uniform noise of mean 0 and variance 1; all steps but the last are exact."""
     stream = np.random.PCG64([seed, zlib.crc32(name.encode())])
     bits = stream.random_raw((count + 1) // 2).astype("<u8", copy=False).view("<u4")[:count]
@@ -192,7 +192,7 @@ def _uniform(seed: int, name: str, count: int) -> NDArray[np.float32]:
 
 def _from_file(path: Path, source: str, sha256: str, pooling: Pooling | None) -> Weights:
     """Load a checkpoint; its language embeddings come later."""
-    tensors = _read(path)
+    tensors = read_tensors(path)
     if isinstance(tensors.get("model"), dict):
         tensors = tensors["model"]
     if odd := [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]:
@@ -297,9 +297,9 @@ def _find_language(folder: Path) -> Path | None:
 
 def _with_language(weights: Weights, path: Path) -> Weights:
     """Add the language embeddings of a file."""
-    provenance = {**weights.provenance, "encoder_language_sha256": _sha256(path)}
+    provenance = {**weights.provenance, "encoder_language_sha256": checksum(path)}
     language = {}
-    for name, tensor in _read(path).items():
+    for name, tensor in read_tensors(path).items():
         if not isinstance(tensor, Tensor) or not _fits(tensor, torch.Size([LANGUAGE_DIM])):
             found = _form(tensor) if isinstance(tensor, Tensor) else f"is a {type(tensor).__name__}"
             raise WeightsError(
@@ -310,7 +310,7 @@ def _with_language(weights: Weights, path: Path) -> Weights:
     return replace(weights, language=language, provenance=provenance)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path) -> dict[str, Any]:
     """Read a PyTorch file that holds a dict by name, without executing anything in it.
 
     Its tensors are views of the mapped file, which are in memory once they are copied.
@@ -357,7 +357,14 @@ def _torch_tensors(file: TorchFile, value: Any, raw: Any) -> Any:
     return tensor.view(torch.bfloat16) if value.dtype == "bfloat16" else tensor
 
 
-def _sha256(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """SHA-256 of a file of weights.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be read.
+    """
     try:
         with open_regular(path, WeightsError) as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING
 
 from copcube.errors import CopcubeError, FetchError, MissingPackageError
 from copcube.files.atomic import atomic_path, writing
-from copcube.hub.published import CHECKPOINT, Published, published, sizes_and_licences
+from copcube.hub.published import (
+    CHECKPOINT,
+    ENCODERS,
+    Published,
+    published,
+    sizes_and_licences,
+)
 from copcube.hub.unzip import demand_room, is_inside, unpack
 from copcube.progress import size as in_words
 from copcube.version import __version__
@@ -60,7 +66,10 @@ class Fetched:
 
 
 def fetch(
-    what: str, folder: str | Path, which: str | Sequence[str] | None = None
+    what: str,
+    folder: str | Path,
+    which: str | Sequence[str] | None = None,
+    encoder: str | None = None,
 ) -> tuple[Fetched, ...]:
     """Bring a product: weights into the hub's cache, all else into a folder.
 
@@ -68,7 +77,7 @@ def fetch(
 
     Parameters
     ----------
-    what, which
+    what, which, encoder
         As in `published`.
     folder : str or Path
         Folder for all but the weights; published paths continue in it.
@@ -78,7 +87,7 @@ def fetch(
     OptionError, FetchError, StorageError
         As `published`, `fetch_files` and `unpack`.
     """
-    found = fetch_files(published(what, which), None if what == "weights" else folder)
+    found = fetch_files(published(what, which, encoder), None if what == "weights" else folder)
     for file in found:
         if file.path.suffix == ".zip":
             log.info("unpacking %s", file.path)
@@ -94,7 +103,7 @@ def fetch_files(
     Parameters
     ----------
     files : sequence of Published
-        What to bring. Without a folder their revisions must be commits.
+        What to bring.
     folder : str or Path, optional
         Where to; the hub's cache by default.
 
@@ -122,9 +131,13 @@ def fetch_files(
         for line in sizes_and_licences(wanted).splitlines():
             log.info("fetching %s", line)
     demand_room(sum(one.size or 0 for one in wanted), root or cache)
-    return tuple(
-        known[one] or _bring(one, root) for file in files for one in listed.get(file, [file])
-    )
+    brought: list[Fetched] = []
+    for file in files:
+        several = [known[one] or _bring(one, root) for one in listed.get(file, [file])]
+        if root is None:
+            _remember(file, several)
+        brought += several
+    return tuple(brought)
 
 
 def cached(file: Published) -> Path | None:
@@ -138,6 +151,17 @@ def cached(file: Published) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def _remember(file: Published, found: Sequence[Fetched]) -> None:
+    """Note in the cache of which commit a branch is there, so that the hub is not asked again."""
+    if re.fullmatch(r"[0-9a-f]{40}", file.revision) or not found or cached(file) is not None:
+        return
+    refs = found[0].path.parents[file.path.count("/") + 2] / "refs"
+    with writing(_cache()):
+        refs.mkdir(exist_ok=True)
+        with atomic_path(refs / file.revision) as path:
+            path.write_text(found[0].commit)
+
+
 def _known(file: Published, root: Path | None) -> Fetched | None:
     """Find a file that is on this machine; one in the cache is hashed if it has no mark."""
     if "*" in file.path:
@@ -146,8 +170,10 @@ def _known(file: Published, root: Path | None) -> Fetched | None:
     if path is None or not path.is_file():
         return None
     mark = _read_mark(path)
-    # Of a file whose checksum is not known, the commit alone says whether it is the same.
-    if mark and (mark.sha256 in file.sha256 if file.sha256 else mark.commit == file.revision):
+    # Of a file whose checksum is not known, the commit alone says whether it is the same. In the
+    # cache a branch's name leads to what was brought of it.
+    same = mark is not None and (root is None or mark.commit == file.revision)
+    if mark and (mark.sha256 in file.sha256 if file.sha256 else same):
         return mark
     # In a folder of the user's, a file without a mark may be anything, or half a download.
     return _verified(file, path) if root is None else None
@@ -353,7 +379,7 @@ def _explained(file: Published) -> Iterator[None]:
 
 def _ways_out(file: Published) -> str:
     """Say how to do without the published weights; empty for other files."""
-    if file.repo != CHECKPOINT.repo:
+    if file.repo not in {CHECKPOINT.repo, *(weights.repo for weights in ENCODERS.values())}:
         return ""
     return (
         "; or do without: `--weights PATH` takes a local copy, `--weights untrained:SEED` "

@@ -89,6 +89,45 @@ WEIGHTS = (CHECKPOINT, LANGUAGE)
 CHECKPOINTS = {"hub": CHECKPOINT, "large": LARGE}
 """The published sizes of the encoder, ViT-B/16 and ViT-L/16, by the names that weights have."""
 
+ENCODERS = {
+    "ssl4eo-s2": Published(
+        "torchgeo/resnet50_sentinel2_all_dino",
+        "model",
+        "d7f14bf5530d70ac69d763e58e77e44dbecfec7c",
+        "resnet50_sentinel2_all_dino-d6c330e9.pth",
+        "CC-BY-4.0",
+        94_470_597,
+        ("d6c330e99fb65d7a8ed9cdf06f6ec752b9db74718fa2edf42314bf3fdf132dd4",),
+    ),
+    "ssl4eo-s1rtc": Published(
+        "torchgeo/resnet50_sentinel1_all_moco",
+        "model",
+        "e79862c667853c10a709bdd77ea8ffbad0e0f1cf",
+        "resnet50_sentinel1_all_moco-906e4356.pth",
+        "CC-BY-4.0",
+        None,
+        ("906e4356da0ff06ce0388cba50dd4f310ba6abbee706c5303c129d8aead98082",),
+    ),
+    "dinov2": Published(
+        "timm/vit_base_patch14_dinov2.lvd142m",
+        "model",
+        "4685c99dabffe5affac90bd99dbffd25801ae58d",
+        "model.safetensors",
+        "Apache-2.0",
+        346_334_872,
+        ("55cbb5d887b336d430e649c277b85a1429e724871f9d02ac16203235886d8c7b",),
+    ),
+    # Neither commit nor checksum is known: the hub's own are taken, and noted in what is made.
+    "siglip": Published(
+        "timm/vit_so400m_patch14_siglip_384.webli",
+        "model",
+        "main",
+        "model.safetensors",
+        "Apache-2.0",
+    ),
+}
+"""Weights of the encoders of Major TOM's embeddings (arXiv:2412.05600), by their names here."""
+
 ARCHIVE = Published(
     "wangyi111/Copernicus-Pretrain",
     "dataset",
@@ -189,7 +228,9 @@ def shard(number: int) -> Published:
     return replace(ARCHIVE, path=f"{folder}/example-{number:06d}.tar", size=5_000_000_000)
 
 
-def published(what: str, which: str | Sequence[str] | None = None) -> tuple[Published, ...]:
+def published(
+    what: str, which: str | Sequence[str] | None = None, encoder: str | None = None
+) -> tuple[Published, ...]:
     """Files that a name stands for.
 
     Parameters
@@ -199,17 +240,25 @@ def published(what: str, which: str | Sequence[str] | None = None) -> tuple[Publ
     which : str or sequence of str, optional
         Of ``shards`` those to choose, such as ``7`` or ``0-99``; of ``bench`` names of tasks, or
         ``all``; of ``weights`` perhaps ``large``.
+    encoder : str, optional
+        Whose weights, one of `ENCODERS`; by default those of Copernicus-FM.
 
     Raises
     ------
     OptionError
-        If there is no such product, shard or task.
+        If there is no such product, shard, task or encoder.
 
     Examples
     --------
     >>> [file.path for file in published("shards", "2255-2256")]
     ['ssl4eo_s_220k_aligned/example-002255.tar', 'ssl4eo_s_220k_310k_union/example-002256.tar']
     """
+    if encoder is not None:
+        if what != "weights" or which is not None:
+            raise OptionError(f"{what!r} are no weights of an encoder, given {encoder!r}")
+        if encoder not in ENCODERS:
+            raise OptionError(f"unknown encoder {encoder!r} (known: {', '.join(ENCODERS)})")
+        return (ENCODERS[encoder],)
     if (what, which) == ("weights", "large"):
         return LARGE, LANGUAGE
     if what == "bench":

@@ -82,6 +82,7 @@ def draw(
     date: str | None,
     scene: np.random.Generator,
     image: np.random.Generator,
+    shape: tuple[int, int] | None = None,
 ) -> NDArray[Any]:
     """Draw one raster.
 
@@ -97,6 +98,8 @@ def draw(
         YYYYMMDD; winter brings snow.
     scene, image : numpy.random.Generator
         Streams of the place, the same for all its dates and sensors, and of this image.
+    shape : tuple of int, optional
+        Rows and columns; by default as published.
 
     Returns
     -------
@@ -104,7 +107,7 @@ def draw(
         (bands, rows, columns): uint16 for Sentinel-2, where missing pixels are 0 in every
         band, else float32, where they are NaN.
     """
-    shape = raster_shape(modality, lat)
+    shape = shape or raster_shape(modality, lat)
     if modality.key == "dem":
         heights = terrain.elevation + terrain.relief * _fields(image, 1, shape)
         return np.asarray(np.maximum(heights, 0), dtype=np.float32)

@@ -51,12 +51,13 @@ class _Region:
     terrain: Terrain
 
 
-_REGIONS = (
+REGIONS = (
     _Region(67.25, 128.5, Terrain((0.3, 0.4, 0.1, 0.2), 250, 120)),
     _Region(-16.75, 179.75, Terrain((0.1, 0.35, 0.55, 1e-6), 30, 150)),
     _Region(51.5, -0.25, Terrain((0.35, 0.5, 0.1, 1e-3), 70, 35)),
     _Region(44.0, -96.0, Terrain((0.45, 0.45, 0.05, 0.05), 500, 30)),
 )
+"""Where samples lie, and what the land is like there."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def _world(seed: int, cells: int, local_patches: int, dates: int) -> list[_Cell]
 
 
 def _cell(seed: int, index: int, local_patches: int, dates: int) -> _Cell:
-    region, nth = _REGIONS[index % len(_REGIONS)], index // len(_REGIONS)
+    region, nth = REGIONS[index % len(REGIONS)], index // len(REGIONS)
     shell = math.isqrt(nth)
     rest = nth - shell**2
     south, east = (rest, shell) if rest < shell else (shell, rest - shell)

@@ -7,22 +7,32 @@ The grid is that of the project's code (github.com/ESA-PhiLab/Major-TOM, ``grid.
 from copcube.products.majortom.fragments import Footprints, Fragmentation, footprints
 from copcube.products.majortom.grid import Grid, squares, utm_epsg
 from copcube.products.majortom.hilbert import hilbert
+from copcube.products.majortom.images import CoreSource, Fragments, Sample, open_core
 from copcube.products.majortom.joining import common, load
 from copcube.products.majortom.table import COLUMNS, LICENCE, Embeddings
-from copcube.products.majortom.writing import EmbeddingsWriter, writing_embeddings
+from copcube.products.majortom.writing import (
+    EmbeddingsWriter,
+    encode_embeddings,
+    writing_embeddings,
+)
 
 __all__ = [
     "COLUMNS",
     "LICENCE",
+    "CoreSource",
     "Embeddings",
     "EmbeddingsWriter",
     "Footprints",
     "Fragmentation",
+    "Fragments",
     "Grid",
+    "Sample",
     "common",
+    "encode_embeddings",
     "footprints",
     "hilbert",
     "load",
+    "open_core",
     "squares",
     "utm_epsg",
     "writing_embeddings",

@@ -301,7 +301,7 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
         name = names[0].removesuffix(".parquet")
         found |= {"encoder": name, "source": f"Major TOM, {name}"}
         found["encoder_page"] = f"{_PAGE.replace('.co/', '.co/datasets/')}/{name}"
-    found |= noted | {"preprocessing": "as the embeddings' makers did it"}
+    found |= {"preprocessing": "as the embeddings' makers did it"} | noted
     found["aggregation_assign"] = _ASSIGNED[assign]
     if assign != "cell":
         found["footprints"] = _POSITIONS[position, order or order_of(path)]

@@ -48,7 +48,7 @@ class EmbeddingsWriter:
 
     def __init__(
         self,
-        path: Path,
+        path: "Path | pa.NativeFile",
         name: str | Path,
         dim: int,
         *,
@@ -226,6 +226,49 @@ def writing_embeddings(
             writer.abandon()
             raise
         writer.close()
+
+
+def encode_embeddings(
+    rows: Embeddings,
+    name: str | Path,
+    *,
+    transposed: bool = False,
+    about: Mapping[str, str | int] | None = None,
+) -> "pa.Buffer":
+    """Embeddings as the bytes of a file; see `writing_embeddings`.
+
+    With transposed boxes everything is as in the released files, and so is ``unique_id``.
+
+    Parameters
+    ----------
+    rows : Embeddings
+        All its rows.
+    name : str or Path
+        What errors call the file.
+    transposed, about
+        As there.
+
+    Raises
+    ------
+    RowsError
+        If a vector is not finite.
+    """
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    writer = EmbeddingsWriter(
+        sink,
+        name,
+        rows.embedding.shape[1],
+        transposed=transposed,
+        sources=False,
+        published_ids=transposed,
+        about=about or {},
+        row_group=ROW_GROUP,
+    )
+    writer.write(rows)
+    writer.close()
+    return sink.getvalue()
 
 
 _BOX = ("xmin", "ymin", "xmax", "ymax")

@@ -1,0 +1,356 @@
+"""Models of timm as encoders of fragments, with published weights or noise.
+
+Each image goes through the preprocessing of its `Kind` on the device. With ``compat`` what Major
+TOM's embedder does otherwise is done: see `copcube.encoder.timm_kinds.TimmSpec`.
+"""
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from copcube.encoder import devices
+from copcube.encoder.streaming import Streaming, attention, widened
+from copcube.encoder.timm_kinds import Kind, TimmSpec
+from copcube.encoder.weights import checksum, read_tensors, uniform
+from copcube.errors import OptionError, WeightsError
+from copcube.files import limits
+from copcube.files.limits import demand
+
+log = logging.getLogger("copcube")
+
+_HEADS = ("fc.", "head.", "mask_token", "text.", "logit_")
+"""Beginnings of names of tensors that no vector depends on."""
+
+_TOWER = "visual.trunk."
+"""Beginning of the names of the image tower where the text tower is in the same file."""
+
+_FLOOR = 1e-10
+"""Least power that decibels are made of."""
+
+_LARGER, _SEEN = 256, 224
+"""What the processor of DINOv2 resizes the shorter side of pictures to, and what it cuts out."""
+
+
+class TimmEncoder(Streaming):
+    """Turns fragments into vectors.
+
+    Parameters
+    ----------
+    spec : TimmSpec
+        Which encoder, and where.
+
+    Raises
+    ------
+    OptionError, FetchError, WeightsError
+        As `TimmSpec.load`.
+
+    Notes
+    -----
+    Where vectors depend on the other fragments of a cell (`TimmSpec.by_cell`), a batch must be
+    the fragments of one.
+    """
+
+    def __init__(self, spec: TimmSpec) -> None:
+        super().__init__(devices.find_device(spec.device))
+        self.spec, self.kind = spec, spec.kind
+        self.dtype = devices.find_dtype(spec.dtype, self.device)
+        model, noted = _loaded(spec)
+        self._model = model.to(self.device)
+        _to_dtype(self._model, self.dtype)
+        if self.kind.architecture.startswith("resnet"):
+            self._model.to(memory_format=torch.channels_last)
+        if spec.by_cell:
+            for layer in self._model.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.train()
+                    layer.momentum = 0.0  # nothing is learned of what is seen
+        shape = (len(self.kind.bands), 1, 1)
+        self._mean, self._std = (
+            torch.tensor(values or [fill] * shape[0], device=self.device).reshape(shape)
+            for values, fill in ((self.kind.mean, 0.0), (self.kind.std, 1.0))
+        )
+        self._provenance: dict[str, str | int] = noted | {
+            "compat": spec.compat or "none",
+            "encoder_dtype": str(self.dtype).removeprefix("torch."),
+            "encoder_device": self.device.type,
+        }
+        if noted["encoder_trained"] == 0:
+            log.warning("UNTRAINED WEIGHTS (%s): the numbers mean nothing", spec.weights)
+
+    def __reduce__(self) -> tuple[Callable[[], "TimmEncoder"], tuple[()]]:
+        return self.spec.load, ()
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.kind.dim
+
+    @property
+    def provenance(self) -> dict[str, str | int]:
+        """What must be known of the encoder to make its vectors again."""
+        return dict(self._provenance)
+
+    def batch_size(self, modality: str, size: int) -> int:
+        """Images of `size` pixels a side to embed at once, for speed within memory."""
+        patch = 14 if "patch14" in self.kind.architecture else 16
+        return devices.batch_size(
+            self.device,
+            self.dtype,
+            values=len(self.kind.bands) * size**2,
+            tokens=(size // patch) ** 2 + 1,
+            width=self.dim,
+        )
+
+    def __call__(
+        self,
+        modality: str,
+        pixels: Sequence[NDArray[Any]] | NDArray[Any],
+        metadata: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed one batch.
+
+        Parameters
+        ----------
+        modality : str
+            Key of the modality of all the images.
+        pixels : sequence of numpy.ndarray
+            The images, each (bands, rows, columns), or all as one array, as they are stored:
+            counts of Sentinel-2, linear power of Sentinel-1.
+        metadata : optional
+            Not used; these models see pixels alone.
+
+        Returns
+        -------
+        numpy.ndarray
+            (batch, dim) float32.
+
+        Raises
+        ------
+        OptionError
+            If images are of another modality or shape.
+        torch.OutOfMemoryError
+            If not even one image, or not the fragments of one cell, fit the GPU.
+        """
+        shape = (len(self.kind.bands), self.kind.size, self.kind.size)
+        if modality != self.kind.modality or any(image.shape != shape for image in pixels):
+            other = next((image.shape for image in pixels if image.shape != shape), shape)
+            raise OptionError(
+                f"{modality} images of shape {other}; {self.spec.encoder} sees {shape} of "
+                f"{self.kind.modality}, bands {', '.join(self.kind.bands)}"
+            )
+        if not len(pixels):
+            return np.empty((0, self.dim), np.float32)
+
+        def encode(part: slice) -> NDArray[np.float32]:
+            return self._computed(pixels[part], self._vectors)
+
+        if self.spec.by_cell:
+            return encode(slice(None))
+        return self._in_parts(self.spec.encoder, (len(pixels), *shape), encode)
+
+    def _vectors(self, images: Tensor, unsigned: bool) -> Tensor:
+        x = self._prepared(widened(images, unsigned).float()).to(self.dtype)
+        if self.kind.architecture.startswith("resnet"):
+            x = x.contiguous(memory_format=torch.channels_last)
+        with attention(self.device):
+            if self.kind.pooling == "head":
+                return self._model(x).float()  # type: ignore[no-any-return]
+            tokens = self._model.forward_features(x)  # type: ignore[operator]
+            return tokens.float().mean(dim=1)  # type: ignore[no-any-return]
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """What the model sees of stored pixels, float32."""
+        match self.kind.values:
+            case "reflectance":
+                x = x / 1e4
+            case "picture":
+                x = (x * 2.5 / 1e4).clamp(0.0, 1.0)
+                if self.spec.compat and self.kind.pooling == "tokens":
+                    x = _processed_again(x)
+            case "decibels":
+                power = x.nan_to_num(0.0, 0.0, 0.0).clamp(min=_FLOOR)
+                low = self._mean - 2 * self._std
+                return ((10 * power.log10() - low) / (4 * self._std)).clamp(0.0, 1.0)
+        return (x - self._mean) / self._std
+
+
+def _processed_again(x: Tensor) -> Tensor:
+    """What the processor of DINOv2 makes of pixels that are 0 to 1 and not the 0 to 255 it takes.
+
+    It resizes by bicubic interpolation, crops, and divides by 255, which was done already.
+    """
+    x = F.interpolate(x, (_LARGER, _LARGER), mode="bicubic", align_corners=False, antialias=True)
+    start = (_LARGER - _SEEN) // 2
+    return x[..., start : start + _SEEN, start : start + _SEEN] / 255
+
+
+def _to_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a model to a dtype, but for the statistics of batches, which need all their digits."""
+    for layer in model.modules():
+        if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
+
+
+def _built(kind: Kind) -> nn.Module:
+    """Make the model on the meta device, where it takes no memory."""
+    of_tokens: dict[str, Any] = (
+        {} if kind.architecture.startswith("resnet") else {"img_size": kind.size}
+    )
+    with torch.device("meta"):
+        return timm.create_model(
+            kind.architecture,
+            pretrained=False,
+            num_classes=0,
+            in_chans=len(kind.bands),
+            **of_tokens,
+        )
+
+
+def _loaded(spec: TimmSpec) -> tuple[nn.Module, dict[str, str | int]]:
+    """Model with its weights on the CPU in float32, and what is to be noted of them."""
+    kind, model = spec.kind, _built(spec.kind)
+    if spec.weights == "untrained" or spec.weights.startswith("untrained:"):
+        match = re.fullmatch(r"untrained:([0-9]{1,18})", spec.weights)
+        if match is None:
+            raise OptionError(f"weights are {spec.weights!r}; expected a seed: 'untrained:0'")
+        state = untrained(model, int(match[1]))
+        sha256 = hashlib.sha256(f"{spec.weights} {kind.architecture}".encode()).hexdigest()
+        source, trained = spec.weights, 0
+    else:
+        if spec.weights == "hub":
+            if kind.published is None:
+                raise OptionError(f"no weights of {spec.encoder} are published; give their path")
+            from copcube.hub.fetch import fetch_files
+
+            here = fetch_files([kind.published])[0]
+            source = f"hf://{kind.published.repo}@{here.commit}/{kind.published.path}"
+            path, sha256 = here.path, here.sha256
+        else:
+            path = Path(spec.weights)
+            source, sha256 = path.name, checksum(path)
+        state, trained = _matched(path, model), 1
+    model.load_state_dict(state, assign=True)
+    noted: dict[str, str | int] = {
+        "encoder": kind.title,
+        "encoder_trained": trained,
+        "encoder_weights": source,
+        "encoder_sha256": sha256,
+        "encoder_pooling": {"head": "the model's own", "tokens": "mean of all tokens"}[
+            kind.pooling
+        ],
+        "encoder_language_sha256": "",
+    }
+    if kind.published is not None:
+        noted["encoder_page"] = kind.published.page
+    return model.requires_grad_(False).eval(), noted
+
+
+def untrained(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Draw tensors for a model whose vectors mean nothing, the same on every machine.
+
+    Each is drawn from its name and the seed, see `copcube.encoder.weights.uniform`: scales of
+    norms and variances scatter around 1 by 0.1, matrices and kernels by the root of one over
+    their inputs, all else around 0 by 0.1.
+    """
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
+            continue
+        noise = torch.from_numpy(uniform(seed, name, math.prod(tensor.shape)))
+        noise = noise.reshape(tensor.shape)
+        if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+            state[name] = 1 + 0.1 * noise
+        elif tensor.ndim in (2, 4):
+            state[name] = noise / math.sqrt(math.prod(tensor.shape[1:]))
+        else:
+            state[name] = 0.1 * noise
+    return state
+
+
+def _matched(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a file that a model needs, as float32.
+
+    Raises
+    ------
+    WeightsError
+        If one is missing, has another shape or is not finite, or the file has others.
+    """
+    found = _read(path)
+    if isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if any(name.startswith(_TOWER) for name in found):
+        found = {n.removeprefix(_TOWER): t for n, t in found.items() if n.startswith(_TOWER)}
+    wanted = model.state_dict()
+    others = [name for name in found if name not in wanted and not name.startswith(_HEADS)]
+    state, wrong = {}, []
+    for name, like in wanted.items():
+        tensor = found.get(name)
+        if tensor is None and name.endswith("num_batches_tracked"):
+            state[name] = torch.zeros(like.shape, dtype=like.dtype)
+            continue
+        if not isinstance(tensor, Tensor):
+            wrong.append(f"{name} is missing")
+            continue
+        if name == "pos_embed" and tensor.ndim == 3 and tensor.shape != like.shape:
+            tensor = _resampled(tensor.float(), like.shape)
+        if tensor.shape != like.shape:
+            wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(like.shape)}")
+            continue
+        own = tensor.detach().to(like.dtype, copy=True).contiguous()
+        if own.is_floating_point() and not own.isfinite().all():
+            wrong.append(f"{name} is not finite")
+        state[name] = own
+    if wrong or others:
+        problems = [*wrong, *(f"{name} is unknown" for name in others)]
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise WeightsError(
+            f"{path}: not the weights of timm's {model.__class__.__name__}: "
+            f"{'; '.join(problems[:4])}{more}; `copcube fetch weights --encoder NAME` brings them"
+        )
+    return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Tensors of a file by name; nothing in it is executed."""
+    if path.suffix != ".safetensors":
+        return read_tensors(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        demand(limits.WEIGHTS, path.stat().st_size, f"{path}: its tensors", WeightsError)
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not readable as safetensors ({error}); fetch it again") from (
+            error
+        )
+
+
+def _resampled(positions: Tensor, shape: torch.Size) -> Tensor:
+    """Position embeddings (1, tokens, dim) of a square grid for another, as DINOv2 does it.
+
+    Bicubic, without the smoothing that timm's own resampling adds. A class token comes first if
+    the count of tokens is one more than a square.
+    """
+    count, wanted = positions.shape[1], shape[1]
+    side, to = math.isqrt(count), math.isqrt(wanted)
+    first = count - side**2
+    if first not in (0, 1) or wanted - to**2 != first or positions.shape[2] != shape[2]:
+        return positions
+    grid = positions[:, first:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, (to, to), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :first], grid.permute(0, 2, 3, 1).reshape(1, to * to, -1)], 1)

@@ -1,0 +1,82 @@
+"""Single bands of images of Major TOM, as bytes of GeoTIFFs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import ImageError
+from copcube.files import limits
+from copcube.files.contents import HEAD, other_than
+from copcube.files.limits import demand
+from copcube.products.majortom.grid import PIXEL, SIDE
+
+
+@dataclass(frozen=True)
+class Band:
+    """Pixels of a band and the place of its image.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (side, side), uint16 or float32, as stored; 0 or NaN where there is no data.
+    epsg : int
+        EPSG code of its UTM zone.
+    left, top : float
+        Upper left corner in metres.
+    step : float
+        Metres a pixel.
+    """
+
+    pixels: NDArray[Any]
+    epsg: int
+    left: float
+    top: float
+    step: float
+
+    @property
+    def side(self) -> int:
+        """Pixels a side."""
+        return len(self.pixels)
+
+
+def decode(raw: bytes) -> Band:
+    """Decode the bytes of a GeoTIFF of one band.
+
+    Raises
+    ------
+    ImageError
+        If it is none, is not square or north up, or has no place in a UTM zone.
+    """
+    import rasterio
+    from rasterio.io import MemoryFile
+
+    if (other := other_than(("tiff",), raw[:HEAD])) is not None:
+        raise ImageError(f"expected a GeoTIFF, found {other}")
+    try:
+        with MemoryFile(raw) as memory, memory.open(driver="GTiff") as raster:
+            rows, columns = raster.shape
+            dtype = np.dtype(raster.dtypes[0])
+            what = f"{rows} × {columns} pixels"
+            demand(limits.RASTER, rows * columns * dtype.itemsize, what, ImageError)
+            if rows != columns or rows > 4 * SIDE or dtype.kind not in "uif":
+                raise ImageError(
+                    f"{what} of {dtype}; expected a square of real numbers, {SIDE} a side at 10 m"
+                )
+            where = raster.transform
+            epsg = raster.crs.to_epsg() if raster.crs else None
+            pixels = raster.read(1)
+    except (rasterio.errors.RasterioError, ValueError, TypeError) as error:
+        reason = error.__cause__ or error  # GDAL's own message
+        raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
+    if epsg is None or not (32601 <= epsg <= 32660 or 32701 <= epsg <= 32760):
+        raise ImageError(f"its coordinates are of EPSG:{epsg}; expected a UTM zone: EPSG:32601…")
+    step = where.a
+    if where.b or where.d or where.e != -step or step < PIXEL:
+        raise ImageError(
+            f"its transform is {tuple(where)[:6]}; expected north up in pixels of 10 m or more"
+        )
+    wide = dtype.kind == "f" or dtype.itemsize > 2 or (pixels.size and int(pixels.min()) < 0)
+    pixels = pixels.astype(np.float32 if wide else np.uint16, copy=False)
+    return Band(pixels, epsg, where.c, where.f, step)
