@@ -19,13 +19,13 @@ from copcube.aggregate import Aggregation, Balance, By, Survey
 from copcube.arguments import whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.errors import BuildError, OptionError
-from copcube.files.objects import file_size
 from copcube.images import Partition, Source
 from copcube.images.sensors import Given, described
 from copcube.images.sensors import sensors as describe_sensors
 from copcube.images.tensor_form import RESAMPLING
 from copcube.images.units import require_offset
 from copcube.modalities import MODALITIES, Modality, kinds
+from copcube.products import tables
 from copcube.selection import Selection
 from copcube.version import __version__
 
@@ -280,7 +280,7 @@ def plan_aggregate(rows: str | Path, files: Sequence[str | Path], aggregation: A
         kind="aggregate",
         source=_name(rows),
         # Names and sizes, not content: that would cost a reading of all rows.
-        fingerprint=digest([(_name(file), file_size(file)) for file in files]),
+        fingerprint=digest([(_name(file), tables.size(file)) for file in files]),
         options=_to_json(aggregation),
         encoder={},
         batch_sizes={},

@@ -12,7 +12,6 @@ from copcube.cli.cubes import (
     group,
     naming,
     open_any,
-    place_in_cube,
     require_form,
     save_fields,
 )
@@ -21,6 +20,7 @@ from copcube.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpy.typing import NDArray
 
 log = logging.getLogger("copcube")
 
@@ -65,11 +65,18 @@ def _add_similar(commands: Commands) -> None:
         naming(_similar, "cube"),
         "list the places most like one",
         "copcube similar world.zarr 48.1 11.6 --exclude-km 500\n"
-        "  copcube similar fields.zarr -- -3.1 -60.0",
+        "  copcube similar fields.zarr -- -3.1 -60.0\n"
+        "  copcube similar Core-S2RGB-SigLIP --text 'a salt lake'",
         details="Places lie apart by --exclude-km, since neighbours look alike. Write -- before a\n"
-        "place with negative degrees.",
+        "place with negative degrees. CUBE may also be parquet files of embeddings, rows of a build\n"
+        "or fragments of Major TOM; of these a row or a text may be the example, too.",
     )
-    place_in_cube(similar)
+    similar.add_argument("cube", metavar="CUBE", help="a reduction, parquet files, or " + CUBE)
+    similar.add_argument("lat", type=float, nargs="?", metavar="LAT", help="degrees north")
+    similar.add_argument("lon", type=float, nargs="?", metavar="LON", help="degrees east")
+    similar.add_argument("--vector", metavar="NPY", help="a vector to compare with")
+    similar.add_argument("--row", type=int, metavar="N", help="a row, counted from 0 over all files")
+    similar.add_argument("--text", help="in English, of embeddings by SigLIP; needs open_clip")
     _add_places(similar)
 
 
@@ -173,25 +180,41 @@ def _explain(arguments: Arguments) -> None:
 
 
 def _similar(arguments: Arguments) -> None:
-    from copcube.lookup import similar
+    from copcube.lookup import Fragments, similar
+    from copcube.lookup.fragments import holds_fragments
 
-    found = similar(
-        open_any(arguments.cube),
-        arguments.lat,
-        arguments.lon,
-        n=arguments.n,
-        metric=arguments.metric,
-        exclude_km=arguments.exclude_km,
-    )
+    options = {name: getattr(arguments, name) for name in ("lat", "lon", "n", "metric")}
+    options |= {"exclude_km": arguments.exclude_km, "vector": _vector(arguments.vector)}
     what = "distance" if arguments.metric == "euclidean" else "similarity"
-    names = ("place_lat", "place_lon", f"place_{what}")
+    names, digits = ["place_lat", "place_lon", f"place_{what}"], 2
+    if holds_fragments(arguments.cube):
+        options |= {"row": arguments.row, "text": arguments.text}
+        found, digits = Fragments.open(arguments.cube).nearest(**options), 4
+        more = ("cell", "product", "modality", "date", "number")
+        names += [name for key in more if (name := f"place_{key}") in found]
+    elif arguments.row is not None or arguments.text is not None:
+        raise OptionError(f"--row and --text are of parquet files; {arguments.cube} is a cube")
+    else:
+        found = similar(open_any(arguments.cube), **options)
     columns(
-        ("latitude", "longitude", what),
+        ("latitude", "longitude", what, *(name.removeprefix("place_") for name in names[3:])),
         (
-            (f"{lat:.2f}", f"{lon:.2f}", f"{value:.4f}")
-            for lat, lon, value in zip(*(found[name].values for name in names), strict=True)
+            (f"{lat:.{digits}f}", f"{lon:.{digits}f}", f"{value:.4f}", *map(str, more))
+            for lat, lon, value, *more in zip(*(found[name].values for name in names), strict=True)
         ),
     )
+
+
+def _vector(path: str | None) -> "NDArray[Any] | None":
+    """Vector of a file of NumPy; objects, which could run code, are refused."""
+    import numpy as np
+
+    if path is None:
+        return None
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise OptionError(f"--vector {path}: not a readable .npy file ({error})") from error
 
 
 def _map(arguments: Arguments) -> None:

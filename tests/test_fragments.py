@@ -1,0 +1,118 @@
+"""The nearest of many embeddings in tables, against NumPy; fragments as colours on maps."""
+
+import numpy as np
+import pytest
+from strategies import random_rows, write_rows
+
+from copcube.cli import main
+from copcube.errors import MissingPackageError, OptionError, RowsError
+from copcube.lookup import Fragments
+from copcube.lookup.fragments import holds_fragments, text_vector
+from copcube.products.majortom.sample import write_embeddings
+
+
+@pytest.fixture(scope="module")
+def majortom(tmp_path_factory):
+    """Six synthetic sets of Major TOM, 200 fragments each."""
+    root = tmp_path_factory.mktemp("majortom") / "sets"
+    write_embeddings(root, cells=200, seed=1)
+    return sorted(path for path in root.iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def fragments(majortom):
+    return Fragments.open(majortom[0])
+
+
+def plain(x, wanted, metric):
+    x, wanted = x.astype(np.float64), np.asarray(wanted, np.float64)
+    if metric == "euclidean":
+        return np.linalg.norm(x - wanted, axis=1)
+    return x @ wanted / np.linalg.norm(x, axis=1) / np.linalg.norm(wanted)
+
+
+def km(lat, lon, lat0, lon0):
+    a, b, c, d = (np.radians(v) for v in (lat, lon, lat0, lon0))
+    h = np.sin((a - c) / 2) ** 2 + np.cos(a) * np.cos(c) * np.sin((b - d) / 2) ** 2
+    return 2 * 6371.0088 * np.arcsin(np.sqrt(h))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_scores_are_those_of_a_product_from_files_and_from_memory(fragments, metric):
+    loaded = fragments.load()
+    wanted = np.random.default_rng(0).normal(size=fragments.dim)
+    expected = plain(loaded.vectors, wanted, metric)
+    for some in (fragments, loaded):
+        np.testing.assert_allclose(some.scores(wanted, metric), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(fragments.vector(7), loaded.vectors[7])
+
+
+@pytest.mark.parametrize("apart", [0, 40])
+def test_the_list_is_that_of_a_plain_search(fragments, apart, monkeypatch):
+    # Few candidates at first, so that more have to be looked at.
+    monkeypatch.setattr("copcube.lookup.fragments._FIRST", 5)
+    x = fragments.load().vectors
+    found = fragments.nearest(row=3, n=6, exclude_km=apart)
+    score = plain(x, x[3], "cosine")
+    chosen = [3]
+    for i in np.argsort(-score, kind="stable"):
+        far = km(fragments.lat[i], fragments.lon[i], fragments.lat[chosen], fragments.lon[chosen])
+        if i not in chosen and (not apart or far.min() > apart) and len(chosen) <= 6:
+            chosen.append(int(i))
+    assert found.place_number.values.tolist() == chosen[1:] and len(chosen) > 2
+    np.testing.assert_allclose(found.place_similarity, score[chosen[1:]], atol=1e-6)
+    assert found.place_cell.values[0].count("_") == 1
+    assert found.place_product.values[0].startswith("S2")
+
+
+def test_the_fragment_of_a_place_is_the_nearest(fragments):
+    lat, lon = float(fragments.lat[11]) + 0.005, float(fragments.lon[11]) - 360
+    assert fragments.at(lat, lon) == int(np.argmin(km(lat, lon, fragments.lat, fragments.lon)))
+    by_place, by_row = fragments.nearest(lat, lon, n=3), fragments.nearest(row=11, n=3)
+    assert by_place.place_number.values.tolist() == by_row.place_number.values.tolist()
+    with pytest.raises(OptionError, match="no fragment within 50 km of latitude 89"):
+        fragments.at(89.0, 0.0)
+
+
+def test_rows_of_images_are_searched_too(tmp_path):
+    rows = random_rows(300, 40, 16, 0)
+    write_rows(tmp_path / "rows.parquet", rows, {})
+    found = Fragments.open(tmp_path / "rows.parquet")
+    score = plain(found.load().vectors, rows.embedding[5], "cosine")
+    listed = found.nearest(vector=rows.embedding[5], n=4)
+    assert listed.place_number.values.tolist() == np.argsort(-score)[:4].tolist()
+    assert {"place_modality", "place_cell"} <= set(listed.data_vars)
+
+
+def test_the_command_lists_fragments(majortom, fragments, capsys):
+    assert holds_fragments(str(majortom[0]))
+    assert main(["similar", str(majortom[0]), "--row", "3", "-n", "2", "--exclude-km", "0"]) == 0
+    out = capsys.readouterr().out
+    best = fragments.nearest(row=3, n=2)
+    for i in range(2):
+        assert f"{float(best.place_lat[i]):.4f}" in out and best.place_cell.values[i] in out
+
+
+def test_bad_questions_are_refused(fragments, majortom, tmp_path, capsys):
+    with pytest.raises(OptionError, match="one of a place"):
+        fragments.nearest()
+    with pytest.raises(OptionError, match="one of a place"):
+        fragments.nearest(row=1, text="a forest")
+    with pytest.raises(OptionError, match="row 200; there are rows 0 to 199"):
+        fragments.nearest(row=200)
+    with pytest.raises(OptionError, match=r"the vector has the shape \(3,\)"):
+        fragments.nearest(vector=[1, 2, 3])
+    with pytest.raises(OptionError, match="zero or not finite"):
+        fragments.nearest(vector=np.zeros(fragments.dim))
+    with pytest.raises(RowsError, match="one encoder at a time"):
+        Fragments.open(majortom[0].parent)
+    with pytest.raises(OptionError, match="SigLIP, in 1152 values; these vectors have 768"):
+        text_vector("a forest", 768)
+    assert main(["similar", str(majortom[0])]) == 1
+    assert "give one of a place" in capsys.readouterr().err
+
+
+def test_a_text_needs_open_clip(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+    with pytest.raises(MissingPackageError, match="open_clip_torch"):
+        text_vector("a forest", 1152)
