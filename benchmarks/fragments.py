@@ -71,7 +71,9 @@ def main():
         of_product = np.median(np.divide(some, times["product"]))
         of_reading = np.median(np.divide(times["sum on threads"], some))
         median = np.median(some)
-        print(f"| {name} | {median:.3f} | {size / median:.1f} | {of_product:.2f} | {of_reading:.2f} |")
+        print(
+            f"| {name} | {median:.3f} | {size / median:.1f} | {of_product:.2f} | {of_reading:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from strategies import random_rows, write_rows
 
 from copcube.cli import main
 from copcube.errors import MissingPackageError, OptionError, RowsError
-from copcube.lookup import Fragments
+from copcube import plot
+from copcube.lookup import Fragments, fit_fragments, project_fragments
 from copcube.lookup.fragments import holds_fragments, text_vector
 from copcube.products.majortom.sample import write_embeddings
 
@@ -116,3 +117,51 @@ def test_a_text_needs_open_clip(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
     with pytest.raises(MissingPackageError, match="open_clip_torch"):
         text_vector("a forest", 1152)
+
+
+def test_the_basis_is_that_of_numpy_and_projects_others(fragments, tmp_path):
+    basis = fit_fragments(fragments, 3)
+    x = fragments.load().vectors.astype(np.float64)
+    variance, columns = np.linalg.eigh(np.cov(x.T))
+    np.testing.assert_allclose(basis.explained_variance, variance[::-1][:3], rtol=1e-8)
+    pc = project_fragments(fragments, basis)
+    expected = (x - x.mean(axis=0)) @ columns[:, ::-1][:, :3]
+    np.testing.assert_allclose(np.abs(pc), np.abs(expected), rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(project_fragments(fragments.load(), basis), pc)
+    every = fit_fragments(fragments, 3, every=2)
+    np.testing.assert_allclose(every["mean"], x[::2].mean(axis=0), atol=1e-9)
+    assert every.reduction_cells == 100
+
+
+def test_a_map_has_the_colours_of_its_fragments(fragments):
+    basis = fit_fragments(fragments, 3)
+    axes = plot.fragments(fragments, basis=basis)
+    (image,) = axes.images
+    pixels, ends = np.asarray(image.get_array()), image.get_extent()
+    pc = project_fragments(fragments, basis)
+    colour = np.clip(0.5 + pc / (2.5 * np.sqrt(basis.explained_variance.values)) / 2, 0, 1)
+    rows, cols = pixels.shape[:2]
+    i = ((ends[3] - fragments.lat) / (ends[3] - ends[2]) * rows).astype(int)
+    j = ((fragments.lon - ends[0]) / (ends[1] - ends[0]) * cols).astype(int)
+    assert (pixels[i, j, 3] == 1).all() and "200 fragments" in axes.get_title()
+    alone = [k for k in range(200) if ((i == i[k]) & (j == j[k])).sum() == 1]
+    assert len(alone) > 20
+    np.testing.assert_allclose(pixels[i, j][alone, :3], colour[alone], atol=1e-5)
+    # A part of the region on the same basis has the same colours.
+    west, east = np.quantile(fragments.lon, [0.2, 0.8])
+    south, north = np.quantile(fragments.lat, [0.2, 0.8])
+    part = plot.fragments(fragments, basis=basis, extent=(west, east, south, north))
+    assert part.get_xlim() == (west, east)
+    with pytest.raises(OptionError, match="no fragment lies in the extent"):
+        plot.fragments(fragments, basis=basis, extent=(100, 101, -50, -49))
+
+
+def test_the_command_draws_fragments_and_stores_their_basis(majortom, tmp_path, capsys):
+    first, second, basis = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "basis.nc"
+    command = ["map", str(majortom[0])]
+    assert main([*command, str(first), "--save-basis", str(basis)]) == 0
+    assert main([*command, str(second), "--basis", str(basis)]) == 0
+    assert first.read_bytes() == second.read_bytes()
+    other = ["map", str(majortom[1]), str(tmp_path / "c.png"), "--basis", str(basis)]
+    assert main(other) == 1
+    assert "basis" in capsys.readouterr().err

@@ -166,7 +166,9 @@ def test_areas_are_those_of_the_projection(epsg, y):
     rows, cols = slice(0, 4), slice(0, 668)
     lat, lon = place.centres(rows, cols)
     exact = 1e6 / Proj(f"EPSG:{epsg}").get_factors(lon, lat).areal_scale
-    np.testing.assert_allclose(np.broadcast_to(place.areas(rows, cols), lat.shape), exact, rtol=2e-7)
+    np.testing.assert_allclose(
+        np.broadcast_to(place.areas(rows, cols), lat.shape), exact, rtol=2e-7
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -276,9 +278,13 @@ def test_other_geotiff_files_are_refused(tmp_path):
     floats = write_tif(tmp_path / "float.tif", small.astype(np.float32))
     refused(floats, out, r"64 bands of float32.*have 64 of int8")
     refused(write_tif(tmp_path / "bands.tif", small[:3]), out, "3 bands of int8")
-    refused(write_tif(tmp_path / "crs.tif", small, epsg=None), out, "system is none; expected a UTM")
+    refused(
+        write_tif(tmp_path / "crs.tif", small, epsg=None), out, "system is none; expected a UTM"
+    )
     refused(write_tif(tmp_path / "web.tif", small, epsg=3857), out, "EPSG:3857; expected a UTM")
-    refused(write_tif(tmp_path / "zero.tif", small, nodata=0), out, "without data by 0; expected -128")
+    refused(
+        write_tif(tmp_path / "zero.tif", small, nodata=0), out, "without data by 0; expected -128"
+    )
     (tmp_path / "text.tif").write_text("no picture")
     refused(tmp_path / "text.tif", out, "expected a GeoTIFF file, found text")
     broken = write_tif(tmp_path / "cut.tif", stored((512, 512)))

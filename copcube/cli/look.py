@@ -27,7 +27,7 @@ log = logging.getLogger("copcube")
 DRAWN = {".png": "Software", ".pdf": "Creator", ".svg": "Creator"}
 """Forms of pictures, and what the name of the program that drew one is called in each."""
 
-_OF_PICTURES = ("show", "component", "projection", "extent", "dpi")
+_OF_PICTURES = ("show", "component", "projection", "extent", "dpi", "save_basis")
 """Options that a page has no use for: whoever looks at it chooses."""
 
 
@@ -75,7 +75,9 @@ def _add_similar(commands: Commands) -> None:
     similar.add_argument("lat", type=float, nargs="?", metavar="LAT", help="degrees north")
     similar.add_argument("lon", type=float, nargs="?", metavar="LON", help="degrees east")
     similar.add_argument("--vector", metavar="NPY", help="a vector to compare with")
-    similar.add_argument("--row", type=int, metavar="N", help="a row, counted from 0 over all files")
+    similar.add_argument(
+        "--row", type=int, metavar="N", help="a row, counted from 0 over all files"
+    )
     similar.add_argument("--text", help="in English, of embeddings by SigLIP; needs open_clip")
     _add_places(similar)
 
@@ -123,7 +125,7 @@ def _add_map(commands: Commands) -> None:
         "one file below 20 MB that opens in a browser, offline, to pan and zoom, choose what is\n"
         "shown, and click for the places most like one. A page knows --basis, --k and --overwrite.",
     )
-    drawn.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    drawn.add_argument("cube", metavar="CUBE", help="a reduction, parquet files, or " + CUBE)
     drawn.add_argument("out", metavar="OUT")
     drawn.add_argument(
         "--show",
@@ -132,6 +134,11 @@ def _add_map(commands: Commands) -> None:
     )
     drawn.add_argument("--component", type=int, help="which one (default: 0, the first)")
     drawn.add_argument("--basis", metavar="FIELDS", help="the reduction whose axes to take")
+    drawn.add_argument(
+        "--save-basis",
+        metavar="NC",
+        help="of parquet files: write the basis found, to be taken with --basis for other regions",
+    )
     drawn.add_argument(
         "--projection", metavar="NAME", help="of cartopy, such as Robinson (default: degrees)"
     )
@@ -220,7 +227,9 @@ def _vector(path: str | None) -> "NDArray[Any] | None":
 def _map(arguments: Arguments) -> None:
     form, forms = Path(arguments.out).suffix.lower(), (*DRAWN, ".html")
     others = _OF_PICTURES if form == ".html" else ("k",)
-    unknown = [f"--{name}" for name in others if getattr(arguments, name) is not None]
+    unknown = [
+        f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name) is not None
+    ]
     if form in forms and unknown:
         raise OptionError(f"{form} has no option {', '.join(unknown)}; leave it out")
     out = require_form(arguments.out, forms, arguments)
@@ -241,7 +250,14 @@ def _page(arguments: Arguments) -> None:
 def _picture(arguments: Arguments, out: Path) -> None:
     from copcube import plot
 
+    from copcube.lookup.fragments import holds_fragments
+
     options = {"projection": arguments.projection, "extent": arguments.extent}
+    if holds_fragments(arguments.cube):
+        draw(_fragments(arguments, options), out, dpi=arguments.dpi or 150)
+        return
+    if arguments.save_basis is not None:
+        raise OptionError(f"--save-basis is of parquet files; {arguments.cube} is a cube")
     ds = open_any(arguments.cube)
     match show := arguments.show or "rgb":
         case "rgb" | "component":
@@ -251,6 +267,37 @@ def _picture(arguments: Arguments, out: Path) -> None:
         case _:
             axes = getattr(plot, show)(ds, **options)
     draw(axes, out, dpi=arguments.dpi or 150)
+
+
+def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
+    """Draw fragments on the basis given, or on their own, which may be stored."""
+    import xarray as xr
+
+    from copcube import plot
+    from copcube.files.atomic import atomic_path
+    from copcube.interchange.replacing import require_free
+    from copcube.lookup import Fragments, fit_fragments
+
+    if arguments.show not in (None, "rgb") or arguments.component is not None:
+        raise OptionError("of parquet files three components are shown as colours, and no more")
+    found = Fragments.open(arguments.cube)
+    if arguments.basis is not None:
+        if arguments.save_basis is not None:
+            raise OptionError("--save-basis writes the basis found; --basis gives one")
+        try:
+            basis = xr.open_dataset(arguments.basis)
+        except (OSError, ValueError) as error:
+            raise OptionError(
+                f"--basis {arguments.basis}: not a readable basis ({error})"
+            ) from error
+    else:
+        basis = fit_fragments(found)
+    if arguments.save_basis is not None:
+        path = Path(arguments.save_basis)
+        require_free(path, arguments.overwrite, arguments.cube)
+        with atomic_path(path) as temporary:
+            basis.to_netcdf(temporary)
+    return plot.fragments(found, basis=basis, **options)
 
 
 def draw(axes: Any, out: Path, dpi: int = 150) -> None:

@@ -110,6 +110,12 @@ class Fragments:
         starts = np.cumsum([0, *(len(place[0]) for place in places)])
         return cls(tuple(files), starts, lat, lon, next(iter(lengths.values())))
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What made the vectors, as far as all files agree on it."""
+        said = [set(tables.provenance(file, "centre", "auto").items()) for file in self.files]
+        return dict(sorted(set.intersection(*said)))
+
     def load(self) -> Self:
         """Return the same with all vectors in memory, for many searches: 3 GB a million of 768."""
         vectors, lengths = np.empty((len(self), self.dim), np.float32), np.empty(len(self))
@@ -257,7 +263,9 @@ class Fragments:
         check_places(n, metric, exclude_km)
         place = None if lat is None and lon is None else (lat, lon)
         given = {"place": place, "row": row, "vector": vector, "text": text}
-        if sum(value is not None for value in given.values()) != 1 or (lat is None) != (lon is None):
+        if sum(value is not None for value in given.values()) != 1 or (lat is None) != (
+            lon is None
+        ):
             raise OptionError("give one of a place (lat and lon), a row, a vector and a text")
         if lat is not None and lon is not None:
             row = self.at(lat, lon)
@@ -320,6 +328,24 @@ class Fragments:
             attrs={"title": "fragments that look alike", "metric": metric},
         )
         return as_result(found)
+
+    def blocks(self, n: int, every: int = 1) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Number of the first and vectors of blocks, in order; of n vectors but where files end.
+
+        With `every`, of every so many rows one is taken, and numbers count what is taken.
+        """
+        if self.vectors is not None:
+            x = self.vectors[::every]
+            yield from ((start, x[start : start + n]) for start in range(0, len(x), n))
+            return
+        number = 0
+        for file, start, stop in zip(self.files, self.starts, self.starts[1:], strict=False):
+            wanted = np.arange(int(start), int(stop)) % every == 0
+            groups = range(len(rows.row_group_sizes(file)))
+            with closing(rows.map_vectors(lambda _, v: v, file, groups, wanted)) as found:
+                for block in found:
+                    yield number, block
+                    number += len(block)
 
     def _blocks(self, function: Any) -> Iterator[None]:
         """Call a function with number and vectors of blocks of all files, on threads."""
@@ -427,5 +453,3 @@ def _least(rank: NDArray[Any], n: int) -> Integers:
 def _chords(points: Floats, point: Floats) -> Floats:
     """Distances through the unit sphere, which grow with those along it."""
     return np.asarray(np.linalg.norm(points - point, axis=-1))
-
-

@@ -189,9 +189,7 @@ def _scores(view: CubeView, wanted: Floats, metric: Metric) -> NDArray[np.float3
         x = view.field.variable[part].values
         return _score(x, counts, wanted, metric, view.zeros_allowed)
 
-    for part, block in zip(
-        parts, map_ahead(score, parts, THREADS, ahead=2 * THREADS), strict=True
-    ):
+    for part, block in zip(parts, map_ahead(score, parts, THREADS, ahead=2 * THREADS), strict=True):
         result[part] = block
     return result
 

@@ -388,9 +388,7 @@ def _tile(
         yield cell, _Sums(int(mask.sum()), total, vector, float(np.einsum("i,i", weight, square)))
 
 
-def _cells(
-    found: dict[tuple[int, int], list[tuple[tuple[Any, ...], _Sums]]], dim: int
-) -> Cells:
+def _cells(found: dict[tuple[int, int], list[tuple[tuple[Any, ...], _Sums]]], dim: int) -> Cells:
     """Cells of the sums of their tiles."""
     n = len(found)
     keys = np.array(list(found), np.int64).reshape(n, 2)

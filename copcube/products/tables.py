@@ -149,7 +149,9 @@ def pixel_cells(
         If a file cannot be read.
     """
     found = [
-        (file, group, _blocks(file)[number]) for file, numbers, group in chosen for number in numbers
+        (file, group, _blocks(file)[number])
+        for file, numbers, group in chosen
+        for number in numbers
     ]
     return pixels.statistics(found, wanted, dim)
 
@@ -205,7 +207,9 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
     if reader is None and is_product(path):
         return majortom.provenance(path, assign, position)
     if (assign, position) != ("centre", "auto"):
-        why = "these rows name their cells" if reader is None else "pixels have a centre and no more"
+        why = (
+            "these rows name their cells" if reader is None else "pixels have a centre and no more"
+        )
         raise OptionError(
             f"{path}: {why}, so that assign={assign!r} and footprints={position!r} mean nothing for "
             "them; both are for embeddings of Major TOM"
