@@ -475,9 +475,10 @@ def _common(files: Sequence[str], aggregation: Aggregation) -> tuple[int, dict[s
     """Length of all vectors, and the provenance all files agree on, with the selected sensors."""
     others = [file for file in files if tables.is_product(file)]
     if others and (images := set(files) - set(others)):
+        held = "a vector a pixel" if tables.is_of_pixels(others[0]) else "embeddings of Major TOM"
         raise RowsError(
-            f"{others[0]} holds embeddings of Major TOM, {min(images)} rows of images; keep them "
-            "in folders of their own and aggregate one at a time"
+            f"{others[0]} holds {held}, {min(images)} rows of images; keep them in folders of "
+            "their own and aggregate one at a time"
         )
     dims = {file: dim for file in files if (dim := tables.embedding_length(file))}
     made = {

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from strategies import random_rows, write_rows
 
+from copcube import plot
 from copcube.cli import main
 from copcube.errors import MissingPackageError, OptionError, RowsError
-from copcube import plot
 from copcube.lookup import Fragments, fit_fragments, project_fragments
 from copcube.lookup.fragments import holds_fragments, text_vector
 from copcube.products.majortom.sample import write_embeddings
@@ -60,7 +60,8 @@ def test_the_list_is_that_of_a_plain_search(fragments, apart, monkeypatch):
         far = km(fragments.lat[i], fragments.lon[i], fragments.lat[chosen], fragments.lon[chosen])
         if i not in chosen and (not apart or far.min() > apart) and len(chosen) <= 6:
             chosen.append(int(i))
-    assert found.place_number.values.tolist() == chosen[1:] and len(chosen) > 2
+    assert found.place_number.values.tolist() == chosen[1:]
+    assert len(chosen) > 2
     np.testing.assert_allclose(found.place_similarity, score[chosen[1:]], atol=1e-6)
     assert found.place_cell.values[0].count("_") == 1
     assert found.place_product.values[0].startswith("S2")
@@ -91,7 +92,8 @@ def test_the_command_lists_fragments(majortom, fragments, capsys):
     out = capsys.readouterr().out
     best = fragments.nearest(row=3, n=2)
     for i in range(2):
-        assert f"{float(best.place_lat[i]):.4f}" in out and best.place_cell.values[i] in out
+        assert f"{float(best.place_lat[i]):.4f}" in out
+        assert best.place_cell.values[i] in out
 
 
 def test_bad_questions_are_refused(fragments, majortom, tmp_path, capsys):
@@ -143,7 +145,8 @@ def test_a_map_has_the_colours_of_its_fragments(fragments):
     rows, cols = pixels.shape[:2]
     i = ((ends[3] - fragments.lat) / (ends[3] - ends[2]) * rows).astype(int)
     j = ((fragments.lon - ends[0]) / (ends[1] - ends[0]) * cols).astype(int)
-    assert (pixels[i, j, 3] == 1).all() and "200 fragments" in axes.get_title()
+    assert (pixels[i, j, 3] == 1).all()
+    assert "200 fragments" in axes.get_title()
     alone = [k for k in range(200) if ((i == i[k]) & (j == j[k])).sum() == 1]
     assert len(alone) > 20
     np.testing.assert_allclose(pixels[i, j][alone, :3], colour[alone], atol=1e-5)

@@ -68,8 +68,8 @@ def _add_similar(commands: Commands) -> None:
         "  copcube similar fields.zarr -- -3.1 -60.0\n"
         "  copcube similar Core-S2RGB-SigLIP --text 'a salt lake'",
         details="Places lie apart by --exclude-km, since neighbours look alike. Write -- before a\n"
-        "place with negative degrees. CUBE may also be parquet files of embeddings, rows of a build\n"
-        "or fragments of Major TOM; of these a row or a text may be the example, too.",
+        "place with negative degrees. CUBE may also be parquet files of embeddings, rows of a\n"
+        "build or fragments of Major TOM; of these a row or a text may be the example, too.",
     )
     similar.add_argument("cube", metavar="CUBE", help="a reduction, parquet files, or " + CUBE)
     similar.add_argument("lat", type=float, nargs="?", metavar="LAT", help="degrees north")
@@ -249,7 +249,6 @@ def _page(arguments: Arguments) -> None:
 
 def _picture(arguments: Arguments, out: Path) -> None:
     from copcube import plot
-
     from copcube.lookup.fragments import holds_fragments
 
     options = {"projection": arguments.projection, "extent": arguments.extent}

@@ -140,7 +140,7 @@ class Fragments:
         if not 0 <= number < len(self):
             raise OptionError(f"row {number}; there are rows 0 to {len(self) - 1}")
         if self.vectors is not None:
-            return self.vectors[number]
+            return np.asarray(self.vectors[number])
         i = int(np.searchsorted(self.starts, number, side="right")) - 1
         wanted = np.arange(self.starts[i], self.starts[i + 1]) == number
         groups = range(len(rows.row_group_sizes(self.files[i])))
@@ -206,6 +206,7 @@ class Fragments:
                 result[start : start + _STEP] = product
             else:  # of zeros, and of products beyond float32
                 score(start, block)
+            return None
 
         for _ in map_ahead(score_loaded, range(0, len(self), _STEP), THREADS):
             pass
@@ -389,7 +390,7 @@ def text_vector(text: str, dim: int) -> NDArray[np.float32]:
             "embeddings by SigLIP, or a place, a row or a vector"
         )
     try:
-        import open_clip
+        import open_clip  # type: ignore[import-not-found]
     except ImportError:
         raise MissingPackageError(
             "queries by text need open_clip and SigLIP's weights: pip install open_clip_torch"
@@ -411,7 +412,8 @@ def _places(file: str, footprints: Position) -> tuple[Floats, Floats]:
         )
     read = rows.read_rows(file, embedding=False)
     row, col = grid.row_col(read.grid_id)
-    lat, lon = 90 - row * grid.STEP, (col * grid.STEP + 180) % 360 - 180
+    lat: Floats = np.asarray(90 - row * grid.STEP, np.float64)
+    lon: Floats = np.asarray((col * grid.STEP + 180) % 360 - 180, np.float64)
     # Images of a whole cell have no place of their own.
     own = [i for i, text in enumerate(read.local_id) if text is not None]
     for i in own:

@@ -164,7 +164,7 @@ def lengths_of(y: NDArray[np.float32]) -> Floats:
     beyond = ~((squares > _LEAST_SQUARE) & np.isfinite(squares))
     if beyond.any():
         squares[beyond] = (y[beyond].astype(np.float64) ** 2).sum(axis=1)
-    return np.sqrt(squares)
+    return np.asarray(np.sqrt(squares))
 
 
 def scores(y: NDArray[np.float32], wanted: Floats, metric: Metric) -> NDArray[np.float32]:

@@ -106,15 +106,14 @@ def _window(found: Fragments, extent: Extent | None) -> Window:
 
 
 def _pixels(found: Fragments, colours: Floats, window: Window) -> tuple[NDArray[np.float32], int]:
-    """Mean colours of the fragments in pixels, (rows, cols, 4), and how many fragments there are."""
+    """Mean colours of the fragments in pixels, (rows, cols, 4), and how many these are."""
     width, height = window.east - window.west, window.north - window.south
     x = (found.lon - window.west) % 360
     inside = (x <= width) & (found.lat >= window.south) & (found.lat <= window.north)
     n = int(inside.sum())
     if not n:
-        raise OptionError(
-            f"no fragment lies in the extent {(window.west, window.east, window.south, window.north)}"
-        )
+        ends = (window.west, window.east, window.south, window.north)
+        raise OptionError(f"no fragment lies in the extent {ends}; give another, or none")
     x, y = x[inside], window.north - found.lat[inside]
     cosine = max(float(np.cos(np.radians(window.middle))), 0.05)
     # Squares of a degree that hold fragments tell how closely these lie there.

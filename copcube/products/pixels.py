@@ -148,8 +148,8 @@ class Place:
         if self.epsg == 4326:
             y = self.top + (np.arange(rows.start, rows.stop) + 0.5) * self.step_y
             phi = np.radians(np.clip(y, -90, 90))
-            radii = _SEMI_MAJOR**2 * (1 - _ECCENTRICITY)
-            radii = radii / (1 - _ECCENTRICITY * np.sin(phi) ** 2) ** 2
+            flattened = 1 - _ECCENTRICITY * np.sin(phi) ** 2
+            radii = _SEMI_MAJOR**2 * (1 - _ECCENTRICITY) / flattened**2
             degrees = np.radians(self.step_x) * np.radians(abs(self.step_y))
             return np.asarray((radii * np.cos(phi) * degrees)[:, np.newaxis])
         x = self.left + (np.arange(cols.start, cols.stop) + 0.5) * self.step_x - _UTM_EAST
@@ -399,7 +399,12 @@ def _cells(found: dict[tuple[int, int], list[tuple[tuple[Any, ...], _Sums]]], di
         tiles.sort(key=lambda item: item[0])
         total = _Sums(0, 0.0, np.zeros(dim), 0.0)
         for _, sums in tiles:
-            total = _Sums(*(a + b for a, b in zip(total, sums, strict=True)))
+            total = _Sums(
+                total.pixels + sums.pixels,
+                total.weight + sums.weight,
+                total.vector + sums.vector,
+                total.square + sums.square,
+            )
         exact = total.vector / total.weight
         if not np.isfinite(exact).all():
             raise RowsError(

@@ -4,7 +4,7 @@ To a row group of any of them belong rows on the lattice, small, and vectors, la
 a module that tells its files by their columns, and reads the former; vectors are read alike.
 
 Products with a vector a pixel (`READERS`) come in by the same door. Their row groups are blocks of
-tiles, their rows stand for the lines of a tile, and their cells are made by `copcube.products.pixels`.
+tiles, their rows stand for the lines of a tile, and `copcube.products.pixels` makes their cells.
 """
 
 import os
@@ -49,7 +49,7 @@ __all__ = [
 T = TypeVar("T")
 
 READERS: tuple[Reader, ...] = (Tessera(), AlphaEarth())
-"""Products with a vector a pixel, in the order in which they are asked whether a folder is theirs."""
+"""Products with a vector a pixel, in the order in which they are asked if a folder is theirs."""
 
 _LINES = 1 << 16
 """Lines of tiles a block stands for: as many as rows make a part, so that each block is one."""
@@ -211,8 +211,8 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
             "these rows name their cells" if reader is None else "pixels have a centre and no more"
         )
         raise OptionError(
-            f"{path}: {why}, so that assign={assign!r} and footprints={position!r} mean nothing for "
-            "them; both are for embeddings of Major TOM"
+            f"{path}: {why}, so that assign={assign!r} and footprints={position!r} mean nothing "
+            "for them; both are for embeddings of Major TOM"
         )
     if reader is not None:
         years = sorted({block.raster.year for block in _blocks(str(path)) if block.raster.year})

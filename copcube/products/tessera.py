@@ -76,12 +76,12 @@ class TesseraZone(_Quantised):
             )
         if scales.shape != (shape[0], *shape[2:]) or scales.dtype != np.float32:
             raise RowsError(
-                f"{path}: its scales are {scales.dtype} of the shape {scales.shape}, its embeddings "
-                f"have the shape {shape}; expected float32 of {(shape[0], *shape[2:])}"
+                f"{path}: its scales are {scales.dtype} of the shape {scales.shape}, its "
+                f"embeddings have the shape {shape}; expected float32 of {(shape[0], *shape[2:])}"
             )
         self.height, self.width = shape[2:]
         self.place = _place(group, path)
-        self.year = int(np.asarray(_array(group, "time", path)[index]))
+        self.year: int | None = int(np.asarray(_array(group, "time", path)[index]))
 
     def read(self, rows: slice, cols: slice) -> Pixels:
         """Read a window; see `copcube.products.pixels.Raster`."""
