@@ -66,13 +66,15 @@ class AlphaEarthRaster:
         values = geotiff.read(self.path, rows, cols)
         return Pixels(values, (values != NODATA).all(axis=0))
 
-    def decode(self, values: NDArray[Any]) -> Floats:
-        """Values of vectors; see `copcube.products.pixels.Raster`."""
-        return _LEVELS[values.astype(np.int16) + 128]
+    def decode(self, values: NDArray[Any], out: Floats) -> None:
+        """Decode values; see `copcube.products.pixels.Raster`."""
+        # All bytes are in the table, so that "clip" changes none; it needs no copy of `out`.
+        np.take(_LEVELS, values.view(np.uint8), mode="clip", out=out)
 
 
-_STEPS = np.arange(-128, 128) / 127.5
+_STEPS = np.arange(256, dtype=np.uint8).view(np.int8) / 127.5
 _LEVELS = np.sign(_STEPS) * _STEPS**2
+"""Value of each byte."""
 
 
 class AlphaEarth:

@@ -186,8 +186,8 @@ class Raster(Protocol):
     def read(self, rows: slice, cols: slice) -> Pixels:
         """Read a window; called on several threads at once."""
 
-    def decode(self, values: NDArray[Any]) -> Floats:
-        """Values of a vector, float64, of stored ones of any shape, before they are scaled."""
+    def decode(self, values: NDArray[Any], out: Floats) -> None:
+        """Write what stored values, (h, w), stand for before they are scaled, into an array."""
 
 
 class Reader(Protocol):
@@ -373,19 +373,24 @@ def _tile(
     inside = [(cell, mask) for cell, mask in inside if mask.any()]
     weights = [np.where(mask, areas, 0.0).ravel() for _, mask in inside]
     vectors = np.empty((len(inside), len(tile.values)))
-    square = np.zeros(tile.valid.size)
-    scale = None if tile.scale is None else tile.scale.astype(np.float64).ravel()
+    # Memory that is used again for each band is not asked for, and zeroed, each time.
+    x, product = (np.empty(tile.valid.shape) for _ in range(2))
+    square = np.zeros_like(x)
     # Band by band, so that what is decoded stays in the processor's cache.
     for band, values in enumerate(tile.values):
-        x = raster.decode(values).ravel()
-        if scale is not None:
-            x *= scale
+        raster.decode(values, x)
+        if tile.scale is not None:
+            x *= tile.scale
         for i, weight in enumerate(weights):
-            vectors[i, band] = np.einsum("i,i", weight, x)
-        square += x * x
+            vectors[i, band] = np.einsum("i,i", weight, x.ravel())
+        np.multiply(x, x, out=product)
+        square += product
     for (cell, mask), weight, vector in zip(inside, weights, vectors, strict=True):
         total = float(np.einsum("i->", weight))
-        yield cell, _Sums(int(mask.sum()), total, vector, float(np.einsum("i,i", weight, square)))
+        yield (
+            cell,
+            _Sums(int(mask.sum()), total, vector, float(np.einsum("i,i", weight, square.ravel()))),
+        )
 
 
 def _cells(found: dict[tuple[int, int], list[tuple[tuple[Any, ...], _Sums]]], dim: int) -> Cells:

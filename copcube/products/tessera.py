@@ -38,9 +38,9 @@ class _Quantised:
 
     dim = DIM
 
-    def decode(self, values: NDArray[Any]) -> Floats:
-        """Values of vectors; see `copcube.products.pixels.Raster`."""
-        return values.astype(np.float64)
+    def decode(self, values: NDArray[Any], out: Floats) -> None:
+        """Decode values; see `copcube.products.pixels.Raster`."""
+        out[...] = values
 
 
 def _pixels(values: NDArray[Any], scale: NDArray[np.float32], name: str) -> Pixels:
