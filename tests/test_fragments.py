@@ -88,7 +88,7 @@ def test_rows_of_images_are_searched_too(tmp_path):
 
 def test_the_command_lists_fragments(majortom, fragments, capsys):
     assert holds_fragments(str(majortom[0]))
-    assert main(["similar", str(majortom[0]), "--row", "3", "-n", "2", "--exclude-km", "0"]) == 0
+    assert main(["nearest", str(majortom[0]), "--row", "3", "-n", "2", "--exclude-km", "0"]) == 0
     out = capsys.readouterr().out
     best = fragments.nearest(row=3, n=2)
     for i in range(2):
@@ -111,8 +111,8 @@ def test_bad_questions_are_refused(fragments, majortom, tmp_path, capsys):
         Fragments.open(majortom[0].parent)
     with pytest.raises(OptionError, match="SigLIP, in 1152 values; these vectors have 768"):
         text_vector("a forest", 768)
-    assert main(["similar", str(majortom[0])]) == 1
-    assert "give one of a place" in capsys.readouterr().err
+    assert main(["nearest", str(tmp_path), "--row", "0"]) == 1
+    assert "no parquet files there" in capsys.readouterr().err
 
 
 def test_a_text_needs_open_clip(monkeypatch):

@@ -368,7 +368,8 @@ def aggregate(
     begin = time.perf_counter()
     files = tables.files(rows)
     # In a store each file costs some requests, of which many may be under way.
-    made = map_ahead(read_provenance, map(str, files), _READERS if is_remote(str(rows)) else 0)
+    tabular = [str(file) for file in files if not tables.is_of_pixels(file)]
+    made = map_ahead(read_provenance, tabular, _READERS if is_remote(str(rows)) else 0)
     own = {key for provenance in made for key in described_in(provenance)}
     selection = Selection.of(modalities, dates, own)
     aggregation = Aggregation(

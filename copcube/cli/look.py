@@ -12,6 +12,7 @@ from copcube.cli.cubes import (
     group,
     naming,
     open_any,
+    place_in_cube,
     require_form,
     save_fields,
 )
@@ -35,6 +36,7 @@ def add(commands: Commands) -> None:
     """Add the commands to the parser."""
     _add_explain(commands)
     _add_similar(commands)
+    _add_nearest(commands)
     _add_change(commands)
     _add_map(commands)
 
@@ -65,21 +67,34 @@ def _add_similar(commands: Commands) -> None:
         naming(_similar, "cube"),
         "list the places most like one",
         "copcube similar world.zarr 48.1 11.6 --exclude-km 500\n"
-        "  copcube similar fields.zarr -- -3.1 -60.0\n"
-        "  copcube similar Core-S2RGB-SigLIP --text 'a salt lake'",
+        "  copcube similar fields.zarr -- -3.1 -60.0",
         details="Places lie apart by --exclude-km, since neighbours look alike. Write -- before a\n"
-        "place with negative degrees. CUBE may also be parquet files of embeddings, rows of a\n"
-        "build or fragments of Major TOM; of these a row or a text may be the example, too.",
+        "place with negative degrees. Of embeddings in parquet files: copcube nearest.",
     )
-    similar.add_argument("cube", metavar="CUBE", help="a reduction, parquet files, or " + CUBE)
-    similar.add_argument("lat", type=float, nargs="?", metavar="LAT", help="degrees north")
-    similar.add_argument("lon", type=float, nargs="?", metavar="LON", help="degrees east")
-    similar.add_argument("--vector", metavar="NPY", help="a vector to compare with")
-    similar.add_argument(
-        "--row", type=int, metavar="N", help="a row, counted from 0 over all files"
-    )
-    similar.add_argument("--text", help="in English, of embeddings by SigLIP; needs open_clip")
+    place_in_cube(similar)
     _add_places(similar)
+
+
+def _add_nearest(commands: Commands) -> None:
+    nearest = command(
+        commands,
+        "nearest",
+        naming(_nearest, "rows"),
+        "list the rows or fragments of parquet files most like one, a vector or a text",
+        "copcube nearest Core-S2RGB-SigLIP --at 48.1 11.6\n"
+        "  copcube nearest Core-S2RGB-SigLIP --text 'a salt lake'",
+        details="ROWS is a parquet file, a folder or a glob: rows of a build, or embeddings of\n"
+        "Major TOM. Those listed lie apart by --exclude-km, since neighbours look alike.",
+    )
+    nearest.add_argument("rows", metavar="ROWS")
+    example = nearest.add_mutually_exclusive_group(required=True)
+    example.add_argument(
+        "--at", type=float, nargs=2, metavar=("LAT", "LON"), help="the one nearest to a place"
+    )
+    example.add_argument("--row", type=int, metavar="N", help="a row, from 0 on over all files")
+    example.add_argument("--vector", metavar="NPY", help="a vector of the same encoder")
+    example.add_argument("--text", help="in English, of embeddings by SigLIP; needs open_clip")
+    _add_places(nearest)
 
 
 def _add_change(commands: Commands) -> None:
@@ -187,27 +202,47 @@ def _explain(arguments: Arguments) -> None:
 
 
 def _similar(arguments: Arguments) -> None:
-    from copcube.lookup import Fragments, similar
-    from copcube.lookup.fragments import holds_fragments
+    from copcube.lookup import similar
 
-    options = {name: getattr(arguments, name) for name in ("lat", "lon", "n", "metric")}
-    options |= {"exclude_km": arguments.exclude_km, "vector": _vector(arguments.vector)}
+    found = similar(
+        open_any(arguments.cube),
+        arguments.lat,
+        arguments.lon,
+        n=arguments.n,
+        metric=arguments.metric,
+        exclude_km=arguments.exclude_km,
+    )
     what = "distance" if arguments.metric == "euclidean" else "similarity"
-    names, digits = ["place_lat", "place_lon", f"place_{what}"], 2
-    if holds_fragments(arguments.cube):
-        options |= {"row": arguments.row, "text": arguments.text}
-        found, digits = Fragments.open(arguments.cube).nearest(**options), 4
-        more = ("cell", "product", "modality", "date", "number")
-        names += [name for key in more if (name := f"place_{key}") in found]
-    elif arguments.row is not None or arguments.text is not None:
-        raise OptionError(f"--row and --text are of parquet files; {arguments.cube} is a cube")
-    else:
-        found = similar(open_any(arguments.cube), **options)
+    names = ("place_lat", "place_lon", f"place_{what}")
     columns(
-        ("latitude", "longitude", what, *(name.removeprefix("place_") for name in names[3:])),
+        ("latitude", "longitude", what),
         (
-            (f"{lat:.{digits}f}", f"{lon:.{digits}f}", f"{value:.4f}", *map(str, more))
-            for lat, lon, value, *more in zip(*(found[name].values for name in names), strict=True)
+            (f"{lat:.2f}", f"{lon:.2f}", f"{value:.4f}")
+            for lat, lon, value in zip(*(found[name].values for name in names), strict=True)
+        ),
+    )
+
+
+def _nearest(arguments: Arguments) -> None:
+    from copcube.lookup import Fragments
+
+    options = {name: getattr(arguments, name) for name in ("row", "text", "n", "metric")}
+    found = Fragments.open(arguments.rows).nearest(
+        *(arguments.at or ()),
+        vector=_vector(arguments.vector),
+        exclude_km=arguments.exclude_km,
+        **options,
+    )
+    what = "distance" if arguments.metric == "euclidean" else "similarity"
+    more = [name for name in ("cell", "product", "modality", "date") if f"place_{name}" in found]
+    names = ["lat", "lon", what, *more, "number"]
+    columns(
+        ("latitude", "longitude", *names[2:]),
+        (
+            (f"{lat:.4f}", f"{lon:.4f}", f"{value:.4f}", *map(str, others))
+            for lat, lon, value, *others in zip(
+                *(found[f"place_{name}"].values for name in names), strict=True
+            )
         ),
     )
 
