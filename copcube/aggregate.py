@@ -26,7 +26,7 @@ from copcube.means import Means
 from copcube.modalities import MODALITIES, SENSOR
 from copcube.products import tables
 from copcube.products.tables import Assign, Position
-from copcube.rows import Rows, describe, repeated, row_group_sizes
+from copcube.rows import Rows, describe, repeated
 from copcube.selection import Selection
 
 __all__ = [
@@ -176,7 +176,9 @@ def parts(files: Sequence[str | Path], max_rows: int | None = None) -> list[Part
         groups: list[int] = []
         rows = 0
         most = max_rows or (_PART_OF_PRODUCT if tables.is_product(file) else _PART)
-        for group, size in enumerate(row_group_sizes(file)):
+        if tables.is_of_pixels(file):
+            most = 1  # a block is a part: it is of one year, and takes long enough
+        for group, size in enumerate(tables.row_group_sizes(file)):
             if groups and rows + size > most:
                 found.append(Part(file, tuple(groups), rows))
                 groups, rows = [], 0
@@ -197,7 +199,10 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         If a file cannot be read, files hold vectors of different lengths or encoders, or
         the groups are times and no selected image has a date.
     """
-    dim, provenance = _common(sorted({part.file for part in parts}), aggregation)
+    files = sorted({part.file for part in parts})
+    dim, provenance = _common(files, aggregation)
+    if any(map(tables.is_of_pixels, files)):
+        _check_pixels(files, aggregation)
     names = aggregation.selection.labels
     total = images = 0
     by_modality = np.zeros(len(names), np.int64)
@@ -390,6 +395,13 @@ def _combined(
 ) -> Cells:
     """Statistics of cells, or of all but those, whose rows are all in some parts."""
     read = [_read(part, aggregation) for part in parts]
+    if any(tables.is_of_pixels(part.file) for part in parts):
+        groups = [_group_of_all(rows, aggregation, survey.groups) for rows in read]
+        return tables.pixel_cells(
+            [(p.file, p.row_groups, g) for p, g in zip(parts, groups, strict=True) if g >= 0],
+            lambda ids: np.isin(ids, cells, invert=leave_out),
+            survey.dim,
+        )
     wanted = [np.isin(rows.grid_id, cells, invert=leave_out) for rows in read]
     chosen = [rows.take(mask) for rows, mask in zip(read, wanted, strict=True)]
     files = [np.full(len(r), p.file, object) for r, p in zip(chosen, parts, strict=True)]
@@ -463,9 +475,10 @@ def _common(files: Sequence[str], aggregation: Aggregation) -> tuple[int, dict[s
     """Length of all vectors, and the provenance all files agree on, with the selected sensors."""
     others = [file for file in files if tables.is_product(file)]
     if others and (images := set(files) - set(others)):
+        held = "a vector a pixel" if tables.is_of_pixels(others[0]) else "embeddings of Major TOM"
         raise RowsError(
-            f"{others[0]} holds embeddings of Major TOM, {min(images)} rows of images; keep them "
-            "in folders of their own and aggregate one at a time"
+            f"{others[0]} holds {held}, {min(images)} rows of images; keep them in folders of "
+            "their own and aggregate one at a time"
         )
     dims = {file: dim for file in files if (dim := tables.embedding_length(file))}
     made = {
@@ -511,6 +524,21 @@ def _sensors(known: Mapping[str, Mapping[str, str]], selection: Selection) -> di
     return found
 
 
+def _check_pixels(files: Sequence[str], aggregation: Aggregation) -> None:
+    """Check that what is asked for means something for vectors of pixels, which are of a year."""
+    if other := [file for file in files if not tables.is_of_pixels(file)]:
+        raise RowsError(
+            f"{other[0]} holds rows, {next(filter(tables.is_of_pixels, files))} a vector a pixel; "
+            "aggregate them one at a time"
+        )
+    for name, refused in (("balance", ("variance",)), ("by", ("month", "season", "modality"))):
+        if (value := getattr(aggregation, name)) in refused:
+            raise OptionError(
+                f"{name}={value!r} means nothing for {files[0]}: its vectors are of years, and of "
+                "no single modality; leave it out, or group them by year"
+            )
+
+
 def _labels(aggregation: Aggregation, dates: set[str]) -> tuple[str, ...]:
     match aggregation.by:
         case None:
@@ -541,6 +569,14 @@ def _group(rows: Rows, by: By | None, groups: tuple[str, ...]) -> NDArray[np.int
     }
     position_of = {name: i for i, name in enumerate(groups)}
     return np.array([position_of.get(label[date], -1) for date in rows.date], np.int64)
+
+
+def _group_of_all(rows: Rows, aggregation: Aggregation, groups: tuple[str, ...]) -> int:
+    """Group of rows that have a date and a modality in common; -1 if they are not selected."""
+    first = rows.take(np.arange(min(1, len(rows)))).labelled(aggregation.selection.labels)
+    if not _selected(first, aggregation.selection).all() or not len(first):
+        return -1
+    return int(_group(first, aggregation.by, groups)[0])
 
 
 def _selected(rows: Rows, selection: Selection) -> NDArray[np.bool_]:

@@ -24,11 +24,14 @@ ALLOWED = {  # third-party package → modules that may import it
     },
     "timm": {"encoder"},
     "rasterio": {
-        *("images.geotiff", "images.sample.writing", "interchange.geotiff"),
+        *("images.geotiff", "images.sample.writing", "interchange.geotiff", "products.geotiff"),
         *("probes.bench.layouts.rasters", "probes.bench.sample"),
         *("products.majortom.bands", "products.majortom.core_sample"),
     },
-    "zarr": {"cube", "files.objects.stores", "interchange.cache", "models.weathergenerator"},
+    "zarr": {
+        *("cube", "files.objects.stores", "interchange.cache", "models.weathergenerator"),
+        "products.tessera",
+    },
     "obstore": {"files"},
     "huggingface_hub": {"hub"},
     "distributed": {"builds"},

@@ -38,7 +38,7 @@ from copcube.lookahead import map_ahead
 from copcube.modalities import described_in, rank
 from copcube.products import tables
 from copcube.products.tables import Assign, Position
-from copcube.rows import are_finite, read_provenance, rows_files
+from copcube.rows import are_finite, read_provenance
 from copcube.selection import Selection
 
 if TYPE_CHECKING:
@@ -337,12 +337,14 @@ def aggregate(
 ) -> Report:
     """Make a cube from rows: those of a build, or the published ``full_chunks``.
 
-    Embeddings of Major TOM, released or written by copcube, are taken as well.
+    Embeddings of Major TOM, released or written by copcube, are taken as well, and those of
+    AlphaEarth and TESSERA, whose pixels are averaged in streams.
 
     Parameters
     ----------
     rows : str or Path
-        A parquet file, a folder of them, or a glob.
+        A parquet file, a folder of them, or a glob; GeoTIFF files of AlphaEarth, the Zarr store or
+        the ``.npy`` tiles of TESSERA.
     out : str or Path
         The cube, such as ``world.zarr``.
     modalities, dates, balance, by, overwrite, workers, client
@@ -370,9 +372,10 @@ def aggregate(
         As in `build`.
     """
     begin = time.perf_counter()
-    files = rows_files(rows)
+    files = tables.files(rows)
     # In a store each file costs some requests, of which many may be under way.
-    made = map_ahead(read_provenance, map(str, files), _READERS if is_remote(str(rows)) else 0)
+    tabular = [str(file) for file in files if not tables.is_of_pixels(file)]
+    made = map_ahead(read_provenance, tabular, _READERS if is_remote(str(rows)) else 0)
     own = {key for provenance in made for key in described_in(provenance)}
     selection = Selection.of(modalities, dates, own)
     aggregation = Aggregation(

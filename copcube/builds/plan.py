@@ -20,13 +20,13 @@ from copcube.arguments import whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.embedding.fragments import encoder_of_fragments
 from copcube.errors import BuildError, OptionError
-from copcube.files.objects import file_size
 from copcube.images import Partition, Source, open_source
 from copcube.images.sensors import Given, described
 from copcube.images.sensors import sensors as describe_sensors
 from copcube.images.tensor_form import RESAMPLING
 from copcube.images.units import require_offset
 from copcube.modalities import MODALITIES, Modality, kinds
+from copcube.products import tables
 from copcube.products.majortom import CoreSource, Fragments, open_core
 from copcube.selection import Selection
 from copcube.version import __version__
@@ -333,7 +333,7 @@ def plan_aggregate(rows: str | Path, files: Sequence[str | Path], aggregation: A
         kind="aggregate",
         source=_name(rows),
         # Names and sizes, not content: that would cost a reading of all rows.
-        fingerprint=digest([(_name(file), file_size(file)) for file in files]),
+        fingerprint=digest([(_name(file), tables.size(file)) for file in files]),
         options=_to_json(aggregation),
         encoder={},
         batch_sizes={},

@@ -197,7 +197,8 @@ def _add_aggregate(commands: Commands) -> None:
         "make a cube from rows, without images or GPU",
         "copcube aggregate world.build/rows seasons.zarr --by season",
         details="ROWS is a parquet file, a folder or a glob: the rows of a build, the published\n"
-        "full_chunks of Copernicus-Embed-025deg, or embeddings of Major TOM, one model at a time.",
+        "full_chunks of Copernicus-Embed-025deg, or embeddings of Major TOM, one model at a time.\n"
+        "Also GeoTIFF files of AlphaEarth, the Zarr store of TESSERA or its .npy tiles.",
     )
     aggregate.add_argument("rows", metavar="ROWS")
     aggregate.add_argument("out", metavar="OUT.zarr")

@@ -21,13 +21,14 @@ from copcube.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpy.typing import NDArray
 
 log = logging.getLogger("copcube")
 
 DRAWN = {".png": "Software", ".pdf": "Creator", ".svg": "Creator"}
 """Forms of pictures, and what the name of the program that drew one is called in each."""
 
-_OF_PICTURES = ("show", "component", "projection", "extent", "dpi")
+_OF_PICTURES = ("show", "component", "projection", "extent", "dpi", "save_basis")
 """Options that a page has no use for: whoever looks at it chooses."""
 
 
@@ -35,6 +36,7 @@ def add(commands: Commands) -> None:
     """Add the commands to the parser."""
     _add_explain(commands)
     _add_similar(commands)
+    _add_nearest(commands)
     _add_change(commands)
     _add_map(commands)
 
@@ -67,10 +69,32 @@ def _add_similar(commands: Commands) -> None:
         "copcube similar world.zarr 48.1 11.6 --exclude-km 500\n"
         "  copcube similar fields.zarr -- -3.1 -60.0",
         details="Places lie apart by --exclude-km, since neighbours look alike. Write -- before a\n"
-        "place with negative degrees.",
+        "place with negative degrees. Of embeddings in parquet files: copcube nearest.",
     )
     place_in_cube(similar)
     _add_places(similar)
+
+
+def _add_nearest(commands: Commands) -> None:
+    nearest = command(
+        commands,
+        "nearest",
+        naming(_nearest, "rows"),
+        "list the rows or fragments of parquet files most like one, a vector or a text",
+        "copcube nearest Core-S2RGB-SigLIP --at 48.1 11.6\n"
+        "  copcube nearest Core-S2RGB-SigLIP --text 'a salt lake'",
+        details="ROWS is a parquet file, a folder or a glob: rows of a build, or embeddings of\n"
+        "Major TOM. Those listed lie apart by --exclude-km, since neighbours look alike.",
+    )
+    nearest.add_argument("rows", metavar="ROWS")
+    example = nearest.add_mutually_exclusive_group(required=True)
+    example.add_argument(
+        "--at", type=float, nargs=2, metavar=("LAT", "LON"), help="the one nearest to a place"
+    )
+    example.add_argument("--row", type=int, metavar="N", help="a row, from 0 on over all files")
+    example.add_argument("--vector", metavar="NPY", help="a vector of the same encoder")
+    example.add_argument("--text", help="in English, of embeddings by SigLIP; needs open_clip")
+    _add_places(nearest)
 
 
 def _add_change(commands: Commands) -> None:
@@ -116,7 +140,7 @@ def _add_map(commands: Commands) -> None:
         "one file below 20 MB that opens in a browser, offline, to pan and zoom, choose what is\n"
         "shown, and click for the places most like one. A page knows --basis, --k and --overwrite.",
     )
-    drawn.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    drawn.add_argument("cube", metavar="CUBE", help="a reduction, parquet files, or " + CUBE)
     drawn.add_argument("out", metavar="OUT")
     drawn.add_argument(
         "--show",
@@ -125,6 +149,11 @@ def _add_map(commands: Commands) -> None:
     )
     drawn.add_argument("--component", type=int, help="which one (default: 0, the first)")
     drawn.add_argument("--basis", metavar="FIELDS", help="the reduction whose axes to take")
+    drawn.add_argument(
+        "--save-basis",
+        metavar="NC",
+        help="of parquet files: write the basis found, to be taken with --basis for other regions",
+    )
     drawn.add_argument(
         "--projection", metavar="NAME", help="of cartopy, such as Robinson (default: degrees)"
     )
@@ -194,10 +223,48 @@ def _similar(arguments: Arguments) -> None:
     )
 
 
+def _nearest(arguments: Arguments) -> None:
+    from copcube.lookup import Fragments
+
+    options = {name: getattr(arguments, name) for name in ("row", "text", "n", "metric")}
+    found = Fragments.open(arguments.rows).nearest(
+        *(arguments.at or ()),
+        vector=_vector(arguments.vector),
+        exclude_km=arguments.exclude_km,
+        **options,
+    )
+    what = "distance" if arguments.metric == "euclidean" else "similarity"
+    more = [name for name in ("cell", "product", "modality", "date") if f"place_{name}" in found]
+    names = ["lat", "lon", what, *more, "number"]
+    columns(
+        ("latitude", "longitude", *names[2:]),
+        (
+            (f"{lat:.4f}", f"{lon:.4f}", f"{value:.4f}", *map(str, others))
+            for lat, lon, value, *others in zip(
+                *(found[f"place_{name}"].values for name in names), strict=True
+            )
+        ),
+    )
+
+
+def _vector(path: str | None) -> "NDArray[Any] | None":
+    """Vector of a file of NumPy; objects, which could run code, are refused."""
+    import numpy as np
+
+    if path is None:
+        return None
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise OptionError(f"--vector {path}: not a readable .npy file ({error})") from error
+
+
 def _map(arguments: Arguments) -> None:
     form, forms = Path(arguments.out).suffix.lower(), (*DRAWN, ".html")
     others = _OF_PICTURES if form == ".html" else ("k",)
-    unknown = [f"--{name}" for name in others if getattr(arguments, name) is not None]
+    unknown = [
+        f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name) is not None
+    ]
     if form in forms and unknown:
         raise OptionError(f"{form} has no option {', '.join(unknown)}; leave it out")
     out = require_form(arguments.out, forms, arguments)
@@ -217,8 +284,14 @@ def _page(arguments: Arguments) -> None:
 
 def _picture(arguments: Arguments, out: Path) -> None:
     from copcube import plot
+    from copcube.lookup.fragments import holds_fragments
 
     options = {"projection": arguments.projection, "extent": arguments.extent}
+    if holds_fragments(arguments.cube):
+        draw(_fragments(arguments, options), out, dpi=arguments.dpi or 150)
+        return
+    if arguments.save_basis is not None:
+        raise OptionError(f"--save-basis is of parquet files; {arguments.cube} is a cube")
     ds = open_any(arguments.cube)
     match show := arguments.show or "rgb":
         case "rgb" | "component":
@@ -228,6 +301,37 @@ def _picture(arguments: Arguments, out: Path) -> None:
         case _:
             axes = getattr(plot, show)(ds, **options)
     draw(axes, out, dpi=arguments.dpi or 150)
+
+
+def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
+    """Draw fragments on the basis given, or on their own, which may be stored."""
+    import xarray as xr
+
+    from copcube import plot
+    from copcube.files.atomic import atomic_path
+    from copcube.interchange.replacing import require_free
+    from copcube.lookup import Fragments, fit_fragments
+
+    if arguments.show not in (None, "rgb") or arguments.component is not None:
+        raise OptionError("of parquet files three components are shown as colours, and no more")
+    found = Fragments.open(arguments.cube)
+    if arguments.basis is not None:
+        if arguments.save_basis is not None:
+            raise OptionError("--save-basis writes the basis found; --basis gives one")
+        try:
+            basis = xr.open_dataset(arguments.basis)
+        except (OSError, ValueError) as error:
+            raise OptionError(
+                f"--basis {arguments.basis}: not a readable basis ({error})"
+            ) from error
+    else:
+        basis = fit_fragments(found)
+    if arguments.save_basis is not None:
+        path = Path(arguments.save_basis)
+        require_free(path, arguments.overwrite, arguments.cube)
+        with atomic_path(path) as temporary:
+            basis.to_netcdf(temporary)
+    return plot.fragments(found, basis=basis, **options)
 
 
 def draw(axes: Any, out: Path, dpi: int = 150) -> None:

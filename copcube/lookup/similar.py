@@ -24,7 +24,7 @@ _VECTORS = 128
 """Vectors multiplied at once, so that they are read from memory once for all products."""
 _LEAST_SQUARE = 1e-30
 """Sum of squares below which float32 has lost some of them."""
-_THREADS = min(available_processors(), 8)
+THREADS = min(available_processors(), 8)
 
 
 def similar(
@@ -130,24 +130,51 @@ def _wanted(
     """Return the vector to compare with, float64, and the position of its cell."""
     if (lat is None) != (lon is None) or (lat is None) == (vector is None):
         raise OptionError("give a place by lat and lon, or a vector")
-    here = None
     if vector is not None:
-        wanted = np.asarray(vector, np.float64)
-        if wanted.shape != view.field.shape[-1:]:
-            raise OptionError(
-                f"the vector has the shape {wanted.shape}; those of the cube have "
-                f"{view.field.shape[-1:]}"
-            )
-    else:
-        cell = view.at(lat, lon)  # type: ignore[arg-type]
-        wanted = cell[view.name].values.astype(np.float64)
-        here = (
-            int(np.flatnonzero(view.field[view.lat].values == cell[view.lat].values)[0]),
-            int(np.flatnonzero(view.field[view.lon].values == cell[view.lon].values)[0]),
-        )
+        return check_vector(vector, view.field.shape[-1:], "the cube"), None
+    cell = view.at(lat, lon)  # type: ignore[arg-type]
+    wanted = cell[view.name].values.astype(np.float64)
+    here = (
+        int(np.flatnonzero(view.field[view.lat].values == cell[view.lat].values)[0]),
+        int(np.flatnonzero(view.field[view.lon].values == cell[view.lon].values)[0]),
+    )
+    return check_vector(wanted, wanted.shape, "the cube"), here
+
+
+def check_vector(vector: ArrayLike, shape: tuple[int, ...], whose: str) -> Floats:
+    """Return a vector to compare with as float64.
+
+    Raises
+    ------
+    OptionError
+        If it has another shape than those it is compared with, is zero or not finite.
+    """
+    wanted = np.asarray(vector, np.float64)
+    if wanted.shape != shape:
+        raise OptionError(f"the vector has the shape {wanted.shape}; those of {whose} have {shape}")
     if not np.isfinite(wanted).all() or not wanted.any():
         raise OptionError("the vector to compare with is zero or not finite: nothing is like it")
-    return wanted, here
+    return wanted
+
+
+def lengths_of(y: NDArray[np.float32]) -> Floats:
+    """Lengths of vectors, (n, dim) to (n,) float64."""
+    with np.errstate(over="ignore"):
+        squares = np.vecdot(y, y).astype(np.float64)
+    beyond = ~((squares > _LEAST_SQUARE) & np.isfinite(squares))
+    if beyond.any():
+        squares[beyond] = (y[beyond].astype(np.float64) ** 2).sum(axis=1)
+    return np.asarray(np.sqrt(squares))
+
+
+def scores(y: NDArray[np.float32], wanted: Floats, metric: Metric) -> NDArray[np.float32]:
+    """Similarity to a vector, or distance from it, of each of many, (n, dim) to (n,)."""
+    result = np.empty(len(y), np.float32)
+    if metric == "cosine":
+        wanted = wanted / np.linalg.norm(wanted)
+    for start in range(0, len(y), _VECTORS):
+        result[start : start + _VECTORS] = _of_each(y[start : start + _VECTORS], wanted, metric)
+    return result
 
 
 def _scores(view: CubeView, wanted: Floats, metric: Metric) -> NDArray[np.float32]:
@@ -162,9 +189,7 @@ def _scores(view: CubeView, wanted: Floats, metric: Metric) -> NDArray[np.float3
         x = view.field.variable[part].values
         return _score(x, counts, wanted, metric, view.zeros_allowed)
 
-    for part, block in zip(
-        parts, map_ahead(score, parts, _THREADS, ahead=2 * _THREADS), strict=True
-    ):
+    for part, block in zip(parts, map_ahead(score, parts, THREADS, ahead=2 * THREADS), strict=True):
         result[part] = block
     return result
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import flag
@@ -113,16 +114,70 @@ def _fit(
     whiten: bool,
     predictors: Predictors | None,
 ) -> "xr.Dataset":
-    import xarray as xr
-
     _check_k(k)
     whiten = flag(whiten, "whiten")
     axes, regression = _axes(view, cell_weights(view, weights), predictors)
-    n = axes.count(k)
-    variance, total = axes.variance[:n], axes.variance.sum()
     numbered = view.dim not in view.field.coords
     dim = np.arange(len(axes.mean)) if numbered else view.field[view.dim].values
-    basis = xr.Dataset(
+    about = {**_provenance(view.dataset), "reduction_weights": _kind(weights)}
+    basis = basis_of(axes, k, dim, about, whiten=whiten)
+    if predictors is None or regression is None:
+        return basis
+    return basis.assign(
+        regression=(
+            ("predictor", "dim"),
+            regression.coefficients,
+            {"long_name": "change of the embedding with one unit of the predictor"},
+        ),
+        predictor_mean=(
+            "predictor",
+            regression.means,
+            {"long_name": "mean of the predictor over the cells fitted"},
+        ),
+        predictor=(
+            "predictor",
+            np.arange(len(predictors.names), dtype=np.int8),
+            {
+                "long_name": "given field, or product of given fields, regressed on",
+                "flag_values": list(range(len(predictors.names))),
+                "flag_meanings": " ".join(predictors.names),
+            },
+        ),
+    ).assign_attrs(
+        reduction_given=" ".join(predictors.names),
+        reduction_given_explains=regression.explained,
+    )
+
+
+def basis_of(
+    axes: Axes, k: int | float, dim: NDArray[Any], attrs: dict[str, Any], *, whiten: bool = False
+) -> "xr.Dataset":
+    """First principal axes as a basis, as `fit` returns it.
+
+    Parameters
+    ----------
+    axes : Axes
+        All axes.
+    k : int or float
+        As in `fit`.
+    dim : numpy.ndarray
+        Coordinate of the vectors' dimension, (dim,).
+    attrs : dict
+        Attributes, beside those that say how the basis was found.
+    whiten : bool
+        Whether projections are divided by their standard deviations.
+
+    Raises
+    ------
+    OptionError
+        If `k` is larger than the rank of the vectors, or no such value.
+    """
+    import xarray as xr
+
+    _check_k(k)
+    n = axes.count(k)
+    variance, total = axes.variance[:n], axes.variance.sum()
+    return xr.Dataset(
         {
             "components": (
                 ("component", "dim"),
@@ -150,38 +205,11 @@ def _fit(
             "dim": ("dim", dim, {"units": "1", "long_name": "dimension of the embedding"}),
         },
         attrs={
-            **_provenance(view.dataset),
+            **attrs,
             "reduction": "principal components",
-            "reduction_weights": _kind(weights),
             "reduction_cells": axes.cells,
             "reduction_whiten": int(whiten),
         },
-    )
-    if predictors is None or regression is None:
-        return basis
-    return basis.assign(
-        regression=(
-            ("predictor", "dim"),
-            regression.coefficients,
-            {"long_name": "change of the embedding with one unit of the predictor"},
-        ),
-        predictor_mean=(
-            "predictor",
-            regression.means,
-            {"long_name": "mean of the predictor over the cells fitted"},
-        ),
-        predictor=(
-            "predictor",
-            np.arange(len(predictors.names), dtype=np.int8),
-            {
-                "long_name": "given field, or product of given fields, regressed on",
-                "flag_values": list(range(len(predictors.names))),
-                "flag_meanings": " ".join(predictors.names),
-            },
-        ),
-    ).assign_attrs(
-        reduction_given=" ".join(predictors.names),
-        reduction_given_explains=regression.explained,
     )
 
 

@@ -1,6 +1,7 @@
 """Maps of cubes and reductions, and what is said of them, as pictures and as pages."""
 
 from copcube.plot.explained import explained
+from copcube.plot.fragments import fragments
 from copcube.plot.maps import (
     change,
     changed,
@@ -15,5 +16,5 @@ from copcube.plot.maps import (
 from copcube.plot.probes import errors, residual_maps
 from copcube.plot.web import page
 
-__all__ = ["change", "changed", "component", "counts", "coverage", "errors", "explained", "page"]
-__all__ += ["residual_maps", "residuals", "rgb", "similar", "spread"]
+__all__ = ["change", "changed", "component", "counts", "coverage", "errors", "explained"]
+__all__ += ["fragments", "page", "residual_maps", "residuals", "rgb", "similar", "spread"]

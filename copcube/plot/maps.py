@@ -317,6 +317,12 @@ def _map(
     axes.set_facecolor(_LAND if values.ndim == 2 else "white")
     image = draw(view, values, window, axes, projection, **options)
     _dots(view, values, window, axes, image)
+    frame(axes, window, projection)
+    return axes, image
+
+
+def frame(axes: "Axes", window: Window, projection: Any) -> None:
+    """Draw coastlines, and give axes in degrees their limits, labels and proportions."""
     for line in coastlines():
         _plot(axes, window, line[:, 0], line[:, 1], color=_COAST, linewidth=0.5)
     if projection is None:
@@ -326,7 +332,6 @@ def _map(
         axes.set_ylabel("latitude (degrees north)")
         # Degrees of longitude shorten with the cosine of the latitude.
         axes.set_aspect(1 / np.cos(np.radians(window.middle)))
-    return axes, image
 
 
 def _dots(

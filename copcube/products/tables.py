@@ -2,6 +2,9 @@
 
 To a row group of any of them belong rows on the lattice, small, and vectors, large. A product has
 a module that tells its files by their columns, and reads the former; vectors are read alike.
+
+Products with a vector a pixel (`READERS`) come in by the same door. Their row groups are blocks of
+tiles, their rows stand for the lines of a tile, and `copcube.products.pixels` makes their cells.
 """
 
 import os
@@ -14,24 +17,143 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import rows
-from copcube.errors import OptionError
-from copcube.files.objects import is_remote
+from copcube.arguments import one_path
+from copcube.cells import Cells
+from copcube.errors import OptionError, RowsError
+from copcube.files.objects import file_size, is_remote
+from copcube.grid import Integers
+from copcube.products import pixels
+from copcube.products.alphaearth import AlphaEarth
 from copcube.products.majortom import reading as majortom
 from copcube.products.majortom.reading import Assign, Position
+from copcube.products.pixels import Block, Reader
+from copcube.products.tessera import Tessera
 from copcube.rows import Rows
 
 __all__ = [
     "Assign",
     "Position",
     "embedding_length",
+    "files",
+    "is_of_pixels",
     "is_product",
     "map_vectors",
+    "pixel_cells",
     "provenance",
     "read",
     "remarks",
+    "row_group_sizes",
+    "size",
 ]
 
 T = TypeVar("T")
+
+READERS: tuple[Reader, ...] = (Tessera(), AlphaEarth())
+"""Products with a vector a pixel, in the order in which they are asked if a folder is theirs."""
+
+_LINES = 1 << 16
+"""Lines of tiles a block stands for: as many as rows make a part, so that each block is one."""
+
+
+def files(path: str | Path) -> list[Path] | list[str]:
+    """Files of a name, a folder or a glob, sorted: parquet files, or those of a product.
+
+    Raises
+    ------
+    RowsError
+        If there are none.
+    StorageError
+        As `copcube.rows.rows_files`.
+    """
+    name = one_path(path, "rows", "; a folder or a glob names several files")
+    # A store has a great many files below it, none of which is parquet.
+    if not is_remote(name) and os.path.exists(os.path.join(name, "zarr.json")):
+        if found := next((some for reader in READERS if (some := reader.files(name))), None):
+            return found
+        raise RowsError(
+            f"{name}: a Zarr group without zones such as utm32; expected TESSERA's store, or a "
+            "folder of parquet, GeoTIFF or .npy files"
+        )
+    try:
+        found = [str(file) for file in rows.rows_files(name)]
+    except RowsError:
+        if not os.path.isdir(name):
+            raise
+        for reader in READERS:
+            if there := reader.files(name):
+                return there
+        raise
+    # A glob such as tiles/*.npy takes the files of scales too.
+    return [file for file in found if is_of_pixels(file) or not file.endswith(".npy")] or found
+
+
+def size(file: str | Path) -> int:
+    """Size in bytes of one of `files`.
+
+    Raises
+    ------
+    FileNotFoundError, ReadError
+        If it is not there or cannot be read.
+    """
+    return file_size(file) if (reader := _reader(file)) is None else reader.size(str(file))
+
+
+def row_group_sizes(path: str | Path) -> list[int]:
+    """Rows in every row group of a file, or lines that its blocks stand for.
+
+    Raises
+    ------
+    RowsError
+        If the file cannot be read.
+    """
+    if not is_of_pixels(path):
+        return rows.row_group_sizes(path)
+    return [_LINES] * len(_blocks(str(path)))
+
+
+def is_of_pixels(path: str | Path) -> bool:
+    """Whether a file holds a vector a pixel, by its name."""
+    return _reader(path) is not None
+
+
+def _reader(path: str | Path) -> Reader | None:
+    if is_remote(path):
+        return None
+    return next((reader for reader in READERS if reader.owns(str(path))), None)
+
+
+@lru_cache(maxsize=64)
+def _blocks(path: str) -> list[Block]:
+    reader = _reader(path)
+    assert reader is not None
+    return pixels.blocks(reader.rasters(path))
+
+
+def pixel_cells(
+    chosen: Sequence[tuple[str, Sequence[int], int]],
+    wanted: Callable[[Integers], NDArray[np.bool_]],
+    dim: int,
+) -> Cells:
+    """Statistics of cells, all of whose pixels lie in some blocks.
+
+    Parameters
+    ----------
+    chosen : sequence of (str, sequence of int, int)
+        File, numbers of blocks, and group to which they belong.
+    wanted, dim
+        As `copcube.products.pixels.statistics`.
+
+    Raises
+    ------
+    RowsError
+        If a file cannot be read.
+    """
+    found = [
+        (file, group, _blocks(file)[number])
+        for file, numbers, group in chosen
+        for number in numbers
+    ]
+    return pixels.statistics(found, wanted, dim)
 
 
 def is_product(path: str | Path) -> bool:
@@ -42,6 +164,8 @@ def is_product(path: str | Path) -> bool:
     RowsError
         If the file is missing or is not parquet.
     """
+    if is_of_pixels(path):
+        return True
     there = not is_remote(path) and os.path.exists(path)
     return _is_product(str(path), os.stat(path).st_mtime_ns if there else 0)
 
@@ -60,6 +184,8 @@ def embedding_length(path: str | Path) -> int:
     RowsError
         If it cannot be read, or lacks columns.
     """
+    if is_of_pixels(path):
+        return next((block.raster.dim for block in _blocks(str(path))), 0)
     if not is_product(path):
         return rows.embedding_length(path)
     with rows.reading_parquet(path) as file:
@@ -77,14 +203,29 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
     OptionError
         If rows name their cells themselves and something else is asked for.
     """
-    if is_product(path):
+    reader = _reader(path)
+    if reader is None and is_product(path):
         return majortom.provenance(path, assign, position)
     if (assign, position) != ("centre", "auto"):
-        raise OptionError(
-            f"{path}: these rows name their cells, so that assign={assign!r} and "
-            f"footprints={position!r} mean nothing for them; both are for embeddings of Major TOM"
+        why = (
+            "these rows name their cells" if reader is None else "pixels have a centre and no more"
         )
+        raise OptionError(
+            f"{path}: {why}, so that assign={assign!r} and footprints={position!r} mean nothing "
+            "for them; both are for embeddings of Major TOM"
+        )
+    if reader is not None:
+        years = sorted({block.raster.year for block in _blocks(str(path)) if block.raster.year})
+        said = {"product_years": " ".join(map(str, years))} if years else {}
+        return reader.about | _OF_PIXELS | said
     return rows.read_provenance(path)
+
+
+_OF_PIXELS = {
+    "aggregation_assign": "to the cell that holds the centre of the pixel",
+    "aggregation_weights": "area of the pixel on the ellipsoid",
+    "n_images_comment": "pixels, all of them counted under s2_toa, whatever sensors they are of",
+}
 
 
 def remarks(files: Sequence[str | Path], assign: Assign, position: Position) -> Iterator[str]:
@@ -95,7 +236,8 @@ def remarks(files: Sequence[str | Path], assign: Assign, position: Position) -> 
     RowsError
         If a file cannot be read.
     """
-    return majortom.remarks([file for file in files if is_product(file)], assign, position)
+    fragments = [file for file in files if not is_of_pixels(file) and is_product(file)]
+    return majortom.remarks(fragments, assign, position)
 
 
 def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: Position) -> Rows:
@@ -113,6 +255,8 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
     RowsError
         As these.
     """
+    if is_of_pixels(path):
+        return pixels.table([_blocks(str(path))[number] for number in row_groups])
     if is_product(path):
         return majortom.read(path, row_groups, assign, position)
     return rows.read_rows(path, row_groups, embedding=False)

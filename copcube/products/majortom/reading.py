@@ -133,6 +133,21 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
     return replace(rows.take(source), grid_id=cell, weight=share, source=source)
 
 
+def centres(
+    path: str | Path, row_groups: Sequence[int], position: Position
+) -> tuple[Floats, Floats]:
+    """Latitudes and longitudes of the centres of fragments, in the order of the file.
+
+    Parameters and errors are those of `read`.
+    """
+    swap = position == "swap" or (position == "auto" and order_of(path) == "transposed")
+    with reading_parquet(path, columns=NEEDED) as file:
+        check(file.schema_arrow, path)
+        table = file.read_row_groups(list(row_groups), columns=list(NEEDED))
+        part = _Part(path, table, _numbers(file, row_groups), swap=swap)
+    return part.lat, part.lon
+
+
 class _Part:
     """Some row groups of a file: where their fragments lie, and what they are of."""
 

@@ -1,0 +1,88 @@
+"""Principal components of fragments: one basis, found once and stored, and projections on it."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.cube.results import as_result
+from copcube.errors import OptionError
+from copcube.lookahead import map_ahead
+from copcube.lookup.fragments import Fragments
+from copcube.pca.basis import read_components
+from copcube.pca.blas import one_thread
+from copcube.pca.components import basis_of
+from copcube.pca.moments import Axes, Moments
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_WAITING = 16384
+"""Vectors whose products are made at once; fewer cost more in merging them."""
+
+
+def fit_fragments(fragments: Fragments, k: int | float = 3, *, every: int = 1) -> "xr.Dataset":
+    """Find the principal components of fragments, each counting the same.
+
+    Parameters
+    ----------
+    fragments : Fragments
+        From files, or in memory.
+    k : int or float
+        Number of components; or, between 0 and 1, the share of variance that they shall explain.
+    every : int
+        Take every n-th fragment only: three components of a million are those of fifty millions.
+
+    Returns
+    -------
+    xarray.Dataset
+        The basis, as `copcube.pca.components.fit` returns it; `to_netcdf` stores it, and others
+        than these fragments can be projected on it.
+
+    Raises
+    ------
+    OptionError
+        If `k` is larger than the rank of the vectors, or a value means nothing.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise OptionError(f"every={every!r}; expected a whole number, 1 or more")
+    moments = Moments.zero(fragments.dim)
+
+    def of(x: NDArray[np.float32]) -> Moments:
+        return Moments.of(x, np.ones(len(x)))
+
+    blocks = fragments.blocks(_WAITING, every)
+    with one_thread():
+        # In the order of the rows, so that the sums have the same bits every time.
+        for found in map_ahead(of, (x for _, x in blocks), 2):
+            moments.merge(found)
+    if moments.cells < 2:
+        raise OptionError(f"{moments.cells} fragments have no components; take more of them")
+    about: dict[str, Any] = {**fragments.about, "reduction_weights": "none"}
+    return as_result(basis_of(Axes.of(moments), k, np.arange(fragments.dim), about))
+
+
+def project_fragments(fragments: Fragments, basis: "xr.Dataset") -> NDArray[np.float32]:
+    """Components of every fragment on a basis, (n, components) float32.
+
+    Raises
+    ------
+    OptionError
+        If it is no basis, or of vectors of another length or another encoder.
+    """
+    components, deviations = read_components(basis)
+    if components.shape[1] != fragments.dim:
+        raise OptionError(
+            f"the fragments' vectors have length {fragments.dim}, those of the basis "
+            f"{components.shape[1]}; take a basis of the same encoder"
+        )
+    ours, theirs = (about.get("encoder") for about in (fragments.about, basis.attrs))
+    if ours and theirs and ours != theirs:
+        raise OptionError(
+            f"the fragments are of the encoder {ours}, the basis of {theirs}; take one of the same"
+        )
+    shift, axes = basis["mean"].values.astype(np.float64), components / deviations[:, np.newaxis]
+    result = np.empty((len(fragments), len(axes)), np.float32)
+    for start, x in fragments.blocks(_WAITING):
+        result[start : start + len(x)] = (x.astype(np.float64) - shift) @ axes.T
+    return result

@@ -1,0 +1,457 @@
+"""The nearest of millions of embeddings in tables: rows of images, or fragments of Major TOM.
+
+The search is exact: a product with every vector, block by block on threads, from the files or, once
+`Fragments.load` has read them, from memory, where the bandwidth of memory bounds it.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from copcube import grid, rows
+from copcube.cube.results import as_result
+from copcube.errors import MissingPackageError, OptionError, RowsError
+from copcube.files.objects import is_remote
+from copcube.grid import Floats, Integers, on_sphere
+from copcube.lookahead import map_ahead
+from copcube.lookup.similar import (
+    EARTH_RADIUS,
+    THREADS,
+    Metric,
+    check_places,
+    check_vector,
+    lengths_of,
+    scores,
+)
+from copcube.products import tables
+from copcube.products.majortom import reading as majortom
+from copcube.products.majortom.reading import Position
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SIGLIP = "hf-hub:timm/ViT-SO400M-14-SigLIP-384"
+"""Model of open_clip whose image tower made Major TOM's SigLIP embeddings."""
+
+_STEP = 8192
+"""Vectors of a task, in memory."""
+_FIRST = 4096
+"""Candidates that are looked at first where listed fragments shall lie apart."""
+_FAR = 50.0
+"""Kilometres beyond which no fragment counts as that of a place."""
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """Embeddings in tables: where each lies, and how its vector is read.
+
+    Parameters
+    ----------
+    files : tuple of str
+        Parquet files.
+    starts : numpy.ndarray
+        Number of the first row of each file, and of all rows, (files + 1,) int64.
+    lat, lon : numpy.ndarray
+        Centres in degrees, (n,) float64.
+    dim : int
+        Length of the vectors.
+    vectors : numpy.ndarray, optional
+        (n, dim) float32, once they are in memory.
+    lengths : numpy.ndarray, optional
+        Of these vectors, (n,) float64.
+    """
+
+    files: tuple[str, ...]
+    starts: Integers
+    lat: Floats
+    lon: Floats
+    dim: int
+    vectors: NDArray[np.float32] | None = field(default=None, repr=False)
+    lengths: Floats | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.lat)
+
+    @classmethod
+    def open(cls, path: str | Path, *, footprints: Position = "auto") -> Self:
+        """Find where the fragments of tables lie, without reading vectors.
+
+        Parameters
+        ----------
+        path : str or Path
+            A parquet file, a folder of them or a glob: rows of a build, the published
+            ``full_chunks``, or embeddings of Major TOM.
+        footprints : {"auto", "given", "swap"}
+            What is done about transposed footprints, as in `copcube.aggregate`.
+
+        Raises
+        ------
+        RowsError
+            If there are no files, one cannot be read, or vectors differ in length.
+        """
+        files = [str(file) for file in rows.rows_files(path)]
+        lengths = {file: dim for file in files if (dim := tables.embedding_length(file))}
+        if len(set(lengths.values())) > 1:
+            first = next(iter(lengths))
+            other = next(file for file, dim in lengths.items() if dim != lengths[first])
+            raise RowsError(
+                f"{first} holds embeddings of length {lengths[first]}, {other} of length "
+                f"{lengths[other]}; search the embeddings of one encoder at a time"
+            )
+        if not lengths:
+            raise RowsError(f"{path}: no embedding is there")
+        places = [_places(file, footprints) for file in files]
+        lat, lon = (np.concatenate(axis) for axis in zip(*places, strict=True))
+        starts = np.cumsum([0, *(len(place[0]) for place in places)])
+        return cls(tuple(files), starts, lat, lon, next(iter(lengths.values())))
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What made the vectors, as far as all files agree on it."""
+        said = [set(tables.provenance(file, "centre", "auto").items()) for file in self.files]
+        return dict(sorted(set.intersection(*said)))
+
+    def load(self) -> Self:
+        """Return the same with all vectors in memory, for many searches: 3 GB a million of 768."""
+        vectors, lengths = np.empty((len(self), self.dim), np.float32), np.empty(len(self))
+
+        def keep(start: int, block: NDArray[np.float32]) -> None:
+            vectors[start : start + len(block)] = block
+            # Kept, so that a search reads each vector once, for one product.
+            lengths[start : start + len(block)] = lengths_of(block)
+
+        for _ in self._blocks(keep):
+            pass
+        return replace(self, vectors=vectors, lengths=lengths)
+
+    def vector(self, number: int) -> NDArray[np.float32]:
+        """Vector of one fragment, by its number among all.
+
+        Raises
+        ------
+        OptionError
+            If there is none of this number.
+        """
+        if not 0 <= number < len(self):
+            raise OptionError(f"row {number}; there are rows 0 to {len(self) - 1}")
+        if self.vectors is not None:
+            return np.asarray(self.vectors[number])
+        i = int(np.searchsorted(self.starts, number, side="right")) - 1
+        wanted = np.arange(self.starts[i], self.starts[i + 1]) == number
+        groups = range(len(rows.row_group_sizes(self.files[i])))
+        found = next(rows.map_vectors(lambda _, v: v, self.files[i], groups, wanted))
+        return np.asarray(found[0])
+
+    def at(self, lat: float, lon: float) -> int:
+        """Number of the fragment whose centre is nearest to a place.
+
+        Raises
+        ------
+        OptionError
+            If the place is none, or none is within 50 km.
+        """
+        if not (-90 <= lat <= 90 and np.isfinite(lon)):
+            raise OptionError(f"latitude {lat!r}, longitude {lon!r}: no place on the globe")
+        best, least = -1, np.inf
+        here = on_sphere(lat, lon)
+        for start in range(0, len(self), _STEP * 16):
+            some = slice(start, start + _STEP * 16)
+            far = np.linalg.norm(on_sphere(self.lat[some], self.lon[some]) - here, axis=-1)
+            if len(far) and far.min() < least:
+                best, least = start + int(far.argmin()), float(far.min())
+        distance = 2 * EARTH_RADIUS * np.arcsin(min(least / 2, 1.0))
+        if distance > _FAR:
+            raise OptionError(
+                f"no fragment within {_FAR:g} km of latitude {lat:g}, longitude {lon:g}; the "
+                f"nearest, at {self.lat[best]:.2f}, {self.lon[best]:.2f}, is {distance:.0f} km away"
+            )
+        return best
+
+    def scores(self, vector: ArrayLike, metric: Metric = "cosine") -> NDArray[np.float32]:
+        """Cosine with a vector, or distance from it, of every fragment, (n,) float32.
+
+        Raises
+        ------
+        OptionError
+            If the vector has another length, is zero or not finite, or the metric is unknown.
+        RowsError
+            If a file cannot be read.
+        """
+        check_places(1, metric, 0)
+        wanted = check_vector(vector, (self.dim,), "the fragments")
+        result = np.empty(len(self), np.float32)
+
+        def score(start: int, block: NDArray[np.float32]) -> None:
+            result[start : start + len(block)] = scores(block, wanted, metric)
+
+        if self.vectors is None:
+            for _ in self._blocks(score):
+                pass
+            return result
+        loaded, lengths = self.vectors, self.lengths
+        direction = (wanted / np.linalg.norm(wanted)).astype(np.float32)
+
+        def score_loaded(start: int) -> None:
+            block = loaded[start : start + _STEP]
+            if metric == "euclidean" or lengths is None:
+                return score(start, block)
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                product = (block @ direction) / lengths[start : start + _STEP]
+            if np.isfinite(product).all():
+                result[start : start + _STEP] = product
+            else:  # of zeros, and of products beyond float32
+                score(start, block)
+            return None
+
+        for _ in map_ahead(score_loaded, range(0, len(self), _STEP), THREADS):
+            pass
+        return result
+
+    def nearest(
+        self,
+        lat: float | None = None,
+        lon: float | None = None,
+        *,
+        row: int | None = None,
+        vector: ArrayLike | None = None,
+        text: str | None = None,
+        n: int = 20,
+        metric: Metric = "cosine",
+        exclude_km: float = 0,
+    ) -> "xr.Dataset":
+        """Find the fragments most like one, like a vector, or like a text.
+
+        Parameters
+        ----------
+        lat, lon : float, optional
+            A place; its fragment is the one whose centre is nearest.
+        row : int, optional
+            Number of a fragment among all.
+        vector : array_like, optional
+            (dim,), such as `copcube.embed` makes of an image with the same encoder.
+        text : str, optional
+            In English; of embeddings by SigLIP only, and where open_clip is installed.
+        n : int
+            How many of the best to list; fewer if there are not so many.
+        metric : {"cosine", "euclidean"}
+            Cosine of the angle between vectors, largest first, or distance of vectors, least first.
+        exclude_km : float
+            Those listed lie farther than this from the example and from each other: neighbours
+            look alike, and would fill the list.
+
+        Returns
+        -------
+        xarray.Dataset
+            Along ``place``, best first: ``place_lat`` and ``place_lon`` in degrees,
+            ``place_similarity`` or ``place_distance``, ``place_number`` among all rows,
+            ``place_file`` and ``place_row`` in it, and what the file says of the row: cell,
+            product, date.
+
+        Raises
+        ------
+        OptionError
+            If not exactly one of place, row, vector and text is given, or a value means nothing.
+        RowsError
+            If a file cannot be read.
+        MissingPackageError
+            If a text is given and open_clip is not installed.
+        """
+        check_places(n, metric, exclude_km)
+        place = None if lat is None and lon is None else (lat, lon)
+        given = {"place": place, "row": row, "vector": vector, "text": text}
+        if sum(value is not None for value in given.values()) != 1 or (lat is None) != (
+            lon is None
+        ):
+            raise OptionError("give one of a place (lat and lon), a row, a vector and a text")
+        if lat is not None and lon is not None:
+            row = self.at(lat, lon)
+        if text is not None:
+            vector = text_vector(text, self.dim)
+        found = self.scores(self.vector(row) if row is not None else vector, metric)  # type: ignore[arg-type]
+        rank = found if metric == "euclidean" else -found
+        best = self._apart(rank, n, exclude_km, row)
+        return self._listed(best, found[best], metric)
+
+    def _apart(self, rank: NDArray[Any], n: int, exclude_km: float, here: int | None) -> Integers:
+        """Numbers of the n of the least rank, apart from each other; of equals the first."""
+        rank = np.where(np.isfinite(rank), rank, np.inf)
+        if here is not None:
+            rank[here] = np.inf
+        there = int(np.isfinite(rank).sum())
+        chord = 2 * np.sin(min(exclude_km / EARTH_RADIUS, np.pi) / 2)
+        looked = n if exclude_km == 0 else max(_FIRST, n)
+        while True:
+            best = _least(rank, min(looked, there))
+            if exclude_km == 0:
+                return best
+            # A fragment keeps out others of worse rank only, so that a longer list of candidates
+            # begins with the same choice.
+            points = on_sphere(self.lat[best], self.lon[best])
+            left = np.ones(len(best), bool)
+            if here is not None:
+                left = _chords(points, on_sphere(self.lat[here], self.lon[here])) > chord
+            chosen: list[int] = []
+            while left.any() and len(chosen) < n:
+                chosen.append(int(np.argmax(left)))
+                left &= _chords(points, points[chosen[-1]]) > chord
+            if len(chosen) == n or looked >= there:
+                return best[chosen]
+            looked *= 8
+
+    def _listed(self, best: Integers, values: NDArray[np.float32], metric: Metric) -> "xr.Dataset":
+        import xarray as xr
+
+        name = "distance" if metric == "euclidean" else "similarity"
+        i = np.searchsorted(self.starts, best, side="right") - 1
+        said = [_told(self.files[a], int(b)) for a, b in zip(i, best - self.starts[i], strict=True)]
+        names = sorted({key for one in said for key in one})
+        texts = {
+            f"place_{key}": ("place", np.array([one.get(key, "") for one in said], object))
+            for key in names
+        }
+        degrees = {"units": "degrees_north"}, {"units": "degrees_east"}
+        what = f"{'distance of' if name == 'distance' else 'cosine with'} the vector compared with"
+        found = xr.Dataset(
+            {
+                "place_lat": ("place", self.lat[best], degrees[0]),
+                "place_lon": ("place", self.lon[best], degrees[1]),
+                f"place_{name}": ("place", values, {"units": "1", "long_name": what}),
+                "place_number": ("place", best),
+                "place_row": ("place", best - self.starts[i]),
+                "place_file": ("place", np.array([self.files[a] for a in i], object)),
+                **texts,
+            },
+            attrs={"title": "fragments that look alike", "metric": metric},
+        )
+        return as_result(found)
+
+    def blocks(self, n: int, every: int = 1) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Number of the first and vectors of blocks, in order; of n vectors but where files end.
+
+        With `every`, of every so many rows one is taken, and numbers count what is taken.
+        """
+        if self.vectors is not None:
+            x = self.vectors[::every]
+            yield from ((start, x[start : start + n]) for start in range(0, len(x), n))
+            return
+        number = 0
+        for file, start, stop in zip(self.files, self.starts, self.starts[1:], strict=False):
+            wanted = np.arange(int(start), int(stop)) % every == 0
+            groups = range(len(rows.row_group_sizes(file)))
+            with closing(rows.map_vectors(lambda _, v: v, file, groups, wanted)) as found:
+                for block in found:
+                    yield number, block
+                    number += len(block)
+
+    def _blocks(self, function: Any) -> Iterator[None]:
+        """Call a function with number and vectors of blocks of all files, on threads."""
+        for file, start, stop in zip(self.files, self.starts, self.starts[1:], strict=False):
+            groups = range(len(rows.row_group_sizes(file)))
+            every = np.ones(int(stop - start), bool)
+            blocks = rows.map_vectors(function, file, groups, every, int(start), threads=THREADS)
+            with closing(blocks) as results:
+                yield from results
+
+
+def holds_fragments(path: str) -> bool:
+    """Whether a path names tables of rows or fragments, rather than a cube or a published map."""
+    local = Path(path)
+    if is_remote(path) or (local.is_dir() and (local / "zarr.json").exists()):
+        return False
+    if local.is_file() and local.suffix != ".parquet":
+        return False
+    try:
+        first = rows.rows_files(path)[0]
+        with rows.reading_parquet(first) as file:
+            names = file.schema_arrow.names
+    except RowsError:
+        return False
+    return "modality" in names or {"grid_cell", "product_id"} & set(names) != set()
+
+
+def text_vector(text: str, dim: int) -> NDArray[np.float32]:
+    """Vector of a text by SigLIP, of length 1.
+
+    Raises
+    ------
+    MissingPackageError
+        If open_clip is not installed.
+    OptionError
+        If vectors of this length are not SigLIP's.
+    """
+    if dim != 1152:
+        raise OptionError(
+            f"texts are embedded by SigLIP, in 1152 values; these vectors have {dim}. Give "
+            "embeddings by SigLIP, or a place, a row or a vector"
+        )
+    try:
+        import open_clip  # type: ignore[import-not-found]
+    except ImportError:
+        raise MissingPackageError(
+            "queries by text need open_clip and SigLIP's weights: pip install open_clip_torch"
+        ) from None
+    model = open_clip.create_model(SIGLIP).eval()
+    found = model.encode_text(open_clip.get_tokenizer(SIGLIP)([text]), normalize=True)
+    return np.asarray(found.detach().numpy()[0], np.float32)
+
+
+def _places(file: str, footprints: Position) -> tuple[Floats, Floats]:
+    """Latitudes and longitudes of the centres of a file's rows."""
+    groups = range(len(rows.row_group_sizes(file)))
+    if tables.is_product(file):
+        found = [majortom.centres(file, [group], footprints) for group in groups]
+        none = np.empty(0)
+        return (
+            np.concatenate([none, *(lat for lat, _ in found)]),
+            np.concatenate([none, *(lon for _, lon in found)]),
+        )
+    read = rows.read_rows(file, embedding=False)
+    row, col = grid.row_col(read.grid_id)
+    lat: Floats = np.asarray(90 - row * grid.STEP, np.float64)
+    lon: Floats = np.asarray((col * grid.STEP + 180) % 360 - 180, np.float64)
+    # Images of a whole cell have no place of their own.
+    own = [i for i, text in enumerate(read.local_id) if text is not None]
+    for i in own:
+        lon[i], lat[i] = grid.parse_local(read.local_id[i])
+    return lat, lon
+
+
+def _told(file: str, number: int) -> dict[str, str]:
+    """What a file says of one row, but for its vector and what is made of it."""
+    with rows.reading_parquet(file) as opened:
+        sizes = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
+        ends = np.cumsum(sizes)
+        group = int(np.searchsorted(ends, number, side="right"))
+        names = [name for name in _TOLD if name in opened.schema_arrow.names]
+        table = opened.read_row_group(group, columns=names)
+        line = table.slice(number - (int(ends[group]) - sizes[group]), 1).to_pylist()[0]
+    return {_TOLD[name]: "" if value is None else str(value) for name, value in line.items()}
+
+
+_TOLD = {
+    "grid_cell": "cell",
+    "product_id": "product",
+    "timestamp": "date",
+    "grid_id_coord": "cell",
+    "modality": "modality",
+    "date": "date",
+}
+
+
+def _least(rank: NDArray[Any], n: int) -> Integers:
+    """Positions of the n least values, the least first; of equal ones the first position."""
+    if n <= 0:
+        return np.empty(0, np.int64)
+    worst = np.partition(rank, n - 1)[n - 1]
+    found = np.flatnonzero(rank <= worst)
+    return found[np.argsort(rank[found], kind="stable")][:n]
+
+
+def _chords(points: Floats, point: Floats) -> Floats:
+    """Distances through the unit sphere, which grow with those along it."""
+    return np.asarray(np.linalg.norm(points - point, axis=-1))

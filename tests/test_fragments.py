@@ -1,0 +1,170 @@
+"""The nearest of many embeddings in tables, against NumPy; fragments as colours on maps."""
+
+import numpy as np
+import pytest
+from strategies import random_rows, write_rows
+
+from copcube import plot
+from copcube.cli import main
+from copcube.errors import MissingPackageError, OptionError, RowsError
+from copcube.lookup import Fragments, fit_fragments, project_fragments
+from copcube.lookup.fragments import holds_fragments, text_vector
+from copcube.products.majortom.sample import write_embeddings
+
+
+@pytest.fixture(scope="module")
+def majortom(tmp_path_factory):
+    """Six synthetic sets of Major TOM, 200 fragments each."""
+    root = tmp_path_factory.mktemp("majortom") / "sets"
+    write_embeddings(root, cells=200, seed=1)
+    return sorted(path for path in root.iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def fragments(majortom):
+    return Fragments.open(majortom[0])
+
+
+def plain(x, wanted, metric):
+    x, wanted = x.astype(np.float64), np.asarray(wanted, np.float64)
+    if metric == "euclidean":
+        return np.linalg.norm(x - wanted, axis=1)
+    return x @ wanted / np.linalg.norm(x, axis=1) / np.linalg.norm(wanted)
+
+
+def km(lat, lon, lat0, lon0):
+    a, b, c, d = (np.radians(v) for v in (lat, lon, lat0, lon0))
+    h = np.sin((a - c) / 2) ** 2 + np.cos(a) * np.cos(c) * np.sin((b - d) / 2) ** 2
+    return 2 * 6371.0088 * np.arcsin(np.sqrt(h))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_scores_are_those_of_a_product_from_files_and_from_memory(fragments, metric):
+    loaded = fragments.load()
+    wanted = np.random.default_rng(0).normal(size=fragments.dim)
+    expected = plain(loaded.vectors, wanted, metric)
+    for some in (fragments, loaded):
+        np.testing.assert_allclose(some.scores(wanted, metric), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(fragments.vector(7), loaded.vectors[7])
+
+
+@pytest.mark.parametrize("apart", [0, 40])
+def test_the_list_is_that_of_a_plain_search(fragments, apart, monkeypatch):
+    # Few candidates at first, so that more have to be looked at.
+    monkeypatch.setattr("copcube.lookup.fragments._FIRST", 5)
+    x = fragments.load().vectors
+    found = fragments.nearest(row=3, n=6, exclude_km=apart)
+    score = plain(x, x[3], "cosine")
+    chosen = [3]
+    for i in np.argsort(-score, kind="stable"):
+        far = km(fragments.lat[i], fragments.lon[i], fragments.lat[chosen], fragments.lon[chosen])
+        if i not in chosen and (not apart or far.min() > apart) and len(chosen) <= 6:
+            chosen.append(int(i))
+    assert found.place_number.values.tolist() == chosen[1:]
+    assert len(chosen) > 2
+    np.testing.assert_allclose(found.place_similarity, score[chosen[1:]], atol=1e-6)
+    assert found.place_cell.values[0].count("_") == 1
+    assert found.place_product.values[0].startswith("S2")
+
+
+def test_the_fragment_of_a_place_is_the_nearest(fragments):
+    lat, lon = float(fragments.lat[11]) + 0.005, float(fragments.lon[11]) - 360
+    assert fragments.at(lat, lon) == int(np.argmin(km(lat, lon, fragments.lat, fragments.lon)))
+    by_place, by_row = fragments.nearest(lat, lon, n=3), fragments.nearest(row=11, n=3)
+    assert by_place.place_number.values.tolist() == by_row.place_number.values.tolist()
+    with pytest.raises(OptionError, match="no fragment within 50 km of latitude 89"):
+        fragments.at(89.0, 0.0)
+
+
+def test_rows_of_images_are_searched_too(tmp_path):
+    rows = random_rows(300, 40, 16, 0)
+    write_rows(tmp_path / "rows.parquet", rows, {})
+    found = Fragments.open(tmp_path / "rows.parquet")
+    score = plain(found.load().vectors, rows.embedding[5], "cosine")
+    listed = found.nearest(vector=rows.embedding[5], n=4)
+    assert listed.place_number.values.tolist() == np.argsort(-score)[:4].tolist()
+    assert {"place_modality", "place_cell"} <= set(listed.data_vars)
+
+
+def test_the_command_lists_fragments(majortom, fragments, capsys):
+    assert holds_fragments(str(majortom[0]))
+    assert main(["nearest", str(majortom[0]), "--row", "3", "-n", "2", "--exclude-km", "0"]) == 0
+    out = capsys.readouterr().out
+    best = fragments.nearest(row=3, n=2)
+    for i in range(2):
+        assert f"{float(best.place_lat[i]):.4f}" in out
+        assert best.place_cell.values[i] in out
+
+
+def test_bad_questions_are_refused(fragments, majortom, tmp_path, capsys):
+    with pytest.raises(OptionError, match="one of a place"):
+        fragments.nearest()
+    with pytest.raises(OptionError, match="one of a place"):
+        fragments.nearest(row=1, text="a forest")
+    with pytest.raises(OptionError, match="row 200; there are rows 0 to 199"):
+        fragments.nearest(row=200)
+    with pytest.raises(OptionError, match=r"the vector has the shape \(3,\)"):
+        fragments.nearest(vector=[1, 2, 3])
+    with pytest.raises(OptionError, match="zero or not finite"):
+        fragments.nearest(vector=np.zeros(fragments.dim))
+    with pytest.raises(RowsError, match="one encoder at a time"):
+        Fragments.open(majortom[0].parent)
+    with pytest.raises(OptionError, match="SigLIP, in 1152 values; these vectors have 768"):
+        text_vector("a forest", 768)
+    assert main(["nearest", str(tmp_path), "--row", "0"]) == 1
+    assert "no parquet files there" in capsys.readouterr().err
+
+
+def test_a_text_needs_open_clip(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+    with pytest.raises(MissingPackageError, match="open_clip_torch"):
+        text_vector("a forest", 1152)
+
+
+def test_the_basis_is_that_of_numpy_and_projects_others(fragments, tmp_path):
+    basis = fit_fragments(fragments, 3)
+    x = fragments.load().vectors.astype(np.float64)
+    variance, columns = np.linalg.eigh(np.cov(x.T))
+    np.testing.assert_allclose(basis.explained_variance, variance[::-1][:3], rtol=1e-8)
+    pc = project_fragments(fragments, basis)
+    expected = (x - x.mean(axis=0)) @ columns[:, ::-1][:, :3]
+    np.testing.assert_allclose(np.abs(pc), np.abs(expected), rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(project_fragments(fragments.load(), basis), pc)
+    every = fit_fragments(fragments, 3, every=2)
+    np.testing.assert_allclose(every["mean"], x[::2].mean(axis=0), atol=1e-9)
+    assert every.reduction_cells == 100
+
+
+def test_a_map_has_the_colours_of_its_fragments(fragments):
+    basis = fit_fragments(fragments, 3)
+    axes = plot.fragments(fragments, basis=basis)
+    (image,) = axes.images
+    pixels, ends = np.asarray(image.get_array()), image.get_extent()
+    pc = project_fragments(fragments, basis)
+    colour = np.clip(0.5 + pc / (2.5 * np.sqrt(basis.explained_variance.values)) / 2, 0, 1)
+    rows, cols = pixels.shape[:2]
+    i = ((ends[3] - fragments.lat) / (ends[3] - ends[2]) * rows).astype(int)
+    j = ((fragments.lon - ends[0]) / (ends[1] - ends[0]) * cols).astype(int)
+    assert (pixels[i, j, 3] == 1).all()
+    assert "200 fragments" in axes.get_title()
+    alone = [k for k in range(200) if ((i == i[k]) & (j == j[k])).sum() == 1]
+    assert len(alone) > 20
+    np.testing.assert_allclose(pixels[i, j][alone, :3], colour[alone], atol=1e-5)
+    # A part of the region on the same basis has the same colours.
+    west, east = np.quantile(fragments.lon, [0.2, 0.8])
+    south, north = np.quantile(fragments.lat, [0.2, 0.8])
+    part = plot.fragments(fragments, basis=basis, extent=(west, east, south, north))
+    assert part.get_xlim() == (west, east)
+    with pytest.raises(OptionError, match="no fragment lies in the extent"):
+        plot.fragments(fragments, basis=basis, extent=(100, 101, -50, -49))
+
+
+def test_the_command_draws_fragments_and_stores_their_basis(majortom, tmp_path, capsys):
+    first, second, basis = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "basis.nc"
+    command = ["map", str(majortom[0])]
+    assert main([*command, str(first), "--save-basis", str(basis)]) == 0
+    assert main([*command, str(second), "--basis", str(basis)]) == 0
+    assert first.read_bytes() == second.read_bytes()
+    other = ["map", str(majortom[1]), str(tmp_path / "c.png"), "--basis", str(basis)]
+    assert main(other) == 1
+    assert "basis" in capsys.readouterr().err

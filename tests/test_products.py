@@ -1,0 +1,342 @@
+"""Vectors of pixels of other products on the lattice: AlphaEarth and TESSERA, in released form."""
+
+import numpy as np
+import pytest
+import rasterio
+import xarray as xr
+import zarr
+from pyproj import Proj
+from rasterio.transform import Affine
+
+from copcube import grid
+from copcube.builds import aggregate
+from copcube.cli import main
+from copcube.cube import validate
+from copcube.errors import OptionError, RowsError
+from copcube.products import pixels, tables
+from copcube.products.pixels import Place
+
+EAST, NORTH = 583_000.0, 5_332_000.0
+"""Near a corner of four cells, 48.125° N 10.125° E, in zone 32."""
+
+
+def write_tif(path, values, *, epsg=32632, east=EAST, north=NORTH, up=False, step=10.0, **options):
+    """A file of bands (64, h, w), first line in the north, or stored from the south if `up`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands, height, width = values.shape
+    transform = Affine(step, 0, east, 0, -step, north)
+    if up:
+        values, transform = values[:, ::-1], Affine(step, 0, east, 0, step, north - step * height)
+    profile = {"count": bands, "height": height, "width": width, "dtype": values.dtype}
+    profile |= {"transform": transform, "tiled": True, "blockxsize": 128, "blockysize": 128}
+    profile |= {"crs": epsg and f"EPSG:{epsg}", "nodata": -128, "compress": "deflate"} | options
+    with rasterio.open(path, "w", driver="GTiff", **profile) as file:
+        file.write(values)
+    return path
+
+
+def stored(shape, seed=0, dim=64):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-127, 128, (dim, *shape)).astype(np.int8)
+    values[:, rng.random(shape) < 0.1] = -128
+    return values
+
+
+def dequantised(values):
+    v = values.astype(np.float64)
+    return np.where(values == -128, np.nan, (v / 127.5) ** 2 * np.sign(v))
+
+
+def plain(vectors, epsg, x, y):
+    """Cell → pixels, mean and spread, by NumPy and PROJ alone; vectors (dim, h, w), NaN missing."""
+    x, y = np.meshgrid(x, y)
+    if epsg == 4326:
+        lon, lat = x, y
+        e2 = 0.00669437999014
+        area = np.cos(np.radians(lat)) / (1 - e2 * np.sin(np.radians(lat)) ** 2) ** 2
+    else:
+        zone = Proj(f"EPSG:{epsg}")
+        lon, lat = zone(x, y, inverse=True)
+        area = 1 / zone.get_factors(lon, lat).areal_scale
+    row = np.floor((90.125 - lat) / 0.25).astype(int)
+    col = np.floor((lon + 0.125) / 0.25).astype(int) % 1440
+    found = {}
+    valid = np.isfinite(vectors).all(axis=0)
+    for place in np.unique((row * 1440 + col)[valid]).tolist():
+        place = divmod(place, 1440)
+        mask = valid & (row == place[0]) & (col == place[1])
+        v, w = vectors[:, mask], area[mask] / area[mask].sum()
+        mean = v @ w
+        spread = np.sqrt((((v - mean[:, None]) ** 2).sum(axis=0) * w).sum())
+        found[place] = int(mask.sum()), mean, spread
+    return found
+
+
+def check(cube, expected):
+    with xr.open_zarr(cube) as ds:
+        there = np.argwhere(ds.n_images.values > 0)
+        assert {(int(a), int(b)) for a, b in there} == set(expected)
+        for (row, col), (number, mean, spread) in expected.items():
+            cell = ds.isel(lat=row, lon=col)
+            assert int(cell.n_images) == number
+            np.testing.assert_allclose(cell.embedding, mean, rtol=2e-6, atol=1e-7)
+            np.testing.assert_allclose(cell.spread, spread, rtol=1e-5)
+        return dict(ds.attrs)
+
+
+def centres(n, start, step=10.0):
+    return start + step * (np.arange(n) + 0.5)
+
+
+@pytest.fixture(scope="module")
+def alphaearth(tmp_path_factory):
+    """Two neighbouring files, the second stored from the south, as some of the released."""
+    root = tmp_path_factory.mktemp("aef")
+    left, right = stored((300, 140), 1), stored((300, 150), 2)
+    write_tif(root / "2021" / "32N" / "a.tiff", left)
+    write_tif(root / "2021" / "32N" / "b.tiff", right, east=EAST + 1400, up=True)
+    whole = dequantised(np.concatenate([left, right], axis=2))
+    return root, plain(whole, 32632, centres(290, EAST), centres(300, NORTH, -10.0))
+
+
+def test_alphaearth_is_averaged_as_numpy_does_it(alphaearth, tmp_path):
+    root, expected = alphaearth
+    assert len(expected) == 4  # so that files and tiles are divided between cells
+    aggregate(root, tmp_path / "aef.zarr")
+    attrs = check(tmp_path / "aef.zarr", expected)
+    assert attrs["product"].startswith("AlphaEarth")
+    assert attrs["license"] == "CC-BY-4.0"
+    assert "Google DeepMind" in attrs["attribution"]
+    assert attrs["product_years"] == "2021"
+    assert attrs["aggregation_weights"].startswith("area")
+    assert validate(tmp_path / "aef.zarr") == []
+
+
+def test_the_command_takes_a_file_and_groups_by_year(tmp_path):
+    values = {year: stored((40, 30), year) for year in (2020, 2023)}
+    for year, some in values.items():
+        write_tif(tmp_path / "in" / f"{year}" / "32N" / "a.tif", some)
+    out = tmp_path / "years.zarr"
+    assert main(["aggregate", str(tmp_path / "in"), str(out), "--by", "year"]) == 0
+    with xr.open_zarr(out) as ds:
+        assert ds.year.values.tolist() == [2020, 2023]
+        for year, some in values.items():
+            v = dequantised(some)
+            expected = v[:, np.isfinite(v[0])].mean(axis=1)
+            cell = ds.sel(year=year, lat=48.25, lon=10.0)
+            np.testing.assert_allclose(cell.embedding, expected, atol=1e-5)
+    one = tmp_path / "one.zarr"
+    assert main(["aggregate", str(tmp_path / "in"), str(one), "--dates", "2023"]) == 0
+    with xr.open_zarr(one) as ds:
+        assert int(ds.n_images.sum()) == int((values[2023][0] != -128).sum())
+
+
+@pytest.mark.slow
+def test_bits_depend_neither_on_what_is_read_at_a_time_nor_on_blocks(
+    alphaearth, tmp_path, monkeypatch
+):
+    """Small tiles here, so that many of them make a cell."""
+    root, expected = alphaearth
+    monkeypatch.setattr(pixels, "TILE", 64)
+    cubes = []
+    for block, most, threads in ((16, 1 << 26, 1), (1, 1 << 18, 3), (3, 1 << 20, 2)):
+        monkeypatch.setattr(pixels, "BLOCK", block)
+        monkeypatch.setattr(pixels, "_BYTES", most)
+        monkeypatch.setattr(pixels, "available_processors", lambda threads=threads: threads)
+        tables._blocks.cache_clear()
+        out = tmp_path / f"{block}.zarr"
+        aggregate(root, out)
+        check(out, expected)
+        with xr.open_zarr(out) as ds:
+            near = ds.sel(lat=slice(49, 47), lon=slice(9, 11))
+            cubes.append((near.embedding.values, near.spread.values))
+    tables._blocks.cache_clear()
+    for embedding, spread in cubes[1:]:
+        assert embedding.tobytes() == cubes[0][0].tobytes()
+        assert spread.tobytes() == cubes[0][1].tobytes()
+
+
+def test_degrees_across_the_date_line_and_to_the_pole_weigh_by_area(tmp_path):
+    values = stored((30, 40), 3)
+    write_tif(tmp_path / "2022" / "a.tif", values, epsg=4326, east=179.5, north=90.0, step=0.025)
+    aggregate(tmp_path / "2022", tmp_path / "out.zarr")
+    lon, lat = centres(40, 179.5, 0.025), centres(30, 90.0, -0.025)
+    check(tmp_path / "out.zarr", plain(dequantised(values), 4326, lon, lat))
+
+
+@pytest.mark.parametrize(("epsg", "y"), [(32632, 5.3e6), (32701, 1.2e6), (32660, 9.2e6)])
+def test_areas_are_those_of_the_projection(epsg, y):
+    place = Place(epsg, 166_000.0, y, 1000.0, -1000.0)
+    rows, cols = slice(0, 4), slice(0, 668)
+    lat, lon = place.centres(rows, cols)
+    exact = 1e6 / Proj(f"EPSG:{epsg}").get_factors(lon, lat).areal_scale
+    np.testing.assert_allclose(
+        np.broadcast_to(place.areas(rows, cols), lat.shape), exact, rtol=2e-7
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_cell_of_a_tile_is_overlooked(seed):
+    rng = np.random.default_rng(seed)
+    zone, step = rng.integers(1, 61), rng.choice([-10.0, 10.0])
+    north = rng.uniform(0, 9.2e6)
+    place = Place(32600 + int(zone), rng.uniform(2e5, 8e5), north, 10.0, float(step))
+    rows, cols = slice(0, 256), slice(0, 256)
+    lat, lon = place.centres(rows, cols)
+    cells = grid.grid_id(*grid.cell_at(lat, lon))
+    assert set(np.unique(cells)) <= set(place.cells(rows, cols).tolist())
+
+
+def write_zone(root, values, scales, *, zone=32, north=NORTH, affine=True):
+    """A zone of TESSERA's store with plain zarr: values (T, 128, h, w), scales (T, h, w)."""
+    group = zarr.open_group(root, mode="a").create_group(f"utm{zone}")
+    height, width = scales.shape[1:]
+    chunks = (1, 128, 32, 32)
+    group.create_array("embeddings", data=values, chunks=chunks, shards=(1, 128, 256, 256))
+    group.create_array("scales", data=scales, chunks=chunks[:1] + chunks[2:])
+    group.create_array("time", data=np.arange(2023, 2023 + len(scales), dtype=np.int32))
+    if affine:
+        group.attrs["proj:code"] = f"EPSG:{32600 + zone}"
+        group.attrs["spatial:transform"] = [10.0, 0.0, EAST, 0.0, -10.0, north]
+    else:
+        group.create_array("x", data=centres(width, EAST))
+        group.create_array("y", data=centres(height, north, -10.0))
+    return group
+
+
+@pytest.fixture(scope="module")
+def tessera():
+    values = stored((270, 120), 5, dim=256).reshape(2, 128, 270, 120)
+    rng = np.random.default_rng(6)
+    scales = rng.uniform(0.01, 0.2, (2, 270, 120)).astype(np.float32)
+    scales[:, :40, :50] = np.nan  # water
+    scales[1, 200:] = np.inf  # not filled
+    return values, scales
+
+
+@pytest.mark.parametrize("affine", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_tessera_store(tessera, tmp_path, affine):
+    values, scales = tessera
+    south = -4_000_000.0
+    write_zone(tmp_path / "tessera.zarr", values, scales, north=south, affine=affine)
+    aggregate(tmp_path / "tessera.zarr", tmp_path / "out.zarr", by="year")
+    finite = np.where(np.isfinite(scales), scales, np.nan)[:, None]
+    with xr.open_zarr(tmp_path / "out.zarr") as ds:
+        assert ds.year.values.tolist() == [2023, 2024]
+        assert ds.attrs["product"] == "TESSERA"
+        for i, year in enumerate((2023, 2024)):
+            x, y = centres(120, EAST), centres(270, south, -10.0)
+            one = ds.sel(year=year)
+            for (row, col), (n, mean, spread) in plain(values[i] * finite[i], 32632, x, y).items():
+                cell = one.isel(lat=row, lon=col)
+                assert int(cell.n_images) == n
+                np.testing.assert_allclose(cell.embedding, mean, rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(cell.spread, spread, rtol=1e-5)
+
+
+def write_tile(root, values, scales, land, name="grid_10.15_48.15"):
+    folder = root / "global_0.1_degree_representation" / "2024" / name
+    folder.mkdir(parents=True)
+    np.save(folder / f"{name}.npy", values)
+    np.save(folder / f"{name}_scales.npy", scales)
+    write_tif(root / "global_0.1_degree_tiff_all" / f"{name}.tiff", land[None], nodata=None)
+    return folder / f"{name}.npy"
+
+
+def test_tessera_tiles(tessera, tmp_path):
+    values, scales = np.moveaxis(tessera[0][0], 0, -1), tessera[1][0]
+    land = np.ones(scales.shape, np.uint8)
+    land[100:120] = 0
+    write_tile(tmp_path / "in", values, scales, land)
+    aggregate(tmp_path / "in", tmp_path / "out.zarr")
+    scale = np.where(np.isfinite(scales) & (land == 1), scales, np.nan)
+    vectors = np.moveaxis(values, -1, 0) * scale
+    expected = plain(vectors, 32632, centres(120, EAST), centres(270, NORTH, -10.0))
+    with xr.open_zarr(tmp_path / "out.zarr") as ds:
+        assert ds.attrs["product_years"] == "2024"
+        assert int(ds.n_images.sum()) == int(np.isfinite(scale).sum())
+        for (row, col), (_, mean, _) in expected.items():
+            np.testing.assert_allclose(ds.embedding[row, col], mean, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cell_of_one_pixel_and_of_equal_pixels_has_no_spread(tmp_path):
+    values = np.full((64, 1, 1), 16, np.int8)
+    write_tif(tmp_path / "a.tif", values)
+    write_tif(tmp_path / "b.tif", np.full((64, 90, 90), 33, np.int8), east=EAST - 60_000)
+    aggregate(tmp_path, tmp_path / "out.zarr")
+    with xr.open_zarr(tmp_path / "out.zarr") as ds:
+        assert ds.spread.values[ds.n_images.values > 0].tolist() == [0.0, 0.0]
+    assert validate(tmp_path / "out.zarr") == []
+
+
+def refused(source, out, match, error=RowsError, **options):
+    # A build that was refused leaves its folder, which is then that of other options.
+    out = out.with_name(f"{abs(hash((str(source), *options)))}.zarr")
+    with pytest.raises(error, match=match):
+        aggregate(source, out, **options)
+    assert not out.exists()
+
+
+def test_other_geotiff_files_are_refused(tmp_path):
+    out, small = tmp_path / "out.zarr", np.zeros((64, 8, 8), np.int8)
+    floats = write_tif(tmp_path / "float.tif", small.astype(np.float32))
+    refused(floats, out, r"64 bands of float32.*have 64 of int8")
+    refused(write_tif(tmp_path / "bands.tif", small[:3]), out, "3 bands of int8")
+    refused(
+        write_tif(tmp_path / "crs.tif", small, epsg=None), out, "system is none; expected a UTM"
+    )
+    refused(write_tif(tmp_path / "web.tif", small, epsg=3857), out, "EPSG:3857; expected a UTM")
+    refused(
+        write_tif(tmp_path / "zero.tif", small, nodata=0), out, "without data by 0; expected -128"
+    )
+    (tmp_path / "text.tif").write_text("no picture")
+    refused(tmp_path / "text.tif", out, "expected a GeoTIFF file, found text")
+    broken = write_tif(tmp_path / "cut.tif", stored((512, 512)))
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    with pytest.raises(Exception, match=r"cut.tif"):
+        aggregate(broken, out)
+    good = write_tif(tmp_path / "2021.tif", small)
+    refused(good, out, "pixels have a centre and no more", OptionError, assign="area")
+    refused(good, out, "means nothing for", OptionError, by="month")
+    refused(good, out, "means nothing for", OptionError, balance="variance")
+
+
+def test_other_files_of_tessera_are_refused(tessera, tmp_path):
+    out = tmp_path / "out.zarr"
+    values, scales = np.moveaxis(tessera[0][0], 0, -1)[:20, :30], tessera[1][0, :20, :30]
+    land = np.ones(scales.shape, np.uint8)
+    tile = write_tile(tmp_path / "a", values, scales[:19], land)
+    refused(tile, out, r"_scales.npy: it holds float32 of the shape \(19, 30\).*\(20, 30\)")
+    tile = write_tile(tmp_path / "b", values, -np.ones_like(scales), land)
+    with pytest.raises(Exception, match="a scale is -1; expected positive ones"):
+        aggregate(tile, tmp_path / "b.zarr")
+    tile = write_tile(tmp_path / "c", values.astype(np.float32), scales, land)
+    refused(tile, out, "it holds float32 of the shape")
+    tile = write_tile(tmp_path / "d", values, scales, land)
+    (tile.parent / f"{tile.stem}_scales.npy").unlink()
+    refused(tile, out, r"_scales.npy: no such file; a tile of TESSERA")
+    tile = write_tile(tmp_path / "e", values, scales, land)
+    next((tmp_path / "e" / "global_0.1_degree_tiff_all").iterdir()).unlink()
+    refused(tile, out, "nothing says where it lies")
+    group = write_zone(tmp_path / "f.zarr", *(a[:, ..., :32, :32] for a in tessera))
+    del group["scales"]
+    refused(tmp_path / "f.zarr", out, "it has no array 'scales'")
+    zarr.open_group(tmp_path / "g.zarr", mode="w")
+    refused(tmp_path / "g.zarr", out, "a Zarr group without zones such as utm32")
+
+
+def test_products_are_not_mixed(tmp_path):
+    from strategies import random_rows, write_rows
+
+    write_rows(tmp_path / "rows.parquet", random_rows(20, 5, 64, 0), {})
+    write_tif(tmp_path / "a.tif", stored((8, 8)))
+    both = f"{tmp_path}/*.[pt]*"
+    refused(both, tmp_path / "out.zarr", "a.tif holds a vector a pixel, .*rows of images")
+
+
+def test_a_store_that_was_filled_further_is_another_source(tessera, tmp_path):
+    group = write_zone(tmp_path / "t.zarr", *(a[:, ..., :64, :64] for a in tessera))
+    before = tables.size(tmp_path / "t.zarr" / "utm32")
+    group["scales"].resize((3, 64, 64))
+    group["scales"][2] = 0.5
+    assert tables.size(tmp_path / "t.zarr" / "utm32") > before
