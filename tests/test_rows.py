@@ -104,6 +104,14 @@ def test_provenance_is_kept(tmp_path):
     assert read_provenance(path) == {}
 
 
+def test_what_others_note_in_a_file_need_not_be_text(tmp_path):
+    path = tmp_path / "rows.parquet"
+    write_rows(path, random_rows(3), {})
+    noted = {b"\xff": b"\x90", b"copcube:encoder": b"of \x90"}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(noted), path)
+    assert read_provenance(path) == {"encoder": "of \ufffd"}
+
+
 LISTS = {
     "list of double": pa.array([[1.0, 2.5], [3.0, -4.0]]),
     "list of float": pa.array([[1.0, 2.5], [3.0, -4.0]], pa.list_(pa.float32())),

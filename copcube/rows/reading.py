@@ -79,11 +79,11 @@ def read_provenance(path: str | Path) -> dict[str, str]:
 
 
 def _provenance(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
-    found = {key.decode(): value.decode() for key, value in metadata.items()}
+    ours = {key: value for key, value in metadata.items() if key.startswith(PREFIX.encode())}
+    # Whatever other programs note there, and a damaged file, need not be UTF-8.
     return {
-        key.removeprefix(PREFIX): value
-        for key, value in sorted(found.items())
-        if key.startswith(PREFIX)
+        key.decode(errors="replace").removeprefix(PREFIX): value.decode(errors="replace")
+        for key, value in sorted(ours.items())
     }
 
 
