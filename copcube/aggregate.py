@@ -9,7 +9,7 @@ A **part** is a run of row groups of one file. `survey` finds which cells lie in
 parts; `combine` does the cells that are whole in a part, `combine_pass` the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,13 +17,14 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube import grid
+from copcube import grid, provenance
 from copcube.balance import Variances, equalised
 from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
 from copcube.files.processors import available_processors
+from copcube.grouping import By, group_names, groups_of
 from copcube.means import Means
-from copcube.modalities import MODALITIES, SENSOR
+from copcube.modalities import MODALITIES
 from copcube.products import tables
 from copcube.products.tables import Assign, Position
 from copcube.rows import Rows, describe, repeated
@@ -43,14 +44,7 @@ __all__ = [
 ]
 
 Balance = Literal["modality", "image", "variance"]
-By = Literal["modality", "month", "season", "year"]
 Duplicates = Literal["refuse", "drop"]
-
-MONTHS = tuple(f"{month:02d}" for month in range(1, 13))
-SEASONS = ("DJF", "MAM", "JJA", "SON")
-
-ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256", "compat")
-"""What is noted of an encoder, in rows and in cubes, that decides which vectors it makes."""
 
 _PART, _PART_OF_PRODUCT = 1 << 16, 1 << 20
 _PASS = 100_000
@@ -200,7 +194,9 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         the groups are times and no selected image has a date.
     """
     files = sorted({part.file for part in parts})
-    dim, provenance = _common(files, aggregation)
+    dim, made_by = provenance.of_all(
+        files, aggregation.selection, aggregation.assign, aggregation.footprints
+    )
     if any(map(tables.is_of_pixels, files)):
         _check_pixels(files, aggregation)
     names = aggregation.selection.labels
@@ -231,13 +227,13 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
     split = np.flatnonzero(times[inverse] > 1)
     split = split[np.lexsort((part_number[split], *grid.row_col(cell[split])[::-1]))]
     return Survey(
-        groups=_labels(aggregation, dates),
+        groups=group_names(aggregation.by, aggregation.selection, dates),
         dim=dim,
         rows=total,
         images=images,
         images_by_modality=tuple(int(n) for n in by_modality),
         cells=len(distinct),
-        provenance=provenance,
+        provenance=made_by,
         split_cell=cell[split],
         split_part=part_number[split],
         split_rows=count[split],
@@ -310,7 +306,7 @@ class _Sums:
             raise RowsError(_refusal(rows, index, int(np.argmax(again)), files))
         self.duplicates = int(again.sum())
         index = index[~again]
-        group = _group(images.take(index), aggregation.by, groups)
+        group = groups_of(images.take(index), aggregation.by, groups)
         index, group = index[group >= 0], group[group >= 0]
         if aggregation.balance == "variance":
             group = group * len(rows.labels) + rows.modality[index]
@@ -471,59 +467,6 @@ def combine_pass(
     return _combined(holders, aggregation, survey, cells)
 
 
-def _common(files: Sequence[str], aggregation: Aggregation) -> tuple[int, dict[str, str]]:
-    """Length of all vectors, and the provenance all files agree on, with the selected sensors."""
-    others = [file for file in files if tables.is_product(file)]
-    if others and (images := set(files) - set(others)):
-        held = "a vector a pixel" if tables.is_of_pixels(others[0]) else "embeddings of Major TOM"
-        raise RowsError(
-            f"{others[0]} holds {held}, {min(images)} rows of images; keep them in folders of "
-            "their own and aggregate one at a time"
-        )
-    dims = {file: dim for file in files if (dim := tables.embedding_length(file))}
-    made = {
-        file: tables.provenance(file, aggregation.assign, aggregation.footprints) for file in files
-    }
-    for file, dim in dims.items():
-        if dim != dims[min(dims)]:
-            raise RowsError(
-                f"{min(dims)} holds embeddings of length {dims[min(dims)]}, {file} of length "
-                f"{dim}; aggregate the rows of one encoder at a time"
-            )
-    known = {file: what for file, what in made.items() if what}
-    for file, what in known.items():
-        for key in ENCODER:
-            ours, theirs = known[min(known)].get(key), what.get(key)
-            if ours != theirs:
-                raise RowsError(
-                    f"{min(known)} and {file} come from different encoders ({key}: {ours} and "
-                    f"{theirs}); aggregate the rows of one encoder at a time"
-                )
-    shared = set.intersection(*(set(what.items()) for what in made.values())) if made else set()
-    provenance = {key: text for key, text in shared if not key.startswith(SENSOR)}
-    provenance |= _sensors(known, aggregation.selection)
-    return dims[min(dims)] if dims else 0, dict(sorted(provenance.items()))
-
-
-def _sensors(known: Mapping[str, Mapping[str, str]], selection: Selection) -> dict[str, str]:
-    """Descriptions of the selected sensors that are no modality, from what made each file."""
-    found: dict[str, str] = {}
-    for name in (SENSOR + key for key in selection.modalities if key not in MODALITIES):
-        texts: dict[str, str] = {}
-        for file, what in known.items():
-            if name in what:
-                texts.setdefault(what[name], file)
-        if len(texts) > 1:
-            first, second = sorted(texts.values())[:2]
-            raise RowsError(
-                f"{first} and {second} hold images of different sensors named "
-                f"{name.removeprefix(SENSOR)!r}; give the sensors keys of their own, or aggregate "
-                "the rows of one of them"
-            )
-        found |= dict.fromkeys([name], *texts) if texts else {}
-    return found
-
-
 def _check_pixels(files: Sequence[str], aggregation: Aggregation) -> None:
     """Check that what is asked for means something for vectors of pixels, which are of a year."""
     if other := [file for file in files if not tables.is_of_pixels(file)]:
@@ -539,44 +482,12 @@ def _check_pixels(files: Sequence[str], aggregation: Aggregation) -> None:
             )
 
 
-def _labels(aggregation: Aggregation, dates: set[str]) -> tuple[str, ...]:
-    match aggregation.by:
-        case None:
-            return ()
-        case "modality":
-            return aggregation.selection.modalities
-        case "month":
-            return MONTHS
-        case "season":
-            return SEASONS
-        case "year":
-            return tuple(sorted({date[:4] for date in dates}))
-
-
-def _group(rows: Rows, by: By | None, groups: tuple[str, ...]) -> NDArray[np.int64]:
-    """Group of every row, -1 for none."""
-    if by is None:
-        return np.zeros(len(rows), np.int64)
-    if by == "modality":
-        # A modality that is not selected has no group, hence -1.
-        position = {key: i for i, key in enumerate(groups)}
-        return np.array([position.get(key, -1) for key in rows.labels])[rows.modality]
-    # A date is looked at once, not once a row; December counts to the winter that follows.
-    label = {None: None} | {
-        date: {"month": date[4:6], "season": SEASONS[int(date[4:6]) % 12 // 3]}.get(by, date[:4])
-        for date in set(rows.date)
-        if date is not None
-    }
-    position_of = {name: i for i, name in enumerate(groups)}
-    return np.array([position_of.get(label[date], -1) for date in rows.date], np.int64)
-
-
 def _group_of_all(rows: Rows, aggregation: Aggregation, groups: tuple[str, ...]) -> int:
     """Group of rows that have a date and a modality in common; -1 if they are not selected."""
     first = rows.take(np.arange(min(1, len(rows)))).labelled(aggregation.selection.labels)
     if not _selected(first, aggregation.selection).all() or not len(first):
         return -1
-    return int(_group(first, aggregation.by, groups)[0])
+    return int(groups_of(first, aggregation.by, groups)[0])
 
 
 def _selected(rows: Rows, selection: Selection) -> NDArray[np.bool_]:

@@ -17,12 +17,13 @@ import zarr
 from strategies import random_rows
 
 from copcube import cube, grid
-from copcube.aggregate import MONTHS, SEASONS, Aggregation, cell_statistics
+from copcube.aggregate import Aggregation, cell_statistics
 from copcube.cells import Cells
 from copcube.cube import schema
 from copcube.errors import CubeError, OptionError, StorageError
 from copcube.files.folders import LocalFolder
 from copcube.files.states import FileState
+from copcube.grouping import MONTHS, SEASONS
 from copcube.modalities import MODALITIES
 
 DIM = 6

@@ -17,8 +17,9 @@ from marks import first_quick
 from strategies import random_rows
 
 from copcube import cube, grid, pca
-from copcube.aggregate import SEASONS, Aggregation, cell_statistics
+from copcube.aggregate import Aggregation, cell_statistics
 from copcube.errors import CubeError, GridError, OptionError, WriteError
+from copcube.grouping import SEASONS
 from copcube.interchange import convert, export, to_geotiff, to_npz, to_parquet
 from copcube.interchange.engine import CopembedBackend
 from copcube.interchange.packing import Packer, Packing, int8_packing

@@ -45,6 +45,8 @@ SPINE += ["progress", "lookahead", "files", "hub", "rows", "cells", "images", "e
 SPINE += [
     "balance",
     "products",
+    "provenance",
+    "grouping",
     "aggregate",
     "embedding",
     "cube",

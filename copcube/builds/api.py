@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from copcube.aggregate import Aggregation, Balance, By
+from copcube.aggregate import Aggregation, Balance
 from copcube.arguments import whole_number
 from copcube.builds.dask import Workers, executor
 from copcube.builds.executors import Executor
@@ -33,6 +33,7 @@ from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
 from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
 from copcube.files.objects.stores import split
+from copcube.grouping import By
 from copcube.images.sensors import Given, small_tokens
 from copcube.lookahead import map_ahead
 from copcube.modalities import described_in, rank

@@ -15,11 +15,12 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from copcube.aggregate import Aggregation, Balance, By, Survey
+from copcube.aggregate import Aggregation, Balance, Survey
 from copcube.arguments import whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.embedding.fragments import encoder_of_fragments
 from copcube.errors import BuildError, OptionError
+from copcube.grouping import By
 from copcube.images import Partition, Source, open_source
 from copcube.images.sensors import Given, described
 from copcube.images.sensors import sensors as describe_sensors

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from copcube.cli import bench, build, look, lookup, probe, use
+from copcube.cli import bench, build, data, look, lookup, probe, use
 from copcube.errors import CopcubeError, printable
 from copcube.files.damage import naming_damage
 from copcube.version import __version__
@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"copcube {__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    data.add(commands)
     build.add(commands)
     use.add(commands)
     look.add(commands)

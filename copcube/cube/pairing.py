@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.aggregate import ENCODER
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
 from copcube.grid import Integers
+from copcube.provenance import ENCODER
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -119,7 +119,7 @@ def unlike_encoders(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> tuple[str, An
     Returns
     -------
     tuple or None
-        Name and both values of the first attribute of `copcube.aggregate.ENCODER` that both
+        Name and both values of the first attribute of `copcube.provenance.ENCODER` that both
         have and that differs; None if no attribute does.
     """
     for name in ENCODER:

@@ -16,8 +16,8 @@ from copcube.errors import MissingFileError, SourceError
 from copcube.grid import STEP, centre, parse_cell
 from copcube.probes.bench.layouts.base import Layout, by_name, days, flags, inside, part
 from copcube.probes.bench.layouts.codes import LC100, to_classes
+from copcube.probes.bench.layouts.opencv import cubic, nearest
 from copcube.probes.bench.layouts.rasters import Raster
-from copcube.probes.bench.layouts.resizing import cubic, nearest
 from copcube.probes.bench.samples import Place, Sample, Split
 
 _EEA_PIXEL = 1113.2

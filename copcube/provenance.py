@@ -1,0 +1,81 @@
+"""What made the vectors of several files, and whether they may be averaged together."""
+
+from collections.abc import Mapping, Sequence
+
+from copcube.errors import RowsError
+from copcube.modalities import MODALITIES, SENSOR
+from copcube.products import tables
+from copcube.products.tables import Assign, Position
+from copcube.selection import Selection
+
+ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256", "compat")
+"""What is noted of an encoder, in rows and in cubes, that decides which vectors it makes."""
+
+
+def of_all(
+    files: Sequence[str], selection: Selection, assign: Assign, position: Position
+) -> tuple[int, dict[str, str]]:
+    """Find the length of all vectors, and what all files say of how they were made.
+
+    Parameters
+    ----------
+    files : sequence of str
+        Rows of images, or files of one other product.
+    selection : Selection
+        What takes part; of its sensors the descriptions are kept.
+    assign, position
+        As `copcube.products.tables.provenance`.
+
+    Raises
+    ------
+    RowsError
+        If they hold different things, vectors of different lengths or encoders, or images of
+        different sensors of one name.
+    """
+    others = [file for file in files if tables.is_product(file)]
+    if others and (images := set(files) - set(others)):
+        held = "a vector a pixel" if tables.is_of_pixels(others[0]) else "embeddings of Major TOM"
+        raise RowsError(
+            f"{others[0]} holds {held}, {min(images)} rows of images; keep them in folders of "
+            "their own and aggregate one at a time"
+        )
+    dims = {file: dim for file in files if (dim := tables.embedding_length(file))}
+    made = {file: tables.provenance(file, assign, position) for file in files}
+    for file, dim in dims.items():
+        if dim != dims[min(dims)]:
+            raise RowsError(
+                f"{min(dims)} holds embeddings of length {dims[min(dims)]}, {file} of length "
+                f"{dim}; aggregate the rows of one encoder at a time"
+            )
+    known = {file: what for file, what in made.items() if what}
+    for file, what in known.items():
+        for key in ENCODER:
+            ours, theirs = known[min(known)].get(key), what.get(key)
+            if ours != theirs:
+                raise RowsError(
+                    f"{min(known)} and {file} come from different encoders ({key}: {ours} and "
+                    f"{theirs}); aggregate the rows of one encoder at a time"
+                )
+    shared = set.intersection(*(set(what.items()) for what in made.values())) if made else set()
+    provenance = {key: text for key, text in shared if not key.startswith(SENSOR)}
+    provenance |= _sensors(known, selection)
+    return dims[min(dims)] if dims else 0, dict(sorted(provenance.items()))
+
+
+def _sensors(known: Mapping[str, Mapping[str, str]], selection: Selection) -> dict[str, str]:
+    """Descriptions of the selected sensors that are no modality, from what made each file."""
+    found: dict[str, str] = {}
+    for name in (SENSOR + key for key in selection.modalities if key not in MODALITIES):
+        texts: dict[str, str] = {}
+        for file, what in known.items():
+            if name in what:
+                texts.setdefault(what[name], file)
+        if len(texts) > 1:
+            first, second = sorted(texts.values())[:2]
+            raise RowsError(
+                f"{first} and {second} hold images of different sensors named "
+                f"{name.removeprefix(SENSOR)!r}; give the sensors keys of their own, or aggregate "
+                "the rows of one of them"
+            )
+        found |= dict.fromkeys([name], *texts) if texts else {}
+    return found
