@@ -9,8 +9,6 @@ from strategies import random_rows, rows, table, write_rows
 import copcube.means
 from copcube import aggregate, grid
 from copcube.aggregate import (
-    MONTHS,
-    SEASONS,
     Aggregation,
     Cells,
     Part,
@@ -22,6 +20,7 @@ from copcube.aggregate import (
     survey,
 )
 from copcube.errors import OptionError, RowsError
+from copcube.grouping import MONTHS, SEASONS
 from copcube.modalities import MODALITIES
 from copcube.rows import Rows, rows_files
 from copcube.selection import Selection
