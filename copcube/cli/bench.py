@@ -145,7 +145,9 @@ def _told(found: "Benched", arguments: Arguments, before: "dict[str, list[Result
         if found.results:
             _save(path, found.results, before.get(path, []))
     if found.failures:
-        log.error("%d tasks failed: %s", len(found.failures), ", ".join(found.failures))
+        number = len(found.failures)
+        tasks = f"{number} task{'s' * (number > 1)}"
+        log.error("%s failed: %s", tasks, ", ".join(found.failures))
     return 1 if found.failures else 0
 
 

@@ -48,6 +48,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
+_WIDE = 120
+"""Columns of text that a table of numbers may have, whatever the terminal's width."""
+
+
 def say(text: object) -> None:
     """Print a result, of which parts may come from files, without control characters."""
     print(printable(str(text), lines=True))
@@ -71,16 +75,23 @@ def table(title: str, lines: Iterable[tuple[str, str]]) -> None:
 
 def columns(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows of texts below the heads of their columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    _fill(Table(*heads), rows)
+    _fill(Table(*heads, box=SIMPLE_HEAD), rows, _WIDE)
 
 
-def _fill(table: "Table", rows: Iterable[Sequence[str]]) -> None:
+def _fill(table: "Table", rows: Iterable[Sequence[str]], most: int = 0) -> None:
+    """Print a table; one that needs no more columns of text than `most` is never cut."""
     from rich.console import Console
     from rich.text import Text
 
     for row in rows:
         # As plain text: what comes from files may look like rich's own markup.
         table.add_row(*(Text(printable(text, lines=True)) for text in row))
-    Console().print(table)
+    console = Console()
+    # A line that the terminal breaks can still be read, and a name that was cut can not.
+    needed = console.measure(table, options=console.options.update(width=most)).maximum
+    if console.width < needed <= most:
+        console = Console(width=needed)
+    console.print(table)
