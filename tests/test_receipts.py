@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from builds_helpers import contents
 from stub import StubEncoder
 
 from copcube import cube, grid
-from copcube.builds import api, build, estimate, tasks, validate_rows
+from copcube.builds import build, estimate, tasks, validate_rows
+from copcube.builds import plan as plans
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, plan_build
 from copcube.builds.stages import rows_digest
@@ -62,7 +62,7 @@ class FakeSource:
 @pytest.fixture
 def source(monkeypatch):
     source = FakeSource()
-    monkeypatch.setattr(api, "open_source", lambda *_: source)
+    monkeypatch.setattr(plans, "open_source", lambda *_: source)
     return source
 
 
@@ -231,7 +231,7 @@ def fake_build(folder, source, stamps=True):
 @pytest.mark.slow
 def test_resuming_10000_partitions_reads_no_row(tmp_path, monkeypatch, opened, capsys):
     source = FakeSource(10_000)
-    monkeypatch.setattr(api, "open_source", lambda *_: source)
+    monkeypatch.setattr(plans, "open_source", lambda *_: source)
     out, encoder = tmp_path / "world.zarr", StubEncoder()
     plan, rows = fake_build(BuildFolder(out), source)
     cube.create(out, dim=4, attrs={"copcube_plan": plan.id, "copcube_rows": rows})
@@ -292,7 +292,7 @@ def test_a_receipt_without_stamps_is_understood_and_checked_by_hash(source, tmp_
 
 
 def test_an_estimate_changes_no_receipt(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[estimate.__module__], "open_source", lambda *_: source)
+    monkeypatch.setattr(plans, "open_source", lambda *_: source)
     build("fake", tmp_path / "world.zarr", encoder=StubEncoder())
     out = copy_of(tmp_path / "world.zarr", tmp_path / "copy")
     before = contents(tmp_path / "copy")
