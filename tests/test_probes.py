@@ -19,7 +19,7 @@ from copcube.cube.view import CubeView
 from copcube.encoder import copernicus_fm, kernels
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.pca.moments import Moments
-from copcube.probes import probe, published, table
+from copcube.probes import probe, published, sgd, table
 from copcube.probes.coordinates import fourier, harmonics, lonlat, xyz
 from copcube.probes.inputs import Input
 from copcube.probes.ridge import PENALTIES, Part
@@ -186,14 +186,61 @@ def test_descent_is_gradient_descent_stopped_early(steps):
     np.testing.assert_allclose(ours_scaled, theirs, rtol=1e-8, atol=1e-10)
 
 
-def test_both_solvers_can_be_chosen():
+def test_solvers_can_be_chosen():
     ds, made = cube(), field(270 + cube().embedding.fillna(0).values[..., 0])
     found = probe(ds, made, inputs=["embedding"], cells=1000, solver="descent")
     assert found.rmse.max() < 0.05
     assert found.steps.min() >= 1
     assert "penalty" not in found
-    with pytest.raises(OptionError, match="solver='adam'; expected ridge or descent"):
+    with pytest.raises(OptionError, match="solver='adam'; expected ridge or descent or sgd"):
         probe(ds, made, solver="adam")
+
+
+def test_stochastic_descent_is_that_of_torch(monkeypatch):
+    """The same batches give the same weights; what is kept is the best epoch of each target."""
+    monkeypatch.setattr(sgd, "EPOCHS", 3)
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(300, 6)) * [1, 9, 0.1, 2, 0, 3] + [5, 0, 2, 0, 7, 1]
+    y = x @ rng.normal(size=(6, 2)) + 0.1 * rng.normal(size=(300, 2))
+    table = np.hstack([x, y])
+    columns, targets = np.arange(6), np.arange(6, 8)
+    train = Part.of(Moments.of(table[:200], np.ones(200)))
+    ours = sgd.fit(train, x[:200], y[:200], (x[200:], y[200:]), columns, targets, seed=3)
+    assert ours.strength.tolist() == [3, 3]
+
+    scale = x[:200].std(axis=0)
+    scale[4] = np.inf
+    z = torch.tensor((x[:200] - x[:200].mean(axis=0)) / scale)
+    t = torch.tensor((y[:200] - y[:200].mean(axis=0)) / y[:200].std(axis=0))
+    weight = torch.zeros((6, 2), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.SGD([weight], lr=(1 - sgd.MOMENTUM) / 5, momentum=sgd.MOMENTUM)
+    order = np.random.default_rng(3)
+    for _ in range(3):
+        for some in np.split(order.permutation(200), [64, 128, 192]):
+            optimiser.zero_grad()
+            (((z[some] @ weight - t[some]) ** 2).sum(dim=1).mean() / 2).backward()
+            optimiser.step()
+    theirs = weight.detach().numpy() * y[:200].std(axis=0) / scale[:, None]
+    np.testing.assert_allclose(ours.coefficients, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_stochastic_descent_comes_near_ridge():
+    ds, made = cube(), field(270 + cube().embedding.fillna(0).values[..., :3].sum(axis=-1))
+    options = {"inputs": ["embedding", "pc4"], "cells": 600, "seeds": 2}
+    exact = probe(ds, made, **options)
+    found = probe(ds, made, solver="sgd", **options)
+    assert found.epochs.min() >= 1
+    spread = exact.rmse / np.sqrt(1 - exact.r2)
+    assert (found.rmse - exact.rmse < 0.1 * spread).all()
+    again = probe(ds, made, solver="sgd", **options)
+    assert again.identical(found)
+
+
+def test_stochastic_descent_takes_no_more_cells_than_fit_into_memory(monkeypatch):
+    monkeypatch.setattr(sgd, "MOST_CELLS", 500)
+    ds, made = cube(), field(270 + cube().embedding.fillna(0).values[..., 0])
+    with pytest.raises(OptionError, match=r"600 are drawn; expected at most 500.*--cells"):
+        probe(ds, made, inputs=["embedding"], cells=600, seeds=1, solver="sgd")
 
 
 # The probe

@@ -76,7 +76,7 @@ def add(commands: Commands) -> None:
         help="of cells that train, validate and test (default: 0.6,0.2,0.2)",
     )
     probe.add_argument(
-        "--solver", choices=("ridge", "descent"), default="ridge", help="how it is fitted"
+        "--solver", choices=("ridge", "descent", "sgd"), default="ridge", help="how it is fitted"
     )
     probe.add_argument("--seeds", type=positive, default=3, help="how many (default: 3)")
     probe.add_argument("--out", metavar="FILE", help="the table: .csv, .md or .tex; all: .nc")

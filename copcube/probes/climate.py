@@ -1,7 +1,8 @@
 """The climate experiments of Copernicus-FM's paper, on any cube and any statistics."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ from copcube.files.damage import naming_damage
 from copcube.grid import STEP, Floats
 from copcube.pca.blas import one_thread
 from copcube.pca.predictors import Predictors, expanded
+from copcube.probes import sgd
 from copcube.probes.cells import Cells
 from copcube.probes.inputs import COMPONENTS, Input, Layout, usual
 from copcube.probes.results import assembled, with_residuals
@@ -105,9 +107,10 @@ def probe(
     seeds : int or sequence of int
         How many seeds, or which. Each draws and divides anew, so that the spread over seeds is
         that of the experiment; the paper's is of the optimiser alone.
-    solver : {"ridge", "descent"}
-        Ridge regression; or gradient descent that is stopped early, which the paper's spread over
-        seeds hints at.
+    solver : {"ridge", "descent", "sgd"}
+        Ridge regression; gradient descent that is stopped early, in closed form; or stochastic
+        gradient descent (`copcube.probes.sgd`), which the paper's spread over seeds hints at. The
+        last takes minutes, and 50,000 cells at most.
     residuals : str, optional
         An input for which truth minus prediction is mapped, at all cells that took no part in
         training and validation (for blocks, those of test squares). All vectors are read for it.
@@ -116,8 +119,8 @@ def probe(
     -------
     xarray.Dataset
         Along ``seed``, ``input`` and ``target``: ``rmse`` over the test cells in the units of
-        ``unit`` (target), ``r2``, and the ``penalty``, or the number of ``steps``, that served best
-        on the validation cells.
+        ``unit`` (target), ``r2``, and the ``penalty``, or the number of ``steps`` or ``epochs``,
+        that served best on the validation cells.
         ``embedding_adds`` (seed, over, target): the share of the variance left over by an input
         that it leaves no more when the embedding stands beside it. ``published_rmse`` and
         ``published_spread`` (input, target): the paper's. ``cells`` (seed, part),
@@ -175,10 +178,22 @@ def probe(
     layout = Layout.of(chosen, given_width, dim, len(targets.targets))
     parts = known.parts(layout, part_of[:, used], vectors, used)
     rotated = view.name == "embedding"
-    rmse, r2, strength, models = _fitted(parts, layout, chosen, mapped, solver, rotated)
+    if solver == "sgd" and len(used) > sgd.MOST_CELLS:
+        raise OptionError(
+            f"solver='sgd' keeps the inputs of its cells in memory, and {len(used)} are drawn; "
+            f"expected at most {sgd.MOST_CELLS}: give cells=10000 (--cells 10000), or "
+            "solver='descent'"
+        )
+
+    def table(seed: int, part: int) -> Floats:
+        here = np.flatnonzero(part_of[seed, used] == part)
+        return known.table(layout, used[here], None if vectors is None else vectors[here])
+
+    fitter = _Fitter(layout, solver, seeds, table)
+    rmse, r2, strength, models = _fitted(parts, fitter, chosen, mapped, rotated)
     result = assembled(chosen, targets, seeds, rmse, r2)
     chosen_by = {"units": "1", "long_name": "what served best on the validation cells"}
-    name = "penalty" if solver == "ridge" else "steps"
+    name = {"ridge": "penalty", "descent": "steps", "sgd": "epochs"}[solver]
     result[name] = ("seed", "input", "target"), strength, chosen_by
     result["cells"] = (
         ("seed", "part"),
@@ -318,12 +333,55 @@ def _cells(
     return known
 
 
+@dataclass(frozen=True)
+class _Fitter:
+    """How regressions are fitted.
+
+    Parameters
+    ----------
+    layout : Layout
+        Columns of the table.
+    solver : str
+        As in `probe`.
+    seeds : sequence of int
+        Of the divisions.
+    table : callable
+        Returns the table, (cell, column), of the cells of a part of the division of some number.
+    """
+
+    layout: Layout
+    solver: Solver
+    seeds: Sequence[int]
+    table: Callable[[int, int], Floats]
+
+    @property
+    def targets(self) -> Indices:
+        """Columns of the targets."""
+        return np.arange(self.layout.width)[self.layout.places["targets"]]
+
+    def fit(
+        self, number: int, by_part: Mapping[int, Part], columns: Indices, basis: Floats | None
+    ) -> Ridge:
+        """Fit to the cells of the division of some number; components are on a basis."""
+        train, at = by_part[TRAIN], self.targets
+        if self.solver != "sgd":
+            return Ridge.fit(train, by_part[VALIDATE], columns, at, solver=self.solver)
+
+        def values(part: int) -> tuple[Floats, Floats]:
+            table = self.table(number, part)
+            if basis is not None:
+                table = np.hstack([table, table[:, self.layout.places["embedding"]] @ basis])
+            return table[:, columns], table[:, at]
+
+        seed = self.seeds[number]
+        return sgd.fit(train, *values(TRAIN), values(VALIDATE), columns, at, seed)
+
+
 def _fitted(
     parts: Sequence[Mapping[int, Part]],
-    layout: Layout,
+    fitter: "_Fitter",
     chosen: Sequence[Input],
     mapped: Input | None,
-    solver: Solver,
     rotated: bool,
 ) -> tuple[Floats, Floats, Floats, list[tuple[Floats, Floats]]]:
     """Fit and test every input for every seed.
@@ -335,7 +393,7 @@ def _fitted(
     models : list of tuple
         Of each seed, coefficients on the table's columns and intercepts, for the mapped input.
     """
-    at = np.arange(layout.width)[layout.places["targets"]]
+    layout, at = fitter.layout, fitter.targets
     rmse = np.empty((len(parts), len(chosen), len(at)))
     r2, strength, models = np.empty_like(rmse), np.empty_like(rmse), []
     most = max(one.components for one in chosen)
@@ -348,7 +406,7 @@ def _fitted(
             by_part = {part: one.extended(vectors, basis) for part, one in by_part.items()}
         for n, one in enumerate(chosen):
             columns = layout.columns(one)
-            fitted = Ridge.fit(by_part[TRAIN], by_part[VALIDATE], columns, at, solver=solver)
+            fitted = fitter.fit(s, by_part, columns, basis)
             errors = fitted.errors(by_part[TRAIN], by_part[TEST])
             rmse[s, n], strength[s, n] = np.sqrt(errors), fitted.strength
             r2[s, n] = 1 - errors / by_part[TEST].variance(at)

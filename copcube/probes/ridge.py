@@ -24,7 +24,7 @@ number of cells, as alpha / n of scikit-learn on inputs of unit variance."""
 STEPS = tuple(10.0**power for power in np.arange(0, 6.1, 0.25))
 """Numbers of steps among which validation chooses where descent stops."""
 
-Solver = Literal["ridge", "descent"]
+Solver = Literal["ridge", "descent", "sgd"]
 
 _COLLINEAR = 1e-10
 """Eigenvalue of the correlations, relative to the largest, below which inputs repeat others."""
@@ -102,7 +102,7 @@ class Ridge:
         columns: Indices,
         targets: Indices,
         strengths: Sequence[float] | None = None,
-        solver: Solver = "ridge",
+        solver: Literal["ridge", "descent"] = "ridge",
     ) -> Self:
         """Fit to some cells, with the strength that serves each target best on others.
 
