@@ -57,12 +57,12 @@ bench: .venv/installed
 	$(BIN)/pip install --quiet --editable ".[test]"
 	touch $@
 
-# Without the two bounds, timm would bring the newest torchvision and with it the newest torch,
-# and numcodecs would warn of the crc32c that zarr before 3.1.4 asks it for.
+# Without the bounds, timm would bring the newest torchvision and with it the newest torch, numcodecs
+# would warn of the crc32c that zarr before 3.1.4 asks it for, and pyparsing of old matplotlib.
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/pip install --quiet uv
-	printf 'torchvision<0.21\nnumcodecs<0.16.4\n' >.venv-oldest/constraints.txt
+	printf 'torchvision<0.21\nnumcodecs<0.16.4\npyparsing<3.3\n' >.venv-oldest/constraints.txt
 	.venv-oldest/bin/uv pip compile --quiet --python .venv-oldest/bin/python \
 	  --resolution lowest-direct --extra test --constraint .venv-oldest/constraints.txt \
 	  --output-file .venv-oldest/requirements.txt pyproject.toml

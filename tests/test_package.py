@@ -40,7 +40,7 @@ ALLOWED = {  # third-party package → modules that may import it
     "sklearn": {"lookup"},
 }
 
-SPINE = ["version", "errors", "arguments", "dates", "grid", "modalities", "selection"]
+SPINE = ["version", "errors", "arguments", "dates", "grid", "projecting", "modalities", "selection"]
 SPINE += ["progress", "lookahead", "files", "hub", "rows", "cells", "images", "encoder", "means"]
 SPINE += [
     "balance",

@@ -20,6 +20,7 @@ from copcube.embedding.axes import DEGREES
 from copcube.embedding.partition import DEM_DAYS
 from copcube.errors import OptionError
 from copcube.modalities import AREA, Modality
+from copcube.projecting import projected
 
 if TYPE_CHECKING:
     from pyproj import CRS
@@ -97,7 +98,7 @@ class Georeference:
         from pyproj import Transformer
 
         to_degrees = Transformer.from_crs(self.crs, grid.WGS84, always_xy=True).transform
-        lon, lat = map(np.asarray, to_degrees(*np.meshgrid(x, y)))
+        lon, lat = projected(to_degrees, *np.meshgrid(x, y))
         # pyproj gives infinity where a projection is not defined.
         known = np.isfinite(lon) & np.isfinite(lat) & (np.abs(lat) <= 90)
         lon = (np.where(known, lon, np.nan) + 180) % 360 - 180
@@ -118,7 +119,7 @@ class Georeference:
             (self.degrees(north, column), self.degrees(south, column)),
         )
         width, height = (
-            np.asarray(Geod(ellps="WGS84").inv(lon, lat, other_lon, other_lat)[2]) / (size - 1)
+            projected(Geod(ellps="WGS84").inv, lon, lat, other_lon, other_lat)[2] / (size - 1)
             for (lat, lon), (other_lat, other_lon) in spans
         )
         return np.asarray(np.sqrt(width * height))

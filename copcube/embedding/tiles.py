@@ -345,7 +345,6 @@ def _map(pixels: Any, metadata: NDArray[np.float64], task: _Task, dim: int) -> A
         chunks=(*leading, *vectors, (dim,)),
         dtype=np.float32,
         meta=np.empty((0,) * pixels.ndim, dtype=np.float32),
-        token="copcube-embed",
     )
 
 

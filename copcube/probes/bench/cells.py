@@ -224,6 +224,7 @@ def _joined(view: CubeView, places: Sequence[Place]) -> Cells:
     i, j, owner, area = _under(view, places)
     # Many places share cells; each cell is read once.
     cells, which = np.unique(np.stack([i, j]), axis=1, return_inverse=True)
+    which = which.ravel()  # NumPy 2.0.0 gives it another dimension
     vectors, there = gathered_vectors(view, cells[0], cells[1], zeros_allowed=view.zeros_allowed)
     weights = area * there[which]
     total = np.zeros(len(places))

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from copcube.errors import GridError
 from copcube.grid import Floats, Integers
+from copcube.projecting import projected
 
 if TYPE_CHECKING:
     from pyproj import Proj
@@ -384,7 +385,7 @@ def _by_zone(x: Floats, y: Floats, epsg: Integers, *, inverse: bool) -> tuple[Fl
     out_x, out_y = np.empty(np.shape(x)), np.empty(np.shape(x))
     for code in np.unique(epsg).tolist():
         mine = epsg == code
-        out_x[mine], out_y[mine] = _zone(code)(x[mine], y[mine], inverse=inverse)
+        out_x[mine], out_y[mine] = projected(_zone(code), x[mine], y[mine], inverse=inverse)
     return out_x, out_y
 
 
