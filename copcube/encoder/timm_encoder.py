@@ -9,6 +9,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,14 +210,21 @@ def _built(kind: Kind) -> nn.Module:
     of_tokens: dict[str, Any] = (
         {} if kind.architecture.startswith("resnet") else {"img_size": kind.size}
     )
-    with torch.device("meta"):
-        return timm.create_model(
-            kind.architecture,
-            pretrained=False,
-            num_classes=0,
-            in_chans=len(kind.bands),
-            **of_tokens,
-        )
+    build = partial(
+        timm.create_model,
+        kind.architecture,
+        pretrained=False,
+        num_classes=0,
+        in_chans=len(kind.bands),
+        **of_tokens,
+    )
+    try:
+        with torch.device("meta"):
+            return build()
+    except RuntimeError:
+        # Old versions of timm ask tensors for their values while they build a transformer, and
+        # old ones of torch have none on the meta device.
+        return build()
 
 
 def _loaded(spec: TimmSpec) -> tuple[nn.Module, dict[str, str | int]]:
