@@ -84,7 +84,7 @@ def test_times_with_a_zone_count_in_utc():
             b"\xff",
             "2021-06-01\n2021-06-02",
         ),
-        *(None, pd.NaT, np.datetime64("NaT"), np.datetime64("2021"), np.datetime64("2021-06")),
+        *(None, pd.NaT, np.datetime64("NaT", "ns"), np.datetime64("2021"), np.datetime64("2021-06")),
         *(["2021-06-01"], np.array(["2021-06-01"]), {}, NotImplemented, pd.Period("2021-06"), 1j),
         *(np.timedelta64(3, "D"), datetime.timedelta(3), datetime.time(3)),
         *(cftime.Datetime360Day(2021, 6, 1), cftime.DatetimeJulian(2021, 6, 1)),
@@ -105,7 +105,7 @@ def test_anything_is_a_day_or_refused(value):
 
 
 def test_what_is_missing():
-    missing = [None, pd.NaT, np.datetime64("NaT"), float("nan"), np.float64("nan"), pd.NA]
+    missing = [None, pd.NaT, np.datetime64("NaT", "ns"), float("nan"), np.float64("nan"), pd.NA]
     there = [0, "", "NaT", pd.Timestamp(0), np.datetime64(0, "D"), datetime.date(2021, 1, 1)]
     assert [is_missing(value) for value in missing] == [True] * len(missing)
     assert [is_missing(value) for value in there] == [False] * len(there)

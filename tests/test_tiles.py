@@ -363,7 +363,7 @@ def test_time_coordinates_that_are_not_understood_are_refused(dims, times, messa
     np.testing.assert_array_equal(stub.metadata[:, 2], 18779)
 
 
-@pytest.mark.parametrize("date", [2021, "2021", np.datetime64("NaT"), 20210231, "soon"])
+@pytest.mark.parametrize("date", [2021, "2021", np.datetime64("NaT", "ns"), 20210231, "soon"])
 def test_a_date_that_is_none_is_refused(date):
     with pytest.raises(OptionError, match="is no date"):
         embed(utm(224, 224), "s1_grd", encoder=Stub(), date=date)
