@@ -54,7 +54,7 @@ _ROUNDING = 1e-13
 class Pixels(NamedTuple):
     """Pixels of a window as they are stored.
 
-    Parameters
+    Attributes
     ----------
     values : numpy.ndarray
         (dim, h, w).

@@ -76,7 +76,7 @@ def neighbours(
 class Predicted(NamedTuple):
     """What a model says, and the strength that validation chose.
 
-    Parameters
+    Attributes
     ----------
     output : numpy.ndarray
         (samples,) float64.
@@ -91,7 +91,7 @@ class Predicted(NamedTuple):
 class Logistic(NamedTuple):
     """Logistic regression: one of several classes, or several at once.
 
-    Parameters
+    Attributes
     ----------
     weight : numpy.ndarray
         (classes, dim) float64.

@@ -32,7 +32,7 @@ Array = NDArray[np.float32]
 class Head(NamedTuple):
     """What is trained, and what the batch norm has seen.
 
-    Parameters
+    Attributes
     ----------
     weight : numpy.ndarray
         (classes, dim) float32.
