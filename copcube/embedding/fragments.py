@@ -163,23 +163,15 @@ def _batches(
     """Collect fragments to batches of a size, or of one sample each."""
     waiting: list[Sample] = []
     count = 0
-    while True:
-        with report.timed("waiting"):
-            found = next(decoded, None)
-        if found is None:
-            break
-        for item in found:
-            if isinstance(item, Rejected):
-                report.reject(item, strict=strict)
-                continue
-            start, whole = 0, len(item.pixels)
-            while start < whole:
-                end = whole if size is None else min(whole, start + size - count)
-                waiting.append(item.take(slice(start, end)))
-                count, start = count + end - start, end
-                if size is None or count == size:
-                    yield _Batch(waiting)
-                    waiting, count = [], 0
+    for item in report.accepted(decoded, strict=strict):
+        start, whole = 0, len(item.pixels)
+        while start < whole:
+            end = whole if size is None else min(whole, start + size - count)
+            waiting.append(item.take(slice(start, end)))
+            count, start = count + end - start, end
+            if size is None or count == size:
+                yield _Batch(waiting)
+                waiting, count = [], 0
     if waiting:
         yield _Batch(waiting)
 

@@ -103,6 +103,25 @@ class PartitionReport:
             )
         self.rejected.append(item)
 
+    def accepted(self, decoded: Iterator[list[T | Rejected]], *, strict: bool) -> Iterator[T]:
+        """Yield what was decoded, record what is left out, and count the time of waiting.
+
+        Raises
+        ------
+        ImageError
+            As `reject`.
+        """
+        while True:
+            with self.timed("waiting"):
+                found = next(decoded, None)
+            if found is None:
+                return
+            for item in found:
+                if isinstance(item, Rejected):
+                    self.reject(item, strict=strict)
+                else:
+                    yield item
+
 
 def embed_partition(
     source: Source,
@@ -349,20 +368,12 @@ def _batches(
 ) -> Iterator[Batch]:
     """Collect decoded images by modality; yield each batch when it is full, the rest at last."""
     collected: dict[str, list[Image]] = {}
-    while True:
-        with report.timed("waiting"):
-            found = next(decoded, None)
-        if found is None:
-            break
-        for item in found:
-            if isinstance(item, Rejected):
-                report.reject(item, strict=strict)
-                continue
-            images = collected.setdefault(item.modality, [])
-            images.append(item)
-            # Counted by modality, so that where batches end does not depend on how modalities mix.
-            if len(images) == sizes[item.modality]:
-                yield Batch.of(collected.pop(item.modality), known[item.modality])
+    for item in report.accepted(decoded, strict=strict):
+        images = collected.setdefault(item.modality, [])
+        images.append(item)
+        # Counted by modality, so that where batches end does not depend on how modalities mix.
+        if len(images) == sizes[item.modality]:
+            yield Batch.of(collected.pop(item.modality), known[item.modality])
     # In a fixed order: the first image of each modality may come at any time.
     for key in sorted(collected, key=rank):
         yield Batch.of(collected[key], known[key])
