@@ -64,6 +64,16 @@ class Part:
         result: Floats = self.scatter[columns, columns] / self.cells
         return result
 
+    def scales(self, columns: Indices) -> Floats:
+        """Standard deviations of some columns; infinite for those that are constant.
+
+        Divided by infinity, a constant input becomes 0 and gets no coefficient.
+        """
+        scale: Floats = np.sqrt(self.variance(columns))
+        scale[scale**2 <= _CONSTANT * self.mean[columns] ** 2] = np.inf
+        scale[scale == 0] = np.inf
+        return scale
+
     def extended(self, columns: Indices, basis: Floats) -> Self:
         """Put combinations of some columns, (columns, new), behind all others."""
         across = self.scatter[:, columns] @ basis
@@ -127,10 +137,7 @@ class Ridge:
             strengths = PENALTIES if solver == "ridge" else STEPS
         inverse = _inverse if solver == "ridge" else _descended
         inputs = train.scatter[np.ix_(columns, columns)]
-        scale = np.sqrt(np.diag(inputs) / train.cells)
-        # Divided by infinity, a constant input becomes 0 and gets no coefficient.
-        scale[scale**2 <= _CONSTANT * train.mean[columns] ** 2] = np.inf
-        scale[scale == 0] = np.inf
+        scale = train.scales(columns)
         with one_thread():  # more of them would be slower for a matrix of this size
             values, vectors = np.linalg.eigh(inputs / train.cells / np.outer(scale, scale))
         together = train.scatter[np.ix_(columns, targets)] / train.cells / scale[:, None]

@@ -50,10 +50,7 @@ def fit(
     Ridge
         Whose `strength` is the number of epochs.
     """
-    mean, scale = train.mean[columns], np.sqrt(train.variance(columns))
-    # A constant input becomes 0 and gets no coefficient, as in `Ridge.fit`.
-    scale = np.where(scale**2 <= 1e-14 * mean**2, np.inf, scale)
-    scale[scale == 0] = np.inf
+    mean, scale = train.mean[columns], train.scales(columns)
     middle, spread = train.mean[targets], np.sqrt(train.variance(targets))
     x, y = (x - mean) / scale, (y - middle) / spread
     u, v = (validation[0] - mean) / scale, (validation[1] - middle) / spread
