@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
+from copcube.cli.common import Arguments, Commands, add_model, columns, command, overwrite, positive
 from copcube.cli.cubes import open_any, require_form
 
 if TYPE_CHECKING:
@@ -53,17 +53,7 @@ def add(commands: Commands) -> None:
         default="official",
         help="of a token, that the encoder is told: as published (default), or as it is",
     )
-    bench.add_argument(
-        "--weights",
-        default="hub",
-        metavar="hub|large|PATH|untrained:SEED",
-        help="the published weights (default), those of the larger model, a local file, or "
-        "meaningless ones for tests",
-    )
-    bench.add_argument(
-        "--language", metavar="PATH", help="the variables' language embeddings (default: found)"
-    )
-    bench.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    add_model(bench)
     bench.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),

@@ -8,7 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from copcube.cli.common import Arguments, Commands, command, overwrite, positive, say, show
+from copcube.cli.common import (
+    Arguments,
+    Commands,
+    add_model,
+    command,
+    overwrite,
+    positive,
+    say,
+    show,
+)
 from copcube.cli.data import ENCODERS, add_modalities
 from copcube.errors import CubeError, FetchError, MissingPackageError, OptionError
 
@@ -197,20 +206,10 @@ def _choose(command: argparse.ArgumentParser) -> None:
 
 
 def _encoder(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--weights",
-        default="hub",
-        metavar="hub|large|PATH|untrained:SEED",
-        help="the published weights (default), those of the larger model, a local file, or "
-        "meaningless ones for tests",
-    )
-    command.add_argument(
-        "--language", metavar="PATH", help="the variables' language embeddings (default: found)"
-    )
+    add_model(command)
     command.add_argument(
         "--pooling", choices=("cls", "mean"), help="which feature (default: what the weights ask)"
     )
-    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     command.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),

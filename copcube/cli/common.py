@@ -48,6 +48,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add the options that say which weights are loaded, and where they compute."""
+    command.add_argument(
+        "--weights",
+        default="hub",
+        metavar="hub|large|PATH|untrained:SEED",
+        help="the published weights (default), those of the larger model, a local file, or "
+        "meaningless ones for tests",
+    )
+    command.add_argument(
+        "--language", metavar="PATH", help="the variables' language embeddings (default: found)"
+    )
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+
+
 _WIDE = 120
 """Columns of text that a table of numbers may have, whatever the terminal's width."""
 
