@@ -53,6 +53,19 @@ def writing(path: str | Path) -> Iterator[None]:
         raise WriteError(error.errno, f"{path} cannot be written: {remedy}") from error
 
 
+def require_vacant(folder: Path) -> None:
+    """Check that a folder holds nothing, or is not there.
+
+    Raises
+    ------
+    WriteError
+        If it holds something, or cannot be listed.
+    """
+    with writing(folder):
+        if folder.exists() and any(folder.iterdir()):
+            raise WriteError(f"{folder}: not empty; give another folder or remove this one")
+
+
 @contextmanager
 def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -> Iterator[Path]:
     """Write a file under a temporary name and move it into place when it is complete.

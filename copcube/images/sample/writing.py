@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from copcube import grid, progress
 from copcube.arguments import one_path, whole_number
-from copcube.errors import MissingPackageError, OptionError, WriteError
-from copcube.files.atomic import atomic_folder, writing
+from copcube.errors import MissingPackageError, OptionError
+from copcube.files.atomic import atomic_folder, require_vacant
 from copcube.grid import cell_at, centre, format_cell, grid_id
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.tensor_form import to_tensor_form
@@ -176,9 +176,7 @@ def write_sample(
         replace(cell, dates={key: times for key, times in cell.dates.items() if key in chosen})
         for cell in _world(seed, cells, local_patches, dates)
     ]
-    with writing(root):
-        if root.exists() and any(root.iterdir()):
-            raise WriteError(f"{root}: not empty; give another folder or remove this one")
+    require_vacant(root)
     with atomic_folder(root, replace=False) as partial:
         partial.mkdir(parents=True)
         # Products of matrices as small as these take several times as long on several threads,

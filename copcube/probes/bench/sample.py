@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.arguments import one_path, whole_number
-from copcube.errors import OptionError, WriteError
-from copcube.files.atomic import atomic_folder, writing
+from copcube.errors import OptionError
+from copcube.files.atomic import atomic_folder, require_vacant
 from copcube.grid import WGS84, format_cell
 from copcube.probes.bench.classes import LC100_CODES
 from copcube.probes.bench.opening import LAYOUTS
@@ -84,9 +84,7 @@ def write_bench_sample(
     if not chosen:
         raise OptionError(f"no task chosen; give one or more of {', '.join(TASKS)}")
     root = Path(one_path(folder, "folder"))
-    with writing(root):
-        if root.exists() and any(root.iterdir()):
-            raise WriteError(f"{root}: not empty; give another folder or remove this one")
+    require_vacant(root)
     counts = dict(zip(SPLITS, (images, images // 2, images // 2), strict=True))
     with atomic_folder(root, replace=False) as partial:
         partial.mkdir(parents=True)

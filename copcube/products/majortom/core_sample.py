@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from copcube import progress
 from copcube.arguments import one_path, whole_number
-from copcube.errors import OptionError, WriteError
-from copcube.files.atomic import atomic_folder, writing
+from copcube.errors import OptionError
+from copcube.files.atomic import atomic_folder, require_vacant
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.sample.writing import REGIONS
 from copcube.modalities import MODALITIES
-from copcube.products.majortom.grid import PIXEL, SIDE, Grid, squares, unproject
+from copcube.products.majortom.grid import GRID, PIXEL, SIDE, squares, unproject
 
 _DATE = "20210704"
 _COARSER = {"B01": 6, "B09": 6, "B10": 6}
@@ -84,9 +84,7 @@ def write_core(
     if side % 6:
         raise OptionError(f"side is {side}; expected a multiple of 6, for bands of 60 m")
     root = Path(one_path(folder, "folder"))
-    with writing(root):
-        if root.exists() and any(root.iterdir()):
-            raise WriteError(f"{root}: not empty; give another folder or remove this one")
+    require_vacant(root)
     places = [_place(i, side) for i in range(cells)]
     with (
         atomic_folder(root, replace=False) as partial,
@@ -101,13 +99,13 @@ def write_core(
 
 def _place(number: int, side: int) -> _Place:
     region, east = REGIONS[number % len(REGIONS)], number // len(REGIONS)
-    row, col = (int(n[0]) for n in Grid().at([region.lat], [region.lon]))
+    row, col = (int(n[0]) for n in GRID.at([region.lat], [region.lon]))
     col += east
-    epsg = int(Grid().utm([row], [col])[0])
+    epsg = int(GRID.utm([row], [col])[0])
     left, top = (float(a[0]) for a in squares([row], [col], [epsg]))
     inset = (SIDE - side) / 2 * PIXEL
-    lat, lon = (float(a[0]) for a in Grid().centre([row], [col]))
-    name = str(Grid().names([row], [col])[0])
+    lat, lon = (float(a[0]) for a in GRID.centre([row], [col]))
+    name = str(GRID.names([row], [col])[0])
     return _Place(row, col, name, epsg, left + inset, top - inset, lat, lon, region.terrain)
 
 

@@ -337,6 +337,10 @@ def utm_epsg(lat: ArrayLike, lon: ArrayLike) -> Integers:
     return np.where(y < 0, 32700, 32600) + zone
 
 
+GRID = Grid()
+"""The grid of all released data, which keeps its tables."""
+
+
 def squares(row: ArrayLike, col: ArrayLike, epsg: ArrayLike) -> tuple[Floats, Floats]:
     """Upper left corners of the images of cells of the grid of 10 km, in UTM.
 
@@ -359,7 +363,7 @@ def squares(row: ArrayLike, col: ArrayLike, epsg: ArrayLike) -> tuple[Floats, Fl
     GridError
         If a cell is not on the grid, or a code is that of no UTM zone.
     """
-    lat, lon = Grid().corner(row, col)
+    lat, lon = GRID.corner(row, col)
     east, north = project(lat, lon, np.asarray(epsg, np.int64))
     return east - BEYOND, north - BEYOND + SIDE * PIXEL
 

@@ -30,7 +30,7 @@ from copcube.files.objects import file_size, is_remote
 from copcube.images import Partition, Rejected
 from copcube.products.majortom.bands import Band, decode
 from copcube.products.majortom.fragments import Fragmentation
-from copcube.products.majortom.grid import PIXEL, SIDE, Grid, squares
+from copcube.products.majortom.grid import GRID, PIXEL, SIDE, squares
 from copcube.products.majortom.table import Embeddings
 from copcube.rows import reading_parquet, rows_files
 from copcube.selection import Selection
@@ -49,7 +49,6 @@ _SAMPLES = 200
 """Samples of a tree in a partition."""
 
 _ROW = re.compile(r"[0-9]{1,4}[UD]")
-_GRID = Grid()  # keeps the texts of its ids
 _TIME = re.compile(r"[0-9]{8}T[0-9]{6}")
 
 
@@ -370,7 +369,7 @@ class CoreSource:
                 _decoded(name, data) for name, data in zip(self.fragments.bands, raw, strict=True)
             ]
             finest = max(bands, key=lambda band: band.side)
-            row, col = (int(n[0]) for n in _GRID.parse([str(cell)]))
+            row, col = (int(n[0]) for n in GRID.parse([str(cell)]))
             if (away := _away(row, col, finest)) > ASTRAY:
                 reason = (
                     f"its cell is {cell}, but the image lies {away:.1f} km from there; expected "

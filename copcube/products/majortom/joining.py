@@ -12,7 +12,7 @@ import numpy as np
 from copcube.errors import RowsError
 from copcube.grid import Integers
 from copcube.products.majortom import reading
-from copcube.products.majortom.grid import Grid, codes_of
+from copcube.products.majortom.grid import GRID, codes_of
 from copcube.products.majortom.reading import Position
 from copcube.products.majortom.table import SOURCES, Embeddings
 from copcube.rows import distinct, map_vectors, reading_parquet, row_group_sizes, rows_files
@@ -53,7 +53,7 @@ def _load(path: str | Path, position: Position) -> Embeddings:
         table = file.read(columns=there)
     texts = {name: distinct(table.column(name)) for name in reading.TEXTS}
     cell, crs = texts["grid_cell"], texts["utm_crs"]
-    row, col = Grid().parse(cell[0])
+    row, col = GRID.parse(cell[0])
     box = reading.boxes(table.column("pixel_bbox"), path, np.arange(len(rows)))
     every = np.ones(len(rows), bool)
     vectors = [block for _, block in map_vectors(lambda *b: b, path, groups, every)]
@@ -117,7 +117,7 @@ def _keys(rows: Embeddings) -> dict[_Key, int]:
     for row, key in enumerate(zip(*columns, strict=True)):
         if keys.setdefault(key, row) == row:
             continue
-        name = Grid().names(rows.grid_row[[row]], rows.grid_col[[row]])[0]
+        name = GRID.names(rows.grid_row[[row]], rows.grid_col[[row]])[0]
         raise RowsError(
             f"row {row} has the fragment {rows.box[row].tolist()} of cell {name} and product "
             f"{rows.product_id[row]} a second time; give the files of one model alone"

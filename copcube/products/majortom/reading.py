@@ -29,7 +29,7 @@ from copcube.files.objects import is_remote
 from copcube.grid import Floats, Integers
 from copcube.modalities import ORDER
 from copcube.products.majortom.fragments import footprints
-from copcube.products.majortom.grid import PIXEL, Grid, codes_of, squares, unproject
+from copcube.products.majortom.grid import GRID, PIXEL, codes_of, squares, unproject
 from copcube.products.majortom.table import LICENCE
 from copcube.products.overlap import overlaps
 from copcube.rows import Rows, check_vectors, distinct, read_provenance, reading_parquet
@@ -159,14 +159,14 @@ class _Part:
         self._cell_text, self._cell = columns["grid_cell"]
         self._product_text, self._product = columns["product_id"]
         self._time_text, self._time = columns["timestamp"]
-        row, col = self._each("grid_cell", self._cell_text, self._cell, Grid().parse)
+        row, col = self._each("grid_cell", self._cell_text, self._cell, GRID.parse)
         crs = self._each("utm_crs", *columns["utm_crs"], lambda texts: (codes_of(texts),))
         self.row, self.col, self.epsg = (
             row[self._cell],
             col[self._cell],
             crs[0][columns["utm_crs"][1]],
         )
-        self._middles = Grid().centre(row, col)
+        self._middles = GRID.centre(row, col)
         self.lat, self.lon = (_floats(table.column(f"centre_{axis}")) for axis in ("lat", "lon"))
         self.box = boxes(table.column("pixel_bbox"), path, number)
         self._check_centres()
@@ -227,7 +227,7 @@ class _Part:
             f"{self._path}: row {self._number[i]} contradicts itself: cell "
             f"{self._cell_text[self._cell[i]]} lies at latitude {lat:.3f}, longitude {lon:.3f}, "
             f"the centre of the row at {self.lat[i]:.3f}, {self.lon[i]:.3f}, which is in cell "
-            f"{Grid().names(*(np.atleast_1d(a) for a in Grid().at(self.lat[i], self.lon[i])))[0]}; "
+            f"{GRID.names(*(np.atleast_1d(a) for a in GRID.at(self.lat[i], self.lon[i])))[0]}; "
             "drop such rows, or get the file anew"
         )
 

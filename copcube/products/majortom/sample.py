@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from copcube.arguments import one_path, whole_number
-from copcube.errors import WriteError
-from copcube.files.atomic import atomic_folder, writing
+from copcube.files.atomic import atomic_folder, require_vacant
 from copcube.grid import Floats
-from copcube.products.majortom.grid import SIDE, Grid
+from copcube.products.majortom.grid import GRID, SIDE
 from copcube.products.majortom.hilbert import hilbert
 from copcube.products.majortom.table import Embeddings
 from copcube.products.majortom.writing import writing_embeddings
@@ -82,9 +81,7 @@ def write_embeddings(folder: str | Path, *, seed: int = 0, cells: int = 400) -> 
     whole_number(seed, "seed", 0, 2**32 - 1)
     whole_number(cells, "cells", 1, 8000)
     root = Path(one_path(folder, "folder"))
-    with writing(root):
-        if root.exists() and any(root.iterdir()):
-            raise WriteError(f"{root}: not empty; give another folder or remove this one")
+    require_vacant(root)
     places = _places(cells)
     with atomic_folder(root, replace=False) as partial:
         for number, (name, dim) in enumerate(SETS.items()):
@@ -93,16 +90,15 @@ def write_embeddings(folder: str | Path, *, seed: int = 0, cells: int = 400) -> 
             about = {"synthetic": "drawn at random by copcube sample; no image was read"}
             path = partial / name / "part_00001.parquet"
             with writing_embeddings(path, dim, sources=True, about=about) as file:
-                file.write(_rows(*places, _vectors(*Grid().centre(*places), dim, seed, rng)))
+                file.write(_rows(*places, _vectors(*GRID.centre(*places), dim, seed, rng)))
         size = sum(path.stat().st_size for path in partial.rglob("*.parquet"))
     return SampleSets(root, tuple(SETS), cells, size)
 
 
 def _places(number: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of cells, spread evenly over the region."""
-    grid = Grid()
-    row, col = grid.cells(_SOUTH, _SOUTH + _HEIGHT)
-    lat, lon = grid.centre(row, col)
+    row, col = GRID.cells(_SOUTH, _SOUTH + _HEIGHT)
+    lat, lon = GRID.centre(row, col)
     inside = np.flatnonzero((lon >= _WEST) & (lon < _WEST + _WIDTH))
     inside = inside[np.argsort(hilbert(lat[inside], lon[inside]))]
     chosen = inside[np.linspace(0, len(inside) - 1, number).astype(np.int64)]
@@ -121,7 +117,7 @@ def _rows(row: np.ndarray, col: np.ndarray, vectors: np.ndarray) -> Embeddings:
         col,
         np.array([f"S2B_MSIL2A_{day}_{tile}_{day[:8]}T180000" for day in days], object),
         np.array(days, object),
-        Grid().utm(row, col),
+        GRID.utm(row, col),
         box,
         vectors,
         parquet_url=np.full(n, f"{url}part_00001.parquet", object),

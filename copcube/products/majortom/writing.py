@@ -23,7 +23,7 @@ from copcube.errors import RowsError
 from copcube.files.atomic import atomic_path
 from copcube.grid import Floats
 from copcube.products.majortom.fragments import Footprints
-from copcube.products.majortom.grid import Grid
+from copcube.products.majortom.grid import GRID
 from copcube.products.majortom.hilbert import hilbert
 from copcube.products.majortom.table import COLUMNS, LICENCE, SOURCES, Embeddings
 from copcube.rows.table import PREFIX
@@ -305,7 +305,7 @@ def _table(
         "embedding": _lists(rows.embedding),
         "timestamp": rows.timestamp,
         "product_id": rows.product_id,
-        "grid_cell": Grid().names(rows.grid_row, rows.grid_col),
+        "grid_cell": GRID.names(rows.grid_row, rows.grid_col),
         "grid_row_u": rows.grid_row.astype(np.int16),
         "grid_col_r": rows.grid_col.astype(np.int16),
         "geometry": binary,
