@@ -25,7 +25,10 @@ from copcube.lookup.similar import (
     Metric,
     check_places,
     check_vector,
+    chord_of,
+    chords,
     lengths_of,
+    lowest,
     scores,
 )
 from copcube.products import tables
@@ -283,10 +286,10 @@ class Fragments:
         if here is not None:
             rank[here] = np.inf
         there = int(np.isfinite(rank).sum())
-        chord = 2 * np.sin(min(exclude_km / EARTH_RADIUS, np.pi) / 2)
+        chord = chord_of(exclude_km)
         looked = n if exclude_km == 0 else max(_FIRST, n)
         while True:
-            best = _least(rank, min(looked, there))
+            best = lowest(rank, min(looked, there))
             if exclude_km == 0:
                 return best
             # A fragment keeps out others of worse rank only, so that a longer list of candidates
@@ -294,11 +297,11 @@ class Fragments:
             points = on_sphere(self.lat[best], self.lon[best])
             left = np.ones(len(best), bool)
             if here is not None:
-                left = _chords(points, on_sphere(self.lat[here], self.lon[here])) > chord
+                left = chords(points, on_sphere(self.lat[here], self.lon[here])) > chord
             chosen: list[int] = []
             while left.any() and len(chosen) < n:
                 chosen.append(int(np.argmax(left)))
-                left &= _chords(points, points[chosen[-1]]) > chord
+                left &= chords(points, points[chosen[-1]]) > chord
             if len(chosen) == n or looked >= there:
                 return best[chosen]
             looked *= 8
@@ -441,17 +444,3 @@ _TOLD = {
     "modality": "modality",
     "date": "date",
 }
-
-
-def _least(rank: NDArray[Any], n: int) -> Integers:
-    """Positions of the n least values, the least first; of equal ones the first position."""
-    if n <= 0:
-        return np.empty(0, np.int64)
-    worst = np.partition(rank, n - 1)[n - 1]
-    found = np.flatnonzero(rank <= worst)
-    return found[np.argsort(rank[found], kind="stable")][:n]
-
-
-def _chords(points: Floats, point: Floats) -> Floats:
-    """Distances through the unit sphere, which grow with those along it."""
-    return np.asarray(np.linalg.norm(points - point, axis=-1))

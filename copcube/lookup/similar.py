@@ -9,7 +9,7 @@ from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part, refuse_zeros
 from copcube.errors import OptionError
 from copcube.files.processors import available_processors
-from copcube.grid import Floats, on_sphere
+from copcube.grid import Floats, Integers, on_sphere
 from copcube.lookahead import map_ahead
 
 if TYPE_CHECKING:
@@ -281,24 +281,35 @@ def best_places(
     if here is not None:
         found = found[found != here[0] * width + here[1]]
     if exclude_km == 0:
-        # `argpartition` is linear; ties are then broken by position, so that lists are the same.
-        if n < len(found):
-            worst = np.partition(rank[found], n - 1)[n - 1]
-            found = found[rank[found] <= worst]
-        return found[np.argsort(rank[found], kind="stable")][:n]
+        return found[lowest(rank[found], min(n, len(found)))]
     points = on_sphere(lat[found // width], lon[found % width])
-    chord = 2 * np.sin(min(exclude_km / EARTH_RADIUS, np.pi) / 2)
+    chord = chord_of(exclude_km)
     left = np.ones(len(found), bool)
     if here is not None:
-        left &= _chords(points, on_sphere(lat[here[0]], lon[here[1]])) > chord
+        left &= chords(points, on_sphere(lat[here[0]], lon[here[1]])) > chord
     score = np.where(left, rank[found], np.inf)
     best: list[int] = []
     while len(best) < n and np.isfinite(score[first := int(np.argmin(score))]):
         best.append(first)
-        score[_chords(points, points[first]) <= chord] = np.inf
+        score[chords(points, points[first]) <= chord] = np.inf
     return found[best]
 
 
-def _chords(points: Floats, point: Floats) -> Floats:
+def lowest(rank: NDArray[Any], n: int) -> Integers:
+    """Positions of the n least values, the least first; of equal ones the first position."""
+    if n <= 0:
+        return np.empty(0, np.int64)
+    # `partition` is linear; ties are then broken by position, so that lists are the same.
+    worst = np.partition(rank, n - 1)[n - 1]
+    found = np.flatnonzero(rank <= worst)
+    return found[np.argsort(rank[found], kind="stable")][:n]
+
+
+def chord_of(km: float) -> float:
+    """Distance through the unit sphere of points so far apart along the Earth's."""
+    return float(2 * np.sin(min(km / EARTH_RADIUS, np.pi) / 2))
+
+
+def chords(points: Floats, point: Floats) -> Floats:
     """Distances through the unit sphere, which grow with those along it."""
     return np.asarray(np.linalg.norm(points - point, axis=-1))
