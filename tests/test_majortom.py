@@ -34,8 +34,9 @@ from copcube.products.majortom import (
     load,
     writing_embeddings,
 )
-from copcube.products.majortom.reading import order, order_of, remarks
+from copcube.products.majortom.about import remarks
 from copcube.products.majortom.sample import SETS, write_embeddings
+from copcube.products.majortom.transposed import order, order_of
 from copcube.products.overlap import overlaps
 from copcube.rows import rows_files
 

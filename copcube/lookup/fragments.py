@@ -33,7 +33,7 @@ from copcube.lookup.similar import (
 )
 from copcube.products import tables
 from copcube.products.majortom import reading as majortom
-from copcube.products.majortom.reading import Position
+from copcube.products.majortom.transposed import Position
 
 if TYPE_CHECKING:
     import xarray as xr

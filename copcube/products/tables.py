@@ -24,8 +24,10 @@ from copcube.files.objects import file_size, is_remote
 from copcube.grid import Integers
 from copcube.products import pixels
 from copcube.products.alphaearth import AlphaEarth
+from copcube.products.majortom import about, columns
 from copcube.products.majortom import reading as majortom
-from copcube.products.majortom.reading import Assign, Position
+from copcube.products.majortom.reading import Assign
+from copcube.products.majortom.transposed import Position
 from copcube.products.pixels import Block, Reader
 from copcube.products.tessera import Tessera
 from copcube.rows import Rows
@@ -173,7 +175,7 @@ def is_product(path: str | Path) -> bool:
 @lru_cache(maxsize=4096)
 def _is_product(path: str, _changed: int) -> bool:
     with rows.reading_parquet(path) as file:
-        return majortom.is_majortom(file.schema_arrow)
+        return columns.is_majortom(file.schema_arrow)
 
 
 def embedding_length(path: str | Path) -> int:
@@ -189,7 +191,7 @@ def embedding_length(path: str | Path) -> int:
     if not is_product(path):
         return rows.embedding_length(path)
     with rows.reading_parquet(path) as file:
-        majortom.check(file.schema_arrow, path)
+        columns.check(file.schema_arrow, path)
         return rows.vector_length(file)
 
 
@@ -205,7 +207,7 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
     """
     reader = _reader(path)
     if reader is None and is_product(path):
-        return majortom.provenance(path, assign, position)
+        return about.provenance(path, assign, position)
     if (assign, position) != ("centre", "auto"):
         why = (
             "these rows name their cells" if reader is None else "pixels have a centre and no more"
@@ -237,7 +239,7 @@ def remarks(files: Sequence[str | Path], assign: Assign, position: Position) -> 
         If a file cannot be read.
     """
     fragments = [file for file in files if not is_of_pixels(file) and is_product(file)]
-    return majortom.remarks(fragments, assign, position)
+    return about.remarks(fragments, assign, position)
 
 
 def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: Position) -> Rows:

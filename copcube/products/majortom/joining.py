@@ -11,10 +11,10 @@ import numpy as np
 
 from copcube.errors import RowsError
 from copcube.grid import Integers
-from copcube.products.majortom import reading
+from copcube.products.majortom import columns, reading
 from copcube.products.majortom.grid import GRID, codes_of
-from copcube.products.majortom.reading import Position
 from copcube.products.majortom.table import SOURCES, Embeddings
+from copcube.products.majortom.transposed import Position, is_swapped
 from copcube.rows import distinct, map_vectors, reading_parquet, row_group_sizes, rows_files
 
 
@@ -46,15 +46,15 @@ def _load(path: str | Path, position: Position) -> Embeddings:
     groups = range(len(row_group_sizes(path)))
     # Every check is made there; of what it finds only the place of the box matters here.
     rows = reading.read(path, groups, "centre", position)
-    swapped = position == "swap" or (position == "auto" and reading.order_of(path) == "transposed")
-    columns = (*reading.NEEDED, *SOURCES)
-    with reading_parquet(path, columns=columns) as file:
-        there = [name for name in columns if name in file.schema_arrow.names]
+    swapped = is_swapped(path, position)
+    names = (*columns.NEEDED, *SOURCES)
+    with reading_parquet(path, columns=names) as file:
+        there = [name for name in names if name in file.schema_arrow.names]
         table = file.read(columns=there)
-    texts = {name: distinct(table.column(name)) for name in reading.TEXTS}
+    texts = {name: distinct(table.column(name)) for name in columns.TEXTS}
     cell, crs = texts["grid_cell"], texts["utm_crs"]
     row, col = GRID.parse(cell[0])
-    box = reading.boxes(table.column("pixel_bbox"), path, np.arange(len(rows)))
+    box = columns.boxes(table.column("pixel_bbox"), path, np.arange(len(rows)))
     every = np.ones(len(rows), bool)
     vectors = [block for _, block in map_vectors(lambda *b: b, path, groups, every)]
     url = distinct(table.column(SOURCES[0])) if SOURCES[0] in there else None

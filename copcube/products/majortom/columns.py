@@ -1,0 +1,137 @@
+"""The columns of Major TOM's files of embeddings, whatever wrote them, as arrays.
+
+Accepted are 13 columns or 15, of which those in `NEEDED` are read, ``embedding`` or
+``embeddings``, lists of any kind and floats of any precision.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import RowsError
+from copcube.grid import Floats, Integers
+from copcube.rows import check_vectors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+TEXTS = ("grid_cell", "product_id", "timestamp", "utm_crs")
+NEEDED = (*TEXTS, "centre_lat", "centre_lon", "pixel_bbox")
+
+_MOST = 1 << 14
+"""Pixels that no image has a side of; those of Core have 1068."""
+
+_POLYGON = np.dtype([("head", "u1", 13), ("points", "<f8", (5, 2))])
+_HEAD = b"\x01\x03\x00\x00\x00\x01\x00\x00\x00\x05\x00\x00\x00"
+
+
+def is_majortom(schema: "pa.Schema") -> bool:
+    """Whether a file's columns are Major TOM's, perhaps not all of them."""
+    return "grid_cell" in schema.names or {"pixel_bbox", "centre_lat"} <= set(schema.names)
+
+
+def check(schema: "pa.Schema", path: str | Path) -> None:
+    """Check that a file has the columns that are read.
+
+    Raises
+    ------
+    RowsError
+        If it has not.
+    """
+    names = set(schema.names)
+    vectors = {"embedding", "embeddings"} & names
+    missing = [name for name in NEEDED if name not in names]
+    missing += [] if vectors else ["embedding"]
+    if missing:
+        raise RowsError(
+            f"{path}: embeddings of Major TOM have the columns embedding, {', '.join(NEEDED)}; "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing "
+            f"(found {', '.join(schema.names)})"
+        )
+    check_vectors(schema, path)
+
+
+def numbers(file: "pq.ParquetFile", row_groups: Sequence[int]) -> Integers:
+    """Numbers in the file of the rows of some row groups."""
+    sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+    first = np.cumsum(sizes) - sizes
+    ranges = [np.arange(first[g], first[g] + sizes[g]) for g in row_groups]
+    return np.concatenate([np.empty(0, np.int64), *ranges])
+
+
+def floats(column: "pa.ChunkedArray") -> Floats:
+    """Numbers of a column in float64, NaN for what is missing."""
+    import pyarrow as pa
+
+    column = column.cast(pa.float64())
+    parts = [np.asarray(_plain(chunk), np.float64) for chunk in column.chunks]
+    return np.concatenate([np.empty(0), *parts])
+
+
+def _plain(array: "pa.Array") -> NDArray[Any]:
+    # Not `to_numpy` unless it must be, which imports pandas.
+    return array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
+
+
+def boxes(column: "pa.ChunkedArray", path: str | Path, number: Integers) -> Integers:
+    """Boxes (n, 4) of a column of lists.
+
+    Raises
+    ------
+    RowsError
+        If one is missing or is none; names its row, by the numbers of the rows.
+    """
+    import pyarrow as pa
+
+    found = [np.empty((0, 4), np.int64)]
+    start = 0
+    for chunk in column.chunks:
+        here = number[start : start + len(chunk)]
+        start += len(chunk)
+        values, four = chunk.flatten(), len(chunk) * 4
+        if chunk.null_count or values.null_count or len(values) != four:
+            lengths = [len(box or []) for box in chunk.to_pylist()]
+            bad = next((i for i, n in enumerate(lengths) if n != 4), 0)
+            raise RowsError(
+                f"{path}: pixel_bbox of row {here[bad]} is not four numbers [x0, y0, x1, y1]"
+            )
+        found.append(_plain(values.cast(pa.int64())).reshape(-1, 4))
+    box = np.concatenate(found)
+    wrong = (box[:, :2] < 0) | (box[:, 2:] <= box[:, :2]) | (box[:, 2:] >= _MOST)
+    if wrong.any():
+        i = int(np.argmax(wrong.any(axis=1)))
+        raise RowsError(
+            f"{path}: pixel_bbox of row {number[i]} is {box[i].tolist()}; expected "
+            f"[x0, y0, x1, y1] inside an image, such as [0, 211, 224, 435]"
+        )
+    return box
+
+
+def polygons(column: "pa.ChunkedArray") -> tuple[Floats, NDArray[np.bool_]]:
+    """Corners (n, 5, 2) of well-known binary, and which are polygons of five points."""
+    found = [np.empty(0, _POLYGON)]
+    for chunk in column.chunks:
+        offsets, data = _binary(chunk)
+        record = np.zeros(len(chunk), _POLYGON)
+        whole = np.flatnonzero(np.diff(offsets) == _POLYGON.itemsize)
+        # A view of each polygon's bytes, wherever they begin.
+        starts = offsets[whole, np.newaxis] + np.arange(_POLYGON.itemsize)
+        record[whole] = np.ascontiguousarray(data[starts]).view(_POLYGON)[:, 0]
+        found.append(record)
+    records = np.concatenate(found)
+    plain: NDArray[np.bool_] = (records["head"] == np.frombuffer(_HEAD, np.uint8)).all(axis=1)
+    return records["points"].astype(np.float64), plain
+
+
+def _binary(chunk: "pa.Array") -> tuple[Integers, NDArray[np.uint8]]:
+    """Offsets (n + 1,) and bytes of a column of bytes, without copying them."""
+    import pyarrow as pa
+
+    chunk = chunk.cast(pa.large_binary())
+    _, offsets, data = chunk.buffers()
+    ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return ends, np.frombuffer(data or b"", np.uint8)
