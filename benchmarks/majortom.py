@@ -11,17 +11,18 @@ cells in any order, in one file.
 Reading is `pyarrow.parquet.read_table` of the columns that aggregating reads, one file after
 another, or batch by batch on all threads (`scan`). pandas reads the same and takes the mean of the
 vectors by cells with `groupby`. Each runs in a process of its own, one after the other in turn,
-with the files in the page cache; of each the median is shown, and its ratio to `read`; `start` is
-what a process needs to import what aggregating does.
+with the files in the page cache; of each the medians of seconds and of processor seconds are shown,
+and the medians of their ratios to the `read` of the same turn; `start` is what a process needs to
+import what aggregating does.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import pyarrow as pa
@@ -127,9 +128,13 @@ def as_released(path, table, group):
 
 
 def seconds(code, *arguments):
+    """Seconds and processor seconds of Python in a process of its own."""
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
-    return time.perf_counter() - begin
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return time.perf_counter() - begin, usage.ru_utime + usage.ru_stime
 
 
 def main():
@@ -154,12 +159,14 @@ def main():
             for _ in range(options.repeats):
                 for key, run in runs.items():
                     times[key].append(seconds(*run))
-            read = median(times["read"])
             gigabytes = sum(file.stat().st_size for file in files) / 1e9
             print(f"{layout}: {number:,} rows of {options.dim}, {gigabytes:.2f} GB")
+            print("            s  × read  processor s  × read      rows/s")
+            read = np.array(times["read"])
             for key, taken in times.items():
-                t = median(taken)
-                print(f"  {key:8} {t:7.2f} s  {number / t:10,.0f} rows/s  {t / read:5.2f} × read")
+                wall, cpu = np.median(taken, axis=0)
+                a, b = np.median(np.array(taken) / read, axis=0)
+                print(f"  {key:7} {wall:5.2f} {a:7.2f} {cpu:12.2f} {b:7.2f} {number / wall:11,.0f}")
 
 
 if __name__ == "__main__":

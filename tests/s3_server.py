@@ -91,6 +91,8 @@ class _Handler(Handler):
         span = ""
         if wanted and self.state.ranges:
             first, last = wanted.removeprefix("bytes=").split("-")
+            if not first:  # so many bytes before the end
+                first, last = str(max(0, len(body) - int(last))), str(len(body))
             last = min(int(last), len(body) - 1)
             span, code = f"bytes {first}-{last}/{len(body)}", 206
             body = body[int(first) : last + 1]

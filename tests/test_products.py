@@ -12,7 +12,8 @@ from copcube import grid
 from copcube.builds import aggregate
 from copcube.cli import main
 from copcube.cube import validate
-from copcube.errors import OptionError, RowsError
+from copcube.errors import OptionError, ReadError, RowsError
+from copcube.files.objects import ObjectFolder
 from copcube.products import pixels, tables
 from copcube.products.pixels import Place
 
@@ -267,6 +268,91 @@ def test_a_cell_of_one_pixel_and_of_equal_pixels_has_no_spread(tmp_path):
     with xr.open_zarr(tmp_path / "out.zarr") as ds:
         assert ds.spread.values[ds.n_images.values > 0].tolist() == [0.0, 0.0]
     assert validate(tmp_path / "out.zarr") == []
+
+
+def put(root, address):
+    """Put files below a folder into a bucket."""
+    folder = ObjectFolder(address)
+    for file in root.rglob("*"):
+        if file.is_file():
+            folder.write(str(file.relative_to(root)), file.read_bytes())
+
+
+def serve(root, web):
+    web.files |= {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*") if f.is_file()}
+
+
+def cells_of(address):
+    """Cells of all that lies at an address or below it, without the making of a cube."""
+    files = [str(file) for file in tables.files(address)]
+    assert all(tables.size(file) > 0 for file in files)
+    chosen = [(file, range(len(tables.row_group_sizes(file))), 0) for file in files]
+    dim = tables.embedding_length(files[0])
+    return tables.pixel_cells(chosen, lambda ids: np.ones(len(ids), bool), dim)
+
+
+def same(one, other):
+    """Compare cells, bit by bit."""
+    a, b = cells_of(one), cells_of(other)
+    assert len(a) == len(b) > 1
+    for name in ("grid_id", "n_images", "embedding", "spread"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_alphaearth_of_a_bucket(alphaearth, bucket, tmp_path):
+    root, expected = alphaearth
+    put(root, f"{bucket}/annual")
+    aggregate(f"{bucket}/annual/2021/32N", tmp_path / "remote.zarr")
+    assert check(tmp_path / "remote.zarr", expected)["product_years"] == "2021"
+    same(f"{bucket}/annual", root)
+
+
+def test_alphaearth_of_a_web_server_that_cuts_answers(tmp_path, web):
+    blocks = {"tiled": True, "blockxsize": 256, "blockysize": 256, "interleave": "band"}
+    write_tif(tmp_path / "2021" / "32N" / "a.tiff", stored((300, 300), 8), **blocks)
+    serve(tmp_path, web)
+    name = "2021/32N/a.tiff"
+    web.cut[name] = 2
+    same(f"{web.url}/{name}", tmp_path / name)
+    assert web.cut[name] == 0
+    assert max(last - first for first, last in web.fetched(name)) < len(web.files[name]) / 8
+
+
+def test_tessera_store_in_a_bucket(tessera, bucket, tmp_path):
+    write_zone(tmp_path, *tessera)
+    put(tmp_path, f"{bucket}/v1.zarr")
+    same(f"{bucket}/v1.zarr", tmp_path)
+
+
+def test_tessera_store_of_a_web_server_that_cuts_answers(tessera, web, tmp_path):
+    write_zone(tmp_path, *tessera)
+    serve(tmp_path, web)
+    web.cut = {name: 1 for name in web.files if "embeddings/c/0" in name}
+    same(web.url, tmp_path)
+    assert sum(web.cut.values()) == 0
+    assert tables.files(f"{web.url}/utm32") == tables.files(web.url) == [f"{web.url}/utm32"]
+
+
+def test_what_cannot_be_read_at_an_address_is_said(alphaearth, tmp_path, web):
+    root, _ = alphaearth
+    serve(root, web)
+    out = tmp_path / "out.zarr"
+    name = "2021/32N/a.tiff"
+    for absent in ("2021/32N", "2021/32N/none.tiff"):
+        with pytest.raises(ReadError, match="servers list no folders; name the files themselves"):
+            aggregate(f"{web.url}/{absent}", out, overwrite=True)
+    with pytest.raises(RowsError, match="tiles of TESSERA are read from this machine only"):
+        aggregate(f"{web.url}/grid_10.15_48.15.npy", out, overwrite=True)
+    web.files["damaged.tiff"] = b"II*\0" + bytes(100)
+    with pytest.raises(RowsError, match=r"damaged.tiff: not a readable GeoTIFF file"):
+        aggregate(f"{web.url}/damaged.tiff", out, overwrite=True)
+    web.cut[name] = 1000
+    with pytest.raises(ReadError, match=rf"{name}: the store does not answer as expected"):
+        aggregate(f"{web.url}/{name}", out, overwrite=True)
+    web.cut[name] = 0
+    web.status[name] = 403
+    with pytest.raises(ReadError, match=rf"{name}: access denied"):
+        aggregate(f"{web.url}/{name}", out, overwrite=True)
 
 
 def refused(source, out, match, error=RowsError, **options):

@@ -7,7 +7,6 @@ order is taken, as the file's transform says. Overviews are not used: their vect
 length 1 again, so that they are no means.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import RowsError
+from copcube.files.objects import file_size
 from copcube.grid import Floats
 from copcube.products import geotiff
 from copcube.products.pixels import Pixels, Raster
@@ -106,4 +106,4 @@ class AlphaEarth:
 
     def size(self, file: str) -> int:
         """Size in bytes; see `copcube.products.pixels.Reader`."""
-        return os.stat(file).st_size
+        return file_size(file)

@@ -20,7 +20,7 @@ from copcube import rows
 from copcube.arguments import one_path
 from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
-from copcube.files.objects import file_size, is_remote
+from copcube.files.objects import file_size, is_remote, sizes
 from copcube.grid import Integers
 from copcube.products import pixels
 from copcube.products.alphaearth import AlphaEarth
@@ -69,17 +69,19 @@ def files(path: str | Path) -> list[Path] | list[str]:
     """
     name = one_path(path, "rows", "; a folder or a glob names several files")
     # A store has a great many files below it, none of which is parquet.
-    if not is_remote(name) and os.path.exists(os.path.join(name, "zarr.json")):
+    if _is_store(name):
         if found := next((some for reader in READERS if (some := reader.files(name))), None):
             return found
         raise RowsError(
             f"{name}: a Zarr group without zones such as utm32; expected TESSERA's store, or a "
             "folder of parquet, GeoTIFF or .npy files"
         )
+    if is_remote(name) and (reader := _reader(name)) and (there := reader.files(name)):
+        return there
     try:
         found = [str(file) for file in rows.rows_files(name)]
     except RowsError:
-        if not os.path.isdir(name):
+        if not is_remote(name) and not os.path.isdir(name):
             raise
         for reader in READERS:
             if there := reader.files(name):
@@ -118,13 +120,20 @@ def is_of_pixels(path: str | Path) -> bool:
     return _reader(path) is not None
 
 
+def _is_store(name: str) -> bool:
+    """Whether a name is that of a Zarr group."""
+    if not is_remote(name):
+        return os.path.exists(os.path.join(name, "zarr.json"))
+    if name.endswith((".parquet", ".tif", ".tiff", ".npy")):
+        return False  # known without a request
+    return sizes([f"{name.rstrip('/')}/zarr.json"]) != [None]
+
+
 def _reader(path: str | Path) -> Reader | None:
-    if is_remote(path):
-        return None
     return next((reader for reader in READERS if reader.owns(str(path))), None)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _blocks(path: str) -> list[Block]:
     reader = _reader(path)
     assert reader is not None

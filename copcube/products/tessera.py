@@ -11,14 +11,15 @@ land and water, whose place is also theirs, in ``global_0.1_degree_tiff_all``.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.errors import RowsError, in_a_line
+from copcube.errors import CopcubeError, RowsError, in_a_line
+from copcube.files.objects import insisting, is_remote, listing, sizes, zarr_store
 from copcube.grid import Floats
 from copcube.products import geotiff
 from copcube.products.pixels import Pixels, Place, Raster
@@ -26,11 +27,13 @@ from copcube.products.pixels import Pixels, Place, Raster
 if TYPE_CHECKING:
     import zarr
 
+T = TypeVar("T")
 DIM = 128
 _ZONE = re.compile(r"utm(\d\d)")
 _LAND = "global_0.1_degree_tiff_all"
 _YEAR = re.compile(r"20[12]\d")
 _SCALES = "_scales.npy"
+_METADATA = ("zarr.json", *(f"{name}/zarr.json" for name in ("embeddings", "scales", "time")))
 
 
 class _Quantised:
@@ -66,7 +69,10 @@ class TesseraZone(_Quantised):
 
     def __init__(self, path: str, index: int) -> None:
         self.path, self._index = path, index
-        group = _group(path)
+        _asking(path, self._open)
+
+    def _open(self) -> None:
+        path, group = self.path, _group(self.path)
         embeddings, scales = (_array(group, name, path) for name in ("embeddings", "scales"))
         shape = embeddings.shape
         if embeddings.ndim != 4 or shape[1] != DIM or embeddings.dtype != np.int8:
@@ -81,23 +87,24 @@ class TesseraZone(_Quantised):
             )
         self.height, self.width = shape[2:]
         self.place = _place(group, path)
-        self.year: int | None = int(np.asarray(_array(group, "time", path)[index]))
+        self.year: int | None = int(np.asarray(_array(group, "time", path)[self._index]))
 
     def read(self, rows: slice, cols: slice) -> Pixels:
         """Read a window; see `copcube.products.pixels.Raster`."""
         try:
-            group = _group(self.path)
-            at = self._index
-            scale = np.asarray(_array(group, "scales", self.path)[at, rows, cols])
-            if not np.isfinite(scale).any():  # most of a store is sea, or not filled
-                values = np.zeros((DIM, *scale.shape), np.int8)
-            else:
-                values = np.asarray(_array(group, "embeddings", self.path)[at, :, rows, cols])
-        except RowsError:
+            values, scale = _asking(self.path, lambda: self._window(rows, cols))
+        except CopcubeError:
             raise
         except (ValueError, RuntimeError, OSError) as error:
             raise RowsError(f"{self.path}: damaged ({in_a_line(error)}); get it anew") from error
         return _pixels(values, scale, self.path)
+
+    def _window(self, rows: slice, cols: slice) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        group, at = _group(self.path), self._index
+        scale = np.asarray(_array(group, "scales", self.path)[at, rows, cols])
+        if not np.isfinite(scale).any():  # most of a store is sea, or not filled
+            return np.zeros((DIM, *scale.shape), np.int8), scale
+        return np.asarray(_array(group, "embeddings", self.path)[at, :, rows, cols]), scale
 
 
 class TesseraTile(_Quantised):
@@ -153,6 +160,8 @@ class Tessera:
 
     def files(self, path: str) -> list[str]:
         """Find zones of a store, or tiles; see `copcube.products.pixels.Reader`."""
+        if is_remote(path):
+            return _addresses(path.rstrip("/"))
         if os.path.exists(os.path.join(path, "zarr.json")):
             if _ZONE.fullmatch(os.path.basename(path.rstrip("/"))):
                 return [path.rstrip("/")]
@@ -165,13 +174,16 @@ class Tessera:
         if file.endswith(".npy"):
             return not file.endswith(_SCALES)
         zone = _ZONE.fullmatch(os.path.basename(file))
-        return zone is not None and os.path.exists(os.path.join(file, "zarr.json"))
+        # Asked often: at an address the name alone must do.
+        return zone is not None and (
+            is_remote(file) or os.path.exists(os.path.join(file, "zarr.json"))
+        )
 
     def rasters(self, file: str) -> Sequence[Raster]:
         """Open one; see `copcube.products.pixels.Reader`."""
         if file.endswith(".npy"):
             return [TesseraTile(file)]
-        years = len(_array(_group(file), "time", file)[:])
+        years = _asking(file, lambda: len(_array(_group(file), "time", file)[:]))
         return [TesseraZone(file, index) for index in range(years)]
 
     def size(self, file: str) -> int:
@@ -179,6 +191,10 @@ class Tessera:
         if file.endswith(".npy"):
             scales = file.removesuffix(".npy") + _SCALES
             return sum(os.stat(name).st_size for name in (file, scales) if os.path.exists(name))
+        if file.startswith("http"):  # a server that lists nothing
+            return sum(filter(None, sizes(f"{file}/{name}" for name in _METADATA)))
+        if is_remote(file):
+            return sum(entry.size for entry in listing(file))
         return sum(
             os.stat(os.path.join(folder, name)).st_size
             for folder, _, names in os.walk(file)
@@ -186,11 +202,34 @@ class Tessera:
         )
 
 
+def _addresses(url: str) -> list[str]:
+    """Zones at the address of a store, or of a zone."""
+    if url.endswith(".npy"):
+        raise RowsError(
+            f"{url}: tiles of TESSERA are read from this machine only; bring them (geotessera "
+            "does), or give the address of the Zarr store, or of a zone of it"
+        )
+    if sizes([f"{url}/zarr.json"]) == [None]:
+        return []
+    if _ZONE.fullmatch(os.path.basename(url)):
+        return [url]
+    # Not listed: a web server does not do that, and a store has a great many objects.
+    zones = [f"{url}/utm{number:02d}" for number in range(1, 61)]
+    there = sizes(f"{zone}/zarr.json" for zone in zones)
+    return [zone for zone, size in zip(zones, there, strict=True) if size is not None]
+
+
+def _asking(path: str, ask: Callable[[], T]) -> T:
+    """Call what reads of a store, again if it lies at an address that fails."""
+    return insisting(path, ask) if is_remote(path) else ask()
+
+
 def _group(path: str) -> "zarr.Group":
     import zarr
 
+    store = zarr_store(path) if is_remote(path) else path
     try:
-        return zarr.open_group(path, mode="r", use_consolidated=False)
+        return zarr.open_group(store, mode="r", use_consolidated=False)
     except (ValueError, OSError, KeyError) as error:
         raise RowsError(f"{path}: not a readable Zarr group ({in_a_line(error)})") from error
 

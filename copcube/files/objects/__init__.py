@@ -9,6 +9,7 @@ Keys go to the store as they are written; in ``https://`` addresses ``%20`` is a
 from copcube.files.objects.access import (
     Entry,
     file_size,
+    insisting,
     listing,
     open_file,
     read,
@@ -25,6 +26,7 @@ __all__ = [
     "ObjectFolder",
     "ReadAhead",
     "file_size",
+    "insisting",
     "is_remote",
     "listing",
     "open_file",

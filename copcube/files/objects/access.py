@@ -3,11 +3,11 @@
 import io
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from copcube.errors import ReadError
 from copcube.files.objects.stores import asking, is_remote, locate, pool, split
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _BUFFER = 256 << 10
 _TRIES, _PAUSE = 3, 1.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,34 @@ def read_range(url: str, start: int, length: int | None) -> bytes:
         As `copcube.files.objects.stores.asking`.
     """
     store, key = locate(url)
+
+    def ask() -> bytes:
+        if length is None:
+            return store.get(key).bytes().to_bytes()
+        return store.get_range(key, start=start, length=length).to_bytes()
+
+    return insisting(url, ask)
+
+
+def insisting(url: str, ask: Callable[[], T]) -> T:
+    """Call what reads from a store, again if it fails; return what it returns.
+
+    Parameters
+    ----------
+    url : str
+        What is read, for messages.
+    ask : callable
+        Called up to three times.
+
+    Raises
+    ------
+    FileNotFoundError, ReadError
+        As `copcube.files.objects.stores.asking`.
+    """
     for left in reversed(range(_TRIES)):
         try:
             with asking(url):
-                if length is None:
-                    return store.get(key).bytes().to_bytes()
-                return store.get_range(key, start=start, length=length).to_bytes()
+                return ask()
         except ReadError:  # obstore repeats failed requests, but not one whose body was cut
             if not left:
                 raise
