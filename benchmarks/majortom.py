@@ -32,6 +32,8 @@ from copcube.products.majortom import Embeddings, Fragmentation, Grid, hilbert, 
 
 LAYOUTS = ("hilbert", "released", "249k")
 CELLS_A_FILE = 25_000
+ENVIRONMENT = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+"""Modules are compiled once, as those of an installed package are, and not in every process."""
 
 NEEDED = "'embedding grid_cell product_id timestamp utm_crs centre_lat centre_lon pixel_bbox'"
 READ = f"""
@@ -54,13 +56,7 @@ vectors = pd.DataFrame(np.stack(frame.embedding.to_numpy()))
 groups = vectors.groupby(row * 1440 + col)
 groups.mean(), groups.size(), groups.var(ddof=0).sum(axis=1)
 """
-START = "import copcube.cli, copcube.builds"
-AGGREGATE = """
-import sys
-from copcube.cli import main
-sys.argv[0] = 'copcube'
-assert not main(['aggregate', *sys.argv[1:], '-q', '--overwrite'])
-"""
+START = "import numpy, pyarrow.parquet, zarr"
 
 
 def rows(row, col, boxes, dim, rng):
@@ -127,10 +123,10 @@ def as_released(path, table, group):
     pq.write_table(pa.table(columns), path, row_group_size=group)
 
 
-def seconds(code, *arguments):
+def seconds(*arguments):
     """Seconds and processor seconds of Python in a process of its own."""
     begin = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], env=ENVIRONMENT)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
@@ -150,11 +146,12 @@ def main():
             folder = Path(name) / layout
             number = write(folder, layout, options.cells, options.dim)
             files, out = sorted(folder.iterdir()), Path(name) / "out.zarr"
-            runs = {"start": (START,), "read": (READ, *files), "scan": (SCAN, *files)}
-            for assign in ("centre", "area", "cell"):
-                runs[assign] = (AGGREGATE, folder, out, "--assign", assign)
-            if not options.no_pandas:
-                runs["pandas"] = (PANDAS, *files)
+            code = {"start": START, "read": READ, "scan": SCAN}
+            code |= {} if options.no_pandas else {"pandas": PANDAS}
+            runs = {name: ("-c", text, *files) for name, text in code.items()}
+            command = ("-m", "copcube", "aggregate", folder, out, "-q", "--overwrite")
+            runs |= {name: (*command, "--assign", name) for name in ("centre", "area", "cell")}
+            seconds(*runs["centre"])
             times = {key: [] for key in runs}
             for _ in range(options.repeats):
                 for key, run in runs.items():

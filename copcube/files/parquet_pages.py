@@ -96,6 +96,14 @@ def checked_footer(
     if columns is None:
         paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
         columns = {name.partition(".")[0] for name in paths}
+    demand_local_pages(metadata, columns, path, error)
+    return metadata
+
+
+def demand_local_pages(
+    metadata: "pq.FileMetaData", columns: Collection[str], path: str, error: type[CopcubeError]
+) -> None:
+    """Refuse a local file with pages that are too large, as `demand_pages`."""
     with open_regular(path, error) as file:
 
         def read(start: int, length: int) -> bytes:
@@ -103,7 +111,6 @@ def checked_footer(
             return file.read(length)
 
         demand_pages(read, metadata, columns, path, error)
-    return metadata
 
 
 _BYTES_OF_A_TEXT = 64

@@ -55,7 +55,11 @@ def overlaps(corners: Floats) -> tuple[Integers, Integers, Floats]:
 
 
 def _ends(values: Floats) -> tuple[Floats, Floats]:
-    return values.min(axis=1), values.max(axis=1)
+    low = high = values[:, 0]
+    # Column by column: NumPy is slow along a short axis.
+    for column in values.T[1:]:
+        low, high = np.minimum(low, column), np.maximum(high, column)
+    return low, high
 
 
 def _shares(corners: Floats, i: Integers, j: Integers) -> Floats:

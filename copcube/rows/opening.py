@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from copcube.errors import CopcubeError, RowsError, StorageError, in_a_line
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, open_file
-from copcube.files.parquet_pages import checked_footer, demand_pages
+from copcube.files.parquet_pages import demand_local_pages, demand_pages
 from copcube.files.regular import require_file
 from copcube.rows.table import COLUMNS
 
@@ -102,7 +102,7 @@ def open_parquet(
                 raise FileNotFoundError
             source, size = path, 1 << 20
             if metadata is None:
-                metadata = _checked(str(path), os.stat(path).st_mtime_ns, tuple(columns))
+                metadata = _checked(str(path), os.stat(path).st_mtime_ns, columns)
         # Texts stay in dictionaries: one long text repeated in a million rows is held once.
         found = (metadata.schema.column(i) for i in range(metadata.num_columns))
         flat = {column.path for column in found if column.physical_type == "BYTE_ARRAY"}
@@ -151,10 +151,21 @@ def reading_parquet(
             raise RowsError(f"{path}: damaged ({in_a_line(error)}); get it anew") from error
 
 
+def _checked(path: str, modified: int, columns: Sequence[str]) -> "pq.FileMetaData":
+    """Footer of a file; pages of each column are looked at once while the file does not change."""
+    metadata, seen = _footer(path, modified)
+    if new := set(columns) - seen:
+        demand_local_pages(metadata, new, path, RowsError)
+        seen |= new
+    return metadata
+
+
 @lru_cache(maxsize=64)
-def _checked(path: str, _modified: int, columns: tuple[str, ...]) -> "pq.FileMetaData":
-    """Footer of a file whose pages were looked at, once for as long as it does not change."""
-    return checked_footer(path, columns, RowsError)
+def _footer(path: str, _modified: int) -> tuple["pq.FileMetaData", set[str]]:
+    """Footer of a file, and names of the columns whose pages were looked at."""
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path), set()
 
 
 def check_schema(schema: "pa.Schema", path: str | Path) -> None:

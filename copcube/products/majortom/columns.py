@@ -116,11 +116,15 @@ def polygons(column: "pa.ChunkedArray") -> tuple[Floats, NDArray[np.bool_]]:
     found = [np.empty(0, _POLYGON)]
     for chunk in column.chunks:
         offsets, data = _binary(chunk)
-        record = np.zeros(len(chunk), _POLYGON)
-        whole = np.flatnonzero(np.diff(offsets) == _POLYGON.itemsize)
-        # A view of each polygon's bytes, wherever they begin.
-        starts = offsets[whole, np.newaxis] + np.arange(_POLYGON.itemsize)
-        record[whole] = np.ascontiguousarray(data[starts]).view(_POLYGON)[:, 0]
+        sizes = np.diff(offsets)
+        if (sizes == _POLYGON.itemsize).all():
+            record = data[offsets[0] : offsets[-1]].view(_POLYGON)
+        else:
+            record = np.zeros(len(chunk), _POLYGON)
+            whole = np.flatnonzero(sizes == _POLYGON.itemsize)
+            # A view of each polygon's bytes, wherever they begin.
+            starts = offsets[whole, np.newaxis] + np.arange(_POLYGON.itemsize)
+            record[whole] = np.ascontiguousarray(data[starts]).view(_POLYGON)[:, 0]
         found.append(record)
     records = np.concatenate(found)
     plain: NDArray[np.bool_] = (records["head"] == np.frombuffer(_HEAD, np.uint8)).all(axis=1)

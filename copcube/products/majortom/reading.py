@@ -44,6 +44,13 @@ FAR = 12.0
 _KM = 111.32
 """Kilometres of a degree of latitude."""
 
+_LEAST_KM = 110.5
+"""Fewer kilometres than any degree of latitude has, or of longitude by its cosine."""
+
+_INTERPOLATED, _MARGIN = 2048, 0.2
+"""Most pixels of an image in which places are interpolated, and kilometres that allow for it: the
+error is some d² tan(latitude) / 8R, hence below 0.05 km."""
+
 _MODALITIES = {"S1": "s1_grd", "S2": "s2_toa", "Co": "dem", "DE": "dem"}
 """Modality by the beginning of a product's name: that of the sensor, whatever the level."""
 
@@ -84,11 +91,12 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
         table = file.read_row_groups(list(row_groups), columns=names)
         number = numbers(file, row_groups)
     part = _Part(path, table, number, swap=swap)
-    rows = part.rows(*part.cell_centres() if assign == "cell" else (part.lat, part.lon))
-    if assign != "area" or not len(rows):
-        return rows
-    source, cell, share = overlaps(part.corners(table))
-    return replace(rows.take(source), grid_id=cell, weight=share, source=source)
+    if assign != "area" or not len(table):
+        lat, lon = part.cell_centres() if assign == "cell" else part.centres()
+        return part.rows(lattice.grid_id(*lattice.cell_at(lat, lon)))
+    source, cell, share = part.overlaps(table)
+    rows = part.rows(np.zeros(len(table), np.int64)).take(source)
+    return replace(rows, grid_id=cell, weight=share, source=source)
 
 
 def centres(
@@ -103,7 +111,7 @@ def centres(
         check(file.schema_arrow, path)
         table = file.read_row_groups(list(row_groups), columns=list(NEEDED))
         part = _Part(path, table, numbers(file, row_groups), swap=swap)
-    return part.lat, part.lon
+    return part.centres()
 
 
 class _Part:
@@ -125,14 +133,13 @@ class _Part:
             crs[0][columns["utm_crs"][1]],
         )
         self._middles = GRID.centre(row, col)
-        self.lat, self.lon = (floats(table.column(f"centre_{axis}")) for axis in ("lat", "lon"))
+        self._lat, self._lon = (floats(table.column(f"centre_{axis}")) for axis in ("lat", "lon"))
         self.box = boxes(table.column("pixel_bbox"), path, number)
         self._check_centres()
         self.moved = np.zeros(len(number), bool)
         if swap:
             self.box = self.box[:, [1, 0, 3, 2]]
             self.moved = self.box[:, 0] != self.box[:, 1]
-            self._place(self.moved)
 
     def _each(self, name: str, texts: Any, code: Integers, parse: Any) -> Any:
         """Parse the distinct texts of a column; an error names the first row that has it."""
@@ -147,6 +154,12 @@ class _Part:
                     raise RowsError(f"{self._path}: row {row}: {error}") from error
             raise
 
+    def centres(self) -> tuple[Floats, Floats]:
+        """Latitudes and longitudes of the centres of fragments: as given, or made of boxes."""
+        if self.moved.any():
+            self._place(self.moved)
+        return self._lat, self._lon
+
     def cell_centres(self) -> tuple[Floats, Floats]:
         """Latitudes and longitudes of the centres of the fragments' cells."""
         lat, lon = self._middles
@@ -158,18 +171,18 @@ class _Part:
         Across 180° the released centroids are means of longitudes on both sides, thus near 0; such
         centres are made anew.
         """
-        on_globe = (np.abs(self.lat) <= 90) & (np.abs(self.lon) <= 180)
+        on_globe = (np.abs(self._lat) <= 90) & (np.abs(self._lon) <= 180)
         if not on_globe.all():
             i = int(np.argmin(on_globe))
             raise RowsError(
                 f"{self._path}: the footprint of row {self._number[i]} lies outside the globe: its "
-                f"centre is at latitude {self.lat[i]:g}, longitude {self.lon[i]:g}; expected "
+                f"centre is at latitude {self._lat[i]:g}, longitude {self._lon[i]:g}; expected "
                 "degrees from -90 to 90 and from -180 to 180; make that row anew, or drop it"
             )
         lat, lon = self.cell_centres()
         cosine = np.cos(np.radians(lat))
-        east = (self.lon - lon + 180) % 360 - 180
-        north = (self.lat - lat) * _KM
+        east = (self._lon - lon + 180) % 360 - 180
+        north = (self._lat - lat) * _KM
         far = np.hypot(north, east * _KM * cosine) > FAR
         near_180 = 180 - np.abs(lon) < 2 * FAR / _KM / np.maximum(cosine, 0.01)
         # The mean of latitudes is right all the same; where it is not, the id is wrong.
@@ -184,47 +197,98 @@ class _Part:
         raise RowsError(
             f"{self._path}: row {self._number[i]} contradicts itself: cell "
             f"{self._cell_text[self._cell[i]]} lies at latitude {lat:.3f}, longitude {lon:.3f}, "
-            f"the centre of the row at {self.lat[i]:.3f}, {self.lon[i]:.3f}, which is in cell "
-            f"{GRID.names(*(np.atleast_1d(a) for a in GRID.at(self.lat[i], self.lon[i])))[0]}; "
+            f"the centre of the row at {self._lat[i]:.3f}, {self._lon[i]:.3f}, which is in cell "
+            f"{GRID.names(*(np.atleast_1d(a) for a in GRID.at(self._lat[i], self._lon[i])))[0]}; "
             "drop such rows, or get the file anew"
         )
 
-    def _place(self, chosen: NDArray[np.bool_]) -> None:
+    def _place(self, mask: NDArray[np.bool_]) -> None:
         """Make the centres of some fragments anew, from their boxes in the images of cells."""
+        chosen = np.flatnonzero(mask)
         epsg, box = self.epsg[chosen], self.box[chosen]
         left, top = self._squares(chosen)
         east = left + PIXEL * (box[:, 0] + box[:, 2]) / 2
         north = top - PIXEL * (box[:, 1] + box[:, 3]) / 2
-        self.lat, self.lon = self.lat.copy(), self.lon.copy()
-        self.lat[chosen], self.lon[chosen] = unproject(east, north, epsg)
+        self._lat, self._lon = self._lat.copy(), self._lon.copy()
+        self._lat[chosen], self._lon[chosen] = unproject(east, north, epsg)
 
-    def corners(self, table: "pa.Table") -> Floats:
-        """Footprints as closed polygons, (n, 5, 2): as given, or made of boxes."""
-        corners = np.zeros((len(self.row), 5, 2))
-        made = self.moved
+    def overlaps(self, table: "pa.Table") -> tuple[Integers, Integers, Floats]:
+        """Overlap of footprints with cells, as `copcube.products.overlap.overlaps`."""
+        given, plain = np.empty((0, 5, 2)), np.zeros(len(table), bool)
         if "geometry" in table.column_names:
             given, plain = polygons(table.column("geometry"))
-            made = made | ~plain
-            corners[plain] = given[plain]
-            lon = corners[..., 0]
-            corners[..., 0] = lon[:, :1] + (lon - lon[:, :1] + 180) % 360 - 180
-        else:
-            made = np.ones_like(made)
-        left, top = self._squares(made)
-        corners[made] = footprints(left, top, self.epsg[made], self.box[made]).corners
-        return corners
+        made = np.flatnonzero(self.moved | ~plain)
+        cell = self._only_cells(made)
+        # Most fragments lie in one cell by far, so that no corner of theirs needs be known.
+        inside, made = made[cell >= 0], made[cell < 0]
+        kept = np.flatnonzero(plain & ~self.moved)
+        polygon, cells, share = overlaps(
+            np.concatenate([_continuous(given[kept]), self._corners(made)])
+        )
+        source = np.concatenate([inside, np.append(kept, made)[polygon]])
+        order = np.argsort(source, kind="stable")
+        cells = np.concatenate([cell[cell >= 0], cells])
+        share = np.concatenate([np.ones(len(inside)), share])
+        return source[order], cells[order], share[order]
 
-    def _squares(self, chosen: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    def _corners(self, chosen: Integers) -> Floats:
+        """Footprints made of boxes as closed polygons, (n, 5, 2)."""
+        left, top = self._squares(chosen)
+        return footprints(left, top, self.epsg[chosen], self.box[chosen]).corners
+
+    def _only_cells(self, chosen: Integers) -> Integers:
+        """Cells that hold some fragments with all of their footprints; -1 where that is not sure.
+
+        Where a fragment lies is interpolated between the corners of its image, which are fewer.
+        """
+        box, found = self.box[chosen], np.full(len(chosen), -1)
+        side = box.max(initial=1)
+        if side > _INTERPOLATED:
+            return found
+        first, times = self._images(chosen)
+        left, top = self._squares(chosen[first])
+        epsg = self.epsg[chosen[first]][:, np.newaxis]
+        x = left[:, np.newaxis] + PIXEL * side * np.array([0, 1, 0, 1])
+        y = top[:, np.newaxis] - PIXEL * side * np.array([0, 0, 1, 1])
+        lat, lon = unproject(x, y, np.broadcast_to(epsg, x.shape))
+        lon[np.ptp(lon, axis=1) > 180] = np.nan  # across 180°
+        along, down = ((box[:, i] + box[:, i + 2]) / (2 * side) for i in (0, 1))
+        weights = ((1 - along) * (1 - down), along * (1 - down), (1 - along) * down, along * down)
+        lat, lon = (
+            sum(w * np.repeat(corner, times) for w, corner in zip(weights, a.T, strict=True))
+            for a in (lat, lon)
+        )
+        reach = _MARGIN + PIXEL / 2000 * np.hypot(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1])
+        cosine = np.cos(np.radians(np.abs(lat) + 0.1))
+        north, east = reach / _LEAST_KM, reach / (_LEAST_KM * np.maximum(cosine, 0.1))
+        i, j = (
+            np.floor((a[:, np.newaxis] + b[:, np.newaxis] * [-1, 1]) / lattice.STEP + 0.5)
+            for a, b in ((lat, north), (lon, east))
+        )
+        sure = (i[:, 0] == i[:, 1]) & (j[:, 0] == j[:, 1]) & (cosine > 0.1)
+        row, col = (a[sure, 0].astype(np.int64) for a in (i, j))
+        found[sure] = lattice.grid_id(360 - row, col % lattice.N_LON)
+        return found
+
+    def _squares(self, chosen: Integers) -> tuple[Floats, Floats]:
         """Upper left corners of the images of some fragments, once for all of one image."""
-        images = np.stack([self.row, self.col, self.epsg], axis=1)[chosen]
-        # Fragments of an image stand side by side in most files.
-        first = np.flatnonzero(np.any(np.diff(images, axis=0, prepend=-1), axis=1))
-        left, top = squares(*images[first].T)
-        times = np.diff(np.append(first, len(images)))
+        first, times = self._images(chosen)
+        some = chosen[first]
+        left, top = squares(self.row[some], self.col[some], self.epsg[some])
         return np.repeat(left, times), np.repeat(top, times)
 
-    def rows(self, lat: Floats, lon: Floats) -> Rows:
-        """Rows of the fragments, in the cells that hold some points."""
+    def _images(self, chosen: Integers) -> tuple[Integers, Integers]:
+        """First of some fragments of every image, and how many of it follow one another."""
+        # They stand side by side in most files.
+        new = np.ones(len(chosen), bool)
+        new[1:] = False
+        for number in (self.row, self.col, self.epsg):
+            new[1:] |= np.diff(number[chosen]) != 0
+        first = np.flatnonzero(new)
+        return first, np.diff(np.append(first, len(chosen)))
+
+    def rows(self, grid_id: Integers) -> Rows:
+        """Rows of the fragments, in some cells."""
         starts = [str(text)[:2] for text in self._product_text]
         if unknown := [i for i, start in enumerate(starts) if start not in _MODALITIES]:
             row = self._number[int(np.argmax(self._product == unknown[0]))]
@@ -243,10 +307,21 @@ class _Part:
         place = ((self.row + 2048) << 12 | (self.col + 2048)) << 28
         place |= (self.box[:, 1] << 14) | self.box[:, 0]
         return Rows(
-            lattice.grid_id(*lattice.cell_at(lat, lon)),
+            grid_id,
             modality[self._product],
             self._cell_text[self._cell],
             dates[self._time],
             np.empty((len(self.row), 0), np.float32),
             identity=np.stack([place, product[self._product]]),
         )
+
+
+def _continuous(corners: Floats) -> Floats:
+    """Polygons whose longitudes go on across 180°."""
+    lon = corners[..., 0]
+    east = lon - lon[:, :1] + 180
+    # The remainder of what lies within is itself, and slow to find.
+    if east.size and not 0 <= east.min() <= east.max() < 360:
+        east %= 360
+    corners[..., 0] = lon[:, :1] + (east - 180)
+    return corners
