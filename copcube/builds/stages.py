@@ -412,20 +412,20 @@ def assemble(
         folder.discard("cells", "variances", "cube.zarr")
         folder.files.write("survey.json", data)
     task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
-    attributes = cube_attributes(plan, aggregation, found.survey) | dict(attributes)
+    about = {**cube_attributes(plan, aggregation, found.survey), **attributes}
     combining = len(found.parts) + len(found.passes)
     with ThreadPoolExecutor(1) as thread:
         # Beside the combining, since zarr takes as long to import as many rows take to combine.
-        template = thread.submit(_create, folder, task, found, attributes)
+        template = thread.submit(_create, folder, task, found, about)
         run_stage(executor, AssembleStage(folder, "combine", task, combining))
         template.result()
-    scales = {}
     if aggregation.balance == "variance":
         run_stage(executor, AssembleStage(folder, "balance", task, N_BANDS))
-        scales = {"aggregation_scales": variances_of(task).in_words(found.labels)}
+        about["aggregation_scales"] = variances_of(task).in_words(found.labels)
     run_stage(executor, AssembleStage(folder, "write", task, N_BANDS))
     folder.require_lock()
-    cube.finish(folder.cube, scales)
+    # Once more: the template may be of a run that failed at rows since made anew.
+    cube.finish(folder.cube, about)
     folder.publish(plan, overwrite=overwrite)
     folder.sweep()
 
