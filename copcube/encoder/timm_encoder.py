@@ -7,7 +7,6 @@ TOM's embedder does otherwise is done: see `copcube.encoder.timm_kinds.TimmSpec`
 import hashlib
 import logging
 import math
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -25,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from copcube.encoder import devices
 from copcube.encoder.streaming import Streaming, attention, widened
 from copcube.encoder.timm_kinds import Kind, TimmSpec
-from copcube.encoder.weights import checksum, read_tensors, uniform
+from copcube.encoder.weights import checksum, read_tensors, seed_of, uniform
 from copcube.errors import OptionError, WeightsError
 from copcube.files import limits
 from copcube.files.limits import demand
@@ -249,11 +248,8 @@ def _built(kind: Kind) -> nn.Module:
 def _loaded(spec: TimmSpec) -> tuple[nn.Module, dict[str, str | int]]:
     """Model with its weights on the CPU in float32, and what is to be noted of them."""
     kind, model = spec.kind, _built(spec.kind)
-    if spec.weights == "untrained" or spec.weights.startswith("untrained:"):
-        match = re.fullmatch(r"untrained:([0-9]{1,18})", spec.weights)
-        if match is None:
-            raise OptionError(f"weights are {spec.weights!r}; expected a seed: 'untrained:0'")
-        state = untrained(model, int(match[1]))
+    if (seed := seed_of(spec.weights)) is not None:
+        state = untrained(model, seed)
         sha256 = hashlib.sha256(f"{spec.weights} {kind.architecture}".encode()).hexdigest()
         source, trained = spec.weights, 0
     else:
@@ -326,6 +322,7 @@ def _matched(path: Path, model: nn.Module) -> dict[str, Tensor]:
     state, wrong = {}, []
     for name, like in wanted.items():
         tensor = found.get(name)
+        # A counter of training, which files of early versions of torch lack.
         if tensor is None and name.endswith("num_batches_tracked"):
             state[name] = torch.zeros(like.shape, dtype=like.dtype)
             continue
@@ -337,6 +334,7 @@ def _matched(path: Path, model: nn.Module) -> dict[str, Tensor]:
         if tensor.shape != like.shape:
             wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(like.shape)}")
             continue
+        # A copy, since what was read may be a view of the mapped file.
         own = tensor.detach().to(like.dtype, copy=True).contiguous()
         if own.is_floating_point() and not own.isfinite().all():
             wrong.append(f"{name} is not finite")
