@@ -215,6 +215,52 @@ def test_a_branch_in_the_cache_is_asked_for_once_and_known_by_its_commit(hub, mo
     assert hub.requests == []
 
 
+def test_first_file_of_a_branch_without_checksum_is_noted_and_no_other_is_taken(hub, caplog):
+    """SigLIP's: its bytes and commit are what was fetched first, whatever the branch is later."""
+    file = ENCODERS["siglip"]
+    hub.repos[file.repo] = Repo(COMMIT, {file.path: BODY})
+    (first,) = fetch("weights", ".", encoder="siglip")
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "its checksum is not known here" in said
+    assert sha256(BODY) in said
+    assert COMMIT in said
+    pin = Path(constants.HF_HUB_CACHE, f"models--{file.repo.replace('/', '--')}")
+    pin /= f".{file.path}.pinned"
+    assert str(pin) in said
+    caplog.clear()
+    hub.requests.clear()
+    assert fetch("weights", ".", encoder="siglip") == (first,)
+    assert (hub.requests, caplog.text) == ([], "")
+
+    # The branch moves, and another program brings what is there now into the same cache.
+    hub.repos[file.repo] = Repo("f" * 40, {file.path: b"newer"})
+    api = huggingface_hub.HfApi(endpoint=hub.url)
+    api.hf_hub_download(file.repo, file.path, cache_dir=constants.HF_HUB_CACHE)
+    assert cached(file).read_bytes() == b"newer"
+    assert fetch("weights", ".", encoder="siglip") == (first,)
+
+    # The file is lost, and the hub has only the newer one, or other bytes under the same commit.
+    first.path.unlink()
+    with pytest.raises(
+        FetchError, match=rf"not there \(404\).*published now instead, remove {pin}"
+    ):
+        fetch("weights", ".", encoder="siglip")
+    hub.repos[file.repo] = Repo(COMMIT, {file.path: b"newer"})
+    with pytest.raises(FetchError, match=f"expected SHA-256 {sha256(BODY)}, found .*remove {pin}"):
+        fetch("weights", ".", encoder="siglip")
+    pin.unlink()
+    assert fetch("weights", ".", encoder="siglip")[0].sha256 == sha256(b"newer")
+
+
+def test_branch_that_another_program_brought_is_known_by_its_commit(hub, monkeypatch):
+    hub.repos["owner/model"] = Repo(COMMIT, {"weights.pth": BODY})
+    api = huggingface_hub.HfApi(endpoint=hub.url)
+    api.hf_hub_download("owner/model", "weights.pth", cache_dir=constants.HF_HUB_CACHE)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (got,) = fetch_files([replace(WEIGHTS, revision="main")])
+    assert (got.commit, got.sha256) == (COMMIT, sha256(BODY))
+
+
 def test_folder_keeps_published_paths_and_is_not_fetched_twice(hub, tmp_path):
     shards = {file.path: file.path.encode() for file in published("shards", "2255-2256")}
     hub.repos["wangyi111/Copernicus-Pretrain"] = Repo(ARCHIVE.revision, shards)

@@ -168,3 +168,14 @@ def test_the_command_draws_fragments_and_stores_their_basis(majortom, tmp_path, 
     other = ["map", str(majortom[1]), str(tmp_path / "c.png"), "--basis", str(basis)]
     assert main(other) == 1
     assert "basis" in capsys.readouterr().err
+
+
+def test_a_basis_that_may_not_be_replaced_is_refused_before_it_is_computed(
+    majortom, tmp_path, capsys, monkeypatch
+):
+    basis = tmp_path / "basis.nc"
+    basis.write_bytes(b"mine")
+    monkeypatch.setattr("copcube.lookup.fit_fragments", lambda _: pytest.fail("computed"))
+    assert main(["map", str(majortom[0]), str(tmp_path / "a.png"), "--save-basis", str(basis)]) == 1
+    assert str(basis) in capsys.readouterr().err
+    assert basis.read_bytes() == b"mine"

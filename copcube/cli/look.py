@@ -147,6 +147,7 @@ def _add_map(commands: Commands) -> None:
         choices=("rgb", "component", "counts", "spread", "coverage"),
         help="three components as colours (default), one of them, or what lies beside them",
     )
+    # Without defaults from here on: what was given is refused where the form has no use for it.
     drawn.add_argument("--component", type=int, help="which one (default: 0, the first)")
     drawn.add_argument("--basis", metavar="FIELDS", help="the reduction whose axes to take")
     drawn.add_argument(
@@ -265,6 +266,7 @@ def _map(arguments: Arguments) -> None:
     unknown = [
         f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name) is not None
     ]
+    # An ending that is no form at all is refused next, which says what may be given.
     if form in forms and unknown:
         raise OptionError(f"{form} has no option {', '.join(unknown)}; leave it out")
     out = require_form(arguments.out, forms, arguments)
@@ -287,6 +289,7 @@ def _picture(arguments: Arguments, out: Path) -> None:
     from copcube.lookup.fragments import holds_fragments
 
     options = {"projection": arguments.projection, "extent": arguments.extent}
+    # Parquet also is a form of cubes (published averages), so the columns decide.
     if holds_fragments(arguments.cube):
         draw(_fragments(arguments, options), out, dpi=arguments.dpi or 150)
         return
@@ -314,10 +317,13 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
 
     if arguments.show not in (None, "rgb") or arguments.component is not None:
         raise OptionError("of parquet files three components are shown as colours, and no more")
+    if arguments.save_basis is not None:
+        if arguments.basis is not None:
+            raise OptionError("--save-basis writes the basis found; --basis gives one")
+        # Before the basis is computed, which may take minutes.
+        require_free(Path(arguments.save_basis), arguments.overwrite, arguments.cube)
     found = Fragments.open(arguments.cube)
     if arguments.basis is not None:
-        if arguments.save_basis is not None:
-            raise OptionError("--save-basis writes the basis found; --basis gives one")
         try:
             basis = xr.open_dataset(arguments.basis)
         except (OSError, ValueError) as error:
@@ -327,9 +333,7 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
     else:
         basis = fit_fragments(found)
     if arguments.save_basis is not None:
-        path = Path(arguments.save_basis)
-        require_free(path, arguments.overwrite, arguments.cube)
-        with atomic_path(path) as temporary:
+        with atomic_path(Path(arguments.save_basis)) as temporary:
             basis.to_netcdf(temporary)
     return plot.fragments(found, basis=basis, **options)
 
@@ -338,6 +342,7 @@ def draw(axes: Any, out: Path, dpi: int = 150) -> None:
     """Write a picture, which appears when it is whole and says what drew it."""
     from copcube.files.atomic import atomic_path
 
+    # Said to matplotlib, which would go by the ending of the temporary name.
     form = out.suffix.lower()
     drawn_by = {DRAWN[form]: f"copcube {__version__}"}
     with atomic_path(out) as temporary:
@@ -355,6 +360,7 @@ def _change(arguments: Arguments) -> None:
         a, b = (group(ds, label) for ds, label in zip((a, b), arguments.groups, strict=True))
     options = {"n": arguments.n, "metric": arguments.metric, "exclude_km": arguments.exclude_km}
     found = change(a, b, **options)
+    # The list of places: maps are for files.
     names = [str(name) for name in found.data_vars if found[name].dims == ("place",)]
     columns(
         [name.removeprefix("place_").replace("_", " ") for name in names],

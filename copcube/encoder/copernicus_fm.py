@@ -111,6 +111,7 @@ class CopernicusFM(nn.Module):
         self.blocks = nn.ModuleList(
             Block(embed_dim, heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
         )
+        # By the names in checkpoints, of which one has either.
         setattr(self, "norm" if pooling == "cls" else "fc_norm", norm_layer(embed_dim))
 
     @property

@@ -121,6 +121,7 @@ class _WeightGenerator(nn.Module):
                 _WIDTH, nhead=4, dim_feedforward=2048, dropout=0.0, activation="gelu"
             ),
             num_layers=1,
+            # It serves padded batches, of which there are none, and torch warns where it cannot.
             enable_nested_tensor=False,
         )
         self.fc_weight = nn.Linear(_WIDTH, _SIDE * _SIDE * embed_dim)
@@ -130,6 +131,7 @@ class _WeightGenerator(nn.Module):
         out = self.transformer_encoder(torch.cat([self.weight_tokens, bands, self.bias_token]))
         weight = self.fc_weight(out[_WIDTH:-1] + bands)
         weight = weight.reshape(len(bands), _SIDE, _SIDE, -1).permute(3, 0, 1, 2)
+        # The published code scales both so; the weights were trained with it.
         return Kernel(0.01 * weight, 0.01 * self.fc_bias(out[-1]))
 
 
