@@ -4,7 +4,7 @@ The search is exact: a product with every vector, block by block on threads, fro
 `Fragments.load` has read them, from memory, where the bandwidth of memory bounds it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from copcube.errors import MissingPackageError, OptionError, RowsError
 from copcube.files.objects import is_remote
 from copcube.grid import Floats, Integers, on_sphere
 from copcube.lookahead import map_ahead
+from copcube.lookup.ranking import candidates, distance_bounds, lowest
 from copcube.lookup.similar import (
     EARTH_RADIUS,
     THREADS,
@@ -28,7 +29,6 @@ from copcube.lookup.similar import (
     chord_of,
     chords,
     lengths_of,
-    lowest,
     scores,
 )
 from copcube.products import tables
@@ -41,12 +41,17 @@ if TYPE_CHECKING:
 SIGLIP = "hf-hub:timm/ViT-SO400M-14-SigLIP-384"
 """Model of open_clip whose image tower made Major TOM's SigLIP embeddings."""
 
-_STEP = 8192
-"""Vectors of a task, in memory."""
+_VALUES = 1 << 22
+"""Numbers of the vectors of a task, in memory."""
+_PLACES = 1 << 17
+"""Places whose distances are computed at once."""
 _FIRST = 4096
 """Candidates that are looked at first where listed fragments shall lie apart."""
 _FAR = 50.0
 """Kilometres beyond which no fragment counts as that of a place."""
+
+Best = Callable[[int], tuple[Integers, NDArray[np.float32]]]
+"""Gives the numbers and scores of the n best, the best first; of equal ones the first."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,8 @@ class Fragments:
             raise OptionError(f"latitude {lat!r}, longitude {lon!r}: no place on the globe")
         best, least = -1, np.inf
         here = on_sphere(lat, lon)
-        for start in range(0, len(self), _STEP * 16):
-            some = slice(start, start + _STEP * 16)
+        for start in range(0, len(self), _PLACES):
+            some = slice(start, start + _PLACES)
             far = np.linalg.norm(on_sphere(self.lat[some], self.lon[some]) - here, axis=-1)
             if len(far) and far.min() < least:
                 best, least = start + int(far.argmin()), float(far.min())
@@ -199,20 +204,18 @@ class Fragments:
         loaded, lengths = self.vectors, self.lengths
         direction = (wanted / np.linalg.norm(wanted)).astype(np.float32)
 
-        def score_loaded(start: int) -> None:
-            block = loaded[start : start + _STEP]
+        def score_loaded(some: slice) -> None:
             if metric == "euclidean" or lengths is None:
-                return score(start, block)
+                return score(some.start, loaded[some])
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                product = (block @ direction) / lengths[start : start + _STEP]
+                product = (loaded[some] @ direction) / lengths[some]
             if np.isfinite(product).all():
-                result[start : start + _STEP] = product
+                result[some] = product
             else:  # of zeros, and of products beyond float32
-                score(start, block)
+                score(some.start, loaded[some])
             return None
 
-        for _ in map_ahead(score_loaded, range(0, len(self), _STEP), THREADS):
-            pass
+        self._in_memory(score_loaded)
         return result
 
     def nearest(
@@ -275,35 +278,80 @@ class Fragments:
             row = self.at(lat, lon)
         if text is not None:
             vector = text_vector(text, self.dim)
-        found = self.scores(self.vector(row) if row is not None else vector, metric)  # type: ignore[arg-type]
-        rank = found if metric == "euclidean" else -found
-        best = self._apart(rank, n, exclude_km, row)
-        return self._listed(best, found[best], metric)
+        wanted = self.vector(row) if row is not None else vector
+        best = self._ranked(check_vector(wanted, (self.dim,), "the fragments"), metric, row)  # type: ignore[arg-type]
+        return self._listed(*self._apart(best, n, exclude_km, row), metric)
 
-    def _apart(self, rank: NDArray[Any], n: int, exclude_km: float, here: int | None) -> Integers:
-        """Numbers of the n of the least rank, apart from each other; of equals the first."""
-        rank = np.where(np.isfinite(rank), rank, np.inf)
+    def _ranked(self, wanted: Floats, metric: Metric, here: int | None = None) -> Best:
+        """Compare a vector with all; return what lists the best, but for one of them."""
+        if metric == "euclidean" and self.vectors is not None and self.lengths is not None:
+            return self._by_bounds(self.vectors, self.lengths, wanted, here)
+        rank = self.scores(wanted, metric)
+        if metric == "cosine":
+            np.negative(rank, out=rank)
+        rank[np.isnan(rank)] = np.inf
         if here is not None:
             rank[here] = np.inf
-        there = int(np.isfinite(rank).sum())
+
+        def best(n: int) -> tuple[Integers, NDArray[np.float32]]:
+            found = lowest(rank, n)
+            return found, rank[found] if metric == "euclidean" else -rank[found]
+
+        return best
+
+    def _by_bounds(
+        self, x: NDArray[np.float32], lengths: Floats, wanted: Floats, here: int | None
+    ) -> Best:
+        """As `_ranked` by Euclidean distance: differences are made of the nearest alone.
+
+        A difference takes three times as long as a product, which tells what may be near. What
+        is listed, and its distances, are those of differences with all vectors.
+        """
+        lower, upper = np.empty((2, len(self)), np.float32)
+
+        def bound(some: slice) -> None:
+            lower[some], upper[some] = distance_bounds(x[some], lengths[some], wanted)
+
+        self._in_memory(bound)
+        if here is not None:
+            lower[here] = upper[here] = np.inf
+
+        def best(n: int) -> tuple[Integers, NDArray[np.float32]]:
+            found = candidates(lower, upper, n)
+            exact = np.empty(len(found), np.float32)
+
+            def score(some: slice) -> None:
+                exact[some] = scores(x[found[some]], wanted, "euclidean")
+
+            self._in_memory(score, len(found))
+            order = np.argsort(exact, kind="stable")[:n]
+            order = order[np.isfinite(exact[order])]
+            return found[order], exact[order]
+
+        return best
+
+    def _apart(
+        self, best: Best, n: int, exclude_km: float, here: int | None
+    ) -> tuple[Integers, NDArray[np.float32]]:
+        """Numbers and scores of the n best that lie apart from each other."""
         chord = chord_of(exclude_km)
         looked = n if exclude_km == 0 else max(_FIRST, n)
         while True:
-            best = lowest(rank, min(looked, there))
+            found, values = best(looked)
             if exclude_km == 0:
-                return best
+                return found, values
             # A fragment keeps out others of worse rank only, so that a longer list of candidates
             # begins with the same choice.
-            points = on_sphere(self.lat[best], self.lon[best])
-            left = np.ones(len(best), bool)
+            points = on_sphere(self.lat[found], self.lon[found])
+            left = np.ones(len(found), bool)
             if here is not None:
                 left = chords(points, on_sphere(self.lat[here], self.lon[here])) > chord
             chosen: list[int] = []
             while left.any() and len(chosen) < n:
                 chosen.append(int(np.argmax(left)))
                 left &= chords(points, points[chosen[-1]]) > chord
-            if len(chosen) == n or looked >= there:
-                return best[chosen]
+            if len(chosen) == n or len(found) < looked:
+                return found[chosen], values[chosen]
             looked *= 8
 
     def _listed(self, best: Integers, values: NDArray[np.float32], metric: Metric) -> "xr.Dataset":
@@ -350,6 +398,13 @@ class Fragments:
                 for block in found:
                     yield number, block
                     number += len(block)
+
+    def _in_memory(self, function: Callable[[slice], None], number: int | None = None) -> None:
+        """Call a function with slices of all vectors in memory, or of so many, on threads."""
+        step, end = max(1, _VALUES // self.dim), len(self) if number is None else number
+        parts = (slice(start, min(start + step, end)) for start in range(0, end, step))
+        for _ in map_ahead(function, parts, THREADS):
+            pass
 
     def _blocks(self, function: Any) -> Iterator[None]:
         """Call a function with number and vectors of blocks of all files, on threads."""

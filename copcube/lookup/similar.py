@@ -9,8 +9,9 @@ from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part, refuse_zeros
 from copcube.errors import OptionError
 from copcube.files.processors import available_processors
-from copcube.grid import Floats, Integers, on_sphere
+from copcube.grid import Floats, on_sphere
 from copcube.lookahead import map_ahead
+from copcube.lookup.ranking import lowest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -293,16 +294,6 @@ def best_places(
         best.append(first)
         score[chords(points, points[first]) <= chord] = np.inf
     return found[best]
-
-
-def lowest(rank: NDArray[Any], n: int) -> Integers:
-    """Positions of the n least values, the least first; of equal ones the first position."""
-    if n <= 0:
-        return np.empty(0, np.int64)
-    # `partition` is linear; ties are then broken by position, so that lists are the same.
-    worst = np.partition(rank, n - 1)[n - 1]
-    found = np.flatnonzero(rank <= worst)
-    return found[np.argsort(rank[found], kind="stable")][:n]
 
 
 def chord_of(km: float) -> float:
