@@ -10,8 +10,9 @@ from copcube import plot
 from copcube.cli import main
 from copcube.errors import MissingPackageError, OptionError, RowsError
 from copcube.lookup import Fragments, fit_fragments, project_fragments
-from copcube.lookup.fragments import holds_fragments, text_vector
-from copcube.lookup.ranking import candidates, distance_bounds, lowest
+from copcube.lookup.fragments import holds_fragments
+from copcube.lookup.queries import text_vector
+from copcube.lookup.ranking import candidates, estimate_squares, lowest
 from copcube.lookup.similar import lengths_of, scores
 from copcube.products.majortom.sample import write_embeddings
 
@@ -90,6 +91,7 @@ def near_duplicates(seed, n, dim, size):
 @pytest.mark.parametrize("size", [1.0, 1e-4, 1e4, 1e-22, 1e19])
 @pytest.mark.parametrize("n", [1, 7, 60])
 def test_distances_in_memory_are_those_of_differences(size, n, monkeypatch):
+    monkeypatch.setattr("copcube.lookup.ranking.STEP", 16)
     monkeypatch.setattr("copcube.lookup.fragments._VALUES", 40 * 32)  # several tasks
     x = near_duplicates(0, 150, 32, size)
     some = in_memory(x)
@@ -101,6 +103,12 @@ def test_distances_in_memory_are_those_of_differences(size, n, monkeypatch):
         np.testing.assert_array_equal(values, direct[order])
         # And differences are those of float64, where single values of products leave float32 too.
         np.testing.assert_allclose(values, plain(x, wanted, "euclidean")[order], rtol=1e-5)
+
+
+def test_distances_beyond_float32_are_not_listed():
+    x = near_duplicates(0, 150, 32, 1.0)
+    numbers, values = in_memory(x)._ranked(np.full(32, 1e60), "euclidean")(5)
+    assert len(numbers) == len(values) == 0
 
 
 numbers_of_any_size = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -128,20 +136,25 @@ def test_the_nearest_are_those_of_float64(data):
     assert (np.diff(values) >= 0).all()
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-17, 1e17, 1e25])
-def test_bounds_hold_distances_and_are_tight(size):
+@pytest.mark.parametrize("size", [1.0, 1e-14, 1e17, 1e25])
+def test_estimates_are_within_their_slack(size, monkeypatch):
+    monkeypatch.setattr("copcube.lookup.ranking.STEP", 32)
     x = near_duplicates(1, 200, 768, size)
     for wanted in (x[0].astype(np.float64), np.random.default_rng(2).normal(size=768) * size):
-        lower, upper = distance_bounds(x, lengths_of(x), wanted)
+        values, slack = np.empty(200, np.float32), np.empty(7)
+        estimate_squares(x, lengths_of(x), wanted, values, slack)
+        square = (wanted**2).sum()
         for exact in (plain(x, wanted, "euclidean"), scores(x, wanted, "euclidean")):
-            assert (lower <= exact).all()
-            assert (exact <= upper).all()
-        if size < 1e20:  # beyond, products leave float32
-            assert ((upper - lower) / (upper + lower))[lower > 0].max() < 1e-3
+            off = np.abs(values - (exact.astype(np.float64) ** 2 - square))
+            assert (off <= np.repeat(slack, 32)[:200]).all()
+        if size < 1e20:  # beyond, products leave float32, and nothing is known
+            assert slack.max() < 1e-3 * 4 * (x.astype(np.float64) ** 2).sum(axis=1).max()
+        else:
+            assert np.isinf(slack).all()
 
 
 def test_the_lowest_of_many_are_those_of_a_sort(monkeypatch):
-    monkeypatch.setattr("copcube.lookup.ranking._STEP", 16)
+    monkeypatch.setattr("copcube.lookup.ranking.STEP", 16)
     rng = np.random.default_rng(0)
     values = rng.integers(0, 60, 500).astype(np.float32)  # with many ties
     values[rng.random(500) < 0.2] = np.inf
@@ -149,10 +162,12 @@ def test_the_lowest_of_many_are_those_of_a_sort(monkeypatch):
     order = np.argsort(values, kind="stable")
     for n in (0, 1, 2, 31, 33, there, there + 1, 500, 600):
         assert lowest(values, n).tolist() == order[: min(n, there)].tolist()
-    lower, upper = values - rng.random(500), values + rng.random(500)
+    slack = rng.random(32)
+    true = values + np.repeat(slack, 16)[:500] * rng.uniform(-1, 1, 500)
+    order = np.argsort(true, kind="stable")
     for n in (1, 20, 200):
-        assert set(order[:n]) <= set(candidates(lower, upper, n).tolist())
-    assert len(candidates(lower, upper, 20)) < 60
+        assert set(order[:n]) <= set(candidates(values, slack, n).tolist())
+    assert len(candidates(values, slack, 20)) < 100
 
 
 def test_few_differences_are_made(monkeypatch):

@@ -158,14 +158,12 @@ def check_vector(vector: ArrayLike, shape: tuple[int, ...], whose: str) -> Float
     return wanted
 
 
-def lengths_of(y: NDArray[np.float32]) -> Floats:
-    """Lengths of vectors, (n, dim) to (n,) float64."""
+def lengths_of(y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lengths of vectors, (n, dim) to (n,); NaN where their squares leave float32."""
     with np.errstate(over="ignore"):
-        squares = np.vecdot(y, y).astype(np.float64)
-    beyond = ~((squares > _LEAST_SQUARE) & np.isfinite(squares))
-    if beyond.any():
-        squares[beyond] = (y[beyond].astype(np.float64) ** 2).sum(axis=1)
-    return np.asarray(np.sqrt(squares))
+        squares: NDArray[np.float32] = np.vecdot(y, y)
+    squares[~((squares > _LEAST_SQUARE) & np.isfinite(squares))] = np.nan
+    return np.sqrt(squares)
 
 
 def scores(y: NDArray[np.float32], wanted: Floats, metric: Metric) -> NDArray[np.float32]:
@@ -239,10 +237,11 @@ def _of_each(y: NDArray[Any], wanted: Floats, metric: Metric) -> NDArray[np.floa
         scores[beyond] = np.nan
         beyond[beyond] = np.isfinite(y[beyond]).all(axis=1)
         x = y[beyond].astype(np.float64)
-        if metric == "euclidean":
-            scores[beyond] = np.linalg.norm(x - wanted, axis=1)
-        else:
-            with np.errstate(invalid="ignore"):  # of zeros, which have no direction
+        # Zeros have no direction, and some distances are beyond float32.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if metric == "euclidean":
+                scores[beyond] = np.linalg.norm(x - wanted, axis=1)
+            else:
                 scores[beyond] = x @ wanted / np.linalg.norm(x, axis=1)
     return scores
 
