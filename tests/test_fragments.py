@@ -1,14 +1,17 @@
 """The nearest of many embeddings in tables, against NumPy; fragments as colours on maps."""
 
+import sys
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_rows, write_rows
 
 from copcube import plot
 from copcube.cli import main
-from copcube.errors import MissingPackageError, OptionError, RowsError
+from copcube.errors import FetchError, MissingPackageError, OptionError, RowsError
 from copcube.lookup import Fragments, fit_fragments, project_fragments
 from copcube.lookup.fragments import holds_fragments
 from copcube.lookup.queries import text_vector
@@ -232,8 +235,54 @@ def test_bad_questions_are_refused(fragments, majortom, tmp_path, capsys):
     assert "no parquet files there" in capsys.readouterr().err
 
 
-def test_a_text_needs_open_clip(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+class Clip:
+    """Stands in for open_clip: what of it is called, as it is in version 3.3."""
+
+    asked = ()
+
+    def get_tokenizer(self, name):
+        self.asked = (name,)
+        return lambda texts: torch.tensor([[len(text) for text in texts] * 64])
+
+    def create_model(self, name):
+        assert self.asked == (name,)
+        return self
+
+    def eval(self):
+        return self
+
+    def encode_text(self, words, normalize):
+        assert (words.shape, normalize) == ((1, 64), True)
+        vector = torch.nn.functional.normalize(words[:, :1] + torch.arange(1152.0), dim=-1)
+        return vector.requires_grad_()
+
+
+def test_a_text_is_embedded_by_siglip(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", Clip())
+    x = np.random.default_rng(0).normal(size=(50, 1152))
+    x[7] = 9 + np.arange(1152.0)
+    found = in_memory(x)._ranked(text_vector("salt lake", 1152).astype(np.float64), "cosine")(2)
+    assert found[0][0] == 7
+    assert found[1][0] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_text_needs_open_clip_and_its_weights(monkeypatch):
+    def refuse(error):
+        def call(name):
+            raise error
+
+        return call
+
+    clip = Clip()
+    monkeypatch.setitem(sys.modules, "open_clip", clip)
+    monkeypatch.setattr(clip, "create_model", refuse(RuntimeError("Failed config\nno network")))
+    with pytest.raises(FetchError, match=r"SigLIP.* cannot be loaded: Failed config no network"):
+        text_vector("a forest", 1152)
+    missing = ImportError("No module named 'transformers'")
+    monkeypatch.setattr(clip, "get_tokenizer", refuse(missing))
+    with pytest.raises(MissingPackageError, match=r"'transformers\[sentencepiece\]' \(No module"):
+        text_vector("a forest", 1152)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(MissingPackageError, match="open_clip_torch"):
         text_vector("a forest", 1152)
 

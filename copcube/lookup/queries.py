@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.embedding.encoders import Encoder, SharedEncoder, Spec, as_encoder
-from copcube.errors import CopcubeError, ImageError, MissingPackageError, OptionError
+from copcube.errors import (
+    CopcubeError,
+    FetchError,
+    ImageError,
+    MissingPackageError,
+    OptionError,
+    in_a_line,
+)
 from copcube.hub.published import CHECKPOINTS
 from copcube.images import Partition, Rejected
 from copcube.images.naming import folder_of, folders_of, from_path
@@ -352,9 +359,11 @@ def text_vector(text: str, dim: int) -> NDArray[np.float32]:
     Raises
     ------
     MissingPackageError
-        If open_clip is not installed.
+        If open_clip, or what it divides texts by, is not installed.
     OptionError
         If vectors of this length are not SigLIP's.
+    FetchError
+        If SigLIP's weights cannot be had.
     """
     if dim != 1152:
         raise OptionError(
@@ -363,10 +372,19 @@ def text_vector(text: str, dim: int) -> NDArray[np.float32]:
         )
     try:
         import open_clip  # type: ignore[import-not-found]
-    except ImportError:
+
+        # Which loads transformers, that open_clip itself does not bring.
+        words = open_clip.get_tokenizer(SIGLIP)([text])
+    except ImportError as error:
         raise MissingPackageError(
-            "queries by text need open_clip and SigLIP's weights: pip install open_clip_torch"
+            "queries by text need open_clip and SigLIP's weights: "
+            f"pip install open_clip_torch 'transformers[sentencepiece]' ({error})"
         ) from None
-    model = open_clip.create_model(SIGLIP).eval()
-    found = model.encode_text(open_clip.get_tokenizer(SIGLIP)([text]), normalize=True)
+    try:
+        model = open_clip.create_model(SIGLIP).eval()
+    except (RuntimeError, OSError) as error:  # whatever keeps its files from being fetched
+        raise FetchError(
+            f"SigLIP, by which texts are embedded, cannot be loaded: {in_a_line(error)}"
+        ) from error
+    found = model.encode_text(words, normalize=True)
     return np.asarray(found.detach().numpy()[0], np.float32)
