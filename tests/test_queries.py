@@ -1,7 +1,6 @@
 """Queries by an image: embedded by the encoder that made what is searched, or refused in a line."""
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,13 +9,12 @@ import rasterio
 import torch
 import xarray as xr
 from stub import StubEncoder
-from test_majortom_build import S2L1C, TINY
 
 import copcube
 from copcube.builds import build
 from copcube.cli import main
 from copcube.encoder.timm_encoder import _built, untrained
-from copcube.encoder.timm_kinds import KINDS, TimmSpec
+from copcube.encoder.timm_kinds import KINDS, RGB, S2L1C, Kind, TimmSpec
 from copcube.encoder.weights import untrained_weights
 from copcube.errors import FetchError, ImageError, OptionError, WeightsError
 from copcube.images.sample import write_sample
@@ -50,13 +48,13 @@ def majortom(tmp_path_factory):
     """Rows by a small model of Major TOM of images of 300 pixels, and these as trees."""
     root = tmp_path_factory.mktemp("majortom")
     kinds = {
-        "tiny-s2": replace(TINY["tiny-s2"], title="tiny of 13 bands"),
-        "tiny-rgb": replace(TINY["tiny-rgb"], title="tiny of 3 bands"),
+        "tiny-s2": Kind("tiny of 13 bands", "resnet10t", 512, "s2_toa", S2L1C, 96, "reflectance"),
+        "tiny-rgb": Kind("tiny of 3 bands", "resnet10t", 512, "s2_toa", RGB, 96, "picture"),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, kind in kinds.items():
             patch.setitem(KINDS, name, kind)
-        write_core(root / "core", seed=1, cells=3, side=300)
+        write_core(root / "core", seed=1, cells=2, side=300)
         torch.save(untrained(_built(kinds["tiny-s2"]), 0), root / "s2.pth")
         for name, weights in (("tiny-s2", root / "s2.pth"), ("tiny-rgb", "untrained:0")):
             spec = TimmSpec(name, weights, dtype="float32")
