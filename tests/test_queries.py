@@ -13,6 +13,7 @@ from stub import StubEncoder
 import copcube
 from copcube.builds import build
 from copcube.cli import main
+from copcube.embedding import as_encoder
 from copcube.encoder.timm_encoder import _built, untrained
 from copcube.encoder.timm_kinds import KINDS, RGB, S2L1C, Kind, TimmSpec
 from copcube.encoder.weights import untrained_weights
@@ -184,6 +185,11 @@ def test_an_encoder_that_is_not_the_rows_is_refused(small, rows, majortom, tmp_p
         image_vector(image, about, 512, encoder=TimmSpec("tiny-s2", "untrained:0"))
     with pytest.raises(OptionError, match="of an image"):
         rows.nearest(row=1, date="2021-01-01")
+
+
+def test_an_encoder_that_is_shared_already_stays_as_it_is():
+    shared = as_encoder(copcube.EncoderSpec("untrained:0"))
+    assert as_encoder(shared) is shared
 
 
 def test_published_weights_are_found_by_their_name(monkeypatch):

@@ -234,12 +234,12 @@ def _similar(arguments: Arguments) -> None:
 def _nearest(arguments: Arguments) -> None:
     from copcube.lookup import Fragments
 
-    names = ("row", "text", "image", "modality", "date", "n", "metric", "exclude_km")
+    options = ("row", "text", "image", "modality", "date", "n", "metric", "exclude_km")
     found = Fragments.open(arguments.rows).nearest(
         *(arguments.at or ()),
         vector=_vector(arguments.vector),
         encoder=arguments.weights,
-        **{name: getattr(arguments, name) for name in names},
+        **{name: getattr(arguments, name) for name in options},
     )
     what = "distance" if arguments.metric == "euclidean" else "similarity"
     more = [name for name in ("cell", "product", "modality", "date") if f"place_{name}" in found]

@@ -312,8 +312,8 @@ class Fragments:
         if text is not None:
             vector = text_vector(text, self.dim)
         if image is not None:
-            options = {"modality": modality, "date": date, "encoder": encoder}
-            vector = image_vector(image, self.about, self.dim, **options)  # type: ignore[arg-type]
+            options: dict[str, Any] = {"modality": modality, "date": date, "encoder": encoder}
+            vector = image_vector(image, self.about, self.dim, **options)
         wanted = self.vector(row) if row is not None else vector
         best = self._ranked(check_vector(wanted, (self.dim,), "the fragments"), metric, row)  # type: ignore[arg-type]
         return self._listed(*self._apart(best, n, exclude_km, row), metric)

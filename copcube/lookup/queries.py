@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.embedding.encoders import Encoder, SharedEncoder, Spec, as_encoder
+from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.errors import (
     CopcubeError,
     FetchError,
@@ -156,8 +156,8 @@ def _spec(made_by: Mapping[str, Any], weights: "str | os.PathLike[str] | None") 
     path = _weights(made_by) if weights is None else os.fspath(weights)
     if name is None:
         return EncoderSpec(path, pooling=made_by.get("encoder_pooling"), dtype=dtype)
-    compat = "majortom" if made_by.get("compat") == "majortom" else None
-    return TimmSpec(name, path, dtype=dtype, compat=compat)
+    compatible = made_by.get("compat") == "majortom"
+    return TimmSpec(name, path, dtype=dtype, compat="majortom" if compatible else None)
 
 
 def _weights(made_by: Mapping[str, Any]) -> str:
@@ -185,9 +185,8 @@ def _fragments(model: Encoder) -> Fragments | None:
     from copcube.embedding.fragments import encoder_of_fragments
     from copcube.encoder.timm_kinds import TimmSpec
 
-    if isinstance(model, SharedEncoder) and isinstance(model.spec, TimmSpec):
-        return encoder_of_fragments(model)[1]
-    return None
+    of_fragments = isinstance(getattr(model, "spec", None), TimmSpec)
+    return encoder_of_fragments(model)[1] if of_fragments else None
 
 
 def _name(image: Any) -> str:
@@ -261,7 +260,7 @@ def _in_tree(
 def _opened(image: "str | Path | xr.DataArray") -> "xr.DataArray":
     from copcube.images.geotiff import open_raster
 
-    return open_raster(image) if isinstance(image, str | os.PathLike) else image
+    return open_raster(image) if isinstance(image, str | Path) else image
 
 
 def _middle(images: "xr.DataArray", sensor: Modality, size: int, name: str) -> "xr.DataArray":
