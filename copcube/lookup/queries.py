@@ -118,8 +118,9 @@ def encoder_of(made_by: Mapping[str, Any], dim: int, given: EncoderLike = None) 
     FetchError, WeightsError
         If the weights cannot be had.
     """
-    named = given is None or isinstance(given, str | os.PathLike)
-    model = as_encoder(_spec(made_by, given) if named else given)
+    if given is None or isinstance(given, str | Path):
+        given = _spec(made_by, given)
+    model = as_encoder(given)
     if model.dim != dim:
         raise OptionError(
             f"{model.provenance.get('encoder', 'the encoder')} makes vectors of {model.dim}; those "
@@ -136,7 +137,7 @@ def encoder_of(made_by: Mapping[str, Any], dim: int, given: EncoderLike = None) 
     return model
 
 
-def _spec(made_by: Mapping[str, Any], weights: "str | os.PathLike[str] | None") -> Spec:
+def _spec(made_by: Mapping[str, Any], weights: str | Path | None) -> Any:
     """Describe the encoder that made vectors, perhaps with a copy of its weights."""
     from copcube.encoder.spec import EncoderSpec
     from copcube.encoder.timm_kinds import KINDS, TimmSpec
