@@ -80,11 +80,13 @@ def _add_nearest(commands: Commands) -> None:
         commands,
         "nearest",
         naming(_nearest, "rows"),
-        "list the rows or fragments of parquet files most like one, a vector or a text",
+        "list the rows or fragments of parquet files most like one, an image or a text",
         "copcube nearest Core-S2RGB-SigLIP --at 48.1 11.6\n"
-        "  copcube nearest Core-S2RGB-SigLIP --text 'a salt lake'",
+        "  copcube nearest Core-S2RGB-SigLIP --text 'a salt lake'\n"
+        "  copcube nearest world.build/rows --image field.tif --modality s2_toa --date 2024-07-01",
         details="ROWS is a parquet file, a folder or a glob: rows of a build, or embeddings of\n"
-        "Major TOM. Those listed lie apart by --exclude-km, since neighbours look alike.",
+        "Major TOM. Those listed lie apart by --exclude-km, since neighbours look alike. An image\n"
+        "is embedded by the encoder that ROWS name; of a larger one its middle.",
     )
     nearest.add_argument("rows", metavar="ROWS")
     example = nearest.add_mutually_exclusive_group(required=True)
@@ -94,6 +96,12 @@ def _add_nearest(commands: Commands) -> None:
     example.add_argument("--row", type=int, metavar="N", help="a row, from 0 on over all files")
     example.add_argument("--vector", metavar="NPY", help="a vector of the same encoder")
     example.add_argument("--text", help="in English, of embeddings by SigLIP; needs open_clip")
+    example.add_argument("--image", metavar="TIF", help="a GeoTIFF, or a product of Major TOM")
+    nearest.add_argument("--modality", metavar="KEY", help="what the image is of, such as s2_toa")
+    nearest.add_argument("--date", metavar="DAY", help="when it was taken, such as 2024-07-01")
+    nearest.add_argument(
+        "--weights", metavar="PATH", help="the encoder's (default: those that ROWS name)"
+    )
     _add_places(nearest)
 
 
@@ -227,12 +235,12 @@ def _similar(arguments: Arguments) -> None:
 def _nearest(arguments: Arguments) -> None:
     from copcube.lookup import Fragments
 
-    options = {name: getattr(arguments, name) for name in ("row", "text", "n", "metric")}
+    options = ("row", "text", "image", "modality", "date", "n", "metric", "exclude_km")
     found = Fragments.open(arguments.rows).nearest(
         *(arguments.at or ()),
         vector=_vector(arguments.vector),
-        exclude_km=arguments.exclude_km,
-        **options,
+        encoder=arguments.weights,
+        **{name: getattr(arguments, name) for name in options},
     )
     what = "distance" if arguments.metric == "euclidean" else "similarity"
     more = [name for name in ("cell", "product", "modality", "date") if f"place_{name}" in found]

@@ -149,6 +149,8 @@ def as_encoder(given: "Encoder | Spec | str | Path | None") -> Encoder:
         )
     if isinstance(given, Spec):
         return SharedEncoder(given)
+    if isinstance(given, SharedEncoder):
+        return given
     spec = getattr(given, "spec", None)
     # One without a description works in this process, and is refused where it would be sent.
     if spec is None or not isinstance(spec, Spec):
