@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from copcube.encoder.block import Block
 from copcube.encoder.kernels import Kernel, SpectralKernel, VariableKernel, fourier, require
 from copcube.errors import OptionError
 from copcube.modalities import AREA, LANGUAGE_DIM
@@ -108,9 +108,7 @@ class CopernicusFM(nn.Module):
         self.scale_fc = nn.Linear(embed_dim, embed_dim)
         self.time_fc = nn.Linear(embed_dim, embed_dim)
         norm_layer: Any = functools.partial(nn.LayerNorm, eps=_EPS)
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(embed_dim, heads, norm_layer) for _ in range(depth))
         setattr(self, "norm" if pooling == "cls" else "fc_norm", norm_layer(embed_dim))
 
     @property
