@@ -33,8 +33,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform tokens, (batch, tokens, dim)."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        seen: Tensor = x + self.attn(self.norm1(x))
+        transformed: Tensor = seen + self.mlp(self.norm2(seen))
+        return transformed
 
 
 class _Attention(nn.Module):

@@ -136,10 +136,11 @@ class _WeightGenerator(nn.Module):
 def first_tokens(*shape: int) -> Tensor:
     """Draw the first values of learned tokens, normal with a deviation of 0.02.
 
-    They are drawn on the CPU and copied: to draw on the meta device, where models are made before
-    weights are loaded, torch would import its compiler and SymPy.
+    Nothing is drawn on the meta device, where models are made before weights are loaded: torch
+    would import its compiler and SymPy for that.
     """
-    return torch.empty(shape).copy_(0.02 * torch.randn(shape, device="cpu"))
+    tokens = torch.empty(shape)
+    return tokens if tokens.is_meta else 0.02 * torch.randn(shape)
 
 
 def fourier(x: Tensor, shortest: float, longest: float, width: int) -> Tensor:
