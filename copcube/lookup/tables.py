@@ -262,7 +262,7 @@ def _read_csv(path: str) -> "pd.DataFrame":
                 file.seek(0)
                 width = head.count(bytes([separator])) + 1
                 with warnings.catch_warnings():
-                    # pandas 3.0 cuts it without asking, and warns of that.
+                    # Older pandas cuts it without asking, and warns of that.
                     warnings.simplefilter("ignore", pd.errors.ParserWarning)
                     frame = pd.read_csv(
                         file, engine="python", on_bad_lines=lambda row: row[:width], **options
