@@ -16,7 +16,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from hub_server import Hub, Repo, serve
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,14 +49,22 @@ WEIGHTS = Published("owner/model", "model", COMMIT, "weights.pth", "CC-BY-4.0")
 def hub(tmp_path, monkeypatch):
     """A hub with one model, and a cache of its own."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    offline(monkeypatch, False)
     with serve(Hub({"owner/model": Repo(COMMIT, {"weights.pth": BODY})})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
+    offline(monkeypatch, False)
 
 
 def sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
+
+
+def offline(monkeypatch, value: bool) -> None:
+    """Set HF_HUB_OFFLINE as if before the start."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", value)
+    # Before 1.0 an open session stays what it was.
+    getattr(utils, "reset_sessions", lambda: None)()
 
 
 def downloads(hub: Hub) -> list[str]:
@@ -196,7 +204,7 @@ def test_cache_filled_by_another_program_is_verified_without_network(hub, monkey
         "owner/model", "weights.pth", revision=COMMIT, cache_dir=constants.HF_HUB_CACHE
     )
     hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch, True)
     assert fetch_files([WEIGHTS])[0].sha256 == sha256(BODY)
     assert hub.requests == []
 
@@ -210,7 +218,7 @@ def test_a_branch_in_the_cache_is_asked_for_once_and_known_by_its_commit(hub, mo
     (got,) = fetch_files([branch])
     assert (got.commit, got.sha256) == (COMMIT, sha256(BODY))
     hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch, True)
     assert fetch_files([branch]) == (got,)
     assert hub.requests == []
 
@@ -370,12 +378,12 @@ def test_without_network_both_ways_out_are_named_at_once(hub, monkeypatch):
 
 
 def test_offline_uses_the_cache_and_says_what_it_lacks(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch, True)
     with pytest.raises(FetchError, match=r"weights\.pth.*HF_HUB_OFFLINE forbids"):
         fetch_files([WEIGHTS])
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    offline(monkeypatch, False)
     first = fetch_files([WEIGHTS])
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch, True)
     assert fetch_files([WEIGHTS]) == first
 
 

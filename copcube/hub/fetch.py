@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,6 +44,12 @@ log = logging.getLogger("copcube")
 
 _PATHS = 500
 """Paths that the hub is asked about at once."""
+
+_TRIES = 5
+"""How often a download whose connection breaks is asked for."""
+
+_BROKEN = {"ChunkedEncodingError", "RemoteProtocolError"}
+"""Errors of requests and of httpx when a connection breaks within a file."""
 
 
 @dataclass(frozen=True)
@@ -284,15 +291,32 @@ def _bring(file: Published, root: Path | None) -> Fetched:
     """Download a file of a known commit and verify it."""
     with _explained(file), writing(root or _cache()):
         log.info("%s (%s)", file.path, in_words(file.size or 0))
-        path = _api().hf_hub_download(
-            file.repo,
-            file.path,
-            repo_type=file.kind,
-            revision=file.revision,
-            local_dir=root,
-            cache_dir=_cache(),
-        )
-    return _verified(file, Path(path))
+        path = _downloaded(file, root)
+    return _verified(file, path)
+
+
+def _downloaded(file: Published, root: Path | None) -> Path:
+    """Download a file; one whose connection breaks goes on where it broke."""
+    tries = 0
+    while True:
+        try:
+            path = _api().hf_hub_download(
+                file.repo,
+                file.path,
+                repo_type=file.kind,
+                revision=file.revision,
+                local_dir=root,
+                cache_dir=_cache(),
+            )
+            return Path(path)
+        except Exception as error:
+            # Before 1.20 huggingface_hub keeps what came but does not ask again itself. By name,
+            # since either of the two packages may be missing.
+            tries += 1
+            if tries == _TRIES or type(error).__name__ not in _BROKEN:
+                raise
+            log.warning("%s: the connection broke (%s); trying again", file.path, error)
+            time.sleep(1)
 
 
 def _verified(file: Published, path: Path) -> Fetched:
