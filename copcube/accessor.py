@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from copcube.probes.bench import Benched
 
 
+# Registered by `import copcube`: what its methods call is imported when they are called.
 @xr.register_dataarray_accessor("copembed")  # type: ignore[no-untyped-call]
 @xr.register_dataset_accessor("copembed")  # type: ignore[no-untyped-call]
 class Copembed:

@@ -5,13 +5,12 @@ local patch and date; and a cell is always computed from all of its rows togethe
 result is the same to the last bit whatever the order of the files, the number of workers and
 the way the rows are split into parts.
 
-A **part** is a run of row groups of one file. `survey` finds which cells lie in several
+`copcube.parts` divides files into parts. `survey` finds which cells lie in several
 parts; `combine` does the cells that are whole in a part, `combine_pass` the others.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -25,6 +24,7 @@ from copcube.files.processors import available_processors
 from copcube.grouping import By, group_names, groups_of
 from copcube.means import Means
 from copcube.modalities import MODALITIES
+from copcube.parts import Part, read_part
 from copcube.products import tables
 from copcube.products.tables import Assign, Position
 from copcube.rows import Rows, describe, repeated
@@ -33,12 +33,10 @@ from copcube.selection import Selection
 __all__ = [
     "Aggregation",
     "Cells",
-    "Part",
     "Survey",
     "cell_statistics",
     "combine",
     "combine_pass",
-    "parts",
     "passes",
     "survey",
 ]
@@ -46,7 +44,6 @@ __all__ = [
 Balance = Literal["modality", "image", "variance"]
 Duplicates = Literal["refuse", "drop"]
 
-_PART, _PART_OF_PRODUCT = 1 << 16, 1 << 20
 _PASS = 100_000
 _THREADS = 4
 """Most threads on which a part is decoded; each takes some 20 MB."""
@@ -93,25 +90,6 @@ class Aggregation:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of row groups of one file: the unit of aggregation.
-
-    Parameters
-    ----------
-    file : str
-        Path of the parquet file.
-    row_groups : tuple of int
-        Row groups, ascending.
-    rows : int
-        How many rows they hold.
-    """
-
-    file: str
-    row_groups: tuple[int, ...]
-    rows: int
-
-
-@dataclass(frozen=True)
 class Survey:
     """What a first look at the small columns of all parts tells.
 
@@ -148,42 +126,6 @@ class Survey:
     split_rows: NDArray[np.int64]
 
 
-def parts(files: Sequence[str | Path], max_rows: int | None = None) -> list[Part]:
-    """Divide files into parts of at most `max_rows` rows, or of one row group if larger.
-
-    Parameters
-    ----------
-    files : sequence of path
-        Parquet files of rows.
-    max_rows : int, optional
-        Bound of a part; combining one takes at most about 3 kB of memory a row of 768 values.
-        Default: 65,536; of embeddings of Major TOM 1,048,576, which a released file has fewer of:
-        its rows run along the grid, so that only those of three of its rows wait at a time.
-
-    Raises
-    ------
-    RowsError
-        If a file is missing or is not parquet.
-    """
-    found = []
-    for file in sorted({str(file) for file in files}):
-        groups: list[int] = []
-        rows = 0
-        most = max_rows or (_PART_OF_PRODUCT if tables.is_product(file) else _PART)
-        if tables.is_of_pixels(file):
-            most = 1  # a block is a part: it is of one year, and takes long enough
-        for group, size in enumerate(tables.row_group_sizes(file)):
-            if groups and rows + size > most:
-                found.append(Part(file, tuple(groups), rows))
-                groups, rows = [], 0
-            if size:
-                groups.append(group)
-                rows += size
-        if groups:
-            found.append(Part(file, tuple(groups), rows))
-    return found
-
-
 def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
     """Read the small columns of all parts: groups, totals and cells in several parts.
 
@@ -206,7 +148,7 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
     nothing = np.empty(0, np.int64)
     seen = [(nothing, nothing, nothing)]
     for number, part in enumerate(parts):
-        rows = _read(part, aggregation)
+        rows = read_part(part, aggregation.assign, aggregation.footprints)
         total += len(rows)
         rows = rows.labelled(names)
         rows = rows.take(_selected(rows, aggregation.selection))
@@ -361,11 +303,6 @@ def _shares(
     return shares
 
 
-def _read(part: Part, aggregation: Aggregation) -> Rows:
-    """Read the rows of a part without their vectors."""
-    return tables.read(part.file, part.row_groups, aggregation.assign, aggregation.footprints)
-
-
 def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
     """Statistics of the cells that are whole in one part.
 
@@ -390,7 +327,7 @@ def _combined(
     leave_out: bool = False,
 ) -> Cells:
     """Statistics of cells, or of all but those, whose rows are all in some parts."""
-    read = [_read(part, aggregation) for part in parts]
+    read = [read_part(part, aggregation.assign, aggregation.footprints) for part in parts]
     if any(tables.is_of_pixels(part.file) for part in parts):
         groups = [_group_of_all(rows, aggregation, survey.groups) for rows in read]
         return tables.pixel_cells(

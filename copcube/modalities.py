@@ -112,6 +112,7 @@ class Modality:
 
         NaN, which means unknown, where the model takes no such area.
         """
+        # A constant of the modality: the published code does not correct it for latitude either.
         area = (self.kernel * self.gsd / 1000) ** 2
         return area if AREA[0] <= area <= AREA[1] else math.nan
 

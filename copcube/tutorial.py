@@ -195,11 +195,14 @@ def _cells(seed: int) -> Cells:
     warmth = 4 * (np.cos(lat) - 0.6) - 0.7 * height + 0.3 * fields[1]
     drought = 2 * np.cos(6 * np.abs(lat) - np.pi) + fields[0]
     signal = np.stack([warmth, drought, height, *fields], axis=1)
+    # Each explains less than the one before, as the components of real cubes.
     shrinking = 0.8 ** np.arange(signal.shape[1])
+    # Orthonormal, so that every signal keeps its variance in the vectors.
     mix = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0][: signal.shape[1]]
     vectors = (signal * shrinking) @ mix + 0.5 * mix.sum(axis=0)
     vectors += _NOISE * rng.standard_normal(vectors.shape)
     n = rng.poisson(np.exp(0.5 * fields[1])[:, None] * [8, 12, 6, 4, 8, 4, 4, 1])
+    # A cell has one elevation model.
     n[:, -1] = 1
     # As in the published data, not every modality sees the high latitudes.
     n[np.abs(lat) > np.radians(72), :2] = 0

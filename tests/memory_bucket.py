@@ -21,6 +21,9 @@ class _Below(WrapperStore):
     def _with_store(self, store):
         return type(self)(store, self.prefix.rstrip("/"))
 
+    def with_read_only(self, read_only=False):  # which WrapperStore of zarr 3.1 lacks
+        return self._with_store(self._store.with_read_only(read_only))
+
     def __eq__(self, other):
         return super().__eq__(other) and self.prefix == other.prefix
 
@@ -55,8 +58,11 @@ class _Below(WrapperStore):
             yield key.removeprefix(self.prefix)
 
     async def list_dir(self, prefix) -> AsyncIterator[str]:
-        async for key in super().list_dir(self.prefix + prefix):
-            yield key
+        # Not by the store's own, which strips too much of names in zarr 3.1.
+        prefix = prefix and f"{prefix.rstrip('/')}/"
+        keys = [key.removeprefix(prefix) async for key in self.list_prefix(prefix)]
+        for name in dict.fromkeys(key.partition("/")[0] for key in keys):
+            yield name
 
 
 @contextmanager

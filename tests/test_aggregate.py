@@ -11,17 +11,18 @@ from copcube import aggregate, grid
 from copcube.aggregate import (
     Aggregation,
     Cells,
-    Part,
     cell_statistics,
     combine,
     combine_pass,
-    parts,
     passes,
     survey,
 )
+from copcube.builds import aggregate as build_of
 from copcube.errors import OptionError, RowsError
 from copcube.grouping import MONTHS, SEASONS
 from copcube.modalities import MODALITIES
+from copcube.parts import Part, parts, read_part
+from copcube.products import tables
 from copcube.rows import Rows, rows_files
 from copcube.selection import Selection
 
@@ -291,6 +292,21 @@ def test_parts_are_runs_of_row_groups(tmp_path):
     assert [part.rows for part in parts([path], 10)] == [30, 30, 30, 10]
     write_rows(tmp_path / "empty.parquet", random_rows(5).take(np.arange(0)), {})
     assert parts([tmp_path / "empty.parquet"]) == []
+
+
+def test_what_is_small_of_a_part_is_read_once_in_a_build(tmp_path, monkeypatch):
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for i, file in enumerate(files):  # most cells are in both, and combined by a pass
+        write_rows(file, random_rows(60, 10).take(np.arange(60) % 2 == i), {})
+    read, seen = tables.read, []
+    monkeypatch.setattr(tables, "read", lambda *given: seen.append(given[0]) or read(*given))
+    build_of(tmp_path, tmp_path / "world.zarr")
+    assert sorted(seen) == [str(file) for file in files]
+    # Outside of a build files may change, and are read again.
+    part, _ = parts(files)
+    for _ in range(2):
+        assert len(read_part(part, "centre", "auto")) == part.rows
+    assert len(seen) == 4
 
 
 def test_encoders_and_lengths_do_not_mix(tmp_path):

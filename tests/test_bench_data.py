@@ -775,13 +775,14 @@ def test_broken_lcz_files(tmp_path):
         open_dataset(find("lcz-s2"), tmp_path).names("train")
     for shape, label, says in (
         ((2, 32, 32, 10), np.zeros((2, 17)), "the label of sample 0 is not one 1 among 0"),
+        ((2, 32, 32, 10), np.eye(17)[:2] - np.eye(17)[2:4], "the label of sample 0 is not one 1"),
         ((2, 32, 32, 8), np.eye(17)[:2], r"sen2 \(2, 32, 32, 8\)"),
         (None, np.eye(17)[:2], "holds label; expected label and sen2"),
     ):
         with netCDF4.Dataset(path, "w") as file:
             for i, size in enumerate((2, 17, *(shape or ())[1:])):
                 file.createDimension(f"d{i}", size)
-            file.createVariable("label", "u1", ("d0", "d1"))[:] = label
+            file.createVariable("label", "i1", ("d0", "d1"))[:] = label
             if shape:
                 file.createVariable("sen2", "f4", ("d0", "d2", "d3", "d4"))[:] = 0
         with pytest.raises(SourceError, match=says):

@@ -412,7 +412,7 @@ def test_samples_that_cannot_be_read_are_left_out(encoder: FrozenEncoder, tmp_pa
     assert kept.indices == [4, 5, 6]
     assert not (tmp_path / "levels/train-000000-skipped.json").exists()
     dataset.broken = (2, 9)
-    with pytest.raises(SourceError, match=r"train: 2 or more of 16 samples cannot be used.*train2"):
+    with pytest.raises(SourceError, match=r"train: 2 or more of 16 samples cannot.*train[29]"):
         score(dataset, encoder, tmp_path / "many", epochs=1)
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from reference_weights import draw, drawn, published_model
 from torch import Tensor, nn
 
+from copcube.encoder.block import Block
 from copcube.encoder.copernicus_fm import CopernicusFM, _patches, token_grid
 from copcube.encoder.kernels import Kernel, fourier
 from copcube.errors import OptionError
@@ -433,6 +434,31 @@ def test_bfloat16(pooling: str, whole: bool) -> None:
     assert F.cosine_similarity(exact, rounded).item() > 0.995
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_is_that_of_timm(dtype: torch.dtype) -> None:
+    """Names, first values, vectors and gradients are the same in every bit."""
+    from timm.models.vision_transformer import Block as Published
+
+    norm: Any = functools.partial(nn.LayerNorm, eps=1e-6)
+    torch.manual_seed(0)
+    published = Published(96, 3, qkv_bias=True, norm_layer=norm).to(dtype)
+    torch.manual_seed(0)
+    block = Block(96, 3, norm).to(dtype)
+    for (name, tensor), (other, expected) in zip(
+        block.state_dict().items(), published.state_dict().items(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(tensor, expected)
+    first = torch.randn(2, 7, 96, dtype=dtype)
+    inputs = [first.clone().requires_grad_() for _ in range(2)]
+    outputs = [model(x) for model, x in zip((block, published), inputs, strict=True)]
+    assert torch.equal(*outputs)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), x)[0] for y, x in zip(outputs, inputs, strict=True)
+    ]
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.slow
 def test_compiles() -> None:
     model = tiny()
@@ -446,8 +472,10 @@ def test_compiles() -> None:
 @pytest.mark.slow
 def test_import_has_no_side_effects() -> None:
     code = (
-        "import torch, random; state = torch.get_rng_state(), random.getstate();"
-        "import copcube.encoder.copernicus_fm;"
-        "assert torch.equal(state[0], torch.get_rng_state()) and state[1] == random.getstate()"
+        "import sys, torch, random; state = torch.get_rng_state(), random.getstate();"
+        "from copcube.encoder.weights import untrained_weights;"
+        "assert torch.equal(state[0], torch.get_rng_state()) and state[1] == random.getstate();"
+        "untrained_weights(0, embed_dim=64, depth=1, heads=1);"
+        "assert not {'timm', 'torchvision', 'sympy'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

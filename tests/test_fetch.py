@@ -16,7 +16,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from hub_server import Hub, Repo, serve
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,14 +49,22 @@ WEIGHTS = Published("owner/model", "model", COMMIT, "weights.pth", "CC-BY-4.0")
 def hub(tmp_path, monkeypatch):
     """A hub with one model, and a cache of its own."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    offline(monkeypatch, False)
     with serve(Hub({"owner/model": Repo(COMMIT, {"weights.pth": BODY})})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
+    offline(monkeypatch, False)
 
 
 def sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
+
+
+def offline(monkeypatch, value: bool) -> None:
+    """Set HF_HUB_OFFLINE as if before the start."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", value)
+    # Before 1.0 an open session stays what it was.
+    getattr(utils, "reset_sessions", lambda: None)()
 
 
 def downloads(hub: Hub) -> list[str]:
@@ -196,7 +204,7 @@ def test_cache_filled_by_another_program_is_verified_without_network(hub, monkey
         "owner/model", "weights.pth", revision=COMMIT, cache_dir=constants.HF_HUB_CACHE
     )
     hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch, True)
     assert fetch_files([WEIGHTS])[0].sha256 == sha256(BODY)
     assert hub.requests == []
 
@@ -210,9 +218,55 @@ def test_a_branch_in_the_cache_is_asked_for_once_and_known_by_its_commit(hub, mo
     (got,) = fetch_files([branch])
     assert (got.commit, got.sha256) == (COMMIT, sha256(BODY))
     hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch, True)
     assert fetch_files([branch]) == (got,)
     assert hub.requests == []
+
+
+def test_first_file_of_a_branch_without_checksum_is_noted_and_no_other_is_taken(hub, caplog):
+    """SigLIP's: its bytes and commit are what was fetched first, whatever the branch is later."""
+    file = ENCODERS["siglip"]
+    hub.repos[file.repo] = Repo(COMMIT, {file.path: BODY})
+    (first,) = fetch("weights", ".", encoder="siglip")
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "its checksum is not known here" in said
+    assert sha256(BODY) in said
+    assert COMMIT in said
+    pin = Path(constants.HF_HUB_CACHE, f"models--{file.repo.replace('/', '--')}")
+    pin /= f".{file.path}.pinned"
+    assert str(pin) in said
+    caplog.clear()
+    hub.requests.clear()
+    assert fetch("weights", ".", encoder="siglip") == (first,)
+    assert (hub.requests, caplog.text) == ([], "")
+
+    # The branch moves, and another program brings what is there now into the same cache.
+    hub.repos[file.repo] = Repo("f" * 40, {file.path: b"newer"})
+    api = huggingface_hub.HfApi(endpoint=hub.url)
+    api.hf_hub_download(file.repo, file.path, cache_dir=constants.HF_HUB_CACHE)
+    assert cached(file).read_bytes() == b"newer"
+    assert fetch("weights", ".", encoder="siglip") == (first,)
+
+    # The file is lost, and the hub has only the newer one, or other bytes under the same commit.
+    first.path.unlink()
+    with pytest.raises(
+        FetchError, match=rf"not there \(404\).*published now instead, remove {pin}"
+    ):
+        fetch("weights", ".", encoder="siglip")
+    hub.repos[file.repo] = Repo(COMMIT, {file.path: b"newer"})
+    with pytest.raises(FetchError, match=f"expected SHA-256 {sha256(BODY)}, found .*remove {pin}"):
+        fetch("weights", ".", encoder="siglip")
+    pin.unlink()
+    assert fetch("weights", ".", encoder="siglip")[0].sha256 == sha256(b"newer")
+
+
+def test_branch_that_another_program_brought_is_known_by_its_commit(hub, monkeypatch):
+    hub.repos["owner/model"] = Repo(COMMIT, {"weights.pth": BODY})
+    api = huggingface_hub.HfApi(endpoint=hub.url)
+    api.hf_hub_download("owner/model", "weights.pth", cache_dir=constants.HF_HUB_CACHE)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (got,) = fetch_files([replace(WEIGHTS, revision="main")])
+    assert (got.commit, got.sha256) == (COMMIT, sha256(BODY))
 
 
 def test_folder_keeps_published_paths_and_is_not_fetched_twice(hub, tmp_path):
@@ -324,12 +378,12 @@ def test_without_network_both_ways_out_are_named_at_once(hub, monkeypatch):
 
 
 def test_offline_uses_the_cache_and_says_what_it_lacks(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch, True)
     with pytest.raises(FetchError, match=r"weights\.pth.*HF_HUB_OFFLINE forbids"):
         fetch_files([WEIGHTS])
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    offline(monkeypatch, False)
     first = fetch_files([WEIGHTS])
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch, True)
     assert fetch_files([WEIGHTS]) == first
 
 

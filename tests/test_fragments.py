@@ -1,14 +1,22 @@
 """The nearest of many embeddings in tables, against NumPy; fragments as colours on maps."""
 
+import sys
+
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import random_rows, write_rows
 
 from copcube import plot
 from copcube.cli import main
-from copcube.errors import MissingPackageError, OptionError, RowsError
+from copcube.errors import FetchError, MissingPackageError, OptionError, RowsError
 from copcube.lookup import Fragments, fit_fragments, project_fragments
-from copcube.lookup.fragments import holds_fragments, text_vector
+from copcube.lookup.fragments import holds_fragments
+from copcube.lookup.queries import text_vector
+from copcube.lookup.ranking import candidates, estimate_squares, lowest
+from copcube.lookup.similar import lengths_of, scores
 from copcube.products.majortom.sample import write_embeddings
 
 
@@ -67,6 +75,118 @@ def test_the_list_is_that_of_a_plain_search(fragments, apart, monkeypatch):
     assert found.place_product.values[0].startswith("S2")
 
 
+def in_memory(x, lat=None):
+    lat = np.zeros(len(x)) if lat is None else lat
+    x = np.asarray(x, np.float32)
+    return Fragments(("none",), np.array([0, len(x)]), lat, lat, x.shape[1], x, lengths_of(x))
+
+
+def near_duplicates(seed, n, dim, size):
+    """Vectors of which some differ from each other in their last digits, or not at all."""
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=dim) * size).astype(np.float32) * np.ones((n, 1), np.float32)
+    x[n // 3 :] += (rng.normal(size=(n - n // 3, dim)) * size).astype(np.float32)
+    for i in range(1, n // 3):
+        x[i, i % dim] = np.nextafter(x[i, i % dim], np.float32(rng.choice([-np.inf, np.inf])))
+    return x[rng.permutation(n)]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e4, 1e-22, 1e19])
+@pytest.mark.parametrize("n", [1, 7, 60])
+def test_distances_in_memory_are_those_of_differences(size, n, monkeypatch):
+    monkeypatch.setattr("copcube.lookup.ranking.STEP", 16)
+    monkeypatch.setattr("copcube.lookup.fragments._VALUES", 40 * 32)  # several tasks
+    x = near_duplicates(0, 150, 32, size)
+    some = in_memory(x)
+    for wanted in (x[3].astype(np.float64), x[5] * (1 + 1e-9), np.full(32, size / 3)):
+        direct = scores(x, wanted, "euclidean")
+        numbers, values = some._ranked(wanted, "euclidean")(n)
+        order = np.argsort(direct, kind="stable")[:n]
+        np.testing.assert_array_equal(numbers, order)
+        np.testing.assert_array_equal(values, direct[order])
+        # And differences are those of float64, where single values of products leave float32 too.
+        np.testing.assert_allclose(values, plain(x, wanted, "euclidean")[order], rtol=1e-5)
+
+
+def test_distances_beyond_float32_are_not_listed():
+    x = near_duplicates(0, 150, 32, 1.0)
+    numbers, values = in_memory(x)._ranked(np.full(32, 1e60), "euclidean")(5)
+    assert len(numbers) == len(values) == 0
+
+
+numbers_of_any_size = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_nearest_are_those_of_float64(data):
+    dim = data.draw(st.integers(1, 5))
+    vector = st.lists(numbers_of_any_size, min_size=dim, max_size=dim)
+    given_ = data.draw(st.lists(vector, min_size=1, max_size=12))
+    x = np.array(given_, np.float32)
+    wanted = np.array(data.draw(vector), np.float64)
+    n = data.draw(st.integers(1, 13))
+    distance = plain(x, wanted, "euclidean")
+    numbers, values = in_memory(x)._ranked(wanted, "euclidean")(n)
+    with np.errstate(over="ignore"):
+        listed = distance.astype(np.float32)
+    assert len(numbers) == min(n, int(np.isfinite(scores(x, wanted, "euclidean")).sum()))
+    np.testing.assert_allclose(values, listed[numbers], rtol=2e-6, atol=1e-40)
+    # Nothing that is nearer, by more than a distance is rounded, is left out.
+    others = np.setdiff1d(np.arange(len(x)), numbers)
+    if len(others) and len(numbers):
+        assert distance[others].min() >= distance[numbers].max() * (1 - 4e-6) - 1e-40
+    assert (np.diff(values) >= 0).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-14, 1e17, 1e25])
+def test_estimates_are_within_their_slack(size, monkeypatch):
+    monkeypatch.setattr("copcube.lookup.ranking.STEP", 32)
+    x = near_duplicates(1, 200, 768, size)
+    for wanted in (x[0].astype(np.float64), np.random.default_rng(2).normal(size=768) * size):
+        values, slack = np.empty(200, np.float32), np.empty(7)
+        estimate_squares(x, lengths_of(x), wanted, values, slack)
+        square = (wanted**2).sum()
+        for exact in (plain(x, wanted, "euclidean"), scores(x, wanted, "euclidean")):
+            off = np.abs(values - (exact.astype(np.float64) ** 2 - square))
+            assert (off <= np.repeat(slack, 32)[:200]).all()
+        if size < 1e20:  # beyond, products leave float32, and nothing is known
+            assert slack.max() < 1e-3 * 4 * (x.astype(np.float64) ** 2).sum(axis=1).max()
+        else:
+            assert np.isinf(slack).all()
+
+
+def test_the_lowest_of_many_are_those_of_a_sort(monkeypatch):
+    monkeypatch.setattr("copcube.lookup.ranking.STEP", 16)
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 60, 500).astype(np.float32)  # with many ties
+    values[rng.random(500) < 0.2] = np.inf
+    there = int(np.isfinite(values).sum())
+    order = np.argsort(values, kind="stable")
+    for n in (0, 1, 2, 31, 33, there, there + 1, 500, 600):
+        assert lowest(values, n).tolist() == order[: min(n, there)].tolist()
+    slack = rng.random(32)
+    true = values + np.repeat(slack, 16)[:500] * rng.uniform(-1, 1, 500)
+    order = np.argsort(true, kind="stable")
+    for n in (1, 20, 200):
+        assert set(order[:n]) <= set(candidates(values, slack, n).tolist())
+    assert len(candidates(values, slack, 20)) < 100
+
+
+def test_few_differences_are_made(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(20_000, 64))
+    asked = []
+
+    def counting(y, *arguments):
+        asked.append(len(y))
+        return scores(y, *arguments)
+
+    monkeypatch.setattr("copcube.lookup.fragments.scores", counting)
+    numbers, _ = in_memory(x)._ranked(x[0], "euclidean")(20)
+    assert numbers[0] == 0
+    assert sum(asked) < 40
+
+
 def test_the_fragment_of_a_place_is_the_nearest(fragments):
     lat, lon = float(fragments.lat[11]) + 0.005, float(fragments.lon[11]) - 360
     assert fragments.at(lat, lon) == int(np.argmin(km(lat, lon, fragments.lat, fragments.lon)))
@@ -115,8 +235,54 @@ def test_bad_questions_are_refused(fragments, majortom, tmp_path, capsys):
     assert "no parquet files there" in capsys.readouterr().err
 
 
-def test_a_text_needs_open_clip(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+class Clip:
+    """Stands in for open_clip: what of it is called, as it is in version 3.3."""
+
+    asked = ()
+
+    def get_tokenizer(self, name):
+        self.asked = (name,)
+        return lambda texts: torch.tensor([[len(text) for text in texts] * 64])
+
+    def create_model(self, name):
+        assert self.asked == (name,)
+        return self
+
+    def eval(self):
+        return self
+
+    def encode_text(self, words, normalize):
+        assert (words.shape, normalize) == ((1, 64), True)
+        vector = torch.nn.functional.normalize(words[:, :1] + torch.arange(1152.0), dim=-1)
+        return vector.requires_grad_()
+
+
+def test_a_text_is_embedded_by_siglip(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", Clip())
+    x = np.random.default_rng(0).normal(size=(50, 1152))
+    x[7] = 9 + np.arange(1152.0)
+    found = in_memory(x)._ranked(text_vector("salt lake", 1152).astype(np.float64), "cosine")(2)
+    assert found[0][0] == 7
+    assert found[1][0] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_text_needs_open_clip_and_its_weights(monkeypatch):
+    def refuse(error):
+        def call(name):
+            raise error
+
+        return call
+
+    clip = Clip()
+    monkeypatch.setitem(sys.modules, "open_clip", clip)
+    monkeypatch.setattr(clip, "create_model", refuse(RuntimeError("Failed config\nno network")))
+    with pytest.raises(FetchError, match=r"SigLIP.* cannot be loaded: Failed config no network"):
+        text_vector("a forest", 1152)
+    missing = ImportError("No module named 'transformers'")
+    monkeypatch.setattr(clip, "get_tokenizer", refuse(missing))
+    with pytest.raises(MissingPackageError, match=r"'transformers\[sentencepiece\]' \(No module"):
+        text_vector("a forest", 1152)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(MissingPackageError, match="open_clip_torch"):
         text_vector("a forest", 1152)
 
@@ -168,3 +334,14 @@ def test_the_command_draws_fragments_and_stores_their_basis(majortom, tmp_path, 
     other = ["map", str(majortom[1]), str(tmp_path / "c.png"), "--basis", str(basis)]
     assert main(other) == 1
     assert "basis" in capsys.readouterr().err
+
+
+def test_a_basis_that_may_not_be_replaced_is_refused_before_it_is_computed(
+    majortom, tmp_path, capsys, monkeypatch
+):
+    basis = tmp_path / "basis.nc"
+    basis.write_bytes(b"mine")
+    monkeypatch.setattr("copcube.lookup.fit_fragments", lambda _: pytest.fail("computed"))
+    assert main(["map", str(majortom[0]), str(tmp_path / "a.png"), "--save-basis", str(basis)]) == 1
+    assert str(basis) in capsys.readouterr().err
+    assert basis.read_bytes() == b"mine"

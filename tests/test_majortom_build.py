@@ -136,6 +136,12 @@ def test_radar_goes_through_a_resnet_as_torchvisions():
     assert close(found, reference("tiny-s1", pixels, torchvision.models.resnet18()))
 
 
+def test_batch_norms_are_folded_but_where_they_normalise_by_the_batch():
+    for compat, count in ((None, 0), ("majortom", 20)):
+        layers = spec("tiny-s1", compat=compat).load()._model.modules()
+        assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in layers) == count
+
+
 def test_compat_normalises_by_the_statistics_of_the_batch():
     pixels = np.random.default_rng(0).exponential(0.1, (9, 2, 96, 96)).astype(np.float32)
     encoder = spec("tiny-s1", compat="majortom").load()
@@ -170,8 +176,7 @@ def test_mean_of_tokens_with_resampled_positions_is_that_of_transformers(tmp_pat
 
 @pytest.mark.slow
 def test_dinov2_is_that_of_transformers(tmp_path):
-    with torch.device("meta"):
-        model = timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=518)
+    model = timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=518)
     torch.save(untrained(model, 5), tmp_path / "dinov2.pth")
     pixels = counts(3, 224, 1)
     for compat, known in ((None, DINOV2), ("majortom", DINOV2_COMPAT)):
@@ -199,8 +204,7 @@ def test_compat_shows_dinov2_what_its_processor_makes():
 
 def test_right_pictures_are_scaled_once():
     encoder = spec("tiny-rgb").load()
-    seen = encoder._prepared(torch.tensor([0.0, 2000, 4000, 9000]).reshape(1, 1, 1, 4).expand(
-        1, 3, 1, 4))  # fmt: skip
+    seen = encoder._prepared(torch.tensor([0.0, 2000, 4000, 9000]).repeat(1, 3, 1, 1))
     for channel, (mean, std) in enumerate(zip(IMAGENET["mean"], IMAGENET["std"], strict=True)):
         wanted = [(value - mean) / std for value in (0, 0.5, 1, 1)]
         assert np.allclose(seen[0, channel, 0], wanted, atol=1e-6)

@@ -47,6 +47,7 @@ SPINE += [
     "products",
     "provenance",
     "grouping",
+    "parts",
     "aggregate",
     "embedding",
     "cube",

@@ -667,6 +667,11 @@ def test_pictures_show_curves_and_residuals(found):
     np.testing.assert_array_equal(curve.get_xdata(), [1, 2, 4])
     at = found.rmse.mean("seed").sel(target="t2m_mean", input=["pc1", "pc2", "pc4"])
     np.testing.assert_allclose(curve.get_ydata(), at)
+    # More curves than there are colours: none is left out, and no two look alike.
+    several = found.sel(input=["pc1", "pc2"] * 8)
+    several["input"] = [f"pc{n}+{beside}" for beside in "abcdefgh" for n in (1, 2)]
+    lines = [one[0] for one in plot.errors(several).axes[0].containers]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 8
     axes = plot.residuals(found, "t2m_std")
     assert "temperature, std, predicted from embedding: off by" in axes.get_title()
     assert len(plot.residual_maps(found).axes) == 4

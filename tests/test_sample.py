@@ -99,6 +99,7 @@ def digests(root):
     }
 
 
+@pytest.mark.slow
 def test_rasters_are_as_published(samples):
     root, summaries = samples
     found = rasters(root / "geotiff")

@@ -84,7 +84,11 @@ def test_another_shape_is_not_found(shape):
 )
 def test_every_real_dtype_is_read_as_torch_reads_it(dtype):
     tensor = torch.linspace(0, 100, 2 * 28 * 28).reshape(PLAIN.shape).to(getattr(torch, dtype))
-    found = located(saved(tensor), PLAIN.shape)
+    try:
+        raw = saved(tensor)
+    except KeyError:
+        pytest.skip(f"torch {torch.__version__} cannot save {dtype}")
+    found = located(raw, PLAIN.shape)
     assert found.dtype == ("float32" if dtype == "bfloat16" else dtype)
     np.testing.assert_array_equal(found, (tensor.float() if dtype == "bfloat16" else tensor))
 

@@ -462,7 +462,7 @@ def as_the_published_script(world, per_shard):
     st.lists(st.sets(st.sampled_from([S1, S2, S3, S5P, DEM])), max_size=7),
     st.integers(1, 4),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_shards_of_incomplete_cells_give_every_image_once(tmp_path, cells, per_shard):
     world = [{S3, DEM}, *cells]
     expected = {

@@ -329,7 +329,10 @@ def compressed_zip(path: Path) -> None:
     import zipfile
 
     whole = saved(path.with_suffix(".whole"), random_state(*NORM))
-    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(whole) as old,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
 

@@ -4,6 +4,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from marks import first_quick
 from test_cube import build, cells_of
 
 from copcube import cube
@@ -22,7 +23,7 @@ def no_task(*arguments, **options):
     raise AssertionError("dask was asked")
 
 
-@pytest.mark.parametrize("how", [cube.open_cube, xr.open_zarr])
+@pytest.mark.parametrize("how", first_quick([cube.open_cube, xr.open_zarr]))
 def test_maps_on_disk_are_read_past_dask(path, how):
     ds, plain = how(path), xr.open_zarr(path, chunks=None)
     with dask.config.set(scheduler=no_task):

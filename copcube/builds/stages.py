@@ -7,6 +7,7 @@ counts what is done and tries again what failed.
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any, Generic
 
@@ -35,6 +36,7 @@ from copcube.grid import N_BANDS
 from copcube.images import Partition, Rejected
 from copcube.images.units import remedy
 from copcube.modalities import kinds
+from copcube.parts import keeping_rows
 
 log = logging.getLogger("copcube")
 
@@ -340,6 +342,9 @@ class AssembleStage(Stage[AssembleTask]):
         How many tasks there are, done ones included.
     """
 
+    # While the keys of a part are read, or the files of a band flushed, another is decoded.
+    at_once = 2
+
     def __init__(self, folder: BuildFolder, kind: str, task: AssembleTask, number: int) -> None:
         function, title, unit, width = {
             "combine": (run_combine_task, "combining", "parts", 6),
@@ -347,11 +352,12 @@ class AssembleStage(Stage[AssembleTask]):
             "write": (run_write_task, "writing", "bands", 2),
         }[kind]
         self._kind, self._width = kind, width
-        # While the keys of a part are read and its cells written, another is decoded.
-        self.at_once = 2 if kind == "combine" else 1
         names = [f"{i:0{width}d}" for i in range(number)]
         done = folder.receipts(task.work, kind, names, renew=True)
         tasks = [replace(task, number=i) for i, name in enumerate(names) if name not in done]
+        if kind == "combine":
+            # The passes first: each reads of many parts, and as the last would run alone.
+            tasks.reverse()
         super().__init__(folder, title, unit, function, tasks, number, len(done))
 
     def name(self, task: AssembleTask) -> str:
@@ -359,6 +365,7 @@ class AssembleStage(Stage[AssembleTask]):
         return f"{self._kind}-{task.number:0{self._width}d}"
 
 
+@keeping_rows()
 def assemble(
     folder: BuildFolder,
     plan: Plan,
@@ -405,32 +412,42 @@ def assemble(
         folder.discard("cells", "variances", "cube.zarr")
         folder.files.write("survey.json", data)
     task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
+    about = {**cube_attributes(plan, aggregation, found.survey), **attributes}
     combining = len(found.parts) + len(found.passes)
-    run_stage(executor, AssembleStage(folder, "combine", task, combining))
-    scales = {}
+    with ThreadPoolExecutor(1) as thread:
+        # Beside the combining, since zarr takes as long to import as many rows take to combine.
+        template = thread.submit(_create, folder, task, found, about)
+        run_stage(executor, AssembleStage(folder, "combine", task, combining))
+        template.result()
     if aggregation.balance == "variance":
         run_stage(executor, AssembleStage(folder, "balance", task, N_BANDS))
-        scales = {"aggregation_scales": variances_of(task).in_words(found.labels)}
-    if folder.receipt(task.work, "create", "cube") is None:
-        folder.discard("cube.zarr")
-        written = cube.create(
-            folder.cube,
-            dim=found.survey.dim,
-            by=aggregation.by,
-            groups=found.survey.groups,
-            attrs={**cube_attributes(plan, aggregation, found.survey), **scales, **attributes},
-        )
-        metadata = {
-            f"cube.zarr/{name}": known
-            for name, known in written.items()
-            if name.endswith("zarr.json")
-        }
-        folder.write_receipt(task.work, "create", "cube", metadata, {})
+        about["aggregation_scales"] = variances_of(task).in_words(found.labels)
     run_stage(executor, AssembleStage(folder, "write", task, N_BANDS))
     folder.require_lock()
-    cube.finish(folder.cube)
+    # Once more: the template may be of a run that failed at rows since made anew.
+    cube.finish(folder.cube, about)
     folder.publish(plan, overwrite=overwrite)
     folder.sweep()
+
+
+def _create(
+    folder: BuildFolder, task: AssembleTask, found: Surveyed, attributes: Mapping[str, Any]
+) -> None:
+    """Write the template of the cube, unless an earlier run did."""
+    if folder.receipt(task.work, "create", "cube") is not None:
+        return
+    folder.discard("cube.zarr")
+    written = cube.create(
+        folder.cube,
+        dim=found.survey.dim,
+        by=found.aggregation.by,
+        groups=found.survey.groups,
+        attrs=attributes,
+    )
+    metadata = {
+        f"cube.zarr/{name}": known for name, known in written.items() if name.endswith("zarr.json")
+    }
+    folder.write_receipt(task.work, "create", "cube", metadata, {})
 
 
 def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:

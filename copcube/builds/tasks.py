@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from copcube import aggregate, cube
-from copcube.aggregate import Aggregation, Part, Survey
+from copcube.aggregate import Aggregation, Survey
 from copcube.balance import Variances, equalised
 from copcube.builds.folder import BuildFolder, Receipt, to_json
 from copcube.builds.plan import BuildOptions, EncoderFacts, Plan, digest, read_partition
@@ -34,6 +34,7 @@ from copcube.files.processors import available_processors
 from copcube.grid import N_BANDS
 from copcube.images import Partition, Rejected, Source
 from copcube.modalities import SENSOR, kinds
+from copcube.parts import Part, parts
 from copcube.products.majortom import CoreSource, encode_embeddings
 from copcube.rows import encode_rows
 from copcube.selection import Selection
@@ -375,9 +376,9 @@ class Surveyed:
     @classmethod
     def of(cls, files: Sequence[str], aggregation: Aggregation) -> "Surveyed":
         """Survey files of rows."""
-        parts = aggregate.parts(files)
-        survey = aggregate.survey(parts, aggregation)
-        return cls(aggregation, parts, survey, aggregate.passes(survey))
+        runs = parts(files)
+        survey = aggregate.survey(runs, aggregation)
+        return cls(aggregation, runs, survey, aggregate.passes(survey))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -406,9 +407,9 @@ class Surveyed:
         tuples = {key: tuple(known[key]) for key in ("groups", "images_by_modality")}
         arrays = {key: np.array(known[key], np.int64) for key in _ARRAYS}
         survey = Survey(**known | tuples | arrays)
-        parts = [Part(p["file"], tuple(p["row_groups"]), p["rows"]) for p in found["parts"]]
+        runs = [Part(p["file"], tuple(p["row_groups"]), p["rows"]) for p in found["parts"]]
         aggregation = Aggregation(**chosen | {"selection": selection})
-        return cls(aggregation, parts, survey, aggregate.passes(survey))
+        return cls(aggregation, runs, survey, aggregate.passes(survey))
 
 
 _FORM = 2

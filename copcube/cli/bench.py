@@ -5,15 +5,22 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copcube.cli.common import Arguments, Commands, add_model, columns, command, overwrite, positive
+from copcube.cli.common import (
+    TABLES,
+    Arguments,
+    Commands,
+    add_model,
+    columns,
+    command,
+    overwrite,
+    positive,
+)
 from copcube.cli.cubes import open_any, require_form
 
 if TYPE_CHECKING:
     from copcube.probes.bench import Benched, Result
 
 log = logging.getLogger("copcube")
-
-_TABLES = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
 
 
 def add(commands: Commands) -> None:
@@ -99,7 +106,8 @@ def _bench(arguments: Arguments) -> int:
         if Path(path).suffix.lower() == ".json" and Path(path).exists():
             before[path] = read_results(path)  # added to, not replaced
         else:
-            require_form(path, (".json", *_TABLES), arguments)
+            require_form(path, (".json", *TABLES), arguments)
+    # Which tasks "all" are depends on what is asked: images, or whole cells of a cube.
     tasks = None if arguments.tasks == ["all"] else arguments.tasks
     if arguments.cube:
         with reading(arguments.cube):
@@ -145,8 +153,9 @@ def _save(path: str, results: "list[Result]", before: "list[Result]") -> None:
     from copcube.files.atomic import atomic_path
     from copcube.probes.bench import bench_table, write_results
 
-    form = _TABLES.get(Path(path).suffix.lower())
+    form = TABLES.get(Path(path).suffix.lower())
     if form is None:
+        # A run that is repeated takes the place of its former results; others stay.
         named = {(one.task, one.probe, str(one.provenance)): one for one in [*before, *results]}
         write_results(path, [*named.values()])
     else:

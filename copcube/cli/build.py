@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,6 +250,7 @@ def _executor(arguments: Arguments) -> Iterator[dict[str, Any]]:
 def _build(arguments: Arguments) -> int:
     from copcube.builds import build, estimate
 
+    # What an estimate depends on as well.
     options = {
         "modalities": arguments.modalities,
         "sensors": arguments.sensors,
@@ -278,6 +278,7 @@ def _build(arguments: Arguments) -> int:
             **executor,
             **options,
         )
+    # The cube is there, but a script that goes on from it must learn that images are missing.
     _log_report(report)
     return 3 if report.quarantined else 0
 
@@ -317,6 +318,7 @@ def _log_report(report: "Report") -> None:
     if report.rejected:
         left_out = ", ".join(f"{count} {kind}" for kind, count in report.rejected.items())
         log.log(
+            # Broken files can be fetched again; about the other kinds nothing need be done.
             logging.WARNING if report.rejected.get("broken", 0) else logging.INFO,
             "images left out: %s (reasons in %s/quarantine.parquet)",
             left_out,
@@ -367,9 +369,11 @@ def _demo(arguments: Arguments) -> None:
 
     folder = Path(arguments.folder)
     images, cube = folder / "images", folder / "world.zarr"
+    # The same command goes on in a folder where it was stopped, as a build does.
     if not images.exists():
         write_sample(images, "geotiff")
     try:
+        # Loaded here rather than by the build, so that the other weights can still be chosen.
         encoder = EncoderSpec().load()
     except FetchError as error:
         log.warning("the published weights cannot be had here: %s", error)
@@ -397,6 +401,7 @@ def _use(cube: Path, folder: Path) -> None:
     world = open_cube(cube)
     fields = reduce(world, k=3)
     to_zarr(fields, folder / "fields.zarr", overwrite=True)
+    # ERA5's own fields need a download, and the demo runs without a network.
     land = CubeView.of(world).filled().rename(lat="latitude", lon="longitude").astype(np.float32)
     stand_in = xr.Dataset({"lsm": land.reset_coords(drop=True)})
     stand_in.lsm.attrs["comment"] = "a stand-in for ERA5's: 1 where the demo has images"
@@ -404,7 +409,8 @@ def _use(cube: Path, folder: Path) -> None:
     export(both, folder / "merged.nc", overwrite=True)
     for suffix in ("npz", "pt", "tif"):
         export(fields, folder / f"fields.{suffix}", overwrite=True)
-    with suppress(MissingPackageError):
+    # matplotlib and cartopy are an extra of the package; all else of the demo does without.
+    with contextlib.suppress(MissingPackageError):
         rgb(fields).get_figure().savefig(folder / "fields.png", dpi=150)  # type: ignore[union-attr]
     page(world, folder / "world.html", basis=fields, overwrite=True)
     print(f"Its 3 principal components, merged, exported, drawn: {folder}/fields.*, merged.nc")
@@ -415,6 +421,7 @@ def _spec(arguments: Arguments) -> "EncoderSpec | TimmSpec":
     from copcube.encoder import EncoderSpec, TimmSpec
 
     if arguments.product:
+        # Weights, device and dtype are known to both kinds of encoder.
         for name in ("language", "pooling", "compile"):
             if getattr(arguments, name):
                 raise OptionError(f"--{name} is for Copernicus-FM, not for --product majortom")

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 Arguments = argparse.Namespace
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+TABLES = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
+"""Endings of tables of scores, and the names of their forms."""
+
 
 def command(
     commands: Commands,
@@ -30,6 +33,7 @@ def command(
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # To every command rather than to the root, so that they may follow the command's name.
     made.add_argument("--quiet", "-q", action="store_true", help="only warnings and errors")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made.set_defaults(run=run)

@@ -28,6 +28,7 @@ def open_any(path: str) -> "xr.Dataset":
     from copcube.cube import open_cube
     from copcube.interchange.export import WRITERS
 
+    # The endings of published maps; a reduction saved as .nc is among them.
     if Path(path).suffix.lower() in WRITERS:
         return xr.open_dataset(path, engine="copembed", chunks={})
     try:
@@ -153,6 +154,7 @@ def save_fields(ds: "xr.Dataset", arguments: Arguments) -> None:
         to_zarr(ds, arguments.out, overwrite=arguments.overwrite)
     else:
         with atomic_path(Path(arguments.out)) as temporary:
+            # Maps have almost all of the bytes.
             small = {"zlib": True, "complevel": 1}
             maps = [name for name in ds.data_vars if ds[name].ndim > 1]
             ds.to_netcdf(temporary, engine="netcdf4", encoding=dict.fromkeys(maps, small))

@@ -105,6 +105,7 @@ def add_modalities(command: argparse.ArgumentParser, others: str = "") -> None:
 
 def _sample(arguments: Arguments) -> None:
     bench = arguments.layout == "bench"
+    # They have no defaults, so that one which the layout has no use for is noticed.
     for option in ("cells", "modalities") if bench else ("tasks", "images"):
         if getattr(arguments, option) is not None:
             raise OptionError(f"layout {arguments.layout!r} has no option --{option}")
@@ -119,6 +120,7 @@ def _sample_pretrain(arguments: Arguments) -> None:
     from copcube.progress import size
 
     cells = {} if arguments.cells is None else {"cells": arguments.cells}
+    # Vectors without images: said aloud, as of all that is synthetic.
     if arguments.layout == "majortom-embeddings":
         from copcube.products.majortom.sample import write_embeddings
 
@@ -167,6 +169,7 @@ def _fetch(arguments: Arguments) -> None:
     if arguments.what != "bench":
         if len(which) > 1:
             raise OptionError(f"fetch {arguments.what} takes one range, got {' '.join(which)}")
+        # Of the others, one text: a range of shards, or the size of the weights.
         which = which[0] if which else None
     for file in fetch(arguments.what, arguments.to, which, arguments.encoder):
         say(file.path)

@@ -80,11 +80,13 @@ def _add_nearest(commands: Commands) -> None:
         commands,
         "nearest",
         naming(_nearest, "rows"),
-        "list the rows or fragments of parquet files most like one, a vector or a text",
+        "list the rows or fragments of parquet files most like one, an image or a text",
         "copcube nearest Core-S2RGB-SigLIP --at 48.1 11.6\n"
-        "  copcube nearest Core-S2RGB-SigLIP --text 'a salt lake'",
+        "  copcube nearest Core-S2RGB-SigLIP --text 'a salt lake'\n"
+        "  copcube nearest world.build/rows --image field.tif --modality s2_toa --date 2024-07-01",
         details="ROWS is a parquet file, a folder or a glob: rows of a build, or embeddings of\n"
-        "Major TOM. Those listed lie apart by --exclude-km, since neighbours look alike.",
+        "Major TOM. Those listed lie apart by --exclude-km, since neighbours look alike. An image\n"
+        "is embedded by the encoder that ROWS name; of a larger one its middle.",
     )
     nearest.add_argument("rows", metavar="ROWS")
     example = nearest.add_mutually_exclusive_group(required=True)
@@ -94,6 +96,12 @@ def _add_nearest(commands: Commands) -> None:
     example.add_argument("--row", type=int, metavar="N", help="a row, from 0 on over all files")
     example.add_argument("--vector", metavar="NPY", help="a vector of the same encoder")
     example.add_argument("--text", help="in English, of embeddings by SigLIP; needs open_clip")
+    example.add_argument("--image", metavar="TIF", help="a GeoTIFF, or a product of Major TOM")
+    nearest.add_argument("--modality", metavar="KEY", help="what the image is of, such as s2_toa")
+    nearest.add_argument("--date", metavar="DAY", help="when it was taken, such as 2024-07-01")
+    nearest.add_argument(
+        "--weights", metavar="PATH", help="the encoder's (default: those that ROWS name)"
+    )
     _add_places(nearest)
 
 
@@ -147,6 +155,7 @@ def _add_map(commands: Commands) -> None:
         choices=("rgb", "component", "counts", "spread", "coverage"),
         help="three components as colours (default), one of them, or what lies beside them",
     )
+    # Without defaults from here on: what was given is refused where the form has no use for it.
     drawn.add_argument("--component", type=int, help="which one (default: 0, the first)")
     drawn.add_argument("--basis", metavar="FIELDS", help="the reduction whose axes to take")
     drawn.add_argument(
@@ -226,12 +235,12 @@ def _similar(arguments: Arguments) -> None:
 def _nearest(arguments: Arguments) -> None:
     from copcube.lookup import Fragments
 
-    options = {name: getattr(arguments, name) for name in ("row", "text", "n", "metric")}
+    options = ("row", "text", "image", "modality", "date", "n", "metric", "exclude_km")
     found = Fragments.open(arguments.rows).nearest(
         *(arguments.at or ()),
         vector=_vector(arguments.vector),
-        exclude_km=arguments.exclude_km,
-        **options,
+        encoder=arguments.weights,
+        **{name: getattr(arguments, name) for name in options},
     )
     what = "distance" if arguments.metric == "euclidean" else "similarity"
     more = [name for name in ("cell", "product", "modality", "date") if f"place_{name}" in found]
@@ -265,6 +274,7 @@ def _map(arguments: Arguments) -> None:
     unknown = [
         f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name) is not None
     ]
+    # An ending that is no form at all is refused next, which says what may be given.
     if form in forms and unknown:
         raise OptionError(f"{form} has no option {', '.join(unknown)}; leave it out")
     out = require_form(arguments.out, forms, arguments)
@@ -287,6 +297,7 @@ def _picture(arguments: Arguments, out: Path) -> None:
     from copcube.lookup.fragments import holds_fragments
 
     options = {"projection": arguments.projection, "extent": arguments.extent}
+    # Parquet also is a form of cubes (published averages), so the columns decide.
     if holds_fragments(arguments.cube):
         draw(_fragments(arguments, options), out, dpi=arguments.dpi or 150)
         return
@@ -314,10 +325,13 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
 
     if arguments.show not in (None, "rgb") or arguments.component is not None:
         raise OptionError("of parquet files three components are shown as colours, and no more")
+    if arguments.save_basis is not None:
+        if arguments.basis is not None:
+            raise OptionError("--save-basis writes the basis found; --basis gives one")
+        # Before the basis is computed, which may take minutes.
+        require_free(Path(arguments.save_basis), arguments.overwrite, arguments.cube)
     found = Fragments.open(arguments.cube)
     if arguments.basis is not None:
-        if arguments.save_basis is not None:
-            raise OptionError("--save-basis writes the basis found; --basis gives one")
         try:
             basis = xr.open_dataset(arguments.basis)
         except (OSError, ValueError) as error:
@@ -327,9 +341,7 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
     else:
         basis = fit_fragments(found)
     if arguments.save_basis is not None:
-        path = Path(arguments.save_basis)
-        require_free(path, arguments.overwrite, arguments.cube)
-        with atomic_path(path) as temporary:
+        with atomic_path(Path(arguments.save_basis)) as temporary:
             basis.to_netcdf(temporary)
     return plot.fragments(found, basis=basis, **options)
 
@@ -338,6 +350,7 @@ def draw(axes: Any, out: Path, dpi: int = 150) -> None:
     """Write a picture, which appears when it is whole and says what drew it."""
     from copcube.files.atomic import atomic_path
 
+    # Said to matplotlib, which would go by the ending of the temporary name.
     form = out.suffix.lower()
     drawn_by = {DRAWN[form]: f"copcube {__version__}"}
     with atomic_path(out) as temporary:
@@ -355,6 +368,7 @@ def _change(arguments: Arguments) -> None:
         a, b = (group(ds, label) for ds, label in zip((a, b), arguments.groups, strict=True))
     options = {"n": arguments.n, "metric": arguments.metric, "exclude_km": arguments.exclude_km}
     found = change(a, b, **options)
+    # The list of places: maps are for files.
     names = [str(name) for name in found.data_vars if found[name].dims == ("place",)]
     columns(
         [name.removeprefix("place_").replace("_", " ") for name in names],

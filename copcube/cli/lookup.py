@@ -63,6 +63,7 @@ def _add_box(commands: Commands) -> None:
         "-- before a box with negative degrees. If EAST lies west of WEST, it reaches across 180°.",
     )
     box.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    # Not 4 of them, or argparse would want them beside --regions as well.
     box.add_argument("corners", nargs="*", type=float, metavar="WEST SOUTH EAST NORTH")
     box.add_argument("--regions", metavar="GEOJSON", help="polygons, instead of a box")
     box.add_argument("--pooling", choices=("mean", "max"), default="mean")
@@ -92,6 +93,7 @@ def _at(arguments: Arguments) -> None:
         if v.ndim == 0 and name not in ("status", "distance", "cell_lat", "cell_lon"):
             lines.append((str(name), f"{v.item():g}"))
         elif name in ("embedding", "pc"):
+            # As many as fit a line beside the name.
             values = [f"{value:.4g}" for value in v.values.ravel()[:8]]
             more = f" … ({v.size} values)" if v.size > len(values) else ""
             lines.append((str(name), " ".join(values) + more))
@@ -128,6 +130,7 @@ def _box(arguments: Arguments) -> None:
     from copcube.lookup.boxes import polygons
     from copcube.lookup.tables import read_features, require_table, write_table
 
+    # Both, neither, or part of a box.
     if (len(arguments.corners) == 4) == (arguments.regions is not None) or (
         len(arguments.corners) not in (0, 4)
     ):
@@ -137,6 +140,7 @@ def _box(arguments: Arguments) -> None:
         require_free(out, arguments.overwrite, *inputs(arguments))
     cube = open_any(arguments.cube)
     if arguments.regions is None:
+        # A table of one region, as that of polygons.
         found = box(cube, *arguments.corners, pooling=arguments.pooling).expand_dims("region")
     else:
         geometries, properties = read_features(arguments.regions)

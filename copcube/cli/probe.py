@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive
+from copcube.cli.common import TABLES, Arguments, Commands, columns, command, overwrite, positive
 from copcube.cli.cubes import CUBE, naming, open_any, require_form, save_fields
 from copcube.cli.look import DRAWN, add_fields, draw, statics_of
 from copcube.errors import OptionError
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 log = logging.getLogger("copcube")
-
-_TABLES = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
 
 
 def add(commands: Commands) -> None:
@@ -93,13 +91,14 @@ def _probe(arguments: Arguments) -> None:
     from copcube.era5.statics import open_fields
     from copcube.probes import probe
 
-    outputs = ((arguments.out, (*_TABLES, ".nc")), (arguments.plot, DRAWN), (arguments.maps, DRAWN))
+    outputs = ((arguments.out, (*TABLES, ".nc")), (arguments.plot, DRAWN), (arguments.maps, DRAWN))
     # Before anything is computed, which may take minutes.
     for path, forms in outputs:
         if path:
             require_form(path, forms, arguments)
     if arguments.names and not arguments.given:
         raise OptionError("--fields says which of the fields of --given count; give these, too")
+    # Maps are of one input: the cube's own vectors, or the last of those that were listed.
     residuals = arguments.residuals
     if arguments.maps and not residuals:
         residuals = "embedding" if arguments.inputs is None else arguments.inputs[-1]
@@ -145,7 +144,7 @@ def _save(found: "xr.Dataset", arguments: Arguments) -> None:
     from copcube.probes import table
 
     out = Path(arguments.out)
-    form = _TABLES.get(out.suffix.lower())
+    form = TABLES.get(out.suffix.lower())
     if form is None:
         save_fields(found, arguments)
         return

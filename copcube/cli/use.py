@@ -183,6 +183,7 @@ def _for_models(export: argparse.ArgumentParser) -> None:
         "--for",
         dest="model",
         choices=(
+            # Named here, too: the modules that write them import xarray, which --help must not.
             *("makani", "aurora", "graphcast", "weathernext", "pangu"),
             *("aifs", "anemoi", "neuralgcm", "neural-lam", "weathergenerator"),
         ),
@@ -242,6 +243,7 @@ def _info(arguments: Arguments) -> None:
     from copcube.cube.summary import reduction_lines
 
     path: str = arguments.cube
+    # Asked of the attributes alone: to open a large cube takes longer.
     if "copcube_schema" in read_attributes(path):
         show(path)
         return
@@ -307,6 +309,7 @@ def _export(arguments: Arguments) -> None:
     from copcube.interchange.replacing import require_free
 
     require_free(arguments.out, arguments.overwrite, *inputs(arguments))
+    # Only what was given: each form has defaults of its own, and refuses what it does not know.
     options = chosen(arguments, "order", "dtype", "layout", "rows", "compress", "compat")
     of_models = chosen(arguments, "k", "statics", "grid", "stations")
     if arguments.model is not None:
@@ -331,6 +334,7 @@ def _compare(arguments: Arguments) -> None:
     from copcube.cube.averaging import averaging_order
     from copcube.cube.compare import compare
 
+    # Rows take the place of B: argparse cannot say that of a positional argument.
     if (arguments.b is None) == (arguments.rows is None):
         raise OptionError("compare takes two cubes, or --rows ROWS and one cube")
     if arguments.rows is not None:
@@ -342,6 +346,7 @@ def _compare(arguments: Arguments) -> None:
 def _count_or_share(text: str) -> int | float:
     """Read a number of components, or a share of variance below 1."""
     try:
+        # So 1 is one component; 1.0 would be a share of the variance, all of it, and is refused.
         return int(text) if text.isdigit() else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from copcube import grid
-from copcube.aggregate import Part, parts
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, RowsError
 from copcube.files.damage import naming_damage
+from copcube.parts import Part, parts
 from copcube.rows import Rows, read_rows, repeated, rows_files
 
 if TYPE_CHECKING:

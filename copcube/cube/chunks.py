@@ -91,16 +91,24 @@ class Chunks:
         values : numpy.ndarray
             The chunk's values. At the end of the array they may be fewer than a chunk has.
         """
-        from numcodecs import Zstd  # type: ignore[import-untyped]
-
         empty = np.isnan(values) if np.isnan(self.fill) else values == self.fill
         if empty.all():
             return None
         whole = values
         if values.shape != self.chunks:
             # Zarr stores the chunks at the edge of an array in full size too.
-            whole = np.full(self.chunks, self.fill, self.dtype)
+            whole = self.missing()
             whole[tuple(slice(0, length) for length in values.shape)] = values
+        return self.pack(whole)
+
+    def missing(self) -> NDArray[Any]:
+        """Values of a chunk that holds nothing."""
+        return np.full(self.chunks, self.fill, self.dtype)
+
+    def pack(self, whole: NDArray[Any]) -> bytes:
+        """Bytes of a chunk of full size, whatever it holds."""
+        from numcodecs import Zstd  # type: ignore[import-untyped]
+
         packed = Zstd(level=self.level, checksum=self.checksum).encode(
             np.ascontiguousarray(whole, self.dtype)
         )

@@ -40,11 +40,21 @@ def as_result(ds: "xr.Dataset", like: str | None = None) -> "xr.Dataset":
     """
     # First, since some attributes lie in the encoding, which goes next.
     attributes = {key: described(v) for key, v in ds.variables.items()}
-    ds = ds.drop_encoding()
+    ds = without_encoding(ds)
     ds.attrs = plain_attributes(ds.attrs)
     for key, attrs in attributes.items():
         ds[key].attrs = attrs
     return _chunked_alike(ds, like)
+
+
+def without_encoding(ds: "xr.Dataset") -> "xr.Dataset":
+    """Copy a dataset without its encoding; nothing that was lazy is computed."""
+    # `drop_encoding` of older xarray reads what is neither read yet nor a dask array.
+    ds = ds.copy()
+    ds.encoding = {}
+    for variable in ds.variables.values():
+        variable.encoding = {}
+    return ds
 
 
 def described(variable: "xr.Variable | xr.DataArray") -> dict[str, Any]:

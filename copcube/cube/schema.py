@@ -35,6 +35,9 @@ _WEST, _NORTH = -grid.STEP / 2, 90 + grid.STEP / 2
 
 GEO_TRANSFORM = f"{_WEST} {grid.STEP} 0.0 {_NORTH} 0.0 {-grid.STEP}"
 
+OF_CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates")
+"""Beginnings of the names of attributes that are not true of what is made of a cube."""
+
 CONVENTIONS = "conventions"
 """Name of the group that holds the attributes of the Zarr conventions."""
 

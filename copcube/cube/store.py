@@ -111,6 +111,9 @@ def compressors(zarr_format: Literal[2, 3] = 3) -> list[Any]:
 
 def read_attributes(path: str | Path) -> dict[str, Any]:
     """Attributes of a cube's group; empty where there is no Zarr group."""
+    if not is_remote(path) and not os.path.lexists(path):
+        return {}  # before zarr is imported, which takes a while
+
     import zarr
 
     try:

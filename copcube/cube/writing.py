@@ -10,13 +10,13 @@ So size and SHA-256 of every file are known without reading it back, and nothing
 interrupted write left is ever decoded.
 """
 
-import itertools
 import math
+import threading
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +43,10 @@ _OF_CELLS = ("embedding", "spread", "n_images", "n_images_by_modality")
 _THREADS = 4
 """Most blocks encoded at once; each takes some 20 MB."""
 
-_SETTING = Lock()
+_SETTING = threading.Lock()
+
+_Chunk = tuple[str, Callable[[], bytes | None]]
+"""Name of a chunk, and what encodes it; None for one that is not stored."""
 
 
 def create(
@@ -161,18 +164,29 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
         rows, row, col = _fit(path, embedding, band, cells)
         written: dict[str, Written] = {}
         empty = []
-        for g in range(embedding.shape[0] if len(embedding.shape) == 4 else 1):
-            at = (g,) if len(embedding.shape) == 4 else ()
-            inside = cells.group == g
-            fields = _fields(cells, inside, row, col, rows)
-            others = _encode_fields(arrays, at, band, fields)
-            with closing(_encode_vectors(embedding, at, band, cells, inside, row, col)) as vectors:
-                for chunk, data in itertools.chain(vectors, others):
-                    if data is None:
-                        empty.append(chunk)
-                    else:
-                        # Flushed together at the end, which takes hardly longer than one file.
-                        written[chunk] = folder.write(chunk, data, flush=False)
+
+        def write(chunk: _Chunk) -> tuple[str, Written | None]:
+            name, encode = chunk
+            data = encode()
+            # Flushed together at the end, which takes hardly longer than one file.
+            return name, None if data is None else folder.write(name, data, flush=False)
+
+        def chunks() -> Iterator[_Chunk]:
+            for g in range(embedding.shape[0] if len(embedding.shape) == 4 else 1):
+                at = (g,) if len(embedding.shape) == 4 else ()
+                inside = cells.group == g
+                yield from _chunks_of_vectors(embedding, at, band, cells, inside, row, col)
+                yield from _chunks_of_fields(
+                    arrays, at, band, _fields(cells, inside, row, col, rows)
+                )
+
+        threads = min(available_processors(), _THREADS)
+        with closing(map_ahead(write, chunks(), threads)) as done:
+            for name, known in done:
+                if known is None:
+                    empty.append(name)
+                else:
+                    written[name] = known
         for chunk in folder.states(empty):  # of an earlier write
             folder.remove(chunk)
         folder.flush(written)
@@ -252,7 +266,7 @@ def _fit(
     return rows, row - rows.start, col
 
 
-def _encode_vectors(
+def _chunks_of_vectors(
     embedding: Chunks,
     at: tuple[int, ...],
     band: int,
@@ -260,30 +274,38 @@ def _encode_vectors(
     inside: NDArray[np.bool_],
     row: NDArray[np.int64],
     col: NDArray[np.int64],
-) -> Generator[tuple[str, bytes | None], None, None]:
-    """Encode the vectors of one group, block by block; yield name and bytes of each chunk."""
+) -> Iterator[_Chunk]:
+    """Chunks of the vectors of one group, block by block."""
+    kept = threading.local()
 
-    def encode(block: grid.Block) -> tuple[str, bytes | None]:
-        name = embedding.file((*at, block.i, block.j, 0))
-        here = np.flatnonzero(inside & (col >= block.cols.start) & (col < block.cols.stop))
+    def encode(here: NDArray[np.intp], first: int) -> bytes | None:
         vectors = cells.embedding[here]
         if np.isnan(vectors).all():
-            return name, None
-        values = np.full(embedding.chunks[-3:], np.nan, np.float32)
-        values[row[here], col[here] - block.cols.start] = vectors
-        return name, embedding.encode(values[(np.newaxis,) * len(at)])
+            return None
+        # A thread fills the same array for each of its blocks: of scattered cells a block has few,
+        # and a new one would be megabytes of missing values.
+        if not hasattr(kept, "values"):
+            kept.values = embedding.missing()
+        place = (*(0,) * len(at), row[here], col[here] - first)
+        kept.values[place] = vectors
+        try:
+            return embedding.pack(kept.values)
+        finally:
+            kept.values[place] = embedding.fill
 
-    threads = min(available_processors(), _THREADS)
-    return map_ahead(encode, grid.band_blocks(band), threads)
+    for block in grid.band_blocks(band):
+        here = np.flatnonzero(inside & (col >= block.cols.start) & (col < block.cols.stop))
+        name = embedding.file((*at, block.i, block.j, 0))
+        yield name, partial(encode, here, block.cols.start)
 
 
-def _encode_fields(
+def _chunks_of_fields(
     arrays: Mapping[str, Chunks],
     at: tuple[int, ...],
     band: int,
     fields: Iterable[tuple[str, NDArray[Any]]],
-) -> Iterator[tuple[str, bytes | None]]:
-    """Encode the maps of one group over the band; yield name and bytes of each chunk."""
+) -> Iterator[_Chunk]:
+    """Chunks of the maps of one group over the band."""
     for name, field in fields:
         if name in arrays:
             array = arrays[name]
@@ -293,7 +315,7 @@ def _encode_fields(
             width = array.chunks[-1]
             for j in range(math.ceil(grid.N_LON / width)):
                 some = field[..., j * width : (j + 1) * width]
-                yield array.file((*at, *between, band, j)), array.encode(some)
+                yield array.file((*at, *between, band, j)), partial(array.encode, some)
 
 
 def _fields(

@@ -149,9 +149,13 @@ def as_encoder(given: "Encoder | Spec | str | Path | None") -> Encoder:
         )
     if isinstance(given, Spec):
         return SharedEncoder(given)
+    if isinstance(given, SharedEncoder):
+        return given
     spec = getattr(given, "spec", None)
+    # One without a description works in this process, and is refused where it would be sent.
     if spec is None or not isinstance(spec, Spec):
         return given
+    # Kept, so that it is not loaded a second time by its description.
     with _LOADING:
         _keep(spec, given)
     return SharedEncoder(spec)

@@ -127,6 +127,7 @@ def embed_fragments(
     def encode(batch: _Batch) -> tuple[_Batch, NDArray[np.float32]]:
         pixels = [fragment for part in batch.parts for fragment in part.pixels]
         with report.timed("encoding"):
+            # These models know nothing of places and dates.
             return batch, encoder(key, pixels, np.full((len(pixels), 4), np.nan))
 
     def batches(decoded: Iterator[list[Sample | Rejected]]) -> Iterator[_Batch]:
@@ -151,6 +152,7 @@ def embed_fragments(
                 done.append(_with_vectors(part.rows.take(good), vectors[here][good]))
             report.images[key] = report.images.get(key, 0) + int(finite.sum())
             advance(len(batch))
+    # Of a partition without anything readable there is a file as well: it is done.
     return Embeddings.concatenate(done or [_nothing(encoder.dim)]), report
 
 

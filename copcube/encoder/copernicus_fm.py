@@ -15,10 +15,17 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from copcube.encoder.kernels import Kernel, SpectralKernel, VariableKernel, fourier, require
+from copcube.encoder.block import Block
+from copcube.encoder.kernels import (
+    Kernel,
+    SpectralKernel,
+    VariableKernel,
+    first_tokens,
+    fourier,
+    require,
+)
 from copcube.errors import OptionError
 from copcube.modalities import AREA, LANGUAGE_DIM
 
@@ -99,8 +106,10 @@ class CopernicusFM(nn.Module):
 
         self.patch_embed_spectral = SpectralKernel(embed_dim)
         self.patch_embed_variable = VariableKernel(embed_dim)
-        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(sincos_grid(embed_dim), requires_grad=False)
+        self.cls_token = nn.Parameter(first_tokens(1, 1, embed_dim))
+        # Copied, so that the model may be made on the meta device without computing there.
+        positions = torch.empty(1, 1 + _GRID * _GRID, embed_dim).copy_(sincos_grid(embed_dim))
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.coord_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.scale_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.time_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -108,9 +117,8 @@ class CopernicusFM(nn.Module):
         self.scale_fc = nn.Linear(embed_dim, embed_dim)
         self.time_fc = nn.Linear(embed_dim, embed_dim)
         norm_layer: Any = functools.partial(nn.LayerNorm, eps=_EPS)
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(embed_dim, heads, norm_layer) for _ in range(depth))
+        # By the names in checkpoints, of which one has either.
         setattr(self, "norm" if pooling == "cls" else "fc_norm", norm_layer(embed_dim))
 
     @property
@@ -366,8 +374,9 @@ def _resize_positions(stored: Tensor, height: int, width: int) -> Tensor:
 
 def sincos_grid(dim: int) -> Tensor:
     """Sine-cosine embedding of the grid, (1, 1 + 14·14, dim): zeros, then column and row."""
-    waves = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    phase = torch.arange(_GRID, dtype=torch.float64)[:, None] * waves
-    code = torch.cat([phase.sin(), phase.cos()], dim=1)
-    grid = torch.cat([code.repeat(_GRID, 1), code.repeat_interleave(_GRID, 0)], dim=1)
-    return torch.cat([torch.zeros(1, dim, dtype=torch.float64), grid])[None].float()
+    with torch.device("cpu"):  # whichever device a model is made on
+        waves = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+        phase = torch.arange(_GRID, dtype=torch.float64)[:, None] * waves
+        code = torch.cat([phase.sin(), phase.cos()], dim=1)
+        grid = torch.cat([code.repeat(_GRID, 1), code.repeat_interleave(_GRID, 0)], dim=1)
+        return torch.cat([torch.zeros(1, dim, dtype=torch.float64), grid])[None].float()

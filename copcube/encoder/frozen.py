@@ -102,6 +102,7 @@ class FrozenEncoder(Streaming):
         if self.device.type != "cpu" or self.dtype != torch.float32:
             self._model = copy.deepcopy(weights.model).to(self.device)
             self._model.blocks.to(self.dtype)
+        # `compile` changes a block in place, and the weights may serve others.
         if compile:
             self._model = copy.deepcopy(self._model)
             for block in self._model.blocks:
@@ -218,6 +219,7 @@ class FrozenEncoder(Streaming):
             )
         if not len(pixels):
             return np.empty((0, self.dim), dtype=np.float32)
+        # Before they are packed: what is undone depends on how an image is stored.
         mended = [mend(image, kind)[0] for image in pixels]
 
         def encode(part: slice) -> NDArray[np.float32]:
@@ -356,10 +358,12 @@ def _shape(kind: Modality, pixels: Sequence[NDArray[Any]] | NDArray[Any]) -> tup
 
 def _normalised(pixels: Tensor, unsigned: bool, kind: Modality, statistics: Tensor) -> Tensor:
     """Bring stored pixels to mean 0 and standard deviation 1; what is missing becomes 0."""
+    # Asked before they are widened, in fewer bytes.
     missing = (pixels == 0).all(1, keepdim=True) if kind.zero_is_missing else None
     pixels = widened(pixels, unsigned)
     scale, mean, std = statistics
     x = pixels.float()
+    # Most modalities have no scale, and pixels are many.
     if set(kind.scale) != {1.0}:
         x.mul_(scale)
     x.sub_(mean).div_(std)

@@ -114,13 +114,14 @@ class _WeightGenerator(nn.Module):
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
-        self.weight_tokens = nn.Parameter(0.02 * torch.randn(_WIDTH, _WIDTH))
-        self.bias_token = nn.Parameter(0.02 * torch.randn(1, _WIDTH))
+        self.weight_tokens = nn.Parameter(first_tokens(_WIDTH, _WIDTH))
+        self.bias_token = nn.Parameter(first_tokens(1, _WIDTH))
         self.transformer_encoder = nn.TransformerEncoder(
             nn.TransformerEncoderLayer(
                 _WIDTH, nhead=4, dim_feedforward=2048, dropout=0.0, activation="gelu"
             ),
             num_layers=1,
+            # It serves padded batches, of which there are none, and torch warns where it cannot.
             enable_nested_tensor=False,
         )
         self.fc_weight = nn.Linear(_WIDTH, _SIDE * _SIDE * embed_dim)
@@ -130,7 +131,18 @@ class _WeightGenerator(nn.Module):
         out = self.transformer_encoder(torch.cat([self.weight_tokens, bands, self.bias_token]))
         weight = self.fc_weight(out[_WIDTH:-1] + bands)
         weight = weight.reshape(len(bands), _SIDE, _SIDE, -1).permute(3, 0, 1, 2)
+        # The published code scales both so; the weights were trained with it.
         return Kernel(0.01 * weight, 0.01 * self.fc_bias(out[-1]))
+
+
+def first_tokens(*shape: int) -> Tensor:
+    """Draw the first values of learned tokens, normal with a deviation of 0.02.
+
+    Nothing is drawn on the meta device, where models are made before weights are loaded: torch
+    would import its compiler and SymPy for that.
+    """
+    tokens = torch.empty(shape)
+    return tokens if tokens.is_meta else 0.02 * torch.randn(shape)
 
 
 def fourier(x: Tensor, shortest: float, longest: float, width: int) -> Tensor:

@@ -7,9 +7,9 @@ TOM's embedder does otherwise is done: see `copcube.encoder.timm_kinds.TimmSpec`
 import hashlib
 import logging
 import math
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from copcube.encoder import devices
 from copcube.encoder.streaming import Streaming, attention, widened
 from copcube.encoder.timm_kinds import Kind, TimmSpec
-from copcube.encoder.weights import checksum, read_tensors, uniform
+from copcube.encoder.weights import checksum, read_tensors, seed_of, uniform
 from copcube.errors import OptionError, WeightsError
 from copcube.files import limits
 from copcube.files.limits import demand
@@ -67,10 +68,15 @@ class TimmEncoder(Streaming):
         self.spec, self.kind = spec, spec.kind
         self.dtype = devices.find_dtype(spec.dtype, self.device)
         model, noted = _loaded(spec)
+        self._layout = torch.preserve_format
+        if self.kind.architecture.startswith("resnet"):
+            # Pixels whole, one after the other: what convolutions are fastest with.
+            self._layout = torch.channels_last
+            if not spec.by_cell:
+                _fold(model)
         self._model = model.to(self.device)
         _to_dtype(self._model, self.dtype)
-        if self.kind.architecture.startswith("resnet"):
-            self._model.to(memory_format=torch.channels_last)
+        self._model.to(memory_format=self._layout)
         if spec.by_cell:
             for layer in self._model.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -161,9 +167,8 @@ class TimmEncoder(Streaming):
         return self._in_parts(self.spec.encoder, (len(pixels), *shape), encode)
 
     def _vectors(self, images: Tensor, unsigned: bool) -> Tensor:
-        x = self._prepared(widened(images, unsigned).float()).to(self.dtype)
-        if self.kind.architecture.startswith("resnet"):
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = self._prepared(widened(images, unsigned).float())
+        x = x.to(self.dtype, memory_format=self._layout)
         with attention(self.device):
             if self.kind.pooling == "head":
                 return self._model(x).float()  # type: ignore[no-any-return]
@@ -171,19 +176,18 @@ class TimmEncoder(Streaming):
             return tokens.float().mean(dim=1)  # type: ignore[no-any-return]
 
     def _prepared(self, x: Tensor) -> Tensor:
-        """What the model sees of stored pixels, float32."""
+        """Make of stored pixels, float32, what the model sees; in place, as memory is slow."""
         match self.kind.values:
             case "reflectance":
-                x = x / 1e4
+                x.div_(1e4)
             case "picture":
-                x = (x * 2.5 / 1e4).clamp(0.0, 1.0)
+                x.mul_(2.5).div_(1e4).clamp_(0.0, 1.0)
                 if self.spec.compat and self.kind.pooling == "tokens":
                     x = _processed_again(x)
             case "decibels":
-                power = x.nan_to_num(0.0, 0.0, 0.0).clamp(min=_FLOOR)
-                low = self._mean - 2 * self._std
-                return ((10 * power.log10() - low) / (4 * self._std)).clamp(0.0, 1.0)
-        return (x - self._mean) / self._std
+                x.nan_to_num_(0.0, 0.0, 0.0).clamp_(min=_FLOOR).log10_().mul_(10)
+                return x.sub_(self._mean - 2 * self._std).div_(4 * self._std).clamp_(0.0, 1.0)
+        return x.sub_(self._mean).div_(self._std) if self.kind.mean else x
 
 
 def _processed_again(x: Tensor) -> Tensor:
@@ -194,6 +198,20 @@ def _processed_again(x: Tensor) -> Tensor:
     x = F.interpolate(x, (_LARGER, _LARGER), mode="bicubic", align_corners=False, antialias=True)
     start = (_LARGER - _SEEN) // 2
     return x[..., start : start + _SEEN, start : start + _SEEN] / 255
+
+
+def _fold(model: nn.Module) -> None:
+    """Fold batch norms, whose statistics stay, into the convolutions before them, in place.
+
+    That spares a pass over all activations for each. Of two children in a row, as ResNets of timm
+    name them, the second works on what the first returns.
+    """
+    for layer in list(model.modules()):
+        children = list(layer.named_children())
+        for (first, conv), (second, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(layer, first, fuse_conv_bn_eval(conv, norm))
+                setattr(layer, second, nn.Identity())
 
 
 def _to_dtype(model: nn.Module, dtype: torch.dtype) -> None:
@@ -230,11 +248,8 @@ def _built(kind: Kind) -> nn.Module:
 def _loaded(spec: TimmSpec) -> tuple[nn.Module, dict[str, str | int]]:
     """Model with its weights on the CPU in float32, and what is to be noted of them."""
     kind, model = spec.kind, _built(spec.kind)
-    if spec.weights == "untrained" or spec.weights.startswith("untrained:"):
-        match = re.fullmatch(r"untrained:([0-9]{1,18})", spec.weights)
-        if match is None:
-            raise OptionError(f"weights are {spec.weights!r}; expected a seed: 'untrained:0'")
-        state = untrained(model, int(match[1]))
+    if (seed := seed_of(spec.weights)) is not None:
+        state = untrained(model, seed)
         sha256 = hashlib.sha256(f"{spec.weights} {kind.architecture}".encode()).hexdigest()
         source, trained = spec.weights, 0
     else:
@@ -307,6 +322,7 @@ def _matched(path: Path, model: nn.Module) -> dict[str, Tensor]:
     state, wrong = {}, []
     for name, like in wanted.items():
         tensor = found.get(name)
+        # A counter of training, which files of early versions of torch lack.
         if tensor is None and name.endswith("num_batches_tracked"):
             state[name] = torch.zeros(like.shape, dtype=like.dtype)
             continue
@@ -318,6 +334,7 @@ def _matched(path: Path, model: nn.Module) -> dict[str, Tensor]:
         if tensor.shape != like.shape:
             wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(like.shape)}")
             continue
+        # A copy, since what was read may be a view of the mapped file.
         own = tensor.detach().to(like.dtype, copy=True).contiguous()
         if own.is_floating_point() and not own.isfinite().all():
             wrong.append(f"{name} is not finite")

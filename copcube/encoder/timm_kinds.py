@@ -93,6 +93,7 @@ KINDS = {
         ("vv", "vh"),
         224,
         "decibels",
+        # Those of Major TOM's code; other transforms for the same weights have slightly others.
         (-12.548, -20.192),
         (5.257, 5.912),
         published=ENCODERS["ssl4eo-s1rtc"],
@@ -105,6 +106,7 @@ KINDS = {
         RGB,
         224,
         "picture",
+        # ImageNet's.
         (0.485, 0.456, 0.406),
         (0.229, 0.224, 0.225),
         "tokens",

@@ -94,11 +94,8 @@ def load_weights(
         If the published files cannot be fetched.
     """
     weights = one_path(weights, "weights")
-    if weights == "untrained" or weights.startswith("untrained:"):
-        match = re.fullmatch(r"untrained:([0-9]{1,18})", weights)
-        if match is None:
-            raise OptionError(f"weights are {weights!r}; expected a seed, such as 'untrained:0'")
-        noise = untrained_weights(int(match[1]), pooling=pooling or "cls")
+    if (seed := seed_of(weights)) is not None:
+        noise = untrained_weights(seed, pooling=pooling or "cls")
         return noise if language is None else _with_language(noise, Path(language))
     if weights in CHECKPOINTS:
         from copcube.hub.fetch import fetch_files
@@ -119,6 +116,22 @@ def load_weights(
         )
         return loaded
     return _with_language(loaded, words)
+
+
+def seed_of(weights: str) -> int | None:
+    """Seed that names untrained weights, ``untrained:SEED``; None if others are named.
+
+    Raises
+    ------
+    OptionError
+        If it is no whole number of up to 18 digits.
+    """
+    if weights != "untrained" and not weights.startswith("untrained:"):
+        return None
+    match = re.fullmatch(r"untrained:([0-9]{1,18})", weights)
+    if match is None:
+        raise OptionError(f"weights are {weights!r}; expected a seed, such as 'untrained:0'")
+    return int(match[1])
 
 
 def untrained_weights(
@@ -325,6 +338,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
                     f"{path}: expected tensors by name, found a {type(content).__name__}"
                 )
             with path.open("rb") as opened:
+                # Not ACCESS_READ: torch warns of arrays that cannot be written to.
                 raw = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
             return {name: _torch_tensors(file, value, raw) for name, value in content.items()}
     except WeightsError:
@@ -354,6 +368,7 @@ def _torch_tensors(file: TorchFile, value: Any, raw: Any) -> Any:
     if not numbers.dtype.isnative:
         numbers = numbers.astype(numbers.dtype.newbyteorder("="))
     tensor = torch.from_numpy(numbers)
+    # NumPy has no bfloat16, so that its bits came as whole numbers.
     return tensor.view(torch.bfloat16) if value.dtype == "bfloat16" else tensor
 
 

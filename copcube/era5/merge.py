@@ -18,6 +18,7 @@ from copcube import grid
 from copcube.arguments import flag
 from copcube.cube.latlon import CELL, LatLon
 from copcube.cube.results import as_result, described
+from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.conservative import Overlaps
 from copcube.era5.statics import open_static, squeezed
@@ -41,7 +42,7 @@ _ROW, _COL, _ONE = "_copcube_row", "_copcube_col", "_copcube_one"
 _CRS = ("crs", "spatial_ref")
 _CHUNK = 1 << 27
 """Bytes up to which a chunk of the fields may grow to match the chunks of ERA5."""
-_CUBES_ONLY = ("Conventions", "coordinates", "copcube_schema", "zarr_conventions", "geoemb:")
+_CUBES_ONLY = (*OF_CUBES_ONLY, "Conventions")
 """Beginnings of the names of attributes that are true of a whole cube only."""
 _SPEAKING = ("title", "history", "license", "references", "comment", "source", "institution")
 """Attributes that would speak for the merged dataset; the prefix keeps the fields' own apart."""

@@ -3,7 +3,9 @@
 `huggingface_hub` downloads: it keeps the cache, resumes a connection that breaks, shows bars,
 and knows ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE``. It compares sizes, not
 contents. So this module hashes what arrived, and a hidden mark beside the file records that
-its SHA-256 was right: the file is not hashed, nor the hub asked for it, again.
+its SHA-256 was right: the file is not hashed, nor the hub asked for it, again. Of weights that
+are known by a branch alone, commit and SHA-256 are noted when they are first fetched; from then
+on no other file is taken for them.
 """
 
 import fnmatch
@@ -12,6 +14,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +44,12 @@ log = logging.getLogger("copcube")
 
 _PATHS = 500
 """Paths that the hub is asked about at once."""
+
+_TRIES = 5
+"""How often a download whose connection breaks is asked for."""
+
+_BROKEN = {"ChunkedEncodingError", "RemoteProtocolError"}
+"""Errors of requests and of httpx when a connection breaks within a file."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,7 @@ def fetch_files(
         If there is no room, or no permission.
     """
     cache, root = _cache(), None if folder is None else Path(folder)
+    files = [_pinned(file) for file in files] if root is None else files
     known = {file: _known(file, root) for file in files}
     unknown = [file for file, found in known.items() if found is None]
     listed = _listed(unknown) if unknown else {}
@@ -134,8 +144,8 @@ def fetch_files(
     brought: list[Fetched] = []
     for file in files:
         several = [known[one] or _bring(one, root) for one in listed.get(file, [file])]
-        if root is None:
-            _remember(file, several)
+        if root is None and _is_open(file):
+            _pin(file, several[0])
         brought += several
     return tuple(brought)
 
@@ -151,15 +161,48 @@ def cached(file: Published) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _remember(file: Published, found: Sequence[Fetched]) -> None:
-    """Note in the cache of which commit a branch is there, so that the hub is not asked again."""
-    if re.fullmatch(r"[0-9a-f]{40}", file.revision) or not found or cached(file) is not None:
-        return
-    refs = found[0].path.parents[file.path.count("/") + 2] / "refs"
-    with writing(_cache()):
-        refs.mkdir(exist_ok=True)
-        with atomic_path(refs / file.revision) as path:
-            path.write_text(found[0].commit)
+def _is_open(file: Published) -> bool:
+    """Whether neither commit nor checksum says which bytes of a branch are meant."""
+    by_hash = file.sha256 or file.md5 or re.fullmatch(r"[0-9a-f]{40}", file.revision)
+    return not by_hash and "*" not in file.path
+
+
+def _pin_path(file: Published) -> Path:
+    """Where the cache notes what was first taken of a branch."""
+    folder = f"{file.kind}s--{file.repo}".replace("/", "--")
+    return _cache() / folder / f".{file.path.replace('/', '--')}.pinned"
+
+
+def _pinned(file: Published) -> Published:
+    """Complete a file of a branch by what was first taken of it, if anything was."""
+    if not _is_open(file):
+        return file
+    try:
+        pin = json.loads(_pin_path(file).read_text())
+        return replace(file, revision=str(pin["commit"]), sha256=(str(pin["sha256"]),))
+    except (OSError, ValueError, KeyError, TypeError):
+        return file
+
+
+def _pin(file: Published, found: Fetched) -> None:
+    """Note commit and checksum of what was taken of a branch: later, only that is right."""
+    pin = _pin_path(file)
+    try:
+        with atomic_path(pin) as path:
+            path.write_text(json.dumps({"commit": found.commit, "sha256": found.sha256}))
+        noted = f"noted in {pin}: from now on only this file is taken"
+    except OSError as error:  # for instance a cache that belongs to another user
+        noted = f"which cannot be noted ({error}): compare them the next time"
+    log.warning(
+        "%s/%s: its checksum is not known here; the branch %s is commit %s with SHA-256 %s, %s",
+        *(file.repo, file.path, file.revision, found.commit, found.sha256, noted),
+    )
+
+
+def _of_pin(file: Published) -> str:
+    """Say how to take another file than the first of a branch; empty where none was noted."""
+    pin = _pin_path(file)
+    return f"; to take what is published now instead, remove {pin}" if pin.is_file() else ""
 
 
 def _known(file: Published, root: Path | None) -> Fetched | None:
@@ -176,7 +219,10 @@ def _known(file: Published, root: Path | None) -> Fetched | None:
     if mark and (mark.sha256 in file.sha256 if file.sha256 else same):
         return mark
     # In a folder of the user's, a file without a mark may be anything, or half a download.
-    return _verified(file, path) if root is None else None
+    if root is not None:
+        return None
+    # The cache has a folder for each commit, so that the path says what a branch led to.
+    return _verified(replace(file, revision=path.parents[file.path.count("/")].name), path)
 
 
 def _listed(files: Iterable[Published]) -> dict[Published, list[Published]]:
@@ -235,7 +281,7 @@ def _resolved(file: Published, commit: str, entry: "RepoFile") -> Published:
         raise FetchError(
             f"{file}: the hub now holds another file: expected SHA-256 "
             f"{' or '.join(file.sha256)}, found {declared[0]}; if you trust it, download it by "
-            f"hand from {file.page} and give its path"
+            f"hand from {file.page} and give its path{_of_pin(file)}"
         )
     sha256 = file.sha256 or declared
     return replace(file, revision=commit, path=entry.path, size=entry.size, sha256=sha256)
@@ -245,15 +291,32 @@ def _bring(file: Published, root: Path | None) -> Fetched:
     """Download a file of a known commit and verify it."""
     with _explained(file), writing(root or _cache()):
         log.info("%s (%s)", file.path, in_words(file.size or 0))
-        path = _api().hf_hub_download(
-            file.repo,
-            file.path,
-            repo_type=file.kind,
-            revision=file.revision,
-            local_dir=root,
-            cache_dir=_cache(),
-        )
-    return _verified(file, Path(path))
+        path = _downloaded(file, root)
+    return _verified(file, path)
+
+
+def _downloaded(file: Published, root: Path | None) -> Path:
+    """Download a file; one whose connection breaks goes on where it broke."""
+    tries = 0
+    while True:
+        try:
+            path = _api().hf_hub_download(
+                file.repo,
+                file.path,
+                repo_type=file.kind,
+                revision=file.revision,
+                local_dir=root,
+                cache_dir=_cache(),
+            )
+            return Path(path)
+        except Exception as error:
+            # Before 1.20 huggingface_hub keeps what came but does not ask again itself. By name,
+            # since either of the two packages may be missing.
+            tries += 1
+            if tries == _TRIES or type(error).__name__ not in _BROKEN:
+                raise
+            log.warning("%s: the connection broke (%s); trying again", file.path, error)
+            time.sleep(1)
 
 
 def _verified(file: Published, path: Path) -> Fetched:
@@ -363,6 +426,7 @@ def _explained(file: Published) -> Iterator[None]:
             reason = "not here, and HF_HUB_OFFLINE forbids to ask for it; unset it and try again"
         elif code == 404:
             reason = f"not there (404): no such repository, revision or file; see {file.page}"
+            reason += _of_pin(file)
         elif code in (401, 403):
             reason = (
                 f"access denied ({code}): the repository is missing, private or gated; see "

@@ -117,7 +117,7 @@ ENCODERS = {
         346_334_872,
         ("55cbb5d887b336d430e649c277b85a1429e724871f9d02ac16203235886d8c7b",),
     ),
-    # Neither commit nor checksum is known: the hub's own are taken, and noted in what is made.
+    # Neither commit nor checksum is known: what the first fetch finds is noted and holds.
     "siglip": Published(
         "timm/vit_so400m_patch14_siglip_384.webli",
         "model",

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import CopcubeError, ImageError, OptionError, SourceError
+from copcube.errors import CopcubeError, ImageError, OptionError, SourceError, in_a_line
 from copcube.files import limits
-from copcube.files.contents import HEAD, other_than
+from copcube.files.contents import HEAD, other_than, refuse_other
 from copcube.files.limits import demand
-from copcube.files.regular import open_regular
+from copcube.files.regular import open_regular, require_file
 from copcube.images.bands import order
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.listing import listed
@@ -43,6 +43,7 @@ from copcube.modalities import Modality
 from copcube.selection import Selection
 
 if TYPE_CHECKING:
+    import xarray as xr
     from affine import Affine
 
 _DEPTH = 4
@@ -325,6 +326,30 @@ def _runs(cells: list[int], files: dict[int, list[tuple[Order, str]]]) -> Iterat
 
 
 # The raster.
+
+
+def open_raster(path: str | Path) -> "xr.DataArray":
+    """Open a GeoTIFF of any kind, (band, y, x), of which pixels are read when they are needed.
+
+    Raises
+    ------
+    ImageError
+        If it is not there, or is no readable GeoTIFF.
+    """
+    import rioxarray
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    require_file(path, ImageError)
+    if not os.path.exists(path):
+        raise ImageError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            # GDAL's other drivers are kept out: some of them open what a file names.
+            return rioxarray.open_rasterio(path, driver="GTiff")  # type: ignore[return-value]
+    except RasterioError as error:
+        refuse_other(path, ("tiff",), "a GeoTIFF", ImageError)
+        raise ImageError(f"{path}: not a readable GeoTIFF ({in_a_line(error)})") from error
 
 
 def _raw(path: str) -> bytes:

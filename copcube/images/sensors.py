@@ -125,6 +125,7 @@ def sensor(description: Given) -> Modality:
             )
         return _checked(_modality(description, folder))
     except OptionError as error:
+        # Named once, here: what is refused below knows neither file nor key.
         raise OptionError(f"{where}: {error}") from error.__cause__
 
 
@@ -151,6 +152,7 @@ def sensors(given: Iterable[Given] | Given | None) -> tuple[Modality, ...]:
         found[one.key] = one
     if len(found) > MOST_SENSORS:
         raise OptionError(f"{len(found)} sensors given; expected at most {MOST_SENSORS}")
+    # Sorted: the order in which they were given must make no other plan.
     return tuple(found[key] for key in sorted(found))
 
 
@@ -235,6 +237,7 @@ def _modality(given: Mapping[str, Any], folder: Path) -> Modality:
         stored_size=stored_size,
         input_size=whole_number(given.get("input_size", stored_size), "input_size", 1),
         kernel=whole_number(given.get("kernel", 16), "kernel", 1),
+        # Published tensors alone have another: those of Sentinel-2 are whole numbers.
         tensor_dtype="float32",
         dates=2 if flag(given.get("dated", True), "dated") else 1,
         local=flag(given.get("local", False), "local"),
@@ -288,6 +291,7 @@ def _checked(kind: Modality) -> Modality:
         values = getattr(kind, name)
         if not all(map(math.isfinite, values)) or (name != "mean" and 0 in values):
             raise OptionError(f"{name} is {_listed(values)}; expected finite numbers, and no 0")
+    # Unlike a scale, which may turn the sign of a band.
     if min(kind.std) < 0:
         raise OptionError(f"std is {_listed(kind.std)}; expected positive numbers")
     if not 0 < kind.gsd < math.inf:
@@ -334,6 +338,7 @@ def _check_kernel(kind: Modality) -> None:
     for name, least in (("wavelengths", _NM[0]), ("bandwidths", 1.0)):
         wrong = [v for v in getattr(kind, name) or () if not least <= v <= _NM[1]]
         if wrong:
+            # Wavelengths of optical sensors in µm are below 100, so that the unit can be guessed.
             hint = ": µm times 1000" if 0 < wrong[0] < least else ""
             raise OptionError(
                 f"{name} has {wrong[0]:g}; expected nm, {least:g} to {_NM[1]:g}{hint}"

@@ -14,6 +14,7 @@ import numpy as np
 from copcube import grid
 from copcube.cube import schema
 from copcube.cube.latlon import spatial_dims
+from copcube.cube.results import without_encoding
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.version import __version__
@@ -141,7 +142,7 @@ def conforming(ds: "xr.Dataset") -> "xr.Dataset":
         Without encoding.
     """
     held = next((name for name in _TITLES if name in ds), None)
-    result = ds.drop_encoding()
+    result = without_encoding(ds)
     for name, variable in result.variables.items():
         # xarray keeps the name of a grid mapping that it decoded among the encoding.
         decoded = {k: v for k, v in ds[name].encoding.items() if k == "grid_mapping"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.arguments import one_path
+from copcube.cube.results import without_encoding
 from copcube.cube.store import compressors
 from copcube.cube.view import require_dataset
 from copcube.errors import OptionError
@@ -113,7 +114,7 @@ def to_zarr(
     if zarr_format not in (2, 3):
         raise OptionError(f"zarr_format={zarr_format!r}; expected 2 or 3")
     target = require_free_store(path, overwrite, ds)
-    written = laid_out(conforming(ds), layout).drop_encoding().unify_chunks()
+    written = without_encoding(laid_out(conforming(ds), layout)).unify_chunks()
     # Chunks carry a checksum, as those of a cube do.
     encoding = {name: {"compressors": compressors(zarr_format)} for name in written.variables}
     with atomic_folder(target) as temporary, warnings.catch_warnings():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
 from copcube.files import limits
@@ -21,8 +22,6 @@ KEY = "copcube"
 ORDERS = ("published", "era5")
 LENGTHWISE = {"embedding": "dim", "pc": "component"}
 """Dimension along the vectors of either variable."""
-_OF_CUBES_ONLY = ("copcube_schema", "coordinates", "zarr_conventions", "geoemb:")
-"""Beginnings of the names of attributes that are true of a Zarr cube and not of a map."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class MapMetadata:
 
 
 def _of_maps(attrs: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in attrs.items() if not key.startswith(_OF_CUBES_ONLY)}
+    return {key: value for key, value in attrs.items() if not key.startswith(OF_CUBES_ONLY)}
 
 
 def _plain(attrs: Any) -> dict[str, Any]:

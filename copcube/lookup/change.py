@@ -237,6 +237,7 @@ def _noise_squared(side: Side) -> Floats | None:
         return None
     spread = _values(side, ds["spread"], dims).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
+        # 1 is a single image, which has no spread to judge by.
         return np.where(squares < 1, spread**2 * squares / (1 - squares), np.nan)
 
 

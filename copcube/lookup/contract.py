@@ -264,6 +264,7 @@ def _answer(
     except CopcubeError as error:
         raise ModelError(str(error)) from error
     meta: dict[str, Any] = {
+        # With compat rs-embed's own words, which programs may look at.
         "model": "copernicus" if compat else "copcube",
         "type": "precomputed",
         "backend": "vendored_geotiff" if compat else "copcube",
@@ -294,6 +295,7 @@ def _years(view: CubeView) -> set[int]:
     named = [
         int(year) for year in re.findall(r"\b(?:19|20)\d\d", str(view.dataset.attrs.get("dates")))
     ]
+    # Of a span of dates the first and the last are named.
     return {*range(min(named), max(named) + 1)} if named else {_YEAR}
 
 

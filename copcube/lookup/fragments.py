@@ -4,7 +4,7 @@ The search is exact: a product with every vector, block by block on threads, fro
 `Fragments.load` has read them, from memory, where the bandwidth of memory bounds it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid, rows
 from copcube.cube.results import as_result
-from copcube.errors import MissingPackageError, OptionError, RowsError
+from copcube.errors import OptionError, RowsError
 from copcube.files.objects import is_remote
 from copcube.grid import Floats, Integers, on_sphere
+from copcube.images.sensors import Given
 from copcube.lookahead import map_ahead
+from copcube.lookup import ranking
+from copcube.lookup.queries import EncoderLike, image_vector, text_vector
 from copcube.lookup.similar import (
     EARTH_RADIUS,
     THREADS,
@@ -28,9 +31,9 @@ from copcube.lookup.similar import (
     chord_of,
     chords,
     lengths_of,
-    lowest,
     scores,
 )
+from copcube.pca.blas import one_thread
 from copcube.products import tables
 from copcube.products.majortom import reading as majortom
 from copcube.products.majortom.transposed import Position
@@ -38,15 +41,17 @@ from copcube.products.majortom.transposed import Position
 if TYPE_CHECKING:
     import xarray as xr
 
-SIGLIP = "hf-hub:timm/ViT-SO400M-14-SigLIP-384"
-"""Model of open_clip whose image tower made Major TOM's SigLIP embeddings."""
-
-_STEP = 8192
-"""Vectors of a task, in memory."""
+_VALUES = 1 << 22
+"""Numbers of the vectors of a task, in memory."""
+_PLACES = 1 << 17
+"""Places whose distances are computed at once."""
 _FIRST = 4096
 """Candidates that are looked at first where listed fragments shall lie apart."""
 _FAR = 50.0
 """Kilometres beyond which no fragment counts as that of a place."""
+
+Best = Callable[[int], tuple[Integers, NDArray[np.float32]]]
+"""Gives the numbers and scores of the n best, the best first; of equal ones the first."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Fragments:
     vectors : numpy.ndarray, optional
         (n, dim) float32, once they are in memory.
     lengths : numpy.ndarray, optional
-        Of these vectors, (n,) float64.
+        Of these vectors, (n,) float32, as `copcube.lookup.similar.lengths_of` gives them.
     """
 
     files: tuple[str, ...]
@@ -75,7 +80,7 @@ class Fragments:
     lon: Floats
     dim: int
     vectors: NDArray[np.float32] | None = field(default=None, repr=False)
-    lengths: Floats | None = field(default=None, repr=False)
+    lengths: NDArray[np.float32] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.lat)
@@ -121,7 +126,8 @@ class Fragments:
 
     def load(self) -> Self:
         """Return the same with all vectors in memory, for many searches: 3 GB a million of 768."""
-        vectors, lengths = np.empty((len(self), self.dim), np.float32), np.empty(len(self))
+        vectors = np.empty((len(self), self.dim), np.float32)
+        lengths = np.empty(len(self), np.float32)
 
         def keep(start: int, block: NDArray[np.float32]) -> None:
             vectors[start : start + len(block)] = block
@@ -162,8 +168,8 @@ class Fragments:
             raise OptionError(f"latitude {lat!r}, longitude {lon!r}: no place on the globe")
         best, least = -1, np.inf
         here = on_sphere(lat, lon)
-        for start in range(0, len(self), _STEP * 16):
-            some = slice(start, start + _STEP * 16)
+        for start in range(0, len(self), _PLACES):
+            some = slice(start, start + _PLACES)
             far = np.linalg.norm(on_sphere(self.lat[some], self.lon[some]) - here, axis=-1)
             if len(far) and far.min() < least:
                 best, least = start + int(far.argmin()), float(far.min())
@@ -186,33 +192,42 @@ class Fragments:
             If a file cannot be read.
         """
         check_places(1, metric, 0)
-        wanted = check_vector(vector, (self.dim,), "the fragments")
+        rank = self._ranks(check_vector(vector, (self.dim,), "the fragments"), metric)
+        if metric == "cosine":
+            np.negative(rank, out=rank)
+            rank[np.isinf(rank)] = np.nan
+        return rank
+
+    def _ranks(self, wanted: Floats, metric: Metric) -> NDArray[np.float32]:
+        """Distances, or cosines with the opposite vector, so that the least is the best.
+
+        Infinite where a vector has no direction.
+        """
         result = np.empty(len(self), np.float32)
 
         def score(start: int, block: NDArray[np.float32]) -> None:
-            result[start : start + len(block)] = scores(block, wanted, metric)
+            rank = scores(block, wanted if metric == "euclidean" else -wanted, metric)
+            rank[np.isnan(rank)] = np.inf
+            result[start : start + len(block)] = rank
 
         if self.vectors is None:
             for _ in self._blocks(score):
                 pass
             return result
         loaded, lengths = self.vectors, self.lengths
-        direction = (wanted / np.linalg.norm(wanted)).astype(np.float32)
+        opposite = (-wanted / np.linalg.norm(wanted)).astype(np.float32)
 
-        def score_loaded(start: int) -> None:
-            block = loaded[start : start + _STEP]
+        def score_loaded(some: slice) -> None:
             if metric == "euclidean" or lengths is None:
-                return score(start, block)
-            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                product = (block @ direction) / lengths[start : start + _STEP]
-            if np.isfinite(product).all():
-                result[start : start + _STEP] = product
-            else:  # of zeros, and of products beyond float32
-                score(start, block)
+                return score(some.start, loaded[some])
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.matmul(loaded[some], opposite, out=result[some])
+                result[some] /= lengths[some]
+            if not np.isfinite(result[some]).all():  # of zeros, and of products beyond float32
+                score(some.start, loaded[some])
             return None
 
-        for _ in map_ahead(score_loaded, range(0, len(self), _STEP), THREADS):
-            pass
+        self._in_memory(score_loaded)
         return result
 
     def nearest(
@@ -223,11 +238,15 @@ class Fragments:
         row: int | None = None,
         vector: ArrayLike | None = None,
         text: str | None = None,
+        image: "str | Path | xr.DataArray | None" = None,
+        modality: Given | None = None,
+        date: Any = None,
+        encoder: EncoderLike = None,
         n: int = 20,
         metric: Metric = "cosine",
         exclude_km: float = 0,
     ) -> "xr.Dataset":
-        """Find the fragments most like one, like a vector, or like a text.
+        """Find the fragments most like one, or like a vector, a text or an image.
 
         Parameters
         ----------
@@ -239,6 +258,15 @@ class Fragments:
             (dim,), such as `copcube.embed` makes of an image with the same encoder.
         text : str, optional
             In English; of embeddings by SigLIP only, and where open_clip is installed.
+        image : str, Path or xarray.DataArray, optional
+            A GeoTIFF, or one image as `copcube.embed` takes it, embedded by the encoder that the
+            files name; the middle of it, if it is larger than what that sees. See
+            `copcube.lookup.queries.image_vector`.
+        modality, date : optional
+            What the image is of, and when it was taken, if its path does not say so.
+        encoder : Encoder, Spec, str or Path, optional
+            The encoder that made the vectors, or a file of its weights, if the files do not name
+            published ones.
         n : int
             How many of the best to list; fewer if there are not so many.
         metric : {"cosine", "euclidean"}
@@ -258,52 +286,112 @@ class Fragments:
         Raises
         ------
         OptionError
-            If not exactly one of place, row, vector and text is given, or a value means nothing.
+            If not exactly one of place, row, vector, text and image is given, or a value means
+            nothing; if the files do not say which encoder to embed the image by, or another one
+            is given.
         RowsError
             If a file cannot be read.
+        ImageError
+            If the image cannot be read.
+        FetchError, WeightsError
+            If the encoder's weights cannot be had.
         MissingPackageError
             If a text is given and open_clip is not installed.
         """
         check_places(n, metric, exclude_km)
         place = None if lat is None and lon is None else (lat, lon)
-        given = {"place": place, "row": row, "vector": vector, "text": text}
-        if sum(value is not None for value in given.values()) != 1 or (lat is None) != (
-            lon is None
-        ):
-            raise OptionError("give one of a place (lat and lon), a row, a vector and a text")
+        given = (place, row, vector, text, image)
+        if sum(value is not None for value in given) != 1 or (lat is None) != (lon is None):
+            raise OptionError(
+                "give one of a place (lat and lon), a row, a vector, a text and an image"
+            )
+        if image is None and not (modality is None and date is None and encoder is None):
+            raise OptionError("modality, date and encoder are of an image; give one, or none")
         if lat is not None and lon is not None:
             row = self.at(lat, lon)
         if text is not None:
             vector = text_vector(text, self.dim)
-        found = self.scores(self.vector(row) if row is not None else vector, metric)  # type: ignore[arg-type]
-        rank = found if metric == "euclidean" else -found
-        best = self._apart(rank, n, exclude_km, row)
-        return self._listed(best, found[best], metric)
+        if image is not None:
+            options: dict[str, Any] = {"modality": modality, "date": date, "encoder": encoder}
+            vector = image_vector(image, self.about, self.dim, **options)
+        wanted = self.vector(row) if row is not None else vector
+        best = self._ranked(check_vector(wanted, (self.dim,), "the fragments"), metric, row)  # type: ignore[arg-type]
+        return self._listed(*self._apart(best, n, exclude_km, row), metric)
 
-    def _apart(self, rank: NDArray[Any], n: int, exclude_km: float, here: int | None) -> Integers:
-        """Numbers of the n of the least rank, apart from each other; of equals the first."""
-        rank = np.where(np.isfinite(rank), rank, np.inf)
+    def _ranked(self, wanted: Floats, metric: Metric, here: int | None = None) -> Best:
+        """Compare a vector with all; return what lists the best, but for one of them."""
+        if metric == "euclidean" and self.vectors is not None and self.lengths is not None:
+            return self._by_estimates(self.vectors, self.lengths, wanted, here)
+        rank = self._ranks(wanted, metric)
         if here is not None:
             rank[here] = np.inf
-        there = int(np.isfinite(rank).sum())
+
+        def best(n: int) -> tuple[Integers, NDArray[np.float32]]:
+            found = ranking.lowest(rank, n)
+            return found, rank[found] if metric == "euclidean" else -rank[found]
+
+        return best
+
+    def _by_estimates(
+        self,
+        x: NDArray[np.float32],
+        lengths: NDArray[np.float32],
+        wanted: Floats,
+        here: int | None,
+    ) -> Best:
+        """As `_ranked` by Euclidean distance: differences are made of the nearest alone.
+
+        A difference takes three times as long as a product, which tells what may be near. What
+        is listed, and its distances, are those of differences with all vectors.
+        """
+        values = np.empty(len(self), np.float32)
+        slack = np.empty(-(-len(self) // ranking.STEP))
+
+        def estimate(some: slice) -> None:
+            blocks = slice(some.start // ranking.STEP, -(-some.stop // ranking.STEP))
+            parts = x[some], lengths[some], wanted, values[some], slack[blocks]
+            ranking.estimate_squares(*parts)
+
+        self._in_memory(estimate)
+        if here is not None:
+            values[here] = np.inf
+
+        def best(n: int) -> tuple[Integers, NDArray[np.float32]]:
+            found = ranking.candidates(values, slack, n)
+            exact = np.empty(len(found), np.float32)
+
+            def score(some: slice) -> None:
+                exact[some] = scores(x[found[some]], wanted, "euclidean")
+
+            self._in_memory(score, len(found))
+            order = np.argsort(exact, kind="stable")[:n]
+            order = order[np.isfinite(exact[order])]
+            return found[order], exact[order]
+
+        return best
+
+    def _apart(
+        self, best: Best, n: int, exclude_km: float, here: int | None
+    ) -> tuple[Integers, NDArray[np.float32]]:
+        """Numbers and scores of the n best that lie apart from each other."""
         chord = chord_of(exclude_km)
         looked = n if exclude_km == 0 else max(_FIRST, n)
         while True:
-            best = lowest(rank, min(looked, there))
+            found, values = best(looked)
             if exclude_km == 0:
-                return best
+                return found, values
             # A fragment keeps out others of worse rank only, so that a longer list of candidates
             # begins with the same choice.
-            points = on_sphere(self.lat[best], self.lon[best])
-            left = np.ones(len(best), bool)
+            points = on_sphere(self.lat[found], self.lon[found])
+            left = np.ones(len(found), bool)
             if here is not None:
                 left = chords(points, on_sphere(self.lat[here], self.lon[here])) > chord
             chosen: list[int] = []
             while left.any() and len(chosen) < n:
                 chosen.append(int(np.argmax(left)))
                 left &= chords(points, points[chosen[-1]]) > chord
-            if len(chosen) == n or looked >= there:
-                return best[chosen]
+            if len(chosen) == n or len(found) < looked:
+                return found[chosen], values[chosen]
             looked *= 8
 
     def _listed(self, best: Integers, values: NDArray[np.float32], metric: Metric) -> "xr.Dataset":
@@ -351,13 +439,23 @@ class Fragments:
                     yield number, block
                     number += len(block)
 
+    def _in_memory(self, function: Callable[[slice], None], number: int | None = None) -> None:
+        """Call a function with slices of all vectors in memory, or of so many, on threads."""
+        step, end = ranking.STEP, len(self) if number is None else number
+        step *= max(1, _VALUES // (self.dim * step))
+        parts = (slice(start, min(start + step, end)) for start in range(0, end, step))
+        # Each on a thread of its own: BLAS would divide every product between all threads.
+        with one_thread():
+            for _ in map_ahead(function, parts, THREADS):
+                pass
+
     def _blocks(self, function: Any) -> Iterator[None]:
         """Call a function with number and vectors of blocks of all files, on threads."""
         for file, start, stop in zip(self.files, self.starts, self.starts[1:], strict=False):
             groups = range(len(rows.row_group_sizes(file)))
             every = np.ones(int(stop - start), bool)
             blocks = rows.map_vectors(function, file, groups, every, int(start), threads=THREADS)
-            with closing(blocks) as results:
+            with one_thread(), closing(blocks) as results:
                 yield from results
 
 
@@ -375,32 +473,6 @@ def holds_fragments(path: str) -> bool:
     except RowsError:
         return False
     return "modality" in names or {"grid_cell", "product_id"} & set(names) != set()
-
-
-def text_vector(text: str, dim: int) -> NDArray[np.float32]:
-    """Vector of a text by SigLIP, of length 1.
-
-    Raises
-    ------
-    MissingPackageError
-        If open_clip is not installed.
-    OptionError
-        If vectors of this length are not SigLIP's.
-    """
-    if dim != 1152:
-        raise OptionError(
-            f"texts are embedded by SigLIP, in 1152 values; these vectors have {dim}. Give "
-            "embeddings by SigLIP, or a place, a row or a vector"
-        )
-    try:
-        import open_clip  # type: ignore[import-not-found]
-    except ImportError:
-        raise MissingPackageError(
-            "queries by text need open_clip and SigLIP's weights: pip install open_clip_torch"
-        ) from None
-    model = open_clip.create_model(SIGLIP).eval()
-    found = model.encode_text(open_clip.get_tokenizer(SIGLIP)([text]), normalize=True)
-    return np.asarray(found.detach().numpy()[0], np.float32)
 
 
 def _places(file: str, footprints: Position) -> tuple[Floats, Floats]:

@@ -9,8 +9,9 @@ from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part, refuse_zeros
 from copcube.errors import OptionError
 from copcube.files.processors import available_processors
-from copcube.grid import Floats, Integers, on_sphere
+from copcube.grid import Floats, on_sphere
 from copcube.lookahead import map_ahead
+from copcube.lookup.ranking import lowest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -157,14 +158,12 @@ def check_vector(vector: ArrayLike, shape: tuple[int, ...], whose: str) -> Float
     return wanted
 
 
-def lengths_of(y: NDArray[np.float32]) -> Floats:
-    """Lengths of vectors, (n, dim) to (n,) float64."""
+def lengths_of(y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lengths of vectors, (n, dim) to (n,); NaN where their squares leave float32."""
     with np.errstate(over="ignore"):
-        squares = np.vecdot(y, y).astype(np.float64)
-    beyond = ~((squares > _LEAST_SQUARE) & np.isfinite(squares))
-    if beyond.any():
-        squares[beyond] = (y[beyond].astype(np.float64) ** 2).sum(axis=1)
-    return np.asarray(np.sqrt(squares))
+        squares: NDArray[np.float32] = np.vecdot(y, y)
+    squares[~((squares > _LEAST_SQUARE) & np.isfinite(squares))] = np.nan
+    return np.sqrt(squares)
 
 
 def scores(y: NDArray[np.float32], wanted: Floats, metric: Metric) -> NDArray[np.float32]:
@@ -238,10 +237,11 @@ def _of_each(y: NDArray[Any], wanted: Floats, metric: Metric) -> NDArray[np.floa
         scores[beyond] = np.nan
         beyond[beyond] = np.isfinite(y[beyond]).all(axis=1)
         x = y[beyond].astype(np.float64)
-        if metric == "euclidean":
-            scores[beyond] = np.linalg.norm(x - wanted, axis=1)
-        else:
-            with np.errstate(invalid="ignore"):  # of zeros, which have no direction
+        # Zeros have no direction, and some distances are beyond float32.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if metric == "euclidean":
+                scores[beyond] = np.linalg.norm(x - wanted, axis=1)
+            else:
                 scores[beyond] = x @ wanted / np.linalg.norm(x, axis=1)
     return scores
 
@@ -293,16 +293,6 @@ def best_places(
         best.append(first)
         score[chords(points, points[first]) <= chord] = np.inf
     return found[best]
-
-
-def lowest(rank: NDArray[Any], n: int) -> Integers:
-    """Positions of the n least values, the least first; of equal ones the first position."""
-    if n <= 0:
-        return np.empty(0, np.int64)
-    # `partition` is linear; ties are then broken by position, so that lists are the same.
-    worst = np.partition(rank, n - 1)[n - 1]
-    found = np.flatnonzero(rank <= worst)
-    return found[np.argsort(rank[found], kind="stable")][:n]
 
 
 def chord_of(km: float) -> float:

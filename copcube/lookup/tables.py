@@ -1,6 +1,7 @@
 """Tables of points as people have them: arrays, frames, datasets, CSV and parquet files."""
 
 import json
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,9 +261,12 @@ def _read_csv(path: str) -> "pd.DataFrame":
                 # A row with too many fields: the slow reader can cut it, so that the others count.
                 file.seek(0)
                 width = head.count(bytes([separator])) + 1
-                frame = pd.read_csv(
-                    file, engine="python", on_bad_lines=lambda row: row[:width], **options
-                )
+                with warnings.catch_warnings():
+                    # Older pandas cuts it without asking, and warns of that.
+                    warnings.simplefilter("ignore", pd.errors.ParserWarning)
+                    frame = pd.read_csv(
+                        file, engine="python", on_bad_lines=lambda row: row[:width], **options
+                    )
         except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError, OSError) as error:
             raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
     numbers: pd.DataFrame = frame.apply(_numbers)

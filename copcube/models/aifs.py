@@ -21,6 +21,7 @@ def statics(fields: Maps) -> Maps:
 
 def write(fields: Fields, path: Path) -> None:
     """Write the tensor, and its description as a record that torch passes over."""
+    # In the order of `channels`: the reader knows its own four fields by their places.
     values = np.stack(list(fields.channels.values()))
     save_tensor(path, values, json.dumps(fields.description(), sort_keys=True))
 

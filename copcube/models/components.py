@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cube.latlon import LatLon
 from copcube.cube.results import plain_attributes
+from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView, require_dataset
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.interchange.conventions import numbered_names
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 PREFIX = "copembed"
 """Beginning of the names of channels, apart from those of a model's own fields."""
 
-_CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "Conventions")
+_CUBES_ONLY = (*OF_CUBES_ONLY, "Conventions")
 """Beginnings of the names of attributes that are not true of a model's file."""
 
 
@@ -95,6 +96,7 @@ class Components:
         attrs = {
             key: value
             for key, value in plain_attributes(first.attrs).items()
+            # Plain values are what every form can hold, from HDF5 to a text in JSON.
             if isinstance(value, str | int | float) and not key.startswith(_CUBES_ONLY)
         }
         history = "\n".join(filter(None, (str(attrs.get("history", "")), f"copcube {__version__}")))
@@ -145,6 +147,7 @@ def static_fields(statics: "xr.Dataset | str | Path") -> dict[str, NDArray[np.fl
         if {*field.dims} != {axes.lat, axes.lon}:
             continue
         values = np.empty((grid.N_LAT, grid.N_LON), np.float32)
+        # Each row and column to its place, in whatever order and turn of longitude they came.
         values[np.ix_(rows, cols)] = field.transpose(axes.lat, axes.lon).values
         if not np.isfinite(values).all():
             raise CubeError(

@@ -133,6 +133,7 @@ def write_netcdf(
     coords: dict[str, Any] = {}
     lat = fields.lat[::-1] if turn != np.s_[...] else fields.lat
     for name, axis, along in (("latitude", "Y", lat), ("longitude", "X", fields.lon)):
+        # Latitude comes first: False counts as 0.
         dim = dims[axis == "X"]
         degrees = {"Y": "degrees_north", "X": "degrees_east"}[axis]
         attrs = {"standard_name": name, "long_name": name, "units": degrees, "axis": axis}

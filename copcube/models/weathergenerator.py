@@ -96,6 +96,7 @@ def write(fields: Fields, path: Path) -> None:
     places = np.zeros(stations, [("lat", "<f8"), ("lon", "<f8")])
     places["lat"], places["lon"] = fields.lat, fields.lon
     arrays: dict[str, Any] = {
+        # AlphaEarth has dates and pixels of a station; a vector of a cell is one of each.
         "data": channels.reshape(stations, 1, count, 1, 1),
         "dates": np.array([_DATE], "datetime64[ns]"),
         "metadata": places,

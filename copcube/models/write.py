@@ -161,6 +161,7 @@ def write(
                 further.write_text(_description(fields, model, temporary), encoding="utf-8")
         for name in (out, *beside):
             free(name, overwrite, ds)  # again: something may have come there meanwhile
+    # Of eight components and the mask, makani's switch takes the eight.
     channels = tuple(fields.channels)[: form.most]
     written = Written(out, tuple(beside), model, channels, int((fields.mask > 0).sum()))
     log.info("%s", written)

@@ -16,6 +16,7 @@ from copcube.arguments import flag
 from copcube.cube.latlon import spatial_dims
 from copcube.cube.pairing import unlike_encoders
 from copcube.cube.results import as_result
+from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView, Part
 from copcube.errors import CubeError, OptionError
 from copcube.files.damage import naming_damage
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 Weights = Literal["area"] | None
 
-_CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates", "title")
+_CUBES_ONLY = (*OF_CUBES_ONLY, "title")
 """Beginnings of the names of attributes that are not true of a reduction."""
 
 _NEGLIGIBLE = 1e-30
@@ -176,6 +177,7 @@ def basis_of(
 
     _check_k(k)
     n = axes.count(k)
+    # Shares are of all variance, also of that which the first n leave.
     variance, total = axes.variance[:n], axes.variance.sum()
     return xr.Dataset(
         {
@@ -294,6 +296,7 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
             f"the cube has {name} {ours!r}, the basis was fitted on {theirs!r}: vectors of "
             "different encoders have no common axes; fit a basis on this cube"
         )
+    # Whitening is a scale of each axis, and so part of the same product.
     matrix = np.ascontiguousarray(components.T) / deviations
     rotate = Affine(
         before=basis["mean"].values.astype(np.float64),

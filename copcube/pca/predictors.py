@@ -146,6 +146,7 @@ class Regression:
         CubeError
             If there are not more cells than predictors.
         """
+        # As many coefficients as cells would explain whatever the vectors are.
         if joint.cells <= n + 1:
             raise CubeError(
                 f"{joint.cells} cells hold a vector and all given fields: too few for a "

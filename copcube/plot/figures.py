@@ -8,10 +8,11 @@ from copcube.errors import MissingPackageError
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def new_axes(size: tuple[float, float], projection: Any = None) -> "Axes":
-    """Make the axes of a new figure of a size in inches.
+def new_figure(size: tuple[float, float]) -> "Figure":
+    """Make a figure of a size in inches.
 
     Raises
     ------
@@ -22,8 +23,13 @@ def new_axes(size: tuple[float, float], projection: Any = None) -> "Axes":
         # A figure of its own, not pyplot's, which would keep and show it.
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingPackageError("maps need matplotlib: pip install 'copcube[plot]'") from None
-    axes: Axes = Figure(figsize=size, layout="constrained").add_subplot(projection=projection)
+        raise MissingPackageError("pictures need matplotlib: pip install 'copcube[plot]'") from None
+    return Figure(figsize=size, layout="constrained")
+
+
+def new_axes(size: tuple[float, float], projection: Any = None) -> "Axes":
+    """Make the axes of a new figure of a size in inches; errors are those of `new_figure`."""
+    axes: Axes = new_figure(size).add_subplot(projection=projection)
     return axes
 
 

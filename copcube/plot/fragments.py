@@ -99,6 +99,7 @@ def _window(found: Fragments, extent: Extent | None) -> Window:
     lon = turned if np.ptp(turned) < np.ptp(lon) else lon
     margin = max(0.1, 0.03 * float(np.ptp(lat)))
     west, east = float(lon.min()) - margin, float(lon.max()) + margin
+    # Nearly around the globe: then all of it, from 180°W as other maps.
     if east - west > 300:
         west, east = -180.0, 180.0
     south, north = max(float(lat.min()) - margin, -90.0), min(float(lat.max()) + margin, 90.0)
@@ -115,6 +116,7 @@ def _pixels(found: Fragments, colours: Floats, window: Window) -> tuple[NDArray[
         ends = (window.west, window.east, window.south, window.north)
         raise OptionError(f"no fragment lies in the extent {ends}; give another, or none")
     x, y = x[inside], window.north - found.lat[inside]
+    # At a pole degrees of longitude, and with them pixels, would have no width.
     cosine = max(float(np.cos(np.radians(window.middle))), 0.05)
     # Squares of a degree that hold fragments tell how closely these lie there.
     squares = len(np.unique(np.floor(x * cosine) + 1j * np.floor(y)))

@@ -78,6 +78,7 @@ def rgb(
     fields = reduced(ds, max(components) + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
     planes = [_plane(view, i) / limit(fields, i) for i in components]
+    # The mean, 0, is grey; the limits of a component are none and all of its colour.
     values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
     axes, _ = _map(view, values, ax, projection, extent)
     names = zip(("red", "green", "blue"), components, strict=True)
@@ -178,6 +179,7 @@ def similar(
     found = find(ds, lat, lon, n=n, exclude_km=exclude_km, metric=metric)
     name = "distance" if metric == "euclidean" else "similarity"
     view = CubeView.of(ds)
+    # Light is alike in both: a small distance, or a large cosine.
     colours = "cividis_r" if metric == "euclidean" else "cividis"
     values = found[name].transpose(view.lat, view.lon).values
     axes, image = _map(view, values, ax, projection, extent, cmap=colours)
@@ -314,6 +316,7 @@ def _map(
     axes = new_axes((10, 5), projection) if ax is None else ax
     if projection is None:
         projection = getattr(axes, "projection", None)
+    # Where nothing is, grey; but a map of three colours has greys of its own.
     axes.set_facecolor(_LAND if values.ndim == 2 else "white")
     image = draw(view, values, window, axes, projection, **options)
     _dots(view, values, window, axes, image)
@@ -350,6 +353,7 @@ def _dots(
     style: dict[str, Any] = {"s": 20, "edgecolors": _COAST, "linewidths": 0.5, "zorder": 2}
     if values.ndim == 2:
         style |= {"cmap": image.cmap, "norm": image.norm}
+    # In the turn of longitude that the window shows.
     x = window.west + (x - window.west) % 360
     axes.scatter(x, y, c=values[i, j], **style, **_degrees(axes))
 

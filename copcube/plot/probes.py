@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from copcube.errors import CubeError, MissingPackageError
+from copcube.errors import CubeError
+from copcube.plot.figures import new_figure
 from copcube.plot.maps import residuals
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def errors(found: "xr.Dataset") -> "Figure":
         )
     columns = min(found.sizes["target"], 4)
     rows = -(-found.sizes["target"] // columns)
-    figure = _figure(4 * columns, 3 * rows + 0.8)
+    figure = new_figure((4 * columns, 3 * rows + 0.8))
     names = list(map(str, found["input"].values))
     beside = [name.partition("+")[2] if n else None for name, n in zip(names, k, strict=True)]
     curves = list(dict.fromkeys(one for one in beside if one is not None))
@@ -52,16 +53,18 @@ def errors(found: "xr.Dataset") -> "Figure":
     mean, spread = found["rmse"].mean("seed").values, found["rmse"].std("seed").values
     for t in range(found.sizes["target"]):
         axes = figure.add_subplot(rows, columns, t + 1)
-        for colour, curve in zip(_COLOURS, curves, strict=False):
+        for n, curve in enumerate(curves):
+            # With the colours used up, the dashes tell curves apart.
+            turn, which = divmod(n, len(_COLOURS))
+            style: dict[str, Any] = {"color": _COLOURS[which], "ls": _DASHES[turn % len(_DASHES)]}
             at = [i for i, one in enumerate(beside) if one == curve]
             at.sort(key=lambda i: k[i])
             label = "components" + (f" + {curve}" if curve else "")
-            axes.errorbar(
-                k[at], mean[at, t], spread[at, t], color=colour, marker="o", ms=3, label=label
-            )
+            axes.errorbar(k[at], mean[at, t], spread[at, t], marker="o", ms=3, label=label, **style)
         for n, name in enumerate(levels):
-            style: dict[str, Any] = {"color": "#808080", "ls": _DASHES[n % len(_DASHES)], "lw": 1}
+            style = {"color": "#808080", "ls": _DASHES[n % len(_DASHES)], "lw": 1}
             axes.axhline(mean[names.index(name), t], label=name, **style)
+        # Numbers of components mostly double from one to the next.
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set_ylim(bottom=0)
@@ -93,16 +96,7 @@ def residual_maps(found: "xr.Dataset") -> "Figure":
     names = [str(name) for name in found["target"].values] if "target" in found else []
     columns = min(2, len(names)) or 1
     rows = -(-len(names) // columns) or 1
-    figure = _figure(8 * columns, 4.2 * rows)
+    figure = new_figure((8 * columns, 4.2 * rows))
     for n, name in enumerate(names or [None]):
         residuals(found, name, ax=figure.add_subplot(rows, columns, n + 1))
     return figure
-
-
-def _figure(width: float, height: float) -> "Figure":
-    try:
-        # A figure of its own, not pyplot's, which would keep and show it.
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("plots need matplotlib: pip install 'copcube[plot]'") from None
-    return Figure(figsize=(width, height), layout="constrained")

@@ -184,6 +184,7 @@ def _projected(
 def _extent(view: CubeView) -> Extent:
     """West, east, south and north edges of the cells of a dataset."""
     row, col = np.sort(view.row), np.unique(view.col)
+    # The rows of the poles are half as high as others.
     north = min(90.0, 90 + STEP / 2 - STEP * int(row[0]))
     south = max(-90.0, 90 - STEP / 2 - STEP * int(row[-1]))
     if len(col) == grid.N_LON:

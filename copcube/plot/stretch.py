@@ -46,6 +46,7 @@ def limit(fields: "xr.Dataset", i: int) -> float:
     OptionError
         If the reduction has no basis beside it.
     """
+    # Whitened components were divided by their deviations already.
     if fields.attrs.get("reduction_whiten") == 1:
         return _DEVIATIONS
     if "explained_variance" not in fields:

@@ -238,7 +238,9 @@ def _plane(
 ) -> tuple[str, dict[str, Any]]:
     """Block of a code a cell, and what the script must know of it."""
     plain, differences = (
-        _deflated(part.tobytes()) for part in (codes, np.diff(codes, prepend=np.int8(0)))
+        # Both wrap around within the byte: these differences, and their sums in the script.
+        _deflated(part.tobytes())
+        for part in (codes, np.diff(codes, prepend=np.int8(0)))
     )
     # Differences of neighbours are smaller where fields are smooth, and larger in noise.
     smooth = len(differences) < len(plain)

@@ -135,6 +135,7 @@ class Cells:
                 x = self.table(layout, used[rows], None if vectors is None else vectors[rows])
                 total.merge(Moments.of(x, np.ones(len(rows))))
             for seed, part in enumerate(parts):
+                # Cells of no part were not drawn by this seed.
                 if part in sums[seed]:
                     sums[seed][int(part)].merge(total)
         return [{part: ridge.Part.of(m) for part, m in one.items()} for one in sums]

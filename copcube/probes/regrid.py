@@ -147,6 +147,7 @@ def _means(
     """Shares of each cell's extent, in area, that the extents of nodes cover."""
 
     def measure(edges: Floats) -> Floats:
+        # Areas go with the difference of longitudes, and with that of the sines of latitudes.
         return edges if circle else np.sin(np.radians(np.clip(edges, -90, 90)))
 
     low, high = cells - grid.STEP / 2, cells + grid.STEP / 2

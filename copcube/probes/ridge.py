@@ -146,6 +146,7 @@ class Ridge:
         paths = (vectors @ np.concatenate(shrunk, axis=1)) / scale[:, None]
         several = np.tile(targets, len(strengths))
         errors = _errors(train, validation, columns, several, paths).reshape(-1, len(targets))
+        # The first of equals: the weakest penalty, or the fewest steps.
         best = errors.argmin(axis=0)
         coefficients = paths[:, best * len(targets) + np.arange(len(targets))]
         intercept = train.mean[targets] - train.mean[columns] @ coefficients

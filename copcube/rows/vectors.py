@@ -139,6 +139,7 @@ def _batches(
     """How many wanted vectors of a row group came before each batch, and those of the batch."""
     start = filled = 0
     columns = [vectors_column(file.schema_arrow)]
+    last = int(np.flatnonzero(wanted)[-1])
     for batch in file.iter_batches(size, row_groups=[group], columns=columns):
         column, mask = batch.column(0), wanted[start : start + len(batch)]
         if mask.any():
@@ -147,6 +148,8 @@ def _batches(
             yield filled, to_vectors(chosen, dim, path, number)
             filled += len(number)
         start += len(batch)
+        if start > last:
+            return  # what is left of the row group need not be decoded
 
 
 def _booleans(mask: NDArray[np.bool_]) -> "pa.BooleanArray":

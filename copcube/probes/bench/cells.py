@@ -230,6 +230,7 @@ def _joined(view: CubeView, places: Sequence[Place]) -> Cells:
     total = np.zeros(len(places))
     np.add.at(total, owner, weights)
     sums = np.zeros((len(places), vectors.shape[-1]))
+    # A cell without a vector may hold NaN, which a weight of 0 does not remove.
     some = np.flatnonzero(weights)
     np.add.at(sums, owner[some], weights[some, None] * vectors[which[some]])
     kept = total > 0

@@ -156,6 +156,7 @@ class Training:
     def start(self, dim: int, device: torch.device, **options: int) -> None:
         """Make the head, for tokens of a length, whose initial values the seed decides."""
         outputs = len(self.task.classes)
+        # The caller's own random numbers go on as if nothing had been drawn here.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.head: nn.Module = (
@@ -204,6 +205,7 @@ class Training:
                     epoch * self.steps + step, self.epochs * self.steps, self.rate
                 )
                 for group in self.optimiser.param_groups:
+                    # The schedule turns momentum, too; of AdamW that is its first beta.
                     group["lr"], group["betas"] = rate, (beta, group["betas"][1])
                 self.optimiser.zero_grad()
                 self.loss(batch).backward()  # type: ignore[no-untyped-call]
@@ -225,6 +227,7 @@ class Training:
             off = (output[:, 0] - target.nan_to_num(0.0)).abs()
             return (off * known).sum() / known.sum().clamp(min=1)
         ignored = -100 if self.task.ignore is None else self.task.ignore
+        # torch's own mean is NaN where no pixel counts, and one such batch would spoil the head.
         total = F.cross_entropy(output, target, ignore_index=ignored, reduction="sum")
         return total / (target != ignored).sum().clamp(min=1)
 

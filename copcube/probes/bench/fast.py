@@ -62,6 +62,7 @@ def neighbours(
     k = min(k, len(known))
     found = []
     for start in range(0, len(vectors), _BLOCK):
+        # Without the norm of the vector itself, which is the same for all that are compared.
         distance = norms - 2 * ((vectors[start : start + _BLOCK] - middle) @ known.T)
         nearest = np.argpartition(distance, k - 1, axis=1)[:, :k]
         labels = target[nearest]
@@ -133,10 +134,12 @@ class _Problem:
         from scipy.optimize import minimize
 
         samples, dim = self.x.shape
+        # Below, losses are a mean over the samples; in the definition of C they are a sum.
         penalty = 1 / (strength * samples)
         likely = self._likely(self._logits(self.solution))
         bent = (likely * (1 - likely)).astype(np.float32)
         curvature = np.column_stack([bent.T @ self.x**2 + penalty * samples, bent.sum(axis=0)])
+        # Where all probabilities are 0 or 1 the loss is flat along the bias.
         scale = 1 / np.sqrt(curvature / samples + _EPS)
 
         def loss(flat: Floats) -> tuple[float, Floats]:
@@ -213,6 +216,7 @@ def logistic(
     best = (-np.inf, strengths[0])
     for strength in strengths:
         score = _score(task, problem.solve(strength).logits(validation[0]), validation[1])
+        # Of equal scores `max` keeps the first, which has the stronger penalty.
         best = max(best, (score, strength), key=lambda pair: pair[0])
     both = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
     return _Problem(task, *both).solve(best[1]), best[1], best[0]
@@ -229,6 +233,7 @@ def ridge(
 ) -> Predicted:
     """Predict numbers of vectors by a ridge regression whose penalty validation chooses."""
     dim = train[0].shape[1]
+    # Columns are the vectors and, last, the target.
     model = Ridge.fit(_part(*train), _part(*validation), np.arange(dim), np.array([dim]))
     predicted = vectors @ model.coefficients[:, 0] + model.intercept[0]
     return Predicted(predicted, float(model.strength[0]))

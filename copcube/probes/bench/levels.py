@@ -147,6 +147,7 @@ class Streamed:
     def _require(self, split: Split) -> None:
         """Refuse a split of which too much cannot be read."""
         names = self.dataset.names(split)
+        # A copy: the threads that read ahead may add to it meanwhile.
         lost = [index for of, index in [*self.skipped] if of == split]
         if len(lost) > _MOST_SKIPPED * len(names):
             raise SourceError(
@@ -232,6 +233,7 @@ class Cached:
             indices = [index for index in asked if (split, index) not in self.skipped]
             kinds = ("levels.npy", "target.npy")
             files = {
+                # Mapped, since a batch in random order needs few images of each file.
                 (start, kind): np.load(self._path(split, start, kind), mmap_mode="r")
                 for start in {_start(index) for index in indices}
                 for kind in kinds
@@ -264,6 +266,7 @@ class Cached:
             if of == split and _start(index) == start
         }
         rows = torch.tensor(batch.indices) - start
+        # float16 ends at 65504; beyond would be infinity, which no head can learn from.
         levels = torch.stack(batch.levels, dim=1).clamp(-_HIGHEST, _HIGHEST).half()
         skipped = self._path(split, start, "skipped.json")
         if lost:
@@ -271,6 +274,7 @@ class Cached:
                 temporary.write_text(json.dumps(lost, indent=1) + "\n", "utf-8")
         # The levels come last: where they are, the part is complete.
         for values, kind in ((batch.target, "target.npy"), (levels, "levels.npy")):
+            # A row for every sample, read or not, so that its number says where it lies.
             whole = torch.zeros(_PART, *values.shape[1:], dtype=values.dtype)
             whole[rows] = values.cpu()
             with (
@@ -317,7 +321,7 @@ def targets(samples: Sequence[Sample], task: Task) -> Tensor:
             code = int(classes[which][wrong[which]][0])
             raise SourceError(
                 f"{task.title}, {samples[which].name}: class {code}; expected 0 to {count - 1}"
-                + (f", or {task.ignore} where it does not count" if task.ignore else "")
+                + (f", or {task.ignore} where it does not count" if task.ignore is not None else "")
             )
         return classes
     mean, std = task.target

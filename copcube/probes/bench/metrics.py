@@ -115,6 +115,7 @@ class Jaccard(_Batches):
                     f"a {what} has class {found.min()} or {found.max()}; expected 0 to "
                     f"{self._classes - 1}"
                 )
+        # A number for each pair of target and prediction, so that one count makes the whole table.
         pairs = np.bincount(self._classes * truth + guess, minlength=self._classes**2)
         confusion = pairs.reshape(self._classes, self._classes)
         self.confusion += confusion
@@ -195,6 +196,7 @@ def f1(scores: NDArray[Any], target: NDArray[Any], threshold: float = 0.0) -> fl
     guess, truth = scores > threshold, target.astype(bool)
     both = int((guess & truth).sum())
     either = int(guess.sum()) + int(truth.sum())
+    # 2 TP / (2 TP + FP + FN).
     return 200 * both / either if either else 0.0
 
 
@@ -260,5 +262,6 @@ def interval(
             for drawn in rng.integers(0, len(target), (resamples, len(target)))
         ]
     )
+    # A draw of a rare class may hold none of it, and has no score then.
     low, high = np.nanpercentile(found, [2.5, 97.5])
     return float(low), float(high)

@@ -24,6 +24,7 @@ _WEIGHT_DECAY = np.float32(1e-4)
 _EPS = np.float32(1e-6)
 _MOMENTUM = np.float32(0.1)
 """Of the running means of the batch norm."""
+# The official draw is cut off at ±2, 200 standard deviations away: a plain normal one.
 _INITIAL_STD = 0.01
 
 Array = NDArray[np.float32]
@@ -105,6 +106,7 @@ def one_cycle(step: int, steps: int, rate: float) -> tuple[float, float]:
 def initial(dim: int, classes: int, rng: np.random.Generator) -> Head:
     """Draw an untrained head."""
     weight = _INITIAL_STD * rng.standard_normal((classes, dim))
+    # As torch draws the bias of a linear layer.
     bias = rng.uniform(-1, 1, classes) / np.sqrt(dim)
     means = np.zeros(dim, np.float32), np.ones(dim, np.float32)
     return Head(weight.astype(np.float32), bias.astype(np.float32), *means)
@@ -195,6 +197,7 @@ def _step(
     for values, moving, gradient in zip(head[:2], speed, slopes, strict=True):
         moving *= np.float32(momentum)
         moving += gradient
+        # Decay is part of the gradient that momentum gathers, also of the bias, as in torch's SGD.
         moving += _WEIGHT_DECAY * values
         values -= np.float32(rate) * moving
 

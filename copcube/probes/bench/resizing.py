@@ -1,7 +1,8 @@
 """How images and labels come to the size that the encoder gets, where readers leave their own.
 
 As the official code does it by kornia: images linearly, with the centres of corners on each other,
-labels by the nearest centre. What the official readers resize themselves, those of
+labels by the nearest centre, as kornia from 0.9 on does; before, it took the pixel that the upper
+left corner lies in. What the official readers resize themselves, those of
 `copcube.probes.bench.layouts` do.
 """
 

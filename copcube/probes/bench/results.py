@@ -119,6 +119,7 @@ class Result:
         told |= {"sensor": repr(task.sensor)}
         if self.probe == "official":  # heads of pixels take tokens, whatever the pooling
             told |= {"encoder_pooling": "mean"}
+        # What a result does not say cannot tell it apart.
         return all(str(said.get(name, value)) == str(value) for name, value in told.items())
 
     @property
@@ -193,6 +194,7 @@ def _restored(found: dict[str, Any]) -> Result:
     return Result(scores=scores, **{name: found[name] for name in names})
 
 
+# Of these None was NaN; the others may be None because there is no interval.
 _NEEDED = ("bench", "dataset", "validation")
 
 
@@ -204,6 +206,7 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
+    # JSON has no number for it.
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

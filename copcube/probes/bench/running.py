@@ -197,11 +197,13 @@ def run(
     here = folder / f"{task.name}-{_key(about)}"
     with writing(here):
         here.mkdir(parents=True, exist_ok=True)
+    # For people who look into the cache; its names are hashes.
     with atomic_path(here / "about.json") as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
     vectors: dict[Split, Vectors] = {}
     for name, function, deciding in _protocols(task, probe, options):
         provenance = about | deciding
+        # Named by all that decides it, so that with other options it is not taken for the same.
         kept = here / f"{name}-{_key(provenance)}.json"
         if kept.exists():
             log.info("%s, %s: taken from %s", task.title, name, kept)
@@ -210,6 +212,7 @@ def run(
         if function is None:
             result = _dense(dataset, encoder, here, name, options, provenance)
         else:
+            # Once for all protocols of a task, and not at all where every result is there.
             if not vectors:
                 vectors = embedded(dataset, encoder, here)
             begin = time.perf_counter()
@@ -298,6 +301,7 @@ def _judged(
     options: _Options,
 ) -> Score:
     """Score what was predicted of the validation split, or its known score, and of the test."""
+    # Logistic regression brings its score: since then it was fitted to that split, too.
     if not isinstance(validation, float):
         found = fed(metric_of(task), validation, vectors["val"].target, task.batch)
         validation = found.dataset
@@ -334,6 +338,7 @@ def _dense(
     runs = [
         score(
             *(dataset, encoder, here / f"{probe}-{options.epochs}-{seed}"),
+            # The published head is built on four levels; only the linear one may do with the last.
             head="upernet" if probe == "upernet" else "linear",
             which="four" if probe == "upernet" else options.levels,
             levels=levels,

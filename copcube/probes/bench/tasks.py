@@ -87,7 +87,7 @@ class Task:
     source: str
     licence: str
     ignore: int | None = None
-    nominal_area: float = 0.0256
+    nominal_area: float = 0.0256  # 16 pixels of 10 m, squared
     target: tuple[float, float] = (0.0, 1.0)
     units: str = ""
 
@@ -127,6 +127,7 @@ _S2 = _sensor(
 )
 # Here the centre of Oa21 is the true one; the weights were trained with 1029 nm.
 _S3 = _sensor("s3_olci", wavelengths=(*(MODALITIES["s3_olci"].wavelengths or ())[:-1], 1020.0))
+# So2Sat stores reflectances, of the ten bands that have 10 or 20 m.
 _LCZ = replace(
     _without(_S2, "B1", "B9", "B10"),
     mean=(0.112, 0.104, 0.095, 0.120, 0.200, 0.237, 0.230, 0.260, 0.182, 0.112),
@@ -282,6 +283,7 @@ TASKS: dict[str, Task] = {
             ignore=255,
         ),
         Task(
+            # The images of lc100cls-s3, 96 pixels a side, which the official reader enlarges here.
             name="lc100seg-s3",
             title="LC100Seg-S3",
             kind="segmentation",

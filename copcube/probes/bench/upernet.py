@@ -64,6 +64,7 @@ class UPerNet(nn.Module):
         maps.append(self._coarsest(last))
         for n in (2, 1, 0):
             maps[n] = maps[n] + _resized(maps[n + 1], maps[n].shape[2:])
+        # The coarsest map, last, was mixed already and joins as it is.
         maps[:3] = [conv(x) for conv, x in zip(self.smoothed, maps, strict=False)]
         finest = maps[0].shape[2:]
         fused = self.fused(torch.cat([_resized(x, finest) for x in maps], dim=1))
@@ -123,6 +124,7 @@ class _Neck(nn.Module):
 
 def _conv(inputs: int, outputs: int, size: int) -> nn.Sequential:
     """Convolution without bias, batch norm, ReLU."""
+    # The batch norm behind it shifts, so a bias would do nothing.
     conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())

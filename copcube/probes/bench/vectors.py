@@ -172,6 +172,7 @@ def _is_done(dataset: Dataset, split: Split, part: range, here: Path) -> bool:
         return False
     with np.load(path, allow_pickle=False) as file:
         skipped = json.loads(str(file["skipped"]))
+    # What could not be read may be whole by now, after the archive was fetched again.
     return all(_read(dataset, split, int(index)).image is None for index in skipped)
 
 
@@ -187,6 +188,7 @@ def _embed(
     """Embed parts of a split, and write the file of each when it is complete."""
     task = dataset.task
     flips = FLIPS if split == "train" else FLIPS[:1]
+    # So that all variants of an image, which are embedded at once, fit the device.
     group = max(encoder.batch_size(task.sensor, task.size) // len(flips), 1)
 
     def read(index: int) -> _Read:
@@ -251,6 +253,7 @@ def _load(dataset: Dataset, split: Split, here: Path) -> Vectors:
     vectors, targets = [], []
     skipped: dict[str, str] = {}
     for start in range(0, len(names), _PART):
+        # The name of a part needs no more than its start.
         with np.load(_path(here, split, range(start, start)), allow_pickle=False) as file:
             skipped |= {names[int(i)]: why for i, why in json.loads(str(file["skipped"])).items()}
             if "vectors" in file:

@@ -144,6 +144,7 @@ def true_area(task: Task, shape: tuple[int, ...], gsd: float | None = None) -> f
     0.00209
     """
     side = task.sensor.kernel * (task.sensor.gsd if gsd is None else gsd) / 1000
+    # The more an image is enlarged, the less ground a token covers.
     return side**2 * math.prod(shape) / task.size**2
 
 
@@ -170,6 +171,7 @@ def rows(path: Path, columns: int, *, header: bool) -> list[list[str]]:
     MissingFileError, SourceError
         If it is not there, is no text, or has other columns.
     """
+    # A blank line, such as the last one, is a row without columns.
     table = [row for row in csv.reader(text_of(path).splitlines()) if row]
     for number, row in enumerate(table, 1):
         if len(row) != columns:
@@ -191,6 +193,7 @@ def by_name(path: Path, columns: int, *, header: bool) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for name, *values in rows(path, columns, header=header):
+        # The same line twice does no harm.
         if found.setdefault(name, values) != values:
             raise SourceError(f"{path}: {name} is there twice, with different values; expected one")
     return found
@@ -258,6 +261,7 @@ def text_of(path: Path) -> str:
     """
     try:
         with open_regular(path, SourceError) as file:
+            # Spreadsheets put a mark of byte order before what they save.
             return file.read().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise MissingFileError(

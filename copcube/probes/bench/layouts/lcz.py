@@ -34,6 +34,7 @@ class LCZ(Layout):
             file = _open(path)
             try:
                 labels, images = self._checked(file, path)
+            # Otherwise it stays open: images are read from it later, one by one.
             except BaseException:
                 file.close()
                 raise
@@ -50,7 +51,7 @@ class LCZ(Layout):
                 f"(N, {classes}) and (N, 32, 32, {bands})"
             )
         ones = np.asarray(labels[:])
-        right = ((ones == 1).sum(axis=1) == 1) & (ones <= 1).all(axis=1)
+        right = ((ones == 1).sum(axis=1) == 1) & ((ones == 0) | (ones == 1)).all(axis=1)
         if (wrong := np.flatnonzero(~right)).size:
             raise SourceError(
                 f"{path}: the label of sample {wrong[0]} is not one 1 among 0; fetch it again"
@@ -84,6 +85,7 @@ def _open(path: Path) -> "netCDF4.Dataset":
         file = netCDF4.Dataset(str(path))
     except OSError as error:
         raise SourceError(f"{path}: not a readable HDF5 file ({error}); fetch it again") from error
+    # Else every array that is read would be a masked one.
     file.set_auto_maskandscale(False)
     return file
 

@@ -64,6 +64,7 @@ class DFC2020Patches(Layout):
         return self.root / f"dfc-{split}-new.csv"
 
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
+        # Names differ in the part that says what a file is: dfc, s1 or s2.
         sensor = self.task.name[-2:]
         raster = self._raster(split, f"{sensor}/{name.replace('dfc', sensor)}")
         path = f"dfc/{name}"

@@ -46,6 +46,7 @@ class _Olci(Layout):
         """Return an image at the task's size, NaN as 0, and its metadata."""
         raster = self._raster(split, f"s3_olci/{name}/{file}")
         date = days(part(file, 1)[:8], f"{name}/{file}")
+        # By default infinity would become the largest finite number, and pass for a radiance.
         pixels = np.nan_to_num(raster.pixels, nan=0, posinf=np.inf, neginf=-np.inf)
         return cubic(pixels, self.task.size), self._metadata(raster, date)
 
@@ -139,5 +140,6 @@ class AirQuality(Layout):
         """Read a label, NaN where it is a fill value."""
         raster = self._band(split, f"label_annual/{name}.tif")
         pixels = raster.pixels.astype(np.float32)
+        # Not "above": NaN compares false, and is a fill value as well.
         pixels[~(np.abs(pixels) <= _TOO_LARGE)] = np.nan
         return replace(raster, pixels=pixels)

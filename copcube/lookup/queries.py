@@ -1,0 +1,390 @@
+"""Vectors to search for: of an image, by the encoder that made what is searched, and of a text.
+
+Which encoder that was, the attributes of rows and of cubes say. The image is given to it as a
+build gives it the images of its source, so that an image of that source finds itself.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.embedding.encoders import Encoder, Spec, as_encoder
+from copcube.errors import (
+    CopcubeError,
+    FetchError,
+    ImageError,
+    MissingPackageError,
+    OptionError,
+    in_a_line,
+)
+from copcube.hub.published import CHECKPOINTS
+from copcube.images import Partition, Rejected
+from copcube.images.naming import folder_of, folders_of, from_path
+from copcube.images.sensors import Given, modality_of
+from copcube.images.units import without_offset
+from copcube.modalities import MODALITIES, Modality
+from copcube.products.majortom import CoreSource, Fragments
+from copcube.products.majortom.grid import PIXEL
+from copcube.provenance import ENCODER
+from copcube.selection import Selection
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+EncoderLike = Encoder | Spec | str | Path | None
+
+SIGLIP = "hf-hub:timm/ViT-SO400M-14-SigLIP-384"
+"""Model of open_clip whose image tower made Major TOM's SigLIP embeddings."""
+
+_SETS = {"Core-S2RGB-SigLIP": "siglip"}
+"""Encoder by the name of a released set of Major TOM, where nothing else must be known of it. The
+others depend on what `copcube.TimmSpec` calls compat, of which the released files say nothing."""
+
+_NEAR = 0.05
+"""Share by which the pixels of an image may differ from 10 m."""
+
+
+def image_vector(
+    image: "str | Path | xr.DataArray",
+    made_by: Mapping[str, Any],
+    dim: int,
+    *,
+    modality: Given | None = None,
+    date: Any = None,
+    encoder: EncoderLike = None,
+) -> NDArray[np.float32]:
+    """Embed an image by the encoder that made other vectors.
+
+    Parameters
+    ----------
+    image : str, Path or xarray.DataArray
+        A GeoTIFF, or what `copcube.embed` takes of one image. Of one that is larger than what
+        the encoder sees, the middle. For the encoders of Major TOM also the folder of a product
+        in the downloader's tree, ``ROW/CELL/PRODUCT``, with a file a band.
+    made_by : mapping
+        What is said of the vectors: attributes of a cube, or `copcube.rows.read_provenance`.
+    dim : int
+        Their length.
+    modality, date : optional
+        What the image is of, and when it was taken, as of `copcube.embed`; for Copernicus-FM.
+        The path of a GeoTIFF in a tree of Copernicus-Pretrain says both.
+    encoder : Encoder, Spec, str or Path, optional
+        The encoder, or a file of its weights; by default what `made_by` names.
+
+    Returns
+    -------
+    numpy.ndarray
+        (dim,).
+
+    Raises
+    ------
+    OptionError
+        If no encoder is named or known, another one is given, or the image does not fit it.
+    ImageError
+        If the image cannot be read, or has no valid pixel.
+    FetchError, WeightsError
+        If the weights cannot be had.
+    """
+    model = encoder_of(made_by, dim, encoder)
+    fragments = _fragments(model)
+    if fragments is None:
+        vector = _of_copernicus(image, made_by, model, modality, date)
+    elif modality is not None or date is not None:
+        raise OptionError(
+            f"modality and date mean nothing for {model.provenance['encoder']}, which sees pixels "
+            "alone"
+        )
+    else:
+        vector = _of_fragment(image, made_by, model, fragments)
+    if not np.isfinite(vector).all():
+        raise ImageError(f"{_name(image)}: no valid pixel in what the encoder sees")
+    return vector
+
+
+def encoder_of(made_by: Mapping[str, Any], dim: int, given: EncoderLike = None) -> Encoder:
+    """Encoder that made some vectors, as they say; or one that was given, if it is the same.
+
+    Parameters are those of `image_vector`.
+
+    Raises
+    ------
+    OptionError
+        If none is named or known, or another one is given.
+    FetchError, WeightsError
+        If the weights cannot be had.
+    """
+    if given is None or isinstance(given, str | Path):
+        given = _spec(made_by, given)
+    model = as_encoder(given)
+    if model.dim != dim:
+        raise OptionError(
+            f"{model.provenance.get('encoder', 'the encoder')} makes vectors of {model.dim}; those "
+            f"searched have {dim}: give the encoder that made them"
+        )
+    for key in ENCODER:
+        ours, theirs = str(model.provenance.get(key, "")), str(made_by.get(key, ""))
+        # Who says nothing cannot be contradicted: names of sets, weights without language.
+        if theirs and ours and ours != theirs and "encoder_sha256" in made_by:
+            raise OptionError(
+                f"the vectors searched come from another encoder ({key}: {theirs}, and {ours} of "
+                "the one given); an image is found by the encoder that made them"
+            )
+    return model
+
+
+def _spec(made_by: Mapping[str, Any], weights: str | Path | None) -> Any:
+    """Describe the encoder that made vectors, perhaps with a copy of its weights."""
+    from copcube.encoder.spec import EncoderSpec
+    from copcube.encoder.timm_kinds import KINDS, TimmSpec
+
+    said, dtype = str(made_by.get("encoder", "")), str(made_by.get("encoder_dtype", "float32"))
+    if not said:
+        raise OptionError(
+            "the vectors searched do not say which encoder made them: give it as encoder=, or "
+            "search by vector"
+        )
+    name = next((n for n, kind in KINDS.items() if kind.title == said), _SETS.get(said))
+    if name is None and not said.startswith("Copernicus-FM"):
+        raise OptionError(
+            f"the vectors searched were made by {said:.80}, which is no encoder that copcube can "
+            "name: give it as encoder=, or search by vector"
+        )
+    path = _weights(made_by) if weights is None else os.fspath(weights)
+    if name is None:
+        return EncoderSpec(path, pooling=made_by.get("encoder_pooling"), dtype=dtype)
+    compatible = made_by.get("compat") == "majortom"
+    return TimmSpec(name, path, dtype=dtype, compat="majortom" if compatible else None)
+
+
+def _weights(made_by: Mapping[str, Any]) -> str:
+    """Name of published or meaningless weights, as an option takes it."""
+    if made_by["encoder"] in _SETS:
+        return "hub"
+    if not (said := str(made_by.get("encoder_weights", ""))):
+        raise OptionError(
+            "the vectors searched do not all come from the same weights; search those of one "
+            "encoder at a time"
+        )
+    if said.startswith("untrained:"):
+        return said
+    if not said.startswith("hf://"):
+        raise OptionError(
+            f"the vectors searched were made with weights from a file {said:.80}: give its path as "
+            "encoder= (--weights PATH)"
+        )
+    sizes = CHECKPOINTS.items()
+    return next((n for n, f in sizes if f"/{f.repo}@" in said and said.endswith(f.path)), "hub")
+
+
+def _fragments(model: Encoder) -> Fragments | None:
+    """What an encoder of Major TOM sees; None for other encoders."""
+    from copcube.embedding.fragments import encoder_of_fragments
+    from copcube.encoder.timm_kinds import TimmSpec
+
+    of_fragments = isinstance(getattr(model, "spec", None), TimmSpec)
+    return encoder_of_fragments(model)[1] if of_fragments else None
+
+
+def _name(image: Any) -> str:
+    return str(image) if isinstance(image, str | os.PathLike) else "the image"
+
+
+# Copernicus-FM.
+
+
+def _of_copernicus(
+    image: "str | Path | xr.DataArray",
+    made_by: Mapping[str, Any],
+    model: Encoder,
+    modality: Given | None,
+    date: Any,
+) -> NDArray[np.float32]:
+    from copcube.embedding.tiles import embed
+
+    kind = None if modality is None else modality_of(modality)
+    crop, offset = made_by.get("crop", "center"), int(made_by.get("s2_offset", 0))
+    if isinstance(image, str | os.PathLike) and date is None:
+        found = _in_tree(os.fspath(image), model, kind, crop, offset)
+        if found is not None:
+            return found
+    if kind is None:
+        raise OptionError(
+            f"{_name(image)}: nothing says what it is of; give modality=, one of "
+            f"{', '.join(MODALITIES)}, or a description of another sensor"
+        )
+    size = kind.input_size if crop == "center" else kind.stored_size
+    middle = _middle(_opened(image), kind, size, _name(image))
+    offset = offset if kind.key == "s2_toa" else 0
+    made = embed(middle, kind, tile=size, date=date, encoder=model, s2_offset=offset)
+    return np.asarray(made.values.reshape(-1), np.float32)
+
+
+def _in_tree(
+    path: str, model: Encoder, kind: Modality | None, crop: Any, offset: int
+) -> NDArray[np.float32] | None:
+    """Embed a file of a tree of Copernicus-Pretrain as a build does; None for other files."""
+    from copcube.embedding.partition import embed_partition
+    from copcube.images.geotiff import GeoTiffSource
+
+    own = () if kind is None or kind.is_published else (kind,)
+    parts = os.path.abspath(path).split(os.sep)
+    folders = folders_of(own)
+    inside = ("/".join(parts[i:]) for i in range(1, len(parts)))
+    name = next((name for name in inside if folder_of(name, folders)), None)
+    try:
+        file = from_path(name or "", folders)
+    except CopcubeError:
+        return None
+    if kind is not None and kind.key != file.modality:
+        raise OptionError(f"{path} is of {file.modality} by its path, not of {kind.key}")
+    root = os.path.abspath(path).removesuffix(str(name)).rstrip("/")
+    rows, report = embed_partition(
+        GeoTiffSource(root, None, own),
+        Partition("image", (str(name),)),
+        model,
+        selection=Selection.of(file.modality, others=[one.key for one in own]),
+        batch_sizes={file.modality: 1},
+        sensors=own,
+        crop=crop,
+        s2_offset=offset,
+    )
+    if not len(rows):
+        raise ImageError(f"{path}: {report.rejected[0].reason}")
+    return np.asarray(rows.embedding[0])
+
+
+def _opened(image: "str | Path | xr.DataArray") -> "xr.DataArray":
+    from copcube.images.geotiff import open_raster
+
+    return open_raster(image) if isinstance(image, str | Path) else image
+
+
+def _middle(images: "xr.DataArray", sensor: Modality, size: int, name: str) -> "xr.DataArray":
+    """Cut a square out of the middle of one image; (y, x, band), bands in order, north up."""
+    from copcube.embedding.axes import arranged
+
+    try:
+        whole = arranged(images, sensor)
+    except OptionError as error:
+        raise OptionError(f"{name}: {error}") from error
+    rows, cols = whole.shape[-3:-1]
+    if whole.ndim != 3 or min(rows, cols) < size:
+        raise OptionError(
+            f"{name} has the shape {images.shape}; expected one image of {size} × {size} pixels at "
+            "least, which the encoder sees"
+        )
+    y, x = ((side - size) // 2 for side in (rows, cols))
+    return whole[y : y + size, x : x + size]
+
+
+# The encoders of Major TOM.
+
+
+def _of_fragment(
+    image: "str | Path | xr.DataArray",
+    made_by: Mapping[str, Any],
+    model: Encoder,
+    fragments: Fragments,
+) -> NDArray[np.float32]:
+    """Embed the fragment in the middle of an image."""
+    offset = int(made_by.get("s2_offset", 0))
+    if isinstance(image, str | os.PathLike) and os.path.isdir(image):
+        pixels, middle = _of_product(Path(image), fragments)
+    elif fragments.by_cell:
+        raise OptionError(
+            "the vectors searched depend on all fragments of a cell (compat majortom): give the "
+            "folder of a product with a file a band, ROW/CELL/PRODUCT"
+        )
+    else:
+        pixels, middle = [_fragment(_opened(image), fragments, _name(image))], 0
+    if not fragments.by_cell:
+        pixels, middle = [pixels[middle]], 0
+    pixels = [without_offset(some, offset) for some in pixels]
+    made = model(fragments.modality, pixels, np.full((len(pixels), 4), np.nan))
+    return np.asarray(made[middle])
+
+
+def _of_product(folder: Path, fragments: Fragments) -> tuple[list[NDArray[Any]], int]:
+    """Fragments of a product in the downloader's tree, and which lies in the middle."""
+    folder = folder.absolute()
+    source = CoreSource(str(folder.parents[2]), "tree", fragments)
+    partition = Partition("image", ("/".join(folder.parts[-3:]),))
+    for job in source.jobs(partition, Selection.of(fragments.modality)):
+        found = [job] if isinstance(job, Rejected) else job()
+        for sample in found:
+            if not isinstance(sample, Rejected) and sample.pixels:
+                box = sample.rows.box
+                away = np.abs(box[:, :2] + box[:, 2:] - (box.min() + box.max())).sum(axis=1)
+                return sample.pixels, int(np.argmin(away))
+        why = next(item.reason for item in found if isinstance(item, Rejected))
+        raise ImageError(
+            f"{folder}: {why}; expected the folder of a product of Major TOM, ROW/CELL/PRODUCT, "
+            f"with a file a band: {', '.join(fragments.bands)}"
+        )
+    raise AssertionError("a partition of one path has one job")
+
+
+def _fragment(images: "xr.DataArray", fragments: Fragments, name: str) -> NDArray[Any]:
+    """Fragment from the middle of an image whose pixels are 10 m."""
+    from copcube.embedding.georeference import Georeference
+
+    # In Major TOM band 2 is B02, elsewhere B2.
+    bands = tuple(band.replace("B0", "B") for band in fragments.bands)
+    sensor = replace(MODALITIES[fragments.modality], bands=bands)
+    middle = _middle(images, sensor, fragments.size, name)
+    where = Georeference.of(middle, *middle.dims[:2])
+    step = PIXEL if where is None else float(where.pixel_size(fragments.size)[0, 0])
+    if abs(step / PIXEL - 1) > _NEAR:
+        raise OptionError(
+            f"{name}: its pixels are {step:.3g} m; the encoder saw pixels of {PIXEL:g} m: resample "
+            "it first"
+        )
+    pixels = middle.transpose(..., *middle.dims[:2]).values
+    wide = pixels.dtype.kind == "f" or pixels.dtype.itemsize > 2 or int(pixels.min()) < 0
+    pixels = pixels.astype(np.float32 if wide else np.uint16)
+    nodata = images.rio.nodata
+    if nodata is not None and nodata == nodata:
+        pixels[pixels == nodata] = np.nan if wide else 0
+    return np.asarray(pixels)
+
+
+def text_vector(text: str, dim: int) -> NDArray[np.float32]:
+    """Vector of a text by SigLIP, of length 1.
+
+    Raises
+    ------
+    MissingPackageError
+        If open_clip, or what it divides texts by, is not installed.
+    OptionError
+        If vectors of this length are not SigLIP's.
+    FetchError
+        If SigLIP's weights cannot be had.
+    """
+    if dim != 1152:
+        raise OptionError(
+            f"texts are embedded by SigLIP, in 1152 values; these vectors have {dim}. Give "
+            "embeddings by SigLIP, or a place, a row or a vector"
+        )
+    try:
+        import open_clip  # type: ignore[import-not-found]
+
+        # Which loads transformers, that open_clip itself does not bring.
+        words = open_clip.get_tokenizer(SIGLIP)([text])
+    except ImportError as error:
+        raise MissingPackageError(
+            "queries by text need open_clip and SigLIP's weights: "
+            f"pip install open_clip_torch 'transformers[sentencepiece]' ({error})"
+        ) from None
+    try:
+        model = open_clip.create_model(SIGLIP).eval()
+    except (RuntimeError, OSError) as error:  # whatever keeps its files from being fetched
+        raise FetchError(
+            f"SigLIP, by which texts are embedded, cannot be loaded: {in_a_line(error)}"
+        ) from error
+    found = model.encode_text(words, normalize=True)
+    return np.asarray(found.detach().numpy()[0], np.float32)

@@ -1,0 +1,104 @@
+"""Files of rows in parts: runs of row groups, each aggregated by a task of its own.
+
+What is small of a part, all but its vectors, is read twice: to see which cells it holds, and to
+combine them. In between it is kept, for as many rows as fit well in memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from copcube.products import tables
+from copcube.products.tables import Assign, Position
+from copcube.rows import Rows
+
+_ROWS, _ROWS_OF_PRODUCT = 1 << 16, 1 << 20
+_KEPT = 1 << 21
+"""Rows that are kept: some 70 MB without their vectors."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of row groups of one file: the unit of aggregation.
+
+    Parameters
+    ----------
+    file : str
+        Path of the parquet file.
+    row_groups : tuple of int
+        Row groups, ascending.
+    rows : int
+        How many rows they hold.
+    """
+
+    file: str
+    row_groups: tuple[int, ...]
+    rows: int
+
+
+def parts(files: Sequence[str | Path], max_rows: int | None = None) -> list[Part]:
+    """Divide files into parts of at most `max_rows` rows, or of one row group if larger.
+
+    Parameters
+    ----------
+    files : sequence of path
+        Parquet files of rows.
+    max_rows : int, optional
+        Bound of a part; combining one takes at most about 3 kB of memory a row of 768 values.
+        Default: 65,536; of embeddings of Major TOM 1,048,576, which a released file has fewer of:
+        its rows run along the grid, so that only those of three of its rows wait at a time.
+
+    Raises
+    ------
+    RowsError
+        If a file is missing or is not parquet.
+    """
+    found = []
+    for file in sorted({str(file) for file in files}):
+        groups: list[int] = []
+        rows = 0
+        most = max_rows or (_ROWS_OF_PRODUCT if tables.is_product(file) else _ROWS)
+        if tables.is_of_pixels(file):
+            most = 1  # a block is a part: it is of one year, and takes long enough
+        for group, size in enumerate(tables.row_group_sizes(file)):
+            if groups and rows + size > most:
+                found.append(Part(file, tuple(groups), rows))
+                groups, rows = [], 0
+            if size:
+                groups.append(group)
+                rows += size
+        if groups:
+            found.append(Part(file, tuple(groups), rows))
+    return found
+
+
+def read_part(part: Part, assign: Assign, position: Position) -> Rows:
+    """Read the rows of a part without their vectors; see `copcube.products.tables.read`.
+
+    Raises
+    ------
+    RowsError
+        As there.
+    """
+    if (found := _kept.get((part, assign, position))) is None:
+        found = tables.read(part.file, part.row_groups, assign, position)
+        if _keepers and sum(map(len, list(_kept.values()))) + len(found) <= _KEPT:
+            _kept[part, assign, position] = found
+    return found
+
+
+@contextmanager
+def keeping_rows() -> Iterator[None]:
+    """Keep what `read_part` reads while the body runs, in which files must not change."""
+    _keepers.append(True)
+    try:
+        yield
+    finally:
+        _keepers.pop()
+        if not _keepers:
+            _kept.clear()
+
+
+_kept: dict[tuple[Part, Assign, Position], Rows] = {}
+_keepers: list[bool] = []
