@@ -234,8 +234,7 @@ def test_duckdbs_spatial_reader_reads_it(tmp_path):
     (file,) = Path(extension.__file__).parent.rglob("*.duckdb_extension")
     path = write(tmp_path / "a.parquet", some([*near(45, 7, 6), "922D_249L"]))
     with duckdb.connect(config={"allow_unsigned_extensions": "true"}) as database:
-        database.execute(f"INSTALL '{file}'")
-        database.execute("LOAD spatial")
+        database.execute(f"LOAD '{file}'")
         box = "ST_MakeEnvelope(-180, -85, -170, -80)"
         query = f"FROM '{path}' SELECT grid_cell, len(embedding) WHERE ST_Within(geometry, {box})"
         assert set(database.sql(query).fetchall()) == {("922D_249L", 6)}

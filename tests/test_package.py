@@ -137,7 +137,8 @@ def test_environment_is_in_step_with_the_project():
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *extras["build"], *extras["cloud"], *extras["plot"]]
     wanted += extras["test"]
-    wanted = [line for line in wanted if not line.startswith("copcube[")]
+    # What is for one platform alone is not in conda-forge.
+    wanted = [line for line in wanted if not line.startswith("copcube[") and ";" not in line]
     wanted.append(f"python{project['requires-python']}")
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert set(environment["dependencies"]) == requirements(wanted)
