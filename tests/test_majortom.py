@@ -33,6 +33,7 @@ from copcube.products.majortom import (
     common,
     hilbert,
     load,
+    reading,
     writing_embeddings,
 )
 from copcube.products.majortom.about import remarks
@@ -326,6 +327,23 @@ def test_by_area_as_shapely_does_it(tmp_path):
         off = ((vectors - mean) ** 2).sum(axis=1)
         assert found.spread[i] == pytest.approx(np.sqrt(weight @ off / weight.sum()), rel=1e-5)
     assert found.n_images.sum() > len(rows)
+
+
+@pytest.mark.parametrize("size", [224, 384])
+def test_no_overlap_is_missed_where_corners_are_not_projected(tmp_path, size):
+    """All corners of all fragments give the same, bit by bit, at any latitude and across 180°."""
+    lat = np.random.default_rng(1).uniform(-84, 84, 80)
+    lon = np.random.default_rng(2).uniform(-180, 180, 80)
+    lon[:20] = np.linspace(179.5, 180.5, 20)
+    lon[lon > 180] -= 360
+    row, col = GRID.at(lat, lon)
+    rows = some(sorted(set(GRID.names(row, col).tolist())), size=size)
+    path = released(tmp_path / "a.parquet", rows, drop=["geometry"])
+    polygon, cell, share = overlaps(rows.footprints().corners)
+    found = reading.read(path, range(pq.read_metadata(path).num_row_groups), "area", "given")
+    np.testing.assert_array_equal(found.source, polygon)
+    np.testing.assert_array_equal(found.grid_id, cell)
+    np.testing.assert_array_equal(found.weight, share)
 
 
 def test_by_cell_no_footprint_counts(tmp_path):
