@@ -6,7 +6,7 @@ combine them. In between it is kept, for as many rows as fit well in memory.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from copcube.products import tables
@@ -81,24 +81,37 @@ def read_part(part: Part, assign: Assign, position: Position) -> Rows:
     RowsError
         As there.
     """
-    if (found := _kept.get((part, assign, position))) is None:
+    if (found := _kept.rows.get((part, assign, position))) is None:
         found = tables.read(part.file, part.row_groups, assign, position)
-        if _keepers and sum(map(len, list(_kept.values()))) + len(found) <= _KEPT:
-            _kept[part, assign, position] = found
+        if _kept.users and _kept.number + len(found) <= _KEPT:
+            _kept.rows[part, assign, position] = found
+            _kept.number += len(found)
     return found
 
 
 @contextmanager
 def keeping_rows() -> Iterator[None]:
     """Keep what `read_part` reads while the body runs, in which files must not change."""
-    _keepers.append(True)
+    _kept.users += 1
     try:
         yield
     finally:
-        _keepers.pop()
-        if not _keepers:
-            _kept.clear()
+        _kept.users -= 1
+        if not _kept.users:
+            _kept.rows.clear()
+            _kept.number = 0
 
 
-_kept: dict[tuple[Part, Assign, Position], Rows] = {}
-_keepers: list[bool] = []
+@dataclass
+class _Kept:
+    """What is kept, how many rows that are, and how many builds of this process want it.
+
+    The number is counted along, since files of rows may come in tens of thousands.
+    """
+
+    rows: dict[tuple[Part, Assign, Position], Rows] = field(default_factory=dict)
+    number: int = 0
+    users: int = 0
+
+
+_kept = _Kept()
