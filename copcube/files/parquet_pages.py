@@ -80,30 +80,22 @@ def demand_pages(
                 demand(limits.PIECE, unfolded + _BYTES_OF_A_TEXT * values, what, error)
 
 
-def checked_footer(
-    path: str, columns: Collection[str] | None, error: type[CopcubeError]
-) -> "pq.FileMetaData":
-    """Footer of a local file whose pages were looked at; of all columns if None are named.
+def demand_local_pages(
+    metadata: "pq.FileMetaData",
+    columns: Collection[str] | None,
+    path: str,
+    error: type[CopcubeError],
+) -> None:
+    """Refuse a local file with pages that are too large; of all columns if None are named.
 
     Raises
     ------
     CopcubeError
         The `error`, as `demand_pages`; if the file is none that can be read from any offset.
     """
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_metadata(path)
     if columns is None:
         paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
         columns = {name.partition(".")[0] for name in paths}
-    demand_local_pages(metadata, columns, path, error)
-    return metadata
-
-
-def demand_local_pages(
-    metadata: "pq.FileMetaData", columns: Collection[str], path: str, error: type[CopcubeError]
-) -> None:
-    """Refuse a local file with pages that are too large, as `demand_pages`."""
     with open_regular(path, error) as file:
 
         def read(start: int, length: int) -> bytes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from copcube.cube.pointwise import as_points
 from copcube.errors import MissingPackageError, OptionError, in_a_line
 from copcube.files.contents import refuse_other
-from copcube.files.parquet_pages import checked_footer
+from copcube.files.parquet_pages import demand_local_pages
 from copcube.files.regular import open_regular
 from copcube.grid import WGS84, Floats
 
@@ -211,7 +211,7 @@ def _read_parquet(path: str) -> "pd.DataFrame":
 
     refuse_other(path, ("parquet",), "a parquet file", OptionError)
     try:
-        checked_footer(path, None, OptionError)
+        demand_local_pages(pq.read_metadata(path), None, path, OptionError)
         with open_regular(path, OptionError) as file:
             table = pq.read_table(file)
         geometric = b"geo" in (table.schema.metadata or {})
