@@ -10,7 +10,9 @@ parts; `combine` does the cells that are whole in a part, `combine_pass` the oth
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,6 +24,7 @@ from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
 from copcube.files.processors import available_processors
 from copcube.grouping import By, group_names, groups_of
+from copcube.lookahead import map_ahead
 from copcube.means import Means
 from copcube.modalities import MODALITIES
 from copcube.parts import Part, read_part
@@ -147,8 +150,8 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
     dates: set[str] = set()
     nothing = np.empty(0, np.int64)
     seen = [(nothing, nothing, nothing)]
-    for number, part in enumerate(parts):
-        rows = read_part(part, aggregation.assign, aggregation.footprints)
+    read = partial(read_part, assign=aggregation.assign, position=aggregation.footprints)
+    for number, rows in enumerate(map_ahead(read, parts, min(available_processors(), _THREADS))):
         total += len(rows)
         rows = rows.labelled(names)
         rows = rows.take(_selected(rows, aggregation.selection))
@@ -216,7 +219,7 @@ def cell_statistics(
     """
     plan = _Sums(rows, aggregation, groups, files)
     means = plan.means(len(rows), rows.embedding.shape[1])
-    means.wait(*means.of_block(0, rows.embedding))
+    means.wait([means.of_block(0, rows.embedding)])
     cells = plan.cells(means)
     return equalised(cells, Variances.of(cells)) if aggregation.balance == "variance" else cells
 
@@ -344,10 +347,11 @@ def _combined(
     threads, before = min(available_processors(), _THREADS), 0
     for part, table, mask in zip(parts, read, wanted, strict=True):
         # On threads a block's whole cells are computed as soon as it is decoded.
-        for left in tables.map_vectors(
+        left = tables.map_vectors(
             means.of_block, part.file, part.row_groups, table, mask, before, threads=threads
-        ):
-            means.wait(*left)
+        )
+        with closing(left):
+            means.wait(left, threads)
         before += int(mask.sum())
     return sums.cells(means)
 

@@ -5,10 +5,13 @@ order. So no bit depends on how the rows are divided into blocks, nor on who com
 cell. Rows of cells that are not complete wait; of rows that lie cell by cell these are few.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
+
+from copcube.lookahead import map_ahead
 
 _WAITING = 1024
 """Rows that are gathered from pieces at a time, unless a single cell has more."""
@@ -22,6 +25,11 @@ _SMALL = 1e-4
 The difference of the two is off by some 1e-13 of the mean square, hence by less than 1e-8 of a
 squared spread above this share: nothing that float32 could hold.
 """
+
+_Ready = tuple[
+    NDArray[np.int64], list[tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.int64]]]
+]
+"""Cells, and where their rows are: which of the rows, in which vectors, at which places there."""
 
 
 class Means:
@@ -105,26 +113,54 @@ class Means:
         left = used[~whole]
         return left + start, vectors[left]
 
-    def wait(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        """Take what `of_block` returned, block after block, and compute what is complete."""
-        if not len(rows):
-            return
-        number = int(rows[0])
-        self._pieces[number], self._left[number] = vectors, len(rows)
-        self._piece[rows], self._place[rows] = number, np.arange(len(rows))
-        cell = self._cell[rows]
-        for cells, wanted in self._chunks(np.unique(cell[self._last[cell] == rows])):
-            pieces = self._piece[wanted]
-            x = np.empty((len(wanted), vectors.shape[1]), np.float32)
-            for piece in np.unique(pieces).tolist():
-                mine = pieces == piece
-                x[mine] = self._pieces[piece][self._place[wanted[mine]]]
-                self._left[piece] -= int(mine.sum())
-                if not self._left[piece]:
-                    del self._pieces[piece]
-            ends = np.cumsum(self._bounds[cells + 1] - self._bounds[cells])
-            for i, some in zip(cells.tolist(), np.split(x, ends[:-1]), strict=True):
-                self._compute(i, some)
+    def wait(
+        self,
+        left: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+        threads: int = 0,
+    ) -> None:
+        """Take what `of_block` returned, block after block, and compute what is complete.
+
+        Parameters
+        ----------
+        left : iterable of tuple
+            What it returned, in the order of the blocks.
+        threads : int
+            As `copcube.lookahead.map_ahead`; cells are computed on them.
+        """
+        with closing(map_ahead(self._compute_all, self._complete(left), threads)) as done:
+            for _ in done:
+                pass
+
+    def _complete(
+        self, left: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
+    ) -> Iterator[_Ready]:
+        """Yield runs of cells as soon as all their rows are there."""
+        for rows, vectors in left:
+            if not len(rows):
+                continue
+            number = int(rows[0])
+            self._pieces[number], self._left[number] = vectors, len(rows)
+            self._piece[rows], self._place[rows] = number, np.arange(len(rows))
+            cell = self._cell[rows]
+            for cells, wanted in self._chunks(np.unique(cell[self._last[cell] == rows])):
+                pieces, found = self._piece[wanted], []
+                for piece in np.unique(pieces).tolist():
+                    mine = pieces == piece
+                    found.append((mine, self._pieces[piece], self._place[wanted[mine]]))
+                    self._left[piece] -= int(mine.sum())
+                    if not self._left[piece]:
+                        del self._pieces[piece]
+                yield cells, found
+
+    def _compute_all(self, ready: _Ready) -> None:
+        """Gather the rows of some cells from pieces, and compute the cells."""
+        cells, found = ready
+        x = np.empty((sum(len(place) for _, _, place in found), self.mean.shape[1]), np.float32)
+        for mine, vectors, place in found:
+            x[mine] = vectors[place]
+        ends = np.cumsum(self._bounds[cells + 1] - self._bounds[cells])
+        for i, some in zip(cells.tolist(), np.split(x, ends[:-1]), strict=True):
+            self._compute(i, some)
 
     def _chunks(
         self, cells: NDArray[np.int64]

@@ -43,7 +43,7 @@ from copcube.errors import (
     printable,
 )
 from copcube.files import limits
-from copcube.files.parquet_pages import _page
+from copcube.files.parquet_pages import pages_of
 from copcube.files.regular import matches, open_regular
 from copcube.files.torch_pickle import OtherObjectError, TorchFileError, described
 from copcube.images import listing, open_source
@@ -471,11 +471,8 @@ def test_pages_are_those_that_pyarrow_wrote(tmp_path):
             for number in range(footer.num_columns):
                 column = footer.row_group(0).column(number)
                 at = min(column.dictionary_page_offset or 1 << 60, column.data_page_offset)
-                end, pages = at + column.total_compressed_size, []
-                while at < end:
-                    pages.append(_page(lambda at, n, raw=raw: raw[at : at + n], at))
-                    at += pages[-1].length
-                assert at == end
+                pages = list(pages_of(lambda at, n, raw=raw: raw[at : at + n], column))
+                assert pages[-1].start + pages[-1].length == at + column.total_compressed_size
                 assert len(pages) > 1
                 values = sum(page.values for page in pages if not page.is_dictionary)
                 assert values == column.num_values

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from importlib import import_module
 from typing import Any, Generic
 
 import pyarrow as pa
@@ -400,7 +401,10 @@ def assemble(
     BuildError
         If no row is left to aggregate, or tasks failed; if something else has the final name.
     """
-    found = Surveyed.of(files, aggregation)
+    with ThreadPoolExecutor(1) as thread:
+        # It takes as long as to look at many rows, and comes next.
+        thread.submit(import_module, "zarr")
+        found = Surveyed.of(files, aggregation)
     if not found.survey.images:
         raise BuildError(
             f"{plan.source}: no image is left to make a cube of; the modalities and dates chosen "
@@ -415,7 +419,7 @@ def assemble(
     about = {**cube_attributes(plan, aggregation, found.survey), **attributes}
     combining = len(found.parts) + len(found.passes)
     with ThreadPoolExecutor(1) as thread:
-        # Beside the combining, since zarr takes as long to import as many rows take to combine.
+        # Beside the combining: it is made of many small files.
         template = thread.submit(_create, folder, task, found, about)
         run_stage(executor, AssembleStage(folder, "combine", task, combining))
         template.result()

@@ -5,7 +5,7 @@ in its own header, which the footer of the file does not vouch for: a kilobyte m
 two gigabytes. Headers are those of parquet.thrift (PageHeader) in Thrift's compact protocol.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from copcube.errors import CopcubeError
@@ -21,6 +21,8 @@ _HEADER = 512
 """Bytes that are read of a header first; statistics of long texts make it longer."""
 _LONGEST_HEADER = 1 << 20
 _MOST_DEPTH = 8
+_RLE = 3
+"""Number of the hybrid of run lengths and packed bits, in parquet.thrift (Encoding)."""
 _MOST_PAGES = 100_000
 """A row group of a million vectors of 768 has 3000."""
 
@@ -111,34 +113,68 @@ _BYTES_OF_A_TEXT = 64
 
 def _measure(read: Read, column: Any, what: str, error: type[CopcubeError]) -> tuple[int, int]:
     """Number of values of a column chunk, and bytes that its pages unfold to."""
-    at = column.data_page_offset
-    if column.has_dictionary_page and 0 < (column.dictionary_page_offset or 0) < at:
-        # The dictionary comes before the pages of data.
-        at = column.dictionary_page_offset
-    end = at + column.total_compressed_size
     values = unfolded = 0
-    for _ in range(_MOST_PAGES):
-        if at >= end or values >= column.num_values:
-            return values, unfolded
-        page = _page(read, at)
+    for page in pages_of(read, column):
         demand(limits.PAGE, page.unfolded, f"{what}: a page", error)
         demand(limits.PAGE, 4 * page.values, f"{what}: a page of {page.values} values", error)
         # The values of a dictionary are no rows.
         values += 0 if page.is_dictionary else page.values
         unfolded += page.unfolded
-        at += page.length
-    raise ValueError(f"more than {_MOST_PAGES} pages")
+    return values, unfolded
 
 
-class _Page(NamedTuple):
+class Page(NamedTuple):
+    """What the header of a page says.
+
+    Parameters
+    ----------
+    start, length : int
+        Where the page itself begins in the file, after its header, and how long it is, bytes.
+    unfolded : int
+        Bytes that it decompresses to.
+    values : int
+        Values in it, missing ones included.
+    encoding : int
+        Number of their encoding in parquet.thrift, in a page of data of version 1 whose levels
+        are run lengths; else -1.
+    is_dictionary : bool
+        Whether it holds the dictionary of the column.
+    """
+
+    start: int
     length: int
     unfolded: int
     values: int
+    encoding: int
     is_dictionary: bool
 
 
-def _page(read: Read, at: int) -> _Page:
-    """Parse the header of the page at a position; `length` counts the header and the page."""
+def pages_of(read: Read, column: Any) -> Iterator[Page]:
+    """Headers of the pages of a column chunk, a dictionary among them, in their order.
+
+    Raises
+    ------
+    IndexError, ValueError, RecursionError
+        If a header is damaged.
+    """
+    at = column.data_page_offset
+    if column.has_dictionary_page and 0 < (column.dictionary_page_offset or 0) < at:
+        # The dictionary comes before the pages of data.
+        at = column.dictionary_page_offset
+    end = at + column.total_compressed_size
+    values = 0
+    for _ in range(_MOST_PAGES):
+        if at >= end or values >= column.num_values:
+            return
+        page = _page(read, at)
+        yield page
+        values += 0 if page.is_dictionary else page.values
+        at = page.start + page.length
+    raise ValueError(f"more than {_MOST_PAGES} pages")
+
+
+def _page(read: Read, at: int) -> Page:
+    """Parse the header of the page at a position."""
     size = _HEADER
     while True:
         raw = read(at, size)
@@ -150,13 +186,22 @@ def _page(read: Read, at: int) -> _Page:
                 raise ValueError("a header of a page is cut off") from None
             # Statistics of long texts stand in the header: it is read again, larger.
             size *= 16
-    kind, unfolded, compressed = (fields.get(number, -1) for number in (1, 2, 3))
     # Data pages, dictionaries and data pages of version 2 each have a header of their own, which
     # begins with the number of values.
-    values = next((fields[n].get(1, -1) for n in (5, 7, 8) if isinstance(fields.get(n), dict)), 0)
-    if min(unfolded, compressed, values) < 0:
+    of_kind = next((fields[n] for n in (5, 7, 8) if isinstance(fields.get(n), dict)), {1: 0})
+    kind, unfolded, compressed, values = *(fields.get(n) for n in (1, 2, 3)), of_kind.get(1)
+    if not all(isinstance(n, int) and n >= 0 for n in (kind, unfolded, compressed, values)):
         raise ValueError("a page of negative size")
-    return _Page(length + compressed, unfolded, values, kind == 2)
+    is_first = kind == 0 and of_kind.get(3) == of_kind.get(4) == _RLE
+    encoding = of_kind.get(2)
+    return Page(
+        start=at + length,
+        length=compressed,
+        unfolded=unfolded,
+        values=values,
+        encoding=encoding if is_first and isinstance(encoding, int) else -1,
+        is_dictionary=kind == 2,
+    )
 
 
 def _struct(raw: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
@@ -187,7 +232,7 @@ def _value(raw: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind == 7:
         return None, at + 8
     if kind == 8:
-        length, at = _varint(raw, at)
+        length, at = varint(raw, at)
         return None, at + length
     if kind == 12:
         return _struct(raw, at, depth + 1)
@@ -196,11 +241,12 @@ def _value(raw: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
 
 def _integer(raw: bytes, at: int) -> tuple[int, int]:
     # Numbers of either sign alternate, so that small negative ones are short too.
-    zigzag, at = _varint(raw, at)
+    zigzag, at = varint(raw, at)
     return (zigzag >> 1) ^ -(zigzag & 1), at
 
 
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
+def varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Number of seven bits a byte at a position, and where it ends."""
     value = 0
     # Ten times seven bits hold any number of 64.
     for shift in range(0, 70, 7):

@@ -74,9 +74,9 @@ class Rows:
 
         Equal columns are the same image; their lexicographic order is the canonical one.
         """
-        within = (_ranks(self.local_id), _ranks(self.date))
-        if self.identity is not None:
-            within = (self.identity[0], self.identity[1])
+        within = self.identity
+        if within is None:
+            within = np.stack([_ranks(self.local_id), _ranks(self.date)])
         return np.stack([self.grid_id, self.modality.astype(np.int64), *within])
 
     def take(self, index: NDArray[Any]) -> "Rows":

@@ -1,7 +1,7 @@
 """Vectors of parquet files: decoded on threads, checked, as float32."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,7 @@ from copcube.errors import RowsError
 from copcube.files.objects import is_remote
 from copcube.lookahead import map_ahead
 from copcube.rows.opening import reading_parquet, vector_length, vectors_column
+from copcube.rows.pages import IrregularError, Pages, decode, find_pages
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 _BATCH = 4096
 _WHOLE = 16384
-"""Rows of a row group that is decoded as a whole; larger ones are decoded in batches."""
+"""Rows of a row group that a thread decodes as a whole, where its pages are not of the plain kind.
+"""
 T = TypeVar("T")
 
 
@@ -52,8 +54,8 @@ def map_vectors(
     """Call a function with the vectors of wanted rows, block by block; yield what it returns.
 
     A block is a row group, or some thousand rows of a large one, so that memory is bounded
-    whatever the size of row groups. Row groups without a wanted row are neither read nor
-    decompressed.
+    whatever the size of row groups. Row groups, and of most local files even pages, without a
+    wanted row are neither read nor decompressed.
 
     Parameters
     ----------
@@ -101,23 +103,49 @@ def _blocks(
     for group, mask in zip(groups, masks, strict=True):
         if not mask.any():
             continue
-        # Any thread may open the file again and read a row group. What is large, or far away,
-        # is read here, one batch after another.
-        if sizes[group] <= _WHOLE and not is_remote(path):
-            yield number, partial(_read_group, path, file.metadata, group, mask, first[group], dim)
+        # Any thread may open the file again and read some of the rows.
+        read = partial(_read_group, path, file.metadata, group, first[group], dim)
+        near = not is_remote(path)
+        column = vectors_column(file.schema_arrow)
+        if near and (pages := find_pages(path, file.metadata, group, column, dim)):
+            for start in range(0, len(mask), _BATCH):
+                some = mask[start : start + _BATCH]
+                if some.any():
+                    before = number + int(mask[:start].sum())
+                    yield before, partial(_read_pages, pages, start, some, read)
+        elif near and sizes[group] <= _WHOLE:
+            yield number, partial(read, mask)
         else:
+            # What is large, or far away, is read here, one batch after another.
             for start, vectors in _batches(file, path, group, mask, first[group], dim, _BATCH):
                 yield number + start, partial(np.asarray, vectors)
         number += int(mask.sum())
+
+
+def _read_pages(
+    pages: Pages,
+    start: int,
+    wanted: NDArray[np.bool_],
+    read: Callable[[NDArray[np.bool_]], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Vectors of the wanted ones of some rows of a row group."""
+    with suppress(IrregularError, OSError, ValueError, IndexError):
+        vectors = decode(pages, start, wanted)
+        if np.isfinite(vectors).all():
+            return vectors
+    # Arrow says what is wrong, if anything is.
+    mask = np.zeros(pages.rows, bool)
+    mask[start : start + len(wanted)] = wanted
+    return read(mask)
 
 
 def _read_group(
     path: str | Path,
     metadata: "pq.FileMetaData",
     group: int,
-    wanted: NDArray[np.bool_],
     first: int,
     dim: int,
+    wanted: NDArray[np.bool_],
 ) -> NDArray[np.float32]:
     vectors = np.empty((int(wanted.sum()), dim), np.float32)
     with reading_parquet(path, metadata) as file:

@@ -6,7 +6,9 @@ and y of the box change places, and the centre is that of the box in the cell's 
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -16,7 +18,9 @@ from numpy.typing import NDArray
 from copcube import grid as lattice
 from copcube.dates import yyyymmdd
 from copcube.errors import GridError, OptionError, RowsError
+from copcube.files.processors import available_processors
 from copcube.grid import Floats, Integers
+from copcube.lookahead import map_ahead
 from copcube.modalities import ORDER
 from copcube.products.majortom.columns import (
     NEEDED,
@@ -31,7 +35,7 @@ from copcube.products.majortom.fragments import footprints
 from copcube.products.majortom.grid import GRID, PIXEL, codes_of, squares, unproject
 from copcube.products.majortom.transposed import Position, is_swapped
 from copcube.products.overlap import overlaps
-from copcube.rows import Rows, distinct, reading_parquet
+from copcube.rows import Rows, distinct, reading_parquet, row_group_sizes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,6 +54,9 @@ _LEAST_KM = 110.5
 _INTERPOLATED, _MARGIN = 2048, 0.2
 """Most pixels of an image in which places are interpolated, and kilometres that allow for it: the
 error is some d² tan(latitude) / 8R, hence below 0.05 km."""
+
+_AT_ONCE, _THREADS = 1 << 15, 4
+"""Rows that a thread reads at a time, and most threads."""
 
 _MODALITIES = {"S1": "s1_grd", "S2": "s2_toa", "Co": "dem", "DE": "dem"}
 """Modality by the beginning of a product's name: that of the sensor, whatever the level."""
@@ -83,13 +90,29 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
         centre lies outside the globe, or a product is of no known sensor.
     """
     swap = is_swapped(path, position)
+    sizes = row_group_sizes(path)
+    ends = np.cumsum([sizes[group] for group in row_groups])
+    # Runs of row groups, each read by a thread.
+    runs = np.split(np.array(row_groups), np.flatnonzero(np.diff(ends // _AT_ONCE)) + 1)
+    read_run = partial(_read_run, path, assign=assign, swap=swap)
+    with closing(map_ahead(read_run, runs, min(available_processors(), _THREADS))) as found:
+        tables = list(found)
+    table = tables[0] if len(tables) == 1 else Rows.concatenate(tables)
+    if assign != "area" or len(tables) == 1:
+        return table
+    before = np.cumsum([0, *(sum(sizes[group] for group in run) for run in runs)])
+    sources = [t.source + n for t, n in zip(tables, before, strict=False) if t.source is not None]
+    return replace(table, source=np.concatenate(sources))
+
+
+def _read_run(path: str | Path, row_groups: Integers, *, assign: Assign, swap: bool) -> Rows:
     outlines = assign == "area"
     with reading_parquet(path, columns=(*NEEDED, *["geometry"] * outlines)) as file:
         check(file.schema_arrow, path)
         outlines &= "geometry" in file.schema_arrow.names
         names = [*NEEDED, *["geometry"] * outlines]
-        table = file.read_row_groups(list(row_groups), columns=names)
-        number = numbers(file, row_groups)
+        table = file.read_row_groups(row_groups.tolist(), columns=names)
+        number = numbers(file, row_groups.tolist())
     part = _Part(path, table, number, swap=swap)
     if assign != "area" or not len(table):
         lat, lon = part.cell_centres() if assign == "cell" else part.centres()
