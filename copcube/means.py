@@ -26,6 +26,9 @@ The difference of the two is off by some 1e-13 of the mean square, hence by less
 squared spread above this share: nothing that float32 could hold.
 """
 
+_Left = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Rows whose cells are not whole yet, and their vectors."""
+
 _Ready = tuple[
     NDArray[np.int64], list[tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.int64]]]
 ]
@@ -84,8 +87,11 @@ class Means:
         self._left: dict[int, int] = {}
 
     def of_block(
-        self, start: int, vectors: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        self,
+        start: int,
+        vectors: NDArray[np.float32],
+        of_row: NDArray[np.int64] | None = None,
+    ) -> _Left:
         """Compute the cells that are whole in a block; return the rows and vectors of others.
 
         It may be called for several blocks at once.
@@ -96,26 +102,31 @@ class Means:
             Number of the block's first row.
         vectors : numpy.ndarray
             Vectors of its rows, (k, D).
+        of_row : numpy.ndarray, optional
+            Which of the vectors each row has, ascending, (n,) int64, where several rows may have
+            one; by default each has its own.
         """
-        cell = self._cell[start : start + len(vectors)]
+        of_row = np.arange(len(vectors)) if of_row is None else of_row
+        cell = self._cell[start : start + len(of_row)]
         used = np.flatnonzero(cell >= 0)  # all but rows that no cell is made of
         cell = cell[used]
-        whole = (self._first[cell] >= start) & (self._last[cell] < start + len(vectors))
+        whole = (self._first[cell] >= start) & (self._last[cell] < start + len(of_row))
         complete = np.unique(cell[whole])
         # In the order of the rows, which then mostly lie side by side.
         for i in complete[np.argsort(self._first[complete])].tolist():
-            if self._side_by_side[i]:
-                first = int(self._first[i]) - start
-                mine = vectors[first : int(self._last[i]) + 1 - start]
+            first, last = int(self._first[i]) - start, int(self._last[i]) - start
+            if self._side_by_side[i] and of_row[last] - of_row[first] == last - first:
+                mine = vectors[of_row[first] : of_row[last] + 1]
             else:
-                mine = vectors[self._index[self._bounds[i] : self._bounds[i + 1]] - start]
+                rows = self._index[self._bounds[i] : self._bounds[i + 1]] - start
+                mine = vectors[of_row[rows]]
             self._compute(i, mine)
         left = used[~whole]
-        return left + start, vectors[left]
+        return left + start, vectors[of_row[left]]
 
     def wait(
         self,
-        left: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+        left: Iterable[_Left],
         threads: int = 0,
     ) -> None:
         """Take what `of_block` returned, block after block, and compute what is complete.
@@ -131,9 +142,7 @@ class Means:
             for _ in done:
                 pass
 
-    def _complete(
-        self, left: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
-    ) -> Iterator[_Ready]:
+    def _complete(self, left: Iterable[_Left]) -> Iterator[_Ready]:
         """Yield runs of cells as soon as all their rows are there."""
         for rows, vectors in left:
             if not len(rows):

@@ -64,35 +64,32 @@ def _ends(values: Floats) -> tuple[Floats, Floats]:
 
 def _shares(corners: Floats, i: Integers, j: Integers) -> Floats:
     """Share of each polygon in one cell, given by its numbers northwards and eastwards."""
-    # Relative to the cell and in its size, so that nothing cancels.
-    origin = np.stack([j * grid.STEP - grid.STEP / 2, i * grid.STEP - grid.STEP / 2], axis=-1)
-    ring = (corners - origin[:, np.newaxis]) / grid.STEP
-    a, b = ring[:, :-1], ring[:, 1:]
-    whole = 0.5 * np.abs((a[..., 0] * b[..., 1] - b[..., 0] * a[..., 1]).sum(axis=1))
-    inside = _below(a, b, 1.0) - _below(a, b, 0.0)
+    # Relative to the cell and in its size, so that nothing cancels. Corners run along the first
+    # axis: NumPy is slow along a short last one.
+    x, y = (
+        np.subtract(corners[..., axis].T, number * grid.STEP - grid.STEP / 2, order="C") / grid.STEP
+        for axis, number in ((0, j), (1, i))
+    )
+    whole = 0.5 * np.abs((x[:-1] * y[1:] - x[1:] * y[:-1]).sum(axis=0))
+    inside = _below(x, y, 1.0) - _below(x, y, 0.0)
     return np.asarray(np.clip(np.abs(inside) / whole, 0.0, 1.0))
 
 
-def _below(a: Floats, b: Floats, y: float) -> NDArray[np.float64]:
+def _below(x: Floats, y: Floats, top: float) -> NDArray[np.float64]:
     """Signed area of polygons between longitudes 0 and 1 of a cell and below a latitude.
 
-    Green's theorem: the integral of min(latitude, y) along the edges, over longitude. Edges
-    towards the east and towards the west cancel where they are both above y.
+    Green's theorem: the integral of min(latitude, top) along the edges, over longitude. Edges
+    towards the east and towards the west cancel where they are both above it.
     """
-    (ax, ay), (bx, by) = np.moveaxis(a, -1, 0), np.moveaxis(b, -1, 0)
+    ax, bx, ay, by = x[:-1], x[1:], y[:-1], y[1:]
     run = bx - ax
     slope = (by - ay) / np.where(run == 0, 1.0, run)
-    start, stop = np.clip(ax, 0.0, 1.0), np.clip(bx, 0.0, 1.0)
-    low, high = ay + slope * (start - ax), ay + slope * (stop - ax)
-    # Where an edge passes y, it is divided there: one part counts as it is, the other as y.
-    rise = high - low
-    under = np.where(
-        (low <= y) & (high <= y),
-        1.0,
-        np.where((low > y) & (high > y), 0.0, np.abs(y - np.minimum(low, high))),
-    )
-    passes = (np.minimum(low, high) < y) & (np.maximum(low, high) > y)
-    under = np.where(passes, under / np.where(rise == 0, 1.0, np.abs(rise)), under)
-    lowest = np.where(passes, np.minimum(low, high), np.minimum(low, y))
-    mean = np.where(passes, (lowest + y) / 2, (low + high) / 2)
-    return np.asarray(((stop - start) * (under * mean + (1 - under) * y)).sum(axis=1))
+    clipped = np.clip(x, 0.0, 1.0)
+    start, stop = clipped[:-1], clipped[1:]
+    begin, end = ay + slope * (start - ax), ay + slope * (stop - ax)
+    low, high = np.minimum(begin, end), np.maximum(begin, end)
+    # Where an edge passes the top, it is divided there: one part counts as it is, the other as top.
+    passes = (low < top) & (high > top)
+    under = np.where(passes, (top - low) / np.where(passes, high - low, 1.0), high <= top)
+    mean = np.where(passes, (low + top) / 2, (low + high) / 2)
+    return np.asarray(((stop - start) * (under * mean + (1 - under) * top)).sum(axis=0))

@@ -274,7 +274,7 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
 
 
 def map_vectors(
-    function: Callable[[int, NDArray[np.float32]], T],
+    function: Callable[[int, NDArray[np.float32], NDArray[np.int64] | None], T],
     path: str | Path,
     row_groups: Sequence[int],
     table: Rows,
@@ -287,16 +287,23 @@ def map_vectors(
 
     Parameters
     ----------
-    function, path, row_groups, number, threads
+    function : callable
+        As there; its third argument tells which of the block's vectors each row has, ascending,
+        (n,) int64, or is None where each has its own. Several rows have one where its image is
+        in several cells.
+    path, row_groups, number, threads
         As there.
     table : Rows
         What `read` gave for these row groups.
     wanted : numpy.ndarray
-        Which of its rows to take, (n,) bool. A vector whose image is in several cells comes as
-        often as its rows are wanted.
+        Which of its rows to take, (n,) bool.
     """
     if table.source is None:
-        return rows.map_vectors(function, path, row_groups, wanted, number, threads=threads)
+
+        def alone(start: int, vectors: NDArray[np.float32]) -> T:
+            return function(start, vectors, None)
+
+        return rows.map_vectors(alone, path, row_groups, wanted, number, threads=threads)
     times = np.bincount(table.source[wanted], minlength=_number_of_rows(path, row_groups))
     held = times > 0
     times = times[held]
@@ -304,9 +311,7 @@ def map_vectors(
 
     def repeated(start: int, vectors: NDArray[np.float32]) -> T:
         some = times[start : start + len(vectors)]
-        # Most blocks have a fragment across an edge; those that have none are not copied.
-        vectors = vectors if (some == 1).all() else np.repeat(vectors, some, axis=0)
-        return function(int(first[start]), vectors)
+        return function(int(first[start]), vectors, np.repeat(np.arange(len(vectors)), some))
 
     return rows.map_vectors(repeated, path, row_groups, held, threads=threads)
 
