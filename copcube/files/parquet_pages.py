@@ -189,19 +189,24 @@ def _page(read: Read, at: int) -> Page:
     # Data pages, dictionaries and data pages of version 2 each have a header of their own, which
     # begins with the number of values.
     of_kind = next((fields[n] for n in (5, 7, 8) if isinstance(fields.get(n), dict)), {1: 0})
-    kind, unfolded, compressed, values = *(fields.get(n) for n in (1, 2, 3)), of_kind.get(1)
-    if not all(isinstance(n, int) and n >= 0 for n in (kind, unfolded, compressed, values)):
-        raise ValueError("a page of negative size")
-    is_first = kind == 0 and of_kind.get(3) == of_kind.get(4) == _RLE
-    encoding = of_kind.get(2)
+    kind, unfolded, compressed = (_natural(fields, number) for number in (1, 2, 3))
+    is_known = kind == 0 and of_kind.get(3) == of_kind.get(4) == _RLE
     return Page(
         start=at + length,
         length=compressed,
         unfolded=unfolded,
-        values=values,
-        encoding=encoding if is_first and isinstance(encoding, int) else -1,
+        values=_natural(of_kind, 1),
+        encoding=_natural(of_kind, 2) if is_known else -1,
         is_dictionary=kind == 2,
     )
+
+
+def _natural(fields: dict[int, Any], number: int) -> int:
+    """Field that must be a number that is not negative."""
+    value = fields.get(number)
+    if not isinstance(value, int) or value < 0:
+        raise ValueError("a page of negative size")
+    return value
 
 
 def _struct(raw: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
