@@ -432,10 +432,13 @@ def _group_of_all(rows: Rows, aggregation: Aggregation, groups: tuple[str, ...])
 
 
 def _selected(rows: Rows, selection: Selection) -> NDArray[np.bool_]:
+    # A modality whose label was left out has the number -1, hence the last place.
+    among = np.zeros(len(rows.labels) + 1, bool)
+    among[[rows.labels.index(key) for key in selection.modalities]] = True
+    chosen: NDArray[np.bool_] = among[rows.modality]
     admitted = {date: selection.admits(date) for date in set(rows.date)}
-    codes = [rows.labels.index(key) for key in selection.modalities]
-    chosen: NDArray[np.bool_] = np.isin(rows.modality, codes)
-    chosen &= np.array([admitted[date] for date in rows.date], bool)
+    if not all(admitted.values()):
+        chosen &= np.array([admitted[date] for date in rows.date], bool)
     return chosen
 
 

@@ -70,28 +70,31 @@ class IrregularError(Exception):
     """Vectors are not all there, or not all of one length."""
 
 
+def number_of_column(metadata: "pq.FileMetaData", name: str) -> int:
+    """Number of the column that holds the values of a column of lists."""
+    paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
+    return next(n for n, path in enumerate(paths) if path.partition(".")[0] == name)
+
+
 def find_pages(
-    path: str | Path, metadata: "pq.FileMetaData", group: int, column: str, dim: int
+    file: BinaryIO, path: str | Path, metadata: "pq.FileMetaData", group: int, number: int, dim: int
 ) -> Pages | None:
     """Pages of a row group of a local file; None if they are not of a kind that is decoded here.
 
     Parameters
     ----------
-    path : str or Path
-        Of the file, whose pages were looked at (`copcube.files.parquet_pages`).
+    file, path : binary file, str or Path
+        The file, whose pages were looked at (`copcube.files.parquet_pages`).
     metadata : pyarrow.parquet.FileMetaData
         Its footer.
     group : int
         The row group.
-    column : str
-        Name of the column of lists.
+    number : int
+        As `number_of_column` gives it.
     dim : int
-        Their length.
+        Length of the lists.
     """
     row_group = metadata.row_group(group)
-    numbers = range(metadata.num_columns)
-    paths = [row_group.column(n).path_in_schema.partition(".")[0] for n in numbers]
-    number = paths.index(column)
     chunk, kind = row_group.column(number), metadata.schema.column(number)
     if (
         chunk.physical_type != "FLOAT"
@@ -100,13 +103,12 @@ def find_pages(
         or chunk.num_values != row_group.num_rows * dim
     ):
         return None
-    with open(path, "rb") as file:
 
-        def read(start: int, length: int) -> bytes:
-            file.seek(start)
-            return file.read(length)
+    def read(start: int, length: int) -> bytes:
+        file.seek(start)
+        return file.read(length)
 
-        every = list(pages_of(read, chunk))
+    every = list(pages_of(read, chunk))
     dictionary = every.pop(0) if every and every[0].is_dictionary else None
     first = tuple(accumulate((page.values for page in every), initial=0))
     if not {page.encoding for page in every} <= _KNOWN or first[-1] != chunk.num_values:
@@ -270,6 +272,7 @@ def _unpacked(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
     for i in range(8):
         # Each number begins within a byte, and ends within three more.
         byte, bit = divmod(i * bits, 8)
-        words = np.ndarray(eights, "<u4", flat, byte, bits)
-        numbers[:, i] = (words >> bit) & ((1 << bits) - 1)
+        words = np.ndarray(eights, "<u4", flat, byte, bits) >> bit
+        words &= (1 << bits) - 1
+        numbers[:, i] = words
     return numbers.reshape(-1)

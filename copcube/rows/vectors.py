@@ -1,7 +1,7 @@
 """Vectors of parquet files: decoded on threads, checked, as float32."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +13,7 @@ from copcube.errors import RowsError
 from copcube.files.objects import is_remote
 from copcube.lookahead import map_ahead
 from copcube.rows.opening import reading_parquet, vector_length, vectors_column
-from copcube.rows.pages import IrregularError, Pages, decode, find_pages
+from copcube.rows.pages import IrregularError, Pages, decode, find_pages, number_of_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,26 +100,26 @@ def _blocks(
     sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
     first, dim = np.cumsum(sizes) - sizes, vector_length(file)
     masks = np.split(wanted, np.cumsum(sizes[list(groups)]))[:-1]
-    for group, mask in zip(groups, masks, strict=True):
-        if not mask.any():
-            continue
-        # Any thread may open the file again and read some of the rows.
-        read = partial(_read_group, path, file.metadata, group, first[group], dim)
-        near = not is_remote(path)
-        column = vectors_column(file.schema_arrow)
-        if near and (pages := find_pages(path, file.metadata, group, column, dim)):
-            for start in range(0, len(mask), _BATCH):
-                some = mask[start : start + _BATCH]
-                if some.any():
-                    before = number + int(mask[:start].sum())
-                    yield before, partial(_read_pages, pages, start, some, read)
-        elif near and sizes[group] <= _WHOLE:
-            yield number, partial(read, mask)
-        else:
-            # What is large, or far away, is read here, one batch after another.
-            for start, vectors in _batches(file, path, group, mask, first[group], dim, _BATCH):
-                yield number + start, partial(np.asarray, vectors)
-        number += int(mask.sum())
+    column = number_of_column(file.metadata, vectors_column(file.schema_arrow))
+    with nullcontext() if is_remote(path) else open(path, "rb") as near:
+        for group, mask in zip(groups, masks, strict=True):
+            if not mask.any():
+                continue
+            # Any thread may open the file again and read some of the rows.
+            read = partial(_read_group, path, file.metadata, group, first[group], dim)
+            if near and (pages := find_pages(near, path, file.metadata, group, column, dim)):
+                for start in range(0, len(mask), _BATCH):
+                    some = mask[start : start + _BATCH]
+                    if some.any():
+                        before = number + int(mask[:start].sum())
+                        yield before, partial(_read_pages, pages, start, some, read)
+            elif near and sizes[group] <= _WHOLE:
+                yield number, partial(read, mask)
+            else:
+                # What is large, or far away, is read here, one batch after another.
+                for start, vectors in _batches(file, path, group, mask, first[group], dim, _BATCH):
+                    yield number + start, partial(np.asarray, vectors)
+            number += int(mask.sum())
 
 
 def _read_pages(
