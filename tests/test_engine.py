@@ -260,7 +260,7 @@ def test_a_changed_file_is_decoded_anew(tif, truth, decoded):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["all", "one chunk", "the metadata"])
+@pytest.mark.parametrize("what", ["all", "one chunk", "half a chunk", "the metadata"])
 def test_what_was_removed_from_the_cache_is_decoded_again(tif, truth, monkeypatch, tmp_path, what):
     monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "cache"))
     ds = opened(tif)
@@ -272,6 +272,8 @@ def test_what_was_removed_from_the_cache_is_decoded_again(tif, truth, monkeypatc
             shutil.rmtree(entry)
         case "one chunk":
             chunk.unlink()
+        case "half a chunk":
+            os.truncate(chunk, 1000)
         case "the metadata":
             (entry / "zarr.json").unlink()
     assert np.array_equal(ds.embedding, truth, equal_nan=True)

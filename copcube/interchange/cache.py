@@ -7,12 +7,14 @@ a Zarr array of 45 × 45 cells a chunk, and is read from there, by this process 
     COPCUBE_CACHE/HASH.zarr      (721, 1440, D) float32, NaN where missing, rows and columns as
                                  in the file
 
+Its chunks are not compressed: they are read and written here, past zarr.
 HASH is made of path, size and time of modification of the map's files, wherever they lie, so that
 a file that changed is decoded anew, and of `_DECODER`. The entries that were used last are kept,
 `KEEP` of them.
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -23,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +35,6 @@ from copcube.errors import WriteError
 from copcube.files.atomic import writing
 from copcube.files.objects import is_remote, stat
 from copcube.grid import Integers
-
-if TYPE_CHECKING:
-    import zarr
 
 log = logging.getLogger("copcube")
 
@@ -101,12 +100,12 @@ class DecodedMap:
         """
         entry = self._entry()
         for _ in range(_TRIES):
-            with suppress(FileNotFoundError):
-                array = _opened(str(entry))
-                values = np.asarray(array.oindex[rows, cols, dims], np.float32)
-                # Zarr reads a chunk that is not there as missing cells, and cleaners of caches
-                # remove files, so that a reader looks whether all were there.
-                if array.attrs[_CHUNKS] == _stored(entry):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                number = _number_of_chunks(str(entry))
+                values = _read(entry, self._dim, rows, cols, dims)
+                # A chunk that is not there stands for missing cells, and cleaners of caches remove
+                # files, so that a reader looks whether all were there.
+                if number == _stored(entry):
                     return values
             self._decode(entry)
         raise WriteError(f"{entry} is removed as often as it is made; {_REMEDY}")
@@ -138,7 +137,7 @@ class DecodedMap:
                         chunk_key_encoding={"name": "default", "separator": "."},  # one folder
                     )
                     for cells in self._cells():
-                        _write(array, *cells)
+                        _write(temporary, self._dim, *cells)
                     array.attrs[_CHUNKS] = _stored(temporary)
                 with suppress(OSError):  # another process was faster; its entry is the same
                     temporary.rename(entry)
@@ -148,19 +147,46 @@ class DecodedMap:
 
 
 def _write(
-    array: "zarr.Array[Any]", rows: Integers, cols: Integers, vectors: NDArray[np.float32]
+    folder: Path, dim: int, rows: Integers, cols: Integers, vectors: NDArray[np.float32]
 ) -> None:
-    """Write cells, block by block: chunks are read, completed and written."""
+    """Write cells, block by block: chunks that are there already are completed."""
+    # Not through zarr, whose way to each of some hundred chunks takes longer than their bytes.
     block = rows // grid.BLOCK * grid.N_LON + cols // grid.BLOCK
     order = np.argsort(block, kind="stable")
     for part in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
         if len(part) == 0:
             continue
-        top, left = (int(index[part[0]]) // grid.BLOCK * grid.BLOCK for index in (rows, cols))
-        window = slice(top, top + grid.BLOCK), slice(left, left + grid.BLOCK)
-        values = np.array(array[window])
-        values[rows[part] - top, cols[part] - left] = vectors[part]
-        array[window] = values
+        i, j = (int(index[part[0]]) // grid.BLOCK for index in (rows, cols))
+        values = _chunk(folder, i, j, dim)
+        if values is None:
+            values = np.full((grid.BLOCK, grid.BLOCK, dim), np.nan, "<f4")
+        values[rows[part] % grid.BLOCK, cols[part] % grid.BLOCK] = vectors[part]
+        values.tofile(folder / f"c.{i}.{j}.0")
+
+
+def _read(folder: Path, dim: int, rows: Integers, cols: Integers, dims: Any) -> NDArray[np.float32]:
+    """Read the cells where rows and columns cross; those of chunks that are not there are NaN."""
+    shape = len(rows), len(cols), len(np.arange(dim)[dims])
+    values = np.full(shape, np.nan, np.float32)
+    for i in np.unique(rows // grid.BLOCK).tolist():
+        down = np.flatnonzero(rows // grid.BLOCK == i)
+        for j in np.unique(cols // grid.BLOCK).tolist():
+            along = np.flatnonzero(cols // grid.BLOCK == j)
+            if (chunk := _chunk(folder, i, j, dim)) is not None:
+                inside = np.ix_(rows[down] % grid.BLOCK, cols[along] % grid.BLOCK)
+                values[np.ix_(down, along)] = chunk[inside][..., dims]
+    return values
+
+
+def _chunk(folder: Path, i: int, j: int, dim: int) -> NDArray[np.float32] | None:
+    try:
+        values = np.fromfile(folder / f"c.{i}.{j}.0", "<f4")
+    except FileNotFoundError:
+        return None
+    if values.size != grid.BLOCK**2 * dim:
+        _remove(folder)  # it was cut off; what is not there is decoded again
+        raise FileNotFoundError(folder)
+    return values.reshape(grid.BLOCK, grid.BLOCK, dim)
 
 
 def _version(file: str) -> str:
@@ -179,21 +205,19 @@ def _stored(folder: Path) -> int:
 
 def _whole(entry: Path) -> bool:
     """Whether an entry is there with all its chunks."""
-    # The array that was opened last may be that of an entry which was removed since.
-    _opened.cache_clear()
+    # The entry that was opened last may have been removed since.
+    _number_of_chunks.cache_clear()
     try:
-        return bool(_opened(str(entry)).attrs[_CHUNKS] == _stored(entry))
-    except (FileNotFoundError, KeyError):
+        return _number_of_chunks(str(entry)) == _stored(entry)
+    except (OSError, KeyError):
         return False
 
 
 @lru_cache(maxsize=64)
-def _opened(entry: str) -> "zarr.Array[Any]":
-    import zarr
-
-    array = zarr.open_array(entry, mode="r")
+def _number_of_chunks(entry: str) -> int:
+    attributes = json.loads(Path(entry, "zarr.json").read_bytes())["attributes"]
     os.utime(entry)  # `_remove_oldest` goes by it
-    return array
+    return int(attributes[_CHUNKS])
 
 
 def _remove_oldest(folder: Path) -> None:
@@ -211,5 +235,5 @@ def _remove(entry: Path) -> None:
     trash = entry.with_name(f".{uuid.uuid4().hex}")
     with suppress(OSError):
         entry.rename(trash)
-    _opened.cache_clear()
+    _number_of_chunks.cache_clear()
     shutil.rmtree(trash, ignore_errors=True)
