@@ -2,9 +2,11 @@
 
 import logging
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Thread
+from typing import Any
 from urllib.parse import unquote
 
 from web_server import Handler, serving
@@ -13,16 +15,28 @@ from web_server import Handler, serving
 @contextmanager
 def serve_s3() -> Iterator[str]:
     """Run an S3 server on a free port while the body runs; gives its endpoint."""
-    from moto.server import ThreadedMotoServer  # slow to import, and few tests need it
+    # Slow to import, and few tests need it.
+    from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    s3, control = create_backend_app("s3"), create_backend_app("moto_api")
+
+    # Moto's own dispatcher looks through all of its services at every request.
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        chosen = control if environ["PATH_INFO"].startswith("/moto-api") else s3
+        return chosen(environ, start_response)
+
+    handler: Any = MotoRequestHandler
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     try:
-        yield f"http://{host}:{port}"
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        server.stop()
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def make_bucket(endpoint: str, name: str) -> None:
