@@ -28,8 +28,7 @@ from copcube.lookup.similar import (
     Metric,
     check_places,
     check_vector,
-    chord_of,
-    chords,
+    first_apart,
     lengths_of,
     scores,
 )
@@ -374,7 +373,7 @@ class Fragments:
         self, best: Best, n: int, exclude_km: float, here: int | None
     ) -> tuple[Integers, NDArray[np.float32]]:
         """Numbers and scores of the n best that lie apart from each other."""
-        chord = chord_of(exclude_km)
+        start = None if here is None else on_sphere(self.lat[here], self.lon[here])
         looked = n if exclude_km == 0 else max(_FIRST, n)
         while True:
             found, values = best(looked)
@@ -383,13 +382,7 @@ class Fragments:
             # A fragment keeps out others of worse rank only, so that a longer list of candidates
             # begins with the same choice.
             points = on_sphere(self.lat[found], self.lon[found])
-            left = np.ones(len(found), bool)
-            if here is not None:
-                left = chords(points, on_sphere(self.lat[here], self.lon[here])) > chord
-            chosen: list[int] = []
-            while left.any() and len(chosen) < n:
-                chosen.append(int(np.argmax(left)))
-                left &= chords(points, points[chosen[-1]]) > chord
+            chosen = first_apart(points, n, exclude_km, start)
             if len(chosen) == n or len(found) < looked:
                 return found[chosen], values[chosen]
             looked *= 8

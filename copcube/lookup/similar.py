@@ -282,24 +282,36 @@ def best_places(
         found = found[found != here[0] * width + here[1]]
     if exclude_km == 0:
         return found[lowest(rank[found], min(n, len(found)))]
+    found = found[np.isfinite(rank[found])]
+    found = found[np.argsort(rank[found], kind="stable")]
     points = on_sphere(lat[found // width], lon[found % width])
-    chord = chord_of(exclude_km)
-    left = np.ones(len(found), bool)
-    if here is not None:
-        left &= chords(points, on_sphere(lat[here[0]], lon[here[1]])) > chord
-    score = np.where(left, rank[found], np.inf)
-    best: list[int] = []
-    while len(best) < n and np.isfinite(score[first := int(np.argmin(score))]):
-        best.append(first)
-        score[chords(points, points[first]) <= chord] = np.inf
-    return found[best]
+    start = None if here is None else on_sphere(lat[here[0]], lon[here[1]])
+    return found[first_apart(points, n, exclude_km, start)]
 
 
-def chord_of(km: float) -> float:
-    """Distance through the unit sphere of points so far apart along the Earth's."""
-    return float(2 * np.sin(min(km / EARTH_RADIUS, np.pi) / 2))
+def first_apart(points: Floats, n: int, exclude_km: float, here: Floats | None = None) -> list[int]:
+    """First n of some points that lie farther than some kilometres from each other.
+
+    Parameters
+    ----------
+    points : numpy.ndarray
+        On the unit sphere, (m, 3), the best first.
+    n : int
+        How many; fewer if there are not so many.
+    exclude_km : float
+        The distance.
+    here : numpy.ndarray, optional
+        A point from which they lie so far too, (3,).
+    """
+    chord = float(2 * np.sin(min(exclude_km / EARTH_RADIUS, np.pi) / 2))
+    left = np.ones(len(points), bool) if here is None else _chords(points, here) > chord
+    chosen: list[int] = []
+    while left.any() and len(chosen) < n:
+        chosen.append(int(np.argmax(left)))
+        left &= _chords(points, points[chosen[-1]]) > chord
+    return chosen
 
 
-def chords(points: Floats, point: Floats) -> Floats:
+def _chords(points: Floats, point: Floats) -> Floats:
     """Distances through the unit sphere, which grow with those along it."""
     return np.asarray(np.linalg.norm(points - point, axis=-1))
