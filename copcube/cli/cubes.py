@@ -126,11 +126,12 @@ def require_output(arguments: Arguments) -> None:
     """Check that the output can be written, before any work."""
     from copcube.interchange.replacing import require_free
 
-    if Path(arguments.out).suffix not in (".zarr", ".nc"):
+    suffix = Path(arguments.out).suffix.lower()
+    if suffix not in (".zarr", ".nc"):
         raise OptionError(
             f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
         )
-    if arguments.zarr_format and Path(arguments.out).suffix != ".zarr":
+    if arguments.zarr_format and suffix != ".zarr":
         raise OptionError(f"--zarr-format is an option of .zarr; {arguments.out} is none")
     require_free(arguments.out, arguments.overwrite, *inputs(arguments))
 
@@ -139,7 +140,7 @@ def save(ds: "xr.Dataset", arguments: Arguments) -> None:
     """Write a dataset as Zarr or netCDF, with all its variables."""
     from copcube.interchange import to_netcdf, to_zarr
 
-    write = to_zarr if Path(arguments.out).suffix == ".zarr" else to_netcdf
+    write = to_zarr if Path(arguments.out).suffix.lower() == ".zarr" else to_netcdf
     options = chosen(arguments, "layout", "zarr_format")
     write(ds, arguments.out, overwrite=arguments.overwrite, **options)
     log.info("%s is done", arguments.out)

@@ -286,11 +286,10 @@ def _logistic(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -
 
 def _ridge(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
     pairs = {split: (one.vectors[0], one.target) for split, one in vectors.items()}
-    outputs = {
-        split: fast.ridge(pairs["train"], pairs["val"], pairs[split][0]) for split in SPLITS[1:]
-    }
-    score = _judged(task, vectors, outputs["val"].output, outputs["test"].output, options)
-    return (score,), {"penalty": outputs["test"].strength}
+    both = np.concatenate([pairs["val"][0], pairs["test"][0]])
+    found = fast.ridge(pairs["train"], pairs["val"], both)
+    validation, test = np.split(found.output, [len(pairs["val"][0])])
+    return (_judged(task, vectors, validation, test, options),), {"penalty": found.strength}
 
 
 def _judged(
