@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from copcube.errors import RowsError
+from copcube.files import limits
 from copcube.rows import map_vectors, row_group_sizes, vectors
 
 KINDS = {
@@ -21,10 +22,10 @@ KINDS = {
 }
 
 
-def write(path, x, kind="list", **options):
+def write(path, x, kind="list", name="embedding", **options):
     """Write vectors as a column."""
     column = KINDS[kind](pa.array(x.reshape(-1)), x.shape[1])
-    pq.write_table(pa.table({"embedding": column}), path, **options)
+    pq.write_table(pa.table({name: column}), path, **options)
 
 
 def read(path, wanted=None, threads=0):
@@ -136,6 +137,17 @@ def test_vectors_that_are_not_alike_are_refused_by_row(tmp_path, lists, says):
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(RowsError, match=says):
         read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["embedding", "embeddings"])
+def test_a_page_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch, name):
+    """Under both names of the column."""
+    write(tmp_path / "a.parquet", np.zeros((100, 50), np.float32), name=name, compression="zstd")
+    assert read(tmp_path / "a.parquet").shape == (100, 50)
+    write(tmp_path / "b.parquet", np.zeros((100, 50), np.float32), name=name, use_dictionary=False)
+    monkeypatch.setattr(limits, "PAGE", limits.Limit(10_000, "a test"))
+    with pytest.raises(RowsError, match=f"column {name} of row group 0: a page"):
+        read(tmp_path / "b.parquet")
 
 
 @pytest.mark.parametrize("split", [True, False])

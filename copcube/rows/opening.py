@@ -154,7 +154,9 @@ def reading_parquet(
 def _checked(path: str, modified: int, columns: Sequence[str]) -> "pq.FileMetaData":
     """Footer of a file; pages of each column are looked at once while the file does not change."""
     metadata, seen = _footer(path, modified)
-    if new := set(columns) - seen:
+    # Vectors are called either, see `vectors_column`.
+    named = {*columns, "embeddings"} if "embedding" in columns else set(columns)
+    if new := named - seen:
         demand_local_pages(metadata, new, path, RowsError)
         seen |= new
     return metadata
