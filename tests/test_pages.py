@@ -1,5 +1,7 @@
 """Vectors straight from pages: the same as arrow's, whoever wrote the file."""
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from copcube.errors import RowsError
 from copcube.files import limits
 from copcube.rows import map_vectors, row_group_sizes, vectors
+from copcube.rows.pages import _hybrid
 
 KINDS = {
     "list": lambda flat, dim: pa.FixedSizeListArray.from_arrays(flat, dim).cast(
@@ -177,3 +180,24 @@ def test_damaged_bytes_are_what_they_are_to_arrow(tmp_path, monkeypatch, compres
             assert ours == outcome()
         same += ours == x.tobytes()
     assert same < 120
+
+
+def test_what_was_cut_off_is_not_made_up():
+    """Hundred numbers of three bits, in runs of eight; a run has a header and three bytes."""
+    raw = (b"\x03" + bytes([0b01101011, 0b00011010, 0b11111010])) * 13
+    whole = _hybrid(raw, 100, 3)
+    assert whole[:8].tolist() == [3, 5, 1, 5, 1, 4, 6, 7]
+    assert len(whole) == 100
+    for length in range(len(raw)):
+        assert _hybrid(raw[:length], 100, 3).tolist() == whole[: 8 * (length // 4)].tolist()
+
+
+@pytest.mark.parametrize("raw", [b"\xff" * 9 + b"\x01", b"\xff\xff\xff\xff\x07", b"\x01" * 999])
+def test_no_more_is_unpacked_than_is_asked_for(raw):
+    """Headers of runs that stand for more numbers than any memory holds, or for none."""
+    tracemalloc.start()
+    try:
+        assert len(_hybrid(raw + bytes(9), 100, 3)) <= 100
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()

@@ -244,16 +244,20 @@ def _hybrid(raw: bytes, count: int, bits: int) -> NDArray[np.uint32]:
         begin = at
         header, at = varint(raw, at)
         if header & 1:
-            size = (header >> 1) * bits
-            # Runs of one length follow each other where many numbers are packed.
-            times, period = 1, at - begin + size
-            while raw.startswith(raw[begin:at], begin + times * period):
+            # No more is unpacked than is asked for, whatever the header says. Runs of one length
+            # follow each other where many numbers are packed, and are taken together.
+            needed = -(-(count - filled) // 8)
+            eights, times = min(header >> 1, needed), 1
+            head, period = at - begin, at - begin + eights * bits
+            while (
+                times * eights < needed
+                and begin + (times + 1) * period <= len(raw)
+                and raw.startswith(raw[begin:at], begin + times * period)
+            ):
                 times += 1
-            data = np.frombuffer(
-                raw[begin : begin + times * period].ljust(times * period, b"\0"), np.uint8
-            )
-            run = _unpacked(data.reshape(times, period)[:, at - begin :], bits)
             at = begin + times * period
+            data = np.frombuffer(raw[begin:at], np.uint8)
+            run = _unpacked(data.reshape(times, -1)[:, head:], bits)
         else:
             end = at + -(-bits // 8)
             value = np.uint32(int.from_bytes(raw[at:end], "little"))
@@ -266,8 +270,8 @@ def _hybrid(raw: bytes, count: int, bits: int) -> NDArray[np.uint32]:
 
 def _unpacked(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
     """Numbers of at most 24 bits, packed from the lowest bit on."""
-    flat = np.append(data.reshape(-1), np.zeros(4, np.uint8))
-    eights = (len(flat) - 4) // bits
+    eights = data.size // bits
+    flat = np.append(data, np.zeros(4, np.uint8))
     numbers = np.empty((eights, 8), np.uint32)
     for i in range(8):
         # Each number begins within a byte, and ends within three more.
