@@ -347,7 +347,10 @@ def test_versions_of_zarr_are_two(fields, tmp_path):
 @pytest.mark.parametrize("layout", ["last", "first"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_bare_array_is_what_weather_models_load(fields, tmp_path, rows, layout, dtype):
-    done = to_npy(fields, tmp_path / "a.npy", rows=rows, layout=layout, dtype=dtype)
+    for overwrite in (False, True):
+        done = to_npy(
+            fields, tmp_path / "a.npy", rows=rows, layout=layout, dtype=dtype, overwrite=overwrite
+        )
     found = np.load(tmp_path / "a.npy", allow_pickle=False)
     expected = np.nan_to_num(fields.pc.values)[:rows].astype(dtype)
     assert same(found, expected if layout == "last" else np.moveaxis(expected, -1, 0))

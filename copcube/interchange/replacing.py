@@ -129,11 +129,9 @@ def _is_own_file(path: Path) -> bool:
                 with open(path, "rb") as file:
                     np.lib.format.read_magic(file)
                     shape = np.lib.format.read_array_header_1_0(file)[0]
-                # A bare array has no place for a description.
-                return len(shape) == 3 and shape[:2] in (
-                    (grid.N_LAT, grid.N_LON),
-                    (grid.N_LAT - 1, grid.N_LON),
-                )
+                # A bare array has no place for a description; components may come first.
+                maps = (grid.N_LAT, grid.N_LON), (grid.N_LAT - 1, grid.N_LON)
+                return len(shape) == 3 and (shape[:2] in maps or shape[1:] in maps)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         pass
     return False
