@@ -1,8 +1,8 @@
 """How an array of a cube is divided into chunks, and the bytes of a chunk.
 
-zarr reads and creates cubes. Chunks are encoded here, as zarr would, to the same bytes: a cube
-has many thousands of them, and zarr's own way through its event loop and stores takes as long
-as the compression.
+zarr reads and creates cubes. Chunks are encoded here, as zarr would, to the same bytes, and decoded
+where a cube is examined: it has many thousands of them, and zarr's own way through its event loop
+and stores takes as long as the compression.
 """
 
 import json
@@ -55,8 +55,12 @@ class Chunks:
         try:
             about = json.loads(metadata)
             order, packed = about["codecs"]
+            dtype = np.dtype(about["data_type"]).newbyteorder("<")
+            # Numbers of one byte have no order of bytes.
+            plain = {"name": "bytes"}
             known = (
-                order == {"name": "bytes", "configuration": {"endian": "little"}}
+                order in (plain | {"configuration": {"endian": "little"}}, plain)
+                and (dtype.itemsize == 1 or order != plain)
                 and packed["name"] == "zstd"
                 and about["chunk_grid"]["name"] == "regular"
                 and about["chunk_key_encoding"]
@@ -68,7 +72,7 @@ class Chunks:
                 name,
                 tuple(about["shape"]),
                 tuple(about["chunk_grid"]["configuration"]["chunk_shape"]),
-                np.dtype(about["data_type"]).newbyteorder("<"),
+                dtype,
                 float(about["fill_value"]),
                 packed["configuration"]["level"],
                 packed["configuration"]["checksum"],
@@ -113,3 +117,17 @@ class Chunks:
             np.ascontiguousarray(whole, self.dtype)
         )
         return bytes(packed)
+
+    def unpack(self, data: bytes) -> NDArray[Any]:
+        """Values of a chunk of full size from its bytes.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            If they cannot be decoded to just as many values, or their checksum does not fit.
+        """
+        from numcodecs import Zstd
+
+        whole = np.empty(self.chunks, self.dtype)
+        Zstd().decode(data, whole)
+        return whole

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
+from copcube.cube.chunks import Chunks
 from copcube.cube.store import array, chunk_name, is_stored, leading, open_group, parsing
 from copcube.errors import CopcubeError
 from copcube.files.damage import UNDECODABLE, reason
+from copcube.files.folders import open_folder
+from copcube.files.objects import is_remote
 
 if TYPE_CHECKING:
     import zarr
@@ -123,7 +127,7 @@ def _examine(path: str | Path) -> _Examined:
         examined.structure += [*_attributes(group), *_structure(group, expected)]
     if examined.structure:
         return examined
-    chunks = _Chunks(by, groups, examined.damaged)
+    chunks = _Chunks(path, by, groups, examined.damaged)
     examined.values += _coordinates(group, expected, chunks)
     found: dict[str, list[int]] = {}
     for g in range(max(1, len(groups))):
@@ -213,13 +217,23 @@ class _Chunks:
 
     Parameters
     ----------
+    path : str or Path
+        The cube.
     by, groups
         Name and labels of the leading dimension.
     damaged : dict of str to str
         To which what is wrong with a chunk is added, by the name of the chunk.
     """
 
-    def __init__(self, by: str | None, groups: tuple[str, ...], damaged: dict[str, str]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        by: str | None,
+        groups: tuple[str, ...],
+        damaged: dict[str, str],
+    ) -> None:
+        self._folder = None if is_remote(path) else open_folder(path)
+        self._stored: dict[str, Chunks] = {}
         self._by, self._groups, self._damaged = by, groups, damaged
 
     def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
@@ -239,27 +253,44 @@ class _Chunks:
         known : numpy.ndarray
             Of the same shape: whether its chunk could be read.
         """
-        try:
-            values = np.asarray(array[part])
-            return values, np.ones(values.shape, bool)
-        except _UNREADABLE:
-            pass
-        # Something there is damaged: read chunk by chunk, the rest of it can still be examined.
+        if self._folder is None:
+            # From an object store all chunks of the part are fetched at once.
+            with suppress(*_UNREADABLE):
+                values = np.asarray(array[part])
+                return values, np.ones(values.shape, bool)
+        # Chunk by chunk: if one is damaged, the others can still be examined.
         whole = [slice(k, k + 1) if isinstance(k, int) else k for k in part]
         shape = [k.stop - k.start for k in whole]
         values = np.full(shape, array.fill_value, array.dtype)
-        known = np.zeros(shape, bool)
+        known = np.ones(shape, bool)
         for index, window in _overlapping(array, whole):
             here = tuple(
                 slice(a.start - b.start, a.stop - b.start)
                 for a, b in zip(window, whole, strict=True)
             )
             try:
-                values[here], known[here] = array[window], True
+                values[here] = self._decoded(array, index, window)
+            except FileNotFoundError:
+                continue  # what is not stored is the fill value
             except _UNREADABLE as error:
+                known[here] = False
                 self.note(array, index, f"damaged ({reason(error)})")
         drop = tuple(0 if isinstance(k, int) else slice(None) for k in part)
         return values[drop], known[drop]
+
+    def _decoded(
+        self, array: Any, index: tuple[int, ...], window: tuple[slice, ...]
+    ) -> NDArray[Any]:
+        """Values of a window of an array, which lies in one chunk."""
+        if self._folder is None:
+            return np.asarray(array[window])
+        if array.path not in self._stored:
+            about = self._folder.read(f"{array.path}/zarr.json")
+            self._stored[array.path] = Chunks.of(array.path, about)
+        data = self._folder.read(chunk_name(array, index))
+        starts = [i * c for i, c in zip(index, array.chunks, strict=True)]
+        inside = (slice(w.start - s, w.stop - s) for w, s in zip(window, starts, strict=True))
+        return self._stored[array.path].unpack(data)[tuple(inside)]
 
     def note(self, array: Any, index: tuple[int, ...], what: str) -> None:
         """Note what is wrong with a chunk, and which cells it concerns."""
