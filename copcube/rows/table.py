@@ -81,6 +81,8 @@ class Rows:
 
     def take(self, index: NDArray[Any]) -> "Rows":
         """Return the rows at some positions or of a mask, in that order."""
+        if index.dtype == bool and index.all():
+            return self
         return Rows(
             self.grid_id[index],
             self.modality[index],
@@ -108,7 +110,7 @@ class Rows:
         return self if np.array_equal(order, np.arange(len(self))) else self.take(order)
 
     @classmethod
-    def concatenate(cls, parts: "Sequence[Rows]") -> Self:
+    def concatenate(cls, parts: "Sequence[Rows]") -> "Rows":
         """Join tables one after another.
 
         Raises
@@ -119,6 +121,8 @@ class Rows:
         """
         if not parts:
             raise RowsError("no tables of embeddings to join")
+        if len(parts) == 1:
+            return parts[0]
         dims = sorted({part.embedding.shape[1] for part in parts})
         if len(dims) > 1:
             raise RowsError(

@@ -97,7 +97,7 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
     read_run = partial(_read_run, path, assign=assign, swap=swap)
     with closing(map_ahead(read_run, runs, min(available_processors(), _THREADS))) as found:
         tables = list(found)
-    table = tables[0] if len(tables) == 1 else Rows.concatenate(tables)
+    table = Rows.concatenate(tables)
     if assign != "area" or len(tables) == 1:
         return table
     before = np.cumsum([0, *(sum(sizes[group] for group in run) for run in runs)])
