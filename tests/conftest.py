@@ -84,9 +84,9 @@ def bucket(s3_endpoint: str, quick: None, monkeypatch: pytest.MonkeyPatch) -> st
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of an empty bucket in the memory of this process; zarr cannot open it."""
-    from obstore.store import MemoryStore
+    from memory_bucket import Memory
 
-    store = MemoryStore()
+    store = Memory()
     monkeypatch.setattr(stores, "_store", lambda root, prefix="": store)
     return "s3://bucket"
 
