@@ -62,7 +62,7 @@ bench: .venv/installed
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/pip install --quiet uv
-	printf 'torchvision<0.21\nnumcodecs<0.16.4\npyparsing<3.3\n' >.venv-oldest/constraints.txt
+	printf 'torchvision<0.22\nnumcodecs<0.16.4\npyparsing<3.3\n' >.venv-oldest/constraints.txt
 	.venv-oldest/bin/uv pip compile --quiet --python .venv-oldest/bin/python \
 	  --resolution lowest-direct --extra test --constraint .venv-oldest/constraints.txt \
 	  --output-file .venv-oldest/requirements.txt pyproject.toml

@@ -43,13 +43,14 @@ def no_flushing() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def log() -> Iterator[None]:
-    """Undo what the command line does to the log, whichever test comes next in this process."""
+def log() -> None:
+    """Undo what the command line does to the log before each test, whatever ran it last.
+
+    Fixtures of a module run before those of a test, so that what they find cannot be kept here.
+    """
     logger = logging.getLogger("copcube")
-    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +84,9 @@ def bucket(s3_endpoint: str, quick: None, monkeypatch: pytest.MonkeyPatch) -> st
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of an empty bucket in the memory of this process; zarr cannot open it."""
-    from obstore.store import MemoryStore
+    from memory_bucket import Memory
 
-    store = MemoryStore()
+    store = Memory()
     monkeypatch.setattr(stores, "_store", lambda root, prefix="": store)
     return "s3://bucket"
 

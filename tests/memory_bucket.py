@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from obstore.store import MemoryStore
@@ -9,6 +10,28 @@ from zarr.abc.store import Store
 from zarr.storage import ObjectStore, WrapperStore
 
 from copcube.files.objects import stores
+
+
+class Memory(MemoryStore):
+    """Memory whose objects may be listed while other threads write.
+
+    Before obstore 0.12 its own `list` keeps the interpreter to itself while it waits for a
+    writer, who may wait for the interpreter; listing folder by folder does not.
+    """
+
+    __module__ = MemoryStore.__module__  # by which zarr knows obstore's
+
+    def list(self, prefix=None):
+        return SimpleNamespace(collect=lambda: self.below(prefix))
+
+    def below(self, prefix):
+        """Describe all objects below a prefix, ``None`` for those of the whole store."""
+        objects, folders = [], [prefix]
+        while folders:
+            found = self.list_with_delimiter(folders.pop())
+            objects += found["objects"]
+            folders += found["common_prefixes"]
+        return objects
 
 
 class _Below(WrapperStore):
@@ -54,8 +77,9 @@ class _Below(WrapperStore):
             yield key
 
     async def list_prefix(self, prefix) -> AsyncIterator[str]:
-        async for key in super().list_prefix(self.prefix + prefix):
-            yield key.removeprefix(self.prefix)
+        below = (self.prefix + prefix).strip("/")
+        for found in self._store.store.below(below or None):
+            yield found["path"].removeprefix(self.prefix)
 
     async def list_dir(self, prefix) -> AsyncIterator[str]:
         # Not by the store's own, which strips too much of names in zarr 3.1.
@@ -68,7 +92,7 @@ class _Below(WrapperStore):
 @contextmanager
 def memory_bucket():
     """Make all addresses of object stores lead to an empty memory; gives that of the bucket."""
-    memory = MemoryStore()
+    memory = Memory()
 
     def zarr_store(url):
         return _Below(ObjectStore(memory), stores.split(url)[1].strip("/"))

@@ -823,7 +823,7 @@ def test_tokens_and_own_bands_of_the_real_model(small):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Supplying chunks as dimension-order:FutureWarning")  # rioxarray
+@pytest.mark.filterwarnings("ignore:Supplying chunks as dimension-order")  # rioxarray
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     utm(224, 224, bands=13).rio.to_raster(tmp_path / "image.tif")
