@@ -29,10 +29,8 @@ squared spread above this share: nothing that float32 could hold.
 _Left = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows whose cells are not whole yet, and their vectors."""
 
-_Ready = tuple[
-    NDArray[np.int64], list[tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.int64]]]
-]
-"""Cells, and where their rows are: which of the rows, in which vectors, at which places there."""
+_Ready = tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[int, NDArray[np.float32]]]]
+"""Cells, their rows, and the pieces that these lie in, by number."""
 
 
 class Means:
@@ -152,21 +150,23 @@ class Means:
             self._piece[rows], self._place[rows] = number, np.arange(len(rows))
             cell = self._cell[rows]
             for cells, wanted in self._chunks(np.unique(cell[self._last[cell] == rows])):
-                pieces, found = self._piece[wanted], []
-                for piece in np.unique(pieces).tolist():
-                    mine = pieces == piece
-                    found.append((mine, self._pieces[piece], self._place[wanted[mine]]))
-                    self._left[piece] -= int(mine.sum())
+                found = []
+                numbers, counts = np.unique(self._piece[wanted], return_counts=True)
+                for piece, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                    found.append((piece, self._pieces[piece]))
+                    self._left[piece] -= count
                     if not self._left[piece]:
                         del self._pieces[piece]
-                yield cells, found
+                yield cells, wanted, found
 
     def _compute_all(self, ready: _Ready) -> None:
         """Gather the rows of some cells from pieces, and compute the cells."""
-        cells, found = ready
-        x = np.empty((sum(len(place) for _, _, place in found), self.mean.shape[1]), np.float32)
-        for mine, vectors, place in found:
-            x[mine] = vectors[place]
+        cells, wanted, found = ready
+        x = np.empty((len(wanted), self.mean.shape[1]), np.float32)
+        pieces, places = self._piece[wanted], self._place[wanted]
+        for piece, vectors in found:
+            mine = np.flatnonzero(pieces == piece)
+            x[mine] = vectors[places[mine]]
         ends = np.cumsum(self._bounds[cells + 1] - self._bounds[cells])
         for i, some in zip(cells.tolist(), np.split(x, ends[:-1]), strict=True):
             self._compute(i, some)
