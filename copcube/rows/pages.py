@@ -27,6 +27,8 @@ _KNOWN = {_PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY, _BYTE_STREAM_SPLIT}
 _CODECS = {"UNCOMPRESSED": None, "SNAPPY": "snappy", "ZSTD": "zstd"}
 _LONGEST_LEVELS = 1 << 16
 """Bytes of levels that are remembered."""
+VALUES = 3 << 20
+"""Values that are decoded at a time: 4096 vectors of 768, twelve pages as arrow writes them."""
 _MOST_BITS = 24
 """Of numbers in a dictionary."""
 
@@ -111,7 +113,12 @@ def find_pages(
     every = list(pages_of(read, chunk))
     dictionary = every.pop(0) if every and every[0].is_dictionary else None
     first = tuple(accumulate((page.values for page in every), initial=0))
-    if not {page.encoding for page in every} <= _KNOWN or first[-1] != chunk.num_values:
+    # A page is decoded whole for each block that it reaches into: few larger ones would cost much.
+    if (
+        not {page.encoding for page in every} <= _KNOWN
+        or first[-1] != chunk.num_values
+        or max(page.values for page in every) > VALUES // 2
+    ):
         return None
     codec, deepest = _CODECS[chunk.compression], kind.max_definition_level
     return Pages(path, codec, dim, deepest, first, tuple(every), dictionary)
@@ -201,9 +208,10 @@ def _looked_up(
 ) -> NDArray[np.float32]:
     """Values that stand as numbers of those of a dictionary, after the number of their bits."""
     bits = int(data[0]) if data.size else 0
-    if dictionary is None or not 0 < bits <= _MOST_BITS:
+    if dictionary is None or bits > _MOST_BITS:
         raise IrregularError
-    numbers = _hybrid(data[1:].tobytes(), count, bits)
+    # Of a single value the numbers have no bits.
+    numbers = _hybrid(data[1:].tobytes(), count, bits) if bits else np.zeros(count, np.uint32)
     if len(numbers) < count or numbers.max(initial=0) >= len(dictionary):
         raise IrregularError
     return dictionary[numbers]

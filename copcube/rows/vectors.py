@@ -13,7 +13,14 @@ from copcube.errors import RowsError
 from copcube.files.objects import is_remote
 from copcube.lookahead import map_ahead
 from copcube.rows.opening import reading_parquet, vector_length, vectors_column
-from copcube.rows.pages import IrregularError, Pages, decode, find_pages, number_of_column
+from copcube.rows.pages import (
+    VALUES,
+    IrregularError,
+    Pages,
+    decode,
+    find_pages,
+    number_of_column,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,8 +115,9 @@ def _blocks(
             # Any thread may open the file again and read some of the rows.
             read = partial(_read_group, path, file.metadata, group, first[group], dim)
             if near and (pages := find_pages(near, path, file.metadata, group, column, dim)):
-                for start in range(0, len(mask), _BATCH):
-                    some = mask[start : start + _BATCH]
+                step = max(1, VALUES // dim)
+                for start in range(0, len(mask), step):
+                    some = mask[start : start + step]
                     if some.any():
                         before = number + int(mask[:start].sum())
                         yield before, partial(_read_pages, pages, start, some, read)
