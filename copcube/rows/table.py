@@ -79,9 +79,9 @@ class Rows:
             within = np.stack([_ranks(self.local_id), _ranks(self.date)])
         return np.stack([self.grid_id, self.modality.astype(np.int64), *within])
 
-    def take(self, index: NDArray[Any]) -> "Rows":
-        """Return the rows at some positions or of a mask, in that order."""
-        if index.dtype == bool and index.all():
+    def take(self, index: NDArray[Any] | slice) -> "Rows":
+        """Return the rows at some positions, of a mask or of a slice, in that order."""
+        if isinstance(index, np.ndarray) and index.dtype == bool and index.all():
             return self
         return Rows(
             self.grid_id[index],
