@@ -1,5 +1,6 @@
 """Chunks that are damaged, cut or lost: found by name, and never read silently."""
 
+import json
 import re
 import shutil
 
@@ -100,6 +101,23 @@ def test_a_missing_map_is_told_from_cells_without_images(world, tmp_path, name):
     (path / chunk).unlink()
     problem, _ = cube.validate(path)
     assert problem.startswith(f"{chunk}: missing; {name} of cells of lat ")
+
+
+def test_an_array_that_somebody_stored_otherwise_is_examined_too(world, tmp_path):
+    """All of its chunks in one folder, which every reader of Zarr understands."""
+    path = shutil.copytree(world, tmp_path / "world.zarr")
+    about = json.loads((path / "spread" / "zarr.json").read_bytes())
+    about["chunk_key_encoding"]["configuration"]["separator"] = "."
+    (path / "spread" / "zarr.json").write_text(json.dumps(about))
+    root = json.loads((path / "zarr.json").read_bytes())
+    root["consolidated_metadata"]["metadata"]["spread"] = about
+    (path / "zarr.json").write_text(json.dumps(root))
+    for chunk in [chunk for chunk in chunks_of(path) if chunk.startswith("spread/c/")]:
+        (path / chunk).rename(path / "spread" / ".".join(chunk.split("/")[1:]))
+    assert cube.validate(path) == []
+    flip(damaged := min((path / "spread").glob("c.*")))
+    problem, _ = cube.validate(path)
+    assert problem.startswith(f"spread/{damaged.name}: damaged (its checksum does not fit); ")
 
 
 def test_the_cells_of_a_chunk_are_named(world, tmp_path):

@@ -14,7 +14,7 @@ from copcube import grid
 from copcube.cube import schema
 from copcube.cube.chunks import Chunks
 from copcube.cube.store import array, chunk_name, is_stored, leading, open_group, parsing
-from copcube.errors import CopcubeError
+from copcube.errors import CopcubeError, CubeError
 from copcube.files.damage import UNDECODABLE, reason
 from copcube.files.folders import open_folder
 from copcube.files.objects import is_remote
@@ -233,7 +233,7 @@ class _Chunks:
         damaged: dict[str, str],
     ) -> None:
         self._folder = None if is_remote(path) else open_folder(path)
-        self._stored: dict[str, Chunks] = {}
+        self._forms: dict[str, Chunks | None] = {}
         self._by, self._groups, self._damaged = by, groups, damaged
 
     def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
@@ -253,8 +253,9 @@ class _Chunks:
         known : numpy.ndarray
             Of the same shape: whether its chunk could be read.
         """
-        if self._folder is None:
-            # From an object store all chunks of the part are fetched at once.
+        form = self._form(array)
+        if form is None:
+            # zarr fetches all chunks of the part at once.
             with suppress(*_UNREADABLE):
                 values = np.asarray(array[part])
                 return values, np.ones(values.shape, bool)
@@ -269,7 +270,9 @@ class _Chunks:
                 for a, b in zip(window, whole, strict=True)
             )
             try:
-                values[here] = self._decoded(array, index, window)
+                values[here] = (
+                    array[window] if form is None else self._decoded(form, array, index, window)
+                )
             except FileNotFoundError:
                 continue  # what is not stored is the fill value
             except _UNREADABLE as error:
@@ -278,19 +281,27 @@ class _Chunks:
         drop = tuple(0 if isinstance(k, int) else slice(None) for k in part)
         return values[drop], known[drop]
 
+    def _form(self, array: Any) -> Chunks | None:
+        """How chunks are stored, if in a folder and as ours are: these are decoded past zarr."""
+        if self._folder is None:
+            return None
+        if array.path not in self._forms:
+            try:
+                about = self._folder.read(f"{array.path}/zarr.json")
+                self._forms[array.path] = Chunks.of(array.path, about)
+            except (FileNotFoundError, CubeError):
+                self._forms[array.path] = None
+        return self._forms[array.path]
+
     def _decoded(
-        self, array: Any, index: tuple[int, ...], window: tuple[slice, ...]
+        self, form: Chunks, array: Any, index: tuple[int, ...], window: tuple[slice, ...]
     ) -> NDArray[Any]:
         """Values of a window of an array, which lies in one chunk."""
-        if self._folder is None:
-            return np.asarray(array[window])
-        if array.path not in self._stored:
-            about = self._folder.read(f"{array.path}/zarr.json")
-            self._stored[array.path] = Chunks.of(array.path, about)
+        assert self._folder is not None
         data = self._folder.read(chunk_name(array, index))
-        starts = [i * c for i, c in zip(index, array.chunks, strict=True)]
+        starts = [i * c for i, c in zip(index, form.chunks, strict=True)]
         inside = (slice(w.start - s, w.stop - s) for w, s in zip(window, starts, strict=True))
-        return self._stored[array.path].unpack(data)[tuple(inside)]
+        return form.unpack(data)[tuple(inside)]
 
     def note(self, array: Any, index: tuple[int, ...], what: str) -> None:
         """Note what is wrong with a chunk, and which cells it concerns."""
