@@ -122,11 +122,7 @@ class Means:
         left = used[~whole]
         return left + start, vectors[of_row[left]]
 
-    def wait(
-        self,
-        left: Iterable[_Left],
-        threads: int = 0,
-    ) -> None:
+    def wait(self, left: Iterable[_Left], threads: int = 0) -> None:
         """Take what `of_block` returned, block after block, and compute what is complete.
 
         Parameters

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from copcube.errors import CopcubeError, OptionError
@@ -139,7 +140,11 @@ _BYTES_OF_A_VALUE = 64
 
 
 def _factor() -> float:
-    text = os.environ.get(VARIABLE, "1")
+    return _parsed(os.environ.get(VARIABLE, "1"))
+
+
+@lru_cache
+def _parsed(text: str) -> float:
     try:
         factor = float(text)
     except ValueError:

@@ -114,11 +114,9 @@ _BYTES_OF_A_TEXT = 64
 def _measure(read: Read, column: Any, what: str, error: type[CopcubeError]) -> tuple[int, int]:
     """Number of values of a column chunk, and bytes that its pages unfold to."""
     values = unfolded = 0
-    most = limits.PAGE.allowed
     for page in pages_of(read, column):
-        if max(page.unfolded, 4 * page.values) > most:
-            demand(limits.PAGE, page.unfolded, f"{what}: a page", error)
-            demand(limits.PAGE, 4 * page.values, f"{what}: a page of {page.values} values", error)
+        demand(limits.PAGE, page.unfolded, f"{what}: a page", error)
+        demand(limits.PAGE, 4 * page.values, f"{what}: a page of {page.values} values", error)
         # The values of a dictionary are no rows.
         values += 0 if page.is_dictionary else page.values
         unfolded += page.unfolded
@@ -254,9 +252,6 @@ def _integer(raw: bytes, at: int) -> tuple[int, int]:
 
 def varint(raw: bytes, at: int) -> tuple[int, int]:
     """Number of seven bits a byte at a position, and where it ends."""
-    value = raw[at]
-    if value < 128:  # most are small
-        return value, at + 1
     value = 0
     # Ten times seven bits hold any number of 64.
     for shift in range(0, 70, 7):

@@ -274,7 +274,7 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
 
 
 def map_vectors(
-    function: Callable[[int, NDArray[np.float32], NDArray[np.int64] | None], T],
+    function: Callable[..., T],
     path: str | Path,
     row_groups: Sequence[int],
     table: Rows,
@@ -288,9 +288,8 @@ def map_vectors(
     Parameters
     ----------
     function : callable
-        As there; its third argument tells which of the block's vectors each row has, ascending,
-        (n,) int64, or is None where each has its own. Several rows have one where its image is
-        in several cells.
+        As there. Where an image may be in several cells, so that several rows have one vector, a
+        third argument tells which of the block's vectors each row has, ascending, (n,) int64.
     path, row_groups, number, threads
         As there.
     table : Rows
@@ -299,11 +298,7 @@ def map_vectors(
         Which of its rows to take, (n,) bool.
     """
     if table.source is None:
-
-        def alone(start: int, vectors: NDArray[np.float32]) -> T:
-            return function(start, vectors, None)
-
-        return rows.map_vectors(alone, path, row_groups, wanted, number, threads=threads)
+        return rows.map_vectors(function, path, row_groups, wanted, number, threads=threads)
     times = np.bincount(table.source[wanted], minlength=_number_of_rows(path, row_groups))
     held = times > 0
     times = times[held]

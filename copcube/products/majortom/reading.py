@@ -93,10 +93,11 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
     sizes = row_group_sizes(path)
     ends = np.cumsum([sizes[group] for group in row_groups])
     # Runs of row groups, each read by a thread.
-    runs = np.split(np.array(row_groups), np.flatnonzero(np.diff(ends // _AT_ONCE)) + 1)
+    found = np.split(np.array(row_groups), np.flatnonzero(np.diff(ends // _AT_ONCE)) + 1)
+    runs: list[list[int]] = [run.tolist() for run in found]
     read_run = partial(_read_run, path, assign=assign, swap=swap)
-    with closing(map_ahead(read_run, runs, min(available_processors(), _THREADS))) as found:
-        tables = list(found)
+    with closing(map_ahead(read_run, runs, min(available_processors(), _THREADS))) as read_runs:
+        tables = list(read_runs)
     table = Rows.concatenate(tables)
     if assign != "area" or len(tables) == 1:
         return table
@@ -105,14 +106,14 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
     return replace(table, source=np.concatenate(sources))
 
 
-def _read_run(path: str | Path, row_groups: Integers, *, assign: Assign, swap: bool) -> Rows:
+def _read_run(path: str | Path, row_groups: Sequence[int], *, assign: Assign, swap: bool) -> Rows:
     outlines = assign == "area"
     with reading_parquet(path, columns=(*NEEDED, *["geometry"] * outlines)) as file:
         check(file.schema_arrow, path)
         outlines &= "geometry" in file.schema_arrow.names
         names = [*NEEDED, *["geometry"] * outlines]
-        table = file.read_row_groups(row_groups.tolist(), columns=names)
-        number = numbers(file, row_groups.tolist())
+        table = file.read_row_groups(list(row_groups), columns=names)
+        number = numbers(file, row_groups)
     part = _Part(path, table, number, swap=swap)
     if assign != "area" or not len(table):
         lat, lon = part.cell_centres() if assign == "cell" else part.centres()
