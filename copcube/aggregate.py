@@ -157,7 +157,8 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         rows = rows.take(_selected(rows, aggregation.selection))
         images += len(rows)
         by_modality += np.bincount(rows.modality, minlength=len(names))
-        dates |= set(rows.date) - {None}
+        if aggregation.by:
+            dates |= set(rows.date) - {None}
         cell, count = np.unique(rows.grid_id, return_counts=True)
         seen.append((cell, np.full(len(cell), number), count))
     if images and not dates and aggregation.by in ("month", "season", "year"):
@@ -244,14 +245,16 @@ class _Sums:
         rows = rows.labelled(aggregation.selection.labels)
         images = replace(rows, embedding=np.empty((len(rows), 0), np.float32))
         index = np.flatnonzero(_selected(images, aggregation.selection))
-        keys = images.keys[:, index]
+        keys = images.keys
+        if len(index) < len(rows):
+            keys = keys[:, index]
         order = np.lexsort(keys[::-1])
-        index, again = index[order], repeated(keys[:, order])
+        index, again = index[order], repeated(keys.take(order, axis=1))
         if again.any() and aggregation.duplicates == "refuse":
             raise RowsError(_refusal(rows, index, int(np.argmax(again)), files))
         self.duplicates = int(again.sum())
         index = index[~again]
-        group = groups_of(images.take(index), aggregation.by, groups)
+        group = groups_of(images, aggregation.by, groups)[index]
         index, group = index[group >= 0], group[group >= 0]
         if aggregation.balance == "variance":
             group = group * len(rows.labels) + rows.modality[index]
@@ -340,9 +343,10 @@ def _combined(
         )
     wanted = [np.isin(rows.grid_id, cells, invert=leave_out) for rows in read]
     chosen = [rows.take(mask) for rows, mask in zip(read, wanted, strict=True)]
-    files = [np.full(len(r), p.file, object) for r, p in zip(chosen, parts, strict=True)]
+    names = np.array([part.file for part in parts], object)
+    files = np.repeat(names, [len(table) for table in chosen])
     rows = Rows.concatenate(chosen)
-    sums = _Sums(rows, aggregation, survey.groups, np.concatenate(files))
+    sums = _Sums(rows, aggregation, survey.groups, files)
     means = sums.means(len(rows), survey.dim)
     threads, before = min(available_processors(), _THREADS), 0
     for part, table, mask in zip(parts, read, wanted, strict=True):
@@ -436,8 +440,8 @@ def _selected(rows: Rows, selection: Selection) -> NDArray[np.bool_]:
     among = np.zeros(len(rows.labels) + 1, bool)
     among[[rows.labels.index(key) for key in selection.modalities]] = True
     chosen: NDArray[np.bool_] = among[rows.modality]
-    admitted = {date: selection.admits(date) for date in set(rows.date)}
-    if not all(admitted.values()):
+    if selection.start or selection.end:
+        admitted = {date: selection.admits(date) for date in set(rows.date)}
         chosen &= np.array([admitted[date] for date in rows.date], bool)
     return chosen
 

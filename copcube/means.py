@@ -26,8 +26,8 @@ The difference of the two is off by some 1e-13 of the mean square, hence by less
 squared spread above this share: nothing that float32 could hold.
 """
 
-_Left = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Rows whose cells are not whole yet, and their vectors."""
+_Left = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
+"""Rows whose cells are not whole yet, vectors, and which of these each row has."""
 
 _Ready = tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[int, NDArray[np.float32]]]]
 """Cells, their rows, and the pieces that these lie in, by number."""
@@ -90,7 +90,7 @@ class Means:
         vectors: NDArray[np.float32],
         of_row: NDArray[np.int64] | None = None,
     ) -> _Left:
-        """Compute the cells that are whole in a block; return the rows and vectors of others.
+        """Compute the cells that are whole in a block; return what is left for `wait`.
 
         It may be called for several blocks at once.
 
@@ -120,7 +120,11 @@ class Means:
                 mine = vectors[of_row[rows]]
             self._compute(i, mine)
         left = used[~whole]
-        return left + start, vectors[of_row[left]]
+        place = of_row[left]
+        # Where most vectors wait, they do so where they are.
+        if 2 * len(place) < len(vectors):
+            vectors, place = vectors[place], np.arange(len(place))
+        return left + start, vectors, place
 
     def wait(self, left: Iterable[_Left], threads: int = 0) -> None:
         """Take what `of_block` returned, block after block, and compute what is complete.
@@ -138,12 +142,12 @@ class Means:
 
     def _complete(self, left: Iterable[_Left]) -> Iterator[_Ready]:
         """Yield runs of cells as soon as all their rows are there."""
-        for rows, vectors in left:
+        for rows, vectors, place in left:
             if not len(rows):
                 continue
             number = int(rows[0])
             self._pieces[number], self._left[number] = vectors, len(rows)
-            self._piece[rows], self._place[rows] = number, np.arange(len(rows))
+            self._piece[rows], self._place[rows] = number, place
             cell = self._cell[rows]
             for cells, wanted in self._chunks(np.unique(cell[self._last[cell] == rows])):
                 found = []

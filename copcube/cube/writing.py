@@ -45,8 +45,9 @@ _THREADS = 4
 
 _SETTING = threading.Lock()
 
-_Chunk = tuple[str, Callable[[], bytes | None]]
-"""Name of a chunk, and what encodes it; None for one that is not stored."""
+_Encode = Callable[[], bytes | None]
+_Chunk = tuple[str, _Encode | None]
+"""Name of a chunk, and what encodes it; None where no cell lies, so that nothing is stored."""
 
 
 def create(
@@ -165,7 +166,7 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
         written: dict[str, Written] = {}
         empty = []
 
-        def write(chunk: _Chunk) -> tuple[str, Written | None]:
+        def write(chunk: tuple[str, _Encode]) -> tuple[str, Written | None]:
             name, encode = chunk
             data = encode()
             # Flushed together at the end, which takes hardly longer than one file.
@@ -176,12 +177,18 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
                 at = (g,) if len(embedding.shape) == 4 else ()
                 inside = cells.group == g
                 yield from _chunks_of_vectors(embedding, at, band, cells, inside, row, col)
-                yield from _chunks_of_fields(
-                    arrays, at, band, _fields(cells, inside, row, col, rows)
-                )
+                fields = _fields(cells, inside, row, col, rows)
+                yield from _chunks_of_fields(arrays, at, band, fields, col[inside])
+
+        def filled() -> Iterator[tuple[str, _Encode]]:
+            for name, encode in chunks():
+                if encode is None:
+                    empty.append(name)
+                else:
+                    yield name, encode
 
         threads = min(available_processors(), _THREADS)
-        with closing(map_ahead(write, chunks(), threads)) as done:
+        with closing(map_ahead(write, filled(), threads)) as done:
             for name, known in done:
                 if known is None:
                     empty.append(name)
@@ -275,7 +282,7 @@ def _chunks_of_vectors(
     row: NDArray[np.int64],
     col: NDArray[np.int64],
 ) -> Iterator[_Chunk]:
-    """Chunks of the vectors of one group, block by block."""
+    """Chunks of the vectors of one group, block by block; those without cells need no encoding."""
     kept = threading.local()
 
     def encode(here: NDArray[np.intp], first: int) -> bytes | None:
@@ -296,7 +303,7 @@ def _chunks_of_vectors(
     for block in grid.band_blocks(band):
         here = np.flatnonzero(inside & (col >= block.cols.start) & (col < block.cols.stop))
         name = embedding.file((*at, block.i, block.j, 0))
-        yield name, partial(encode, here, block.cols.start)
+        yield name, partial(encode, here, block.cols.start) if len(here) else None
 
 
 def _chunks_of_fields(
@@ -304,8 +311,9 @@ def _chunks_of_fields(
     at: tuple[int, ...],
     band: int,
     fields: Iterable[tuple[str, NDArray[Any]]],
+    col: NDArray[np.int64],
 ) -> Iterator[_Chunk]:
-    """Chunks of the maps of one group over the band."""
+    """Chunks of the maps of one group over the band, whose cells lie in some columns."""
     for name, field in fields:
         if name in arrays:
             array = arrays[name]
@@ -313,9 +321,11 @@ def _chunks_of_fields(
             between = (0,) * (len(array.shape) - len(at) - 2)
             # Cubes that an earlier release began have one chunk all around the globe.
             width = array.chunks[-1]
+            held = set((col // width).tolist())
             for j in range(math.ceil(grid.N_LON / width)):
                 some = field[..., j * width : (j + 1) * width]
-                yield array.file((*at, *between, band, j)), partial(array.encode, some)
+                name = array.file((*at, *between, band, j))
+                yield name, partial(array.encode, some) if j in held else None
 
 
 def _fields(

@@ -16,7 +16,7 @@ from copcube.rows.opening import (
 )
 from copcube.rows.reading import distinct, parse_cells, read_provenance, read_rows, rows_files
 from copcube.rows.table import COLUMNS, Rows, describe, repeated
-from copcube.rows.vectors import are_finite, map_vectors, to_vectors
+from copcube.rows.vectors import are_finite, flattened, map_vectors, to_vectors
 from copcube.rows.writing import ROW_GROUP, encode_rows
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "distinct",
     "embedding_length",
     "encode_rows",
+    "flattened",
     "map_vectors",
     "parse_cells",
     "read_provenance",

@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from copcube.errors import CopcubeError, RowsError, StorageError, in_a_line
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, open_file
@@ -51,9 +53,9 @@ def vector_length(file: "pq.ParquetFile") -> int:
     if hasattr(kind, "list_size"):
         return int(kind.list_size)
     for batch in file.iter_batches(64, columns=[column]):
-        for length in batch.column(0).value_lengths().to_pylist():
-            if length:
-                return int(length)
+        lengths = np.diff(np.from_dlpack(batch.column(0).offsets))
+        if lengths.any():
+            return int(lengths[lengths > 0][0])
     return 0
 
 

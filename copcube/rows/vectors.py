@@ -92,7 +92,8 @@ def map_vectors(
             return function(start, vectors())
 
         blocks = _blocks(file, path, row_groups, wanted, number)
-        with closing(map_ahead(call, blocks, threads)) as results:
+        # Small row groups are decoded faster than the reader may come back for the next one.
+        with closing(map_ahead(call, blocks, threads, ahead=2 * threads)) as results:
             yield from results
 
 
@@ -188,6 +189,15 @@ def _batches(
             return  # what is left of the row group need not be decoded
 
 
+def flattened(lists: "pa.Array") -> "pa.Array":
+    """Values of the lists of an array, one list after another; missing ones have none."""
+    # Arrow's own way imports all of its functions, which takes longer than most reading.
+    if lists.null_count or not hasattr(lists, "offsets"):
+        return lists.flatten()
+    ends = np.from_dlpack(lists.offsets)
+    return lists.values.slice(ends[0], ends[-1] - ends[0])
+
+
 def _booleans(mask: NDArray[np.bool_]) -> "pa.BooleanArray":
     """Arrow's form of a mask, past `pyarrow.array`, which would import pandas."""
     import pyarrow as pa
@@ -208,7 +218,7 @@ def to_vectors(
     if pa.types.is_fixed_size_list(column.type):
         lengths = np.full(len(column), column.type.list_size)
     else:
-        lengths = np.from_dlpack(column.value_lengths())
+        lengths = np.diff(np.from_dlpack(column.offsets))
     dim = dim or int(lengths[0])
     if dim == 0 or np.any(lengths != dim):
         bad = int(np.argmax(lengths != dim)) if dim else 0
@@ -216,7 +226,7 @@ def to_vectors(
             f"{path}: row {number[bad]} has an embedding of length {lengths[bad]}; "
             f"expected {dim or 'more'}, as the rows before"
         )
-    values = column.flatten()
+    values = flattened(column)
     # A null becomes NaN. Without one the values are taken as they lie, past `to_numpy`, which
     # would import pandas.
     flat: NDArray[Any] = (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from copcube.errors import RowsError
 from copcube.grid import Floats, Integers
-from copcube.rows import check_vectors
+from copcube.rows import check_vectors, flattened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +67,9 @@ def floats(column: "pa.ChunkedArray") -> Floats:
     """Numbers of a column in float64, NaN for what is missing."""
     import pyarrow as pa
 
-    column = column.cast(pa.float64())
+    # A cast, even to the same type, would first make all functions that arrow has.
+    if not pa.types.is_floating(column.type):
+        column = column.cast(pa.float64())
     parts = [np.asarray(_plain(chunk), np.float64) for chunk in column.chunks]
     return np.concatenate([np.empty(0), *parts])
 
@@ -92,14 +94,15 @@ def boxes(column: "pa.ChunkedArray", path: str | Path, number: Integers) -> Inte
     for chunk in column.chunks:
         here = number[start : start + len(chunk)]
         start += len(chunk)
-        values, four = chunk.flatten(), len(chunk) * 4
+        values, four = flattened(chunk), len(chunk) * 4
         if chunk.null_count or values.null_count or len(values) != four:
             lengths = [len(box or []) for box in chunk.to_pylist()]
             bad = next((i for i, n in enumerate(lengths) if n != 4), 0)
             raise RowsError(
                 f"{path}: pixel_bbox of row {here[bad]} is not four numbers [x0, y0, x1, y1]"
             )
-        found.append(_plain(values.cast(pa.int64())).reshape(-1, 4))
+        values = values if values.type == pa.int64() else values.cast(pa.int64())
+        found.append(_plain(values).reshape(-1, 4))
     box = np.concatenate(found)
     wrong = (box[:, :2] < 0) | (box[:, 2:] <= box[:, :2]) | (box[:, 2:] >= _MOST)
     if wrong.any():
@@ -135,7 +138,9 @@ def _binary(chunk: "pa.Array") -> tuple[Integers, NDArray[np.uint8]]:
     """Offsets (n + 1,) and bytes of a column of bytes, without copying them."""
     import pyarrow as pa
 
-    chunk = chunk.cast(pa.large_binary())
+    if not pa.types.is_binary(chunk.type):
+        chunk = chunk.cast(pa.large_binary())
     _, offsets, data = chunk.buffers()
-    ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+    number = np.int32 if pa.types.is_binary(chunk.type) else np.int64
+    ends = np.frombuffer(offsets, number)[chunk.offset : chunk.offset + len(chunk) + 1]
     return ends, np.frombuffer(data or b"", np.uint8)
