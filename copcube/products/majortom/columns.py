@@ -134,13 +134,13 @@ def polygons(column: "pa.ChunkedArray") -> tuple[Floats, NDArray[np.bool_]]:
     return records["points"].astype(np.float64), plain
 
 
-def _binary(chunk: "pa.Array") -> tuple[Integers, NDArray[np.uint8]]:
+def _binary(chunk: "pa.Array") -> tuple[NDArray[np.integer], NDArray[np.uint8]]:
     """Offsets (n + 1,) and bytes of a column of bytes, without copying them."""
     import pyarrow as pa
 
     if not pa.types.is_binary(chunk.type):
         chunk = chunk.cast(pa.large_binary())
     _, offsets, data = chunk.buffers()
-    number = np.int32 if pa.types.is_binary(chunk.type) else np.int64
-    ends = np.frombuffer(offsets, number)[chunk.offset : chunk.offset + len(chunk) + 1]
+    kind = np.dtype(np.int32 if pa.types.is_binary(chunk.type) else np.int64)
+    ends = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1]
     return ends, np.frombuffer(data or b"", np.uint8)

@@ -124,15 +124,47 @@ def footprints(left: Floats, top: Floats, epsg: Integers, boxes: NDArray[np.inte
     GridError
         If a code is that of no UTM zone.
     """
+    x, y = _corners(left, top, boxes)
+    corners = _in_degrees(x, y, epsg)
+    centre = _centroids(corners)
+    return Footprints(_closed(x, y), corners, centre[:, 1], (centre[:, 0] + 180) % 360 - 180)
+
+
+def outlines(left: Floats, top: Floats, epsg: Integers, boxes: NDArray[np.integer]) -> Floats:
+    """`Footprints.corners` alone, of what `footprints` takes."""
+    return _in_degrees(*_corners(left, top, boxes), epsg)
+
+
+def _corners(left: Floats, top: Floats, boxes: NDArray[np.integer]) -> tuple[Floats, Floats]:
+    """Metres east and north of the four corners, (n, 4) each."""
     west, north, east, south = (boxes * PIXEL).T
     x = np.stack([east, east, west, west], axis=1) + left[:, np.newaxis]
     y = top[:, np.newaxis] - np.stack([north, south, south, north], axis=1)
+    return x, y
+
+
+def _in_degrees(x: Floats, y: Floats, epsg: Integers) -> Floats:
     lat, lon = unproject(x, y, epsg)
-    # Near 180° the corners of one footprint may lie on both sides.
-    lon = lon[:, :1] + (lon - lon[:, :1] + 180) % 360 - 180
-    utm, corners = (np.stack(axes, axis=-1)[:, [0, 1, 2, 3, 0]] for axes in ((x, y), (lon, lat)))
-    centre = _centroids(corners)
-    return Footprints(utm, corners, centre[:, 1], (centre[:, 0] + 180) % 360 - 180)
+    return continuous(_closed(lon, lat))
+
+
+def continuous(corners: Floats) -> Floats:
+    """Polygons as `Footprints.corners`, in place: their longitudes go on across 180°."""
+    lon = corners[..., 0]
+    east = lon - lon[:, :1] + 180
+    # The remainder of what lies within is itself, and slow to find.
+    if east.size and not 0 <= east.min() <= east.max() < 360:
+        east %= 360
+    corners[..., 0] = lon[:, :1] + (east - 180)
+    return corners
+
+
+def _closed(x: Floats, y: Floats) -> Floats:
+    """Polygons of four corners, the first again at the end, (n, 5, 2)."""
+    corners = np.empty((len(x), 5, 2))
+    corners[:, :4, 0], corners[:, :4, 1] = x, y
+    corners[:, 4] = corners[:, 0]
+    return corners
 
 
 def _centroids(corners: Floats) -> Floats:

@@ -387,8 +387,9 @@ def unproject(east: Floats, north: Floats, epsg: Integers) -> tuple[Floats, Floa
 
 def _by_zone(x: Floats, y: Floats, epsg: Integers, *, inverse: bool) -> tuple[Floats, Floats]:
     out_x, out_y = np.empty(np.shape(x)), np.empty(np.shape(x))
-    for code in np.unique(epsg).tolist():
-        mine = epsg == code
+    codes = np.unique(epsg).tolist()
+    for code in codes:
+        mine = epsg == code if len(codes) > 1 else slice(None)
         out_x[mine], out_y[mine] = projected(_zone(code), x[mine], y[mine], inverse=inverse)
     return out_x, out_y
 

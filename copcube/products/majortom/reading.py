@@ -31,7 +31,7 @@ from copcube.products.majortom.columns import (
     numbers,
     polygons,
 )
-from copcube.products.majortom.fragments import footprints
+from copcube.products.majortom.fragments import continuous, outlines
 from copcube.products.majortom.grid import GRID, PIXEL, codes_of, squares, unproject
 from copcube.products.majortom.transposed import Position, is_swapped
 from copcube.products.overlap import overlaps
@@ -247,7 +247,7 @@ class _Part:
         inside, made = made[cell >= 0], made[cell < 0]
         kept = np.flatnonzero(plain & ~self.moved)
         polygon, cells, share = overlaps(
-            np.concatenate([_continuous(given[kept]), self._corners(made)])
+            np.concatenate([continuous(given[kept]), self._corners(made)])
         )
         source = np.concatenate([inside, np.append(kept, made)[polygon]])
         order = np.argsort(source, kind="stable")
@@ -258,7 +258,7 @@ class _Part:
     def _corners(self, chosen: Integers) -> Floats:
         """Footprints made of boxes as closed polygons, (n, 5, 2)."""
         left, top = self._squares(chosen)
-        return footprints(left, top, self.epsg[chosen], self.box[chosen]).corners
+        return outlines(left, top, self.epsg[chosen], self.box[chosen])
 
     def _only_cells(self, chosen: Integers) -> Integers:
         """Cells that hold some fragments with all of their footprints; -1 where that is not sure.
@@ -338,14 +338,3 @@ class _Part:
             np.empty((len(self.row), 0), np.float32),
             identity=np.stack([place, product[self._product]]),
         )
-
-
-def _continuous(corners: Floats) -> Floats:
-    """Polygons whose longitudes go on across 180°."""
-    lon = corners[..., 0]
-    east = lon - lon[:, :1] + 180
-    # The remainder of what lies within is itself, and slow to find.
-    if east.size and not 0 <= east.min() <= east.max() < 360:
-        east %= 360
-    corners[..., 0] = lon[:, :1] + (east - 180)
-    return corners
