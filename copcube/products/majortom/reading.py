@@ -35,7 +35,7 @@ from copcube.products.majortom.fragments import continuous, outlines
 from copcube.products.majortom.grid import GRID, PIXEL, codes_of, squares, unproject
 from copcube.products.majortom.transposed import Position, is_swapped
 from copcube.products.overlap import overlaps
-from copcube.rows import Rows, distinct, reading_parquet, row_group_sizes
+from copcube.rows import Rows, distinct, reading_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,12 +90,16 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
         centre lies outside the globe, or a product is of no known sensor.
     """
     swap = is_swapped(path, position)
-    sizes = row_group_sizes(path)
+    columns = (*NEEDED, *["geometry"] * (assign == "area"))
+    # Pages of the columns are looked at here, once, and not by each thread that begins.
+    with reading_parquet(path, columns=columns) as file:
+        groups = range(file.num_row_groups)
+        sizes = [file.metadata.row_group(group).num_rows for group in groups]
     ends = np.cumsum([sizes[group] for group in row_groups])
     # Runs of row groups, each read by a thread.
     found = np.split(np.array(row_groups), np.flatnonzero(np.diff(ends // _AT_ONCE)) + 1)
     runs: list[list[int]] = [run.tolist() for run in found]
-    read_run = partial(_read_run, path, assign=assign, swap=swap)
+    read_run = partial(_read_run, path, columns=columns, assign=assign, swap=swap)
     with closing(map_ahead(read_run, runs, min(available_processors(), _THREADS))) as read_runs:
         tables = list(read_runs)
     table = Rows.concatenate(tables)
@@ -106,12 +110,17 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
     return replace(table, source=np.concatenate(sources))
 
 
-def _read_run(path: str | Path, row_groups: Sequence[int], *, assign: Assign, swap: bool) -> Rows:
-    outlines = assign == "area"
-    with reading_parquet(path, columns=(*NEEDED, *["geometry"] * outlines)) as file:
+def _read_run(
+    path: str | Path,
+    row_groups: Sequence[int],
+    *,
+    columns: Sequence[str],
+    assign: Assign,
+    swap: bool,
+) -> Rows:
+    with reading_parquet(path, columns=columns) as file:
         check(file.schema_arrow, path)
-        outlines &= "geometry" in file.schema_arrow.names
-        names = [*NEEDED, *["geometry"] * outlines]
+        names = [name for name in columns if name in file.schema_arrow.names]
         table = file.read_row_groups(list(row_groups), columns=names)
         number = numbers(file, row_groups)
     part = _Part(path, table, number, swap=swap)
