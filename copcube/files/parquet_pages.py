@@ -114,9 +114,11 @@ _BYTES_OF_A_TEXT = 64
 def _measure(read: Read, column: Any, what: str, error: type[CopcubeError]) -> tuple[int, int]:
     """Number of values of a column chunk, and bytes that its pages unfold to."""
     values = unfolded = 0
+    most = limits.PAGE.allowed  # asked for once, and not for each of many thousand pages
     for page in pages_of(read, column):
-        demand(limits.PAGE, page.unfolded, f"{what}: a page", error)
-        demand(limits.PAGE, 4 * page.values, f"{what}: a page of {page.values} values", error)
+        if max(page.unfolded, 4 * page.values) > most:
+            demand(limits.PAGE, page.unfolded, f"{what}: a page", error)
+            demand(limits.PAGE, 4 * page.values, f"{what}: a page of {page.values} values", error)
         # The values of a dictionary are no rows.
         values += 0 if page.is_dictionary else page.values
         unfolded += page.unfolded
@@ -189,12 +191,12 @@ def _page(read: Read, at: int) -> Page:
     # Data pages, dictionaries and data pages of version 2 each have a header of their own, which
     # begins with the number of values.
     of_kind = next((fields[n] for n in (5, 7, 8) if isinstance(fields.get(n), dict)), {1: 0})
-    kind, unfolded, compressed = (_natural(fields, number) for number in (1, 2, 3))
+    kind = _natural(fields, 1)
     is_known = kind == 0 and of_kind.get(3) == of_kind.get(4) == _RLE
     return Page(
         start=at + length,
-        length=compressed,
-        unfolded=unfolded,
+        length=_natural(fields, 3),
+        unfolded=_natural(fields, 2),
         values=_natural(of_kind, 1),
         encoding=_natural(of_kind, 2) if is_known else -1,
         is_dictionary=kind == 2,
@@ -216,32 +218,32 @@ def _struct(raw: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
     fields: dict[int, Any] = {}
     number = 0
     # A zero ends a struct. The upper half of a byte is how far the number of the field lies from
-    # the one before; where that is 0, the number follows.
+    # the one before; where that is 0, the number follows. The lower half is the type.
     while byte := raw[at]:
         at += 1
         if byte >> 4:
             number += byte >> 4
         else:
             number, at = _integer(raw, at)
-        fields[number], at = _value(raw, at, byte & 15, depth)
+        kind = byte & 15
+        value: Any = None
+        if 4 <= kind <= 6:
+            value, at = _integer(raw, at)
+        elif kind == 12:
+            value, at = _struct(raw, at, depth + 1)
+        elif kind == 8:
+            length, at = varint(raw, at)
+            at += length
+        elif kind in (1, 2):  # true and false
+            value = kind == 1
+        elif kind == 3:
+            value, at = raw[at], at + 1
+        elif kind == 7:
+            at += 8
+        else:
+            raise ValueError(f"a header of a page holds the type {kind}")
+        fields[number] = value
     return fields, at + 1
-
-
-def _value(raw: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (1, 2):  # true and false, which the type says
-        return kind == 1, at
-    if kind == 3:
-        return raw[at], at + 1
-    if kind in (4, 5, 6):
-        return _integer(raw, at)
-    if kind == 7:
-        return None, at + 8
-    if kind == 8:
-        length, at = varint(raw, at)
-        return None, at + length
-    if kind == 12:
-        return _struct(raw, at, depth + 1)
-    raise ValueError(f"a header of a page holds the type {kind}")
 
 
 def _integer(raw: bytes, at: int) -> tuple[int, int]:
@@ -252,12 +254,11 @@ def _integer(raw: bytes, at: int) -> tuple[int, int]:
 
 def varint(raw: bytes, at: int) -> tuple[int, int]:
     """Number of seven bits a byte at a position, and where it ends."""
-    value = 0
-    # Ten times seven bits hold any number of 64.
-    for shift in range(0, 70, 7):
-        byte = raw[at]
-        at += 1
+    value = shift = 0
+    while (byte := raw[at]) > 127:
         value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a header of a page holds a number without end")
+        shift += 7
+        at += 1
+        if shift > 63:  # ten times seven bits hold any number of 64
+            raise ValueError("a header of a page holds a number without end")
+    return value | byte << shift, at + 1
