@@ -2,8 +2,9 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,19 @@ from copcube import grid
 from copcube.cube import schema
 from copcube.cube.chunks import Chunks
 from copcube.cube.store import array, chunk_name, is_stored, leading, open_group, parsing
-from copcube.errors import CopcubeError, CubeError
+from copcube.errors import CopcubeError, CubeError, StorageError
 from copcube.files.damage import UNDECODABLE, reason
 from copcube.files.folders import open_folder
 from copcube.files.objects import is_remote
+from copcube.lookahead import map_ahead
 
 if TYPE_CHECKING:
     import zarr
 
 _CODECS = ["bytes", "zstd"]
+
+_REQUESTS = 8
+"""Chunks of a store that are asked for at once."""
 
 _UNREADABLE = (OSError, *UNDECODABLE)
 _MENDING = {
@@ -232,8 +237,14 @@ class _Chunks:
         groups: tuple[str, ...],
         damaged: dict[str, str],
     ) -> None:
-        self._folder = None if is_remote(path) else open_folder(path)
+        self._folder = open_folder(path)
         self._forms: dict[str, Chunks | None] = {}
+        self._threads = _REQUESTS if is_remote(path) else 0
+        # A listing names a thousand chunks a request; asking for each that is not there costs one.
+        self._stored: set[str] | None = None
+        if is_remote(path):
+            with suppress(StorageError):  # of web servers, and of buckets that may only be read
+                self._stored = set(self._folder.names())
         self._by, self._groups, self._damaged = by, groups, damaged
 
     def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
@@ -264,26 +275,33 @@ class _Chunks:
         shape = [k.stop - k.start for k in whole]
         values = np.full(shape, array.fill_value, array.dtype)
         known = np.ones(shape, bool)
-        for index, window in _overlapping(array, whole):
-            here = tuple(
-                slice(a.start - b.start, a.stop - b.start)
-                for a, b in zip(window, whole, strict=True)
-            )
-            try:
-                values[here] = (
-                    array[window] if form is None else self._decoded(form, array, index, window)
+        windows = [
+            (index, window)
+            for index, window in _overlapping(array, whole)
+            if self.may_be_stored(array, index)
+        ]
+        read = partial(self._window, form, array)
+        with closing(map_ahead(read, windows, self._threads)) as found:
+            for (index, window), data in zip(windows, found, strict=True):
+                here = tuple(
+                    slice(a.start - b.start, a.stop - b.start)
+                    for a, b in zip(window, whole, strict=True)
                 )
-            except FileNotFoundError:
-                continue  # what is not stored is the fill value
-            except _UNREADABLE as error:
-                known[here] = False
-                self.note(array, index, f"damaged ({reason(error)})")
+                if isinstance(data, Exception):
+                    known[here] = False
+                    self.note(array, index, f"damaged ({reason(data)})")
+                elif data is not None:
+                    values[here] = data
         drop = tuple(0 if isinstance(k, int) else slice(None) for k in part)
         return values[drop], known[drop]
 
+    def may_be_stored(self, array: Any, index: tuple[int, ...]) -> bool:
+        """Whether a chunk is stored, as far as nobody need be asked for that chunk alone."""
+        return self._stored is None or chunk_name(array, index) in self._stored
+
     def _form(self, array: Any) -> Chunks | None:
-        """How chunks are stored, if in a folder and as ours are: these are decoded past zarr."""
-        if self._folder is None:
+        """How chunks are stored, if as ours are: these are decoded past zarr."""
+        if self._threads and self._stored is None:
             return None
         if array.path not in self._forms:
             try:
@@ -293,15 +311,22 @@ class _Chunks:
                 self._forms[array.path] = None
         return self._forms[array.path]
 
-    def _decoded(
-        self, form: Chunks, array: Any, index: tuple[int, ...], window: tuple[slice, ...]
-    ) -> NDArray[Any]:
-        """Values of a window of an array, which lies in one chunk."""
-        assert self._folder is not None
-        data = self._folder.read(chunk_name(array, index))
-        starts = [i * c for i, c in zip(index, form.chunks, strict=True)]
-        inside = (slice(w.start - s, w.stop - s) for w, s in zip(window, starts, strict=True))
-        return form.unpack(data)[tuple(inside)]
+    def _window(
+        self, form: Chunks | None, array: Any, part: tuple[tuple[int, ...], tuple[slice, ...]]
+    ) -> NDArray[Any] | Exception | None:
+        """Values of a window of a chunk, or what reading it raises; None if it is not stored."""
+        index, window = part
+        try:
+            if form is None:
+                return np.asarray(array[window])
+            data = self._folder.read(chunk_name(array, index))
+            starts = [i * c for i, c in zip(index, form.chunks, strict=True)]
+            inside = (slice(w.start - s, w.stop - s) for w, s in zip(window, starts, strict=True))
+            return form.unpack(data)[tuple(inside)]
+        except FileNotFoundError:
+            return None
+        except _UNREADABLE as error:
+            return error
 
     def note(self, array: Any, index: tuple[int, ...], what: str) -> None:
         """Note what is wrong with a chunk, and which cells it concerns."""
@@ -381,7 +406,8 @@ def _band(
     for block in grid.band_blocks(band):
         window, index = (slice(None), block.cols), (*at, block.i, block.j, 0)
         # Most blocks are sea: their chunks are not stored and need not be read.
-        if any(held[window].any() for held in holds.values()) or is_stored(embedding, index):
+        stored = chunks.may_be_stored(embedding, index) and is_stored(embedding, index)
+        if stored or any(held[window].any() for held in holds.values()):
             part = *at, rows, block.cols, slice(0, embedding.shape[-1])
             vectors, readable = chunks.read(embedding, part)
             whole[window] = np.isfinite(vectors).all(axis=-1)
