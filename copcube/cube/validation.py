@@ -132,12 +132,14 @@ def _examine(path: str | Path) -> _Examined:
         examined.structure += [*_attributes(group), *_structure(group, expected)]
     if examined.structure:
         return examined
+    # Opened once: in a store each opening is a request.
+    arrays = {name: array(group, name) for name in expected}
     chunks = _Chunks(path, by, groups, examined.damaged)
-    examined.values += _coordinates(group, expected, chunks)
+    examined.values += _coordinates(arrays, expected, chunks)
     found: dict[str, list[int]] = {}
     for g in range(max(1, len(groups))):
         for band in range(grid.N_BANDS):
-            for problem, wrong in _band(group, () if by is None else (g,), band, chunks):
+            for problem, wrong in _band(arrays, () if by is None else (g,), band, chunks):
                 if wrong.any():
                     row, col = np.argwhere(wrong)[0].tolist()
                     first = found.setdefault(problem, [0, g, band * grid.BLOCK + row, col])
@@ -363,11 +365,11 @@ def _overlapping(
 
 
 def _coordinates(
-    group: "zarr.Group", expected: Mapping[str, schema.Variable], chunks: _Chunks
+    arrays: Mapping[str, Any], expected: Mapping[str, schema.Variable], chunks: _Chunks
 ) -> Iterator[str]:
     for name, variable in expected.items():
         if variable.values is not None:
-            stored = array(group, name)
+            stored = arrays[name]
             whole = [slice(0, n) for n in stored.shape]
             found, known = chunks.read(stored, tuple(whole))
             for index, part in _overlapping(stored, whole):
@@ -382,15 +384,15 @@ def _coordinates(
 
 
 def _band(
-    group: "zarr.Group", at: tuple[int, ...], band: int, chunks: _Chunks
+    arrays: Mapping[str, Any], at: tuple[int, ...], band: int, chunks: _Chunks
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Statements that must not hold, and the cells of the band for which they do."""
     rows = grid.Block(band, 0).rows
     shape = rows.stop - rows.start, grid.N_LON
-    maps = [name for name in ("n_images", "spread", "n_images_by_modality") if name in group]
+    maps = [name for name in ("n_images", "spread", "n_images_by_modality") if name in arrays]
     values, known = {}, {}
     for name in maps:
-        stored = array(group, name)
+        stored = arrays[name]
         part = *at, *(slice(0, n) for n in stored.shape[len(at) : -2]), rows, slice(0, grid.N_LON)
         values[name], known[name] = chunks.read(stored, part)
     count: NDArray[np.int32] = values["n_images"]
@@ -402,7 +404,7 @@ def _band(
 
     # Blocks are read one at a time, to hold 6 MB of vectors rather than the 200 MB of a band.
     whole, known["embedding"] = np.zeros(shape, bool), np.ones(shape, bool)
-    holds["embedding"], embedding = np.zeros(shape, bool), array(group, "embedding")
+    holds["embedding"], embedding = np.zeros(shape, bool), arrays["embedding"]
     for block in grid.band_blocks(band):
         window, index = (slice(None), block.cols), (*at, block.i, block.j, 0)
         # Most blocks are sea: their chunks are not stored and need not be read.
@@ -414,7 +416,7 @@ def _band(
             holds["embedding"][window] = ~np.isnan(vectors).all(axis=-1)
             known["embedding"][window] = readable.all(axis=-1)
     known = {name: np.asarray(k.reshape(-1, *shape).all(axis=0)) for name, k in known.items()}
-    _find_missing(group, at, band, holds, known, chunks)
+    _find_missing(arrays, at, band, holds, known, chunks)
 
     counted = known["n_images"]
     yield "negative count of images", count < 0
@@ -435,7 +437,7 @@ def _band(
 
 
 def _find_missing(
-    group: "zarr.Group",
+    arrays: Mapping[str, Any],
     at: tuple[int, ...],
     band: int,
     holds: Mapping[str, NDArray[np.bool_]],
@@ -449,7 +451,7 @@ def _find_missing(
     """
     for name, held in holds.items():
         others = [other for key, other in holds.items() if key != name]
-        stored = array(group, name)
+        stored = arrays[name]
         axis = stored.metadata.dimension_names.index("lon")
         for j, west in enumerate(range(0, grid.N_LON, stored.chunks[axis])):
             window = slice(None), slice(west, west + stored.chunks[axis])
