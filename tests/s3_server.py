@@ -16,7 +16,7 @@ from web_server import Handler, serving
 def serve_s3() -> Iterator[str]:
     """Run an S3 server on a free port while the body runs; gives its endpoint."""
     # Slow to import, and few tests need it.
-    from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
+    from moto.moto_server.werkzeug_app import create_backend_app
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -27,8 +27,7 @@ def serve_s3() -> Iterator[str]:
         chosen = control if environ["PATH_INFO"].startswith("/moto-api") else s3
         return chosen(environ, start_response)
 
-    handler: Any = MotoRequestHandler
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=handler)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

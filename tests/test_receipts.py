@@ -354,7 +354,7 @@ def test_in_a_bucket_a_resume_lists_the_rows_and_reads_none(source, bucket, monk
     report = build("fake", out, encoder=encoder)
     assert (report.resumed, len(encoder.calls)) == (source.number, calls)
     assert not [url for url in fetched if "/rows/" in url]
-    # To see that the cube is whole, each of its chunks is asked for once, and none that has no cell.
+    # To see that the cube is whole, each chunk that is there is asked for once, and no other.
     names = [f"{out}/{entry.name}" for entry in access.listing(out) if "/c/" in entry.name]
     assert sorted(url for url in fetched if "/c/" in url) == names
     assert validate_rows(out) == []
