@@ -17,6 +17,7 @@ from copcube.cli.main import main
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
 from copcube.files.damage import UNDECODABLE, naming_damage
+from copcube.files.objects import ObjectFolder
 from copcube.interchange import export, to_zarr
 from copcube.pca.components import project, reduce
 
@@ -118,6 +119,24 @@ def test_an_array_that_somebody_stored_otherwise_is_examined_too(world, tmp_path
     flip(damaged := min((path / "spread").glob("c.*")))
     problem, _ = cube.validate(path)
     assert problem.startswith(f"spread/{damaged.name}: damaged (its checksum does not fit); ")
+
+
+@pytest.mark.parametrize("server", ["bucket", pytest.param("web", marks=pytest.mark.slow)])
+def test_damage_is_found_at_an_address_too(sick, server, request):
+    """A bucket says which chunks there are; of a web server each is asked for."""
+    path, chunk = sick
+    at = request.getfixturevalue(server)
+    files = {f.relative_to(path).as_posix(): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+    if server == "web":
+        at.files |= {f"world.zarr/{name}": data for name, data in files.items()}
+        url = f"{at.url}/world.zarr"
+    else:
+        url = f"{at}/world.zarr"
+        for name, data in files.items():
+            ObjectFolder(url).write(name, data)
+    problem, _ = cube.validate(url)
+    assert problem.startswith(f"{chunk}: damaged (")
+    assert [problem] == cube.damaged(path)
 
 
 def test_the_cells_of_a_chunk_are_named(world, tmp_path):

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import random_rows, rows, table, write_rows
 
 from copcube import grid
@@ -15,8 +16,10 @@ from copcube.modalities import MODALITIES
 from copcube.rows import (
     ROW_GROUP,
     Rows,
+    distinct,
     embedding_length,
     encode_rows,
+    flattened,
     read_provenance,
     read_rows,
     row_group_sizes,
@@ -317,3 +320,25 @@ def test_addresses_without_rows_and_stores_that_fail(bucket, web):
     web.files["a.parquet"], web.status["a.parquet"] = b"PAR1", 503
     with pytest.raises(StorageError, match="503"):
         read_rows(f"{web.url}/a.parquet")
+
+
+TEXTS = st.lists(st.sampled_from(["a", "b", "", None]), max_size=40)
+
+
+@given(TEXTS, TEXTS, st.booleans(), st.integers(0, 9), st.integers(0, 40))
+def test_distinct_texts_and_codes_give_the_column_back(first, second, encoded, start, length):
+    column = pa.chunked_array([pa.array(part, pa.string()) for part in (first, second)])
+    column = (column.dictionary_encode() if encoded else column).slice(start, length)
+    texts, code = distinct(column)
+    assert texts[code].tolist() == [text or None for text in column.to_pylist()]
+    assert len(texts) <= len(set(column.to_pylist()))
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.lists(st.integers(0, 9), max_size=4)), max_size=12),
+    st.sampled_from([pa.list_, pa.large_list]),
+    st.integers(0, 5),
+)
+def test_lists_are_flattened_as_arrow_does(lists, kind, start):
+    array = pa.array(lists, kind(pa.int64())).slice(start)
+    assert flattened(array).equals(array.flatten())
