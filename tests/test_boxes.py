@@ -88,9 +88,13 @@ def test_fractions_are_those_of_shapely(name):
     agree(fractions(polygon_rings(json.dumps(mapping(turned)))), expected(SHAPES[name]))
 
 
+# GEOS cuts a triangle wrongly whose corners are at a longitude of 1.8e-307.
+LONGITUDES = st.floats(0, 1.5).map(lambda x: round(x, 9))
+
+
 @settings(max_examples=15, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(0, 1.5), st.floats(-60, -58.7)), min_size=3, max_size=7),
+    st.lists(st.tuples(LONGITUDES, st.floats(-60, -58.7)), min_size=3, max_size=7),
     st.sampled_from([-170, 0, 100]),
 )
 def test_fractions_of_any_hull(corners, shift):
