@@ -228,10 +228,3 @@ def array(group: "zarr.Group", name: str) -> Any:
 def chunk_name(array: Any, index: tuple[int, ...]) -> str:
     """Name of a chunk's file in the cube."""
     return f"{array.path}/{array.metadata.encode_chunk_key(index)}"
-
-
-def is_stored(array: Any, index: tuple[int, ...]) -> bool:
-    """Whether a chunk may be stored; only in a folder is it worth finding out."""
-    # In an object store the question would cost a request, as much as reading the chunk does.
-    root = getattr(array.store, "root", None)
-    return root is None or Path(root, chunk_name(array, index)).exists()

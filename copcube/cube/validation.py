@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cube import schema
 from copcube.cube.chunks import Chunks
-from copcube.cube.store import array, chunk_name, is_stored, leading, open_group, parsing
+from copcube.cube.store import array, chunk_name, leading, open_group, parsing
 from copcube.errors import CopcubeError, CubeError, StorageError
 from copcube.files.damage import UNDECODABLE, reason
 from copcube.files.folders import open_folder
@@ -243,10 +243,10 @@ class _Chunks:
         self._forms: dict[str, Chunks | None] = {}
         self._threads = _REQUESTS if is_remote(path) else 0
         # A listing names a thousand chunks a request; asking for each that is not there costs one.
+        # None of web servers, and of buckets whose files may only be read.
         self._stored: set[str] | None = None
-        if is_remote(path):
-            with suppress(StorageError):  # of web servers, and of buckets that may only be read
-                self._stored = set(self._folder.names())
+        with suppress(StorageError):
+            self._stored = set(self._folder.names())
         self._by, self._groups, self._damaged = by, groups, damaged
 
     def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
@@ -298,12 +298,12 @@ class _Chunks:
         return values[drop], known[drop]
 
     def may_be_stored(self, array: Any, index: tuple[int, ...]) -> bool:
-        """Whether a chunk is stored, as far as nobody need be asked for that chunk alone."""
+        """Whether a chunk is stored; it may be, where nothing can be listed."""
         return self._stored is None or chunk_name(array, index) in self._stored
 
     def _form(self, array: Any) -> Chunks | None:
         """How chunks are stored, if as ours are: these are decoded past zarr."""
-        if self._threads and self._stored is None:
+        if self._stored is None:
             return None
         if array.path not in self._forms:
             try:
@@ -408,8 +408,8 @@ def _band(
     for block in grid.band_blocks(band):
         window, index = (slice(None), block.cols), (*at, block.i, block.j, 0)
         # Most blocks are sea: their chunks are not stored and need not be read.
-        stored = chunks.may_be_stored(embedding, index) and is_stored(embedding, index)
-        if stored or any(held[window].any() for held in holds.values()):
+        may_be = chunks.may_be_stored(embedding, index)
+        if may_be or any(held[window].any() for held in holds.values()):
             part = *at, rows, block.cols, slice(0, embedding.shape[-1])
             vectors, readable = chunks.read(embedding, part)
             whole[window] = np.isfinite(vectors).all(axis=-1)

@@ -12,7 +12,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from copcube.errors import CopcubeError, OptionError
@@ -140,11 +139,7 @@ _BYTES_OF_A_VALUE = 64
 
 
 def _factor() -> float:
-    return _parsed(os.environ.get(VARIABLE, "1"))
-
-
-@lru_cache
-def _parsed(text: str) -> float:
+    text = os.environ.get(VARIABLE, "1")
     try:
         factor = float(text)
     except ValueError:

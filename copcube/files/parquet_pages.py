@@ -113,16 +113,13 @@ _BYTES_OF_A_TEXT = 64
 
 def _measure(read: Read, column: Any, what: str, error: type[CopcubeError]) -> tuple[int, int]:
     """Number of values of a column chunk, and bytes that its pages unfold to."""
-    values = unfolded = 0
-    most = limits.PAGE.allowed  # asked for once, and not for each of many thousand pages
-    for page in pages_of(read, column):
-        if max(page.unfolded, 4 * page.values) > most:
-            demand(limits.PAGE, page.unfolded, f"{what}: a page", error)
-            demand(limits.PAGE, 4 * page.values, f"{what}: a page of {page.values} values", error)
-        # The values of a dictionary are no rows.
-        values += 0 if page.is_dictionary else page.values
-        unfolded += page.unfolded
-    return values, unfolded
+    pages = list(pages_of(read, column))
+    demand(limits.PAGE, max((page.unfolded for page in pages), default=0), f"{what}: a page", error)
+    most = max((page.values for page in pages), default=0)
+    demand(limits.PAGE, 4 * most, f"{what}: a page of {most} values", error)
+    # The values of a dictionary are no rows.
+    values = sum(page.values for page in pages if not page.is_dictionary)
+    return values, sum(page.unfolded for page in pages)
 
 
 class Page(NamedTuple):

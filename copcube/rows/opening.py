@@ -21,15 +21,22 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 
-def row_group_sizes(path: str | Path) -> list[int]:
+def row_group_sizes(path: str | Path, columns: Sequence[str] = COLUMNS) -> list[int]:
     """Rows in every row group of a file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the file, or an address.
+    columns : sequence of str
+        What will be read of it, whose pages are looked at.
 
     Raises
     ------
     RowsError
         If the file is missing or is not parquet.
     """
-    with open_parquet(path) as file:
+    with open_parquet(path, columns=columns) as file:
         return [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
 
 

@@ -214,7 +214,7 @@ def _looked_up(
     numbers = _hybrid(data[1:].tobytes(), count, bits) if bits else np.zeros(count, np.uint32)
     if len(numbers) < count or numbers.max(initial=0) >= len(dictionary):
         raise IrregularError
-    # No number lies beyond it, so that none is clipped; `take` has no faster way of its own.
+    # No number lies beyond it, so that none is clipped.
     return dictionary.take(numbers, mode="clip")
 
 

@@ -35,7 +35,7 @@ from copcube.products.majortom.fragments import continuous, outlines
 from copcube.products.majortom.grid import GRID, PIXEL, codes_of, squares, unproject
 from copcube.products.majortom.transposed import Position, is_swapped
 from copcube.products.overlap import overlaps
-from copcube.rows import Rows, distinct, reading_parquet
+from copcube.rows import Rows, distinct, reading_parquet, row_group_sizes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,9 +92,7 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
     swap = is_swapped(path, position)
     columns = (*NEEDED, *["geometry"] * (assign == "area"))
     # Pages of the columns are looked at here, once, and not by each thread that begins.
-    with reading_parquet(path, columns=columns) as file:
-        groups = range(file.num_row_groups)
-        sizes = [file.metadata.row_group(group).num_rows for group in groups]
+    sizes = row_group_sizes(path, columns)
     ends = np.cumsum([sizes[group] for group in row_groups])
     # Runs of row groups, each read by a thread.
     found = np.split(np.array(row_groups), np.flatnonzero(np.diff(ends // _AT_ONCE)) + 1)
