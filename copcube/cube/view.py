@@ -20,7 +20,7 @@ from copcube.cube.latlon import CELL, LatLon, first_positions, spatial_dims
 from copcube.cube.pointwise import as_points
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
-from copcube.cube.whole import at_once
+from copcube.cube.whole import at_once, opened
 from copcube.errors import CubeError, GridError
 from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index, on_nodes
@@ -256,10 +256,20 @@ class CubeView:
             # No vector there is used, so that one number stands for all of them.
             return counted, np.broadcast_to(np.array(np.nan, self.field.dtype), shape)
         with naming_damage():
-            values = self.field.variable[part].values
+            values = self._values(part)
         filled = present(values, zeros_allowed=self.zeros_allowed)
         # Vectors may be missing where images are counted, if a user masked them.
         return (filled if counted is None else np.asarray(filled & counted)), values
+
+    def _values(self, part: Part) -> NDArray[Any]:
+        """All vectors of a part; past dask, which takes a task for each chunk, where it can."""
+        if self._source is None or not all(isinstance(k, int | slice) for k in part):
+            return np.asarray(self.field.variable[part].values)
+        return np.asarray(self._source[part])
+
+    @cached_property
+    def _source(self) -> Any:
+        return opened(self.field)
 
     def filled(self) -> "xr.DataArray":
         """Which cells hold a vector: those with images or, where nothing counts, a finite one.

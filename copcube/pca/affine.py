@@ -1,6 +1,7 @@
 """Affine maps of vectors, cell by cell and block by block of the lattice; lazily where they are."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,10 +45,17 @@ class Affine:
     means: Floats | None = None
     slopes: Floats | None = None
 
-    def __call__(self, x: NDArray[Any], g: NDArray[Any] | None = None) -> NDArray[np.float32]:
+    def __call__(
+        self,
+        x: NDArray[Any],
+        counted: NDArray[np.bool_] | None = None,
+        g: NDArray[Any] | None = None,
+    ) -> NDArray[np.float32]:
         """Map vectors, (…, n), with their further values, (…, p), to (…, size)."""
         result = np.full((*x.shape[:-1], self.matrix.shape[1]), np.nan, np.float32)
         filled = present(x, zeros_allowed=self.zeros_allowed)
+        if counted is not None:
+            filled = filled & counted
         if g is not None:
             g = np.broadcast_to(g, (*x.shape[:-1], g.shape[-1]))
             filled = filled & np.isfinite(g).all(axis=-1)
@@ -64,50 +72,68 @@ class Affine:
 
 
 def map_vectors(
-    field: "xr.DataArray", function: Affine, name: str, beside: NDArray[Any] | None = None
+    field: "xr.DataArray",
+    function: Affine,
+    name: str,
+    counts: NDArray[np.bool_] | None = None,
+    beside: NDArray[Any] | None = None,
 ) -> "xr.DataArray":
     """Map vectors, (…, lat, lon, n), to such along a dimension `name`; lazily if dask-backed.
 
-    Blocks are the same for every kind of array, so that matrix products in them are. `beside`,
-    (lat, lon, p), holds the further values of the cells, the same for all groups.
+    Blocks are the same for every kind of array, so that matrix products in them are. Where
+    `counts`, (…, lat, lon), says that there is no vector the result is NaN, and blocks without
+    any are not read. `beside`, (lat, lon, p), holds the further values of the cells, the same for
+    all groups.
     """
     import xarray as xr
 
-    *lead, n_lat, n_lon, _ = field.shape
-    size = function.matrix.shape[1]
-    shape, values = (*lead, n_lat, n_lon, size), field.variable
-    if field.chunks is not None:
-        import dask.array as da
+    # One block of a user's chunks could be the whole cube; and bits depend on the blocks.
+    steps = (*(1 for _ in field.shape[:-3]), grid.BLOCK, grid.BLOCK)
+    spans = [_spans(n, step) for n, step in zip(field.shape[:-1], steps, strict=True)]
+    parts = list(product(*spans))
+    size, dims = function.matrix.shape[1], (*field.dims[:-1], name)
 
-        # One block of a user's chunks could be the whole cube; and bits depend on the blocks.
-        data = field.data.rechunk((*(1 for _ in lead), grid.BLOCK, grid.BLOCK, -1))
-        arrays = [data]
-        if beside is not None:
-            arrays.append(da.from_array(beside, (*data.chunks[-3:-1], beside.shape[-1])))  # type: ignore[no-untyped-call]
-        result = da.map_blocks(  # type: ignore[no-untyped-call]
-            function,
-            *arrays,
-            dtype=np.float32,
-            chunks=(*data.chunks[:-1], (size,)),
-            # Without it dask calls the function with empty arrays, to see what it returns.
-            meta=np.empty((0,) * len(shape), np.float32),
+    def given(part: Any) -> tuple[NDArray[np.bool_] | None, NDArray[Any] | None]:
+        return (
+            None if counts is None else counts[part],
+            None if beside is None else beside[part[-2:]],
         )
-    else:
-        result = np.empty(shape, np.float32)
-        # The blocks that dask is given above.
-        parts = [
-            (*group, slice(i, i + grid.BLOCK), slice(j, j + grid.BLOCK))
-            for group in np.ndindex(*lead)
-            for i in range(0, n_lat, grid.BLOCK)
-            for j in range(0, n_lon, grid.BLOCK)
-        ]
+
+    def there(part: Any) -> bool:
+        return counts is None or bool(counts[part].any())
+
+    if field.chunks is None:
+        result = np.full((*field.shape[:-1], size), np.nan, np.float32)
+        parts = [part for part in parts if there(part)]
 
         def mapped(part: Any) -> NDArray[np.float32]:
-            g = None if beside is None else beside[part[-2:]]
-            return function(values[part].values, g)
+            return function(field.variable[part].values, *given(part))
 
-        for part, block in zip(
-            parts, map_ahead(mapped, parts, THREADS, ahead=2 * THREADS), strict=True
-        ):
+        blocks = map_ahead(mapped, parts, THREADS, ahead=2 * THREADS)
+        for part, block in zip(parts, blocks, strict=True):
             result[part] = block
-    return xr.DataArray(result, dims=(*field.dims[:-1], name))
+        return xr.DataArray(result, dims=dims)
+
+    import dask.array as da
+    from dask.base import tokenize
+    from dask.highlevelgraph import HighLevelGraph
+
+    chunks = [tuple(span.stop - span.start for span in along) for along in spans]
+    data = field.data.rechunk((*chunks, -1))
+    key = f"map_vectors-{tokenize(data.name, function, counts, beside)}"
+    # A graph of its own: `dask.array.map_blocks` would read all blocks.
+    tasks: dict[Any, Any] = {}
+    for index, part in zip(np.ndindex(*map(len, spans)), parts, strict=True):
+        if there(part):
+            tasks[(key, *index, 0)] = (function, (data.name, *index, 0), *given(part))
+        else:
+            shape = (*(span.stop - span.start for span in part), size)
+            tasks[(key, *index, 0)] = (np.full, shape, np.nan, np.float32)
+    graph = HighLevelGraph.from_collections(key, tasks, dependencies=[data])
+    lazy = da.Array(graph, key, (*chunks, (size,)), np.float32)  # type: ignore[no-untyped-call]
+    return xr.DataArray(lazy, dims=dims)
+
+
+def _spans(size: int, step: int) -> list[slice]:
+    """Cut a dimension into blocks."""
+    return [slice(start, min(start + step, size)) for start in range(0, max(size, 1), step)]

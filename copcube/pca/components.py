@@ -282,8 +282,6 @@ def project(
 
 
 def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None) -> "xr.Dataset":
-    import xarray as xr
-
     components, deviations = read_components(basis)
     if view.field.shape[-1] != basis.sizes["dim"]:
         raise CubeError(
@@ -309,9 +307,8 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
         coefficients, means = read_regression(basis)
         beside = predictors.values
         rotate = replace(rotate, means=means, slopes=-coefficients @ matrix)
-    pc = map_vectors(view.field, rotate, "component", beside)
-    if view.counts is not None:  # what lies where no image is counted is no vector
-        pc = pc.where(xr.DataArray(view.counts.variable))
+    counts = None if view.counts is None else view.counts.values
+    pc = map_vectors(view.field, rotate, "component", counts, beside)
     pc.attrs = {"units": "1", "long_name": "principal components of the embedding"}
     attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
     attrs = {**_provenance(view.dataset), **attrs}
@@ -368,7 +365,7 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
         coefficients, means = read_regression(fields)
         beside = fields["predictors"].transpose(view.lat, view.lon, "predictor").values
         expand = replace(expand, means=means, slopes=coefficients)
-    embedding = map_vectors(view.field, expand, "dim", beside)
+    embedding = map_vectors(view.field, expand, "dim", beside=beside)
     embedding.attrs = {
         "units": "1",
         "long_name": f"embedding, restored from {len(components)} principal components",
