@@ -338,6 +338,17 @@ def test_zarr_of_either_version_in_every_layout(merged, tmp_path, zarr_format, l
     assert set(xr.open_zarr(path)) == {"z"}
 
 
+@pytest.mark.parametrize("room", [1, 20_000, 1 << 25])
+def test_chunks_in_zarr_do_not_depend_on_how_many_are_written_at_once(tmp_path, monkeypatch, room):
+    monkeypatch.setattr(sys.modules[to_zarr.__module__], "_AT_ONCE", room)
+    values = np.arange(300 * 200, dtype=np.float32).reshape(300, 200)
+    given = xr.Dataset({"z": (("y", "x"), values)}).chunk(y=(45, 90, 90, 75), x=45)
+    to_zarr(given, path := tmp_path / "a.zarr")
+    again = xr.open_zarr(path)
+    assert again.z.encoding["chunks"] == (90, 45)
+    assert np.array_equal(again.z, values)
+
+
 def test_versions_of_zarr_are_two(fields, tmp_path):
     with pytest.raises(OptionError, match="zarr_format=4; expected 2 or 3"):
         to_zarr(fields, tmp_path / "a.zarr", zarr_format=4)

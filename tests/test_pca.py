@@ -437,6 +437,25 @@ def test_blocks_without_images_are_not_read():
     assert pca.fit(uncounted, 3, weights=weights).sizes == expected.sizes
 
 
+def test_a_lazy_projection_reads_no_block_without_images():
+    import dask.array as da
+
+    ds = drawn()
+    basis = pca.fit(ds, 3)
+    ds.embedding[:, 45:90] = np.nan
+    ds["n_images"] = ds.embedding.notnull().all("dim").astype(int)
+
+    def guard(block):
+        assert np.isfinite(block).any(), "an empty block was read"
+        return block
+
+    cut = ds.embedding.chunk(lat=45, lon=45)
+    lazy = da.map_blocks(guard, cut.data, meta=np.empty((0, 0, 0), "f4"))
+    found = pca.project(ds.assign(embedding=(ds.embedding.dims, lazy)), basis)
+    assert found.pc.chunks[:2] == cut.chunks[:2]
+    xr.testing.assert_identical(found.compute(), pca.project(ds, basis))
+
+
 def test_memory_is_bounded():
     import dask.array as da
 
