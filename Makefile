@@ -40,13 +40,15 @@ docs: .venv/installed
 	$(BIN)/pip install --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file .mkdocs.yml
 
-# Ten rounds of builds whose workers, drivers, disks and networks die at ever other moments.
+# Ten rounds of builds whose workers, drivers, disks and networks die at ever other moments; then
+# what takes long and is hardly ever changed.
 soak: .venv/installed
 	for seed in 1 2 3 4 5 6 7 8 9 10; do \
 	  COPCUBE_FAULTS_SEED=$$seed $(BIN)/pytest tests/test_faults.py tests/test_builds.py \
 	    tests/test_remote_builds.py || exit 1; \
 	done
-	COPCUBE_FAULTS_SEED=1 $(BIN)/pytest tests/test_fuzz.py
+	COPCUBE_FAULTS_SEED=1 $(BIN)/pytest tests/test_fuzz.py tests/test_frozen.py \
+	  tests/test_majortom_build.py
 
 # Side-by-side measurements; see benchmarks/README.md.
 bench: .venv/installed

@@ -4,15 +4,16 @@ import contextlib
 import logging
 import math
 import pickle
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from builds_helpers import SOAK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -290,8 +291,21 @@ def test_images_may_come_one_by_one_and_from_several_threads(encoder: FrozenEnco
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_compiled_once_for_batches_of_any_size() -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=pytest.mark.skipif(not SOAK, reason="make soak has a compiler compile"),
+        ),
+    ],
+)
+def test_compiled_once_for_batches_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    by_backend = partialmethod(torch.nn.Module.compile, backend=backend)
+    monkeypatch.setattr(torch.nn.Module, "compile", by_backend)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     shallow = weights(depth=1)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import xarray as xr
-from builds_helpers import contents
+from builds_helpers import SOAK, contents
 from memory_bucket import memory_bucket
 from rasterio.windows import Window, bounds
 
@@ -48,6 +48,9 @@ TINY = {
         "tiny", "vit_tiny_patch16_224", 192, "s2_toa", RGB, 96, "picture", **IMAGENET,
         pooling="tokens",
     ),
+    "tiny-siglip": replace(
+        KINDS["siglip"], architecture="vit_base_patch16_siglip_224", dim=768, size=96
+    ),
 }  # fmt: skip
 EVERYTHING = Selection.of()
 
@@ -55,6 +58,7 @@ EVERYTHING = Selection.of()
 TINY_DINOV2 = (0.36227128, 0.58947182, -1.24550593, -2.06591749, -1.03406620, -1.25250137)
 DINOV2 = (0.41809142, 0.03770377, -0.22803785, 0.22070557, -0.44571874, 0.30864954)
 DINOV2_COMPAT = (-0.18814337, -0.03016417, 0.36324519, -0.50274932, 0.20539384, -0.86809045)
+TINY_SIGLIP = (-0.00809890, 0.64183664, 0.78660309, -2.88061714, 1.30236089, 1.14096057)
 SIGLIP = (0.20263869, -0.23317142, 0.48477149, -2.70813274, 0.74666727, 0.35499358)
 # What the processor makes of it: means of its channels, and one pixel.
 COMPAT_MEANS = (-2.10651588, -2.02404761, -1.79281366)
@@ -185,10 +189,30 @@ def test_dinov2_is_that_of_transformers(tmp_path):
 
 
 @pytest.mark.slow
-def test_siglip_is_that_of_transformers():
-    found = TimmSpec("siglip", "untrained:7", dtype="float32").load()("s2_toa", counts(3, 384, 1))
-    assert found.shape == (1, 1152)
-    assert np.allclose(found[0, :6], SIGLIP, atol=1e-4)
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("tiny-siglip", TINY_SIGLIP),
+        pytest.param(
+            "siglip",
+            SIGLIP,
+            marks=pytest.mark.skipif(not SOAK, reason="make soak draws 428 million weights"),
+        ),
+    ],
+)
+def test_siglip_is_that_of_transformers(name, known):
+    encoder, kind = spec(name, 7), KINDS[name]
+    found = encoder.load()("s2_toa", counts(3, kind.size, 1))
+    assert found.shape == (1, kind.dim)
+    assert np.allclose(found[0, :6], known, atol=1e-4)
+
+
+def test_siglip_is_the_model_of_its_name():
+    model = _built(KINDS["siglip"])
+    assert model.num_features == KINDS["siglip"].dim == 1152
+    assert model.pos_embed.shape == (1, (384 // 14) ** 2, 1152)
+    assert len(model.blocks) == 27
+    assert sum(parameter.numel() for parameter in model.parameters()) == 428_225_600
 
 
 def test_compat_shows_dinov2_what_its_processor_makes():

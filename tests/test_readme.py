@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections import OrderedDict
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 import xarray as xr
 
 from copcube.cli import main
+from copcube.embedding import encoders
+from copcube.encoder import weights
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text("utf-8"), re.M | re.S)
@@ -29,8 +33,12 @@ def downloaded_statics(path):
 def test_the_examples_run(tmp_path, monkeypatch):
     """Blocks marked ``sh`` need a network or a large download.
 
-    All run in this process, which imports the model once.
+    All run in this process, which imports the model once; untrained weights have one block
+    instead of twelve.
     """
+    shallow = partial(weights.untrained_weights, depth=1)
+    monkeypatch.setattr(weights, "untrained_weights", shallow)
+    monkeypatch.setattr(encoders, "_LOADED", OrderedDict())
     downloaded_statics(tmp_path / "era5_static.nc")
     monkeypatch.chdir(tmp_path)
     assert sum(kind == "bash" for kind, _ in BLOCKS) >= 3
