@@ -340,7 +340,7 @@ def test_zarr_of_either_version_in_every_layout(merged, tmp_path, zarr_format, l
 
 @pytest.mark.parametrize("room", [1, 20_000, 1 << 25])
 def test_chunks_in_zarr_do_not_depend_on_how_many_are_written_at_once(tmp_path, monkeypatch, room):
-    monkeypatch.setattr(sys.modules[to_zarr.__module__], "_AT_ONCE", room)
+    monkeypatch.setattr("copcube.interchange.pieces._BYTES", room)
     values = np.arange(300 * 200, dtype=np.float32).reshape(300, 200)
     given = xr.Dataset({"z": (("y", "x"), values)}).chunk(y=(45, 90, 90, 75), x=45)
     to_zarr(given, path := tmp_path / "a.zarr")

@@ -1,7 +1,6 @@
 """Exports by the suffix of the file, and Zarr."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from copcube.interchange.npy import to_npy
 from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
+from copcube.interchange.pieces import chunk_lengths, in_pieces
 from copcube.interchange.replacing import require_free, require_free_store
 from copcube.interchange.torch import to_pt
 
@@ -37,9 +37,6 @@ WRITERS: dict[str, Callable[..., Exported]] = {
     ".parquet": to_parquet,
 }
 """What writes which suffix."""
-
-_AT_ONCE = 1 << 25
-"""Bytes of a lazy variable that are written to Zarr at once."""
 
 
 def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
@@ -125,26 +122,12 @@ def to_zarr(
     }
     for name, variable in written.variables.items():
         if variable.chunks is not None:
-            encoding[name]["chunks"], pieces = _pieces(variable)
-            written[name] = written[name].chunk(pieces)
+            encoding[name]["chunks"] = chunk_lengths(variable)
     with atomic_folder(target) as temporary, warnings.catch_warnings():
         # zarr warns that consolidated metadata is not in the specification of v3; all readers
         # that do not know it pass over it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        written.to_zarr(temporary, zarr_format=zarr_format, consolidated=True, encoding=encoding)
+        in_pieces(written).to_zarr(
+            temporary, zarr_format=zarr_format, consolidated=True, encoding=encoding
+        )
         require_free(path, overwrite, ds)  # again: something may have come there meanwhile
-
-
-def _pieces(variable: "xr.Variable") -> tuple[tuple[int, ...], dict[Any, int]]:
-    """Lengths of the chunks of a lazy variable, and those of pieces of many chunks.
-
-    A piece is written at once; chunk by chunk, zarr would take ten times as long.
-    """
-    chunks = tuple(max(along) for along in variable.chunks or ())
-    room = _AT_ONCE // max(1, math.prod(chunks) * variable.dtype.itemsize)
-    pieces = {}
-    for dim, length in reversed([*zip(variable.dims, chunks, strict=True)]):
-        number = max(1, min(room, -(-variable.sizes[dim] // max(1, length))))
-        pieces[dim] = number * length
-        room //= number
-    return chunks, pieces

@@ -36,6 +36,7 @@ from copcube.interchange.conventions import (
     require_layout,
 )
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
+from copcube.interchange.pieces import in_pieces
 from copcube.interchange.replacing import require_free
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def to_netcdf(
         rest[key].attrs = _storable(variable.attrs, variable.dtype)
     packer, compression = Packer(packing), _SMALL if compress else {}
     with atomic_path(out) as temporary:
-        rest.to_netcdf(
+        in_pieces(rest).to_netcdf(
             temporary,
             engine="netcdf4",
             encoding={key: _encoding(v, view, compression) for key, v in rest.variables.items()},

@@ -77,7 +77,8 @@ def rgb(
         raise OptionError(f"components={components!r}; expected three of them")
     fields = reduced(ds, max(components) + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
-    planes = [_plane(view, i) / limit(fields, i) for i in components]
+    limits = [limit(fields, i) for i in components]
+    planes = [plane / end for plane, end in zip(_planes(view, *components), limits, strict=True)]
     # The mean, 0, is grey; the limits of a component are none and all of its colour.
     values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
     axes, _ = _map(view, values, ax, projection, extent)
@@ -97,10 +98,8 @@ def component(
     """Draw one component; parameters and errors are those of `rgb`."""
     fields = reduced(ds, i + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
-    end = limit(fields, i)
-    axes, image = _map(
-        view, _plane(view, i), ax, projection, extent, cmap="PuOr", vmin=-end, vmax=end
-    )
+    end, (plane,) = limit(fields, i), _planes(view, i)
+    axes, image = _map(view, plane, ax, projection, extent, cmap="PuOr", vmin=-end, vmax=end)
     share = float(fields["explained_variance_ratio"].values[i])
     _bar(axes, image, f"component {i}", extend="both")
     return titled(axes, fields, f"component {i}, {share:.1%} of variance")
@@ -399,5 +398,6 @@ def _field(ds: "xr.Dataset", name: str) -> NDArray[Any]:
     return np.asarray(at_once(ds[name]).transpose(view.lat, view.lon).values, np.float64)
 
 
-def _plane(view: CubeView, i: int) -> NDArray[Any]:
-    return np.asarray(view.field.isel({view.dim: i}).values, np.float64)
+def _planes(view: CubeView, *components: int) -> list[NDArray[Any]]:
+    field = at_once(view.field)
+    return [np.asarray(field.isel({view.dim: i}).values, np.float64) for i in components]

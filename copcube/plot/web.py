@@ -26,6 +26,7 @@ from copcube import grid
 from copcube.cube.card import card
 from copcube.cube.caution import caution
 from copcube.cube.view import CubeView, group_labels
+from copcube.cube.whole import at_once
 from copcube.errors import CubeError, OptionError, printable
 from copcube.files.atomic import atomic_path
 from copcube.grid import STEP
@@ -188,7 +189,7 @@ class _Cells:
 
     def field(self, view: CubeView, name: str) -> NDArray[Any]:
         """Values of a variable (…, lat, lon) at the cells, (…, n)."""
-        variable = view.dataset[name].transpose(..., view.lat, view.lon)
+        variable = at_once(view.dataset[name]).transpose(..., view.lat, view.lon)
         return np.asarray(variable.values[(..., *self.at)])
 
 
