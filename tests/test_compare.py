@@ -87,6 +87,23 @@ def test_procrustes_is_what_the_best_rotation_leaves():
     assert compare(world(a), world(b)).procrustes == pytest.approx(left, rel=1e-9)
 
 
+@settings(deadline=None, max_examples=15)
+@given(
+    seed=st.integers(0, 2**16),
+    cells=st.integers(2, 30),
+    dims=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+)
+def test_procrustes_of_few_cells_of_long_vectors(seed, cells, dims):
+    """Products of them have a low rank."""
+    rng = np.random.default_rng(seed)
+    most = max(dims)
+    a, b = (rng.normal(size=(1, cells, dim)) * np.logspace(0, -3, dim) for dim in dims)
+    place = {"lat": LAT[:1], "lon": LON[:cells]}
+    found = compare(world(a, **place), world(b, **place))
+    x, y = (np.pad(v, ((0, 0), (0, most - v.shape[1]))) for v in cloud(*map(np.float32, (a, b))))
+    assert found.procrustes == pytest.approx(procrustes(x, y)[2], rel=1e-8, abs=1e-12)
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**16), scale=st.sampled_from((1e-3, 1.0, 40.0)))
 def test_a_rotation_changes_no_figure_of_the_whole(seed, scale):

@@ -221,8 +221,18 @@ class _Moments:
         scatter = np.trace(self.xx) * np.trace(self.yy)
         if not scatter > 0:
             return float("nan")
-        # The nuclear norm is Σσ. Rounding may leave a little less than nothing.
-        return max(0.0, float(1 - np.linalg.norm(self.xy, "nuc") ** 2 / scatter))
+        # Rounding may leave a little less than nothing.
+        return max(0.0, float(1 - _sum_of_singular_values(self.xy, self.n) ** 2 / scatter))
+
+
+def _sum_of_singular_values(matrix: NDArray[np.float64], rank: int) -> float:
+    """Nuclear norm of a matrix of at most that rank."""
+    if rank < min(matrix.shape) // 2:
+        # As many random combinations of its columns span all that there is of a matrix of low
+        # rank (Halko, Martinsson & Tropp, 2011), so that a smaller one has its singular values.
+        drawn = np.random.default_rng(0).standard_normal((matrix.shape[1], rank))
+        matrix = np.linalg.qr(matrix @ drawn)[0].T @ matrix
+    return float(np.linalg.norm(matrix, "nuc"))
 
 
 def _cosine_and_ratio(
