@@ -381,7 +381,7 @@ def test_images_of_a_sensor_reach_rows_and_cube(built):
     assert report.images == {"s5p_co": report.images["s5p_co"], "landsat8": 6}
     assert not report.rejected
     assert validate(out) == []
-    ds = xr.open_zarr(out)
+    ds = xr.open_zarr(out, chunks=None)
     counts = ds.n_images_by_modality.values
     assert ds.modality.attrs["flag_meanings"].split() == [*MODALITIES, "landsat8"]
     assert counts[8].sum() == 6
@@ -399,12 +399,12 @@ def test_images_of_a_sensor_reach_rows_and_cube(built):
 def test_rows_of_a_sensor_give_the_means_that_its_pixels_give(built, tmp_path):
     rows = built[0].with_name("world.build") / "rows"
     report = aggregate(rows, tmp_path / "one.zarr", modalities="landsat8")
-    ds = xr.open_zarr(report.cube)
+    ds = xr.open_zarr(report.cube, chunks=None)
     for cell, mean in stub_means().items():
         row, col = row_col(cell)
         np.testing.assert_allclose(ds.embedding[row, col], mean, rtol=1e-5)
     aggregate(rows, tmp_path / "both.zarr", by="modality")
-    both = xr.open_zarr(tmp_path / "both.zarr")
+    both = xr.open_zarr(tmp_path / "both.zarr", chunks=None)
     names = both.modality.attrs["flag_meanings"].split()
     assert names == [*MODALITIES, "landsat8"]
     row, col = row_col(np.array(CELLS))
@@ -415,7 +415,7 @@ def test_rows_of_a_sensor_give_the_means_that_its_pixels_give(built, tmp_path):
 def test_a_cube_without_the_sensor_is_one_without_it(built, tree, tmp_path):
     rows = built[0].with_name("world.build") / "rows"
     aggregate(rows, tmp_path / "co.zarr", modalities="s5p_co")
-    ds = xr.open_zarr(tmp_path / "co.zarr")
+    ds = xr.open_zarr(tmp_path / "co.zarr", chunks=None)
     assert ds.sizes["modality"] == 8
     assert "sensor_landsat8" not in ds.attrs
     assert validate(tmp_path / "co.zarr") == []
@@ -473,7 +473,7 @@ def test_rows_of_two_sensors_of_one_key_are_not_mixed(built, tree, tmp_path):
 def test_workers_know_the_sensor(built, tree, tmp_path):
     report = build(tree, tmp_path / "w.zarr", sensors=FIELDS, encoder=StubSpec(), workers=1)
     assert report.images["landsat8"] == 6
-    one, other = (xr.open_zarr(path) for path in (built[0], tmp_path / "w.zarr"))
+    one, other = (xr.open_zarr(path, chunks=None) for path in (built[0], tmp_path / "w.zarr"))
     assert one.identical(other)
 
 
@@ -633,7 +633,7 @@ def test_vectors_of_another_length_go_all_the_way(tree, tmp_path):
     )
     out = tmp_path / "large.zarr"
     build(tree, out, sensors=FIELDS, modalities="landsat8,s5p_co", encoder=as_encoder(encoder))
-    ds = xr.open_zarr(out)
+    ds = xr.open_zarr(out, chunks=None)
     assert ds.sizes["dim"] == 1024
     assert validate(out) == []
     fields = reduce(ds, k=2)

@@ -37,7 +37,7 @@ def test_land_is_where_it_is():
 @pytest.mark.slow
 def test_in_memory_and_on_disk_it_is_the_same_cube(world, written):
     assert cube.validate(written) == []
-    opened = xr.open_zarr(written)
+    opened = xr.open_zarr(written, chunks=None)
     xr.testing.assert_identical(opened.load().drop_attrs(), world.drop_attrs())
     assert opened.attrs == world.attrs
     assert world.n_images.dtype == np.int32
