@@ -234,9 +234,10 @@ def test_a_map_is_decoded_once(files, tif, decoded, chunks):
     assert decoded == []
     ds.embedding.sel(lat=48.25, lon=11.5).load()
     assert decoded == TILES
-    fields = pca.reduce(opened(tif, chunks=chunks), k=2).compute()
+    part = {"lat": slice(90, 225), "lon": slice(360, 720)}  # dask takes seconds for all chunks
+    fields = pca.reduce(opened(tif, chunks=chunks).isel(part), k=2).compute()
     assert decoded == TILES
-    expected = pca.reduce(opened(files["stored"]), k=2)
+    expected = pca.reduce(opened(files["stored"]).isel(part), k=2)
     assert fields.pc.values.tobytes() == expected.pc.values.tobytes()
 
 
