@@ -59,6 +59,7 @@ def test_the_accessor_is_there_in_every_order(how):
     assert out.count("not an embedding cube") == 2
 
 
+@pytest.mark.slow
 def test_opening_with_the_engine_is_enough(world, tmp_path):
     world.copembed.to_npz(tmp_path / "map.npz")
     code = (
@@ -205,6 +206,7 @@ def test_what_is_no_cube_is_told_when_used_not_before():
     assert "not an embedding cube" in repr(ds.t2m.copembed)
 
 
+@pytest.mark.slow
 def test_the_card_reads_no_vectors(path, monkeypatch):
     import zarr
 

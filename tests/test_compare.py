@@ -98,7 +98,6 @@ def test_a_rotation_changes_no_figure_of_the_whole(seed, scale):
     assert found.procrustes == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("counts", [True, False])
 def test_every_cell_has_its_cosine_and_ratio(counts):
     a, b = random(seed=3), random(seed=4)

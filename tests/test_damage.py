@@ -121,7 +121,8 @@ def test_an_array_that_somebody_stored_otherwise_is_examined_too(world, tmp_path
     assert problem.startswith(f"spread/{damaged.name}: damaged (its checksum does not fit); ")
 
 
-@pytest.mark.parametrize("server", ["bucket", pytest.param("web", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["bucket", "web"])
 def test_damage_is_found_at_an_address_too(sick, server, request):
     """A bucket says which chunks there are; of a web server each is asked for."""
     path, chunk = sick

@@ -230,7 +230,6 @@ def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
         assert json.loads(again.attrs["structure"]) == structure
 
 
-@pytest.mark.slow
 def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
     seasons = xr.open_zarr(build(tmp_path / "a.zarr", "season", bands=[2]), chunks=None)
     seasons = seasons.isel(lat=slice(90, 135)).drop_vars("n_images_by_modality")

@@ -259,7 +259,6 @@ def test_what_comes_while_a_build_runs_is_not_replaced(images, tmp_path, monkeyp
     assert (out / "thesis.txt").read_text() == "years"
 
 
-@pytest.mark.slow
 def test_in_a_bucket_documents_beside_a_cube_are_kept(images):
     with memory_bucket() as root:
         out = f"{root}/world.zarr"

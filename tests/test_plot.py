@@ -77,6 +77,7 @@ def test_maps_across_180_degrees():
     assert (written[2].min(), written[2].max()) == pytest.approx((175, 185), abs=0.2)
 
 
+@pytest.mark.slow
 def test_in_a_projection_pixels_show_their_place(fields):
     crs = pytest.importorskip("cartopy.crs")
     projection = crs.LambertAzimuthalEqualArea(10, 50)
@@ -143,6 +144,7 @@ def test_axes_given_are_drawn_on_and_nothing_global_is_touched(fields):
     assert pyplot.get_fignums() == before
 
 
+@pytest.mark.slow
 def test_a_few_cells_of_the_globe_are_dots(europe):
     some = europe.reindex(lat=np.arange(90, -90.25, -0.25), lon=np.arange(0, 360, 0.25))
     few = np.zeros((721, 1440), bool)

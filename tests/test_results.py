@@ -118,7 +118,6 @@ def test_results_can_be_written_in_every_form_and_divided_by_chunks(stores, tmp_
         xr.testing.assert_equal(opened(tmp_path, "era5.zarr").compute(), values)
 
 
-@pytest.mark.slow
 def test_parts_of_a_cube_go_to_netcdf_by_xarray_alone(tmp_path):
     """As `copcube.cube.create` writes cubes."""
     from copcube import cube
