@@ -1,6 +1,8 @@
 """One value where several are expected, and several where one is."""
 
 import datetime
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -154,23 +156,42 @@ def test_grids_with_plural_names_merge(plural):
 
 
 CALL = "from copcube.builds.guard import require_main_guard\n"
+SCRIPTS = [
+    ("require_main_guard()\n", False),
+    ('if __name__ == "__main__":\n    require_main_guard()\n', True),
+    ("def run():\n    require_main_guard()\nrun()\n", False),
+    ("import logging\nlogging.getLogger(__name__)\nrequire_main_guard()\n", False),
+    ('if __name__ == "__main__":\n    x = 1\nrequire_main_guard()\n', False),
+    ('if "__main__" == __name__ and 1 < 2:\n    require_main_guard()\n', True),
+    ('def run():\n    require_main_guard()\nif __name__ == "__main__":\n    run()\n', True),
+    ('__name__ == "__main__" and require_main_guard()\n', True),
+]
+
+
+def refusal(script):
+    line = len((CALL + script).splitlines())
+    return rf'script\.py, line {line}: workers run the script again.*if __name__ == "__main__":'
+
+
+@pytest.mark.parametrize(("script", "passes"), SCRIPTS)
+def test_a_script_that_would_start_itself_again_is_refused(script, passes, tmp_path, monkeypatch):
+    """As ``python script.py`` and ``python -m script`` run it, but in this process."""
+    (tmp_path / "script.py").write_text(CALL + script)
+    monkeypatch.syspath_prepend(tmp_path)
+    for run in (
+        lambda: runpy.run_path(str(tmp_path / "script.py"), run_name="__main__"),
+        lambda: runpy.run_module("script", run_name="__main__", alter_sys=True),
+    ):
+        if passes:
+            run()
+            continue
+        with pytest.raises(OptionError, match=refusal(script)):
+            run()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "passes"),
-    [
-        ("require_main_guard()\n", False),
-        ("def run():\n    require_main_guard()\nrun()\n", False),
-        ("import logging\nlogging.getLogger(__name__)\nrequire_main_guard()\n", False),
-        ('if __name__ == "__main__":\n    x = 1\nrequire_main_guard()\n', False),
-        ('if __name__ == "__main__":\n    require_main_guard()\n', True),
-        ('if "__main__" == __name__ and 1 < 2:\n    require_main_guard()\n', True),
-        ('def run():\n    require_main_guard()\nif __name__ == "__main__":\n    run()\n', True),
-        ('__name__ == "__main__" and require_main_guard()\n', True),
-    ],
-)
-def test_a_script_that_would_start_itself_again_is_refused(script, passes, tmp_path):
+@pytest.mark.parametrize(("script", "passes"), SCRIPTS[:2])
+def test_a_process_of_such_a_script_ends(script, passes, tmp_path):
     (tmp_path / "script.py").write_text(CALL + script)
     for command in ([str(tmp_path / "script.py")], ["-m", "script"]):
         done = subprocess.run(
@@ -178,14 +199,11 @@ def test_a_script_that_would_start_itself_again_is_refused(script, passes, tmp_p
         )
         assert (done.returncode == 0) == passes, done.stderr
         if not passes:
-            last = done.stderr.splitlines()[-1]
-            line = len((CALL + script).splitlines())
-            assert f"script.py, line {line}: workers run the script again" in last
-            assert 'if __name__ == "__main__":' in last
+            assert re.search(refusal(script), done.stderr.splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_what_is_no_script_may_start_workers():
     require_main_guard()
-    for code in ("require_main_guard()", "exec('require_main_guard()')"):
-        subprocess.run([sys.executable, "-c", CALL + code], check=True)
+    code = "require_main_guard(); exec('require_main_guard()')"
+    subprocess.run([sys.executable, "-c", CALL + code], check=True)

@@ -9,7 +9,7 @@ import rasterio
 import rioxarray
 import xarray as xr
 from affine import Affine
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copcube.embedding.axes import arranged
@@ -30,6 +30,7 @@ def image(bands=2, rows=6, cols=8):
 
 
 @pytest.mark.parametrize("source", ["coordinate", "long_name", "descriptions", "other coordinate"])
+@settings(max_examples=50)
 @given(order=st.permutations(range(13)))
 def test_bands_are_found_by_whatever_labels_them(source, order):
     plain, names = image(13), np.array(S2.bands)
@@ -107,6 +108,7 @@ def test_a_title_is_no_label():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
+@settings(max_examples=50)
 @given(
     flip=st.sets(st.sampled_from(["y", "x"])),
     dims=st.permutations(["time", "band", "y", "x"]),

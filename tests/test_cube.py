@@ -90,10 +90,12 @@ def copy(world, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("by", GROUPS)
 def test_every_cell_comes_back_and_the_cube_is_valid(tmp_path, by):
-    cells = cells_of(by)
+    cells, rows = cells_of(by), slice(None)
+    if by == "season":  # of the north alone, for the globe has 2,176 chunks of each variable
+        cells, rows = cells.take(band_of(cells) < 4), slice(4 * 45)
     path = build(tmp_path / "a.zarr", cells, by)
     assert cube.validate(path) == []
-    ds = xr.open_zarr(path, chunks=None).load()
+    ds = xr.open_zarr(path, chunks=None).isel(lat=rows).load()
     row, col = grid.row_col(cells.grid_id)
     lead = () if by is None else (cells.group,)
     assert np.array_equal(ds.embedding.values[(*lead, row, col)], cells.embedding)
@@ -159,7 +161,7 @@ def era5_static(request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("by", "groups"), [("year", ("1999", "2021")), ("month", MONTHS)])
+@pytest.mark.parametrize(("by", "groups"), [("year", ("1999", "2021")), ("month", MONTHS[::6])])
 def test_numbers_label_times(tmp_path, by, groups):
     cube.create(tmp_path / "a.zarr", dim=DIM, by=by, groups=groups)
     cube.finish(tmp_path / "a.zarr")
@@ -188,7 +190,8 @@ def test_plain_xarray_opens_it_silently_without_copcube(world, cells):
                     raise ImportError("copcube is not installed here")
         sys.meta_path.insert(0, Blocked())
         import xarray as xr
-        ds = xr.open_zarr(sys.argv[1])
+        assert xr.open_zarr(sys.argv[1]).embedding.chunks
+        ds = xr.open_zarr(sys.argv[1], chunks=None)  # dask takes seconds for 544 chunks
         print(int(ds.n_images.sum()), int(ds.embedding.notnull().all("dim").sum()))
         try:
             import copcube
@@ -396,7 +399,10 @@ def test_a_cube_that_the_first_release_began_is_finished_as_it_is(world, cells, 
         path = build(tmp_path / "a.zarr", cells)
     assert zarr.open_array(path / "n_images", mode="r").chunks == (45, 1440)
     assert cube.validate(path) == []
-    xr.testing.assert_identical(cube.open_cube(path).compute(), cube.open_cube(world).compute())
+    opened = [cube.open_cube(p).isel(lat=slice(45, 135)).compute() for p in (path, world)]
+    xr.testing.assert_identical(*opened)
+    loaded = [xr.open_zarr(p, chunks=None).load() for p in (path, world)]
+    xr.testing.assert_identical(*loaded)
     # Results of it have one chunking all the same.
     assert xr.open_zarr(path).copembed.reduce(k=2).chunksizes["lon"] == 32 * (45,)
 

@@ -37,13 +37,13 @@ NARROW = [
 ]
 
 
-def build(path, by=None):
+def build(path, by=None, bands=range(grid.N_BANDS)):
     groups = () if by is None else SEASONS
     cells = cell_statistics(random_rows(600, 200, DIM), Aggregation(by=by), groups)
     attrs = {"encoder": "x", "encoder_trained": 0, "history": "made in a test"}
     cube.create(path, dim=DIM, by=by, groups=groups, attrs=attrs)
     band = grid.row_col(cells.grid_id)[0] // grid.BLOCK
-    for number in range(grid.N_BANDS):
+    for number in bands:
         cube.write_band(path, number, cells.take(band == number))
     cube.finish(path)
     return path
@@ -230,10 +230,10 @@ def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
         assert json.loads(again.attrs["structure"]) == structure
 
 
-@pytest.mark.slow
 def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
-    seasons = xr.open_zarr(build(tmp_path / "a.zarr", "season"), chunks=None)
-    seasons = seasons.drop_vars("n_images_by_modality").drop_encoding().load()
+    seasons = xr.open_zarr(build(tmp_path / "a.zarr", "season", bands=[2]), chunks=None)
+    seasons = seasons.isel(lat=slice(90, 135)).drop_vars("n_images_by_modality")
+    seasons = seasons.drop_encoding().load()
     for suffix in ("npz", "pt", "tif", "parquet"):
         with pytest.raises(CubeError, match=r"4 along season; choose one.*isel\(season=0\)"):
             export(seasons, tmp_path / f"a.{suffix}")
@@ -242,7 +242,7 @@ def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
         assert same(again.embedding, seasons.embedding)
     export(seasons.isel(season=2), tmp_path / "a.npz")
     again = opened(tmp_path / "a.npz")
-    assert same(again.embedding, seasons.embedding[2])
+    assert same(again.embedding.sel(lat=seasons.lat), seasons.embedding[2])
     assert again.season == 2
 
 
@@ -386,7 +386,9 @@ def test_a_tally_of_nothing():
 @pytest.mark.parametrize("suffix", ["npz", "pt", "tif", "parquet"])
 def test_bytes_do_not_depend_on_time_or_chunks(world, lazy, tmp_path, suffix):
     digests = set()
-    for n, ds in enumerate((world, lazy, world.chunk(lat=100, lon=333), world.sortby("lat"))):
+    whole = (world, lazy, world.chunk(lat=100, lon=333))
+    parts = [ds.sel(lat=slice(70, 30)) for ds in whole]
+    for n, ds in enumerate((*parts, parts[0].sortby("lat"))):
         export(ds, tmp_path / f"{n}.{suffix}")
         digests.add(digest(tmp_path / f"{n}.{suffix}"))
     assert len(digests) == 1
@@ -455,7 +457,7 @@ def test_a_map_becomes_a_valid_cube(world, tmp_path, suffix):
     export(world, tmp_path / f"a.{suffix}")
     path = convert(tmp_path / f"a.{suffix}", tmp_path / "a.zarr")
     assert cube.validate(path) == []
-    again = cube.open_cube(path)
+    again = xr.open_zarr(path, chunks=None)
     assert same(again.embedding, world.embedding)
     assert np.array_equal(again.n_images > 0, world.n_images > 0)
     assert again.attrs["n_images_known"] == 0
@@ -468,7 +470,7 @@ def test_a_deflated_map_and_one_without_a_description(world, tmp_path):
     np.savez_compressed(tmp_path / "embed_map_310k.npz", published(world))
     path = convert(tmp_path / "embed_map_310k.npz", tmp_path / "a.zarr")
     assert cube.validate(path) == []
-    assert same(cube.open_cube(path).embedding, world.embedding)
+    assert same(xr.open_zarr(path, chunks=None).embedding, world.embedding)
     assert cube.read_attributes(path)["source"] == "embed_map_310k.npz (npz, deflated)"
 
 
@@ -490,7 +492,7 @@ def test_conversions_appear_whole_and_replace_only_stores(world, fields, tmp_pat
     assert cube.validate(path) == []
     np.savez(tmp_path / "good.npz", published(world) * 2)
     convert(tmp_path / "good.npz", path, overwrite=True)
-    assert same(cube.open_cube(path).embedding, world.embedding.values * 2)
+    assert same(xr.open_zarr(path, chunks=None).embedding, world.embedding.values * 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("x")

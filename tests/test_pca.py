@@ -271,6 +271,7 @@ def test_the_same_bits_for_every_chunking(chunks):
     assert same_bits(pca.restore(expected), pca.restore(found), ["embedding"])
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     lat=st.lists(st.integers(8, 60), min_size=1, max_size=6),
@@ -287,6 +288,7 @@ def test_the_same_bits_for_any_chunking(lat, lon, dim):
     assert same_bits(pca.reduce(ds, 3), pca.reduce(chunked, 3))
 
 
+@pytest.mark.slow
 def test_the_same_bits_from_zarr_and_netcdf(tmp_path):
     ds = drawn()
     expected = pca.reduce(ds, 6)
@@ -456,6 +458,7 @@ def test_a_lazy_projection_reads_no_block_without_images():
     xr.testing.assert_identical(found.compute(), pca.project(ds, basis))
 
 
+@pytest.mark.slow
 def test_memory_is_bounded():
     import dask.array as da
 
@@ -499,6 +502,7 @@ def band(tmp_path_factory):
     return cubes.open_cube(path).sel(lat=slice(66, 55))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "whiten"), [("zarr", False), ("nc", True)])
 def test_fields_and_basis_survive_a_file(band, tmp_path, suffix, whiten):
     ds = band

@@ -77,6 +77,7 @@ def test_maps_across_180_degrees():
     assert (written[2].min(), written[2].max()) == pytest.approx((175, 185), abs=0.2)
 
 
+@pytest.mark.slow
 def test_in_a_projection_pixels_show_their_place(fields):
     crs = pytest.importorskip("cartopy.crs")
     projection = crs.LambertAzimuthalEqualArea(10, 50)
@@ -143,6 +144,7 @@ def test_axes_given_are_drawn_on_and_nothing_global_is_touched(fields):
     assert pyplot.get_fignums() == before
 
 
+@pytest.mark.slow
 def test_a_few_cells_of_the_globe_are_dots(europe):
     some = europe.reindex(lat=np.arange(90, -90.25, -0.25), lon=np.arange(0, 360, 0.25))
     few = np.zeros((721, 1440), bool)
@@ -198,17 +200,25 @@ def test_maps_that_cannot_be_drawn(europe, fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("package", ["matplotlib", "cartopy"])
-def test_what_is_not_installed_is_named(package, tmp_path, fields):
+def test_what_is_not_installed_is_named(tmp_path, fields):
+    """In a process that has imported neither."""
     fields.to_netcdf(tmp_path / "fields.nc")
-    code = (
-        f"import sys; sys.modules['{package}'] = None; sys.modules['{package}.figure'] = None\n"
-        f"import xarray as xr, copcube\nds = xr.load_dataset({str(tmp_path / 'fields.nc')!r})\n"
-        f"try: ds.copembed.plot.rgb(projection={'Robinson' if package == 'cartopy' else None!r})\n"
-        "except copcube.CopcubeError as error: print(error)"
-    )
+    code = f"""
+import sys
+import xarray as xr, copcube
+ds = xr.load_dataset({str(tmp_path / "fields.nc")!r})
+for package, projection in (("matplotlib", None), ("cartopy", "Robinson")):
+    missing = dict.fromkeys((package, package + ".figure"))
+    sys.modules.update(missing)
+    try: ds.copembed.plot.rgb(projection=projection)
+    except copcube.CopcubeError as error: print(error)
+    for name in missing: del sys.modules[name]
+"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "copcube[plot]" in run.stdout
+    of_matplotlib, of_cartopy = run.stdout.splitlines()
+    for package, said in (("matplotlib", of_matplotlib), ("cartopy", of_cartopy)):
+        assert package in said
+        assert "copcube[plot]" in said
 
 
 @pytest.mark.slow
@@ -224,7 +234,7 @@ def test_on_the_command_line(fields, tmp_path, capsys):
     assert main(["map", source, str(tmp_path / "map.gif")]) == 1
     assert "expected .png, .pdf, .svg" in capsys.readouterr().err
     for form in ("pdf", "svg"):
-        twice = ["map", source, str(tmp_path / f"map.{form}")]
+        twice = ["map", source, str(tmp_path / f"map.{form}"), *words[3:]]
         assert main(twice) == 0
         assert main([*twice, "--overwrite"]) == 0
     (tmp_path / "photo.png").write_bytes(b"\x89PNG of somebody else's")

@@ -118,7 +118,6 @@ def test_results_can_be_written_in_every_form_and_divided_by_chunks(stores, tmp_
         xr.testing.assert_equal(opened(tmp_path, "era5.zarr").compute(), values)
 
 
-@pytest.mark.slow
 def test_parts_of_a_cube_go_to_netcdf_by_xarray_alone(tmp_path):
     """As `copcube.cube.create` writes cubes."""
     from copcube import cube
@@ -131,7 +130,8 @@ def test_parts_of_a_cube_go_to_netcdf_by_xarray_alone(tmp_path):
     ds.sel(lat=slice(50, 48), lon=slice(5, 7)).to_netcdf(tmp_path / "a.nc")
     with xr.open_dataset(tmp_path / "a.nc") as again:
         assert again.sizes["lat"] == 9
-    counted = ds.map_blocks(lambda block: block.n_images, template=ds.n_images)
+    part = ds.isel(lat=slice(180), lon=slice(180))  # dask takes seconds for all chunks
+    counted = part.map_blocks(lambda block: block.n_images, template=part.n_images)
     assert int(counted.sum()) == 0
     assert open_cube(tmp_path / "a.zarr").n_images.encoding == {}
 

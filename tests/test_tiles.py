@@ -475,6 +475,7 @@ def test_nothing_is_embedded_or_read_before_computing():
         result.compute(scheduler="sync")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_any_blocks_give_the_same_values(data):
@@ -569,6 +570,7 @@ def test_a_live_encoder_that_knows_its_spec_travels_as_that():
     assert "heavy" not in StubSpec.loads
 
 
+@pytest.mark.slow
 def test_it_computes_on_distributed():
     distributed = pytest.importorskip("distributed")
     images = utm()

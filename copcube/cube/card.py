@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from copcube.cube.latlon import LatLon
 from copcube.cube.thumbnail import braille, picture
 from copcube.cube.view import CubeView, group_labels
-from copcube.cube.whole import at_once
+from copcube.cube.whole import once, pieces
 from copcube.errors import CopcubeError, GridError, printable
 from copcube.files.damage import naming_damage
 
@@ -85,7 +85,7 @@ def card(ds: "xr.Dataset") -> Card:
     except CopcubeError as error:
         return Card("not an embedding cube", (("why", str(error)),))
     with naming_damage():  # once for all figures that are made of them
-        counts = {name: at_once(ds[name]) for name in _COUNTS if name in ds}
+        counts = {name: once(ds[name]) for name in _COUNTS if name in ds}
     view = replace(view, dataset=ds.assign(counts))
     mask, raster = _mask_and_map(view)
     title = "reduction of an embedding cube" if view.name == "pc" else "embedding cube"
@@ -186,8 +186,11 @@ def _by_modality(view: CubeView) -> Iterator[tuple[str, int]]:
         name = "n_images"
     if name in ds and "modality" in ds[name].dims:
         others = [dim for dim in ds[name].dims if dim != "modality"]
-        sums = ds[name].sum(others, dtype=np.float64).values.astype(np.int64).tolist()
-        yield from zip(group_labels(ds["modality"]), sums, strict=True)
+        # Of groups they are too large to be read at once.
+        parts = pieces(ds[name], str(others[0])) if others else [ds[name]]
+        sums = sum(part.sum(others, dtype=np.float64).values for part in parts)
+        counts = np.asarray(sums, np.float64).astype(np.int64).tolist()
+        yield from zip(group_labels(ds["modality"]), counts, strict=True)
 
 
 def share_of_globe(mask: "xr.DataArray") -> float:

@@ -4,6 +4,7 @@ A map of a cube, such as ``n_images``, has few numbers in 544 chunks, so that it
 with the vectors. A dask task for each chunk costs four times what zarr needs to read them all.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,52 @@ def at_once(array: "xr.DataArray") -> "xr.DataArray":
     """
     source = opened(array) if array.nbytes <= _BYTES else None
     return array if source is None else array.copy(data=np.asarray(source))
+
+
+def once(array: "xr.DataArray") -> "xr.DataArray":
+    """Read an array for several uses: as `at_once`, and what is left to dask is computed now.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+        In memory, or lazy.
+
+    Returns
+    -------
+    xarray.DataArray
+        The same in memory, if it takes 64 MB at most; otherwise the array itself, which dask
+        computes for each use.
+    """
+    read = at_once(array)
+    return read.compute() if read.nbytes <= _BYTES else read
+
+
+def pieces(array: "xr.DataArray", dim: str) -> "Iterator[xr.DataArray]":
+    """Cut an array that may be larger along a dimension into parts, each read as by `at_once`.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+        In memory, or lazy.
+    dim : str
+        Dimension along which it may be divided, between chunks.
+
+    Yields
+    ------
+    xarray.DataArray
+        Parts in memory of 64 MB at most, or of one row of chunks; the array itself if it is not
+        just what lies in a file.
+    """
+    source = opened(array)
+    if source is None:
+        yield array
+        return
+    chunk, length = max(array.chunksizes[dim]), array.sizes[dim]
+    step = max(1, _BYTES * length // max(1, array.nbytes * chunk)) * chunk
+    for start in range(0, length, step):
+        some = slice(start, start + step)
+        values = np.asarray(source[tuple(some if d == dim else slice(None) for d in array.dims)])
+        yield array.isel({dim: some}).copy(data=values)
 
 
 def opened(array: "xr.DataArray") -> Any:
