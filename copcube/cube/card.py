@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from copcube.cube.latlon import LatLon
 from copcube.cube.thumbnail import braille, picture
 from copcube.cube.view import CubeView, group_labels
-from copcube.cube.whole import once, pieces
+from copcube.cube.whole import in_parts, once
 from copcube.errors import CopcubeError, GridError, printable
 from copcube.files.damage import naming_damage
 
@@ -187,7 +187,7 @@ def _by_modality(view: CubeView) -> Iterator[tuple[str, int]]:
     if name in ds and "modality" in ds[name].dims:
         others = [dim for dim in ds[name].dims if dim != "modality"]
         # Of groups they are too large to be read at once.
-        parts = pieces(ds[name], str(others[0])) if others else [ds[name]]
+        parts = in_parts(ds[name], str(others[0])) if others else [ds[name]]
         sums = sum(part.sum(others, dtype=np.float64).values for part in parts)
         counts = np.asarray(sums, np.float64).astype(np.int64).tolist()
         yield from zip(group_labels(ds["modality"]), counts, strict=True)

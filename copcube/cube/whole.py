@@ -52,7 +52,7 @@ def once(array: "xr.DataArray") -> "xr.DataArray":
     return read.compute() if read.nbytes <= _BYTES else read
 
 
-def pieces(array: "xr.DataArray", dim: str) -> "Iterator[xr.DataArray]":
+def in_parts(array: "xr.DataArray", dim: str) -> "Iterator[xr.DataArray]":
     """Cut an array that may be larger along a dimension into parts, each read as by `at_once`.
 
     Parameters
