@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from builds_helpers import SEED, SOAK, assert_undisturbed, contents, leftovers
+from builds_helpers import FORK, SEED, SOAK, assert_undisturbed, contents, leftovers
 from stub import StubEncoder, StubSpec
 
 from copcube import grid
@@ -32,12 +31,6 @@ from copcube.images import Partition, open_source
 from copcube.images.sample.writing import write_sample
 from copcube.modalities import MODALITIES
 from copcube.selection import Selection
-
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
-    ["copcube.builds", "copcube.images.geotiff", "pyarrow.parquet", "rasterio", "stub", "zarr"]
-)
-
 
 KEYS = ("s5p_co", "s5p_no2", "s5p_o3")
 VARIED = ("s1_grd", "s5p_co", "dem")
