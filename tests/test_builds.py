@@ -69,6 +69,13 @@ def varied(trees, tmp_path_factory):
     return out
 
 
+def chunks(path):
+    """Checksum of every chunk of a cube."""
+    found = {name: sha for name, sha in contents(path).items() if "/c/" in name}
+    assert found
+    return found
+
+
 class Failing(StubEncoder):
     """Fails at the seventh batch."""
 
@@ -103,15 +110,9 @@ def test_the_cube_holds_the_mean_of_every_cell(trees, varied):
         assert cell.n_images == sum(len(v) for v in by_modality.values())
 
 
-@pytest.mark.slow
 def test_both_layouts_give_the_same_cube(trees, varied, tmp_path):
     build(trees / "webdataset", tmp_path / "w.zarr", encoder=StubEncoder())
-    one, other = (
-        xr.open_zarr(varied, chunks=None).load(),
-        xr.open_zarr(tmp_path / "w.zarr", chunks=None).load(),
-    )
-    for name in one.variables:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert chunks(tmp_path / "w.zarr") == chunks(varied)  # the metadata name the sources
 
 
 class Overflowing(StubEncoder):
@@ -229,6 +230,9 @@ def test_dying_at_commits_changes_nothing(images, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_dying_at_random_moments_changes_nothing(images, undisturbed, tmp_path):
+    first = FORK.Process(target=int)  # for which is imported what later ones are forked with
+    first.start()
+    first.join()
     begin = time.monotonic()
     assert _run(images, tmp_path / "whole.zarr")
     whole = time.monotonic() - begin
@@ -456,16 +460,11 @@ def test_what_is_no_source(tmp_path, kind):
     assert not (tmp_path / "w.build").exists()
 
 
-@pytest.mark.slow
 def test_aggregating_the_rows_of_a_build_gives_its_cube(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"
     aggregate(rows, tmp_path / "again.zarr")
-    one, other = (
-        xr.open_zarr(undisturbed, chunks=None).load(),
-        xr.open_zarr(tmp_path / "again.zarr", chunks=None).load(),
-    )
-    for name in one.variables:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert chunks(tmp_path / "again.zarr") == chunks(undisturbed)
+    one, other = (xr.open_zarr(p, chunks=None) for p in (undisturbed, tmp_path / "again.zarr"))
     for key in ("encoder", "encoder_sha256", "encoder_trained", "preprocessing"):
         assert other.attrs[key] == one.attrs[key]
 

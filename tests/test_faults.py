@@ -782,7 +782,6 @@ def test_a_stage_in_which_everything_fails_is_given_up_early(images, tmp_path, d
 # Driving a cluster.
 
 
-@pytest.mark.slow
 def test_the_window_is_bounded(client):
     """Of a million tasks the scheduler knows a handful at a time."""
     seen = []
