@@ -114,6 +114,9 @@ def row_col(grid_id):  # type: ignore[no-untyped-def]
     >>> row_col(772176)  # 44°N, 96°W
     (184, 1056)
     """
+    # Of each cell of a table, say: NumPy takes twenty times as long for a single number.
+    if type(grid_id) is int and 0 <= grid_id < N_LAT * N_LON:
+        return N_LAT - 1 - grid_id // N_LON, (grid_id % N_LON + N_LON // 2) % N_LON
     ids = np.asarray(grid_id, dtype=np.int64)
     if ids.size and (ids.min() < 0 or ids.max() >= N_LAT * N_LON):
         bad = ids[(ids < 0) | (ids >= N_LAT * N_LON)].flat[0]

@@ -1,14 +1,34 @@
 """What tests of builds share: the bytes of a folder, and what may be left in one."""
 
 import hashlib
+import multiprocessing
 import os
 from pathlib import Path
+
+import dask
+from distributed.utils import get_mp_context
 
 SOAK = "COPCUBE_FAULTS_SEED" in os.environ
 """Whether to die more often, as ``make soak`` does."""
 
 SEED = int(os.environ.get("COPCUBE_FAULTS_SEED", "0"))
 """Another seed, other moments of death."""
+
+
+FORK = multiprocessing.get_context("forkserver")
+"""Starts processes as forks of one that has imported for all of them what builds need."""
+
+FORKED = {"distributed.worker.multiprocessing-method": "forkserver"}
+"""Setting of dask by which it does the same."""
+
+with dask.config.set(FORKED):
+    get_mp_context()  # which has it import less, the first time only
+FORK.set_forkserver_preload(
+    [
+        *("copcube.builds", "copcube.images.geotiff", "distributed.nanny", "pyarrow.parquet"),
+        *("rasterio", "stub", "zarr"),
+    ]
+)
 
 
 def contents(folder):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +48,10 @@ class StubEncoder:
 
 @dataclass(frozen=True)
 class StubSpec:
-    """Description of a `StubEncoder` that travels to workers."""
+    """Description of a `StubEncoder` that travels to workers, which need no GPU for it."""
 
     seconds: float = 0.0
+    device: ClassVar[str] = "cpu"
 
     def load(self) -> StubEncoder:
         return StubEncoder(self.seconds)

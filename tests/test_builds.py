@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from builds_helpers import SEED, SOAK, assert_undisturbed, contents, leftovers
+from builds_helpers import FORK, SEED, SOAK, assert_undisturbed, contents, leftovers
 from stub import StubEncoder, StubSpec
 
 from copcube import grid
@@ -32,12 +31,6 @@ from copcube.images import Partition, open_source
 from copcube.images.sample.writing import write_sample
 from copcube.modalities import MODALITIES
 from copcube.selection import Selection
-
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
-    ["copcube.builds", "copcube.images.geotiff", "pyarrow.parquet", "rasterio", "stub", "zarr"]
-)
-
 
 KEYS = ("s5p_co", "s5p_no2", "s5p_o3")
 VARIED = ("s1_grd", "s5p_co", "dem")
@@ -76,6 +69,13 @@ def varied(trees, tmp_path_factory):
     return out
 
 
+def chunks(path):
+    """Checksum of every chunk of a cube."""
+    found = {name: sha for name, sha in contents(path).items() if "/c/" in name}
+    assert found
+    return found
+
+
 class Failing(StubEncoder):
     """Fails at the seventh batch."""
 
@@ -110,15 +110,9 @@ def test_the_cube_holds_the_mean_of_every_cell(trees, varied):
         assert cell.n_images == sum(len(v) for v in by_modality.values())
 
 
-@pytest.mark.slow
 def test_both_layouts_give_the_same_cube(trees, varied, tmp_path):
     build(trees / "webdataset", tmp_path / "w.zarr", encoder=StubEncoder())
-    one, other = (
-        xr.open_zarr(varied, chunks=None).load(),
-        xr.open_zarr(tmp_path / "w.zarr", chunks=None).load(),
-    )
-    for name in one.variables:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert chunks(tmp_path / "w.zarr") == chunks(varied)  # the metadata name the sources
 
 
 class Overflowing(StubEncoder):
@@ -236,6 +230,9 @@ def test_dying_at_commits_changes_nothing(images, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_dying_at_random_moments_changes_nothing(images, undisturbed, tmp_path):
+    first = FORK.Process(target=int)  # for which is imported what later ones are forked with
+    first.start()
+    first.join()
     begin = time.monotonic()
     assert _run(images, tmp_path / "whole.zarr")
     whole = time.monotonic() - begin
@@ -463,16 +460,11 @@ def test_what_is_no_source(tmp_path, kind):
     assert not (tmp_path / "w.build").exists()
 
 
-@pytest.mark.slow
 def test_aggregating_the_rows_of_a_build_gives_its_cube(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"
     aggregate(rows, tmp_path / "again.zarr")
-    one, other = (
-        xr.open_zarr(undisturbed, chunks=None).load(),
-        xr.open_zarr(tmp_path / "again.zarr", chunks=None).load(),
-    )
-    for name in one.variables:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert chunks(tmp_path / "again.zarr") == chunks(undisturbed)
+    one, other = (xr.open_zarr(p, chunks=None) for p in (undisturbed, tmp_path / "again.zarr"))
     for key in ("encoder", "encoder_sha256", "encoder_trained", "preprocessing"):
         assert other.attrs[key] == one.attrs[key]
 

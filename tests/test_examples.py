@@ -1,5 +1,6 @@
 """Every script in examples/ runs and says what it promises; own_imagery.py in test_tiles.py."""
 
+import functools
 import io
 import re
 import runpy
@@ -22,6 +23,14 @@ import synthetic  # noqa: E402
 ELSEWHERE = {"own_imagery", "synthetic"}
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made_once():
+    """The synthetic cubes are made once for all examples that run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "cube", functools.cache(synthetic.cube))
+        yield
 
 
 def run(name, folder, *args):

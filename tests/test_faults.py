@@ -24,10 +24,11 @@ from types import SimpleNamespace
 import cloudpickle
 import dask
 import distributed.system  # distributed's settings must be there before some are set
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from builds_helpers import SEED, SOAK, assert_undisturbed, contents
+from builds_helpers import FORKED, SEED, SOAK, assert_undisturbed, contents
 from distributed import Client, KilledWorker, LocalCluster
 from stub import StubEncoder, StubSpec
 from workers import Broken, DiesOnce, KillsAt, WorkerSpec
@@ -88,10 +89,8 @@ def diary(tmp_path):
 @contextmanager
 def cluster(workers=2, deaths=0):
     """A cluster of processes here whose scheduler gives a task up after some deaths."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        dask.config.set({"distributed.scheduler.allowed-failures": deaths}),
-    ):
+    settings = FORKED | {"distributed.scheduler.allowed-failures": deaths}
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(settings):
         patch.setattr("copcube.builds.dask._free_port", lambda wanted: 0)
         with local_cluster(workers, gpus=False) as client:
             yield client
@@ -300,9 +299,9 @@ def test_jobs_that_share_nothing_but_the_folder(images, undisturbed, tmp_path):
     ).replace("KEYS", repr(KEYS))
     jobs = [
         subprocess.Popen([sys.executable, "-c", code, TESTS, str(images), str(out), which])
-        for which in ("0-4", "5-9", "3-7")
+        for which in ("0-6", "3-9")
     ]
-    assert [job.wait(120) for job in jobs] == [0, 0, 0]
+    assert [job.wait(120) for job in jobs] == [0, 0]
     assert not out.exists()
     assert len(embedded(out)) == 10
     before = embedded(out)
@@ -350,13 +349,13 @@ def test_workers_killed_at_random_moments(images, undisturbed, tmp_path, diary):
     moments = random.Random(SEED)
     with cluster(deaths=100) as client:
         pids = list(client.run(os.getpid).values())
+        server = psutil.Process(pids[0]).parent()
         finished = threading.Event()
         killed = []
 
         def kill():
             while not finished.wait(moments.uniform(0.1, 0.6)) and len(killed) < 4:
-                alive = [int(p) for p in _children(os.getpid()) if int(p) not in killed]
-                victims = [pid for pid in alive if _is_worker(pid)]
+                victims = [p.pid for p in server.children() if p.pid not in killed]
                 if victims:
                     killed.append(moments.choice(victims))
                     os.kill(killed[-1], signal.SIGKILL)
@@ -401,11 +400,10 @@ def _places(images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guilty", [(0,), (4, 7)])
-def test_only_guilty_partitions_are_left_out(images, undisturbed, tmp_path, diary, client, guilty):
+def test_only_guilty_partitions_are_left_out(images, undisturbed, tmp_path, diary, client):
     out = tmp_path / "world.zarr"
     found = list(_places(images))
-    names, places = zip(*(found[i] for i in guilty), strict=True)
+    names, places = zip(*(found[i] for i in (0, 4, 7)), strict=True)
     spec = KillsAt(diary, places=places, really=False)
     report = build(images, out, encoder=spec, client=client, **OPTIONS)
     _assert_left_out(report, out, spec, names)
@@ -784,14 +782,13 @@ def test_a_stage_in_which_everything_fails_is_given_up_early(images, tmp_path, d
 # Driving a cluster.
 
 
-@pytest.mark.slow
 def test_the_window_is_bounded(client):
     """Of a million tasks the scheduler knows a handful at a time."""
     seen = []
-    for task, outcome in DaskExecutor(client).map(_echo, iter(range(300))):
+    for task, outcome in DaskExecutor(client).map(_echo, iter(range(100))):
         assert outcome == {"value": task}
         seen.append(len(client.cluster.scheduler.tasks))
-    assert len(seen) == 300
+    assert len(seen) == 100
     assert 2 <= max(seen) <= 20
 
 

@@ -24,7 +24,7 @@ import world  # noqa: E402
 
 README = (PIPELINES / "README.md").read_text("utf-8")
 KEYS = ("s5p_co", "s5p_no2")
-SOME = ["--subset", "--weights", "untrained:0", "--modalities", ",".join(KEYS)]
+SOME = ["--subset", "--modalities", ",".join(KEYS)]
 # In bfloat16 vectors depend on the number of threads, of which jobs have their own.
 SOME += ["--dtype", "float32"]
 
@@ -51,10 +51,23 @@ def pretrain(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(pretrain, tmp_path_factory):
+def options(tmp_path_factory):
+    """Options by which some images are embedded, by a small encoder."""
+    torch = pytest.importorskip("torch")
+    from copcube.encoder.weights import untrained_weights
+
+    folder = tmp_path_factory.mktemp("weights")
+    drawn = untrained_weights(0, embed_dim=64, depth=1, heads=1)
+    torch.save(drawn.model.state_dict(), folder / "weights.pth")
+    torch.save(drawn.language, folder / "language.pt")
+    return [*SOME, "--weights", f"{folder}/weights.pth", "--language", f"{folder}/language.pt"]
+
+
+@pytest.fixture(scope="module")
+def whole(pretrain, options, tmp_path_factory):
     """The cube of one run over all shards."""
     out = tmp_path_factory.mktemp("whole") / "world.zarr"
-    assert world.main([pretrain, str(out), *SOME]) == 0
+    assert world.main([pretrain, str(out), *options]) == 0
     return out
 
 
@@ -66,12 +79,12 @@ def cells_of(path):
 
 
 @pytest.mark.slow
-def test_runs_over_some_shards_each_make_the_cube_of_one_run(pretrain, whole, tmp_path):
+def test_runs_over_some_shards_each_make_the_cube_of_one_run(pretrain, options, whole, tmp_path):
     out = tmp_path / "world.zarr"
     for shards in ("1-2300", "0-99"):
-        assert world.main([pretrain, str(out), "--shards", shards, *SOME]) == 0
+        assert world.main([pretrain, str(out), "--shards", shards, *options]) == 0
         assert not out.exists()
-    assert world.main([pretrain, str(out), *SOME]) == 0
+    assert world.main([pretrain, str(out), *options]) == 0
     assert contents(out) == contents(whole)
     assert int((xr.open_zarr(out, chunks=None).n_images > 0).sum()) == 3
 
@@ -166,7 +179,7 @@ def test_the_page_submits_an_array_and_a_job_that_waits_for_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_jobs_of_slurm_make_the_cube_of_one_run(pretrain, whole, tmp_path):
+def test_jobs_of_slurm_make_the_cube_of_one_run(pretrain, options, whole, tmp_path):
     """With a stand-in for SLURM that starts every job on this machine at once."""
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     for name, text in (("sbatch", SBATCH), ("scancel", '#!/bin/bash\nkill -- "-$1"\n')):
@@ -174,7 +187,7 @@ def test_jobs_of_slurm_make_the_cube_of_one_run(pretrain, whole, tmp_path):
         (tmp_path / name).chmod(0o755)
     out = tmp_path / "world.zarr"
     done = subprocess.run(
-        [sys.executable, PIPELINES / "world.py", pretrain, out, *SOME, "--slurm-jobs", "1"],
+        [sys.executable, PIPELINES / "world.py", pretrain, out, *options, "--slurm-jobs", "1"],
         cwd=tmp_path,
         env=os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
@@ -259,9 +272,13 @@ def test_the_page_names_what_is_there():
 
 @pytest.mark.slow
 def test_the_rehearsal_runs(tmp_path):
+    """With images of two modalities, since those of all take most of a minute."""
     (tmp_path / "pipelines").symlink_to(PIPELINES)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     (block,) = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
+    commands = re.compile(r"^(copcube sample|python pipelines/world\.py) .*", re.M)
+    block, number = commands.subn(rf"\g<0> --modalities {','.join(KEYS)}", block)
+    assert number == 2
     done = subprocess.run(
         ["bash", "-e", "-c", block],
         cwd=tmp_path,

@@ -74,7 +74,7 @@ def plain(vectors, epsg, x, y):
 
 
 def check(cube, expected):
-    with xr.open_zarr(cube) as ds:
+    with xr.open_zarr(cube, chunks=None) as ds:
         there = np.argwhere(ds.n_images.values > 0)
         assert {(int(a), int(b)) for a, b in there} == set(expected)
         for (row, col), (number, mean, spread) in expected.items():
@@ -119,7 +119,7 @@ def test_the_command_takes_a_file_and_groups_by_year(tmp_path):
         write_tif(tmp_path / "in" / f"{year}" / "32N" / "a.tif", some)
     out = tmp_path / "years.zarr"
     assert main(["aggregate", str(tmp_path / "in"), str(out), "--by", "year"]) == 0
-    with xr.open_zarr(out) as ds:
+    with xr.open_zarr(out, chunks=None) as ds:
         assert ds.year.values.tolist() == [2020, 2023]
         for year, some in values.items():
             v = dequantised(some)
@@ -128,7 +128,7 @@ def test_the_command_takes_a_file_and_groups_by_year(tmp_path):
             np.testing.assert_allclose(cell.embedding, expected, atol=1e-5)
     one = tmp_path / "one.zarr"
     assert main(["aggregate", str(tmp_path / "in"), str(one), "--dates", "2023"]) == 0
-    with xr.open_zarr(one) as ds:
+    with xr.open_zarr(one, chunks=None) as ds:
         assert int(ds.n_images.sum()) == int((values[2023][0] != -128).sum())
 
 
@@ -148,7 +148,7 @@ def test_bits_depend_neither_on_what_is_read_at_a_time_nor_on_blocks(
         out = tmp_path / f"{block}.zarr"
         aggregate(root, out)
         check(out, expected)
-        with xr.open_zarr(out) as ds:
+        with xr.open_zarr(out, chunks=None) as ds:
             near = ds.sel(lat=slice(49, 47), lon=slice(9, 11))
             cubes.append((near.embedding.values, near.spread.values))
     tables._blocks.cache_clear()
@@ -222,7 +222,7 @@ def test_tessera_store(tessera, tmp_path, affine):
     write_zone(tmp_path / "tessera.zarr", values, scales, north=south, affine=affine)
     aggregate(tmp_path / "tessera.zarr", tmp_path / "out.zarr", by="year")
     finite = np.where(np.isfinite(scales), scales, np.nan)[:, None]
-    with xr.open_zarr(tmp_path / "out.zarr") as ds:
+    with xr.open_zarr(tmp_path / "out.zarr", chunks=None) as ds:
         assert ds.year.values.tolist() == [2023, 2024]
         assert ds.attrs["product"] == "TESSERA"
         for i, year in enumerate((2023, 2024)):
@@ -253,7 +253,7 @@ def test_tessera_tiles(tessera, tmp_path):
     scale = np.where(np.isfinite(scales) & (land == 1), scales, np.nan)
     vectors = np.moveaxis(values, -1, 0) * scale
     expected = plain(vectors, 32632, centres(120, EAST), centres(270, NORTH, -10.0))
-    with xr.open_zarr(tmp_path / "out.zarr") as ds:
+    with xr.open_zarr(tmp_path / "out.zarr", chunks=None) as ds:
         assert ds.attrs["product_years"] == "2024"
         assert int(ds.n_images.sum()) == int(np.isfinite(scale).sum())
         for (row, col), (_, mean, _) in expected.items():
@@ -265,7 +265,7 @@ def test_a_cell_of_one_pixel_and_of_equal_pixels_has_no_spread(tmp_path):
     write_tif(tmp_path / "a.tif", values)
     write_tif(tmp_path / "b.tif", np.full((64, 90, 90), 33, np.int8), east=EAST - 60_000)
     aggregate(tmp_path, tmp_path / "out.zarr")
-    with xr.open_zarr(tmp_path / "out.zarr") as ds:
+    with xr.open_zarr(tmp_path / "out.zarr", chunks=None) as ds:
         assert ds.spread.values[ds.n_images.values > 0].tolist() == [0.0, 0.0]
     assert validate(tmp_path / "out.zarr") == []
 

@@ -206,13 +206,13 @@ def fake_build(folder, source, stamps=True):
     folder.write_plan(plan)
     for directory in ("rows", "receipts/embed"):
         Path(folder.path, directory).mkdir(parents=True)
-    receipts = []
+    receipts, work = [], plan.id
     for partition in partitions:
         data = partition.name.encode()
         name, path = f"rows/{partition.name}.parquet", Path(folder.rows(partition.name))
         path.write_bytes(data)
         receipt = {
-            "work": plan.id,
+            "work": work,
             "files": {name: [len(data), hashlib.sha256(data).hexdigest()]},
             "images": {"s5p_co": 2},
             "rescaled": 0,

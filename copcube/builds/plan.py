@@ -375,7 +375,7 @@ def digest(value: Any) -> str:
 
 def partitions_digest(partitions: Sequence[Partition]) -> str:
     """SHA-256 over a list of partitions."""
-    return digest([asdict(partition) for partition in partitions])
+    return digest([vars(partition) for partition in partitions])  # asdict copies every path
 
 
 def encode_partitions(partitions: Sequence[Partition], digest: str) -> "pa.Buffer":

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from copcube.arguments import one_path
-from copcube.encoder.copernicus_fm import Pooling
 from copcube.errors import OptionError
 
 if TYPE_CHECKING:
+    from copcube.encoder.copernicus_fm import Pooling
     from copcube.encoder.frozen import FrozenEncoder
 
 _SUCH = {"pooling": "'cls' or 'mean'", "device": "'auto' or 'cuda:0'", "dtype": "'float32'"}
@@ -43,7 +43,7 @@ class EncoderSpec:
 
     weights: str = "hub"
     language: str | None = None
-    pooling: Pooling | None = None
+    pooling: "Pooling | None" = None
     device: str = "auto"
     dtype: str = "auto"
     compile: bool = False
