@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -51,6 +51,14 @@ def log() -> None:
     logger = logging.getLogger("copcube")
     logger.handlers[:], logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def no_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No encoder of another test is there already, and none of this one stays."""
+    from copcube.embedding import encoders
+
+    monkeypatch.setattr(encoders, "_LOADED", OrderedDict())
 
 
 @pytest.fixture(scope="session")

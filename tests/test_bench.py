@@ -615,7 +615,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def loaded(monkeypatch):
+def loaded(monkeypatch, no_encoders):
     """The command line with a tiny encoder."""
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: tiny())
 

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections import OrderedDict
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import xarray as xr
 
 from copcube.cli import main
-from copcube.embedding import encoders
 from copcube.encoder import weights
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -30,7 +28,7 @@ def downloaded_statics(path):
 
 
 @pytest.mark.slow
-def test_the_examples_run(tmp_path, monkeypatch):
+def test_the_examples_run(tmp_path, monkeypatch, no_encoders):
     """Blocks marked ``sh`` need a network or a large download.
 
     All run in this process, which imports the model once; untrained weights have one block
@@ -38,7 +36,6 @@ def test_the_examples_run(tmp_path, monkeypatch):
     """
     shallow = partial(weights.untrained_weights, depth=1)
     monkeypatch.setattr(weights, "untrained_weights", shallow)
-    monkeypatch.setattr(encoders, "_LOADED", OrderedDict())
     downloaded_statics(tmp_path / "era5_static.nc")
     monkeypatch.chdir(tmp_path)
     assert sum(kind == "bash" for kind, _ in BLOCKS) >= 3

@@ -477,7 +477,7 @@ def test_workers_know_the_sensor(built, tree, tmp_path):
     assert one.identical(other)
 
 
-def test_the_command_takes_a_file(tree, toml, tmp_path, capsys, monkeypatch):
+def test_the_command_takes_a_file(tree, toml, tmp_path, capsys, monkeypatch, no_encoders):
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: StubEncoder())
     out = str(tmp_path / "world.zarr")
     weights = ["--modalities", "landsat8"]
