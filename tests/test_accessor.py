@@ -68,6 +68,7 @@ def test_opening_with_the_engine_is_enough(world, tmp_path):
     assert "copembed: embedding cube" in run(code, tmp_path / "map.npz")
 
 
+@pytest.mark.slow
 def test_a_question_does_not_use_up_the_registration():
     out = run("""
         import importlib.util
@@ -79,6 +80,7 @@ def test_a_question_does_not_use_up_the_registration():
     assert "not an embedding cube" in out
 
 
+@pytest.mark.slow
 def test_an_accessor_holds_its_dataset_and_nothing_else(world):
     before = world.copy(deep=True)
     accessor = world.copembed
@@ -165,6 +167,7 @@ def test_groups_stay_in_front(tmp_path, by, statics):
     assert by in repr(ds.copembed)
 
 
+@pytest.mark.slow
 def test_a_basis_serves_other_cubes(world):
     north, south = world.sel(lat=slice(90, 0)), world.sel(lat=slice(0, -90))
     basis = north.copembed.fit(3)

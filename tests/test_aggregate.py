@@ -52,6 +52,7 @@ def reference(rows: Rows, balance: str) -> pd.DataFrame:
     return frame.groupby([rows.grid_id, rows.modality]).mean().groupby(level=0).mean()
 
 
+@pytest.mark.slow
 @given(rows=rows(), balance=st.sampled_from(("image", "modality")))
 @settings(deadline=None)
 def test_means_are_those_of_pandas(rows, balance):
@@ -64,6 +65,7 @@ def test_means_are_those_of_pandas(rows, balance):
     assert cells.n_by_modality.sum(axis=1).tolist() == counts.tolist()
 
 
+@pytest.mark.slow
 @given(rows=rows(), balance=st.sampled_from(("image", "modality")))
 @settings(deadline=None)
 def test_spread_is_its_definition(rows, balance):
@@ -80,6 +82,7 @@ def test_spread_is_its_definition(rows, balance):
         assert cells.spread[i] == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 @given(rows=rows(min_size=2, cancelling=True), data=st.data())
 @settings(deadline=None)
 def test_order_does_not_change_a_bit(rows, data):
@@ -140,6 +143,7 @@ def test_balance_closed_form():
     assert image.n_by_modality.tolist() == [[2, 0, 0, 0, 0, 0, 0, 1]]
 
 
+@pytest.mark.slow
 @given(rows=rows(max_size=8))
 @settings(deadline=None)
 def test_a_single_image_is_its_own_mean_without_spread(rows):
@@ -294,6 +298,7 @@ def test_parts_are_runs_of_row_groups(tmp_path):
     assert parts([tmp_path / "empty.parquet"]) == []
 
 
+@pytest.mark.slow
 def test_what_is_small_of_a_part_is_read_once_in_a_build(tmp_path, monkeypatch):
     files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for i, file in enumerate(files):  # most cells are in both, and combined by a pass

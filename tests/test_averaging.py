@@ -78,6 +78,7 @@ def distinct(rows):
     return rows.take(first)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(table=rows())
 def test_nested_means_are_those_of_pandas(table):

@@ -29,6 +29,7 @@ def image(bands=2, rows=6, cols=8):
     return xr.DataArray(pixels, dims=("band", "y", "x"), coords=coords).rio.write_crs("EPSG:32632")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["coordinate", "long_name", "descriptions", "other coordinate"])
 @settings(max_examples=50)
 @given(order=st.permutations(range(13)))

@@ -111,6 +111,7 @@ def test_every_modality_then_has_the_same_variance_and_its_own_mean():
         np.testing.assert_allclose(kinds["variance", k][0], kinds["modality", k][0], atol=1e-4)
 
 
+@pytest.mark.slow
 @given(rows=rows(min_size=2))
 def test_any_rows_give_the_cells_and_counts_of_plain_means(rows):
     """Also modalities in one cell or of equal vectors, which cannot be scaled."""
@@ -144,6 +145,7 @@ def made(tmp_path_factory):
     return folder, found
 
 
+@pytest.mark.slow
 def test_a_cube_of_rows_in_several_files(made):
     folder, found = made
     cube = region(folder / "world.zarr")
@@ -164,6 +166,7 @@ def test_a_cube_of_rows_in_several_files(made):
     assert not (folder / "world.build" / "variances").exists()
 
 
+@pytest.mark.slow
 def test_files_and_their_order_change_no_bit(made, tmp_path):
     folder, found = made
     rng = np.random.default_rng(0)
@@ -173,6 +176,7 @@ def test_files_and_their_order_change_no_bit(made, tmp_path):
     xr.testing.assert_equal(a, b)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(made, tmp_path, monkeypatch):
     folder, _ = made
     out, write, done = tmp_path / "world.zarr", tasks.cube.write_band, []
@@ -192,6 +196,7 @@ def test_it_goes_on_where_it_stopped(made, tmp_path, monkeypatch):
     xr.testing.assert_equal(region(out), region(folder / "world.zarr"))
 
 
+@pytest.mark.slow
 def test_seasons_and_modalities_left_out(made, tmp_path):
     folder, found = made
     chosen = ["s2_toa", "s5p_co"]
@@ -210,6 +215,7 @@ def test_seasons_and_modalities_left_out(made, tmp_path):
     assert np.isfinite(changed.noise).any()  # the weights of images are known
 
 
+@pytest.mark.slow
 def test_no_order_of_averaging_is_looked_for(made):
     folder, _ = made
     with pytest.raises(CubeError, match="balance 'variance'"):

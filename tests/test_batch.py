@@ -57,6 +57,7 @@ def by_name(rows, modality):
     return np.array(found if modality.local else found[0])
 
 
+@pytest.mark.slow
 def test_a_batch_has_the_vectors_of_a_build(rows):
     lon, lat = np.array(PLACES).T[..., None]
     found = embed_batch(
@@ -69,6 +70,7 @@ def test_a_batch_has_the_vectors_of_a_build(rows):
     np.testing.assert_array_equal(found, by_name(rows, S3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", [S2, S3])
 def test_tiles_have_the_pixels_of_a_build(rows, modality):
     size = modality.input_size

@@ -142,6 +142,7 @@ def test_unknown_targets_and_empty_batches_do_not_count():
     assert np.isnan(Pooled(metrics.accuracy).dataset)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1))
 def test_precision_and_f1_are_those_of_scikit_learn(seed):
     rng = np.random.default_rng(seed)
@@ -154,6 +155,7 @@ def test_precision_and_f1_are_those_of_scikit_learn(seed):
     assert metrics.f1(scores, truth) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1))
 def test_intersection_over_union_leaves_out_absent_classes_and_ignored_pixels(seed):
     rng = np.random.default_rng(seed)
@@ -319,6 +321,7 @@ def test_neighbours_are_those_of_scikit_learn(task, monkeypatch):
         np.testing.assert_allclose(found, y[nearest].mean(axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1e-4, 1.0, 300.0])
 def test_logistic_regression_is_that_of_scikit_learn(strength):
     x, y = split(CLASSES, 200, 0)
@@ -430,6 +433,7 @@ def test_the_mean_of_tokens_goes_through_a_plain_norm_where_the_weights_have_non
     assert prepared.positions.shape[1] == 1 + 4
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_a_finished_one_embeds_nothing(tmp_path, parts):
     dataset = Made()
     whole = embedded(dataset, tiny(), tmp_path / "whole")
@@ -517,6 +521,7 @@ def ran(tmp_path, dataset, probe="official", encoder=None, epochs=4):
     return list(running.run(dataset, encoder or Counting(), tmp_path, probe, options))
 
 
+@pytest.mark.slow
 def test_results_are_kept_by_all_that_decides_them(tmp_path, parts):
     first = ran(tmp_path, Made())
     assert [one.probe for one in first] == ["official"]
@@ -535,6 +540,7 @@ def test_results_are_kept_by_all_that_decides_them(tmp_path, parts):
     assert not ran(tmp_path, true)[0].comparable
 
 
+@pytest.mark.slow
 def test_the_fast_tier_scores_with_intervals(tmp_path, parts):
     found = {one.probe: one for one in ran(tmp_path, Made(), "fast")}
     assert [*found] == ["knn", "logistic"]
@@ -620,6 +626,7 @@ def loaded(monkeypatch, no_encoders):
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: tiny())
 
 
+@pytest.mark.slow
 def test_the_command_runs_tasks_and_says_which_failed(data, loaded, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     command = ["bench", "eurosat-s1", "eurosat-s2", "lcz-s2", "--root", str(data)]
@@ -670,6 +677,7 @@ def test_a_regression_of_images_means_is_a_ridge(tmp_path):
     assert details["penalty"] >= 0
 
 
+@pytest.mark.slow
 def test_options_that_mean_nothing_are_refused_before_any_work(data):
     with pytest.raises(OptionError, match=r"root is None .* the folder of the data"):
         bench("eurosat-s1", encoder=tiny())

@@ -64,6 +64,7 @@ def write_lc100(root: Path, cube: xr.Dataset, n: int = 60) -> None:
         (root / f"static_fnames-{split}.csv").write_text("\n".join(files[::-1]) + "\n")
 
 
+@pytest.mark.slow
 def test_classes_of_cells_are_joined_by_id(cube: xr.Dataset, tmp_path: Path) -> None:
     write_lc100(tmp_path / "lc100_s3", cube)
     found, coordinates, constant = score_cells(open_dataset(find("lc100cls-s3"), tmp_path), cube)
@@ -87,6 +88,7 @@ def test_classes_of_cells_are_joined_by_id(cube: xr.Dataset, tmp_path: Path) -> 
     assert score.bench == pytest.approx(score.dataset)
 
 
+@pytest.mark.slow
 def test_the_command_and_the_accessor(
     cube: xr.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +161,7 @@ def write_raster(path: Path, values: np.ndarray, crs: str, corner: Any, step: fl
         file.write(values, 1)
 
 
+@pytest.mark.slow
 def test_biomass_of_places(cube: xr.Dataset, tmp_path: Path) -> None:
     """Means that are a linear function of the vectors are found but for their rounding."""
     rng = np.random.default_rng(2)
@@ -203,6 +206,7 @@ def test_air_quality_of_places(tmp_path: Path) -> None:
     np.testing.assert_allclose(place.outline, expected, atol=3e-4)
 
 
+@pytest.mark.slow
 def test_cells_that_cannot_be_scored(cube: xr.Dataset, tmp_path: Path) -> None:
     write_lc100(tmp_path / "lc100_s3", cube)
     dataset = open_dataset(find("lc100cls-s3"), tmp_path)

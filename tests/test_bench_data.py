@@ -372,6 +372,7 @@ def test_cloud_s3_codes_of_the_other_reading(tmp_path):
         open_dataset(find("cloud-s3"), tmp_path).read("train", 0)
 
 
+@pytest.mark.slow
 @given(
     arrays(st.sampled_from([np.uint8, np.int16, np.float32]), (3, 4), elements=st.integers(0, 127)),
     st.sampled_from([CLOUD_S3, DFC2020, LC100]),
@@ -568,6 +569,7 @@ def test_sample_is_the_same_at_every_run_and_other_with_another_seed(tmp_path):
     assert first != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eurosat-s1", "eurosat-s2", "lcz-s2"])
 def test_classes_of_the_sample_can_be_told_apart(tmp_path, name):
     """The nearest class in the means of bands finds nearly all of what it has not seen."""

@@ -299,6 +299,7 @@ def trained(training: Training, folder: Path, channels: int = 16) -> dict[str, A
     return training.run(folder / "checkpoint.pt", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("head", ["linear", "upernet"])
 def test_heads_learn(head: Any, kind: str, encoder: FrozenEncoder, tmp_path: Path) -> None:
@@ -324,6 +325,7 @@ class Killed(Exception):
     """What a process that ends in the middle does not raise."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "upernet"])
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     head: Any, encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -495,6 +497,7 @@ def test_change_is_later_minus_earlier_with_dates_of_their_own(encoder: FrozenEn
         np.testing.assert_allclose(level, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_augmented_samples_keep_image_and_target_together(encoder: FrozenEncoder) -> None:
     """Tokens see no augmentation, so the targets say whether it happened, and what it left."""
     regression = Streamed(Synthetic(TASKS["regression"]), encoder)

@@ -117,6 +117,7 @@ def test_areas_of_boxes_are_those_of_the_sphere(corners):
     assert float(found.coverage) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_globe_is_one_region():
     for corners in ((-180, -90, 180, 90), (0, -90, 360, 90)):
         found = box(WORLD, *corners)

@@ -110,6 +110,7 @@ def test_the_cube_holds_the_mean_of_every_cell(trees, varied):
         assert cell.n_images == sum(len(v) for v in by_modality.values())
 
 
+@pytest.mark.slow
 def test_both_layouts_give_the_same_cube(trees, varied, tmp_path):
     build(trees / "webdataset", tmp_path / "w.zarr", encoder=StubEncoder())
     assert chunks(tmp_path / "w.zarr") == chunks(varied)  # the metadata name the sources
@@ -168,6 +169,7 @@ def test_rows_that_are_not_finite_are_mended_by_the_same_command(
     assert contents(out) == contents(undisturbed)
 
 
+@pytest.mark.slow
 def test_the_same_build_gives_the_same_bytes(images, undisturbed, tmp_path):
     build(images, tmp_path / "world.zarr", encoder=StubEncoder(), threads=1)
     assert contents(tmp_path / "world.zarr") == contents(undisturbed)
@@ -176,6 +178,7 @@ def test_the_same_build_gives_the_same_bytes(images, undisturbed, tmp_path):
     assert not leftovers(tmp_path / "world.build")
 
 
+@pytest.mark.slow
 def test_a_finished_build_is_not_done_again(images, undisturbed):
     encoder = StubEncoder()
     report = build(images, undisturbed, encoder=encoder)
@@ -261,6 +264,7 @@ def test_nothing_is_embedded_twice(images, tmp_path):
     assert len(second.calls) < len(whole.calls)
 
 
+@pytest.mark.slow
 def test_resuming_keeps_batches_and_version_of_the_plan(images, undisturbed, tmp_path):
     """Automatic batch sizes of another machine, or a later copcube, do not bar the way."""
 
@@ -279,6 +283,7 @@ def test_resuming_keeps_batches_and_version_of_the_plan(images, undisturbed, tmp
         build(images, out, encoder=StubEncoder(), batch_size=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_a_receipt_without_its_data_is_void(images, undisturbed, tmp_path, damage):
     out = tmp_path / "world.zarr"
@@ -320,6 +325,7 @@ def test_a_build_whose_rasters_were_resized_otherwise_is_not_gone_on_with(trees,
         assert xr.open_zarr(out).attrs["resampling"] == resampling
 
 
+@pytest.mark.slow
 def test_other_options_are_refused_by_name(images, undisturbed, tmp_path):
     out = tmp_path / "world.zarr"
     build(images, out, encoder=StubEncoder(), modalities=["s5p_co"])
@@ -338,6 +344,7 @@ def test_other_options_are_refused_by_name(images, undisturbed, tmp_path):
         build(images, out, encoder=Other(), modalities=["s5p_co"])
 
 
+@pytest.mark.slow
 def test_a_changed_source_is_refused(images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     out = tmp_path / "world.zarr"
@@ -349,6 +356,7 @@ def test_a_changed_source_is_refused(images, tmp_path):
         build(tmp_path / "images", out, encoder=StubEncoder(), modalities=["s5p_co"])
 
 
+@pytest.mark.slow
 def test_a_list_of_partitions_that_is_not_of_the_plan_is_replaced(images, undisturbed, tmp_path):
     """As after a kill between the two, or by a driver that was refused."""
     BuildFolder(tmp_path / "world.zarr").write_partitions([Partition("a", ("b",))], 64 * "0")
@@ -399,6 +407,7 @@ def test_an_output_that_cannot_be_written(images, tmp_path):
         build(images, tmp_path / "file" / "world.zarr", encoder=StubEncoder())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["embed", "assemble"])
 def test_a_disk_that_fills_up_and_is_emptied(images, undisturbed, tmp_path, monkeypatch, stage):
     out = tmp_path / "world.zarr"
@@ -421,6 +430,7 @@ def test_a_disk_that_fills_up_and_is_emptied(images, undisturbed, tmp_path, monk
     assert_undisturbed(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_broken_images_are_recorded_and_skipped(images, tmp_path):
     images = shutil.copytree(images, tmp_path / "images")
     broken = sorted((images / "s5p_l3_wgs").rglob("*.tif"))[0]
@@ -460,6 +470,7 @@ def test_what_is_no_source(tmp_path, kind):
     assert not (tmp_path / "w.build").exists()
 
 
+@pytest.mark.slow
 def test_aggregating_the_rows_of_a_build_gives_its_cube(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"
     aggregate(rows, tmp_path / "again.zarr")
@@ -594,6 +605,7 @@ def no_affinity(monkeypatch):
     monkeypatch.setattr(os, "process_cpu_count", os.cpu_count, raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_affinity")
 def test_builds_work_without_affinity(images, undisturbed, tmp_path):
     build(images, tmp_path / "world.zarr", encoder=StubEncoder())

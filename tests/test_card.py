@@ -127,6 +127,7 @@ def test_without_counts_the_spread_tells_and_else_nothing_does():
     assert len(unknown.text().splitlines()) == 1 + len(unknown.lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [np.nan, 0])
 def test_vectors_in_memory_tell_where_they_are(missing):
     mask = earth()
@@ -189,6 +190,7 @@ def test_dots_are_where_cells_are():
     assert all(set(line) == {"\u2800"} for line in drawn[8:])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 4))

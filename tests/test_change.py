@@ -238,6 +238,7 @@ def test_another_recipe_is_warned_of(caplog):
     assert "preprocessing is 'crop' in the first cube and 'full'" in caplog.text
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, capsys):
     years = xr.concat([cube(seed) for seed in range(2)], "year", join="exact")
     years = years.assign_coords(year=("year", [2020, 2021]))
@@ -266,6 +267,7 @@ def test_on_the_command_line(tmp_path, capsys):
         assert match in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_map_of_change_marks_places():
     a, b = cube(0), cube(1)
     ax = a.copembed.plot.change(b, n=4, exclude_km=100)

@@ -30,6 +30,7 @@ def stored(values, chunks, fill):
     return {name: data.to_bytes() for name, data in memory.items() if "/c/" in name}, metadata
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_chunks_are_those_of_zarr(data):
     shape = data.draw(st.lists(st.integers(1, 7), min_size=2, max_size=4))

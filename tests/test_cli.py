@@ -100,6 +100,7 @@ def test_sample_build_info_validate(images, stubbed, tmp_path, capsys):
     assert "a valid embedding cube" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_info_shows_reductions_in_every_form(tmp_path, capsys):
     rng = np.random.default_rng(0)
     cube = xr.Dataset(
@@ -137,12 +138,14 @@ def test_a_sample_of_some_modalities(tmp_path, capsys):
     assert folders == {"s5p_l3_wgs", "dem_grid_wgs"}
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing(images, stubbed, tmp_path, capsys):
     assert main(["build", str(images), str(tmp_path / "w.zarr"), "--quiet"]) == 0
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
 
 
+@pytest.mark.slow
 def test_validate_tells_what_is_wrong(world, capsys):
     chunk = next(path for path in (world / "embedding" / "c").rglob("*") if path.is_file())
     chunk.unlink()
@@ -151,6 +154,7 @@ def test_validate_tells_what_is_wrong(world, capsys):
     assert f"{name}: missing; embedding of cells of lat " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_validate_proves_the_rows_beside_a_cube_too(world, capsys):
     rows = next((world.with_name("world.build") / "rows").glob("*.parquet"))
     rows.write_bytes(rows.read_bytes()[:-1])
@@ -175,6 +179,7 @@ def test_aggregate(world, tmp_path):
     assert xr.open_zarr(out).sizes["month"] == 12
 
 
+@pytest.mark.slow
 def test_other_options_are_refused_and_overwrite_helps(images, world, stubbed, capsys):
     again = ["build", str(images), str(world), "--balance", "image"]
     assert main(again) == 1
@@ -340,6 +345,7 @@ def test_without_network_build_names_both_ways_out(images, tmp_path):
     assert not (tmp_path / "w.zarr").exists()
 
 
+@pytest.mark.slow
 def test_fetch_brings_shards_from_a_hub(tmp_path):
     """In a process of its own, from a hub on this machine."""
     from hub_server import Hub, Repo, serve

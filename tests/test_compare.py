@@ -66,6 +66,7 @@ def test_a_cube_agrees_with_itself():
     assert found.procrustes == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 1e3])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_whole_agrees_with_scipy_and_with_kernels(seed, offset):
@@ -104,6 +105,7 @@ def test_procrustes_of_few_cells_of_long_vectors(seed, cells, dims):
     assert found.procrustes == pytest.approx(procrustes(x, y)[2], rel=1e-8, abs=1e-12)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**16), scale=st.sampled_from((1e-3, 1.0, 40.0)))
 def test_a_rotation_changes_no_figure_of_the_whole(seed, scale):

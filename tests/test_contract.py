@@ -130,6 +130,7 @@ BOXES += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["tif", "cube", "chunks"])
 def test_compat_gives_the_same_bits(cube, tif, reader, source):
     of = {"tif": tif, "cube": cube, "chunks": cube.chunk(lat=45, lon=45)}[source]
@@ -148,6 +149,7 @@ def test_compat_gives_the_same_bits(cube, tif, reader, source):
         assert cells.x.values.tolist() == [*range(want.shape[2])]
 
 
+@pytest.mark.slow
 def test_a_point_buffer_is_its_square(cube, reader):
     lat, lon, metres = 47.3, 8.5, 40_000
     dlat = metres / 111_320
@@ -188,6 +190,7 @@ def test_by_default_small_places_seams_and_poles_are_answered(cube):
             copcube.get_embedding(full, spatial=spatial, temporal=2021, compat=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compat", [True, False])
 def test_metadata_have_the_keys_of_the_contract(cube, tif, compat):
     got = copcube.get_embedding(tif, spatial=BOXES[0], temporal=2021, compat=compat)
@@ -203,6 +206,7 @@ def test_metadata_have_the_keys_of_the_contract(cube, tif, compat):
     assert got.meta["pooling"] == "mean_hw"
 
 
+@pytest.mark.slow
 def test_batches_keep_their_order_and_name_what_fails(cube, monkeypatch):
     for workers in ("1", "3"):
         monkeypatch.setenv("RS_EMBED_COPERNICUS_BATCH_WORKERS", workers)

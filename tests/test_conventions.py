@@ -252,6 +252,7 @@ def test_int8_is_decoded_by_xarray_alone(files, fields):
         to_netcdf(fields, files["int8"], dtype="int8", layout="first", overwrite=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_comes_back(world, fields, merged, tmp_path, layout):
     for number, ds in enumerate((world, fields, merged)):
@@ -273,6 +274,7 @@ def test_every_layout_comes_back(world, fields, merged, tmp_path, layout):
     assert not (tmp_path / "a.nc").exists()
 
 
+@pytest.mark.slow
 def test_leading_dimensions_in_every_layout(seasons, tmp_path):
     for layout in LAYOUTS:
         to_netcdf(seasons, path := tmp_path / f"{layout}.nc", layout=layout)
@@ -281,6 +283,7 @@ def test_leading_dimensions_in_every_layout(seasons, tmp_path):
             assert same(again.embedding, seasons.embedding)
 
 
+@pytest.mark.slow
 def test_a_selection_keeps_its_numbers(fields, tmp_path):
     some = fields.isel(component=[2, 0])
     to_netcdf(some, tmp_path / "a.nc", layout="separate")
@@ -310,6 +313,7 @@ def test_compression_is_a_wish(fields, tmp_path):
     assert (tmp_path / "True.nc").stat().st_size < (tmp_path / "False.nc").stat().st_size / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_zarr_of_either_version_in_every_layout(merged, tmp_path, zarr_format, layout):

@@ -115,6 +115,7 @@ def test_every_cell_comes_back_and_the_cube_is_valid(tmp_path, by):
     assert ds.embedding.dims == (*(() if by is None else (by,)), "lat", "lon", "dim")
 
 
+@pytest.mark.slow
 def test_the_schema_of_the_design(world):
     ds = xr.open_zarr(world)
     found = {name: (v.dims, v.dtype.name, v.encoding.get("chunks")) for name, v in ds.items()}
@@ -143,6 +144,7 @@ def test_the_schema_of_the_design(world):
     assert list(zarr.open_group(world, mode="r").attrs) == sorted(ds.attrs | {"coordinates": 0})
 
 
+@pytest.mark.slow
 def test_the_era5_coordinates_are_those_of_a_real_file(world, era5_static):
     ds = xr.open_zarr(world)
     with xr.open_dataset(era5_static) as era5:
@@ -407,6 +409,7 @@ def test_a_cube_that_the_first_release_began_is_finished_as_it_is(world, cells, 
     assert xr.open_zarr(path).copembed.reduce(k=2).chunksizes["lon"] == 32 * (45,)
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_order_or_repetition(world, cells, tmp_path):
     again = build(tmp_path / "again.zarr", cells, order=range(16, -1, -1))
     assert digests(again) == digests(world)
@@ -436,6 +439,7 @@ def test_what_an_interrupted_write_left_is_replaced(world, cells, tmp_path):
     assert digests(path) == digests(world)
 
 
+@pytest.mark.slow
 def test_the_files_named_are_the_chunks_there(world, cells, tmp_path):
     path = tmp_path / "a.zarr"
     created = cube.create(path, dim=DIM)
@@ -456,6 +460,7 @@ def test_the_files_named_are_the_chunks_there(world, cells, tmp_path):
     assert sum(name.startswith("embedding/") for name in named) == len(blocks)
 
 
+@pytest.mark.slow
 def test_a_user_s_zarr_settings_do_not_change_the_bytes(world, cells, tmp_path):
     with zarr.config.set({"array.write_empty_chunks": True}):
         again = build(tmp_path / "again.zarr", cells)
@@ -573,6 +578,7 @@ def test_damage_is_found_and_placed(copy, cells, kind):
     assert re.search(DAMAGES[kind], problems[0])
 
 
+@pytest.mark.slow
 def test_the_summary_counts(world, cells):
     found = cube.summary(world)
     row, _ = grid.row_col(cells.grid_id)

@@ -104,6 +104,7 @@ def test_a_missing_map_is_told_from_cells_without_images(world, tmp_path, name):
     assert problem.startswith(f"{chunk}: missing; {name} of cells of lat ")
 
 
+@pytest.mark.slow
 def test_an_array_that_somebody_stored_otherwise_is_examined_too(world, tmp_path):
     """All of its chunks in one folder, which every reader of Zarr understands."""
     path = shutil.copytree(world, tmp_path / "world.zarr")
@@ -154,6 +155,7 @@ def test_the_cells_of_a_chunk_are_named(world, tmp_path):
     assert (float(west), float(east)) == (block.lon.min(), block.lon.max())
 
 
+@pytest.mark.slow
 def test_no_bit_of_a_chunk_can_be_flipped_unnoticed(world, tmp_path):
     """Either reading fails, or the numbers are the same: some bits of a header mean nothing."""
     path = shutil.copytree(world, tmp_path / "world.zarr")
@@ -193,6 +195,7 @@ def basis(ds):
     return reduce(small, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_name_the_chunk_in_one_line(sick, tmp_path, reader):
     path, chunk = sick
@@ -207,6 +210,7 @@ def test_readers_name_the_chunk_in_one_line(sick, tmp_path, reader):
     assert [file.name for file in tmp_path.iterdir()] == ["sick.zarr"]
 
 
+@pytest.mark.slow
 def test_the_command_names_the_chunk(sick, tmp_path, capsys):
     path, chunk = sick
     out = str(tmp_path / "fields.zarr")

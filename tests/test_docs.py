@@ -32,6 +32,7 @@ def names_of_tests(file):
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
+@pytest.mark.slow
 def test_every_test_that_is_named_exists():
     named = re.findall(r"(tests/\w+\.py)::(\w+)", text("guarantees.md"))
     assert len(named) > 100

@@ -113,6 +113,7 @@ def opened(path, **options):
     return xr.open_dataset(path, engine=CopembedBackend, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_the_same_cube_in_era5_s_order(files, truth, form):
     """Ids count from the south pole, the map from the north: both must meet."""
@@ -227,6 +228,7 @@ def decoded(monkeypatch):
 TILES = [(y, x) for y in range(0, 721, 256) for x in range(0, 1440, 256)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [None, {}])
 def test_a_map_is_decoded_once(files, tif, decoded, chunks):
     ds = opened(tif, chunks=chunks)
@@ -240,6 +242,7 @@ def test_a_map_is_decoded_once(files, tif, decoded, chunks):
     assert fields.pc.values.tobytes() == expected.pc.values.tobytes()
 
 
+@pytest.mark.slow
 def test_threads_decode_a_map_once(tif, truth, decoded):
     ds = opened(tif)
     rows = [slice(start, start + 90) for start in range(0, 721, 30)]
@@ -249,6 +252,7 @@ def test_threads_decode_a_map_once(tif, truth, decoded):
     assert decoded == TILES
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_decoded_anew(tif, truth, decoded):
     assert np.array_equal(opened(tif).embedding, truth, equal_nan=True)
     with rasterio.open(tif, "w", count=DIM, dtype="float32", **PROFILE) as file:
@@ -257,6 +261,7 @@ def test_a_changed_file_is_decoded_anew(tif, truth, decoded):
     assert decoded == 2 * TILES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["all", "one chunk", "half a chunk", "the metadata"])
 def test_what_was_removed_from_the_cache_is_decoded_again(tif, truth, monkeypatch, tmp_path, what):
     monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "cache"))
@@ -278,6 +283,7 @@ def test_what_was_removed_from_the_cache_is_decoded_again(tif, truth, monkeypatc
     assert list((tmp_path / "cache").iterdir()) == [entry]
 
 
+@pytest.mark.slow
 def test_the_cache_keeps_what_was_used_last(tif, truth, monkeypatch, tmp_path):
     monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "KEEP", 2)
@@ -615,6 +621,7 @@ def test_a_truncated_geotiff_is_named(files, tmp_path):
         opened(tmp_path / "a.tif").load()
 
 
+@pytest.mark.slow
 def test_a_geotiff_in_era5_s_order_and_with_nodata(tmp_path, truth):
     place = {"transform": rasterio.Affine(0.25, 0, -0.125, 0, -0.25, 90.125)}
     with rasterio.open(

@@ -136,6 +136,7 @@ def windows(draw):
     return lat.astype(dtype), lon.astype(dtype)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(windows(), windows())
 def test_regional_fields_fill_exactly_what_they_share_with_a_region(source, target):
@@ -371,6 +372,7 @@ def areas_of(lat, lon, step):
     return np.outer(sines, np.full(len(lon), np.radians(step)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -629,6 +631,7 @@ def unreadable(fields, chunks):
     return lazy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize(
     "onto",
@@ -654,12 +657,14 @@ def test_lazy_fields_stay_lazy_and_come_out_the_same(world, onto, counts):
     )
 
 
+@pytest.mark.slow
 def test_a_lazy_region_of_many_chunks_is_merged_without_a_warning(world):
     part, onto = world.isel(lat=slice(270)), dataset(LAT[:400], LON)
     merged = era5.merge(part.chunk(lat=45, lon=45), onto)
     xr.testing.assert_equal(merged.compute(), era5.merge(part, onto))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("onto", [dataset(LAT[:9], LON[:9]), dataset(np.arange(90.0, 80, -1), LON)])
 def test_each_dataset_is_viewed_and_checked_once(world, calls, onto, counts):

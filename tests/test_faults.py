@@ -147,6 +147,7 @@ def meanwhile(out, *steps):
 # What a cluster makes.
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_bytes(images, undisturbed, tmp_path, diary, client):
     spec = WorkerSpec(diary, seconds=0.002)
     report = build(images, tmp_path / "world.zarr", encoder=spec, client=client, **OPTIONS)
@@ -472,6 +473,7 @@ def _suspect(task, advance=None):
     return {"value": task}
 
 
+@pytest.mark.slow
 def test_suspects_run_alone_and_the_innocent_go_on(client):
     outcomes = dict(DaskExecutor(client).map(_suspect, range(10)))
     assert sorted(_SUSPECTS.ran[:10]) == list(range(10))
@@ -732,6 +734,7 @@ def _wait_until_idle(client):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [2, 4])
 def test_a_read_error_that_goes_away(images, undisturbed, tmp_path, monkeypatch, times):
     """Twice: the member is read again. Four times: the partition is tried again."""
@@ -750,6 +753,7 @@ def test_a_read_error_that_goes_away(images, undisturbed, tmp_path, monkeypatch,
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_read_error_that_stays(images, undisturbed, tmp_path, monkeypatch):
     out = tmp_path / "world.zarr"
     partition = open_source(images).partitions()[5]
@@ -774,6 +778,7 @@ def test_a_read_error_that_stays(images, undisturbed, tmp_path, monkeypatch):
     assert_undisturbed(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_stage_in_which_everything_fails_is_given_up_early(images, tmp_path, diary, client):
     with pytest.raises(BuildError, match=r"10 tasks of .* failed:(.|\n)*no such kernel image"):
         build(images, tmp_path / "w.zarr", encoder=Broken(diary), client=client, **OPTIONS)
@@ -782,6 +787,7 @@ def test_a_stage_in_which_everything_fails_is_given_up_early(images, tmp_path, d
 # Driving a cluster.
 
 
+@pytest.mark.slow
 def test_the_window_is_bounded(client):
     """Of a million tasks the scheduler knows a handful at a time."""
     seen = []

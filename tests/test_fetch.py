@@ -107,6 +107,7 @@ def test_weights_of_other_encoders_are_named_one_by_one():
         published("map", encoder="dinov2")
 
 
+@pytest.mark.slow
 @given(st.integers(0, 3210), st.integers(0, 3210))
 def test_shards_are_named_as_published(a, b):
     first, last = sorted((a, b))

@@ -117,6 +117,7 @@ def test_distances_beyond_float32_are_not_listed():
 numbers_of_any_size = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_nearest_are_those_of_float64(data):
@@ -287,6 +288,7 @@ def test_a_text_needs_open_clip_and_its_weights(monkeypatch):
         text_vector("a forest", 1152)
 
 
+@pytest.mark.slow
 def test_the_basis_is_that_of_numpy_and_projects_others(fragments, tmp_path):
     basis = fit_fragments(fragments, 3)
     x = fragments.load().vectors.astype(np.float64)
@@ -301,6 +303,7 @@ def test_the_basis_is_that_of_numpy_and_projects_others(fragments, tmp_path):
     assert every.reduction_cells == 100
 
 
+@pytest.mark.slow
 def test_a_map_has_the_colours_of_its_fragments(fragments):
     basis = fit_fragments(fragments, 3)
     axes = plot.fragments(fragments, basis=basis)
@@ -325,6 +328,7 @@ def test_a_map_has_the_colours_of_its_fragments(fragments):
         plot.fragments(fragments, basis=basis, extent=(100, 101, -50, -49))
 
 
+@pytest.mark.slow
 def test_the_command_draws_fragments_and_stores_their_basis(majortom, tmp_path, capsys):
     first, second, basis = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "basis.nc"
     command = ["map", str(majortom[0])]

@@ -366,6 +366,7 @@ def test_sentinel_2_must_be_counts(tree):
     assert rejected.reason == "expected s2_toa as uint16 or int16, found float32"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 @given(cut=st.integers(0, 3_281))
 def test_a_cut_file_never_gives_other_pixels(cut, tmp_path_factory):

@@ -193,6 +193,7 @@ def test_given_fields_that_cannot_be_used():
             pca.reduce(ds, 2, **options)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, capsys):
     given = statics()
     given.z.attrs = {"standard_name": "geopotential", "units": "m**2 s**-2"}
@@ -240,6 +241,7 @@ def test_shares_are_those_of_scikit_learn():
     assert list(found.static.values) == ["z", "lsm", "sdor"]
 
 
+@pytest.mark.slow
 def test_the_table_of_shares_has_each_of_them(tmp_path, capsys):
     fields = pca.reduce(cube(statics()), 3).assign_attrs(encoder_trained=0)
     given = statics().assign(flat=statics().z * 0 + 1)

@@ -197,6 +197,7 @@ def test_the_published_map_counts_rows_from_the_north_and_columns_as_its_ids(num
     assert grid.published_column(np.array([col])).tolist() == [number % 1440]
 
 
+@pytest.mark.slow
 @given(ids)
 def test_a_published_map_turned_lies_on_era5_s_coordinates(number):
     image = np.arange(-180, 180, 0.25)[None] + 1000 * np.arange(90, -90.25, -0.25)[:, None]

@@ -86,6 +86,7 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_cube_comes_back_in_every_bit(world, tmp_path, suffix):
     done = export(world, path := tmp_path / f"embed_map.{suffix}")
@@ -106,6 +107,7 @@ def test_a_cube_comes_back_in_every_bit(world, tmp_path, suffix):
             assert "ancillary_variables" not in again.embedding.attrs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_reduction_comes_back_with_its_basis(fields, tmp_path, suffix):
     export(fields, tmp_path / f"a.{suffix}")
@@ -120,6 +122,7 @@ def test_a_reduction_comes_back_with_its_basis(fields, tmp_path, suffix):
         assert same(restored.embedding, pca.restore(fields).embedding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npz", "pt", "tif"])
 def test_era5_s_order_is_a_wish(world, tmp_path, suffix):
     export(world, path := tmp_path / f"a.{suffix}", order="era5")
@@ -144,6 +147,7 @@ def published(ds, name="embedding"):
     return np.concatenate([values[:, 720:], values[:, :720]], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compress", [False, True])
 def test_the_npz_is_the_published_one(world, tmp_path, compress):
     to_npz(world, tmp_path / "a.npz", compress=compress)
@@ -167,6 +171,7 @@ def test_the_pt_is_a_bare_tensor(world, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_geotiff_is_the_published_one(world, fields, tmp_path):
     to_geotiff(world, tmp_path / "embed_map_310k.tif")
     with rasterio.open(tmp_path / "embed_map_310k.tif") as file:
@@ -192,6 +197,7 @@ def test_the_geotiff_is_the_published_one(world, fields, tmp_path):
         assert "compress" not in file.profile
 
 
+@pytest.mark.slow
 def test_an_int8_geotiff_explains_itself_to_gdal(world, tmp_path):
     to_geotiff(world, tmp_path / "a.tif", dtype="int8")
     with rasterio.open(tmp_path / "a.tif") as file:
@@ -215,6 +221,7 @@ def test_the_averages_are_the_published_ones(world, tmp_path):
     assert len(frame) == int(np.isfinite(world.embedding[..., 0]).sum())
 
 
+@pytest.mark.slow
 def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
     structure = {"side": [1, 1]}
     export(world.assign_attrs(structure=structure), tmp_path / "a.nc")
@@ -230,6 +237,7 @@ def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
         assert json.loads(again.attrs["structure"]) == structure
 
 
+@pytest.mark.slow
 def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
     seasons = xr.open_zarr(build(tmp_path / "a.zarr", "season", bands=[2]), chunks=None)
     seasons = seasons.isel(lat=slice(90, 135)).drop_vars("n_images_by_modality")
@@ -342,6 +350,7 @@ def test_int8_spans_the_range(n, dim, seed, mean):
     assert (error <= np.ptp(values, axis=0) / 254 / 2 * 1.0001 + rounding).all()
 
 
+@pytest.mark.slow
 def test_what_a_type_cannot_hold_is_refused(world, tmp_path):
     large = world.assign(embedding=world.embedding * 1e6)
     with pytest.raises(OptionError, match=r"does not fit float16, .*'float32' or 'int8'"):

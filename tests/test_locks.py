@@ -309,6 +309,7 @@ def test_a_disk_that_is_full_for_a_while_does_not_lose_the_lock(folder, caplog):
     assert lock_files(folder) == []
 
 
+@pytest.mark.slow
 def test_a_driver_stops_while_it_waits_for_its_workers(tmp_path, monkeypatch):
     """Also if none of them has anything to report."""
     monkeypatch.setattr("copcube.builds.executors._SECONDS_BETWEEN_LOOKS", 0.05)
@@ -524,6 +525,7 @@ def test_a_driver_that_sleeps_while_it_replaces_a_cube(images, tmp_path, where, 
         assert validate(out) == []
 
 
+@pytest.mark.slow
 def test_what_another_process_has_published_meanwhile_stays(bucket):
     mine, theirs = ObjectFolder(f"{bucket}/w.build/cube.zarr"), ObjectFolder(f"{bucket}/w.zarr")
     mine.write("zarr.json", b"mine")

@@ -229,6 +229,7 @@ def test_geopandas_reads_it(tmp_path):
     assert len(few) == 25
 
 
+@pytest.mark.slow
 def test_duckdbs_spatial_reader_reads_it(tmp_path):
     duckdb = pytest.importorskip("duckdb")
     extension = pytest.importorskip("duckdb_extension_spatial")
@@ -378,6 +379,7 @@ def test_transposed_footprints_are_found_and_put_back(tmp_path, assign):
     assert noted["footprints"] == "taken as given (transposed)"
 
 
+@pytest.mark.slow
 def test_what_is_done_about_footprints_is_said_and_kept(tmp_path, caplog):
     cells = near(45.05, 7.1, 2)
     wrong = some(cells, transposed=True)
@@ -401,6 +403,7 @@ def test_what_is_done_about_footprints_is_said_and_kept(tmp_path, caplog):
     assert_same(swapped, cells_of(write(tmp_path / "b.parquet", some(cells)))[0])
 
 
+@pytest.mark.slow
 @given(st.sampled_from([224, 384, 500]), st.booleans(), st.integers(-940, 940), st.integers(0, 9))
 def test_order_of_a_raster(size, transposed, row, number):
     cells = GRID.names(*(a[number : number + 3] for a in GRID.cells(*[GRID.latitude(row)] * 2)))

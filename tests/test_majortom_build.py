@@ -133,6 +133,7 @@ def close(found, wanted):
     return np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+@pytest.mark.slow
 def test_radar_goes_through_a_resnet_as_torchvisions():
     pixels = np.random.default_rng(0).exponential(0.1, (3, 2, 96, 96)).astype(np.float32)
     pixels[0, 0, :3] = 0  # has no decibels
@@ -140,12 +141,14 @@ def test_radar_goes_through_a_resnet_as_torchvisions():
     assert close(found, reference("tiny-s1", pixels, torchvision.models.resnet18()))
 
 
+@pytest.mark.slow
 def test_batch_norms_are_folded_but_where_they_normalise_by_the_batch():
     for compat, count in ((None, 0), ("majortom", 20)):
         layers = spec("tiny-s1", compat=compat).load()._model.modules()
         assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in layers) == count
 
 
+@pytest.mark.slow
 def test_compat_normalises_by_the_statistics_of_the_batch():
     pixels = np.random.default_rng(0).exponential(0.1, (9, 2, 96, 96)).astype(np.float32)
     encoder = spec("tiny-s1", compat="majortom").load()
@@ -169,6 +172,7 @@ def test_resnet50_is_torchvisions(name):
     assert close(found, reference(name, pixels, torchvision.models.resnet50()))
 
 
+@pytest.mark.slow
 def test_mean_of_tokens_with_resampled_positions_is_that_of_transformers(tmp_path):
     torch.save(untrained(timm.create_model("vit_tiny_patch16_224", num_classes=0), 5),
                tmp_path / "tiny.pth")  # fmt: skip
@@ -207,6 +211,7 @@ def test_siglip_is_that_of_transformers(name, known):
     assert np.allclose(found[0, :6], known, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_siglip_is_the_model_of_its_name():
     model = _built(KINDS["siglip"])
     assert model.num_features == KINDS["siglip"].dim == 1152
@@ -234,6 +239,7 @@ def test_right_pictures_are_scaled_once():
         assert np.allclose(seen[0, channel, 0], wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_is_the_same_everywhere_and_said_to_be_noise(caplog):
     encoder = spec("tiny-s1", 3).load()
     assert "UNTRAINED WEIGHTS (untrained:3)" in caplog.text
@@ -245,6 +251,7 @@ def test_noise_is_the_same_everywhere_and_said_to_be_noise(caplog):
     assert not np.allclose(found, other("s1_grd", pixels), atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_files_of_weights_are_checked(tmp_path, suffix):
     from safetensors.torch import save_file
@@ -333,6 +340,7 @@ def samples(source):
             yield from job()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 def test_fragments_are_windows_of_the_image_and_lie_where_these_lie(core):
     source = open_core(core / "Core-S2RGB", fragments("tiny-rgb"))
@@ -358,6 +366,7 @@ def whole(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_published_images_have_25_or_9_fragments(whole):
     for name, number in (("dinov2", 25), ("siglip", 9)):
         source = open_core(whole / "Core-S2RGB", fragments(name))
@@ -378,6 +387,7 @@ def tree(core, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_the_downloaders_tree_gives_the_same_rows(tree, built, tmp_path):
     out, _ = built
     report = made(tree, tmp_path / "world.zarr", "tiny-s2", batch_size=5)
@@ -390,6 +400,7 @@ def test_the_downloaders_tree_gives_the_same_rows(tree, built, tmp_path):
         assert a == b
 
 
+@pytest.mark.slow
 def test_sources_are_found_by_their_bands(core, tree):
     radar = open_core(core, fragments("tiny-s1"))
     assert radar.root.endswith("Core-S1RTC")
@@ -404,6 +415,7 @@ def test_sources_are_found_by_their_bands(core, tree):
         open_core(core / "nothing", fragments("tiny-s2"))
 
 
+@pytest.mark.slow
 def test_of_a_bucket_only_the_bands_asked_for_are_read(whole, monkeypatch):
     read = []
     original = access.read_range
@@ -438,6 +450,7 @@ def test_of_a_bucket_only_the_bands_asked_for_are_read(whole, monkeypatch):
 # Builds
 
 
+@pytest.mark.slow
 def test_rows_are_major_toms_and_the_cube_their_means(core, built):
     out, report = built
     assert report.images == {"s2_toa": 27}
@@ -489,6 +502,7 @@ def test_rows_are_major_toms_and_the_cube_their_means(core, built):
             assert np.allclose(cube.embedding[cell].values, mean, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_builds_resume_with_the_same_bytes(core, tmp_path):
     parts = tmp_path / "parts" / "Core-S2L1C"
     whole = pq.ParquetFile(core / "Core-S2L1C/images/part_00001.parquet")
@@ -506,6 +520,7 @@ def test_builds_resume_with_the_same_bytes(core, tmp_path):
         made(parts, tmp_path / "a.zarr", "tiny-s2", compat="majortom")
 
 
+@pytest.mark.slow
 def test_compat_is_transposed_noted_and_never_mixed(core, built, tmp_path):
     out, _ = built
     report = made(core, tmp_path / "world.zarr", "tiny-s2", compat="majortom")
@@ -613,6 +628,7 @@ def coarse(rows):
         rows[1][band] = geotiff(rows[1][band], transform=step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "kind", "says"),
     [
@@ -639,11 +655,13 @@ def test_what_is_broken_is_recorded_and_its_neighbours_are_embedded(
     assert any(text in row["reason"] for text in says.split("|"))
 
 
+@pytest.mark.slow
 def test_strict_stops_at_what_is_broken(core, tmp_path):
     with pytest.raises(ImageError, match=r"part.parquet \[row 1\]: band B03"):
         made(changed(core, tmp_path, cut), tmp_path / "w.zarr", "tiny-rgb", strict=True)
 
 
+@pytest.mark.slow
 def test_a_part_of_other_columns_is_left_out(core, tmp_path):
     folder = changed(core, tmp_path, lambda rows: None)
     pq.write_table(pa.table({"product_id": ["a"], "grid_cell": ["0U_0R"]}), folder / "z.parquet")
@@ -666,6 +684,7 @@ def black(rows):
             rows[1][band] = bytes(memory.getbuffer())
 
 
+@pytest.mark.slow
 def test_fragments_without_data_are_left_out_but_in_compat(core, tmp_path):
     folder = changed(core, tmp_path, black)
     report = made(folder, tmp_path / "w.zarr", "tiny-rgb")
@@ -674,6 +693,7 @@ def test_fragments_without_data_are_left_out_but_in_compat(core, tmp_path):
     assert [len(sample.pixels) for sample in samples(source)] == [9, 9, 9]
 
 
+@pytest.mark.slow
 def test_dates_choose_images_and_offsets_are_subtracted(core, tmp_path):
     with pytest.raises(BuildError, match="no image is left"):
         made(core, tmp_path / "none.zarr", "tiny-s2", dates="2020")
@@ -684,6 +704,7 @@ def test_dates_choose_images_and_offsets_are_subtracted(core, tmp_path):
     assert not np.allclose(a[0]["embedding"], b[0]["embedding"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_fragments(core, tmp_path):
     found = estimate(core, tmp_path / "w.zarr", product="majortom", encoder=spec("tiny-s2"))
     # As of images of the published size.
@@ -708,6 +729,7 @@ def test_workers_make_the_same_bytes(tmp_path):
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_builds(core, tmp_path):
     out = tmp_path / "world.zarr"
     command = ["build", str(core), str(out), "--product", "majortom", "--encoder", "tiny-s2"]
@@ -749,6 +771,7 @@ def test_the_command_refuses_what_does_not_go_together(core, tmp_path, options, 
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_bytes_and_grow(core, tmp_path):
     write_core(tmp_path / "again", seed=1, cells=3, side=300)
     assert contents(tmp_path / "again") == contents(core)

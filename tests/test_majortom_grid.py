@@ -141,6 +141,7 @@ def test_rows_and_columns_are_those_of_the_code(spacing):
                 grid.corner(row, cols[0] - 1)
 
 
+@pytest.mark.slow
 def test_how_many_cells():
     """The paper's 10 km grid: 2004 rows; 3,047 columns of row 451U (its specification, 5.1)."""
     grid = Grid()
@@ -155,6 +156,7 @@ def test_how_many_cells():
     np.testing.assert_allclose(grid.centre([451], [-946]), [[40.553892], [-111.709879]], atol=1e-6)
 
 
+@pytest.mark.slow
 @given(st.floats(-90, 90), st.floats(-720, 720), st.sampled_from([10.0, 50.0, 333.0]))
 def test_a_point_lies_in_its_cell(lat, lon, spacing):
     grid = Grid(spacing)

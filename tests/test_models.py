@@ -144,6 +144,7 @@ ON_LATTICE = {
 CHANNELS = [*(f"copembed_{i:02d}" for i in range(K)), "copembed_mask"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ON_LATTICE)
 def test_numbers_and_layout(tmp_path, model):
     name, read = ON_LATTICE[model]
@@ -161,6 +162,7 @@ def test_numbers_and_layout(tmp_path, model):
     assert str(written).startswith(str(tmp_path / name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "names"),
     [
@@ -184,6 +186,7 @@ def test_static_fields_come_first_and_stay_as_they_are(tmp_path, statics, model,
         np.testing.assert_array_equal(found[key], want)
 
 
+@pytest.mark.slow
 def test_aurora_reads_one_field_a_class(tmp_path, statics):
     models.write(reduction(1), tmp_path / "a.pickle", "aurora", k=1, statics=statics)
     found = read_pickle(tmp_path / "a.pickle")
@@ -199,6 +202,7 @@ def test_aurora_reads_one_field_a_class(tmp_path, statics):
     assert list(read_pickle(tmp_path / "b.pickle"))[:3] == ["lsm", "z", "slt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "last"), [(8, "copembed_07"), (7, "copembed_mask")])
 def test_eight_channels_of_makani(tmp_path, k, last):
     written = models.write(reduction(8), tmp_path / "m.npy", "makani", k=k, rows=720)
@@ -214,6 +218,7 @@ def test_eight_channels_of_makani(tmp_path, k, last):
         assert all(v.shape == (720, 1440) for v in read(tmp_path / name).values())
 
 
+@pytest.mark.slow
 def test_the_order_of_the_dataset_changes_no_byte(tmp_path):
     ds = reduction()
     others = [
@@ -243,6 +248,7 @@ def test_a_cube_is_reduced_first(tmp_path):
         models.write(cube, tmp_path / "c.npy", "pangu", k=7)
 
 
+@pytest.mark.slow
 def test_fingerprint_is_of_the_cube_and_not_of_the_model(tmp_path):
     def fingerprint(path):
         match path.suffix:
@@ -335,6 +341,7 @@ def lam(n=12):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["dataset", "nc", "zarr"])
 def test_grid_of_neural_lam(tmp_path, statics, form):
     own, ds = lam(), reduction(2)
@@ -400,6 +407,7 @@ def test_all_cells_are_stations_by_default(tmp_path):
 # Bad input
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written(tmp_path, statics):
     ds, out = reduction(), tmp_path / "out"
     bad = pd.DataFrame({"a": [1]})
@@ -460,6 +468,7 @@ def test_what_cannot_be_written(tmp_path, statics):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_only_own_files_are_replaced(tmp_path):
     ds = reduction(1)
     names = {model: name for model, (name, _) in ON_LATTICE.items()}
@@ -498,6 +507,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, capsys, statics):
     fields, given = tmp_path / "fields.nc", tmp_path / "static.nc"
     reduction().to_netcdf(fields)

@@ -186,6 +186,7 @@ def test_an_object_that_becomes_shorter_is_an_error_of_the_store(web):
 # Folders.
 
 
+@pytest.mark.slow
 def test_a_folder_as_the_local_one(served, tmp_path):
     from copcube.files.folders import LocalFolder
 

@@ -100,6 +100,7 @@ def test_a_source_is_never_replaced(images, tmp_path, out, source, said):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_rows_of_the_build_itself_are_not_aggregated_over_it(world):
     before = snapshot(world.parent)
     rows = world.with_name("world.build") / "rows"
@@ -176,12 +177,14 @@ def test_a_folder_that_only_looks_like_that_of_a_build_is_left_alone(images, tmp
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_note_beside_the_rows_is_kept(images, world):
     (world.with_name("world.build") / "note.txt").write_text("mine")
     again(images, world, balance="image")
     assert (world.with_name("world.build") / "note.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_old_cube_stays_until_the_new_one_is_whole(images, world, monkeypatch):
     before, seen = contents(world), []
     rename = os.rename
@@ -208,6 +211,7 @@ def test_a_build_without_images_leaves_the_old_cube(images, world):
     assert validate(world) == []
 
 
+@pytest.mark.slow
 def test_a_failed_rename_brings_the_old_cube_back(images, world, monkeypatch):
     before, rename = contents(world), os.rename
 
@@ -259,6 +263,7 @@ def test_what_comes_while_a_build_runs_is_not_replaced(images, tmp_path, monkeyp
     assert (out / "thesis.txt").read_text() == "years"
 
 
+@pytest.mark.slow
 def test_in_a_bucket_documents_beside_a_cube_are_kept(images):
     with memory_bucket() as root:
         out = f"{root}/world.zarr"
@@ -328,6 +333,7 @@ def write(ds, path, **options):
         export(ds, path, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_exports_replace_exports_and_nothing_else(fields, tmp_path, form):
     path = tmp_path / f"a.{form}"

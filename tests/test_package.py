@@ -78,6 +78,7 @@ def imports(tree):
                 yield node.module
 
 
+@pytest.mark.slow
 def test_imports_point_one_way():
     for name, tree in modules():
         room = name.split(".")[0]
@@ -101,6 +102,7 @@ def imported(code, *names):
     return result.stdout.splitlines()[-1].split()[1:]
 
 
+@pytest.mark.slow
 def test_importing_copcube_imports_xarray_and_little_else():
     """Nor does describing an encoder, which is all that a driver of workers does with it."""
     heavy = HEAVY - {"xarray", "pandas", "pyarrow"}
@@ -112,6 +114,7 @@ def test_help_imports_nothing_heavy():
     assert imported(f"{code}try: main(['--help'])\nexcept SystemExit: 0", *HEAVY) == []
 
 
+@pytest.mark.slow
 def test_aggregating_imports_nothing_that_takes_longer_than_the_reading(tmp_path):
     write_rows(tmp_path / "rows.parquet", random_rows(50, 5, 6, 0), {})
     command = ["aggregate", str(tmp_path / "rows.parquet"), str(tmp_path / "world.zarr")]

@@ -372,6 +372,7 @@ def test_pages_that_cannot_be_written(europe, fields, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.html"]
 
 
+@pytest.mark.slow
 def test_on_the_command_line(europe, fields, tmp_path, capsys):
     source, basis, out = tmp_path / "europe.nc", tmp_path / "fields.nc", tmp_path / "map.html"
     europe.drop_attrs(deep=False).to_netcdf(source)

@@ -59,6 +59,7 @@ def decoded(monkeypatch):
     return count
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_form_gives_what_was_written(tmp_path, decoded, data):
@@ -89,6 +90,7 @@ def test_every_form_gives_what_was_written(tmp_path, decoded, data):
     assert decoded["arrow"] == before["arrow"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -155,6 +157,7 @@ def test_a_page_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch, name)
         read(tmp_path / "b.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 def test_damaged_bytes_are_what_they_are_to_arrow(tmp_path, monkeypatch, compression, split):

@@ -233,6 +233,7 @@ def test_weights_that_vanish_far_away():
     assert angle(basis.components.values, components[:2]) < 1e-5
 
 
+@pytest.mark.slow
 def test_groups_are_fitted_together():
     ds = drawn(lead=(("season", 3),))
     components, variance, _ = reference(ds)
@@ -261,6 +262,7 @@ CHUNKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", CHUNKS)
 def test_the_same_bits_for_every_chunking(chunks):
     ds = drawn()
@@ -539,6 +541,7 @@ def test_fields_and_basis_survive_a_file(band, tmp_path, suffix, whiten):
         assert again.pc.attrs["grid_mapping"] == "crs"
 
 
+@pytest.mark.slow
 def test_slices_of_a_cube_on_disk_can_be_written(band, tmp_path):
     ds = band.sel(lon=slice(0, 3))
     pca.reduce(ds, 2).to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
@@ -546,6 +549,7 @@ def test_slices_of_a_cube_on_disk_can_be_written(band, tmp_path):
     assert same_bits(found, pca.reduce(ds.compute(), 2))
 
 
+@pytest.mark.slow
 def test_cubes_of_another_encoder_or_length_are_refused(band):
     ds = band
     basis = pca.fit(ds, 2)

@@ -96,6 +96,7 @@ def test_shards_keep_their_published_numbers(pretrain):
     assert world.partitions(pretrain, None, True) == []
 
 
+@pytest.mark.slow
 def test_the_whole_world_is_known(tmp_path):
     for shard in published("shards", "0-3210"):
         (tmp_path / shard.path).parent.mkdir(exist_ok=True)
@@ -125,6 +126,7 @@ def test_a_world_with_holes_is_refused(pretrain, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(PIPELINES.rglob("*.py")), ids=lambda path: path.name)
 def test_scripts_say_how_they_are_used(script):
     done = subprocess.run(
@@ -256,6 +258,7 @@ def test_the_page_shows_what_cost_prints():
     assert cost.report() in README
 
 
+@pytest.mark.slow
 def test_the_page_names_what_is_there():
     for path in re.findall(r"pipelines/[\w/.]+\.\w+", README):
         assert (ROOT / path).exists(), path

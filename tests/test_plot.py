@@ -52,6 +52,7 @@ def image(ax):
     return values, y, x
 
 
+@pytest.mark.slow
 def test_every_pixel_shows_the_cell_that_holds_it(fields):
     ax = plot.component(fields, 1, extent=(-3, 8, 40, 51))
     values, y, x = image(ax)
@@ -103,6 +104,7 @@ def test_colours_of_a_part_are_those_of_the_whole(fields):
     assert np.isclose(np.nanmean(want), whole[whole[..., 3] == 1][:, :3].mean(), atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_cube_is_reduced_first_and_a_basis_fixes_its_axes(europe, fields):
     own, _, _ = image(plot.component(europe, 0))
     np.testing.assert_allclose(own, image(plot.component(fields, 0))[0], rtol=1e-4, atol=1e-4)
@@ -133,6 +135,7 @@ def test_look_alikes_are_marked(europe):
     np.testing.assert_array_equal(here.get_xydata(), [[lon, lat]])
 
 
+@pytest.mark.slow
 def test_axes_given_are_drawn_on_and_nothing_global_is_touched(fields):
     from matplotlib import pyplot
     from matplotlib.figure import Figure
@@ -159,6 +162,7 @@ def test_a_few_cells_of_the_globe_are_dots(europe):
     assert not [c for c in near.collections if c.get_offsets().shape[0] == few.sum()]
 
 
+@pytest.mark.slow
 def test_numbers_of_an_untrained_encoder_are_marked(europe):
     assert "UNTRAINED" not in plot.counts(europe).get_title()
     assert "UNTRAINED" in plot.counts(europe.assign_attrs(encoder_trained=0)).get_title()

@@ -287,6 +287,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path, content, ending):
         points(CUBE, path)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_row_a_point(tmp_path, capsys):
     CUBE.to_zarr(tmp_path / "c.zarr", consolidated=False)
     frame = pd.DataFrame({"wmo": ["06610", "10", "x"], "lat": [Y[0], 99, Y[1]], "lon": X[:3]})

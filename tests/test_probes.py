@@ -394,6 +394,7 @@ def test_vectors_that_were_masked_are_left_out():
     assert int(found.cells.sum()) == int(ds.n_images.where(ds.lat > 50).sum())
 
 
+@pytest.mark.slow
 def test_the_default_inputs_are_those_of_the_issue():
     given = field(noise(), "z", "m2 s-2")
     found = probe(cube(), field(270 + noise()), given=given, cells=400, seeds=1)
@@ -625,6 +626,7 @@ def found():
     return probe(ds, statistics, cells=800, k=[1, 2, 4], seeds=1, residuals="embedding")
 
 
+@pytest.mark.slow
 def test_tables_have_the_paper_beside(found):
     lines = table(found).splitlines()
     assert lines[0] == "| input | temperature, mean (°C) | temperature, std (°C) |"
@@ -660,6 +662,7 @@ def test_the_published_table_is_whole():
     assert published.error("fourier", "swvl1_mean") is None
 
 
+@pytest.mark.slow
 def test_pictures_show_curves_and_residuals(found):
     figure = plot.errors(found)
     assert [axes.get_title() for axes in figure.axes] == ["temperature, mean", "temperature, std"]

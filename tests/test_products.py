@@ -100,6 +100,7 @@ def alphaearth(tmp_path_factory):
     return root, plain(whole, 32632, centres(290, EAST), centres(300, NORTH, -10.0))
 
 
+@pytest.mark.slow
 def test_alphaearth_is_averaged_as_numpy_does_it(alphaearth, tmp_path):
     root, expected = alphaearth
     assert len(expected) == 4  # so that files and tiles are divided between cells
@@ -113,6 +114,7 @@ def test_alphaearth_is_averaged_as_numpy_does_it(alphaearth, tmp_path):
     assert validate(tmp_path / "aef.zarr") == []
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_file_and_groups_by_year(tmp_path):
     values = {year: stored((40, 30), year) for year in (2020, 2023)}
     for year, some in values.items():
@@ -157,6 +159,7 @@ def test_bits_depend_neither_on_what_is_read_at_a_time_nor_on_blocks(
         assert spread.tobytes() == cubes[0][1].tobytes()
 
 
+@pytest.mark.slow
 def test_degrees_across_the_date_line_and_to_the_pole_weigh_by_area(tmp_path):
     values = stored((30, 40), 3)
     write_tif(tmp_path / "2022" / "a.tif", values, epsg=4326, east=179.5, north=90.0, step=0.025)
@@ -244,6 +247,7 @@ def write_tile(root, values, scales, land, name="grid_10.15_48.15"):
     return folder / f"{name}.npy"
 
 
+@pytest.mark.slow
 def test_tessera_tiles(tessera, tmp_path):
     values, scales = np.moveaxis(tessera[0][0], 0, -1), tessera[1][0]
     land = np.ones(scales.shape, np.uint8)
@@ -260,6 +264,7 @@ def test_tessera_tiles(tessera, tmp_path):
             np.testing.assert_allclose(ds.embedding[row, col], mean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cell_of_one_pixel_and_of_equal_pixels_has_no_spread(tmp_path):
     values = np.full((64, 1, 1), 16, np.int8)
     write_tif(tmp_path / "a.tif", values)
@@ -299,6 +304,7 @@ def same(one, other):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
+@pytest.mark.slow
 def test_alphaearth_of_a_bucket(alphaearth, bucket, tmp_path):
     root, expected = alphaearth
     put(root, f"{bucket}/annual")
@@ -307,6 +313,7 @@ def test_alphaearth_of_a_bucket(alphaearth, bucket, tmp_path):
     same(f"{bucket}/annual", root)
 
 
+@pytest.mark.slow
 def test_alphaearth_of_a_web_server_that_cuts_answers(tmp_path, web):
     blocks = {"tiled": True, "blockxsize": 256, "blockysize": 256, "interleave": "band"}
     write_tif(tmp_path / "2021" / "32N" / "a.tiff", stored((300, 300), 8), **blocks)
@@ -318,12 +325,14 @@ def test_alphaearth_of_a_web_server_that_cuts_answers(tmp_path, web):
     assert max(last - first for first, last in web.fetched(name)) < len(web.files[name]) / 8
 
 
+@pytest.mark.slow
 def test_tessera_store_in_a_bucket(tessera, bucket, tmp_path):
     write_zone(tmp_path, *tessera)
     put(tmp_path, f"{bucket}/v1.zarr")
     same(f"{bucket}/v1.zarr", tmp_path)
 
 
+@pytest.mark.slow
 def test_tessera_store_of_a_web_server_that_cuts_answers(tessera, web, tmp_path):
     write_zone(tmp_path, *tessera)
     serve(tmp_path, web)
@@ -333,6 +342,7 @@ def test_tessera_store_of_a_web_server_that_cuts_answers(tessera, web, tmp_path)
     assert tables.files(f"{web.url}/utm32") == tables.files(web.url) == [f"{web.url}/utm32"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_at_an_address_is_said(alphaearth, tmp_path, web):
     root, _ = alphaearth
     serve(root, web)
@@ -363,6 +373,7 @@ def refused(source, out, match, error=RowsError, **options):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_other_geotiff_files_are_refused(tmp_path):
     out, small = tmp_path / "out.zarr", np.zeros((64, 8, 8), np.int8)
     floats = write_tif(tmp_path / "float.tif", small.astype(np.float32))

@@ -94,6 +94,7 @@ def receipt_of(out, name="p00000"):
 # What is written.
 
 
+@pytest.mark.slow
 def test_an_undisturbed_build_reads_nothing_back(source, tmp_path, opened, monkeypatch):
     """What is written is read only to be assembled: rows by pyarrow, of cells one band a time."""
     decoded = []
@@ -115,6 +116,7 @@ def test_an_undisturbed_build_reads_nothing_back(source, tmp_path, opened, monke
     assert len(decoded) == len(set(decoded)) == source.number
 
 
+@pytest.mark.slow
 def test_files_are_durable_before_their_receipt_and_the_cube_before_its_name(
     source, tmp_path, monkeypatch
 ):
@@ -163,6 +165,7 @@ def test_files_are_durable_before_their_receipt_and_the_cube_before_its_name(
     assert str(out) in flushed
 
 
+@pytest.mark.slow
 def test_a_receipt_holds_size_checksum_and_stamp_of_what_is_there(source, tmp_path):
     out = tmp_path / "world.zarr"
     build("fake", out, encoder=StubEncoder())
@@ -174,6 +177,7 @@ def test_a_receipt_holds_size_checksum_and_stamp_of_what_is_there(source, tmp_pa
     assert receipt["stamps"] == {name: f"{state.st_mtime_ns} {state.st_ino}"}
 
 
+@pytest.mark.slow
 def test_the_name_of_the_rows_is_made_of_their_checksums_alone(source, tmp_path):
     out = tmp_path / "world.zarr"
     build("fake", out, encoder=StubEncoder())
@@ -256,6 +260,7 @@ def copy_of(out, folder):
     return folder / "world.zarr"
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_copied_folder_are_hashed_once_and_not_embedded_again(
     source, tmp_path, opened
 ):
@@ -272,6 +277,7 @@ def test_the_rows_of_a_copied_folder_are_hashed_once_and_not_embedded_again(
     assert validate_rows(out) == []
 
 
+@pytest.mark.slow
 def test_a_receipt_without_stamps_is_understood_and_checked_by_hash(source, tmp_path, opened):
     """Of releases that kept none."""
     out = tmp_path / "world.zarr"
@@ -291,6 +297,7 @@ def test_a_receipt_without_stamps_is_understood_and_checked_by_hash(source, tmp_
     assert validate_rows(out) == []
 
 
+@pytest.mark.slow
 def test_an_estimate_changes_no_receipt(source, tmp_path, monkeypatch):
     monkeypatch.setattr(plans, "open_source", lambda *_: source)
     build("fake", tmp_path / "world.zarr", encoder=StubEncoder())

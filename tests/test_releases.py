@@ -28,6 +28,7 @@ def test_this_release_is_among_them():
     assert f"{__version__}.tar.xz" in [path.name for path in ARCHIVES], "run tests/releases/make.py"
 
 
+@pytest.mark.slow
 def test_cubes_are_valid_and_open(release):
     assert cube.validate(release / "world.zarr") == []
     ds = xr.open_zarr(release / "world.zarr")

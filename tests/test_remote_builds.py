@@ -97,6 +97,7 @@ def test_from_bucket_to_bucket(uploaded, memory, undisturbed, tmp_path):
     assert not encoder.calls
 
 
+@pytest.mark.slow
 def test_nothing_is_copied_to_the_disk(uploaded, undisturbed, tmp_path, monkeypatch):
     """Of a shard; and a cube may be local while its images are not."""
     scratch = tmp_path / "scratch"
@@ -108,6 +109,7 @@ def test_nothing_is_copied_to_the_disk(uploaded, undisturbed, tmp_path, monkeypa
     assert not list(scratch.iterdir())
 
 
+@pytest.mark.slow
 def test_from_a_web_server(web, shards, undisturbed, tmp_path):
     for path in shards.glob("*.tar"):
         web.files[f"images/{path.name}"] = path.read_bytes()
@@ -117,6 +119,7 @@ def test_from_a_web_server(web, shards, undisturbed, tmp_path):
     assert contents(out) == contents(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_cube_in_a_bucket_appears_whole(shards, memory, undisturbed, tmp_path, monkeypatch):
     """Its group's metadata come last, so what is there before is no cube."""
     out = f"{memory}/world.zarr"
@@ -144,6 +147,7 @@ def test_a_cube_in_a_bucket_appears_whole(shards, memory, undisturbed, tmp_path,
     assert_undisturbed(out, undisturbed, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_cube_in_a_bucket_is_replaced_on_request_only(shards, memory, undisturbed, tmp_path):
     out = f"{memory}/world.zarr"
     objects.ObjectFolder(out).write("precious", b"data")
@@ -160,6 +164,7 @@ def test_a_cube_in_a_bucket_is_replaced_on_request_only(shards, memory, undistur
         build(shards, out, encoder=StubEncoder(), balance="image", **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_for_one_shard_does_not_stop_the_others(
     web, shards, undisturbed, tmp_path
 ):

@@ -90,6 +90,7 @@ PLAIN = ["reduce", "merge", "at many"]
 """Those that are tried without dask, too."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")  # of texts
 @pytest.mark.parametrize(
     ("what", "lazy"), [*((what, True) for what in RESULTS), *((what, False) for what in PLAIN)]
@@ -118,6 +119,7 @@ def test_results_can_be_written_in_every_form_and_divided_by_chunks(stores, tmp_
         xr.testing.assert_equal(opened(tmp_path, "era5.zarr").compute(), values)
 
 
+@pytest.mark.slow
 def test_parts_of_a_cube_go_to_netcdf_by_xarray_alone(tmp_path):
     """As `copcube.cube.create` writes cubes."""
     from copcube import cube

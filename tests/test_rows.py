@@ -51,6 +51,7 @@ def foreign(path, embedding, **columns) -> None:
     pq.write_table(pa.table(kept), path)
 
 
+@pytest.mark.slow
 @given(table=rows())
 @settings(deadline=None, max_examples=60)
 def test_written_rows_are_the_published_layout_in_canonical_order(tmp_path_factory, table):
@@ -325,6 +326,7 @@ def test_addresses_without_rows_and_stores_that_fail(bucket, web):
 TEXTS = st.lists(st.sampled_from(["a", "b", "", None]), max_size=40)
 
 
+@pytest.mark.slow
 @given(TEXTS, TEXTS, st.booleans(), st.integers(0, 9), st.integers(0, 40))
 def test_distinct_texts_and_codes_give_the_column_back(first, second, encoded, start, length):
     column = pa.chunked_array([pa.array(part, pa.string()) for part in (first, second)])
@@ -334,6 +336,7 @@ def test_distinct_texts_and_codes_give_the_column_back(first, second, encoded, s
     assert len(texts) <= len(set(column.to_pylist()))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.one_of(st.none(), st.lists(st.integers(0, 9), max_size=4)), max_size=12),
     st.sampled_from([pa.list_, pa.large_list]),

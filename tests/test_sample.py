@@ -132,6 +132,7 @@ def test_rasters_are_as_published(samples):
                 assert width == pytest.approx(28, rel=0.04)
 
 
+@pytest.mark.slow
 def test_rasters_of_the_published_cell_have_its_shapes(samples):
     """The cell at 67.25°N: wide in degrees, turned in UTM."""
     shapes = {}
@@ -268,6 +269,7 @@ def test_regions_and_growth(tmp_path):
             assert abs((x - lon + 180) % 360 - 180) <= 0.105
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["geotiff", "webdataset"])
 def test_same_seed_same_bytes(tmp_path, layout):
     keys = ["s2_toa", "s5p_no2", "dem"]
@@ -348,6 +350,7 @@ def test_pixels_are_plausible(samples, key):
         assert np.corrcoef(left, right)[0, 1] > 0.3 or np.ptp(left) == 0
 
 
+@pytest.mark.slow
 def test_the_known_faults_of_the_published_pixels_occur(samples):
     faults = Counter()
     for (key, *_), path in rasters(samples[0] / "geotiff").items():
@@ -430,6 +433,7 @@ def test_shards_need_torch(tmp_path, monkeypatch):
         write_sample(tmp_path, "webdataset", cells=1)
 
 
+@pytest.mark.slow
 def test_importing_is_light():
     code = "import sys, copcube.images.sample; print({'torch', 'rasterio'} & set(sys.modules))"
     root = Path(__file__).parents[1]

@@ -376,6 +376,7 @@ def test_the_encoder_makes_the_kernel_of_a_variable_of_its_own_words(small):
 # Builds.
 
 
+@pytest.mark.slow
 def test_images_of_a_sensor_reach_rows_and_cube(built):
     out, report = built
     assert report.images == {"s5p_co": report.images["s5p_co"], "landsat8": 6}
@@ -396,6 +397,7 @@ def test_images_of_a_sensor_reach_rows_and_cube(built):
     assert "landsat8" in ds.copembed._repr_html_()
 
 
+@pytest.mark.slow
 def test_rows_of_a_sensor_give_the_means_that_its_pixels_give(built, tmp_path):
     rows = built[0].with_name("world.build") / "rows"
     report = aggregate(rows, tmp_path / "one.zarr", modalities="landsat8")
@@ -412,6 +414,7 @@ def test_rows_of_a_sensor_give_the_means_that_its_pixels_give(built, tmp_path):
     assert np.array_equal(both.embedding[8].isel(place), ds.embedding.isel(place))
 
 
+@pytest.mark.slow
 def test_a_cube_without_the_sensor_is_one_without_it(built, tree, tmp_path):
     rows = built[0].with_name("world.build") / "rows"
     aggregate(rows, tmp_path / "co.zarr", modalities="s5p_co")
@@ -432,6 +435,7 @@ def test_all_vary_alike_with_a_sensor_too(built, tmp_path):
         assert validate(path) == []
 
 
+@pytest.mark.slow
 def test_a_build_goes_on_with_the_same_sensor_alone(built, tree, tmp_path, toml):
     out, _ = built
     before = BuildFolder(out).plan().id

@@ -170,6 +170,7 @@ def test_a_file_of_the_climate_data_store(tmp_path):
         ds.to_netcdf(tmp_path / "again.nc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("zarr_format", "transposed"), [(2, True), (3, False)])
 def test_a_store_of_weatherbench_or_arco(tmp_path, zarr_format, transposed, caplog):
     dims = ("longitude", "latitude") if transposed else ("latitude", "longitude")
@@ -310,6 +311,7 @@ def small():
     return statics(ARCO).isel(latitude=slice(3), longitude=slice(3))
 
 
+@pytest.mark.slow
 def test_a_private_bucket_is_read_with_the_access_of_everything_else(
     bucket, monkeypatch, tmp_path, small
 ):
@@ -330,6 +332,7 @@ def test_a_private_bucket_is_read_with_the_access_of_everything_else(
             era5.open_static(address)
 
 
+@pytest.mark.slow
 def test_a_public_bucket_needs_no_credentials(bucket, s3_endpoint, monkeypatch, tmp_path, small):
     small.to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=True)
     for name, data in contents(tmp_path / "a.zarr").items():
@@ -339,6 +342,7 @@ def test_a_public_bucket_needs_no_credentials(bucket, s3_endpoint, monkeypatch, 
     assert list(era5.open_static(f"{bucket}/a.zarr").load()) == ORDER
 
 
+@pytest.mark.slow
 def test_addresses_of_a_web_server(web, tmp_path, small):
     small.to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=True)
     small.to_netcdf(tmp_path / "a.nc", format="NETCDF3_64BIT")

@@ -48,6 +48,7 @@ def found(path):
     return [(m.name, m.offset, m.size) for m in tar.members(LocalArchive(path))]
 
 
+@pytest.mark.slow
 @given(entries=ENTRIES, form=st.sampled_from(FORMATS))
 def test_members_are_those_of_tarfile(entries, form, tmp_path_factory):
     path = pack(tmp_path_factory.mktemp("tar") / "x.tar", entries, form)
@@ -161,6 +162,7 @@ def test_an_object_is_read_as_a_file(bucket, tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_a_file_is_closed_with_its_archive(tmp_path):
     archive = LocalArchive(pack(tmp_path / "x.tar", [("a", 3, None)]))
     descriptor = archive._descriptor

@@ -77,6 +77,7 @@ def test_equals_kornia(key, shape, resized):
         assert_rounding_only(found, expected)
 
 
+@pytest.mark.slow
 @given(
     rows=st.integers(1, 130),
     cols=st.integers(1, 130),
@@ -123,6 +124,7 @@ def test_nothing_is_copied_when_nothing_is_resized(modality, extra):
     np.testing.assert_array_equal(found, pixels[:, :, extra // 2 : extra // 2 + size])
 
 
+@pytest.mark.slow
 @given(
     hnp.arrays(
         np.float32,

@@ -245,6 +245,7 @@ def test_a_real_geotiff():
     assert result.rio.crs.to_epsg() == 32760
 
 
+@pytest.mark.slow
 def test_places_off_the_projection_are_unknown():
     images = utm(crs="EPSG:3035", gsd=10, west=9e9)
     stub = Stub()
@@ -777,6 +778,7 @@ def normalised(images, key):
     return (images.values - mean) / std
 
 
+@pytest.mark.slow
 def test_the_real_model_in_blocks_and_in_one(small):
     _, encoder = small
     images = utm(bands=13)

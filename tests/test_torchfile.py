@@ -46,6 +46,7 @@ def located(raw, shape):
     return tensor.decode(raw[tensor.start : tensor.start + length]).reshape(shape)
 
 
+@pytest.mark.slow
 @given(SHAPES.filter(lambda shape: np.prod(shape) < 200_000), st.sampled_from(["int16", "float32"]))
 def test_what_torch_saves_is_found(shape, dtype):
     tensor = drawn(shape, dtype)
@@ -131,6 +132,7 @@ def test_any_bytes_are_taken_for_no_tensor(raw):
     assert located(raw, (1,)) is None
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=200)
 def test_of_a_damaged_file_the_right_numbers_are_found_or_none(data):
@@ -164,6 +166,7 @@ PIECES += [b"M\0\1", b"J\xff\xff\xff\xff", b"\x8a\x01\x05", b"X\1\0\0\x000", NO_
 PIECES += [REBUILD, b"K\0K\2\x85K\1\x85\x89", b"ctorch\nuint16\n"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(PIECES), max_size=14))
 @settings(max_examples=200)
 def test_any_allowed_operations_give_a_tensor_or_are_refused(pieces):

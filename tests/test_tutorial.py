@@ -47,6 +47,7 @@ def test_in_memory_and_on_disk_it_is_the_same_cube(world, written):
     assert not np.allclose(other.embedding, world.embedding, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_neighbours_are_alike_and_there_is_no_seam(world):
     x = world.embedding.values - np.nanmean(world.embedding.values, axis=(0, 1))
     x /= np.linalg.norm(x, axis=-1, keepdims=True)
@@ -104,6 +105,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_static_fields_are_of_the_same_world(world):
     fields = tutorial.statics()
     assert {*fields.data_vars} == {"z", "lsm", "sdor", "slor"}
@@ -117,6 +119,7 @@ def test_static_fields_are_of_the_same_world(world):
     assert float(found.static_r2_held_out.sel(static="z")) > 0.9
 
 
+@pytest.mark.slow
 def test_static_fields_are_what_their_names_say():
     """Beside NumPy's deviation, and slopes over distances along great circles."""
     fields = tutorial.statics(seed=1)

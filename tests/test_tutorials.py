@@ -91,6 +91,7 @@ def inputs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["tutorial-modeller", "tutorial-analyst", "coming-from", *HOWTO])
 def test_pages_on_a_cube(page, inputs, tmp_path, monkeypatch):
     for path in inputs.iterdir():

@@ -43,6 +43,7 @@ def sample(images, modalities=None):
             yield from (item for item in job() if isinstance(item, Image))
 
 
+@pytest.mark.slow
 def test_what_is_in_the_published_units_is_not_strange(images):
     seen = set()
     for item in sample(images):

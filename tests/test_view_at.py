@@ -35,6 +35,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     lat=st.floats(-90, 90),
@@ -177,6 +178,7 @@ def merged():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COARSE)
 @settings(max_examples=60, deadline=None)
 @given(lat=st.floats(-90, 90), lon=st.floats(-540, 540))

@@ -313,6 +313,7 @@ def assert_same_images(found, expected):
         np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
+@pytest.mark.slow
 def test_both_layouts_give_the_same_images(tmp_path):
     from test_geotiff import write
 
@@ -352,6 +353,7 @@ def test_both_layouts_give_the_same_images(tmp_path):
 # What the names say.
 
 
+@pytest.mark.slow
 @given(patches=st.integers(1, 6), dates=st.integers(1, 5), listed=st.booleans(), data=st.data())
 def test_names_nested_as_the_tensor_and_no_other_way(patches, dates, listed, data):
     days = [f"202101{i + 1:02d}" for i in range(dates)]
@@ -382,6 +384,7 @@ def test_names_nested_as_the_tensor_and_no_other_way(patches, dates, listed, dat
 TEXTS = st.text(max_size=30)
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | TEXTS | st.integers(),
@@ -458,6 +461,7 @@ def as_the_published_script(world, per_shard):
     return shards
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sets(st.sampled_from([S1, S2, S3, S5P, DEM])), max_size=7),
     st.integers(1, 4),
@@ -749,6 +753,7 @@ def world(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [8 << 20, 1 << 16])
 def test_a_server_gives_what_the_files_give(upload, world, part, monkeypatch):
     monkeypatch.setattr(archives, "ReadAhead", partial(ReadAhead, part=part))
@@ -769,6 +774,7 @@ def test_a_server_gives_what_the_files_give(upload, world, part, monkeypatch):
     assert one.fingerprint() == open_source(world / "s-000001.tar").fingerprint()
 
 
+@pytest.mark.slow
 def test_a_prefix_stands_for_its_shards(bucket, world):
     where = ObjectFolder(f"{bucket}/a/shards")
     for path in world.iterdir():
@@ -784,6 +790,7 @@ def test_a_prefix_stands_for_its_shards(bucket, world):
         open_source(f"{bucket}/a/shards")
 
 
+@pytest.mark.slow
 def test_shards_of_several_prefixes_have_one_root(bucket, world):
     for name in "ab":
         where = ObjectFolder(f"{bucket}/x/{name}")

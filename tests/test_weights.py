@@ -426,6 +426,7 @@ def test_wrong_language_is_named(tmp_path, content, says):
 # The hub
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "file"), CHECKPOINTS.items())
 def test_hub_brings_both_files_and_their_provenance(name, file, tmp_path, monkeypatch):
     state, language = tmp_path / "w.pth", tmp_path / "words.pt"

@@ -46,6 +46,7 @@ def changed(raw, at, form, *values):
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(NAMES.filter(lambda name: name[-1] != "/"), st.binary(max_size=300)))
 def test_members_are_those_that_zipfile_finds(members):
     raw = packed(members)
@@ -208,6 +209,7 @@ def test_a_directory_is_read_up_to_a_limit():
         directory(packed({f"{i:05d}" * 100: b"" for i in range(2000)}))
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=200)
 def test_of_a_damaged_archive_no_member_reaches_outside(data):
