@@ -6,7 +6,6 @@ import textwrap
 import numpy as np
 import pytest
 import xarray as xr
-from marks import first_quick
 from test_cube import DIM, build, cells_of
 
 from copcube import cube, era5, grid, pca
@@ -52,7 +51,8 @@ REGISTRATIONS = {
 }
 
 
-@pytest.mark.parametrize("how", first_quick(REGISTRATIONS))
+@pytest.mark.slow
+@pytest.mark.parametrize("how", REGISTRATIONS)
 def test_the_accessor_is_there_in_every_order(how):
     code = "print(xr.Dataset().copembed, xr.DataArray([1]).copembed, 'copcube' in sys.modules)"
     out = run(f"import sys\n{REGISTRATIONS[how]}\n{code}")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from marks import first_quick
 from strategies import random_rows
 
 from copcube import cube, grid
@@ -75,9 +74,10 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "by"),
-    first_quick([*((kind, None) for kind in DAMAGES), ("flipped", "modality"), ("cut", "year")]),
+    [*((kind, None) for kind in DAMAGES), ("flipped", "modality"), ("cut", "year")],
 )
 def test_every_damaged_chunk_is_found_by_name(world, tmp_path, kind, by):
     path = tmp_path / "world.zarr"

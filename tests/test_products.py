@@ -218,7 +218,8 @@ def tessera():
     return values, scales
 
 
-@pytest.mark.parametrize("affine", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("affine", [True, False])
 def test_tessera_store(tessera, tmp_path, affine):
     values, scales = tessera
     south = -4_000_000.0

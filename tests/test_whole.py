@@ -4,7 +4,6 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from marks import first_quick
 from test_cube import build, cells_of
 
 from copcube import cube
@@ -23,7 +22,8 @@ def no_task(*arguments, **options):
     raise AssertionError("dask was asked")
 
 
-@pytest.mark.parametrize("how", first_quick([cube.open_cube, xr.open_zarr]))
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [cube.open_cube, xr.open_zarr])
 def test_maps_on_disk_are_read_past_dask(path, how):
     ds, plain = how(path), xr.open_zarr(path, chunks=None)
     with dask.config.set(scheduler=no_task):
@@ -39,6 +39,7 @@ def test_maps_on_disk_are_read_past_dask(path, how):
             _ = ds.n_images.values
 
 
+@pytest.mark.slow
 def test_what_was_computed_or_is_large_is_left_to_dask(path, monkeypatch):
     ds = cube.open_cube(path)
     for array in (ds.n_images + 1, ds.n_images.isel(lat=slice(9)), ds.n_images.chunk(lat=90)):
