@@ -4,6 +4,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from dask.callbacks import Callback
 from test_cube import build, cells_of
 
 from copcube import cube
@@ -48,3 +49,19 @@ def test_what_was_computed_or_is_large_is_left_to_dask(path, monkeypatch):
     assert at_once(loaded) is loaded
     monkeypatch.setattr(whole, "_BYTES", ds.n_images.nbytes - 1)
     assert at_once(ds.n_images).chunks == ds.n_images.chunks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheduler", "tasks"), [("threads", 0), ("sync", 1)])
+def test_vectors_are_read_past_dask_unless_it_computes_elsewhere(path, scheduler, tasks):
+    """As on workers, which read at the same time; any other scheduler may be one of theirs."""
+    part, computed = (slice(0, 720), slice(0, 90)), []
+    plain = xr.open_zarr(path, chunks=None)
+    plain = plain.isel(lat=part[0], lon=part[1])
+    ds = cube.open_cube(path)
+    with dask.config.set(scheduler=scheduler), Callback(start=computed.append):
+        filled, vectors = CubeView.of(ds).read(part)
+    assert filled.any()
+    assert len(computed) == tasks
+    assert np.array_equal(filled, plain.n_images > 0)
+    assert np.array_equal(vectors[filled], plain.embedding.values[filled])

@@ -20,7 +20,7 @@ from copcube.cube.latlon import CELL, LatLon, first_positions, spatial_dims
 from copcube.cube.pointwise import as_points
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
-from copcube.cube.whole import at_once, opened
+from copcube.cube.whole import at_once, opened, scheduled_here
 from copcube.errors import CubeError, GridError
 from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index, on_nodes
@@ -269,7 +269,8 @@ class CubeView:
 
     @cached_property
     def _source(self) -> Any:
-        return opened(self.field)
+        # Workers, where there are some, read in parallel and may alone reach the file fast.
+        return opened(self.field) if self.lazy and scheduled_here(self.field) else None
 
     def filled(self) -> "xr.DataArray":
         """Which cells hold a vector: those with images or, where nothing counts, a finite one.

@@ -35,19 +35,7 @@ def at_once(array: "xr.DataArray") -> "xr.DataArray":
 
 
 def once(array: "xr.DataArray") -> "xr.DataArray":
-    """Read an array for several uses: as `at_once`, and what is left to dask is computed now.
-
-    Parameters
-    ----------
-    array : xarray.DataArray
-        In memory, or lazy.
-
-    Returns
-    -------
-    xarray.DataArray
-        The same in memory, if it takes 64 MB at most; otherwise the array itself, which dask
-        computes for each use.
-    """
+    """Read as `at_once`, for several uses: what dask would compute for each is computed now."""
     read = at_once(array)
     return read.compute() if read.nbytes <= _BYTES else read
 
@@ -93,3 +81,12 @@ def opened(array: "xr.DataArray") -> Any:
     source = f"original-{lazy.name}"
     layer = lazy.dask.layers.get(source)
     return None if layer is None else layer[source]
+
+
+def scheduled_here(array: "xr.DataArray") -> bool:
+    """Whether threads of this process compute a lazy array, and not workers."""
+    import dask.threaded
+    from dask.base import get_scheduler
+
+    scheduler = get_scheduler(cls=type(array.data))  # type: ignore[no-untyped-call]
+    return scheduler is dask.threaded.get

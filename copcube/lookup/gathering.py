@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.cube.view import CubeView, present
-from copcube.cube.whole import opened
+from copcube.cube.whole import opened, scheduled_here
 from copcube.files.processors import available_processors
 from copcube.grid import Integers
 from copcube.lookahead import map_ahead
@@ -55,7 +55,7 @@ def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) ->
         (m, n): (i[of_chunk] - starts[0][m], j[of_chunk] - starts[1][n])
         for m, n, of_chunk in zip(b[cuts].tolist(), c[cuts].tolist(), asked, strict=True)
     }
-    here = array.chunks is None or _scheduled_here(array)
+    here = array.chunks is None or scheduled_here(array)
     # What lies in a file is read past dask, whose tasks cost half as much as small chunks do.
     source = array.variable if array.chunks is None else opened(array)
     if source is None or not here:
@@ -97,15 +97,6 @@ def _chunks(array: "xr.DataArray") -> tuple[tuple[int, ...], tuple[int, ...]]:
         step = int(stored.get(dim, size)) or 1
         sizes.append(tuple(min(step, size - start) for start in range(0, size, step)))
     return sizes[0], sizes[1]
-
-
-def _scheduled_here(array: "xr.DataArray") -> bool:
-    """Whether threads of this process compute a lazy array, and not workers."""
-    import dask.threaded
-    from dask.base import get_scheduler
-
-    scheduler = get_scheduler(cls=type(array.data))  # type: ignore[no-untyped-call]
-    return scheduler is dask.threaded.get
 
 
 def _by_dask(
