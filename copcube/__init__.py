@@ -3,8 +3,9 @@
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from copcube.lazy import importer
 from copcube.version import __version__
 
 if TYPE_CHECKING:
@@ -38,41 +39,31 @@ __all__ = [
     "tutorial",
 ]
 
-_HOMES = {
-    "CopcubeError": "copcube.errors",
-    "EncoderSpec": "copcube.encoder",
-    "Report": "copcube.builds",
-    "TimmSpec": "copcube.encoder",
-    "build": "copcube.builds",
-    "convert": "copcube.interchange",
-    "describe": "copcube.lookup.contract",
-    "embed": "copcube.embedding.tiles",
-    "embed_batch": "copcube.embedding.batch",
-    "get_embedding": "copcube.lookup.contract",
-    "get_embeddings_batch": "copcube.lookup.contract",
-    "sensor": "copcube.images.sensors",
-}
-_MODULES = {
-    "era5": "copcube.era5",
-    "tiles": "copcube.embedding.tiles",
-    "tutorial": "copcube.tutorial",
-}
+__getattr__ = importer(
+    __name__,
+    {
+        "CopcubeError": "copcube.errors",
+        "EncoderSpec": "copcube.encoder",
+        "Report": "copcube.builds",
+        "TimmSpec": "copcube.encoder",
+        "build": "copcube.builds",
+        "convert": "copcube.interchange",
+        "describe": "copcube.lookup.contract",
+        "embed": "copcube.embedding.tiles",
+        "embed_batch": "copcube.embedding.batch",
+        "era5": "copcube.era5",
+        "get_embedding": "copcube.lookup.contract",
+        "get_embeddings_batch": "copcube.lookup.contract",
+        "sensor": "copcube.images.sensors",
+        "tiles": "copcube.embedding.tiles",
+        "tutorial": "copcube.tutorial",
+    },
+)
 
 # Importing copcube registers `ds.copembed`, for which it imports xarray. Only the command
 # starts without it, so that `copcube --help` answers at once; no command uses the accessor.
 if Path(sys.argv[0]).stem != "copcube" and sys.orig_argv[1:3] != ["-m", "copcube"]:
     import_module("copcube.accessor")
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import copcube` needs no torch."""
-    if name in _MODULES:
-        return import_module(_MODULES[name])
-    if name not in _HOMES:
-        raise AttributeError(f"module 'copcube' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 import zarr
 from strategies import random_rows
+from zarr.storage import LocalStore
 
 from copcube import cube, grid
 from copcube.aggregate import Aggregation, cell_statistics
@@ -608,6 +609,20 @@ def test_the_summary_counts_groups(tmp_path, by):
     assert found.cells_by_group == tuple(counts)
     assert found.cells == len(set(cells.grid_id.tolist()))
     assert sum(found.images_by_modality.values()) == found.images == cells.n_images.sum()
+
+
+def test_the_summary_looks_for_no_chunk_that_is_not_stored(world, monkeypatch):
+    asked = []
+    get = LocalStore.get
+
+    async def noted(store, key, *args, **options):
+        asked.append(key)
+        return await get(store, key, *args, **options)
+
+    monkeypatch.setattr(LocalStore, "get", noted)
+    cube.summary(world)
+    assert "n_images/zarr.json" in asked
+    assert all((world / key).is_file() for key in asked if "/c/" in key)
 
 
 @pytest.mark.parametrize(

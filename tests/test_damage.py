@@ -1,5 +1,6 @@
 """Chunks that are damaged, cut or lost: found by name, and never read silently."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -9,13 +10,14 @@ import pytest
 import xarray as xr
 import zarr
 from strategies import random_rows
+from zarr.core.sync import _get_loop, sync
 
 from copcube import cube, grid
 from copcube.aggregate import Aggregation, cell_statistics
 from copcube.cli.main import main
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
-from copcube.files.damage import UNDECODABLE, naming_damage
+from copcube.files.damage import UNDECODABLE, let_zarr_finish, naming_damage
 from copcube.files.objects import ObjectFolder
 from copcube.interchange import export, to_zarr
 from copcube.pca.components import project, reduce
@@ -220,6 +222,36 @@ def test_the_command_names_the_chunk(sick, tmp_path, capsys):
     assert said.count("\n") == 1
     assert main(["validate", str(path)]) == 1
     assert capsys.readouterr().out.startswith(f"{chunk}: damaged (its checksum does not fit); ")
+
+
+@pytest.mark.slow
+def test_the_summary_names_the_chunk_and_nothing_is_left_to_be_read(world, tmp_path):
+    """What zarr leaves to its thread, Python would speak of in thousands of lines when it ends."""
+    path = shutil.copytree(world, tmp_path / "world.zarr")
+    chunk = next(chunk for chunk in chunks_of(path) if chunk.startswith("n_images/c"))
+    flip(path / chunk)
+    ds = xr.open_zarr(path, chunks=None)
+    for read in (lambda: cube.summary(path), lambda: CubeView.of(ds).filled()):
+        with pytest.raises(CubeError, match=f"{chunk}: a damaged chunk"):
+            read()
+        assert not asyncio.all_tasks(_get_loop())
+
+
+def test_what_zarr_still_reads_is_awaited_or_given_up():
+    tasks = []
+
+    async def read(seconds):
+        tasks.append(asyncio.create_task(asyncio.sleep(seconds)))
+        raise ValueError("damaged")
+
+    for seconds, cancel in ((0.2, False), (3600, True)):
+        with pytest.raises(ValueError, match="damaged") as caught:
+            sync(read(seconds))
+        assert not tasks[-1].done()
+        let_zarr_finish(caught.value, cancel=cancel)
+        assert tasks[-1].done()
+        assert tasks[-1].cancelled() == cancel
+    let_zarr_finish(KeyboardInterrupt())
 
 
 def test_other_errors_pass(world):

@@ -40,22 +40,10 @@ ALLOWED = {  # third-party package → modules that may import it
     "sklearn": {"lookup"},
 }
 
-SPINE = ["version", "errors", "arguments", "dates", "grid", "projecting", "modalities", "selection"]
-SPINE += ["progress", "lookahead", "files", "hub", "rows", "cells", "images", "encoder", "means"]
-SPINE += [
-    "balance",
-    "products",
-    "provenance",
-    "grouping",
-    "parts",
-    "aggregate",
-    "embedding",
-    "cube",
-    "builds",
-    "pca",
-    "era5",
-    "interchange",
-]
+SPINE = ["version", "lazy", "errors", "arguments", "dates", "grid", "projecting", "modalities"]
+SPINE += ["selection", "progress", "lookahead", "files", "hub", "rows", "cells", "images"]
+SPINE += ["encoder", "means", "balance", "products", "provenance", "grouping", "parts"]
+SPINE += ["aggregate", "embedding", "cube", "builds", "pca", "era5", "interchange"]
 SPINE += ["lookup", "probes", "plot", "models", "tutorial", "accessor", "cli", "__main__"]
 """Along the spine a module imports only what stands to its left."""
 

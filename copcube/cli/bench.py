@@ -15,7 +15,7 @@ from copcube.cli.common import (
     overwrite,
     positive,
 )
-from copcube.cli.cubes import open_any, require_form
+from copcube.cli.cubes import add_group, cube_of, require_form
 
 if TYPE_CHECKING:
     from copcube.probes.bench import Benched, Result
@@ -48,6 +48,7 @@ def add(commands: Commands) -> None:
     bench.add_argument("tasks", metavar="TASK", nargs="+", help="names of tasks, or all")
     bench.add_argument("--root", metavar="DIR", required=True, help="folder of the data")
     bench.add_argument("--cube", metavar="CUBE", help="whose vectors are asked instead")
+    add_group(bench)
     bench.add_argument(
         "--probe",
         choices=("official", "fast"),
@@ -111,7 +112,7 @@ def _bench(arguments: Arguments) -> int:
     tasks = None if arguments.tasks == ["all"] else arguments.tasks
     if arguments.cube:
         with reading(arguments.cube):
-            cube = open_any(arguments.cube)
+            cube = cube_of(arguments)
             found = bench_cells(cube, arguments.root, tasks, resamples=arguments.resamples)
         return _told(found, arguments, before)
     found = bench(

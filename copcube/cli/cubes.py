@@ -85,9 +85,45 @@ def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Argument
     return named
 
 
+def add_cube(
+    command: argparse.ArgumentParser, metavar: str = "CUBE", what: str = "a reduction, or " + CUBE
+) -> None:
+    """Add the cube that a command reads, and the option to select a group of it."""
+    command.add_argument("cube", metavar=metavar, help=what)
+    add_group(command)
+
+
+def add_group(command: argparse.ArgumentParser) -> None:
+    """Add the option to select a group of a cube."""
+    command.add_argument(
+        "--group", metavar="LABEL", help="of a cube with groups, this one alone, such as JJA"
+    )
+
+
+def cube_of(arguments: Arguments) -> "xr.Dataset":
+    """Open the cube that a command reads, or the group of it that was selected."""
+    ds = open_any(arguments.cube)
+    return ds if arguments.group is None else group(ds, arguments.group)
+
+
+def groups_of(a: "xr.Dataset", b: "xr.Dataset", labels: list[str] | None) -> "list[xr.Dataset]":
+    """Select a group of each of two cubes, if some are given."""
+    both = [a, b]
+    if labels is None:
+        return both
+    return [group(ds, label, "--groups") for ds, label in zip(both, labels, strict=True)]
+
+
+def add_groups(command: argparse.ArgumentParser) -> None:
+    """Add the option to select a group of each of two cubes, A and B."""
+    command.add_argument(
+        "--groups", nargs=2, metavar="LABEL", help="which group of A and of B, such as 2020 2021"
+    )
+
+
 def place_in_cube(command: argparse.ArgumentParser) -> None:
     """Add the arguments of a command that is about one place in a cube."""
-    command.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    add_cube(command)
     command.add_argument("lat", type=float, metavar="LAT", help="degrees north")
     command.add_argument("lon", type=float, metavar="LON", help="degrees east")
 
@@ -95,7 +131,7 @@ def place_in_cube(command: argparse.ArgumentParser) -> None:
 def inputs(arguments: Arguments) -> list[str]:
     """Paths that a command reads."""
     # By whatever name a command calls it: what is read must not be replaced.
-    names = ["cube", "basis", "reduction", "era5", "given", "statics", "stations", "other"]
+    names = ["cube", "basis", "era5", "given", "statics", "stations", "other"]
     names += ["table", "regions", "statistics"]
     given = (getattr(arguments, name, None) for name in names)
     paths = [path for one in given for path in (one if isinstance(one, list) else [one])]
@@ -162,7 +198,7 @@ def save_fields(ds: "xr.Dataset", arguments: Arguments) -> None:
     log.info("%s is done", arguments.out)
 
 
-def group(ds: "xr.Dataset", label: str) -> "xr.Dataset":
+def group(ds: "xr.Dataset", label: str, option: str = "--group") -> "xr.Dataset":
     """Select the group of a label along the one leading dimension of a cube.
 
     Raises
@@ -175,10 +211,10 @@ def group(ds: "xr.Dataset", label: str) -> "xr.Dataset":
     groups = CubeView.of(ds).groups
     if len(groups) != 1:
         has = f"groups along {', '.join(groups)}" if groups else "no groups"
-        raise OptionError(f"--groups={label}: expected a cube with groups; this one has {has}")
+        raise OptionError(f"{option} {label}: expected a cube with groups; this one has {has}")
     (dim, labels), *_ = groups.items()
     if label not in labels:
-        raise OptionError(f"--groups={label}: expected one of {', '.join(labels)}")
+        raise OptionError(f"{option} {label}: expected one of {', '.join(labels)}")
     return ds.isel({dim: labels.index(label)})
 
 

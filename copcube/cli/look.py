@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, positive, say
 from copcube.cli.cubes import (
     CUBE,
+    add_cube,
+    add_groups,
     chosen,
-    group,
+    cube_of,
+    groups_of,
     naming,
     open_any,
     place_in_cube,
@@ -51,7 +54,7 @@ def _add_explain(commands: Commands) -> None:
         details="Prints R² of linear regressions over all cells, and over cells of 10° squares\n"
         "that the regression has not seen.",
     )
-    explain.add_argument("cube", metavar="FIELDS", help="a reduction")
+    add_cube(explain, "FIELDS", "a reduction")
     explain.add_argument("given", metavar="STATICS", help="static fields: NetCDF, GRIB or Zarr")
     add_fields(explain)
     explain.add_argument(
@@ -120,9 +123,7 @@ def _add_change(commands: Commands) -> None:
     change.add_argument("cube", metavar="A", help="a reduction, or " + CUBE)
     change.add_argument("other", metavar="B", help="the same")
     change.add_argument("out", metavar="OUT")
-    change.add_argument(
-        "--groups", nargs=2, metavar="LABEL", help="which group of A and of B, such as 2020 2021"
-    )
+    add_groups(change)
     _add_places(change)
     overwrite(change)
 
@@ -148,7 +149,7 @@ def _add_map(commands: Commands) -> None:
         "one file below 20 MB that opens in a browser, offline, to pan and zoom, choose what is\n"
         "shown, and click for the places most like one. A page knows --basis, --k and --overwrite.",
     )
-    drawn.add_argument("cube", metavar="CUBE", help="a reduction, parquet files, or " + CUBE)
+    add_cube(drawn, what="a reduction, parquet files, or " + CUBE)
     drawn.add_argument("out", metavar="OUT")
     drawn.add_argument(
         "--show",
@@ -194,7 +195,7 @@ def _explain(arguments: Arguments) -> None:
     from copcube.pca import explain
 
     out = None if arguments.plot is None else require_form(arguments.plot, DRAWN, arguments)
-    found = explain(open_any(arguments.cube), statics_of(arguments))
+    found = explain(cube_of(arguments), statics_of(arguments))
     for what, by in (("component", "static fields"), ("static", "components")):
         seen, unseen = found[f"{what}_r2"].values, found[f"{what}_r2_held_out"].values
         columns(
@@ -214,7 +215,7 @@ def _similar(arguments: Arguments) -> None:
     from copcube.lookup import similar
 
     found = similar(
-        open_any(arguments.cube),
+        cube_of(arguments),
         arguments.lat,
         arguments.lon,
         n=arguments.n,
@@ -289,7 +290,7 @@ def _page(arguments: Arguments) -> None:
 
     basis = None if arguments.basis is None else open_any(arguments.basis)
     options = {"basis": basis, "overwrite": arguments.overwrite, **chosen(arguments, "k")}
-    say(page(open_any(arguments.cube), arguments.out, **options))
+    say(page(cube_of(arguments), arguments.out, **options))
 
 
 def _picture(arguments: Arguments, out: Path) -> None:
@@ -303,7 +304,7 @@ def _picture(arguments: Arguments, out: Path) -> None:
         return
     if arguments.save_basis is not None:
         raise OptionError(f"--save-basis is of parquet files; {arguments.cube} is a cube")
-    ds = open_any(arguments.cube)
+    ds = cube_of(arguments)
     match show := arguments.show or "rgb":
         case "rgb" | "component":
             basis = None if arguments.basis is None else open_any(arguments.basis)
@@ -325,6 +326,8 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
 
     if arguments.show not in (None, "rgb") or arguments.component is not None:
         raise OptionError("of parquet files three components are shown as colours, and no more")
+    if arguments.group is not None:
+        raise OptionError(f"--group is of cubes; {arguments.cube} holds embeddings of images")
     if arguments.save_basis is not None:
         if arguments.basis is not None:
             raise OptionError("--save-basis writes the basis found; --basis gives one")
@@ -363,9 +366,7 @@ def _change(arguments: Arguments) -> None:
 
     expected = f".nc or .zarr, or {', '.join(DRAWN)}"
     out = require_form(arguments.out, (".nc", ".zarr", *DRAWN), arguments, expected)
-    a, b = open_any(arguments.cube), open_any(arguments.other)
-    if arguments.groups:
-        a, b = (group(ds, label) for ds, label in zip((a, b), arguments.groups, strict=True))
+    a, b = groups_of(open_any(arguments.cube), open_any(arguments.other), arguments.groups)
     options = {"n": arguments.n, "metric": arguments.metric, "exclude_km": arguments.exclude_km}
     found = change(a, b, **options)
     # The list of places: maps are for files.

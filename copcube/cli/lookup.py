@@ -2,9 +2,10 @@
 
 import argparse
 import logging
+from itertools import product
 
 from copcube.cli.common import Arguments, Commands, columns, command, overwrite, table
-from copcube.cli.cubes import CUBE, inputs, naming, open_any, place_in_cube
+from copcube.cli.cubes import add_cube, cube_of, inputs, naming, place_in_cube
 from copcube.errors import OptionError
 
 log = logging.getLogger("copcube")
@@ -42,7 +43,7 @@ def _add_points(commands: Commands) -> None:
         "modality_missing, no_image, outside_cube or not_a_place. In .parquet the vectors are a\n"
         "column of lists, in .csv a column a value.",
     )
-    points.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    add_cube(points)
     points.add_argument("table", metavar="TABLE", help=".csv or .parquet")
     points.add_argument("out", metavar="OUT", help=".csv or .parquet")
     points.add_argument("--lat", metavar="NAME", help="column of degrees north (default: lat…)")
@@ -62,7 +63,7 @@ def _add_box(commands: Commands) -> None:
         details="Cells count by the share of their area, those without a vector not at all. Write\n"
         "-- before a box with negative degrees. If EAST lies west of WEST, it reaches across 180°.",
     )
-    box.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    add_cube(box)
     # Not 4 of them, or argparse would want them beside --regions as well.
     box.add_argument("corners", nargs="*", type=float, metavar="WEST SOUTH EAST NORTH")
     box.add_argument("--regions", metavar="GEOJSON", help="polygons, instead of a box")
@@ -85,7 +86,7 @@ def _at(arguments: Arguments) -> None:
     from copcube.lookup.points import STATUS
 
     place = ([arguments.lat], [arguments.lon])
-    found = points(open_any(arguments.cube), place, method=arguments.method).isel(point=0)
+    found = points(cube_of(arguments), place, method=arguments.method).isel(point=0)
     lines = [("status", STATUS[int(found.status)].replace("_", " "))]
     lines.append(("cell", f"lat {float(found.cell_lat):g}, lon {float(found.cell_lon):g}"))
     lines.append(("distance", f"{float(found.distance):.1f} km"))
@@ -110,7 +111,7 @@ def _points(arguments: Arguments) -> None:
     out = require_table(arguments.out)
     require_free(out, arguments.overwrite, *inputs(arguments))
     found = points(
-        open_any(arguments.cube),
+        cube_of(arguments),
         arguments.table,
         lat=arguments.lat,
         lon=arguments.lon,
@@ -124,6 +125,7 @@ def _points(arguments: Arguments) -> None:
 
 
 def _box(arguments: Arguments) -> None:
+    from copcube.cube.view import CubeView
     from copcube.files.atomic import atomic_path
     from copcube.interchange.replacing import require_free
     from copcube.lookup import box
@@ -138,7 +140,7 @@ def _box(arguments: Arguments) -> None:
     out = None if arguments.out is None else require_table(arguments.out)
     if out is not None:
         require_free(out, arguments.overwrite, *inputs(arguments))
-    cube = open_any(arguments.cube)
+    cube = cube_of(arguments)
     if arguments.regions is None:
         # A table of one region, as that of polygons.
         found = box(cube, *arguments.corners, pooling=arguments.pooling).expand_dims("region")
@@ -150,9 +152,14 @@ def _box(arguments: Arguments) -> None:
             write_table(found, out, temporary)
         log.info("%s is done: %d regions", out, found.sizes["region"])
         return
-    names = ("cells", "cells_missing", "coverage", "area")
-    rows = zip(*(found[name].values.tolist() for name in names), strict=True)
+    names = ["cells", "cells_missing", "coverage", "area"]
+    labels = CubeView.of(cube).groups
+    rows = found[names].to_dataframe(dim_order=["region", *labels])[names].itertuples(index=False)
+    keys = product(range(found.sizes["region"]), *labels.values())
     columns(
-        ("cells", "without a vector", "covered", "km²"),
-        ((str(a), str(b), f"{c:.3f}", f"{d:,.0f}") for a, b, c, d in rows),
+        (*labels, "cells", "without a vector", "covered", "km²"),
+        (
+            (*map(str, group), str(a), str(b), f"{c:.3f}", f"{d:,.0f}")
+            for (_, *group), (a, b, c, d) in zip(keys, rows, strict=True)
+        ),
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from copcube.cli import bench, build, data, look, lookup, probe, use
 from copcube.errors import CopcubeError, printable
-from copcube.files.damage import naming_damage
+from copcube.files.damage import let_zarr_finish, naming_damage
 from copcube.version import __version__
 
 log = logging.getLogger("copcube")
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with naming_damage():
             code: int | None = arguments.run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        let_zarr_finish(stopped, cancel=True)
         print("copcube: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copcube.cli.common import TABLES, Arguments, Commands, columns, command, overwrite, positive
-from copcube.cli.cubes import CUBE, naming, open_any, require_form, save_fields
+from copcube.cli.cubes import add_cube, cube_of, naming, require_form, save_fields
 from copcube.cli.look import DRAWN, add_fields, draw, statics_of
 from copcube.errors import OptionError
 
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
         "over the\nseeds, and the figures of Copernicus-FM's paper below. STATISTICS are monthly "
         "means, or\nmeans and spreads named so (t2m_mean, t2m_std).",
     )
-    probe.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    add_cube(probe)
     probe.add_argument(
         "statistics", metavar="STATISTICS", nargs="+", help="of ERA5: NetCDF, GRIB or Zarr"
     )
@@ -103,7 +103,7 @@ def _probe(arguments: Arguments) -> None:
     if arguments.maps and not residuals:
         residuals = "embedding" if arguments.inputs is None else arguments.inputs[-1]
     found = probe(
-        open_any(arguments.cube),
+        cube_of(arguments),
         [ds for path in arguments.statistics for ds in open_fields(path)],
         given=statics_of(arguments) if arguments.given else None,
         inputs=arguments.inputs,

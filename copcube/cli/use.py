@@ -13,7 +13,19 @@ from copcube.cli.common import (
     show,
     table,
 )
-from copcube.cli.cubes import CUBE, chosen, inputs, naming, open_any, require_output, save
+from copcube.cli.cubes import (
+    CUBE,
+    add_cube,
+    add_groups,
+    chosen,
+    cube_of,
+    groups_of,
+    inputs,
+    naming,
+    open_any,
+    require_output,
+    save,
+)
 from copcube.cli.look import add_fields, statics_of
 from copcube.errors import OptionError
 
@@ -64,7 +76,7 @@ def _add_reduce(commands: Commands) -> None:
         "  copcube reduce world.zarr news.zarr --given era5_static.nc --fields z,lsm,sdor,slor",
         details="The basis is kept beside the components, to project other cubes on it (--basis).",
     )
-    reduce.add_argument("cube", metavar="CUBE", help=CUBE)
+    add_cube(reduce, what=CUBE)
     reduce.add_argument("out", metavar="OUT", help=".zarr or .nc")
     reduce.add_argument(
         "--k",
@@ -102,11 +114,11 @@ def _add_merge(commands: Commands) -> None:
     merge = command(
         commands,
         "merge",
-        naming(_merge, "reduction", "era5"),
+        naming(_merge, "cube", "era5"),
         "put a cube or a reduction beside ERA5 fields, on their grid",
         "copcube merge fields.zarr era5_static.nc both.nc",
     )
-    merge.add_argument("reduction", metavar="FIELDS", help="a reduction, or " + CUBE)
+    add_cube(merge, "FIELDS")
     merge.add_argument("era5", metavar="ERA5", help="static fields: NetCDF, GRIB or Zarr")
     merge.add_argument("out", metavar="OUT", help=".nc or .zarr")
     merge.add_argument("--fill", type=float, metavar="VALUE", help="instead of NaN")
@@ -146,7 +158,7 @@ def _add_export(commands: Commands) -> None:
         "With --for it is that of the model's files, whose components are standardised.\n"
         "A form that lacks an option says which it has.",
     )
-    export.add_argument("cube", metavar="CUBE", help="a reduction, or " + CUBE)
+    add_cube(export)
     export.add_argument("out", metavar="OUT")
     export.add_argument(
         "--order",
@@ -235,6 +247,7 @@ def _add_compare(commands: Commands) -> None:
     compare.add_argument("a", metavar="A", help=CUBE)
     compare.add_argument("b", metavar="B", nargs="?")
     compare.add_argument("--rows", metavar="ROWS", help="embeddings of images that A may average")
+    add_groups(compare)
 
 
 def _info(arguments: Arguments) -> None:
@@ -269,7 +282,7 @@ def _reduce(arguments: Arguments) -> None:
     require_output(arguments)
     if arguments.names and not arguments.given:
         raise OptionError("--fields says which of the fields of --given count; give these, too")
-    cube = open_any(arguments.cube)
+    cube = cube_of(arguments)
     given = statics_of(arguments) if arguments.given else None
     if arguments.basis:
         fields = project(cube, open_any(arguments.basis), given=given)
@@ -296,7 +309,7 @@ def _merge(arguments: Arguments) -> None:
 
     require_output(arguments)
     both = merge(
-        open_any(arguments.reduction),
+        cube_of(arguments),
         open_static(arguments.era5),
         fill=arguments.fill,
         mask=arguments.mask,
@@ -316,12 +329,12 @@ def _export(arguments: Arguments) -> None:
         from copcube import models
 
         options |= of_models | {"overwrite": arguments.overwrite}
-        say(models.write(open_any(arguments.cube), arguments.out, arguments.model, **options))
+        say(models.write(cube_of(arguments), arguments.out, arguments.model, **options))
         return
     if of_models:
         names = ", ".join(f"{'-' if len(name) == 1 else '--'}{name}" for name in of_models)
         raise OptionError(f"{names}: of files for weather models; say which model with --for")
-    say(export(open_any(arguments.cube), arguments.out, overwrite=arguments.overwrite, **options))
+    say(export(cube_of(arguments), arguments.out, overwrite=arguments.overwrite, **options))
 
 
 def _convert(arguments: Arguments) -> None:
@@ -340,7 +353,7 @@ def _compare(arguments: Arguments) -> None:
     if arguments.rows is not None:
         say(averaging_order(arguments.rows, open_any(arguments.a)))
     else:
-        say(compare(open_any(arguments.a), open_any(arguments.b)))
+        say(compare(*groups_of(open_any(arguments.a), open_any(arguments.b), arguments.groups)))
 
 
 def _count_or_share(text: str) -> int | float:

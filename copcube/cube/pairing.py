@@ -90,9 +90,10 @@ def pair(a: CubeView, b: CubeView) -> tuple[Side, Side]:
         If coordinates are not nodes of the lattice.
     """
     if a.groups != b.groups:
+        dim = next(iter({**a.groups, **b.groups}))
         raise CubeError(
             f"the first has {_in_words(a.groups)}, the second {_in_words(b.groups)}; choose the "
-            "same groups of both, such as cube.isel(season=0)"
+            f"same groups of both, such as ds.isel({dim}=0), or with --groups on the command line"
         )
     _, rows_a, rows_b = np.intersect1d(a.row, b.row, return_indices=True)
     _, cols_a, cols_b = np.intersect1d(a.col, b.col, return_indices=True)

@@ -12,6 +12,7 @@ from copcube import grid
 from copcube.cube import schema
 from copcube.cube.card import share_of_globe
 from copcube.cube.store import array, leading, open_group, reading
+from copcube.cube.stored import StoredChunks
 from copcube.cube.view import CubeView
 from copcube.files.damage import naming_damage
 from copcube.progress import size
@@ -95,7 +96,6 @@ class CubeSummary:
         yield from _attributes(self.attributes)
 
 
-@naming_damage()
 def summary(path: str | Path) -> CubeSummary:
     """Count what is in a cube, without reading its vectors.
 
@@ -104,28 +104,30 @@ def summary(path: str | Path) -> CubeSummary:
     CubeError
         If the path holds no cube, or a damaged one.
     """
-    with reading(path):
+    # A chunk that is damaged is named first, by what zarr knows of it.
+    with reading(path), naming_damage():
         return _summary(path)
 
 
 def _summary(path: str | Path) -> CubeSummary:
     group = open_group(path)
     by, groups = leading(group)
-    counts: NDArray[np.int32] = np.asarray(array(group, "n_images")[...])
+    chunks = StoredChunks(path)
+    source = array(group, "n_images")
+    counts: NDArray[np.int32] = np.zeros(source.shape, np.int32)
+    for window, found in chunks.values(source):
+        counts[window] = found
     # A cube without groups counts as one with a single group from here on.
     counts = counts.reshape(-1, grid.N_LAT, grid.N_LON)
     filled: NDArray[np.bool_] = np.any(counts > 0, axis=0)
     by_modality: dict[str, int] = {}
     if "n_images_by_modality" in group:
         keys = schema.modalities_of(group.attrs)
-        by_modality = dict.fromkeys(keys, 0)
-        source = array(group, "n_images_by_modality")
-        # By bands: the counts of all modalities and groups together may take 400 MB.
-        for band in range(grid.N_BANDS):
-            part = np.asarray(source[(..., grid.Block(band, 0).rows, slice(None))], np.int64)
-            sums = part.reshape(-1, len(keys), part.shape[-2] * grid.N_LON).sum(axis=(0, 2))
-            for key, n in zip(keys, sums.tolist(), strict=True):
-                by_modality[key] += n
+        sums = np.zeros(len(keys), np.int64)
+        # Chunk by chunk: the counts of all modalities and groups together may take 400 MB.
+        for window, found in chunks.values(array(group, "n_images_by_modality")):
+            sums[window[-3]] += np.moveaxis(found, -3, 0).sum(axis=(*range(1, found.ndim),))
+        by_modality = dict(zip(keys, sums.tolist(), strict=True))
     elif by == "modality":
         by_modality = dict(
             zip(groups, counts.sum(axis=(1, 2), dtype=np.int64).tolist(), strict=True)

@@ -1,10 +1,8 @@
 """Proving a cube: its schema, its chunks, its coordinates, and that counts and vectors agree."""
 
-import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +11,16 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
-from copcube.cube.chunks import Chunks
 from copcube.cube.store import array, chunk_name, leading, open_group, parsing
-from copcube.errors import CopcubeError, CubeError, StorageError
-from copcube.files.damage import UNDECODABLE, reason
-from copcube.files.folders import open_folder
-from copcube.files.objects import is_remote
-from copcube.lookahead import map_ahead
+from copcube.cube.stored import UNREADABLE, StoredChunks, overlapping
+from copcube.errors import CopcubeError
+from copcube.files.damage import reason
 
 if TYPE_CHECKING:
     import zarr
 
 _CODECS = ["bytes", "zstd"]
 
-_REQUESTS = 8
-"""Chunks of a store that are asked for at once."""
-
-_UNREADABLE = (OSError, *UNDECODABLE)
 _MENDING = {
     True: "to mend the chunks: give the command that made the cube again (copcube build or "
     "aggregate); it writes them again from the rows, and embeds nothing",
@@ -155,7 +146,7 @@ def _leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
     """As `leading`, with numbers for labels that cannot be read."""
     try:
         return leading(group)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         # What could not be decoded is the cause of an error that says so.
         if isinstance(error, CopcubeError) and error.__cause__ is None:
             raise
@@ -239,14 +230,8 @@ class _Chunks:
         groups: tuple[str, ...],
         damaged: dict[str, str],
     ) -> None:
-        self._folder = open_folder(path)
-        self._forms: dict[str, Chunks | None] = {}
-        self._threads = _REQUESTS if is_remote(path) else 0
-        # A listing names a thousand chunks a request; asking for each that is not there costs one.
-        # None of web servers, and of buckets whose files may only be read.
-        self._stored: set[str] | None = None
-        with suppress(StorageError):
-            self._stored = set(self._folder.names())
+        self._stored = StoredChunks(path)
+        self.may_hold = self._stored.may_hold
         self._by, self._groups, self._damaged = by, groups, damaged
 
     def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
@@ -266,69 +251,24 @@ class _Chunks:
         known : numpy.ndarray
             Of the same shape: whether its chunk could be read.
         """
-        form = self._form(array)
-        if form is None:
+        if self._stored.form(array) is None:
             # zarr fetches all chunks of the part at once.
-            with suppress(*_UNREADABLE):
+            with suppress(*UNREADABLE):
                 values = np.asarray(array[part])
                 return values, np.ones(values.shape, bool)
         # Chunk by chunk: if one is damaged, the others can still be examined.
-        whole = [slice(k, k + 1) if isinstance(k, int) else k for k in part]
+        whole = tuple(slice(k, k + 1) if isinstance(k, int) else k for k in part)
         shape = [k.stop - k.start for k in whole]
         values = np.full(shape, array.fill_value, array.dtype)
         known = np.ones(shape, bool)
-        windows = [
-            (index, window)
-            for index, window in _overlapping(array, whole)
-            if self.may_be_stored(array, index)
-        ]
-        read = partial(self._window, form, array)
-        with closing(map_ahead(read, windows, self._threads)) as found:
-            for (index, window), data in zip(windows, found, strict=True):
-                here = tuple(
-                    slice(a.start - b.start, a.stop - b.start)
-                    for a, b in zip(window, whole, strict=True)
-                )
-                if isinstance(data, Exception):
-                    known[here] = False
-                    self.note(array, index, f"damaged ({reason(data)})")
-                elif data is not None:
-                    values[here] = data
+        for index, window, found in self._stored.windows(array, whole):
+            if isinstance(found, Exception):
+                known[window] = False
+                self.note(array, index, f"damaged ({reason(found)})")
+            else:
+                values[window] = found
         drop = tuple(0 if isinstance(k, int) else slice(None) for k in part)
         return values[drop], known[drop]
-
-    def may_be_stored(self, array: Any, index: tuple[int, ...]) -> bool:
-        """Whether a chunk is stored; it may be, where nothing can be listed."""
-        return self._stored is None or chunk_name(array, index) in self._stored
-
-    def _form(self, array: Any) -> Chunks | None:
-        """How chunks are stored, if as ours are: these are decoded past zarr."""
-        if self._stored is None:
-            return None
-        if array.path not in self._forms:
-            try:
-                about = self._folder.read(f"{array.path}/zarr.json")
-                self._forms[array.path] = Chunks.of(array.path, about)
-            except (FileNotFoundError, CubeError):
-                self._forms[array.path] = None
-        return self._forms[array.path]
-
-    def _window(
-        self, form: Chunks | None, array: Any, part: tuple[tuple[int, ...], tuple[slice, ...]]
-    ) -> NDArray[Any] | Exception | None:
-        """Values of a window of a chunk, or what reading it raises; None if it is not stored."""
-        index, window = part
-        try:
-            if form is None:
-                return np.asarray(array[window])
-            data = self._folder.read(chunk_name(array, index))
-            starts = [i * c for i, c in zip(index, form.chunks, strict=True)]
-            inside = (slice(w.start - s, w.stop - s) for w, s in zip(window, starts, strict=True))
-            return form.unpack(data)[tuple(inside)]
-        except FileNotFoundError:
-            return None
-        except _UNREADABLE as error:
-            return error
 
     def note(self, array: Any, index: tuple[int, ...], what: str) -> None:
         """Note what is wrong with a chunk, and which cells it concerns."""
@@ -349,30 +289,15 @@ class _Chunks:
         self._damaged.setdefault(name, f"{name}: {what}; {array.path} of {where}")
 
 
-def _overlapping(
-    array: Any, part: list[slice]
-) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Chunks that overlap a part of an array, and what of each lies in the part."""
-    ranges = [range(k.start // c, -(-k.stop // c)) for k, c in zip(part, array.chunks, strict=True)]
-    for index in itertools.product(*ranges):
-        yield (
-            index,
-            tuple(
-                slice(max(i * c, k.start), min((i + 1) * c, k.stop))
-                for i, c, k in zip(index, array.chunks, part, strict=True)
-            ),
-        )
-
-
 def _coordinates(
     arrays: Mapping[str, Any], expected: Mapping[str, schema.Variable], chunks: _Chunks
 ) -> Iterator[str]:
     for name, variable in expected.items():
         if variable.values is not None:
             stored = arrays[name]
-            whole = [slice(0, n) for n in stored.shape]
-            found, known = chunks.read(stored, tuple(whole))
-            for index, part in _overlapping(stored, whole):
+            whole = tuple(slice(0, n) for n in stored.shape)
+            found, known = chunks.read(stored, whole)
+            for index, part in overlapping(stored, whole):
                 fill = np.full_like(found[part], stored.fill_value)
                 # What is not stored reads as the fill value, which no coordinate has.
                 lost = np.array_equal(found[part], fill, equal_nan=fill.dtype.kind == "f")
@@ -408,7 +333,7 @@ def _band(
     for block in grid.band_blocks(band):
         window, index = (slice(None), block.cols), (*at, block.i, block.j, 0)
         # Most blocks are sea: their chunks are not stored and need not be read.
-        may_be = chunks.may_be_stored(embedding, index)
+        may_be = chunks.may_hold(embedding, index)
         if may_be or any(held[window].any() for held in holds.values()):
             part = *at, rows, block.cols, slice(0, embedding.shape[-1])
             vectors, readable = chunks.read(embedding, part)

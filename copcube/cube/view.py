@@ -127,8 +127,8 @@ class CubeView:
         """
         if self.lead:
             raise CubeError(
-                f"the dataset has groups along {', '.join(self.lead)}; select one of them, such "
-                f"as ds.isel({self.lead[0]}=0)"
+                f"the dataset has groups along {', '.join(self.lead)}; select one of them, "
+                f"{how_to_select(self.lead[0])}"
             )
         return self
 
@@ -408,6 +408,11 @@ class CubeView:
                 "ocean and the poles have none)"
             )
         return as_result(self.dataset.isel(where), self.name)
+
+
+def how_to_select(dim: str) -> str:
+    """Say how one of the groups along a dimension is selected, for messages."""
+    return f"such as ds.isel({dim}=0), or with --group on the command line"
 
 
 def group_labels(coordinate: "xr.DataArray") -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 """The frozen encoder: Copernicus-FM, its weights, and how images go through it."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from copcube.encoder.spec import EncoderSpec
 from copcube.encoder.timm_kinds import TimmSpec
+from copcube.lazy import importer
 
 if TYPE_CHECKING:
     from copcube.encoder.copernicus_fm import CopernicusFM
@@ -13,18 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CopernicusFM", "EncoderSpec", "FrozenEncoder", "TimmSpec", "Weights", "load_weights"]
 
-_HOMES = {
-    "CopernicusFM": "copcube.encoder.copernicus_fm",
-    "FrozenEncoder": "copcube.encoder.frozen",
-    "Weights": "copcube.encoder.weights",
-    "load_weights": "copcube.encoder.weights",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first used; who only describes an encoder does not."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'copcube.encoder' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+# Who only describes an encoder needs no torch, which takes seconds to import.
+__getattr__ = importer(
+    __name__,
+    {
+        "CopernicusFM": "copcube.encoder.copernicus_fm",
+        "FrozenEncoder": "copcube.encoder.frozen",
+        "Weights": "copcube.encoder.weights",
+        "load_weights": "copcube.encoder.weights",
+    },
+)

@@ -27,7 +27,10 @@ def naming_damage() -> Iterator[None]:
         yield
     except CopcubeError:
         raise
-    except UNDECODABLE as error:
+    except (OSError, *UNDECODABLE) as error:
+        let_zarr_finish(error)
+        if isinstance(error, OSError):
+            raise
         # Only the frame in which zarr decoded the chunk still knows which one it was.
         frame = _innermost(error, "read_batch")
         if frame is None:
@@ -47,6 +50,36 @@ def reason(error: BaseException) -> str:
     if "checksum" in text:
         return "its checksum does not fit"
     return f"not decodable: {text.removeprefix('Zstd decompression error: '):.80}"
+
+
+def let_zarr_finish(error: BaseException, *, cancel: bool = False) -> None:
+    """Wait until zarr has read what else it was asked for, a minute at most.
+
+    When reading one chunk fails, or is interrupted, it leaves the others to its thread. Of each
+    that is still to be read when Python ends, lines are printed: thousands after an error of one.
+
+    Parameters
+    ----------
+    error : BaseException
+        What came up while zarr read; anything else has nothing to wait for.
+    cancel : bool
+        Read nothing more, whoever waits for it.
+    """
+    frame = _innermost(error, "sync")
+    loop = None if frame is None else frame.f_locals.get("loop")
+    if loop is None or not loop.is_running():
+        return
+
+    import asyncio  # which zarr has imported; `copcube --help` does without
+
+    async def others_end() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others if cancel else ():
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=60)
+
+    asyncio.run_coroutine_threadsafe(others_end(), loop).result()
 
 
 def _innermost(error: BaseException, function: str) -> FrameType | None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.cube.view import CubeView
+from copcube.cube.view import CubeView, how_to_select
 from copcube.errors import CubeError, OptionError
 from copcube.files.atomic import atomic_path
 from copcube.grid import Integers
@@ -164,7 +164,7 @@ def writing_map(
         lead = view.lead[0]
         raise CubeError(
             f"this form holds one vector a cell, the cube has {view.field.sizes[lead]} along "
-            f"{lead}; choose one, such as with .isel({lead}=0), or write netCDF or Zarr"
+            f"{lead}; select one, {how_to_select(lead)}, or write netCDF or Zarr"
         )
     require_one_basis(ds)
     require_dtype(dtype, dtypes, form)

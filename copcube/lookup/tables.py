@@ -356,12 +356,17 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from copcube.cube.view import group_labels
+    from copcube.cube.view import group_labels, how_to_select
 
     name = "embedding" if "embedding" in found else "pc"
-    *lead, dim, along = map(str, found[name].dims)
-    if lead:
-        raise OptionError(f"the cube has groups along {', '.join(lead)}; select one of them first")
+    dims = [*map(str, found[name].dims)]
+    along = dims.pop()
+    dim = dims.pop(dims.index("region") if "region" in dims else -1)
+    if dims:
+        raise OptionError(
+            f"the cube has groups along {', '.join(dims)}, and a table has one vector a row; "
+            f"select one of them, {how_to_select(dims[0])}"
+        )
     columns = {k: c.values for k, c in found.coords.items() if c.dims == (dim,)}
     rows = columns.get(dim) if dim == "point" else None
     if rows is not None and np.array_equal(rows, np.arange(len(rows))):

@@ -1,0 +1,148 @@
+"""Reading a cube by the chunks that are stored.
+
+Most of the globe is sea, whose chunks are not stored. zarr looks for each of them, which is a
+request each where the cube is at an address.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.cube.chunks import Chunks
+from copcube.cube.store import chunk_name
+from copcube.errors import CubeError, StorageError
+from copcube.files.damage import UNDECODABLE
+from copcube.files.folders import open_folder
+from copcube.files.objects import is_remote
+from copcube.lookahead import map_ahead
+
+UNREADABLE = (OSError, *UNDECODABLE)
+"""What reading a damaged chunk raises."""
+
+_REQUESTS = 8
+"""Chunks of a store that are asked for at once."""
+
+
+class StoredChunks:
+    """Reads parts of the arrays of a cube, whose files are listed once.
+
+    Parameters
+    ----------
+    path : str or Path
+        The cube.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._folder = open_folder(path)
+        self._forms: dict[str, Chunks | None] = {}
+        self._threads = _REQUESTS if is_remote(path) else 0
+        # A listing names a thousand chunks a request; asking for each that is not there costs one.
+        # None of web servers, and of buckets whose files may only be read.
+        self._stored: set[str] | None = None
+        with suppress(StorageError):
+            self._stored = set(self._folder.names())
+
+    def may_hold(self, array: Any, index: tuple[int, ...]) -> bool:
+        """Whether a chunk is stored; it may be, where nothing can be listed."""
+        return self._stored is None or chunk_name(array, index) in self._stored
+
+    def windows(
+        self, array: Any, part: tuple[slice, ...]
+    ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], NDArray[Any] | Exception]]:
+        """Read what is stored of a part of an array, chunk by chunk.
+
+        Parameters
+        ----------
+        array : zarr.Array
+            Of the cube.
+        part : tuple of slice
+            With both ends, for each dimension.
+
+        Yields
+        ------
+        index : tuple of int
+            Of a chunk that overlaps the part.
+        window : tuple of slice
+            Where its values lie in the part.
+        values : numpy.ndarray or Exception
+            Its values there, or one of `UNREADABLE` if it is damaged.
+        """
+        form = self.form(array)
+        windows = [w for w in overlapping(array, part) if self.may_hold(array, w[0])]
+        with closing(map_ahead(partial(self._read, form, array), windows, self._threads)) as found:
+            for (index, window), values in zip(windows, found, strict=True):
+                if values is not None:
+                    here = tuple(
+                        slice(a.start - b.start, a.stop - b.start)
+                        for a, b in zip(window, part, strict=True)
+                    )
+                    yield index, here, values
+
+    def values(self, array: Any) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
+        """Read what is stored of a whole array, chunk by chunk.
+
+        Yields
+        ------
+        window : tuple of slice
+            Of the array.
+        values : numpy.ndarray
+            What is there.
+
+        Raises
+        ------
+        OSError, ValueError, RuntimeError
+            What zarr raises if a chunk is damaged.
+        """
+        for _, window, found in self.windows(array, tuple(slice(0, n) for n in array.shape)):
+            # zarr meets the damage again, and in its error `naming_damage` finds the chunk.
+            yield window, np.asarray(array[window]) if isinstance(found, Exception) else found
+
+    def form(self, array: Any) -> Chunks | None:
+        """How chunks are stored, if they are listed and ours, so that they are decoded here."""
+        if self._stored is None:
+            return None
+        if array.path not in self._forms:
+            try:
+                about = self._folder.read(f"{array.path}/zarr.json")
+                self._forms[array.path] = Chunks.of(array.path, about)
+            except (FileNotFoundError, CubeError):
+                self._forms[array.path] = None
+        return self._forms[array.path]
+
+    def _read(
+        self, form: Chunks | None, array: Any, part: tuple[tuple[int, ...], tuple[slice, ...]]
+    ) -> NDArray[Any] | Exception | None:
+        """Values of a window of a chunk, or what reading it raises; None if it is not stored."""
+        index, window = part
+        try:
+            if form is None:
+                return np.asarray(array[window])
+            data = self._folder.read(chunk_name(array, index))
+            starts = [i * c for i, c in zip(index, form.chunks, strict=True)]
+            inside = (slice(w.start - s, w.stop - s) for w, s in zip(window, starts, strict=True))
+            return form.unpack(data)[tuple(inside)]
+        except FileNotFoundError:
+            return None
+        except UNREADABLE as error:
+            return error
+
+
+def overlapping(
+    array: Any, part: tuple[slice, ...]
+) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """Chunks that overlap a part of an array, and what of each lies in the part."""
+    ranges = [range(k.start // c, -(-k.stop // c)) for k, c in zip(part, array.chunks, strict=True)]
+    for index in itertools.product(*ranges):
+        yield (
+            index,
+            tuple(
+                slice(max(i * c, k.start), min((i + 1) * c, k.stop))
+                for i, c, k in zip(index, array.chunks, part, strict=True)
+            ),
+        )
