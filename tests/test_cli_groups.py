@@ -102,3 +102,15 @@ def test_reductions_and_comparisons_of_some(seasons, tmp_path, capsys):
     assert "only in the first    240" in capsys.readouterr().out
     assert main(["compare", *pair, "DJF", "MAM"]) == 1
     assert "--groups MAM: expected one of DJF, JJA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["bench", "cloud-s2", "--root", ".", "--group", "JJA"], "--group is of a cube"),
+        (["compare", "--rows", "r", "a.zarr", "--groups", "DJF", "JJA"], "--groups is of two"),
+    ],
+)
+def test_a_group_of_nothing_is_refused(words, match, capsys):
+    assert main(words) == 1
+    assert match in capsys.readouterr().err

@@ -16,6 +16,7 @@ from copcube.cli.common import (
     positive,
 )
 from copcube.cli.cubes import add_group, cube_of, require_form
+from copcube.errors import OptionError
 
 if TYPE_CHECKING:
     from copcube.probes.bench import Benched, Result
@@ -115,6 +116,8 @@ def _bench(arguments: Arguments) -> int:
             cube = cube_of(arguments)
             found = bench_cells(cube, arguments.root, tasks, resamples=arguments.resamples)
         return _told(found, arguments, before)
+    if arguments.group is not None:
+        raise OptionError("--group is of a cube; give one with --cube, or leave it out")
     found = bench(
         [*TASKS] if tasks is None else tasks,
         arguments.root,

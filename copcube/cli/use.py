@@ -351,6 +351,8 @@ def _compare(arguments: Arguments) -> None:
     if (arguments.b is None) == (arguments.rows is None):
         raise OptionError("compare takes two cubes, or --rows ROWS and one cube")
     if arguments.rows is not None:
+        if arguments.groups is not None:
+            raise OptionError("--groups is of two cubes; leave it out with --rows")
         say(averaging_order(arguments.rows, open_any(arguments.a)))
     else:
         say(compare(*groups_of(open_any(arguments.a), open_any(arguments.b), arguments.groups)))
