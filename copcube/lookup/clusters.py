@@ -7,7 +7,7 @@ import numpy as np
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, MissingPackageError, OptionError
-from copcube.pca.components import Weights, cell_weights
+from copcube.pca.weights import Weights, cell_weights
 
 if TYPE_CHECKING:
     import xarray as xr

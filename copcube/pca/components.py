@@ -6,14 +6,12 @@ memory. All products and sums are in float64 (`copcube.pca.moments`).
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube import grid
 from copcube.arguments import flag
-from copcube.cube.latlon import spatial_dims
 from copcube.cube.pairing import unlike_encoders
 from copcube.cube.results import as_result
 from copcube.cube.schema import OF_CUBES_ONLY
@@ -27,18 +25,13 @@ from copcube.pca.basis import BASIS, REGRESSION, read_components, read_regressio
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments
 from copcube.pca.predictors import Predictors, Regression, expanded, predictor_names
+from copcube.pca.weights import Weights, cell_weights, kind_of_weights
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Weights = Literal["area"] | None
-
 _CUBES_ONLY = (*OF_CUBES_ONLY, "title")
 """Beginnings of the names of attributes that are not true of a reduction."""
-
-_NEGLIGIBLE = 1e-30
-"""Weight, relative to the largest, below which a cell counts as having none: no sum in float64
-notices it, and what is far smaller still would underflow when it is squared."""
 
 
 @naming_damage()
@@ -120,7 +113,7 @@ def _fit(
     axes, regression = _axes(view, cell_weights(view, weights), predictors)
     numbered = view.dim not in view.field.coords
     dim = np.arange(len(axes.mean)) if numbered else view.field[view.dim].values
-    about = {**_provenance(view.dataset), "reduction_weights": _kind(weights)}
+    about = {**_provenance(view.dataset), "reduction_weights": kind_of_weights(weights)}
     basis = basis_of(axes, k, dim, about, whiten=whiten)
     if predictors is None or regression is None:
         return basis
@@ -431,50 +424,6 @@ def _check_k(k: int | float) -> None:
             f"k={k!r}; expected a number of components, 1 or more, or a share of the variance "
             "between 0 and 1, such as 0.95"
         )
-
-
-def cell_weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
-    """Weight of every cell, (lat, lon), at most 1; 0 where no group has images."""
-    shape = view.field.shape[-3:-1]
-    used = np.ones(shape, bool)
-    if view.counts is not None:
-        used = np.logical_or.reduce(view.counts.values.reshape(-1, *shape))
-    values = used.astype(np.float64)
-    if isinstance(weights, str) and weights == "area":
-        row = grid.cell_at(view.field[view.lat].values, 0)[0]
-        values = np.where(used, grid.areas()[row][:, None], 0)
-    elif weights is not None:
-        values = np.where(used, _aligned(view, weights), 0)
-        if not (np.isfinite(values) & (values >= 0)).all():
-            raise OptionError(
-                "weights hold values that are negative or not finite where the cube has "
-                "vectors; give finite numbers ≥ 0 there"
-            )
-    values /= values.max(initial=0) or 1
-    values[values < _NEGLIGIBLE] = 0
-    return values
-
-
-def _kind(weights: "Weights | xr.DataArray") -> str:
-    return "none" if weights is None else weights if isinstance(weights, str) else "given"
-
-
-def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
-    """Values of a field of weights, (lat, lon), after checking that it is on the cube's cells."""
-    import xarray as xr
-
-    if not isinstance(weights, xr.DataArray):
-        raise OptionError(f"weights={weights!r}; expected 'area', None or a DataArray")
-    ours, theirs = (view.lat, view.lon), spatial_dims(weights)
-    if weights.ndim != 2:
-        raise OptionError(f"weights have the dimensions {weights.dims}; expected {theirs} alone")
-    for a, b in zip(ours, theirs, strict=True):
-        if not np.array_equal(view.field[a].values, weights[b].values):
-            raise OptionError(
-                f"weights have another {b} than the cube: expected the same values in the same "
-                "order; bring them there with weights.reindex_like(cube)"
-            )
-    return weights.transpose(*theirs).values.astype(np.float64)
 
 
 def _on_grid(

@@ -9,9 +9,9 @@ from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.grid import STEP, Floats, squares
 from copcube.pca.blas import one_thread
-from copcube.pca.components import Weights, cell_weights
 from copcube.pca.moments import Moments
 from copcube.pca.predictors import Predictors, expanded, slopes
+from copcube.pca.weights import Weights, cell_weights
 
 if TYPE_CHECKING:
     import xarray as xr

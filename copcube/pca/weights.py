@@ -1,0 +1,65 @@
+"""How much each cell of a cube counts: by its area, alike, or by a field of weights."""
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from copcube import grid
+from copcube.cube.latlon import spatial_dims
+from copcube.cube.view import CubeView
+from copcube.errors import OptionError
+from copcube.grid import Floats
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Weights = Literal["area"] | None
+
+_NEGLIGIBLE = 1e-30
+"""Weight, relative to the largest, below which a cell counts as having none: no sum in float64
+notices it, and what is far smaller still would underflow when it is squared."""
+
+
+def cell_weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
+    """Weight of every cell, (lat, lon), at most 1; 0 where no group has images."""
+    shape = view.field.shape[-3:-1]
+    used = np.ones(shape, bool)
+    if view.counts is not None:
+        used = np.logical_or.reduce(view.counts.values.reshape(-1, *shape))
+    values = used.astype(np.float64)
+    if isinstance(weights, str) and weights == "area":
+        row = grid.cell_at(view.field[view.lat].values, 0)[0]
+        values = np.where(used, grid.areas()[row][:, None], 0)
+    elif weights is not None:
+        values = np.where(used, _aligned(view, weights), 0)
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise OptionError(
+                "weights hold values that are negative or not finite where the cube has "
+                "vectors; give finite numbers ≥ 0 there"
+            )
+    values /= values.max(initial=0) or 1
+    values[values < _NEGLIGIBLE] = 0
+    return values
+
+
+def kind_of_weights(weights: "Weights | xr.DataArray") -> str:
+    """Say which weights were given, for the attributes of a reduction."""
+    return "none" if weights is None else weights if isinstance(weights, str) else "given"
+
+
+def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
+    """Values of a field of weights, (lat, lon), after checking that it is on the cube's cells."""
+    import xarray as xr
+
+    if not isinstance(weights, xr.DataArray):
+        raise OptionError(f"weights={weights!r}; expected 'area', None or a DataArray")
+    ours, theirs = (view.lat, view.lon), spatial_dims(weights)
+    if weights.ndim != 2:
+        raise OptionError(f"weights have the dimensions {weights.dims}; expected {theirs} alone")
+    for a, b in zip(ours, theirs, strict=True):
+        if not np.array_equal(view.field[a].values, weights[b].values):
+            raise OptionError(
+                f"weights have another {b} than the cube: expected the same values in the same "
+                "order; bring them there with weights.reindex_like(cube)"
+            )
+    return weights.transpose(*theirs).values.astype(np.float64)
