@@ -16,24 +16,23 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube import grid
 from copcube.errors import CopcubeError, ImageError, SourceError
 from copcube.files import limits
-from copcube.files.contents import HEAD, other_than
-from copcube.files.limits import demand, load_json
+from copcube.files.limits import demand
 from copcube.files.objects import is_remote, listing, sizes
 from copcube.files.regular import matches, require_file
 from copcube.images.archives import Archive, open_archive
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.naming import Identity, Index, from_names, to_stored
-from copcube.images.tar import Member, members
+from copcube.images.shard import Sample, image_names, require_cell, samples
+from copcube.images.tar import Member
 from copcube.images.torchfile import locate_tensor
 from copcube.modalities import Modality, kinds
 from copcube.selection import Selection
@@ -190,14 +189,6 @@ class _Tensor:
         return self.images[0][0].grid_id
 
 
-@dataclass
-class _Sample:
-    """Members that lie together under one key, by the part of their names after the key."""
-
-    key: str
-    parts: dict[str, Member] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class WebDatasetSource:
     """Shards of samples.
@@ -270,7 +261,7 @@ def _chosen(
     """
     seen: set[Identity] = set()
     nothing = True
-    for sample in _samples(archive, known):
+    for sample in samples(archive, known):
         if isinstance(sample, ImageError):
             yield Rejected(path, "", "broken", str(sample))
             nothing = False
@@ -305,7 +296,7 @@ def _chosen(
 def _tensors(
     archive: Archive,
     path: str,
-    sample: _Sample,
+    sample: Sample,
     selection: Selection,
     known: Mapping[str, Modality],
 ) -> Iterator[_Tensor | Rejected]:
@@ -314,9 +305,9 @@ def _tensors(
     if not wanted:
         return
     try:
-        _require_cell(sample.key)
+        require_cell(sample.key)
         # Without its names no tensor of the sample can be placed, so that all of them are left out.
-        names = _names(archive, sample)
+        names = image_names(archive, sample)
     except CopcubeError as error:
         for key in wanted:
             yield Rejected(path, sample.parts[f"{key}.pth"].name, "broken", str(error))
@@ -359,113 +350,6 @@ def _once(tensor: _Tensor, seen: set[Identity]) -> _Tensor:
             first[image] = index
     images = tuple(sorted(first.items(), key=lambda item: item[0].order))
     return _Tensor(tensor.member, tensor.modality, tensor.lead, images)
-
-
-# What a shard holds.
-
-
-def _samples(archive: Archive, known: Iterable[str]) -> Iterator[_Sample | ImageError]:
-    """Yield the samples of a shard in order, and its error, if it has one, last.
-
-    A sample ends where the key changes or a part comes again. In a shard that was packed in
-    another order, such as all tensors of a modality together, tensors lie apart from the JSON
-    that names them: they are joined with it when the whole shard is known, and come last.
-    """
-    apart: dict[str, list[_Sample]] = {}
-    listings: dict[str, list[Member]] = {}
-    failed: ImageError | None = None
-    try:
-        for sample in _runs(archive, known):
-            if "json" in sample.parts:
-                listings.setdefault(sample.key, []).append(sample.parts["json"])
-            if "json" in sample.parts and len(sample.parts) > 1:
-                yield sample
-            else:
-                apart.setdefault(sample.key, []).append(sample)
-    except ImageError as error:
-        failed = error
-    for key, pieces in apart.items():
-        yield from _joined(key, pieces, listings.get(key, []))
-    if failed is not None:
-        yield failed
-
-
-def _runs(archive: Archive, known: Iterable[str]) -> Iterator[_Sample]:
-    """Yield members that lie together under one key; an error of the archive comes after them."""
-    parts = {"json", *(f"{key}.pth" for key in known)}
-    sample = _Sample("")
-    try:
-        for member in members(archive):
-            key, _, part = member.name.rpartition("/")[2].partition(".")
-            if part not in parts:
-                continue
-            if key != sample.key or part in sample.parts:
-                yield sample
-                sample = _Sample(key)
-            sample.parts[part] = member
-    except ImageError as error:
-        yield sample
-        raise error
-    yield sample
-
-
-def _joined(key: str, pieces: list[_Sample], listings: list[Member]) -> Iterator[_Sample]:
-    """Join pieces of one key that lie apart, each tensor with the JSON of that key.
-
-    Where several JSONs have that key, it is not known whose tensors these are: they are left
-    without one.
-    """
-    sample = _Sample(key)
-    for piece in pieces:
-        parts = {part: member for part, member in piece.parts.items() if part != "json"}
-        if not parts.keys().isdisjoint(sample.parts):
-            yield _named(sample, listings)
-            sample = _Sample(key)
-        sample.parts |= parts
-    yield _named(sample, listings)
-
-
-def _named(sample: _Sample, listings: list[Member]) -> _Sample:
-    if len(listings) == 1 or (listings and not sample.parts):
-        sample.parts["json"] = listings[0]
-    return sample
-
-
-def _require_cell(key: str) -> None:
-    """Refuse a sample whose key is no cell id.
-
-    Raises
-    ------
-    ImageError, GridError
-        If it is not the id of a cell.
-    """
-    if not re.fullmatch(r"\d{7}", key, re.ASCII):
-        raise ImageError(f"the key {key!r} is no cell id; expected seven digits")
-    grid.row_col(int(key))
-
-
-def _names(archive: Archive, sample: _Sample) -> dict[str, Any]:
-    """Read a sample's JSON.
-
-    Raises
-    ------
-    ImageError
-        If it is absent or no JSON object.
-    """
-    member = sample.parts.get("json")
-    if member is None:
-        raise ImageError(
-            f"found no {sample.key}.json, which names its images; the members of a cell lie "
-            "together in a shard, or its JSON is there once"
-        )
-    demand(limits.CELL, member.size, member.name, ImageError)
-    data = member.read(archive, 0, member.size)
-    if (other := other_than(("json",), data[:HEAD])) is not None:
-        raise ImageError(f"{member.name}: expected JSON, found {other}")
-    names = load_json(data, limits.PIECE, member.name, ImageError)
-    if not isinstance(names, dict):
-        raise ImageError(f"{member.name}: expected a JSON object, found a {type(names).__name__}")
-    return names
 
 
 def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
