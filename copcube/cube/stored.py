@@ -85,12 +85,17 @@ class StoredChunks:
                     yield index, here, values
 
     def values(self, array: Any) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
-        """Read what is stored of a whole array, chunk by chunk.
+        """Read what is stored of a whole map, (…, lat, lon), in parts.
+
+        Parameters
+        ----------
+        array : zarr.Array
+            Of the cube.
 
         Yields
         ------
         window : tuple of slice
-            Of the array.
+            A part of the array.
         values : numpy.ndarray
             What is there.
 
@@ -99,7 +104,15 @@ class StoredChunks:
         OSError, ValueError, RuntimeError
             What zarr raises if a chunk is damaged.
         """
-        for _, window, found in self.windows(array, tuple(slice(0, n) for n in array.shape)):
+        whole = tuple(slice(0, n) for n in array.shape)
+        if self._stored is None:
+            # zarr asks for many chunks at once; one by one, each would wait for its answer. What
+            # has groups or modalities is read one after the other, for all may take 400 MB.
+            first = range(array.shape[0] if array.ndim > 2 else 0)
+            for window in [(slice(i, i + 1), *whole[1:]) for i in first] or [whole]:
+                yield window, np.asarray(array[window])
+            return
+        for _, window, found in self.windows(array, whole):
             # zarr meets the damage again, and in its error `naming_damage` finds the chunk.
             yield window, np.asarray(array[window]) if isinstance(found, Exception) else found
 
