@@ -83,7 +83,9 @@ class LatLon:
         lat, lon = spatial_dims(ds)
         y, x = (np.asarray(ds[name].values, np.float64) for name in (lat, lon))
         for name, values in ((lat, y), (lon, x)):
-            if not np.isfinite(values).all() or values.size == 0:
+            if values.size == 0:
+                raise GridError(f"{name} has no values: the selection is empty")
+            if not np.isfinite(values).all():
                 raise GridError(f"{name} has {values.size} values, not all of them finite")
         if np.abs(y).max() > 90 + grid.NEAR:
             raise GridError(
@@ -217,6 +219,8 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
     ------
     CubeError
         If one is not there or there are several.
+    GridError
+        If one holds no numbers.
     """
     names_of_both = []
     for axis, (names, units) in _AXES.items():
@@ -239,6 +243,8 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
                 f"coordinate the standard_name {axis} (a selection by one number drops a "
                 "dimension: select by a list or a slice)"
             )
+        if (kind := ds[candidates[0]].dtype).kind not in "iuf":
+            raise GridError(f"{candidates[0]} holds {kind} values; expected degrees as numbers")
         names_of_both.append(candidates[0])
     return names_of_both[0], names_of_both[1]
 

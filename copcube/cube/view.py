@@ -74,7 +74,10 @@ class CubeView:
         Raises
         ------
         CubeError
-            If `ds` is no dataset, has no such variable, or that has not such dimensions.
+            If `ds` is no dataset, has no such variable, or that has not such dimensions, no
+            values along one of them, or values that are no floating-point numbers.
+        GridError
+            If a coordinate along latitude or longitude holds no numbers.
         """
         require_dataset(ds, "an embedding cube or its reduction")
         name: str | None = holds or next((name for name in _VECTORS if name in ds), None)
@@ -89,6 +92,7 @@ class CubeView:
                 f"{name} has the dimensions {', '.join(map(str, ds[name].dims))}; expected the "
                 f"one along its vectors to be named {usual}; rename it"
             )
+        _refuse_unusable(ds[name])
         lead = [dim for dim in others if dim != along]
         return cls(ds, ds[name].transpose(*lead, lat, lon, along))
 
@@ -480,6 +484,23 @@ def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
         "pc": "a reduction with a variable pc",
     }[holds]
     return f"expected {wanted}; found {', '.join(map(str, ds.data_vars)) or 'no variables'}"
+
+
+def _refuse_unusable(field: "xr.DataArray") -> None:
+    """Refuse an empty selection, and vectors that are no floating-point numbers."""
+    if empty := [str(dim) for dim, size in field.sizes.items() if size == 0]:
+        raise CubeError(
+            f"{field.name} has no values along {' and '.join(empty)}: the selection is empty; a "
+            "slice runs as the coordinate does, lat=slice(60, 40) where latitudes run from north "
+            "to south"
+        )
+    # In whole numbers nothing can be missing, and a mean of them would lose its fraction.
+    if field.dtype.kind != "f":
+        raise CubeError(
+            f"{field.name} holds {field.dtype} values; expected floating-point numbers, with NaN "
+            "where there is no vector: let xarray decode packed values, or convert others with "
+            f"ds.assign({field.name}=ds.{field.name}.astype('float32'))"
+        )
 
 
 def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":
