@@ -7,7 +7,7 @@ function makes one `CubeView` of each dataset it is given, and asks only the vie
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -309,24 +309,45 @@ class CubeView:
             Like `field`, lazy if it is. Without counts a cube's vectors are checked when they
             are computed, and computing raises CubeError if one is all zeros.
         """
+        return self._marked(self.field, self.counts)
+
+    def _marked(self, field: "xr.DataArray", counted: "xr.DataArray | None") -> "xr.DataArray":
+        """Vectors of some cells, with NaN where `counted` says that there are none."""
         import xarray as xr
 
-        if self.counts is not None:
-            masked = self.field.where(self.counts)
+        if counted is not None:
+            marked = field.where(counted)
         elif self.zeros_allowed:
-            return self.field
+            return field
         else:
-            masked = xr.apply_ufunc(
+            marked = xr.apply_ufunc(
                 refuse_zeros,
-                self.field,
+                field,
                 input_core_dims=[[self.dim]],
                 output_core_dims=[[self.dim]],
                 dask="parallelized",
-                output_dtypes=[self.field.dtype],
+                output_dtypes=[field.dtype],
                 dask_gufunc_kwargs={"allow_rechunk": True},
                 keep_attrs=True,
-            )
-        return masked.drop_encoding().assign_attrs(described(self.field))
+            ).transpose(*field.dims)
+        return marked.drop_encoding().assign_attrs(described(field))
+
+    def select(self, where: "dict[str, Any]") -> "xr.Dataset":
+        """Select cells by their positions, with NaN for vectors where no image is counted.
+
+        Parameters
+        ----------
+        where : dict
+            Positions along latitude and longitude, as `xarray.Dataset.isel` takes them.
+
+        Returns
+        -------
+        xarray.Dataset
+            All variables of the cells, lazy if they were; vectors as those of `masked`.
+        """
+        cells = self.dataset.isel(where)
+        counted = None if self.images is None else cells["n_images"] > 0
+        return cells.assign({self.name: self._marked(cells[self.name], counted)})
 
     def at(self, lat: "ArrayLike | xr.DataArray", lon: "ArrayLike | xr.DataArray") -> "xr.Dataset":
         """Select the cells that hold points: of one point, or of many at once.
@@ -380,7 +401,7 @@ class CubeView:
         # Bounds and the like are small, and dask would make a task of every point and chunk.
         along_one = [n for n, v in self.dataset.variables.items() if len({*v.dims} & {*where}) == 1]
         small = {name: self.dataset[name].variable.compute() for name in along_one}
-        cells = self.dataset.assign(small).isel(where)
+        cells = replace(self, dataset=self.dataset.assign(small)).select(where)
         # The name of a station, say; the places themselves are those of the cells.
         named = {key: c for key, c in lat.coords.items() if key not in self.dataset.variables}
         return as_result(cells.assign_coords(named), self.name)
@@ -403,7 +424,8 @@ class CubeView:
             if self.images is not None:
                 there = np.asarray(self.images.isel(where).values > 0)
             else:
-                there = np.asarray(self.field.isel(where).notnull().values.all(axis=-1))
+                vector = self.field.isel(where).values
+                there = present(vector, zeros_allowed=self.zeros_allowed)
         if not there.any():
             y, x = (float(self.field[dim].values[n]) for dim, n in where.items())
             raise CubeError(
@@ -411,7 +433,7 @@ class CubeView:
                 f"{(x + 180) % 360 - 180:.2f}, which holds no vector: no image is there (open "
                 "ocean and the poles have none)"
             )
-        return as_result(self.dataset.isel(where), self.name)
+        return as_result(self.select(where), self.name)
 
 
 def how_to_select(dim: str) -> str:

@@ -275,7 +275,7 @@ def _cells(view: CubeView, found: Region) -> "xr.Dataset":
     # Turned as a whole: the first lies from -180 to 180, and the others go on from there.
     lon = lon - 360 * np.floor((lon[0] + 180) / 360)
     attrs = {"long_name": "share of the cell inside the region", "units": "1"}
-    cells = view.dataset.isel({view.lat: i, view.lon: j})
+    cells = view.select({view.lat: i, view.lon: j})
     longitude = cells[view.lon].copy(data=lon.astype(cells[view.lon].dtype))
     cells = cells.assign_coords({view.lon: longitude.variable})
     if "lon_bnds" in cells.variables:
