@@ -202,6 +202,28 @@ def first_positions(index: Integers, size: int) -> Integers:
     return where
 
 
+def reach(lon: ArrayLike) -> tuple[float, float]:
+    """Westernmost and easternmost of longitudes.
+
+    Of a region across the seam of its longitudes, such as 359.75, 0 and 0.25, the least and the
+    greatest would name nearly the whole globe: the first then lies west of 0, -0.25 to 0.25.
+
+    Examples
+    --------
+    >>> reach([359.75, 0, 0.25]), reach(np.arange(-180, 180, 0.25)), reach([10, 5])
+    ((-0.25, 0.25), (-180.0, 179.75), (5.0, 10.0))
+    """
+    x = np.asarray(lon, np.float64)
+    places = np.unique(x % 360)
+    gaps = np.diff(places, append=places[0] + 360)
+    widest = int(gaps.argmax())
+    if not 360 - gaps[widest] + grid.NEAR < x.max() - x.min() < 360 - grid.NEAR:
+        return float(x.min()), float(x.max())
+    # The gap behind the last one is that of a region that does not cross 0°.
+    first = places[0] if widest == len(places) - 1 else places[widest + 1] - 360
+    return float(first), float(places[widest])
+
+
 def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
     """Names of the dimensions along latitude and longitude.
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
-from copcube.cube.latlon import CELL, LatLon, first_positions, spatial_dims
+from copcube.cube.latlon import CELL, LatLon, first_positions, reach, spatial_dims
 from copcube.cube.pointwise import as_points
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
@@ -408,8 +408,8 @@ class CubeView:
 
     def extent(self) -> str:
         """Say from where to where the dataset reaches."""
-        y, x = self.field[self.lat].values, self.field[self.lon].values
-        return f"{self.lat} {y.min():g} to {y.max():g} and {self.lon} {x.min():g} to {x.max():g}"
+        y, (west, east) = self.field[self.lat].values, reach(self.field[self.lon].values)
+        return f"{self.lat} {y.min():g} to {y.max():g} and {self.lon} {west:g} to {east:g}"
 
     def _at_one(self, lat: float, lon: float) -> "xr.Dataset":
         i, j = (int(position) for position in self.latlon.cells_at(lat, lon))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.arguments import flag
+from copcube.arguments import as_given, flag, whole_number
 from copcube.cube.latlon import spatial_dims
 from copcube.cube.pairing import unlike_encoders
 from copcube.cube.results import as_result
@@ -270,10 +270,15 @@ def project(
         If one is no dataset, the first no cube, or its vectors have another length than the
         basis or come from another encoder.
     OptionError
-        If `basis` is none.
+        If `basis` is none, or `given` is given for a basis that was fitted without.
     """
     view = CubeView.of(cube, "embedding")
     names = predictor_names(basis)
+    if not names and given is not None:
+        raise OptionError(
+            "the basis was fitted on the vectors themselves, so that given fields change nothing: "
+            "leave given out, or fit a basis with it"
+        )
     if not names:
         return _project(view, basis, None)
     if given is None:
@@ -417,7 +422,7 @@ def _predictors(
     view: CubeView, given: "xr.Dataset | xr.DataArray | None", degree: int
 ) -> Predictors | None:
     if given is None:
-        if degree != 1:
+        if whole_number(degree, "degree", 1, 3) != 1:
             raise OptionError(f"degree={degree} is of the given fields, of which there are none")
         return None
     return Predictors.of(given, view, expanded(given, degree))
@@ -428,8 +433,8 @@ def _check_k(k: int | float) -> None:
     share = isinstance(k, (float, np.floating))
     if not ((whole and k >= 1) or (share and 0 < k < 1)):
         raise OptionError(
-            f"k={k!r}; expected a number of components, 1 or more, or a share of the variance "
-            "between 0 and 1, such as 0.95"
+            f"k={as_given(k)}; expected a number of components, 1 or more, or a share of the "
+            "variance between 0 and 1, such as 0.95"
         )
 
 
@@ -464,7 +469,7 @@ def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
     import xarray as xr
 
     if not isinstance(weights, xr.DataArray):
-        raise OptionError(f"weights={weights!r}; expected 'area', None or a DataArray")
+        raise OptionError(f"weights={as_given(weights)}; expected 'area', None or a DataArray")
     ours, theirs = (view.lat, view.lon), spatial_dims(weights)
     if weights.ndim != 2:
         raise OptionError(f"weights have the dimensions {weights.dims}; expected {theirs} alone")

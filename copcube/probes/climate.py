@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from copcube.arguments import numbers, whole_number
+from copcube.arguments import number, numbers, whole_number
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
@@ -237,7 +237,7 @@ def _checked(
     ):
         if value not in get_args(allowed):
             raise OptionError(f"{name}={value!r}; expected {' or '.join(get_args(allowed))}")
-    if not STEP <= block <= 90:
+    if not STEP <= number(block, "block", " of degrees") <= 90:
         raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
     given = numbers(shares, "shares")
     if len(given) != 3 or min(given) <= 0:
