@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from math import cos, isfinite, radians
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -117,7 +116,7 @@ def temporal_of(temporal: Any) -> Temporal | None:
         if len(temporal) != 2:
             raise SpecError(f"the time has {len(temporal)} parts; expected a first and a last day")
         fields = {"mode": "range", "start": temporal[0], "end": temporal[1]}
-    elif isinstance(temporal, Integral | str) and not isinstance(temporal, bool):
+    elif isinstance(temporal, int | np.integer | str) and not isinstance(temporal, bool):
         fields = {"mode": "year", "year": temporal}
     else:
         fields = _fields(temporal, ("mode", "year", "start", "end"))
