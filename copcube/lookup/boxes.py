@@ -139,8 +139,8 @@ def polygons(
     if pooling not in ("mean", "max"):
         raise OptionError(f"pooling={pooling!r}; expected 'mean' or 'max'")
     # A frame, a mapping or a text is a sequence of names or letters.
-    one = isinstance(geometries, str | Mapping) or hasattr(geometries, "columns")
-    if one or not isinstance(geometries, Iterable):
+    named = isinstance(geometries, str | Mapping) or hasattr(geometries, "columns")
+    if named or not isinstance(geometries, Iterable):
         raise OptionError(
             f"geometries is {as_given(geometries)}; expected a list of them, such as "
             "collection['features'], or frame.to_crs(4326).geometry of geopandas"

@@ -6,11 +6,13 @@ reduction is stretched by the standard deviations in its basis, so that maps of 
 and of other cubes on the same basis, have the same colours.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.arguments import as_given, whole_number
 from copcube.cube.view import CubeView
 from copcube.cube.whole import at_once
 from copcube.errors import CubeError, OptionError
@@ -73,8 +75,9 @@ def rgb(
     MissingPackageError
         If matplotlib, or for a projection cartopy, is not installed.
     """
-    if len(components) != 3:
-        raise OptionError(f"components={components!r}; expected three of them")
+    if not isinstance(components, Collection) or len(components) != 3:
+        raise OptionError(f"components={as_given(components)}; expected three of them")
+    components = tuple(whole_number(i, "a component", 0) for i in components)
     fields = reduced(ds, max(components) + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
     limits = [limit(fields, i) for i in components]
@@ -96,6 +99,7 @@ def component(
     extent: Extent | None = None,
 ) -> "Axes":
     """Draw one component; parameters and errors are those of `rgb`."""
+    i = whole_number(i, "the component", 0)
     fields = reduced(ds, i + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
     end, (plane,) = limit(fields, i), _planes(view, i)
