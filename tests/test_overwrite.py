@@ -451,6 +451,7 @@ def test_a_zarr_of_format_2_is_known(fields, tmp_path):
     assert zarr.open_group(tmp_path / "a.zarr").metadata.zarr_format == 3
 
 
+@pytest.mark.slow
 def test_a_text_is_no_permission_to_overwrite(tmp_path):
     # As from a configuration file: "no" and "False" counted as true.
     ds = xr.Dataset(

@@ -77,15 +77,15 @@ def rgb(
     """
     if not isinstance(components, Collection) or len(components) != 3:
         raise OptionError(f"components={as_given(components)}; expected three of them")
-    components = tuple(whole_number(i, "a component", 0) for i in components)
-    fields = reduced(ds, max(components) + 1, basis)
+    three = [whole_number(i, "a component", 0) for i in components]
+    fields = reduced(ds, max(three) + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
-    limits = [limit(fields, i) for i in components]
-    planes = [plane / end for plane, end in zip(_planes(view, *components), limits, strict=True)]
+    limits = [limit(fields, i) for i in three]
+    planes = [plane / end for plane, end in zip(_planes(view, *three), limits, strict=True)]
     # The mean, 0, is grey; the limits of a component are none and all of its colour.
     values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
     axes, _ = _map(view, values, ax, projection, extent)
-    names = zip(("red", "green", "blue"), components, strict=True)
+    names = zip(("red", "green", "blue"), three, strict=True)
     return titled(axes, fields, ", ".join(f"{colour}: pc {i}" for colour, i in names))
 
 
