@@ -193,6 +193,11 @@ def test_maps_that_cannot_be_drawn(europe, fields):
         (OptionError, "has its own", lambda: plot.rgb(fields, basis=fields)),
         (
             OptionError,
+            "basis of the reduction",
+            lambda: plot.component(fields[["pc"]].assign_attrs(reduction_whiten=1)),
+        ),
+        (
+            OptionError,
             "no such|projection='Robinsson'",
             lambda: plot.rgb(fields, projection="Robinsson"),
         ),
