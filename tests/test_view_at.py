@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given, settings
@@ -251,3 +252,40 @@ def test_cells_without_images_hold_nan_whatever_the_dataset_has_there(form):
     ):
         with pytest.raises(CubeError, match="published maps mean that by zeros"):
             found(bare.copembed)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_points_along_a_dimension_of_the_dataset_are_refused(size):
+    # As many points as seasons: each point was paired with one of them, silently.
+    ds = xr.Dataset(
+        {"embedding": (("season", "lat", "lon", "dim"), np.ones((2, 1, 2, 3), "f4"))},
+        {"lat": [45.0], "lon": [7.0, 7.25], "season": ["DJF", "JJA"]},
+    )
+    lat, lon = (xr.DataArray(np.full(size, v), dims="season") for v in (45.0, 7.0))
+    frame = pd.DataFrame({"lat": lat, "lon": lon}, pd.Index(range(size), name="season"))
+    for look in (
+        lambda c: c.at(lat, lon),
+        lambda c: c.points((lat, lon)),
+        lambda c: c.points(frame),
+        lambda c: c.points(xr.Dataset({"lat": lat, "lon": lon})),
+    ):
+        with pytest.raises(OptionError, match="along season, which is a dimension of the dataset"):
+            look(ds.copembed)
+
+
+def test_latitudes_and_longitudes_of_other_labels_are_not_paired():
+    lat = xr.DataArray([45, 46], {"station": ["a", "b"]})
+    lon = xr.DataArray([7, 8], {"station": ["b", "a"]})
+    for look in (lambda c: c.at(lat, lon), lambda c: c.points((lat, lon))):
+        with pytest.raises(OptionError, match="other labels along their dimension"):
+            look(WORLD.copembed)
+
+
+def test_coordinates_of_stations_do_not_replace_those_of_the_cells():
+    about = {"lat": ("station", [45.1]), "n_images": ("station", [99]), "height": 3.0}
+    lat = xr.DataArray([45.1], {"station": ["a"], **about}, "station")
+    found = WORLD.copembed.at(lat, xr.DataArray([7.1], {"station": ["a"]}))
+    assert found.lat.values.tolist() == [45.0]
+    assert found.n_images.values.tolist() == [1]
+    assert found.station.values.tolist() == ["a"]
+    assert float(found.height) == 3

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
 from copcube.cube.latlon import CELL, LatLon, first_positions, reach, spatial_dims
-from copcube.cube.pointwise import as_points
+from copcube.cube.pointwise import as_points, refuse_shared
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
 from copcube.cube.whole import at_once, opened, scheduled_here
@@ -389,6 +389,7 @@ class CubeView:
     def _at_many(self, lat: "xr.DataArray", lon: "xr.DataArray") -> "xr.Dataset":
         import xarray as xr
 
+        refuse_shared(lat, self)
         i, j = self.latlon.cells_at(lat.values, lon.values)
         if (outside := (i < 0) | (j < 0)).any():
             y, x = lat.values[outside][0], lon.values[outside][0]
@@ -403,7 +404,8 @@ class CubeView:
         small = {name: self.dataset[name].variable.compute() for name in along_one}
         cells = replace(self, dataset=self.dataset.assign(small)).select(where)
         # The name of a station, say; the places themselves are those of the cells.
-        named = {key: c for key, c in lat.coords.items() if key not in self.dataset.variables}
+        # As variables: a coordinate carries others along, such as where the station lies.
+        named = {k: c.variable for k, c in lat.coords.items() if k not in self.dataset.variables}
         return as_result(cells.assign_coords(named), self.name)
 
     def extent(self) -> str:
