@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.arguments import as_given, flag, whole_number
 from copcube.cube.latlon import spatial_dims
-from copcube.cube.pairing import unlike_encoders
+from copcube.cube.pairing import demand_same_order, unlike_encoders
 from copcube.cube.results import as_result
 from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView, Part
@@ -293,6 +293,7 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
             f"the cube's vectors have length {view.field.shape[-1]}, those of the basis "
             f"{basis.sizes['dim']}; a basis serves cubes of the encoder it was fitted on"
         )
+    demand_same_order(view.field[view.dim].values, basis["dim"].values)
     if unlike := unlike_encoders(view.dataset.attrs, basis.attrs):
         name, ours, theirs = unlike
         raise CubeError(
