@@ -65,8 +65,8 @@ def number(value: Any, name: str, remedy: str = "") -> float:
     raise OptionError(f"{name} is {as_given(value)}; expected one number{remedy}")
 
 
-def numbers(value: Any, name: str) -> tuple[float, ...]:
-    """Return numbers of any sequence; a single one stands for itself.
+def numbers(value: Any, name: str, each: str = "band") -> tuple[float, ...]:
+    """Return numbers of any sequence, one for `each`; a single one stands for itself.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def numbers(value: Any, name: str) -> tuple[float, ...]:
             raise TypeError
         return tuple(float(item) for item in listed)
     except (TypeError, ValueError, OverflowError):
-        raise OptionError(f"{name} is {as_given(value)}; expected one number a band") from None
+        raise OptionError(f"{name} is {as_given(value)}; expected one number a {each}") from None
 
 
 def flag(value: Any, name: str) -> bool:
