@@ -6,7 +6,7 @@ by an error that names no argument.
 
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 from copcube.errors import OptionError
@@ -25,7 +25,7 @@ def one_path(value: Any, name: str, remedy: str = "") -> str:
         if isinstance(text, str) and text:
             return text
     raise OptionError(
-        f"{name} is {_found(value)}; expected one path, as text or pathlib.Path{remedy}"
+        f"{name} is {as_given(value)}; expected one path, as text or pathlib.Path{remedy}"
     )
 
 
@@ -43,7 +43,7 @@ def whole_number(value: Any, name: str, least: int, most: int | None = None) -> 
         number = None
     limits = f"{least} or more" if most is None else f"{least} to {most}"
     if number is None or isinstance(value, bool):
-        raise OptionError(f"{name} is {_found(value)}; expected a whole number, {limits}")
+        raise OptionError(f"{name} is {as_given(value)}; expected a whole number, {limits}")
     if number < least or (most is not None and number > most):
         raise OptionError(f"{name} is {number}; expected {limits}")
     return number
@@ -62,11 +62,11 @@ def number(value: Any, name: str, remedy: str = "") -> float:
             return float(value)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise OptionError(f"{name} is {_found(value)}; expected one number{remedy}")
+    raise OptionError(f"{name} is {as_given(value)}; expected one number{remedy}")
 
 
-def numbers(value: Any, name: str) -> tuple[float, ...]:
-    """Return numbers of any sequence; a single one stands for itself.
+def numbers(value: Any, name: str, each: str = "band") -> tuple[float, ...]:
+    """Return numbers of any sequence, one for `each`; a single one stands for itself.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def numbers(value: Any, name: str) -> tuple[float, ...]:
             raise TypeError
         return tuple(float(item) for item in listed)
     except (TypeError, ValueError, OverflowError):
-        raise OptionError(f"{name} is {_found(value)}; expected one number a band") from None
+        raise OptionError(f"{name} is {as_given(value)}; expected one number a {each}") from None
 
 
 def flag(value: Any, name: str) -> bool:
@@ -90,12 +90,18 @@ def flag(value: Any, name: str) -> bool:
     OptionError
         If it is neither true nor false.
     """
-    if isinstance(value, str) or value not in (True, False):
-        raise OptionError(f"{name} is {_found(value)}; expected True or False")
+    # Arrays and datasets, such as a mask where the question is whether to make one, compare
+    # value by value.
+    if isinstance(value, str) or not _single(value) or value not in (True, False):
+        raise OptionError(f"{name} is {as_given(value)}; expected True or False")
     return bool(value)
 
 
-def _found(value: Any) -> str:
+def _single(value: Any) -> bool:
+    return isinstance(value, Hashable) and not getattr(value, "ndim", 0)
+
+
+def as_given(value: Any) -> str:
     """Say what was given: its kind, and the value where that is short."""
     text = repr(value)
     kind = type(value).__name__

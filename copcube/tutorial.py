@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import whole_number
 from copcube.cells import Cells
 from copcube.plot.coast import coastlines
 from copcube.version import __version__
@@ -144,7 +145,7 @@ def statics(*, seed: int = 0) -> "xr.Dataset":
     from scipy.ndimage import uniform_filter
 
     log.warning("SYNTHETIC static fields: drawn at random by copcube.tutorial")
-    height = 750 * _height(_fields(np.random.default_rng(seed))) * land()
+    height = 750 * _height(_fields(_generator(seed))) * land()
     mean, mean_square = (
         uniform_filter(x, size=5, mode=("nearest", "wrap")) for x in (height, height**2)
     )
@@ -184,9 +185,13 @@ def _height(fields: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.clip(fields[2] + 0.5 * fields[4], 0, None) ** 1.5)
 
 
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.default_rng(whole_number(seed, "seed", 0))
+
+
 def _cells(seed: int) -> Cells:
     """Draw the cells, in ERA5's order."""
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     row, col = np.nonzero(land())
     lat = np.radians(grid.latitudes())[row]
     fields = _fields(rng)[:, row, col]

@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 import copcube
-from copcube.arguments import numbers, whole_number
+from copcube.arguments import flag, numbers, whole_number
 from copcube.builds import aggregate
 from copcube.builds.guard import require_main_guard
 from copcube.builds.plan import BuildOptions
@@ -207,3 +207,22 @@ def test_what_is_no_script_may_start_workers():
     require_main_guard()
     code = "require_main_guard(); exec('require_main_guard()')"
     subprocess.run([sys.executable, "-c", CALL + code], check=True)
+
+
+def test_flags_are_true_or_false():
+    # `merge(mask=…)` asks whether to make a mask; it takes none.
+    for given in (True, 0, np.True_, np.int8(1)):
+        assert flag(given, "mask") == bool(given)
+    mask = xr.DataArray([True, False])
+    for given in (
+        "no",
+        None,
+        2,
+        [True],
+        mask,
+        mask.values,
+        xr.Dataset({"a": mask}),
+        pd.Series([1]),
+    ):
+        with pytest.raises(OptionError, match=r"mask is .*; expected True or False"):
+            flag(given, "mask")

@@ -16,6 +16,7 @@ from copcube.cli import main
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.lookup import box, polygon
+from copcube.lookup.boxes import polygons
 from copcube.lookup.regions import box_rings, polygon_rings, region
 
 EARTH = 4 * np.pi * 6371.0088**2
@@ -224,6 +225,9 @@ def test_coarser_grids(step):
         ((5, 45, 10, 95), "is no box; expected degrees"),
         ((np.nan, 45, 10, 48), "is no box; expected degrees"),
         ((-300, 45, 300, 48), "more than the globe"),
+        (("5", 45, 10, 48), r"west is '5' \(str\); expected one number"),
+        ((5, None, 10, 48), "south is None"),
+        ((5, 45, [10], 48), "east is"),
     ],
 )
 def test_boxes_that_make_no_sense_are_refused(corners, message):
@@ -250,6 +254,28 @@ def test_boxes_that_make_no_sense_are_refused(corners, message):
 def test_polygons_that_make_no_sense_are_refused(geometry, message):
     with pytest.raises(OptionError, match=message):
         polygon(WORLD, geometry)
+
+
+def test_what_is_no_list_of_polygons_is_refused():
+    # Letters, keys and names of columns were regions without an answer, one each.
+    square = shapely.box(0, 40, 10, 60)
+    for one in ("a.geojson", square.__geo_interface__, square, None, pd.DataFrame({"a": [square]})):
+        with pytest.raises(OptionError, match=r"geometries is .*; expected a list of them"):
+            polygons(WORLD, one)
+    assert polygons(WORLD, iter([square])).status.values.tolist() == ["present"]
+
+
+def test_the_extent_of_a_region_across_greenwich_is_told():
+    # Least and greatest are 0 and 359.75, and 0° to 359.75° hold the point.
+    lon = [359.75, 0, 0.25]
+    ds = xr.Dataset({"pc": (("lat", "lon", "component"), np.ones((1, 3, 2)))}, {"lat": [45]})
+    ds = ds.assign_coords(lon=lon)
+    for look in (lambda: box(ds, 9, 45, 10, 46), lambda: ds.copembed.at(45, 9)):
+        with pytest.raises(GridError, match=r"and lon -0.25 to 0.25"):
+            look()
+    era5 = xr.Dataset({"z": (("lat", "lon"), np.ones((1, 3)))}, {"lat": [45], "lon": [4, 5, 6]})
+    with pytest.raises(CubeError, match=r"longitudes -0.25…0.25, era5 45…45 and 4…6"):
+        ds.copembed.merge(era5)
 
 
 def test_groups_are_pooled_each():

@@ -276,3 +276,22 @@ def test_the_map_of_change_marks_places():
     np.testing.assert_array_equal(marks[0].get_ydata(), found.place_lat)
     with pytest.raises(CubeError, match="select one of them"):
         plot.change(a.expand_dims(season=2), b.expand_dims(season=2))
+
+
+def test_values_of_vectors_in_another_order_are_not_taken_by_position():
+    # As after sorting names: e1, e10, e2.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4)).astype("f4")
+    ds = xr.Dataset({"embedding": (("lat", "lon", "dim"), x)}, {"lat": [45.25, 45.0]})
+    ds = ds.assign_coords(lon=[7.0, 7.25, 7.5], dim=["e1", "e2", "e3", "e10"])
+    other = ds.sortby("dim")
+    for use in (
+        lambda: other.copembed.change(ds),
+        lambda: other.copembed.compare(ds),
+        lambda: other.copembed.project(ds.copembed.fit(2)),
+    ):
+        with pytest.raises(CubeError, match="another order, e10 where the other dataset has e2"):
+            use()
+    assert float(other.sel(dim=ds.dim).copembed.change(ds).distance.max()) == 0
+    # Without labels there is but the position.
+    assert float(ds.drop_vars("dim").copembed.change(ds).distance.max()) == 0

@@ -295,11 +295,38 @@ def test_modalities(cube):
         ({"output": OutputSpec("pooled", "median")}, SpecError, "expected pooled or grid"),
         ({"output": 3}, SpecError, "expected pooled or grid"),
         ({"backend": "gee"}, ModelError, "backend='gee'"),
+        ({"compat": "no"}, SpecError, "compat is 'no'"),
+        ({"cube": xr.DataArray(0)}, ModelError, "cube is .*DataArray.*or a cube as xarray.Dataset"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused_by_name(cube, request_, error, message):
     with pytest.raises(error, match=message):
-        copcube.get_embedding(cube, **{"spatial": BOXES[0], "temporal": 2021, **request_})
+        copcube.get_embedding(**{"cube": cube, "spatial": BOXES[0], "temporal": 2021, **request_})
+
+
+def test_bounds_of_a_frame_and_years_of_a_cube_are_understood(cube):
+    want = copcube.get_embedding(cube, spatial=BOXES[0], temporal=2021)
+    found = copcube.get_embedding(cube, spatial=np.array(BOXES[0]), temporal=np.int16(2021))
+    assert np.array_equal(found.data, want.data)
+    assert found.meta == want.meta
+    (batch,) = copcube.get_embeddings_batch(cube, spatials=np.array([BOXES[0]]), temporal=2021)
+    assert np.array_equal(batch.data, want.data)
+    for none in (None, 3, "5,45,10,48"):
+        with pytest.raises(SpecError, match=r"spatials is .*; expected a list of places"):
+            copcube.get_embeddings_batch(cube, spatials=none)
+
+
+def test_years_that_cannot_be_answered_are_told(cube):
+    years = xr.concat([cube, cube], "year").assign_coords(year=[2019, 2020])
+    with pytest.raises(ModelError, match="no 2021; it holds 2019, 2020: rs-embed knows no other"):
+        copcube.get_embedding(years, spatial=BOXES[0], temporal=2021, compat=True)
+    dated = years.assign_coords(year=np.array(["2019-01-01", "2020-01-01"], "M8[ns]"))
+    for ask in (
+        lambda: copcube.get_embedding(dated, spatial=BOXES[0], temporal=2020),
+        lambda: copcube.describe(dated),
+    ):
+        with pytest.raises(ModelError, match=r"expected calendar years: .*year.dt.year"):
+            ask()
 
 
 @pytest.fixture

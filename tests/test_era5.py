@@ -792,7 +792,7 @@ OTHER_GRIDS = {
     "irregular": (dataset([10.0, 11, 14], LON[:9]), "spaced by 1° to 3°.*irregular"),
     "stations": (dataset([10.0, 11], [3.0, 7, 8, 30]), "longitude is spaced by 1° to"),
     "NaN": (dataset([10.0, np.nan], LON[:9]), "not all of them finite"),
-    "empty": (dataset([], LON[:9]), "latitude has 0 values"),
+    "empty": (dataset([], LON[:9]), "latitude has no values: the selection is empty"),
     "no degrees": (dataset(np.arange(0, 1e6, 1e5), LON[:9]), "reaches 900000; expected degrees"),
     "own names": (
         xr.Dataset(

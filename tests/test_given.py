@@ -179,8 +179,10 @@ def test_given_fields_that_cannot_be_used():
         (CubeError, "no field along", {"given": xr.Dataset(coords=given.coords)}),
         (CubeError, "found str", {"given": "static.nc"}),
         (OptionError, "one word", {"given": given.rename(z="geo potential")}),
-        (OptionError, r"degree=4", {"given": given, "degree": 4}),
+        (OptionError, r"degree is 4; expected 1 to 3", {"given": given, "degree": 4}),
+        (OptionError, r"degree is 2.0 \(float\)", {"given": given, "degree": 2.0}),
         (OptionError, r"degree=2 is of the given fields", {"degree": 2}),
+        (OptionError, r"weights=a Dataset; expected 'area'", {"weights": given}),
         (CubeError, "all given fields", {"given": given * np.nan}),
         (
             CubeError,
@@ -191,6 +193,8 @@ def test_given_fields_that_cannot_be_used():
     for error, match, options in cases:
         with pytest.raises(error, match=match):
             pca.reduce(ds, 2, **options)
+    with pytest.raises(OptionError, match="given fields change nothing"):
+        pca.project(ds, pca.fit(ds, 2), given=given)
 
 
 @pytest.mark.slow
@@ -299,7 +303,7 @@ def test_what_cannot_be_explained():
     assert np.isnan(flat.static_r2.sel(static="flat"))
     assert np.isfinite(flat.component_r2).all()
     cases = [
-        (OptionError, "folds=1", {"folds": 1}),
+        (OptionError, "folds is 1", {"folds": 1}),
         (OptionError, "block=0", {"block": 0}),
         (CubeError, "parts have no cell", {"block": 90, "folds": 9}),
     ]

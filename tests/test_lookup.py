@@ -186,9 +186,41 @@ def test_classes_that_cannot_be():
     for n in (1, 0, 2.5, True, 40000):
         with pytest.raises(OptionError, match="n="):
             cluster(ds, n)
-    with pytest.raises(OptionError, match="seed=-1"):
+    with pytest.raises(OptionError, match="seed is -1"):
         cluster(ds, 2, seed=-1)
+    with pytest.raises(OptionError, match="seed is 4294967296"):
+        cluster(ds, 2, seed=2**32)
     with pytest.raises(CubeError, match="too few for 20000"):
         cluster(ds, 20000)
     with pytest.raises(CubeError, match="select one"):
         cluster(ds.expand_dims(season=2), 2)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda ds: ds.isel(lat=slice(None, None, -1)),
+        lambda ds: ds.isel(lon=slice(None, None, -1)).chunk(lat=11, lon=50),
+        lambda ds: ds.assign_coords(lon=ds.lon % 360).sortby("lon"),
+    ],
+)
+def test_classes_do_not_depend_on_the_order_of_the_cells(form):
+    ds = cube().isel(lat=slice(30), lon=slice(60))
+    found, other = cluster(ds, 4), cluster(form(ds), 4)
+    assert list(other.lat) == list(form(ds).lat)
+    assert list(other.lon) == list(form(ds).lon)
+    other = other.assign_coords(lon=(other.lon + 180) % 360 - 180).sel(lat=ds.lat, lon=ds.lon)
+    assert np.array_equal(other.cluster, found.cluster)
+    assert np.array_equal(other.centre, found.centre)
+
+
+@pytest.mark.parametrize("wrong", ["500", None, [500], np.nan, -1])
+def test_distances_and_vectors_are_numbers(wrong):
+    ds = cube().isel(lat=slice(3), lon=slice(3))
+    with pytest.raises(OptionError, match="exclude_km"):
+        ds.copembed.similar(vector=np.ones(DIM), exclude_km=wrong)
+    with pytest.raises(OptionError, match="exclude_km"):
+        ds.copembed.change(ds, exclude_km=wrong)
+    for vector in ("a vector", ds, ["a"] * DIM):
+        with pytest.raises(OptionError, match=r"vector is .*; expected an array of numbers"):
+            similar(ds, vector=vector)

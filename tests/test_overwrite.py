@@ -449,3 +449,29 @@ def test_a_zarr_of_format_2_is_known(fields, tmp_path):
         fields.to_zarr(tmp_path / "a.zarr", zarr_format=2)
     to_zarr(fields, tmp_path / "a.zarr", overwrite=True)
     assert zarr.open_group(tmp_path / "a.zarr").metadata.zarr_format == 3
+
+
+@pytest.mark.slow
+def test_a_text_is_no_permission_to_overwrite(tmp_path):
+    # As from a configuration file: "no" and "False" counted as true.
+    ds = xr.Dataset(
+        {"pc": (("lat", "lon", "component"), np.ones((1, 2, 2), "f4"))},
+        {"lat": [45.0], "lon": [7.0, 7.25]},
+    )
+    use = ds.copembed
+    for write, name in (
+        (use.to_netcdf, "a.nc"),
+        (use.to_parquet, "a.parquet"),
+        (lambda path, **options: to_zarr(ds, path, **options), "a.zarr"),
+    ):
+        out = tmp_path / name
+        write(out)
+        before = out.stat().st_mtime_ns
+        for given in ("no", "False", 2, None):
+            with pytest.raises(OptionError, match=r"overwrite is .*; expected True or False"):
+                write(out, overwrite=given)
+        assert out.stat().st_mtime_ns == before
+    for write in (use.to_npz, use.to_netcdf, use.to_geotiff):
+        with pytest.raises(OptionError, match="compress is 'no'"):
+            write(tmp_path / "new", compress="no")
+    assert not (tmp_path / "new").exists()

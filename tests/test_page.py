@@ -342,6 +342,12 @@ def test_pages_that_cannot_be_written(europe, fields, tmp_path):
         (OptionError, "k=2.5", lambda: plot.page(fields, tmp_path / "a.html", k=2.5)),
         (OptionError, "has its own", lambda: plot.page(fields, tmp_path / "a.html", basis=fields)),
         (OptionError, "basis of the reduction", lambda: plot.page(bare, tmp_path / "a.html")),
+        (
+            OptionError,
+            "basis of the reduction",
+            lambda: plot.page(fields[["pc"]], tmp_path / "a.html"),
+        ),
+        (OptionError, "output is None", lambda: plot.page(fields, None)),
         (CubeError, "no cell holds", lambda: plot.page(empty, tmp_path / "a.html")),
         (CubeError, "no cell holds", lambda: plot.page(fields * np.nan, tmp_path / "a.html")),
         (

@@ -186,8 +186,16 @@ def test_maps_that_cannot_be_drawn(europe, fields):
         (OptionError, "extent='europe'", lambda: plot.rgb(fields, extent="europe")),
         (OptionError, "expected three", lambda: plot.rgb(fields, (0, 1))),
         (OptionError, "has 0 to 3", lambda: plot.component(fields, 4)),
-        (OptionError, "component -1", lambda: plot.component(fields, -1)),
+        (OptionError, "expected three", lambda: plot.rgb(fields, 3)),
+        (OptionError, "a component is '1'", lambda: plot.rgb(fields, (0, "1", 2))),
+        (OptionError, "component is -1", lambda: plot.component(fields, -1)),
+        (OptionError, "component is '0'", lambda: plot.component(fields, "0")),
         (OptionError, "has its own", lambda: plot.rgb(fields, basis=fields)),
+        (
+            OptionError,
+            "basis of the reduction",
+            lambda: plot.component(fields[["pc"]].assign_attrs(reduction_whiten=1)),
+        ),
         (
             OptionError,
             "no such|projection='Robinsson'",

@@ -1,5 +1,7 @@
 """Points of tables, against xarray's selection, SciPy's interpolation and closed forms."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -266,6 +268,8 @@ def test_files(tmp_path, form):
         ({"lat": [1], "lon": [1, 2]}, {}, "make no table"),
         (([1, 2], [1]), {}, "expected as many latitudes as longitudes"),
         ([1, 2, 3], {}, "has 3 parts; expected two, latitudes and"),
+        ([{"lat": 45, "lon": 7}, {"lat": 46, "lon": 7}], {}, "a list of rows; expected columns"),
+        (np.array(5), {}, "the table is a ndarray"),
         (5, {}, "the table is a int"),
         ("none.csv", {}, "none.csv: no such file"),
         ("none.xlsx", {}, "expected a table, .csv or .parquet"),
@@ -322,3 +326,13 @@ def test_no_points_and_groups():
     assert found.embedding.dims == ("season", "point", "dim")
     np.testing.assert_array_equal(found.embedding[0], points(CUBE, (Y, X)).embedding)
     assert found.embedding[1, found.cell_lat >= 50].isnull().all()
+
+
+def test_infinite_coordinates_are_no_places_and_no_warning():
+    ds = xr.Dataset(
+        {"embedding": (("lat", "lon", "dim"), np.ones((1, 1, 2), "f4"))}, {"lat": [45], "lon": [7]}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = points(ds, ([np.inf, 45, 45], [7, -np.inf, 7]))
+    assert found.status.values.tolist() == [4, 4, 0]

@@ -7,7 +7,7 @@ import xarray as xr
 import copcube
 from copcube import cube, grid, plot, tutorial
 from copcube.cli import main
-from copcube.errors import WriteError
+from copcube.errors import OptionError, WriteError
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +136,10 @@ def test_static_fields_are_what_their_names_say():
         up = (height[i, columns[3]] - height[i, columns[1]]) / east
         along = (height[i - 1, j] - height[i + 1, j]) / north
         assert fields.slor.values[i, j] == pytest.approx(np.hypot(up, along), rel=1e-2)
+
+
+@pytest.mark.parametrize("seed", ["1", -1, 1.5, None])
+def test_a_seed_is_a_whole_number(seed):
+    for make in (tutorial.open, tutorial.statics):
+        with pytest.raises(OptionError, match=r"seed is .*; expected"):
+            make(seed=seed)

@@ -4,7 +4,7 @@ import xarray as xr
 
 from copcube.cube.latlon import spatial_dims
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError
+from copcube.errors import CubeError, GridError
 
 LAT, LON = np.arange(60, 30, -0.25), np.arange(0, 20, 0.25)
 
@@ -158,3 +158,36 @@ def test_labels_of_a_selection_are_those_selected():
     flags = {"flag_values": [0, 1, 2], "flag_meanings": "DJF MAM JJA"}
     ds = ds.assign_coords(season=("season", np.arange(3, dtype="i1"), flags))
     assert CubeView.of(ds.isel(season=[2, 0])).groups == {"season": ("JJA", "DJF")}
+
+
+@pytest.mark.parametrize("dim", ["lat", "lon", "dim", "season"])
+def test_an_empty_selection_is_said_to_be_one(dim):
+    # Latitudes run southwards, so that a slice from the south selects nothing, silently.
+    ds, _ = small(lead=(("season", 2),))
+    empty = ds.sel(lat=slice(40, 50)) if dim == "lat" else ds.isel({dim: slice(0)})
+    for use in (
+        lambda c: c.reduce(2),
+        lambda c: c.at(45, 5),
+        lambda c: c.points(([45], [5])),
+        lambda c: c.box(5, 45, 6, 46),
+        lambda c: c.merge(ds[["n_images"]].rename(n_images="z")),
+        lambda c: c.coverage,
+    ):
+        with pytest.raises(CubeError, match=f"no values along {dim}: the selection is empty"):
+            use(empty.copembed)
+
+
+@pytest.mark.parametrize("kind", ["i1", "i8", "?", "c8", "O", "U32"])
+def test_vectors_are_floating_point_numbers(kind):
+    # The mean of a region lost its fraction in whole numbers.
+    ds, _ = small()
+    other = ds.assign(embedding=ds.embedding.fillna(1).astype(kind))
+    for use in (lambda c: c.box(5, 45, 6, 46), lambda c: c.reduce(2), lambda c: c.at([45], [5])):
+        with pytest.raises(CubeError, match=r"expected floating-point numbers.*astype"):
+            use(other.copembed)
+
+
+def test_coordinates_are_numbers():
+    ds, _ = small()
+    with pytest.raises(GridError, match=r"lat holds <U.* values; expected degrees as numbers"):
+        ds.assign_coords(lat=ds.lat.astype(str)).copembed.at(45, 5)

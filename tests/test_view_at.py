@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given, settings
@@ -218,3 +219,73 @@ def test_two_rows_of_the_lattice_are_no_coarse_grid():
     two = WORLD.sel(lat=[60, 40])
     with pytest.raises(GridError, match="does not reach"):
         CubeView.of(two).at(50, 0)
+
+
+@pytest.mark.parametrize("form", [lambda ds: ds, lambda ds: ds.chunk(lat=2)])
+def test_cells_without_images_hold_nan_whatever_the_dataset_has_there(form):
+    # As after `fillna`, or where a writer put zeros: every other function takes it for missing.
+    filled = np.array([[[1, 0], [1, 1]], [[1, 1], [0, 1]]])
+    ds = xr.Dataset(
+        {
+            "embedding": (("season", "lat", "lon", "dim"), np.ones((2, 2, 2, 3), "f4")),
+            "n_images": (("season", "lat", "lon"), filled),
+        },
+        {"lat": [45.25, 45.0], "lon": [7.0, 7.25]},
+    )
+    ds = form(ds.assign(embedding=ds.embedding.where(ds.n_images > 0, 0).assign_attrs(units="1")))
+    there = filled.astype(bool)
+    many = ds.copembed.at([45.25, 45.25, 45, 45], [7, 7.25, 7, 7.25]).embedding
+    cells = ds.copembed.box(6.9, 44.9, 7.3, 45.3, pooling=None).embedding
+    for found in (many.values.reshape(ds.embedding.shape), cells.values):
+        assert np.array_equal(np.isfinite(found).all(-1), there)
+        assert (found[there] == 1).all()
+    one = ds.copembed.at(45.25, 7.25).embedding
+    assert np.array_equal(np.isnan(one).all("dim"), [True, False])
+    assert (many.chunks is None) == (one.chunks is None) == (ds.embedding.chunks is None)
+    assert cells.attrs["units"] == many.attrs["units"] == one.attrs["units"] == "1"
+    # Nothing tells which zeros are vectors: refused here as by `points` and the mean of a box.
+    bare = ds[["embedding"]]
+    for found in (
+        lambda c: c.at(45.25, 7.25),
+        lambda c: c.at([45.25], [7.25]).compute(),
+        lambda c: c.box(6.9, 44.9, 7.3, 45.3, pooling=None).compute(),
+    ):
+        with pytest.raises(CubeError, match="published maps mean that by zeros"):
+            found(bare.copembed)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_points_along_a_dimension_of_the_dataset_are_refused(size):
+    # As many points as seasons: each point was paired with one of them, silently.
+    ds = xr.Dataset(
+        {"embedding": (("season", "lat", "lon", "dim"), np.ones((2, 1, 2, 3), "f4"))},
+        {"lat": [45.0], "lon": [7.0, 7.25], "season": ["DJF", "JJA"]},
+    )
+    lat, lon = (xr.DataArray(np.full(size, v), dims="season") for v in (45.0, 7.0))
+    frame = pd.DataFrame({"lat": lat, "lon": lon}, pd.Index(range(size), name="season"))
+    for look in (
+        lambda c: c.at(lat, lon),
+        lambda c: c.points((lat, lon)),
+        lambda c: c.points(frame),
+        lambda c: c.points(xr.Dataset({"lat": lat, "lon": lon})),
+    ):
+        with pytest.raises(OptionError, match="along season, which is a dimension of the dataset"):
+            look(ds.copembed)
+
+
+def test_latitudes_and_longitudes_of_other_labels_are_not_paired():
+    lat = xr.DataArray([45, 46], {"station": ["a", "b"]})
+    lon = xr.DataArray([7, 8], {"station": ["b", "a"]})
+    for look in (lambda c: c.at(lat, lon), lambda c: c.points((lat, lon))):
+        with pytest.raises(OptionError, match="other labels along their dimension"):
+            look(WORLD.copembed)
+
+
+def test_coordinates_of_stations_do_not_replace_those_of_the_cells():
+    about = {"lat": ("station", [45.1]), "n_images": ("station", [99]), "height": 3.0}
+    lat = xr.DataArray([45.1], {"station": ["a"], **about}, "station")
+    found = WORLD.copembed.at(lat, xr.DataArray([7.1], {"station": ["a"]}))
+    assert found.lat.values.tolist() == [45.0]
+    assert found.n_images.values.tolist() == [1]
+    assert found.station.values.tolist() == ["a"]
+    assert float(found.height) == 3

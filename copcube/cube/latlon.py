@@ -83,7 +83,9 @@ class LatLon:
         lat, lon = spatial_dims(ds)
         y, x = (np.asarray(ds[name].values, np.float64) for name in (lat, lon))
         for name, values in ((lat, y), (lon, x)):
-            if not np.isfinite(values).all() or values.size == 0:
+            if values.size == 0:
+                raise GridError(f"{name} has no values: the selection is empty")
+            if not np.isfinite(values).all():
                 raise GridError(f"{name} has {values.size} values, not all of them finite")
         if np.abs(y).max() > 90 + grid.NEAR:
             raise GridError(
@@ -200,6 +202,28 @@ def first_positions(index: Integers, size: int) -> Integers:
     return where
 
 
+def reach(lon: ArrayLike) -> tuple[float, float]:
+    """Westernmost and easternmost of longitudes.
+
+    Of a region across the seam of its longitudes, such as 359.75, 0 and 0.25, the least and the
+    greatest would name nearly the whole globe: the first then lies west of 0, -0.25 to 0.25.
+
+    Examples
+    --------
+    >>> reach([359.75, 0, 0.25]), reach(np.arange(-180, 180, 0.25)), reach([10, 5])
+    ((-0.25, 0.25), (-180.0, 179.75), (5.0, 10.0))
+    """
+    x = np.asarray(lon, np.float64)
+    places = np.unique(x % 360)
+    gaps = np.diff(places, append=places[0] + 360)
+    widest = int(gaps.argmax())
+    if not 360 - gaps[widest] + grid.NEAR < x.max() - x.min() < 360 - grid.NEAR:
+        return float(x.min()), float(x.max())
+    # The gap behind the last one is that of a region that does not cross 0°.
+    first = places[0] if widest == len(places) - 1 else places[widest + 1] - 360
+    return float(first), float(places[widest])
+
+
 def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
     """Names of the dimensions along latitude and longitude.
 
@@ -217,6 +241,8 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
     ------
     CubeError
         If one is not there or there are several.
+    GridError
+        If one holds no numbers.
     """
     names_of_both = []
     for axis, (names, units) in _AXES.items():
@@ -239,6 +265,8 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
                 f"coordinate the standard_name {axis} (a selection by one number drops a "
                 "dimension: select by a list or a slice)"
             )
+        if (kind := ds[candidates[0]].dtype).kind not in "iuf":
+            raise GridError(f"{candidates[0]} holds {kind} values; expected degrees as numbers")
         names_of_both.append(candidates[0])
     return names_of_both[0], names_of_both[1]
 

@@ -85,7 +85,8 @@ def pair(a: CubeView, b: CubeView) -> tuple[Side, Side]:
     Raises
     ------
     CubeError
-        If the leading dimensions differ, or there is no such cell.
+        If the leading dimensions differ, there is no such cell, or the values of vectors come in
+        another order.
     GridError
         If coordinates are not nodes of the lattice.
     """
@@ -95,6 +96,7 @@ def pair(a: CubeView, b: CubeView) -> tuple[Side, Side]:
             f"the first has {_in_words(a.groups)}, the second {_in_words(b.groups)}; choose the "
             f"same groups of both, such as ds.isel({dim}=0), or with --groups on the command line"
         )
+    demand_same_order(a.field[a.dim].values, b.field[b.dim].values)
     _, rows_a, rows_b = np.intersect1d(a.row, b.row, return_indices=True)
     _, cols_a, cols_b = np.intersect1d(a.col, b.col, return_indices=True)
     if not (len(rows_a) and len(cols_a)):
@@ -104,6 +106,23 @@ def pair(a: CubeView, b: CubeView) -> tuple[Side, Side]:
     # `intersect1d` sorts by rows of the lattice; this goes back to the order of `a`.
     down, along = np.argsort(rows_a), np.argsort(cols_a)
     return Side(a, rows_a[down], cols_a[along]), Side(b, rows_b[down], cols_b[along])
+
+
+def demand_same_order(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
+    """Check that the labels along vectors of two datasets do not come in two orders.
+
+    Raises
+    ------
+    CubeError
+        If they are the same labels in another order, as after sorting ``e1, e10, e2``.
+    """
+    if len(ours) != len(theirs) or {*ours.tolist()} != {*theirs.tolist()}:
+        return
+    if (other := np.flatnonzero(ours != theirs)).size:
+        raise CubeError(
+            f"the values of vectors come in another order, {ours[other[0]]} where the other "
+            f"dataset has {theirs[other[0]]}: bring them into one with .sel"
+        )
 
 
 def windows(shape: tuple[int, ...]) -> Iterator[Window]:

@@ -9,6 +9,8 @@ from copcube.errors import OptionError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from copcube.cube.view import CubeView
+
 
 def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
     """Coordinates of points as float64, along the same dimensions in the same order.
@@ -55,7 +57,30 @@ def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
             f"lat has {_sizes(y)}, lon {_sizes(x)}; expected as many latitudes as longitudes, "
             "along the same dimension"
         )
+    try:
+        xr.align(y, x, join="exact")
+    except ValueError:
+        raise OptionError(
+            "lat and lon have other labels along their dimension: which latitude belongs to which "
+            "longitude is a guess; align them, xr.align(lat, lon)"
+        ) from None
     return y, x.transpose(*y.dims)
+
+
+def refuse_shared(points: "xr.DataArray", view: "CubeView") -> None:
+    """Refuse points along a dimension of the dataset itself, such as its groups.
+
+    Raises
+    ------
+    OptionError
+        If they are: each point would be paired with one of the groups.
+    """
+    own = {*view.dataset.dims} - {view.lat, view.lon}
+    if shared := [str(dim) for dim in points.dims if dim in own]:
+        raise OptionError(
+            f"the points lie along {', '.join(shared)}, which is a dimension of the dataset too; "
+            f"rename it in theirs, such as {shared[0]} to point"
+        )
 
 
 def _sizes(values: "xr.DataArray") -> str:

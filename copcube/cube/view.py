@@ -7,7 +7,7 @@ function makes one `CubeView` of each dataset it is given, and asks only the vie
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
-from copcube.cube.latlon import CELL, LatLon, first_positions, spatial_dims
-from copcube.cube.pointwise import as_points
+from copcube.cube.latlon import CELL, LatLon, first_positions, reach, spatial_dims
+from copcube.cube.pointwise import as_points, refuse_shared
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
 from copcube.cube.whole import at_once, opened, scheduled_here
@@ -74,7 +74,10 @@ class CubeView:
         Raises
         ------
         CubeError
-            If `ds` is no dataset, has no such variable, or that has not such dimensions.
+            If `ds` is no dataset, has no such variable, or that has not such dimensions, no
+            values along one of them, or values that are no floating-point numbers.
+        GridError
+            If a coordinate along latitude or longitude holds no numbers.
         """
         require_dataset(ds, "an embedding cube or its reduction")
         name: str | None = holds or next((name for name in _VECTORS if name in ds), None)
@@ -89,6 +92,7 @@ class CubeView:
                 f"{name} has the dimensions {', '.join(map(str, ds[name].dims))}; expected the "
                 f"one along its vectors to be named {usual}; rename it"
             )
+        _refuse_unusable(ds[name])
         lead = [dim for dim in others if dim != along]
         return cls(ds, ds[name].transpose(*lead, lat, lon, along))
 
@@ -305,24 +309,45 @@ class CubeView:
             Like `field`, lazy if it is. Without counts a cube's vectors are checked when they
             are computed, and computing raises CubeError if one is all zeros.
         """
+        return self._marked(self.field, self.counts)
+
+    def _marked(self, field: "xr.DataArray", counted: "xr.DataArray | None") -> "xr.DataArray":
+        """Vectors of some cells, with NaN where `counted` says that there are none."""
         import xarray as xr
 
-        if self.counts is not None:
-            masked = self.field.where(self.counts)
+        if counted is not None:
+            marked = field.where(counted)
         elif self.zeros_allowed:
-            return self.field
+            return field
         else:
-            masked = xr.apply_ufunc(
+            marked = xr.apply_ufunc(
                 refuse_zeros,
-                self.field,
+                field,
                 input_core_dims=[[self.dim]],
                 output_core_dims=[[self.dim]],
                 dask="parallelized",
-                output_dtypes=[self.field.dtype],
+                output_dtypes=[field.dtype],
                 dask_gufunc_kwargs={"allow_rechunk": True},
                 keep_attrs=True,
-            )
-        return masked.drop_encoding().assign_attrs(described(self.field))
+            ).transpose(*field.dims)
+        return marked.drop_encoding().assign_attrs(described(field))
+
+    def select(self, where: "dict[str, Any]") -> "xr.Dataset":
+        """Select cells by their positions, with NaN for vectors where no image is counted.
+
+        Parameters
+        ----------
+        where : dict
+            Positions along latitude and longitude, as `xarray.Dataset.isel` takes them.
+
+        Returns
+        -------
+        xarray.Dataset
+            All variables of the cells, lazy if they were; vectors as those of `masked`.
+        """
+        cells = self.dataset.isel(where)
+        counted = None if self.images is None else cells["n_images"] > 0
+        return cells.assign({self.name: self._marked(cells[self.name], counted)})
 
     def at(self, lat: "ArrayLike | xr.DataArray", lon: "ArrayLike | xr.DataArray") -> "xr.Dataset":
         """Select the cells that hold points: of one point, or of many at once.
@@ -364,6 +389,7 @@ class CubeView:
     def _at_many(self, lat: "xr.DataArray", lon: "xr.DataArray") -> "xr.Dataset":
         import xarray as xr
 
+        refuse_shared(lat, self)
         i, j = self.latlon.cells_at(lat.values, lon.values)
         if (outside := (i < 0) | (j < 0)).any():
             y, x = lat.values[outside][0], lon.values[outside][0]
@@ -376,15 +402,16 @@ class CubeView:
         # Bounds and the like are small, and dask would make a task of every point and chunk.
         along_one = [n for n, v in self.dataset.variables.items() if len({*v.dims} & {*where}) == 1]
         small = {name: self.dataset[name].variable.compute() for name in along_one}
-        cells = self.dataset.assign(small).isel(where)
+        cells = replace(self, dataset=self.dataset.assign(small)).select(where)
         # The name of a station, say; the places themselves are those of the cells.
-        named = {key: c for key, c in lat.coords.items() if key not in self.dataset.variables}
+        # As variables: a coordinate carries others along, such as where the station lies.
+        named = {k: c.variable for k, c in lat.coords.items() if k not in self.dataset.variables}
         return as_result(cells.assign_coords(named), self.name)
 
     def extent(self) -> str:
         """Say from where to where the dataset reaches."""
-        y, x = self.field[self.lat].values, self.field[self.lon].values
-        return f"{self.lat} {y.min():g} to {y.max():g} and {self.lon} {x.min():g} to {x.max():g}"
+        y, (west, east) = self.field[self.lat].values, reach(self.field[self.lon].values)
+        return f"{self.lat} {y.min():g} to {y.max():g} and {self.lon} {west:g} to {east:g}"
 
     def _at_one(self, lat: float, lon: float) -> "xr.Dataset":
         i, j = (int(position) for position in self.latlon.cells_at(lat, lon))
@@ -399,7 +426,8 @@ class CubeView:
             if self.images is not None:
                 there = np.asarray(self.images.isel(where).values > 0)
             else:
-                there = np.asarray(self.field.isel(where).notnull().values.all(axis=-1))
+                vector = self.field.isel(where).values
+                there = present(vector, zeros_allowed=self.zeros_allowed)
         if not there.any():
             y, x = (float(self.field[dim].values[n]) for dim, n in where.items())
             raise CubeError(
@@ -407,7 +435,7 @@ class CubeView:
                 f"{(x + 180) % 360 - 180:.2f}, which holds no vector: no image is there (open "
                 "ocean and the poles have none)"
             )
-        return as_result(self.dataset.isel(where), self.name)
+        return as_result(self.select(where), self.name)
 
 
 def how_to_select(dim: str) -> str:
@@ -480,6 +508,23 @@ def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
         "pc": "a reduction with a variable pc",
     }[holds]
     return f"expected {wanted}; found {', '.join(map(str, ds.data_vars)) or 'no variables'}"
+
+
+def _refuse_unusable(field: "xr.DataArray") -> None:
+    """Refuse an empty selection, and vectors that are no floating-point numbers."""
+    if empty := [str(dim) for dim, size in field.sizes.items() if size == 0]:
+        raise CubeError(
+            f"{field.name} has no values along {' and '.join(empty)}: the selection is empty; a "
+            "slice runs as the coordinate does, lat=slice(60, 40) where latitudes run from north "
+            "to south"
+        )
+    # In whole numbers nothing can be missing, and a mean of them would lose its fraction.
+    if field.dtype.kind != "f":
+        raise CubeError(
+            f"{field.name} holds {field.dtype} values; expected floating-point numbers, with NaN "
+            "where there is no vector: let xarray decode packed values, or convert others with "
+            f"ds.assign({field.name}=ds.{field.name}.astype('float32'))"
+        )
 
 
 def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from copcube import grid
-from copcube.arguments import flag
-from copcube.cube.latlon import CELL, LatLon
+from copcube.arguments import as_given, flag
+from copcube.cube.latlon import CELL, LatLon, reach
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView, require_dataset
@@ -106,7 +106,7 @@ def merge(
     if fill is not None and (
         isinstance(fill, bool) or not isinstance(fill, int | float | np.number)
     ):
-        raise OptionError(f"fill={fill!r}; expected a number, or None for NaN")
+        raise OptionError(f"fill={as_given(fill)}; expected a number, or None for NaN")
     require_dataset(era5, "the ERA5 fields")
     mask = flag(mask, "mask")
     view, target = CubeView.of(fields), LatLon.of(era5)
@@ -345,11 +345,12 @@ def _clash(names: Iterable[Hashable]) -> CubeError:
 
 
 def _nothing_in_common(cells: tuple[Integers, Integers], target: LatLon) -> CubeError:
-    lat, lon = 90 - grid.STEP * cells[0], grid.STEP * cells[1]
+    lat = 90 - grid.STEP * cells[0]
+    (west, east), (first, last) = reach(grid.STEP * cells[1]), reach(target.x)
     return CubeError(
         "fields and era5 have no place in common: fields has latitudes "
-        f"{lat.min():g}…{lat.max():g} and longitudes {lon.min():g}…{lon.max():g}, era5 "
-        f"{target.y.min():g}…{target.y.max():g} and {target.x.min():g}…{target.x.max():g}"
+        f"{lat.min():g}…{lat.max():g} and longitudes {west:g}…{east:g}, era5 "
+        f"{target.y.min():g}…{target.y.max():g} and {first:g}…{last:g}"
     )
 
 

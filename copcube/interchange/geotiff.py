@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import flag
 from copcube.errors import CubeError, OptionError
 from copcube.files import limits
 from copcube.files.contents import refuse_other
@@ -220,7 +221,7 @@ def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
         "INTERLEAVE": "PIXEL",
         "NUM_THREADS": "ALL_CPUS",
     }
-    if compress:
+    if flag(compress, "compress"):
         # Neighbours are alike, and differences compress better: 2 takes those of integers, 3 those
         # of floats.
         profile |= {"COMPRESS": "DEFLATE", "PREDICTOR": 2 if integers else 3}

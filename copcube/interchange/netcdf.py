@@ -20,6 +20,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from copcube import grid
+from copcube.arguments import flag
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.files.atomic import atomic_path
@@ -125,7 +126,7 @@ def to_netcdf(
     rest.attrs = _storable(rest.attrs)
     for key, variable in rest.variables.items():
         rest[key].attrs = _storable(variable.attrs, variable.dtype)
-    packer, compression = Packer(packing), _SMALL if compress else {}
+    packer, compression = Packer(packing), _SMALL if flag(compress, "compress") else {}
     with atomic_path(out) as temporary:
         in_pieces(rest).to_netcdf(
             temporary,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import flag
 from copcube.errors import CubeError
 from copcube.files.contents import refuse_other
 from copcube.files.zip_directory import open_directory
@@ -157,7 +158,7 @@ def to_npz(
     WriteError
         If the file exists already or cannot be written.
     """
-    kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    kind = zipfile.ZIP_DEFLATED if flag(compress, "compress") else zipfile.ZIP_STORED
     with (
         writing_map(
             ds, path, "npz", DTYPES, dtype=dtype, order=order, overwrite=overwrite

@@ -1,12 +1,13 @@
 """Vectors of regions: boxes and polygons, pooled by area over the cells that have one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import as_given
 from copcube.cube.results import as_result, described
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError
@@ -130,13 +131,20 @@ def polygons(
     CubeError
         If the dataset is no cube.
     OptionError
-        If `pooling` is unknown, or there are no geometries.
+        If `pooling` is unknown, or there are no geometries, or no list of them.
     """
     import xarray as xr
 
     view = CubeView.of(cube)
     if pooling not in ("mean", "max"):
         raise OptionError(f"pooling={pooling!r}; expected 'mean' or 'max'")
+    # A frame, a mapping or a text is a sequence of names or letters.
+    named = isinstance(geometries, str | Mapping) or hasattr(geometries, "columns")
+    if named or not isinstance(geometries, Iterable):
+        raise OptionError(
+            f"geometries is {as_given(geometries)}; expected a list of them, such as "
+            "collection['features'], or frame.to_crs(4326).geometry of geopandas"
+        )
     found: list[xr.Dataset] = []
     for geometry in geometries:
         try:
@@ -275,7 +283,7 @@ def _cells(view: CubeView, found: Region) -> "xr.Dataset":
     # Turned as a whole: the first lies from -180 to 180, and the others go on from there.
     lon = lon - 360 * np.floor((lon[0] + 180) / 360)
     attrs = {"long_name": "share of the cell inside the region", "units": "1"}
-    cells = view.dataset.isel({view.lat: i, view.lon: j})
+    cells = view.select({view.lat: i, view.lon: j})
     longitude = cells[view.lon].copy(data=lon.astype(cells[view.lon].dtype))
     cells = cells.assign_coords({view.lon: longitude.variable})
     if "lon_bnds" in cells.variables:

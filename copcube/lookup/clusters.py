@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from copcube.arguments import whole_number
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, MissingPackageError, OptionError
@@ -32,7 +33,8 @@ def cluster(
     weights : "area", None or xarray.DataArray
         Weight of every cell, as in `copcube.pca.components.fit`.
     seed : int
-        Where k-means begins; the same seed gives the same classes.
+        Where k-means begins; the same seed gives the same classes, in whatever order the cells
+        lie.
 
     Returns
     -------
@@ -56,8 +58,7 @@ def cluster(
     # Labels are int16, hence the bound.
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 2 <= n <= 32767:
         raise OptionError(f"n={n!r}; expected a number of classes, 2 to 32,767")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise OptionError(f"seed={seed!r}; expected a whole number, 0 or more")
+    seed = whole_number(seed, "seed", 0, 2**32 - 1)
     view = CubeView.of(cube).ungrouped()
     try:
         from sklearn.cluster import KMeans
@@ -66,6 +67,13 @@ def cluster(
             "clustering needs scikit-learn: pip install scikit-learn"
         ) from None
     weight = cell_weights(view, weights)
+    lat, lon = view.field[view.lat], view.field[view.lon]
+    # k-means draws its first centres by position, which the order of the dataset must not change.
+    down = np.argsort(-lat.values, kind="stable")
+    along = np.argsort(lon.values % 360, kind="stable")
+    weight = weight[np.ix_(down, along)]
+    if (np.diff(down) < 0).any() or (np.diff(along) < 0).any():
+        view = CubeView.of(cube.isel({view.lat: down, view.lon: along}))
     places, vectors, of_each = [], [], []
     for part in view.blocks():
         there, x = view.read(part)
@@ -78,7 +86,7 @@ def cluster(
         raise CubeError(f"{len(x):,} cells hold a vector: too few for {n} classes")
     w = np.concatenate(of_each)
     # Means of the weights near 1: scikit-learn's tolerance is relative to those of the vectors.
-    model = KMeans(n, n_init=1, random_state=int(seed)).fit(x, sample_weight=w / w.mean())
+    model = KMeans(n, n_init=1, random_state=seed).fit(x, sample_weight=w / w.mean())
     share = np.bincount(model.labels_, w, minlength=n) / w.sum()
     order = np.argsort(-share, kind="stable")
     # k-means numbers its classes by chance. The order of the order is the rank of each by size.
@@ -89,12 +97,14 @@ def cluster(
         stop = start + int(there.sum())
         result[part][there] = label[start:stop]
         start = stop
+    classified = np.empty_like(result)
+    classified[np.ix_(down, along)] = result
     mean = np.average(x, axis=0, weights=w)
     whole = float(np.average(((x - mean) ** 2).sum(axis=1), weights=w))
     flags = {"flag_values": np.arange(n, dtype=np.int16), "long_name": "class of the vector"}
     classes = xr.Dataset(
         {
-            "cluster": ((view.lat, view.lon), result, {**flags, "missing": -1}),
+            "cluster": ((view.lat, view.lon), classified, {**flags, "missing": -1}),
             "centre": (
                 ("class", view.dim),
                 model.cluster_centers_[order].astype(np.float64),
@@ -107,13 +117,13 @@ def cluster(
             ),
         },
         coords={
-            view.lat: view.field[view.lat].variable,
-            view.lon: view.field[view.lon].variable,
+            view.lat: lat.variable,
+            view.lon: lon.variable,
             "class": np.arange(n, dtype=np.int16),
         },
         attrs={
             "title": f"{n} classes of vectors by k-means",
-            "seed": int(seed),
+            "seed": seed,
             "within": float(model.inertia_ / len(x) / whole) if whole else 0.0,
         },
     )

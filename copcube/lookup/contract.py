@@ -21,12 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import as_given, one_path
 from copcube.cube.view import CubeView
 from copcube.errors import CopcubeError, ModelError, SpecError
 from copcube.lookup.boxes import Pooling, box
 from copcube.lookup.gathering import gathered_vectors
 from copcube.lookup.regions import box_rings, region
-from copcube.lookup.specs import Corners, Output, Temporal, corners_of, output_of, temporal_of
+from copcube.lookup.specs import (
+    Corners,
+    Output,
+    Temporal,
+    corners_of,
+    is_list,
+    output_of,
+    temporal_of,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -154,6 +163,8 @@ def get_embeddings_batch(
         As `get_embedding`, at the first place in order without an answer, which is named.
     """
     _demand_local(backend)
+    if not is_list(spatials):
+        raise SpecError(f"spatials is {as_given(spatials)}; expected a list of places")
     if len(spatials) == 0:
         return []
     (ds, where), wanted = _opened(cube, sensor), output_of(output)
@@ -225,8 +236,8 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
         collection = str(getattr(sensor, "collection", None) or "")
         named = collection.removeprefix("dir:").strip() if collection.startswith("dir:") else ""
         cube = named or os.environ.get("RS_EMBED_COP_DIR", _FOLDER)
-    path = Path(cube).expanduser()
     try:
+        path = Path(one_path(cube, "cube", ", or a cube as xarray.Dataset")).expanduser()
         if path.is_dir() and not (path / "zarr.json").is_file():
             maps = sorted(path.glob("embed_map_*.tif"))
             if not maps:
@@ -252,7 +263,9 @@ def _answer(
     modality: str | None,
     compat: bool,
 ) -> Embedding:
-    corners = corners_of(spatial, strict=compat)
+    if not isinstance(compat, bool | np.bool_):
+        raise SpecError(f"compat is {as_given(compat)}; expected True or False")
+    corners = corners_of(spatial, strict=bool(compat))
     time = temporal_of(temporal)
     try:
         view = CubeView.of(ds)
@@ -291,12 +304,29 @@ def _answer(
 def _years(view: CubeView) -> set[int]:
     """Years that a cube holds, as far as it says."""
     if "year" in view.groups:
-        return {int(label) for label in view.groups["year"]}
+        return {*_years_of_groups(view)}
     named = [
         int(year) for year in re.findall(r"\b(?:19|20)\d\d", str(view.dataset.attrs.get("dates")))
     ]
     # Of a span of dates the first and the last are named.
     return {*range(min(named), max(named) + 1)} if named else {_YEAR}
+
+
+def _years_of_groups(view: CubeView) -> list[int]:
+    """Years along a dimension ``year``.
+
+    Raises
+    ------
+    ModelError
+        If its labels are none.
+    """
+    try:
+        return [int(label) for label in view.groups["year"]]
+    except ValueError:
+        raise ModelError(
+            f"year holds {', '.join(view.groups['year'])}; expected calendar years: of dates, "
+            "ds.assign_coords(year=ds.year.dt.year)"
+        ) from None
 
 
 def _served(time: Temporal | None, view: CubeView, compat: bool) -> Temporal | None:
@@ -344,7 +374,12 @@ def _group(view: CubeView, time: Temporal | None, modality: str | None) -> CubeV
     """Select the year and the modality that are asked for."""
     ds = view.dataset
     if "year" in view.lead and time is not None:
-        ds = ds.isel(year=view.groups["year"].index(f"{time.year:04d}"))
+        if time.year not in (held := _years_of_groups(view)):
+            raise ModelError(
+                f"the cube has no {time.year}; it holds {', '.join(map(str, held))}: rs-embed "
+                "knows no other year, compat=False does"
+            )
+        ds = ds.isel(year=held.index(time.year))
     if modality is not None:
         labels = view.groups.get("modality", ())
         if modality not in labels:

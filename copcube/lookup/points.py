@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.cube.pointwise import refuse_shared
 from copcube.cube.results import as_result, described
 from copcube.cube.view import CubeView, group_labels, present
 from copcube.errors import OptionError
@@ -81,6 +82,7 @@ def points(
         raise OptionError(f"method={method!r}; expected 'nearest' or 'bilinear'")
     view = CubeView.of(cube)
     asked = read_table(table, lat, lon)
+    refuse_shared(asked.lat, view)
     dims, shape = tuple(map(str, asked.lat.dims)), asked.lat.shape
     y, x = asked.lat.values.ravel(), asked.lon.values.ravel()
     # Fill values such as -999 are no longitudes of another turn.
@@ -181,8 +183,12 @@ def _distance(
     """Kilometres between points and the centres of their cells, by the haversine formula."""
     lat = np.append(view.field[view.lat].values.astype(np.float64), np.nan)[i]
     lon = np.append(view.field[view.lon].values.astype(np.float64), np.nan)[j]
-    half = np.sin(np.radians(lat - y) / 2) ** 2
-    half += np.cos(np.radians(lat)) * np.cos(np.radians(y)) * np.sin(np.radians(lon - x) / 2) ** 2
+    # Points that are none may be infinite.
+    with np.errstate(invalid="ignore"):
+        half = np.sin(np.radians(lat - y) / 2) ** 2
+        half += (
+            np.cos(np.radians(lat)) * np.cos(np.radians(y)) * np.sin(np.radians(lon - x) / 2) ** 2
+        )
     return np.asarray(2 * EARTH_RADIUS * np.arcsin(np.sqrt(half)), np.float32)
 
 

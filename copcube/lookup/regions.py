@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from copcube import grid
+from copcube.arguments import number
 from copcube.cube.latlon import LatLon
 from copcube.errors import OptionError
 from copcube.grid import Floats, Integers
@@ -57,8 +58,9 @@ def box_rings(west: float, south: float, east: float, north: float) -> list[list
     OptionError
         If the corners are no place, are swapped, or hold nothing between them.
     """
-    corners = np.array([west, south, east, north], np.float64)
-    if not np.isfinite(corners).all() or max(abs(south), abs(north)) > 90:
+    given = {"west": west, "south": south, "east": east, "north": north}
+    west, south, east, north = (number(value, name) for name, value in given.items())
+    if not np.isfinite([west, south, east, north]).all() or max(abs(south), abs(north)) > 90:
         raise OptionError(
             f"west {west:g}, south {south:g}, east {east:g}, north {north:g} is no box; expected "
             "degrees, latitudes from -90 to 90"
@@ -163,11 +165,11 @@ def region(latlon: LatLon, polygons: list[list[Floats]]) -> Region:
     rows = int(np.ceil((north + 90) / latlon.dy)) + 1
     covered: dict[int, Floats] = {}
     for polygon in polygons:
-        for number, ring in enumerate(polygon):
+        for position, ring in enumerate(polygon):
             first, areas = _areas(latlon, north, rows, ring)
             # Rings run either way round in practice, whatever the standard asks: the first one of
             # a polygon adds, and the others are holes.
-            areas = areas if (areas.sum() > 0) == (number == 0) else -areas
+            areas = areas if (areas.sum() > 0) == (position == 0) else -areas
             for n in np.flatnonzero(areas.any(axis=0)).tolist():
                 covered[first + n] = covered.get(first + n, 0) + areas[:, n]
     edges = np.sin(np.radians(np.clip(north - latlon.dy * np.arange(rows + 1), -90, 90)))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from copcube.arguments import as_given, number
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part, refuse_zeros
 from copcube.errors import OptionError
@@ -105,7 +106,7 @@ def similar(
     return as_result(result)
 
 
-def check_places(n: object, metric: object, exclude_km: float) -> None:
+def check_places(n: object, metric: object, exclude_km: object) -> None:
     """Check the options of a list of places.
 
     Raises
@@ -117,7 +118,7 @@ def check_places(n: object, metric: object, exclude_km: float) -> None:
         raise OptionError(f"metric={metric!r}; expected {' or '.join(get_args(Metric))}")
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise OptionError(f"n={n!r}; expected a number of places, 1 or more")
-    if not 0 <= exclude_km < np.inf:
+    if not 0 <= number(exclude_km, "exclude_km", ", a distance in km") < np.inf:
         raise OptionError(f"exclude_km={exclude_km!r}; expected a distance in km, 0 or more")
 
 
@@ -150,7 +151,10 @@ def check_vector(vector: ArrayLike, shape: tuple[int, ...], whose: str) -> Float
     OptionError
         If it has another shape than those it is compared with, is zero or not finite.
     """
-    wanted = np.asarray(vector, np.float64)
+    try:
+        wanted = np.asarray(vector, np.float64)
+    except (TypeError, ValueError):
+        raise OptionError(f"vector is {as_given(vector)}; expected an array of numbers") from None
     if wanted.shape != shape:
         raise OptionError(f"the vector has the shape {wanted.shape}; those of {whose} have {shape}")
     if not np.isfinite(wanted).all() or not wanted.any():

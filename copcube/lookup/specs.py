@@ -9,6 +9,8 @@ from datetime import date
 from math import cos, isfinite, radians
 from typing import Any
 
+import numpy as np
+
 from copcube.errors import SpecError
 
 _METRES = 111_320.0
@@ -64,7 +66,7 @@ def corners_of(spatial: Any, *, strict: bool) -> Corners:
     """
     fields = _fields(spatial, ("minlon", "minlat", "maxlon", "maxlat", "crs"))
     point = _fields(spatial, ("lon", "lat", "buffer_m", "crs"))
-    if isinstance(spatial, Sequence) and not isinstance(spatial, str):
+    if is_list(spatial):
         names = {4: ("minlon", "minlat", "maxlon", "maxlat"), 3: ("lon", "lat", "buffer_m")}
         named = dict(zip(names.get(len(spatial), ()), spatial, strict=False))
         fields, point = (named, {}) if len(spatial) == 4 else ({}, named)
@@ -110,11 +112,11 @@ def temporal_of(temporal: Any) -> Temporal | None:
     """
     if temporal is None:
         return None
-    if isinstance(temporal, Sequence) and not isinstance(temporal, str):
+    if is_list(temporal):
         if len(temporal) != 2:
             raise SpecError(f"the time has {len(temporal)} parts; expected a first and a last day")
         fields = {"mode": "range", "start": temporal[0], "end": temporal[1]}
-    elif isinstance(temporal, int | str) and not isinstance(temporal, bool):
+    elif isinstance(temporal, int | np.integer | str) and not isinstance(temporal, bool):
         fields = {"mode": "year", "year": temporal}
     else:
         fields = _fields(temporal, ("mode", "year", "start", "end"))
@@ -170,6 +172,12 @@ def output_of(output: Any) -> Output:
             f"output={output!r}; expected pooled or grid, and mean or max: 'mean', 'max', 'grid'"
         )
     return found
+
+
+def is_list(value: Any) -> bool:
+    """Whether something holds several values in order, such as the bounds of a geometry."""
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def _fields(spec: Any, names: tuple[str, ...]) -> dict[str, Any]:

@@ -57,7 +57,11 @@ def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
         return _of_dataset(table, lat, lon)
     elif isinstance(table, Mapping):
         table = _frame(table)
-    elif isinstance(table, Sequence | np.ndarray) and not isinstance(table, str):
+    elif isinstance(table, Sequence) or (isinstance(table, np.ndarray) and table.ndim):
+        if any(isinstance(part, Mapping) for part in table):
+            raise OptionError(
+                "the table is a list of rows; expected columns, such as pandas.DataFrame(rows)"
+            )
         if len(table) != 2:
             raise OptionError(
                 f"the table has {len(table)} parts; expected two, latitudes and longitudes"

@@ -170,7 +170,7 @@ def write(
 
 def _form(path: str | Path, model: str, k: int, options: dict[str, Any], statics: bool) -> Form:
     """Check what was asked for before anything is read."""
-    forms = FORMS.get(model)
+    forms = FORMS.get(model) if isinstance(model, str) else None
     if forms is None:
         raise OptionError(f"no model {model!r}; expected {', '.join(FORMS)}")
     suffix = Path(one_path(path, "output")).suffix.lower()

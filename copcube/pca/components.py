@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.arguments import flag
-from copcube.cube.pairing import unlike_encoders
+from copcube.arguments import as_given, flag, whole_number
+from copcube.cube.pairing import demand_same_order, unlike_encoders
 from copcube.cube.results import as_result
 from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView, Part
@@ -263,10 +263,15 @@ def project(
         If one is no dataset, the first no cube, or its vectors have another length than the
         basis or come from another encoder.
     OptionError
-        If `basis` is none.
+        If `basis` is none, or `given` is given for a basis that was fitted without.
     """
     view = CubeView.of(cube, "embedding")
     names = predictor_names(basis)
+    if not names and given is not None:
+        raise OptionError(
+            "the basis was fitted on the vectors themselves, so that given fields change nothing: "
+            "leave given out, or fit a basis with it"
+        )
     if not names:
         return _project(view, basis, None)
     if given is None:
@@ -281,6 +286,7 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
             f"the cube's vectors have length {view.field.shape[-1]}, those of the basis "
             f"{basis.sizes['dim']}; a basis serves cubes of the encoder it was fitted on"
         )
+    demand_same_order(view.field[view.dim].values, basis["dim"].values)
     if unlike := unlike_encoders(view.dataset.attrs, basis.attrs):
         name, ours, theirs = unlike
         raise CubeError(
@@ -410,7 +416,7 @@ def _predictors(
     view: CubeView, given: "xr.Dataset | xr.DataArray | None", degree: int
 ) -> Predictors | None:
     if given is None:
-        if degree != 1:
+        if whole_number(degree, "degree", 1, 3) != 1:
             raise OptionError(f"degree={degree} is of the given fields, of which there are none")
         return None
     return Predictors.of(given, view, expanded(given, degree))
@@ -421,8 +427,8 @@ def _check_k(k: int | float) -> None:
     share = isinstance(k, (float, np.floating))
     if not ((whole and k >= 1) or (share and 0 < k < 1)):
         raise OptionError(
-            f"k={k!r}; expected a number of components, 1 or more, or a share of the variance "
-            "between 0 and 1, such as 0.95"
+            f"k={as_given(k)}; expected a number of components, 1 or more, or a share of the "
+            "variance between 0 and 1, such as 0.95"
         )
 
 

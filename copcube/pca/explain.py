@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from copcube.arguments import number, whole_number
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
@@ -64,9 +65,8 @@ def explain(
     """
     import xarray as xr
 
-    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
-        raise OptionError(f"folds={folds!r}; expected a whole number, 2 or more")
-    if not STEP <= block <= 90:
+    folds = whole_number(folds, "folds", 2)
+    if not STEP <= number(block, "block", " of degrees") <= 90:
         raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
     view = CubeView.of(fields, "pc")
     names = expanded(statics, 1)

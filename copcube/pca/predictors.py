@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import pinvh
 
 from copcube import grid
+from copcube.arguments import whole_number
 from copcube.cube.latlon import LatLon, first_positions
 from copcube.cube.schema import labels
 from copcube.cube.view import CubeView, require_dataset
@@ -225,8 +226,7 @@ def expanded(given: "xr.Dataset | xr.DataArray", degree: int) -> tuple[str, ...]
     >>> expanded(xr.Dataset({"z": flat, "lsm": flat}, {"lat": [0], "lon": [0]}), 2)
     ('z', 'lsm', 'z*z', 'z*lsm', 'lsm*lsm')
     """
-    if isinstance(degree, bool) or degree not in (1, 2, 3):
-        raise OptionError(f"degree={degree!r}; expected 1, or 2 or 3 for products of given fields")
+    degree = whole_number(degree, "degree", 1, 3)
     names = [str(name) for name in as_fields(given).data_vars]
     return tuple(
         _TIMES.join(several)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from copcube import grid
+from copcube.arguments import as_given
 from copcube.cube.latlon import spatial_dims
 from copcube.cube.view import CubeView
 from copcube.errors import OptionError
@@ -52,7 +53,7 @@ def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
     import xarray as xr
 
     if not isinstance(weights, xr.DataArray):
-        raise OptionError(f"weights={weights!r}; expected 'area', None or a DataArray")
+        raise OptionError(f"weights={as_given(weights)}; expected 'area', None or a DataArray")
     ours, theirs = (view.lat, view.lon), spatial_dims(weights)
     if weights.ndim != 2:
         raise OptionError(f"weights have the dimensions {weights.dims}; expected {theirs} alone")

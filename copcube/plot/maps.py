@@ -6,11 +6,13 @@ reduction is stretched by the standard deviations in its basis, so that maps of 
 and of other cubes on the same basis, have the same colours.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.arguments import as_given, whole_number
 from copcube.cube.view import CubeView
 from copcube.cube.whole import at_once
 from copcube.errors import CubeError, OptionError
@@ -73,16 +75,17 @@ def rgb(
     MissingPackageError
         If matplotlib, or for a projection cartopy, is not installed.
     """
-    if len(components) != 3:
-        raise OptionError(f"components={components!r}; expected three of them")
-    fields = reduced(ds, max(components) + 1, basis)
+    if not isinstance(components, Collection) or len(components) != 3:
+        raise OptionError(f"components={as_given(components)}; expected three of them")
+    three = [whole_number(i, "a component", 0) for i in components]
+    fields = reduced(ds, max(three) + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
-    limits = [limit(fields, i) for i in components]
-    planes = [plane / end for plane, end in zip(_planes(view, *components), limits, strict=True)]
+    limits = [limit(fields, i) for i in three]
+    planes = [plane / end for plane, end in zip(_planes(view, *three), limits, strict=True)]
     # The mean, 0, is grey; the limits of a component are none and all of its colour.
     values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
     axes, _ = _map(view, values, ax, projection, extent)
-    names = zip(("red", "green", "blue"), components, strict=True)
+    names = zip(("red", "green", "blue"), three, strict=True)
     return titled(axes, fields, ", ".join(f"{colour}: pc {i}" for colour, i in names))
 
 
@@ -96,6 +99,7 @@ def component(
     extent: Extent | None = None,
 ) -> "Axes":
     """Draw one component; parameters and errors are those of `rgb`."""
+    i = whole_number(i, "the component", 0)
     fields = reduced(ds, i + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
     end, (plane,) = limit(fields, i), _planes(view, i)

@@ -46,9 +46,9 @@ def limit(fields: "xr.Dataset", i: int) -> float:
     OptionError
         If the reduction has no basis beside it.
     """
+    if not {"explained_variance", "explained_variance_ratio"} <= {*fields}:
+        raise OptionError("expected the basis of the reduction beside pc; found none")
     # Whitened components were divided by their deviations already.
     if fields.attrs.get("reduction_whiten") == 1:
         return _DEVIATIONS
-    if "explained_variance" not in fields:
-        raise OptionError("expected the basis of the reduction beside pc; found none")
     return _DEVIATIONS * float(np.sqrt(fields["explained_variance"].values[i]))

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import one_path
 from copcube.cube.card import card
 from copcube.cube.caution import caution
 from copcube.cube.view import CubeView, group_labels
@@ -99,7 +100,7 @@ def page(
     --------
     >>> cube.copembed.plot.page("world.html")  # doctest: +SKIP
     """
-    if Path(path).suffix.lower() not in (".html", ".htm"):
+    if Path(one_path(path, "output")).suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"{path}: expected a name ending in .html")
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise OptionError(f"k={k!r}; expected a number of components, 1 or more")
@@ -114,8 +115,9 @@ def page(
     described = []
     for i, (scale, offset) in enumerate(scales):
         block, plane = _plane(f"pc{i}", codes[:, i], float(scale), float(offset))
+        plane |= {"limit": limit(fields, i)}
         share = float(fields["explained_variance_ratio"].values[i])
-        described.append(plane | {"limit": limit(fields, i), "share": share})
+        described.append(plane | {"share": share})
         # The first picture shows three components; what it needs comes first in the page.
         (head if i < 3 else more)[plane["id"]] = block
     room = LIMIT - _SHELL - sum(map(len, (head | more).values()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from copcube.arguments import numbers, whole_number
+from copcube.arguments import flag, number, numbers, whole_number
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
@@ -48,7 +48,7 @@ def probe(
     *,
     given: "xr.Dataset | xr.DataArray | None" = None,
     inputs: Sequence[str] | None = None,
-    k: Sequence[int] | None = None,
+    k: int | Sequence[int] | None = None,
     variables: Sequence[str] | None = None,
     units: Mapping[str, str] | None = None,
     cells: int | None = 10_000,
@@ -83,7 +83,7 @@ def probe(
         ``xyz`` (on the sphere), ``harmonics10`` (spherical harmonics up to that degree),
         ``embedding``, ``pc16`` (that many principal components), ``given``, or several with
         ``+`` between them. By default each of them, and those of the paper.
-    k : sequence of int, optional
+    k : int or sequence of int, optional
         The default inputs' numbers of components; 1, 2, 4 … 512 unless said. Components are
         those of the training cells; of a reduction its own.
     variables : sequence of str, optional
@@ -154,7 +154,7 @@ def probe(
     mapped = None if residuals is None else Input.parse(residuals)
     targets = Targets.of(statistics, view, variables=variables, units=units)
     predictors = None if given is None else Predictors.of(given, view, expanded(given, 1))
-    known = _cells(view, targets, predictors, complete)
+    known = _cells(view, targets, predictors, flag(complete, "complete"))
     log.info(
         "%d cells hold a vector and all of %s (%s)",
         len(known.i),
@@ -237,10 +237,10 @@ def _checked(
     ):
         if value not in get_args(allowed):
             raise OptionError(f"{name}={value!r}; expected {' or '.join(get_args(allowed))}")
-    if not STEP <= block <= 90:
+    if not STEP <= number(block, "block", " of degrees") <= 90:
         raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
-    given = numbers(shares, "shares")
-    if len(given) != 3 or min(given) <= 0:
+    given = numbers(shares, "shares", "part")
+    if len(given) != 3 or not all(0 < share < np.inf for share in given):
         raise OptionError(
             f"shares={shares!r}; expected three numbers above 0: of the cells that train, validate "
             "and test"
@@ -258,7 +258,7 @@ def _inputs(
     view: CubeView,
     given: bool,
     names: Sequence[str] | None,
-    k: Sequence[int] | None,
+    k: int | Sequence[int] | None,
     residuals: str | None,
 ) -> list[Input]:
     """Parse the names of inputs, each once, and check that they can be had."""
@@ -267,8 +267,8 @@ def _inputs(
         k = [n for n in COMPONENTS if n <= dim]
     elif names is not None:
         raise OptionError("k is of the default inputs; name those with components: 'pc16'")
-    k = [whole_number(n, "k", 1, dim) for n in k]
-    if isinstance(names, str):
+    k = [whole_number(n, "k", 1, dim) for n in (k if isinstance(k, Iterable) else (k,))]
+    if isinstance(names, str) or not isinstance(names, Iterable | None):
         raise OptionError(f"inputs={names!r}; expected a list of names, [{names!r}]")
     names = usual(given=given, k=k) if names is None else names
     parsed = [Input.parse(name) for name in (*names, *([residuals] if residuals else []))]

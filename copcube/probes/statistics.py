@@ -1,7 +1,7 @@
 """Climate statistics as targets: which variable is which, in which unit, mean and spread."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -211,7 +211,7 @@ class Targets:
         several: list[Any] = [statistics]
         if isinstance(statistics, list | tuple):
             several = list(statistics)
-        if isinstance(variables, str):
+        if isinstance(variables, str) or not isinstance(variables, Iterable | None):
             raise OptionError(f"variables={variables!r}; expected a list, [{variables!r}]")
         found = [(ds, _fields(ds)) for ds in several]
         made_of = {name: _makes(ds[name]) for ds, listed in found for name in listed}
@@ -228,6 +228,8 @@ class Targets:
                 "tp, sp, msl, u10 and v10"
             )
         chosen = set(known if variables is None else variables)
+        if not chosen:
+            raise OptionError("variables=[]; expected one or more, or None for all")
         fields: dict[Target, Floats] = {}
         months, how = 0, set()
         for ds, listed in found:
