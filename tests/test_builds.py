@@ -18,14 +18,21 @@ from builds_helpers import FORK, SEED, SOAK, assert_undisturbed, contents, lefto
 from stub import StubEncoder, StubSpec
 
 from copcube import grid
-from copcube.builds import aggregate, build, estimate
+from copcube.builds import aggregate, build, estimate, status
 from copcube.builds.dask import local_cluster
 from copcube.builds.executors import LocalExecutor
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, EncoderFacts, plan_aggregate, plan_build
 from copcube.cube import validate
 from copcube.embedding.partition import cropped, metadata
-from copcube.errors import BuildError, ImageError, OptionError, SourceError, StorageError
+from copcube.errors import (
+    BuildError,
+    ImageError,
+    OptionError,
+    RowsError,
+    SourceError,
+    StorageError,
+)
 from copcube.files.processors import available_processors
 from copcube.images import Partition, open_source
 from copcube.images.sample.writing import write_sample
@@ -352,8 +359,10 @@ def test_a_changed_source_is_refused(images, tmp_path):
     shutil.rmtree(next((tmp_path / "images" / "s5p_l3_wgs" / "images").iterdir()))
     for listing in (tmp_path / "images").glob("fnames*"):
         listing.unlink()
-    with pytest.raises(BuildError, match="fingerprint: was"):
+    with pytest.raises(BuildError, match=r"sizes of files of images have changed. Put them back"):
         build(tmp_path / "images", out, encoder=StubEncoder(), modalities=["s5p_co"])
+    with pytest.raises(BuildError, match=r"options.modalities: was"):
+        build(tmp_path / "images", out, encoder=StubEncoder(), modalities=["s5p_no2"])
 
 
 @pytest.mark.slow

@@ -44,6 +44,9 @@ _OBJECTS = ("options", "encoder", "batch_sizes")
 
 _UNSAID = {"options.resampling": "bilinear, edges aligned (earlier versions)"}
 """What older plans mean by saying nothing."""
+_OF_FILES = {"fingerprint", "partitions"}
+"""What in a plan follows from the files of its source, and from no option."""
+
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,13 @@ class Plan:
             return
         lines = "\n".join(
             f"  {key}: was {_short(old.get(key, _UNSAID.get(key)))}, now {_short(new.get(key))}"
+        if _OF_FILES.issuperset(differing):
+            raise BuildError(
+                f"{folder} belongs to a build of other files: since it began, names or sizes of "
+                f"files of {asked.source} have changed. Put them back to go on with it, give "
+                "another output name to keep both, or --overwrite to throw its result away and "
+                "start anew"
+            )
             for key in differing
         )
         raise BuildError(
