@@ -365,6 +365,16 @@ def test_a_changed_source_is_refused(images, tmp_path):
         build(tmp_path / "images", out, encoder=StubEncoder(), modalities=["s5p_no2"])
 
 
+def test_a_file_where_the_build_would_work(images, tmp_path):
+    (tmp_path / "w.build").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(
+            BuildError, match=r"w.build: .* in a folder of that name, which somethi"
+        ):
+            build(images, tmp_path / "w.zarr", encoder=StubEncoder(), overwrite=overwrite)
+    assert (tmp_path / "w.build").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_a_list_of_partitions_that_is_not_of_the_plan_is_replaced(images, undisturbed, tmp_path):
     """As after a kill between the two, or by a driver that was refused."""

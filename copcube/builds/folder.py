@@ -189,6 +189,11 @@ class BuildFolder:
             self.require_lock()
             self.files.remove(name)
 
+        if not is_remote(self.path) and os.path.lexists(self.path) and not os.path.isdir(self.path):
+            raise BuildError(
+                f"{self.path}: this build would work in a folder of that name, which something "
+                "else has; choose another output name, or move it away"
+            )
     def has_cube(self) -> bool:
         """Whether something has the cube's final name, be it a link that leads nowhere."""
         return bool(listing(self.out)) if is_remote(self.out) else os.path.lexists(self.out)
