@@ -375,6 +375,16 @@ def test_a_file_where_the_build_would_work(images, tmp_path):
     assert (tmp_path / "w.build").read_text() == "mine"
 
 
+def test_a_source_is_called_by_its_name_wherever_one_stands(images, undisturbed, monkeypatch):
+    options = BuildOptions.of(encoder=StubEncoder())
+    facts = EncoderFacts(8, {}, {})
+    monkeypatch.chdir(images)
+    names = {plan_build(open_source(path), options, facts)[0].source for path in (".", images)}
+    assert names == {"images"}
+    monkeypatch.chdir(undisturbed.with_name("world.build") / "rows")
+    assert plan_aggregate(".", [], options.aggregation).source == "rows"
+
+
 @pytest.mark.slow
 def test_a_list_of_partitions_that_is_not_of_the_plan_is_replaced(images, undisturbed, tmp_path):
     """As after a kill between the two, or by a driver that was refused."""

@@ -7,6 +7,7 @@ partitions. Its hash names the build, so a receipt of another plan never counts.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from copcube.arguments import whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.embedding.fragments import encoder_of_fragments
 from copcube.errors import BuildError, OptionError
+from copcube.files.objects import is_remote
 from copcube.grouping import By
 from copcube.images import Partition, Source, open_source
 from copcube.images.sensors import Given, described
@@ -457,7 +459,10 @@ def _to_json(aggregation: Aggregation) -> dict[str, Any]:
 
 def _name(path: str | Path) -> str:
     """Last part of a path or URL: a source that was moved is the same source."""
-    return str(path).rstrip("/").rpartition("/")[2]
+    text = str(path)
+    if not is_remote(text):
+        text = os.path.abspath(text)  # "." has a name too
+    return text.rstrip("/").rpartition("/")[2]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
