@@ -386,6 +386,20 @@ def test_a_source_is_called_by_its_name_wherever_one_stands(images, undisturbed,
 
 
 @pytest.mark.slow
+def test_what_was_named_and_has_no_image_is_said(images, tmp_path, caplog):
+    asked = {"modalities": "s5p_co,s2_toa", "encoder": StubEncoder()}
+    build(images, tmp_path / "w.zarr", **asked)
+    assert "NO IMAGE OF s2_toa: " in caplog.text
+    caplog.clear()
+    rows = tmp_path / "w.build" / "rows"
+    aggregate(rows, tmp_path / "a.zarr", modalities=["s5p_co", "dem"])
+    assert "NO IMAGE OF dem: " in caplog.text
+    caplog.clear()
+    aggregate(rows, tmp_path / "all.zarr")
+    assert "NO IMAGE" not in caplog.text
+
+
+@pytest.mark.slow
 def test_a_list_of_partitions_that_is_not_of_the_plan_is_replaced(images, undisturbed, tmp_path):
     """As after a kill between the two, or by a driver that was refused."""
     BuildFolder(tmp_path / "world.zarr").write_partitions([Partition("a", ("b",))], 64 * "0")
@@ -485,6 +499,13 @@ def test_nothing_left_to_build(images, tmp_path):
             modalities=["s5p_co"],
             dates="1999",
         )
+
+
+def test_nothing_left_to_aggregate(undisturbed, tmp_path):
+    rows = undisturbed.with_name("world.build") / "rows"
+    with pytest.raises(BuildError, match=r"admit none$"):
+        aggregate(rows, tmp_path / "a.zarr", modalities="dem")
+    assert not (tmp_path / "a.build" / "quarantine.parquet").exists()
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "other"])

@@ -209,6 +209,10 @@ def build(
     for own in options.sensors:
         if note := small_tokens(own):
             log.warning(note)
+    # What the user named; by default the source has what it has.
+    asked = options.selection.modalities
+    if modalities is None:
+        asked = tuple(sensor.key for sensor in options.sensors)
     if (client is not None or workers is not None) and not isinstance(
         options.encoder, SharedEncoder
     ):
@@ -248,7 +252,7 @@ def build(
         if partitions is None:
             try:
                 rejected = _assembled(
-                    folder, plan, options, receipts, names, runner, overwrite=overwrite
+                    folder, plan, options, receipts, names, runner, asked, overwrite=overwrite
                 )
             except RowsError as error:
                 # Rows of earlier versions, or of an encoder that checked nothing.
@@ -264,7 +268,7 @@ def build(
                     del receipts[task.name]
                 run_stage(runner, EmbedStage(folder, plan, listed, tasks, receipts))
                 rejected = _assembled(
-                    folder, plan, options, receipts, names, runner, overwrite=overwrite
+                    folder, plan, options, receipts, names, runner, asked, overwrite=overwrite
                 )
         quarantined = tuple(name for name in names if receipts[name]["quarantined"])
     total: Counter[str] = Counter()
@@ -293,6 +297,7 @@ def _assembled(
     overwrite: bool,
 ) -> dict[str, int]:
     """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
+    asked: Sequence[str],
     rejected, rescaled, rows = write_quarantine(folder, names)
     # The cube may be there already, from these very rows; then there is only rubbish to remove.
     if complete(folder, plan, rows) and is_undamaged(folder):
@@ -312,7 +317,16 @@ def _assembled(
         attributes["images_strange"] = " ".join(f"{key}:{n}" for key, n in sorted(strange.items()))
     # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
     files = [folder.rows(name) for name in names if name not in quarantined]
-    assemble(folder, plan, options.aggregation, files, attributes, runner, overwrite=overwrite)
+    assemble(
+        folder,
+        plan,
+        options.aggregation,
+        files,
+        attributes,
+        runner,
+        asked=asked,
+        overwrite=overwrite,
+    )
     return rejected
 
 
@@ -399,7 +413,16 @@ def aggregate(
             for line in tables.remarks(names, assign, footprints):
                 log.warning("%s", line)
             attributes = {"copcube_rows": ""}
-            assemble(folder, plan, aggregation, names, attributes, runner, overwrite=overwrite)
+            assemble(
+                folder,
+                plan,
+                aggregation,
+                names,
+                attributes,
+                runner,
+                asked=() if modalities is None else selection.modalities,
+                overwrite=overwrite,
+            )
     seconds = {"total": time.perf_counter() - begin}
     return Report(cube=_path(folder.out), rows=_path(str(rows)), seconds=seconds)
 
@@ -444,12 +467,12 @@ def _admitted(
     keep_batches: bool = True,
     alone: bool = True,
 ) -> Plan:
-    """Return the plan to follow: that of the build under way, if it is the one asked for.
+    """Return the plan to follow, and make the folder ready for it.
 
     Raises
     ------
     BuildError
-        If the build under way has other options, or a cube would be replaced unasked.
+        As `BuildFolder.followed`.
     """
     if overwrite:
         try:
