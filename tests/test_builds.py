@@ -508,6 +508,14 @@ def test_nothing_left_to_aggregate(undisturbed, tmp_path):
     assert not (tmp_path / "a.build" / "quarantine.parquet").exists()
 
 
+def test_folders_that_hold_no_rows_name_those_that_do(undisturbed, tmp_path):
+    work = undisturbed.with_name("world.build")
+    with pytest.raises(RowsError, match=f"the folder of a build; give its rows, {work}/rows"):
+        aggregate(work, tmp_path / "a.zarr")
+    with pytest.raises(RowsError, match="Of a cube, give the rows that it was made of"):
+        aggregate(undisturbed, tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize("kind", ["empty", "missing", "other"])
 def test_what_is_no_source(tmp_path, kind):
     source = tmp_path / "source"
