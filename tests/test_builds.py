@@ -508,6 +508,15 @@ def test_nothing_left_to_aggregate(undisturbed, tmp_path):
     assert not (tmp_path / "a.build" / "quarantine.parquet").exists()
 
 
+@pytest.mark.slow
+def test_the_state_of_what_has_no_partitions(undisturbed, tmp_path):
+    rows = undisturbed.with_name("world.build") / "rows"
+    aggregate(next(rows.glob("*.parquet")), tmp_path / "a.zarr")
+    assert str(status(tmp_path / "a.build")) == f"{tmp_path / 'a.build'}: done"
+    with pytest.raises(OptionError, match="expected one path"):
+        status("")
+
+
 def test_folders_that_hold_no_rows_name_those_that_do(undisturbed, tmp_path):
     work = undisturbed.with_name("world.build")
     with pytest.raises(RowsError, match=f"the folder of a build; give its rows, {work}/rows"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from copcube.arguments import one_path
 from copcube.builds.folder import BuildFolder, Receipt, is_receipt
 from copcube.builds.plan import BuildOptions, Plan, plan_build
 from copcube.builds.tasks import describe
@@ -252,7 +253,9 @@ class Status:
     def __str__(self) -> str:
         """Write the state as lines for people."""
         unit = {"combining": "parts", "writing": "bands"}.get(self.stage, "partitions")
-        lines = [f"{self.folder}: {self.stage}, {self.done} of {self.units} {unit} done"]
+        # Of rows that are aggregated there are no partitions.
+        counted = f", {self.done} of {self.units} {unit} done" if self.units else ""
+        lines = [f"{self.folder}: {self.stage}{counted}"]
         total = sum(self.images.values())
         if total:
             by = ", ".join(f"{key} {count:,}" for key, count in self.images.items())
@@ -293,7 +296,7 @@ def status(path: str | Path) -> Status:
     BuildError
         If there is no build.
     """
-    name = str(path).rstrip("/")
+    name = one_path(path, "folder").rstrip("/")
     folder = BuildFolder(f"{name.removesuffix('.build').removesuffix('.zarr')}.zarr")
     plan = folder.plan()
     if plan is None:
