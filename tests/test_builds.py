@@ -365,6 +365,38 @@ def test_a_changed_source_is_refused(images, tmp_path):
         build(tmp_path / "images", out, encoder=StubEncoder(), modalities=["s5p_no2"])
 
 
+@pytest.mark.slow
+def test_a_dry_run_foretells_what_the_build_does(images, tmp_path):
+    options = {"encoder": StubEncoder(), "modalities": "s5p_co", "by": "month"}
+    out = tmp_path / "w.zarr"
+    assert estimate(images, out, **options).done == 0
+    build(images, out, partitions="1-2", **options)
+    found = estimate(images, out, **options)
+    assert (found.partitions, found.done) == (4, 2)
+    # The batch sizes follow the machine, and are kept as in a build.
+    machine = options | {"encoder": other_machine()}
+    assert estimate(images, out, **machine).done == 2
+    one = estimate(images, out, partitions=2, **options)
+    assert (one.partitions, one.done) == (1, 1)
+    assert 0 < sum(one.images.values()) < sum(found.images.values())
+    with pytest.raises(OptionError, match="this source has 4"):
+        estimate(images, out, partitions="3-4", **options)
+    with pytest.raises(BuildError, match=r"options.by: was month, now season"):
+        estimate(images, out, **options | {"by": "season"})
+    assert estimate(images, out, overwrite=True, **options | {"by": "season"}).done == 0
+    (tmp_path / "notes.zarr").write_text("mine")
+    with pytest.raises(BuildError, match="exists and is not the result of this build"):
+        estimate(images, tmp_path / "notes.zarr", **options)
+    with pytest.raises(BuildError, match="only what copcube made is replaced"):
+        estimate(images, tmp_path / "notes.zarr", overwrite=True, **options)
+
+
+def other_machine():
+    encoder = StubEncoder()
+    encoder.batch_size = lambda modality, size: 7
+    return encoder
+
+
 def test_a_file_where_the_build_would_work(images, tmp_path):
     (tmp_path / "w.build").write_text("mine")
     for overwrite in (False, True):

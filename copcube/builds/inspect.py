@@ -17,7 +17,7 @@ import numpy as np
 
 from copcube.arguments import one_path
 from copcube.builds.folder import BuildFolder, Receipt, is_receipt
-from copcube.builds.plan import BuildOptions, Plan, plan_build
+from copcube.builds.plan import BuildOptions, Plan, chosen_partitions, plan_build
 from copcube.builds.tasks import describe
 from copcube.cube import read_attributes
 from copcube.embedding import Batch, Encoder, crop_image
@@ -84,16 +84,23 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
+def estimate(
+    source: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    partitions: str | int | None = None,
+    **options: Any,
+) -> Estimate:
     """Say what `copcube.build` would do with the same arguments; write nothing.
 
     Parameters
     ----------
-    source, out
+    source, out, overwrite, partitions
         As in `copcube.build`.
     **options
-        Modalities, sensors, dates, crop, encoder, batch_size, threads, balance, by and product,
-        as in `copcube.build`.
+        Modalities, sensors, dates, crop, encoder, batch_size, threads, s2_offset, balance, by and
+        product, as in `copcube.build`.
 
     Returns
     -------
@@ -101,36 +108,46 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
 
     Raises
     ------
-    SourceError, OptionError, WeightsError, FetchError
-        As `copcube.build`.
+    SourceError, OptionError, WeightsError, FetchError, BuildError
+        As `copcube.build`, before it begins.
     """
     chosen = BuildOptions.of(**options)
     images = chosen.open(source)
     encoder = chosen.encoder
-    plan, partitions = plan_build(images, chosen, describe(chosen))
-    done = len(BuildFolder(out).receipts(plan.id, "embed", [p.name for p in partitions]))
+    folder = BuildFolder(out)
+    folder.require_apart(source, overwrite=overwrite)
+    plan, listed = plan_build(images, chosen, describe(chosen))
+    listed = [listed[i] for i in chosen_partitions(partitions, len(listed))]
+    if overwrite:
+        folder.require_own_cube()
+    else:
+        plan = folder.followed(plan, keep_batches=chosen.batch_size is None)
+    anew = overwrite and folder.begins_anew(plan)
+    done = {} if anew else folder.receipts(plan.id, "embed", [p.name for p in listed])
     # Evenly over all partitions: the first ones may all lie in one region.
-    step = max(len(partitions) // LOOK, 1)
-    looked = partitions[::step]
+    step = max(len(listed) // LOOK, 1)
+    looked = listed[::step]
     counts: Counter[str] = Counter()
     for partition in looked:
         counts.update(images.count(partition, chosen.selection))
-    share = len(partitions) / len(looked)
+    share = len(listed) / len(looked)
     total = {key: round(counts[key] * share) for key in chosen.selection.modalities if counts[key]}
     if isinstance(images, CoreSource):
         rate = {key: _rate_of_fragments(images, looked, chosen, plan) for key in total}
     else:
         rate = {key: _rate(images, looked, key, chosen, encoder, plan) for key in total}
     vector = 4 * encoder.dim  # bytes
+    # In groups, a cell is in each at most once.
+    times = {None: 1, "season": 4, "month": 12}.get(chosen.by, sum(total.values()))
     return Estimate(
-        partitions=len(partitions),
-        done=done,
+        partitions=len(listed),
+        done=len(done),
         images=total,
         counted=step == 1,
         rate=rate,
         # 64 bytes for the ids, dates and modality of a row.
         rows_bytes=sum(total.values()) * (vector + 64),
-        cube_bytes=min(sum(total.values()), N_LAT * N_LON) * vector,
+        cube_bytes=min(sum(total.values()), N_LAT * N_LON * times) * vector,
     )
 
 

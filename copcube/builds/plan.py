@@ -44,11 +44,11 @@ _DIGEST = "digest"
 _OBJECTS = ("options", "encoder", "batch_sizes")
 """Parts of a plan that are no texts."""
 
-_UNSAID = {"options.resampling": "bilinear, edges aligned (earlier versions)"}
-"""What older plans mean by saying nothing."""
 _OF_FILES = {"fingerprint", "partitions"}
 """What in a plan follows from the files of its source, and from no option."""
 
+_UNSAID = {"options.resampling": "bilinear, edges aligned (earlier versions)"}
+"""What older plans mean by saying nothing."""
 
 
 @dataclass(frozen=True)
@@ -275,8 +275,6 @@ class Plan:
         differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if not differing:
             return
-        lines = "\n".join(
-            f"  {key}: was {_short(old.get(key, _UNSAID.get(key)))}, now {_short(new.get(key))}"
         if _OF_FILES.issuperset(differing):
             raise BuildError(
                 f"{folder} belongs to a build of other files: since it began, names or sizes of "
@@ -284,6 +282,8 @@ class Plan:
                 "another output name to keep both, or --overwrite to throw its result away and "
                 "start anew"
             )
+        lines = "\n".join(
+            f"  {key}: was {_short(old.get(key, _UNSAID.get(key)))}, now {_short(new.get(key))}"
             for key in differing
         )
         raise BuildError(
@@ -328,6 +328,29 @@ def plan_build(
         partitions=partitions_digest(partitions),
     )
     return plan, partitions
+
+
+def chosen_partitions(partitions: str | int | None, number: int) -> range:
+    """Return the numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be read, or names a partition that does not exist.
+    """
+    if partitions is None:
+        return range(number)
+    if not isinstance(partitions, str):
+        partitions = str(whole_number(partitions, "partitions", 0))
+    first, dash, last = partitions.partition("-")
+    if not first.isdecimal() or not (last.isdecimal() or not dash):
+        raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")
+    chosen = range(int(first), int(last or first) + 1)
+    if not chosen or chosen[-1] >= number:
+        raise OptionError(
+            f"partitions {partitions!r}: this source has {number}, numbered from 0 to {number - 1}"
+        )
+    return chosen
 
 
 def plan_aggregate(rows: str | Path, files: Sequence[str | Path], aggregation: Aggregation) -> Plan:
