@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.aggregate import Aggregation, Balance
+from copcube.arguments import flag
 from copcube.builds.dask import Workers, executor
 from copcube.builds.executors import Executor
 from copcube.builds.folder import BuildFolder, Receipt
@@ -193,7 +194,8 @@ def build(
         With `strict`, at a broken image.
     """
     begin = time.perf_counter()
-    if overwrite and partitions is not None:
+    retry_quarantined = flag(retry_quarantined, "retry_quarantined")
+    if flag(overwrite, "overwrite") and partitions is not None:
         raise OptionError("--overwrite would throw away what other runs of --partitions have made")
     options = BuildOptions.of(
         modalities,

@@ -36,6 +36,7 @@ from typing import Any
 import pyarrow as pa
 
 from copcube import progress
+from copcube.arguments import flag
 from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
 from copcube.cube import foreign, overlap, read_attributes
 from copcube.errors import BuildError, CopcubeError, OptionError
@@ -219,10 +220,11 @@ class BuildFolder:
         ------
         OptionError
             If the cube or the folder of its build is the source, lies in it or contains it, and
-            something would be replaced.
+            something would be replaced; if `overwrite` is no flag.
         BuildError
             As `require_own`.
         """
+        flag(overwrite, "overwrite")
         if is_remote(self.out) and not split(self.out)[1]:
             raise OptionError(f"{self.out}: expected a name in the bucket, such as /world.zarr")
         for place in (self.out, self.path) if overwrite else ():

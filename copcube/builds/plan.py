@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copcube.aggregate import Aggregation, Balance, Survey
-from copcube.arguments import whole_number
+from copcube.arguments import flag, whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.embedding.fragments import encoder_of_fragments
 from copcube.errors import BuildError, OptionError
@@ -83,7 +83,8 @@ class BuildOptions:
     Raises
     ------
     OptionError
-        If `crop`, `balance` or `by` is unknown, a number is none, or `s2_offset` is no count.
+        If `crop`, `balance` or `by` is unknown, a number or flag is none, or `s2_offset` is no
+        count.
     """
 
     selection: Selection
@@ -107,6 +108,7 @@ class BuildOptions:
             if getattr(self, name) is not None:
                 whole_number(getattr(self, name), name, 1)
         require_offset(self.s2_offset)
+        flag(self.strict, "strict")
         if self.fragments is not None:
             self._require_of_fragments(self.fragments)
 

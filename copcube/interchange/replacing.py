@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from copcube import grid
-from copcube.arguments import one_path
+from copcube.arguments import flag, one_path
 from copcube.cube.replacing import foreign, overlap, says_copcube, unusual
 from copcube.errors import WriteError
 from copcube.files import limits
@@ -33,10 +33,13 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
 
     Raises
     ------
+    OptionError
+        If `overwrite` is no flag.
     WriteError
         If something is there already that must stay, or is an input; if the folder is missing.
     """
     out = Path(one_path(path, "output"))
+    overwrite = flag(overwrite, "overwrite")
     # A link that leads nowhere is in the way too.
     if os.path.lexists(out):
         _require_replaceable(out, path, overwrite)
