@@ -540,6 +540,18 @@ def test_nothing_left_to_aggregate(undisturbed, tmp_path):
     assert not (tmp_path / "a.build" / "quarantine.parquet").exists()
 
 
+def test_the_rate_by_a_clock_that_is_ahead(undisturbed, tmp_path):
+    shutil.copytree(undisturbed.with_name("world.build"), tmp_path / "world.build")
+    for number, path in enumerate(sorted((tmp_path / "world.build/receipts/embed").iterdir())):
+        receipt = json.loads(path.read_text())
+        # Ten seconds each, one after the other.
+        receipt["finished"] = time.time() + 1000 + 10 * number
+        receipt["seconds"]["embedding"] = 10
+        path.write_text(json.dumps(receipt))
+    state = status(tmp_path / "world.build")
+    assert state.rate == pytest.approx(sum(state.images.values()) / 600)
+
+
 @pytest.mark.slow
 def test_the_state_of_what_has_no_partitions(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"

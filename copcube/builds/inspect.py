@@ -365,7 +365,8 @@ def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
     """Images, what was left out, rate and time left, from the receipts of the partitions."""
     images: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
-    recent, oldest, now = 0, time.time(), time.time()
+    recent, now = 0, time.time()
+    oldest = newest = now
     for receipt in receipts.values():
         images.update(receipt["images"])
         for item in receipt["rejected"]:
@@ -375,7 +376,9 @@ def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
             # The first partition of the ten minutes may have begun before them.
             begin = receipt["finished"] - receipt["seconds"]["embedding"]
             oldest = min(oldest, begin)
-    rate = recent / max(min(now - oldest, RECENT), 1e-3) if recent else None
+            # By a worker's clock, which may be ahead of this one.
+            newest = max(newest, receipt["finished"])
+    rate = recent / max(min(newest - oldest, RECENT), 1e-3) if recent else None
     left = partitions - len(receipts)
     mean = sum(images.values()) / len(receipts) if receipts else 0.0
     return {
