@@ -552,6 +552,12 @@ def test_the_rate_by_a_clock_that_is_ahead(undisturbed, tmp_path):
     assert state.rate == pytest.approx(sum(state.images.values()) / 600)
 
 
+def test_the_state_of_a_build_that_has_only_its_plan(undisturbed, tmp_path):
+    (tmp_path / "world.build").mkdir()
+    shutil.copy(undisturbed.with_name("world.build") / "plan.json", tmp_path / "world.build")
+    assert str(status(tmp_path / "world.build")) == f"{tmp_path / 'world.build'}: embedding"
+
+
 @pytest.mark.slow
 def test_the_state_of_what_has_no_partitions(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"

@@ -327,7 +327,7 @@ def status(path: str | Path) -> Status:
         for name, receipt in _read_all(folder, "receipts/embed/").items()
         if _has(is_receipt, receipt, "embed")
     }
-    stage, units, done = _stage(folder, plan.id, len(names), len(receipts))
+    stage, units, done = _stage(folder, plan, len(names), len(receipts))
     return Status(
         folder=folder.path,
         stage=stage,
@@ -389,11 +389,12 @@ def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
     }
 
 
-def _stage(folder: BuildFolder, plan: str, partitions: int, embedded: int) -> tuple[str, int, int]:
+def _stage(folder: BuildFolder, plan: Plan, partitions: int, embedded: int) -> tuple[str, int, int]:
     """Stage, number of its tasks, and how many of them are done."""
-    if embedded < partitions:
+    # A build that has just begun has not listed its partitions; what aggregates rows has none.
+    if embedded < partitions or (plan.kind == "build" and not partitions):
         return "embedding", partitions, embedded
-    if read_attributes(folder.out).get("copcube_plan") == plan:
+    if read_attributes(folder.out).get("copcube_plan") == plan.id:
         return "done", partitions, partitions
     combined, written = (len(folder.files.names(f"receipts/{s}/")) for s in ("combine", "write"))
     if written or folder.files.names("receipts/create/"):
