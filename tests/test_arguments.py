@@ -189,6 +189,14 @@ def test_a_script_that_would_start_itself_again_is_refused(script, passes, tmp_p
             run()
 
 
+def test_a_package_that_is_run_is_not_run_again(tmp_path, monkeypatch):
+    """As ``python -m copcube``, whose ``__main__`` multiprocessing leaves alone in workers."""
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "__main__.py").write_text(CALL + "require_main_guard()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    runpy.run_module("ours", run_name="__main__", alter_sys=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "passes"), SCRIPTS[:2])
 def test_a_process_of_such_a_script_ends(script, passes, tmp_path):

@@ -20,14 +20,21 @@ from builds_helpers import FORK, SEED, SOAK, assert_undisturbed, contents, lefto
 from stub import StubEncoder, StubSpec
 
 from copcube import grid
-from copcube.builds import aggregate, build, estimate
+from copcube.builds import aggregate, build, estimate, status
 from copcube.builds.dask import local_cluster
 from copcube.builds.executors import LocalExecutor
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, EncoderFacts, plan_aggregate, plan_build
 from copcube.cube import validate
 from copcube.embedding.partition import cropped, metadata
-from copcube.errors import BuildError, ImageError, OptionError, SourceError, StorageError
+from copcube.errors import (
+    BuildError,
+    ImageError,
+    OptionError,
+    RowsError,
+    SourceError,
+    StorageError,
+)
 from copcube.files.processors import available_processors
 from copcube.images import Partition, open_source
 from copcube.images.sample.writing import write_sample
@@ -356,8 +363,76 @@ def test_a_changed_source_is_refused(images, tmp_path):
     shutil.rmtree(next((tmp_path / "images" / "s5p_l3_wgs" / "images").iterdir()))
     for listing in (tmp_path / "images").glob("fnames*"):
         listing.unlink()
-    with pytest.raises(BuildError, match="fingerprint: was"):
+    with pytest.raises(BuildError, match=r"sizes of files of images have changed. Put them back"):
         build(tmp_path / "images", out, encoder=StubEncoder(), modalities=["s5p_co"])
+    with pytest.raises(BuildError, match=r"options.modalities: was"):
+        build(tmp_path / "images", out, encoder=StubEncoder(), modalities=["s5p_no2"])
+
+
+@pytest.mark.slow
+def test_a_dry_run_foretells_what_the_build_does(images, tmp_path):
+    options = {"encoder": StubEncoder(), "modalities": "s5p_co", "by": "month"}
+    out = tmp_path / "w.zarr"
+    assert estimate(images, out, **options).done == 0
+    build(images, out, partitions="1-2", **options)
+    found = estimate(images, out, **options)
+    assert (found.partitions, found.done) == (4, 2)
+    # The batch sizes follow the machine, and are kept as in a build.
+    machine = options | {"encoder": other_machine()}
+    assert estimate(images, out, **machine).done == 2
+    one = estimate(images, out, partitions=2, **options)
+    assert (one.partitions, one.done) == (1, 1)
+    assert 0 < sum(one.images.values()) < sum(found.images.values())
+    with pytest.raises(OptionError, match="this source has 4"):
+        estimate(images, out, partitions="3-4", **options)
+    with pytest.raises(BuildError, match=r"options.by: was month, now season"):
+        estimate(images, out, **options | {"by": "season"})
+    assert estimate(images, out, overwrite=True, **options | {"by": "season"}).done == 0
+    (tmp_path / "notes.zarr").write_text("mine")
+    with pytest.raises(BuildError, match="exists and is not the result of this build"):
+        estimate(images, tmp_path / "notes.zarr", **options)
+    with pytest.raises(BuildError, match="only what copcube made is replaced"):
+        estimate(images, tmp_path / "notes.zarr", overwrite=True, **options)
+
+
+def other_machine():
+    encoder = StubEncoder()
+    encoder.batch_size = lambda modality, size: 7
+    return encoder
+
+
+def test_a_file_where_the_build_would_work(images, tmp_path):
+    (tmp_path / "w.build").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(
+            BuildError, match=r"w.build: .* in a folder of that name, which somethi"
+        ):
+            build(images, tmp_path / "w.zarr", encoder=StubEncoder(), overwrite=overwrite)
+    assert (tmp_path / "w.build").read_text() == "mine"
+
+
+def test_a_source_is_called_by_its_name_wherever_one_stands(images, undisturbed, monkeypatch):
+    options = BuildOptions.of(encoder=StubEncoder())
+    facts = EncoderFacts(8, {}, {})
+    monkeypatch.chdir(images)
+    names = {plan_build(open_source(path), options, facts)[0].source for path in (".", images)}
+    assert names == {"images"}
+    monkeypatch.chdir(undisturbed.with_name("world.build") / "rows")
+    assert plan_aggregate(".", [], options.aggregation).source == "rows"
+
+
+@pytest.mark.slow
+def test_what_was_named_and_has_no_image_is_said(images, tmp_path, caplog):
+    asked = {"modalities": "s5p_co,s2_toa", "encoder": StubEncoder()}
+    build(images, tmp_path / "w.zarr", **asked)
+    assert "NO IMAGE OF s2_toa: " in caplog.text
+    caplog.clear()
+    rows = tmp_path / "w.build" / "rows"
+    aggregate(rows, tmp_path / "a.zarr", modalities=["s5p_co", "dem"])
+    assert "NO IMAGE OF dem: " in caplog.text
+    caplog.clear()
+    aggregate(rows, tmp_path / "all.zarr")
+    assert "NO IMAGE" not in caplog.text
 
 
 @pytest.mark.slow
@@ -460,6 +535,48 @@ def test_nothing_left_to_build(images, tmp_path):
             modalities=["s5p_co"],
             dates="1999",
         )
+
+
+def test_nothing_left_to_aggregate(undisturbed, tmp_path):
+    rows = undisturbed.with_name("world.build") / "rows"
+    with pytest.raises(BuildError, match=r"admit none$"):
+        aggregate(rows, tmp_path / "a.zarr", modalities="dem")
+    assert not (tmp_path / "a.build" / "quarantine.parquet").exists()
+
+
+def test_the_rate_by_a_clock_that_is_ahead(undisturbed, tmp_path):
+    shutil.copytree(undisturbed.with_name("world.build"), tmp_path / "world.build")
+    for number, path in enumerate(sorted((tmp_path / "world.build/receipts/embed").iterdir())):
+        receipt = json.loads(path.read_text())
+        # Ten seconds each, one after the other.
+        receipt["finished"] = time.time() + 1000 + 10 * number
+        receipt["seconds"]["embedding"] = 10
+        path.write_text(json.dumps(receipt))
+    state = status(tmp_path / "world.build")
+    assert state.rate == pytest.approx(sum(state.images.values()) / 600)
+
+
+def test_the_state_of_a_build_that_has_only_its_plan(undisturbed, tmp_path):
+    (tmp_path / "world.build").mkdir()
+    shutil.copy(undisturbed.with_name("world.build") / "plan.json", tmp_path / "world.build")
+    assert str(status(tmp_path / "world.build")) == f"{tmp_path / 'world.build'}: embedding"
+
+
+@pytest.mark.slow
+def test_the_state_of_what_has_no_partitions(undisturbed, tmp_path):
+    rows = undisturbed.with_name("world.build") / "rows"
+    aggregate(next(rows.glob("*.parquet")), tmp_path / "a.zarr")
+    assert str(status(tmp_path / "a.build")) == f"{tmp_path / 'a.build'}: done"
+    with pytest.raises(OptionError, match="expected one path"):
+        status("")
+
+
+def test_folders_that_hold_no_rows_name_those_that_do(undisturbed, tmp_path):
+    work = undisturbed.with_name("world.build")
+    with pytest.raises(RowsError, match=f"the folder of a build; give its rows, {work}/rows"):
+        aggregate(work, tmp_path / "a.zarr")
+    with pytest.raises(RowsError, match="Of a cube, give the rows that it was made of"):
+        aggregate(undisturbed, tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "other"])

@@ -689,6 +689,27 @@ def test_a_scheduler_that_is_stopped(images, undisturbed, tmp_path, lone_schedul
     assert_undisturbed(out, undisturbed)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "s.json: No such file or directory; start a scheduler that writes it"),
+        ("", "s.json: expected the JSON that `dask scheduler --scheduler-file` writes"),
+        ("[]", "no address in it"),
+    ],
+)
+def test_a_scheduler_file_that_nobody_writes(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr("copcube.builds.dask._WRITTEN", 0)
+    file = tmp_path / "s.json"
+    if text is not None:
+        file.write_text(text)
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "50ms"}),
+        pytest.raises(BuildError, match=message),
+        connect(scheduler_file=str(file)),
+    ):
+        pass
+
+
 def test_no_scheduler_answers(tmp_path):
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),

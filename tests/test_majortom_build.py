@@ -302,6 +302,12 @@ def test_specs_refuse_what_they_do_not_know(arguments, says):
         TimmSpec(*arguments)
 
 
+@pytest.mark.slow
+def test_weights_of_a_size_of_copernicus_fm_are_none_of_other_models():
+    with pytest.raises(OptionError, match="weights='large' are of Copernicus-FM, not of dinov2"):
+        TimmSpec("dinov2", "large", device="cpu").load()
+
+
 def test_encoders_refuse_other_images():
     encoder = spec("tiny-s2").load()
     with pytest.raises(OptionError, match=r"\(3, 96, 96\); tiny-s2 sees \(13, 96, 96\) of s2_toa"):

@@ -13,7 +13,7 @@ from memory_bucket import memory_bucket
 from stub import StubEncoder
 
 from copcube import grid
-from copcube.builds import aggregate, build, validate_rows
+from copcube.builds import aggregate, build, estimate, validate_rows
 from copcube.builds.folder import BuildFolder
 from copcube.cli import main
 from copcube.cube import read_attributes, validate
@@ -54,6 +54,25 @@ def fields():
     values = np.full((721, 1440, 2), np.nan, np.float32)
     values[300:303, 10:40] = np.random.default_rng(0).normal(size=(3, 30, 2))
     return xr.Dataset({"pc": (("lat", "lon", "component"), values)}, {"lat": lat, "lon": lon})
+
+
+@pytest.mark.parametrize("no", ["no", "", None])
+def test_what_is_no_flag_replaces_nothing(images, world, fields, tmp_path, no):
+    before = contents(tmp_path)
+    rows = world.with_name("world.build") / "rows"
+    stub = StubEncoder()
+    for made in (
+        lambda: build(images, world, encoder=stub, overwrite=no),
+        lambda: build(images, tmp_path / "b.zarr", encoder=stub, strict=no),
+        lambda: build(images, tmp_path / "b.zarr", encoder=stub, retry_quarantined=no),
+        lambda: estimate(images, world, encoder=stub, overwrite=no),
+        lambda: aggregate(rows, world, overwrite=no),
+        lambda: to_zarr(fields, world, overwrite=no),
+        lambda: export(fields, tmp_path / "f.npz", overwrite=no),
+    ):
+        with pytest.raises(OptionError, match="; expected True or False"):
+            made()
+    assert contents(tmp_path) == before
 
 
 def snapshot(folder):

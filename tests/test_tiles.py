@@ -750,6 +750,8 @@ def test_contradictions_are_refused(options, message):
         (utm().rename(y="up"), "rename"),
         (utm().rename(band="colour"), "rename"),
         (utm().to_dataset("band"), "to_dataarray"),
+        (utm().values, "images is a ndarray; expected an xarray.DataArray"),
+        ("scene.tif", r"images is a str; .*\(rioxarray.open_rasterio reads a file"),
         (utm().astype(complex), "real numbers"),
     ],
 )

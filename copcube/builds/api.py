@@ -8,16 +8,23 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.aggregate import Aggregation, Balance
-from copcube.arguments import whole_number
+from copcube.arguments import flag
 from copcube.builds.dask import Workers, executor
 from copcube.builds.executors import Executor
 from copcube.builds.folder import BuildFolder, Receipt
-from copcube.builds.plan import BuildOptions, Plan, Product, plan_aggregate, plan_build
+from copcube.builds.plan import (
+    BuildOptions,
+    Plan,
+    Product,
+    chosen_partitions,
+    plan_aggregate,
+    plan_build,
+)
 from copcube.builds.stages import (
     EmbedStage,
     assemble,
@@ -28,11 +35,9 @@ from copcube.builds.stages import (
     write_quarantine,
 )
 from copcube.builds.tasks import EmbedTask, counts, describe
-from copcube.cube import overlap
 from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
 from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
-from copcube.files.objects.stores import split
 from copcube.grouping import By
 from copcube.images.sensors import Given, small_tokens
 from copcube.lookahead import map_ahead
@@ -189,7 +194,8 @@ def build(
         With `strict`, at a broken image.
     """
     begin = time.perf_counter()
-    if overwrite and partitions is not None:
+    retry_quarantined = flag(retry_quarantined, "retry_quarantined")
+    if flag(overwrite, "overwrite") and partitions is not None:
         raise OptionError("--overwrite would throw away what other runs of --partitions have made")
     options = BuildOptions.of(
         modalities,
@@ -205,6 +211,10 @@ def build(
         s2_offset=s2_offset,
         product=product,
     )
+    # What the user named; by default the source has what it has.
+    asked = options.selection.modalities
+    if modalities is None:
+        asked = tuple(sensor.key for sensor in options.sensors)
     images = options.open(source)
     for own in options.sensors:
         if note := small_tokens(own):
@@ -217,7 +227,7 @@ def build(
             f"copcube.EncoderSpec; found a {type(options.encoder).__name__}"
         )
     folder = BuildFolder(out)
-    _require_apart(folder, source, overwrite)
+    folder.require_apart(source, overwrite=overwrite)
     spec = getattr(options.encoder, "spec", None)
     # Workers get a GPU each unless the encoder is to run on the CPU.
     gpus = getattr(spec, "device", "auto") != "cpu"
@@ -226,7 +236,7 @@ def build(
         executor(client, workers, gpus=gpus) as runner,
     ):
         plan, listed = plan_build(images, options, runner.call(describe, options))
-        chosen = _chosen(partitions, len(listed))
+        chosen = chosen_partitions(partitions, len(listed))
         plan = _admitted(folder, plan, overwrite, batch_size is None, alone=partitions is None)
         folder.write_plan(plan)
         folder.write_partitions(listed, plan.partitions)
@@ -248,7 +258,7 @@ def build(
         if partitions is None:
             try:
                 rejected = _assembled(
-                    folder, plan, options, receipts, names, runner, overwrite=overwrite
+                    folder, plan, options, receipts, names, runner, asked, overwrite=overwrite
                 )
             except RowsError as error:
                 # Rows of earlier versions, or of an encoder that checked nothing.
@@ -264,7 +274,7 @@ def build(
                     del receipts[task.name]
                 run_stage(runner, EmbedStage(folder, plan, listed, tasks, receipts))
                 rejected = _assembled(
-                    folder, plan, options, receipts, names, runner, overwrite=overwrite
+                    folder, plan, options, receipts, names, runner, asked, overwrite=overwrite
                 )
         quarantined = tuple(name for name in names if receipts[name]["quarantined"])
     total: Counter[str] = Counter()
@@ -289,6 +299,7 @@ def _assembled(
     receipts: Mapping[str, Receipt],
     names: Sequence[str],
     runner: Executor,
+    asked: Sequence[str],
     *,
     overwrite: bool,
 ) -> dict[str, int]:
@@ -312,7 +323,16 @@ def _assembled(
         attributes["images_strange"] = " ".join(f"{key}:{n}" for key, n in sorted(strange.items()))
     # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
     files = [folder.rows(name) for name in names if name not in quarantined]
-    assemble(folder, plan, options.aggregation, files, attributes, runner, overwrite=overwrite)
+    assemble(
+        folder,
+        plan,
+        options.aggregation,
+        files,
+        attributes,
+        runner,
+        asked=asked,
+        overwrite=overwrite,
+    )
     return rejected
 
 
@@ -388,7 +408,7 @@ def aggregate(
         footprints=footprints,
     )
     folder = BuildFolder(out)
-    _require_apart(folder, rows, overwrite)
+    folder.require_apart(rows, overwrite=overwrite)
     with folder.lock(), executor(client, workers, gpus=False) as runner:
         plan = _admitted(folder, plan_aggregate(rows, files, aggregation), overwrite)
         folder.write_plan(plan)
@@ -399,7 +419,16 @@ def aggregate(
             for line in tables.remarks(names, assign, footprints):
                 log.warning("%s", line)
             attributes = {"copcube_rows": ""}
-            assemble(folder, plan, aggregation, names, attributes, runner, overwrite=overwrite)
+            assemble(
+                folder,
+                plan,
+                aggregation,
+                names,
+                attributes,
+                runner,
+                asked=() if modalities is None else selection.modalities,
+                overwrite=overwrite,
+            )
     seconds = {"total": time.perf_counter() - begin}
     return Report(cube=_path(folder.out), rows=_path(str(rows)), seconds=seconds)
 
@@ -444,12 +473,12 @@ def _admitted(
     keep_batches: bool = True,
     alone: bool = True,
 ) -> Plan:
-    """Return the plan to follow: that of the build under way, if it is the one asked for.
+    """Return the plan to follow, and make the folder ready for it.
 
     Raises
     ------
     BuildError
-        If the build under way has other options, or a cube would be replaced unasked.
+        As `BuildFolder.followed`.
     """
     if overwrite:
         try:
@@ -457,68 +486,14 @@ def _admitted(
         except BuildError:
             known = None
         folder.require_own_cube()
-        # The former cube may be one of the same plan: then only the folder tells whether an
-        # earlier run has begun to replace it.
-        anew = folder.is_cube_of(plan) and not folder.is_replacing()
-        if known is None or known.id != plan.id or anew:
+        if known is None or known.id != plan.id or folder.begins_anew(plan):
             folder.begin_replacing()
-    elif (known := folder.plan()) is not None:
-        if keep_batches:
-            # The encoder chooses them by the machine, and a build may be gone on with on another.
-            plan = replace(plan, batch_sizes=known.batch_sizes)
-        known.refuse_changes(plan, folder.path)
-        plan = known
-    if not overwrite:
-        folder.require_result(plan)
+    else:
+        plan = folder.followed(plan, keep_batches=keep_batches)
     # Others that share the build may be writing what would be swept.
     if alone:
         folder.prepare()
     return plan
-
-
-def _require_apart(folder: BuildFolder, source: str | Path, overwrite: bool) -> None:
-    """Check, before anything is written, that a build replaces nothing that it is made of.
-
-    Raises
-    ------
-    OptionError
-        If the cube or the folder of its build is the source, lies in it or contains it, and
-        something would be replaced.
-    BuildError
-        If the folder of the build holds something else.
-    """
-    if is_remote(folder.out) and not split(folder.out)[1]:
-        raise OptionError(f"{folder.out}: expected a name in the bucket, such as /world.zarr")
-    for place in (folder.out, folder.path) if overwrite else ():
-        if (how := overlap(place, source)) is not None:
-            raise OptionError(
-                f"{place} {how} {source}, which is read: --overwrite would replace what the cube "
-                "is made of; give another output name"
-            )
-    folder.require_own()
-
-
-def _chosen(partitions: str | int | None, number: int) -> range:
-    """Return the numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
-
-    Raises
-    ------
-    OptionError
-        If it cannot be read, or names a partition that does not exist.
-    """
-    if partitions is None:
-        return range(number)
-    if not isinstance(partitions, str):
-        partitions = str(whole_number(partitions, "partitions", 0))
-    first, dash, last = partitions.partition("-")
-    if not first.isdecimal() or not (last.isdecimal() or not dash):
-        raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")
-    chosen = range(int(first), int(last or first) + 1)
-    if not chosen or chosen[-1] >= number:
-        raise OptionError(
-            f"partitions {partitions!r}: this source has {number}, numbered from 0 to {number - 1}"
-        )
-    return chosen
 
 
 def _path(path: str) -> Path | str:

@@ -1,9 +1,11 @@
 """Connecting to a dask cluster, or starting one on this machine."""
 
 import contextlib
+import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,7 @@ from copcube.builds.executors import (
 from copcube.builds.guard import require_main_guard
 from copcube.errors import BuildError, MissingPackageError, OptionError
 from copcube.files.processors import available_processors
+from copcube.files.regular import open_regular
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,6 +28,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 Workers = int | Literal["auto"]
+
+_LOOK = 0.1
+"""Seconds between two looks for a scheduler's file."""
+
+_WRITTEN = 0.5
+"""Seconds after which a scheduler's file is surely written."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -78,21 +87,61 @@ def connect(address: str | None = None, scheduler_file: str | None = None) -> "I
     Raises
     ------
     BuildError
-        If no scheduler answers there.
+        If no scheduler answers there, or its file is not there in the time that dask waits for
+        a connection.
     """
     _require_distributed()
     from distributed import Client
 
+    if scheduler_file is not None:
+        address = _address(scheduler_file)
     try:
         # Not the default client: dask arrays of the caller's own stay where they were computed.
-        client = Client(address, scheduler_file=scheduler_file, set_as_default=False)
+        client = Client(address, set_as_default=False)
     except (OSError, ValueError) as error:
         raise BuildError(
-            f"{address or scheduler_file}: no dask scheduler answers there ({error}); start one "
+            f"{scheduler_file or address}: no dask scheduler answers there ({error}); start one "
             "with `dask scheduler`, or let --workers start workers here"
         ) from error
     with client:
         yield client
+
+
+def _address(scheduler_file: str) -> str:
+    """Address that a scheduler file holds, once it is there; dask itself would wait for ever."""
+    import dask
+    from dask.utils import parse_timedelta
+
+    waiting = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+    deadline = time.monotonic() + waiting
+    if not os.path.exists(scheduler_file):
+        log.info("waiting for the scheduler that writes %s", scheduler_file)
+    while not os.path.exists(scheduler_file) and time.monotonic() < deadline:
+        time.sleep(_LOOK)
+    try:
+        return _read_address(scheduler_file)
+    except ValueError:
+        time.sleep(_WRITTEN)  # it may be half written
+    except OSError as error:
+        raise BuildError(
+            f"{scheduler_file}: {error.strerror}; start a scheduler that writes it with `dask "
+            "scheduler --scheduler-file`, or let --workers start workers here"
+        ) from error
+    try:
+        return _read_address(scheduler_file)
+    except (OSError, ValueError) as error:
+        raise BuildError(
+            f"{scheduler_file}: expected the JSON that `dask scheduler --scheduler-file` writes, "
+            f"with the scheduler's address ({error})"
+        ) from error
+
+
+def _read_address(scheduler_file: str) -> str:
+    with open_regular(scheduler_file, BuildError) as file:
+        found = json.load(file)
+    if not isinstance(found, dict) or not isinstance(found.get("address"), str):
+        raise ValueError("no address in it")
+    return str(found["address"])
 
 
 @contextlib.contextmanager

@@ -29,21 +29,23 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from copcube import progress
+from copcube.arguments import flag
 from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
-from copcube.cube import foreign, read_attributes
-from copcube.errors import BuildError, CopcubeError
+from copcube.cube import foreign, overlap, read_attributes
+from copcube.errors import BuildError, CopcubeError, OptionError
 from copcube.files.atomic import sync
 from copcube.files.contents import HEAD, other_than
 from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
 from copcube.files.lock import BEAT, DEAD, Lock
 from copcube.files.objects import ObjectFolder, is_remote, listing
+from copcube.files.objects.stores import split
 from copcube.files.states import FileState, Written
 from copcube.images import Partition
 
@@ -100,6 +102,36 @@ class BuildFolder:
                 f"{self.path}/plan.json: expected the plan of a build, found {other}; "
                 "--overwrite starts anew"
             ) from error
+
+    def followed(self, plan: Plan, *, keep_batches: bool = True) -> Plan:
+        """Return the plan to follow: that of the build under way, if it is the one asked for.
+
+        Parameters
+        ----------
+        plan : Plan
+            What is asked for.
+        keep_batches : bool
+            Whether the batch sizes of the build under way are kept, as nobody asked for others.
+
+        Raises
+        ------
+        BuildError
+            If the build under way has other options, or a cube would be replaced unasked.
+        """
+        if (known := self.plan()) is not None:
+            if keep_batches:
+                # The encoder chooses them by the machine, and a build may go on on another.
+                plan = replace(plan, batch_sizes=known.batch_sizes)
+            known.refuse_changes(plan, self.path)
+            plan = known
+        self.require_result(plan)
+        return plan
+
+    def begins_anew(self, plan: Plan) -> bool:
+        """Whether replacing the cube of a plan, which is there, has not begun."""
+        # The former cube may be one of the same plan: then only the folder tells whether an
+        # earlier run has begun to replace it.
+        return self.is_cube_of(plan) and not self.is_replacing()
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan if there is none.
@@ -158,6 +190,11 @@ class BuildFolder:
         BuildError
             If it holds something else.
         """
+        if not is_remote(self.path) and os.path.lexists(self.path) and not os.path.isdir(self.path):
+            raise BuildError(
+                f"{self.path}: this build would work in a folder of that name, which something "
+                "else has; choose another output name, or move it away"
+            )
         tops = {name.partition("/")[0] for name in self.files.names()}
         strange = sorted(tops.difference(_OWN))
         # The plan is written first and removed last: without it nothing here is of a build.
@@ -175,6 +212,28 @@ class BuildFolder:
                 f"{', '.join(strange[:3])} and no plan of a build; choose another output name, or "
                 "move that folder away"
             )
+
+    def require_apart(self, source: str | Path, *, overwrite: bool) -> None:
+        """Check, before anything is written, that a build replaces nothing that it is made of.
+
+        Raises
+        ------
+        OptionError
+            If the cube or the folder of its build is the source, lies in it or contains it, and
+            something would be replaced; if `overwrite` is no flag.
+        BuildError
+            As `require_own`.
+        """
+        flag(overwrite, "overwrite")
+        if is_remote(self.out) and not split(self.out)[1]:
+            raise OptionError(f"{self.out}: expected a name in the bucket, such as /world.zarr")
+        for place in (self.out, self.path) if overwrite else ():
+            if (how := overlap(place, source)) is not None:
+                raise OptionError(
+                    f"{place} {how} {source}, which is read: --overwrite would replace what the "
+                    "cube is made of; give another output name"
+                )
+        self.require_own()
 
     def clear(self) -> None:
         """Remove what belongs to a build from the folder, its plan last.

@@ -15,7 +15,8 @@ from copcube.errors import OptionError
 def require_main_guard() -> None:
     """Check that the call which starts workers is not repeated when workers run the script.
 
-    Interactive sessions and notebooks pass, since workers run nothing of them.
+    Interactive sessions, notebooks and packages that are run pass, since workers run nothing of
+    them.
 
     Raises
     ------
@@ -23,6 +24,9 @@ def require_main_guard() -> None:
         If the script has no ``if __name__ == "__main__":`` around the call.
     """
     main = sys.modules.get("__main__")
+    # Of a package that is run, as by `python -m copcube`, workers run nothing.
+    if getattr(getattr(main, "__spec__", None), "name", "").endswith(".__main__"):
+        return
     path = getattr(main, "__file__", None)
     frame: FrameType | None = sys._getframe()
     while frame is not None:

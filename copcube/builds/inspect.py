@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from copcube.arguments import one_path
 from copcube.builds.folder import BuildFolder, Receipt, is_receipt
-from copcube.builds.plan import BuildOptions, Plan, plan_build
+from copcube.builds.plan import BuildOptions, Plan, chosen_partitions, plan_build
 from copcube.builds.tasks import describe
 from copcube.cube import read_attributes
 from copcube.embedding import Batch, Encoder, crop_image
@@ -83,16 +84,23 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
+def estimate(
+    source: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    partitions: str | int | None = None,
+    **options: Any,
+) -> Estimate:
     """Say what `copcube.build` would do with the same arguments; write nothing.
 
     Parameters
     ----------
-    source, out
+    source, out, overwrite, partitions
         As in `copcube.build`.
     **options
-        Modalities, sensors, dates, crop, encoder, batch_size, threads, balance, by and product,
-        as in `copcube.build`.
+        Modalities, sensors, dates, crop, encoder, batch_size, threads, s2_offset, balance, by and
+        product, as in `copcube.build`.
 
     Returns
     -------
@@ -100,36 +108,46 @@ def estimate(source: str | Path, out: str | Path, **options: Any) -> Estimate:
 
     Raises
     ------
-    SourceError, OptionError, WeightsError, FetchError
-        As `copcube.build`.
+    SourceError, OptionError, WeightsError, FetchError, BuildError
+        As `copcube.build`, before it begins.
     """
     chosen = BuildOptions.of(**options)
     images = chosen.open(source)
     encoder = chosen.encoder
-    plan, partitions = plan_build(images, chosen, describe(chosen))
-    done = len(BuildFolder(out).receipts(plan.id, "embed", [p.name for p in partitions]))
+    folder = BuildFolder(out)
+    folder.require_apart(source, overwrite=overwrite)
+    plan, listed = plan_build(images, chosen, describe(chosen))
+    listed = [listed[i] for i in chosen_partitions(partitions, len(listed))]
+    if overwrite:
+        folder.require_own_cube()
+    else:
+        plan = folder.followed(plan, keep_batches=chosen.batch_size is None)
+    anew = overwrite and folder.begins_anew(plan)
+    done = {} if anew else folder.receipts(plan.id, "embed", [p.name for p in listed])
     # Evenly over all partitions: the first ones may all lie in one region.
-    step = max(len(partitions) // LOOK, 1)
-    looked = partitions[::step]
+    step = max(len(listed) // LOOK, 1)
+    looked = listed[::step]
     counts: Counter[str] = Counter()
     for partition in looked:
         counts.update(images.count(partition, chosen.selection))
-    share = len(partitions) / len(looked)
+    share = len(listed) / len(looked)
     total = {key: round(counts[key] * share) for key in chosen.selection.modalities if counts[key]}
     if isinstance(images, CoreSource):
         rate = {key: _rate_of_fragments(images, looked, chosen, plan) for key in total}
     else:
         rate = {key: _rate(images, looked, key, chosen, encoder, plan) for key in total}
     vector = 4 * encoder.dim  # bytes
+    # In groups, a cell is in each at most once.
+    times = {None: 1, "season": 4, "month": 12}.get(chosen.by, sum(total.values()))
     return Estimate(
-        partitions=len(partitions),
-        done=done,
+        partitions=len(listed),
+        done=len(done),
         images=total,
         counted=step == 1,
         rate=rate,
         # 64 bytes for the ids, dates and modality of a row.
         rows_bytes=sum(total.values()) * (vector + 64),
-        cube_bytes=min(sum(total.values()), N_LAT * N_LON) * vector,
+        cube_bytes=min(sum(total.values()), N_LAT * N_LON * times) * vector,
     )
 
 
@@ -252,7 +270,9 @@ class Status:
     def __str__(self) -> str:
         """Write the state as lines for people."""
         unit = {"combining": "parts", "writing": "bands"}.get(self.stage, "partitions")
-        lines = [f"{self.folder}: {self.stage}, {self.done} of {self.units} {unit} done"]
+        # Of rows that are aggregated there are no partitions.
+        counted = f", {self.done} of {self.units} {unit} done" if self.units else ""
+        lines = [f"{self.folder}: {self.stage}{counted}"]
         total = sum(self.images.values())
         if total:
             by = ", ".join(f"{key} {count:,}" for key, count in self.images.items())
@@ -293,7 +313,7 @@ def status(path: str | Path) -> Status:
     BuildError
         If there is no build.
     """
-    name = str(path).rstrip("/")
+    name = one_path(path, "folder").rstrip("/")
     folder = BuildFolder(f"{name.removesuffix('.build').removesuffix('.zarr')}.zarr")
     plan = folder.plan()
     if plan is None:
@@ -307,7 +327,7 @@ def status(path: str | Path) -> Status:
         for name, receipt in _read_all(folder, "receipts/embed/").items()
         if _has(is_receipt, receipt, "embed")
     }
-    stage, units, done = _stage(folder, plan.id, len(names), len(receipts))
+    stage, units, done = _stage(folder, plan, len(names), len(receipts))
     return Status(
         folder=folder.path,
         stage=stage,
@@ -345,7 +365,8 @@ def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
     """Images, what was left out, rate and time left, from the receipts of the partitions."""
     images: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
-    recent, oldest, now = 0, time.time(), time.time()
+    recent, now = 0, time.time()
+    oldest = newest = now
     for receipt in receipts.values():
         images.update(receipt["images"])
         for item in receipt["rejected"]:
@@ -355,7 +376,9 @@ def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
             # The first partition of the ten minutes may have begun before them.
             begin = receipt["finished"] - receipt["seconds"]["embedding"]
             oldest = min(oldest, begin)
-    rate = recent / max(min(now - oldest, RECENT), 1e-3) if recent else None
+            # By a worker's clock, which may be ahead of this one.
+            newest = max(newest, receipt["finished"])
+    rate = recent / max(min(newest - oldest, RECENT), 1e-3) if recent else None
     left = partitions - len(receipts)
     mean = sum(images.values()) / len(receipts) if receipts else 0.0
     return {
@@ -366,11 +389,12 @@ def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
     }
 
 
-def _stage(folder: BuildFolder, plan: str, partitions: int, embedded: int) -> tuple[str, int, int]:
+def _stage(folder: BuildFolder, plan: Plan, partitions: int, embedded: int) -> tuple[str, int, int]:
     """Stage, number of its tasks, and how many of them are done."""
-    if embedded < partitions:
+    # A build that has just begun has not listed its partitions; what aggregates rows has none.
+    if embedded < partitions or (plan.kind == "build" and not partitions):
         return "embedding", partitions, embedded
-    if read_attributes(folder.out).get("copcube_plan") == plan:
+    if read_attributes(folder.out).get("copcube_plan") == plan.id:
         return "done", partitions, partitions
     combined, written = (len(folder.files.names(f"receipts/{s}/")) for s in ("combine", "write"))
     if written or folder.files.names("receipts/create/"):

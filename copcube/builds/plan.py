@@ -7,6 +7,7 @@ partitions. Its hash names the build, so a receipt of another plan never counts.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copcube.aggregate import Aggregation, Balance, Survey
-from copcube.arguments import whole_number
+from copcube.arguments import flag, whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.embedding.fragments import encoder_of_fragments
 from copcube.errors import BuildError, OptionError
+from copcube.files.objects import is_remote
 from copcube.grouping import By
 from copcube.images import Partition, Source, open_source
 from copcube.images.sensors import Given, described
@@ -41,6 +43,9 @@ _ROW_GROUP = 64
 _DIGEST = "digest"
 _OBJECTS = ("options", "encoder", "batch_sizes")
 """Parts of a plan that are no texts."""
+
+_OF_FILES = {"fingerprint", "partitions"}
+"""What in a plan follows from the files of its source, and from no option."""
 
 _UNSAID = {"options.resampling": "bilinear, edges aligned (earlier versions)"}
 """What older plans mean by saying nothing."""
@@ -78,7 +83,8 @@ class BuildOptions:
     Raises
     ------
     OptionError
-        If `crop`, `balance` or `by` is unknown, a number is none, or `s2_offset` is no count.
+        If `crop`, `balance` or `by` is unknown, a number or flag is none, or `s2_offset` is no
+        count.
     """
 
     selection: Selection
@@ -102,6 +108,7 @@ class BuildOptions:
             if getattr(self, name) is not None:
                 whole_number(getattr(self, name), name, 1)
         require_offset(self.s2_offset)
+        flag(self.strict, "strict")
         if self.fragments is not None:
             self._require_of_fragments(self.fragments)
 
@@ -270,6 +277,13 @@ class Plan:
         differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if not differing:
             return
+        if _OF_FILES.issuperset(differing):
+            raise BuildError(
+                f"{folder} belongs to a build of other files: since it began, names or sizes of "
+                f"files of {asked.source} have changed. Put them back to go on with it, give "
+                "another output name to keep both, or --overwrite to throw its result away and "
+                "start anew"
+            )
         lines = "\n".join(
             f"  {key}: was {_short(old.get(key, _UNSAID.get(key)))}, now {_short(new.get(key))}"
             for key in differing
@@ -316,6 +330,29 @@ def plan_build(
         partitions=partitions_digest(partitions),
     )
     return plan, partitions
+
+
+def chosen_partitions(partitions: str | int | None, number: int) -> range:
+    """Return the numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be read, or names a partition that does not exist.
+    """
+    if partitions is None:
+        return range(number)
+    if not isinstance(partitions, str):
+        partitions = str(whole_number(partitions, "partitions", 0))
+    first, dash, last = partitions.partition("-")
+    if not first.isdecimal() or not (last.isdecimal() or not dash):
+        raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")
+    chosen = range(int(first), int(last or first) + 1)
+    if not chosen or chosen[-1] >= number:
+        raise OptionError(
+            f"partitions {partitions!r}: this source has {number}, numbered from 0 to {number - 1}"
+        )
+    return chosen
 
 
 def plan_aggregate(rows: str | Path, files: Sequence[str | Path], aggregation: Aggregation) -> Plan:
@@ -447,7 +484,10 @@ def _to_json(aggregation: Aggregation) -> dict[str, Any]:
 
 def _name(path: str | Path) -> str:
     """Last part of a path or URL: a source that was moved is the same source."""
-    return str(path).rstrip("/").rpartition("/")[2]
+    text = str(path)
+    if not is_remote(text):
+        text = os.path.abspath(text)  # "." has a name too
+    return text.rstrip("/").rpartition("/")[2]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

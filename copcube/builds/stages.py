@@ -375,6 +375,7 @@ def assemble(
     attributes: Mapping[str, Any],
     executor: Executor,
     *,
+    asked: Iterable[str] = (),
     overwrite: bool = False,
 ) -> None:
     """Make the cube of a plan from files of rows; go on where an earlier run stopped.
@@ -393,6 +394,8 @@ def assemble(
         Further attributes for the cube.
     executor : Executor
         Runs the tasks.
+    asked : iterable of str
+        Modalities that were named; it is said if there is no image of one.
     overwrite : bool
         Whether another cube of the final name is replaced, once this one is whole.
 
@@ -406,10 +409,12 @@ def assemble(
         thread.submit(import_module, "zarr")
         found = Surveyed.of(files, aggregation)
     if not found.survey.images:
+        rejected = f", or all were rejected ({folder.path}/quarantine.parquet says why)"
         raise BuildError(
             f"{plan.source}: no image is left to make a cube of; the modalities and dates chosen "
-            f"admit none, or all were rejected ({folder.path}/quarantine.parquet says why)"
+            f"admit none{rejected if plan.kind == 'build' else ''}"
         )
+    _warn_of_absent(found, asked)
     data = found.to_json()
     # Other rows, such as after --retry-quarantined: cells of the old ones must not be mixed in.
     if _known_survey(folder) != data:
@@ -432,6 +437,16 @@ def assemble(
     cube.finish(folder.cube, about)
     folder.publish(plan, overwrite=overwrite)
     folder.sweep()
+
+
+def _warn_of_absent(found: Surveyed, asked: Iterable[str]) -> None:
+    counts = dict(zip(found.labels, found.survey.images_by_modality, strict=True))
+    if absent := [key for key in asked if not counts[key]]:
+        log.warning(
+            "NO IMAGE OF %s: the source has none of the dates chosen, or all were left out; the "
+            "cube is made of the others",
+            ", ".join(absent),
+        )
 
 
 def _create(

@@ -261,6 +261,10 @@ def _build(arguments: Arguments) -> int:
         "batch_size": arguments.batch_size,
         "threads": arguments.threads,
         "product": arguments.product,
+        "balance": arguments.balance,
+        "by": arguments.by,
+        "overwrite": arguments.overwrite,
+        "partitions": arguments.partitions,
     }
     if arguments.dry_run:
         say(estimate(arguments.source, arguments.out, **options))
@@ -269,11 +273,7 @@ def _build(arguments: Arguments) -> int:
         report = build(
             arguments.source,
             arguments.out,
-            balance=arguments.balance,
-            by=arguments.by,
             strict=arguments.strict,
-            overwrite=arguments.overwrite,
-            partitions=arguments.partitions,
             retry_quarantined=arguments.retry_quarantined,
             **executor,
             **options,

@@ -54,8 +54,8 @@ def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
     if not isinstance(images, xr.DataArray):
         raise OptionError(
             f"images is a {type(images).__name__}; expected an xarray.DataArray "
-            "(a Dataset of bands becomes one by .to_dataarray('band'); copcube.embed_batch takes "
-            "NumPy arrays)"
+            "(rioxarray.open_rasterio reads a file as one; a Dataset of bands becomes one by "
+            ".to_dataarray('band'); copcube.embed_batch takes NumPy arrays)"
         )
     if images.dtype.kind not in "iuf":
         raise OptionError(f"images has dtype {images.dtype}; expected real numbers")

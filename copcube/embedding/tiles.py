@@ -140,8 +140,10 @@ def embed(
         batch_size = whole_number(batch_size, "batch_size", 1)
     if gsd is not None:
         gsd = number(gsd, "gsd", ", the side of a pixel in metres")
+    # First of all: it refuses what is no image.
+    turned = arranged(images, sensor)
     check_offset(images, sensor, s2_offset)
-    whole = _whole_tiles(arranged(images, sensor), size)
+    whole = _whole_tiles(turned, size)
     *leading, y, x, _ = whole.dims
     where = Georeference.of(whole, y, x)
     metadata = tile_metadata(whole, where, size, sensor, date=date, gsd=gsd)

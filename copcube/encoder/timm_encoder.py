@@ -263,6 +263,12 @@ def _loaded(spec: TimmSpec) -> tuple[nn.Module, dict[str, str | int]]:
             path, sha256 = here.path, here.sha256
         else:
             path = Path(spec.weights)
+            # The name of a size of Copernicus-FM, of which there is none here.
+            if spec.weights == "large" and not path.exists():
+                raise OptionError(
+                    f"weights='large' are of Copernicus-FM, not of {spec.encoder}; give 'hub', the "
+                    "path of a file, or 'untrained:SEED'"
+                )
             source, sha256 = path.name, checksum(path)
         state, trained = _matched(path, model), 1
     model.load_state_dict(state, assign=True)

@@ -310,7 +310,7 @@ def _find_language(folder: Path) -> Path | None:
 
 def _with_language(weights: Weights, path: Path) -> Weights:
     """Add the language embeddings of a file."""
-    provenance = {**weights.provenance, "encoder_language_sha256": checksum(path)}
+    provenance = {**weights.provenance, "encoder_language_sha256": checksum(path, _WORDS)}
     language = {}
     for name, tensor in read_tensors(path).items():
         if not isinstance(tensor, Tensor) or not _fits(tensor, torch.Size([LANGUAGE_DIM])):
@@ -372,8 +372,12 @@ def _torch_tensors(file: TorchFile, value: Any, raw: Any) -> Any:
     return tensor.view(torch.bfloat16) if value.dtype == "bfloat16" else tensor
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file of weights.
+_WEIGHTS = "'hub', 'large', the path of a file, or 'untrained:SEED'"
+_WORDS = "a file of language embeddings, which `copcube fetch weights` brings"
+
+
+def checksum(path: Path, expected: str = _WEIGHTS) -> str:
+    """SHA-256 of a file of weights, or of something else that is `expected`.
 
     Raises
     ------
@@ -384,10 +388,7 @@ def checksum(path: Path) -> str:
         with open_regular(path, WeightsError) as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
-        raise WeightsError(
-            f"{path}: {error.strerror}; expected 'hub', 'large', the path of a file, or "
-            "'untrained:SEED'"
-        ) from error
+        raise WeightsError(f"{path}: {error.strerror}; expected {expected}") from error
 
 
 def _title(width: int, depth: int) -> str:

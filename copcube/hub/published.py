@@ -255,7 +255,10 @@ def published(
     """
     if encoder is not None:
         if what != "weights" or which is not None:
-            raise OptionError(f"{what!r} are no weights of an encoder, given {encoder!r}")
+            given = what if which is None else f"{what} {which}"
+            raise OptionError(
+                f"an encoder has weights and no more to fetch: {given!r} is not of {encoder!r}"
+            )
         if encoder not in ENCODERS:
             raise OptionError(f"unknown encoder {encoder!r} (known: {', '.join(ENCODERS)})")
         return (ENCODERS[encoder],)

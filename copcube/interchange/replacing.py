@@ -33,6 +33,8 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
 
     Raises
     ------
+    OptionError
+        If `overwrite` is no flag.
     WriteError
         If something is there already that must stay, or is an input; if the folder is missing.
     OptionError

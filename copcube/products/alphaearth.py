@@ -48,7 +48,7 @@ class AlphaEarthRaster:
             raise RowsError(
                 f"{path}: it has {head.bands} bands of {', '.join(types)}; files of AlphaEarth's "
                 f"embeddings have {DIM} of int8. What was dequantised or reduced is not taken; get "
-                "the released files"
+                "the released files. Images are embedded by `copcube build`"
             )
         if head.nodata not in (None, NODATA):
             raise RowsError(

@@ -68,13 +68,21 @@ def files(path: str | Path) -> list[Path] | list[str]:
         As `copcube.rows.rows_files`.
     """
     name = one_path(path, "rows", "; a folder or a glob names several files")
+    within = os.path.join(name, "rows")
+    if (
+        not is_remote(name)
+        and os.path.isfile(os.path.join(name, "plan.json"))
+        and os.path.isdir(within)
+    ):
+        raise RowsError(f"{name}: the folder of a build; give its rows, {within}")
     # A store has a great many files below it, none of which is parquet.
     if _is_store(name):
         if found := next((some for reader in READERS if (some := reader.files(name))), None):
             return found
         raise RowsError(
             f"{name}: a Zarr group without zones such as utm32; expected TESSERA's store, or a "
-            "folder of parquet, GeoTIFF or .npy files"
+            "folder of parquet, GeoTIFF or .npy files. Of a cube, give the rows that it was made "
+            "of, such as world.build/rows"
         )
     if is_remote(name) and (reader := _reader(name)) and (there := reader.files(name)):
         return there
