@@ -243,7 +243,7 @@ def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
     seasons = seasons.isel(lat=slice(90, 135)).drop_vars("n_images_by_modality")
     seasons = seasons.drop_encoding().load()
     for suffix in ("npz", "pt", "tif", "parquet"):
-        with pytest.raises(CubeError, match=r"4 along season; choose one.*isel\(season=0\)"):
+        with pytest.raises(CubeError, match=r"4 along season; select one.*isel\(season=0\)"):
             export(seasons, tmp_path / f"a.{suffix}")
     export(seasons, tmp_path / "a.nc")
     with opened(tmp_path / "a.nc") as again:

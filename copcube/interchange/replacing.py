@@ -34,11 +34,9 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
     Raises
     ------
     OptionError
-        If `overwrite` is no flag.
+        If `path` is no path, or `overwrite` is neither true nor false.
     WriteError
         If something is there already that must stay, or is an input; if the folder is missing.
-    OptionError
-        If `path` is no path, or `overwrite` is neither true nor false.
     """
     out = Path(one_path(path, "output"))
     overwrite = flag(overwrite, "overwrite")
