@@ -42,6 +42,22 @@ _STANDARD = {
 """Values of the CF attributes standard_name and axis."""
 
 
+def require_images(images: object) -> None:
+    """Check that images come as an array with named dimensions.
+
+    Raises
+    ------
+    OptionError
+        If they do not.
+    """
+    if not isinstance(images, xr.DataArray):
+        raise OptionError(
+            f"images is a {type(images).__name__}; expected an xarray.DataArray "
+            "(rioxarray.open_rasterio reads a file as one; a Dataset of bands becomes one by "
+            ".to_dataarray('band'); copcube.embed_batch takes NumPy arrays)"
+        )
+
+
 def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
     """Order the dimensions as (leading…, y, x, band), the bands as published, north up.
 
@@ -51,12 +67,6 @@ def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
         If the image has not the bands or dimensions expected, or its bands, its rows or its
         columns run in an order that is not understood.
     """
-    if not isinstance(images, xr.DataArray):
-        raise OptionError(
-            f"images is a {type(images).__name__}; expected an xarray.DataArray "
-            "(rioxarray.open_rasterio reads a file as one; a Dataset of bands becomes one by "
-            ".to_dataarray('band'); copcube.embed_batch takes NumPy arrays)"
-        )
     if images.dtype.kind not in "iuf":
         raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
     band, y, x = (

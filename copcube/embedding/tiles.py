@@ -19,7 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from copcube.arguments import number, numbers, whole_number
-from copcube.embedding.axes import GENERAL, arranged, check_offset
+from copcube.embedding.axes import GENERAL, arranged, check_offset, require_images
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
 from copcube.embedding.partition import not_finite
@@ -140,10 +140,9 @@ def embed(
         batch_size = whole_number(batch_size, "batch_size", 1)
     if gsd is not None:
         gsd = number(gsd, "gsd", ", the side of a pixel in metres")
-    # First of all: it refuses what is no image.
-    turned = arranged(images, sensor)
+    require_images(images)
     check_offset(images, sensor, s2_offset)
-    whole = _whole_tiles(turned, size)
+    whole = _whole_tiles(arranged(images, sensor), size)
     *leading, y, x, _ = whole.dims
     where = Georeference.of(whole, y, x)
     metadata = tile_metadata(whole, where, size, sensor, date=date, gsd=gsd)
