@@ -67,6 +67,7 @@ def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
         If the image has not the bands or dimensions expected, or its bands, its rows or its
         columns run in an order that is not understood.
     """
+    require_images(images)
     if images.dtype.kind not in "iuf":
         raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
     band, y, x = (
