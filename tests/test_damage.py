@@ -140,6 +140,7 @@ def test_damage_is_found_at_an_address_too(sick, server, request):
             ObjectFolder(url).write(name, data)
     problem, _ = cube.validate(url)
     assert problem.startswith(f"{chunk}: damaged (")
+    assert not asyncio.all_tasks(_get_loop())
     here, there = cube.summary(path), cube.summary(url)
     assert (there.images, there.cells_by_group) == (here.images, here.cells_by_group)
     assert there.images_by_modality == here.images_by_modality

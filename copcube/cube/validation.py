@@ -1,7 +1,6 @@
 """Proving a cube: its schema, its chunks, its coordinates, and that counts and vectors agree."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from copcube.cube import schema
 from copcube.cube.store import array, chunk_name, leading, open_group, parsing
 from copcube.cube.stored import UNREADABLE, StoredChunks, overlapping
 from copcube.errors import CopcubeError
-from copcube.files.damage import reason
+from copcube.files.damage import let_zarr_finish, reason
 
 if TYPE_CHECKING:
     import zarr
@@ -253,9 +252,11 @@ class _Chunks:
         """
         if self._stored.form(array) is None:
             # zarr fetches all chunks of the part at once.
-            with suppress(*UNREADABLE):
+            try:
                 values = np.asarray(array[part])
                 return values, np.ones(values.shape, bool)
+            except UNREADABLE as error:
+                let_zarr_finish(error)
         # Chunk by chunk: if one is damaged, the others can still be examined.
         whole = tuple(slice(k, k + 1) if isinstance(k, int) else k for k in part)
         shape = [k.stop - k.start for k in whole]
