@@ -280,6 +280,19 @@ def squares(lat: ArrayLike, lon: ArrayLike, side: float) -> tuple[Integers, Inte
     return down.astype(np.int64), along.astype(np.int64)
 
 
+def widest_gap(places: NDArray[np.int64] | NDArray[np.float64], around: float) -> int:
+    """Number of the place behind which the widest gap lies, of sorted places on a circle.
+
+    Parameters
+    ----------
+    places : numpy.ndarray
+        (n,) places, each once, n at least 1.
+    around : float
+        Length of the circle.
+    """
+    return int(np.diff(places, append=places[0] + around).argmax())
+
+
 def shortest_arc(cols: NDArray[np.int64]) -> tuple[float, float] | None:
     """Ends of the shortest arc that holds some columns: it leaves out their widest gap.
 
@@ -298,8 +311,7 @@ def shortest_arc(cols: NDArray[np.int64]) -> tuple[float, float] | None:
     if len(cols) == N_LON:
         return -180.0, 180.0 - STEP
     # The arc leaves out the widest gap, so that a region across 180° is not the whole globe.
-    gaps = np.diff(cols, append=cols[0] + N_LON)
-    last = int(np.argmax(gaps))
+    last = widest_gap(cols, N_LON)
     ends = cols[(last + 1) % len(cols)], cols[last]
     west, east = ((STEP * int(col) + 180) % 360 - 180 for col in ends)
     return west, east

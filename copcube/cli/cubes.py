@@ -74,12 +74,10 @@ def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Argument
 
     def named(arguments: Arguments) -> None:
         from copcube.cube.store import reading
-        from copcube.files.damage import naming_damage
 
         given = (getattr(arguments, name) for name in inputs)
         paths = [path for one in given for path in (one if isinstance(one, list) else [one])]
-        # A chunk that is damaged is named first, by what zarr knows of it.
-        with reading(*(path for path in paths if path is not None)), naming_damage():
+        with reading(*(path for path in paths if path is not None)):
             run(arguments)
 
     return named

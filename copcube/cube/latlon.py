@@ -215,13 +215,11 @@ def reach(lon: ArrayLike) -> tuple[float, float]:
     """
     x = np.asarray(lon, np.float64)
     places = np.unique(x % 360)
-    gaps = np.diff(places, append=places[0] + 360)
-    widest = int(gaps.argmax())
-    if not 360 - gaps[widest] + grid.NEAR < x.max() - x.min() < 360 - grid.NEAR:
+    last = grid.widest_gap(places, 360)
+    west, east = float(places[(last + 1) % len(places)]), float(places[last])
+    if not (east - west) % 360 + grid.NEAR < x.max() - x.min() < 360 - grid.NEAR:
         return float(x.min()), float(x.max())
-    # The gap behind the last one is that of a region that does not cross 0°.
-    first = places[0] if widest == len(places) - 1 else places[widest + 1] - 360
-    return float(first), float(places[widest])
+    return west - 360 if west > east else west, east
 
 
 def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:

@@ -13,6 +13,7 @@ from copcube.cube import schema
 from copcube.cube.results import as_result
 from copcube.errors import CopcubeError, CubeError, in_a_line
 from copcube.files.contents import first_bytes, form, other_than
+from copcube.files.damage import naming_damage
 from copcube.files.limits import demand_piece
 from copcube.files.objects import is_remote, zarr_store
 
@@ -76,7 +77,9 @@ def reading(*paths: str | Path) -> Iterator[None]:
         If the body raises what decoders and file systems raise, and no error of copcube's.
     """
     try:
-        yield
+        # A chunk that is damaged is named first, by what zarr knows of it.
+        with naming_damage():
+            yield
     except CopcubeError:
         raise
     except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:

@@ -14,7 +14,6 @@ from copcube.cube.card import share_of_globe
 from copcube.cube.store import array, leading, open_group, reading
 from copcube.cube.stored import StoredChunks
 from copcube.cube.view import CubeView
-from copcube.files.damage import naming_damage
 from copcube.progress import size
 
 if TYPE_CHECKING:
@@ -104,8 +103,7 @@ def summary(path: str | Path) -> CubeSummary:
     CubeError
         If the path holds no cube, or a damaged one.
     """
-    # A chunk that is damaged is named first, by what zarr knows of it.
-    with reading(path), naming_damage():
+    with reading(path):
         return _summary(path)
 
 

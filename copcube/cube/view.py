@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from copcube import grid
 from copcube.cube.latlon import CELL, LatLon, first_positions, reach, spatial_dims
 from copcube.cube.pointwise import as_points, refuse_shared
+from copcube.cube.presence import present, refuse_unusable, refuse_zeros
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import labels
 from copcube.cube.whole import at_once, opened, scheduled_here
@@ -92,7 +93,7 @@ class CubeView:
                 f"{name} has the dimensions {', '.join(map(str, ds[name].dims))}; expected the "
                 f"one along its vectors to be named {usual}; rename it"
             )
-        _refuse_unusable(ds[name])
+        refuse_unusable(ds[name])
         lead = [dim for dim in others if dim != along]
         return cls(ds, ds[name].transpose(*lead, lat, lon, along))
 
@@ -468,36 +469,6 @@ def require_dataset(ds: object, what: str) -> None:
         )
 
 
-def present(values: NDArray[Any], *, zeros_allowed: bool = False) -> NDArray[np.bool_]:
-    """Find which vectors, along the last axis, are finite.
-
-    Raises
-    ------
-    CubeError
-        If zeros are not allowed and a vector is all zeros.
-    """
-    if not zeros_allowed:
-        refuse_zeros(values)
-    return np.asarray(np.isfinite(values).all(axis=-1))
-
-
-def refuse_zeros(values: NDArray[Any]) -> NDArray[Any]:
-    """Return vectors, along the last axis, as they are, if none of them is all zeros.
-
-    Raises
-    ------
-    CubeError
-        If one is.
-    """
-    if (zeros := ~values.any(axis=-1)).any():
-        raise CubeError(
-            f"{int(zeros.sum())} cells hold vectors of zeros and the cube has no n_images to "
-            "tell whether they are missing; published maps mean that by zeros: open them with "
-            "engine='copembed', or set them to NaN"
-        )
-    return values
-
-
 def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
     """Message for a dataset that lacks the variable with the vectors."""
     if holds == "embedding" and "pc" in ds:
@@ -508,23 +479,6 @@ def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
         "pc": "a reduction with a variable pc",
     }[holds]
     return f"expected {wanted}; found {', '.join(map(str, ds.data_vars)) or 'no variables'}"
-
-
-def _refuse_unusable(field: "xr.DataArray") -> None:
-    """Refuse an empty selection, and vectors that are no floating-point numbers."""
-    if empty := [str(dim) for dim, size in field.sizes.items() if size == 0]:
-        raise CubeError(
-            f"{field.name} has no values along {' and '.join(empty)}: the selection is empty; a "
-            "slice runs as the coordinate does, lat=slice(60, 40) where latitudes run from north "
-            "to south"
-        )
-    # In whole numbers nothing can be missing, and a mean of them would lose its fraction.
-    if field.dtype.kind != "f":
-        raise CubeError(
-            f"{field.name} holds {field.dtype} values; expected floating-point numbers, with NaN "
-            "where there is no vector: let xarray decode packed values, or convert others with "
-            f"ds.assign({field.name}=ds.{field.name}.astype('float32'))"
-        )
 
 
 def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":

@@ -7,7 +7,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.cube.view import CubeView, present
+from copcube.cube.presence import present
+from copcube.cube.view import CubeView
 from copcube.cube.whole import opened, scheduled_here
 from copcube.files.processors import available_processors
 from copcube.grid import Integers
@@ -78,7 +79,7 @@ def gathered_vectors(
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Read vectors of cells, (n, …, dim), and find which of them are some, (n, …).
 
-    Parameters and errors are those of `gathered` and of `copcube.cube.view.present`.
+    Parameters and errors are those of `gathered` and of `copcube.cube.presence.present`.
     """
     vectors = gathered(view, view.field, i, j)
     there = present(vectors, zeros_allowed=zeros_allowed)

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.cube.pointwise import refuse_shared
+from copcube.cube.presence import present
 from copcube.cube.results import as_result, described
-from copcube.cube.view import CubeView, group_labels, present
+from copcube.cube.view import CubeView, group_labels
 from copcube.errors import OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube.arguments import as_given, number
+from copcube.cube.presence import refuse_zeros
 from copcube.cube.results import as_result
-from copcube.cube.view import CubeView, Part, refuse_zeros
+from copcube.cube.view import CubeView, Part
 from copcube.errors import OptionError
 from copcube.files.processors import available_processors
 from copcube.grid import Floats, on_sphere

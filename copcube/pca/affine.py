@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.cube.view import present
+from copcube.cube.presence import present
 from copcube.files.processors import available_processors
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead

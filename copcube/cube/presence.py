@@ -1,0 +1,64 @@
+"""Which vectors are there: finite ones, where zeros may mean that there is none."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copcube.errors import CubeError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def present(values: NDArray[Any], *, zeros_allowed: bool = False) -> NDArray[np.bool_]:
+    """Find which vectors, along the last axis, are finite.
+
+    Raises
+    ------
+    CubeError
+        If zeros are not allowed and a vector is all zeros.
+    """
+    if not zeros_allowed:
+        refuse_zeros(values)
+    return np.asarray(np.isfinite(values).all(axis=-1))
+
+
+def refuse_zeros(values: NDArray[Any]) -> NDArray[Any]:
+    """Return vectors, along the last axis, as they are, if none of them is all zeros.
+
+    Raises
+    ------
+    CubeError
+        If one is.
+    """
+    if (zeros := ~values.any(axis=-1)).any():
+        raise CubeError(
+            f"{int(zeros.sum())} cells hold vectors of zeros and the cube has no n_images to "
+            "tell whether they are missing; published maps mean that by zeros: open them with "
+            "engine='copembed', or set them to NaN"
+        )
+    return values
+
+
+def refuse_unusable(field: "xr.DataArray") -> None:
+    """Refuse an empty selection, and vectors that are no floating-point numbers.
+
+    Raises
+    ------
+    CubeError
+        If it is one, or they are others.
+    """
+    if empty := [str(dim) for dim, size in field.sizes.items() if size == 0]:
+        raise CubeError(
+            f"{field.name} has no values along {' and '.join(empty)}: the selection is empty; a "
+            "slice runs as the coordinate does, lat=slice(60, 40) where latitudes run from north "
+            "to south"
+        )
+    # In whole numbers nothing can be missing, and a mean of them would lose its fraction.
+    if field.dtype.kind != "f":
+        raise CubeError(
+            f"{field.name} holds {field.dtype} values; expected floating-point numbers, with NaN "
+            "where there is no vector: let xarray decode packed values, or convert others with "
+            f"ds.assign({field.name}=ds.{field.name}.astype('float32'))"
+        )
