@@ -164,11 +164,11 @@ def test_rows_that_are_not_finite_are_mended_by_the_same_command(
     spoilt = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     sink = pa.BufferOutputStream()
     pq.write_table(table.set_column(4, "embedding", spoilt), sink)
-    receipt = folder.read_receipt("embed", name)
+    receipt = folder.receipts.read("embed", name)
     facts = {key: receipt[key] for key in ("images", "rescaled", "rejected", "seconds")}
     file = f"rows/{name}.parquet"
     files = {file: folder.files.write(file, sink.getvalue())}
-    folder.write_receipt(folder.plan().id, "embed", name, files, facts)
+    folder.receipts.write(folder.plan().id, "embed", name, files, facts)
     shutil.rmtree(out)
     encoder = StubEncoder()
     build(images, out, encoder=encoder)
@@ -527,21 +527,31 @@ def test_broken_images_are_recorded_and_skipped(images, tmp_path):
 
 
 def test_nothing_left_to_build(images, tmp_path):
+    out = tmp_path / "w.zarr"
+    options = {"encoder": StubEncoder(), "modalities": ["s5p_co"]}
     with pytest.raises(BuildError, match="no image is left"):
-        build(
-            images,
-            tmp_path / "w.zarr",
-            encoder=StubEncoder(),
-            modalities=["s5p_co"],
-            dates="1999",
-        )
+        build(images, out, **options, dates="1999")
+    # A run that shares the build cannot know what others are at.
+    with pytest.raises(BuildError, match="other options"):
+        build(images, out, **options, partitions=0)
+    # Nothing was made that the corrected command would throw away.
+    assert estimate(images, out, **options).done == 0
+    assert build(images, out, **options).finished
+    assert out.exists()
+    shutil.rmtree(out)
+    with pytest.raises(BuildError, match="other options"):
+        build(images, out, **options, dates="1999")
 
 
 def test_nothing_left_to_aggregate(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"
+    out = tmp_path / "a.zarr"
     with pytest.raises(BuildError, match=r"admit none$"):
-        aggregate(rows, tmp_path / "a.zarr", modalities="dem")
+        aggregate(rows, out, modalities="dem")
     assert not (tmp_path / "a.build" / "quarantine.parquet").exists()
+    aggregate(rows, out)
+    with pytest.raises(BuildError, match=r"options.modalities: was .*, now \['dem'\]"):
+        aggregate(rows, out, modalities="dem")
 
 
 def test_the_rate_by_a_clock_that_is_ahead(undisturbed, tmp_path):

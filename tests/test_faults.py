@@ -604,16 +604,21 @@ def test_an_interrupt_ends_a_cluster_cleanly(images, undisturbed, tmp_path):
     script.write_text(heeding + DRIVER.replace("0.01", "0.1"))
     out = tmp_path / "world.zarr"
     driver = subprocess.Popen(
-        [sys.executable, script, TESTS, images, out], stderr=subprocess.PIPE, text=True
+        [sys.executable, script, TESTS, images, out],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while len(embedded(out)) < 2 and driver.poll() is None:
         time.sleep(0.01)
     workers = [int(pid) for pid in _children(driver.pid) if _is_worker(int(pid))]
     assert workers
-    driver.send_signal(signal.SIGINT)
+    # A terminal sends Ctrl-C to all processes in front of it.
+    os.killpg(driver.pid, signal.SIGINT)
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode != 0
-    assert "KeyboardInterrupt" in errors
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert errors.count("Traceback") == 1
     assert not any(_is_worker(pid) for pid in workers)
     before = embedded(out)
     build(images, out, encoder=StubSpec(), **OPTIONS)

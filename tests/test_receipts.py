@@ -307,6 +307,14 @@ def test_an_estimate_changes_no_receipt(source, tmp_path, monkeypatch):
     assert contents(tmp_path / "copy") == before
 
 
+@pytest.mark.parametrize("name", ["plan.json", "partitions.parquet"])
+def test_a_damaged_list_beside_a_cube_is_a_finding(source, tmp_path, name):
+    build("fake", tmp_path / "world.zarr", encoder=StubEncoder())
+    (tmp_path / "world.build" / name).write_text("{")
+    (problem,) = validate_rows(tmp_path / "world.zarr")
+    assert problem.startswith(f"{tmp_path / 'world.build' / name}: ")
+
+
 @pytest.mark.slow
 def test_validate_finds_what_size_and_stamp_hide(source, tmp_path):
     """A bit that a disk has turned; the message says how to mend it, and that does."""
@@ -335,9 +343,9 @@ def test_validate_finds_what_size_and_stamp_hide(source, tmp_path):
 def test_a_broken_receipt_counts_as_none(tmp_path, text):
     folder = BuildFolder(tmp_path / "world.zarr")
     folder.files.write("receipts/embed/a.json", text.encode())
-    assert folder.receipts("w", "embed", ["a", "b"]) == {}
-    assert folder.receipt("w", "embed", "a") is None
-    assert folder.receipt("w", "embed", "b") is None
+    assert folder.receipts.done("w", "embed", ["a", "b"]) == {}
+    assert not folder.receipts.is_done("w", "embed", "a")
+    assert not folder.receipts.is_done("w", "embed", "b")
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_a_build_that_is_half_done_is_known(release):
     folder = BuildFolder(release / "part.zarr")
     plan = folder.plan()
     names = [partition.name for partition in folder.partitions()]
-    receipts = folder.receipts(plan.id, "embed", names)
+    receipts = folder.receipts.done(plan.id, "embed", names)
     assert len(receipts) == 1
     assert sum(receipts[names[0]]["images"].values()) > 0
     now = status(folder.path)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,15 +17,16 @@ from copcube.aggregate import Aggregation, Balance
 from copcube.arguments import flag
 from copcube.builds.dask import Workers, executor
 from copcube.builds.executors import Executor
-from copcube.builds.folder import BuildFolder, Receipt
+from copcube.builds.folder import BuildFolder
+from copcube.builds.partitions import chosen_partitions
 from copcube.builds.plan import (
     BuildOptions,
     Plan,
     Product,
-    chosen_partitions,
     plan_aggregate,
     plan_build,
 )
+from copcube.builds.receipts import Receipt
 from copcube.builds.stages import (
     EmbedStage,
     assemble,
@@ -243,39 +245,39 @@ def build(
         names = [listed[i].name for i in chosen]
         receipts = {
             name: counts(receipt)
-            for name, receipt in folder.receipts(plan.id, "embed", names, renew=True).items()
+            for name, receipt in folder.receipts.done(plan.id, "embed", names, renew=True).items()
             if not (retry_quarantined and receipt.get("quarantined"))
         }
         resumed = len(receipts)
-        tasks = [
-            EmbedTask(folder.out, plan.id, i, listed[i].name, images.reader, options)
-            for i in chosen
-            if listed[i].name not in receipts
-        ]
-        stage = EmbedStage(folder, plan, listed, tasks, receipts)
-        run_stage(runner, stage)
+
+        def embed_missing() -> EmbedStage:
+            tasks = [
+                EmbedTask(folder.out, plan.id, i, listed[i].name, images.reader, options)
+                for i in chosen
+                if listed[i].name not in receipts
+            ]
+            stage = EmbedStage(folder, plan, listed, tasks, receipts)
+            run_stage(runner, stage)
+            return stage
+
+        stage = embed_missing()
         rejected: dict[str, int] = {}
         if partitions is None:
+            assembled = partial(
+                _assembled, folder, plan, options, receipts, names, runner, asked, overwrite
+            )
             try:
-                rejected = _assembled(
-                    folder, plan, options, receipts, names, runner, asked, overwrite=overwrite
-                )
+                rejected = assembled()
             except RowsError as error:
                 # Rows of earlier versions, or of an encoder that checked nothing.
-                again = [i for i in chosen if _is_to_be_mended(folder, listed[i].name, receipts)]
+                again = [name for name in names if _is_to_be_mended(folder, name, receipts)]
                 if not again:
                     raise
                 log.warning("%s; %d partitions are embedded again", error, len(again))
-                tasks = [
-                    EmbedTask(folder.out, plan.id, i, listed[i].name, images.reader, options)
-                    for i in again
-                ]
-                for task in tasks:
-                    del receipts[task.name]
-                run_stage(runner, EmbedStage(folder, plan, listed, tasks, receipts))
-                rejected = _assembled(
-                    folder, plan, options, receipts, names, runner, asked, overwrite=overwrite
-                )
+                for name in again:
+                    del receipts[name]
+                embed_missing()
+                rejected = assembled()
         quarantined = tuple(name for name in names if receipts[name]["quarantined"])
     total: Counter[str] = Counter()
     for receipt in receipts.values():
@@ -300,7 +302,6 @@ def _assembled(
     names: Sequence[str],
     runner: Executor,
     asked: Sequence[str],
-    *,
     overwrite: bool,
 ) -> dict[str, int]:
     """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
@@ -449,11 +450,14 @@ def validate_rows(out: str | Path) -> list[str]:
         What is wrong; empty if all is well or there is no build folder.
     """
     folder = BuildFolder(out)
-    plan = folder.plan()
-    if plan is None or plan.kind != "build":
-        return []
-    names = [partition.name for partition in folder.partitions()]
-    receipts = folder.receipts(plan.id, "embed", names, hashes=True)
+    try:
+        plan = folder.plan()
+        if plan is None or plan.kind != "build":
+            return []
+        names = [partition.name for partition in folder.partitions()]
+    except BuildError as error:
+        return [str(error)]
+    receipts = folder.receipts.done(plan.id, "embed", names, hashes=True)
     # A build trusts size and stamp, so a damaged file has to go before it is made again.
     missing = [
         f"{folder.rows(name)}: missing, or not the rows that this build wrote; remove it if it is "
@@ -489,7 +493,9 @@ def _admitted(
         if known is None or known.id != plan.id or folder.begins_anew(plan):
             folder.begin_replacing()
     else:
-        plan = folder.followed(plan, keep_batches=keep_batches)
+        plan = folder.followed(plan, keep_batches=keep_batches, alone=alone)
+        if alone and folder.plan() not in (None, plan):
+            folder.clear()
     # Others that share the build may be writing what would be swept.
     if alone:
         folder.prepare()

@@ -4,9 +4,11 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.arguments import whole_number
@@ -198,13 +200,26 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
         # once.
         "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, threads),
     }
-    with (
-        _environment_kept(),
-        dask.config.set(settings),
-        SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
+    with _environment_kept(), dask.config.set(settings):
+        with _interrupts_held():
+            cluster = SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        with cluster, Client(cluster, set_as_default=False) as client:
+            yield client
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until this ends, and from what is started meanwhile for good.
+
+    A terminal sends it to the workers as well, but this process alone decides what becomes of
+    them. A cluster that is interrupted while it starts can be closed by nobody.
+    """
+    resource_tracker.ensure_running()  # starting it with the first worker would end the holding
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

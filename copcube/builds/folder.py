@@ -16,40 +16,32 @@
       publishing                     there while a cube is copied to its name in a bucket
       .lock-*                        who owns the build, as long as somebody does
 
-A task counts as done when its receipt names the work it belongs to and its files have the
-recorded sizes and stamps (time of the last change and inode, or the entity tag of an object).
-The recorded checksums are those of the bytes that were written, taken on their way out; they
-are compared where a stamp differs, and by `copcube validate`. A receipt is written last, after
-its files are durable, so killing a build at any moment loses only what had no receipt. In an
-object store the folder looks the same.
+What a receipt proves is said in `copcube.builds.receipts`. In an object store the folder looks
+the same.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from copcube import progress
 from copcube.arguments import flag
-from copcube.builds.plan import Plan, encode_partitions, read_digest, read_partitions
+from copcube.builds.partitions import encode_partitions, read_digest, read_partitions
+from copcube.builds.plan import Plan
+from copcube.builds.receipts import Receipts
 from copcube.cube import foreign, overlap, read_attributes
 from copcube.errors import BuildError, CopcubeError, OptionError
 from copcube.files.atomic import sync
 from copcube.files.contents import HEAD, other_than
-from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
+from copcube.files.folders import LocalFolder, absolute, open_folder
 from copcube.files.lock import BEAT, DEAD, Lock
 from copcube.files.objects import ObjectFolder, is_remote, listing
 from copcube.files.objects.stores import split
-from copcube.files.states import FileState, Written
 from copcube.images import Partition
-
-Receipt = dict[str, Any]
 
 SCRATCH = (
     *("cells", "variances", "running", "failed", "survey.json", "replaced.zarr", "cube.zarr"),
@@ -75,6 +67,7 @@ class BuildFolder:
         self.out = absolute(out)
         self.path = self.out.removesuffix(".zarr") + ".build"
         self.files = open_folder(self.path)
+        self.receipts = Receipts(self.files)
         self.cube = f"{self.path}/cube.zarr"
         self._lock: Lock | None = None
 
@@ -103,8 +96,10 @@ class BuildFolder:
                 "--overwrite starts anew"
             ) from error
 
-    def followed(self, plan: Plan, *, keep_batches: bool = True) -> Plan:
+    def followed(self, plan: Plan, *, keep_batches: bool = True, alone: bool = True) -> Plan:
         """Return the plan to follow: that of the build under way, if it is the one asked for.
+
+        A build that has made nothing, such as one of dates without images, is in nobody's way.
 
         Parameters
         ----------
@@ -112,6 +107,8 @@ class BuildFolder:
             What is asked for.
         keep_batches : bool
             Whether the batch sizes of the build under way are kept, as nobody asked for others.
+        alone : bool
+            Whether no other run may be at work on the build under way.
 
         Raises
         ------
@@ -119,13 +116,23 @@ class BuildFolder:
             If the build under way has other options, or a cube would be replaced unasked.
         """
         if (known := self.plan()) is not None:
-            if keep_batches:
-                # The encoder chooses them by the machine, and a build may go on on another.
-                plan = replace(plan, batch_sizes=known.batch_sizes)
-            known.refuse_changes(plan, self.path)
-            plan = known
+            # The encoder chooses them by the machine, and a build may go on on another.
+            same = replace(plan, batch_sizes=known.batch_sizes) if keep_batches else plan
+            try:
+                known.refuse_changes(same, self.path)
+                plan = known
+            except BuildError:
+                if not alone or self.has_made_something():
+                    raise
         self.require_result(plan)
         return plan
+
+    def has_made_something(self) -> bool:
+        """Whether starting anew would throw away more than the lists of what there is to do."""
+        if self.has_cube() or self.receipts.names("combine"):
+            return True
+        embedded = self.receipts.readable("embed").values()
+        return any(receipt["images"] or receipt["rejected"] for receipt in embedded)
 
     def begins_anew(self, plan: Plan) -> bool:
         """Whether replacing the cube of a plan, which is there, has not begun."""
@@ -393,163 +400,3 @@ class BuildFolder:
         """
         if self._lock is not None:
             self._lock.check()
-
-    def receipt(self, work: str, stage: str, name: str) -> Receipt | None:
-        """Receipt of a unit, if it is done; see `receipts`."""
-        receipt = self._claim(work, stage, name)
-        if receipt is None:
-            return None
-        states = self.files.states(receipt["files"])
-        return receipt if self._stamps(receipt, states, hashes=False) is not None else None
-
-    def read_receipt(self, stage: str, name: str) -> Receipt:
-        """Receipt of a unit as it stands, whatever became of its files."""
-        receipt: Receipt = json.loads(self.files.read(f"receipts/{stage}/{name}.json"))
-        return receipt
-
-    def receipts(
-        self,
-        work: str,
-        stage: str,
-        names: Iterable[str],
-        *,
-        hashes: bool = False,
-        renew: bool = False,
-    ) -> dict[str, Receipt]:
-        """Receipts of the units that are done, by name, in the order of the names.
-
-        A unit is done if its receipt is of this work and its files are as they were written.
-        A file whose size and stamp are those of the receipt is not opened. Where only the
-        stamp differs, as in a copy of the folder or with a receipt of an earlier copcube that
-        has no stamps, the SHA-256 of the file decides.
-
-        Parameters
-        ----------
-        work : str
-            Hash of everything that decides the bytes of the files.
-        stage : str
-            Stage of the units.
-        names : iterable of str
-            The units.
-        hashes : bool
-            Whether to read all files and compare their SHA-256, whatever their stamps are.
-        renew : bool
-            Whether to note new stamps in the receipts, so that the next run need not read
-            the same files again.
-        """
-        # One listing says which receipts are there; in a store each question would be a request.
-        known = {
-            file.rpartition("/")[2].removesuffix(".json")
-            for file in self.files.names(f"receipts/{stage}/")
-        }
-        wanted = [name for name in names if name in known]
-        if not wanted:
-            return {}
-        found = {}
-        with (
-            progress.show("checking", len(wanted), "receipts") as bar,
-            ThreadPoolExecutor() as pool,
-        ):
-            read = pool.map(lambda name: (name, self._claim(work, stage, name)), wanted)
-            claims = {name: receipt for name, receipt in read if receipt is not None}
-            bar.advance(len(wanted) - len(claims))
-            states = self.files.states(file for r in claims.values() for file in r["files"])
-            checks = pool.map(lambda r: self._stamps(r, states, hashes), claims.values())
-            for (name, receipt), stamps in zip(claims.items(), checks, strict=True):
-                bar.advance()
-                if stamps is None:
-                    continue
-                if renew and stamps != receipt.get("stamps", {}):
-                    receipt["stamps"] = stamps
-                    self.files.write(f"receipts/{stage}/{name}.json", to_json(receipt))
-                found[name] = receipt
-        return found
-
-    def _claim(self, work: str, stage: str, name: str) -> Receipt | None:
-        """Receipt of a unit if it is readable and of this work; its files are not looked at."""
-        try:
-            receipt = self.read_receipt(stage, name)
-            return receipt if is_receipt(receipt, stage) and receipt["work"] == work else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-
-    def _stamps(
-        self, receipt: Receipt, states: Mapping[str, FileState], hashes: bool
-    ) -> dict[str, str | None] | None:
-        """Stamps of a receipt's files as they are now; None if a file is not as it was written."""
-        stamps: dict[str, str | None] = {}
-        known = receipt.get("stamps", {})
-        for file, expected in receipt["files"].items():
-            state = states.get(file)
-            if state is None or state.size != expected[0]:
-                return None
-            stamps[file] = state.stamp
-            unchanged = state.stamp is not None and state.stamp == known.get(file)
-            if (hashes or not unchanged) and not self._has_checksum(file, expected):
-                return None
-        return stamps
-
-    def _has_checksum(self, file: str, expected: list[int | str]) -> bool:
-        try:
-            return checksum(self.files, file) == expected
-        except FileNotFoundError:  # removed since its state was asked for
-            return False
-
-    def write_receipt(
-        self,
-        work: str,
-        stage: str,
-        name: str,
-        files: Mapping[str, Written],
-        facts: Mapping[str, Any],
-    ) -> Receipt:
-        """Write the receipt of a unit whose files are durable, and return it.
-
-        Parameters
-        ----------
-        work : str
-            Hash of everything that decides the bytes of the files.
-        stage, name : str
-            Which unit.
-        files : mapping of str to Written
-            Its files, by their names in this folder.
-        facts : mapping
-            What else is to be remembered of it.
-        """
-        receipt = {
-            "work": work,
-            "files": {file: [written.size, written.sha256] for file, written in files.items()},
-            # Apart from the checksums, which name the rows: a copy has other stamps.
-            "stamps": {file: written.stamp for file, written in files.items()},
-            **facts,
-        }
-        self.files.write(f"receipts/{stage}/{name}.json", to_json(receipt))
-        return receipt
-
-
-def is_receipt(receipt: Any, stage: str) -> bool:
-    """Whether something read from a file has the form of a receipt of a stage.
-
-    Raises
-    ------
-    AttributeError, KeyError, TypeError
-        Perhaps, if it has not.
-    """
-    if not all(len(known) == 2 for known in receipt["files"].values()):
-        return False
-    if not isinstance(receipt.get("stamps", {}), dict):
-        return False
-    if stage != "embed":
-        return True
-    figures = [*receipt["images"].values(), *(item["images"] for item in receipt["rejected"])]
-    whole = all(type(figure) is int for figure in figures)
-    kinds = all(isinstance(item["kind"], str) for item in receipt["rejected"])
-    times = [*receipt["seconds"].values(), receipt.get("finished", 0.0)]
-    numbers = all(isinstance(time, int | float) for time in times)
-    timed = "embedding" in receipt["seconds"] or receipt["quarantined"] is not None
-    return whole and kinds and numbers and timed
-
-
-def to_json(value: Any) -> bytes:
-    """Bytes of a value as JSON with sorted keys."""
-    return json.dumps(value, sort_keys=True).encode()

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from copcube.arguments import one_path
-from copcube.builds.folder import BuildFolder, Receipt, is_receipt
-from copcube.builds.plan import BuildOptions, Plan, chosen_partitions, plan_build
+from copcube.builds.folder import BuildFolder
+from copcube.builds.partitions import chosen_partitions
+from copcube.builds.plan import BuildOptions, Plan, plan_build
+from copcube.builds.receipts import Receipt
 from copcube.builds.tasks import describe
 from copcube.cube import read_attributes
 from copcube.embedding import Batch, Encoder, crop_image
@@ -121,9 +123,11 @@ def estimate(
     if overwrite:
         folder.require_own_cube()
     else:
-        plan = folder.followed(plan, keep_batches=chosen.batch_size is None)
+        plan = folder.followed(
+            plan, keep_batches=chosen.batch_size is None, alone=partitions is None
+        )
     anew = overwrite and folder.begins_anew(plan)
-    done = {} if anew else folder.receipts(plan.id, "embed", [p.name for p in listed])
+    done = {} if anew else folder.receipts.done(plan.id, "embed", [p.name for p in listed])
     # Evenly over all partitions: the first ones may all lie in one region.
     step = max(len(listed) // LOOK, 1)
     looked = listed[::step]
@@ -322,11 +326,7 @@ def status(path: str | Path) -> Status:
             "found none"
         )
     names = [partition.name for partition in folder.partitions()]
-    receipts = {
-        name: receipt
-        for name, receipt in _read_all(folder, "receipts/embed/").items()
-        if _has(is_receipt, receipt, "embed")
-    }
+    receipts = folder.receipts.readable("embed")
     stage, units, done = _stage(folder, plan, len(names), len(receipts))
     return Status(
         folder=folder.path,
@@ -353,10 +353,10 @@ def _is_mark(mark: Any) -> bool:
     return mark.keys() == kinds.keys() and all(isinstance(mark[k], kinds[k]) for k in kinds)
 
 
-def _has(form: Callable[..., bool], *values: Any) -> bool:
+def _has(form: Callable[[Any], bool], value: Any) -> bool:
     """Whether what was read from a damaged file has a form all the same."""
     try:
-        return form(*values)
+        return form(value)
     except (AttributeError, KeyError, TypeError):
         return False
 
@@ -396,8 +396,8 @@ def _stage(folder: BuildFolder, plan: Plan, partitions: int, embedded: int) -> t
         return "embedding", partitions, embedded
     if read_attributes(folder.out).get("copcube_plan") == plan.id:
         return "done", partitions, partitions
-    combined, written = (len(folder.files.names(f"receipts/{s}/")) for s in ("combine", "write"))
-    if written or folder.files.names("receipts/create/"):
+    combined, written = (len(folder.receipts.names(s)) for s in ("combine", "write"))
+    if written or folder.receipts.names("create"):
         return "writing", N_BANDS, written
     try:
         parts = len(json.loads(folder.files.read("survey.json"))["parts"])

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from copcube import cube, progress
 from copcube.aggregate import Aggregation
 from copcube.builds.executors import Executor, KilledError, Task
-from copcube.builds.folder import BuildFolder, Receipt, to_json
+from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import Plan, cube_attributes, digest
+from copcube.builds.receipts import Receipt, to_json
 from copcube.builds.tasks import (
     AssembleTask,
     EmbedTask,
@@ -285,7 +286,7 @@ class EmbedStage(Stage[EmbedTask]):
             "quarantined": reason,
         }
         log.warning("%s is left out: %s", partition.name, reason)
-        return counts(self.folder.write_receipt(self._plan.id, "embed", partition.name, {}, facts))
+        return counts(self.folder.receipts.write(self._plan.id, "embed", partition.name, {}, facts))
 
 
 def rows_digest(receipts: Iterable[Receipt]) -> str:
@@ -312,7 +313,7 @@ def write_quarantine(folder: BuildFolder, names: Sequence[str]) -> tuple[dict[st
     rescaled, files = 0, []
     with pq.ParquetWriter(sink, schema, compression="zstd") as table:
         for name in names:
-            receipt = folder.read_receipt("embed", name)
+            receipt = folder.receipts.read("embed", name)
             files.append({"files": receipt["files"]})
             rescaled += receipt["rescaled"]
             for item in receipt["rejected"]:
@@ -354,7 +355,7 @@ class AssembleStage(Stage[AssembleTask]):
         }[kind]
         self._kind, self._width = kind, width
         names = [f"{i:0{width}d}" for i in range(number)]
-        done = folder.receipts(task.work, kind, names, renew=True)
+        done = folder.receipts.done(task.work, kind, names, renew=True)
         tasks = [replace(task, number=i) for i, name in enumerate(names) if name not in done]
         if kind == "combine":
             # The passes first: each reads of many parts, and as the last would run alone.
@@ -453,7 +454,7 @@ def _create(
     folder: BuildFolder, task: AssembleTask, found: Surveyed, attributes: Mapping[str, Any]
 ) -> None:
     """Write the template of the cube, unless an earlier run did."""
-    if folder.receipt(task.work, "create", "cube") is not None:
+    if folder.receipts.is_done(task.work, "create", "cube"):
         return
     folder.discard("cube.zarr")
     written = cube.create(
@@ -466,7 +467,7 @@ def _create(
     metadata = {
         f"cube.zarr/{name}": known for name, known in written.items() if name.endswith("zarr.json")
     }
-    folder.write_receipt(task.work, "create", "cube", metadata, {})
+    folder.receipts.write(task.work, "create", "cube", metadata, {})
 
 
 def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:

@@ -23,8 +23,10 @@ import numpy as np
 from copcube import aggregate, cube
 from copcube.aggregate import Aggregation, Survey
 from copcube.balance import Variances, equalised
-from copcube.builds.folder import BuildFolder, Receipt, to_json
-from copcube.builds.plan import BuildOptions, EncoderFacts, Plan, digest, read_partition
+from copcube.builds.folder import BuildFolder
+from copcube.builds.partitions import read_partition
+from copcube.builds.plan import BuildOptions, EncoderFacts, Plan, digest
+from copcube.builds.receipts import Receipt, to_json
 from copcube.cells import Cells, decode_cells, encode_cells
 from copcube.embedding import Encoder, embed_partition
 from copcube.embedding.fragments import embed_fragments
@@ -140,7 +142,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
             "host": socket.gethostname(),
             "finished": time.time(),
         }
-        return counts(folder.write_receipt(plan.id, "embed", task.name, files, facts))
+        return counts(folder.receipts.write(plan.id, "embed", task.name, files, facts))
 
 
 def _embedded(
@@ -294,7 +296,7 @@ def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
         files[name] = folder.files.write(name, encode_cells(cells))
     advance(1)
     facts = {"cells": len(cells)}
-    folder.write_receipt(task.work, "combine", f"{task.number:06d}", files, facts)
+    folder.receipts.write(task.work, "combine", f"{task.number:06d}", files, facts)
     return facts
 
 
@@ -306,7 +308,7 @@ def run_balance_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     file = f"variances/{name}.json"
     files = {file: folder.files.write(file, data)}
     advance(1)
-    folder.write_receipt(task.work, "balance", name, files, {})
+    folder.receipts.write(task.work, "balance", name, files, {})
     return {}
 
 
@@ -332,7 +334,7 @@ def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     advance(1)
     facts = {"cells": len(cells)}
     chunks = {f"cube.zarr/{chunk}": known for chunk, known in written.items()}
-    folder.write_receipt(task.work, "write", f"{task.number:02d}", chunks, facts)
+    folder.receipts.write(task.work, "write", f"{task.number:02d}", chunks, facts)
     return facts
 
 
