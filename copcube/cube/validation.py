@@ -233,6 +233,10 @@ class _Chunks:
         self.may_hold = self._stored.may_hold
         self._by, self._groups, self._damaged = by, groups, damaged
 
+    def may_be_stored(self, array: Any, part: tuple[Any, ...]) -> bool:
+        """Whether a chunk of a part of an array is stored, or nothing can be listed."""
+        return any(self.may_hold(array, index) for index, _ in overlapping(array, _slices(part)))
+
     def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
         """Read a part of an array, and tell which of its values are known.
 
@@ -258,7 +262,7 @@ class _Chunks:
             except UNREADABLE as error:
                 let_zarr_finish(error)
         # Chunk by chunk: if one is damaged, the others can still be examined.
-        whole = tuple(slice(k, k + 1) if isinstance(k, int) else k for k in part)
+        whole = _slices(part)
         shape = [k.stop - k.start for k in whole]
         values = np.full(shape, array.fill_value, array.dtype)
         known = np.ones(shape, bool)
@@ -290,6 +294,10 @@ class _Chunks:
         self._damaged.setdefault(name, f"{name}: {what}; {array.path} of {where}")
 
 
+def _slices(part: tuple[Any, ...]) -> tuple[slice, ...]:
+    return tuple(slice(k, k + 1) if isinstance(k, int) else k for k in part)
+
+
 def _coordinates(
     arrays: Mapping[str, Any], expected: Mapping[str, schema.Variable], chunks: _Chunks
 ) -> Iterator[str]:
@@ -316,11 +324,13 @@ def _band(
     rows = grid.Block(band, 0).rows
     shape = rows.stop - rows.start, grid.N_LON
     maps = [name for name in ("n_images", "spread", "n_images_by_modality") if name in arrays]
+    parts = {name: _part(arrays[name], {"lat": rows}, at) for name in (*maps, "embedding")}
+    # Most bands of a small cube hold nothing, which contradicts nothing.
+    if not any(chunks.may_be_stored(arrays[name], part) for name, part in parts.items()):
+        return
     values, known = {}, {}
     for name in maps:
-        stored = arrays[name]
-        part = *at, *(slice(0, n) for n in stored.shape[len(at) : -2]), rows, slice(0, grid.N_LON)
-        values[name], known[name] = chunks.read(stored, part)
+        values[name], known[name] = chunks.read(arrays[name], parts[name])
     count: NDArray[np.int32] = values["n_images"]
     spread = values.get("spread", np.where(count > 0, np.float32(0), np.float32(np.nan)))
     by_modality = values.get("n_images_by_modality", count[np.newaxis])
@@ -336,7 +346,7 @@ def _band(
         # Most blocks are sea: their chunks are not stored and need not be read.
         may_be = chunks.may_hold(embedding, index)
         if may_be or any(held[window].any() for held in holds.values()):
-            part = *at, rows, block.cols, slice(0, embedding.shape[-1])
+            part = _part(embedding, {"lat": rows, "lon": block.cols}, at)
             vectors, readable = chunks.read(embedding, part)
             whole[window] = np.isfinite(vectors).all(axis=-1)
             holds["embedding"][window] = ~np.isnan(vectors).all(axis=-1)
@@ -362,6 +372,12 @@ def _band(
     yield "vector without images", both & (count <= 0) & holds["embedding"]
 
 
+def _part(array: Any, chosen: Mapping[str, slice], at: tuple[int, ...]) -> tuple[Any, ...]:
+    """Part of an array at the first indices, with slices chosen by dimension, else whole."""
+    rest = zip(array.metadata.dimension_names[len(at) :], array.shape[len(at) :], strict=True)
+    return *at, *(chosen.get(name, slice(0, n)) for name, n in rest)
+
+
 def _find_missing(
     arrays: Mapping[str, Any],
     at: tuple[int, ...],
@@ -379,12 +395,14 @@ def _find_missing(
         others = [other for key, other in holds.items() if key != name]
         stored = arrays[name]
         axis = stored.metadata.dimension_names.index("lon")
-        for j, west in enumerate(range(0, grid.N_LON, stored.chunks[axis])):
-            window = slice(None), slice(west, west + stored.chunks[axis])
-            votes = sum(bool(other[window].any()) for other in others)
-            if votes < min(2, len(others)) or held[window].any() or not known[name][window].all():
-                continue
+        width = stored.chunks[axis]
+        columns = np.arange(0, grid.N_LON, width)
+        in_others = [np.logical_or.reduceat(other.any(axis=0), columns) for other in others]
+        lost = np.sum(in_others, axis=0, dtype=int) >= min(2, len(others))
+        lost &= ~np.logical_or.reduceat(held.any(axis=0), columns)
+        lost &= np.logical_and.reduceat(known[name].all(axis=0), columns)
+        for j in np.flatnonzero(lost).tolist():
             between = (0,) * (axis - 1 - len(at))
             after = (0,) * (stored.ndim - axis - 1)
             chunks.note(stored, (*at, *between, band, j, *after), "missing")
-            known[name][window] = False
+            known[name][:, j * width : (j + 1) * width] = False
