@@ -1,5 +1,6 @@
 """The command line: what each command says, writes and returns."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -83,6 +84,25 @@ def test_wrong_usage_is_code_2(capsys):
             main(argv)
         assert stop.value.code == 2
     assert "positive whole number" in capsys.readouterr().err
+
+
+def test_a_terminal_that_lacks_letters(part, tmp_path, monkeypatch):
+    """Such as a log in Latin letters: a healthy map was called damaged for a ×."""
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert main(["export", str(part), str(tmp_path / "map.npz"), "--quiet"]) == 0
+    shown.flush()
+    assert b"2 cells \\xd7 8 float32" in shown.buffer.getvalue()
+
+
+def test_whoever_reads_the_output_may_go_away(part, monkeypatch, capsys):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert main(["compare", str(part), str(part)]) == 141
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

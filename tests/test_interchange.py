@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tracemalloc
+from contextlib import contextmanager
 
 import dask.array as da
 import numpy as np
@@ -84,6 +85,42 @@ def same(a, b):
 
 def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def room(size):
+    """Files of this process may grow to a size, as on a disk that has no more room."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_is_named_and_leaves_what_was_there(world, tmp_path, suffix):
+    """Also where the writer is GDAL, which says nothing, or HDF5, which does not say why."""
+    region = world.isel(lat=slice(200, 240), lon=slice(0, 60))
+    path = tmp_path / f"map.{suffix}"
+    export(region, path)
+    before = digest(path)
+    for size in (path.stat().st_size // 2, path.stat().st_size - 1):
+        with room(size), pytest.raises(WriteError, match=f"{path} cannot be written: .*large a"):
+            export(region, path, overwrite=True)
+        assert digest(path) == before
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_under_the_cache_is_no_damage_of_the_map(world, tmp_path, monkeypatch):
+    path = tmp_path / "map.tif"
+    export(world.isel(lat=slice(200, 240), lon=slice(0, 60)), path)
+    monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "cache"))
+    lazy = opened(path)["embedding"]
+    with room(4096), pytest.raises(WriteError, match=r"set COPCUBE_CACHE .*cannot be written"):
+        lazy.load()
+    assert lazy.load().notnull().any()
 
 
 @pytest.mark.slow

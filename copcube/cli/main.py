@@ -8,6 +8,7 @@ shows the traceback instead.
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
+    # Where the terminal lacks a letter, its number is shown, as Python does for errors.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser().parse_args(argv)
     _log_to_stderr(quiet=arguments.quiet)
     try:

@@ -80,7 +80,7 @@ def reading(*paths: str | Path) -> Iterator[None]:
         # A chunk that is damaged is named first, by what zarr knows of it.
         with naming_damage():
             yield
-    except CopcubeError:
+    except (CopcubeError, BrokenPipeError):  # who reads what is printed has ended, as `head` does
         raise
     except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
         names = " or ".join(map(str, paths))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from copcube.errors import StorageError, WriteError
+from copcube.errors import CopcubeError, StorageError, WriteError
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
@@ -24,6 +24,9 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of its path is a file, not a folder; choose another place",
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ROOM = 4 << 20
+"""Bytes that are written to find out whether there was room for more."""
 
 
 @contextmanager
@@ -53,6 +56,32 @@ def writing(path: str | Path) -> Iterator[None]:
         raise WriteError(error.errno, f"{path} cannot be written: {remedy}") from error
 
 
+@contextmanager
+def _naming_lack_of_room(temporary: Path) -> Iterator[None]:
+    """Find out whether a writer failed for lack of room, if it gives no reason.
+
+    Raises
+    ------
+    OSError
+        If there is no room, as the file system says it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        said = isinstance(error, CopcubeError) or getattr(error, "errno", None) is not None
+        if not said and temporary.exists():
+            probe = temporary / ".room" if temporary.is_dir() else temporary
+            try:
+                with open(probe, "ab") as file:
+                    file.write(bytes(_ROOM))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as refusal:
+                if refusal.errno in _FULL:
+                    raise refusal from error
+        raise
+
+
 def require_vacant(folder: Path) -> None:
     """Check that a folder holds nothing, or is not there.
 
@@ -72,7 +101,8 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
 
     The body writes the file under the name it gets. When the body ends, file and folder are
     flushed to the disk and the file takes its final name. When the body fails, the temporary
-    file is removed and a former file stays as it was.
+    file is removed and a former file stays as it was. HDF5 and GDAL do not say that a disk is
+    full; whether it is, is found out then.
 
     Parameters
     ----------
@@ -99,7 +129,8 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
     temporary = _hidden(final, "partial")
     try:
         with writing(final):
-            yield temporary
+            with _naming_lack_of_room(temporary):
+                yield temporary
             if flush:
                 # Before the rename, or after a power cut the name could stand for an empty file.
                 sync(temporary)
@@ -146,7 +177,8 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
             shutil.rmtree(stray, ignore_errors=True)
     try:
         with writing(final):
-            yield temporary
+            with _naming_lack_of_room(temporary):
+                yield temporary
             if replace and final.exists():
                 final.rename(former)  # a folder cannot replace another in one step
             elif final.is_dir():

@@ -161,7 +161,8 @@ def _write(
         if values is None:
             values = np.full((grid.BLOCK, grid.BLOCK, dim), np.nan, "<f4")
         values[rows[part] % grid.BLOCK, cols[part] % grid.BLOCK] = vectors[part]
-        values.tofile(folder / f"c.{i}.{j}.0")
+        # NumPy's own `tofile` does not say why it could not write.
+        (folder / f"c.{i}.{j}.0").write_bytes(values.data)
 
 
 def _read(folder: Path, dim: int, rows: Integers, cols: Integers, dims: Any) -> NDArray[np.float32]:

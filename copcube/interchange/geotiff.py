@@ -184,6 +184,7 @@ def to_geotiff(
                     cols = slice(left, min(left + TILE, grid.N_LON))
                     numbers = np.moveaxis(writer.window(rows, cols), -1, 0)
                     file.write(numbers, window=Window.from_slices(rows, cols))
+        _require_whole(writer.file)
         size = writer.file.stat().st_size
         if compat and size < _RS_EMBED_BYTES:
             raise OptionError(
@@ -197,6 +198,37 @@ def to_geotiff(
             path,
         )
     return writer.result(path)
+
+
+def _require_whole(path: Path) -> None:
+    """Check that each tile has its bytes in the file, and shares none with another.
+
+    GDAL keeps tiles back until the file is closed, which raises nothing where they find no room.
+
+    Raises
+    ------
+    OSError
+        If one has not.
+    """
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        with rasterio.open(path, driver="GTiff") as file:
+            windows = (place for place, _ in file.block_windows(1))
+            names = [f"{column}_{row}" for row, column in windows]
+            offsets, sizes = (
+                np.array(
+                    [int(file.get_tag_item(f"{what}_{name}", "TIFF", 1) or 0) for name in names]
+                )
+                for what in ("BLOCK_OFFSET", "BLOCK_SIZE")
+            )
+    except RasterioError as error:
+        raise OSError(f"GDAL could not write it ({error})") from error
+    order = np.argsort(offsets)
+    ends = np.append(offsets[order][1:], path.stat().st_size)
+    if not sizes.all() or (offsets[order] + sizes[order] > ends).any():
+        raise OSError("GDAL could not write all of it")
 
 
 def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
