@@ -1,5 +1,6 @@
 """The command line: what each command says, writes and returns."""
 
+import errno
 import io
 import os
 import shutil
@@ -95,14 +96,36 @@ def test_a_terminal_that_lacks_letters(part, tmp_path, monkeypatch):
     assert b"2 cells \\xd7 8 float32" in shown.buffer.getvalue()
 
 
-def test_whoever_reads_the_output_may_go_away(part, monkeypatch, capsys):
-    class Closed(io.StringIO):
-        def write(self, text):
-            raise BrokenPipeError(32, "Broken pipe")
+class NoRoom(io.StringIO):
+    """An output that takes nothing."""
 
-    monkeypatch.setattr(sys, "stdout", Closed())
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+def test_whoever_reads_the_output_may_go_away(part, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", NoRoom(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     assert main(["compare", str(part), str(part)]) == 141
     assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_under_the_output_is_no_damage(part, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", NoRoom(OSError(errno.ENOSPC, "No space left on device")))
+    assert main(["compare", str(part), str(part)]) == 1
+    assert "No space left on device" in (said := capsys.readouterr().err)
+    assert "damaged" not in said
+
+
+def test_an_output_that_is_closed(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["export", str(part), str(tmp_path / "map.npz")]) == 0
+    sys.stdout.close()
+    sys.stderr.close()
 
 
 @pytest.mark.slow

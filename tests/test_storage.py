@@ -40,7 +40,12 @@ def test_a_failure_leaves_the_former_file(tmp_path, error):
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
-    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission denied")],
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EACCES, "permission denied"),
+        (errno.ENAMETOOLONG, "choose a shorter one"),
+    ],
 )
 def test_refusals_name_path_and_remedy(tmp_path, number, remedy):
     target = tmp_path / "a.txt"

@@ -35,9 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    # Where the terminal lacks a letter, its number is shown, as Python does for errors.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:  # it was closed, as `>&-` does
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            # Where the terminal lacks a letter, its number is shown, as Python does for errors.
             stream.reconfigure(errors="backslashreplace")
     arguments = parser().parse_args(argv)
     _log_to_stderr(quiet=arguments.quiet)

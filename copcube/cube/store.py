@@ -1,5 +1,6 @@
 """Opening cubes, and where their chunks lie."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from copcube.arguments import one_path
 from copcube.cube import schema
 from copcube.cube.results import as_result
 from copcube.errors import CopcubeError, CubeError, in_a_line
+from copcube.files.atomic import FULL
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.damage import naming_damage
 from copcube.files.limits import demand_piece
@@ -80,9 +82,12 @@ def reading(*paths: str | Path) -> Iterator[None]:
         # A chunk that is damaged is named first, by what zarr knows of it.
         with naming_damage():
             yield
-    except (CopcubeError, BrokenPipeError):  # who reads what is printed has ended, as `head` does
+    except CopcubeError:
         raise
     except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        # What the body prints may find no room, or no reader any more, as with `| head`.
+        if getattr(error, "errno", None) in (*FULL, errno.EPIPE):
+            raise
         names = " or ".join(map(str, paths))
         raise CubeError(f"{names}: damaged ({in_a_line(error)}); {_ANEW}") from error
 

@@ -22,9 +22,12 @@ _REMEDIES = {
     errno.EROFS: "the file system is read-only; choose another place",
     errno.ENOENT: "its folder does not exist; create it first",
     errno.ENOTDIR: "a part of its path is a file, not a folder; choose another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a file system says where it has no room."""
+
 _ROOM = 4 << 20
 """Bytes that are written to find out whether there was room for more."""
 
@@ -77,7 +80,7 @@ def _naming_lack_of_room(temporary: Path) -> Iterator[None]:
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as refusal:
-                if refusal.errno in _FULL:
+                if refusal.errno in FULL:
                     raise refusal from error
         raise
 
