@@ -21,7 +21,11 @@ from copcube.errors import BuildError, OptionError, StorageError
 from copcube.files.objects import ObjectFolder
 from copcube.images.sample.writing import write_sample
 from copcube.interchange import convert, export, to_zarr
+from copcube.interchange.replacing import require_free
 from copcube.pca.components import reduce
+from copcube.probes import table
+from copcube.probes.bench import bench_table
+from copcube.probes.bench.results import Result, Score
 
 OPTIONS = {"modalities": ["s5p_co"], "threads": 1}
 
@@ -399,6 +403,48 @@ def test_files_of_others_in_copcube_s_forms_are_kept(fields, tmp_path):
         with pytest.raises(StorageError, match="found a file that copcube did not write"):
             export(fields, path, overwrite=True)
     assert snapshot(tmp_path) == before
+
+
+def test_tables_replace_tables_and_no_other_text(fields, tmp_path):
+    """Of points, of regions, of a probe and of a benchmark: texts have no room for a mark."""
+    export(fields, tmp_path / "f.npz")
+    stations = tmp_path / "stations.csv"
+    stations.write_text("name,lat,lon\na,15.0,2.5\n")
+    commands = (
+        ["points", str(tmp_path / "f.npz"), str(stations), str(tmp_path / "points.csv")],
+        ["box", str(tmp_path / "f.npz"), "2", "14", "4", "16", "--out", str(tmp_path / "box.csv")],
+    )
+    for command in commands * 2:
+        assert main([*command, "--overwrite", "--quiet"]) == 0
+    axes = "seed", "input", "target"
+    found = xr.Dataset(
+        {
+            "rmse": (axes, np.ones((1, 1, 2))),
+            "r2": (axes, np.ones((1, 1, 2))),
+            "published_rmse": (axes[1:], np.ones((1, 2))),
+            "published_spread": (axes[1:], np.ones((1, 2))),
+        },
+        {
+            "input": ["xyz"],
+            "target": ["t2m_mean", "own_std"],
+            "components": ("input", [0]),
+            "label": ("target", ["temperature, mean", "own, std"]),
+            "unit": ("target", ["°C", ""]),
+        },
+    )
+    score = Score(bench=90.0, dataset=90.0, validation=90.0)
+    result = Result("eurosat-s2", "knn", (score,), {}, 1.0)
+    for form, ending in (("csv", "csv"), ("markdown", "md"), ("latex", "tex")):
+        for name, text in (("probe", table(found, form)), ("bench", bench_table([result], form))):
+            path = tmp_path / f"{name}.{ending}"
+            path.write_text(text, "utf-8")
+            assert require_free(path, True) == path
+    others = {"mine.md": "# Results\n", "mine.tex": "\\begin{document}", "a.csv": "a" * (1 << 18)}
+    others["stations.csv"] = stations.read_text()
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(StorageError, match="found a file that copcube did not write"):
+            require_free(tmp_path / name, True)
 
 
 @pytest.mark.parametrize("form", FORMS)
