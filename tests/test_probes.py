@@ -694,6 +694,15 @@ def test_pictures_show_curves_and_residuals(found):
         plot.residuals(found, "sp_mean")
 
 
+def test_the_command_refuses_what_would_change_nothing(tmp_path, capsys):
+    words = ["probe", "cube.zarr", "months.nc"]
+    for out in ([], ["--out", str(tmp_path / "t.csv")]):
+        assert main([*words, "--residuals", "xyz", *out]) == 1
+        assert "--residuals says what is mapped; give --maps FILE" in capsys.readouterr().err
+    assert main([*words, "--block", "20"]) == 1
+    assert "--block is the side of the squares of --split blocks" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_writes_tables_and_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
