@@ -12,7 +12,7 @@ from builds_helpers import contents, leftovers
 from memory_bucket import memory_bucket
 from stub import StubEncoder
 
-from copcube import grid
+from copcube import grid, tutorial
 from copcube.builds import aggregate, build, estimate, validate_rows
 from copcube.builds.folder import BuildFolder
 from copcube.cli import main
@@ -403,6 +403,23 @@ def test_files_of_others_in_copcube_s_forms_are_kept(fields, tmp_path):
         with pytest.raises(StorageError, match="found a file that copcube did not write"):
             export(fields, path, overwrite=True)
     assert snapshot(tmp_path) == before
+
+
+def test_a_store_is_not_called_as_a_file(finished, images, fields, tmp_path):
+    """Nothing would open it: readers go by the ending."""
+    rows, world = finished / "world.build" / "rows", tmp_path / "world.nc"
+    for make in (
+        lambda out: build(images, out, encoder=StubEncoder(), **OPTIONS),
+        lambda out: estimate(images, out, encoder=StubEncoder(), **OPTIONS),
+        lambda out: aggregate(rows, out),
+        lambda out: aggregate(rows, out.with_name("world.NPZ")),
+        lambda out: to_zarr(fields, out),
+        lambda out: convert(tmp_path / "map.npz", out),
+        lambda out: tutorial.write(out),
+    ):
+        with pytest.raises(OptionError, match=r"Zarr is a folder, .* such as world\.zarr"):
+            make(world)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_tables_replace_tables_and_no_other_text(fields, tmp_path):

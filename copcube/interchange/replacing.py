@@ -12,7 +12,7 @@ import numpy as np
 
 from copcube import grid
 from copcube.arguments import flag, one_path
-from copcube.cube.replacing import foreign, overlap, says_copcube, unusual
+from copcube.cube.replacing import foreign, overlap, require_store_name, says_copcube, unusual
 from copcube.errors import WriteError
 from copcube.files import limits
 from copcube.files.contents import first_bytes, form
@@ -60,12 +60,15 @@ def require_free_store(path: str | Path, overwrite: bool, *inputs: object) -> Pa
 
     Raises
     ------
+    OptionError
+        As `require_free`; if the name ends as those of files do.
     WriteError
         As `require_free`; if a file is there.
     """
     out = require_free(path, overwrite, *inputs)
     if out.is_file():
         raise WriteError(f"{path} is a file, no Zarr store to be replaced; choose another name")
+    require_store_name(path)
     return out
 
 

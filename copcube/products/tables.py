@@ -132,7 +132,7 @@ def _is_store(name: str) -> bool:
     """Whether a name is that of a Zarr group."""
     if not is_remote(name):
         return os.path.exists(os.path.join(name, "zarr.json"))
-    if name.endswith((".parquet", ".tif", ".tiff", ".npy")):
+    if name.lower().endswith((".parquet", ".tif", ".tiff", ".npy")):
         return False  # known without a request
     return sizes([f"{name.rstrip('/')}/zarr.json"]) != [None]
 
