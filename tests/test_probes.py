@@ -497,6 +497,15 @@ def test_a_finer_grid_is_averaged_by_area():
     assert np.isnan(of(ds).values[i, j, 0])
 
 
+def test_half_of_a_cell_is_enough_whatever_the_rounding_of_its_shares():
+    """Every second cell has a tenth and two fifths of it covered by nodes 0.1° apart."""
+    nodes = np.arange(-110, 160)
+    there = nodes % 5 < 3
+    data = np.broadcast_to(np.where(there, 1.0, np.nan), (len(LAT), len(nodes)))
+    ds = xr.Dataset({"swvl1": (("lat", "lon"), data)}, {"lat": LAT, "lon": nodes / 10})
+    np.testing.assert_allclose(of(ds).values, 1)
+
+
 def test_nodes_at_the_corners_of_cells_are_averaged():
     lat, lon = np.arange(-90.125, 90.2, 0.25), np.arange(-180.125, 180.2, 0.25)
     data = np.add.outer(lat, 0 * lon) + np.sin(np.radians(lon))
