@@ -89,10 +89,13 @@ def test_classes_of_cells_are_joined_by_id(cube: xr.Dataset, tmp_path: Path) -> 
     assert score.bench == pytest.approx(score.dataset)
 
 
-def test_options_of_images_are_refused_of_a_cube(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["bench", "all", "--root", "root", "--cube", "world.zarr"]
-    assert main([*command, "--probe", "fast", "--seeds", "5", "--stream"]) == 1
+def test_options_that_change_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "all", "--root", "root"]
+    of_images = ["--probe", "fast", "--seeds", "5", "--stream"]
+    assert main([*command, "--cube", "world.zarr", *of_images]) == 1
     assert "--probe, --seeds, --stream: of images" in capsys.readouterr().err
+    assert main([*command, "--levels", "last"]) == 1
+    assert "--levels is of the linear heads of --probe fast" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -131,6 +131,8 @@ def _bench(arguments: Arguments) -> int:
         return _told(found, arguments, before)
     if arguments.group is not None:
         raise OptionError("--group is of a cube; give one with --cube, or leave it out")
+    if arguments.levels == "last" and arguments.probe != "fast":
+        raise OptionError("--levels is of the linear heads of --probe fast; give that, too")
     found = bench(
         [*TASKS] if tasks is None else tasks,
         arguments.root,
