@@ -425,6 +425,14 @@ def _check_pixels(files: Sequence[str], aggregation: Aggregation) -> None:
                 f"{name}={value!r} means nothing for {files[0]}: its vectors are of years, and of "
                 "no single modality; leave it out, or group them by year"
             )
+    selection = aggregation.selection
+    if aggregation.by == "year" or selection.start or selection.end:
+        made = {file: tables.provenance(file, "centre", "auto") for file in files}
+        if undated := [file for file, said in made.items() if "product_years" not in said]:
+            raise RowsError(
+                f"{undated[0]}: neither its name nor its folders say of which year it is, by which "
+                "it is to be chosen or grouped; put it into a folder of its year, such as 2024"
+            )
 
 
 def _group_of_all(rows: Rows, aggregation: Aggregation, groups: tuple[str, ...]) -> int:

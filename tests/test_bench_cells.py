@@ -1,5 +1,6 @@
 """Cell level of Copernicus-Bench: labels of places joined with a cube's own vectors."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,15 @@ def test_classes_of_cells_are_joined_by_id(cube: xr.Dataset, tmp_path: Path) -> 
     assert score.bench == pytest.approx(score.dataset)
 
 
+def test_options_that_change_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "all", "--root", "root"]
+    of_images = ["--probe", "fast", "--seeds", "5", "--stream"]
+    assert main([*command, "--cube", "world.zarr", *of_images]) == 1
+    assert "--probe, --seeds, --stream: of images" in capsys.readouterr().err
+    assert main([*command, "--levels", "last"]) == 1
+    assert "--levels is of the linear heads of --probe fast" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_and_the_accessor(
     cube: xr.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -100,6 +110,7 @@ def test_the_command_and_the_accessor(
     said = capsys.readouterr()
     assert "Biomass-S3 failed" in said.err
     assert "copcube fetch bench biomass-s3" in said.err
+    assert "95 %" not in out.read_text(), "nothing was resampled"
     head, _, *lines = out.read_text().splitlines()
     found = [dict(zip(head.split("|"), line.split("|"), strict=True)) for line in lines]
     assert [row[" probe "].strip() for row in found] == [*cells._INPUTS]
@@ -213,6 +224,13 @@ def test_cells_that_cannot_be_scored(cube: xr.Dataset, tmp_path: Path) -> None:
     few = cube.isel(lat=slice(0, 20))
     with pytest.raises(CubeError, match=r"vectors at \d+ of 180 places .*expected 100 or more"):
         score_cells(dataset, few)
+    small = tmp_path / "small"
+    shutil.copytree(tmp_path / "lc100_s3", small)
+    for split in SPLITS:
+        path = small / f"multilabel-{split}.csv"
+        path.write_text("".join(path.read_text().splitlines(True)[:9]))
+    with pytest.raises(CubeError, match=r"of 24 places .*: bring the whole data set"):
+        score_cells(open_dataset(find("lc100cls-s3"), small), cube)
     for split in SPLITS:
         path = tmp_path / f"lc100_s3/multilabel-{split}.csv"
         head, *lines = path.read_text().splitlines()

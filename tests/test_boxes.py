@@ -216,6 +216,12 @@ def test_coarser_grids(step):
     assert float(box(ds, -9, 50, -6, 51).coverage) == pytest.approx((1 + step / 2) / 3)
 
 
+def test_degrees_of_a_box_are_of_any_turn():
+    here = box(WORLD, -10, 45, 10, 48)
+    for turned in ((350, 45, 370, 48), (-370, 45, -350, 48)):
+        xr.testing.assert_allclose(box(WORLD, *turned), here)
+
+
 @pytest.mark.parametrize(
     ("corners", "message"),
     [
@@ -224,7 +230,8 @@ def test_coarser_grids(step):
         ((5, 45, 6, 45), "is empty; ask for single places"),
         ((5, 45, 10, 95), "is no box; expected degrees"),
         ((np.nan, 45, 10, 48), "is no box; expected degrees"),
-        ((-300, 45, 300, 48), "more than the globe"),
+        ((-300, 45, 300, 48), "is no box; expected degrees, at most 360 of them"),
+        ((-999, 45, -990, 48), "is no box; expected degrees, at most 360 of them"),
         (("5", 45, 10, 48), r"west is '5' \(str\); expected one number"),
         ((5, None, 10, 48), "south is None"),
         ((5, 45, [10], 48), "east is"),

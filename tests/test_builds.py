@@ -26,6 +26,7 @@ from copcube.builds.executors import LocalExecutor
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, EncoderFacts, plan_aggregate, plan_build
 from copcube.cube import validate
+from copcube.cube.averaging import averaging_order
 from copcube.embedding.partition import cropped, metadata
 from copcube.errors import (
     BuildError,
@@ -38,6 +39,7 @@ from copcube.errors import (
 from copcube.files.processors import available_processors
 from copcube.images import Partition, open_source
 from copcube.images.sample.writing import write_sample
+from copcube.lookup import Fragments
 from copcube.modalities import MODALITIES
 from copcube.selection import Selection
 
@@ -587,6 +589,12 @@ def test_folders_that_hold_no_rows_name_those_that_do(undisturbed, tmp_path):
         aggregate(work, tmp_path / "a.zarr")
     with pytest.raises(RowsError, match="Of a cube, give the rows that it was made of"):
         aggregate(undisturbed, tmp_path / "a.zarr")
+    cube = xr.open_zarr(undisturbed, chunks=None)
+    for read in (Fragments.open, lambda path: averaging_order(path, cube)):
+        with pytest.raises(RowsError, match=f"the folder of a build; give its rows, {work}/rows"):
+            read(work)
+        with pytest.raises(RowsError, match="Of a cube, give the rows that it was made of"):
+            read(undisturbed)
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "other"])

@@ -18,6 +18,7 @@ from copcube.interchange import to_geotiff
 from copcube.lookup import box
 from copcube.lookup.contract import Embedding
 from copcube.lookup.rs_embed import register_rs_embed
+from copcube.pca.components import reduce
 
 DIM = 5
 KEYS = ["model", "type", "backend", "source", "sensor", "temporal", "image_size", "data_dir"]
@@ -327,6 +328,22 @@ def test_years_that_cannot_be_answered_are_told(cube):
     ):
         with pytest.raises(ModelError, match=r"expected calendar years: .*year.dt.year"):
             ask()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_part_or_a_reduction_is_taken_by_its_path(cube, tmp_path, monkeypatch, version):
+    part = cube.sel(lat=slice(50, 44), lon=slice(4, 12))
+    fields = reduce(part, 2)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, ds in (("part.zarr", part), ("fields.zarr", fields)):
+        ds.to_zarr(tmp_path / name, zarr_format=version, consolidated=version == 2)
+        expected = copcube.get_embedding(ds, spatial=(5, 45, 10, 48))
+        for path in (tmp_path / name, str(tmp_path / name), f"~/{name}"):
+            found = copcube.get_embedding(path, spatial=(5, 45, 10, 48))
+            np.testing.assert_array_equal(found.data, expected.data)
+    (tmp_path / "other.zarr").mkdir()
+    with pytest.raises(ModelError, match="no cube, and no embed_map"):
+        copcube.get_embedding(tmp_path / "other.zarr", spatial=(5, 45, 10, 48))
 
 
 @pytest.fixture

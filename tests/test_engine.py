@@ -294,6 +294,13 @@ def test_the_cache_keeps_what_was_used_last(tif, truth, monkeypatch, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_the_cache_may_lie_at_home(monkeypatch, tmp_path):
+    """Files of settings, unlike shells, leave the mark for it as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COPCUBE_CACHE", "~/maps")
+    assert cache.cache_folder() == tmp_path / "maps"
+
+
 def test_a_cache_that_cannot_be_written_is_named(tif, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "file" / "cache"))

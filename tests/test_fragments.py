@@ -349,3 +349,12 @@ def test_a_basis_that_may_not_be_replaced_is_refused_before_it_is_computed(
     assert main(["map", str(majortom[0]), str(tmp_path / "a.png"), "--save-basis", str(basis)]) == 1
     assert str(basis) in capsys.readouterr().err
     assert basis.read_bytes() == b"mine"
+    # netCDF by another name would not be found again, and the picture would replace it.
+    picture = str(tmp_path / "a.png")
+    assert main(["map", str(majortom[0]), picture, "--save-basis", picture]) == 1
+    assert "expected .nc" in capsys.readouterr().err
+
+
+def test_of_fragments_there_is_no_page(majortom, tmp_path, capsys):
+    assert main(["map", str(majortom[0]), str(tmp_path / "a.html")]) == 1
+    assert "a page is of cubes; choose .png" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from builds_helpers import contents, leftovers
 from memory_bucket import memory_bucket
 from stub import StubEncoder
 
-from copcube import grid
+from copcube import grid, tutorial
 from copcube.builds import aggregate, build, estimate, validate_rows
 from copcube.builds.folder import BuildFolder
 from copcube.cli import main
@@ -21,7 +21,11 @@ from copcube.errors import BuildError, OptionError, StorageError
 from copcube.files.objects import ObjectFolder
 from copcube.images.sample.writing import write_sample
 from copcube.interchange import convert, export, to_zarr
+from copcube.interchange.replacing import require_free
 from copcube.pca.components import reduce
+from copcube.probes import table
+from copcube.probes.bench import bench_table
+from copcube.probes.bench.results import Result, Score
 
 OPTIONS = {"modalities": ["s5p_co"], "threads": 1}
 
@@ -399,6 +403,65 @@ def test_files_of_others_in_copcube_s_forms_are_kept(fields, tmp_path):
         with pytest.raises(StorageError, match="found a file that copcube did not write"):
             export(fields, path, overwrite=True)
     assert snapshot(tmp_path) == before
+
+
+def test_a_store_is_not_called_as_a_file(finished, images, fields, tmp_path):
+    """Nothing would open it: readers go by the ending."""
+    rows, world = finished / "world.build" / "rows", tmp_path / "world.nc"
+    for make in (
+        lambda out: build(images, out, encoder=StubEncoder(), **OPTIONS),
+        lambda out: estimate(images, out, encoder=StubEncoder(), **OPTIONS),
+        lambda out: aggregate(rows, out),
+        lambda out: aggregate(rows, out.with_name("world.NPZ")),
+        lambda out: to_zarr(fields, out),
+        lambda out: convert(tmp_path / "map.npz", out),
+        lambda out: tutorial.write(out),
+    ):
+        with pytest.raises(OptionError, match=r"Zarr is a folder, .* such as world\.zarr"):
+            make(world)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_tables_replace_tables_and_no_other_text(fields, tmp_path):
+    """Of points, of regions, of a probe and of a benchmark: texts have no room for a mark."""
+    export(fields, tmp_path / "f.npz")
+    stations = tmp_path / "stations.csv"
+    stations.write_text("name,lat,lon\na,15.0,2.5\n")
+    commands = (
+        ["points", str(tmp_path / "f.npz"), str(stations), str(tmp_path / "points.csv")],
+        ["box", str(tmp_path / "f.npz"), "2", "14", "4", "16", "--out", str(tmp_path / "box.csv")],
+    )
+    for command in commands * 2:
+        assert main([*command, "--overwrite", "--quiet"]) == 0
+    axes = "seed", "input", "target"
+    found = xr.Dataset(
+        {
+            "rmse": (axes, np.ones((1, 1, 2))),
+            "r2": (axes, np.ones((1, 1, 2))),
+            "published_rmse": (axes[1:], np.ones((1, 2))),
+            "published_spread": (axes[1:], np.ones((1, 2))),
+        },
+        {
+            "input": ["xyz"],
+            "target": ["t2m_mean", "own_std"],
+            "components": ("input", [0]),
+            "label": ("target", ["temperature, mean", "own, std"]),
+            "unit": ("target", ["°C", ""]),
+        },
+    )
+    score = Score(bench=90.0, dataset=90.0, validation=90.0)
+    result = Result("eurosat-s2", "knn", (score,), {}, 1.0)
+    for form, ending in (("csv", "csv"), ("markdown", "md"), ("latex", "tex")):
+        for name, text in (("probe", table(found, form)), ("bench", bench_table([result], form))):
+            path = tmp_path / f"{name}.{ending}"
+            path.write_text(text, "utf-8")
+            assert require_free(path, True) == path
+    others = {"mine.md": "# Results\n", "mine.tex": "\\begin{document}", "a.csv": "a" * (1 << 18)}
+    others["stations.csv"] = stations.read_text()
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(StorageError, match="found a file that copcube did not write"):
+            require_free(tmp_path / name, True)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -233,6 +233,16 @@ for package, projection in (("matplotlib", None), ("cartopy", "Robinson")):
         assert "copcube[plot]" in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--component", "1"], ["--show", "counts", "--basis", "fields.nc"]],
+    ids=" ".join,
+)
+def test_the_command_refuses_what_its_picture_does_not_show(words, tmp_path, capsys):
+    assert main(["map", "world.zarr", str(tmp_path / "a.png"), *words]) == 1
+    assert "is shown" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_on_the_command_line(fields, tmp_path, capsys):
     source, out = str(tmp_path / "fields.nc"), tmp_path / "map.png"

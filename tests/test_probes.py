@@ -497,6 +497,15 @@ def test_a_finer_grid_is_averaged_by_area():
     assert np.isnan(of(ds).values[i, j, 0])
 
 
+def test_half_of_a_cell_is_enough_whatever_the_rounding_of_its_shares():
+    """Every second cell has a tenth and two fifths of it covered by nodes 0.1° apart."""
+    nodes = np.arange(-110, 160)
+    there = nodes % 5 < 3
+    data = np.broadcast_to(np.where(there, 1.0, np.nan), (len(LAT), len(nodes)))
+    ds = xr.Dataset({"swvl1": (("lat", "lon"), data)}, {"lat": LAT, "lon": nodes / 10})
+    np.testing.assert_allclose(of(ds).values, 1)
+
+
 def test_nodes_at_the_corners_of_cells_are_averaged():
     lat, lon = np.arange(-90.125, 90.2, 0.25), np.arange(-180.125, 180.2, 0.25)
     data = np.add.outer(lat, 0 * lon) + np.sin(np.radians(lon))
@@ -692,6 +701,15 @@ def test_pictures_show_curves_and_residuals(found):
         plot.residuals(found.drop_vars("residual"))
     with pytest.raises(OptionError, match="the probe has t2m_mean, t2m_std"):
         plot.residuals(found, "sp_mean")
+
+
+def test_the_command_refuses_what_would_change_nothing(tmp_path, capsys):
+    words = ["probe", "cube.zarr", "months.nc"]
+    for out in ([], ["--out", str(tmp_path / "t.csv")]):
+        assert main([*words, "--residuals", "xyz", *out]) == 1
+        assert "--residuals says what is mapped; give --maps FILE" in capsys.readouterr().err
+    assert main([*words, "--block", "20"]) == 1
+    assert "--block is the side of the squares of --split blocks" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from copcube.cube import validate
 from copcube.errors import OptionError, ReadError, RowsError
 from copcube.files.objects import ObjectFolder
 from copcube.products import pixels, tables
+from copcube.products.alphaearth import AlphaEarth
 from copcube.products.pixels import Place
+from copcube.products.tessera import Tessera
 
 EAST, NORTH = 583_000.0, 5_332_000.0
 """Near a corner of four cells, 48.125° N 10.125° E, in zone 32."""
@@ -132,6 +134,44 @@ def test_the_command_takes_a_file_and_groups_by_year(tmp_path):
     assert main(["aggregate", str(tmp_path / "in"), str(one), "--dates", "2023"]) == 0
     with xr.open_zarr(one, chunks=None) as ds:
         assert int(ds.n_images.sum()) == int((values[2023][0] != -128).sum())
+
+
+def test_of_which_year_a_file_is_does_not_depend_on_where_the_command_runs(tmp_path, monkeypatch):
+    values = stored((3, 3))
+    named = {
+        "2021/54N/a.tiff": 2021,
+        "2019/2021/a.tiff": 2021,  # the nearest of two
+        "project2017/2021/a.tiff": 2021,
+        "brought_2025/54N/tile_2023.tiff": 2023,
+        "brought_2025/54N/tile.tiff": 2025,
+        "some/54N/tile.tiff": None,
+    }
+    for name, year in named.items():
+        path = write_tif(tmp_path / name, values)
+        for folder in (tmp_path, path.parent.parent, path.parent):
+            monkeypatch.chdir(folder)
+            (raster,) = AlphaEarth().rasters(str(path.relative_to(folder)))
+            assert raster.year == year, name
+    capital = tmp_path / "2021" / "54N" / "a.tiff"
+    capital = capital.rename(capital.with_name("A.TIF"))
+    assert tables.files(tmp_path / "2021") == tables.files(capital) == [str(capital)]
+
+
+def test_a_tile_is_found_from_within_its_folders(tessera, tmp_path, monkeypatch):
+    values, scales = np.moveaxis(tessera[0][0], 0, -1), tessera[1][0]
+    path = write_tile(tmp_path, values, scales, np.ones(scales.shape, np.uint8))
+    monkeypatch.chdir(path.parent)
+    assert Tessera().rasters(path.name)[0].year == 2024
+
+
+def test_years_that_nothing_says_can_be_chosen_by_nothing(tmp_path, capsys):
+    write_tif(tmp_path / "in" / "54N" / "a.tif", stored((3, 3)))
+    write_tif(tmp_path / "in" / "2024" / "b.tif", stored((3, 3)))
+    for option in (["--dates", "2023"], ["--by", "year"]):
+        out = str(tmp_path / f"{option[1]}.zarr")
+        assert main(["aggregate", str(tmp_path / "in"), out, *option]) == 1
+        said = capsys.readouterr().err
+        assert "54N/a.tif: neither its name nor its folders say of which year it is" in said
 
 
 @pytest.mark.slow

@@ -247,6 +247,11 @@ def test_any_fields_give_a_sensor_or_are_refused(change):
     json.dumps(described(found), allow_nan=False)
 
 
+def test_a_byte_order_mark_and_ends_of_lines_of_windows_say_nothing(toml):
+    toml.write_bytes(b"\xef\xbb\xbf" + TOML.replace("\n", "\r\n").encode())
+    assert sensor(toml) == sensor(FIELDS)
+
+
 def test_what_is_missing_is_named_with_the_file(toml):
     toml.write_text(TOML.replace("std =", "# std =").replace("wavelengths =", "# w ="))
     with pytest.raises(OptionError, match=r"landsat8.toml: it lacks std, wavelengths and band"):

@@ -34,6 +34,7 @@ from copcube.builds.partitions import encode_partitions, read_digest, read_parti
 from copcube.builds.plan import Plan
 from copcube.builds.receipts import Receipts
 from copcube.cube import foreign, overlap, read_attributes
+from copcube.cube.replacing import require_store_name
 from copcube.errors import BuildError, CopcubeError, OptionError
 from copcube.files.atomic import sync
 from copcube.files.contents import HEAD, other_than
@@ -227,11 +228,13 @@ class BuildFolder:
         ------
         OptionError
             If the cube or the folder of its build is the source, lies in it or contains it, and
-            something would be replaced; if `overwrite` is no flag.
+            something would be replaced; if `overwrite` is no flag, or the cube's name ends as those
+            of files do.
         BuildError
             As `require_own`.
         """
         flag(overwrite, "overwrite")
+        require_store_name(self.out)
         if is_remote(self.out) and not split(self.out)[1]:
             raise OptionError(f"{self.out}: expected a name in the bucket, such as /world.zarr")
         for place in (self.out, self.path) if overwrite else ():

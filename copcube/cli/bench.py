@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
+_OF_IMAGES = (
+    *("probe", "area", "weights", "language", "device", "dtype", "seeds", "epochs"),
+    *("levels", "stream", "cache"),
+)
+"""Options that a cube's own vectors have no use for: of images, the encoder and its heads."""
+
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
@@ -95,6 +101,7 @@ def add(commands: Commands) -> None:
         ".tex; may be given several times",
     )
     overwrite(bench)
+    bench.set_defaults(of_images={name: bench.get_default(name) for name in _OF_IMAGES})
 
 
 def _bench(arguments: Arguments) -> int:
@@ -112,12 +119,20 @@ def _bench(arguments: Arguments) -> int:
     # Which tasks "all" are depends on what is asked: images, or whole cells of a cube.
     tasks = None if arguments.tasks == ["all"] else arguments.tasks
     if arguments.cube:
+        usual = arguments.of_images
+        if given := [f"--{name}" for name in usual if getattr(arguments, name) != usual[name]]:
+            raise OptionError(
+                f"{', '.join(given)}: of images and their encoder; with --cube its own vectors are "
+                "asked: leave it out"
+            )
         with reading(arguments.cube):
             cube = cube_of(arguments)
             found = bench_cells(cube, arguments.root, tasks, resamples=arguments.resamples)
         return _told(found, arguments, before)
     if arguments.group is not None:
         raise OptionError("--group is of a cube; give one with --cube, or leave it out")
+    if arguments.levels == "last" and arguments.probe != "fast":
+        raise OptionError("--levels is of the linear heads of --probe fast; give that, too")
     found = bench(
         [*TASKS] if tasks is None else tasks,
         arguments.root,

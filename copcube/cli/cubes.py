@@ -2,13 +2,12 @@
 
 import argparse
 import logging
-import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from copcube.cli.common import Arguments
-from copcube.errors import CubeError, OptionError
+from copcube.errors import OptionError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,40 +24,13 @@ def open_any(path: str) -> "xr.Dataset":
     """
     import xarray as xr
 
-    from copcube.cube import open_cube
+    from copcube.cube.store import open_stored
     from copcube.interchange.export import WRITERS
 
     # The endings of published maps; a reduction saved as .nc is among them.
     if Path(path).suffix.lower() in WRITERS:
         return xr.open_dataset(path, engine="copembed", chunks={})
-    try:
-        return open_cube(path)
-    except CubeError:
-        ds = _open_plainly(path)
-        if ds is None:
-            raise
-        return ds
-
-
-def _open_plainly(path: str) -> "xr.Dataset | None":
-    """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
-    import xarray as xr
-
-    from copcube.cube.store import demand_arrays, parsing
-    from copcube.cube.view import CubeView
-
-    if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
-        return None
-    with warnings.catch_warnings(), parsing(path):
-        # What users saved may lack consolidated metadata; it only takes longer to open.
-        warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
-        demand_arrays(path, path, CubeError)
-        ds: xr.Dataset = xr.open_zarr(path)
-    try:
-        CubeView.of(ds)
-    except CubeError:
-        return None
-    return ds
+    return open_stored(path)
 
 
 def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Arguments], None]:

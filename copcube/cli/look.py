@@ -286,8 +286,14 @@ def _map(arguments: Arguments) -> None:
 
 
 def _page(arguments: Arguments) -> None:
+    from copcube.lookup.fragments import holds_fragments
     from copcube.plot import page
 
+    if holds_fragments(arguments.cube):
+        raise OptionError(
+            f"{arguments.cube} holds embeddings of images, and a page is of cubes; choose "
+            f"{', '.join(DRAWN)}, or make a cube of them with `copcube aggregate`"
+        )
     basis = None if arguments.basis is None else open_any(arguments.basis)
     options = {"basis": basis, "overwrite": arguments.overwrite, **chosen(arguments, "k")}
     say(page(cube_of(arguments), arguments.out, **options))
@@ -304,8 +310,13 @@ def _picture(arguments: Arguments, out: Path) -> None:
         return
     if arguments.save_basis is not None:
         raise OptionError(f"--save-basis is of parquet files; {arguments.cube} is a cube")
+    show = arguments.show or "rgb"
+    if arguments.component is not None and show != "component":
+        raise OptionError(f"--component is of --show component, and {show} is shown; give that too")
+    if arguments.basis is not None and show not in ("rgb", "component"):
+        raise OptionError(f"--basis is of components, and {show} is shown; leave it out")
     ds = cube_of(arguments)
-    match show := arguments.show or "rgb":
+    match show:
         case "rgb" | "component":
             basis = None if arguments.basis is None else open_any(arguments.basis)
             which = () if show == "rgb" else (arguments.component or 0,)
@@ -332,6 +343,8 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
         if arguments.basis is not None:
             raise OptionError("--save-basis writes the basis found; --basis gives one")
         # Before the basis is computed, which may take minutes.
+        if Path(arguments.save_basis).suffix.lower() != ".nc":
+            raise OptionError(f"--save-basis {arguments.save_basis}: expected .nc")
         require_free(Path(arguments.save_basis), arguments.overwrite, arguments.cube)
     found = Fragments.open(arguments.cube)
     if arguments.basis is not None:

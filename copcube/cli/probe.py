@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copcube.cli.common import TABLES, Arguments, Commands, columns, command, overwrite, positive
-from copcube.cli.cubes import add_cube, cube_of, naming, require_form, save_fields
+from copcube.cli.cubes import add_cube, chosen, cube_of, naming, require_form, save_fields
 from copcube.cli.look import DRAWN, add_fields, draw, statics_of
 from copcube.errors import OptionError
 
@@ -64,7 +64,7 @@ def add(commands: Commands) -> None:
         "--split", choices=("random", "blocks"), default="random", help="of cells, or of squares"
     )
     probe.add_argument(
-        "--block", type=float, default=10.0, metavar="DEGREES", help="side of a square (10)"
+        "--block", type=float, metavar="DEGREES", help="side of a square (default: 10)"
     )
     probe.add_argument(
         "--shares",
@@ -81,7 +81,9 @@ def add(commands: Commands) -> None:
     probe.add_argument("--plot", metavar="FILE", help="errors by number of components: .png …")
     probe.add_argument("--maps", metavar="FILE", help="maps of residuals: .png, .pdf or .svg")
     probe.add_argument(
-        "--residuals", metavar="INPUT", help="what is mapped (default: embedding, or the last)"
+        "--residuals",
+        metavar="INPUT",
+        help="what --maps, or --out as .nc, shows residuals of (default: embedding, or the last)",
     )
     overwrite(probe)
 
@@ -98,6 +100,11 @@ def _probe(arguments: Arguments) -> None:
             require_form(path, forms, arguments)
     if arguments.names and not arguments.given:
         raise OptionError("--fields says which of the fields of --given count; give these, too")
+    if arguments.block is not None and arguments.split != "blocks":
+        raise OptionError("--block is the side of the squares of --split blocks; give that, too")
+    as_maps = bool(arguments.maps or (arguments.out and arguments.out.lower().endswith(".nc")))
+    if arguments.residuals and not as_maps:
+        raise OptionError("--residuals says what is mapped; give --maps FILE, or --out FILE.nc")
     # Maps are of one input: the cube's own vectors, or the last of those that were listed.
     residuals = arguments.residuals
     if arguments.maps and not residuals:
@@ -114,11 +121,11 @@ def _probe(arguments: Arguments) -> None:
         sampling=arguments.sampling,
         complete=not arguments.incomplete,
         split=arguments.split,
-        block=arguments.block,
         shares=arguments.shares,
         seeds=arguments.seeds,
         solver=arguments.solver,
         residuals=residuals,
+        **chosen(arguments, "block"),
     )
     _print(found)
     if arguments.out:

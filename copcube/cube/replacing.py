@@ -14,6 +14,7 @@ from typing import Any
 
 from copcube.cube import schema
 from copcube.cube.store import address
+from copcube.errors import OptionError
 from copcube.files.objects import is_remote, listing
 
 _NODE = ("zarr.json", ".zgroup", ".zarray")
@@ -22,6 +23,24 @@ _METADATA = (*_NODE, ".zattrs", ".zmetadata")
 _CHUNK = re.compile(r"(?:(.*?)/)?(?:c(?:[/.]\d+)*|\d+(?:[/.]\d+)*)")
 _VARIABLES = {*schema.variables(1, "month", ("01",)), "modality", "season", "year"}
 _PATTERN = re.compile(r"[*?\[{]")
+_OF_FILES = (".nc", ".npz", ".npy", ".pt", ".tif", ".tiff", ".parquet")
+"""Endings by which readers take a name for that of a file."""
+
+
+def require_store_name(path: str | Path) -> None:
+    """Check that a name may be that of a Zarr store, before any work.
+
+    Raises
+    ------
+    OptionError
+        If it ends as those of files do, which nothing would open as a folder.
+    """
+    name, ending = os.path.splitext(str(path).rstrip("/"))
+    if ending.lower() in _OF_FILES:
+        raise OptionError(
+            f"{path}: Zarr is a folder, and {ending} the ending of files; choose a name such as "
+            f"{os.path.basename(name)}.zarr (`copcube export` writes other forms of it)"
+        )
 
 
 def foreign(path: str | Path, *, half: bool = False) -> str | None:

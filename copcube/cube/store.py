@@ -2,6 +2,7 @@
 
 import errno
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,43 @@ def open_cube(path: str | Path) -> "xr.Dataset":
         _demand_group(group, str(path), CubeError)
         ds: xr.Dataset = xr.open_zarr(address(path))
     return as_result(ds, "embedding")
+
+
+def open_stored(path: str) -> "xr.Dataset":
+    """Open a cube as `open_cube`, or what else holds its vectors, such as a reduction or a part.
+
+    Raises
+    ------
+    CubeError
+        If the path holds neither.
+    """
+    try:
+        return open_cube(path)
+    except CubeError:
+        ds = _open_plainly(path)
+        if ds is None:
+            raise
+        return ds
+
+
+def _open_plainly(path: str) -> "xr.Dataset | None":
+    """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
+    import xarray as xr
+
+    from copcube.cube.view import CubeView
+
+    if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return None
+    with warnings.catch_warnings(), parsing(path):
+        # What users saved may lack consolidated metadata; it only takes longer to open.
+        warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
+        demand_arrays(path, path, CubeError)
+        ds: xr.Dataset = xr.open_zarr(path)
+    try:
+        CubeView.of(ds)
+    except CubeError:
+        return None
+    return ds
 
 
 @contextmanager

@@ -192,7 +192,8 @@ def _read(path: Path) -> dict[str, Any]:
             raw = file.read(_MOST_BYTES + 1)
         if len(raw) > _MOST_BYTES:
             raise OptionError(f"larger than {_MOST_BYTES} bytes; expected a description in TOML")
-        return tomllib.loads(raw.decode())
+        # Some editors put a byte order mark before a text in UTF-8.
+        return tomllib.loads(raw.decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise OptionError("no such file; expected a sensor's description in TOML") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:

@@ -55,7 +55,7 @@ _DECODING = threading.Lock()
 def cache_folder() -> Path:
     """Folder of the decoded maps: ``COPCUBE_CACHE``, or the platform's folder for caches."""
     if named := os.environ.get("COPCUBE_CACHE"):
-        return Path(named)
+        return Path(named).expanduser()  # a shell does not do so everywhere
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":

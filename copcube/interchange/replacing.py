@@ -1,7 +1,9 @@
 """Whether an output may be written where it is asked for; see `copcube.cube.replacing`."""
 
+import csv
 import hashlib
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 
 from copcube import grid
 from copcube.arguments import flag, one_path
-from copcube.cube.replacing import foreign, overlap, says_copcube, unusual
+from copcube.cube.replacing import foreign, overlap, require_store_name, says_copcube, unusual
 from copcube.errors import WriteError
 from copcube.files import limits
 from copcube.files.contents import first_bytes, form
@@ -58,12 +60,15 @@ def require_free_store(path: str | Path, overwrite: bool, *inputs: object) -> Pa
 
     Raises
     ------
+    OptionError
+        As `require_free`; if the name ends as those of files do.
     WriteError
         As `require_free`; if a file is there.
     """
     out = require_free(path, overwrite, *inputs)
     if out.is_file():
         raise WriteError(f"{path} is a file, no Zarr store to be replaced; choose another name")
+    require_store_name(path)
     return out
 
 
@@ -135,9 +140,45 @@ def _is_own_file(path: Path) -> bool:
                 # A bare array has no place for a description; components may come first.
                 maps = (grid.N_LAT, grid.N_LON), (grid.N_LAT - 1, grid.N_LON)
                 return len(shape) == 3 and (shape[:2] in maps or shape[1:] in maps)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            case "text":
+                return _is_own_table(path)
+    except (OSError, ValueError, EOFError, csv.Error, zipfile.BadZipFile):
         pass
     return False
+
+
+_OF_PROBES = r"input(?:{0}[^\n]+, (?:mean|std) \([^\n]*\))+"
+_OF_BENCH = "task{0}metric{0}probe{0}bench{0}dataset{0}"
+_TABLES = tuple(
+    re.compile(begin + head.format(between))
+    for begin, between in ((r"\| ", r" \| "), (r"\\begin\{tabular\}\{lr+\}\n\\toprule\n", " & "))
+    for head in (_OF_PROBES, _OF_BENCH)
+)
+"""How the tables of `copcube.probes` begin in Markdown and LaTeX."""
+
+_COLUMNS = (
+    {"input", "components", "target", "unit", "rmse", "rmse_std", "r2", "published_rmse"},
+    {"task", "metric", "units", "probe", "seeds", "bench", "dataset", "copernicus_fm"},
+)
+_BESIDE_VECTORS = (
+    {"status", "cell_lat", "cell_lon", "distance_km"},
+    {"cells", "cells_missing", "coverage", "area"},
+)
+"""Columns of the tables of `copcube.probes` in CSV; those that `copcube.lookup` writes before
+vectors, at points and of regions."""
+
+
+def _is_own_table(path: Path) -> bool:
+    """Whether a text begins as the tables that copcube writes, which have no room for more."""
+    with open(path, encoding="utf-8", newline="") as file:
+        start = file.read(1 << 20)
+    if any(table.match(start) for table in _TABLES):
+        return True
+    names = next(csv.reader(start.splitlines()), [])
+    vectors = [name for name in names if re.fullmatch(r"(?:embedding|pc)_\d+", name)]
+    if vectors and names[-len(vectors) :] == vectors:
+        return any(columns <= {*names} for columns in _BESIDE_VECTORS)
+    return any(columns <= {*names} for columns in _COLUMNS)
 
 
 def _is_described_beside(path: Path) -> bool:

@@ -24,6 +24,7 @@ from copcube import grid
 from copcube.arguments import as_given, one_path
 from copcube.cube.view import CubeView
 from copcube.errors import CopcubeError, ModelError, SpecError
+from copcube.files.objects import is_remote
 from copcube.lookup.boxes import Pooling, box
 from copcube.lookup.gathering import gathered_vectors
 from copcube.lookup.regions import box_rings, region
@@ -227,7 +228,7 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
     """Open a cube, and say where it lies."""
     import xarray as xr
 
-    from copcube.cube import open_cube
+    from copcube.cube.store import open_stored
 
     if isinstance(cube, xr.Dataset):
         return cube, cube.encoding.get("source")
@@ -238,7 +239,7 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
         cube = named or os.environ.get("RS_EMBED_COP_DIR", _FOLDER)
     try:
         path = Path(one_path(cube, "cube", ", or a cube as xarray.Dataset")).expanduser()
-        if path.is_dir() and not (path / "zarr.json").is_file():
+        if path.is_dir() and not any((path / n).is_file() for n in ("zarr.json", ".zgroup")):
             maps = sorted(path.glob("embed_map_*.tif"))
             if not maps:
                 raise ModelError(
@@ -247,7 +248,8 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
             path = maps[0]
         if path.is_file():
             return xr.open_dataset(path, engine="copembed", chunks={}), str(path)
-        return open_cube(str(cube)), str(cube)
+        store = str(cube) if is_remote(str(cube)) else str(path)
+        return open_stored(store), str(cube)
     except ModelError:
         raise
     except CopcubeError as error:

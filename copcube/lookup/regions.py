@@ -65,8 +65,11 @@ def box_rings(west: float, south: float, east: float, north: float) -> list[list
             f"west {west:g}, south {south:g}, east {east:g}, north {north:g} is no box; expected "
             "degrees, latitudes from -90 to 90"
         )
-    if max(abs(west), abs(east)) > 360 or abs(east - west) > 360:
-        raise OptionError(f"west {west:g} to east {east:g} is more than the globe; expected 360°")
+    # Across 0° in degrees of any turn, such as 350 to 370; fill values are no such degrees.
+    if max(abs(west), abs(east)) > 540 or abs(east - west) > 360:
+        raise OptionError(
+            f"west {west:g} to east {east:g} is no box; expected degrees, at most 360 of them"
+        )
     if south > north:
         raise OptionError(f"south {south:g} lies north of north {north:g}: corners are swapped")
     if south == north or west == east:

@@ -95,7 +95,8 @@ class Regrid:
         there = np.isfinite(values)
         total = self._sum(np.where(there, values, 0))
         weight = self._sum(there.astype(np.float64))
-        least = _COVERED if self.how == "averaged" else 1 - 1e-6
+        # Half, or all, but for the rounding of shares that sum to it.
+        least = (_COVERED if self.how == "averaged" else 1) - 1e-6
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(weight >= least, total / weight, np.nan)
 

@@ -7,6 +7,7 @@ order is taken, as the file's transform says. Overviews are not used: their vect
 length 1 again, so that they are no means.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import RowsError
-from copcube.files.objects import file_size
+from copcube.files.objects import file_size, is_remote
 from copcube.grid import Floats
 from copcube.products import geotiff
 from copcube.products.pixels import Pixels, Raster
@@ -57,9 +58,7 @@ class AlphaEarthRaster:
             )
         self.path, self.place, self.dim = path, head.place, DIM
         self.height, self.width = head.height, head.width
-        # The folder of the year, or the file's own name.
-        named = [match[0] for part in Path(path).parts[-3:] if (match := _YEAR.search(part))]
-        self.year = int(named[0]) if named else None
+        self.year = _year(path)
 
     def read(self, rows: slice, cols: slice) -> Pixels:
         """Read a window; see `copcube.products.pixels.Raster`."""
@@ -70,6 +69,16 @@ class AlphaEarthRaster:
         """Decode values; see `copcube.products.pixels.Raster`."""
         # All bytes are in the table, so that "clip" changes none; it needs no copy of `out`.
         np.take(_LEVELS, values.view(np.uint8), mode="clip", out=out)
+
+
+def _year(path: str) -> int | None:
+    """Year of a file: that of a folder called so, else what its own name says, or a folder's."""
+    # Wherever the command runs, so that a name such as 54N/a.tiff lies in the same folder.
+    *folders, name = Path(path if is_remote(path) else os.path.abspath(path)).parts[-3:]
+    nearest = folders[::-1]
+    exact = [match[0] for part in nearest if (match := _YEAR.fullmatch(part))]
+    named = [match[0] for part in (name, *nearest) if (match := _YEAR.search(part))]
+    return next(map(int, exact + named), None)
 
 
 _STEPS = np.arange(256, dtype=np.uint8).view(np.int8) / 127.5
@@ -98,7 +107,7 @@ class AlphaEarth:
 
     def owns(self, file: str) -> bool:
         """Tell one by its name; see `copcube.products.pixels.Reader`."""
-        return file.endswith(_ENDS)
+        return geotiff.ends_as(file, _ENDS)
 
     def rasters(self, file: str) -> Sequence[Raster]:
         """Open one; see `copcube.products.pixels.Reader`."""

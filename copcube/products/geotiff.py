@@ -182,21 +182,28 @@ class _Guarded:
 def find(path: str, ends: Sequence[str]) -> list[str]:
     """Files of some endings: that of a name or an address, or those below a folder, sorted.
 
+    Endings are in small letters; names may have them in capital ones.
+
     Raises
     ------
     ReadError
         If an object store cannot be reached, denies access or cannot be listed.
     """
     if is_remote(path):
-        if path.endswith(tuple(ends)):
+        if ends_as(path, ends):
             return [path] if sizes([path]) != [None] else []
-        names = (entry.name for entry in listing(path) if entry.name.endswith(tuple(ends)))
+        names = (entry.name for entry in listing(path) if ends_as(entry.name, ends))
         return [f"{path.rstrip('/')}/{name}" for name in names if not f"/{name}".count("/.")]
     if not os.path.isdir(path):
-        return [path] if path.endswith(tuple(ends)) and os.path.exists(path) else []
+        return [path] if ends_as(path, ends) and os.path.exists(path) else []
     return sorted(
         os.path.join(folder, name)
         for folder, _, names in os.walk(path)
         for name in names
-        if name.endswith(tuple(ends)) and not name.startswith(".")
+        if ends_as(name, ends) and not name.startswith(".")
     )
+
+
+def ends_as(name: str, ends: Sequence[str]) -> bool:
+    """Whether a name has one of some endings, in small or in capital letters."""
+    return name.lower().endswith(tuple(ends))

@@ -68,13 +68,6 @@ def files(path: str | Path) -> list[Path] | list[str]:
         As `copcube.rows.rows_files`.
     """
     name = one_path(path, "rows", "; a folder or a glob names several files")
-    within = os.path.join(name, "rows")
-    if (
-        not is_remote(name)
-        and os.path.isfile(os.path.join(name, "plan.json"))
-        and os.path.isdir(within)
-    ):
-        raise RowsError(f"{name}: the folder of a build; give its rows, {within}")
     # A store has a great many files below it, none of which is parquet.
     if _is_store(name):
         if found := next((some for reader in READERS if (some := reader.files(name))), None):
@@ -132,7 +125,7 @@ def _is_store(name: str) -> bool:
     """Whether a name is that of a Zarr group."""
     if not is_remote(name):
         return os.path.exists(os.path.join(name, "zarr.json"))
-    if name.endswith((".parquet", ".tif", ".tiff", ".npy")):
+    if name.lower().endswith((".parquet", ".tif", ".tiff", ".npy")):
         return False  # known without a request
     return sizes([f"{name.rstrip('/')}/zarr.json"]) != [None]
 

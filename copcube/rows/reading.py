@@ -44,6 +44,7 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     if local.is_file():
         return [local]
     if local.is_dir():
+        _refuse_others(local)
         # A build writes its files under hidden names first.
         found = [p for p in local.rglob("*.parquet") if not p.name.startswith(".")]
     else:
@@ -54,6 +55,18 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     if not found:
         raise RowsError(f"{path}: no parquet files there; expected a file, a folder or a glob")
     return found
+
+
+def _refuse_others(folder: Path) -> None:
+    """Name the rows that belong to a folder which holds none itself."""
+    within = folder / "rows"
+    if (folder / "plan.json").is_file() and within.is_dir():
+        raise RowsError(f"{folder}: the folder of a build; give its rows, {within}")
+    if (folder / "zarr.json").is_file():
+        raise RowsError(
+            f"{folder}: a Zarr group, which holds no rows. Of a cube, give the rows that it was "
+            "made of, such as world.build/rows"
+        )
 
 
 def _addresses(url: str) -> list[str]:

@@ -297,11 +297,18 @@ def _require(
     total, least = sum(counts.values()), min(counts.values())
     if total < _LEAST or least < _LEAST_OF_A_SPLIT:
         numbers = ", ".join(f"{n} of {split}" for split, n in counts.items())
+        places = {split: n + without[split] for split, n in counts.items()}
+        # No cube helps where the data set has too few.
+        small = sum(places.values()) < _LEAST or min(places.values()) < _LEAST_OF_A_SPLIT
+        remedy = (
+            f"bring the whole data set (`copcube fetch bench {task.name}`)"
+            if small
+            else f"take a cube with more of them; its grid is {view.extent()}"
+        )
         raise CubeError(
-            f"{task.title}: the cube has vectors at {total} of {total + sum(without.values())} "
+            f"{task.title}: the cube has vectors at {total} of {sum(places.values())} "
             f"places with a label ({numbers}); expected {_LEAST} or more, and "
-            f"{_LEAST_OF_A_SPLIT} of each split: take a cube that reaches further than "
-            f"{view.extent()}"
+            f"{_LEAST_OF_A_SPLIT} of each split: {remedy}"
         )
     if (target == target[0]).all():
         raise CubeError(

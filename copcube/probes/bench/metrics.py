@@ -239,7 +239,7 @@ def interval(
     target: NDArray[Any],
     resamples: int = 200,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[float, float] | tuple[None, None]:
     """Interval of 95 % of a score, from samples that are drawn anew with replacement.
 
     Parameters
@@ -249,12 +249,12 @@ def interval(
     predicted, target : numpy.ndarray
         Samples along the first axis.
     resamples : int
-        How often; 0 gives NaN.
+        How often; 0 gives None.
     seed : int
         Of the draws.
     """
     if not resamples:
-        return np.nan, np.nan
+        return None, None
     rng = np.random.default_rng(seed)
     found: Floats = np.array(
         [
