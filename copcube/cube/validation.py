@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
+from copcube.cube.presence import present
 from copcube.cube.store import array, chunk_name, leading, open_group, parsing
 from copcube.cube.stored import UNREADABLE, StoredChunks, overlapping
 from copcube.errors import CopcubeError
@@ -338,7 +339,7 @@ def _band(
         if may_be or any(held[window].any() for held in holds.values()):
             part = *at, rows, block.cols, slice(0, embedding.shape[-1])
             vectors, readable = chunks.read(embedding, part)
-            whole[window] = np.isfinite(vectors).all(axis=-1)
+            whole[window] = present(vectors, zeros_allowed=True)
             holds["embedding"][window] = ~np.isnan(vectors).all(axis=-1)
             known["embedding"][window] = readable.all(axis=-1)
     known = {name: np.asarray(k.reshape(-1, *shape).all(axis=0)) for name, k in known.items()}
@@ -375,16 +376,18 @@ def _find_missing(
     What is not stored reads as missing cells. If one other variable says something of a cell
     there, either may be wrong; if two do, or there is only one, the chunk is lost.
     """
-    for name, held in holds.items():
-        others = [other for key, other in holds.items() if key != name]
-        stored = arrays[name]
+    columns = {name: np.asarray(held.any(axis=0)) for name, held in holds.items()}
+    for name, held in columns.items():
+        others = [other for key, other in columns.items() if key != name]
+        stored, readable = arrays[name], np.asarray(known[name].all(axis=0))
         axis = stored.metadata.dimension_names.index("lon")
-        for j, west in enumerate(range(0, grid.N_LON, stored.chunks[axis])):
-            window = slice(None), slice(west, west + stored.chunks[axis])
+        width = stored.chunks[axis]
+        for j, west in enumerate(range(0, grid.N_LON, width)):
+            window = slice(west, west + width)
             votes = sum(bool(other[window].any()) for other in others)
-            if votes < min(2, len(others)) or held[window].any() or not known[name][window].all():
+            if votes < min(2, len(others)) or held[window].any() or not readable[window].all():
                 continue
             between = (0,) * (axis - 1 - len(at))
             after = (0,) * (stored.ndim - axis - 1)
             chunks.note(stored, (*at, *between, band, j, *after), "missing")
-            known[name][window] = False
+            known[name][:, window] = False
