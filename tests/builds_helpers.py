@@ -4,6 +4,9 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import traceback
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import dask
@@ -30,6 +33,25 @@ FORK.set_forkserver_preload(
         *("rasterio", "stub", "zarr"),
     ]
 )
+
+
+def run_code(code, said):
+    """Run code in a process of `FORK`; return what it prints, which goes to a file before."""
+    process = FORK.Process(target=_run_code, args=(code, said))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0, said.read_text()
+    return said.read_text()
+
+
+def _run_code(code, said):
+    warnings.simplefilter("ignore")
+    with said.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            exec(code, {})
+        except BaseException:
+            traceback.print_exc()
+            raise
 
 
 def run_build(images, out, *, files=None, environment=(), die_at=None, **options):

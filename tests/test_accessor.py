@@ -40,6 +40,26 @@ def run(code, *args):
     return done.stdout
 
 
+FORKS = """
+# What takes long to import and knows nothing of accessors is there once for all.
+import contextlib, importlib.util, io, json, os, sys, traceback
+import dask.array, numpy, pandas, pyarrow, scipy.sparse, zarr
+assert not {"xarray", "copcube"} & {*sys.modules}, "these are imported in the order under test"
+for code in json.loads(sys.argv[1]):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                exec(code, {})
+            except BaseException:
+                traceback.print_exc()
+        print(json.dumps(said.getvalue()), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
 REGISTRATIONS = {
     "xarray first": "import xarray as xr; import copcube",
     "copcube first": "import copcube; import xarray as xr",
