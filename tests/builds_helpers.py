@@ -3,6 +3,10 @@
 import hashlib
 import multiprocessing
 import os
+import signal
+import traceback
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import dask
@@ -29,6 +33,63 @@ FORK.set_forkserver_preload(
         *("rasterio", "stub", "zarr"),
     ]
 )
+
+
+def run_code(code, said):
+    """Run code in a process of `FORK`; return what it prints, which goes to a file before."""
+    process = FORK.Process(target=_run_code, args=(code, said))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0, said.read_text()
+    return said.read_text()
+
+
+def _run_code(code, said):
+    warnings.simplefilter("ignore")
+    with said.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            exec(code, {})
+        except BaseException:
+            traceback.print_exc()
+            raise
+
+
+def run_build(images, out, *, files=None, environment=(), die_at=None, **options):
+    """Build as a process of `FORK`, which knows nothing of what this one has changed.
+
+    Parameters
+    ----------
+    images, out, options
+        Those of `build`.
+    files : int, optional
+        Images of a partition of GeoTIFFs.
+    environment : mapping
+        Added to that of the process which was there first.
+    die_at : int, optional
+        Change of the file system at which the process kills itself.
+    """
+    from copcube.builds import build
+    from copcube.images import geotiff
+
+    os.environ.update(environment)
+    if files is not None:
+        geotiff._IMAGES_PER_PARTITION = files
+    if die_at is not None:
+        count = 0
+
+        def mortal(function):
+            def call(*arguments, **options):
+                nonlocal count
+                count += 1
+                if count == die_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **options)
+
+            return call
+
+        for name in ("replace", "rename", "fsync"):
+            setattr(os, name, mortal(getattr(os, name)))
+    build(str(images), str(out), **options)
 
 
 def contents(folder):

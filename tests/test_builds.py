@@ -16,7 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from builds_helpers import FORK, SEED, SOAK, assert_undisturbed, contents, leftovers
+from builds_helpers import (
+    FORK,
+    SEED,
+    SOAK,
+    assert_undisturbed,
+    contents,
+    leftovers,
+    run_build,
+)
 from stub import StubEncoder, StubSpec
 
 from copcube import grid
@@ -198,29 +206,10 @@ def test_a_finished_build_is_not_done_again(images, undisturbed):
     assert sum(report.images.values()) > 0
 
 
-def _child(source, out, die_at):
-    """Build in a process that kills itself at the n-th change of the file system."""
-    if die_at is not None:
-        count = 0
-
-        def mortal(function):
-            def call(*arguments, **options):
-                nonlocal count
-                count += 1
-                if count == die_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **options)
-
-            return call
-
-        for name in ("replace", "rename", "fsync"):
-            setattr(os, name, mortal(getattr(os, name)))
-    build(source, out, encoder=StubEncoder())
-
-
 def _run(source, out, *, die_at=None, die_after=None):
     """Whether a child that is to die came to the end."""
-    child = FORK.Process(target=_child, args=(str(source), str(out), die_at))
+    options = {"encoder": StubEncoder(), "die_at": die_at}
+    child = FORK.Process(target=run_build, args=(source, out), kwargs=options)
     child.start()
     if die_after is not None:
         child.join(die_after)

@@ -94,16 +94,41 @@ def published(request: pytest.FixtureRequest) -> CopernicusFM:
     return published_model(request.param)
 
 
+class Once(nn.Module):
+    """Blocks that two models have in common, and that run once where both show them the same."""
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks, self.known = blocks, list[tuple[Tensor, Tensor]]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for shown, made in self.known:
+            if torch.equal(shown, x):
+                return made
+        made = functools.reduce(lambda y, block: block(y), self.blocks, x)
+        self.known.append((x, made))
+        return made
+
+
+@pytest.fixture(scope="module")
+def once() -> Once:
+    return Once(published_model("cls").blocks)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("case", CASES)
 def test_reproduces_the_published_code(
-    published: CopernicusFM, case: str, shared_data: Path
+    pooling: str, case: str, once: Once, shared_data: Path
 ) -> None:
+    """Of both poolings the blocks have the same weights."""
     shape, metadata, key = CASES[case]
     rows = torch.tensor(metadata, dtype=torch.float64)
+    model = published_model(pooling)
+    model.blocks = nn.ModuleList([once])
     with torch.inference_mode():
-        found = published(draw("input/" + case, shape), rows, **bands(key))
-    feature = "cls" if published.pooling == "cls" else "mean_pool"
+        found = model(draw("input/" + case, shape), rows, **bands(key))
+    feature = "cls" if pooling == "cls" else "mean_pool"
     expected = np.load(shared_data / REFERENCE)[f"{case}/{feature}"]
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)

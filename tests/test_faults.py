@@ -28,7 +28,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from builds_helpers import FORKED, SEED, SOAK, assert_undisturbed, contents
+from builds_helpers import FORK, FORKED, SEED, SOAK, assert_undisturbed, contents, run_build
 from distributed import Client, KilledWorker, LocalCluster
 from stub import StubEncoder, StubSpec
 from workers import Broken, DiesOnce, KillsAt, WorkerSpec
@@ -165,7 +165,10 @@ def test_workers_make_the_same_bytes(images, undisturbed, tmp_path, diary, clien
 def test_workers_are_started_on_request(images, undisturbed, tmp_path, diary, monkeypatch):
     monkeypatch.setattr("copcube.builds.dask._free_port", lambda wanted: 0)
     spec = WorkerSpec(diary, seconds=0.01)
-    build(images, tmp_path / "world.zarr", encoder=spec, workers=2, **OPTIONS)
+    with dask.config.set(
+        FORKED
+    ):  # as dask starts them otherwise, in tests of interrupts and sensors
+        build(images, tmp_path / "world.zarr", encoder=spec, workers=2, **OPTIONS)
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
     assert len(set(spec.noted("call"))) == 2
     assert os.getpid() not in spec.noted("call")
@@ -290,19 +293,16 @@ def test_a_worker_with_another_encoder_is_refused(images, tmp_path):
 @pytest.mark.slow
 def test_jobs_that_share_nothing_but_the_folder(images, undisturbed, tmp_path):
     out = tmp_path / "world.zarr"
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from stub import StubSpec\nfrom copcube.builds import build\n"
-        "from copcube.images import geotiff\ngeotiff._IMAGES_PER_PARTITION = 1\n"
-        "report = build(sys.argv[2], sys.argv[3], encoder=StubSpec(0.002), modalities=KEYS,\n"
-        "               threads=1, partitions=sys.argv[4])\n"
-        "assert not report.finished\n"
-    ).replace("KEYS", repr(KEYS))
+    options = {"encoder": StubSpec(0.002), "files": 1, **OPTIONS}
     jobs = [
-        subprocess.Popen([sys.executable, "-c", code, TESTS, str(images), str(out), which])
+        FORK.Process(target=run_build, args=(images, out), kwargs=options | {"partitions": which})
         for which in ("0-6", "3-9")
     ]
-    assert [job.wait(120) for job in jobs] == [0, 0]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0, 0]
     assert not out.exists()
     assert len(embedded(out)) == 10
     before = embedded(out)

@@ -291,18 +291,6 @@ def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
     assert again.season == 2
 
 
-def regions(world):
-    turned = world.assign_coords(lon=(world.lon + 180) % 360 - 180).sortby("lon")
-    return {
-        "box": world.sel(lat=slice(60, -30), lon=slice(200, 330)),
-        "rows south to north": world.sortby("lat"),
-        "from 180°W, renamed": turned.rename(lat="latitude", lon="longitude"),
-        "across Greenwich": turned.sel(lon=slice(-40, 40)),
-        "scattered, transposed": world.isel(lat=[700, 3, 5, 90], lon=[9, 1400, 8]).transpose(),
-        "float32": world.assign_coords(lat=world.lat.astype("f4"), lon=world.lon.astype("f4")),
-    }
-
-
 REGIONS = (
     "box",
     "rows south to north",
@@ -313,10 +301,24 @@ REGIONS = (
 )
 
 
+@pytest.fixture(scope="module")
+def regions(world):
+    turned = world.assign_coords(lon=(world.lon + 180) % 360 - 180).sortby("lon")
+    parts = (
+        world.sel(lat=slice(60, -30), lon=slice(200, 330)),
+        world.sortby("lat"),
+        turned.rename(lat="latitude", lon="longitude"),
+        turned.sel(lon=slice(-40, 40)),
+        world.isel(lat=[700, 3, 5, 90], lon=[9, 1400, 8]).transpose(),
+        world.assign_coords(lat=world.lat.astype("f4"), lon=world.lon.astype("f4")),
+    )
+    return dict(zip(REGIONS, parts, strict=True))
+
+
 @pytest.mark.parametrize("name", first_quick(REGIONS))
 @pytest.mark.parametrize("suffix", first_quick(["npz", "tif", "parquet"]))
-def test_regions_lie_where_they_belong(world, tmp_path, name, suffix):
-    part = regions(world)[name]
+def test_regions_lie_where_they_belong(world, regions, tmp_path, name, suffix):
+    part = regions[name]
     done = export(part, tmp_path / f"a.{suffix}")
     again = opened(tmp_path / f"a.{suffix}").embedding.values
     lat = part["latitude" if "latitude" in part.dims else "lat"].values.astype(float)

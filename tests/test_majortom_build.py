@@ -8,21 +8,23 @@ plain GELU, as timm's and open_clip's model has, and `BitImageProcessor`) on the
 import io
 import json
 import shutil
-from dataclasses import replace
 
+import dask
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
 import timm
+import tiny_kinds
 import torch
 import torch.nn.functional as F
 import torchvision
 import xarray as xr
-from builds_helpers import SOAK, contents
+from builds_helpers import FORKED, SOAK, contents
 from memory_bucket import memory_bucket
 from rasterio.windows import Window, bounds
+from tiny_kinds import IMAGENET, TINY
 
 import copcube
 from copcube.builds import aggregate, build, estimate, validate_rows
@@ -30,7 +32,7 @@ from copcube.cli import build as cli_build
 from copcube.cli import main
 from copcube.cube import validate
 from copcube.encoder.timm_encoder import _built, untrained
-from copcube.encoder.timm_kinds import KINDS, RGB, S2L1C, Kind, TimmSpec
+from copcube.encoder.timm_kinds import KINDS, RGB, S2L1C, TimmSpec
 from copcube.errors import BuildError, ImageError, OptionError, RowsError, SourceError, WeightsError
 from copcube.files.objects import access, stores
 from copcube.grid import cell_at
@@ -40,18 +42,6 @@ from copcube.products.majortom.core_sample import SETS, write_core
 from copcube.products.majortom.images import _stacked
 from copcube.selection import Selection
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-TINY = {
-    "tiny-s2": Kind("tiny", "resnet10t", 512, "s2_toa", S2L1C, 96, "reflectance"),
-    "tiny-s1": replace(KINDS["ssl4eo-s1rtc"], architecture="resnet18", dim=512, size=96),
-    "tiny-rgb": Kind(
-        "tiny", "vit_tiny_patch16_224", 192, "s2_toa", RGB, 96, "picture", **IMAGENET,
-        pooling="tokens",
-    ),
-    "tiny-siglip": replace(
-        KINDS["siglip"], architecture="vit_base_patch16_siglip_224", dim=768, size=96
-    ),
-}  # fmt: skip
 EVERYTHING = Selection.of()
 
 # First values of a vector of `counts(3, side, 1)`.
@@ -184,7 +174,8 @@ def test_mean_of_tokens_with_resampled_positions_is_that_of_transformers(tmp_pat
 
 @pytest.mark.slow
 def test_dinov2_is_that_of_transformers(tmp_path):
-    model = timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=518)
+    with torch.device("meta"):  # its first values, which nobody needs, take seconds to draw
+        model = timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=518)
     torch.save(untrained(model, 5), tmp_path / "dinov2.pth")
     pixels = counts(3, 224, 1)
     for compat, known in ((None, DINOV2), ("majortom", DINOV2_COMPAT)):
@@ -720,14 +711,11 @@ def test_a_dry_run_counts_fragments(core, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_make_the_same_bytes(tmp_path):
-    """With a real encoder, since other processes know no others."""
-    write_core(tmp_path / "core", cells=2, side=300)
-    ours = made(tmp_path / "core", tmp_path / "a.zarr", "ssl4eo-s1rtc", compat="majortom")
-    theirs = made(
-        tmp_path / "core", tmp_path / "b.zarr", "ssl4eo-s1rtc", compat="majortom", workers=1
-    )
-    assert ours.images == theirs.images == {"s1_grd": 8}
+def test_workers_make_the_same_bytes(core, tmp_path):
+    ours = made(core, tmp_path / "a.zarr", "tiny-s1", compat="majortom")
+    with dask.config.set(FORKED | {"distributed.worker.preload": [tiny_kinds.__file__]}):
+        theirs = made(core, tmp_path / "b.zarr", "tiny-s1", compat="majortom", workers=1)
+    assert ours.images == theirs.images == {"s1_grd": 27}
     for a, b in zip(rows_of(ours.rows), rows_of(theirs.rows), strict=True):
         assert np.allclose(a["embedding"], b["embedding"], atol=1e-3)
 

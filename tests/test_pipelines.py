@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -274,14 +275,19 @@ def test_the_page_names_what_is_there():
 
 
 @pytest.mark.slow
-def test_the_rehearsal_runs(tmp_path):
-    """With images of two modalities, since those of all take most of a minute."""
+def test_the_rehearsal_runs(options, tmp_path):
+    """With images of two modalities, since those of all take most of a minute, and a small encoder.
+
+    That its weights are untrained, as the page says, is nothing else to the scripts.
+    """
     (tmp_path / "pipelines").symlink_to(PIPELINES)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     (block,) = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
     commands = re.compile(r"^(copcube sample|python pipelines/world\.py) .*", re.M)
     block, number = commands.subn(rf"\g<0> --modalities {','.join(KEYS)}", block)
     assert number == 2
+    block, number = re.subn("--weights untrained:0", shlex.join(options[-4:]), block)
+    assert number == 1
     done = subprocess.run(
         ["bash", "-e", "-c", block],
         cwd=tmp_path,

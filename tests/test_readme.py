@@ -2,13 +2,15 @@
 
 import re
 import shlex
-from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
+import shallow
 import xarray as xr
+from builds_helpers import FORKED
 
 from copcube.cli import main
 from copcube.encoder import weights
@@ -31,23 +33,23 @@ def downloaded_statics(path):
 def test_the_examples_run(tmp_path, monkeypatch, no_encoders):
     """Blocks marked ``sh`` need a network or a large download.
 
-    All run in this process, which imports the model once; untrained weights have one block
-    instead of twelve.
+    All run in this process, which imports the model once, and in workers forked from one that
+    has imported dask; untrained weights have one narrow block instead of twelve.
     """
-    shallow = partial(weights.untrained_weights, depth=1)
-    monkeypatch.setattr(weights, "untrained_weights", shallow)
+    monkeypatch.setattr(weights, "untrained_weights", shallow.shallow_weights)
     downloaded_statics(tmp_path / "era5_static.nc")
     monkeypatch.chdir(tmp_path)
     assert sum(kind == "bash" for kind, _ in BLOCKS) >= 3
     assert sum(kind == "python" for kind, _ in BLOCKS) >= 5
-    for kind, text in BLOCKS:
-        if kind == "python":
-            exec(compile(text, "README.md", "exec"), {"__name__": "__main__"})
-            continue
-        for line in text.splitlines():
-            if words := shlex.split(line, comments=True):
-                assert words[0] == "copcube", f"no command of copcube: {line}"
-                assert main(words[1:]) == 0, line
+    with dask.config.set(FORKED | {"distributed.worker.preload": [shallow.__file__]}):
+        for kind, text in BLOCKS:
+            if kind == "python":
+                exec(compile(text, "README.md", "exec"), {"__name__": "__main__"})
+                continue
+            for line in text.splitlines():
+                if words := shlex.split(line, comments=True):
+                    assert words[0] == "copcube", f"no command of copcube: {line}"
+                    assert main(words[1:]) == 0, line
 
 
 def test_the_command_is_installed():

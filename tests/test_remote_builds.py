@@ -6,15 +6,13 @@ Where no other process takes part the bucket lies in the memory of this one.
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from builds_helpers import SEED, SOAK, contents
+from builds_helpers import FORK, SEED, SOAK, contents, run_build
 from memory_bucket import memory_bucket
 from stub import StubEncoder, StubSpec
 
@@ -198,14 +196,6 @@ def test_rows_in_a_bucket_are_aggregated(uploaded, memory, undisturbed, tmp_path
     assert contents(there) == contents(tmp_path / "modalities.zarr")
 
 
-DRIVER = """
-import sys; sys.path.insert(0, sys.argv[1])
-from stub import StubSpec
-from copcube.builds import build
-build(sys.argv[2], sys.argv[3], encoder=StubSpec(0.02), modalities=KEYS, threads=1)
-""".replace("KEYS", repr(KEYS))
-
-
 @pytest.mark.slow
 def test_a_driver_killed_while_it_builds_in_s3_and_workers_that_go_on(
     shards, bucket, undisturbed, tmp_path, monkeypatch
@@ -217,13 +207,15 @@ def test_a_driver_killed_while_it_builds_in_s3_and_workers_that_go_on(
     receipts = objects.ObjectFolder(f"{bucket}/world.build")
     moments = random.Random(SEED)
     for wanted in (1, 2, 3) if SOAK else (2,):
-        tests = str(Path(__file__).parent)
-        driver = subprocess.Popen([sys.executable, "-c", DRIVER, tests, uploaded, out])
-        while len(receipts.names("receipts/embed/")) < wanted and driver.poll() is None:
+        options = {"encoder": StubSpec(0.02), "environment": dict(os.environ), **OPTIONS}
+        driver = FORK.Process(target=run_build, args=(uploaded, out), kwargs=options)
+        driver.start()
+        while len(receipts.names("receipts/embed/")) < wanted and driver.is_alive():
             time.sleep(0.02)
         time.sleep(moments.uniform(0, 0.2))
         driver.kill()
-        driver.wait()
+        driver.join()
+    # Not forked: workers take the bucket's access from the environment of this process.
     report = build(uploaded, out, encoder=StubSpec(), workers=2, **OPTIONS)
     assert report.resumed >= 1
     assert_undisturbed(out, undisturbed, tmp_path)

@@ -103,7 +103,7 @@ def test_pages_on_a_cube(page, inputs, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["tutorial-producer", "sensors"])
 def test_pages_that_make_one(page, tmp_path, monkeypatch, no_encoders):
-    """With a stand-in for the encoder; the README's examples load one of full size."""
+    """With a stand-in for the encoder; the notebook that builds a cube loads one of full size."""
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", lambda self: StubEncoder())
     monkeypatch.chdir(tmp_path)
     assert run(f"{page}.md") >= 7

@@ -3,6 +3,7 @@ import pytest
 import xarray as xr
 
 from copcube.cube.latlon import spatial_dims
+from copcube.cube.presence import present
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError
 
@@ -90,6 +91,21 @@ def test_zeros_without_counts_are_refused_and_with_counts_are_vectors():
     published = ds.embedding.fillna(0).to_dataset()
     with pytest.raises(CubeError, match="zeros"):
         CubeView.of(published).filled()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("shape", [(30, 40, 3), (500, 3), (3,)])
+def test_vectors_are_there_where_all_values_are_finite(shape, share):
+    rng = np.random.default_rng(0)
+    values = rng.choice([0.0, 1.0, 2.0, np.nan, np.inf], shape, p=[0.2, 0.3, 0.3, 0.1, 0.1])
+    values[rng.random(shape[:-1]) >= share] = np.nan
+    found = present(values, zeros_allowed=True)
+    assert np.array_equal(found, np.isfinite(values).all(axis=-1))
+    if values.any(axis=-1).all():  # NaN counts as something
+        assert np.array_equal(present(values), found)
+    else:
+        with pytest.raises(CubeError, match=f"{(values == 0).all(axis=-1).sum()} cells hold vec"):
+            present(values)
 
 
 def test_reductions_may_hold_zeros():

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
+from copcube.cube.presence import present
 from copcube.cube.store import array, chunk_name, leading, open_group, parsing
 from copcube.cube.stored import UNREADABLE, StoredChunks, overlapping
 from copcube.errors import CopcubeError
@@ -348,7 +349,7 @@ def _band(
         if may_be or any(held[window].any() for held in holds.values()):
             part = _part(embedding, {"lat": rows, "lon": block.cols}, at)
             vectors, readable = chunks.read(embedding, part)
-            whole[window] = np.isfinite(vectors).all(axis=-1)
+            whole[window] = present(vectors, zeros_allowed=True)
             holds["embedding"][window] = ~np.isnan(vectors).all(axis=-1)
             known["embedding"][window] = readable.all(axis=-1)
     known = {name: np.asarray(k.reshape(-1, *shape).all(axis=0)) for name, k in known.items()}
@@ -391,16 +392,18 @@ def _find_missing(
     What is not stored reads as missing cells. If one other variable says something of a cell
     there, either may be wrong; if two do, or there is only one, the chunk is lost.
     """
-    for name, held in holds.items():
-        others = [other for key, other in holds.items() if key != name]
+    columns = {name: held.any(axis=0) for name, held in holds.items()}
+    for name, held in columns.items():
         stored = arrays[name]
         axis = stored.metadata.dimension_names.index("lon")
         width = stored.chunks[axis]
-        columns = np.arange(0, grid.N_LON, width)
-        in_others = [np.logical_or.reduceat(other.any(axis=0), columns) for other in others]
-        lost = np.sum(in_others, axis=0, dtype=int) >= min(2, len(others))
-        lost &= ~np.logical_or.reduceat(held.any(axis=0), columns)
-        lost &= np.logical_and.reduceat(known[name].all(axis=0), columns)
+        edges = np.arange(0, grid.N_LON, width)
+        others = [
+            np.logical_or.reduceat(other, edges) for key, other in columns.items() if key != name
+        ]
+        lost = np.sum(others, axis=0, dtype=int) >= min(2, len(others))
+        lost &= ~np.logical_or.reduceat(held, edges)
+        lost &= np.logical_and.reduceat(known[name].all(axis=0), edges)
         for j in np.flatnonzero(lost).tolist():
             between = (0,) * (axis - 1 - len(at))
             after = (0,) * (stored.ndim - axis - 1)
