@@ -13,7 +13,7 @@ from copcube import plot
 from copcube.cli import main
 from copcube.errors import FetchError, MissingPackageError, OptionError, RowsError
 from copcube.lookup import Fragments, fit_fragments, project_fragments
-from copcube.lookup.fragments import holds_fragments
+from copcube.lookup.fragment_files import holds_fragments
 from copcube.lookup.queries import text_vector
 from copcube.lookup.ranking import candidates, estimate_squares, lowest
 from copcube.lookup.similar import lengths_of, scores

@@ -1,8 +1,8 @@
 """Builds: source → rows → cube, resumable after any death."""
 
-from copcube.builds.api import Report, aggregate, build, validate_rows
+from copcube.builds.api import Report, aggregate, build
 from copcube.builds.dask import connect
-from copcube.builds.inspect import Estimate, Status, estimate, status
+from copcube.builds.inspect import Estimate, Status, estimate, status, validate_rows
 
 __all__ = [
     "Estimate",

@@ -32,7 +32,6 @@ from copcube.builds.stages import (
     assemble,
     complete,
     is_undamaged,
-    rows_digest,
     run_stage,
     write_quarantine,
 )
@@ -432,42 +431,6 @@ def aggregate(
             )
     seconds = {"total": time.perf_counter() - begin}
     return Report(cube=_path(folder.out), rows=_path(str(rows)), seconds=seconds)
-
-
-def validate_rows(out: str | Path) -> list[str]:
-    """Compare the rows that a build left beside its cube with the checksums in their receipts.
-
-    All rows are read.
-
-    Parameters
-    ----------
-    out : str or Path
-        The cube.
-
-    Returns
-    -------
-    list of str
-        What is wrong; empty if all is well or there is no build folder.
-    """
-    folder = BuildFolder(out)
-    try:
-        plan = folder.plan()
-        if plan is None or plan.kind != "build":
-            return []
-        names = [partition.name for partition in folder.partitions()]
-    except BuildError as error:
-        return [str(error)]
-    receipts = folder.receipts.done(plan.id, "embed", names, hashes=True)
-    # A build trusts size and stamp, so a damaged file has to go before it is made again.
-    missing = [
-        f"{folder.rows(name)}: missing, or not the rows that this build wrote; remove it if it is "
-        "there, and build again"
-        for name in names
-        if name not in receipts
-    ]
-    if missing or complete(folder, plan, rows_digest(receipts.values())):
-        return missing
-    return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
 
 
 def _admitted(

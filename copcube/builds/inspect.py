@@ -1,7 +1,7 @@
-"""Looking at a build: what one would do, and how one stands.
+"""Looking at a build: what one would do, how one stands, and whether its rows are whole.
 
-`estimate` looks at the source and measures one batch; `status` looks at the folder alone, on
-any machine that sees it. Neither writes anything.
+`estimate` looks at the source and measures one batch; `status` and `validate_rows` look at the
+folder alone, on any machine that sees it. None writes anything.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from copcube.builds.folder import BuildFolder
 from copcube.builds.partitions import chosen_partitions
 from copcube.builds.plan import BuildOptions, Plan, plan_build
 from copcube.builds.receipts import Receipt
+from copcube.builds.stages import complete, rows_digest
 from copcube.builds.tasks import describe
 from copcube.cube import read_attributes
 from copcube.embedding import Batch, Encoder, crop_image
@@ -346,6 +347,42 @@ def status(path: str | Path) -> Status:
         quarantined={n: r["quarantined"] for n, r in receipts.items() if r.get("quarantined")},
         **_progress(receipts, len(names)),
     )
+
+
+def validate_rows(out: str | Path) -> list[str]:
+    """Compare the rows that a build left beside its cube with the checksums in their receipts.
+
+    All rows are read.
+
+    Parameters
+    ----------
+    out : str or Path
+        The cube.
+
+    Returns
+    -------
+    list of str
+        What is wrong; empty if all is well or there is no build folder.
+    """
+    folder = BuildFolder(out)
+    try:
+        plan = folder.plan()
+        if plan is None or plan.kind != "build":
+            return []
+        names = [partition.name for partition in folder.partitions()]
+    except BuildError as error:
+        return [str(error)]
+    receipts = folder.receipts.done(plan.id, "embed", names, hashes=True)
+    # A build trusts size and stamp, so a damaged file has to go before it is made again.
+    missing = [
+        f"{folder.rows(name)}: missing, or not the rows that this build wrote; remove it if it is "
+        "there, and build again"
+        for name in names
+        if name not in receipts
+    ]
+    if missing or complete(folder, plan, rows_digest(receipts.values())):
+        return missing
+    return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
 
 
 def _is_mark(mark: Any) -> bool:

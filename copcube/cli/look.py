@@ -286,7 +286,7 @@ def _map(arguments: Arguments) -> None:
 
 
 def _page(arguments: Arguments) -> None:
-    from copcube.lookup.fragments import holds_fragments
+    from copcube.lookup.fragment_files import holds_fragments
     from copcube.plot import page
 
     if holds_fragments(arguments.cube):
@@ -301,7 +301,7 @@ def _page(arguments: Arguments) -> None:
 
 def _picture(arguments: Arguments, out: Path) -> None:
     from copcube import plot
-    from copcube.lookup.fragments import holds_fragments
+    from copcube.lookup.fragment_files import holds_fragments
 
     options = {"projection": arguments.projection, "extent": arguments.extent}
     # Parquet also is a form of cubes (published averages), so the columns decide.

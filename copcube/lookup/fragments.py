@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from copcube import grid, rows
+from copcube import rows
 from copcube.cube.results import as_result
 from copcube.errors import OptionError, RowsError
-from copcube.files.objects import is_remote
 from copcube.grid import Floats, Integers, on_sphere
 from copcube.images.sensors import Given
 from copcube.lookahead import map_ahead
 from copcube.lookup import ranking
+from copcube.lookup.fragment_files import centres, said_of_row
 from copcube.lookup.queries import EncoderLike, image_vector, text_vector
 from copcube.lookup.similar import (
     EARTH_RADIUS,
@@ -34,7 +34,6 @@ from copcube.lookup.similar import (
 )
 from copcube.pca.blas import one_thread
 from copcube.products import tables
-from copcube.products.majortom import reading as majortom
 from copcube.products.majortom.transposed import Position
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class Fragments:
             )
         if not lengths:
             raise RowsError(f"{path}: no embedding is there")
-        places = [_places(file, footprints) for file in files]
+        places = [centres(file, footprints) for file in files]
         lat, lon = (np.concatenate(axis) for axis in zip(*places, strict=True))
         starts = np.cumsum([0, *(len(place[0]) for place in places)])
         return cls(tuple(files), starts, lat, lon, next(iter(lengths.values())))
@@ -392,7 +391,10 @@ class Fragments:
 
         name = "distance" if metric == "euclidean" else "similarity"
         i = np.searchsorted(self.starts, best, side="right") - 1
-        said = [_told(self.files[a], int(b)) for a, b in zip(i, best - self.starts[i], strict=True)]
+        said = [
+            said_of_row(self.files[a], int(b))
+            for a, b in zip(i, best - self.starts[i], strict=True)
+        ]
         names = sorted({key for one in said for key in one})
         texts = {
             f"place_{key}": ("place", np.array([one.get(key, "") for one in said], object))
@@ -450,62 +452,3 @@ class Fragments:
             blocks = rows.map_vectors(function, file, groups, every, int(start), threads=THREADS)
             with one_thread(), closing(blocks) as results:
                 yield from results
-
-
-def holds_fragments(path: str) -> bool:
-    """Whether a path names tables of rows or fragments, rather than a cube or a published map."""
-    local = Path(path)
-    if is_remote(path) or (local.is_dir() and (local / "zarr.json").exists()):
-        return False
-    if local.is_file() and local.suffix != ".parquet":
-        return False
-    try:
-        first = rows.rows_files(path)[0]
-        with rows.reading_parquet(first) as file:
-            names = file.schema_arrow.names
-    except RowsError:
-        return False
-    return "modality" in names or {"grid_cell", "product_id"} & set(names) != set()
-
-
-def _places(file: str, footprints: Position) -> tuple[Floats, Floats]:
-    """Latitudes and longitudes of the centres of a file's rows."""
-    groups = range(len(rows.row_group_sizes(file)))
-    if tables.is_product(file):
-        found = [majortom.centres(file, [group], footprints) for group in groups]
-        none = np.empty(0)
-        return (
-            np.concatenate([none, *(lat for lat, _ in found)]),
-            np.concatenate([none, *(lon for _, lon in found)]),
-        )
-    read = rows.read_rows(file, embedding=False)
-    row, col = grid.row_col(read.grid_id)
-    lat: Floats = np.asarray(90 - row * grid.STEP, np.float64)
-    lon: Floats = np.asarray((col * grid.STEP + 180) % 360 - 180, np.float64)
-    # Images of a whole cell have no place of their own.
-    own = [i for i, text in enumerate(read.local_id) if text is not None]
-    for i in own:
-        lon[i], lat[i] = grid.parse_local(read.local_id[i])
-    return lat, lon
-
-
-def _told(file: str, number: int) -> dict[str, str]:
-    """What a file says of one row, but for its vector and what is made of it."""
-    with rows.reading_parquet(file) as opened:
-        sizes = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
-        ends = np.cumsum(sizes)
-        group = int(np.searchsorted(ends, number, side="right"))
-        names = [name for name in _TOLD if name in opened.schema_arrow.names]
-        table = opened.read_row_group(group, columns=names)
-        line = table.slice(number - (int(ends[group]) - sizes[group]), 1).to_pylist()[0]
-    return {_TOLD[name]: "" if value is None else str(value) for name, value in line.items()}
-
-
-_TOLD = {
-    "grid_cell": "cell",
-    "product_id": "product",
-    "timestamp": "date",
-    "grid_id_coord": "cell",
-    "modality": "modality",
-    "date": "date",
-}

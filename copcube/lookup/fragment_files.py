@@ -1,0 +1,72 @@
+"""What files of rows and fragments say of each: where it lies, and what it was made of."""
+
+from pathlib import Path
+
+import numpy as np
+
+from copcube import grid, rows
+from copcube.errors import RowsError
+from copcube.files.objects import is_remote
+from copcube.grid import Floats
+from copcube.products import tables
+from copcube.products.majortom import reading as majortom
+from copcube.products.majortom.transposed import Position
+
+_SAID = {
+    "grid_cell": "cell",
+    "product_id": "product",
+    "timestamp": "date",
+    "grid_id_coord": "cell",
+    "modality": "modality",
+    "date": "date",
+}
+"""Columns that name what a vector was made of, and how a list of them names those."""
+
+
+def holds_fragments(path: str) -> bool:
+    """Whether a path names tables of rows or fragments, rather than a cube or a published map."""
+    local = Path(path)
+    if is_remote(path) or (local.is_dir() and (local / "zarr.json").exists()):
+        return False
+    if local.is_file() and local.suffix != ".parquet":
+        return False
+    try:
+        first = rows.rows_files(path)[0]
+        with rows.reading_parquet(first) as file:
+            names = file.schema_arrow.names
+    except RowsError:
+        return False
+    return "modality" in names or {"grid_cell", "product_id"} & set(names) != set()
+
+
+def centres(file: str, footprints: Position) -> tuple[Floats, Floats]:
+    """Latitudes and longitudes of the centres of a file's rows."""
+    groups = range(len(rows.row_group_sizes(file)))
+    if tables.is_product(file):
+        found = [majortom.centres(file, [group], footprints) for group in groups]
+        none = np.empty(0)
+        return (
+            np.concatenate([none, *(lat for lat, _ in found)]),
+            np.concatenate([none, *(lon for _, lon in found)]),
+        )
+    read = rows.read_rows(file, embedding=False)
+    row, col = grid.row_col(read.grid_id)
+    lat: Floats = np.asarray(90 - row * grid.STEP, np.float64)
+    lon: Floats = np.asarray((col * grid.STEP + 180) % 360 - 180, np.float64)
+    # Images of a whole cell have no place of their own.
+    own = [i for i, text in enumerate(read.local_id) if text is not None]
+    for i in own:
+        lon[i], lat[i] = grid.parse_local(read.local_id[i])
+    return lat, lon
+
+
+def said_of_row(file: str, number: int) -> dict[str, str]:
+    """What a file says of one row, but for its vector and what is made of it."""
+    with rows.reading_parquet(file) as opened:
+        sizes = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
+        ends = np.cumsum(sizes)
+        group = int(np.searchsorted(ends, number, side="right"))
+        names = [name for name in _SAID if name in opened.schema_arrow.names]
+        table = opened.read_row_group(group, columns=names)
+        line = table.slice(number - (int(ends[group]) - sizes[group]), 1).to_pylist()[0]
+    return {_SAID[name]: "" if value is None else str(value) for name, value in line.items()}
