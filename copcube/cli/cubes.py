@@ -177,15 +177,20 @@ def group(ds: "xr.Dataset", label: str, option: str = "--group") -> "xr.Dataset"
         If the cube has not one such dimension, or none of that label.
     """
     from copcube.cube.view import CubeView
+    from copcube.cube.whole import at_once
 
-    groups = CubeView.of(ds).groups
+    view = CubeView.of(ds)
+    groups = view.groups
     if len(groups) != 1:
         has = f"groups along {', '.join(groups)}" if groups else "no groups"
         raise OptionError(f"{option} {label}: expected a cube with groups; this one has {has}")
     (dim, labels), *_ = groups.items()
     if label not in labels:
         raise OptionError(f"{option} {label}: expected one of {', '.join(labels)}")
-    return ds.isel({dim: labels.index(label)})
+    # Of a part of a map dask would take a task for each chunk, whenever it is used.
+    names = [name for name in ds.data_vars if dim in ds[name].dims and name != view.name]
+    maps = {name: at_once(ds[name]) for name in names}
+    return ds.assign(maps).isel({dim: labels.index(label)})
 
 
 def chosen(arguments: Arguments, *names: str) -> dict[str, Any]:
