@@ -165,9 +165,8 @@ def test_workers_make_the_same_bytes(images, undisturbed, tmp_path, diary, clien
 def test_workers_are_started_on_request(images, undisturbed, tmp_path, diary, monkeypatch):
     monkeypatch.setattr("copcube.builds.dask._free_port", lambda wanted: 0)
     spec = WorkerSpec(diary, seconds=0.01)
-    with dask.config.set(
-        FORKED
-    ):  # as dask starts them otherwise, in tests of interrupts and sensors
+    # Workers that dask starts as it does by default are those of interrupts and of sensors.
+    with dask.config.set(FORKED):
         build(images, tmp_path / "world.zarr", encoder=spec, workers=2, **OPTIONS)
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
     assert len(set(spec.noted("call"))) == 2
