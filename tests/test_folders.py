@@ -5,12 +5,14 @@ import hashlib
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from copcube.errors import WriteError
+from copcube.files import folders
 from copcube.files.folders import LocalFolder, absolute, checksum, open_folder
 from copcube.files.states import FileState
 
@@ -143,3 +145,22 @@ def test_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute("world.zarr") == f"{tmp_path}/world.zarr"
     assert absolute("s3://bucket/world.zarr/") == "s3://bucket/world.zarr"
+
+
+def test_a_new_folder_stays_for_all_who_write_into_it(tmp_path, monkeypatch):
+    """A second thread, which finds it there, would else be done before it is flushed."""
+    flushed, begun = [], threading.Event()
+
+    def slow(path):
+        begun.set()
+        time.sleep(0.2)
+        flushed.append(path)
+
+    monkeypatch.setattr(folders, "sync", slow)
+    folder = LocalFolder(tmp_path)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(folder.write, "cells/a", b"1")
+        begun.wait()
+        folder.write("cells/b", b"2")
+        assert flushed == [tmp_path]
+        first.result()

@@ -7,6 +7,7 @@ power cut: that is all a build needs to be killed at any moment.
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -22,6 +23,9 @@ from copcube.files.states import FileState, Written
 _SYNCS = 16
 """How many files or folders are flushed at once: a disk takes many together nearly as fast as one,
 since the journal of the file system is written once for all that wait."""
+
+_MAKING = threading.Lock()
+"""Held while a folder is made and flushed."""
 
 
 class Folder(Protocol):
@@ -201,7 +205,8 @@ class LocalFolder:
     def _made(self, name: str, *, flush: bool = True) -> Path:
         """Path of a file whose folder is there, and stays after a power cut with `flush`."""
         path = self._path / name
-        with writing(self._path):
+        # A thread that finds the folder of another one waits until that one has flushed it.
+        with writing(self._path), _MAKING:
             if not path.parent.is_dir():
                 new = [above for above in path.parents if not above.exists()]
                 path.parent.mkdir(parents=True, exist_ok=True)
