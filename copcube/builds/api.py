@@ -19,13 +19,7 @@ from copcube.builds.dask import Workers, executor
 from copcube.builds.executors import Executor
 from copcube.builds.folder import BuildFolder
 from copcube.builds.partitions import chosen_partitions
-from copcube.builds.plan import (
-    BuildOptions,
-    Plan,
-    Product,
-    plan_aggregate,
-    plan_build,
-)
+from copcube.builds.plan import BuildOptions, Plan, Product, plan_aggregate, plan_build
 from copcube.builds.receipts import Receipt
 from copcube.builds.stages import (
     EmbedStage,

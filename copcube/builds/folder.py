@@ -132,8 +132,9 @@ class BuildFolder:
         """Whether starting anew would throw away more than the lists of what there is to do."""
         if self.has_cube() or self.receipts.names("combine"):
             return True
-        embedded = self.receipts.readable("embed").values()
-        return any(receipt["images"] or receipt["rejected"] for receipt in embedded)
+        # Mostly the first receipt tells: in a store each is a request.
+        embedded = self.receipts.readable("embed")
+        return any(receipt["images"] or receipt["rejected"] for _, receipt in embedded)
 
     def begins_anew(self, plan: Plan) -> bool:
         """Whether replacing the cube of a plan, which is there, has not begun."""

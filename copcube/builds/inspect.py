@@ -327,7 +327,7 @@ def status(path: str | Path) -> Status:
             "found none"
         )
     names = [partition.name for partition in folder.partitions()]
-    receipts = folder.receipts.readable("embed")
+    receipts = dict(folder.receipts.readable("embed"))
     stage, units, done = _stage(folder, plan, len(names), len(receipts))
     return Status(
         folder=folder.path,

@@ -8,7 +8,7 @@ its files are durable, so killing a build at any moment loses only what had no r
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,10 +43,11 @@ class Receipts:
         receipt: Receipt = json.loads(self._files.read(_path(stage, name)))
         return receipt
 
-    def readable(self, stage: str) -> dict[str, Receipt]:
-        """Receipts of a stage as they stand, by name, of whatever work; damaged ones left out."""
-        read = {name: self._claim(stage, name) for name in sorted(self.names(stage))}
-        return {name: receipt for name, receipt in read.items() if receipt is not None}
+    def readable(self, stage: str) -> Iterator[tuple[str, Receipt]]:
+        """Names and receipts of a stage as they stand, of whatever work, but damaged ones."""
+        for name in sorted(self.names(stage)):
+            if (receipt := self._claim(stage, name)) is not None:
+                yield name, receipt
 
     def is_done(self, work: str, stage: str, name: str) -> bool:
         """Whether a unit is done; see `done`."""
@@ -146,7 +147,7 @@ class Receipts:
         """Receipt of a unit if it is readable and of this work; its files are not looked at."""
         try:
             receipt = self.read(stage, name)
-            known = _is_receipt(receipt, stage) and work in (None, receipt["work"])
+            known = _is_receipt(receipt, stage) and (work is None or receipt["work"] == work)
             return receipt if known else None
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None

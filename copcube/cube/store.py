@@ -69,13 +69,18 @@ def open_stored(path: str) -> "xr.Dataset":
         return ds
 
 
+def is_group(path: str | Path) -> bool:
+    """Whether a local folder is a group of Zarr, of either format."""
+    return any(Path(path, name).is_file() for name in ("zarr.json", ".zgroup"))
+
+
 def _open_plainly(path: str) -> "xr.Dataset | None":
     """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
     import xarray as xr
 
     from copcube.cube.view import CubeView
 
-    if not any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup")):
+    if not is_group(path):
         return None
     with warnings.catch_warnings(), parsing(path):
         # What users saved may lack consolidated metadata; it only takes longer to open.

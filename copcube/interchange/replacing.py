@@ -13,6 +13,7 @@ import numpy as np
 from copcube import grid
 from copcube.arguments import flag, one_path
 from copcube.cube.replacing import foreign, overlap, require_store_name, says_copcube, unusual
+from copcube.cube.store import is_group
 from copcube.errors import WriteError
 from copcube.files import limits
 from copcube.files.contents import first_bytes, form
@@ -74,7 +75,7 @@ def require_free_store(path: str | Path, overwrite: bool, *inputs: object) -> Pa
 
 def _require_replaceable(out: Path, path: str | Path, overwrite: bool) -> None:
     if not overwrite:
-        if out.is_dir() and not any((out / name).is_file() for name in ("zarr.json", ".zgroup")):
+        if out.is_dir() and not is_group(out):
             raise WriteError(f"{path} is a folder; choose another name, or name a file in it")
         raise WriteError(
             f"{path} exists already; choose another name, or replace it with overwrite=True "

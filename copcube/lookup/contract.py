@@ -228,7 +228,7 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
     """Open a cube, and say where it lies."""
     import xarray as xr
 
-    from copcube.cube.store import open_stored
+    from copcube.cube.store import is_group, open_stored
 
     if isinstance(cube, xr.Dataset):
         return cube, cube.encoding.get("source")
@@ -239,7 +239,7 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
         cube = named or os.environ.get("RS_EMBED_COP_DIR", _FOLDER)
     try:
         path = Path(one_path(cube, "cube", ", or a cube as xarray.Dataset")).expanduser()
-        if path.is_dir() and not any((path / n).is_file() for n in ("zarr.json", ".zgroup")):
+        if path.is_dir() and not is_group(path):
             maps = sorted(path.glob("embed_map_*.tif"))
             if not maps:
                 raise ModelError(

@@ -7,7 +7,6 @@ order is taken, as the file's transform says. Overviews are not used: their vect
 length 1 again, so that they are no means.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import RowsError
-from copcube.files.objects import file_size, is_remote
+from copcube.files.folders import absolute
+from copcube.files.objects import file_size
 from copcube.grid import Floats
 from copcube.products import geotiff
 from copcube.products.pixels import Pixels, Raster
@@ -74,7 +74,7 @@ class AlphaEarthRaster:
 def _year(path: str) -> int | None:
     """Year of a file: that of a folder called so, else what its own name says, or a folder's."""
     # Wherever the command runs, so that a name such as 54N/a.tiff lies in the same folder.
-    *folders, name = Path(path if is_remote(path) else os.path.abspath(path)).parts[-3:]
+    *folders, name = Path(absolute(path)).parts[-3:]
     nearest = folders[::-1]
     exact = [match[0] for part in nearest if (match := _YEAR.fullmatch(part))]
     named = [match[0] for part in (name, *nearest) if (match := _YEAR.search(part))]

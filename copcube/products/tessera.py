@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import CopcubeError, RowsError, in_a_line
+from copcube.files.folders import absolute
 from copcube.files.objects import insisting, is_remote, listing, sizes, zarr_store
 from copcube.grid import Floats
 from copcube.products import geotiff
@@ -133,7 +134,7 @@ class TesseraTile(_Quantised):
                 f"float32 of {shape}, one scale a pixel of {path}"
             )
         self.place, (self.height, self.width) = head.place, shape
-        named = [part for part in _absolute(path).parts[-3:] if _YEAR.fullmatch(part)]
+        named = [part for part in Path(absolute(path)).parts[-3:] if _YEAR.fullmatch(part)]
         self.year = int(named[-1]) if named else None
 
     def read(self, rows: slice, cols: slice) -> Pixels:
@@ -272,15 +273,10 @@ def _load(path: str) -> NDArray[Any]:
         raise RowsError(f"{path}: not a readable .npy file ({in_a_line(error)})") from error
 
 
-def _absolute(path: str) -> Path:
-    """Path whose folders are known wherever the command runs."""
-    return Path(os.path.abspath(path))
-
-
 def _land(path: str) -> str:
     """GeoTIFF of land and water of a tile."""
     name = Path(path).stem
-    for folder in _absolute(path).parents:
+    for folder in Path(absolute(path)).parents:
         for end in (".tiff", ".tif"):
             if (found := folder / _LAND / f"{name}{end}").exists():
                 return str(found)
