@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -407,13 +408,40 @@ def test_fetch_brings_shards_from_a_hub(tmp_path):
     assert "CC-BY-4.0" in result.stderr
 
 
-def test_ctrl_c_is_code_130(images, tmp_path, monkeypatch, capsys, no_encoders):
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_end_a_build_in_good_order(
+    name, code, images, tmp_path, monkeypatch, capsys, no_encoders
+):
+    number, out = signal.Signals[name], tmp_path / "w.zarr"
+    locks = []
+
     def interrupted(self):
-        raise KeyboardInterrupt
+        locks.extend(tmp_path.glob("w.build/*lock*"))
+        signal.raise_signal(number)
 
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", interrupted)
-    assert main(["build", str(images), str(tmp_path / "w.zarr")]) == 130
+    # Whoever runs the tests in the background has told this process to ignore interrupts.
+    default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    before = signal.signal(number, default)
+    try:
+        assert main(["build", str(images), str(out)]) == code
+        assert signal.getsignal(number) is default
+    finally:
+        signal.signal(number, before)
     assert "the same command goes on" in capsys.readouterr().err
+    assert locks
+    assert not any(lock.exists() for lock in locks)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_leave_no_half_of_an_export(name, part, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        assert list(tmp_path.glob(".w.npy.*.partial"))
+        signal.raise_signal(signal.Signals[name])
+
+    monkeypatch.setattr("numpy.lib.format.write_array_header_1_0", interrupted)
+    assert main(["export", str(part), str(tmp_path / "w.npy")]) > 128
+    assert not any(tmp_path.iterdir())
 
 
 def test_quarantined_partitions_are_code_3(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -209,17 +210,33 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until this ends, and from what is started meanwhile for good.
+    """Hold signals back until this ends, and Ctrl-C from what is started meanwhile for good.
 
     A terminal sends it to the workers as well, but this process alone decides what becomes of
     them. A cluster that is interrupted while it starts can be closed by nobody.
     """
     resource_tracker.ensure_running()  # starting it with the first worker would end the holding
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[int] = []
+    handlers = {}
+    # These end workers, so that they are not blocked; where they end this process, they still do.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if callable(handler := signal.getsignal(number)) and _in_main_thread():
+            signal.signal(number, lambda which, frame: came.append(which))
+            handlers[number] = handler
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for which in came:
+            signal.raise_signal(which)
+
+
+def _in_main_thread() -> bool:
+    """Whether this thread may say what signals do."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """The command ``copcube``: its parser, its log and its exit codes.
 
 Exit codes: 0 done, 1 failed (the message says what to do), 2 wrong usage, 3 done but for
-partitions that killed their worker, 130 stopped by Ctrl-C, 141 where whoever read the output went
-away. A command that fails ends in one line; ``--debug``, or COPCUBE_DEBUG in the environment,
-shows the traceback instead.
+partitions that killed their worker, 130 stopped by Ctrl-C, 143 by SIGTERM and 129 by SIGHUP, 141
+where whoever read the output went away. A command that fails ends in one line; ``--debug``, or
+COPCUBE_DEBUG in the environment, shows the traceback instead.
 """
 
 import argparse
@@ -11,8 +11,11 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from copcube.cli import bench, build, data, look, lookup, probe, use
 from copcube.errors import CopcubeError, printable
@@ -44,13 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     _log_to_stderr(quiet=arguments.quiet)
     try:
-        with naming_damage():
+        with _stopped_in_good_order(), naming_damage():
             code: int | None = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt as stopped:
         let_zarr_finish(stopped, cancel=True)
-        print("copcube: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            print("copcube: stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + (stopped.signal if isinstance(stopped, _Stopped) else signal.SIGINT)
     except BrokenPipeError:
         # As with `| head`. What is still unwritten would fail again when Python ends.
         with contextlib.suppress(OSError, ValueError):
@@ -62,6 +66,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"copcube: {printable(_line(error))}", file=sys.stderr)
         return 1
     return code or 0
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal by which batch systems, containers and closed terminals end a process."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+
+@contextlib.contextmanager
+def _stopped_in_good_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the body as Ctrl-C does; a second one ends the process at once.
+
+    By default they end Python on the spot, which leaves locks and half written files behind.
+    """
+    owner = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != owner:  # a fork, which whoever made it may end like this
+            os.kill(os.getpid(), number)
+        raise _Stopped(number)
+
+    heeded = []
+    # Only the main thread may say what signals do. Under nohup, SIGHUP is ignored and stays so.
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                heeded.append(number)
+                signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _line(error: Exception) -> str:
