@@ -16,7 +16,7 @@ from copcube import grid, tutorial
 from copcube.builds import aggregate, build, estimate, validate_rows
 from copcube.builds.folder import BuildFolder
 from copcube.cli import main
-from copcube.cube import read_attributes, validate
+from copcube.cube import open_cube, read_attributes, validate
 from copcube.errors import BuildError, OptionError, StorageError
 from copcube.files.objects import ObjectFolder
 from copcube.images.sample.writing import write_sample
@@ -403,6 +403,18 @@ def test_files_of_others_in_copcube_s_forms_are_kept(fields, tmp_path):
         with pytest.raises(StorageError, match="found a file that copcube did not write"):
             export(fields, path, overwrite=True)
     assert snapshot(tmp_path) == before
+
+
+def test_two_colons_are_named_where_zarr_takes_them_for_a_chain(finished, images, fields, tmp_path):
+    world = shutil.copytree(finished / "world.zarr", tmp_path / "a::b" / "world.zarr")
+    for use in (
+        open_cube,
+        lambda path: build(images, path.with_name("new.zarr"), encoder=StubEncoder(), **OPTIONS),
+        lambda path: to_zarr(fields, path.with_name("fields.zarr")),
+    ):
+        with pytest.raises(OptionError, match=r"a::b/\w+\.zarr: by :: zarr, .* without it"):
+            use(world)
+    assert [path.name for path in (tmp_path / "a::b").iterdir()] == ["world.zarr"]
 
 
 def test_a_store_is_not_called_as_a_file(finished, images, fields, tmp_path):

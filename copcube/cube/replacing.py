@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from copcube.cube import schema
-from copcube.cube.store import address
+from copcube.cube.store import address, refuse_chain
 from copcube.errors import OptionError
 from copcube.files.objects import is_remote, listing
 
@@ -33,8 +33,9 @@ def require_store_name(path: str | Path) -> None:
     Raises
     ------
     OptionError
-        If it ends as those of files do, which nothing would open as a folder.
+        If it ends as those of files do, which nothing would open as a folder; as `refuse_chain`.
     """
+    refuse_chain(path)
     name, ending = os.path.splitext(str(path).rstrip("/"))
     if ending.lower() in _OF_FILES:
         raise OptionError(

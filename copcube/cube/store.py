@@ -13,7 +13,7 @@ import numpy as np
 from copcube.arguments import one_path
 from copcube.cube import schema
 from copcube.cube.results import as_result
-from copcube.errors import CopcubeError, CubeError, in_a_line
+from copcube.errors import CopcubeError, CubeError, OptionError, in_a_line
 from copcube.files.atomic import FULL
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.damage import naming_damage
@@ -138,6 +138,21 @@ def reading(*paths: str | Path) -> Iterator[None]:
 _ANEW = "get it anew or make it again"
 
 
+def refuse_chain(path: str | Path) -> None:
+    """Refuse a local path that zarr would not take for one.
+
+    Raises
+    ------
+    OptionError
+        If two colons stand side by side in it.
+    """
+    if not is_remote(path) and "::" in str(path):
+        raise OptionError(
+            f"{path}: by :: zarr, and with it xarray, joins file systems; give the folder a name "
+            "without it"
+        )
+
+
 def address(path: str | Path) -> Any:
     """Return what zarr opens a path, or the URL of an object store, through."""
     return zarr_store(str(path)) if is_remote(path) else str(path)
@@ -183,10 +198,13 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
     ------
     CubeError
         If there is none, or it was written by a later copcube, or it lacks variables.
+    OptionError
+        As `refuse_chain`.
     """
     import zarr
 
     path = one_path(path, "cube")
+    refuse_chain(path)
     attributes = read_attributes(path)
     if "copcube_schema" not in attributes:
         found = "a Zarr group of something else" if attributes else "something else"
