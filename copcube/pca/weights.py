@@ -22,7 +22,13 @@ notices it, and what is far smaller still would underflow when it is squared."""
 
 
 def cell_weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
-    """Weight of every cell, (lat, lon), at most 1; 0 where no group has images."""
+    """Weight of every cell, (lat, lon), at most 1; 0 where no group has images.
+
+    Raises
+    ------
+    OptionError
+        If weights that were given are negative or not finite where there are vectors.
+    """
     shape = view.field.shape[-3:-1]
     used = np.ones(shape, bool)
     if view.counts is not None:

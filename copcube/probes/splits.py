@@ -54,7 +54,9 @@ def parted(
     lat, lon : numpy.ndarray
         (cell,) degrees.
     split : {"random", "blocks"}
-        Cell by cell, or whole squares of `block` degrees.
+        Cell by cell, or whole squares.
+    block : float
+        Side of a square, degrees.
     shares : sequence of float
         Of the cells, in this order.
     rng : numpy.random.Generator
