@@ -149,7 +149,12 @@ def test_a_failed_folder_leaves_the_former_one(tmp_path):
 
 
 @pytest.mark.parametrize("former", ["file", "folder"])
-def test_a_folder_that_cannot_take_its_name_leaves_the_former_one(tmp_path, monkeypatch, former):
+@pytest.mark.parametrize(
+    "moment", ["the disk fails", "Ctrl-C at the first", "Ctrl-C at the second"]
+)
+def test_a_folder_that_does_not_take_its_name_leaves_the_former_one(
+    tmp_path, monkeypatch, former, moment
+):
     out = tmp_path / "cube.zarr"
     if former == "folder":
         out.mkdir()
@@ -159,15 +164,18 @@ def test_a_folder_that_cannot_take_its_name_leaves_the_former_one(tmp_path, monk
 
     def fail(path, target):
         if path.suffix == ".partial":
-            raise OSError(errno.EIO, "the disk fails")
-        return rename(path, target)
+            raise OSError(errno.EIO, moment) if moment == "the disk fails" else KeyboardInterrupt
+        renamed = rename(path, target)
+        if target.suffix == ".former" and moment == "Ctrl-C at the first":
+            raise KeyboardInterrupt
+        return renamed
 
     def write():
         with atomic_folder(out) as temporary:
             temporary.mkdir()
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="the disk fails"):
+    with pytest.raises((OSError, KeyboardInterrupt)):
         write()
     assert [path.name for path in tmp_path.iterdir()] == ["cube.zarr"]
     assert old.read_text() == "old"

@@ -186,15 +186,12 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
                 final.rename(former)  # a folder cannot replace another in one step
             elif final.is_dir():
                 final.rmdir()  # refuses if there is something in it
-            try:
-                temporary.rename(final)
-            except OSError:
-                # The former takes its name again, or cleaning up would remove it with the new.
-                if former.exists():
-                    former.rename(final)
-                raise
+            temporary.rename(final)
             sync(final.parent)
     finally:
+        # Wherever this stopped, at Ctrl-C between the two renames too, something has the name.
+        if former.exists() and not final.exists():
+            former.rename(final)
         _discard(temporary)
         if former.is_dir():
             shutil.rmtree(former)
