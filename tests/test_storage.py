@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import sys
 import threading
 import time
@@ -179,6 +180,28 @@ def test_a_folder_that_does_not_take_its_name_leaves_the_former_one(
         write()
     assert [path.name for path in tmp_path.iterdir()] == ["cube.zarr"]
     assert old.read_text() == "old"
+
+
+def test_what_one_left_that_was_stopped_while_it_removed_the_former_goes_with_the_next(
+    tmp_path, monkeypatch
+):
+    out = tmp_path / "cube.zarr"
+    out.mkdir()
+
+    def stop(path):
+        raise KeyboardInterrupt
+
+    def write():
+        with atomic_folder(out) as temporary:
+            temporary.mkdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert len(list(tmp_path.iterdir())) == 2
+    write()
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_nothing_stays_of_a_writer_whose_threads_go_on_after_its_failure(tmp_path):

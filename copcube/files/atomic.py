@@ -193,10 +193,13 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
         if former.exists() and not final.exists():
             former.rename(final)
         _discard(temporary)
-        if former.is_dir():
-            shutil.rmtree(former)
-        else:
-            _remove(former)
+        # With what others left that were stopped just here.
+        strays = final.parent.glob(f".{glob.escape(final.name)}.*.former")
+        for stray in list(strays) if final.exists() else ():
+            if stray.is_dir():
+                shutil.rmtree(stray)
+            else:
+                _remove(stray)
 
 
 def sync(path: str | Path) -> None:
