@@ -532,13 +532,14 @@ def test_workers_with_a_lifetime(images, undisturbed, tmp_path, diary, lone_sche
     worker.kill()
     job = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file)]
     job += ["--nthreads", "1", "--no-nanny", "--host", "127.0.0.1", "--no-dashboard"]
-    job += ["--local-directory", str(tmp_path), "--lifetime", "6s", "--lifetime-stagger", "1s"]
+    job += ["--local-directory", str(tmp_path), "--lifetime-stagger", "1s", "--lifetime"]
     over, jobs = threading.Event(), []
 
     def queue():
         while not over.wait(0.1):
             if sum(job.poll() is None for job in jobs) < 2:
-                jobs.append(_started(job))
+                # Ever longer, since a busy machine takes seconds to start one.
+                jobs.append(_started([*job, f"{6 + len(jobs)}s"]))
 
     thread = threading.Thread(target=queue)
     spec = WorkerSpec(diary, seconds=0.3)
