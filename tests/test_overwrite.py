@@ -18,6 +18,7 @@ from copcube.builds.folder import BuildFolder
 from copcube.cli import main
 from copcube.cube import open_cube, read_attributes, validate
 from copcube.errors import BuildError, OptionError, StorageError
+from copcube.files.folders import LocalFolder
 from copcube.files.objects import ObjectFolder
 from copcube.images.sample.writing import write_sample
 from copcube.interchange import convert, export, to_zarr
@@ -232,6 +233,21 @@ def test_a_build_without_images_leaves_the_old_cube(images, world):
         again(images, world, dates="1999")
     assert contents(world) == before
     assert validate(world) == []
+
+
+def test_one_that_is_stopped_before_it_has_a_plan_goes_on(finished, world, monkeypatch):
+    rows, before = finished / "world.build" / "rows", contents(world)
+
+    def stopped(self, name, data):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "create", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            aggregate(rows, world, balance="image", overwrite=True)
+    assert contents(world) == before
+    aggregate(rows, world, balance="image", overwrite=True)
+    assert xr.open_zarr(world).attrs["aggregation"] == "mean over all images alike"
 
 
 @pytest.mark.slow

@@ -206,9 +206,10 @@ class BuildFolder:
             )
         tops = {name.partition("/")[0] for name in self.files.names()}
         strange = sorted(tops.difference(_OWN))
-        # The plan is written first and removed last: without it nothing here is of a build.
+        # The plan is written before all but two and removed last: without it nothing here is of a
+        # build.
         if "plan.json" not in tops:
-            strange = strange or sorted(tops - {"partitions.parquet"})
+            strange = strange or sorted(tops - {"partitions.parquet", "replacing"})
         elif strange:
             try:
                 self.plan()
