@@ -780,6 +780,22 @@ def test_a_read_error_that_goes_away(images, undisturbed, tmp_path, monkeypatch,
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
 
 
+def test_lack_of_memory_fails_a_task_alone(images, tmp_path, monkeypatch):
+    out = tmp_path / "world.zarr"
+    partition = open_source(images).partitions()[5]
+    read = geotiff._bounded
+
+    def failing(handle, limit):
+        if handle.name.endswith(partition.paths):
+            raise MemoryError("no memory is left")
+        return read(handle, limit)
+
+    monkeypatch.setattr(geotiff, "_bounded", failing)
+    with pytest.raises(BuildError, match=rf"{partition.name}: MemoryError: .*\nLess memory is taken"):
+        build(images, out, encoder=StubEncoder(), **OPTIONS)
+    assert len(embedded(out)) == 11
+
+
 @pytest.mark.slow
 def test_a_read_error_that_stays(images, undisturbed, tmp_path, monkeypatch):
     out = tmp_path / "world.zarr"

@@ -326,6 +326,7 @@ class SmallDevice:
     """A model on a device that holds no more than so many images."""
 
     embed_dim = 1
+    refusal: RuntimeError = torch.OutOfMemoryError("CUDA out of memory")
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -347,7 +348,7 @@ class SmallDevice:
     ) -> torch.Tensor:
         self.batches.append(len(images))
         if len(images) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.refusal
         return metadata[:, :1].float()
 
 
@@ -367,7 +368,7 @@ def test_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture) -> Non
     found = encoder("s1_grd", typical("s1_grd", 11), rows)
     assert found[:, 0].tolist() == list(range(11))
     assert model.batches == [11, 6, 3, 3, 3, 2]
-    assert "s1_grd: out of device memory, going on with batches of 3" in caplog.messages
+    assert "s1_grd: out of memory, going on with batches of 3" in caplog.messages
     encoder("s1_grd", typical("s1_grd", 11), rows)  # it has learned
     assert model.batches[6:] == [3, 3, 3, 2]
 
@@ -378,6 +379,18 @@ def test_out_of_memory_with_one_image() -> None:
         encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
     assert error.value.__notes__ == ["one s1_grd image of (32, 32) pixels is too much"]
     assert model.batches == [2, 1]
+
+
+def test_out_of_memory_on_the_processor() -> None:
+    encoder, model = small_device(room=1)
+    model.refusal = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    assert len(encoder("s1_grd", typical("s1_grd"), places("s1_grd"))) == 2
+    model.room = 0
+    with pytest.raises(MemoryError, match=r"one s1_grd image of \(32, 32\) pixels is too much"):
+        encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
+    model.refusal = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
 
 
 def test_batch_size_on_the_cpu(encoder: FrozenEncoder) -> None:

@@ -68,6 +68,13 @@ def _line(error: Exception) -> str:
     """Say an error in one line; of one that nobody foresaw, its kind too."""
     if isinstance(error, CopcubeError):
         return str(error)
+    if isinstance(error, MemoryError):
+        why = f" ({' '.join(str(error).split())})" if str(error) else ""
+        return f"there is too little memory{why}; more of it, or a part at a time, lets it go on"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if "can't start new thread" in str(error):
+        return "no further thread may be started: the limit of processes or of memory is reached"
     words = " ".join(f"{type(error).__name__}: {error}".split())
     # The last words of a long message mostly say most, and the first ones where it comes from.
     words = words if len(words) <= 400 else f"{words[:200]} … {words[-200:]}"

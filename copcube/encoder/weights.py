@@ -350,6 +350,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             "...)"
         ) from error
     except (TorchFileError, OSError, RuntimeError) as error:
+        limits.rule_out_shortage(error)
         raise WeightsError(
             f"{path}: not a readable PyTorch file ({error}); fetch it again"
         ) from error

@@ -30,7 +30,7 @@ from copcube.errors import (
     in_a_line,
 )
 from copcube.files.contents import HEAD, first_bytes, form
-from copcube.files.limits import demand_piece
+from copcube.files.limits import demand_piece, rule_out_shortage
 from copcube.files.netcdf_sizes import demand_variables
 from copcube.files.objects import is_remote, read, zarr_store
 from copcube.files.objects.stores import asking
@@ -326,6 +326,7 @@ def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":
     except SourceError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        rule_out_shortage(error)
         raise SourceError(f"{name}: the NetCDF file cannot be read ({error})") from error
 
 

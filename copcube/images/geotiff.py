@@ -348,6 +348,7 @@ def open_raster(path: str | Path) -> "xr.DataArray":
             # GDAL's other drivers are kept out: some of them open what a file names.
             return rioxarray.open_rasterio(path, driver="GTiff")  # type: ignore[return-value]
     except RasterioError as error:
+        limits.rule_out_shortage(error)
         refuse_other(path, ("tiff",), "a GeoTIFF", ImageError)
         raise ImageError(f"{path}: not a readable GeoTIFF ({in_a_line(error)})") from error
 
@@ -369,7 +370,11 @@ def _raw(path: str) -> bytes:
 
 def _bounded(handle: Any, limit: int) -> bytes:
     """Read an open file of at most so many bytes, which may grow meanwhile."""
-    raw: bytes = handle.read(limit + 1)
+    # Room for all that is asked for is taken before anything is read.
+    size = os.fstat(handle.fileno()).st_size
+    raw: bytes = handle.read(size + 1)
+    if len(raw) > size:
+        raw += handle.read(limit + 1 - len(raw))
     if len(raw) > limit:
         raise ImageError(f"expected at most {limit} bytes, found more")
     return raw
@@ -386,11 +391,13 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     ------
     ImageError
         If it is no GeoTIFF of that modality.
+    MemoryError
+        If there is too little memory to find that out.
     """
     import rasterio
     from rasterio.io import MemoryFile
 
-    bands = len(modality.bands)
+    bands, needed = len(modality.bands), 0
     if (other := other_than(("tiff",), raw[:HEAD])) is not None:
         raise ImageError(f"expected a GeoTIFF, found {other}")
     try:
@@ -406,6 +413,7 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
                 raise ImageError(f"expected {bands} bands of {modality.key}, found {raster.count}")
             _check_size(raster, modality)
             in_order = list(places) == list(range(raster.count))
+            needed = 2 * raster.count * raster.height * raster.width * 8
             pixels = raster.read(None if in_order else [place + 1 for place in places])
             pixels, nodata = _north_up(pixels, raster.transform), raster.nodata
             scaled = np.array([raster.scales, raster.offsets])[:, list(places), None, None]
@@ -414,6 +422,7 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     except OptionError as error:
         raise ImageError(str(error)) from error
     except (rasterio.errors.RasterioError, ValueError) as error:
+        limits.rule_out_shortage(error, needed)
         reason = error.__cause__ or error  # GDAL's own message
         raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
     pixels = to_stored(pixels, modality)

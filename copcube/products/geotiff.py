@@ -20,6 +20,7 @@ from copcube.errors import (
     RowsError,
     in_a_line,
 )
+from copcube.files import limits
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.files.regular import require_file
@@ -118,6 +119,7 @@ def opened(path: str) -> "Iterator[DatasetReader]":
             refuse_other(path, ("tiff",), "a GeoTIFF file", RowsError)
         elif remote.failed is not None:
             raise remote.failed from error
+        limits.rule_out_shortage(error)
         raise RowsError(f"{path}: not a readable GeoTIFF file ({in_a_line(error)})") from error
 
 
