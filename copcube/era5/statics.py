@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
-from copcube.arguments import one_path
+from copcube.arguments import one_path, without_scheme
 from copcube.cube.latlon import LatLon
 from copcube.cube.results import as_result
 from copcube.cube.store import demand_arrays
@@ -265,8 +263,7 @@ def open_fields(path: str) -> list["xr.Dataset"]:
     MissingFileError, MissingPackageError, SourceError, StorageError
         As `open_static`.
     """
-    if path.startswith("file://"):
-        path = url2pathname(urlsplit(path).path)
+    path = without_scheme(path)
     if is_remote(path):
         return _open_address(path)
     if not Path(path).is_dir():
