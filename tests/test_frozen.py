@@ -5,6 +5,7 @@ import logging
 import math
 import pickle
 import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partialmethod
@@ -21,7 +22,15 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from copcube.embedding import as_encoder
-from copcube.encoder import CopernicusFM, EncoderSpec, FrozenEncoder, Weights, devices, frozen
+from copcube.encoder import (
+    CopernicusFM,
+    EncoderSpec,
+    FrozenEncoder,
+    TimmSpec,
+    Weights,
+    devices,
+    frozen,
+)
 from copcube.errors import OptionError, WeightsError
 from copcube.modalities import MODALITIES, Modality
 
@@ -456,6 +465,36 @@ def test_bfloat16_leaves_the_weights_alone(encoder: FrozenEncoder) -> None:
     assert np.all(cosine / np.linalg.norm(rounded, axis=1) > 0.999)
     assert not np.array_equal(exact, rounded)
     assert half.provenance["encoder_dtype"] == "bfloat16"
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    "changed", [on_meta, lambda: torch.autocast("cpu", dtype=torch.bfloat16)], ids=["meta", "auto"]
+)
+def test_what_somebody_else_told_torch_changes_nothing(
+    tmp_path: Path, changed: Callable[[], contextlib.AbstractContextManager[Any]]
+) -> None:
+    torch.save(TINY.model.state_dict(), tmp_path / "tiny.pth")
+    spec = EncoderSpec(str(tmp_path / "tiny.pth"), device="cpu", dtype="float32")
+    expected = spec.load()("s1_grd", typical("s1_grd"), places("s1_grd"))
+    with changed():
+        found = spec.load()("s1_grd", typical("s1_grd"), places("s1_grd"))
+    assert np.array_equal(found, expected)
+
+
+def test_names_of_devices_and_dtypes_are_refused_at_once() -> None:
+    with pytest.raises(OptionError, match="device is 'tpu'; expected auto, cpu, cuda or cuda:N"):
+        EncoderSpec("untrained:0", device="tpu")
+    with pytest.raises(OptionError, match="dtype is 'half'; expected auto, float32 or bfloat16"):
+        TimmSpec("dinov2", dtype="half")
 
 
 def test_devices_and_dtypes_that_cannot_be_had() -> None:
