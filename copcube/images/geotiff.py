@@ -262,11 +262,17 @@ class GeoTiffSource:
         except ImageError as error:
             return [Rejected(path, "", "broken", str(error))]
         except OSError as error:
-            if error.errno not in _NO_FILE:
+            if error.errno not in _NO_FILE or not self._is_there():
                 raise
             listing = f"listed in {os.path.basename(self.fnames)}" if self.fnames else "listed"
             return [Rejected(path, "", "broken", f"{listing} but not there: {error.strerror}")]
         return [file.image(pixels, modality, path)]
+
+    def _is_there(self) -> bool:
+        """Whether the tree is where it was; moved or unmounted, it has not lost single files."""
+        if self.fnames is not None:
+            return os.path.exists(self.fnames)
+        return os.path.isdir(self.root) and bool(os.listdir(self.root))
 
     def _files(self) -> Iterator[tuple[str, bool]]:
         """Yield the relative paths of all files, and whether each is listed under another cell.

@@ -94,6 +94,8 @@ def open_parquet(
         If it is missing or is not parquet.
     StorageError
         If an object store cannot be reached or denies access.
+    OSError
+        If a disk or a permission refuses.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -127,6 +129,9 @@ def open_parquet(
         raise
     except (pa.ArrowException, OSError) as error:
         rule_out_shortage(error)
+        # Errors that pyarrow makes itself have no number; what a disk or a permission refuses has.
+        if (number := getattr(error, "errno", None)) is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
         if not is_remote(path):
             refuse_other(path, ("parquet",), "a parquet file", RowsError)
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error

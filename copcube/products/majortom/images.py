@@ -287,6 +287,7 @@ class CoreSource:
             with reading_parquet(self._path(name), columns=columns) as file:
                 footer, names = file.metadata, file.schema_arrow.names
         except RowsError as error:
+            self._require_there(name)
             yield Rejected(name, "", "broken", str(error))
             return
         if lacking := _lacking(names, self.fragments):
@@ -300,6 +301,17 @@ class CoreSource:
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
+    def _require_there(self, name: str) -> None:
+        """Check that a file which was found is there: else it is moved or unmounted, not broken.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not.
+        """
+        if not is_remote(self.root):
+            os.stat(self._path(name))
+
     # The parquet form.
 
     def _of_group(
@@ -312,6 +324,7 @@ class CoreSource:
             with reading_parquet(self._path(name), footer, IDENTITY) as file:
                 table = file.read_row_group(group, columns=columns, use_threads=False)
         except RowsError as error:
+            self._require_there(name)
             return [Rejected(name, f"row group {group}", "broken", str(error), number)]
         first = sum(footer.row_group(g).num_rows for g in range(group))
         found: list[Sample | Rejected] = []
