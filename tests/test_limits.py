@@ -54,7 +54,8 @@ from copcube.files.torch_pickle import OtherObjectError, TorchFileError, describ
 from copcube.images import geotiff, listing, open_source
 from copcube.interchange.engine import open_map
 from copcube.modalities import MODALITIES
-from copcube.rows import COLUMNS, read_rows
+from copcube.products.geotiff import find
+from copcube.rows import COLUMNS, read_rows, rows_files
 from copcube.rows.opening import open_parquet
 from copcube.selection import Selection
 
@@ -492,6 +493,31 @@ def test_what_is_no_file_among_files_is_named(kind, tmp_path):
     kind(tmp_path / "images" / "fnames_a.json")
     with pytest.raises(SourceError, match=f"fnames_a.json: not a file but a {NO_FILES[kind]}"):
         open_source(tmp_path / "images").partitions()
+
+
+def test_folders_that_may_not_be_read_are_not_passed_over(tmp_path, monkeypatch):
+    """As after `chmod -R 644`: else what lies in them would be left out, and nobody told."""
+    allowed = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not str(path).endswith("closed") and allowed(path, mode)
+    )
+    tree = tmp_path / "s5p_l3_wgs/images/CO_column_number_density" / CELL / "closed"
+    for folder in (tmp_path / "open", tmp_path / "closed", tree):
+        folder.mkdir(parents=True)
+        for name in ("a.parquet", "a.tar", "2021-01-01_2021-02-01.tif"):
+            (folder / name).touch()
+    for look in (
+        lambda: rows_files(tmp_path),
+        lambda: rows_files(tmp_path / "**" / "*.parquet"),
+        lambda: rows_files(tmp_path / "*" / "*.parquet"),
+        lambda: open_source(tmp_path / "*" / "*.tar"),
+        lambda: open_source(tmp_path / "closed"),
+        lambda: geotiff.GeoTiffSource(str(tmp_path)).partitions(),
+        lambda: find(str(tmp_path), (".tif",)),
+    ):
+        with pytest.raises(PermissionError, match=r"Permission denied: '.*closed'"):
+            look()
+    assert len(rows_files(tmp_path / "open" / "*.parquet")) == 1
 
 
 def test_a_file_that_is_missing_or_forbidden_is_told_as_before(tmp_path):

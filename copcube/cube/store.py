@@ -163,7 +163,13 @@ def compressors(zarr_format: Literal[2, 3] = 3) -> list[Any]:
 
 
 def read_attributes(path: str | Path) -> dict[str, Any]:
-    """Attributes of a cube's group; empty where there is no Zarr group."""
+    """Attributes of a cube's group; empty where there is no Zarr group.
+
+    Raises
+    ------
+    PermissionError
+        If it may not be read, so that nobody knows what it is.
+    """
     if not is_remote(path) and not os.path.lexists(path):
         return {}  # before zarr is imported, which takes a while
 
@@ -174,7 +180,10 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
         where = address(path)
         group = zarr.open_group(where, mode="r", zarr_format=3, use_consolidated=False)
         return dict(group.attrs)
-    except Exception:  # damaged metadata make zarr raise almost anything
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged metadata make zarr raise almost anything
+        rule_out_shortage(error)
         return {}
 
 

@@ -25,7 +25,7 @@ from copcube.errors import CopcubeError, ImageError, OptionError, SourceError, i
 from copcube.files import limits
 from copcube.files.contents import HEAD, other_than, refuse_other
 from copcube.files.limits import demand
-from copcube.files.regular import open_regular, require_file
+from copcube.files.regular import open_regular, require_file, require_open
 from copcube.images.bands import order
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.listing import listed
@@ -306,6 +306,8 @@ def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
         if error.errno in _NO_FILE:
             return
         raise
+    # Else its files would not even be missed: of each, it would seem to be none.
+    require_open(os.path.join(root, folder))
     for entry in entries:
         path = f"{folder}/{entry.name}"
         if entry.name.startswith("."):

@@ -23,7 +23,7 @@ from copcube.errors import (
 from copcube.files import limits
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
-from copcube.files.regular import require_file
+from copcube.files.regular import require_file, walk
 from copcube.products.pixels import Place
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def find(path: str, ends: Sequence[str]) -> list[str]:
         return [path] if ends_as(path, ends) and os.path.exists(path) else []
     return sorted(
         os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
+        for folder, _, names in walk(path)
         for name in names
         if ends_as(name, ends) and not name.startswith(".")
     )

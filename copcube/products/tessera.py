@@ -22,6 +22,7 @@ from copcube.errors import CopcubeError, RowsError, in_a_line
 from copcube.files.folders import absolute
 from copcube.files.limits import rule_out_shortage
 from copcube.files.objects import insisting, is_remote, listing, sizes, zarr_store
+from copcube.files.regular import walk
 from copcube.grid import Floats
 from copcube.products import geotiff
 from copcube.products.pixels import Pixels, Place, Raster
@@ -200,7 +201,7 @@ class Tessera:
             return sum(entry.size for entry in listing(file))
         return sum(
             os.stat(os.path.join(folder, name)).st_size
-            for folder, _, names in os.walk(file)
+            for folder, _, names in walk(file)
             for name in names
         )
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from copcube.arguments import one_path
 from copcube.errors import GridError, ImageError, RowsError, SourceError
 from copcube.files.objects import file_size, is_remote
+from copcube.files.regular import require_open
 from copcube.images import Partition, Rejected
 from copcube.products.majortom.bands import Band, decode
 from copcube.products.majortom.fragments import Fragmentation
@@ -357,6 +358,9 @@ class CoreSource:
             Path(path).read_bytes() if (path := self.band(sample, band)) else None
             for band in self.fragments.bands
         ]
+        if None in raw:
+            self._require_there(sample)
+            require_open(self._path(sample))
         # The downloader keeps no time, but names of products hold it: the first is the sensing's.
         time = _TIME.search(product)
         return self._read(sample, "", product, cell, time[0] if time else None, raw, selection)
@@ -434,6 +438,7 @@ class CoreSource:
 
 
 def _folders(path: str) -> list[str]:
+    require_open(path)
     with os.scandir(path) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
