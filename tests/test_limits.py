@@ -31,6 +31,7 @@ import zarr
 from builds_helpers import run_code
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import random_rows, write_rows
 
 from copcube import era5
 from copcube.cli import main
@@ -56,7 +57,7 @@ from copcube.interchange.engine import open_map
 from copcube.modalities import MODALITIES
 from copcube.products.geotiff import find
 from copcube.rows import COLUMNS, read_rows, rows_files
-from copcube.rows.opening import open_parquet
+from copcube.rows.opening import open_parquet, reading_parquet
 from copcube.selection import Selection
 
 CELL = "0772176_-96.00_44.00"
@@ -353,6 +354,13 @@ def test_lack_of_memory_is_no_damage(tmp_path, capsys):
     for shortage in (OSError(errno.EMFILE, "Too many"), RuntimeError("can't start new thread")):
         with pytest.raises(type(shortage)), naming_damage():
             raise shortage
+    of_arrow = pa.lib.ArrowException("Unknown error: Failed to launch worker thread: Resource")
+    write_rows(tmp_path / "some.parquet", random_rows(3), {})
+    with (
+        pytest.raises(RuntimeError, match="can't start new thread"),
+        reading_parquet(tmp_path / "some.parquet"),
+    ):
+        raise of_arrow
     table = tmp_path / "rows.parquet"
     table.write_bytes(b"PAR1")
 

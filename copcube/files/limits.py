@@ -125,6 +125,8 @@ def rule_out_shortage(error: Exception, needed: float = 0) -> None:
     Exception
         The error itself, if it says that no further file can be opened or thread started.
     """
+    if "launch worker thread" in str(error):  # arrow's words for what Python says below
+        raise RuntimeError("can't start new thread") from error
     if getattr(error, "errno", None) in _SHORTAGES or "can't start new thread" in str(error):
         raise error
     try:

@@ -164,6 +164,7 @@ def reading_parquet(
             # Errors that pyarrow makes itself have no number.
             if getattr(error, "errno", None) is not None:
                 raise
+            rule_out_shortage(error)
             raise RowsError(f"{path}: damaged ({in_a_line(error)}); get it anew") from error
 
 
