@@ -8,7 +8,6 @@ import errno
 import hashlib
 import itertools
 import logging
-import math
 import os
 import warnings
 from collections import Counter
@@ -422,7 +421,8 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
                 raise ImageError(f"expected {bands} bands of {modality.key}, found {raster.count}")
             _check_size(raster, modality)
             in_order = list(places) == list(range(raster.count))
-            needed = 2 * math.prod((raster.count, *raster.shape)) * np.dtype(raster.dtypes[0]).itemsize
+            itemsize = np.dtype(raster.dtypes[0]).itemsize
+            needed = 2 * raster.count * raster.height * raster.width * itemsize
             pixels = raster.read(None if in_order else [place + 1 for place in places])
             pixels, nodata = _north_up(pixels, raster.transform), raster.nodata
             scaled = np.array([raster.scales, raster.offsets])[:, list(places), None, None]
