@@ -29,6 +29,22 @@ def one_path(value: Any, name: str, remedy: str = "") -> str:
     )
 
 
+def without_scheme(text: str) -> str:
+    """Return the path that an address such as ``file:///data/world.zarr`` means; others as given.
+
+    Examples
+    --------
+    >>> without_scheme("file:///data/my%20world.zarr"), without_scheme("s3://bucket/world.zarr")
+    ('/data/my world.zarr', 's3://bucket/world.zarr')
+    """
+    if not text.startswith("file://"):
+        return text
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    return url2pathname(urlsplit(text).path)
+
+
 def whole_number(value: Any, name: str, least: int, most: int | None = None) -> int:
     """Return a whole number of any type, within bounds.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.errors import RowsError, StorageError
+from copcube.files.limits import rule_out_shortage
 from copcube.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def decode_cells(source: Any, name: str, band: int) -> Cells:
     except (FileNotFoundError, StorageError):
         raise
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
+        rule_out_shortage(error)
         raise RowsError(f"{name}: not a readable file of cells ({error})") from error
     return cells if band in bands else cells.take(slice(0))
 

@@ -25,6 +25,7 @@ from builds_helpers import (
     leftovers,
     run_build,
 )
+from strategies import random_rows, write_rows
 from stub import StubEncoder, StubSpec
 
 from copcube import grid
@@ -706,6 +707,37 @@ def test_the_hash_of_a_plan_stays(tmp_path):
     plan = plan_aggregate(tmp_path / "rows", [], options.aggregation)
     known = "e1fc79c5c058921f43bdfdc170caa014ac44c87365f4cf8caa7051a99897ff21"
     assert replace(plan, version="0.9", fingerprint=64 * "f").id == known
+
+
+def test_a_strict_build_takes_over_nothing_that_lacks_an_image(tmp_path):
+    source, out = tmp_path / "images", tmp_path / "world.zarr"
+    write_sample(source, "geotiff", cells=1, modalities=["s5p_co", "dem"])
+    broken = next(source.rglob("dem.tif"))
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:200] + bytes(len(whole) - 200))
+    assert build(source, out, encoder=StubEncoder()).rejected == {"broken": 1}
+    with pytest.raises(ImageError, match=r"dem\.tif: .* without strict"):
+        build(source, out, encoder=StubEncoder(), strict=True)
+    assert build(source, out, encoder=StubEncoder()).resumed == 1
+    broken.write_bytes(whole)
+    report = build(source, out, encoder=StubEncoder(), strict=True)
+    assert (report.rejected, report.images["dem"]) == ({}, 1)
+    assert validate(out) == []
+
+
+def test_rows_that_come_twice_are_refused_whatever_an_earlier_run_dropped(tmp_path):
+    rows, out = tmp_path / "rows", tmp_path / "world.zarr"
+    rows.mkdir()
+    for name in ("a", "b"):
+        write_rows(rows / f"{name}.parquet", random_rows(9, 3, 4), {})
+    with pytest.raises(RowsError, match="has two rows"):
+        aggregate(rows, out)
+    assert aggregate(rows, out, duplicates="drop").finished
+    made = contents(out)
+    with pytest.raises(RowsError, match="has two rows"):
+        aggregate(rows, out)
+    aggregate(rows, out, duplicates="drop")
+    assert contents(out) == made
 
 
 @pytest.mark.parametrize("option", [{"balance": "none"}, {"by": "day"}])

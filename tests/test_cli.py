@@ -482,3 +482,36 @@ def test_version_is_declared_once(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.strip() == f"copcube {copcube.__version__}"
+
+
+def test_the_address_of_a_local_file_is_its_path(world, capsys):
+    for command in ("info", "validate", "status"):
+        assert main([command, f"file://{world}"]) == 0
+    assert str(world) in capsys.readouterr().out
+    assert main(["export", world.as_uri(), world.with_name("map.npz").as_uri()]) == 0
+    assert world.with_name("map.npz").is_file()
+
+
+def test_a_working_folder_that_is_gone_is_said(images, stubbed, tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["build", str(images), "world.zarr", "-q"]) == 1
+    said = capsys.readouterr().err
+    assert said == "copcube: the folder that this runs in is no longer there; go to another one\n"
+
+
+def test_a_refusal_of_the_file_system_is_not_unexpected(capsys, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/data/images")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert main(["build", str(tmp_path), str(tmp_path / "world.zarr")]) == 1
+    assert capsys.readouterr().err == "copcube: /data/images: Permission denied\n"
+
+
+def test_a_demo_of_few_cells_reduces_nothing(images, stubbed, tmp_path, capsys):
+    shutil.copytree(images, tmp_path / "images")
+    assert main(["demo", str(tmp_path)]) == 0
+    assert "2 cells have no 3 components: nothing is reduced" in capsys.readouterr().out
+    assert (tmp_path / "world.zarr").is_dir()

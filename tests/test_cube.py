@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -670,3 +671,12 @@ def test_half_a_cube_is_refused(copy):
     shutil.rmtree(copy / "n_images")
     with pytest.raises(CubeError, match="lacks n_images"):
         cube.summary(copy)
+
+
+def test_a_cube_that_may_not_be_read_is_not_taken_for_something_else(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "zarr.json"))
+
+    monkeypatch.setattr(zarr, "open_group", refuse)
+    with pytest.raises(PermissionError, match=r"zarr\.json"):
+        cube.read_attributes(tmp_path)

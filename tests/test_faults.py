@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -779,6 +780,45 @@ def test_a_read_error_that_goes_away(images, undisturbed, tmp_path, monkeypatch,
     build(images, tmp_path / "world.zarr", encoder=StubEncoder(), **OPTIONS)
     assert len(failures) == times
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_source_that_was_moved_loses_no_images(images, tmp_path, monkeypatch, listed):
+    """As where a disk is unmounted: its images are not broken, and are read when it is back."""
+    monkeypatch.setattr("copcube.embedding.partition.PAUSES", (0.0, 0.0))
+    source, away, out = tmp_path / "images", tmp_path / "away", tmp_path / "world.zarr"
+    shutil.copytree(images, source)
+    if not listed:
+        next(source.glob("fnames_*")).unlink()
+
+    class Mover(StubEncoder):
+        def __call__(self, *given):
+            if len(self.calls) == 3:
+                source.rename(away)
+                source.mkdir()
+            return super().__call__(*given)
+
+    with pytest.raises(BuildError, match=r"FileNotFoundError: .*No such file"):
+        build(source, out, encoder=Mover(), **OPTIONS)
+    source.rmdir()
+    away.rename(source)
+    assert build(source, out, encoder=StubEncoder(), **OPTIONS).rejected == {}
+
+
+def test_lack_of_memory_fails_a_task_alone(images, tmp_path, monkeypatch):
+    out = tmp_path / "world.zarr"
+    partition = open_source(images).partitions()[5]
+    read = geotiff._bounded
+
+    def failing(handle, limit):
+        if handle.name.endswith(partition.paths):
+            raise MemoryError("no memory is left")
+        return read(handle, limit)
+
+    monkeypatch.setattr(geotiff, "_bounded", failing)
+    with pytest.raises(BuildError, match=rf"{partition.name}: MemoryError: .*\nLess memory"):
+        build(images, out, encoder=StubEncoder(), **OPTIONS)
+    assert len(embedded(out)) == 11
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import logging
 import math
 import pickle
 import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partialmethod
@@ -21,7 +22,15 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from copcube.embedding import as_encoder
-from copcube.encoder import CopernicusFM, EncoderSpec, FrozenEncoder, Weights, devices, frozen
+from copcube.encoder import (
+    CopernicusFM,
+    EncoderSpec,
+    FrozenEncoder,
+    TimmSpec,
+    Weights,
+    devices,
+    frozen,
+)
 from copcube.errors import OptionError, WeightsError
 from copcube.modalities import MODALITIES, Modality
 
@@ -326,6 +335,7 @@ class SmallDevice:
     """A model on a device that holds no more than so many images."""
 
     embed_dim = 1
+    refusal: RuntimeError = torch.OutOfMemoryError("CUDA out of memory")
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -347,7 +357,7 @@ class SmallDevice:
     ) -> torch.Tensor:
         self.batches.append(len(images))
         if len(images) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.refusal
         return metadata[:, :1].float()
 
 
@@ -367,7 +377,7 @@ def test_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture) -> Non
     found = encoder("s1_grd", typical("s1_grd", 11), rows)
     assert found[:, 0].tolist() == list(range(11))
     assert model.batches == [11, 6, 3, 3, 3, 2]
-    assert "s1_grd: out of device memory, going on with batches of 3" in caplog.messages
+    assert "s1_grd: out of memory, going on with batches of 3" in caplog.messages
     encoder("s1_grd", typical("s1_grd", 11), rows)  # it has learned
     assert model.batches[6:] == [3, 3, 3, 2]
 
@@ -378,6 +388,18 @@ def test_out_of_memory_with_one_image() -> None:
         encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
     assert error.value.__notes__ == ["one s1_grd image of (32, 32) pixels is too much"]
     assert model.batches == [2, 1]
+
+
+def test_out_of_memory_on_the_processor() -> None:
+    encoder, model = small_device(room=1)
+    model.refusal = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    assert len(encoder("s1_grd", typical("s1_grd"), places("s1_grd"))) == 2
+    model.room = 0
+    with pytest.raises(MemoryError, match=r"one s1_grd image of \(32, 32\) pixels is too much"):
+        encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
+    model.refusal = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
 
 
 def test_batch_size_on_the_cpu(encoder: FrozenEncoder) -> None:
@@ -443,6 +465,36 @@ def test_bfloat16_leaves_the_weights_alone(encoder: FrozenEncoder) -> None:
     assert np.all(cosine / np.linalg.norm(rounded, axis=1) > 0.999)
     assert not np.array_equal(exact, rounded)
     assert half.provenance["encoder_dtype"] == "bfloat16"
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    "changed", [on_meta, lambda: torch.autocast("cpu", dtype=torch.bfloat16)], ids=["meta", "auto"]
+)
+def test_what_somebody_else_told_torch_changes_nothing(
+    tmp_path: Path, changed: Callable[[], contextlib.AbstractContextManager[Any]]
+) -> None:
+    torch.save(TINY.model.state_dict(), tmp_path / "tiny.pth")
+    spec = EncoderSpec(str(tmp_path / "tiny.pth"), device="cpu", dtype="float32")
+    expected = spec.load()("s1_grd", typical("s1_grd"), places("s1_grd"))
+    with changed():
+        found = spec.load()("s1_grd", typical("s1_grd"), places("s1_grd"))
+    assert np.array_equal(found, expected)
+
+
+def test_names_of_devices_and_dtypes_are_refused_at_once() -> None:
+    with pytest.raises(OptionError, match="device is 'tpu'; expected auto, cpu, cuda or cuda:N"):
+        EncoderSpec("untrained:0", device="tpu")
+    with pytest.raises(OptionError, match="dtype is 'half'; expected auto, float32 or bfloat16"):
+        TimmSpec("dinov2", dtype="half")
 
 
 def test_devices_and_dtypes_that_cannot_be_had() -> None:

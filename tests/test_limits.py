@@ -5,6 +5,7 @@ beyond what the same process takes for a harmless file of the form.
 """
 
 import contextlib
+import errno
 import glob
 import gzip
 import io
@@ -17,6 +18,7 @@ import socket
 import sys
 import textwrap
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +27,11 @@ import pytest
 import rasterio
 import torch
 import xarray as xr
+import zarr
 from builds_helpers import run_code
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import random_rows, write_rows
 
 from copcube import era5
 from copcube.cli import main
@@ -36,6 +40,7 @@ from copcube.encoder.copernicus_fm import CopernicusFM
 from copcube.encoder.weights import load_weights
 from copcube.errors import (
     CubeError,
+    ImageError,
     OptionError,
     RowsError,
     SourceError,
@@ -43,12 +48,16 @@ from copcube.errors import (
     printable,
 )
 from copcube.files import limits
+from copcube.files.damage import naming_damage
 from copcube.files.parquet_pages import pages_of
 from copcube.files.regular import matches, open_regular
 from copcube.files.torch_pickle import OtherObjectError, TorchFileError, described
-from copcube.images import listing, open_source
+from copcube.images import geotiff, listing, open_source
 from copcube.interchange.engine import open_map
-from copcube.rows import COLUMNS, read_rows
+from copcube.modalities import MODALITIES
+from copcube.products.geotiff import find
+from copcube.rows import COLUMNS, read_rows, rows_files
+from copcube.rows.opening import open_parquet, reading_parquet
 from copcube.selection import Selection
 
 CELL = "0772176_-96.00_44.00"
@@ -306,6 +315,85 @@ def test_a_bomb_is_refused_before_it_is_unfolded(what, tmp_path):
         assert int(peak) * 1024 < ALLOWED, f"{bomb}: {peak} kB"
 
 
+@contextlib.contextmanager
+def little_memory():
+    """Let this process have 16 MiB more than it has."""
+    import resource
+
+    status = Path("/proc/self/status").read_text()
+    has = 1024 * int(re.search(r"VmSize:\s+(\d+) kB", status)[1])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (has + (16 << 20), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_lack_of_memory_is_no_damage(tmp_path, capsys):
+    """What cannot be read is damaged only if there was memory to read it."""
+    image = b"II*\0" + bytes(1000)
+    chunk = zarr.create_array(tmp_path / "a.zarr", shape=(4,), chunks=(4,), dtype="f4")
+    chunk[:] = 1
+    damaged = tmp_path / "a.zarr" / "c" / "0"
+    damaged.write_bytes(b"\x28\xb5\x2f\xfd" + damaged.read_bytes()[6:])
+
+    def read_chunk():
+        with naming_damage():
+            return chunk[:]
+
+    def read_image():
+        return geotiff._decode(image, MODALITIES["s2_toa"])
+
+    for read, error in ((read_image, ImageError), (read_chunk, CubeError)):
+        with pytest.raises(error):
+            read()
+        with little_memory(), pytest.raises(MemoryError, match="no memory is left to read more"):
+            read()
+    for shortage in (OSError(errno.EMFILE, "Too many"), RuntimeError("can't start new thread")):
+        with pytest.raises(type(shortage)), naming_damage():
+            raise shortage
+    of_arrow = pa.lib.ArrowException("Unknown error: Failed to launch worker thread: Resource")
+    write_rows(tmp_path / "some.parquet", random_rows(3), {})
+    with (
+        pytest.raises(RuntimeError, match="can't start new thread"),
+        reading_parquet(tmp_path / "some.parquet"),
+    ):
+        raise of_arrow
+    table = tmp_path / "rows.parquet"
+    table.write_bytes(b"PAR1")
+
+    def exhausted(*_, **__):
+        raise pa.lib.ArrowMemoryError("malloc of size 64 failed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pq, "read_metadata", exhausted)
+        patch.setattr(pq, "ParquetFile", exhausted)
+        with pytest.raises(MemoryError):
+            open_parquet(table)
+        assert main(["aggregate", str(table), str(tmp_path / "b.zarr")]) == 1
+    assert (
+        "copcube: there is too little memory (malloc of size 64 failed); "
+        in capsys.readouterr().err
+    )
+
+
+def test_an_image_takes_no_more_memory_than_it_has_bytes(tmp_path):
+    file = tmp_path / "a.tif"
+    file.write_bytes(b"II*\0" + bytes(1000))
+    asked = []
+
+    class Handle(io.FileIO):
+        def read(self, size=-1):
+            asked.append(size)
+            return super().read(size)
+
+    with Handle(file) as handle:
+        assert geotiff._bounded(handle, limits.RASTER.allowed) == file.read_bytes()
+    assert asked == [1005]
+
+
 def test_the_limits_are_multiplied_by_a_variable(tmp_path, monkeypatch):
     """The message says by how much, and then the file is opened."""
     np.savez(tmp_path / "a.npz", np.zeros((721, 1440, 2), np.float32))
@@ -413,6 +501,31 @@ def test_what_is_no_file_among_files_is_named(kind, tmp_path):
     kind(tmp_path / "images" / "fnames_a.json")
     with pytest.raises(SourceError, match=f"fnames_a.json: not a file but a {NO_FILES[kind]}"):
         open_source(tmp_path / "images").partitions()
+
+
+def test_folders_that_may_not_be_read_are_not_passed_over(tmp_path, monkeypatch):
+    """As after `chmod -R 644`: else what lies in them would be left out, and nobody told."""
+    allowed = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not str(path).endswith("closed") and allowed(path, mode)
+    )
+    tree = tmp_path / "s5p_l3_wgs/images/CO_column_number_density" / CELL / "closed"
+    for folder in (tmp_path / "open", tmp_path / "closed", tree):
+        folder.mkdir(parents=True)
+        for name in ("a.parquet", "a.tar", "2021-01-01_2021-02-01.tif"):
+            (folder / name).touch()
+    for look in (
+        lambda: rows_files(tmp_path),
+        lambda: rows_files(tmp_path / "**" / "*.parquet"),
+        lambda: rows_files(tmp_path / "*" / "*.parquet"),
+        lambda: open_source(tmp_path / "*" / "*.tar"),
+        lambda: open_source(tmp_path / "closed"),
+        lambda: geotiff.GeoTiffSource(str(tmp_path)).partitions(),
+        lambda: find(str(tmp_path), (".tif",)),
+    ):
+        with pytest.raises(PermissionError, match=r"Permission denied: '.*closed'"):
+            look()
+    assert len(rows_files(tmp_path / "open" / "*.parquet")) == 1
 
 
 def test_a_file_that_is_missing_or_forbidden_is_told_as_before(tmp_path):

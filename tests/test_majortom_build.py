@@ -651,6 +651,18 @@ def test_what_is_broken_is_recorded_and_its_neighbours_are_embedded(
     assert any(text in row["reason"] for text in says.split("|"))
 
 
+def test_a_file_that_was_moved_is_not_broken(core, tmp_path):
+    folder = changed(core, tmp_path, lambda rows: None)
+    source = open_core(folder, fragments("tiny-rgb"))
+    (partition,) = source.partitions()
+    job, *_ = source.jobs(partition, EVERYTHING)
+    next(folder.glob("*.parquet")).unlink()
+    with pytest.raises(FileNotFoundError):
+        job()
+    with pytest.raises(FileNotFoundError):
+        next(source.jobs(partition, EVERYTHING))
+
+
 @pytest.mark.slow
 def test_strict_stops_at_what_is_broken(core, tmp_path):
     with pytest.raises(ImageError, match=r"part.parquet \[row 1\]: band B03"):

@@ -1,4 +1,5 @@
 import datetime
+import errno
 import hashlib
 
 import numpy as np
@@ -227,6 +228,18 @@ def test_the_row_named_is_that_of_the_file(tmp_path):
         read_rows(path, cells=np.array([cell]))
     others = np.setdiff1d(good.grid_id, [cell])
     assert len(read_rows(path, cells=others)) == (good.grid_id != cell).sum()
+
+
+def test_a_file_that_may_not_be_read_is_not_broken(tmp_path, monkeypatch):
+    """Else images in parquet files would be left out for a permission that can be granted."""
+    write_rows(tmp_path / "a.parquet", table(KEYS, [[1, 2], [3, 4]]), {})
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Failed to open local file")
+
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*a\.parquet'"):
+        read_rows(tmp_path / "a.parquet")
 
 
 def test_files_that_are_none(tmp_path):

@@ -21,6 +21,7 @@ from copcube.grid import format_cell, parse_cell, parse_local, row_col
 from copcube.images.sample.writing import _mgrs_tile, _patch, write_sample
 from copcube.images.tensor_form import rescale_s3, to_tensor_form
 from copcube.modalities import MODALITIES
+from copcube.probes.bench.sample import write_bench_sample
 
 SMALL = {"cells": 6, "local_patches": 2, "dates": 2}
 FOLDERS = {
@@ -406,6 +407,28 @@ def test_options_out_of_range(tmp_path, option, value):
     with pytest.raises(OptionError, match=rf"{option} is {value}; expected \d+ to"):
         write_sample(tmp_path / "x", **{option: value})
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("layout", ["pretrain", "bench"])
+def test_a_full_disk_is_noticed_to_the_last_byte(tmp_path, layout):
+    resource = pytest.importorskip("resource")
+
+    def write(name):
+        if layout == "pretrain":
+            write_sample(tmp_path / name, cells=1, modalities="dem")
+        else:
+            write_bench_sample(tmp_path / name, tasks=["eurosat-s2"], images=10)
+
+    write("whole")
+    largest = max(file.stat().st_size for file in tmp_path.rglob("*.tif"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, before[1]))
+    try:
+        with pytest.raises(StorageError, match="cannot be written"):
+            write("cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_unknown_layout(tmp_path):

@@ -30,6 +30,7 @@ from copcube.builds.stages import (
     write_quarantine,
 )
 from copcube.builds.tasks import EmbedTask, counts, describe
+from copcube.cube import read_attributes
 from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
 from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import is_remote
@@ -240,6 +241,8 @@ def build(
             name: counts(receipt)
             for name, receipt in folder.receipts.done(plan.id, "embed", names, renew=True).items()
             if not (retry_quarantined and receipt.get("quarantined"))
+            # What an earlier run has left out stops a strict one, unless it can be read by now.
+            and not (options.strict and _lacks_images(receipt))
         }
         resumed = len(receipts)
 
@@ -330,6 +333,12 @@ def _assembled(
     return rejected
 
 
+def _lacks_images(receipt: Receipt) -> bool:
+    """Whether a partition was embedded without broken images, or was left out as a whole."""
+    kinds = {item["kind"] for item in receipt["rejected"]}
+    return not kinds.isdisjoint(("broken", "killer"))
+
+
 def _is_to_be_mended(folder: BuildFolder, name: str, receipts: Mapping[str, Receipt]) -> bool:
     """Whether the rows of a partition hold vectors that are not finite; reads them all."""
     return not receipts[name]["quarantined"] and not are_finite(folder.rows(name))
@@ -406,13 +415,17 @@ def aggregate(
     with folder.lock(), executor(client, workers, gpus=False) as runner:
         plan = _admitted(folder, plan_aggregate(rows, files, aggregation), overwrite)
         folder.write_plan(plan)
-        if complete(folder, plan, "") and is_undamaged(folder):
+        # What an earlier run has dropped is refused as soon as it is to be.
+        dropped = read_attributes(folder.out).get("copcube_duplicates", duplicates)
+        if dropped == duplicates and complete(folder, plan, "") and is_undamaged(folder):
             folder.sweep()
         else:
             names = [str(file) for file in files]
             for line in tables.remarks(names, assign, footprints):
                 log.warning("%s", line)
             attributes = {"copcube_rows": ""}
+            if duplicates == "drop":
+                attributes["copcube_duplicates"] = duplicates
             assemble(
                 folder,
                 plan,

@@ -101,7 +101,7 @@ class LocalExecutor:
         embeds: bool = False,
         at_once: int = 1,
     ) -> Iterator[tuple[Task, Outcome]]:
-        """See `Executor`; only errors of reading are given back, all others are raised."""
+        """See `Executor`; errors of reading and of memory are given back, all others are raised."""
         todo: list[Any] = list(tasks)
         on_gpu = embeds and bool(todo) and todo[0].options.encoder.streams > 1
         threads = PARTITIONS_PER_GPU if on_gpu else min(at_once, available_processors(), len(todo))
@@ -117,7 +117,7 @@ def _attempt(function: Callable[..., Any], advance: Advance, task: Task) -> tupl
         return task, error
     except CopcubeError:  # among them WriteError, which is an OSError too: a full disk is final
         raise
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         return task, error
 
 

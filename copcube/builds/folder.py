@@ -39,6 +39,7 @@ from copcube.errors import BuildError, CopcubeError, OptionError
 from copcube.files.atomic import sync
 from copcube.files.contents import HEAD, other_than
 from copcube.files.folders import LocalFolder, absolute, open_folder
+from copcube.files.limits import rule_out_shortage
 from copcube.files.lock import BEAT, DEAD, Lock
 from copcube.files.objects import ObjectFolder, is_remote, listing
 from copcube.files.objects.stores import split
@@ -164,8 +165,9 @@ class BuildFolder:
         except FileNotFoundError:
             return []
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-            if isinstance(error, CopcubeError):
+            if isinstance(error, CopcubeError | MemoryError):
                 raise
+            rule_out_shortage(error)
             raise BuildError(
                 f"{self.path}/partitions.parquet: damaged ({error}); the same `copcube build` "
                 "writes it anew"

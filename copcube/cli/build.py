@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
+COMPONENTS = 3
+"""What the demo reduces vectors to, as its maps need for colours."""
+
 
 def add(commands: Commands) -> None:
     """Add the commands to the parser."""
@@ -363,7 +366,7 @@ def _demo(arguments: Arguments) -> None:
         show(arguments.world)
         return
     from copcube.builds import build
-    from copcube.cube import validate
+    from copcube.cube import summary, validate
     from copcube.encoder import EncoderSpec
     from copcube.images.sample.writing import write_sample
 
@@ -383,7 +386,10 @@ def _demo(arguments: Arguments) -> None:
         raise CubeError(f"{cube}: {'; '.join(problems)}")
     show(cube)
     print(f"\nOpen it: xarray.open_zarr({str(cube)!r})")
-    _use(cube, folder)
+    if (cells := summary(cube).cells) > COMPONENTS:
+        _use(cube, folder)
+    else:
+        print(f"{cells} cells have no {COMPONENTS} components: nothing is reduced and exported")
 
 
 def _use(cube: Path, folder: Path) -> None:
@@ -399,7 +405,7 @@ def _use(cube: Path, folder: Path) -> None:
     from copcube.plot import page, rgb
 
     world = open_cube(cube)
-    fields = reduce(world, k=3)
+    fields = reduce(world, k=COMPONENTS)
     to_zarr(fields, folder / "fields.zarr", overwrite=True)
     # ERA5's own fields need a download, and the demo runs without a network.
     land = CubeView.of(world).filled().rename(lat="latitude", lon="longitude").astype(np.float32)

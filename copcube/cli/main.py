@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from copcube.arguments import without_scheme
 from copcube.cli import bench, build, data, look, lookup, probe, use
 from copcube.errors import CopcubeError, printable
 from copcube.files.damage import let_zarr_finish, naming_damage
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif isinstance(stream, io.TextIOWrapper):
             # Where the terminal lacks a letter, its number is shown, as Python does for errors.
             stream.reconfigure(errors="backslashreplace")
-    arguments = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = parser().parse_args([without_scheme(text) for text in given])
     _log_to_stderr(quiet=arguments.quiet)
     try:
         with _stopped_in_good_order(), naming_damage():
@@ -109,10 +111,28 @@ def _line(error: Exception) -> str:
     """Say an error in one line; of one that nobody foresaw, its kind too."""
     if isinstance(error, CopcubeError):
         return str(error)
+    if isinstance(error, MemoryError):
+        why = f" ({' '.join(str(error).split())})" if str(error) else ""
+        return f"there is too little memory{why}; more of it, or a part at a time, lets it go on"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, FileNotFoundError) and not _stands_somewhere():
+        return "the folder that this runs in is no longer there; go to another one"
+    if "can't start new thread" in str(error):
+        return "no further thread may be started: the limit of processes or of memory is reached"
     words = " ".join(f"{type(error).__name__}: {error}".split())
     # The last words of a long message mostly say most, and the first ones where it comes from.
     words = words if len(words) <= 400 else f"{words[:200]} … {words[-200:]}"
     return f"unexpected error, {words} (the same command with --debug shows where it comes from)"
+
+
+def _stands_somewhere() -> bool:
+    """Whether there still is the folder that this process works in."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from copcube.errors import CopcubeError, CubeError, OptionError, in_a_line
 from copcube.files.atomic import FULL
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.damage import naming_damage
-from copcube.files.limits import demand_piece
+from copcube.files.limits import demand_piece, rule_out_shortage
 from copcube.files.objects import is_remote, zarr_store
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def parsing(path: str | Path) -> Iterator[None]:
     except CopcubeError:
         raise
     except Exception as error:  # damaged metadata make zarr raise almost anything
+        rule_out_shortage(error)
         reason = f"its metadata are damaged ({in_a_line(error)})"
         raise CubeError(f"{path}: {reason}; {_ANEW}") from error
 
@@ -131,6 +132,7 @@ def reading(*paths: str | Path) -> Iterator[None]:
         # What the body prints may find no room, or no reader any more, as with `| head`.
         if getattr(error, "errno", None) in (*FULL, errno.EPIPE):
             raise
+        rule_out_shortage(error)
         names = " or ".join(map(str, paths))
         raise CubeError(f"{names}: damaged ({in_a_line(error)}); {_ANEW}") from error
 
@@ -176,7 +178,13 @@ def compressors(zarr_format: Literal[2, 3] = 3) -> list[Any]:
 
 
 def read_attributes(path: str | Path) -> dict[str, Any]:
-    """Attributes of a cube's group; empty where there is no Zarr group."""
+    """Attributes of a cube's group; empty where there is no Zarr group.
+
+    Raises
+    ------
+    PermissionError
+        If it may not be read, so that nobody knows what it is.
+    """
     if not is_remote(path) and not os.path.lexists(path):
         return {}  # before zarr is imported, which takes a while
 
@@ -187,7 +195,10 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
         where = address(path)
         group = zarr.open_group(where, mode="r", zarr_format=3, use_consolidated=False)
         return dict(group.attrs)
-    except Exception:  # damaged metadata make zarr raise almost anything
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged metadata make zarr raise almost anything
+        rule_out_shortage(error)
         return {}
 
 

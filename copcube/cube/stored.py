@@ -19,6 +19,7 @@ from copcube.cube.store import chunk_name
 from copcube.errors import CubeError, StorageError
 from copcube.files.damage import UNDECODABLE
 from copcube.files.folders import open_folder
+from copcube.files.limits import rule_out_shortage
 from copcube.files.objects import is_remote
 from copcube.lookahead import map_ahead
 
@@ -143,6 +144,7 @@ class StoredChunks:
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
+            rule_out_shortage(error)
             return error
 
 

@@ -15,6 +15,7 @@ from copcube.cube.store import array, chunk_name, leading, open_group, parsing
 from copcube.cube.stored import UNREADABLE, StoredChunks, overlapping
 from copcube.errors import CopcubeError
 from copcube.files.damage import let_zarr_finish, reason
+from copcube.files.limits import rule_out_shortage
 
 if TYPE_CHECKING:
     import zarr
@@ -147,6 +148,7 @@ def _leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
     try:
         return leading(group)
     except UNREADABLE as error:
+        rule_out_shortage(error)
         # What could not be decoded is the cause of an error that says so.
         if isinstance(error, CopcubeError) and error.__cause__ is None:
             raise
@@ -262,6 +264,7 @@ class _Chunks:
                 return values, np.ones(values.shape, bool)
             except UNREADABLE as error:
                 let_zarr_finish(error)
+                rule_out_shortage(error)
         # Chunk by chunk: if one is damaged, the others can still be examined.
         whole = _slices(part)
         shape = [k.stop - k.start for k in whole]

@@ -1,15 +1,17 @@
 """What the devices of this machine are, what they compute natively, and how much fits them."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
+from copcube.encoder.spec import require_names
 from copcube.errors import OptionError
 
 log = logging.getLogger("copcube")
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CPU_INFO = Path("/proc/cpuinfo")
 
 # On two CPU cores a ViT-B/16 was fastest with 8 images of 197 tokens (5.4 images/s against
@@ -24,6 +26,18 @@ def cuda_devices() -> int:
     return torch.cuda.device_count()
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Compute as described where somebody gave torch another default device, or uses autocast."""
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 def find_device(name: str) -> torch.device:
     """Find the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` stands for.
 
@@ -34,12 +48,8 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")  # which is refused below, like other kinds of device
-    if device.type not in ("cpu", "cuda"):
-        raise OptionError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N")
+    require_names(name, "auto")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(
             f"device is {name!r}, but torch {torch.__version__} sees "
@@ -72,9 +82,9 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
             device.type.upper().replace("CUDA", "GPU"),
         )
         return torch.bfloat16
-    if name not in _DTYPES:
-        raise OptionError(f"dtype is {name!r}; expected auto, {' or '.join(_DTYPES)}")
-    return _DTYPES[name]
+    require_names("auto", name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def batch_size(

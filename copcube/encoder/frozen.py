@@ -86,6 +86,7 @@ class FrozenEncoder(Streaming):
     it. One without cannot be pickled.
     """
 
+    @devices.undisturbed()
     def __init__(
         self,
         weights: "Weights",
@@ -164,6 +165,7 @@ class FrozenEncoder(Streaming):
             width=self.dim,
         )
 
+    @devices.undisturbed()
     def __call__(
         self,
         modality: str | Modality,
@@ -227,6 +229,7 @@ class FrozenEncoder(Streaming):
 
         return self._in_parts(kind.key, (len(pixels), *shape), encode)
 
+    @devices.undisturbed()
     @torch.inference_mode()
     def normalise(
         self, modality: str | Modality, pixels: Sequence[NDArray[Any]] | NDArray[Any]
@@ -239,6 +242,7 @@ class FrozenEncoder(Streaming):
         uploaded = host.to(self.device, non_blocking=True)
         return _normalised(uploaded, unsigned, kind, statistics)
 
+    @devices.undisturbed()
     @torch.inference_mode()
     def embed_normalised(
         self,

@@ -61,8 +61,8 @@ class Streaming:
 
         Raises
         ------
-        torch.OutOfMemoryError
-            If not even one image fits.
+        torch.OutOfMemoryError, MemoryError
+            If not even one image fits the GPU, or the memory of the machine.
         """
         number = batch[0]
         vectors: list[NDArray[np.float32]] = []
@@ -72,14 +72,21 @@ class Streaming:
                 vectors.append(encode(slice(done, done + step)))
                 done += step
                 continue
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                # Of the processor's own memory torch has no error of its own.
+                on_host = "DefaultCPUAllocator" in str(error)
+                if not on_host and not isinstance(error, torch.OutOfMemoryError):
+                    raise
                 if step == 1:
-                    error.add_note(f"one {name} image of {batch[2:]} pixels is too much")
+                    too_much = f"one {name} image of {batch[2:]} pixels is too much"
+                    if on_host:
+                        raise MemoryError(too_much) from error
+                    error.add_note(too_much)
                     raise
             # Only here, past the handler, are the failed attempt's tensors gone.
             torch.cuda.empty_cache()
             step = self._fits[batch] = (step + 1) // 2
-            log.warning("%s: out of device memory, going on with batches of %d", name, step)
+            log.warning("%s: out of memory, going on with batches of %d", name, step)
         return np.concatenate(vectors)
 
     @torch.inference_mode()

@@ -63,6 +63,7 @@ class TimmEncoder(Streaming):
     the fragments of one.
     """
 
+    @devices.undisturbed()
     def __init__(self, spec: TimmSpec) -> None:
         super().__init__(devices.find_device(spec.device))
         self.spec, self.kind = spec, spec.kind
@@ -119,6 +120,7 @@ class TimmEncoder(Streaming):
             width=self.dim,
         )
 
+    @devices.undisturbed()
     def __call__(
         self,
         modality: str,

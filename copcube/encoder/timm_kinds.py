@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from copcube.arguments import one_path
+from copcube.encoder.spec import require_names
 from copcube.errors import OptionError
 from copcube.hub.published import ENCODERS, Published
 
@@ -177,6 +178,7 @@ class TimmSpec:
                 raise OptionError(
                     f"{name} is {getattr(self, name)!r:.60}; expected a text such as 'auto'"
                 )
+        require_names(self.device, self.dtype)
 
     @property
     def kind(self) -> Kind:

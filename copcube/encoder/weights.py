@@ -24,6 +24,7 @@ from torch import Tensor
 
 from copcube.arguments import one_path
 from copcube.encoder.copernicus_fm import CopernicusFM, Pooling, sincos_grid
+from copcube.encoder.devices import undisturbed
 from copcube.errors import MissingPackageError, OptionError, WeightsError
 from copcube.files import limits
 from copcube.files.contents import refuse_other
@@ -66,6 +67,7 @@ class Weights:
     provenance: dict[str, str | int]
 
 
+@undisturbed()
 def load_weights(
     weights: str = "hub", *, language: str | None = None, pooling: Pooling | None = None
 ) -> Weights:
@@ -350,6 +352,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             "...)"
         ) from error
     except (TorchFileError, OSError, RuntimeError) as error:
+        limits.rule_out_shortage(error)
         raise WeightsError(
             f"{path}: not a readable PyTorch file ({error}); fetch it again"
         ) from error

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
-from copcube.arguments import one_path
+from copcube.arguments import one_path, without_scheme
 from copcube.cube.latlon import LatLon
 from copcube.cube.results import as_result
 from copcube.cube.store import demand_arrays
@@ -30,7 +28,7 @@ from copcube.errors import (
     in_a_line,
 )
 from copcube.files.contents import HEAD, first_bytes, form
-from copcube.files.limits import demand_piece
+from copcube.files.limits import demand_piece, rule_out_shortage
 from copcube.files.netcdf_sizes import demand_variables
 from copcube.files.objects import is_remote, read, zarr_store
 from copcube.files.objects.stores import asking
@@ -265,8 +263,7 @@ def open_fields(path: str) -> list["xr.Dataset"]:
     MissingFileError, MissingPackageError, SourceError, StorageError
         As `open_static`.
     """
-    if path.startswith("file://"):
-        path = url2pathname(urlsplit(path).path)
+    path = without_scheme(path)
     if is_remote(path):
         return _open_address(path)
     if not Path(path).is_dir():
@@ -326,6 +323,7 @@ def _open_netcdf(source: str | bytes, name: str) -> "xr.Dataset":
     except SourceError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        rule_out_shortage(error)
         raise SourceError(f"{name}: the NetCDF file cannot be read ({error})") from error
 
 

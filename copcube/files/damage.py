@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from copcube.errors import CopcubeError, CubeError
+from copcube.files.limits import rule_out_shortage
 
 UNDECODABLE = (ValueError, RuntimeError, MemoryError)
 """What the codecs raise at a damaged chunk: they have no error of their own in common."""
@@ -22,6 +23,8 @@ def naming_damage() -> Iterator[None]:
     ------
     CubeError
         If a chunk that is read in the body, lazily or not, cannot be decoded; other errors pass.
+    MemoryError
+        If there is too little memory to decode one.
     """
     try:
         yield
@@ -31,6 +34,7 @@ def naming_damage() -> Iterator[None]:
         let_zarr_finish(error)
         if isinstance(error, OSError):
             raise
+        rule_out_shortage(error)
         # Only the frame in which zarr decoded the chunk still knows which one it was.
         frame = _innermost(error, "read_batch")
         if frame is None:

@@ -8,11 +8,14 @@ Every limit comes from the largest form that is published, with room above. The 
 variable ``COPCUBE_LIMITS`` multiplies all of them: 4 allows four times as much, 0.5 half.
 """
 
+import errno
 import json
 import math
 import os
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from copcube.errors import CopcubeError, OptionError
 from copcube.progress import size as in_words
@@ -100,6 +103,42 @@ def demand(
             f"memory, set the environment variable {factor}{' or more' * least}, which "
             "multiplies all such limits"
         )
+
+
+def rule_out_shortage(error: Exception, needed: float = 0) -> None:
+    """Check that reading did not fail for what this process may not have, and not for damage.
+
+    GDAL mostly says no more than that a block could not be read, and codecs raise the same error
+    where a damaged header claims more than any memory holds.
+
+    Parameters
+    ----------
+    error : Exception
+        What reading raised.
+    needed : float
+        Bytes that reading takes, beside some that any reading takes.
+
+    Raises
+    ------
+    MemoryError
+        If there is not so much memory, as where a batch system limits it.
+    Exception
+        The error itself, if it says that no further file can be opened or thread started.
+    """
+    if "launch worker thread" in str(error):  # arrow's words for what Python says below
+        raise RuntimeError("can't start new thread") from error
+    if getattr(error, "errno", None) in _SHORTAGES or "can't start new thread" in str(error):
+        raise error
+    try:
+        np.empty(_ANY_READING + math.ceil(needed), np.uint8)
+    except MemoryError:
+        raise MemoryError(f"no memory is left to read more ({error!s:.200})") from error
+
+
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+_ANY_READING = 1 << 26
+"""Bytes that readers may take for themselves."""
 
 
 def demand_piece(

@@ -8,6 +8,7 @@ import glob
 import os
 import re
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
@@ -63,17 +64,63 @@ def matches(pattern: str) -> list[str]:
 
     Links are followed, but not by ``**``, which would go round in loops of them for ever.
     Hidden files and folders are matched only by name.
+
+    Raises
+    ------
+    PermissionError
+        If a folder in which files would be looked for may not be read.
     """
+    _require_open_parents(pattern)
     head, *tail = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern.replace(os.sep, "/"), maxsplit=1)
     if not tail:
         return sorted(glob.glob(pattern))
     found: set[str] = set()
     for top in glob.glob(head) if head else ["."]:
-        for folder, folders, _ in os.walk(top):
+        for folder, folders, _ in walk(top):
             folders[:] = [name for name in folders if not name.startswith(".")]
             inner = os.path.join(glob.escape(folder), tail[0] or "*")
             found.update(os.path.normpath(path) for path in matches(inner))
     return sorted(found)
+
+
+def walk(top: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk through a folder as `os.walk`, which passes over what may not be read.
+
+    Raises
+    ------
+    PermissionError
+        If the folder, or one below, may not be read.
+    """
+    for folder, folders, files in os.walk(top, onerror=_refuse):
+        require_open(folder)
+        yield folder, folders, files
+
+
+def require_open(folder: str) -> None:
+    """Check that files in a folder can be reached, beyond their names.
+
+    Raises
+    ------
+    PermissionError
+        If not, as after ``chmod -R 644``: whatever is asked of them, they seem not to be there.
+    """
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+
+def _refuse(error: OSError) -> None:
+    if isinstance(error, PermissionError):
+        raise error
+
+
+def _require_open_parents(pattern: str) -> None:
+    """Check that the folders of a glob may be read, which `glob.glob` passes over if not."""
+    parent = os.path.dirname(pattern)
+    if parent in ("", pattern) or not glob.has_magic(pattern) or "**" in parent:
+        return
+    _require_open_parents(parent)
+    for folder in filter(os.path.isdir, glob.glob(parent)):
+        require_open(folder)
 
 
 def not_a_file(path: str | Path) -> str | None:

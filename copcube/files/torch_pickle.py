@@ -175,7 +175,7 @@ def described(pickled: bytes) -> Any:
     """
     try:
         return _Interpreter().run(pickled)
-    except TorchFileError:
+    except (TorchFileError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle may raise almost anything
         raise TorchFileError(f"its pickle cannot be read: {error!s:.200}") from error

@@ -232,6 +232,8 @@ def _length_of_pickle(head: bytes) -> int:
         for operation, _, at in pickletools.genops(io.BytesIO(head)):
             if operation.name == "STOP":
                 return int(at or 0) + 1
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle may raise almost anything
         raise TorchFileError(f"its pickle cannot be read: {error!s:.200}") from error
     raise TorchFileError("its pickle has no end")

@@ -25,7 +25,7 @@ from copcube.errors import CopcubeError, ImageError, OptionError, SourceError, i
 from copcube.files import limits
 from copcube.files.contents import HEAD, other_than, refuse_other
 from copcube.files.limits import demand
-from copcube.files.regular import open_regular, require_file
+from copcube.files.regular import open_regular, require_file, require_open
 from copcube.images.bands import order
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.listing import listed
@@ -262,11 +262,17 @@ class GeoTiffSource:
         except ImageError as error:
             return [Rejected(path, "", "broken", str(error))]
         except OSError as error:
-            if error.errno not in _NO_FILE:
+            if error.errno not in _NO_FILE or not self._is_there():
                 raise
             listing = f"listed in {os.path.basename(self.fnames)}" if self.fnames else "listed"
             return [Rejected(path, "", "broken", f"{listing} but not there: {error.strerror}")]
         return [file.image(pixels, modality, path)]
+
+    def _is_there(self) -> bool:
+        """Whether the tree is where it was; moved or unmounted, it has not lost single files."""
+        if self.fnames is not None:
+            return os.path.exists(self.fnames)
+        return os.path.isdir(self.root) and bool(os.listdir(self.root))
 
     def _files(self) -> Iterator[tuple[str, bool]]:
         """Yield the relative paths of all files, and whether each is listed under another cell.
@@ -300,6 +306,8 @@ def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
         if error.errno in _NO_FILE:
             return
         raise
+    # Else its files would not even be missed: of each, it would seem to be none.
+    require_open(os.path.join(root, folder))
     for entry in entries:
         path = f"{folder}/{entry.name}"
         if entry.name.startswith("."):
@@ -348,6 +356,7 @@ def open_raster(path: str | Path) -> "xr.DataArray":
             # GDAL's other drivers are kept out: some of them open what a file names.
             return rioxarray.open_rasterio(path, driver="GTiff")  # type: ignore[return-value]
     except RasterioError as error:
+        limits.rule_out_shortage(error)
         refuse_other(path, ("tiff",), "a GeoTIFF", ImageError)
         raise ImageError(f"{path}: not a readable GeoTIFF ({in_a_line(error)})") from error
 
@@ -369,7 +378,11 @@ def _raw(path: str) -> bytes:
 
 def _bounded(handle: Any, limit: int) -> bytes:
     """Read an open file of at most so many bytes, which may grow meanwhile."""
-    raw: bytes = handle.read(limit + 1)
+    # Room for all that is asked for is taken before anything is read.
+    size = os.fstat(handle.fileno()).st_size
+    raw: bytes = handle.read(size + 1)
+    if len(raw) > size:
+        raw += handle.read(limit + 1 - len(raw))
     if len(raw) > limit:
         raise ImageError(f"expected at most {limit} bytes, found more")
     return raw
@@ -386,11 +399,13 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     ------
     ImageError
         If it is no GeoTIFF of that modality.
+    MemoryError
+        If there is too little memory to find that out.
     """
     import rasterio
     from rasterio.io import MemoryFile
 
-    bands = len(modality.bands)
+    bands, needed = len(modality.bands), 0
     if (other := other_than(("tiff",), raw[:HEAD])) is not None:
         raise ImageError(f"expected a GeoTIFF, found {other}")
     try:
@@ -406,6 +421,8 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
                 raise ImageError(f"expected {bands} bands of {modality.key}, found {raster.count}")
             _check_size(raster, modality)
             in_order = list(places) == list(range(raster.count))
+            itemsize = np.dtype(raster.dtypes[0]).itemsize
+            needed = 2 * raster.count * raster.height * raster.width * itemsize
             pixels = raster.read(None if in_order else [place + 1 for place in places])
             pixels, nodata = _north_up(pixels, raster.transform), raster.nodata
             scaled = np.array([raster.scales, raster.offsets])[:, list(places), None, None]
@@ -414,6 +431,7 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     except OptionError as error:
         raise ImageError(str(error)) from error
     except (rasterio.errors.RasterioError, ValueError) as error:
+        limits.rule_out_shortage(error, needed)
         reason = error.__cause__ or error  # GDAL's own message
         raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
     pixels = to_stored(pixels, modality)

@@ -67,7 +67,7 @@ def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "WebDatasetSourc
         return replace(_at_address(path), sensors=sensors)
     whole = os.path.abspath(path)
     if os.path.isdir(whole):
-        inside = glob.glob(os.path.join(glob.escape(whole), "*"))
+        inside = matches(os.path.join(glob.escape(whole), "*"))
         # Without shards, a folder of folders is a GeoTIFF tree.
         shards = sorted(name for name in inside if name.endswith(".tar"))
         found = shards or ([] if any(map(os.path.isdir, inside)) else inside)

@@ -4,8 +4,6 @@ import os
 import re
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import xarray as xr
@@ -14,6 +12,7 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from copcube import grid
+from copcube.arguments import without_scheme
 from copcube.cube import schema
 from copcube.cube.results import as_result
 from copcube.errors import CubeError
@@ -147,9 +146,9 @@ def _local(path: Any) -> str:
     """
     if not isinstance(path, str | os.PathLike):
         raise CubeError(f"expected a path, found {type(path).__name__}; save it to a file first")
-    text = os.fsdecode(path)
-    if text.startswith("file://"):
-        return url2pathname(urlsplit(text).path)
+    given = os.fsdecode(path)
+    if (text := without_scheme(given)) != given:
+        return text
     # `pathlib` makes one slash of two.
     address = is_remote(text) or re.match(r"(https?|s3|gs|hf):/|/vsi\w+/", text) is not None
     if not address or text.lower().endswith(".zarr"):

@@ -26,6 +26,7 @@ from copcube.errors import CubeError, OptionError
 from copcube.files.atomic import atomic_path
 from copcube.files.contents import refuse_other
 from copcube.files.damage import naming_damage
+from copcube.files.limits import rule_out_shortage
 from copcube.files.netcdf_sizes import demand_variables
 from copcube.files.regular import require_file
 from copcube.interchange.conventions import (
@@ -230,6 +231,7 @@ def open_netcdf(path: str) -> "xr.Dataset":
     except CubeError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        rule_out_shortage(error)
         raise CubeError(f"{path}: not a readable netCDF file ({error}); get it anew") from error
     ds.attrs = {_COLON.sub(r"\1:", str(key)): value for key, value in ds.attrs.items()}
     ds = _joined(ds)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from copcube.cube.pointwise import as_points
 from copcube.errors import MissingPackageError, OptionError, in_a_line
 from copcube.files.contents import refuse_other
+from copcube.files.limits import rule_out_shortage
 from copcube.files.parquet_pages import demand_local_pages
 from copcube.files.regular import open_regular
 from copcube.grid import WGS84, Floats
@@ -221,8 +222,9 @@ def _read_parquet(path: str) -> "pd.DataFrame":
         geometric = b"geo" in (table.schema.metadata or {})
         frame: pd.DataFrame = table.to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OptionError):
+        if isinstance(error, OptionError | MemoryError):
             raise
+        rule_out_shortage(error)
         raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
     columns = {str(name).lower() for name in frame.columns}
     if geometric and not all(columns & {*names} for names in NAMES.values()):

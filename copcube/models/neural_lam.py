@@ -12,6 +12,7 @@ import numpy as np
 
 from copcube.arguments import one_path
 from copcube.errors import GridError, MissingFileError, SourceError
+from copcube.files.limits import rule_out_shortage
 from copcube.grid import cell_at
 from copcube.models.components import Components
 from copcube.models.fields import Fields, Maps, on_lattice
@@ -84,6 +85,7 @@ def _opened(grid: "xr.Dataset | str | Path") -> "xr.Dataset":
     try:
         return xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path, engine="netcdf4")
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        rule_out_shortage(error)
         raise SourceError(f"{path}: the grid cannot be read ({error})") from error
 
 

@@ -20,9 +20,10 @@ from copcube.errors import (
     RowsError,
     in_a_line,
 )
+from copcube.files import limits
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
-from copcube.files.regular import require_file
+from copcube.files.regular import require_file, walk
 from copcube.products.pixels import Place
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def opened(path: str) -> "Iterator[DatasetReader]":
             refuse_other(path, ("tiff",), "a GeoTIFF file", RowsError)
         elif remote.failed is not None:
             raise remote.failed from error
+        limits.rule_out_shortage(error)
         raise RowsError(f"{path}: not a readable GeoTIFF file ({in_a_line(error)})") from error
 
 
@@ -198,7 +200,7 @@ def find(path: str, ends: Sequence[str]) -> list[str]:
         return [path] if ends_as(path, ends) and os.path.exists(path) else []
     return sorted(
         os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
+        for folder, _, names in walk(path)
         for name in names
         if ends_as(name, ends) and not name.startswith(".")
     )

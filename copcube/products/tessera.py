@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from copcube.errors import CopcubeError, RowsError, in_a_line
 from copcube.files.folders import absolute
+from copcube.files.limits import rule_out_shortage
 from copcube.files.objects import insisting, is_remote, listing, sizes, zarr_store
+from copcube.files.regular import walk
 from copcube.grid import Floats
 from copcube.products import geotiff
 from copcube.products.pixels import Pixels, Place, Raster
@@ -97,6 +99,7 @@ class TesseraZone(_Quantised):
         except CopcubeError:
             raise
         except (ValueError, RuntimeError, OSError) as error:
+            rule_out_shortage(error)
             raise RowsError(f"{self.path}: damaged ({in_a_line(error)}); get it anew") from error
         return _pixels(values, scale, self.path)
 
@@ -198,7 +201,7 @@ class Tessera:
             return sum(entry.size for entry in listing(file))
         return sum(
             os.stat(os.path.join(folder, name)).st_size
-            for folder, _, names in os.walk(file)
+            for folder, _, names in walk(file)
             for name in names
         )
 
@@ -232,6 +235,7 @@ def _group(path: str) -> "zarr.Group":
     try:
         return zarr.open_group(store, mode="r", use_consolidated=False)
     except (ValueError, OSError, KeyError) as error:
+        rule_out_shortage(error)
         raise RowsError(f"{path}: not a readable Zarr group ({in_a_line(error)})") from error
 
 
@@ -270,6 +274,7 @@ def _load(path: str) -> NDArray[Any]:
             "pixel in NAME_scales.npy"
         ) from error
     except (ValueError, OSError, EOFError) as error:
+        rule_out_shortage(error)
         raise RowsError(f"{path}: not a readable .npy file ({in_a_line(error)})") from error
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from copcube.errors import CopcubeError, RowsError, StorageError, in_a_line
 from copcube.files.contents import refuse_other
+from copcube.files.limits import rule_out_shortage
 from copcube.files.objects import is_remote, open_file
 from copcube.files.parquet_pages import demand_local_pages, demand_pages
 from copcube.files.regular import require_file
@@ -93,6 +94,8 @@ def open_parquet(
         If it is missing or is not parquet.
     StorageError
         If an object store cannot be reached or denies access.
+    OSError
+        If a disk or a permission refuses.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -121,10 +124,14 @@ def open_parquet(
         )
     except FileNotFoundError as error:
         raise RowsError(f"{path}: no such file") from error
-    # It is an OSError too, and says more than the message below would.
-    except StorageError:
+    # They are errors of the kinds below too, and no damage. arrow's of memory is one of its own.
+    except (StorageError, MemoryError):
         raise
     except (pa.ArrowException, OSError) as error:
+        rule_out_shortage(error)
+        # Errors that pyarrow makes itself have no number; what a disk or a permission refuses has.
+        if (number := getattr(error, "errno", None)) is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
         if not is_remote(path):
             refuse_other(path, ("parquet",), "a parquet file", RowsError)
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error
@@ -151,12 +158,13 @@ def reading_parquet(
     with open_parquet(path, metadata, columns) as file:
         try:
             yield file
-        except CopcubeError:
+        except (CopcubeError, MemoryError):
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
             # Errors that pyarrow makes itself have no number.
             if getattr(error, "errno", None) is not None:
                 raise
+            rule_out_shortage(error)
             raise RowsError(f"{path}: damaged ({in_a_line(error)}); get it anew") from error
 
 

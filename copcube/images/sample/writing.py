@@ -352,6 +352,7 @@ def _mgrs_tile(place: _Place) -> str:
 
 def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _Place) -> None:
     import rasterio
+    from rasterio.io import MemoryFile
 
     _, rows, cols = pixels.shape
     if modality.local:
@@ -362,22 +363,25 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
     else:
         crs, x, y = grid.WGS84, place.lon, place.lat
         step = _BOX_KM / _KM_PER_DEGREE / rows
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=len(pixels),
-        height=rows,
-        width=cols,
-        dtype=pixels.dtype,
-        crs=rasterio.CRS.from_user_input(crs),
-        transform=rasterio.Affine(step, 0, x - cols // 2 * step, 0, -step, y + rows // 2 * step),
-        nodata=0 if modality.zero_is_missing else None,
-        compress="deflate",
-        zlevel=1,
-    ) as raster:
-        raster.write(pixels)
-        raster.descriptions = modality.bands
+    # GDAL does not say where the end of a file finds no room; Python does.
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff",
+            count=len(pixels),
+            height=rows,
+            width=cols,
+            dtype=pixels.dtype,
+            crs=rasterio.CRS.from_user_input(crs),
+            transform=rasterio.Affine(
+                step, 0, x - cols // 2 * step, 0, -step, y + rows // 2 * step
+            ),
+            nodata=0 if modality.zero_is_missing else None,
+            compress="deflate",
+            zlevel=1,
+        ) as raster:
+            raster.write(pixels)
+            raster.descriptions = modality.bands
+        path.write_bytes(memory.getbuffer())
 
 
 # Writing WebDataset shards.

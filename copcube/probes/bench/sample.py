@@ -152,6 +152,7 @@ def _write(
 
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.io import MemoryFile
 
     pixels = pixels if pixels.ndim == 3 else pixels[None]
     place: dict[str, Any] = {}
@@ -161,19 +162,20 @@ def _write(
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            count=len(pixels),
-            height=pixels.shape[1],
-            width=pixels.shape[2],
-            dtype=pixels.dtype,
-            compress="deflate",
-            zlevel=1,
-            **place,
-        ) as raster:
-            raster.write(pixels)
+        # GDAL does not say where the end of a file finds no room; Python does.
+        with MemoryFile() as memory:
+            with memory.open(
+                driver="GTiff",
+                count=len(pixels),
+                height=pixels.shape[1],
+                width=pixels.shape[2],
+                dtype=pixels.dtype,
+                compress="deflate",
+                zlevel=1,
+                **place,
+            ) as raster:
+                raster.write(pixels)
+            path.write_bytes(memory.getbuffer())
 
 
 def _utm(rng: np.random.Generator) -> tuple[float, float]:

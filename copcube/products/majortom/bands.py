@@ -68,6 +68,7 @@ def decode(raw: bytes) -> Band:
             epsg = raster.crs.to_epsg() if raster.crs else None
             pixels = raster.read(1)
     except (rasterio.errors.RasterioError, ValueError, TypeError) as error:
+        limits.rule_out_shortage(error)
         reason = error.__cause__ or error  # GDAL's own message
         raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
     if epsg is None or not (32601 <= epsg <= 32660 or 32701 <= epsg <= 32760):

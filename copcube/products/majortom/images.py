@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from copcube.arguments import one_path
 from copcube.errors import GridError, ImageError, RowsError, SourceError
 from copcube.files.objects import file_size, is_remote
+from copcube.files.regular import require_open
 from copcube.images import Partition, Rejected
 from copcube.products.majortom.bands import Band, decode
 from copcube.products.majortom.fragments import Fragmentation
@@ -287,6 +288,7 @@ class CoreSource:
             with reading_parquet(self._path(name), columns=columns) as file:
                 footer, names = file.metadata, file.schema_arrow.names
         except RowsError as error:
+            self._require_there(name)
             yield Rejected(name, "", "broken", str(error))
             return
         if lacking := _lacking(names, self.fragments):
@@ -300,6 +302,17 @@ class CoreSource:
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
+    def _require_there(self, name: str) -> None:
+        """Check that a file which was found is there: else it is moved or unmounted, not broken.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not.
+        """
+        if not is_remote(self.root):
+            os.stat(self._path(name))
+
     # The parquet form.
 
     def _of_group(
@@ -312,6 +325,7 @@ class CoreSource:
             with reading_parquet(self._path(name), footer, IDENTITY) as file:
                 table = file.read_row_group(group, columns=columns, use_threads=False)
         except RowsError as error:
+            self._require_there(name)
             return [Rejected(name, f"row group {group}", "broken", str(error), number)]
         first = sum(footer.row_group(g).num_rows for g in range(group))
         found: list[Sample | Rejected] = []
@@ -344,6 +358,9 @@ class CoreSource:
             Path(path).read_bytes() if (path := self.band(sample, band)) else None
             for band in self.fragments.bands
         ]
+        if None in raw:
+            self._require_there(sample)
+            require_open(self._path(sample))
         # The downloader keeps no time, but names of products hold it: the first is the sensing's.
         time = _TIME.search(product)
         return self._read(sample, "", product, cell, time[0] if time else None, raw, selection)
@@ -421,6 +438,7 @@ class CoreSource:
 
 
 def _folders(path: str) -> list[str]:
+    require_open(path)
     with os.scandir(path) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 

@@ -82,6 +82,7 @@ def read(path: Path, bands: int, named_in: Path) -> Raster:
     except (rasterio.errors.RasterioError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
+        limits.rule_out_shortage(error)
         reason = error.__cause__ or error  # GDAL's own message
         raise ImageError(
             f"{path}: not a readable GeoTIFF ({reason}); unpack the archive again"
