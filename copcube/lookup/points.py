@@ -49,7 +49,7 @@ def points(
         dimensions, or the path of a CSV or parquet file.
     lat, lon : str, optional
         Names of the columns with degrees north and east; by default those named lat, latitude,
-        lon, longitude and the like, in upper or lower case.
+        lon, longitude and the like, in upper or lower case, or the points of a geopandas frame.
     method : {"nearest", "bilinear"}
         The vector of the cell that holds the point, or interpolation between the four nodes
         around it, over those with a vector.
@@ -83,7 +83,7 @@ def points(
         raise OptionError(f"method={method!r}; expected 'nearest' or 'bilinear'")
     view = CubeView.of(cube)
     asked = read_table(table, lat, lon)
-    refuse_shared(asked.lat, view)
+    refuse_shared(asked.lat, view, ("status", "distance", "cell_lat", "cell_lon"))
     dims, shape = tuple(map(str, asked.lat.dims)), asked.lat.shape
     y, x = asked.lat.values.ravel(), asked.lon.values.ravel()
     # Fill values such as -999 are no longitudes of another turn.
