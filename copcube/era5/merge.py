@@ -118,6 +118,11 @@ def merge(
 
     spatial = {view.lat, view.lon}
     maps = {name: v.variable for name, v in fields.data_vars.items() if spatial <= {*v.dims}}
+    for name, v in maps.items():
+        # Counts that were masked, as by `where`, are floating-point numbers, NaN where none is.
+        if v.dtype.kind == "f" and _counts(name, fields[name]):
+            maps[name] = v.fillna(0)  # type: ignore[no-untyped-call]
+            maps[name].encoding = v.encoding
     basis = {name: v.variable for name, v in fields.data_vars.items() if not spatial & {*v.dims}}
     if left_out := set(fields.data_vars) - {*maps, *basis}:
         _LOG.warning(f"left out, for they run along only one axis: {_names(left_out)}")
@@ -261,7 +266,7 @@ def _kernel(name: Hashable, field: "xr.DataArray") -> tuple[str, Any]:
 
 def _counts(name: Hashable, field: "xr.DataArray") -> bool:
     """Whether a field counts images: 0 where none are, a sum over larger cells."""
-    return field.dtype.kind in "iu" and (
+    return field.dtype.kind in "iuf" and (
         str(name).startswith("n_images")
         or field.attrs.get("standard_name") == "number_of_observations"
     )
