@@ -54,6 +54,16 @@ def test_the_cell_comes_with_all_its_variables():
     assert (cell.n_images.ndim, cell.embedding.dims) == (0, ("dim",))
 
 
+def test_a_cell_whose_vector_alone_is_masked_holds_none():
+    # It was NaN, without a word.
+    east = WORLD.isel(lat=slice(9)).chunk(lat=3)
+    east["embedding"] = east.embedding.where(east.lon < 180)
+    assert east.copembed.at(89.5, 10).embedding.values.tolist() == [2, 40]
+    for use in (lambda c: c.at(89.5, 200), lambda c: c.similar(89.5, 200)):
+        with pytest.raises(CubeError, match="no vector: its images are counted, but it is not fin"):
+            use(east.copembed)
+
+
 def test_lazy_stays_lazy():
     assert CubeView.of(VIEWS["dask"]).at(0, 0).embedding.chunks is not None
 
