@@ -292,6 +292,8 @@ def test_groups_are_pooled_each():
     assert found.cells_missing.values[0] == 0 < found.cells_missing.values[1]
     with pytest.raises(OptionError, match="pooling='sum'; expected"):
         box(both, 0, 40, 10, 60, pooling="sum")
+    with pytest.raises(OptionError, match="expected mean or max"):
+        box(both, 0, 40, 10, 60, pooling=np.array(["mean", "max"]))
     assert np.isnan(box(both, 0, 40, 10, 45).pc.values[1]).all()
 
 

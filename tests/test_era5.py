@@ -569,7 +569,7 @@ def test_missing_cells_are_nan_or_filled_and_the_mask_tells(onto):
 
 @pytest.mark.parametrize("fill", ["zero", True, (1, 2)])
 def test_a_fill_that_is_no_number(world, fill):
-    with pytest.raises(OptionError, match="expected a number, or None for NaN"):
+    with pytest.raises(OptionError, match="number, or None for NaN"):
         era5.merge(world, dataset(LAT[:9], LON[:9]), fill=fill)
 
 

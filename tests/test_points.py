@@ -286,7 +286,7 @@ def test_files(tmp_path, form):
         ("none.csv", {}, "none.csv: no such file"),
         ("none.xlsx", {}, "expected a table, .csv or .parquet"),
         (xr.Dataset({"lat": ("a", [1]), "lon": ("b", [1])}), {}, "lat runs along a, lon along b"),
-        ({"lat": [1], "lon": [2]}, {"method": "cubic"}, "expected 'nearest' or 'bilinear'"),
+        ({"lat": [1], "lon": [2]}, {"method": "cubic"}, "expected nearest or bilinear"),
         ([(45, 7), (46, 8)], {}, "a list of two pairs, which may be points or"),
         (([45], [7]), {"lat": "y"}, "lat= and lon= name columns"),
         (

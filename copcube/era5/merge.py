@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from copcube import grid
-from copcube.arguments import as_given, flag
+from copcube.arguments import as_given, flag, number
 from copcube.cube.latlon import CELL, LatLon, reach
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import OF_CUBES_ONLY
@@ -103,10 +103,10 @@ def merge(
     """
     import xarray as xr
 
-    if fill is not None and (
-        isinstance(fill, bool) or not isinstance(fill, int | float | np.number)
-    ):
-        raise OptionError(f"fill={as_given(fill)}; expected a number, or None for NaN")
+    if fill is not None:
+        if isinstance(fill, bool | np.bool_):
+            raise OptionError(f"fill={as_given(fill)}; expected a number, or None for NaN")
+        fill = number(fill, "fill", ", or None for NaN")
     require_dataset(era5, "the ERA5 fields")
     mask = flag(mask, "mask")
     view, target = CubeView.of(fields), LatLon.of(era5)

@@ -1,15 +1,15 @@
 """Vectors at the points of a table, with a status for every one of them."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.arguments import one_of
 from copcube.cube.pointwise import refuse_shared
 from copcube.cube.presence import present
 from copcube.cube.results import as_result, described
 from copcube.cube.view import CubeView, group_labels
-from copcube.errors import OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers
 from copcube.lookup.gathering import gathered
@@ -79,8 +79,7 @@ def points(
     """
     import xarray as xr
 
-    if method not in ("nearest", "bilinear"):
-        raise OptionError(f"method={method!r}; expected 'nearest' or 'bilinear'")
+    one_of(method, "method", get_args(Method))
     view = CubeView.of(cube)
     asked = read_table(table, lat, lon)
     refuse_shared(asked.lat, view, ("status", "distance", "cell_lat", "cell_lon"))
