@@ -361,7 +361,8 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
         `copcube.lookup.boxes.polygons`; of a cube without leading dimensions.
     path, file : Path
         The name, whose ending is ``.csv`` or ``.parquet``, and the file to write. In parquet the
-        vectors are one column of lists, in CSV a column a value.
+        vectors are one column of lists, in CSV a column a value. What parquet has no type for, such
+        as numbers among texts, are texts there.
 
     Raises
     ------
@@ -404,6 +405,11 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
         values = {f"{name}_{n:0{digits}d}": column for n, column in enumerate(vectors.T)}
         pd.concat([frame, pd.DataFrame(values)], axis=1).to_csv(file, index=False)
         return
+    for name_of, column in frame.items():
+        try:
+            pa.array(column)
+        except pa.ArrowException:  # values of several types, as properties of a GeoJSON may be
+            frame[name_of] = column.astype("string")
     table = pa.Table.from_pandas(frame, preserve_index=False)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), found.sizes[along])
     described = {**(table.schema.metadata or {}), b"copcube": b"points"}
