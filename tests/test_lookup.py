@@ -175,6 +175,9 @@ def test_classes_are_the_kinds_by_falling_area():
 def test_classes_do_not_depend_on_chunks_and_can_be_saved(tmp_path):
     ds, _ = groups(noise=1)
     found = cluster(ds, 5)
+    closed = xr.concat([ds, ds.isel(lon=[0]).assign_coords(lon=ds.lon[:1] + 360)], "lon")
+    xr.testing.assert_identical(cluster(closed, 5).isel(lon=slice(-1)), found)
+    assert np.array_equal(cluster(closed, 5).cluster[:, -1], found.cluster[:, 0])
     xr.testing.assert_identical(cluster(ds.chunk({"lat": 11, "lon": 50}), 5), found)
     found.to_netcdf(tmp_path / "classes.nc")
     again = xr.load_dataset(tmp_path / "classes.nc")

@@ -424,7 +424,7 @@ class CubeView:
         where = {self.lat: i, self.lon: j}
         # The counts of this one cell are read, not `self.counts`, which are those of all.
         why = "no image is there (open ocean and the poles have none)"
-        there = counted = np.bool_(True)
+        there = counted = np.array(True)
         with naming_damage():
             if self.images is not None:
                 there = counted = np.asarray(self.images.isel(where).values > 0)
