@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube.arguments import as_given, number, one_of
+from copcube.cube.latlon import first_alike
 from copcube.cube.presence import refuse_zeros
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part
@@ -282,6 +283,9 @@ def best_places(
         Flat positions, the least rank first; of equal ones the first position.
     """
     width, rank = len(lon), rank.ravel()
+    # A place that is there twice, as 360° beside 0°, is listed once.
+    rows, cols = (first_alike(degrees) == np.arange(len(degrees)) for degrees in (lat, lon))
+    found = found[rows[found // width] & cols[found % width]]
     if here is not None:
         found = found[found != here[0] * width + here[1]]
     if exclude_km == 0:
