@@ -6,7 +6,7 @@ by an error that names no argument.
 
 import operator
 import os
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from copcube.errors import OptionError
@@ -96,6 +96,18 @@ def numbers(value: Any, name: str, each: str = "band") -> tuple[float, ...]:
         return tuple(float(item) for item in listed)
     except (TypeError, ValueError, OverflowError):
         raise OptionError(f"{name} is {as_given(value)}; expected one number a {each}") from None
+
+
+def one_of(value: Any, name: str, allowed: Sequence[str]) -> None:
+    """Check that a text is one of some words.
+
+    Raises
+    ------
+    OptionError
+        If it is another, or no text, such as an array of them.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise OptionError(f"{name}={value!r}; expected {' or '.join(allowed)}")
 
 
 def flag(value: Any, name: str) -> bool:

@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 import copcube
-from copcube.arguments import flag, numbers, whole_number
+from copcube.arguments import flag, numbers, one_of, whole_number
 from copcube.builds import aggregate
 from copcube.builds.guard import require_main_guard
 from copcube.builds.plan import BuildOptions
@@ -215,6 +215,13 @@ def test_what_is_no_script_may_start_workers():
     require_main_guard()
     code = "require_main_guard(); exec('require_main_guard()')"
     subprocess.run([sys.executable, "-c", CALL + code], check=True)
+
+
+@pytest.mark.parametrize("value", ["c", ["a"], np.array(["a", "b"]), None])
+def test_one_word_of_several(value):
+    one_of("a", "name", ("a", "b"))
+    with pytest.raises(OptionError, match=r"^name=.*; expected a or b$"):
+        one_of(value, "name", ("a", "b"))
 
 
 def test_flags_are_true_or_false():

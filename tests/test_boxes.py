@@ -292,6 +292,8 @@ def test_groups_are_pooled_each():
     assert found.cells_missing.values[0] == 0 < found.cells_missing.values[1]
     with pytest.raises(OptionError, match="pooling='sum'; expected"):
         box(both, 0, 40, 10, 60, pooling="sum")
+    with pytest.raises(OptionError, match="expected mean or max"):
+        box(both, 0, 40, 10, 60, pooling=np.array(["mean", "max"]))
     assert np.isnan(box(both, 0, 40, 10, 45).pc.values[1]).all()
 
 
@@ -329,6 +331,12 @@ def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     assert table.name.tolist() == ["a", "b"]
     assert table.status.str[:7].tolist() == ["present", "the dat"]
     np.testing.assert_allclose(table.pc_0[0], found.pc[1, 0], rtol=1e-6)
+    # A number and a text: the cube was called damaged.
+    features[0]["properties"]["name"] = 1
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    out = tmp_path / "o.parquet"
+    assert main(["box", cube, "--regions", str(path), "--out", str(out)]) == 0
+    assert pd.read_parquet(out).name.tolist() == ["1", "b"]
     assert main(["box", cube, "5", "45", "10", "48"]) == 0
     assert "without a vector" in capsys.readouterr().out
     for wrong in (["5", "45", "10"], ["5", "48", "10", "45"], ["--regions", str(out)], []):

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import netCDF4
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import xarray as xr
 from test_interchange import build, opened, same
 
 from copcube import cube, era5, pca
-from copcube.errors import OptionError, WriteError
+from copcube.errors import CubeError, OptionError, WriteError
 from copcube.interchange import convert, export, to_geotiff, to_netcdf, to_npy, to_npz, to_zarr
 
 LAYOUTS = ("first", "separate", "last")
@@ -284,6 +285,40 @@ def test_leading_dimensions_in_every_layout(seasons, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (pd.MultiIndex.from_product([[2020], ["a", "b"]], names=["y", "s"]), r"reset_index\('g'\)"),
+        (pd.period_range("2020", periods=2, freq="M"), r"are period\[M\].*astype\(str\)"),
+        (pd.CategoricalIndex(["a", "b"]), "are category.*astype"),
+    ],
+)
+def test_labels_that_pandas_alone_knows_are_refused(fields, tmp_path, index, message):
+    # xarray's and NumPy's own errors came through.
+    part = fields.isel(lat=slice(4), lon=slice(4)).drop_vars("crs", errors="ignore")
+    both = part.assign(pc=part.pc.expand_dims(g=2))
+    labels = {"g": index}
+    if index.nlevels > 1:
+        labels = xr.Coordinates.from_pandas_multiindex(index, "g")
+    both = both.assign_coords(labels)
+    for write in (to_netcdf, to_zarr):
+        with pytest.raises(CubeError, match=message):
+            write(both, tmp_path / "x")
+    if index.nlevels == 1:
+        export(both.assign_coords(g=both.g.values.astype(str)), tmp_path / "x.nc")
+
+
+@pytest.mark.parametrize("layout", ["first", "separate"])
+def test_what_was_opened_without_decoding_is_written(fields, tmp_path, layout):
+    # netCDF's own error came of an attribute _FillValue.
+    to_zarr(fields.isel(lat=slice(9), lon=slice(9)), tmp_path / "x.zarr")
+    raw = xr.open_zarr(tmp_path / "x.zarr", mask_and_scale=False, chunks=None)
+    assert "_FillValue" in raw.pc.attrs
+    export(raw, tmp_path / "x.nc", layout=layout)
+    found = xr.open_dataset(tmp_path / "x.nc", engine="copembed").pc.values
+    np.testing.assert_array_equal(found, raw.pc.values)
+
+
 def test_a_selection_keeps_its_numbers(fields, tmp_path):
     some = fields.isel(component=[2, 0])
     to_netcdf(some, tmp_path / "a.nc", layout="separate")

@@ -421,6 +421,22 @@ def test_coarse_regions_across_greenwich_are_the_same_in_any_form(lon):
     assert np.array_equal(part.pc, expected)
 
 
+@pytest.mark.parametrize("chunks", [None, {"lat": 30}])
+@pytest.mark.parametrize(
+    "onto",
+    [dataset(LAT[:90], LON[:90]), dataset(np.arange(90.0, 60, -1.5), np.arange(0, 24, 1.5))],
+    ids=["lattice", "coarse"],
+)
+def test_counts_that_became_floats_by_masking_are_still_counts(onto, chunks):
+    # Coarser cells had their mean, and cells without images what missing values are set to.
+    fields = places(slice(90), slice(120))
+    counted = fields.assign(n_images=fields.n_images.where(fields.lat < 75, 0))
+    masked = fields.where(fields.lat < 75)
+    masked = masked if chunks is None else masked.chunk(chunks)
+    found = era5.merge(masked, onto, fill=-999.0).n_images
+    xr.testing.assert_allclose(found, era5.merge(counted, onto).n_images)
+
+
 def test_other_whole_numbers_than_counts_are_not_averaged(world):
     labelled = world.assign(cluster=world.n_images)
     coarse = dataset(*COARSE["1° with poles"][:2])
@@ -553,7 +569,7 @@ def test_missing_cells_are_nan_or_filled_and_the_mask_tells(onto):
 
 @pytest.mark.parametrize("fill", ["zero", True, (1, 2)])
 def test_a_fill_that_is_no_number(world, fill):
-    with pytest.raises(OptionError, match="expected a number, or None for NaN"):
+    with pytest.raises(OptionError, match="number, or None for NaN"):
         era5.merge(world, dataset(LAT[:9], LON[:9]), fill=fill)
 
 

@@ -296,6 +296,25 @@ def test_components_of_the_remainder_are_explained_by_nothing():
     assert float(after.component_r2_held_out.max()) < 0.01
 
 
+@pytest.mark.parametrize("cells", [5, 12])
+def test_shares_of_few_cells_are_refused_or_said_to_be_chance(cells, caplog):
+    # Of a dozen cells, the share held out came out as -1e11.
+    given = statics()
+    fields = pca.reduce(cube(given), 2)
+    places = np.flatnonzero(np.isfinite(fields.pc[..., 0].values))
+    there = np.zeros(fields.pc.shape[:2], bool)
+    there.flat[np.random.default_rng(0).choice(places, cells, replace=False)] = True
+    fields = fields.assign(pc=fields.pc.where(xr.DataArray(there, dims=("lat", "lon"))))
+    if cells == 5:
+        with pytest.raises(
+            CubeError, match=r"too few cells for a regression: [1-4] cells, without"
+        ):
+            pca.explain(fields, given, folds=2, block=1)
+    else:
+        pca.explain(fields, given, folds=2, block=1)
+        assert "the shares held out are mostly chance" in caplog.text
+
+
 def test_what_cannot_be_explained():
     given = statics()
     fields = pca.reduce(cube(given), 2)
@@ -306,6 +325,11 @@ def test_what_cannot_be_explained():
         (OptionError, "folds is 1", {"folds": 1}),
         (OptionError, "block=0", {"block": 0}),
         (CubeError, "parts have no cell", {"block": 90, "folds": 9}),
+        (
+            CubeError,
+            "parts have no cell, since squares",
+            {"folds": 10**30, "block": 90},
+        ),
     ]
     for error, match, options in cases:
         with pytest.raises(error, match=match):

@@ -53,6 +53,16 @@ def test_distance_is_exact_for_vectors_far_from_zero(dtype):
     assert float(found.place_distance[0]) == 0
 
 
+def test_a_place_that_is_there_twice_is_listed_once():
+    # The first of those like a place at 0° was that place itself, at 360°.
+    ds = cube()
+    closed = xr.concat([ds, ds.isel(lon=[0]).assign_coords(lon=ds.lon[:1] + 360)], "lon")
+    row = int(np.flatnonzero(ds.n_images[:, 0])[0])
+    places = [similar(one, LAT[row], LON[0], n=3) for one in (closed, ds)]
+    for name in ("place_lat", "place_lon"):
+        assert places[0][name].values.tolist() == places[1][name].values.tolist()
+
+
 def test_places_lie_apart():
     ds = cube()
     i, j = np.argwhere(ds.n_images.values > 0)[400]
@@ -175,6 +185,9 @@ def test_classes_are_the_kinds_by_falling_area():
 def test_classes_do_not_depend_on_chunks_and_can_be_saved(tmp_path):
     ds, _ = groups(noise=1)
     found = cluster(ds, 5)
+    closed = xr.concat([ds, ds.isel(lon=[0]).assign_coords(lon=ds.lon[:1] + 360)], "lon")
+    xr.testing.assert_identical(cluster(closed, 5).isel(lon=slice(-1)), found)
+    assert np.array_equal(cluster(closed, 5).cluster[:, -1], found.cluster[:, 0])
     xr.testing.assert_identical(cluster(ds.chunk({"lat": 11, "lon": 50}), 5), found)
     found.to_netcdf(tmp_path / "classes.nc")
     again = xr.load_dataset(tmp_path / "classes.nc")

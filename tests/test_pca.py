@@ -222,6 +222,17 @@ def test_cells_of_weight_zero_shape_nothing_but_are_projected():
     assert np.array_equal(fields.pc.notnull().all("component"), ds.n_images > 0)
 
 
+@pytest.mark.parametrize("turn", [360, 0])
+def test_a_meridian_that_is_there_twice_counts_once(turn):
+    # Maps are closed by the first meridian at their end; its vectors had twice the weight.
+    ds = drawn()
+    last = ds.isel(lon=[0]).assign_coords(lon=ds.lon[:1] + turn)
+    closed = xr.concat([ds, last], "lon")
+    assert same_bits(pca.fit(closed, 4), pca.fit(ds, 4), BASIS)
+    assert pca.reduce(closed, 4).pc[:, -1].notnull().any()
+    assert closed.copembed.coverage == pytest.approx(ds.copembed.coverage, rel=1e-12)
+
+
 def test_weights_that_vanish_far_away():
     ds = drawn()
     distance = (ds.lat - 60) ** 2 + (ds.lon - 15) ** 2

@@ -201,6 +201,7 @@ def test_maps_that_cannot_be_drawn(europe, fields):
             "no such|projection='Robinsson'",
             lambda: plot.rgb(fields, projection="Robinsson"),
         ),
+        (OptionError, "ax is .*; expected axes", lambda: plot.rgb(fields, ax=[1])),
         (OptionError, "needs parameters", lambda: plot.rgb(fields, projection="UTM")),
         (CubeError, "has no spread", lambda: plot.spread(europe.drop_vars("spread"))),
         (CubeError, "groups along season", lambda: plot.rgb(fields.expand_dims(season=2))),

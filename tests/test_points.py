@@ -235,6 +235,18 @@ def test_geopandas():
     want = points(CUBE, (Y[:2], X[:2])).embedding
     for crs in (4326, 3857, 3035):
         np.testing.assert_array_equal(points(CUBE, frame.to_crs(crs)).embedding, want)
+    # Columns that are named are taken, and not the geometries.
+    named = frame.assign(y=Y[2:4], x=X[2:4])
+    assert points(CUBE, named, lat="y", lon="x").lat.values.tolist() == Y[2:4].tolist()
+    with pytest.raises(OptionError, match="no column 'nowhere'"):
+        points(CUBE, named, lat="nowhere")
+
+
+def test_rows_of_a_structured_array():
+    rows = np.array(list(zip(Y[:2], X[:2], strict=True)), [("lat", "f8"), ("lon", "f8")])
+    want = points(CUBE, (Y[:2], X[:2])).embedding
+    for table in (rows, rows.view(np.recarray)):
+        np.testing.assert_array_equal(points(CUBE, table).embedding, want)
 
 
 @pytest.mark.parametrize("form", ["csv", "semicolons", "parquet"])
@@ -274,7 +286,19 @@ def test_files(tmp_path, form):
         ("none.csv", {}, "none.csv: no such file"),
         ("none.xlsx", {}, "expected a table, .csv or .parquet"),
         (xr.Dataset({"lat": ("a", [1]), "lon": ("b", [1])}), {}, "lat runs along a, lon along b"),
-        ({"lat": [1], "lon": [2]}, {"method": "cubic"}, "expected 'nearest' or 'bilinear'"),
+        ({"lat": [1], "lon": [2]}, {"method": "cubic"}, "expected nearest or bilinear"),
+        ([(45, 7), (46, 8)], {}, "a list of two pairs, which may be points or"),
+        (([45], [7]), {"lat": "y"}, "lat= and lon= name columns"),
+        (
+            (pd.Series([45, 46]), pd.Series([7, 8], index=[1, 0])),
+            {},
+            "lat and lon have other labels in their indexes",
+        ),
+        (
+            pd.DataFrame({"lat": [45], "lon": [7]}).rename_axis("distance"),
+            {},
+            "along distance, a name that the dataset has too; rename it",
+        ),
     ],
 )
 def test_tables_that_make_no_sense_are_refused(table, names, message):

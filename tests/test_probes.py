@@ -615,6 +615,7 @@ def whole_days():
         (field(noise()), {"complete": "no"}, OptionError, "complete is 'no'"),
         (field(noise()), {"block": "10"}, OptionError, "block is '10'"),
         (field(noise()), {"seeds": [1, 1]}, OptionError, "different numbers"),
+        (field(noise()), {"seeds": 10**5}, OptionError, "seeds is 100000; expected 1 to"),
         (field(noise()), {"cells": 10}, OptionError, "cells is 10; expected 100"),
         (field(noise()), {"split": "blocks", "block": 90}, CubeError, "smaller blocks"),
     ],

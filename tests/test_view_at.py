@@ -54,6 +54,16 @@ def test_the_cell_comes_with_all_its_variables():
     assert (cell.n_images.ndim, cell.embedding.dims) == (0, ("dim",))
 
 
+def test_a_cell_whose_vector_alone_is_masked_holds_none():
+    # It was NaN, without a word.
+    east = WORLD.isel(lat=slice(9)).chunk(lat=3)
+    east["embedding"] = east.embedding.where(east.lon < 180)
+    assert east.copembed.at(89.5, 10).embedding.values.tolist() == [2, 40]
+    for use in (lambda c: c.at(89.5, 200), lambda c: c.similar(89.5, 200)):
+        with pytest.raises(CubeError, match="no vector: its images are counted, but it is not fin"):
+            use(east.copembed)
+
+
 def test_lazy_stays_lazy():
     assert CubeView.of(VIEWS["dask"]).at(0, 0).embedding.chunks is not None
 
@@ -269,7 +279,7 @@ def test_points_along_a_dimension_of_the_dataset_are_refused(size):
         lambda c: c.points(frame),
         lambda c: c.points(xr.Dataset({"lat": lat, "lon": lon})),
     ):
-        with pytest.raises(OptionError, match="along season, which is a dimension of the dataset"):
+        with pytest.raises(OptionError, match="along season, a name that the dataset has"):
             look(ds.copembed)
 
 
@@ -278,6 +288,30 @@ def test_latitudes_and_longitudes_of_other_labels_are_not_paired():
     lon = xr.DataArray([7, 8], {"station": ["b", "a"]})
     for look in (lambda c: c.at(lat, lon), lambda c: c.points((lat, lon))):
         with pytest.raises(OptionError, match="other labels along their dimension"):
+            look(WORLD.copembed)
+
+
+def test_columns_of_pandas_with_other_labels_are_not_paired():
+    frame = pd.DataFrame({"lat": [45.0, 45.25], "lon": [7.0, 7.0]}, index=[3, 3])
+    found = WORLD.copembed.at(frame.lat, frame.lon)
+    assert found.lat.values.tolist() == [45.0, 45.25]
+    with pytest.raises(OptionError, match="other labels in their indexes"):
+        WORLD.copembed.at(frame.lat, frame.lon.reset_index(drop=True))
+
+
+def test_masked_values_are_no_places():
+    # What lies below the mask was taken for a place.
+    lat = np.ma.array([45.0, 45.25], mask=[False, True])
+    for lats, lons in ((lat, [7.0, 7.0]), (lat[1], 7.0)):
+        with pytest.raises(GridError, match="not finite"):
+            WORLD.copembed.at(lats, lons)
+
+
+@pytest.mark.parametrize("dim", ["n_images", "embedding"])
+def test_points_along_a_variable_of_the_dataset_are_refused(dim):
+    lat, lon = (xr.DataArray([v], {dim: ["a"]}) for v in (45.0, 7.0))
+    for look in (lambda c: c.at(lat, lon), lambda c: c.points((lat, lon))):
+        with pytest.raises(OptionError, match=f"along {dim}, a name that the dataset has too"):
             look(WORLD.copembed)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.cube.latlon import LatLon
+from copcube.cube.latlon import LatLon, first_alike
 from copcube.cube.thumbnail import braille, picture
 from copcube.cube.view import CubeView, group_labels
 from copcube.cube.whole import in_parts, once
@@ -199,7 +199,11 @@ def share_of_globe(mask: "xr.DataArray") -> float:
     # On a sphere the area between two parallels goes with the difference of their sines. Over the
     # globe sines span 2 and longitudes 360, hence the 720.
     south, north = np.sin(np.radians(points.south_north))
-    cells = mask.any(mask.dims[:-2]).transpose(points.lat, points.lon).values.sum(axis=1)
+    cells = mask.any(mask.dims[:-2]).transpose(points.lat, points.lon).values
+    # What is there twice, as 360° beside 0°, counts once.
+    rows, cols = np.unique(first_alike(points.y)), np.unique(first_alike(points.x))
+    cells = cells[np.ix_(rows, cols)].sum(axis=1)
+    south, north = south[rows], north[rows]
     return float(cells @ (north - south) * points.dx / 720)
 
 

@@ -202,6 +202,19 @@ def first_positions(index: Integers, size: int) -> Integers:
     return where
 
 
+def first_alike(degrees: ArrayLike) -> Integers:
+    """For every latitude or longitude, the position at which its place comes first.
+
+    Examples
+    --------
+    >>> first_alike([0, 120, 240, 360]).tolist(), first_alike([90, 0, -90]).tolist()
+    ([0, 1, 2, 0], [0, 1, 2])
+    """
+    places = np.round(np.asarray(degrees, np.float64), 6) % 360
+    _, first, which = np.unique(places, return_index=True, return_inverse=True)
+    return np.asarray(first[which], np.int64)
+
+
 def reach(lon: ArrayLike) -> tuple[float, float]:
     """Westernmost and easternmost of longitudes.
 

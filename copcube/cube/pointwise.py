@@ -1,5 +1,7 @@
 """Points as people give them: one, lists of them, DataArrays of them."""
 
+import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,7 @@ def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
     ----------
     lat, lon : float, array_like or xarray.DataArray
         Numbers, or both one-dimensional and of the same length, or DataArrays along the same
-        dimensions.
+        dimensions. Masked values are missing.
 
     Returns
     -------
@@ -33,13 +35,15 @@ def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
     """
     import xarray as xr
 
+    demand_same_labels(lat, lon)
     given = []
     for name, values in (("lat", lat), ("lon", lon)):
         if isinstance(values, xr.DataArray):
             numbers = values
         else:
             try:
-                array = np.asarray(values)
+                # `asarray` would give what lies below the mask.
+                array = np.asanyarray(values)
             except ValueError:  # lists of lists of different lengths
                 array = np.empty(0, object)
             if array.ndim > 1:
@@ -47,6 +51,7 @@ def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
                     f"{name} has {array.ndim} dimensions; expected a number, a list of numbers, or "
                     "a DataArray, whose dimensions have names"
                 )
+            # NaN where a masked array is masked
             numbers = xr.DataArray(array, dims=["point"][: array.ndim])
         if numbers.dtype.kind not in "iuf":
             raise OptionError(f"{name}={values!r}; expected degrees as numbers")
@@ -67,19 +72,48 @@ def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
     return y, x.transpose(*y.dims)
 
 
-def refuse_shared(points: "xr.DataArray", view: "CubeView") -> None:
-    """Refuse points along a dimension of the dataset itself, such as its groups.
+def demand_same_labels(lat: Any, lon: Any) -> None:
+    """Check that two columns of pandas have the same index in the same order.
 
     Raises
     ------
     OptionError
-        If they are: each point would be paired with one of the groups.
+        If they have not: pandas pairs values by their labels, NumPy by their places.
     """
-    own = {*view.dataset.dims} - {view.lat, view.lon}
+    # Only who has imported pandas can hand over one of its columns.
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not all(isinstance(v, pandas.Series) for v in (lat, lon)):
+        return
+    if len(lat) == len(lon) and not lat.index.equals(lon.index):
+        raise OptionError(
+            "lat and lon have other labels in their indexes: which latitude belongs to which "
+            "longitude is a guess; take both from one frame, or give their values, lat.to_numpy()"
+        )
+
+
+def refuse_shared(points: "xr.DataArray", view: "CubeView", further: Iterable[str] = ()) -> None:
+    """Refuse points along what the dataset has a dimension or a variable of, such as its groups.
+
+    Parameters
+    ----------
+    points : xarray.DataArray
+        Points.
+    view : CubeView
+        The dataset.
+    further : iterable of str
+        Names of what will stand beside its variables.
+
+    Raises
+    ------
+    OptionError
+        If they lie so: each point would be paired with one of the groups, or their labels would
+        take the place of the variable.
+    """
+    own = {*view.dataset.dims, *view.dataset.variables, *further} - {view.lat, view.lon}
     if shared := [str(dim) for dim in points.dims if dim in own]:
         raise OptionError(
-            f"the points lie along {', '.join(shared)}, which is a dimension of the dataset too; "
-            f"rename it in theirs, such as {shared[0]} to point"
+            f"the points lie along {', '.join(shared)}, a name that the dataset has too; rename it "
+            f"in theirs, such as {shared[0]} to point"
         )
 
 

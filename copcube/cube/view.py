@@ -423,18 +423,20 @@ class CubeView:
             )
         where = {self.lat: i, self.lon: j}
         # The counts of this one cell are read, not `self.counts`, which are those of all.
+        why = "no image is there (open ocean and the poles have none)"
+        there = counted = np.array(True)
         with naming_damage():
             if self.images is not None:
-                there = np.asarray(self.images.isel(where).values > 0)
-            else:
+                there = counted = np.asarray(self.images.isel(where).values > 0)
+                why = "its images are counted, but it is not finite" if counted.any() else why
+            if counted.any():
                 vector = self.field.isel(where).values
-                there = present(vector, zeros_allowed=self.zeros_allowed)
+                there = counted & present(vector, zeros_allowed=self.zeros_allowed)
         if not there.any():
             y, x = (float(self.field[dim].values[n]) for dim, n in where.items())
             raise CubeError(
                 f"lat {lat:g}, lon {lon:g} lies in the cell at lat {y:.2f}, lon "
-                f"{(x + 180) % 360 - 180:.2f}, which holds no vector: no image is there (open "
-                "ocean and the poles have none)"
+                f"{(x + 180) % 360 - 180:.2f}, which holds no vector: {why}"
             )
         return as_result(self.select(where), self.name)
 

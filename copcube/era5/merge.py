@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from copcube import grid
-from copcube.arguments import as_given, flag
+from copcube.arguments import as_given, flag, number
 from copcube.cube.latlon import CELL, LatLon, reach
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import OF_CUBES_ONLY
@@ -103,10 +103,10 @@ def merge(
     """
     import xarray as xr
 
-    if fill is not None and (
-        isinstance(fill, bool) or not isinstance(fill, int | float | np.number)
-    ):
-        raise OptionError(f"fill={as_given(fill)}; expected a number, or None for NaN")
+    if fill is not None:
+        if isinstance(fill, bool | np.bool_):
+            raise OptionError(f"fill={as_given(fill)}; expected a number, or None for NaN")
+        fill = number(fill, "fill", ", or None for NaN")
     require_dataset(era5, "the ERA5 fields")
     mask = flag(mask, "mask")
     view, target = CubeView.of(fields), LatLon.of(era5)
@@ -118,6 +118,11 @@ def merge(
 
     spatial = {view.lat, view.lon}
     maps = {name: v.variable for name, v in fields.data_vars.items() if spatial <= {*v.dims}}
+    for name, v in maps.items():
+        # Counts that were masked, as by `where`, are floating-point numbers, NaN where none is.
+        if v.dtype.kind == "f" and _counts(name, fields[name]):
+            maps[name] = v.fillna(0)  # type: ignore[no-untyped-call]
+            maps[name].encoding = v.encoding
     basis = {name: v.variable for name, v in fields.data_vars.items() if not spatial & {*v.dims}}
     if left_out := set(fields.data_vars) - {*maps, *basis}:
         _LOG.warning(f"left out, for they run along only one axis: {_names(left_out)}")
@@ -261,7 +266,7 @@ def _kernel(name: Hashable, field: "xr.DataArray") -> tuple[str, Any]:
 
 def _counts(name: Hashable, field: "xr.DataArray") -> bool:
     """Whether a field counts images: 0 where none are, a sum over larger cells."""
-    return field.dtype.kind in "iu" and (
+    return field.dtype.kind in "iuf" and (
         str(name).startswith("n_images")
         or field.attrs.get("standard_name") == "number_of_observations"
     )

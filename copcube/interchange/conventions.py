@@ -140,7 +140,13 @@ def conforming(ds: "xr.Dataset") -> "xr.Dataset":
     -------
     xarray.Dataset
         Without encoding.
+
+    Raises
+    ------
+    CubeError
+        If labels are of a type that pandas alone knows.
     """
+    _refuse_labels_of_pandas(ds)
     held = next((name for name in _TITLES if name in ds), None)
     result = without_encoding(ds)
     for name, variable in result.variables.items():
@@ -165,6 +171,23 @@ def conforming(ds: "xr.Dataset") -> "xr.Dataset":
         attrs["coordinates"] = " ".join(beside)
     result.attrs = attrs
     return result
+
+
+def _refuse_labels_of_pandas(ds: "xr.Dataset") -> None:
+    """Refuse labels of several levels, periods and the like, which no format can hold."""
+    from xarray.indexes import PandasMultiIndex
+
+    for name, index in ds.xindexes.items():
+        if isinstance(index, PandasMultiIndex):
+            raise CubeError(
+                f"the labels along {index.dim} have several levels, which netCDF and Zarr cannot "
+                f"hold; make coordinates of them, ds.reset_index({str(index.dim)!r})"
+            )
+        if not isinstance(kind := ds.variables[name].dtype, np.dtype):
+            raise CubeError(
+                f"the labels along {name} are {kind}, which netCDF and Zarr cannot hold; make "
+                f"texts of them, ds.assign_coords({name}=ds.{name}.values.astype(str))"
+            )
 
 
 def _present(attrs: dict[Hashable, Any], ds: "xr.Dataset") -> dict[Hashable, Any]:

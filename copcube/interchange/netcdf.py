@@ -181,6 +181,8 @@ def _variables(
             chunksizes=[min(chunk[label], sizes[label]) for label in dims],
             fill_value=packing.missing,
         )
+        # Attributes where xarray did not decode; what is missing here, this file says itself.
+        attrs = {k: v for k, v in attrs.items() if k not in ("_FillValue", "missing_value")}
         made.setncatts(_storable(attrs) | _other_coordinates(field, view.dataset))
         # The numbers are packed already; netCDF4 would scale them once more.
         made.set_auto_maskandscale(False)

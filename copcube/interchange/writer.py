@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import one_of
 from copcube.cube.view import CubeView, how_to_select
-from copcube.errors import CubeError, OptionError
+from copcube.errors import CubeError
 from copcube.files.atomic import atomic_path
 from copcube.grid import Integers
 from copcube.interchange.cache import FilledCells
@@ -157,8 +158,7 @@ def writing_map(
         If the file exists already or cannot be written.
     """
     out = require_free(path, overwrite, ds)
-    if order not in ORDERS:
-        raise OptionError(f"order={order!r}; expected {' or '.join(ORDERS)}")
+    one_of(order, "order", ORDERS)
     view = CubeView.of(ds)
     if view.lead:
         lead = view.lead[0]

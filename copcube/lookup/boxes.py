@@ -1,13 +1,13 @@
 """Vectors of regions: boxes and polygons, pooled by area over the cells that have one."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.arguments import as_given
+from copcube.arguments import as_given, one_of
 from copcube.cube.results import as_result, described
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError
@@ -136,8 +136,7 @@ def polygons(
     import xarray as xr
 
     view = CubeView.of(cube)
-    if pooling not in ("mean", "max"):
-        raise OptionError(f"pooling={pooling!r}; expected 'mean' or 'max'")
+    one_of(pooling, "pooling", get_args(Pooling))
     # A frame, a mapping or a text is a sequence of names or letters.
     named = isinstance(geometries, str | Mapping) or hasattr(geometries, "columns")
     if named or not isinstance(geometries, Iterable):
@@ -178,8 +177,8 @@ def _nothing(view: CubeView) -> "xr.Dataset":
 
 @naming_damage()
 def _of(cube: "xr.Dataset", rings: list[list[Floats]], pooling: Pooling | None) -> "xr.Dataset":
-    if pooling not in ("mean", "max", None):
-        raise OptionError(f"pooling={pooling!r}; expected 'mean', 'max' or None for the cells")
+    if pooling is not None:
+        one_of(pooling, "pooling", get_args(Pooling))
     view = CubeView.of(cube)
     found = region(view.latlon, rings)
     if not (found.i >= 0).any():

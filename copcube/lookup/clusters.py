@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from copcube.arguments import whole_number
+from copcube.cube.latlon import first_alike
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, MissingPackageError, OptionError
@@ -99,6 +100,8 @@ def cluster(
         start = stop
     classified = np.empty_like(result)
     classified[np.ix_(down, along)] = result
+    # Of places that are there twice, as 360° beside 0°, the first alone was classified.
+    classified = classified[np.ix_(first_alike(lat.values), first_alike(lon.values))]
     mean = np.average(x, axis=0, weights=w)
     whole = float(np.average(((x - mean) ** 2).sum(axis=1), weights=w))
     flags = {"flag_values": np.arange(n, dtype=np.int16), "long_name": "class of the vector"}

@@ -1,15 +1,15 @@
 """Vectors at the points of a table, with a status for every one of them."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.arguments import one_of
 from copcube.cube.pointwise import refuse_shared
 from copcube.cube.presence import present
 from copcube.cube.results import as_result, described
 from copcube.cube.view import CubeView, group_labels
-from copcube.errors import OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers
 from copcube.lookup.gathering import gathered
@@ -49,7 +49,7 @@ def points(
         dimensions, or the path of a CSV or parquet file.
     lat, lon : str, optional
         Names of the columns with degrees north and east; by default those named lat, latitude,
-        lon, longitude and the like, in upper or lower case.
+        lon, longitude and the like, in upper or lower case, or the points of a geopandas frame.
     method : {"nearest", "bilinear"}
         The vector of the cell that holds the point, or interpolation between the four nodes
         around it, over those with a vector.
@@ -79,11 +79,10 @@ def points(
     """
     import xarray as xr
 
-    if method not in ("nearest", "bilinear"):
-        raise OptionError(f"method={method!r}; expected 'nearest' or 'bilinear'")
+    one_of(method, "method", get_args(Method))
     view = CubeView.of(cube)
     asked = read_table(table, lat, lon)
-    refuse_shared(asked.lat, view)
+    refuse_shared(asked.lat, view, ("status", "distance", "cell_lat", "cell_lon"))
     dims, shape = tuple(map(str, asked.lat.dims)), asked.lat.shape
     y, x = asked.lat.values.ravel(), asked.lon.values.ravel()
     # Fill values such as -999 are no longitudes of another turn.

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from copcube.arguments import as_given, number
+from copcube.arguments import as_given, number, one_of
+from copcube.cube.latlon import first_alike
 from copcube.cube.presence import refuse_zeros
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part
@@ -115,8 +116,7 @@ def check_places(n: object, metric: object, exclude_km: object) -> None:
     OptionError
         If one of them means nothing.
     """
-    if metric not in get_args(Metric):
-        raise OptionError(f"metric={metric!r}; expected {' or '.join(get_args(Metric))}")
+    one_of(metric, "metric", get_args(Metric))
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise OptionError(f"n={n!r}; expected a number of places, 1 or more")
     if not 0 <= number(exclude_km, "exclude_km", ", a distance in km") < np.inf:
@@ -283,6 +283,9 @@ def best_places(
         Flat positions, the least rank first; of equal ones the first position.
     """
     width, rank = len(lon), rank.ravel()
+    # A place that is there twice, as 360° beside 0°, is listed once.
+    rows, cols = (first_alike(degrees) == np.arange(len(degrees)) for degrees in (lat, lon))
+    found = found[rows[found // width] & cols[found % width]]
     if here is not None:
         found = found[found != here[0] * width + here[1]]
     if exclude_km == 0:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.cube.pointwise import as_points
+from copcube.cube.pointwise import as_points, demand_same_labels
 from copcube.errors import MissingPackageError, OptionError, in_a_line
 from copcube.files.contents import refuse_other
 from copcube.files.limits import rule_out_shortage
@@ -56,7 +56,7 @@ def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
         table = _read_file(str(table))
     elif isinstance(table, xr.Dataset):
         return _of_dataset(table, lat, lon)
-    elif isinstance(table, Mapping):
+    elif isinstance(table, Mapping) or getattr(getattr(table, "dtype", None), "names", None):
         table = _frame(table)
     elif isinstance(table, Sequence) or (isinstance(table, np.ndarray) and table.ndim):
         if any(isinstance(part, Mapping) for part in table):
@@ -67,10 +67,22 @@ def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
             raise OptionError(
                 f"the table has {len(table)} parts; expected two, latitudes and longitudes"
             )
+        if (lat, lon) != (None, None):
+            raise OptionError(
+                "lat= and lon= name columns, and (lat, lon) has none: leave them out, or give "
+                "columns by name, {name: values}"
+            )
+        if isinstance(table, list) and all(isinstance(v, tuple) and len(v) == 2 for v in table):
+            raise OptionError(
+                "the table is a list of two pairs, which may be points or latitudes and "
+                "longitudes; give a tuple of all latitudes and all longitudes, (lats, lons)"
+            )
+        demand_same_labels(*table)
         y, x = as_points(*(np.atleast_1d(_degrees(v)) if _is_list(v) else v for v in table))
         coords = {k: c for k, c in y.coords.items() if k not in ("lat", "lon")}
         return xr.Dataset({"lat": y.drop_vars(y.coords), "lon": x.drop_vars(x.coords)}, coords)
-    if hasattr(table, "geometry") and hasattr(table, "to_crs"):
+    geometric = hasattr(table, "geometry") and hasattr(table, "to_crs")
+    if geometric and lat is None and lon is None:
         return _of_frame(_ungeometric(table), "_copcube_lat", "_copcube_lon")
     if isinstance(table, pd.DataFrame):
         return _of_frame(table, lat, lon)
@@ -351,7 +363,8 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
         `copcube.lookup.boxes.polygons`; of a cube without leading dimensions.
     path, file : Path
         The name, whose ending is ``.csv`` or ``.parquet``, and the file to write. In parquet the
-        vectors are one column of lists, in CSV a column a value.
+        vectors are one column of lists, in CSV a column a value. What parquet has no type for, such
+        as numbers among texts, are texts there.
 
     Raises
     ------
@@ -394,6 +407,11 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
         values = {f"{name}_{n:0{digits}d}": column for n, column in enumerate(vectors.T)}
         pd.concat([frame, pd.DataFrame(values)], axis=1).to_csv(file, index=False)
         return
+    for name_of, column in frame.items():
+        try:
+            pa.array(column)
+        except pa.ArrowException:  # values of several types, as properties of a GeoJSON may be
+            frame[name_of] = column.astype("string")
     table = pa.Table.from_pandas(frame, preserve_index=False)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), found.sizes[along])
     described = {**(table.schema.metadata or {}), b"copcube": b"points"}

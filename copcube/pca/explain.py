@@ -1,5 +1,6 @@
 """How much fields that a model has say of the components of a cube, and the other way round."""
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,12 @@ from copcube.pca.weights import Weights, cell_weights
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+log = logging.getLogger("copcube")
+
+_FEW = 10
+"""Cells for each coefficient of a regression, below which it follows chance."""
 
 
 def explain(
@@ -57,7 +64,8 @@ def explain(
     Raises
     ------
     CubeError
-        If `fields` is no reduction, or a part has no cell with all the fields.
+        If `fields` is no reduction, a part has no cell with all the fields, or the others together
+        have fewer than a regression has coefficients.
     GridError
         If one does not lie on the lattice.
     OptionError
@@ -73,6 +81,7 @@ def explain(
     predictors = Predictors.of(statics, view, names)
     parts = _moments(view, predictors, cell_weights(view, weights), folds, block)
     n = len(names)
+    _demand_enough(parts, max(n, view.field.shape[-1]) + 1)
     component, component_held_out = _shares(parts, n)
     static, static_held_out = _shares([_swapped(part, n) for part in parts], view.field.shape[-1])
     unseen = ", in parts that the regression has not seen"
@@ -111,7 +120,13 @@ def _moments(
     weights = np.where(predictors.there(), weights, 0)
     # Along a row of squares the parts follow each other; the next row begins two further on.
     down, along = squares(view.field[view.lat].values, view.field[view.lon].values, block)
-    fold = (2 * down[:, None] + along) % folds
+    square = 2 * down[:, None] + along
+    if folds > (most := int(np.ptp(square)) + 1):
+        raise CubeError(
+            f"{folds - most} of {folds} parts have no cell, since squares of {block:g}° make "
+            f"{most} parts here; choose fewer folds or smaller blocks"
+        )
+    fold = square % folds
     parts = [Moments.zero(n + view.field.shape[-1]) for _ in range(folds)]
     with one_thread():
         for part in view.blocks():
@@ -128,6 +143,16 @@ def _moments(
             "choose fewer folds or smaller blocks"
         )
     return parts
+
+
+def _demand_enough(parts: list[Moments], coefficients: int) -> None:
+    """Refuse fewer cells than coefficients, and warn of few."""
+    fewest = sum(part.cells for part in parts) - max(part.cells for part in parts)
+    if fewest < _FEW * coefficients:
+        few = f"{fewest:,} cells, without one of the parts, for {coefficients} coefficients"
+        if fewest <= coefficients:
+            raise CubeError(f"too few cells for a regression: {few}; give a larger region")
+        log.warning("few cells: %s; the shares held out are mostly chance", few)
 
 
 def _swapped(part: Moments, n: int) -> Moments:

@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import as_given
-from copcube.cube.latlon import spatial_dims
+from copcube.cube.latlon import first_alike, spatial_dims
 from copcube.cube.view import CubeView
 from copcube.errors import OptionError
 from copcube.grid import Floats
@@ -24,15 +25,19 @@ notices it, and what is far smaller still would underflow when it is squared."""
 def cell_weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
     """Weight of every cell, (lat, lon), at most 1; 0 where no group has images.
 
+    Of places that are there twice, as 360° beside 0°, the first alone has a weight.
+
     Raises
     ------
     OptionError
         If weights that were given are negative or not finite where there are vectors.
     """
     shape = view.field.shape[-3:-1]
-    used = np.ones(shape, bool)
+    used: NDArray[np.bool_] = np.ones(shape, bool)
     if view.counts is not None:
         used = np.logical_or.reduce(view.counts.values.reshape(-1, *shape))
+    down, along = (first_alike(view.field[dim].values) for dim in (view.lat, view.lon))
+    used = used & (down == np.arange(len(down)))[:, None] & (along == np.arange(len(along)))
     values = used.astype(np.float64)
     if isinstance(weights, str) and weights == "area":
         row = grid.cell_at(view.field[view.lat].values, 0)[0]

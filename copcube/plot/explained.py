@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import OptionError
-from copcube.plot.figures import new_axes, titled
+from copcube.plot.figures import axes_of, titled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,7 +48,7 @@ def explained(found: "xr.Dataset", *, ax: "Axes | None" = None) -> "Axes":
         raise OptionError("expected the dataset that `explain` returns, with pair_r2")
     table, rows, columns = _table(found)
     size = 2 + _WIDTH * len(columns), 1.5 + _HEIGHT * len(rows)
-    axes = new_axes(size) if ax is None else ax
+    axes = axes_of(ax, size)
     # cividis rises evenly in lightness, for eyes of every kind and on grey paper.
     image = axes.imshow(table, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")

@@ -9,7 +9,7 @@ from copcube.errors import OptionError
 from copcube.grid import Floats
 from copcube.lookup.colours import fit_fragments, project_fragments
 from copcube.lookup.fragments import Fragments
-from copcube.plot.figures import new_axes, titled
+from copcube.plot.figures import axes_of, titled
 from copcube.plot.maps import frame
 from copcube.plot.raster import Extent, Window, cartopy_projection
 from copcube.plot.stretch import limit
@@ -67,7 +67,7 @@ def fragments(
         raise OptionError(f"components={components!r}; the basis has 0 to {pc.shape[1] - 1}")
     colours = np.stack([0.5 + pc[:, i] / limit(basis, i) / 2 for i in components], axis=-1)
     pixels, shown = _pixels(found, np.clip(colours, 0, 1), window)
-    axes = new_axes((10, 5), projection) if ax is None else ax
+    axes = axes_of(ax, (10, 5), projection)
     options: dict[str, Any] = {}
     if projection is None:
         projection = getattr(axes, "projection", None)

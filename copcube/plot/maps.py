@@ -17,7 +17,7 @@ from copcube.cube.view import CubeView
 from copcube.cube.whole import at_once
 from copcube.errors import CubeError, OptionError
 from copcube.plot.coast import coastlines
-from copcube.plot.figures import new_axes, titled
+from copcube.plot.figures import axes_of, titled
 from copcube.plot.raster import Extent, Window, cartopy_projection, draw
 from copcube.plot.stretch import limit, reduced
 
@@ -316,7 +316,7 @@ def _map(
     """Draw values of cells, and coastlines; return the axes and the image."""
     projection = cartopy_projection(projection)
     window = Window.of(view, extent)
-    axes = new_axes((10, 5), projection) if ax is None else ax
+    axes = axes_of(ax, (10, 5), projection)
     if projection is None:
         projection = getattr(axes, "projection", None)
     # Where nothing is, grey; but a map of three colours has greys of its own.

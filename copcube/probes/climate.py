@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from copcube.arguments import flag, number, numbers, whole_number
+from copcube.arguments import flag, number, numbers, one_of, whole_number
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
@@ -235,8 +235,7 @@ def _checked(
         ("split", split, Split),
         ("solver", solver, Solver),
     ):
-        if value not in get_args(allowed):
-            raise OptionError(f"{name}={value!r}; expected {' or '.join(get_args(allowed))}")
+        one_of(value, name, get_args(allowed))
     if not STEP <= number(block, "block", " of degrees") <= 90:
         raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
     given = numbers(shares, "shares", "part")
@@ -247,7 +246,8 @@ def _checked(
         )
     if cells is not None:
         whole_number(cells, "cells", _LEAST)
-    listed = seeds if isinstance(seeds, Iterable) else range(whole_number(seeds, "seeds", 1))
+    most = 10_000
+    listed = seeds if isinstance(seeds, Iterable) else range(whole_number(seeds, "seeds", 1, most))
     drawn = tuple(whole_number(seed, "a seed", 0) for seed in listed)
     if not drawn or len(set(drawn)) < len(drawn):
         raise OptionError(f"seeds={seeds!r}; expected different numbers, or how many")
