@@ -317,14 +317,19 @@ def test_a_bomb_is_refused_before_it_is_unfolded(what, tmp_path):
 
 @contextlib.contextmanager
 def little_memory():
-    """Let this process have 16 MiB more than it has."""
+    """Let this process have no more than some 16 MiB."""
     import resource
 
     status = Path("/proc/self/status").read_text()
     has = 1024 * int(re.search(r"VmSize:\s+(\d+) kB", status)[1])
     before = resource.getrlimit(resource.RLIMIT_AS)
+    taken = []
     resource.setrlimit(resource.RLIMIT_AS, (has + (16 << 20), before[1]))
     try:
+        # What this process has and does not use counts as well.
+        with contextlib.suppress(MemoryError):
+            while True:
+                taken.append(np.empty(16 << 20, np.uint8))
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)

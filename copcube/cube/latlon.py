@@ -202,6 +202,16 @@ def first_positions(index: Integers, size: int) -> Integers:
     return where
 
 
+def sole_positions(index: Integers, size: int, name: str) -> Integers:
+    """As `first_positions`; GridError, which gives the name of the axis, if one is there twice."""
+    if len(np.unique(index)) < len(index):
+        raise GridError(
+            f"{name} has {len(index)} values on {len(np.unique(index))} places of the lattice; "
+            "expected each once: drop repeated ones, such as 360° beside 0°"
+        )
+    return first_positions(index, size)
+
+
 def first_alike(degrees: ArrayLike) -> Integers:
     """For every latitude or longitude, the position at which its place comes first.
 

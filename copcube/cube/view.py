@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
-from copcube.cube.latlon import CELL, LatLon, first_positions, reach, spatial_dims
+from copcube.cube.latlon import CELL, LatLon, reach, sole_positions, spatial_dims
 from copcube.cube.pointwise import as_points, refuse_shared
 from copcube.cube.presence import present, refuse_unusable, refuse_zeros
 from copcube.cube.results import as_result, described
@@ -212,8 +212,8 @@ class CubeView:
         GridError
             If coordinates are not nodes of the lattice, or one is there twice.
         """
-        rows = _positions(self.row, grid.N_LAT, self.lat)
-        return rows, _positions(self.col, grid.N_LON, self.lon)
+        rows = sole_positions(self.row, grid.N_LAT, self.lat)
+        return rows, sole_positions(self.col, grid.N_LON, self.lon)
 
     def blocks(self) -> Iterator[Part]:
         """Parts of the dataset that lie in one block of the lattice each and have images.
@@ -369,8 +369,6 @@ class CubeView:
 
         Raises
         ------
-        OptionError
-            If one is no number.
         GridError
             If a cell lies outside the dataset, or a point not on the globe.
         CubeError
@@ -487,16 +485,6 @@ def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":
     mask = like.copy(data=values).rename("filled")
     mask.attrs = {"long_name": "whether the cell holds a vector"}
     return mask.drop_encoding()
-
-
-def _positions(index: Integers, size: int, name: str) -> Integers:
-    """For every row or column of the lattice, where it is in a dataset; -1 if nowhere."""
-    if len(np.unique(index)) < len(index):
-        raise GridError(
-            f"{name} has {len(index)} values on {len(np.unique(index))} places of the lattice; "
-            "expected each once: drop repeated ones, such as 360° beside 0°"
-        )
-    return first_positions(index, size)
 
 
 def _runs(index: NDArray[np.int64]) -> list[slice]:
