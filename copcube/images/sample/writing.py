@@ -31,6 +31,7 @@ from copcube.arguments import one_path, whole_number
 from copcube.errors import MissingPackageError, OptionError
 from copcube.files.atomic import atomic_folder, require_vacant
 from copcube.grid import cell_at, centre, format_cell, grid_id
+from copcube.images.sample.raster import geotiff
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.tensor_form import to_tensor_form
 from copcube.modalities import MODALITIES, ORDER, Modality, select
@@ -351,9 +352,6 @@ def _mgrs_tile(place: _Place) -> str:
 
 
 def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _Place) -> None:
-    import rasterio
-    from rasterio.io import MemoryFile
-
     _, rows, cols = pixels.shape
     if modality.local:
         epsg, x, y = _utm(place.lon, place.lat)
@@ -363,25 +361,15 @@ def _write_raster(path: Path, pixels: NDArray[Any], modality: Modality, place: _
     else:
         crs, x, y = grid.WGS84, place.lon, place.lat
         step = _BOX_KM / _KM_PER_DEGREE / rows
-    # GDAL does not say where the end of a file finds no room; Python does.
-    with MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff",
-            count=len(pixels),
-            height=rows,
-            width=cols,
-            dtype=pixels.dtype,
-            crs=rasterio.CRS.from_user_input(crs),
-            transform=rasterio.Affine(
-                step, 0, x - cols // 2 * step, 0, -step, y + rows // 2 * step
-            ),
-            nodata=0 if modality.zero_is_missing else None,
-            compress="deflate",
-            zlevel=1,
-        ) as raster:
-            raster.write(pixels)
-            raster.descriptions = modality.bands
-        path.write_bytes(memory.getbuffer())
+    data = geotiff(
+        pixels,
+        crs,
+        (x - cols // 2 * step, y + rows // 2 * step),
+        step,
+        descriptions=modality.bands,
+        nodata=0 if modality.zero_is_missing else None,
+    )
+    path.write_bytes(data)
 
 
 # Writing WebDataset shards.

@@ -19,6 +19,7 @@ from copcube.arguments import one_path, whole_number
 from copcube.errors import OptionError
 from copcube.files.atomic import atomic_folder, require_vacant
 from copcube.grid import WGS84, format_cell
+from copcube.images.sample.raster import geotiff
 from copcube.probes.bench.classes import LC100_CODES
 from copcube.probes.bench.opening import LAYOUTS
 from copcube.probes.bench.samples import SPLITS, Split
@@ -148,34 +149,8 @@ def _write(
     step: float = 1.0,
 ) -> None:
     """Write a GeoTIFF, without a georeference if no system of coordinates is given."""
-    import warnings
-
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-    from rasterio.io import MemoryFile
-
-    pixels = pixels if pixels.ndim == 3 else pixels[None]
-    place: dict[str, Any] = {}
-    if crs is not None:
-        place["crs"] = rasterio.CRS.from_user_input(crs)
-        place["transform"] = rasterio.Affine(step, 0, corner[0], 0, -step, corner[1])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        # GDAL does not say where the end of a file finds no room; Python does.
-        with MemoryFile() as memory:
-            with memory.open(
-                driver="GTiff",
-                count=len(pixels),
-                height=pixels.shape[1],
-                width=pixels.shape[2],
-                dtype=pixels.dtype,
-                compress="deflate",
-                zlevel=1,
-                **place,
-            ) as raster:
-                raster.write(pixels)
-            path.write_bytes(memory.getbuffer())
+    path.write_bytes(geotiff(pixels, crs, corner, step))
 
 
 def _utm(rng: np.random.Generator) -> tuple[float, float]:

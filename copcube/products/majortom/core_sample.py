@@ -18,6 +18,7 @@ from copcube import progress
 from copcube.arguments import one_path, whole_number
 from copcube.errors import OptionError
 from copcube.files.atomic import atomic_folder, require_vacant
+from copcube.images.sample.raster import geotiff
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.sample.writing import REGIONS
 from copcube.modalities import MODALITIES
@@ -179,24 +180,8 @@ def _known(row: dict[str, Any], time: str, place: _Place, number: int) -> dict[s
 
 
 def _geotiff(pixels: NDArray[Any], place: _Place, side: int) -> bytes:
-    import rasterio
-    from rasterio.io import MemoryFile
-
     step = PIXEL * side / len(pixels)
-    with MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff",
-            count=1,
-            height=len(pixels),
-            width=len(pixels),
-            dtype=pixels.dtype,
-            crs=rasterio.CRS.from_epsg(place.epsg),
-            transform=rasterio.Affine(step, 0, place.left, 0, -step, place.top),
-            compress="deflate",
-            zlevel=1,
-        ) as raster:
-            raster.write(pixels, 1)
-        return bytes(memory.getbuffer())
+    return geotiff(pixels, f"EPSG:{place.epsg}", (place.left, place.top), step)
 
 
 def _thumbnail(images: dict[str, NDArray[Any]], key: str) -> bytes:

@@ -1,0 +1,65 @@
+"""GeoTIFF files of samples, as bytes."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def geotiff(
+    pixels: NDArray[Any],
+    crs: str | None = None,
+    corner: tuple[float, float] = (0.0, 0.0),
+    step: float = 1.0,
+    *,
+    descriptions: Iterable[str] = (),
+    nodata: float | None = None,
+) -> bytes:
+    """Return the bytes of a deflated GeoTIFF.
+
+    GDAL does not say where the end of a file that it writes finds no room; Python does.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (bands, rows, columns), or (rows, columns) of one band.
+    crs : str, optional
+        System of coordinates; without it, there is no georeference.
+    corner : tuple of float
+        Western and northern edge.
+    step : float
+        Size of a pixel.
+    descriptions : iterable of str
+        Names of the bands.
+    nodata : float, optional
+        Value of what is missing.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.io import MemoryFile
+
+    pixels = pixels if pixels.ndim == 3 else pixels[np.newaxis]
+    bands, rows, cols = pixels.shape
+    place: dict[str, Any] = {}
+    if crs is not None:
+        place["crs"] = rasterio.CRS.from_user_input(crs)
+        place["transform"] = rasterio.Affine(step, 0, corner[0], 0, -step, corner[1])
+    with MemoryFile() as memory, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with memory.open(
+            driver="GTiff",
+            count=bands,
+            height=rows,
+            width=cols,
+            dtype=pixels.dtype,
+            nodata=nodata,
+            compress="deflate",
+            zlevel=1,
+            **place,
+        ) as raster:
+            raster.write(pixels)
+            if descriptions:
+                raster.descriptions = tuple(descriptions)
+        return bytes(memory.getbuffer())
