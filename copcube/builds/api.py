@@ -415,9 +415,12 @@ def aggregate(
     with folder.lock(), executor(client, workers, gpus=False) as runner:
         plan = _admitted(folder, plan_aggregate(rows, files, aggregation), overwrite)
         folder.write_plan(plan)
-        # What an earlier run has dropped is refused as soon as it is to be.
-        dropped = read_attributes(folder.out).get("copcube_duplicates", duplicates)
-        if dropped == duplicates and complete(folder, plan, "") and is_undamaged(folder):
+        if (
+            complete(folder, plan, "")
+            # What an earlier run has dropped is refused as soon as it is to be.
+            and read_attributes(folder.out).get("copcube_duplicates", duplicates) == duplicates
+            and is_undamaged(folder)
+        ):
             folder.sweep()
         else:
             names = [str(file) for file in files]

@@ -220,8 +220,9 @@ def _interrupts_held() -> Iterator[None]:
     came: list[int] = []
     handlers = {}
     # These end workers, so that they are not blocked; where they end this process, they still do.
+    in_main_thread = threading.current_thread() is threading.main_thread()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if callable(handler := signal.getsignal(number)) and _in_main_thread():
+        if in_main_thread and callable(handler := signal.getsignal(number)):
             signal.signal(number, lambda which, frame: came.append(which))
             handlers[number] = handler
     try:
@@ -232,11 +233,6 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for which in came:
             signal.raise_signal(which)
-
-
-def _in_main_thread() -> bool:
-    """Whether this thread may say what signals do."""
-    return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-COMPONENTS = 3
+_COMPONENTS = 3
 """What the demo reduces vectors to, as its maps need for colours."""
 
 
@@ -386,10 +386,10 @@ def _demo(arguments: Arguments) -> None:
         raise CubeError(f"{cube}: {'; '.join(problems)}")
     show(cube)
     print(f"\nOpen it: xarray.open_zarr({str(cube)!r})")
-    if (cells := summary(cube).cells) > COMPONENTS:
+    if (cells := summary(cube).cells) > _COMPONENTS:
         _use(cube, folder)
     else:
-        print(f"{cells} cells have no {COMPONENTS} components: nothing is reduced and exported")
+        print(f"{cells} cells have no {_COMPONENTS} components: nothing is reduced and exported")
 
 
 def _use(cube: Path, folder: Path) -> None:
@@ -405,7 +405,7 @@ def _use(cube: Path, folder: Path) -> None:
     from copcube.plot import page, rgb
 
     world = open_cube(cube)
-    fields = reduce(world, k=COMPONENTS)
+    fields = reduce(world, k=_COMPONENTS)
     to_zarr(fields, folder / "fields.zarr", overwrite=True)
     # ERA5's own fields need a download, and the demo runs without a network.
     land = CubeView.of(world).filled().rename(lat="latitude", lon="longitude").astype(np.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from copcube.encoder.spec import require_names
+from copcube.encoder.spec import require_device, require_dtype
 from copcube.errors import OptionError
 
 log = logging.getLogger("copcube")
@@ -49,7 +49,7 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    require_names(name, "auto")
+    require_device(name)
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(
@@ -83,7 +83,7 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
             device.type.upper().replace("CUDA", "GPU"),
         )
         return torch.bfloat16
-    require_names("auto", name)
+    require_dtype(name)
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 

@@ -11,25 +11,24 @@ if TYPE_CHECKING:
     from copcube.encoder.copernicus_fm import Pooling
     from copcube.encoder.frozen import FrozenEncoder
 
-DTYPES = ("float32", "bfloat16")
-"""What an encoder may compute in."""
-
+_DTYPES = ("float32", "bfloat16")
 _DEVICES = re.compile(r"auto|(cpu|cuda)(:\d+)?")
 _SUCH = {"pooling": "'cls' or 'mean'", "device": "'auto' or 'cuda:0'", "dtype": "'float32'"}
 
 
-def require_names(device: str, dtype: str) -> None:
-    """Check names of a device and a dtype without torch, which takes seconds to import.
+# Names are checked here, without torch, which takes seconds to import.
 
-    Raises
-    ------
-    OptionError
-        If there are none of these names, on any machine.
-    """
-    if not _DEVICES.fullmatch(device):
-        raise OptionError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N")
-    if dtype not in ("auto", *DTYPES):
-        raise OptionError(f"dtype is {dtype!r}; expected auto, {' or '.join(DTYPES)}")
+
+def require_device(name: str) -> None:
+    """Check that there is a device of this name on some machine; OptionError if not."""
+    if not _DEVICES.fullmatch(name):
+        raise OptionError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N")
+
+
+def require_dtype(name: str) -> None:
+    """Check that an encoder may compute in a dtype of this name; OptionError if not."""
+    if name not in ("auto", *_DTYPES):
+        raise OptionError(f"dtype is {name!r}; expected auto, {' or '.join(_DTYPES)}")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ class EncoderSpec:
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "pooling" and value is None):
                 raise OptionError(f"{name} is {value!r:.60}; expected a text such as {_SUCH[name]}")
-        require_names(self.device, self.dtype)
+        require_device(self.device)
+        require_dtype(self.dtype)
 
     def load(self) -> "FrozenEncoder":
         """Load the weights and put them on the device.

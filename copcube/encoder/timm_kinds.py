@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from copcube.arguments import one_path
-from copcube.encoder.spec import require_names
+from copcube.encoder.spec import require_device, require_dtype
 from copcube.errors import OptionError
 from copcube.hub.published import ENCODERS, Published
 
@@ -178,7 +178,8 @@ class TimmSpec:
                 raise OptionError(
                     f"{name} is {getattr(self, name)!r:.60}; expected a text such as 'auto'"
                 )
-        require_names(self.device, self.dtype)
+        require_device(self.device)
+        require_dtype(self.dtype)
 
     @property
     def kind(self) -> Kind:
