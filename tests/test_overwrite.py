@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 import warnings
 
 import numpy as np
@@ -551,6 +552,26 @@ def test_something_that_comes_while_an_export_runs_is_kept(fields, tmp_path):
     with pytest.raises(StorageError, match="exists already"):
         export(lazy, tmp_path / "a.npz")
     assert snapshot(tmp_path) == {"a.npz": b"years"}
+
+
+def test_what_killed_exports_left_goes_a_day_later(fields, tmp_path):
+    def left(name, age):
+        file = tmp_path / name / "chunk" if "zarr" in name else tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half")
+        os.utime(file, times=(time.time() - age,) * 2)
+        if file.parent != tmp_path:  # a folder looks no younger for what is written into it
+            os.utime(file.parent, times=(0, 0))
+
+    hour, week = 3600, 7 * 24 * 3600
+    for name, write in (("a.zarr", to_zarr), ("a.npz", export)):
+        left(f".{name}.of-a-killed-one.partial", week)
+        left(f".{name}.of-one-at-work.partial", hour)
+        left(f".other-{name}.of-a-killed-one.partial", week)
+        write(fields, tmp_path / name)
+    kept = {f".{name}.of-one-at-work.partial" for name in ("a.zarr", "a.npz")}
+    kept |= {f".other-{name}.of-a-killed-one.partial" for name in ("a.zarr", "a.npz")}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"a.zarr", "a.npz"}
 
 
 def test_a_zarr_of_format_2_is_known(fields, tmp_path):

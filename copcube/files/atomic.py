@@ -31,6 +31,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM = 4 << 20
 """Bytes that are written to find out whether there was room for more."""
 
+_ABANDONED = 24 * 3600
+"""Seconds without a change after which a temporary file is surely that of a killed process."""
+
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
@@ -200,6 +203,20 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
                 shutil.rmtree(stray)
             else:
                 _remove(stray)
+
+
+def sweep_abandoned(path: str | Path) -> None:
+    """Remove what killed processes left of a file or folder of this name, a day later."""
+    final = Path(path)
+    for stray in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
+        with suppress(OSError):
+            newest = max(found.lstat().st_mtime for found in (stray, *stray.rglob("*")))
+            if time.time() - newest < _ABANDONED:
+                continue
+            if stray.is_dir():
+                shutil.rmtree(stray)
+            else:
+                stray.unlink()
 
 
 def sync(path: str | Path) -> None:

@@ -16,6 +16,7 @@ from copcube.cube.replacing import foreign, overlap, require_store_name, says_co
 from copcube.cube.store import is_group
 from copcube.errors import WriteError
 from copcube.files import limits
+from copcube.files.atomic import sweep_abandoned
 from copcube.files.contents import first_bytes, form
 from copcube.files.limits import demand, load_json
 from copcube.files.zip_directory import open_directory
@@ -24,6 +25,8 @@ from copcube.interchange.metadata import KEY
 
 def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
     """Check that an output may be written, before any work.
+
+    What killed processes left of an output of this name, hidden beside it, goes after a day.
 
     Parameters
     ----------
@@ -53,6 +56,7 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
             )
     if not out.parent.is_dir():
         raise WriteError(f"{path} cannot be written: its folder does not exist; create it first")
+    sweep_abandoned(out)
     return out
 
 
