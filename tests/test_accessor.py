@@ -183,6 +183,7 @@ def test_a_basis_serves_other_cubes(world):
     xr.testing.assert_identical(projected, pca.project(south, basis))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npz", "pt", "geotiff", "netcdf", "parquet"])
 def test_exports_are_those_of_interchange(world, monkeypatch, suffix):
     from copcube import interchange

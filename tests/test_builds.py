@@ -709,6 +709,7 @@ def test_the_hash_of_a_plan_stays(tmp_path):
     assert replace(plan, version="0.9", fingerprint=64 * "f").id == known
 
 
+@pytest.mark.slow
 def test_a_strict_build_takes_over_nothing_that_lacks_an_image(tmp_path):
     source, out = tmp_path / "images", tmp_path / "world.zarr"
     write_sample(source, "geotiff", cells=1, modalities=["s5p_co", "dem"])
@@ -725,6 +726,7 @@ def test_a_strict_build_takes_over_nothing_that_lacks_an_image(tmp_path):
     assert validate(out) == []
 
 
+@pytest.mark.slow
 def test_rows_that_come_twice_are_refused_whatever_an_earlier_run_dropped(tmp_path):
     rows, out = tmp_path / "rows", tmp_path / "world.zarr"
     rows.mkdir()

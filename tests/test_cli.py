@@ -88,6 +88,7 @@ def test_wrong_usage_is_code_2(capsys):
     assert "positive whole number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_terminal_that_lacks_letters(part, tmp_path, monkeypatch):
     """Such as a log in Latin letters: a healthy map was called damaged for a ×."""
     shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
@@ -108,12 +109,14 @@ class NoRoom(io.StringIO):
         raise self.error
 
 
+@pytest.mark.slow
 def test_whoever_reads_the_output_may_go_away(part, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", NoRoom(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     assert main(["compare", str(part), str(part)]) == 141
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_output_is_no_damage(part, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", NoRoom(OSError(errno.ENOSPC, "No space left on device")))
     assert main(["compare", str(part), str(part)]) == 1
@@ -121,6 +124,7 @@ def test_a_full_disk_under_the_output_is_no_damage(part, monkeypatch, capsys):
     assert "damaged" not in said
 
 
+@pytest.mark.slow
 def test_an_output_that_is_closed(part, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
@@ -488,6 +492,7 @@ def test_version_is_declared_once(capsys):
     assert capsys.readouterr().out.strip() == f"copcube {copcube.__version__}"
 
 
+@pytest.mark.slow
 def test_the_address_of_a_local_file_is_its_path(world, capsys):
     for command in ("info", "validate", "status"):
         assert main([command, f"file://{world}"]) == 0
@@ -514,6 +519,7 @@ def test_a_refusal_of_the_file_system_is_not_unexpected(capsys, monkeypatch, tmp
     assert capsys.readouterr().err == "copcube: /data/images: Permission denied\n"
 
 
+@pytest.mark.slow
 def test_a_demo_of_few_cells_reduces_nothing(images, stubbed, tmp_path, capsys):
     shutil.copytree(images, tmp_path / "images")
     assert main(["demo", str(tmp_path)]) == 0

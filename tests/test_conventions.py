@@ -20,6 +20,9 @@ from copcube.interchange import convert, export, to_geotiff, to_netcdf, to_npy, 
 
 LAYOUTS = ("first", "separate", "last")
 
+# Every test needs a cube of the whole globe, which takes seconds to write.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -94,7 +97,6 @@ KINDS = (
 )
 
 
-@pytest.mark.slow
 def test_the_checker_of_ioos_finds_nothing(files, tmp_path):
     """compliance-checker, for CF 1.11."""
     pytest.importorskip("compliance_checker", reason="compliance-checker is not installed")
@@ -140,7 +142,6 @@ for path, result in checker.all_results.items():
 """
 
 
-@pytest.mark.slow
 def test_the_checker_of_cf_finds_nothing(files, tmp_path):
     """cfchecker, which knows CF up to 1.8; what it asks for is the same in 1.11."""
     for name in ("cfchecker", "cf_units", "compliance_checker"):
@@ -168,7 +169,6 @@ def test_the_checker_of_cf_finds_nothing(files, tmp_path):
     assert "counts 0 1 0\n" in done.stdout, done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_fields_name_their_grid_mapping_and_no_strange_coordinates(files, kind):
     with netCDF4.Dataset(files[kind]) as file:
@@ -202,7 +202,6 @@ needs_netcdf_of_gdal = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
 @needs_netcdf_of_gdal
 def test_gdal_reads_components_as_bands(files, fields, merged, world):
     whole = (0.25, 0, -0.125, 0, -0.25, 90.125)
@@ -222,7 +221,6 @@ def test_gdal_reads_components_as_bands(files, fields, merged, world):
     assert np.array_equal(values.filled(np.nan), expected, equal_nan=True)
 
 
-@pytest.mark.slow
 @needs_netcdf_of_gdal
 @pytest.mark.parametrize("kind", ["a variable each", "merged, a variable each", "int8"])
 def test_gdal_reads_a_variable_each(files, fields, kind):
@@ -235,7 +233,6 @@ def test_gdal_reads_a_variable_each(files, fields, kind):
         assert np.nanmax(np.abs(found - expected)) <= bound
 
 
-@pytest.mark.slow
 def test_int8_is_decoded_by_xarray_alone(files, fields):
     with xr.open_dataset(files["int8"], engine="netcdf4") as plain, opened(files["int8"]) as ours:
         for number in range(3):
@@ -253,7 +250,6 @@ def test_int8_is_decoded_by_xarray_alone(files, fields):
         to_netcdf(fields, files["int8"], dtype="int8", layout="first", overwrite=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_comes_back(world, fields, merged, tmp_path, layout):
     for number, ds in enumerate((world, fields, merged)):
@@ -275,7 +271,6 @@ def test_every_layout_comes_back(world, fields, merged, tmp_path, layout):
     assert not (tmp_path / "a.nc").exists()
 
 
-@pytest.mark.slow
 def test_leading_dimensions_in_every_layout(seasons, tmp_path):
     for layout in LAYOUTS:
         to_netcdf(seasons, path := tmp_path / f"{layout}.nc", layout=layout)
@@ -284,7 +279,6 @@ def test_leading_dimensions_in_every_layout(seasons, tmp_path):
             assert same(again.embedding, seasons.embedding)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("index", "message"),
     [
@@ -332,7 +326,6 @@ def test_a_selection_keeps_its_numbers(fields, tmp_path):
         assert file.descriptions == ("pc_02", "pc_00")
 
 
-@pytest.mark.slow
 def test_the_transform_of_a_region_is_not_that_of_the_globe(files):
     with netCDF4.Dataset(files["reduction"]) as file:
         assert file["crs"].GeoTransform == "-0.125 0.25 0.0 90.125 0.0 -0.25"
@@ -348,7 +341,6 @@ def test_compression_is_a_wish(fields, tmp_path):
     assert (tmp_path / "True.nc").stat().st_size < (tmp_path / "False.nc").stat().st_size / 10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_zarr_of_either_version_in_every_layout(merged, tmp_path, zarr_format, layout):
@@ -424,7 +416,6 @@ def test_what_a_bare_array_cannot_be(fields, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_codes_are_not_taken_for_values(fields, tmp_path, caplog):
     """An int8 npz has no array of the published name, a GeoTIFF of such a name is warned of."""
     to_npz(fields, tmp_path / "a.npz", dtype="int8")

@@ -483,6 +483,7 @@ def test_suspects_run_alone_and_the_innocent_go_on(client):
     assert outcomes == {task: {"value": task} for task in range(10) if task != 5}
 
 
+@pytest.mark.slow
 def test_strict_builds_fail_where_a_partition_kills(images, tmp_path, diary, client):
     spec = KillsAt(diary, places=tuple(place for _, place in _places(images)), really=False)
     options = OPTIONS | {"partitions": "0", "strict": True}
@@ -782,6 +783,7 @@ def test_a_read_error_that_goes_away(images, undisturbed, tmp_path, monkeypatch,
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_source_that_was_moved_loses_no_images(images, tmp_path, monkeypatch, listed):
     """As where a disk is unmounted: its images are not broken, and are read when it is back."""

@@ -14,7 +14,6 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marks import first_quick
 from strategies import random_rows
 
 from copcube import cube, grid, pca
@@ -36,6 +35,9 @@ NARROW = [
     ("parquet", "float16"),
     ("nc", "int8"),
 ]
+
+# Most tests need a cube of the whole globe, which takes seconds to write.
+pytestmark = pytest.mark.slow
 
 
 def build(path, by=None, bands=range(grid.N_BANDS)):
@@ -123,7 +125,6 @@ def test_a_full_disk_under_the_cache_is_no_damage_of_the_map(world, tmp_path, mo
     assert lazy.load().notnull().any()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_cube_comes_back_in_every_bit(world, tmp_path, suffix):
     done = export(world, path := tmp_path / f"embed_map.{suffix}")
@@ -144,7 +145,6 @@ def test_a_cube_comes_back_in_every_bit(world, tmp_path, suffix):
             assert "ancillary_variables" not in again.embedding.attrs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_reduction_comes_back_with_its_basis(fields, tmp_path, suffix):
     export(fields, tmp_path / f"a.{suffix}")
@@ -159,7 +159,6 @@ def test_a_reduction_comes_back_with_its_basis(fields, tmp_path, suffix):
         assert same(restored.embedding, pca.restore(fields).embedding)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npz", "pt", "tif"])
 def test_era5_s_order_is_a_wish(world, tmp_path, suffix):
     export(world, path := tmp_path / f"a.{suffix}", order="era5")
@@ -184,7 +183,6 @@ def published(ds, name="embedding"):
     return np.concatenate([values[:, 720:], values[:, :720]], axis=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("compress", [False, True])
 def test_the_npz_is_the_published_one(world, tmp_path, compress):
     to_npz(world, tmp_path / "a.npz", compress=compress)
@@ -208,7 +206,6 @@ def test_the_pt_is_a_bare_tensor(world, tmp_path):
     }
 
 
-@pytest.mark.slow
 def test_the_geotiff_is_the_published_one(world, fields, tmp_path):
     to_geotiff(world, tmp_path / "embed_map_310k.tif")
     with rasterio.open(tmp_path / "embed_map_310k.tif") as file:
@@ -234,7 +231,6 @@ def test_the_geotiff_is_the_published_one(world, fields, tmp_path):
         assert "compress" not in file.profile
 
 
-@pytest.mark.slow
 def test_an_int8_geotiff_explains_itself_to_gdal(world, tmp_path):
     to_geotiff(world, tmp_path / "a.tif", dtype="int8")
     with rasterio.open(tmp_path / "a.tif") as file:
@@ -258,7 +254,6 @@ def test_the_averages_are_the_published_ones(world, tmp_path):
     assert len(frame) == int(np.isfinite(world.embedding[..., 0]).sum())
 
 
-@pytest.mark.slow
 def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
     structure = {"side": [1, 1]}
     export(world.assign_attrs(structure=structure), tmp_path / "a.nc")
@@ -274,7 +269,6 @@ def test_netcdf_keeps_all_and_opens_without_copcube(world, tmp_path):
         assert json.loads(again.attrs["structure"]) == structure
 
 
-@pytest.mark.slow
 def test_leading_dimensions_need_netcdf_or_a_choice(tmp_path):
     seasons = xr.open_zarr(build(tmp_path / "a.zarr", "season", bands=[2]), chunks=None)
     seasons = seasons.isel(lat=slice(90, 135)).drop_vars("n_images_by_modality")
@@ -315,8 +309,8 @@ def regions(world):
     return dict(zip(REGIONS, parts, strict=True))
 
 
-@pytest.mark.parametrize("name", first_quick(REGIONS))
-@pytest.mark.parametrize("suffix", first_quick(["npz", "tif", "parquet"]))
+@pytest.mark.parametrize("name", REGIONS)
+@pytest.mark.parametrize("suffix", ["npz", "tif", "parquet"])
 def test_regions_lie_where_they_belong(world, regions, tmp_path, name, suffix):
     part = regions[name]
     done = export(part, tmp_path / f"a.{suffix}")
@@ -349,7 +343,6 @@ def test_other_places_are_refused(world, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "dtype"), NARROW)
 def test_the_error_of_narrow_types_is_what_is_said(world, tmp_path, suffix, dtype):
     done = export(world, path := tmp_path / f"a.{suffix}", dtype=dtype)
@@ -389,7 +382,6 @@ def test_int8_spans_the_range(n, dim, seed, mean):
     assert (error <= np.ptp(values, axis=0) / 254 / 2 * 1.0001 + rounding).all()
 
 
-@pytest.mark.slow
 def test_what_a_type_cannot_hold_is_refused(world, tmp_path):
     large = world.assign(embedding=world.embedding * 1e6)
     with pytest.raises(OptionError, match=r"does not fit float16, .*'float32' or 'int8'"):
@@ -412,9 +404,9 @@ def test_what_a_type_cannot_hold_is_refused(world, tmp_path):
         assert same(again.embedding, zero.embedding)
 
 
-@pytest.mark.parametrize("value", first_quick([0, -9999]))
-@pytest.mark.parametrize("dtype", first_quick(["float32", "int8"]))
-@pytest.mark.parametrize("suffix", first_quick(["npz", "nc"]))
+@pytest.mark.parametrize("value", [0, -9999])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("suffix", ["npz", "nc"])
 def test_what_the_counts_call_missing_is_written_as_missing(world, tmp_path, suffix, dtype, value):
     other = world.fillna(value).sel(lat=slice(90, -60))
     assert int((other.embedding == value).all("dim").sum()) > 800_000
@@ -430,7 +422,6 @@ def test_a_tally_of_nothing():
     assert Packer(Packing("float16")).result("a", 3, 10).rms_error == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npz", "pt", "tif", "parquet"])
 def test_bytes_do_not_depend_on_time_or_chunks(world, lazy, tmp_path, suffix):
     digests = set()
@@ -442,7 +433,7 @@ def test_bytes_do_not_depend_on_time_or_chunks(world, lazy, tmp_path, suffix):
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("suffix", first_quick(SUFFIXES))
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_nothing_is_overwritten_and_nothing_half_written(world, tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(b"precious")
@@ -499,7 +490,6 @@ def test_what_rs_embed_would_refuse_is_refused(world, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npz", "pt", "tif", "parquet"])
 def test_a_map_becomes_a_valid_cube(world, tmp_path, suffix):
     export(world, tmp_path / f"a.{suffix}")
@@ -513,7 +503,6 @@ def test_a_map_becomes_a_valid_cube(world, tmp_path, suffix):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f"a.{suffix}", "a.zarr"])
 
 
-@pytest.mark.slow
 def test_a_deflated_map_and_one_without_a_description(world, tmp_path):
     np.savez_compressed(tmp_path / "embed_map_310k.npz", published(world))
     path = convert(tmp_path / "embed_map_310k.npz", tmp_path / "a.zarr")
@@ -522,7 +511,6 @@ def test_a_deflated_map_and_one_without_a_description(world, tmp_path):
     assert cube.read_attributes(path)["source"] == "embed_map_310k.npz (npz, deflated)"
 
 
-@pytest.mark.slow
 def test_conversions_appear_whole_and_replace_only_stores(world, fields, tmp_path):
     values = published(world)
     np.savez(tmp_path / "good.npz", values)
@@ -555,7 +543,6 @@ def test_conversions_appear_whole_and_replace_only_stores(world, fields, tmp_pat
         convert(tmp_path / "pc.npz", tmp_path / "b.zarr")
 
 
-@pytest.mark.slow
 def test_memory_is_bounded_by_bands(tmp_path):
     """A map of 66 MB goes out and comes back in a fraction of that."""
     dim = 16

@@ -24,7 +24,10 @@ from copcube.lookup.queries import encoder_of, image_vector
 from copcube.products.majortom.core_sample import write_core
 
 # rioxarray multiplies transforms in a way that a later affine will not know.
-pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,6 @@ def products(root):
     return sorted(path for path in (root / "tree").glob("*/*/*") if path.is_dir())
 
 
-@pytest.mark.slow
 def test_an_image_of_the_source_finds_itself(small, rows):
     for file in sorted((small / "images").rglob("*.tif"))[::3]:
         found = rows.nearest(image=file, encoder=small / "weights.pth", n=2)
@@ -84,7 +86,6 @@ def test_an_image_of_the_source_finds_itself(small, rows):
         assert float(found.place_similarity[1]) < 1 - 1e-5
 
 
-@pytest.mark.slow
 def test_an_image_elsewhere_is_embedded_as_by_embed(small, rows, tmp_path):
     file = next(f for f in sorted((small / "images").rglob("*.tif")) if "s2" in str(f))
     loose = tmp_path / "field.tif"
@@ -112,7 +113,6 @@ def test_an_image_elsewhere_is_embedded_as_by_embed(small, rows, tmp_path):
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-s2", "tiny-rgb"])
 def test_the_middle_of_a_product_finds_itself(majortom, name, tmp_path):
     made = Fragments.open(majortom / f"{name}.build/rows").load()
@@ -143,7 +143,6 @@ def test_the_middle_of_a_product_finds_itself(majortom, name, tmp_path):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_fragments_that_depend_on_their_cell_are_embedded_with_it(majortom, tmp_path):
     spec = TimmSpec("tiny-s2", "untrained:0", dtype="float32", compat="majortom")
     build(majortom / "core", tmp_path / "w.zarr", product="majortom", encoder=spec)
@@ -166,7 +165,6 @@ def test_the_command_searches_by_an_image(small, capsys):
     assert "weights.pth: give its path" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_an_encoder_that_is_not_the_rows_is_refused(small, rows, majortom, tmp_path):
     image = next((small / "images").rglob("*.tif"))
     about = rows.about
@@ -225,7 +223,6 @@ def test_published_weights_are_found_by_their_name(monkeypatch):
     assert asked.pop() == ("TimmSpec", "hub", "float32", None)
 
 
-@pytest.mark.slow
 def test_images_that_cannot_be_taken_are_refused(small, rows, majortom, tmp_path):
     options = {"encoder": small / "weights.pth"}
     ask = lambda image, **more: rows.nearest(image=image, **options, **more)  # noqa: E731

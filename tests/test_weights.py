@@ -350,7 +350,7 @@ def compressed_zip(path: Path) -> None:
         lambda path: saved(path, {1: torch.ones(3)}),
         lambda path: path.mkdir(),
         lambda path: None,
-        compressed_zip,
+        pytest.param(compressed_zip, marks=pytest.mark.slow),
     ],
 )
 def test_broken_files_are_named(tmp_path, make):
