@@ -476,8 +476,19 @@ def on_meta() -> Iterator[None]:
         torch.set_default_device(None)
 
 
+@contextlib.contextmanager
+def in_bfloat16() -> Iterator[None]:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(
-    "changed", [on_meta, lambda: torch.autocast("cpu", dtype=torch.bfloat16)], ids=["meta", "auto"]
+    "changed",
+    [on_meta, in_bfloat16, lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
+    ids=["meta", "dtype", "auto"],
 )
 def test_what_somebody_else_told_torch_changes_nothing(
     tmp_path: Path, changed: Callable[[], contextlib.AbstractContextManager[Any]]

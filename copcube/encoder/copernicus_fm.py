@@ -301,7 +301,7 @@ def _codable(metadata: Tensor, batch: int) -> Tensor:
             "latitude, days since 1970-01-01, token area in km²"
         )
     given = metadata.detach().cpu()
-    numbers = given.float() + torch.tensor([field.offset for field in _FIELDS]).float()
+    numbers = given.float() + torch.tensor([field.offset for field in _FIELDS], dtype=torch.float32)
     for column, field in enumerate(_FIELDS):
         known = numbers[:, column].nan_to_num(nan=0.0, posinf=math.nan, neginf=math.nan)
         permitted = f"{field.permitted}, or NaN if unknown"

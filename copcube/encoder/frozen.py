@@ -311,7 +311,8 @@ class FrozenEncoder(Streaming):
         key = (kind, rows, columns)
         prepared = self._prepared.get(key)
         if prepared is None:
-            statistics = torch.tensor([kind.scale, kind.mean, kind.std])[..., None, None]
+            published = torch.tensor([kind.scale, kind.mean, kind.std], dtype=torch.float32)
+            statistics = published[..., None, None]
             prepared = _Prepared(
                 statistics.to(self.device),
                 self._model.kernel(**self._describe(kind)),

@@ -85,7 +85,9 @@ class TimmEncoder(Streaming):
                     layer.momentum = 0.0  # nothing is learned of what is seen
         shape = (len(self.kind.bands), 1, 1)
         self._mean, self._std = (
-            torch.tensor(values or [fill] * shape[0], device=self.device).reshape(shape)
+            torch.tensor(
+                values or [fill] * shape[0], dtype=torch.float32, device=self.device
+            ).reshape(shape)
             for values, fill in ((self.kind.mean, 0.0), (self.kind.std, 1.0))
         )
         self._provenance: dict[str, str | int] = noted | {

@@ -272,7 +272,10 @@ def _matched(path: Path, tensors: dict[str, Tensor], model: CopernicusFM) -> dic
     # Tensors may share their numbers, so that a file may hold many times its bytes.
     needed = 4 * sum(tensor.numel() for tensor in wanted.values())
     demand(limits.WEIGHTS, needed, f"{path}: its {len(wanted)} tensors", WeightsError)
-    plain = {name: torch.full((model.embed_dim,), float("weight" in name)) for name in identity}
+    plain = {
+        name: torch.full((model.embed_dim,), float("weight" in name), dtype=torch.float32)
+        for name in identity
+    }
     return plain | {name: _own(path, name, tensors[name]) for name in wanted if name not in plain}
 
 
