@@ -247,6 +247,10 @@ class Plots:
     def __init__(self, ds: xr.Dataset) -> None:
         self._ds = ds
 
+    def __call__(self, **options: Any) -> "Axes":
+        """What `copcube map` draws unless it is told otherwise: `rgb`."""
+        return self.rgb(**options)
+
     def rgb(self, components: tuple[int, int, int] = (0, 1, 2), **options: Any) -> "Axes":
         """Three components as red, green and blue; `copcube.plot.maps.rgb`."""
         from copcube.plot import rgb

@@ -143,6 +143,8 @@ def test_axes_given_are_drawn_on_and_nothing_global_is_touched(fields):
     before = pyplot.get_fignums()
     ax = Figure().add_subplot()
     assert fields.copembed.plot.rgb(ax=ax) is ax
+    again = fields.copembed.plot(ax=Figure().add_subplot())
+    np.testing.assert_array_equal(again.images[0].get_array(), ax.images[0].get_array())
     assert fields.copembed.plot.component(0) is not ax
     assert pyplot.get_fignums() == before
 
