@@ -35,7 +35,7 @@ from stub import StubEncoder, StubSpec
 from workers import Broken, DiesOnce, KillsAt, WorkerSpec
 
 from copcube.builds import build, connect, status
-from copcube.builds.dask import local_cluster
+from copcube.builds.dask import closing, local_cluster
 from copcube.builds.executors import DaskExecutor, KilledError
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, Plan
@@ -596,6 +596,15 @@ def test_a_driver_killed_with_its_workers_still_running(images, undisturbed, tmp
     _without_stragglers(tmp_path)
     build(images, out, encoder=StubSpec(), **OPTIONS)
     assert_undisturbed(out, undisturbed)
+
+
+def test_workers_that_are_slow_to_end_do_not_hide_what_happened():
+    class Slow:
+        def close(self):
+            raise TimeoutError
+
+    with pytest.raises(KeyboardInterrupt), closing(Slow()):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.slow

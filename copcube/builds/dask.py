@@ -27,6 +27,7 @@ from copcube.files.regular import open_regular
 
 if TYPE_CHECKING:
     from distributed import Client
+    from distributed.deploy import Cluster
 
 log = logging.getLogger("copcube")
 
@@ -204,8 +205,19 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     with _environment_kept(), dask.config.set(settings):
         with _interrupts_held():
             cluster = SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL)
-        with cluster, Client(cluster, set_as_default=False) as client:
+        with closing(cluster), Client(cluster, set_as_default=False) as client:
             yield client
+
+
+@contextlib.contextmanager
+def closing(cluster: "Cluster") -> Iterator[None]:
+    """Close a cluster at the end; how long its workers take to die hides nothing that happened."""
+    try:
+        yield
+    finally:
+        # A machine that is busy elsewhere may not end them in time; they were killed by then.
+        with contextlib.suppress(TimeoutError):
+            cluster.close()
 
 
 @contextlib.contextmanager
