@@ -27,7 +27,7 @@ from copcube.files.regular import open_regular
 
 if TYPE_CHECKING:
     from distributed import Client
-    from distributed.deploy import Cluster
+    from distributed.deploy.cluster import Cluster
 
 log = logging.getLogger("copcube")
 
