@@ -33,7 +33,8 @@ def reduced(ds: "xr.Dataset", k: int, basis: "xr.Dataset | None") -> "xr.Dataset
         raise OptionError("a basis is of a cube; the dataset is a reduction and has its own")
     if k > ds.sizes.get("component", 0) or k < 1:
         raise OptionError(
-            f"component {k - 1} was asked for; the reduction has 0 to {ds.sizes['component'] - 1}"
+            f"component {k - 1} was asked for; the reduction has 0 to {ds.sizes['component'] - 1}: "
+            "reduce to more, or draw one alone (plot.component, --show component)"
         )
     return ds
 
