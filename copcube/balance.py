@@ -7,7 +7,7 @@ mean over modalities shows the former. So each modality is scaled about its own 
 
 where x is the mean of the cell's images of modality k, mₖ and Vₖ are mean and total variance,
 ``Σ aᵢ‖xᵢ - mₖ‖² / Σ aᵢ``, of these over all cells (of all groups) with images of modality k, the
-weights aᵢ are the areas of the cells, and V is the mean of Vₖ over the modalities. A cell's vector
+weights aᵢ are the areas of the cells, and V is the mean of the Vₖ that are not 0. A cell's vector
 is then the mean over its modalities, as with the balance "modality", but every modality has the
 variance V. The mean mₖ stays, so that a cell without modality k is shifted by no more than
 with the balance "modality". What does not vary, as a modality in a single cell, is not scaled.

@@ -25,6 +25,7 @@ from copcube.errors import ImageError, MissingFileError, OptionError, SourceErro
 from copcube.files.atomic import atomic_path, writing
 from copcube.files.processors import available_processors
 from copcube.lookahead import map_ahead
+from copcube.modalities import Modality
 from copcube.probes.bench.augment import Augmentation, Sampling
 from copcube.probes.bench.resizing import resized, resized_labels
 from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split
@@ -162,7 +163,10 @@ class Streamed:
         """Levels and targets of some samples, which are augmented alike."""
         task, dates = self.dataset.task, range(len(samples[0].images))
         target = targets(samples, task).to(self.encoder.device)
-        images = [self._normalised([sample.images[n] for sample in samples]) for n in dates]
+        images = [
+            self._normalised(task.sensors[n], [sample.images[n] for sample in samples])
+            for n in dates
+        ]
         if generator is not None:
             change = Augmentation.draw(len(samples), generator)
             images = [change(x) for x in images]
@@ -171,9 +175,8 @@ class Streamed:
         found = [self._tokens(images[n], metadata[:, n]) for n in dates]
         return maps(found[0] if len(found) == 1 else found[1] - found[0]), target
 
-    def _normalised(self, pixels: Sequence[NDArray[Any]]) -> Tensor:
-        task = self.dataset.task
-        return resized(self.encoder.normalise(task.sensor, pixels), task.size)
+    def _normalised(self, sensor: Modality, pixels: Sequence[NDArray[Any]]) -> Tensor:
+        return resized(self.encoder.normalise(sensor, pixels), self.dataset.task.size)
 
     def _tokens(self, images: Tensor, metadata: Tensor) -> Tensor:
         """Embed in steps that fit the device: (batch, levels, tokens, dim)."""

@@ -116,7 +116,7 @@ class Result:
         if task is None or self.probe not in PUBLISHED:
             return False
         told: dict[str, Any] = {"epochs": EPOCHS, "area": task.nominal_area, "size": task.size}
-        told |= {"sensor": repr(task.sensor)}
+        told |= {"sensor": task.described}
         if self.probe == "official":  # heads of pixels take tokens, whatever the pooling
             told |= {"encoder_pooling": "mean"}
         # What a result does not say cannot tell it apart.

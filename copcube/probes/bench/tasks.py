@@ -71,6 +71,8 @@ class Task:
         Mean and standard deviation of a regression's target.
     units : str
         Units of a regression's target; empty where the publication does not say.
+    later : Modality or None
+        What the encoder is told of the later image of a change, if its statistics are others.
     """
 
     name: str
@@ -90,6 +92,17 @@ class Task:
     nominal_area: float = 0.0256  # 16 pixels of 10 m, squared
     target: tuple[float, float] = (0.0, 1.0)
     units: str = ""
+    later: Modality | None = None
+
+    @property
+    def sensors(self) -> tuple[Modality, Modality]:
+        """What the encoder is told of the first and, of a change, of the later image."""
+        return self.sensor, self.later or self.sensor
+
+    @property
+    def described(self) -> str:
+        """All that the encoder is told, as results and the cache name it."""
+        return repr(self.sensor if self.later is None else self.sensors)
 
     @property
     def metric(self) -> str:
@@ -134,8 +147,9 @@ _LCZ = replace(
     std=(0.074, 0.068, 0.062, 0.079, 0.134, 0.160, 0.155, 0.175, 0.122, 0.074),
     units="reflectance",
 )
-# The statistics of the second date are misprinted in the official code, which uses them.
 _FLOOD = _sensor("s1_grd", mean=(0.0981, 0.0253), std=(0.0430, 0.0174), units="linear power")
+# The deviations of the second date are misprinted in the official code, which uses them.
+_FLOODED = replace(_FLOOD, std=(0.0981, 0.0253))
 
 _CC = "CC-BY-4.0"
 
@@ -304,6 +318,7 @@ TASKS: dict[str, Task] = {
             title="Flood-S1",
             kind="change",
             sensor=_FLOOD,
+            later=_FLOODED,
             size=224,
             classes=("no water", "permanent water", "flood"),
             counts=(3000, 1000, 1000),

@@ -91,7 +91,7 @@ def describe(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:
         "task": task.name,
         "kind": task.kind,
         "units": task.units,
-        "sensor": repr(task.sensor),
+        "sensor": task.described,
         "size": task.size,
         "area": str(area),
         "first": "" if first is None else _of_sample(first),
