@@ -222,6 +222,33 @@ def test_nodata_becomes_nan_and_nothing_but_nodata_is_empty(tmp_path):
     assert "s2_toa 0772176_-96.00_44.00 0865831_-95.92_43.96 20201002" in rejected[0].reason
 
 
+def test_counts_below_zero_may_be_nodata(tmp_path):
+    pixels = drawn("s2_toa").astype(np.int16)
+    pixels[:, :5] = -9999
+    write(tmp_path / place("s2_toa"), pixels, nodata=-9999)
+    (image,), _ = read(open_source(tmp_path))
+    assert not image.pixels[:, :5].any()
+    np.testing.assert_array_equal(image.pixels[:, 5:], pixels[:, 5:])
+
+
+def test_pixels_outside_of_the_mask_of_a_file_are_no_data(tmp_path):
+    pixels = {key: drawn(key) for key in ("s2_toa", "s5p_co")}
+    for key, of_key in pixels.items():
+        path, (_, rows, columns) = tmp_path / place(key), of_key.shape
+        # From the south, so that the mask has to be turned as the pixels are.
+        write(path, of_key[:, ::-1], transform=Affine(0.01, 0, 0, 0, 0.01, 0))
+        mask = np.broadcast_to(np.arange(rows)[::-1, None] > 4, (rows, columns))
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as raster:
+            raster.write_mask(mask)
+    images, _ = read(open_source(tmp_path))
+    for image in images:
+        rest = pixels[image.modality][:, 5:]
+        missing = 0 if image.modality == "s2_toa" else np.nan
+        np.testing.assert_array_equal(image.pixels[:, :5], np.full_like(rest[:, :5], missing))
+        np.testing.assert_array_equal(image.pixels[:, 5:], rest)
+    assert len(images) == 2
+
+
 @pytest.mark.parametrize(
     ("key", "descriptions"),
     [

@@ -392,8 +392,8 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     """Pixels (bands, rows, columns) of a GeoTIFF in the stored dtype of a modality.
 
     Bands are found by their descriptions, if they have any, and rows and columns by the
-    transform. Values equal to the file's nodata value become NaN, in integers 0; scales and
-    offsets that the file declares are applied, but to Sentinel-2's counts.
+    transform. Values equal to the file's nodata value, and pixels that its mask excludes, become
+    NaN, in integers 0; scales and offsets that it declares are applied, but to Sentinel-2's counts.
 
     Raises
     ------
@@ -424,7 +424,10 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
             itemsize = np.dtype(raster.dtypes[0]).itemsize
             needed = 2 * raster.count * raster.height * raster.width * itemsize
             pixels = raster.read(None if in_order else [place + 1 for place in places])
-            pixels, nodata = _north_up(pixels, raster.transform), raster.nodata
+            missing = _missing(raster, pixels)
+            if missing is not None:
+                missing = _north_up(missing, raster.transform)
+            pixels = _north_up(pixels, raster.transform)
             scaled = np.array([raster.scales, raster.offsets])[:, list(places), None, None]
     except ImageError:
         raise
@@ -435,15 +438,27 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
         reason = error.__cause__ or error  # GDAL's own message
         raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
     pixels = to_stored(pixels, modality)
-    if pixels.dtype == np.float32 and nodata is not None:
-        with np.errstate(over="ignore"):
-            pixels[pixels == np.float32(nodata)] = np.nan
-    elif nodata:
-        pixels[pixels == nodata] = 0
+    if missing is not None:
+        np.copyto(pixels, np.nan if pixels.dtype == np.float32 else 0, where=missing)
     # Sentinel-2 counts are wanted as they are stored; what else is scaled is so in whole numbers.
     if pixels.dtype == np.float32 and ((scaled[0] != 1) | (scaled[1] != 0)).any():
         pixels = (pixels * scaled[0] + scaled[1]).astype(np.float32)
     return np.asarray(pixels)
+
+
+def _missing(raster: Any, pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Which pixels of an open raster, as they are stored, hold no data; None if all do."""
+    from rasterio.enums import MaskFlags
+
+    missing, nodata = None, raster.nodata
+    # In whole numbers 0 stays what it is.
+    if nodata is not None and (nodata or pixels.dtype.kind == "f"):
+        with np.errstate(over="ignore"):
+            missing = pixels == (pixels.dtype.type(nodata) if pixels.dtype.kind == "f" else nodata)
+    if any(MaskFlags.per_dataset in flags for flags in raster.mask_flag_enums):
+        outside = raster.dataset_mask()[None] == 0
+        missing = outside if missing is None else missing | outside
+    return missing
 
 
 def _north_up(pixels: NDArray[Any], transform: "Affine") -> NDArray[Any]:
