@@ -263,10 +263,14 @@ class Synthetic:
         dates = 2 if task.kind == "change" else 1
         squares = rng.integers(0, 2, (dates, side, side))
         pixels = squares.repeat(2 * kernel, 1).repeat(2 * kernel, 2)
-        mean, std = (np.array(v)[:, None, None] for v in (task.sensor.mean, task.sensor.std))
         noise = 0.1 * rng.normal(size=(dates, bands, task.size, task.size))
         values = pixels[:, None] * 2.0 - 1 + noise
-        images = tuple(((v * std + mean) / 1).astype(np.float32) for v in values)
+        images = tuple(
+            (v * np.array(sensor.std)[:, None, None] + np.array(sensor.mean)[:, None, None]).astype(
+                np.float32
+            )
+            for v, sensor in zip(values, task.sensors, strict=False)
+        )
         target: Any = pixels[-1].astype(np.uint8)
         if task.kind == "change":
             target = (pixels[1] - pixels[0] + 1).astype(np.uint8)
