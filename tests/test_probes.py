@@ -147,6 +147,12 @@ def test_without_a_penalty_it_is_least_squares_of_least_norm():
     np.testing.assert_allclose(ours.errors(train, test), want, rtol=1e-9)
 
 
+def test_constant_inputs_explain_nothing_whatever_the_rounding():
+    constants = np.random.default_rng(1).normal(size=300) * 1e3
+    part = Part.of(Moments.of(np.tile(constants, (211, 1)), np.ones(211)))
+    assert np.isinf(part.scales(np.arange(300))).all()
+
+
 def test_validation_chooses_the_strength_for_each_target():
     rng = np.random.default_rng(4)
     x = rng.normal(size=(200, 60))
@@ -302,6 +308,17 @@ def test_errors_are_those_of_scikit_learn_on_the_same_cells():
     np.testing.assert_allclose(found.embedding_adds.sel(over="given"), adds)
     assert found.cells.values.tolist() == [[900, 300, 300]]
     assert found.attrs["given"] == ["z", "lsm"] or found.attrs["given"] == '["z", "lsm"]'
+
+
+@pytest.mark.parametrize("solver", ["ridge", "descent"])
+def test_components_beyond_the_rank_of_the_training_cells_explain_nothing(solver):
+    few = cube().isel(lat=slice(0, 15), lon=slice(0, 15), dim=[0, 1, 2, 0, 1, 2, 0])
+    inputs = ["pc3", "pc5", "pc7", "pc3+xyz", "pc7+xyz"]
+    target = field(noise()).isel(latitude=slice(0, 15), longitude=slice(0, 15))
+    target = target.rename(t2m="t2m_mean")
+    found = probe(few, target, inputs=inputs, seeds=2, solver=solver)
+    rmse = found.rmse.transpose("input", ...).values
+    np.testing.assert_allclose(rmse[[1, 2, 4]], rmse[[0, 0, 3]], rtol=1e-9)
 
 
 @pytest.mark.parametrize("split", ["random", "blocks"])

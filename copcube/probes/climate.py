@@ -39,6 +39,8 @@ log = logging.getLogger("copcube")
 
 _LEAST = 100
 """Cells below which nothing can be learnt of errors."""
+_NO_SCATTER = 1e-12
+"""Scatter along an axis, relative to the largest, below which most of it is rounding."""
 
 
 @naming_damage()
@@ -85,7 +87,8 @@ def probe(
         ``+`` between them. By default each of them, and those of the paper.
     k : int or sequence of int, optional
         The default inputs' numbers of components; 1, 2, 4 … 512 unless said. Components are
-        those of the training cells; of a reduction its own.
+        those of the training cells, of which there are no more than their rank; of a reduction
+        its own.
     variables : sequence of str, optional
         Which variables of `statistics`, or which statistics, such as ``tp_mean``; all by default.
     units : mapping of str to str, optional
@@ -417,11 +420,15 @@ def _fitted(
 
 
 def _basis(train: Part, columns: Indices, k: int, *, rotated: bool) -> Floats:
-    """Axes of the first k components of the training cells, (dim, k); of a reduction its own."""
+    """Axes of the first k components of the training cells, (dim, k); of a reduction its own.
+
+    Axes along which the training cells do not vary are zero, so that they explain nothing.
+    """
     if not rotated:
         return np.eye(len(columns), k)
     with one_thread():
-        _, axes = np.linalg.eigh(train.scatter[np.ix_(columns, columns)])
+        scatter, axes = np.linalg.eigh(train.scatter[np.ix_(columns, columns)])
+    axes[:, scatter <= _NO_SCATTER * scatter[-1]] = 0
     # `eigh` sorts ascending, and the first component has the largest variance.
     return np.ascontiguousarray(axes[:, ::-1][:, :k])
 

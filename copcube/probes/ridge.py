@@ -61,7 +61,8 @@ class Part:
 
     def variance(self, columns: Indices) -> Floats:
         """Variances of some columns about their means."""
-        result: Floats = self.scatter[columns, columns] / self.cells
+        # Rounding may leave that of a constant a little below 0.
+        result: Floats = np.maximum(self.scatter[columns, columns], 0) / self.cells
         return result
 
     def scales(self, columns: Indices) -> Floats:
