@@ -262,6 +262,12 @@ def test_what_is_no_cube_has_a_card_that_says_so():
         coverage(xr.Dataset({"t2m": ("x", [1.0])}))
 
 
+def test_cells_that_are_there_twice_count_once():
+    ds = counts(earth()[:181, :360], lat=np.arange(90, -91, -1.0), lon=np.arange(0, 360, 1.0))
+    closed = xr.concat([ds, ds.isel(lon=[0]).assign_coords(lon=[360.0])], "lon")
+    assert lines(closed)["coverage"] == lines(ds)["coverage"]
+
+
 def test_a_merged_coarse_grid_has_a_card():
     ds = counts(earth()[:181, :360], lat=np.arange(90, -91, -1.0), lon=np.arange(0, 360, 1.0))
     filled = (ds.n_images > 0).values

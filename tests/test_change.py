@@ -177,6 +177,11 @@ def test_sensors_are_the_same_by_key_and_description():
     without = with_sensor(0, "landsat9", "{}", by * [[[1]], [[0]]])
     alone = change(without, without.isel(modality=[0]).drop_attrs(deep=False).assign_attrs(a.attrs))
     np.testing.assert_array_equal(alone.same_modalities.values, np.where(there, 1, -1))
+    # Where one of the two has lost its flags, it is unknown which modalities are the same.
+    unnamed = with_sensor(1, "landsat8", "{}").drop_vars("modality")
+    unknown = change(a, unnamed)
+    assert "same_modalities" not in unknown
+    assert unknown.sizes["place"] == 20
 
 
 def test_groups_of_one_cube_and_groups_side_by_side():

@@ -150,6 +150,7 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
     if mask is None:
         yield "coverage", "not known without reading all vectors, as .copembed.coverage does"
     else:
+        mask = _once(mask)
         cells = int(mask.any(mask.dims[:-2]).sum())
         try:
             share = f"{share_of_globe(mask):.2%} of the globe's area"
@@ -195,16 +196,18 @@ def _by_modality(view: CubeView) -> Iterator[tuple[str, int]]:
 
 def share_of_globe(mask: "xr.DataArray") -> float:
     """Share of the globe's area under the cells of a mask, which are as wide as their spacing."""
+    mask = _once(mask)
     points = LatLon.of(mask.to_dataset(name="mask"))
     # On a sphere the area between two parallels goes with the difference of their sines. Over the
     # globe sines span 2 and longitudes 360, hence the 720.
     south, north = np.sin(np.radians(points.south_north))
-    cells = mask.any(mask.dims[:-2]).transpose(points.lat, points.lon).values
-    # What is there twice, as 360° beside 0°, counts once.
-    rows, cols = np.unique(first_alike(points.y)), np.unique(first_alike(points.x))
-    cells = cells[np.ix_(rows, cols)].sum(axis=1)
-    south, north = south[rows], north[rows]
+    cells = mask.any(mask.dims[:-2]).transpose(points.lat, points.lon).values.sum(axis=1)
     return float(cells @ (north - south) * points.dx / 720)
+
+
+def _once(mask: "xr.DataArray") -> "xr.DataArray":
+    """Cells of a mask (…, lat, lon) without those that are there twice, as 360° beside 0°."""
+    return mask.isel({dim: np.unique(first_alike(mask[dim].values)) for dim in mask.dims[-2:]})
 
 
 def _north_up(lat: NDArray[Any], lon: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

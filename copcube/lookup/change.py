@@ -249,6 +249,7 @@ def _inverse(number: NDArray[Any]) -> Floats:
 def _same_modalities(a: Side, b: Side) -> NDArray[np.bool_] | None:
     """Which vectors are means over the same modalities; None if a cube does not count them."""
     name = "n_images_by_modality"
+    numbered = set()
     there: list[dict[tuple[str, str | None], NDArray[np.bool_]]] = []
     for side in (a, b):
         dims = ("modality", *side.view.field.dims[:-1])
@@ -257,7 +258,10 @@ def _same_modalities(a: Side, b: Side) -> NDArray[np.bool_] | None:
             return None
         # Sensors of one key that are described in two ways are two.
         keys = [(key, ds.attrs.get(SENSOR + key)) for key in group_labels(ds["modality"])]
+        numbered.add(all(key.isdigit() for key, _ in keys))
         there.append(dict(zip(keys, _values(side, ds[name], dims) > 0, strict=True)))
+    if len(numbered) > 1:  # the flags of one were lost, and numbers name no modality
+        return None
     nothing = np.zeros(a.shape, bool)
     pairs = [[images.get(key, nothing) for images in there] for key in there[0] | there[1]]
     return np.asarray(np.all([ours == theirs for ours, theirs in pairs], axis=0))
