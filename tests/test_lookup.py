@@ -182,6 +182,22 @@ def test_classes_are_the_kinds_by_falling_area():
     assert 0 < found.within < 0.02
 
 
+def test_centres_are_the_means_of_classes_that_are_hard_to_tell():
+    ds, _ = groups(noise=1)
+    found = cluster(ds, 7)
+    x, there = ds.embedding.values, ds.n_images.values > 0
+    area = np.broadcast_to(np.cos(np.radians(LAT))[:, None], there.shape)
+    off = 0
+    for i in range(7):
+        here = found.cluster.values == i
+        mean = np.average(x[here], axis=0, weights=area[here])
+        np.testing.assert_allclose(found.centre[i], mean, atol=1e-9)
+        off += (area[here] * ((x[here] - mean) ** 2).sum(1)).sum()
+    mean = np.average(x[there], axis=0, weights=area[there])
+    whole = (area[there] * ((x[there] - mean) ** 2).sum(1)).sum()
+    np.testing.assert_allclose(found.within, off / whole, rtol=1e-9)
+
+
 def test_classes_do_not_depend_on_chunks_and_can_be_saved(tmp_path):
     ds, _ = groups(noise=1)
     found = cluster(ds, 5)

@@ -86,8 +86,9 @@ def cluster(
     if len(x) < n:
         raise CubeError(f"{len(x):,} cells hold a vector: too few for {n} classes")
     w = np.concatenate(of_each)
-    # Means of the weights near 1: scikit-learn's tolerance is relative to those of the vectors.
-    model = KMeans(n, n_init=1, random_state=seed).fit(x, sample_weight=w / w.mean())
+    # Of weights whose mean is 1 the inertia is that of the cells. Until nothing moves any more:
+    # stopped earlier, centres are not the means of their classes.
+    model = KMeans(n, n_init=1, random_state=seed, tol=0).fit(x, sample_weight=w / w.mean())
     share = np.bincount(model.labels_, w, minlength=n) / w.sum()
     order = np.argsort(-share, kind="stable")
     # k-means numbers its classes by chance. The order of the order is the rank of each by size.
