@@ -233,6 +233,19 @@ def test_a_meridian_that_is_there_twice_counts_once(turn):
     assert closed.copembed.coverage == pytest.approx(ds.copembed.coverage, rel=1e-12)
 
 
+@pytest.mark.parametrize("step", [2.5, 5.625])
+def test_cells_of_coarser_grids_weigh_by_their_own_area(step):
+    rng = np.random.default_rng(0)
+    lat, lon = 90 - step * np.arange(6), step * np.arange(20)
+    x = rng.normal(size=(len(lat), len(lon), 3)) + np.arange(6)[:, None, None]
+    ds = made(x, lat=lat, lon=lon)
+    ds.embedding.attrs["cell_degrees"] = (step, step)
+    edges = np.sin(np.radians(np.clip([lat + step / 2, lat - step / 2], -90, 90)))
+    weights = np.broadcast_to((edges[0] - edges[1])[:, None], x.shape[:2])
+    want = np.average(x, axis=(0, 1), weights=np.broadcast_to(weights[..., None], x.shape))
+    np.testing.assert_allclose(pca.fit(ds, 2)["mean"], want, rtol=1e-12)
+
+
 def test_weights_that_vanish_far_away():
     ds = drawn()
     distance = (ds.lat - 60) ** 2 + (ds.lon - 15) ** 2

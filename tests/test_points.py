@@ -135,6 +135,16 @@ def test_bilinear_across_greenwich_and_at_the_poles():
     np.testing.assert_allclose(found[2, 1], 0.6 + 0.4 * np.cos(np.radians(0.25)), rtol=1e-6)
 
 
+def test_bilinear_in_the_western_half_of_the_first_column():
+    # 0.7° do not close the circle: columns of a whole turn end within a column.
+    lat, lon = 50 - 0.7 * np.arange(4), 20 + 0.7 * np.arange(5)
+    x = np.random.default_rng(0).normal(size=(4, 5, 3))
+    ds = xr.Dataset({"pc": (("lat", "lon", "component"), x)}, {"lat": lat, "lon": lon})
+    for away in (-0.3, -0.1, 0.0):
+        found = points(ds, ([lat[1]], [lon[0] + away]), method="bilinear")
+        np.testing.assert_allclose(found.pc[0], x[1, 0])
+
+
 BAD = [(np.nan, 0), (0, np.inf), (91, 0), (50, 400), (-999, -999)]
 
 

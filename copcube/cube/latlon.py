@@ -182,7 +182,8 @@ class LatLon:
             Positions as of `cells_at`, and the weights, which sum to 1 over the four.
         """
         down = (self.origin[0] - lat) / self.dy
-        along = (lon - self.origin[1]) % 360 / self.dx
+        # From half a column west of the first, whose cells reach so far, in the turn of the grid.
+        along = ((lon - self.origin[1] + self.dx / 2) % 360 - self.dx / 2) / self.dx
         row, col = (np.floor(at).astype(np.int64) for at in (down, along))
         found = []
         for r, by_row in ((row, 1 - (down - row)), (row + 1, down - row)):

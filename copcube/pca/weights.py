@@ -9,7 +9,7 @@ from copcube import grid
 from copcube.arguments import as_given
 from copcube.cube.latlon import first_alike, spatial_dims
 from copcube.cube.view import CubeView
-from copcube.errors import OptionError
+from copcube.errors import GridError, OptionError
 from copcube.grid import Floats
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def cell_weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
     used = used & (down == np.arange(len(down)))[:, None] & (along == np.arange(len(along)))
     values = used.astype(np.float64)
     if isinstance(weights, str) and weights == "area":
-        row = grid.cell_at(view.field[view.lat].values, 0)[0]
-        values = np.where(used, grid.areas()[row][:, None], 0)
+        values = np.where(used, _areas(view)[:, None], 0)
     elif weights is not None:
         values = np.where(used, _aligned(view, weights), 0)
         if not (np.isfinite(values) & (values >= 0)).all():
@@ -52,6 +51,18 @@ def cell_weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
     values /= values.max(initial=0) or 1
     values[values < _NEGLIGIBLE] = 0
     return values
+
+
+def _areas(view: CubeView) -> Floats:
+    """Area of a cell of every row, (lat,), up to a common factor."""
+    try:
+        cells = view.latlon
+    except GridError:  # cells of an irregular grid have no known size: those of the lattice stand
+        cells = None
+    if cells is None or cells.on_lattice:
+        return grid.areas()[grid.cell_at(view.field[view.lat].values, 0)[0]]
+    south, north = np.sin(np.radians(cells.south_north))
+    return np.asarray(north - south)
 
 
 def kind_of_weights(weights: "Weights | xr.DataArray") -> str:
