@@ -207,7 +207,11 @@ def test_maps_that_cannot_be_drawn(europe, fields):
         (OptionError, "needs parameters", lambda: plot.rgb(fields, projection="UTM")),
         (CubeError, "has no spread", lambda: plot.spread(europe.drop_vars("spread"))),
         (CubeError, "groups along season", lambda: plot.rgb(fields.expand_dims(season=2))),
-        (GridError, "no node", lambda: plot.coverage(europe.assign_coords(lat=europe.lat + 0.1))),
+        (
+            GridError,
+            "between the nodes",
+            lambda: plot.coverage(europe.assign_coords(lat=europe.lat + 0.1)),
+        ),
     ]
     for error, match, draw in cases:
         with pytest.raises(error, match=match):
@@ -271,3 +275,16 @@ def test_on_the_command_line(fields, tmp_path, capsys):
     assert "has no spread" in capsys.readouterr().err
     pictures = {path.name for path in tmp_path.iterdir() if path.suffix == ".png"}
     assert pictures == {"map.png", "photo.png", "link.png"}
+
+
+def test_cells_of_coarser_grids_are_drawn_whole():
+    lat, lon = 60 - 2.5 * np.arange(4), (177.5 + 2.5 * np.arange(3)) % 360
+    counts = np.arange(1, 13).reshape(4, 3)
+    x = counts[..., None] * np.ones(2)
+    ds = xr.Dataset({"embedding": (("lat", "lon", "dim"), x)}, {"lat": lat, "lon": lon})
+    ds.embedding.attrs["cell_degrees"] = (2.5, 2.5)
+    image = plot.counts(ds.assign(n_images=(("lat", "lon"), counts))).images[0]
+    assert image.get_extent() == [176.25, 183.75, 51.25, 61.25]
+    drawn = np.asarray(image.get_array())
+    rows, cols = drawn.shape[0] // 4, drawn.shape[1] // 3
+    np.testing.assert_array_equal(drawn, counts.repeat(rows, 0).repeat(cols, 1))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.arguments import as_given, flag, whole_number
+from copcube.cube.latlon import CELL
 from copcube.cube.pairing import demand_same_order, unlike_encoders
 from copcube.cube.results import as_result
 from copcube.cube.schema import OF_CUBES_ONLY
@@ -445,6 +446,9 @@ def _on_grid(
     }
     if "crs" in coords:
         result.attrs["grid_mapping"] = "crs"
+    of = source["embedding" if name == "pc" else "pc"].attrs
+    if CELL in of:  # cells of a coarser grid, whose nodes may be nodes of the lattice
+        result.attrs[CELL] = of[CELL]
     return as_result(basis.assign({name: result}).assign_coords(coords).assign_attrs(attrs), name)
 
 

@@ -90,7 +90,6 @@ def draw(
     **options: Any,
 ) -> Any:
     """Draw values of the cells, (lat, lon) or (lat, lon, colour), on axes; return the image."""
-    rows, cols = view.positions()
     if projection is None:
         lat, lon = window.points()
         y, x = (index.ravel() for index in np.meshgrid(lat, lon, indexing="ij"))
@@ -99,8 +98,7 @@ def draw(
     else:
         y, x, shape, extent = _projected(window, ax, projection)
     inside = np.isfinite(y) & np.isfinite(x)
-    row, col = grid.cell_at(np.where(inside, y, 0), np.where(inside, x, 0))
-    i, j = rows[row], cols[col]
+    i, j = view.latlon.cells_at(np.where(inside, y, 0), np.where(inside, x, 0))
     there = inside & (i >= 0) & (j >= 0)
     if projection is not None:  # the projection's rectangle reaches beyond the window
         there &= ((x - window.west) % 360 <= window.east - window.west) & (
@@ -183,12 +181,15 @@ def _projected(
 
 def _extent(view: CubeView) -> Extent:
     """West, east, south and north edges of the cells of a dataset."""
-    row, col = np.sort(view.row), np.unique(view.col)
-    # The rows of the poles are half as high as others.
-    north = min(90.0, 90 + STEP / 2 - STEP * int(row[0]))
-    south = max(-90.0, 90 - STEP / 2 - STEP * int(row[-1]))
-    if len(col) == grid.N_LON:
-        return -180.0, 180.0, south, north
-    west, east = grid.shortest_arc(col) or (0.0, 0.0)
-    east += 360 if east < west else 0
-    return west - STEP / 2, east + STEP / 2, south, north
+    cells = view.latlon
+    south, north = cells.south_north
+    lon = np.unique(cells.x % 360)
+    if len(lon) == cells.columns:
+        west, east = -180.0, 180.0
+    else:
+        # What is drawn leaves out the widest gap, so that a region across 180° is not the globe.
+        last = grid.widest_gap(lon, 360)
+        first = float(lon[(last + 1) % len(lon)])
+        west = (first + 180) % 360 - 180 - cells.dx / 2
+        east = west + (float(lon[last]) - first) % 360 + cells.dx
+    return west, east, float(south.min()), float(north.max())
