@@ -49,9 +49,9 @@ def day(value: Any, what: str = "date") -> datetime.date:
         ) from error
 
 
-def yyyymmdd(value: Any, what: str = "date") -> str:
+def yyyymmdd(value: Any) -> str:
     """Return the day that a value means as YYYYMMDD; see `day`."""
-    return day(value, what).strftime("%Y%m%d").zfill(8)
+    return day(value).strftime("%Y%m%d").zfill(8)
 
 
 def since_1970(value: Any, what: str = "date") -> float:

@@ -169,7 +169,7 @@ class Packer:
 
     def __init__(self, packing: Packing) -> None:
         self._packing = packing
-        self.cells = self._values = 0
+        self.cells = 0
         self._max, self._squares = 0.0, 0.0
         self._shift: NDArray[np.float64] | None = None
         self._sum = self._sum2 = np.zeros(0)

@@ -106,7 +106,7 @@ def page(
         raise OptionError(f"k={k!r}; expected a number of components, 1 or more")
     out = require_free(path, overwrite, ds, basis)
     fields = _components(ds, int(k), basis)
-    cells = _Cells.of(ds, fields)
+    cells = _Cells.of(fields)
     packing = int8_packing(cells.values.shape[1], [cells.values])
     codes = np.asarray(packing.pack(cells.values), np.int8)
     head = {"mask": _deflated(np.packbits(cells.mask).tobytes()), "coast": _coast()}
@@ -170,7 +170,7 @@ class _Cells:
     at: tuple[NDArray[np.int64], NDArray[np.int64]]
 
     @classmethod
-    def of(cls, ds: "xr.Dataset", fields: "xr.Dataset") -> "_Cells":
+    def of(cls, fields: "xr.Dataset") -> "_Cells":
         view = CubeView.of(fields, "pc").ungrouped()
         rows, cols = view.positions()
         edges = Window.of(view, None)

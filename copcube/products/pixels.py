@@ -289,8 +289,6 @@ def statistics(
     chosen: Sequence[tuple[str, int, Block]],
     wanted: Callable[[Integers], NDArray[np.bool_]],
     dim: int,
-    *,
-    read: int | None = None,
 ) -> Cells:
     """Statistics of cells, all of whose pixels lie in some blocks.
 
@@ -302,8 +300,6 @@ def statistics(
         Tells which cells, of some ids, are to be computed.
     dim : int
         Length of the vectors.
-    read : int, optional
-        Pixels a side that are read at a time, a multiple of `TILE`. By default about 64 MB.
 
     Returns
     -------
@@ -315,7 +311,7 @@ def statistics(
     RowsError
         If a file cannot be read.
     """
-    side = read or TILE * max(1, math.isqrt(_BYTES // (dim * TILE * TILE)))
+    side = TILE * max(1, math.isqrt(_BYTES // (dim * TILE * TILE)))
     windows = [
         (file, group, Block(block.raster, rows, cols))
         for file, group, block in chosen

@@ -33,10 +33,8 @@ _LEAST = 1e-12
 Array = NDArray[np.float32]
 
 
-def neighbours(
-    task: Task, train: Array, target: NDArray[Any], vectors: Array, k: int = NEIGHBOURS
-) -> NDArray[Any]:
-    """Predict by the k nearest samples, by Euclidean distance.
+def neighbours(task: Task, train: Array, target: NDArray[Any], vectors: Array) -> NDArray[Any]:
+    """Predict by the `NEIGHBOURS` nearest samples, by Euclidean distance.
 
     Parameters
     ----------
@@ -46,8 +44,6 @@ def neighbours(
         (samples, dim) float32: those whose class is known, and those that are asked for.
     target : numpy.ndarray
         Classes of `train`.
-    k : int
-        How many.
 
     Returns
     -------
@@ -59,7 +55,7 @@ def neighbours(
     middle = train.mean(axis=0)
     known = train - middle
     norms = np.einsum("ij,ij->i", known, known)
-    k = min(k, len(known))
+    k = min(NEIGHBOURS, len(known))
     found = []
     for start in range(0, len(vectors), _BLOCK):
         # Without the norm of the vector itself, which is the same for all that are compared.

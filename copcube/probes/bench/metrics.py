@@ -187,13 +187,12 @@ def average_precision(scores: NDArray[Any], target: NDArray[Any]) -> float:
     return float(100 * (precision * np.diff(found[last], prepend=0)).sum() / found[-1])
 
 
-def f1(scores: NDArray[Any], target: NDArray[Any], threshold: float = 0.0) -> float:
-    """Micro F1 in %, of classes whose score is above a threshold.
+def f1(logits: NDArray[Any], target: NDArray[Any]) -> float:
+    """Micro F1 in %, of classes whose logit is above 0, hence its sigmoid above 0.5.
 
-    The default is that of logits, whose sigmoid is then above 0.5. Of nothing found where
-    nothing is, it is 0.
+    Of nothing found where nothing is, it is 0.
     """
-    guess, truth = scores > threshold, target.astype(bool)
+    guess, truth = logits > 0, target.astype(bool)
     both = int((guess & truth).sum())
     either = int(guess.sum()) + int(truth.sum())
     # 2 TP / (2 TP + FP + FN).
@@ -238,7 +237,6 @@ def interval(
     predicted: NDArray[Any],
     target: NDArray[Any],
     resamples: int = 200,
-    seed: int = 0,
 ) -> tuple[float, float] | tuple[None, None]:
     """Interval of 95 % of a score, from samples that are drawn anew with replacement.
 
@@ -250,12 +248,10 @@ def interval(
         Samples along the first axis.
     resamples : int
         How often; 0 gives None.
-    seed : int
-        Of the draws.
     """
     if not resamples:
         return None, None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     found: Floats = np.array(
         [
             score(predicted[drawn], target[drawn])

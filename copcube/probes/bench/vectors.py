@@ -115,9 +115,7 @@ def _of_sample(sample: Sample) -> str:
     return _hashed(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
 
 
-def embedded(
-    dataset: Dataset, encoder: Encoder, folder: str | Path, *, threads: int = _THREADS
-) -> dict[Split, Vectors]:
+def embedded(dataset: Dataset, encoder: Encoder, folder: str | Path) -> dict[Split, Vectors]:
     """Embed the images of a data set, but for those whose vectors lie in the folder.
 
     Images are resized to the task's size as they are stored and normalised afterwards: the
@@ -131,8 +129,6 @@ def embedded(
         What embeds the images; vectors are its pooled feature.
     folder : str or path-like
         Where vectors are kept, of this data set and encoder alone; made if it does not exist.
-    threads : int
-        That read images ahead.
 
     Returns
     -------
@@ -155,7 +151,7 @@ def embedded(
         done = sum(len(dataset.names(split)) for split in SPLITS) - total
         with show(f"{dataset.task.title}, vectors", total + done, "samples", done) as bar:
             for split, parts in missing.items():
-                _embed(dataset, encoder, split, parts, here, threads, bar)
+                _embed(dataset, encoder, split, parts, here, bar)
     return {split: _load(dataset, split, here) for split in SPLITS}
 
 
@@ -182,7 +178,6 @@ def _embed(
     split: Split,
     parts: list[range],
     here: Path,
-    threads: int,
     bar: Bar,
 ) -> None:
     """Embed parts of a split, and write the file of each when it is complete."""
@@ -210,7 +205,7 @@ def _embed(
     # On a CPU one call takes all cores; on a GPU one is computed while others are copied to it.
     streams = encoder.streams if encoder.streams > 1 else 0
     with (
-        closing(map_ahead(read, indices, threads, ahead=2 * threads)) as samples,
+        closing(map_ahead(read, indices, _THREADS, ahead=2 * _THREADS)) as samples,
         closing(map_ahead(encode, _batches(samples, parts, group), streams)) as batches,
     ):
         for part in parts:

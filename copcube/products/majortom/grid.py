@@ -40,8 +40,6 @@ PIXEL = 10.0
 SIDE = 1068
 """Pixels a side of a cell's image."""
 
-_UTM_LATITUDES = (84.0, -80.0)
-
 
 @dataclass(frozen=True)
 class Grid:

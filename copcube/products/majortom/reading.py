@@ -156,13 +156,10 @@ class _Part:
         self._cell_text, self._cell = columns["grid_cell"]
         self._product_text, self._product = columns["product_id"]
         self._time_text, self._time = columns["timestamp"]
-        row, col = self._each("grid_cell", self._cell_text, self._cell, GRID.parse)
-        crs = self._each("utm_crs", *columns["utm_crs"], lambda texts: (codes_of(texts),))
-        self.row, self.col, self.epsg = (
-            row[self._cell],
-            col[self._cell],
-            crs[0][columns["utm_crs"][1]],
-        )
+        row, col = self._each(self._cell_text, self._cell, GRID.parse)
+        self.row, self.col = row[self._cell], col[self._cell]
+        crs_text, crs = columns["utm_crs"]
+        self.epsg = self._each(crs_text, crs, codes_of)[crs]
         self._middles = GRID.centre(row, col)
         self._lat, self._lon = (floats(table.column(f"centre_{axis}")) for axis in ("lat", "lon"))
         self.box = boxes(table.column("pixel_bbox"), path, number)
@@ -172,7 +169,7 @@ class _Part:
             self.box = self.box[:, [1, 0, 3, 2]]
             self.moved = self.box[:, 0] != self.box[:, 1]
 
-    def _each(self, name: str, texts: Any, code: Integers, parse: Any) -> Any:
+    def _each(self, texts: Any, code: Integers, parse: Any) -> Any:
         """Parse the distinct texts of a column; an error names the first row that has it."""
         try:
             return parse(texts)

@@ -97,14 +97,11 @@ def order(cell: Integers, product: Integers, lat: Floats, lon: Floats, box: Inte
         return "right"  # as the central fragment alone: it is its own transpose
     same = (np.diff(cell) == 0) & (np.diff(product) == 0)
     x, y = np.diff(box[:, 0])[same], np.diff(box[:, 1])[same]
-    north, east = np.diff(lat)[same], np.diff(lon)[same]
+    north = np.abs(np.diff(lat)[same])
+    east = np.abs(np.diff(lon)[same] * np.cos(np.radians(lat[1:][same])))
     # Steps of a raster go forward along one side, or back to its beginning on the next line.
-    along_x = (
-        (x > 0) & (y == 0) & (np.abs(east * np.cos(np.radians(lat[1:][same]))) > np.abs(north))
-    )
-    along_y = (
-        (y > 0) & (x == 0) & (np.abs(east * np.cos(np.radians(lat[1:][same]))) < np.abs(north))
-    )
+    along_x = (x > 0) & (y == 0) & (east > north)
+    along_y = (y > 0) & (x == 0) & (east < north)
     next_line = ((x < 0) & (y > 0)) | ((x > 0) & (y < 0))
     if not (along_x | along_y | next_line).all():
         return "unknown"
