@@ -1,5 +1,7 @@
 """The errors copcube raises: one base, and each is also the builtin a caller would catch."""
 
+from collections.abc import Sequence
+
 
 def printable(text: str, *, lines: bool = False) -> str:
     r"""Text as a terminal shows it: what would command the terminal is written out.
@@ -104,6 +106,12 @@ class SpecError(RSEmbedError, ValueError):
 
 class ModelError(RSEmbedError, RuntimeError):
     """A cube cannot answer a request in the manner of rs-embed."""
+
+
+def few(names: Sequence[str], most: int = 5, mark: str = ", ") -> str:
+    """List the first names, and the number of those left out."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return mark.join(names[:most]) + more
 
 
 def in_a_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,7 @@ def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Argument
     def named(arguments: Arguments) -> None:
         from copcube.cube.store import reading
 
-        given = (getattr(arguments, name) for name in inputs)
-        paths = [path for one in given for path in (one if isinstance(one, list) else [one])]
-        with reading(*(path for path in paths if path is not None)):
+        with reading(*_paths(arguments, inputs)):
             run(arguments)
 
     return named
@@ -103,6 +101,11 @@ def inputs(arguments: Arguments) -> list[str]:
     # By whatever name a command calls it: what is read must not be replaced.
     names = ["cube", "basis", "era5", "given", "statics", "stations", "other"]
     names += ["table", "regions", "statistics"]
+    return _paths(arguments, names)
+
+
+def _paths(arguments: Arguments, names: Iterable[str]) -> list[str]:
+    """Paths that some arguments hold, one or a list each; what was not given holds none."""
     given = (getattr(arguments, name, None) for name in names)
     paths = [path for one in given for path in (one if isinstance(one, list) else [one])]
     return [path for path in paths if path is not None]

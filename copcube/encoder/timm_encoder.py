@@ -25,7 +25,7 @@ from copcube.encoder import devices
 from copcube.encoder.streaming import Streaming, attention, widened
 from copcube.encoder.timm_kinds import Kind, TimmSpec
 from copcube.encoder.weights import checksum, read_tensors, seed_of, uniform
-from copcube.errors import OptionError, WeightsError
+from copcube.errors import OptionError, WeightsError, few
 from copcube.files import limits
 from copcube.files.limits import demand
 
@@ -351,10 +351,9 @@ def _matched(path: Path, model: nn.Module) -> dict[str, Tensor]:
         state[name] = own
     if wrong or others:
         problems = [*wrong, *(f"{name} is unknown" for name in others)]
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise WeightsError(
             f"{path}: not the weights of timm's {model.__class__.__name__}: "
-            f"{'; '.join(problems[:4])}{more}; `copcube fetch weights --encoder NAME` brings them"
+            f"{few(problems, 4, '; ')}; `copcube fetch weights --encoder NAME` brings them"
         )
     return state
 

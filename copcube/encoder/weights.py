@@ -12,7 +12,6 @@ import math
 import mmap
 import re
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from torch import Tensor
 from copcube.arguments import one_path
 from copcube.encoder.copernicus_fm import CopernicusFM, Pooling, sincos_grid
 from copcube.encoder.devices import undisturbed
-from copcube.errors import MissingPackageError, OptionError, WeightsError
+from copcube.errors import MissingPackageError, OptionError, WeightsError, few
 from copcube.files import limits
 from copcube.files.contents import refuse_other
 from copcube.files.limits import demand
@@ -213,7 +212,7 @@ def _from_file(path: Path, source: str, sha256: str, pooling: Pooling | None) ->
     if odd := [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]:
         raise WeightsError(
             f"{path}: expected a state dict, tensors by name, plain or under 'model'; found "
-            f"other things under {_few(odd)}; save the state dict alone"
+            f"other things under {few(odd)}; save the state dict alone"
         )
     width, depth = _measure(path, tensors)
     pooling = pooling or ("cls" if "norm.weight" in tensors else "mean")
@@ -260,13 +259,13 @@ def _matched(path: Path, tensors: dict[str, Tensor], model: CopernicusFM) -> dic
     ]
     if missing or unknown or misshapen:
         kinds = {"missing": missing, "unknown": unknown, "of another shape or kind": misshapen}
-        found = "; ".join(f"{len(n)} {kind}: {_few(n)}" for kind, n in kinds.items() if n)
+        found = "; ".join(f"{len(n)} {kind}: {few(n)}" for kind, n in kinds.items() if n)
         raise WeightsError(
             f"{path}: not the tensors of {_title(model.embed_dim, len(model.blocks))}: {found}; "
             f"give the published checkpoint or its state dict"
         )
     if unneeded:
-        log.info("%s: %d tensors not needed: %s", path.name, len(unneeded), _few(unneeded))
+        log.info("%s: %d tensors not needed: %s", path.name, len(unneeded), few(unneeded))
     if identity and model.pooling == "cls":
         log.warning("%s has no norm for the class token: a plain one is used", path.name)
     # Tensors may share their numbers, so that a file may hold many times its bytes.
@@ -399,9 +398,3 @@ def checksum(path: Path, expected: str = _WEIGHTS) -> str:
 
 def _title(width: int, depth: int) -> str:
     return f"Copernicus-FM {SIZES.get((width, depth), f'ViT, {width} wide, {depth} blocks')}"
-
-
-def _few(names: Sequence[str], most: int = 5) -> str:
-    """List the first names, and the number of those left out."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -266,13 +266,11 @@ def open_fields(path: str) -> list["xr.Dataset"]:
     path = without_scheme(path)
     if is_remote(path):
         return _open_address(path)
-    if not Path(path).is_dir():
-        require_file(path, SourceError)
-    if not Path(path).exists():
-        raise MissingFileError(f"{path}: no such file; expected NetCDF, GRIB or a Zarr store")
     if Path(path).is_dir():
         return [_open_zarr(path, path)]
     require_file(path, SourceError)
+    if not Path(path).exists():
+        raise MissingFileError(f"{path}: no such file; expected NetCDF, GRIB or a Zarr store")
     if _form(first_bytes(path), path) == "grib":
         return _open_grib(path, path)
     return [_open_netcdf(path, path)]

@@ -96,6 +96,12 @@ def walk(top: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield folder, folders, files
 
 
+def files_below(top: str | Path) -> Iterator[str]:
+    """Paths of all files below a folder, in any order; raises as `walk`."""
+    for folder, _, names in walk(top):
+        yield from (os.path.join(folder, name) for name in names)
+
+
 def require_open(folder: str) -> None:
     """Check that files in a folder can be reached, beyond their names.
 

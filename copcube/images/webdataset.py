@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.errors import CopcubeError, ImageError, SourceError
+from copcube.errors import CopcubeError, ImageError, SourceError, few
 from copcube.files import limits
 from copcube.files.limits import demand
 from copcube.files.objects import is_remote, listing, sizes
@@ -133,10 +133,9 @@ def _by_name(path: str) -> tuple[str, str]:
 
 
 def _lacking(path: str, names: list[str], missing: list[str]) -> SourceError:
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return SourceError(
         f"{path}: of {len(names)} shards {len(missing)} are missing: "
-        f"{', '.join(os.path.basename(name) for name in missing[:3])}{more}"
+        f"{few([os.path.basename(name) for name in missing], 3)}"
     )
 
 

@@ -23,7 +23,7 @@ from copcube.errors import (
 from copcube.files import limits
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
-from copcube.files.regular import require_file, walk
+from copcube.files.regular import files_below, require_file
 from copcube.products.pixels import Place
 
 if TYPE_CHECKING:
@@ -198,12 +198,8 @@ def find(path: str, ends: Sequence[str]) -> list[str]:
         return [f"{path.rstrip('/')}/{name}" for name in names if not f"/{name}".count("/.")]
     if not os.path.isdir(path):
         return [path] if ends_as(path, ends) and os.path.exists(path) else []
-    return sorted(
-        os.path.join(folder, name)
-        for folder, _, names in walk(path)
-        for name in names
-        if ends_as(name, ends) and not name.startswith(".")
-    )
+    below = (file for file in files_below(path) if ends_as(file, ends))
+    return sorted(file for file in below if not os.path.basename(file).startswith("."))
 
 
 def ends_as(name: str, ends: Sequence[str]) -> bool:

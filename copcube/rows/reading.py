@@ -13,7 +13,7 @@ from copcube.arguments import one_path
 from copcube.dates import is_missing, yyyymmdd
 from copcube.errors import GridError, OptionError, RowsError
 from copcube.files.objects import is_remote, listing, sizes
-from copcube.files.regular import matches, require_file, walk
+from copcube.files.regular import files_below, matches, require_file
 from copcube.modalities import described_in, labels
 from copcube.rows.opening import check_schema, reading_parquet, vector_length
 from copcube.rows.table import COLUMNS, PREFIX, Rows
@@ -46,12 +46,8 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     if local.is_dir():
         _refuse_others(local)
         # A build writes its files under hidden names first.
-        found = [
-            Path(folder, name)
-            for folder, _, names in walk(local)
-            for name in names
-            if name.endswith(".parquet") and not name.startswith(".")
-        ]
+        below = map(Path, files_below(local))
+        found = [p for p in below if p.suffix == ".parquet" and not p.name.startswith(".")]
     else:
         found = [Path(name) for name in matches(str(path))]
     found = sorted(p for p in found if not p.is_dir())

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copcube.arguments import whole_number
+from copcube.arguments import one_of, whole_number
 from copcube.encoder import FrozenEncoder
 from copcube.errors import OptionError, SourceError, in_a_line
 from copcube.files.atomic import atomic_path, writing
@@ -318,8 +318,7 @@ def _check(
             "regression"
         )
     for name, value, allowed in (("head", head, Head), ("which", which, Which)):
-        if value not in get_args(allowed):
-            raise OptionError(f"{name}={value!r}; expected {' or '.join(get_args(allowed))}")
+        one_of(value, name, get_args(allowed))
     if head == "upernet" and which != "four":
         raise OptionError("which='last' is of the linear head; the published one needs four levels")
     if not isinstance(encoder, FrozenEncoder):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.errors import MissingFileError, SourceError
+from copcube.errors import MissingFileError, SourceError, few
 from copcube.grid import STEP, centre, parse_cell
 from copcube.probes.bench.layouts.base import Layout, by_name, days, flags, inside, part
 from copcube.probes.bench.layouts.codes import LC100, to_classes
@@ -62,8 +62,8 @@ class LC100Cls(_Olci):
         labels = by_name(path, 1 + len(self.task.classes), header=True)
         if missing := labels.keys() - files.keys():
             raise SourceError(
-                f"{path}: static_fnames-{split}.csv names no image of {min(missing)}"
-                f"{f' and {len(missing) - 1} more' * (len(missing) > 1)}; unpack the archive again"
+                f"{path}: static_fnames-{split}.csv names no image of {few(sorted(missing), 1)}; "
+                "unpack the archive again"
             )
         return [(name, (files[name], flags(row, path, name))) for name, row in labels.items()]
 
