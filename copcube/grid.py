@@ -23,7 +23,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from copcube.errors import GridError
+from copcube.arguments import number
+from copcube.errors import GridError, OptionError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -278,6 +279,18 @@ def squares(lat: ArrayLike, lon: ArrayLike, side: float) -> tuple[Integers, Inte
     down = (90 - np.asarray(lat, np.float64)) // side
     along = np.asarray(lon, np.float64) % 360 // side
     return down.astype(np.int64), along.astype(np.int64)
+
+
+def require_block(block: object) -> None:
+    """Check that `squares` of this side, in degrees, divide the globe.
+
+    Raises
+    ------
+    OptionError
+        If it is no number, or no side between that of a cell and 90°.
+    """
+    if not STEP <= number(block, "block", " of degrees") <= 90:
+        raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
 
 
 def widest_gap(places: NDArray[np.int64] | NDArray[np.float64], around: float) -> int:

@@ -226,7 +226,7 @@ def test_what_cannot_be_compared():
         (CubeError, "no cell of the lattice in common", cube(lat=LAT - 40), {}),
         (CubeError, "length 8, the second embedding of length 5", a.isel(dim=slice(5)), {}),
         (CubeError, "expected an embedding cube", xr.Dataset(), {}),
-        (OptionError, "n=0", a, {"n": 0}),
+        (OptionError, "n is 0", a, {"n": 0}),
         (OptionError, "metric='angle'", a, {"metric": "angle"}),
         (OptionError, "exclude_km=-1", a, {"exclude_km": -1}),
     ]

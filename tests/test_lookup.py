@@ -123,7 +123,7 @@ def test_questions_without_an_answer():
         (OptionError, "nothing is like it", {"vector": np.zeros(DIM)}),
         (OptionError, "nothing is like it", {"vector": np.full(DIM, np.nan)}),
         (OptionError, "metric='angle'", {"vector": np.ones(DIM), "metric": "angle"}),
-        (OptionError, "n=0", {"vector": np.ones(DIM), "n": 0}),
+        (OptionError, "n is 0", {"vector": np.ones(DIM), "n": 0}),
         (OptionError, "exclude_km=-1", {"vector": np.ones(DIM), "exclude_km": -1}),
         (GridError, "does not reach", {"lat": -50, "lon": 3}),
         (GridError, "beyond a pole", {"lat": 95, "lon": 3}),
@@ -213,7 +213,7 @@ def test_classes_do_not_depend_on_chunks_and_can_be_saved(tmp_path):
 def test_classes_that_cannot_be():
     ds, _ = groups()
     for n in (1, 0, 2.5, True, 40000):
-        with pytest.raises(OptionError, match="n="):
+        with pytest.raises(OptionError, match="n is"):
             cluster(ds, n)
     with pytest.raises(OptionError, match="seed is -1"):
         cluster(ds, 2, seed=-1)

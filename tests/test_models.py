@@ -418,8 +418,8 @@ def test_what_cannot_be_written(tmp_path, statics):
     cases = [
         (OptionError, "no model 'sfno'; expected makani", ds, ".h5", "sfno", {}),
         (OptionError, "makani reads .h5 or .npy", ds, ".nc", "makani", {}),
-        (OptionError, "k=0", ds, ".h5", "makani", {"k": 0}),
-        (OptionError, "k=True", ds, ".h5", "makani", {"k": True}),
+        (OptionError, "k is 0", ds, ".h5", "makani", {"k": 0}),
+        (OptionError, "k is True", ds, ".h5", "makani", {"k": True}),
         (OptionError, "holds 3 components, k=8", ds, ".h5", "makani", {"k": 8}),
         (OptionError, "8 channels: 8 components, or 7", ds, ".npy", "makani", {"k": 9}),
         (OptionError, r"\.h5 takes any number", ds, ".npy", "makani", {"k": 3}),

@@ -338,8 +338,8 @@ def test_pages_that_cannot_be_written(europe, fields, tmp_path):
     bare = fields.drop_vars("explained_variance")
     cases = [
         (OptionError, "ending in .html", lambda: plot.page(fields, tmp_path / "a.htm1")),
-        (OptionError, "k=0", lambda: plot.page(fields, tmp_path / "a.html", k=0)),
-        (OptionError, "k=2.5", lambda: plot.page(fields, tmp_path / "a.html", k=2.5)),
+        (OptionError, "k is 0", lambda: plot.page(fields, tmp_path / "a.html", k=0)),
+        (OptionError, "k is 2.5", lambda: plot.page(fields, tmp_path / "a.html", k=2.5)),
         (OptionError, "has its own", lambda: plot.page(fields, tmp_path / "a.html", basis=fields)),
         (OptionError, "basis of the reduction", lambda: plot.page(bare, tmp_path / "a.html")),
         (

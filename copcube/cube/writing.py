@@ -324,8 +324,8 @@ def _chunks_of_fields(
             held = set((col // width).tolist())
             for j in range(math.ceil(grid.N_LON / width)):
                 some = field[..., j * width : (j + 1) * width]
-                name = array.file((*at, *between, band, j))
-                yield name, partial(array.encode, some) if j in held else None
+                file = array.file((*at, *between, band, j))
+                yield file, partial(array.encode, some) if j in held else None
 
 
 def _fields(

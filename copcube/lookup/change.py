@@ -129,13 +129,13 @@ def change(
         name: {"units": "1", "long_name": text} for name, text in _ATTRS.items()
     }
     if (alike := _same_modalities(*sides)) is not None:
-        fields["same_modalities"] = np.where(np.isfinite(values["distance"]), alike, -1)
+        known = np.where(np.isfinite(values["distance"]), alike, -1)
+        fields["same_modalities"] = known.astype(np.int8)
         attrs["same_modalities"] = {
             "long_name": "whether both vectors are means over the same modalities",
             "flag_values": np.array([-1, 0, 1], np.int8),
             "flag_meanings": "missing no yes",
         }
-        fields["same_modalities"] = fields["same_modalities"].astype(np.int8)
     result = sides[0].on_coordinates(attrs, **fields)
     # Of two selected groups, each has its own label; the result belongs to neither.
     own = [

@@ -8,7 +8,7 @@ from copcube.arguments import whole_number
 from copcube.cube.latlon import first_alike
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError, MissingPackageError, OptionError
+from copcube.errors import CubeError, MissingPackageError
 from copcube.pca.weights import Weights, cell_weights
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def cluster(
     """
     import xarray as xr
 
-    # Labels are int16, hence the bound.
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 2 <= n <= 32767:
-        raise OptionError(f"n={n!r}; expected a number of classes, 2 to 32,767")
+    n = whole_number(n, "n", 2, 32767)  # labels are int16
     seed = whole_number(seed, "seed", 0, 2**32 - 1)
     view = CubeView.of(cube).ungrouped()
     try:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.arguments import whole_number
 from copcube.cube.results import as_result
 from copcube.errors import OptionError
 from copcube.lookahead import map_ahead
@@ -44,8 +45,7 @@ def fit_fragments(fragments: Fragments, k: int | float = 3, *, every: int = 1) -
     OptionError
         If `k` is larger than the rank of the vectors, or a value means nothing.
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise OptionError(f"every={every!r}; expected a whole number, 1 or more")
+    every = whole_number(every, "every", 1)
     moments = Moments.zero(fragments.dim)
 
     def of(x: NDArray[np.float32]) -> Moments:

@@ -30,6 +30,7 @@ from copcube.lookup.similar import (
     check_vector,
     first_apart,
     lengths_of,
+    named,
     scores,
 )
 from copcube.pca.blas import one_thread
@@ -389,7 +390,7 @@ class Fragments:
     def _listed(self, best: Integers, values: NDArray[np.float32], metric: Metric) -> "xr.Dataset":
         import xarray as xr
 
-        name = "distance" if metric == "euclidean" else "similarity"
+        name, attrs = named(metric)
         i = np.searchsorted(self.starts, best, side="right") - 1
         said = [
             said_of_row(self.files[a], int(b))
@@ -401,12 +402,11 @@ class Fragments:
             for key in names
         }
         degrees = {"units": "degrees_north"}, {"units": "degrees_east"}
-        what = f"{'distance of' if name == 'distance' else 'cosine with'} the vector compared with"
         found = xr.Dataset(
             {
                 "place_lat": ("place", self.lat[best], degrees[0]),
                 "place_lon": ("place", self.lon[best], degrees[1]),
-                f"place_{name}": ("place", values, {"units": "1", "long_name": what}),
+                f"place_{name}": ("place", values, attrs),
                 "place_number": ("place", best),
                 "place_row": ("place", best - self.starts[i]),
                 "place_file": ("place", np.array([self.files[a] for a in i], object)),

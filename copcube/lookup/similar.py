@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from copcube.arguments import as_given, number, one_of
+from copcube.arguments import as_given, number, one_of, whole_number
 from copcube.cube.latlon import first_alike
 from copcube.cube.presence import refuse_zeros
 from copcube.cube.results import as_result
@@ -92,9 +92,7 @@ def similar(
     y, x = view.field[view.lat], view.field[view.lon]
     best = best_places(y.values, x.values, sign * values, found, int(n), exclude_km, here)
     i, j = np.unravel_index(best, values.shape)
-    name = "distance" if metric == "euclidean" else "similarity"
-    what = f"{'distance of' if metric == 'euclidean' else 'cosine with'} the vector compared with"
-    attrs = {"units": "1", "long_name": what}
+    name, attrs = named(metric)
     result = xr.Dataset(
         {
             name: ((view.lat, view.lon), values, attrs),
@@ -108,6 +106,14 @@ def similar(
     return as_result(result)
 
 
+def named(metric: Metric) -> tuple[str, dict[str, str]]:
+    """Name and attributes of the scores by a metric."""
+    name, how = "similarity", "cosine with"
+    if metric == "euclidean":
+        name, how = "distance", "distance of"
+    return name, {"units": "1", "long_name": f"{how} the vector compared with"}
+
+
 def check_places(n: object, metric: object, exclude_km: object) -> None:
     """Check the options of a list of places.
 
@@ -117,8 +123,7 @@ def check_places(n: object, metric: object, exclude_km: object) -> None:
         If one of them means nothing.
     """
     one_of(metric, "metric", get_args(Metric))
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise OptionError(f"n={n!r}; expected a number of places, 1 or more")
+    whole_number(n, "n", 1)
     if not 0 <= number(exclude_km, "exclude_km", ", a distance in km") < np.inf:
         raise OptionError(f"exclude_km={exclude_km!r}; expected a distance in km, 0 or more")
 

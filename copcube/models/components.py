@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import whole_number
 from copcube.cube.latlon import LatLon
 from copcube.cube.results import plain_attributes
 from copcube.cube.schema import OF_CUBES_ONLY
@@ -65,18 +66,17 @@ class Components:
         OptionError
             If it has fewer components, or `k` is no whole number of them.
         """
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise OptionError(f"k={k!r}; expected a number of components, 1 or more")
+        k = whole_number(k, "k", 1)
         view = CubeView.of(ds).ungrouped()
         if view.name == "embedding":
-            view = CubeView.of(reduce(ds, int(k)), "pc")
+            view = CubeView.of(reduce(ds, k), "pc")
         elif view.field.shape[-1] < k:
             raise OptionError(
                 f"the reduction holds {view.field.shape[-1]} components, k={k} were asked for; "
                 f"reduce the cube again, to {k} or more"
             )
         require_one_basis(view.dataset)
-        first = view.dataset.isel({view.dim: slice(int(k))})
+        first = view.dataset.isel({view.dim: slice(k)})
         view = CubeView.of(first, "pc")
         laid = LaidOut(view, "era5")
         values = np.zeros((grid.N_LAT, grid.N_LON, laid.dim), np.float32)

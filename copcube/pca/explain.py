@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from copcube.arguments import number, whole_number
+from copcube.arguments import whole_number
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError, OptionError
-from copcube.grid import STEP, Floats, squares
+from copcube.errors import CubeError
+from copcube.grid import Floats, require_block, squares
 from copcube.pca.blas import one_thread
-from copcube.pca.moments import Moments
+from copcube.pca.moments import Moments, mirrored
 from copcube.pca.predictors import Predictors, expanded, slopes
 from copcube.pca.weights import Weights, cell_weights
 
@@ -74,8 +74,7 @@ def explain(
     import xarray as xr
 
     folds = whole_number(folds, "folds", 2)
-    if not STEP <= number(block, "block", " of degrees") <= 90:
-        raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
+    require_block(block)
     view = CubeView.of(fields, "pc")
     names = expanded(statics, 1)
     predictors = Predictors.of(statics, view, names)
@@ -158,8 +157,7 @@ def _demand_enough(parts: list[Moments], coefficients: int) -> None:
 def _swapped(part: Moments, n: int) -> Moments:
     """Moments of vectors whose first n values are put at their end."""
     order = np.roll(np.arange(len(part.mean)), -n)
-    scatter = part.lower + np.tril(part.lower, -1).T
-    lower = np.asfortranarray(np.tril(scatter[np.ix_(order, order)]))
+    lower = np.asfortranarray(np.tril(mirrored(part.lower)[np.ix_(order, order)]))
     return Moments(part.cells, part.weight, part.square, part.mean[order], lower)
 
 
@@ -195,7 +193,7 @@ def _squares(train: Moments, test: Moments, n: int) -> Floats:
     """Weighted sum of squared errors, on the cells of `test`, of the regression on `train`."""
     coefficients = slopes(train, n)
     lower = test.lower
-    predictors = lower[:n, :n] + np.tril(lower[:n, :n], -1).T
+    predictors = mirrored(lower[:n, :n])
     # Σw(y - ŷ)² about the part's own means, and what the means are off by.
     about = (
         np.diag(lower)[n:]

@@ -29,6 +29,11 @@ _LENIENT = np.errstate(over="ignore", invalid="ignore")
 """What overflows ends as a covariance that is not finite, which `Axes.of` refuses."""
 
 
+def mirrored(lower: Floats) -> Floats:
+    """Symmetric matrix of which the lower triangle is given."""
+    return lower + np.tril(lower, -1).T
+
+
 @dataclass
 class Moments:
     """Number, weight, mean and scatter of some vectors.
@@ -96,7 +101,7 @@ class Moments:
         freedom = self.weight - self.square / self.weight
         if self.cells < 2 or freedom <= 0:
             return np.zeros_like(self.lower)
-        return (self.lower + np.tril(self.lower, -1).T) / freedom
+        return mirrored(self.lower) / freedom
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from copcube.cube.schema import labels
 from copcube.cube.view import CubeView, require_dataset
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.grid import Floats
-from copcube.pca.moments import Moments
+from copcube.pca.moments import Moments, mirrored
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -169,7 +169,7 @@ def slopes(joint: Moments, n: int) -> Floats:
     of their standard deviations, is taken.
     """
     lower = joint.lower[:n, :n]
-    scatter = lower + np.tril(lower, -1).T
+    scatter = mirrored(lower)
     scale = np.sqrt(np.diag(scatter))
     scale[scale == 0] = 1  # a constant field explains nothing
     inverse = pinvh(scatter / np.outer(scale, scale), rtol=_COLLINEAR)

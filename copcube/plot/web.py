@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.arguments import one_path
+from copcube.arguments import one_path, whole_number
 from copcube.cube.card import card
 from copcube.cube.caution import caution
 from copcube.cube.view import CubeView, group_labels
@@ -102,10 +102,9 @@ def page(
     """
     if Path(one_path(path, "output")).suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"{path}: expected a name ending in .html")
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise OptionError(f"k={k!r}; expected a number of components, 1 or more")
+    k = whole_number(k, "k", 1)
     out = require_free(path, overwrite, ds, basis)
-    fields = _components(ds, int(k), basis)
+    fields = _components(ds, k, basis)
     cells = _Cells.of(fields)
     packing = int8_packing(cells.values.shape[1], [cells.values])
     codes = np.asarray(packing.pack(cells.values), np.int8)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from copcube.arguments import flag, number, numbers, one_of, whole_number
+from copcube.arguments import flag, numbers, one_of, whole_number
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.files.damage import naming_damage
-from copcube.grid import STEP, Floats
+from copcube.grid import Floats, require_block
 from copcube.pca.blas import one_thread
 from copcube.pca.predictors import Predictors, expanded
 from copcube.probes import sgd
@@ -239,8 +239,7 @@ def _checked(
         ("solver", solver, Solver),
     ):
         one_of(value, name, get_args(allowed))
-    if not STEP <= number(block, "block", " of degrees") <= 90:
-        raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
+    require_block(block)
     given = numbers(shares, "shares", "part")
     if len(given) != 3 or not all(0 < share < np.inf for share in given):
         raise OptionError(

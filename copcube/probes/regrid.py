@@ -129,10 +129,15 @@ def _weights(nodes: Floats, cells: Floats, *, circle: bool) -> tuple[csr_array, 
     return _between(places, index, cells, step, shape), "interpolated"
 
 
-def _nearest(places: Floats, cells: Floats) -> np.ndarray:
+def _around(places: Floats, cells: Floats) -> tuple[np.ndarray, np.ndarray]:
+    """Places to the left and to the right of cells; the outermost two for a cell outside."""
     right = np.clip(np.searchsorted(places, cells), 1, max(len(places) - 1, 1))
     right = np.minimum(right, len(places) - 1)
-    left = np.maximum(right - 1, 0)
+    return np.maximum(right - 1, 0), right
+
+
+def _nearest(places: Floats, cells: Floats) -> np.ndarray:
+    left, right = _around(places, cells)
     return np.where(cells - places[left] <= places[right] - cells, left, right)
 
 
@@ -168,9 +173,7 @@ def _between(
     places: Floats, index: np.ndarray, cells: Floats, step: float, shape: tuple[int, int]
 ) -> csr_array:
     """Linear interpolation; half a step beyond the last node, its own value."""
-    right = np.clip(np.searchsorted(places, cells), 1, max(len(places) - 1, 1))
-    right = np.minimum(right, len(places) - 1)
-    left = np.maximum(right - 1, 0)
+    left, right = _around(places, cells)
     gap = places[right] - places[left]
     inside = (cells >= places[left]) & (cells <= places[right]) & (gap <= _APART * step)
     share = np.divide(cells - places[left], gap, out=np.zeros_like(cells), where=inside & (gap > 0))

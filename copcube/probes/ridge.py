@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from copcube.grid import Floats
 from copcube.pca.blas import one_thread
-from copcube.pca.moments import Moments
+from copcube.pca.moments import Moments, mirrored
 
 PENALTIES = (0.0, *(10.0**power for power in np.arange(-6, 2.5, 0.5)))
 """Strengths among which validation chooses: 0 is least squares, the others are relative to the
@@ -56,8 +56,8 @@ class Part:
     @classmethod
     def of(cls, moments: Moments) -> Self:
         """Take moments of cells of weight 1."""
-        scatter = moments.lower + np.tril(moments.lower, -1).T
-        return cls(moments.cells, moments.mean, np.ascontiguousarray(scatter))
+        scatter = np.ascontiguousarray(mirrored(moments.lower))
+        return cls(moments.cells, moments.mean, scatter)
 
     def variance(self, columns: Indices) -> Floats:
         """Variances of some columns about their means."""

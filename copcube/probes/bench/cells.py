@@ -28,7 +28,7 @@ from copcube.lookahead import map_ahead
 from copcube.lookup.gathering import gathered_vectors
 from copcube.lookup.regions import region
 from copcube.probes.bench.fast import logistic, ridge
-from copcube.probes.bench.metrics import average_precision, fed, interval, metric_of
+from copcube.probes.bench.metrics import SCORES, fed, interval, metric_of
 from copcube.probes.bench.opening import open_dataset
 from copcube.probes.bench.results import Result, Score
 from copcube.probes.bench.running import RESAMPLES, Benched, each
@@ -167,7 +167,7 @@ def score_cells(
         predicted = _predicted(task, found, inputs)
         target = found["test"].target
         metric = fed(metric_of(task), predicted.test, target, task.batch)
-        low, high = interval(_score_of(task), predicted.test, target, resamples)
+        low, high = interval(SCORES[task.kind], predicted.test, target, resamples)
         score = Score(metric.bench, metric.dataset, predicted.validation, low, high)
         details = {
             "places": counts,
@@ -257,7 +257,7 @@ def _under(view: CubeView, places: Sequence[Place]) -> tuple[Integers, Integers,
 
 def _predicted(task: Task, found: Mapping[Split, Cells], inputs: str | None) -> _Predicted:
     """Fit to the training places, choose by those of validation, predict those of the test."""
-    score_of, target = _score_of(task), {split: cells.target for split, cells in found.items()}
+    score_of, target = SCORES[task.kind], {split: cells.target for split, cells in found.items()}
     if inputs is None:
         mean = target["train"].mean(axis=0)
         guess = {split: np.broadcast_to(mean, target[split].shape) for split in SPLITS}
@@ -270,14 +270,6 @@ def _predicted(task: Task, found: Mapping[Split, Cells], inputs: str | None) -> 
     both = ridge(train, validation, np.concatenate([x["val"], x["test"]]))
     first, second = np.split(both.output, [len(x["val"])])
     return _Predicted(second, score_of(first, target["val"]), both.strength)
-
-
-def _score_of(task: Task) -> Any:
-    return average_precision if task.kind == "multilabel" else _rmse
-
-
-def _rmse(predicted: NDArray[Any], target: NDArray[Any]) -> float:
-    return float(np.sqrt(np.mean((predicted - target) ** 2)))
 
 
 def _require(

@@ -199,6 +199,19 @@ def f1(logits: NDArray[Any], target: NDArray[Any]) -> float:
     return 200 * both / either if either else 0.0
 
 
+def root_mean_square(predicted: NDArray[Any], target: NDArray[Any]) -> float:
+    """Root of the mean squared difference, where the target is known."""
+    return float(np.sqrt(np.nanmean((predicted - target) ** 2)))
+
+
+SCORES = {
+    "classification": accuracy,
+    "multilabel": average_precision,
+    "regression": root_mean_square,
+}
+"""Score of all predictions of a kind of task together."""
+
+
 def jaccard(confusion: NDArray[np.int64]) -> float:
     """Mean intersection over union in %, of counts by target and prediction."""
     both = np.diag(confusion)

@@ -18,14 +18,7 @@ from copcube.errors import CopcubeError, OptionError, in_a_line
 from copcube.files.atomic import atomic_path, writing
 from copcube.interchange.cache import cache_folder
 from copcube.probes.bench import fast, official
-from copcube.probes.bench.metrics import (
-    accuracy,
-    average_precision,
-    f1,
-    fed,
-    interval,
-    metric_of,
-)
+from copcube.probes.bench.metrics import SCORES, f1, fed, interval, metric_of
 from copcube.probes.bench.results import EPOCHS, Result, Score, read_results, write_results
 from copcube.probes.bench.samples import SPLITS, Dataset, Split
 from copcube.probes.bench.tasks import Task, find
@@ -153,8 +146,11 @@ def bench(
     own = {one.task.name: one for one in listed if not isinstance(one, str)}
     chosen = [find(one) if isinstance(one, str) else one.task for one in listed]
     options = _Options(
-        *(_seeds(seeds), whole_number(epochs, "epochs", 1), _natural(resamples)),
-        *(levels, flag(keep, "keep")),
+        _seeds(seeds),
+        whole_number(epochs, "epochs", 1),
+        whole_number(resamples, "resamples", 0),
+        levels,
+        flag(keep, "keep"),
     )
     if levels not in get_args(Which):
         raise OptionError(f"levels={levels!r}; expected 'four' or 'last'")
@@ -306,19 +302,8 @@ def _judged(
         validation = found.dataset
     target = vectors["test"].target
     metric = fed(metric_of(task), test, target, task.batch)
-    low, high = interval(_POOLED_SCORES[task.kind], test, target, options.resamples)
+    low, high = interval(SCORES[task.kind], test, target, options.resamples)
     return Score(metric.bench, metric.dataset, validation, low, high)
-
-
-def _root_mean_square(predicted: NDArray[Any], target: NDArray[Any]) -> float:
-    return float(np.sqrt(np.nanmean((predicted - target) ** 2)))
-
-
-_POOLED_SCORES = {
-    "classification": accuracy,
-    "multilabel": average_precision,
-    "regression": _root_mean_square,
-}
 
 
 def _dense(
@@ -374,7 +359,3 @@ def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
         count = whole_number(given, "seeds", 1)
         return tuple(range(FIRST_SEED, FIRST_SEED + count))
     return tuple(whole_number(seed, "seeds", 0) for seed in given)
-
-
-def _natural(given: int) -> int:
-    return whole_number(given, "resamples", 0)
