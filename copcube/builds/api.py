@@ -466,8 +466,9 @@ def _admitted(
         if known is None or known.id != plan.id or folder.begins_anew(plan):
             folder.begin_replacing()
     else:
-        plan = folder.followed(plan, keep_batches=keep_batches, alone=alone)
-        if alone and folder.plan() not in (None, plan):
+        known = folder.plan()
+        plan = folder.followed(plan, known, keep_batches=keep_batches, alone=alone)
+        if alone and known not in (None, plan):
             folder.clear()
     # Others that share the build may be writing what would be swept.
     if alone:

@@ -98,7 +98,9 @@ class BuildFolder:
                 "--overwrite starts anew"
             ) from error
 
-    def followed(self, plan: Plan, *, keep_batches: bool = True, alone: bool = True) -> Plan:
+    def followed(
+        self, plan: Plan, known: Plan | None, *, keep_batches: bool = True, alone: bool = True
+    ) -> Plan:
         """Return the plan to follow: that of the build under way, if it is the one asked for.
 
         A build that has made nothing, such as one of dates without images, is in nobody's way.
@@ -107,6 +109,8 @@ class BuildFolder:
         ----------
         plan : Plan
             What is asked for.
+        known : Plan or None
+            That of the build under way, see `plan`.
         keep_batches : bool
             Whether the batch sizes of the build under way are kept, as nobody asked for others.
         alone : bool
@@ -117,7 +121,7 @@ class BuildFolder:
         BuildError
             If the build under way has other options, or a cube would be replaced unasked.
         """
-        if (known := self.plan()) is not None:
+        if known is not None:
             # The encoder chooses them by the machine, and a build may go on on another.
             same = replace(plan, batch_sizes=known.batch_sizes) if keep_batches else plan
             try:

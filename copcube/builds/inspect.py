@@ -125,7 +125,7 @@ def estimate(
         folder.require_own_cube()
     else:
         plan = folder.followed(
-            plan, keep_batches=chosen.batch_size is None, alone=partitions is None
+            plan, folder.plan(), keep_batches=chosen.batch_size is None, alone=partitions is None
         )
     anew = overwrite and folder.begins_anew(plan)
     done = {} if anew else folder.receipts.done(plan.id, "embed", [p.name for p in listed])
