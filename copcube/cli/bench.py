@@ -169,7 +169,7 @@ def _told(found: "Benched", arguments: Arguments, before: "dict[str, list[Result
 
 
 def _save(path: str, results: "list[Result]", before: "list[Result]") -> None:
-    from copcube.files.atomic import atomic_path
+    from copcube.files.atomic import write_text
     from copcube.probes.bench import bench_table, write_results
 
     form = TABLES.get(Path(path).suffix.lower())
@@ -178,8 +178,7 @@ def _save(path: str, results: "list[Result]", before: "list[Result]") -> None:
         named = {(one.task, one.probe, str(one.provenance)): one for one in [*before, *results]}
         write_results(path, [*named.values()])
     else:
-        with atomic_path(path) as temporary:
-            temporary.write_text(bench_table(results, form), "utf-8")  # type: ignore[arg-type]
+        write_text(path, bench_table(results, form))  # type: ignore[arg-type]
     log.info("%s is done", path)
 
 

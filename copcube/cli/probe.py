@@ -147,7 +147,7 @@ def _print(found: "xr.Dataset") -> None:
 
 
 def _save(found: "xr.Dataset", arguments: Arguments) -> None:
-    from copcube.files.atomic import atomic_path
+    from copcube.files.atomic import write_text
     from copcube.probes import table
 
     out = Path(arguments.out)
@@ -155,8 +155,7 @@ def _save(found: "xr.Dataset", arguments: Arguments) -> None:
     if form is None:
         save_fields(found, arguments)
         return
-    with atomic_path(out) as temporary:
-        temporary.write_text(table(found, form), "utf-8")  # type: ignore[arg-type]
+    write_text(out, table(found, form))  # type: ignore[arg-type]
     log.info("%s is done", out)
 
 

@@ -7,7 +7,6 @@ may be under way, so that one is computed while the next are copied, on a stream
 """
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,8 +27,6 @@ from copcube.modalities import Modality
 
 if TYPE_CHECKING:
     from copcube.encoder.weights import Weights
-
-log = logging.getLogger("copcube")
 
 _MOST_PREPARED = 64
 """Modalities, or sensors of one's own, whose kernels an encoder keeps: up to 13 MB each."""
@@ -97,8 +94,7 @@ class FrozenEncoder(Streaming):
         spec: EncoderSpec | None = None,
     ) -> None:
         self.spec = spec
-        super().__init__(devices.find_device(device))
-        self.dtype = devices.find_dtype(dtype, self.device)
+        super().__init__(device, dtype)
         self._model = weights.model
         if self.device.type != "cpu" or self.dtype != torch.float32:
             self._model = copy.deepcopy(weights.model).to(self.device)
@@ -110,15 +106,7 @@ class FrozenEncoder(Streaming):
                 block.compile(dynamic=True)
         self._language = weights.language
         self._prepared: dict[tuple[Modality, int, int], _Prepared] = {}
-        self._provenance = weights.provenance | {
-            "encoder_dtype": str(self.dtype).removeprefix("torch."),
-            "encoder_device": self.device.type,
-        }
-        if weights.provenance["encoder_trained"] == 0:
-            log.warning(
-                "UNTRAINED WEIGHTS (%s): the numbers mean nothing",
-                weights.provenance["encoder_weights"],
-            )
+        self._note(weights.provenance)
 
     def __reduce__(self) -> tuple[Callable[[], "FrozenEncoder"], tuple[()]]:
         if self.spec is None:
@@ -137,11 +125,6 @@ class FrozenEncoder(Streaming):
     def depth(self) -> int:
         """Number of blocks."""
         return len(self._model.blocks)
-
-    @property
-    def provenance(self) -> dict[str, str | int]:
-        """What must be known of the encoder to make its vectors again."""
-        return dict(self._provenance)
 
     def batch_size(self, modality: str | Modality, size: int) -> int:
         """Images of `size` pixels a side to embed at once, for speed within memory.

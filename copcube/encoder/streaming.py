@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from copcube.encoder import devices
+
 log = logging.getLogger("copcube")
 
 # Not cuDNN's attention, which torch prefers on some GPUs: it plans anew for every thread and
@@ -32,18 +34,39 @@ class Streaming:
 
     Parameters
     ----------
-    device : torch.device
-        Where the model is.
+    device, dtype : str
+        Where and in what precision the model computes, see `copcube.encoder.EncoderSpec`.
+
+    Raises
+    ------
+    OptionError
+        If one of them cannot be had.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: str, dtype: str) -> None:
+        self.device = devices.find_device(device)
+        self.dtype = devices.find_dtype(dtype, self.device)
         self._computing = threading.Lock()
         self._under_way = threading.BoundedSemaphore(self.streams)
         self._copying: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if self.device.type == "cuda":
+            self._copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._fits: dict[tuple[int, ...], int] = {}
+
+    def _note(self, made_by: dict[str, str | int]) -> None:
+        """Note what the encoder is and how it computes; say it aloud if it is untrained."""
+        self._provenance = made_by | {
+            "encoder_dtype": str(self.dtype).removeprefix("torch."),
+            "encoder_device": self.device.type,
+        }
+        if made_by["encoder_trained"] == 0:
+            said = "UNTRAINED WEIGHTS (%s): the numbers mean nothing"
+            log.warning(said, made_by["encoder_weights"])
+
+    @property
+    def provenance(self) -> dict[str, str | int]:
+        """What must be known of the encoder to make its vectors again."""
+        return dict(self._provenance)
 
     @property
     def streams(self) -> int:

@@ -5,7 +5,6 @@ TOM's embedder does otherwise is done: see `copcube.encoder.timm_kinds.TimmSpec`
 """
 
 import hashlib
-import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,8 +27,6 @@ from copcube.encoder.weights import checksum, read_tensors, seed_of, uniform
 from copcube.errors import OptionError, WeightsError, few
 from copcube.files import limits
 from copcube.files.limits import demand
-
-log = logging.getLogger("copcube")
 
 _HEADS = ("fc.", "head.", "mask_token", "text.", "logit_")
 """Beginnings of names of tensors that no vector depends on."""
@@ -65,9 +62,8 @@ class TimmEncoder(Streaming):
 
     @devices.undisturbed()
     def __init__(self, spec: TimmSpec) -> None:
-        super().__init__(devices.find_device(spec.device))
+        super().__init__(spec.device, spec.dtype)
         self.spec, self.kind = spec, spec.kind
-        self.dtype = devices.find_dtype(spec.dtype, self.device)
         model, noted = _loaded(spec)
         self._layout = torch.preserve_format
         if self.kind.architecture.startswith("resnet"):
@@ -90,13 +86,7 @@ class TimmEncoder(Streaming):
             ).reshape(shape)
             for values, fill in ((self.kind.mean, 0.0), (self.kind.std, 1.0))
         )
-        self._provenance: dict[str, str | int] = noted | {
-            "compat": spec.compat or "none",
-            "encoder_dtype": str(self.dtype).removeprefix("torch."),
-            "encoder_device": self.device.type,
-        }
-        if noted["encoder_trained"] == 0:
-            log.warning("UNTRAINED WEIGHTS (%s): the numbers mean nothing", spec.weights)
+        self._note(noted | {"compat": spec.compat or "none"})
 
     def __reduce__(self) -> tuple[Callable[[], "TimmEncoder"], tuple[()]]:
         return self.spec.load, ()
@@ -105,11 +95,6 @@ class TimmEncoder(Streaming):
     def dim(self) -> int:
         """Length of a vector."""
         return self.kind.dim
-
-    @property
-    def provenance(self) -> dict[str, str | int]:
-        """What must be known of the encoder to make its vectors again."""
-        return dict(self._provenance)
 
     def batch_size(self, modality: str, size: int) -> int:
         """Images of `size` pixels a side to embed at once, for speed within memory."""

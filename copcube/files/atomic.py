@@ -151,6 +151,12 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
         _remove(temporary)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, which appears whole or not at all, as with `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
 @contextmanager
 def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Write a folder under a temporary name and move it into place when it is complete.

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copcube.errors import CopcubeError, FetchError, MissingPackageError
-from copcube.files.atomic import atomic_path, writing
+from copcube.files.atomic import write_text, writing
 from copcube.hub.published import (
     CHECKPOINT,
     ENCODERS,
@@ -188,8 +188,7 @@ def _pin(file: Published, found: Fetched) -> None:
     """Note commit and checksum of what was taken of a branch: later, only that is right."""
     pin = _pin_path(file)
     try:
-        with atomic_path(pin) as path:
-            path.write_text(json.dumps({"commit": found.commit, "sha256": found.sha256}))
+        write_text(pin, json.dumps({"commit": found.commit, "sha256": found.sha256}))
         noted = f"noted in {pin}: from now on only this file is taken"
     except OSError as error:  # for instance a cache that belongs to another user
         noted = f"which cannot be noted ({error}): compare them the next time"
@@ -380,8 +379,7 @@ def _write_mark(file: Fetched) -> None:
         "mtime_ns": file.path.stat().st_mtime_ns,
     }
     try:
-        with atomic_path(_mark(file.path)) as path:
-            path.write_text(json.dumps(mark))
+        write_text(_mark(file.path), json.dumps(mark))
     except OSError as error:  # for instance a cache that belongs to another user
         log.debug("%s: cannot be marked as verified (%s)", file.path, error)
 

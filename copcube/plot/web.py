@@ -29,7 +29,7 @@ from copcube.cube.caution import caution
 from copcube.cube.view import CubeView, group_labels
 from copcube.cube.whole import at_once
 from copcube.errors import CubeError, OptionError, printable
-from copcube.files.atomic import atomic_path
+from copcube.files.atomic import write_text
 from copcube.grid import STEP
 from copcube.interchange.packing import Exported, Packer, int8_packing
 from copcube.interchange.replacing import require_free
@@ -133,8 +133,7 @@ def page(
         "computed": _computed(fields, kept),
     }
     html = _document(_title(ds), caution(ds.attrs), about, head, more)
-    with atomic_path(out) as temporary:
-        temporary.write_text(html, "utf-8")
+    write_text(out, html)
     # Packed once more, since components that did not fit have no part in the error.
     packed = int8_packing(kept, [cells.values[:, :kept]])
     packer = Packer(packed)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from copcube.encoder import FrozenEncoder
 from copcube.errors import ImageError, MissingFileError, OptionError, SourceError, in_a_line
-from copcube.files.atomic import atomic_path, writing
+from copcube.files.atomic import atomic_path, write_text, writing
 from copcube.files.processors import available_processors
 from copcube.lookahead import map_ahead
 from copcube.modalities import Modality
@@ -273,8 +273,7 @@ class Cached:
         levels = torch.stack(batch.levels, dim=1).clamp(-_HIGHEST, _HIGHEST).half()
         skipped = self._path(split, start, "skipped.json")
         if lost:
-            with atomic_path(skipped) as temporary:
-                temporary.write_text(json.dumps(lost, indent=1) + "\n", "utf-8")
+            write_text(skipped, json.dumps(lost, indent=1) + "\n")
         # The levels come last: where they are, the part is complete.
         for values, kind in ((batch.target, "target.npy"), (levels, "levels.npy")):
             # A row for every sample, read or not, so that its number says where it lies.

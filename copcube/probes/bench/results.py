@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from copcube.errors import CopcubeError, OptionError, in_a_line
-from copcube.files.atomic import atomic_path
+from copcube.files.atomic import write_text
 from copcube.interchange.metadata import KEY
 from copcube.probes.bench.tasks import METRICS, TASKS
 from copcube.probes.tables import Row, latex, markdown
@@ -146,8 +146,7 @@ def write_results(path: str | Path, results: Sequence[Result]) -> None:
         "results": [_published(one) for one in results],
     }
     text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", "utf-8")
+    write_text(path, text + "\n")
 
 
 def read_results(path: str | Path) -> list[Result]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from copcube.arguments import flag, one_path, whole_number
 from copcube.embedding.encoders import Encoder, Spec
 from copcube.errors import CopcubeError, OptionError, in_a_line
-from copcube.files.atomic import atomic_path, writing
+from copcube.files.atomic import write_text, writing
 from copcube.interchange.cache import cache_folder
 from copcube.probes.bench import fast, official
 from copcube.probes.bench.metrics import SCORES, f1, fed, interval, metric_of
@@ -194,8 +194,7 @@ def run(
     with writing(here):
         here.mkdir(parents=True, exist_ok=True)
     # For people who look into the cache; its names are hashes.
-    with atomic_path(here / "about.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    write_text(here / "about.json", json.dumps(about, indent=1) + "\n")
     vectors: dict[Split, Vectors] = {}
     for name, function, deciding in _protocols(task, probe, options):
         provenance = about | deciding
