@@ -436,6 +436,11 @@ def block_of(grid_id: int) -> Block:
     return Block(row // BLOCK, col // BLOCK)
 
 
+def bands() -> Iterator[slice]:
+    """Rows of every band of blocks, north to south."""
+    return (Block(band, 0).rows for band in range(N_BANDS))
+
+
 def band_blocks(band: int) -> Iterator[Block]:
     """Blocks of one band, west to east."""
     return (Block(band, j) for j in range(N_LON // BLOCK))

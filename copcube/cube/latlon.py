@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 CELL = "cell_degrees"
 """Attribute of averaged fields: the size of their cells in degrees, by latitude and longitude."""
 
-_NAMES = {
-    "latitude": ("lat", "latitude", "lats", "latitudes", "nav_lat"),
-    "longitude": ("lon", "longitude", "lons", "longitudes", "nav_lon"),
-}
 _AXES = {
     "latitude": (
         ("lat", "latitude", "lats", "latitudes"),
@@ -40,6 +36,8 @@ _AXES = {
     ),
 }
 """Names and units (CF 1.11, sections 4.1 and 4.2) by standard name."""
+_NAMES = {axis: (*names, f"nav_{names[0]}") for axis, (names, _) in _AXES.items()}
+"""Names where latitude and longitude run along other dimensions, as in files of NEMO."""
 _REMEDY = "remap it to a regular grid first, such as with cdo remapcon,r1440x721"
 
 

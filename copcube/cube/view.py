@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Part = tuple[Any, ...]
 """Positions along (…, lat, lon): one integer, slice or 1-D array for each dimension."""
 
-_VECTORS = {"embedding": "dim", "pc": "component"}
+LENGTHWISE = {"embedding": "dim", "pc": "component"}
 """Variables that hold vectors, and the usual name of the dimension along them."""
 
 
@@ -81,12 +81,12 @@ class CubeView:
             If a coordinate along latitude or longitude holds no numbers.
         """
         require_dataset(ds, "an embedding cube or its reduction")
-        name: str | None = holds or next((name for name in _VECTORS if name in ds), None)
+        name: str | None = holds or next((name for name in LENGTHWISE if name in ds), None)
         if name is None or name not in ds:
             raise CubeError(_not_there(ds, holds))
         lat, lon = spatial_dims(ds[name])
         others = [dim for dim in ds[name].dims if dim not in (lat, lon)]
-        usual = _VECTORS[name]
+        usual = LENGTHWISE[name]
         along = usual if usual in others else others[0] if len(others) == 1 else None
         if along is None:
             raise CubeError(

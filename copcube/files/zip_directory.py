@@ -12,11 +12,22 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from zipfile import ZIP_STORED, BadZipFile
 
 Read = Callable[[int, int], bytes]
 """Returns the bytes at a position, given the position and how many; fewer at the end."""
+
+
+def reading(file: BinaryIO) -> Read:
+    """Return what reads an open file at any position, for one thread."""
+
+    def read(start: int, length: int) -> bytes:
+        file.seek(start)
+        return file.read(length)
+
+    return read
+
 
 _TAIL = 2048
 """Bytes at the end of an archive that mostly hold the whole directory."""
@@ -140,12 +151,7 @@ def open_directory(path: str) -> Iterator[ZipDirectory]:
         If the file cannot be read.
     """
     with open(path, "rb") as file:
-
-        def read(start: int, length: int) -> bytes:
-            file.seek(start)
-            return file.read(length)
-
-        yield ZipDirectory.of(read, file.seek(0, os.SEEK_END))
+        yield ZipDirectory.of(reading(file), file.seek(0, os.SEEK_END))
 
 
 def _find_directory(tail: bytes, size: int) -> tuple[int, int, int]:

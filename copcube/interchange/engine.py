@@ -15,11 +15,11 @@ from copcube import grid
 from copcube.arguments import without_scheme
 from copcube.cube import schema
 from copcube.cube.results import as_result
+from copcube.cube.view import LENGTHWISE
 from copcube.errors import CubeError
 from copcube.files.objects import is_remote
 from copcube.files.regular import require_file
 from copcube.interchange.geotiff import open_geotiff
-from copcube.interchange.metadata import LENGTHWISE
 from copcube.interchange.netcdf import open_netcdf
 from copcube.interchange.npz import open_npz
 from copcube.interchange.parquet import open_averages

@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 
 from copcube.cube.schema import OF_CUBES_ONLY
-from copcube.cube.view import CubeView
+from copcube.cube.view import LENGTHWISE, CubeView
 from copcube.errors import CubeError
 from copcube.files import limits
 from copcube.files.limits import load_json
 
 KEY = "copcube"
 ORDERS = ("published", "era5")
-LENGTHWISE = {"embedding": "dim", "pc": "component"}
-"""Dimension along the vectors of either variable."""
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,7 @@ class Deflated(Decoded):
             archive.open(self.member) as stream,
         ):
             stream.read(self.skip)
-            for band in range(grid.N_BANDS):
-                rows = grid.Block(band, 0).rows
+            for rows in grid.bands():
                 numbers = np.empty((rows.stop - rows.start, grid.N_LON, self.dim), dtype)
                 _fill(stream, numbers)
                 yield filled_cells(numbers, rows.start, 0, self.packing)

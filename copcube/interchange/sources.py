@@ -91,8 +91,7 @@ class Mapped(MapSource):
         return out
 
     def bands(self) -> Iterator[FilledCells]:  # noqa: D102
-        for band in range(grid.N_BANDS):
-            rows = grid.Block(band, 0).rows
+        for rows in grid.bands():
             yield filled_cells(self._numbers()[rows], rows.start, 0, self.packing)
 
     def _numbers(self) -> NDArray[Any]:
@@ -119,8 +118,7 @@ class Decoded(MapSource):
         return DecodedMap(self.files, self.dim, self.cells).read(rows, cols, dims)
 
     def bands(self) -> Iterator[FilledCells]:  # noqa: D102
-        for band in range(grid.N_BANDS):
-            rows = grid.Block(band, 0).rows
+        for rows in grid.bands():
             vectors = self.read(np.arange(grid.N_LAT)[rows], np.arange(grid.N_LON), slice(None))
             yield filled_cells(vectors, rows.start, 0, Packing(missing=np.nan))
 

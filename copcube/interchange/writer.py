@@ -64,7 +64,7 @@ class LaidOut:
 
     def bands(self) -> Iterator[slice]:
         """Rows of the file, 45 at a time."""
-        return (grid.Block(band, 0).rows for band in range(grid.N_BANDS))
+        return grid.bands()
 
     def cells(self, rows: slice, cols: slice = slice(None)) -> FilledCells:
         """Row and column within a window of all filled cells there, and their vectors."""
