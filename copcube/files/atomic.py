@@ -157,6 +157,12 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
 
 
+def make_folder(path: str | Path) -> None:
+    """Make a folder and those above it that are missing; failures as of `writing`."""
+    with writing(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Write a folder under a temporary name and move it into place when it is complete.

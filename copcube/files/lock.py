@@ -28,7 +28,7 @@ from threading import Event, RLock, Thread
 from typing import Any, Protocol
 
 from copcube.errors import BuildError
-from copcube.files.atomic import atomic_path, writing
+from copcube.files.atomic import atomic_path, make_folder, writing
 
 log = logging.getLogger("copcube")
 
@@ -106,8 +106,7 @@ class LocalLockFiles:
 
     def create(self, name: str, data: bytes) -> None:
         """See `LockFiles`."""
-        with writing(self._path):
-            self._path.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path)
         # Written in one go and small: who reads it half written finds an owner it cannot name.
         with writing(self._path), open(self._path / name, "xb") as file:
             file.write(data)

@@ -13,7 +13,7 @@ from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers
-from copcube.lookup.gathering import gathered_vectors
+from copcube.lookup.gathering import gathered_vectors, placeless
 from copcube.lookup.regions import Region, box_rings, polygon_rings, region
 from copcube.lookup.similar import EARTH_RADIUS
 
@@ -162,7 +162,6 @@ def _nothing(view: CubeView) -> "xr.Dataset":
     """What is said of a region without an answer."""
     import xarray as xr
 
-    kept = {k: c for k, c in view.dataset.coords.items() if not {view.lat, view.lon} & {*c.dims}}
     sizes = [view.field.sizes[dim] for dim in view.lead]
     vector = np.full((*sizes, view.field.sizes[view.dim]), np.nan, view.field.dtype)
     variables: dict[str, Any] = {
@@ -172,7 +171,7 @@ def _nothing(view: CubeView) -> "xr.Dataset":
         "coverage": (view.lead, np.zeros(sizes)),
         "area": ((), np.nan),
     }
-    return xr.Dataset(variables, kept)
+    return xr.Dataset(variables, placeless(view))
 
 
 @naming_damage()
@@ -231,7 +230,7 @@ def _pooled(view: CubeView, found: Region, pooling: Pooling) -> "xr.Dataset":
             ),
             "area": ((), whole * EARTH_RADIUS**2, {"units": "km2", "standard_name": "area"}),
         },
-        {k: c for k, c in view.dataset.coords.items() if not {view.lat, view.lon} & {*c.dims}},
+        placeless(view),
         {**view.dataset.attrs, "pooling": f"{pooling} over cells with a vector, {how}"},
     )
     return as_result(result)

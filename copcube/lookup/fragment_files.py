@@ -63,7 +63,7 @@ def centres(file: str, footprints: Position) -> tuple[Floats, Floats]:
 def said_of_row(file: str, number: int) -> dict[str, str]:
     """What a file says of one row, but for its vector and what is made of it."""
     with rows.reading_parquet(file) as opened:
-        sizes = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
+        sizes = rows.sizes_of_groups(opened.metadata)
         ends = np.cumsum(sizes)
         group = int(np.searchsorted(ends, number, side="right"))
         names = [name for name in _SAID if name in opened.schema_arrow.names]

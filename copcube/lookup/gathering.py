@@ -1,5 +1,6 @@
 """Reading single cells out of a chunked field."""
 
+from collections.abc import Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -72,6 +73,12 @@ def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) ->
     for _ in map_ahead(read, zip(wanted.items(), asked, strict=True), threads):
         pass
     return found
+
+
+def placeless(view: CubeView) -> "dict[Hashable, xr.DataArray]":
+    """Coordinates of a cube that are not along latitude or longitude, which a result keeps."""
+    across = {view.lat, view.lon}
+    return {key: c for key, c in view.dataset.coords.items() if not across & {*c.dims}}
 
 
 def gathered_vectors(

@@ -12,7 +12,7 @@ from copcube.cube.results import as_result, described
 from copcube.cube.view import CubeView, group_labels
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers
-from copcube.lookup.gathering import gathered
+from copcube.lookup.gathering import gathered, placeless
 from copcube.lookup.similar import EARTH_RADIUS
 from copcube.lookup.tables import read_table
 
@@ -125,7 +125,7 @@ def points(
         found[f"cell_{axis}"] = along(degrees, None, attrs)
     for key, values in cells.items():
         found[key] = along(values, view.dataset[key], described(view.dataset[key]))
-    kept = {k: c for k, c in view.dataset.coords.items() if not {view.lat, view.lon} & {*c.dims}}
+    kept = placeless(view)
     # A column of the table may have the name of something in the result.
     taken = {*found, *kept, *view.lead, view.dim}
     own = {**asked.coords, "lat": asked.lat, "lon": asked.lon}

@@ -71,12 +71,11 @@ class Cells:
         """(cell,) steradians."""
         return grid.areas()[self.view.row][self.i]
 
-    def vectors(self, wanted: NDArray[np.bool_]) -> NDArray[Any]:
-        """Vectors of the wanted ones of the cells, in their order, (wanted, dim)."""
-        chosen = np.flatnonzero(wanted)
-        result = np.empty((len(chosen), self.view.field.shape[-1]), self.view.field.dtype)
+    def vectors(self, which: NDArray[np.intp]) -> NDArray[Any]:
+        """Vectors of some cells, (which, dim)."""
+        result = np.empty((len(which), self.view.field.shape[-1]), self.view.field.dtype)
         place = np.full(self.view.field.shape[:2], -1)
-        place[self.i[chosen], self.j[chosen]] = np.arange(len(chosen))
+        place[self.i[which], self.j[which]] = np.arange(len(which))
         for at, read in self._blocks(place):
             result[at] = read
         return result

@@ -164,15 +164,12 @@ def probe(
         ", ".join(target.name for target in targets.targets),
         targets.how,
     )
-    reads = any(one.reads_vectors for one in chosen)
     places = known.lat, known.lon, known.areas
     part_of, unseen = divided(places, seeds, cells, sampling, split, block, shares)
     used = np.flatnonzero((part_of != UNUSED).any(axis=0))
     vectors = None
-    if reads:
-        wanted = np.zeros(len(known.i), bool)
-        wanted[used] = True
-        vectors = known.vectors(wanted)
+    if any(one.reads_vectors for one in chosen):
+        vectors = known.vectors(used)
         # Where images are counted, a user may have masked the vector all the same.
         finite = np.isfinite(vectors).all(axis=1)
         used, vectors = used[finite], vectors[finite]

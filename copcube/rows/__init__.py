@@ -12,6 +12,7 @@ from copcube.rows.opening import (
     embedding_length,
     reading_parquet,
     row_group_sizes,
+    sizes_of_groups,
     vector_length,
 )
 from copcube.rows.reading import distinct, parse_cells, read_provenance, read_rows, rows_files
@@ -38,6 +39,7 @@ __all__ = [
     "repeated",
     "row_group_sizes",
     "rows_files",
+    "sizes_of_groups",
     "to_vectors",
     "vector_length",
 ]

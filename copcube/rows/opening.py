@@ -38,7 +38,12 @@ def row_group_sizes(path: str | Path, columns: Sequence[str] = COLUMNS) -> list[
         If the file is missing or is not parquet.
     """
     with open_parquet(path, columns=columns) as file:
-        return [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        return sizes_of_groups(file.metadata)
+
+
+def sizes_of_groups(footer: "pq.FileMetaData") -> list[int]:
+    """Rows in every row group, as the footer of a file counts them."""
+    return [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
 
 
 def embedding_length(path: str | Path) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from copcube.errors import RowsError
 from copcube.files.objects import is_remote
 from copcube.lookahead import map_ahead
-from copcube.rows.opening import reading_parquet, vector_length, vectors_column
+from copcube.rows.opening import reading_parquet, sizes_of_groups, vector_length, vectors_column
 from copcube.rows.pages import (
     VALUES,
     IrregularError,
@@ -105,7 +105,7 @@ def _blocks(
     number: int,
 ) -> Iterator[tuple[int, Callable[[], NDArray[np.float32]]]]:
     """Number of the first wanted row of each block, and what gives the block's vectors."""
-    sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+    sizes = np.array(sizes_of_groups(file.metadata))
     first, dim = np.cumsum(sizes) - sizes, vector_length(file)
     masks = np.split(wanted, np.cumsum(sizes[list(groups)]))[:-1]
     column = number_of_column(file.metadata, vectors_column(file.schema_arrow))

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from copcube.arguments import one_of, whole_number
 from copcube.encoder import FrozenEncoder
 from copcube.errors import OptionError, SourceError, in_a_line
-from copcube.files.atomic import atomic_path, writing
+from copcube.files.atomic import atomic_path, make_folder
 from copcube.probes.bench.levels import Batch, Cached, Levels, Streamed, Which
 from copcube.probes.bench.metrics import metric_of
 from copcube.probes.bench.official import one_cycle
 from copcube.probes.bench.results import EPOCHS
-from copcube.probes.bench.samples import SPLITS, Dataset, Split
+from copcube.probes.bench.samples import SPLITS, Dataset, Split, divided
 from copcube.probes.bench.tasks import Task
 from copcube.probes.bench.upernet import LinearHead, UPerNet
 from copcube.progress import show
@@ -98,8 +98,7 @@ def score(
             task.title,
         )
     folder = Path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     streamed = Streamed(dataset, encoder, which)
     source: Levels = streamed
     if head == "linear" and levels is not None:
@@ -235,8 +234,7 @@ class Training:
     def scored(self, split: Split) -> dict[str, float]:
         """Score the head on a split, in the order of its list."""
         self.head.eval()
-        n, size = self.sizes[split], self.task.batch
-        batches = [range(a, min(a + size, n)) for a in range(0, n, size)]
+        batches = divided(self.sizes[split], self.task.batch)
         metric = metric_of(self.task)
         for batch in self.levels.batches(split, batches):
             output, target = _enlarged(self.head(batch.levels)[0], batch.target), batch.target

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from copcube.encoder import FrozenEncoder
 from copcube.errors import ImageError, MissingFileError, OptionError, SourceError, in_a_line
-from copcube.files.atomic import atomic_path, write_text, writing
+from copcube.files.atomic import atomic_path, make_folder, write_text
 from copcube.files.processors import available_processors
 from copcube.lookahead import map_ahead
 from copcube.modalities import Modality
 from copcube.probes.bench.augment import Augmentation, Sampling
 from copcube.probes.bench.resizing import resized, resized_labels
-from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split
+from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split, divided
 from copcube.probes.bench.tasks import Task
 from copcube.progress import show
 
@@ -213,8 +213,7 @@ class Cached:
     def __init__(self, source: Streamed, folder: Path) -> None:
         self.width, self.skipped, self.folder = source.width, source.skipped, folder
         self.device = source.encoder.device
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         missing = {split: self._missing(source.dataset, split) for split in SPLITS}
         total = sum(len(part) for parts in missing.values() for part in parts)
         if total:
@@ -252,11 +251,9 @@ class Cached:
 
     def _missing(self, dataset: Dataset, split: Split) -> list[range]:
         """Parts that are not there, or of which samples may have become readable."""
-        count = len(dataset.names(split))
-        parts = (range(a, min(a + _PART, count)) for a in range(0, count, _PART))
         return [
             part
-            for part in parts
+            for part in divided(len(dataset.names(split)), _PART)
             if not self._path(split, part.start, "levels.npy").exists()
             or self._path(split, part.start, "skipped.json").exists()
         ]

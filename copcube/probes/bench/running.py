@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from copcube.arguments import flag, one_path, whole_number
 from copcube.embedding.encoders import Encoder, Spec
 from copcube.errors import CopcubeError, OptionError, in_a_line
-from copcube.files.atomic import write_text, writing
+from copcube.files.atomic import make_folder, write_text
 from copcube.interchange.cache import cache_folder
 from copcube.probes.bench import fast, official
 from copcube.probes.bench.metrics import SCORES, f1, fed, interval, metric_of
@@ -191,8 +191,7 @@ def run(
     task = dataset.task
     about = describe(dataset, encoder)
     here = folder / f"{task.name}-{_key(about)}"
-    with writing(here):
-        here.mkdir(parents=True, exist_ok=True)
+    make_folder(here)
     # For people who look into the cache; its names are hashes.
     write_text(here / "about.json", json.dumps(about, indent=1) + "\n")
     vectors: dict[Split, Vectors] = {}

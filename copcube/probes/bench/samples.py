@@ -72,3 +72,8 @@ class Dataset(Protocol):
 
     def place(self, split: Split, index: int) -> Place:
         """Read what is to be predicted of a sample's place, where the data set knows it."""
+
+
+def divided(count: int, size: int) -> list[range]:
+    """Divide the numbers below a count into ranges of one size, the last of what is left."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

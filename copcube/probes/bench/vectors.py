@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from copcube.embedding.encoders import Encoder
 from copcube.embedding.partition import not_finite
 from copcube.errors import ImageError, MissingFileError, SourceError, in_a_line
-from copcube.files.atomic import atomic_path, writing
+from copcube.files.atomic import atomic_path, make_folder
 from copcube.files.processors import available_processors
 from copcube.lookahead import map_ahead
-from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split
+from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split, divided
 from copcube.probes.bench.tasks import Task
 from copcube.progress import Bar, show
 
@@ -143,8 +143,7 @@ def embedded(dataset: Dataset, encoder: Encoder, folder: str | Path) -> dict[Spl
         If the folder cannot be written.
     """
     here = Path(folder)
-    with writing(here):
-        here.mkdir(parents=True, exist_ok=True)
+    make_folder(here)
     missing = {split: _missing(dataset, split, here) for split in SPLITS}
     total = sum(len(part) for parts in missing.values() for part in parts)
     if total:
@@ -157,8 +156,7 @@ def embedded(dataset: Dataset, encoder: Encoder, folder: str | Path) -> dict[Spl
 
 def _missing(dataset: Dataset, split: Split, here: Path) -> list[range]:
     """Parts of a split without a file, or with samples left out that can be read by now."""
-    count = len(dataset.names(split))
-    parts = (range(start, min(start + _PART, count)) for start in range(0, count, _PART))
+    parts = divided(len(dataset.names(split)), _PART)
     return [part for part in parts if not _is_done(dataset, split, part, here)]
 
 

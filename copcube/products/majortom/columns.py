@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from copcube.errors import RowsError
 from copcube.grid import Floats, Integers
-from copcube.rows import check_vectors, flattened
+from copcube.rows import check_vectors, flattened, sizes_of_groups
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,7 +57,7 @@ def check(schema: "pa.Schema", path: str | Path) -> None:
 
 def numbers(file: "pq.ParquetFile", row_groups: Sequence[int]) -> Integers:
     """Numbers in the file of the rows of some row groups."""
-    sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+    sizes = np.array(sizes_of_groups(file.metadata))
     first = np.cumsum(sizes) - sizes
     ranges = [np.arange(first[g], first[g] + sizes[g]) for g in row_groups]
     return np.concatenate([np.empty(0, np.int64), *ranges])

@@ -33,7 +33,7 @@ from copcube.products.majortom.bands import Band, decode
 from copcube.products.majortom.fragments import Fragmentation
 from copcube.products.majortom.grid import GRID, PIXEL, SIDE, squares
 from copcube.products.majortom.table import Embeddings
-from copcube.rows import reading_parquet, rows_files
+from copcube.rows import reading_parquet, rows_files, sizes_of_groups
 from copcube.selection import Selection
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ class CoreSource:
         except RowsError as error:
             self._require_there(name)
             return [Rejected(name, f"row group {group}", "broken", str(error), number)]
-        first = sum(footer.row_group(g).num_rows for g in range(group))
+        first = sum(sizes_of_groups(footer)[:group])
         found: list[Sample | Rejected] = []
         for i, row in enumerate(table.to_pylist()):
             raw = [row[band] for band in self.fragments.bands]
