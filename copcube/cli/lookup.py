@@ -102,7 +102,6 @@ def _at(arguments: Arguments) -> None:
 
 
 def _points(arguments: Arguments) -> None:
-    from copcube.files.atomic import atomic_path
     from copcube.interchange.replacing import require_free
     from copcube.lookup import points
     from copcube.lookup.points import STATUS
@@ -117,8 +116,7 @@ def _points(arguments: Arguments) -> None:
         lon=arguments.lon,
         method=arguments.method,
     )
-    with atomic_path(out) as temporary:
-        write_table(found, out, temporary)
+    write_table(found, out)
     counts = [int((found.status == n).sum()) for n in range(len(STATUS))]
     told = (f"{n:,} {name}" for n, name in zip(counts, STATUS, strict=True) if n)
     log.info("%s is done: %s", out, ", ".join(told) or "no points")
@@ -126,7 +124,6 @@ def _points(arguments: Arguments) -> None:
 
 def _box(arguments: Arguments) -> None:
     from copcube.cube.view import CubeView
-    from copcube.files.atomic import atomic_path
     from copcube.interchange.replacing import require_free
     from copcube.lookup import box
     from copcube.lookup.boxes import polygons
@@ -148,8 +145,7 @@ def _box(arguments: Arguments) -> None:
         geometries, properties = read_features(arguments.regions)
         found = polygons(cube, geometries, pooling=arguments.pooling).assign_coords(properties)
     if out is not None:
-        with atomic_path(out) as temporary:
-            write_table(found, out, temporary)
+        write_table(found, out)
         log.info("%s is done: %d regions", out, found.sizes["region"])
         return
     names = ["cells", "cells_missing", "coverage", "area"]

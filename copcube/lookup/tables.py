@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from copcube.cube.pointwise import as_points, demand_same_labels
 from copcube.errors import MissingPackageError, OptionError, in_a_line
+from copcube.files.atomic import atomic_path
 from copcube.files.contents import refuse_other
 from copcube.files.limits import rule_out_shortage
 from copcube.files.parquet_pages import demand_local_pages
@@ -353,23 +354,25 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
     return features, properties
 
 
-def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
-    """Write what was found at points or in regions, a row each.
+def write_table(found: "xr.Dataset", path: Path) -> None:
+    """Write what was found at points or in regions, a row each; the file appears whole.
 
     Parameters
     ----------
     found : xarray.Dataset
         Of `copcube.lookup.points.points`, of a table with one dimension, or of
         `copcube.lookup.boxes.polygons`; of a cube without leading dimensions.
-    path, file : Path
-        The name, whose ending is ``.csv`` or ``.parquet``, and the file to write. In parquet the
-        vectors are one column of lists, in CSV a column a value. What parquet has no type for, such
-        as numbers among texts, are texts there.
+    path : Path
+        Its ending is ``.csv`` or ``.parquet``. In parquet the vectors are one column of lists, in
+        CSV a column a value. What parquet has no type for, such as numbers among texts, are texts
+        there.
 
     Raises
     ------
     OptionError
         If the cube has groups.
+    WriteError
+        If the file cannot be written.
     """
     import pandas as pd
     import pyarrow as pa
@@ -405,7 +408,8 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
     if path.suffix == ".csv":
         digits = len(str(vectors.shape[1] - 1))
         values = {f"{name}_{n:0{digits}d}": column for n, column in enumerate(vectors.T)}
-        pd.concat([frame, pd.DataFrame(values)], axis=1).to_csv(file, index=False)
+        with atomic_path(path) as file:
+            pd.concat([frame, pd.DataFrame(values)], axis=1).to_csv(file, index=False)
         return
     for name_of, column in frame.items():
         try:
@@ -416,4 +420,5 @@ def write_table(found: "xr.Dataset", path: Path, file: Path) -> None:
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), found.sizes[along])
     described = {**(table.schema.metadata or {}), b"copcube": b"points"}
     table = table.append_column(name, lists).replace_schema_metadata(described)
-    pq.write_table(table, file, compression="zstd")
+    with atomic_path(path) as file:
+        pq.write_table(table, file, compression="zstd")
