@@ -202,11 +202,7 @@ def cell_at(lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.int64], NDArray[
     >>> [int(i) for i in cell_at(48.1, 11.6)]
     [168, 46]
     """
-    y, x = np.asarray(lat, dtype=np.float64), np.asarray(lon, dtype=np.float64)
-    if not (np.isfinite(y).all() and np.isfinite(x).all()):
-        raise GridError("a point has a coordinate that is not finite; drop such points first")
-    if np.any(np.abs(y) > 90):
-        raise GridError(f"latitude {y[np.abs(y) > 90].flat[0]} lies beyond a pole")
+    y, x = points(lat, lon)
     row = np.floor((90 + STEP / 2 - y) / STEP).astype(np.int64)
     # The modulo comes again at the end: 359.9 rounds up to column 1440, which is column 0.
     col = np.floor((x % 360 + STEP / 2) / STEP).astype(np.int64) % N_LON
@@ -259,6 +255,22 @@ def on_sphere(lat: ArrayLike, lon: ArrayLike) -> Floats:
     """Points of the unit sphere, (…, 3), of degrees north and east."""
     y, x = np.radians(lat), np.radians(lon)
     return np.stack([np.cos(y) * np.cos(x), np.cos(y) * np.sin(x), np.sin(y)], axis=-1)
+
+
+def points(lat: ArrayLike, lon: ArrayLike) -> tuple[Floats, Floats]:
+    """Latitudes and longitudes of points as float64, each of which is a place.
+
+    Raises
+    ------
+    GridError
+        If a latitude lies beyond a pole or a coordinate is not finite.
+    """
+    y, x = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
+    if not (np.isfinite(y).all() and np.isfinite(x).all()):
+        raise GridError("a point has a coordinate that is not finite; drop such points first")
+    if np.any(np.abs(y) > 90):
+        raise GridError(f"latitude {y[np.abs(y) > 90].flat[0]} lies beyond a pole")
+    return y, x
 
 
 def squares(lat: ArrayLike, lon: ArrayLike, side: float) -> tuple[Integers, Integers]:

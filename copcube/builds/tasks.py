@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -366,26 +366,27 @@ class Surveyed:
         Runs of rows, one for each of the first tasks of combining.
     survey : Survey
         What the rows hold.
-    passes : list of slice
-        Passes over the cells that lie in several parts, one for each further task.
     """
 
     aggregation: Aggregation
     parts: list[Part]
     survey: Survey
-    passes: list[slice]
 
     @classmethod
     def of(cls, files: Sequence[str], aggregation: Aggregation) -> "Surveyed":
         """Survey files of rows."""
         runs = parts(files)
-        survey = aggregate.survey(runs, aggregation)
-        return cls(aggregation, runs, survey, aggregate.passes(survey))
+        return cls(aggregation, runs, aggregate.survey(runs, aggregation))
 
     @property
     def labels(self) -> tuple[str, ...]:
         """What cells count: the eight modalities, and other sensors that were selected."""
         return self.aggregation.selection.labels
+
+    @cached_property
+    def passes(self) -> list[slice]:
+        """Passes over the cells that lie in several parts, one for each further task."""
+        return aggregate.passes(self.survey)
 
     def to_json(self) -> bytes:
         """Return bytes that `from_json` reads."""
@@ -411,7 +412,7 @@ class Surveyed:
         survey = Survey(**known | tuples | arrays)
         runs = [Part(p["file"], tuple(p["row_groups"]), p["rows"]) for p in found["parts"]]
         aggregation = Aggregation(**chosen | {"selection": selection})
-        return cls(aggregation, runs, survey, aggregate.passes(survey))
+        return cls(aggregation, runs, survey)
 
 
 _FORM = 2

@@ -86,11 +86,8 @@ def embed_batch(
     ...     images, "s2_toa", lon=[11.6, -70.1], lat=48.1, date=["2021-06-01", "2021-07-11"]
     ... )
     """
-    if encoder is None:
-        from copcube.encoder import EncoderSpec
-
-        encoder = EncoderSpec(weights=weights, device=device, dtype=dtype)
-    model, kind = as_encoder(encoder), modality_of(modality)
+    model = as_encoder(encoder, weights=weights, device=device, dtype=dtype)
+    kind = modality_of(modality)
     require_offset(s2_offset)
     if s2_offset and kind.key != "s2_toa":
         raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {kind.title}")

@@ -114,7 +114,7 @@ class SharedEncoder:
         return _load(self.spec)(modality, pixels, metadata, **options)
 
 
-def as_encoder(given: "Encoder | Spec | str | Path | None") -> Encoder:
+def as_encoder(given: "Encoder | Spec | str | Path | None", **described: Any) -> Encoder:
     """Make an encoder of what a caller gave.
 
     Parameters
@@ -122,6 +122,8 @@ def as_encoder(given: "Encoder | Spec | str | Path | None") -> Encoder:
     given : Encoder, Spec, str, path-like or None
         An encoder, a description of one, what names the weights of Copernicus-FM, or None for
         the published ones.
+    **described
+        How Copernicus-FM is described, as in `copcube.encoder.EncoderSpec`, if nothing is given.
 
     Returns
     -------
@@ -137,7 +139,7 @@ def as_encoder(given: "Encoder | Spec | str | Path | None") -> Encoder:
     if given is None:
         from copcube.encoder import EncoderSpec
 
-        return SharedEncoder(EncoderSpec())
+        return SharedEncoder(EncoderSpec(**described))
     if isinstance(given, str | os.PathLike):
         from copcube.encoder import EncoderSpec
 

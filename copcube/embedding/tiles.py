@@ -129,11 +129,7 @@ def embed(
     >>> images = rioxarray.open_rasterio("T32UPU.tif", chunks=True)     # doctest: +SKIP
     >>> vectors = copcube.embed(images, "s2_toa", date="2024-07-01")    # doctest: +SKIP
     """
-    if encoder is None:
-        from copcube.encoder import EncoderSpec
-
-        encoder = EncoderSpec(weights=weights, device=device, dtype=dtype)
-    model = as_encoder(encoder)
+    model = as_encoder(encoder, weights=weights, device=device, dtype=dtype)
     sensor = _sensor(modality, wavelengths, bandwidths, kernel_size, mean, std)
     size = _tile_size(tile, sensor, tokens)
     if batch_size is not None:

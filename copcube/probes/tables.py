@@ -73,22 +73,21 @@ def grid_of(found: "xr.Dataset", statistic: str | None = None) -> tuple[Row, lis
         Only targets whose name ends so, such as ``mean``.
     """
     _require(found)
-    names = [str(name) for name in found["target"].values]
-    chosen = [n for n, t in enumerate(names) if statistic is None or t.endswith(statistic)]
-    labels, units = found["label"].values, found["unit"].values
-    head = ("input", *(f"{labels[n]} ({units[n] or '1'})" for n in chosen))
+    if statistic is not None:
+        chosen = [str(name).endswith(statistic) for name in found["target"].values]
+        found = found.isel(target=np.flatnonzero(chosen))
+    names, labels, units = ([*map(str, found[k].values)] for k in ("target", "label", "unit"))
+    head = ("input", *(f"{label} ({u or '1'})" for label, u in zip(labels, units, strict=True)))
     mean, spread = found["rmse"].mean("seed").values, found["rmse"].std("seed").values
     rows = []
     for i, name in enumerate(map(str, found["input"].values)):
-        ours = (_cell(mean[i, n], spread[i, n], str(units[n])) for n in chosen)
-        rows.append((name, *ours))
-        rows += _of_paper(name, [names[n] for n in chosen], [str(units[n]) for n in chosen])
-    wanted = [names[n] for n in chosen]
-    rows += _of_paper(published.SATCLIP, wanted, [str(units[n]) for n in chosen])
+        rows.append((name, *map(_cell, mean[i], spread[i], units)))
+        rows += _of_paper(name, names, units)
+    rows += _of_paper(published.SATCLIP, names, units)
     if "embedding_adds" in found:
         adds = found["embedding_adds"].mean("seed").values
         for i, over in enumerate(found["over"].values):
-            shares = (f"{100 * adds[i, n]:.1f} %" for n in chosen)
+            shares = (f"{100 * share:.1f} %" for share in adds[i])
             rows.append((f"embedding adds to {over}", *shares))
     return head, rows
 

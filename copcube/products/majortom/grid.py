@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube.errors import GridError
-from copcube.grid import Floats, Integers
+from copcube.grid import Floats, Integers, points
 from copcube.projecting import projected
 
 if TYPE_CHECKING:
@@ -186,11 +186,7 @@ class Grid:
         GridError
             If a coordinate is not finite or a latitude lies beyond a pole.
         """
-        y, x = np.broadcast_arrays(np.asarray(lat, np.float64), np.asarray(lon, np.float64))
-        if not (np.isfinite(y).all() and np.isfinite(x).all()):
-            raise GridError("a point has a coordinate that is not finite; drop such points first")
-        if np.any(np.abs(y) > 90):
-            raise GridError(f"latitude {y[np.abs(y) > 90].flat[0]} lies beyond a pole")
+        y, x = np.broadcast_arrays(*points(lat, lon))
         row = _below(y, 180.0, self.n_rows)
         # An odd number of rows leaves a gap at one pole and reaches beyond the other.
         row = np.clip(row, self.lowest, self.lowest + self.n_rows - 1)
