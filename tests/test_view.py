@@ -169,6 +169,24 @@ def test_other_dimensions_of_the_dataset_do_not_confuse():
     assert np.array_equal(CubeView.of(ds).filled(), mask)
 
 
+def test_means_over_coarser_cells_are_no_cells_of_the_lattice(tmp_path):
+    # Nodes of 2.5° are nodes of the lattice too: files had one cell of 0.25° for each hundred.
+    ds, _ = small()
+    coarse = xr.Dataset(coords={"lat": np.arange(60, 30, -2.5), "lon": np.arange(0, 20, 2.5)})
+    merged = ds.copembed.merge(coarse)
+    for use in (
+        lambda c: c.to_npz(tmp_path / "a.npz"),
+        lambda c: c.to_parquet(tmp_path / "a.parquet"),
+        lambda c: c.plot.page(tmp_path / "a.html"),
+        lambda c: c.merge(coarse),
+        lambda c: c.compare(ds),
+        lambda c: c.change(merged),
+    ):
+        with pytest.raises(GridError, match=r"cells of 2\.5° × 2\.5°.*expected cells of 0\.25°"):
+            use(merged.copembed)
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_of_a_selection_are_those_selected():
     ds, _ = small(lead=(("season", 3),))
     flags = {"flag_values": [0, 1, 2], "flag_meanings": "DJF MAM JJA"}

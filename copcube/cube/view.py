@@ -171,16 +171,22 @@ class CubeView:
 
     @cached_property
     def _lattice(self) -> tuple[Integers, Integers]:
+        if (size := self.field.attrs.get(CELL)) is not None and max(size) > grid.STEP + grid.NEAR:
+            raise GridError(
+                f"{self.name} holds means over cells of {size[0]:g}° × {size[1]:g}°, as `merge` "
+                "makes them; expected cells of 0.25°: give the dataset from before it was merged "
+                "(netCDF, Zarr and maps that are pictures take cells of any size)"
+            )
         return lattice_index(self.field[self.lat].values, self.field[self.lon].values)
 
     @property
     def row(self) -> Integers:
-        """Row on the lattice of every latitude; GridError if one is no node of it."""
+        """Row on the lattice of every latitude; GridError if the cells are not those of it."""
         return self._lattice[0]
 
     @property
     def col(self) -> Integers:
-        """Column on the lattice of every longitude; GridError if one is no node of it."""
+        """Column on the lattice of every longitude; GridError if the cells are not those of it."""
         return self._lattice[1]
 
     @cached_property
@@ -210,7 +216,7 @@ class CubeView:
         Raises
         ------
         GridError
-            If coordinates are not nodes of the lattice, or one is there twice.
+            If the cells are not those of the lattice, or one is there twice.
         """
         rows = sole_positions(self.row, grid.N_LAT, self.lat)
         return rows, sole_positions(self.col, grid.N_LON, self.lon)
