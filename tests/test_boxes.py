@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyproj
 import pytest
 import shapely
 import xarray as xr
@@ -255,6 +256,7 @@ def test_boxes_that_make_no_sense_are_refused(corners, message):
         ({"type": "Polygon", "coordinates": [[[0, 0], [1, 95], [2, 0]]]}, "a corner that is no"),
         ({"type": "Polygon", "coordinates": [[[0, 0], [1, 5]]]}, "has 2 corners"),
         ({"type": "FeatureCollection", "features": []}, "has 0 features; expected one region"),
+        ({"crs": {"properties": {"name": "EPSG:3035"}}}, "has coordinates of EPSG:3035; expected"),
         (None, "the region is a NoneType"),
     ],
 )
@@ -270,6 +272,21 @@ def test_what_is_no_list_of_polygons_is_refused():
         with pytest.raises(OptionError, match=r"geometries is .*; expected a list of them"):
             polygons(WORLD, one)
     assert polygons(WORLD, iter([square])).status.values.tolist() == ["present"]
+
+
+class Series(list):
+    """What of a series of geopandas is used: shapes in grads, of which 400 make a turn."""
+
+    crs = pyproj.CRS(4807)
+
+    def to_crs(self, crs):
+        return [shapely.transform(shape, lambda x: 0.9 * x) for shape in self]
+
+
+def test_regions_in_no_degrees_are_brought_to_them():
+    square = shapely.box(0, 36, 9, 54)
+    grads = Series([shapely.transform(square, lambda x: x / 0.9)])
+    np.testing.assert_allclose(polygons(WORLD, grads).pc[0], polygon(WORLD, square).pc, rtol=1e-6)
 
 
 def test_the_extent_of_a_region_across_greenwich_is_told():
@@ -339,6 +356,15 @@ def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     assert pd.read_parquet(out).name.tolist() == ["1", "b"]
     assert main(["box", cube, "5", "45", "10", "48"]) == 0
     assert "without a vector" in capsys.readouterr().out
-    for wrong in (["5", "45", "10"], ["5", "48", "10", "45"], ["--regions", str(out)], []):
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3035"}}
+    other = tmp_path / "other.geojson"
+    other.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+    for wrong in (
+        ["5", "45", "10"],
+        ["5", "48", "10", "45"],
+        ["--regions", str(out)],
+        ["--regions", str(other)],
+        [],
+    ):
         assert main(["box", cube, *wrong]) == 1
         assert capsys.readouterr().err.startswith("copcube: ")

@@ -14,7 +14,7 @@ from copcube.errors import CubeError, GridError, OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers
 from copcube.lookup.gathering import gathered_vectors, placeless
-from copcube.lookup.regions import Region, box_rings, polygon_rings, region
+from copcube.lookup.regions import Region, box_rings, in_degrees, polygon_rings, region
 from copcube.lookup.similar import EARTH_RADIUS
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def polygons(
     cube : xarray.Dataset
         As for `box`.
     geometries : iterable
-        Each as for `polygon`.
+        Each as for `polygon`; or a series of geopandas, of any reference system.
     pooling : {"mean", "max"}
         As for `box`.
 
@@ -142,8 +142,10 @@ def polygons(
     if named or not isinstance(geometries, Iterable):
         raise OptionError(
             f"geometries is {as_given(geometries)}; expected a list of them, such as "
-            "collection['features'], or frame.to_crs(4326).geometry of geopandas"
+            "collection['features'], or frame.geometry of geopandas"
         )
+    if hasattr(geometries, "to_crs"):
+        geometries = in_degrees(geometries)
     found: list[xr.Dataset] = []
     for geometry in geometries:
         try:

@@ -81,6 +81,33 @@ def box_rings(west: float, south: float, east: float, north: float) -> list[list
     return [[np.array([[west, south], [east, south], [east, north], [west, north]])]]
 
 
+def in_degrees(geometries: Any) -> Any:
+    """Geometries of geopandas in degrees of WGS 84, whatever their reference system."""
+    crs = geometries.crs
+    if crs is None or crs.equals(grid.WGS84, ignore_axis_order=True):
+        return geometries
+    return geometries.to_crs(grid.WGS84)
+
+
+def require_degrees(found: Mapping[str, Any], what: str) -> None:
+    """Check that GeoJSON names no other reference system, as before RFC 7946 it could.
+
+    Raises
+    ------
+    OptionError
+        If it does.
+    """
+    try:
+        named = str(found["crs"]["properties"]["name"])
+    except (KeyError, TypeError):
+        return
+    if not named.endswith(("CRS84", ":4326")):
+        raise OptionError(
+            f"{what} has coordinates of {named}; expected longitudes and latitudes of WGS 84, "
+            "as `ogr2ogr -t_srs EPSG:4326 -lco RFC7946=YES` writes them"
+        )
+
+
 def polygon_rings(geometry: Any) -> list[list[Floats]]:
     """Rings of polygons, each the outer one first, unwrapped.
 
@@ -93,14 +120,18 @@ def polygon_rings(geometry: Any) -> list[list[Floats]]:
     Raises
     ------
     OptionError
-        If it is none, or has no area.
+        If it is none, or has no area, or is in no degrees.
     """
+    if hasattr(geometry, "to_crs"):
+        geometry = in_degrees(geometry)
     found = getattr(geometry, "__geo_interface__", geometry)
     if isinstance(found, str):
         try:
             found = json.loads(found)
         except ValueError:
             found = None
+    if isinstance(found, Mapping):
+        require_degrees(found, "the region")
     while isinstance(found, Mapping) and found.get("type") in ("Feature", "FeatureCollection"):
         features = found.get("features", [found])
         if not isinstance(features, list) or len(features) != 1:

@@ -16,7 +16,8 @@ from copcube.files.contents import refuse_other
 from copcube.files.limits import rule_out_shortage
 from copcube.files.parquet_pages import demand_local_pages
 from copcube.files.regular import open_regular
-from copcube.grid import WGS84, Floats
+from copcube.grid import Floats
+from copcube.lookup.regions import in_degrees, require_degrees
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,9 +197,7 @@ def _ungeometric(frame: Any) -> "pd.DataFrame":
     """Turn a frame of point geometries into one with columns of degrees."""
     import pandas as pd
 
-    geometry = frame.geometry
-    if geometry.crs is not None and not geometry.crs.equals(WGS84, ignore_axis_order=True):
-        geometry = geometry.to_crs(WGS84)
+    geometry = in_degrees(frame.geometry)
     points = (geometry.geom_type == "Point").to_numpy() & ~geometry.is_empty.to_numpy()
     if len(geometry) and not (points | geometry.isna().to_numpy() | geometry.is_empty).any():
         raise OptionError(
@@ -330,7 +329,7 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
     Raises
     ------
     OptionError
-        If it is no GeoJSON.
+        If it is no GeoJSON, or its coordinates are not longitudes and latitudes of WGS 84.
     """
     if not Path(path).exists():
         raise OptionError(f"{path}: no such file")
@@ -344,6 +343,7 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
     features = content.get("features", [content]) if isinstance(content, dict) else None
     if not isinstance(features, list) or not features:
         raise OptionError(f"{path}: no GeoJSON with features")
+    require_degrees(content, path)
     found = [f.get("properties") or {} if isinstance(f, dict) else {} for f in features]
     properties = {}
     for name in dict.fromkeys(key for one in found for key in one):
