@@ -222,6 +222,19 @@ def test_nodata_becomes_nan_and_nothing_but_nodata_is_empty(tmp_path):
     assert "s2_toa 0772176_-96.00_44.00 0865831_-95.92_43.96 20201002" in rejected[0].reason
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_a_nodata_value_of_0_needs_all_bands_in_whole_numbers(tmp_path, dtype):
+    pixels = drawn("s1_grd").astype(dtype)
+    pixels[0, :5] = pixels[:, 5:9] = 0
+    write(tmp_path / place("s1_grd"), pixels, nodata=0)
+    (image,), _ = read(open_source(tmp_path))
+    expected = pixels.astype(np.float32)
+    expected[:, 5:9] = np.nan
+    if dtype == "float32":
+        expected[0, :5] = np.nan
+    np.testing.assert_array_equal(image.pixels, expected)
+
+
 def test_counts_below_zero_may_be_nodata(tmp_path):
     pixels = drawn("s2_toa").astype(np.int16)
     pixels[:, :5] = -9999

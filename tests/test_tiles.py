@@ -638,14 +638,16 @@ def test_declared_nodata_is_no_data():
     assert np.isnan(result[0, 1]).all()
 
 
-def test_a_single_band_of_zero_is_dark_not_missing():
-    images = utm(224, 224)
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_single_band_of_zero_is_dark_in_whole_numbers_and_else_missing(dtype):
+    images = (utm(224, 224) % 100).astype(dtype)
     images.values[0, 0, :2] = 0
     images.values[1, 0, 1] = 0
     stub = Stub()
     embed(images.rio.write_nodata(0), "s1_grd", encoder=stub, date="2021-06-01")
     ((_, pixels, _),) = stub.calls
-    assert pixels[0, 0, 0, 0] == 0
+    assert pixels[0, 0, 0, 0] == 0 if dtype == "uint16" else np.isnan(pixels[0, 0, 0, 0])
+    assert np.isfinite(pixels[0, 1, 0, 0])
     assert np.isnan(pixels[0, :, 0, 1]).all()
 
 

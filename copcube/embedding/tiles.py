@@ -25,7 +25,7 @@ from copcube.embedding.georeference import Georeference, tile_metadata
 from copcube.embedding.partition import not_finite
 from copcube.errors import OptionError
 from copcube.images.sensors import Given, modality_of
-from copcube.images.tensor_form import has_valid_pixel, mend, unwrapped
+from copcube.images.tensor_form import declared_missing, has_valid_pixel, mend, unwrapped
 from copcube.images.units import remedy, strange, without_offset
 from copcube.modalities import MODALITIES, Modality
 
@@ -395,9 +395,7 @@ def _valid_tiles(
         with np.errstate(over="ignore"):
             image = unwrapped(images[index], sensor).astype(np.float32)
         if nodata is not None and np.isfinite(nodata):
-            missing = images[index] == nodata
-            # A single dark band may well be 0; a pixel that is 0 in all of them is a hole.
-            image[missing if nodata != 0 else missing & missing.all(axis=0)] = np.nan
+            image[declared_missing(images[index], nodata, sensor)] = np.nan
         if has_valid_pixel(image, sensor):
             image = without_offset(mend(image, sensor)[0], task.s2_offset)
             if (what := strange(image, sensor)) and task.once():

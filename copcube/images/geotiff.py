@@ -38,7 +38,7 @@ from copcube.images.naming import (
     is_inside,
     to_stored,
 )
-from copcube.images.tensor_form import to_tensor_form
+from copcube.images.tensor_form import declared_missing, to_tensor_form
 from copcube.modalities import Modality
 from copcube.selection import Selection
 
@@ -392,8 +392,8 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     """Pixels (bands, rows, columns) of a GeoTIFF in the stored dtype of a modality.
 
     Bands are found by their descriptions, if they have any, and rows and columns by the
-    transform. Values equal to the file's nodata value, and pixels that its mask excludes, become
-    NaN, in integers 0; scales and offsets that it declares are applied, but to Sentinel-2's counts.
+    transform. What the file's nodata value (`declared_missing`) or its mask excludes becomes NaN,
+    in counts of Sentinel-2 0; scales and offsets that it declares are applied to all but these.
 
     Raises
     ------
@@ -424,7 +424,7 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
             itemsize = np.dtype(raster.dtypes[0]).itemsize
             needed = 2 * raster.count * raster.height * raster.width * itemsize
             pixels = raster.read(None if in_order else [place + 1 for place in places])
-            missing = _missing(raster, pixels)
+            missing = _missing(raster, pixels, modality)
             if missing is not None:
                 missing = _north_up(missing, raster.transform)
             pixels = _north_up(pixels, raster.transform)
@@ -446,15 +446,12 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     return np.asarray(pixels)
 
 
-def _missing(raster: Any, pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
+def _missing(raster: Any, pixels: NDArray[Any], modality: Modality) -> NDArray[np.bool_] | None:
     """Which pixels of an open raster, as they are stored, hold no data; None if all do."""
     from rasterio.enums import MaskFlags
 
-    missing, nodata = None, raster.nodata
-    # In whole numbers 0 stays what it is.
-    if nodata is not None and (nodata or pixels.dtype.kind == "f"):
-        with np.errstate(over="ignore"):
-            missing = pixels == (pixels.dtype.type(nodata) if pixels.dtype.kind == "f" else nodata)
+    nodata = raster.nodata
+    missing = None if nodata is None else declared_missing(pixels, nodata, modality)
     if any(MaskFlags.per_dataset in flags for flags in raster.mask_flag_enums):
         outside = raster.dataset_mask()[None] == 0
         missing = outside if missing is None else missing | outside

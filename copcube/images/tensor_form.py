@@ -149,6 +149,19 @@ def has_valid_pixel(pixels: NDArray[Any], modality: Modality) -> bool:
     return False
 
 
+def declared_missing(pixels: NDArray[Any], nodata: float, modality: Modality) -> NDArray[np.bool_]:
+    """Which pixels of an image (bands, rows, columns), as it is stored, equal its nodata value.
+
+    A nodata value of 0 means pixels that are 0 in every band, since a single dark band may well
+    be 0, in whole numbers and where 0 in every band means no data anyhow.
+    """
+    with np.errstate(over="ignore"):
+        equal = pixels == (pixels.dtype.type(nodata) if pixels.dtype.kind == "f" else nodata)
+    if nodata == 0 and (pixels.dtype.kind != "f" or modality.zero_is_missing):
+        equal &= equal.all(axis=0)
+    return np.asarray(equal)
+
+
 def _resized(rows: int, cols: int, size: int) -> tuple[int, int]:
     """Rows and columns once the shorter side is ``size``; the longer one is truncated.
 
