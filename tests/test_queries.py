@@ -86,6 +86,27 @@ def test_an_image_of_the_source_finds_itself(small, rows):
         assert float(found.place_similarity[1]) < 1 - 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+def test_what_the_mask_of_a_file_excludes_is_not_seen(small, rows, tmp_path, dtype):
+    pixels = np.random.default_rng(0).integers(1, 9000, (13, 264, 264)).astype(dtype)
+    options = {"modality": "s2_toa", "date": "2021-06-01", "encoder": small / "weights.pth"}
+    found = []
+    for masked in (True, False):
+        pixels[:, :100] = 30_000 if masked else 0
+        path = tmp_path / f"{masked}.tif"
+        grid = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 6e5, 0, -10, 5e6)}
+        profile = {"count": 13, "height": 264, "width": 264, "dtype": dtype, **grid}
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(path, "w", driver="GTiff", **profile) as raster,
+        ):
+            raster.write(pixels)
+            if masked:
+                raster.write_mask(pixels[0] != 30_000)
+        found.append(image_vector(path, rows.about, rows.dim, **options))
+    np.testing.assert_array_equal(*found)
+
+
 def test_an_image_elsewhere_is_embedded_as_by_embed(small, rows, tmp_path):
     file = next(f for f in sorted((small / "images").rglob("*.tif")) if "s2" in str(f))
     loose = tmp_path / "field.tif"

@@ -38,7 +38,7 @@ from copcube.images.naming import (
     is_inside,
     to_stored,
 )
-from copcube.images.tensor_form import declared_missing, to_tensor_form
+from copcube.images.tensor_form import declared_missing, masked_out, to_tensor_form
 from copcube.modalities import Modality
 from copcube.selection import Selection
 
@@ -339,11 +339,14 @@ def _runs(cells: list[int], files: dict[int, list[tuple[Order, str]]]) -> Iterat
 def open_raster(path: str | Path) -> "xr.DataArray":
     """Open a GeoTIFF of any kind, (band, y, x), of which pixels are read when they are needed.
 
+    What its mask excludes has its nodata value, which is NaN or 0 if it declares none.
+
     Raises
     ------
     ImageError
         If it is not there, or is no readable GeoTIFF.
     """
+    import rasterio
     import rioxarray
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
@@ -354,11 +357,18 @@ def open_raster(path: str | Path) -> "xr.DataArray":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             # GDAL's other drivers are kept out: some of them open what a file names.
-            return rioxarray.open_rasterio(path, driver="GTiff")  # type: ignore[return-value]
+            with rasterio.open(path, driver="GTiff") as raster:
+                outside = masked_out(raster)
+            images: Any = rioxarray.open_rasterio(path, driver="GTiff")
     except RasterioError as error:
         limits.rule_out_shortage(error)
         refuse_other(path, ("tiff",), "a GeoTIFF", ImageError)
         raise ImageError(f"{path}: not a readable GeoTIFF ({in_a_line(error)})") from error
+    if outside is not None:
+        missing = np.nan if images.dtype.kind == "f" else 0
+        missing = missing if images.rio.nodata is None else images.rio.nodata
+        images = images.chunk("auto").where(~outside, missing).rio.write_nodata(missing)
+    return images  # type: ignore[no-any-return]
 
 
 def _raw(path: str) -> bytes:
@@ -448,14 +458,9 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
 
 def _missing(raster: Any, pixels: NDArray[Any], modality: Modality) -> NDArray[np.bool_] | None:
     """Which pixels of an open raster, as they are stored, hold no data; None if all do."""
-    from rasterio.enums import MaskFlags
-
-    nodata = raster.nodata
+    nodata, outside = raster.nodata, masked_out(raster)
     missing = None if nodata is None else declared_missing(pixels, nodata, modality)
-    if any(MaskFlags.per_dataset in flags for flags in raster.mask_flag_enums):
-        outside = raster.dataset_mask()[None] == 0
-        missing = outside if missing is None else missing | outside
-    return missing
+    return outside if missing is None else missing if outside is None else missing | outside
 
 
 def _north_up(pixels: NDArray[Any], transform: "Affine") -> NDArray[Any]:

@@ -279,7 +279,7 @@ def _middle(images: "xr.DataArray", sensor: Modality, size: int, name: str) -> "
             "least, which the encoder sees"
         )
     y, x = ((side - size) // 2 for side in (rows, cols))
-    return whole[y : y + size, x : x + size]
+    return whole[y : y + size, x : x + size].compute()
 
 
 # The encoders of Major TOM.
