@@ -460,7 +460,9 @@ def _missing(raster: Any, pixels: NDArray[Any], modality: Modality) -> NDArray[n
     """Which pixels of an open raster, as they are stored, hold no data; None if all do."""
     nodata, outside = raster.nodata, masked_out(raster)
     missing = None if nodata is None else declared_missing(pixels, nodata, modality)
-    return outside if missing is None else missing if outside is None else missing | outside
+    if missing is None or outside is None:
+        return outside if missing is None else missing
+    return missing | outside
 
 
 def _north_up(pixels: NDArray[Any], transform: "Affine") -> NDArray[Any]:
