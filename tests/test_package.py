@@ -26,7 +26,7 @@ ALLOWED = {  # third-party package → modules that may import it
     "rasterio": {
         *("images.geotiff", "images.sample.raster", "images.sample.writing"),
         *("interchange.geotiff", "products.geotiff", "probes.bench.layouts.rasters"),
-        *("products.majortom.bands", "products.majortom.core_sample"),
+        *("products.majortom.bands", "products.majortom.core_sample", "lookup.queries"),
     },
     "zarr": {
         *("cube", "files.objects.stores", "interchange.cache", "models.weathergenerator"),

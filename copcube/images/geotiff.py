@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import CopcubeError, ImageError, OptionError, SourceError, in_a_line
+from copcube.errors import CopcubeError, ImageError, OptionError, SourceError
 from copcube.files import limits
-from copcube.files.contents import HEAD, other_than, refuse_other
+from copcube.files.contents import HEAD, other_than
 from copcube.files.limits import demand
-from copcube.files.regular import open_regular, require_file, require_open
+from copcube.files.regular import open_regular, require_open
 from copcube.images.bands import order
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.listing import listed
@@ -38,12 +38,11 @@ from copcube.images.naming import (
     is_inside,
     to_stored,
 )
-from copcube.images.tensor_form import declared_missing, masked_out, to_tensor_form
+from copcube.images.tensor_form import declared_missing, to_tensor_form
 from copcube.modalities import Modality
 from copcube.selection import Selection
 
 if TYPE_CHECKING:
-    import xarray as xr
     from affine import Affine
 
 _DEPTH = 4
@@ -336,41 +335,6 @@ def _runs(cells: list[int], files: dict[int, list[tuple[Order, str]]]) -> Iterat
 # The raster.
 
 
-def open_raster(path: str | Path) -> "xr.DataArray":
-    """Open a GeoTIFF of any kind, (band, y, x), of which pixels are read when they are needed.
-
-    What its mask excludes has its nodata value, which is NaN or 0 if it declares none.
-
-    Raises
-    ------
-    ImageError
-        If it is not there, or is no readable GeoTIFF.
-    """
-    import rasterio
-    import rioxarray
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
-
-    require_file(path, ImageError)
-    if not os.path.exists(path):
-        raise ImageError(f"{path}: no such file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            # GDAL's other drivers are kept out: some of them open what a file names.
-            with rasterio.open(path, driver="GTiff") as raster:
-                outside = masked_out(raster)
-            images: Any = rioxarray.open_rasterio(path, driver="GTiff")
-    except RasterioError as error:
-        limits.rule_out_shortage(error)
-        refuse_other(path, ("tiff",), "a GeoTIFF", ImageError)
-        raise ImageError(f"{path}: not a readable GeoTIFF ({in_a_line(error)})") from error
-    if outside is not None:
-        missing = np.nan if images.dtype.kind == "f" else 0
-        missing = missing if images.rio.nodata is None else images.rio.nodata
-        images = images.chunk("auto").where(~outside, missing).rio.write_nodata(missing)
-    return images  # type: ignore[no-any-return]
-
-
 def _raw(path: str) -> bytes:
     """Bytes of a file, which are no more than any image has.
 
@@ -463,6 +427,15 @@ def _missing(raster: Any, pixels: NDArray[Any], modality: Modality) -> NDArray[n
     if missing is None or outside is None:
         return outside if missing is None else missing
     return missing | outside
+
+
+def masked_out(raster: Any) -> NDArray[np.bool_] | None:
+    """Which pixels (1, rows, columns) the mask of an open raster excludes; None without one."""
+    from rasterio.enums import MaskFlags
+
+    if any(MaskFlags.per_dataset in flags for flags in raster.mask_flag_enums):
+        return np.asarray(raster.dataset_mask()[None] == 0)
+    return None
 
 
 def _north_up(pixels: NDArray[Any], transform: "Affine") -> NDArray[Any]:

@@ -162,15 +162,6 @@ def declared_missing(pixels: NDArray[Any], nodata: float, modality: Modality) ->
     return np.asarray(equal)
 
 
-def masked_out(raster: Any) -> NDArray[np.bool_] | None:
-    """Which pixels (1, rows, columns) the mask of an open raster excludes; None without one."""
-    from rasterio.enums import MaskFlags
-
-    if any(MaskFlags.per_dataset in flags for flags in raster.mask_flag_enums):
-        return np.asarray(raster.dataset_mask()[None] == 0)
-    return None
-
-
 def _resized(rows: int, cols: int, size: int) -> tuple[int, int]:
     """Rows and columns once the shorter side is ``size``; the longer one is truncated.
 

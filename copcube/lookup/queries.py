@@ -5,6 +5,7 @@ build gives it the images of its source, so that an image of that source finds i
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from copcube.errors import (
     OptionError,
     in_a_line,
 )
+from copcube.files.contents import refuse_other
+from copcube.files.limits import rule_out_shortage
+from copcube.files.regular import require_file
 from copcube.hub.published import CHECKPOINTS
 from copcube.images import Partition, Rejected
 from copcube.images.naming import folder_of, folders_of, from_path
@@ -259,9 +263,42 @@ def _in_tree(
 
 
 def _opened(image: "str | Path | xr.DataArray") -> "xr.DataArray":
-    from copcube.images.geotiff import open_raster
+    """Open a GeoTIFF from anywhere, (band, y, x), of which pixels are read when they are needed.
 
-    return open_raster(image) if isinstance(image, str | Path) else image
+    What its mask excludes has its nodata value, which is NaN or 0 if it declares none.
+
+    Raises
+    ------
+    ImageError
+        If it is not there, or is no readable GeoTIFF.
+    """
+    import rasterio
+    import rioxarray
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    from copcube.images.geotiff import masked_out
+
+    if not isinstance(image, str | Path):
+        return image
+    require_file(image, ImageError)
+    if not os.path.exists(image):
+        raise ImageError(f"{image}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            # GDAL's other drivers are kept out: some of them open what a file names.
+            with rasterio.open(image, driver="GTiff") as raster:
+                outside = masked_out(raster)
+            images: Any = rioxarray.open_rasterio(image, driver="GTiff")
+    except RasterioError as error:
+        rule_out_shortage(error)
+        refuse_other(image, ("tiff",), "a GeoTIFF", ImageError)
+        raise ImageError(f"{image}: not a readable GeoTIFF ({in_a_line(error)})") from error
+    if outside is not None:
+        missing = np.nan if images.dtype.kind == "f" else 0
+        missing = missing if images.rio.nodata is None else images.rio.nodata
+        images = images.chunk("auto").where(~outside, missing).rio.write_nodata(missing)
+    return images  # type: ignore[no-any-return]
 
 
 def _middle(images: "xr.DataArray", sensor: Modality, size: int, name: str) -> "xr.DataArray":
