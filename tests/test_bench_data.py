@@ -153,6 +153,7 @@ def test_unknown_tasks_name_the_known_ones():
 # What all have in common
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_samples_have_the_form_that_the_task_says(bench, name):
     task = find(name)
@@ -190,6 +191,7 @@ def test_samples_have_the_form_that_the_task_says(bench, name):
                 assert set(np.unique(target)) <= {*range(len(task.classes)), task.ignore}
 
 
+@pytest.mark.slow
 def test_metadata_are_unknown_where_the_data_say_nothing(bench):
     for name in TASKS:
         unknown = np.isnan(open_dataset(find(name), bench).read("val", 0).metadata[0])
@@ -226,6 +228,7 @@ def test_true_areas_follow_from_the_resizing(name, shape, gsd, km2):
     assert true_area(find(name), shape, gsd) == pytest.approx(km2, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_area_is_chosen_by_name(bench):
     areas = [
         open_dataset(find("aq-no2-s5p"), bench, area=area).read("test", 0).metadata[0, 3]
@@ -460,6 +463,7 @@ def test_lcz_file_of_h5py_is_read(tmp_path):
         assert np.isnan(sample.metadata[0, :3]).all()
 
 
+@pytest.mark.slow
 def test_threads_read_one_lcz_file(bench):
     data = open_dataset(find("lcz-s2"), bench)
     expected = [data.read("train", i).images[0].sum() for i in range(2)]
@@ -588,6 +592,7 @@ def test_classes_of_the_sample_can_be_told_apart(tmp_path, name):
     assert (found == right).mean() > 0.7
 
 
+@pytest.mark.slow
 def test_targets_of_the_sample_follow_the_image(bench):
     sample = open_dataset(find("aq-o3-s5p"), bench).read("train", 0)
     known = ~np.isnan(sample.target)

@@ -518,6 +518,7 @@ def test_broken_images_are_recorded_and_skipped(images, tmp_path):
         build(images, tmp_path / "strict.zarr", encoder=StubEncoder(), strict=True)
 
 
+@pytest.mark.slow
 def test_nothing_left_to_build(images, tmp_path):
     out = tmp_path / "w.zarr"
     options = {"encoder": StubEncoder(), "modalities": ["s5p_co"]}

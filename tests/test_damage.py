@@ -97,6 +97,7 @@ def test_every_damaged_chunk_is_found_by_name(world, tmp_path, kind, by):
     assert cube.damaged(path) == problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["n_images", "spread", "n_images_by_modality"])
 def test_a_missing_map_is_told_from_cells_without_images(world, tmp_path, name):
     path = shutil.copytree(world, tmp_path / "world.zarr")

@@ -92,6 +92,7 @@ def test_area_weights_are_those_of_the_regression_too():
     assert np.abs(both[:4, 4:]).max() < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [None, {"lat": 20, "lon": 30}])
 @pytest.mark.parametrize("lead", [(), (("season", 2),)])
 def test_restore_adds_what_the_fields_explained(chunks, lead):

@@ -198,6 +198,7 @@ def test_centres_are_the_means_of_classes_that_are_hard_to_tell():
     np.testing.assert_allclose(found.within, off / whole, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_classes_do_not_depend_on_chunks_and_can_be_saved(tmp_path):
     ds, _ = groups(noise=1)
     found = cluster(ds, 5)

@@ -451,6 +451,7 @@ def test_a_store_is_not_called_as_a_file(finished, images, fields, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_tables_replace_tables_and_no_other_text(fields, tmp_path):
     """Of points, of regions, of a probe and of a benchmark: texts have no room for a mark."""
     export(fields, tmp_path / "f.npz")
@@ -554,6 +555,7 @@ def test_something_that_comes_while_an_export_runs_is_kept(fields, tmp_path):
     assert snapshot(tmp_path) == {"a.npz": b"years"}
 
 
+@pytest.mark.slow
 def test_what_killed_exports_left_goes_a_day_later(fields, tmp_path):
     def left(name, age):
         file = tmp_path / name / "chunk" if "zarr" in name else tmp_path / name

@@ -66,6 +66,7 @@ def test_every_pixel_shows_the_cell_that_holds_it(fields):
     assert ax.get_images()[0].get_clim() == pytest.approx((-limit, limit))
 
 
+@pytest.mark.slow
 def test_maps_across_180_degrees():
     lon = np.arange(170, 190.25, 0.25)
     ds = cube(np.arange(-30, -40.25, -0.25), lon % 360)

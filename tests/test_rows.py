@@ -82,6 +82,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path_factory, table):
     assert sha256(folder / "a.parquet") == sha256(folder / "b.parquet")
 
 
+@pytest.mark.slow
 def test_encodings_are_those_chosen(tmp_path):
     path = tmp_path / "a.parquet"
     write_rows(path, random_rows(ROW_GROUP + 3, dim=4), {})

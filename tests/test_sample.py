@@ -146,6 +146,7 @@ def test_rasters_of_the_published_cell_have_its_shapes(samples):
     assert shapes == expected | gases | {"dem": (936, 2402)}
 
 
+@pytest.mark.slow
 def test_json_lists_the_rasters(samples):
     root = samples[0] / "geotiff"
     packed = (root / "fnames_6_union.json.gz").read_bytes()
@@ -167,6 +168,7 @@ def test_json_lists_the_rasters(samples):
     assert sorted(path.replace("s3_olci_utm", "s3_olci_wgs") for path in listed) == sorted(there)
 
 
+@pytest.mark.slow
 def test_shards_are_as_published(samples):
     contents = members(samples[0] / "webdataset")
     for name, content in contents.items():
@@ -217,6 +219,7 @@ def test_both_layouts_hold_the_same_images(samples):
     assert summaries["webdataset"].cells == SMALL["cells"]
 
 
+@pytest.mark.slow
 def test_limits_are_kept(samples):
     patches, dates = {}, Counter()
     for key, cell, local, _ in rasters(samples[0] / "geotiff"):
@@ -226,6 +229,7 @@ def test_limits_are_kept(samples):
     assert set(dates.values()) == {1, 2}
 
 
+@pytest.mark.slow
 def test_summary_counts_bytes(samples):
     root, summaries = samples
     for layout, summary in summaries.items():
@@ -234,6 +238,7 @@ def test_summary_counts_bytes(samples):
         assert summary.bytes == sum(path.stat().st_size for path in files)
 
 
+@pytest.mark.slow
 def test_first_cells_are_complete_and_some_others_are_not(samples):
     """Six cells: four regions' first ones, then two that lack one or two modalities."""
     have = {}
@@ -282,6 +287,7 @@ def test_same_seed_same_bytes(tmp_path, layout):
     assert set(a.values()).isdisjoint(c.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["geotiff", "webdataset"])
 def test_some_modalities_are_the_same_as_in_a_sample_of_all(samples, tmp_path, layout):
     keys = ("s5p_no2", "s5p_co")
@@ -321,6 +327,7 @@ def test_shards_hold_as_many_cells_as_asked_for(tmp_path, number, shards):
     assert len({name.split(".")[0] for name in whole}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["s1_grd", "s2_toa", "s3_olci", "dem", "s5p_no2", "s5p_o3"])
 def test_pixels_are_plausible(samples, key):
     """Within the spread of the published statistics, smooth, and mostly there."""

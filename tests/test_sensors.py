@@ -464,6 +464,7 @@ def test_a_sensor_that_is_not_chosen_is_not_in_the_plan(tree, tmp_path):
     assert "sensors" not in plans[0].options
 
 
+@pytest.mark.slow
 def test_rows_of_two_sensors_of_one_key_are_not_mixed(built, tree, tmp_path):
     rows = built[0].with_name("world.build") / "rows"
     own = FIELDS | {"mean": [0, 0, 0]}
