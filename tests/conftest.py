@@ -1,12 +1,11 @@
 """Fixtures shared by all tests."""
 
-import gc
 import logging
 import os
 import shutil
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -35,17 +34,6 @@ def pytest_configure(config: pytest.Config) -> None:
         and psutil.virtual_memory().available > 8e9
     ):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """What is there when all tests are known stays; the garbage collector need not look at it."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
