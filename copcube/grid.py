@@ -202,7 +202,7 @@ def cell_at(lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.int64], NDArray[
     >>> [int(i) for i in cell_at(48.1, 11.6)]
     [168, 46]
     """
-    y, x = points(lat, lon)
+    y, x = require_places(lat, lon)
     row = np.floor((90 + STEP / 2 - y) / STEP).astype(np.int64)
     # The modulo comes again at the end: 359.9 rounds up to column 1440, which is column 0.
     col = np.floor((x % 360 + STEP / 2) / STEP).astype(np.int64) % N_LON
@@ -257,8 +257,8 @@ def on_sphere(lat: ArrayLike, lon: ArrayLike) -> Floats:
     return np.stack([np.cos(y) * np.cos(x), np.cos(y) * np.sin(x), np.sin(y)], axis=-1)
 
 
-def points(lat: ArrayLike, lon: ArrayLike) -> tuple[Floats, Floats]:
-    """Latitudes and longitudes of points as float64, each of which is a place.
+def require_places(lat: ArrayLike, lon: ArrayLike) -> tuple[Floats, Floats]:
+    """Return latitudes and longitudes of points as float64, each of which is a place.
 
     Raises
     ------

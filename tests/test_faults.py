@@ -35,7 +35,7 @@ from stub import StubEncoder, StubSpec
 from workers import Broken, DiesOnce, KillsAt, WorkerSpec
 
 from copcube.builds import build, connect, status
-from copcube.builds.dask import closing, local_cluster
+from copcube.builds.dask import closing_cluster, local_cluster
 from copcube.builds.executors import DaskExecutor, KilledError
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, Plan
@@ -603,7 +603,7 @@ def test_workers_that_are_slow_to_end_do_not_hide_what_happened():
         def close(self):
             raise TimeoutError
 
-    with pytest.raises(KeyboardInterrupt), closing(Slow()):
+    with pytest.raises(KeyboardInterrupt), closing_cluster(Slow()):
         raise KeyboardInterrupt
 
 

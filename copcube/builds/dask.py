@@ -205,12 +205,12 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     with _environment_kept(), dask.config.set(settings):
         with _interrupts_held():
             cluster = SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL)
-        with closing(cluster), Client(cluster, set_as_default=False) as client:
+        with closing_cluster(cluster), Client(cluster, set_as_default=False) as client:
             yield client
 
 
 @contextlib.contextmanager
-def closing(cluster: "Cluster") -> Iterator[None]:
+def closing_cluster(cluster: "Cluster") -> Iterator[None]:
     """Close a cluster at the end; how long its workers take to die hides nothing that happened."""
     try:
         yield

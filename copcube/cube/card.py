@@ -198,11 +198,9 @@ def share_of_globe(mask: "xr.DataArray") -> float:
     """Share of the globe's area under the cells of a mask, which are as wide as their spacing."""
     mask = _once(mask)
     points = LatLon.of(mask.to_dataset(name="mask"))
-    # On a sphere the area between two parallels goes with the difference of their sines. Over the
-    # globe sines span 2 and longitudes 360, hence the 720.
-    south, north = np.sin(np.radians(points.south_north))
     cells = mask.any(mask.dims[:-2]).transpose(points.lat, points.lon).values.sum(axis=1)
-    return float(cells @ (north - south) * points.dx / 720)
+    # Over the globe areas add up to 2 and longitudes to 360, hence the 720.
+    return float(cells @ points.areas * points.dx / 720)
 
 
 def _once(mask: "xr.DataArray") -> "xr.DataArray":

@@ -111,6 +111,13 @@ class LatLon:
         """Edges of the cells along latitude in degrees, clipped at the poles."""
         return np.clip(self.y - self.dy / 2, -90, 90), np.clip(self.y + self.dy / 2, -90, 90)
 
+    @property
+    def areas(self) -> Floats:
+        """Area of a cell of every row on the sphere, up to a common factor."""
+        # It goes with the difference of the sines of the two parallels.
+        south, north = np.sin(np.radians(self.south_north))
+        return np.asarray(north - south)
+
     @cached_property
     def origin(self) -> tuple[float, float]:
         """Latitude of row 0 and longitude of column 0."""

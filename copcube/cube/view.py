@@ -171,9 +171,9 @@ class CubeView:
 
     @cached_property
     def _lattice(self) -> tuple[Integers, Integers]:
-        if (size := self.field.attrs.get(CELL)) is not None and max(size) > grid.STEP + grid.NEAR:
+        if CELL in self.field.attrs and not (cells := self.latlon).on_lattice:
             raise GridError(
-                f"{self.name} holds means over cells of {size[0]:g}° × {size[1]:g}°, as `merge` "
+                f"{self.name} holds means over cells of {cells.dy:g}° × {cells.dx:g}°, as `merge` "
                 "makes them; expected cells of 0.25°: give the dataset from before it was merged "
                 "(netCDF, Zarr and maps that are pictures take cells of any size)"
             )

@@ -211,10 +211,7 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
         # With what others left that were stopped just here.
         strays = final.parent.glob(f".{glob.escape(final.name)}.*.former")
         for stray in list(strays) if final.exists() else ():
-            if stray.is_dir():
-                shutil.rmtree(stray)
-            else:
-                _remove(stray)
+            _remove_all(stray)
 
 
 def sweep_abandoned(path: str | Path) -> None:
@@ -223,12 +220,8 @@ def sweep_abandoned(path: str | Path) -> None:
     for stray in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
         with suppress(OSError):
             newest = max(found.lstat().st_mtime for found in (stray, *stray.rglob("*")))
-            if time.time() - newest < _ABANDONED:
-                continue
-            if stray.is_dir():
-                shutil.rmtree(stray)
-            else:
-                stray.unlink()
+            if time.time() - newest > _ABANDONED:
+                _remove_all(stray)
 
 
 def sync(path: str | Path) -> None:
@@ -276,6 +269,14 @@ def _discard(folder: Path) -> None:
             return
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(pause)
+
+
+def _remove_all(path: Path) -> None:
+    """Remove a file, or a folder with all that lies in it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -12,7 +12,7 @@ from copcube.errors import CopcubeError
 from copcube.files import limits
 from copcube.files.limits import demand
 from copcube.files.regular import open_regular
-from copcube.files.zip_directory import Read, reading
+from copcube.files.zip_directory import Read, reader_of
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -99,7 +99,7 @@ def demand_local_pages(
         paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
         columns = {name.partition(".")[0] for name in paths}
     with open_regular(path, error) as file:
-        demand_pages(reading(file), metadata, columns, path, error)
+        demand_pages(reader_of(file), metadata, columns, path, error)
 
 
 _BYTES_OF_A_TEXT = 64

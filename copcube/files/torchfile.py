@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from copcube.errors import CopcubeError
 from copcube.files.regular import open_regular
 from copcube.files.torch_pickle import OtherObjectError, Tensor, TorchFileError, described
-from copcube.files.zip_directory import Read, ZipDirectory, reading
+from copcube.files.zip_directory import Read, ZipDirectory, reader_of
 
 MAX_PICKLE = 1 << 20
 """Bytes of a pickle. That of the published weights, of 200 tensors, has 30 kB."""
@@ -102,7 +102,7 @@ def open_torch_file(path: str | Path, error: type[CopcubeError]) -> Iterator[Tor
         If it is not there or cannot be read.
     """
     with open_regular(path, error) as file:
-        yield read_torch_file(reading(file), file.seek(0, os.SEEK_END))
+        yield read_torch_file(reader_of(file), file.seek(0, os.SEEK_END))
 
 
 def read_torch_file(read: Read, size: int) -> TorchFile:

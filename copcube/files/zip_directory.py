@@ -19,7 +19,7 @@ Read = Callable[[int, int], bytes]
 """Returns the bytes at a position, given the position and how many; fewer at the end."""
 
 
-def reading(file: BinaryIO) -> Read:
+def reader_of(file: BinaryIO) -> Read:
     """Return what reads an open file at any position, for one thread."""
 
     def read(start: int, length: int) -> bytes:
@@ -151,7 +151,7 @@ def open_directory(path: str) -> Iterator[ZipDirectory]:
         If the file cannot be read.
     """
     with open(path, "rb") as file:
-        yield ZipDirectory.of(reading(file), file.seek(0, os.SEEK_END))
+        yield ZipDirectory.of(reader_of(file), file.seek(0, os.SEEK_END))
 
 
 def _find_directory(tail: bytes, size: int) -> tuple[int, int, int]:

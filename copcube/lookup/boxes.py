@@ -144,10 +144,8 @@ def polygons(
             f"geometries is {as_given(geometries)}; expected a list of them, such as "
             "collection['features'], or frame.geometry of geopandas"
         )
-    if hasattr(geometries, "to_crs"):
-        geometries = in_degrees(geometries)
     found: list[xr.Dataset] = []
-    for geometry in geometries:
+    for geometry in in_degrees(geometries):
         try:
             one = polygon(cube, geometry, pooling=pooling).assign(status="present")
         except (OptionError, GridError, CubeError) as error:

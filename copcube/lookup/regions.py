@@ -82,8 +82,8 @@ def box_rings(west: float, south: float, east: float, north: float) -> list[list
 
 
 def in_degrees(geometries: Any) -> Any:
-    """Geometries of geopandas in degrees of WGS 84, whatever their reference system."""
-    crs = geometries.crs
+    """Return geometries of geopandas in degrees of WGS 84, and what else there is as it is."""
+    crs = geometries.crs if hasattr(geometries, "to_crs") else None
     if crs is None or crs.equals(grid.WGS84, ignore_axis_order=True):
         return geometries
     return geometries.to_crs(grid.WGS84)
@@ -122,8 +122,7 @@ def polygon_rings(geometry: Any) -> list[list[Floats]]:
     OptionError
         If it is none, or has no area, or is in no degrees.
     """
-    if hasattr(geometry, "to_crs"):
-        geometry = in_degrees(geometry)
+    geometry = in_degrees(geometry)
     found = getattr(geometry, "__geo_interface__", geometry)
     if isinstance(found, str):
         try:

@@ -61,8 +61,7 @@ def _areas(view: CubeView) -> Floats:
         cells = None
     if cells is None or cells.on_lattice:
         return grid.areas()[grid.cell_at(view.field[view.lat].values, 0)[0]]
-    south, north = np.sin(np.radians(cells.south_north))
-    return np.asarray(north - south)
+    return cells.areas
 
 
 def kind_of_weights(weights: "Weights | xr.DataArray") -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.files.parquet_pages import Page, pages_of, varint
-from copcube.files.zip_directory import reading
+from copcube.files.zip_directory import reader_of
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -106,7 +106,7 @@ def find_pages(
         or chunk.num_values != row_group.num_rows * dim
     ):
         return None
-    every = list(pages_of(reading(file), chunk))
+    every = list(pages_of(reader_of(file), chunk))
     dictionary = every.pop(0) if every and every[0].is_dictionary else None
     first = tuple(accumulate((page.values for page in every), initial=0))
     # A page is decoded whole for each block that it reaches into: few larger ones would cost much.

@@ -24,7 +24,7 @@ from copcube.probes.bench.levels import Batch, Cached, Levels, Streamed, Which
 from copcube.probes.bench.metrics import metric_of
 from copcube.probes.bench.official import one_cycle
 from copcube.probes.bench.results import EPOCHS
-from copcube.probes.bench.samples import SPLITS, Dataset, Split, divided
+from copcube.probes.bench.samples import SPLITS, Dataset, Split, ranges
 from copcube.probes.bench.tasks import Task
 from copcube.probes.bench.upernet import LinearHead, UPerNet
 from copcube.progress import show
@@ -234,7 +234,7 @@ class Training:
     def scored(self, split: Split) -> dict[str, float]:
         """Score the head on a split, in the order of its list."""
         self.head.eval()
-        batches = divided(self.sizes[split], self.task.batch)
+        batches = ranges(self.sizes[split], self.task.batch)
         metric = metric_of(self.task)
         for batch in self.levels.batches(split, batches):
             output, target = _enlarged(self.head(batch.levels)[0], batch.target), batch.target

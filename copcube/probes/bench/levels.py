@@ -28,7 +28,7 @@ from copcube.lookahead import map_ahead
 from copcube.modalities import Modality
 from copcube.probes.bench.augment import Augmentation, Sampling
 from copcube.probes.bench.resizing import resized, resized_labels
-from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split, divided
+from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split, ranges
 from copcube.probes.bench.tasks import Task
 from copcube.progress import show
 
@@ -253,7 +253,7 @@ class Cached:
         """Parts that are not there, or of which samples may have become readable."""
         return [
             part
-            for part in divided(len(dataset.names(split)), _PART)
+            for part in ranges(len(dataset.names(split)), _PART)
             if not self._path(split, part.start, "levels.npy").exists()
             or self._path(split, part.start, "skipped.json").exists()
         ]

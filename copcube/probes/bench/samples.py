@@ -74,6 +74,6 @@ class Dataset(Protocol):
         """Read what is to be predicted of a sample's place, where the data set knows it."""
 
 
-def divided(count: int, size: int) -> list[range]:
+def ranges(count: int, size: int) -> list[range]:
     """Divide the numbers below a count into ranges of one size, the last of what is left."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -26,7 +26,7 @@ from copcube.errors import ImageError, MissingFileError, SourceError, in_a_line
 from copcube.files.atomic import atomic_path, make_folder
 from copcube.files.processors import available_processors
 from copcube.lookahead import map_ahead
-from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split, divided
+from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split, ranges
 from copcube.probes.bench.tasks import Task
 from copcube.progress import Bar, show
 
@@ -156,7 +156,7 @@ def embedded(dataset: Dataset, encoder: Encoder, folder: str | Path) -> dict[Spl
 
 def _missing(dataset: Dataset, split: Split, here: Path) -> list[range]:
     """Parts of a split without a file, or with samples left out that can be read by now."""
-    parts = divided(len(dataset.names(split)), _PART)
+    parts = ranges(len(dataset.names(split)), _PART)
     return [part for part in parts if not _is_done(dataset, split, part, here)]
 
 

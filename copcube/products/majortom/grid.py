@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube.errors import GridError
-from copcube.grid import Floats, Integers, points
+from copcube.grid import Floats, Integers, require_places
 from copcube.projecting import projected
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Grid:
         GridError
             If a coordinate is not finite or a latitude lies beyond a pole.
         """
-        y, x = np.broadcast_arrays(*points(lat, lon))
+        y, x = np.broadcast_arrays(*require_places(lat, lon))
         row = _below(y, 180.0, self.n_rows)
         # An odd number of rows leaves a gap at one pole and reaches beyond the other.
         row = np.clip(row, self.lowest, self.lowest + self.n_rows - 1)
