@@ -100,6 +100,7 @@ def test_labels_that_are_not_understood_are_refused(change, message):
         arranged(change(image()), S1)
 
 
+@pytest.mark.slow
 def test_a_title_is_no_label():
     plain = image().assign_attrs(long_name="backscatter of Sentinel-1")
     np.testing.assert_array_equal(arranged(plain, S1), arranged(image(), S1))

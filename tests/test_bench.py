@@ -120,6 +120,7 @@ def test_batches_weigh_as_many_samples_as_they_have():
     assert metric.dataset == pytest.approx(60)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8))
 def test_accuracy_does_not_depend_on_batches_and_the_root_of_squares_only_falls(seed, batch):
     rng = np.random.default_rng(seed)
@@ -454,6 +455,7 @@ def test_a_run_that_was_killed_goes_on_and_a_finished_one_embeds_nothing(tmp_pat
     assert again.images == 0
 
 
+@pytest.mark.slow
 def test_calls_that_are_under_way_at_once_give_the_same_vectors(tmp_path, parts):
     class Streaming(Counting):
         streams = 3

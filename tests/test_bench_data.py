@@ -731,6 +731,7 @@ def test_broken_tables_of_labels(tmp_path, name, change, says):
         open_dataset(find("lc100cls-s3"), tmp_path).read("val", 0)
 
 
+@pytest.mark.slow
 def test_a_label_outside_the_codes_says_where(tmp_path):
     write_bench_sample(tmp_path / "made", tasks="cloud-s2", images=2)
     data = open_dataset(find("cloud-s2"), tmp_path / "made")

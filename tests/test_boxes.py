@@ -145,6 +145,7 @@ def test_across_the_antimeridian_in_any_writing():
     assert (np.diff(cells.lat) < 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pole", [1, -1])
 def test_a_ring_around_a_pole_holds_it(pole):
     ring = [(lon, pole * 80.0) for lon in (-150, -30, 90)]
@@ -155,6 +156,7 @@ def test_a_ring_around_a_pole_holds_it(pole):
     assert int(found.cells) == int(same.cells)
 
 
+@pytest.mark.slow
 def test_pooling_is_weighted_by_area_over_cells_that_have_a_vector():
     ds = WORLD.sel(lat=slice(60, 50), lon=slice(0, 10)).copy(deep=True)
     rng = np.random.default_rng(0)
@@ -318,6 +320,7 @@ def test_rings_of_a_box_begin_in_the_south_west():
     assert box_rings(350, 1, 10, 2)[0][0].tolist() == [[350, 1], [370, 1], [370, 2], [350, 2]]
 
 
+@pytest.mark.slow
 def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     from copcube.lookup.boxes import polygons
 

@@ -536,6 +536,7 @@ def test_nothing_left_to_build(images, tmp_path):
         build(images, out, **options, dates="1999")
 
 
+@pytest.mark.slow
 def test_nothing_left_to_aggregate(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"
     out = tmp_path / "a.zarr"

@@ -109,6 +109,7 @@ def test_what_was_masked_is_not_counted():
     assert north["coverage"].startswith(f"{mask[:360].sum():,} cells")
 
 
+@pytest.mark.slow
 def test_without_counts_the_spread_tells_and_else_nothing_does():
     mask = earth()
     ds = counts(mask)
@@ -210,6 +211,7 @@ def test_the_picture_shows_more_images_brighter_and_nothing_clear(tmp_path):
     assert read[20, 50, :3].sum() > read[20, 30, :3].sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bands", [(), (3,)])
 def test_the_worst_picture_is_small(bands):
     noise = np.random.default_rng(0).normal(size=(721, 1440, *bands))

@@ -77,6 +77,7 @@ def test_the_longest_vectors_and_the_shortest_differences():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", ["image", "modality"])
 def test_noise_is_what_images_drawn_again_differ_by(balance):
     """Cells of few images, drawn twice around one vector: distances agree with noise on average."""

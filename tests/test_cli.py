@@ -210,6 +210,7 @@ def test_validate_proves_the_rows_beside_a_cube_too(world, capsys):
     assert f"{rows}: missing, or not the rows that this build wrote" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing(images, stubbed, tmp_path, capsys):
     assert main(["build", str(images), str(tmp_path / "w.zarr"), "--dry-run"]) == 0
     assert list(tmp_path.iterdir()) == []
@@ -466,6 +467,7 @@ def test_quarantined_partitions_are_code_3(tmp_path, monkeypatch, capsys):
     assert "images left out: 4 killer" in errors
 
 
+@pytest.mark.slow
 def test_no_scheduler_is_code_1(images, tmp_path, monkeypatch, capsys):
     dask = pytest.importorskip("dask")
     pytest.importorskip("distributed")

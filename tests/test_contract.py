@@ -330,6 +330,7 @@ def test_years_that_cannot_be_answered_are_told(cube):
             ask()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_part_or_a_reduction_is_taken_by_its_path(cube, tmp_path, monkeypatch, version):
     part = cube.sel(lat=slice(50, 44), lon=slice(4, 12))

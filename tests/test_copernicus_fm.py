@@ -163,6 +163,7 @@ def test_bfloat16_points_the_same_way(published: CopernicusFM) -> None:
 # --- features
 
 
+@pytest.mark.slow
 def test_tokens_are_what_is_pooled() -> None:
     model = tiny("mean")
     with torch.no_grad():
@@ -215,6 +216,7 @@ def test_positions_vary_along_their_axis_only(height: int, width: int) -> None:
         torch.testing.assert_close(row[3, 5, 17], torch.tensor(math.cos(3 * 10000 ** (-1 / 16))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 8, 12, 20, 64])
 def test_kernels_are_resized_as_flexivit_writes_it(size: int) -> None:
     weight = draw("resize", (3, 2, 16, 16)).double()
@@ -394,6 +396,7 @@ def edit_data(model: CopernicusFM) -> None:
         parameter.data.mul_(1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", [edit_load, edit_optimiser, edit_data])
 def test_changed_weights_make_new_kernels(edit: Callable[[CopernicusFM], object]) -> None:
     model = tiny()

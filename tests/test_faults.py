@@ -514,6 +514,7 @@ def test_workers_join_and_leave(images, undisturbed, tmp_path, diary):
     assert_undisturbed(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_no_worker_is_there_at_first(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("copcube.builds.executors._SECONDS_BETWEEN_LOOKS", 0.1)
     with threads(n_workers=0) as client:
@@ -728,6 +729,7 @@ def test_a_scheduler_file_that_nobody_writes(tmp_path, monkeypatch, text, messag
         pass
 
 
+@pytest.mark.slow
 def test_no_scheduler_answers(tmp_path):
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
@@ -816,6 +818,7 @@ def test_a_source_that_was_moved_loses_no_images(images, tmp_path, monkeypatch, 
     assert build(source, out, encoder=StubEncoder(), **OPTIONS).rejected == {}
 
 
+@pytest.mark.slow
 def test_lack_of_memory_fails_a_task_alone(images, tmp_path, monkeypatch):
     out = tmp_path / "world.zarr"
     partition = open_source(images).partitions()[5]

@@ -292,6 +292,7 @@ def test_only_what_is_missing_is_brought(hub, tmp_path):
     assert len(downloads(hub)) == 2
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_hub_lists_over_all_pages(hub, tmp_path, caplog):
     under = "embeddings_025_v1/full_chunks"
     rows = {f"{under}/220k_aligned/embeddings_220k_chunk_{k}.parquet": b"%d" % k for k in range(5)}
@@ -465,6 +466,7 @@ def archive(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_example_comes_in_both_layouts_unpacked(hub, tmp_path):
     files = {file.path: b"tar" for file in EXAMPLE}
     inner = {"s3_olci_wgs/images/a/b.tif": b"tif", "dem_grid_wgs/images/c.tif": b"dem"}
@@ -556,6 +558,7 @@ def repeated() -> bytes:
     return archive({"a.tif": b"1", "b.tif": b"2"}).replace(b"b.tif", b"a.tif")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "says"),
     [

@@ -161,6 +161,7 @@ def test_the_lock_of_an_earlier_process_of_this_number_is_free_at_once(folder):
         assert_refused(folder)
 
 
+@pytest.mark.slow
 def test_an_owner_that_does_not_renew_its_lock_dies_and_one_that_does_lives(folder):
     write_lock_file(folder)
     assert_refused(folder, "far", dead=0.8)

@@ -242,6 +242,7 @@ def test_duckdbs_spatial_reader_reads_it(tmp_path):
         assert set(database.sql(query).fetchall()) == {("922D_249L", 6)}
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_hilberts_curve_visits_every_square_once_side_by_side(data):
     """Of any square of 16 × 16 of the order's finest, the places are 256 and steps are single."""
@@ -433,6 +434,7 @@ def test_other_columns_and_types(tmp_path, column, kind):
         assert_same(cells_of(path, assign=assign)[0], cells_of(ours, assign=assign)[0])
 
 
+@pytest.mark.slow
 def test_no_bit_depends_on_files_or_their_order(tmp_path):
     rows = some(near(45.05, 7.1, 6), 40)
     write(tmp_path / "one" / "a.parquet", rows)
@@ -459,6 +461,7 @@ def test_a_centre_that_180_degrees_broke_is_made_anew(tmp_path):
         assert_same(cells_of(path, assign=assign)[0], cells_of(whole, assign=assign)[0])
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.floats(-84, 84), st.floats(-200, 200))
 def test_shares_sum_to_one(seed, lat, lon):
     rng = np.random.default_rng(seed)

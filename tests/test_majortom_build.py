@@ -210,6 +210,7 @@ def test_siglip_is_the_model_of_its_name():
     assert sum(parameter.numel() for parameter in model.parameters()) == 428_225_600
 
 
+@pytest.mark.slow
 def test_compat_shows_dinov2_what_its_processor_makes():
     encoder = spec("tiny-rgb", compat="majortom").load()
     pixels = counts(3, 224, 1)

@@ -235,6 +235,7 @@ def test_the_order_of_the_dataset_changes_no_byte(tmp_path):
             assert (tmp_path / name).read_bytes() == want
 
 
+@pytest.mark.slow
 def test_a_cube_is_reduced_first(tmp_path):
     rng = np.random.default_rng(3)
     x = rng.normal(size=(len(LAT), len(LON), 6)).astype("f4") @ rng.normal(size=(6, 6))

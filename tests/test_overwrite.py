@@ -236,6 +236,7 @@ def test_a_build_without_images_leaves_the_old_cube(images, world):
     assert validate(world) == []
 
 
+@pytest.mark.slow
 def test_one_that_is_stopped_before_it_has_a_plan_goes_on(finished, world, monkeypatch):
     rows, before = finished / "world.build" / "rows", contents(world)
 
@@ -290,6 +291,7 @@ def test_replacing_a_cube_by_one_of_the_same_plan_goes_on_where_it_stopped(image
     assert not leftovers(world.with_name("world.build"))
 
 
+@pytest.mark.slow
 def test_what_comes_while_a_build_runs_is_not_replaced(images, tmp_path, monkeypatch):
     out, publish = tmp_path / "world.zarr", BuildFolder.publish
 

@@ -307,6 +307,7 @@ def test_an_estimate_changes_no_receipt(source, tmp_path, monkeypatch):
     assert contents(tmp_path / "copy") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plan.json", "partitions.parquet"])
 def test_a_damaged_list_beside_a_cube_is_a_finding(source, tmp_path, name):
     build("fake", tmp_path / "world.zarr", encoder=StubEncoder())

@@ -301,6 +301,7 @@ def test_what_is_encoded_is_what_is_written(tmp_path):
     assert path.read_bytes() == bytes(encode_rows(random_rows(50, dim=3), {"encoder": "x"}, "b"))
 
 
+@pytest.mark.slow
 def test_rows_at_addresses_are_read_as_files(bucket, web, tmp_path):
     whole = random_rows(95, cells=7, dim=3).sorted()
     data = encode_rows(whole, {"encoder": "x"}, "a.parquet")

@@ -416,6 +416,7 @@ def test_options_out_of_range(tmp_path, option, value):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["pretrain", "bench"])
 def test_a_full_disk_is_noticed_to_the_last_byte(tmp_path, layout):
     resource = pytest.importorskip("resource")

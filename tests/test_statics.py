@@ -294,6 +294,7 @@ def test_a_truncated_file_is_named(tmp_path):
 # -------------------------------------------------------------------------------- addresses
 
 
+@pytest.mark.slow
 def test_a_store_at_an_address(tmp_path):
     statics(ARCO).to_zarr(tmp_path / "a.zarr", consolidated=False)
     opened = era5.open_static((tmp_path / "a.zarr").as_uri())

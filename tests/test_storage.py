@@ -204,6 +204,7 @@ def test_what_one_left_that_was_stopped_while_it_removed_the_former_goes_with_th
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.slow
 def test_nothing_stays_of_a_writer_whose_threads_go_on_after_its_failure(tmp_path):
     stop = time.monotonic() + 0.15
     threads = []

@@ -203,6 +203,7 @@ def test_valid_pixels():
     assert not has_valid_pixel(np.full((1, 4, 4), -np.inf, np.float32), DEM)
 
 
+@pytest.mark.slow
 @given(
     hnp.arrays(
         np.float32,

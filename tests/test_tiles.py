@@ -542,6 +542,7 @@ def test_a_process_keeps_the_encoders_it_used_last():
     assert StubSpec.loads.count(f"kept {LOADED_AT_ONCE}") == 1
 
 
+@pytest.mark.slow
 def test_graphs_are_small_and_named_by_spec_and_input():
     def build(weights="a", date="2021-06-01", shift=0):
         images = (utm() + shift).chunk(y=224, x=224)

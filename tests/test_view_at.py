@@ -96,6 +96,7 @@ def test_a_cell_of_one_group_is_enough():
     assert cell.embedding.notnull().all("dim").values.tolist() == [True, False]
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     places=st.lists(st.tuples(st.floats(-90, 90), st.floats(-540, 540)), max_size=20),
