@@ -347,6 +347,9 @@ def broken(path, kind, small=b""):
     if kind == "truncated":
         write(path, drawn("s3_olci"))
         path.write_bytes(path.read_bytes()[:-1000])
+    elif kind == "beginning":
+        write(path, drawn("s3_olci"))
+        path.write_bytes(path.read_bytes()[:200])
     elif kind == "bands":
         write(path, drawn("s3_olci")[:3])
     elif kind == "complex":
@@ -382,6 +385,7 @@ def broken(path, kind, small=b""):
     ("kind", "reason"),
     [
         ("truncated", "not a readable GeoTIFF of .* bytes"),
+        ("beginning", "not a readable GeoTIFF of 200 bytes: the file: "),
         ("bands", "expected 21 bands of s3_olci, found 3"),
         ("complex", "expected real numbers, found complex64"),
         ("side", "1 × 20001 pixels in 21 bands"),
@@ -399,6 +403,7 @@ def test_a_broken_file_is_rejected_and_its_neighbours_are_read(kind, reason, tre
     assert image.origin == good
     assert (rejected.file, rejected.kind) == (place("s3_olci"), "broken")
     assert re.search(reason, rejected.reason), rejected.reason
+    assert read(open_source(root))[1] == [rejected], "the same is said every time"
 
 
 def test_sentinel_2_must_be_counts(tree):

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -49,6 +50,8 @@ _DEPTH = 4
 _IMAGES_PER_PARTITION = 1000
 _UNPLACED, _STALE = "unplaced", "stale"
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+_IN_MEMORY = re.compile(r"(?:/vsimem/[0-9a-f-]{36}/)?[0-9a-f-]{36}\.tif")
 
 _places = lru_cache(maxsize=256)(order)
 """Where the bands of a modality are; the files of a tree are mostly described alike."""
@@ -409,8 +412,8 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
         raise ImageError(str(error)) from error
     except (rasterio.errors.RasterioError, ValueError) as error:
         limits.rule_out_shortage(error, needed)
-        reason = error.__cause__ or error  # GDAL's own message
-        raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
+        why = reason(error)
+        raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {why}") from error
     pixels = to_stored(pixels, modality)
     if missing is not None:
         np.copyto(pixels, np.nan if pixels.dtype == np.float32 else 0, where=missing)
@@ -418,6 +421,11 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
     if pixels.dtype == np.float32 and ((scaled[0] != 1) | (scaled[1] != 0)).any():
         pixels = (pixels * scaled[0] + scaled[1]).astype(np.float32)
     return np.asarray(pixels)
+
+
+def reason(error: Exception) -> str:
+    """GDAL's own message, the same every time: of a file in memory it says a random name."""
+    return _IN_MEMORY.sub("the file", str(error.__cause__ or error))
 
 
 def _missing(raster: Any, pixels: NDArray[Any], modality: Modality) -> NDArray[np.bool_] | None:

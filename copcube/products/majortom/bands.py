@@ -10,6 +10,7 @@ from copcube.errors import ImageError
 from copcube.files import limits
 from copcube.files.contents import HEAD, other_than
 from copcube.files.limits import demand
+from copcube.images.geotiff import reason
 from copcube.products.majortom.grid import PIXEL, SIDE
 
 
@@ -69,8 +70,7 @@ def decode(raw: bytes) -> Band:
             pixels = raster.read(1)
     except (rasterio.errors.RasterioError, ValueError, TypeError) as error:
         limits.rule_out_shortage(error)
-        reason = error.__cause__ or error  # GDAL's own message
-        raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason}") from error
+        raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason(error)}") from error
     if epsg is None or not (32601 <= epsg <= 32660 or 32701 <= epsg <= 32760):
         raise ImageError(f"its coordinates are of EPSG:{epsg}; expected a UTM zone: EPSG:32601…")
     step = where.a

@@ -15,6 +15,7 @@ from copcube.files import limits
 from copcube.files.limits import demand
 from copcube.files.regular import open_regular
 from copcube.grid import WGS84
+from copcube.images.geotiff import reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +84,8 @@ def read(path: Path, bands: int, named_in: Path) -> Raster:
         if isinstance(error, ImageError):
             raise
         limits.rule_out_shortage(error)
-        reason = error.__cause__ or error  # GDAL's own message
         raise ImageError(
-            f"{path}: not a readable GeoTIFF ({reason}); unpack the archive again"
+            f"{path}: not a readable GeoTIFF ({reason(error)}); unpack the archive again"
         ) from error
 
 
