@@ -121,6 +121,18 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_file_system_that_turns_read_only_is_named(tmp_path, monkeypatch):
+    """As after an error of the disk: then nothing half written can be removed either."""
+
+    def refuse(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(WriteError, match="the file system is read-only; choose another place"):
+        LocalFolder(tmp_path).write("a", b"new")
+
+
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOSYS, "Function not implemented")

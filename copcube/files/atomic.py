@@ -148,7 +148,8 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
                 # The new name is an entry of the folder, which flushing the file does not flush.
                 sync(final.parent)
     finally:
-        _remove(temporary)
+        with suppress(OSError):  # what was refused before says more
+            _remove(temporary)
 
 
 def write_text(path: str | Path, text: str) -> None:
