@@ -309,6 +309,21 @@ def test_a_receipt_without_its_data_is_void(images, undisturbed, tmp_path, damag
 
 
 @pytest.mark.slow
+def test_coordinates_that_were_damaged_before_the_cube_was_whole(
+    images, undisturbed, tmp_path, monkeypatch
+):
+    out = tmp_path / "world.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr("copcube.cube.finish", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(images, out, encoder=StubEncoder())
+    bounds = next(path for path in out.with_name("world.build").rglob("lat_bnds/c/*/0"))
+    bounds.write_bytes(bounds.read_bytes()[:-1])
+    build(images, out, encoder=StubEncoder())
+    assert contents(out) == contents(undisturbed)
+
+
+@pytest.mark.slow
 def test_a_build_whose_rasters_were_resized_otherwise_is_not_gone_on_with(trees, tmp_path):
     """A plan that does not say how is one of a version that did not align the corners."""
     for layout, resampling in (("geotiff", "bilinear, corners aligned"), ("webdataset", None)):
@@ -429,9 +444,14 @@ def test_what_was_named_and_has_no_image_is_said(images, tmp_path, caplog):
 
 @pytest.mark.slow
 def test_a_list_of_partitions_that_is_not_of_the_plan_is_replaced(images, undisturbed, tmp_path):
-    """As after a kill between the two, or by a driver that was refused."""
-    BuildFolder(tmp_path / "world.zarr").write_partitions([Partition("a", ("b",))], 64 * "0")
-    build(images, tmp_path / "world.zarr", encoder=StubEncoder())
+    """As after a kill between the two, by a driver that was refused, or by a damaged disk."""
+    folder, known = BuildFolder(tmp_path / "world.zarr"), BuildFolder(undisturbed)
+    damaged = [replace(p, paths=(p.paths[0] + "f", *p.paths[1:])) for p in known.partitions()]
+    folder.write_partitions([Partition("a", ("b",))], 64 * "0")
+    build(images, folder.out, encoder=StubEncoder(), partitions=1)
+    folder.files.remove("partitions.parquet")
+    folder.write_partitions(damaged, known.plan().partitions)
+    build(images, folder.out, encoder=StubEncoder())
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
 
 

@@ -856,6 +856,8 @@ def test_a_read_error_that_stays(images, undisturbed, tmp_path, monkeypatch):
     text = str(status(tmp_path / "world.build"))
     assert "embedding, 11 of 12 partitions done" in text
     assert f"failed: {name}: OSError: [Errno 5] Input/output error (tried 3 times)" in text
+    build(images, out, encoder=StubEncoder(), partitions=5, **OPTIONS)
+    assert "failed" not in str(status(tmp_path / "world.build"))
     build(images, out, encoder=StubEncoder(), **OPTIONS)
     assert_undisturbed(out, undisturbed)
 

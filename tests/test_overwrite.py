@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -252,24 +253,72 @@ def test_one_that_is_stopped_before_it_has_a_plan_goes_on(finished, world, monke
     assert xr.open_zarr(world).attrs["aggregation"] == "mean over all images alike"
 
 
-@pytest.mark.slow
-def test_a_failed_rename_brings_the_old_cube_back(images, world, monkeypatch):
-    before, rename = contents(world), os.rename
+class Killed(BaseException):
+    """Nothing that runs afterwards does anything."""
+
+
+def stop_between_renames(monkeypatch, images, world, by):
+    """Replace a cube; raise an error when the old one is away and the new one has not its name."""
+    rename = os.rename
 
     def failing(source, target):
         if str(source).endswith("cube.zarr"):
-            raise OSError("disk gone")
+            raise by
         rename(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", failing)
-        with pytest.raises(OSError, match="disk gone"):
+        with pytest.raises(type(by)):
             again(images, world, balance="image")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [OSError("disk gone"), KeyboardInterrupt()])
+def test_a_failed_rename_brings_the_old_cube_back(images, world, monkeypatch, by):
+    before = contents(world)
+    stop_between_renames(monkeypatch, images, world, by)
     assert contents(world) == before
     encoder = StubEncoder()
     build(images, world, encoder=encoder, overwrite=True, balance="image", **OPTIONS)
     assert encoder.calls == []
     assert contents(world) != before
+
+
+@pytest.mark.slow
+def test_after_a_kill_between_the_renames_another_build_brings_the_old_cube_back(
+    images, world, monkeypatch
+):
+    before = contents(world)
+    stop_between_renames(monkeypatch, images, world, Killed())
+    assert not world.exists()
+    with pytest.raises(BuildError, match="no image is left"):
+        again(images, world, dates="1999")
+    assert contents(world) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["build", "aggregate"])
+def test_overwrite_makes_a_cube_of_the_same_plan_again(images, finished, tmp_path, kind):
+    """Also where nothing seems to be damaged, as by a title that somebody changed."""
+    make = {
+        "build": partial(build, images, encoder=StubEncoder(), **OPTIONS),
+        "aggregate": partial(aggregate, finished / "world.build" / "rows"),
+    }[kind]
+    out = tmp_path / "new.zarr"
+    make(out)
+    before = contents(out)
+    zarr.open_group(out, mode="r+").attrs["title"] = "mine"
+    make(out)
+    assert contents(out) != before
+    make(out, overwrite=True)
+    assert contents(out) == before
+
+
+def test_what_jobs_share_is_not_overwritten(images, world):
+    before = snapshot(world.parent)
+    with pytest.raises(OptionError, match="remove the build's folder first, or leave out"):
+        again(images, world, partitions=0)
+    assert snapshot(world.parent) == before
 
 
 @pytest.mark.slow

@@ -340,11 +340,73 @@ def test_validate_finds_what_size_and_stamp_hide(source, tmp_path):
     assert validate_rows(out) == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"work": 1, "files": {"a": 1}}'])
+@pytest.mark.slow
+def test_rows_that_cannot_be_read_are_embedded_again(source, tmp_path):
+    """Also where size and stamp hide that: who builds is not told to get them anew."""
+    out, encoder = tmp_path / "world.zarr", StubEncoder()
+    build("fake", out, encoder=StubEncoder())
+    before = contents(tmp_path)
+    rows = tmp_path / "world.build" / "rows" / "p00002.parquet"
+    state = rows.stat()
+    with rows.open("r+b") as file:
+        file.write(bytes(100))
+    os.utime(rows, ns=(state.st_atime_ns, state.st_mtime_ns))
+    shutil.rmtree(out)
+    build("fake", out, encoder=encoder)
+    assert len(encoder.calls) == 1
+    after = contents(tmp_path)
+    receipt = "world.build/receipts/embed/p00002.json"
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {receipt}
+
+
+@pytest.mark.slow
+def test_a_cube_of_rows_that_are_embedded_again_is_made_again(source, tmp_path, monkeypatch):
+    """A bit that a disk turned before the rows were combined is in the cube too."""
+    out, other = tmp_path / "world.zarr", tmp_path / "other" / "world.zarr"
+
+    class Other(StubEncoder):
+        def __call__(self, *given):
+            return super().__call__(*given) + 1
+
+    build("fake", out, encoder=StubEncoder())
+    build("fake", other, encoder=Other())
+    whole = contents(out)
+    shutil.copytree(other / "embedding" / "c", out / "embedding" / "c", dirs_exist_ok=True)
+    (tmp_path / "world.build" / "rows" / "p00002.parquet").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(BuildFolder, "publish", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build("fake", out, encoder=StubEncoder())
+    assert "not finished" in validate_rows(out)[0]
+    build("fake", out, encoder=StubEncoder())
+    assert contents(out) == whole
+    assert validate_rows(out) == []
+
+
+RECEIPT = {
+    "work": "w",
+    "files": {},
+    "images": {},
+    "rescaled": 0,
+    "rejected": [],
+    "seconds": {"embedding": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"work": 1, "files": {"a": 1}}'),
+        json.dumps({key: value for key, value in RECEIPT.items() if key != "rescaled"}),
+        json.dumps(RECEIPT | {"rejected": [{"kind": "broken", "images": 1}]}),
+        json.dumps(RECEIPT | {"strange": {"dem": 3}}),
+    ],
+)
 def test_a_broken_receipt_counts_as_none(tmp_path, text):
     folder = BuildFolder(tmp_path / "world.zarr")
     folder.files.write("receipts/embed/a.json", text.encode())
-    assert folder.receipts.done("w", "embed", ["a", "b"]) == {}
+    folder.files.write("receipts/embed/c.json", json.dumps(RECEIPT).encode())
+    assert [*folder.receipts.done("w", "embed", ["a", "b", "c"])] == ["c"]
     assert not folder.receipts.is_done("w", "embed", "a")
     assert not folder.receipts.is_done("w", "embed", "b")
 

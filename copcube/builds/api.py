@@ -192,7 +192,10 @@ def build(
     begin = time.perf_counter()
     retry_quarantined = flag(retry_quarantined, "retry_quarantined")
     if flag(overwrite, "overwrite") and partitions is not None:
-        raise OptionError("--overwrite would throw away what other runs of --partitions have made")
+        raise OptionError(
+            "--overwrite would throw away what other runs of --partitions have made; to start "
+            "anew, remove the build's folder first, or leave out --partitions"
+        )
     options = BuildOptions.of(
         modalities,
         dates,
@@ -237,9 +240,13 @@ def build(
         folder.write_plan(plan)
         folder.write_partitions(listed, plan.partitions)
         names = [listed[i].name for i in chosen]
+        done = folder.receipts.done(plan.id, "embed", names, renew=True)
+        if len(done) < len(names):
+            # What was made of the rows may have been made of what was wrong with the others.
+            folder.distrust(plan)
         receipts = {
             name: counts(receipt)
-            for name, receipt in folder.receipts.done(plan.id, "embed", names, renew=True).items()
+            for name, receipt in done.items()
             if not (retry_quarantined and receipt.get("quarantined"))
             # What an earlier run has left out stops a strict one, unless it can be read by now.
             and not (options.strict and _lacks_images(receipt))
@@ -265,10 +272,16 @@ def build(
             try:
                 rejected = assembled()
             except RowsError as error:
-                # Rows of earlier versions, or of an encoder that checked nothing.
-                again = [name for name in names if _is_to_be_mended(folder, name, receipts)]
+                # Damaged ones, or of earlier versions or an encoder that checked nothing.
+                whole = folder.receipts.done(plan.id, "embed", names, hashes=True)
+                again = [
+                    name
+                    for name in names
+                    if name not in whole or _is_to_be_mended(folder, name, receipts)
+                ]
                 if not again:
                     raise
+                folder.distrust(plan)
                 log.warning("%s; %d partitions are embedded again", error, len(again))
                 for name in again:
                     del receipts[name]
@@ -303,7 +316,7 @@ def _assembled(
     """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
     rejected, rescaled, rows = write_quarantine(folder, names)
     # The cube may be there already, from these very rows; then there is only rubbish to remove.
-    if complete(folder, plan, rows) and is_undamaged(folder):
+    if complete(folder, plan, rows) and not folder.is_replacing() and is_undamaged(folder):
         folder.sweep()
         return rejected
     quarantined = [name for name in names if receipts[name]["quarantined"]]
@@ -417,6 +430,7 @@ def aggregate(
         folder.write_plan(plan)
         if (
             complete(folder, plan, "")
+            and not folder.is_replacing()
             # What an earlier run has dropped is refused as soon as it is to be.
             and read_attributes(folder.out).get("copcube_duplicates", duplicates) == duplicates
             and is_undamaged(folder)

@@ -54,6 +54,9 @@ SCRATCH = (
 _OWN = (*SCRATCH, "receipts", "rows", "quarantine.parquet", "partitions.parquet", "plan.json")
 """What the folder of a build holds in all, in an order in which it may be removed."""
 
+_OF_OTHER_ROWS = b"rows were lost"
+"""Says in the file `replacing` that it is there for another reason than ``--overwrite``."""
+
 
 class BuildFolder:
     """The folder beside a cube that its build works in.
@@ -145,7 +148,7 @@ class BuildFolder:
         """Whether replacing the cube of a plan, which is there, has not begun."""
         # The former cube may be one of the same plan: then only the folder tells whether an
         # earlier run has begun to replace it.
-        return self.is_cube_of(plan) and not self.is_replacing()
+        return self.is_cube_of(plan) and self._replacing() != b""
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan if there is none.
@@ -182,8 +185,8 @@ class BuildFolder:
         try:
             there = read_digest(self.files.open("partitions.parquet"))
             # A damaged list is written again: its digest may be whole where its pages are not.
-            if there == digest:
-                self.partitions()
+            if there == digest and self.partitions() != list(partitions):
+                there = ""
         except (FileNotFoundError, pa.ArrowException, BuildError):
             there = ""
         if there != digest:
@@ -276,13 +279,28 @@ class BuildFolder:
 
     def begin_replacing(self) -> None:
         """Start anew, and remember that what has the final name is to be replaced."""
+        self.require_lock()
+        self._bring_back()
         self.clear()
         if self.has_cube():
             self.files.write("replacing", b"")
 
+    def distrust(self, plan: Plan) -> None:
+        """Have all that was made of the rows made again, also a cube that looks finished."""
+        self.discard("survey.json")  # without which cells and chunks are not taken over
+        if self.is_cube_of(plan) and not self.is_replacing():
+            self.files.write("replacing", _OF_OTHER_ROWS)
+
     def is_replacing(self) -> bool:
-        """Whether `begin_replacing` has begun what is under way."""
-        return bool(self.files.states(["replacing"]))
+        """Whether what has the final name is to be replaced by what is under way."""
+        return self._replacing() is not None
+
+    def _replacing(self) -> bytes | None:
+        """Why what has the final name is to be replaced: by `--overwrite` if nothing is said."""
+        try:
+            return self.files.read("replacing")
+        except FileNotFoundError:
+            return None
 
     def _is_half_published(self) -> bool:
         """Whether what has the final name in a bucket is what a killed driver left there."""
@@ -343,20 +361,25 @@ class BuildFolder:
             there.remove("")
             ObjectFolder(self.cube).copy_to(self.out, last="zarr.json", check=self.check_lock)
             return
-        former = Path(self.path, "replaced.zarr")
-        if os.path.lexists(self.out):
-            self.discard(former.name)
-            self.require_lock()
-            os.rename(self.out, former)  # a folder cannot replace another in one step
-            self.require_lock()
         try:
+            if os.path.lexists(self.out):
+                self.discard("replaced.zarr")
+                self.require_lock()
+                # A folder cannot replace another in one step.
+                os.rename(self.out, f"{self.path}/replaced.zarr")
+                self.require_lock()
             os.rename(self.cube, self.out)
-        except OSError:
-            if former.exists() and not os.path.lexists(self.out):
-                os.rename(former, self.out)
+        except (OSError, KeyboardInterrupt):
+            self._bring_back()
             raise
         # The name must last before what the cube could be made of again is swept away.
         sync(Path(self.out).parent)
+
+    def _bring_back(self) -> None:
+        """Give a former cube its name again, if its replacement stopped between two renames."""
+        former = f"{self.path}/replaced.zarr"
+        if not is_remote(self.path) and os.path.isdir(former) and not os.path.lexists(self.out):
+            os.rename(former, self.out)
 
     def sweep(self) -> None:
         """Remove what only the making of a cube needs; rows, plan and their receipts stay."""

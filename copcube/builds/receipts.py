@@ -193,13 +193,17 @@ def _is_receipt(receipt: Any, stage: str) -> bool:
         return False
     if stage != "embed":
         return True
-    figures = [*receipt["images"].values(), *(item["images"] for item in receipt["rejected"])]
+    rejected, strange = receipt["rejected"], receipt.get("strange", {}).values()
+    figures = [*receipt["images"].values(), *(item["images"] for item in rejected)]
+    figures += [receipt["rescaled"], *(number for number, _ in strange)]
     whole = all(type(figure) is int for figure in figures)
-    kinds = all(isinstance(item["kind"], str) for item in receipt["rejected"])
+    named = ("file", "member", "kind", "reason")
+    texts = [*(item[key] for item in rejected for key in named), *(text for _, text in strange)]
+    said = all(isinstance(text, str) for text in texts)
     times = [*receipt["seconds"].values(), receipt.get("finished", 0.0)]
     numbers = all(isinstance(time, int | float) for time in times)
     timed = "embedding" in receipt["seconds"] or receipt["quarantined"] is not None
-    return whole and kinds and numbers and timed
+    return whole and said and numbers and timed
 
 
 def to_json(value: Any) -> bytes:

@@ -128,6 +128,8 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
     """
     failed: dict[str, Exception] = {}
     tasks, successes = stage.tasks, 0
+    # What failed in an earlier run is said no longer once it is done.
+    noted = set(stage.folder.files.names("failed/")) if tasks else set()
 
     def advance(number: int) -> None:
         # A driver that lost its build stops here, not only when its task is done.
@@ -164,8 +166,9 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
                     if not successes and len(failed) >= HOPELESS:
                         raise _error(failed, stage.folder) from outcome
                 else:
-                    if failed.pop(name, None):
-                        stage.folder.files.remove(f"failed/{name}.json")
+                    note = f"failed/{name}.json"
+                    if failed.pop(name, None) or note in noted:
+                        stage.folder.files.remove(note)
                     successes += 1
                     stage.done(task, outcome)
                     stage.update(bar)
@@ -422,6 +425,7 @@ def assemble(
     # Other rows, such as after --retry-quarantined: cells of the old ones must not be mixed in.
     if _known_survey(folder) != data:
         folder.discard("cells", "variances", "cube.zarr")
+        variances_of.cache_clear()
         folder.files.write("survey.json", data)
     task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
     about = {**cube_attributes(plan, aggregation, found.survey), **attributes}
@@ -466,10 +470,8 @@ def _create(
         groups=found.survey.groups,
         attrs=attributes,
     )
-    metadata = {
-        f"cube.zarr/{name}": known for name, known in written.items() if name.endswith("zarr.json")
-    }
-    folder.receipts.write(task.work, "create", "cube", metadata, {})
+    files = {f"cube.zarr/{name}": known for name, known in written.items()}
+    folder.receipts.write(task.work, "create", "cube", files, {})
 
 
 def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:
