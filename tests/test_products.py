@@ -174,6 +174,17 @@ def test_years_that_nothing_says_can_be_chosen_by_nothing(tmp_path, capsys):
         assert "54N/a.tif: neither its name nor its folders say of which year it is" in said
 
 
+def test_a_file_that_was_replaced_lies_where_it_says(tmp_path):
+    """Also in the process that has read the one before."""
+    cells = set()
+    for east in (EAST, EAST + 50_000):
+        path = write_tif(tmp_path / "2024" / "a.tif", stored((3, 3)), east=east)
+        found = set(tables.read(path, [0], "centre", "auto").grid_id.tolist())
+        assert found
+        assert cells.isdisjoint(found)
+        cells |= found
+
+
 @pytest.mark.slow
 def test_bits_depend_neither_on_what_is_read_at_a_time_nor_on_blocks(
     alphaearth, tmp_path, monkeypatch
@@ -186,14 +197,14 @@ def test_bits_depend_neither_on_what_is_read_at_a_time_nor_on_blocks(
         monkeypatch.setattr(pixels, "BLOCK", block)
         monkeypatch.setattr(pixels, "_BYTES", most)
         monkeypatch.setattr(pixels, "available_processors", lambda threads=threads: threads)
-        tables._blocks.cache_clear()
+        tables._blocks_of.cache_clear()
         out = tmp_path / f"{block}.zarr"
         aggregate(root, out)
         check(out, expected)
         with xr.open_zarr(out, chunks=None) as ds:
             near = ds.sel(lat=slice(49, 47), lon=slice(9, 11))
             cubes.append((near.embedding.values, near.spread.values))
-    tables._blocks.cache_clear()
+    tables._blocks_of.cache_clear()
     for embedding, spread in cubes[1:]:
         assert embedding.tobytes() == cubes[0][0].tobytes()
         assert spread.tobytes() == cubes[0][1].tobytes()

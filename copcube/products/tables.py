@@ -7,6 +7,7 @@ Products with a vector a pixel (`READERS`) come in by the same door. Their row g
 tiles, their rows stand for the lines of a tile, and `copcube.products.pixels` makes their cells.
 """
 
+import glob
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
@@ -134,11 +135,23 @@ def _reader(path: str | Path) -> Reader | None:
     return next((reader for reader in READERS if reader.owns(str(path))), None)
 
 
-@lru_cache(maxsize=1024)
 def _blocks(path: str) -> list[Block]:
+    return _blocks_of(path, _changed(path))
+
+
+@lru_cache(maxsize=1024)
+def _blocks_of(path: str, _changed: int) -> list[Block]:
     reader = _reader(path)
     assert reader is not None
     return pixels.blocks(reader.rasters(path))
+
+
+def _changed(path: str) -> int:
+    """Tell by a number whether a local file, or the metadata of a group, is still the same."""
+    if is_remote(path):
+        return 0
+    names = glob.glob(f"{glob.escape(path)}/*/zarr.json") if os.path.isdir(path) else [path]
+    return sum(os.stat(name).st_mtime_ns for name in names if os.path.exists(name))
 
 
 def pixel_cells(
@@ -178,8 +191,7 @@ def is_product(path: str | Path) -> bool:
     """
     if is_of_pixels(path):
         return True
-    there = not is_remote(path) and os.path.exists(path)
-    return _is_product(str(path), os.stat(path).st_mtime_ns if there else 0)
+    return _is_product(str(path), _changed(str(path)))
 
 
 @lru_cache(maxsize=4096)
