@@ -314,6 +314,25 @@ def test_overwrite_makes_a_cube_of_the_same_plan_again(images, finished, tmp_pat
     assert contents(out) == before
 
 
+@pytest.mark.slow
+def test_a_kill_after_the_renames_has_nothing_made_again(images, world, monkeypatch):
+    remove, seen = LocalFolder.remove, []
+
+    def killed(folder, name):
+        seen.append(name)
+        if seen.count("cells") == 3:  # twice before the cube is made, once after
+            raise Killed
+        remove(folder, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "remove", killed)
+        with pytest.raises(Killed):
+            again(images, world)
+    inodes = {path: path.stat().st_ino for path in world.rglob("*")}
+    build(images, world, encoder=StubEncoder(), **OPTIONS)
+    assert {path: path.stat().st_ino for path in world.rglob("*")} == inodes
+
+
 def test_what_jobs_share_is_not_overwritten(images, world):
     before = snapshot(world.parent)
     with pytest.raises(OptionError, match="remove the build's folder first, or leave out"):

@@ -316,6 +316,19 @@ def test_a_damaged_list_beside_a_cube_is_a_finding(source, tmp_path, name):
     assert problem.startswith(f"{tmp_path / 'world.build' / name}: ")
 
 
+def test_any_damage_of_the_list_of_partitions_is_mended(tmp_path):
+    folder, partitions = BuildFolder(tmp_path / "world.zarr"), FakeSource().partitions()
+    folder.write_partitions(partitions, 64 * "a")
+    path = tmp_path / "world.build" / "partitions.parquet"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 37):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        folder.write_partitions(partitions, 64 * "a")
+        assert folder.partitions() == partitions
+
+
 @pytest.mark.slow
 def test_validate_finds_what_size_and_stamp_hide(source, tmp_path):
     """A bit that a disk has turned; the message says how to mend it, and that does."""

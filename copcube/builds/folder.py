@@ -35,7 +35,7 @@ from copcube.builds.plan import Plan
 from copcube.builds.receipts import Receipts
 from copcube.cube import foreign, overlap, read_attributes
 from copcube.cube.replacing import require_store_name
-from copcube.errors import BuildError, CopcubeError, OptionError
+from copcube.errors import BuildError, CopcubeError, OptionError, StorageError
 from copcube.files.atomic import sync
 from copcube.files.contents import HEAD, other_than
 from copcube.files.folders import LocalFolder, absolute, open_folder
@@ -171,7 +171,7 @@ class BuildFolder:
             return read_partitions(self.files.open("partitions.parquet"))
         except FileNotFoundError:
             return []
-        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, CopcubeError | MemoryError):
                 raise
             rule_out_shortage(error)
@@ -187,7 +187,9 @@ class BuildFolder:
             # A damaged list is written again: its digest may be whole where its pages are not.
             if there == digest and self.partitions() != list(partitions):
                 there = ""
-        except (FileNotFoundError, pa.ArrowException, BuildError):
+        except (pa.ArrowException, OSError, ValueError, BuildError) as error:
+            if isinstance(error, StorageError):
+                raise
             there = ""
         if there != digest:
             self.files.write("partitions.parquet", encode_partitions(partitions, digest))
@@ -383,9 +385,9 @@ class BuildFolder:
 
     def sweep(self) -> None:
         """Remove what only the making of a cube needs; rows, plan and their receipts stay."""
-        self.discard(
-            *SCRATCH, *(f"receipts/{s}" for s in ("combine", "balance", "create", "write"))
-        )
+        stages = (f"receipts/{stage}" for stage in ("combine", "balance", "create", "write"))
+        # First what says that the cube is to be made again.
+        self.discard("replacing", *SCRATCH, *stages)
         self.prepare()
 
     @contextmanager
