@@ -33,6 +33,8 @@ _ATTRIBUTES: dict[str, Any] = {
     "title": "SYNTHETIC embeddings on ERA5's 0.25 degree grid, for trying things on",
     "synthetic": "drawn at random by copcube.tutorial; no satellite image was read",
     "encoder": "none: synthetic",
+    # The convention of embeddings wants an address; this one leads nowhere (RFC 2606).
+    "encoder_page": "https://example.org/synthetic",
     "encoder_trained": 0,
     "source": "none: synthetic",
     "history": f"copcube {__version__} tutorial",

@@ -347,6 +347,8 @@ def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     cube = str(tmp_path / "c.zarr")
     out = tmp_path / "o.csv"
     assert main(["box", cube, "--regions", str(path), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "region 2 of the file has no vector: the dataset does not reach" in said
     table = pd.read_csv(out)
     assert table.name.tolist() == ["a", "b"]
     assert table.status.str[:7].tolist() == ["present", "the dat"]
@@ -362,12 +364,16 @@ def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3035"}}
     other = tmp_path / "other.geojson"
     other.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+    (empty := tmp_path / "empty.geojson").write_text("{}")
     for wrong in (
         ["5", "45", "10"],
         ["5", "48", "10", "45"],
-        ["--regions", str(out)],
         ["--regions", str(other)],
+        ["--regions", str(empty)],
         [],
     ):
         assert main(["box", cube, *wrong]) == 1
         assert capsys.readouterr().err.startswith("copcube: ")
+    assert main(["box", cube, "--regions", str(out)]) == 1
+    assert "o.parquet: no GeoJSON" in (said := capsys.readouterr().err)
+    assert "ogr2ogr -t_srs EPSG:4326 OUT.geojson IN" in said

@@ -9,7 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from copcube.errors import MissingPackageError, OptionError, ReadError, StorageError, WriteError
+from copcube.cube import open_cube
+from copcube.errors import (
+    CubeError,
+    MissingPackageError,
+    OptionError,
+    ReadError,
+    StorageError,
+    WriteError,
+)
 from copcube.files import objects
 from copcube.files.objects import ObjectFolder, ReadAhead, ahead, is_remote, stores
 
@@ -97,6 +105,14 @@ def test_sizes_listing_and_ranges(bucket):
     assert [e.name for e in objects.listing(f"{bucket}/a/", deep=False)] == ["1", "22"]
     assert len(objects.listing(bucket)) == 5
     assert objects.read_range(urls[0], 2, 100) == b"22"
+
+
+def test_a_cube_that_may_not_be_read_is_not_called_something_else(web):
+    web.files["world.zarr/zarr.json"], web.status["world.zarr/zarr.json"] = b"{}", 403
+    with pytest.raises(ReadError, match=r"world.zarr/zarr.json: access denied; look whether"):
+        open_cube(f"{web.url}/world.zarr")
+    with pytest.raises(CubeError, match=r"expected an embedding cube .*, found nothing"):
+        open_cube(f"{web.url}/none.zarr")
 
 
 def test_an_object_as_a_file(memory):

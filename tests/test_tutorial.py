@@ -1,5 +1,7 @@
 """The synthetic cube of the globe: a real cube in form, and never taken for one in meaning."""
 
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -92,6 +94,8 @@ def test_it_says_everywhere_that_it_is_synthetic(world, written, band, tmp_path,
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert told in shown
     assert "none: synthetic" in shown
+    noted = json.loads((written / "conventions" / "zarr.json").read_text())["attributes"]
+    assert "Copernicus" not in f"{noted['geoemb:model']} {noted['geoemb:source_data']}"
 
 
 @pytest.mark.slow

@@ -144,6 +144,9 @@ def _box(arguments: Arguments) -> None:
     else:
         geometries, properties = read_features(arguments.regions)
         found = polygons(cube, geometries, pooling=arguments.pooling).assign_coords(properties)
+        for number, status in enumerate(found.status.values):
+            if status != "present":
+                log.warning("region %d of the file has no vector: %s", number + 1, status)
     if out is not None:
         write_table(found, out)
         log.info("%s is done: %d regions", out, found.sizes["region"])

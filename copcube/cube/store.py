@@ -18,7 +18,7 @@ from copcube.files.atomic import FULL
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.damage import naming_damage
 from copcube.files.limits import demand_piece, rule_out_shortage
-from copcube.files.objects import is_remote, zarr_store
+from copcube.files.objects import is_remote, stat, zarr_store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +31,7 @@ def open_cube(path: str | Path) -> "xr.Dataset":
     Parameters
     ----------
     path : str or Path
-        Folder, or any address that zarr can read.
+        Folder, or the address of one in an object store, such as ``s3://bucket/world.zarr``.
 
     Returns
     -------
@@ -42,6 +42,8 @@ def open_cube(path: str | Path) -> "xr.Dataset":
     ------
     CubeError
         If the path holds something else.
+    ReadError
+        If an object store does not let it be read, or cannot be reached.
     """
     import xarray as xr
 
@@ -209,6 +211,8 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
     ------
     CubeError
         If there is none, or it was written by a later copcube, or it lacks variables.
+    ReadError
+        If the store does not let it be read, or cannot be reached.
     OptionError
         As `refuse_chain`.
     """
@@ -221,6 +225,8 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
         found = "a Zarr group of something else" if attributes else "something else"
         if not is_remote(path):
             found = _found(str(path), found)
+        elif not attributes:
+            found = _found_at(str(path), found)
         raise CubeError(f"{path}: expected an embedding cube made by copcube, found {found}")
     version = attributes["copcube_schema"]
     # A later schema may give the same names another meaning, so that reading on would be a guess.
@@ -278,6 +284,15 @@ def _found(path: str, otherwise: str) -> str:
     head = first_bytes(os.path.join(path, "zarr.json"))
     other = other_than(("json",), head)
     return otherwise if other is None else f"a folder whose zarr.json is {other}"
+
+
+def _found_at(url: str, otherwise: str) -> str:
+    """Say what lies at an address that holds no cube; zarr says of none why it cannot be read."""
+    try:
+        stat(f"{url.rstrip('/')}/zarr.json")
+    except FileNotFoundError:
+        return "nothing"
+    return otherwise
 
 
 def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:

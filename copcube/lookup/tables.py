@@ -339,8 +339,12 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
     except (ValueError, OSError) as error:
         if isinstance(error, OptionError):
             raise
-        raise OptionError(f"{path}: no GeoJSON ({in_a_line(error)})") from error
-    features = content.get("features", [content]) if isinstance(content, dict) else None
+        raise OptionError(
+            f"{path}: no GeoJSON ({in_a_line(error)}); ogr2ogr -t_srs EPSG:4326 OUT.geojson IN "
+            "makes it of a shapefile or GeoPackage"
+        ) from error
+    single = [content] if isinstance(content, dict) and "type" in content else None
+    features = content.get("features", single) if isinstance(content, dict) else None
     if not isinstance(features, list) or not features:
         raise OptionError(f"{path}: no GeoJSON with features")
     require_degrees(content, path)
