@@ -235,7 +235,7 @@ def test_area_is_chosen_by_name(bench):
         for area in ("official", "true")
     ]
     assert areas == [16, pytest.approx((4 * 1.1132) ** 2)]
-    with pytest.raises(OptionError, match="area='real'; expected 'official' or 'true'"):
+    with pytest.raises(OptionError, match="area='real'; expected official or true"):
         open_dataset(find("aq-no2-s5p"), bench, area="real")
 
 

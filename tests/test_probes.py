@@ -22,10 +22,11 @@ from copcube.pca.moments import Moments
 from copcube.probes import probe, published, sgd, table
 from copcube.probes.coordinates import fourier, harmonics, lonlat, xyz
 from copcube.probes.inputs import Input
-from copcube.probes.ridge import PENALTIES, Part
+from copcube.probes.ridge import PENALTIES, PartMoments
 from copcube.probes.ridge import Ridge as Ours
 from copcube.probes.splits import parted, sampled
 from copcube.probes.statistics import Targets, unit_of
+from copcube.probes.tables import as_text
 
 LAT, LON = np.arange(60, 40, -0.25), np.arange(-10, 15, 0.25) % 360
 DIM = 12
@@ -105,7 +106,7 @@ def test_raw_coordinates_and_points_of_the_sphere():
 
 def parts_of(x, y, cuts):
     both = np.concatenate([x, y], axis=1)
-    return [Part.of(Moments.of(p, np.ones(len(p)))) for p in np.split(both, cuts)]
+    return [PartMoments.of(Moments.of(p, np.ones(len(p)))) for p in np.split(both, cuts)]
 
 
 @pytest.mark.parametrize("inputs", ["normal", "fourier", "collinear"])
@@ -149,7 +150,7 @@ def test_without_a_penalty_it_is_least_squares_of_least_norm():
 
 def test_constant_inputs_explain_nothing_whatever_the_rounding():
     constants = np.random.default_rng(1).normal(size=300) * 1e3
-    part = Part.of(Moments.of(np.tile(constants, (211, 1)), np.ones(211)))
+    part = PartMoments.of(Moments.of(np.tile(constants, (211, 1)), np.ones(211)))
     assert np.isinf(part.scales(np.arange(300))).all()
 
 
@@ -210,7 +211,7 @@ def test_stochastic_descent_is_that_of_torch(monkeypatch):
     y = x @ rng.normal(size=(6, 2)) + 0.1 * rng.normal(size=(300, 2))
     table = np.hstack([x, y])
     columns, targets = np.arange(6), np.arange(6, 8)
-    train = Part.of(Moments.of(table[:200], np.ones(200)))
+    train = PartMoments.of(Moments.of(table[:200], np.ones(200)))
     ours = sgd.fit(train, x[:200], y[:200], (x[200:], y[200:]), columns, targets, seed=3)
     assert ours.strength.tolist() == [3, 3]
 
@@ -682,7 +683,8 @@ def test_tables_have_the_paper_beside(found):
     assert "embedding+fourier & " in latex
     assert "\\%" in latex
     assert latex.count("\\\\\n") == len(lines) - 1
-    with pytest.raises(OptionError, match="csv, markdown, latex"):
+    assert r"\textbackslash{}\{m\}\_" in as_text("latex", ("unit",), [(r"\{m}_",)])
+    with pytest.raises(OptionError, match="expected csv or markdown or latex"):
         table(found, "html")
     with pytest.raises(CubeError, match="result of a probe"):
         table(cube())

@@ -14,8 +14,8 @@ from copcube.files.processors import available_processors
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
 from copcube.pca.moments import Moments
-from copcube.probes import ridge
 from copcube.probes.inputs import Layout
+from copcube.probes.ridge import PartMoments
 from copcube.probes.splits import TEST, TRAIN, VALIDATE
 
 _ROWS = 4096
@@ -24,7 +24,7 @@ _THREADS = min(available_processors(), 8)
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class ProbeCells:
     """Cells that hold all that is asked for.
 
     Parameters
@@ -74,14 +74,14 @@ class Cells:
     def vectors(self, which: NDArray[np.intp]) -> NDArray[Any]:
         """Vectors of some cells, (which, dim)."""
         result = np.empty((len(which), self.view.field.shape[-1]), self.view.field.dtype)
-        place = np.full(self.view.field.shape[:2], -1)
-        place[self.i[which], self.j[which]] = np.arange(len(which))
-        for at, read in self._blocks(place):
+        for at, read in self._blocks(which):
             result[at] = read
         return result
 
-    def _blocks(self, place: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
-        """Places, and the vectors there, of the cells of each block that have a place."""
+    def _blocks(self, which: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
+        """Vectors of some cells, block by block, and where those of a block are among them."""
+        place = np.full(self.view.field.shape[:2], -1)
+        place[self.i[which], self.j[which]] = np.arange(len(which))
         parts = [part for part in self.view.blocks() if (place[part] >= 0).any()]
 
         def read(part: Part) -> tuple[NDArray[np.intp], NDArray[Any]]:
@@ -107,7 +107,7 @@ class Cells:
         part_of: NDArray[np.int8],
         vectors: NDArray[Any] | None,
         used: NDArray[np.intp],
-    ) -> list[dict[int, ridge.Part]]:
+    ) -> list[dict[int, PartMoments]]:
         """Moments of training, validating and testing cells, for every seed.
 
         Parameters
@@ -137,7 +137,7 @@ class Cells:
                 # Cells of no part were not drawn by this seed.
                 if part in sums[seed]:
                     sums[seed][int(part)].merge(total)
-        return [{part: ridge.Part.of(m) for part, m in one.items()} for one in sums]
+        return [{part: PartMoments.of(m) for part, m in one.items()} for one in sums]
 
     def residuals(
         self,
@@ -167,12 +167,10 @@ class Cells:
         n = self.targets.shape[1]
         result = np.full((*self.view.field.shape[:2], n), np.nan, np.float32)
         wanted = np.flatnonzero(unseen.any(axis=0))
-        place = np.full(self.view.field.shape[:2], -1)
-        place[self.i[wanted], self.j[wanted]] = wanted
         columns = slice(0, layout.places["targets"].start)
         pieces: Iterator[tuple[NDArray[np.intp], NDArray[Any] | None]]
         if reads_vectors:
-            pieces = self._blocks(place)
+            pieces = ((wanted[at], read) for at, read in self._blocks(wanted))
         else:
             pieces = ((wanted[a : a + _ROWS], None) for a in range(0, len(wanted), _ROWS))
         for which, vectors in pieces:

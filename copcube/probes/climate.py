@@ -16,10 +16,10 @@ from copcube.grid import Floats, require_block
 from copcube.pca.blas import one_thread
 from copcube.pca.predictors import Predictors, expanded
 from copcube.probes import sgd
-from copcube.probes.cells import Cells
+from copcube.probes.cells import ProbeCells
 from copcube.probes.inputs import COMPONENTS, Input, Layout, usual
 from copcube.probes.results import assembled, with_residuals
-from copcube.probes.ridge import Indices, Part, Ridge, Solver
+from copcube.probes.ridge import Indices, PartMoments, Ridge, Solver
 from copcube.probes.splits import (
     TEST,
     TRAIN,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _LEAST = 100
-"""Cells below which nothing can be learnt of errors."""
+"""ProbeCells below which nothing can be learnt of errors."""
 _NO_SCATTER = 1e-12
 """Scatter along an axis, relative to the largest, below which most of it is rounding."""
 
@@ -174,23 +174,24 @@ def probe(
         finite = np.isfinite(vectors).all(axis=1)
         used, vectors = used[finite], vectors[finite]
     refuse_empty(part_of[:, used], split, shares)
-    given_width, dim = known.given.shape[1], view.field.shape[-1]
-    layout = Layout.of(chosen, given_width, dim, len(targets.targets))
-    parts = known.parts(layout, part_of[:, used], vectors, used)
-    rotated = view.name == "embedding"
     if solver == "sgd" and len(used) > sgd.MOST_CELLS:
         raise OptionError(
             f"solver='sgd' keeps the inputs of its cells in memory, and {len(used)} are drawn; "
             f"expected at most {sgd.MOST_CELLS}: give cells=10000 (--cells 10000), or "
             "solver='descent'"
         )
+    given_width, dim = known.given.shape[1], view.field.shape[-1]
+    layout = Layout.of(chosen, given_width, dim, len(targets.targets))
+    parts = known.parts(layout, part_of[:, used], vectors, used)
 
     def table(seed: int, part: int) -> Floats:
         here = np.flatnonzero(part_of[seed, used] == part)
         return known.table(layout, used[here], None if vectors is None else vectors[here])
 
     fitter = _Fitter(layout, solver, seeds, table)
-    rmse, r2, strength, models = _fitted(parts, fitter, chosen, mapped, rotated)
+    rmse, r2, strength, models = _fitted(
+        parts, fitter, chosen, mapped, rotated=view.name == "embedding"
+    )
     result = assembled(chosen, targets, seeds, rmse, r2)
     chosen_by = {"units": "1", "long_name": "what served best on the validation cells"}
     name = {"ridge": "penalty", "descent": "steps", "sgd": "epochs"}[solver]
@@ -284,7 +285,7 @@ def _inputs(
 
 def _cells(
     view: CubeView, targets: Targets, predictors: Predictors | None, complete: bool
-) -> Cells:
+) -> ProbeCells:
     """Find the cells that hold a vector and all fields.
 
     Raises
@@ -318,17 +319,16 @@ def _cells(
             "most of them lack, or take a larger cube"
         )
     given = None if predictors is None else predictors.values
-    known = Cells.of(view, there, given, targets.values)
+    known = ProbeCells.of(view, there, given, targets.values)
     spans = np.ptp(known.targets, axis=0)
     largest = np.abs(known.targets).max(axis=0)
     # What is below the rounding of float64 is no variation.
-    for target, constant in zip(targets.targets, spans <= 1e-12 * largest, strict=True):
-        if constant:
-            raise CubeError(
-                f"{target.name} is {known.targets[0, targets.targets.index(target)]:g} "
-                f"{target.unit} at all {len(known.i)} cells: nothing can be learnt of it; name "
-                "the others by variables (--variables)"
-            )
+    for n in np.flatnonzero(spans <= 1e-12 * largest).tolist():
+        target = targets.targets[n]
+        raise CubeError(
+            f"{target.name} is {known.targets[0, n]:g} {target.unit} at all {len(known.i)} cells: "
+            "nothing can be learnt of it; name the others by variables (--variables)"
+        )
     return known
 
 
@@ -359,7 +359,11 @@ class _Fitter:
         return np.arange(self.layout.width)[self.layout.places["targets"]]
 
     def fit(
-        self, number: int, by_part: Mapping[int, Part], columns: Indices, basis: Floats | None
+        self,
+        number: int,
+        by_part: Mapping[int, PartMoments],
+        columns: Indices,
+        basis: Floats | None,
     ) -> Ridge:
         """Fit to the cells of the division of some number; components are on a basis."""
         train, at = by_part[TRAIN], self.targets
@@ -377,10 +381,11 @@ class _Fitter:
 
 
 def _fitted(
-    parts: Sequence[Mapping[int, Part]],
-    fitter: "_Fitter",
+    parts: Sequence[Mapping[int, PartMoments]],
+    fitter: _Fitter,
     chosen: Sequence[Input],
     mapped: Input | None,
+    *,
     rotated: bool,
 ) -> tuple[Floats, Floats, Floats, list[tuple[Floats, Floats]]]:
     """Fit and test every input for every seed.
@@ -415,7 +420,7 @@ def _fitted(
     return rmse, r2, strength, models
 
 
-def _basis(train: Part, columns: Indices, k: int, *, rotated: bool) -> Floats:
+def _basis(train: PartMoments, columns: Indices, k: int, *, rotated: bool) -> Floats:
     """Axes of the first k components of the training cells, (dim, k); of a reduction its own.
 
     Axes along which the training cells do not vary are zero, so that they explain nothing.

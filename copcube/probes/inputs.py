@@ -94,7 +94,8 @@ class Layout:
     ----------
     places : dict
         Slices of columns by the name of the part; all components of vectors follow from the
-        columns ``embedding`` and lie behind the table (`copcube.probes.ridge.Part.extended`).
+        columns ``embedding`` and lie behind the table
+        (`copcube.probes.ridge.PartMoments.extended`).
     width : int
         Number of columns with those of the targets.
     """

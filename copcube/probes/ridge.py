@@ -36,8 +36,8 @@ Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Means and scatter of all inputs and targets over some cells.
+class PartMoments:
+    """Means and scatter of all inputs and targets over a part of the cells.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Ridge:
     Parameters
     ----------
     columns, targets : numpy.ndarray
-        Columns of `Part` that are its inputs, and what it predicts.
+        Columns of `PartMoments` that are its inputs, and what it predicts.
     coefficients : numpy.ndarray
         (input, target) float64, in the targets' units per unit of an input.
     intercept : numpy.ndarray
@@ -108,8 +108,8 @@ class Ridge:
     @classmethod
     def fit(
         cls,
-        train: Part,
-        validation: Part,
+        train: PartMoments,
+        validation: PartMoments,
         columns: Indices,
         targets: Indices,
         strengths: Sequence[float] | None = None,
@@ -122,7 +122,7 @@ class Ridge:
 
         Parameters
         ----------
-        train, validation : Part
+        train, validation : PartMoments
             Cells to fit to, and those that choose.
         columns, targets : numpy.ndarray
             Which of their columns.
@@ -153,7 +153,7 @@ class Ridge:
         intercept = train.mean[targets] - train.mean[columns] @ coefficients
         return cls(columns, targets, coefficients, intercept, np.asarray(strengths)[best])
 
-    def errors(self, train: Part, part: Part) -> Floats:
+    def errors(self, train: PartMoments, part: PartMoments) -> Floats:
         """Mean squared error of every target over the cells of a part."""
         return _errors(train, part, self.columns, self.targets, self.coefficients)
 
@@ -180,7 +180,7 @@ def _descended(values: Floats, steps: float) -> Floats:
 
 
 def _errors(
-    train: Part, part: Part, columns: Indices, targets: Indices, coefficients: Floats
+    train: PartMoments, part: PartMoments, columns: Indices, targets: Indices, coefficients: Floats
 ) -> Floats:
     """Mean squared errors of coefficients, with the means of `train`, on the cells of a part."""
     inputs = part.scatter[np.ix_(columns, columns)]

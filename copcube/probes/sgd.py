@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.grid import Floats
-from copcube.probes.ridge import Part, Ridge
+from copcube.probes.ridge import PartMoments, Ridge
 
 EPOCHS = 100
 BATCH = 64
@@ -19,7 +19,7 @@ MOST_CELLS = 50_000
 
 
 def fit(
-    train: Part,
+    train: PartMoments,
     x: Floats,
     y: Floats,
     validation: tuple[Floats, Floats],
@@ -34,7 +34,7 @@ def fit(
 
     Parameters
     ----------
-    train : Part
+    train : PartMoments
         Moments of the training cells, over all columns.
     x, y : numpy.ndarray
         (cell, input) and (cell, target) of the training cells.

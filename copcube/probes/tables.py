@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from copcube.errors import CubeError, OptionError
+from copcube.arguments import one_of
+from copcube.errors import CubeError
 from copcube.probes import published
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ _LABELS = {
     published.SATCLIP: "SatCLIP coord",
 }
 """What the paper calls its rows."""
-
-_PUBLISHED = ("published_rmse", "published_std")
 
 Row = tuple[str, ...]
 
@@ -53,13 +52,8 @@ def table(found: "xr.Dataset", form: Form = "markdown") -> str:
     OptionError
         If the form is unknown.
     """
-    if form not in get_args(Form):
-        raise OptionError(f"form={form!r}; expected {', '.join(get_args(Form))}")
-    _require(found)
-    if form == "csv":
-        return _csv(found)
-    head, rows = grid_of(found)
-    return markdown(head, rows) if form == "markdown" else latex(head, rows)
+    one_of(form, "form", get_args(Form))
+    return _csv(found) if form == "csv" else as_text(form, *grid_of(found))
 
 
 def grid_of(found: "xr.Dataset", statistic: str | None = None) -> tuple[Row, list[Row]]:
@@ -112,19 +106,21 @@ def _cell(value: float, spread: float, unit: str) -> str:
     return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
 
 
-def markdown(head: Row, rows: list[Row]) -> str:
-    """Write heads and rows as a table of Markdown."""
+def as_text(form: Literal["markdown", "latex"], head: Row, rows: list[Row]) -> str:
+    """Write heads and rows as a table of Markdown, or of LaTeX's package booktabs."""
+    return _markdown(head, rows) if form == "markdown" else _latex(head, rows)
+
+
+def _markdown(head: Row, rows: list[Row]) -> str:
     lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
     return "".join(
         "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines
     )
 
 
-def latex(head: Row, rows: list[Row]) -> str:
-    """Write heads and rows as a table of the package booktabs."""
-
+def _latex(head: Row, rows: list[Row]) -> str:
     def line(cells: Row) -> str:
-        return " & ".join(_escaped(cell) for cell in cells) + r" \\"
+        return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
 
     body = "\n".join(line(row) for row in rows)
     return (
@@ -133,24 +129,18 @@ def latex(head: Row, rows: list[Row]) -> str:
     )
 
 
-def _escaped(text: str) -> str:
-    for old, new in (
-        ("\\", r"\textbackslash{}"),
-        *((character, f"\\{character}") for character in "&%$#_{}"),
-    ):
-        # The braces of \textbackslash{} itself must stay as they are.
-        if old in "{}" and r"\textbackslash" in text:
-            continue
-        text = text.replace(old, new)
-    return text.replace("±", r"$\pm$").replace("°", r"$^\circ$")
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "±": r"$\pm$", "°": r"$^\circ$"}
+)
 
 
 def _csv(found: "xr.Dataset") -> str:
+    _require(found)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ("input", "components", "target", "unit", "rmse", "rmse_std", "r2", *_PUBLISHED)
-    )
+    head = ("input", "components", "target", "unit", "rmse", "rmse_std", "r2")
+    writer.writerow((*head, "published_rmse", "published_std"))
     mean, spread = found["rmse"].mean("seed"), found["rmse"].std("seed")
     r2 = found["r2"].mean("seed")
     paper, its_spread = found["published_rmse"].values, found["published_spread"].values
@@ -158,10 +148,9 @@ def _csv(found: "xr.Dataset") -> str:
         for j, target in enumerate(found["target"].values):
             figures = (mean[i, j], spread[i, j], r2[i, j], paper[i, j], its_spread[i, j])
             texts = (f"{float(v):.6g}" if np.isfinite(v) else "" for v in figures)
-            first = next(texts), next(texts), next(texts)
             unit = str(found["unit"].values[j])
             k = int(found["components"].values[i])
-            writer.writerow((str(name), k or "", str(target), unit, *first, *texts))
+            writer.writerow((str(name), k or "", str(target), unit, *texts))
     return text.getvalue()
 
 

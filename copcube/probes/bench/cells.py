@@ -56,7 +56,7 @@ _THREADS = min(available_processors(), 8)
 Array = NDArray[np.float32]
 
 
-class Cells(NamedTuple):
+class Labelled(NamedTuple):
     """Places of a split that have a vector and a target.
 
     Parameters
@@ -219,7 +219,7 @@ def _places(dataset: Dataset, split: Split, skipped: dict[str, str]) -> list[Pla
     return found
 
 
-def _joined(view: CubeView, places: Sequence[Place]) -> Cells:
+def _joined(view: CubeView, places: Sequence[Place]) -> Labelled:
     """Find the vectors of places, and leave out those that have none."""
     i, j, owner, area = _under(view, places)
     # Many places share cells; each cell is read once.
@@ -236,7 +236,7 @@ def _joined(view: CubeView, places: Sequence[Place]) -> Cells:
     kept = total > 0
     centres = np.array([place.outline.mean(axis=0) for place in places]).reshape(-1, 2)[kept]
     targets = [place.target for place, good in zip(places, kept, strict=True) if good]
-    return Cells(
+    return Labelled(
         (sums[kept] / total[kept, None]).astype(np.float32),
         harmonics(centres[:, 1], centres[:, 0], _DEGREE).astype(np.float32),
         np.array(targets),
@@ -255,7 +255,7 @@ def _under(view: CubeView, places: Sequence[Place]) -> tuple[Integers, Integers,
     return i[inside].astype(int), j[inside].astype(int), owner[inside], area[inside]
 
 
-def _predicted(task: Task, found: Mapping[Split, Cells], inputs: str | None) -> _Predicted:
+def _predicted(task: Task, found: Mapping[Split, Labelled], inputs: str | None) -> _Predicted:
     """Fit to the training places, choose by those of validation, predict those of the test."""
     score_of, target = SCORES[task.kind], {split: cells.target for split, cells in found.items()}
     if inputs is None:
@@ -267,9 +267,8 @@ def _predicted(task: Task, found: Mapping[Split, Cells], inputs: str | None) -> 
     if task.kind == "multilabel":
         model, strength, score = logistic(task, train, validation)
         return _Predicted(model.logits(x["test"]), score, strength)
-    both = ridge(train, validation, np.concatenate([x["val"], x["test"]]))
-    first, second = np.split(both.output, [len(x["val"])])
-    return _Predicted(second, score_of(first, target["val"]), both.strength)
+    both = ridge(train, validation, x["test"])
+    return _Predicted(both.test, score_of(both.validation, target["val"]), both.strength)
 
 
 def _require(

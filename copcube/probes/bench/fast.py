@@ -5,16 +5,15 @@ neighbours; logistic regression and ridge regression, whose strengths validation
 are not comparable with published ones, but need neither learning rates nor seeds.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube.grid import Floats
-from copcube.probes.bench.metrics import average_precision
+from copcube.probes.bench.metrics import SCORES, guess
 from copcube.probes.bench.tasks import Task
-from copcube.probes.ridge import Part, Ridge
+from copcube.probes.ridge import PartMoments, Ridge
 
 NEIGHBOURS = 5
 
@@ -71,17 +70,18 @@ def neighbours(task: Task, train: Array, target: NDArray[Any], vectors: Array) -
 
 
 class Predicted(NamedTuple):
-    """What a model says, and the strength that validation chose.
+    """What a model says of the samples that validate and test, and the strength that was chosen.
 
     Attributes
     ----------
-    output : numpy.ndarray
+    validation, test : numpy.ndarray
         (samples,) float64.
     strength : float
         The penalty, see `copcube.probes.ridge.PENALTIES`.
     """
 
-    output: Floats
+    validation: Floats
+    test: Floats
     strength: float
 
 
@@ -186,7 +186,6 @@ def logistic(
     task: Task,
     train: tuple[Array, NDArray[Any]],
     validation: tuple[Array, NDArray[Any]],
-    strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[Logistic, float, float]:
     """Fit a logistic regression whose strength serves validation best, and fit it to both.
 
@@ -196,49 +195,43 @@ def logistic(
         Of classification, of one class or several.
     train, validation : tuple of numpy.ndarray
         (samples, dim) float32 vectors, and their classes.
-    strengths : sequence of float
-        C, ascending; each fit begins at the one before.
 
     Returns
     -------
     model : Logistic
         Fitted to both splits.
     strength : float
-        The chosen C, the smallest of equals.
+        The chosen C of `STRENGTHS`, the smallest of equals.
     score : float
         Accuracy, or micro average precision, in %, of the validation split before.
     """
     problem = _Problem(task, *train)
-    best = (-np.inf, strengths[0])
-    for strength in strengths:
-        score = _score(task, problem.solve(strength).logits(validation[0]), validation[1])
+    best = (-np.inf, STRENGTHS[0])
+    for strength in STRENGTHS:
+        logits = problem.solve(strength).logits(validation[0])
+        score = SCORES[task.kind](guess(task, logits), validation[1])
         # Of equal scores `max` keeps the first, which has the stronger penalty.
         best = max(best, (score, strength), key=lambda pair: pair[0])
     both = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
     return _Problem(task, *both).solve(best[1]), best[1], best[0]
 
 
-def _score(task: Task, logits: Floats, target: NDArray[Any]) -> float:
-    if task.kind == "multilabel":
-        return average_precision(logits, target)
-    return float(100 * np.mean(logits.argmax(axis=1) == target))
-
-
 def ridge(
-    train: tuple[Array, NDArray[Any]], validation: tuple[Array, NDArray[Any]], vectors: Array
+    train: tuple[Array, NDArray[Any]], validation: tuple[Array, NDArray[Any]], test: Array
 ) -> Predicted:
-    """Predict numbers of vectors by a ridge regression whose penalty validation chooses."""
+    """Predict numbers by a ridge regression whose penalty validation chooses."""
     dim = train[0].shape[1]
     # Columns are the vectors and, last, the target.
     model = Ridge.fit(_part(*train), _part(*validation), np.arange(dim), np.array([dim]))
-    predicted = vectors @ model.coefficients[:, 0] + model.intercept[0]
-    return Predicted(predicted, float(model.strength[0]))
+    both = np.concatenate([validation[0], test]) @ model.coefficients[:, 0] + model.intercept[0]
+    first, second = np.split(both, [len(validation[0])])
+    return Predicted(first, second, float(model.strength[0]))
 
 
-def _part(vectors: Array, target: NDArray[Any]) -> Part:
+def _part(vectors: Array, target: NDArray[Any]) -> PartMoments:
     """Means and scatter of vectors and target, of the samples whose target is known."""
     known = np.isfinite(target)
     columns = np.column_stack([vectors[known], target[known]]).astype(np.float64)
     mean = columns.mean(axis=0)
     columns -= mean
-    return Part(len(columns), mean, columns.T @ columns)
+    return PartMoments(len(columns), mean, columns.T @ columns)

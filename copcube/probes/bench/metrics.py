@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import OptionError
-from copcube.grid import Floats
 from copcube.probes.bench.tasks import Task
 
 
@@ -128,17 +127,10 @@ class Jaccard(_Batches):
 
 
 class RootMeanSquare(_Batches):
-    """Root of the mean squared error over what is known, in the units of the target.
+    """Root of the mean squared error over what is known, in the units of the target."""
 
-    Parameters
-    ----------
-    std : float
-        What predictions and targets are multiplied by, if they are standardised.
-    """
-
-    def __init__(self, std: float = 1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._std = std
         self._squares, self._known = 0.0, 0
 
     def add(self, predicted: NDArray[Any], target: NDArray[Any]) -> None:
@@ -147,12 +139,12 @@ class RootMeanSquare(_Batches):
         squares = float((off**2).sum())
         self._squares += squares
         self._known += off.size
-        self._add(self._std * np.sqrt(squares / off.size) if off.size else np.nan, len(target))
+        self._add(np.sqrt(squares / off.size) if off.size else np.nan, len(target))
 
     @property
     def dataset(self) -> float:
         """Score of all samples together."""
-        return float(self._std * np.sqrt(self._squares / self._known)) if self._known else np.nan
+        return float(np.sqrt(self._squares / self._known)) if self._known else np.nan
 
 
 def accuracy(predicted: NDArray[Any], target: NDArray[Any]) -> float:
@@ -237,6 +229,11 @@ def metric_of(task: Task) -> Metric:
             return Jaccard(len(task.classes), task.ignore)
 
 
+def guess(task: Task, logits: NDArray[Any]) -> NDArray[Any]:
+    """What the metric takes of logits: the likeliest class, or the logits of several."""
+    return logits.argmax(axis=1) if task.kind == "classification" else logits
+
+
 def fed(metric: Metric, predicted: NDArray[Any], target: NDArray[Any], batch: int) -> Metric:
     """Add all samples to a metric, in batches of the official size and in their order."""
     for start in range(0, len(target), batch):
@@ -249,7 +246,7 @@ def interval(
     score: Callable[[NDArray[Any], NDArray[Any]], float],
     predicted: NDArray[Any],
     target: NDArray[Any],
-    resamples: int = 200,
+    resamples: int,
 ) -> tuple[float, float] | tuple[None, None]:
     """Interval of 95 % of a score, from samples that are drawn anew with replacement.
 
@@ -265,12 +262,8 @@ def interval(
     if not resamples:
         return None, None
     rng = np.random.default_rng(0)
-    found: Floats = np.array(
-        [
-            score(predicted[drawn], target[drawn])
-            for drawn in rng.integers(0, len(target), (resamples, len(target)))
-        ]
-    )
+    draws = rng.integers(0, len(target), (resamples, len(target)))
+    found = [score(predicted[drawn], target[drawn]) for drawn in draws]
     # A draw of a rare class may hold none of it, and has no score then.
     low, high = np.nanpercentile(found, [2.5, 97.5])
     return float(low), float(high)

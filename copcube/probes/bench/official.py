@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from copcube.errors import SourceError
 from copcube.grid import Floats
-from copcube.probes.bench.metrics import fed, metric_of
+from copcube.probes.bench.metrics import fed, guess, metric_of
 from copcube.probes.bench.results import EPOCHS
 from copcube.probes.bench.tasks import Task
 from copcube.probes.bench.vectors import Vectors
@@ -168,11 +168,6 @@ def train(
             best = Trained(head.copy(), epoch, score)
     assert best is not None
     return best
-
-
-def guess(task: Task, logits: NDArray[Any]) -> NDArray[Any]:
-    """What the metric takes of logits: the likeliest class, or the logits of several."""
-    return logits.argmax(axis=1) if task.kind == "classification" else logits
 
 
 def _step(

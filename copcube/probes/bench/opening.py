@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from copcube.arguments import one_path
-from copcube.errors import MissingFileError, OptionError
+from copcube.arguments import one_of, one_path
+from copcube.errors import MissingFileError
 from copcube.probes.bench.layouts.base import Area, Codes, Layout
 from copcube.probes.bench.layouts.lcz import LCZ
 from copcube.probes.bench.layouts.masks import CloudS2, CloudS3, DFC2020Patches
@@ -64,10 +64,8 @@ def open_dataset(
     OptionError
         If an option has a value that it cannot have.
     """
-    if area not in get_args(Area):
-        raise OptionError(f"area={area!r}; expected 'official' or 'true'")
-    if codes not in get_args(Codes):
-        raise OptionError(f"codes={codes!r}; expected 'raw' or 'shifted'")
+    one_of(area, "area", get_args(Area))
+    one_of(codes, "codes", get_args(Codes))
     kind, folder = LAYOUTS[task.name]
     given = Path(one_path(root, "root"))
     places = list(_places(folder))

@@ -7,18 +7,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from copcube.arguments import one_of
 from copcube.errors import CopcubeError, OptionError, in_a_line
 from copcube.files.atomic import write_text
 from copcube.interchange.metadata import KEY
 from copcube.probes.bench.tasks import METRICS, TASKS
-from copcube.probes.tables import Row, latex, markdown
+from copcube.probes.tables import Form, Row, as_text
 from copcube.version import __version__
-
-Form = Literal["csv", "markdown", "latex"]
 
 FORMAT = 1
 """Version of the file's form."""
@@ -226,12 +225,8 @@ def bench_table(results: Sequence[Result], form: Form = "markdown") -> str:
     OptionError
         If the form is unknown.
     """
-    if form not in get_args(Form):
-        raise OptionError(f"form={form!r}; expected {', '.join(get_args(Form))}")
-    if form == "csv":
-        return _csv(results)
-    head, rows = grid_of(results)
-    return markdown(head, rows) if form == "markdown" else latex(head, rows)
+    one_of(form, "form", get_args(Form))
+    return _csv(results) if form == "csv" else as_text(form, *grid_of(results))
 
 
 def grid_of(results: Sequence[Result]) -> tuple[Row, list[Row]]:

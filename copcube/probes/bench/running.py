@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
-from copcube.arguments import flag, one_path, whole_number
+from copcube.arguments import flag, one_of, one_path, whole_number
 from copcube.embedding.encoders import Encoder, Spec
-from copcube.errors import CopcubeError, OptionError, in_a_line
+from copcube.errors import CopcubeError, in_a_line
 from copcube.files.atomic import make_folder, write_text
 from copcube.interchange.cache import cache_folder
 from copcube.probes.bench import fast, official
-from copcube.probes.bench.metrics import SCORES, f1, fed, interval, metric_of
+from copcube.probes.bench.metrics import SCORES, f1, fed, guess, interval, metric_of
 from copcube.probes.bench.results import EPOCHS, Result, Score, read_results, write_results
 from copcube.probes.bench.samples import SPLITS, Dataset, Split
 from copcube.probes.bench.tasks import Task, find
@@ -152,10 +151,8 @@ def bench(
         levels,
         flag(keep, "keep"),
     )
-    if levels not in get_args(Which):
-        raise OptionError(f"levels={levels!r}; expected 'four' or 'last'")
-    if probe not in get_args(Probe):
-        raise OptionError(f"probe={probe!r}; expected 'official' or 'fast'")
+    one_of(levels, "levels", get_args(Which))
+    one_of(probe, "probe", get_args(Probe))
     if root is not None or len(own) < len(chosen):
         root = one_path(root, "root", ": the folder of the data")
     folder = cache_folder() / "bench" if cache is None else Path(one_path(cache, "cache"))
@@ -174,7 +171,7 @@ def each(chosen: Sequence[Task], work: Callable[[Task], Iterable[Result]]) -> Be
     failures = {}
     for task in chosen:
         try:
-            for result in work(task):
+            for result in work(task):  # so that those before an error count
                 results.append(result)
         except Exception as error:  # the others shall run, whatever became of this one
             known = isinstance(error, CopcubeError)
@@ -249,7 +246,7 @@ def _official(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -
             task, vectors["train"], vectors["val"], epochs=options.epochs, seed=seed
         )
         logits = found.head.logits(test.vectors[0])
-        metric = fed(metric_of(task), official.guess(task, logits), test.target, task.batch)
+        metric = fed(metric_of(task), guess(task, logits), test.target, task.batch)
         scores.append(Score(metric.bench, metric.dataset, found.validation))
         epochs.append(found.epoch)
         if task.kind == "multilabel":
@@ -274,16 +271,14 @@ def _logistic(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -
     details: dict[str, Any] = {"c": strength}
     if task.kind == "multilabel":
         details["f1"] = f1(logits, pairs["test"][1])
-    output = official.guess(task, logits)
-    return (_judged(task, vectors, validation, output, options),), details
+    return (_judged(task, vectors, validation, guess(task, logits), options),), details
 
 
 def _ridge(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
     pairs = {split: (one.vectors[0], one.target) for split, one in vectors.items()}
-    both = np.concatenate([pairs["val"][0], pairs["test"][0]])
-    found = fast.ridge(pairs["train"], pairs["val"], both)
-    validation, test = np.split(found.output, [len(pairs["val"][0])])
-    return (_judged(task, vectors, validation, test, options),), {"penalty": found.strength}
+    found = fast.ridge(pairs["train"], pairs["val"], pairs["test"][0])
+    score = _judged(task, vectors, found.validation, found.test, options)
+    return (score,), {"penalty": found.strength}
 
 
 def _judged(
@@ -319,7 +314,9 @@ def _dense(
     levels = here / f"levels-{options.levels}" if options.keep else None
     runs = [
         score(
-            *(dataset, encoder, here / f"{probe}-{options.epochs}-{seed}"),
+            dataset,
+            encoder,
+            here / f"{probe}-{options.epochs}-{seed}",
             # The published head is built on four levels; only the linear one may do with the last.
             head="upernet" if probe == "upernet" else "linear",
             which="four" if probe == "upernet" else options.levels,
