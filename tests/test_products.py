@@ -16,7 +16,7 @@ from copcube.errors import OptionError, ReadError, RowsError
 from copcube.files.objects import ObjectFolder
 from copcube.products import pixels, tables
 from copcube.products.alphaearth import AlphaEarth
-from copcube.products.pixels import Place
+from copcube.products.place import Place
 from copcube.products.tessera import Tessera
 
 EAST, NORTH = 583_000.0, 5_332_000.0

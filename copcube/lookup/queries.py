@@ -33,6 +33,7 @@ from copcube.images.sensors import Given, modality_of
 from copcube.images.units import without_offset
 from copcube.modalities import MODALITIES, Modality
 from copcube.products.majortom import CoreSource, Fragments
+from copcube.products.majortom.bands import as_stored
 from copcube.products.majortom.grid import PIXEL
 from copcube.provenance import ENCODER
 from copcube.selection import Selection
@@ -381,12 +382,11 @@ def _fragment(images: "xr.DataArray", fragments: Fragments, name: str) -> NDArra
             f"{name}: its pixels are {step:.3g} m; the encoder saw pixels of {PIXEL:g} m: resample "
             "it first"
         )
-    pixels = middle.transpose(..., *middle.dims[:2]).values
-    wide = pixels.dtype.kind == "f" or pixels.dtype.itemsize > 2 or int(pixels.min()) < 0
-    pixels = pixels.astype(np.float32 if wide else np.uint16)
+    # Of its own, since what is missing is marked below.
+    pixels = as_stored(middle.transpose(..., *middle.dims[:2]).values).copy()
     nodata = images.rio.nodata
     if nodata is not None and nodata == nodata:
-        pixels[pixels == nodata] = np.nan if wide else 0
+        pixels[pixels == nodata] = np.nan if pixels.dtype.kind == "f" else 0
     return np.asarray(pixels)
 
 

@@ -24,7 +24,7 @@ from copcube.files import limits
 from copcube.files.contents import refuse_other
 from copcube.files.objects import is_remote, listing, open_file, sizes
 from copcube.files.regular import files_below, require_file
-from copcube.products.pixels import Place
+from copcube.products.place import Place
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader

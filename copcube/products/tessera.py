@@ -25,7 +25,8 @@ from copcube.files.objects import insisting, is_remote, listing, sizes, zarr_sto
 from copcube.files.regular import files_below
 from copcube.grid import Floats
 from copcube.products import geotiff
-from copcube.products.pixels import Pixels, Place, Raster
+from copcube.products.pixels import Pixels, Raster
+from copcube.products.place import Place
 
 if TYPE_CHECKING:
     import zarr

@@ -78,6 +78,11 @@ def decode(raw: bytes) -> Band:
         raise ImageError(
             f"its transform is {tuple(where)[:6]}; expected north up in pixels of 10 m or more"
         )
-    wide = dtype.kind == "f" or dtype.itemsize > 2 or (pixels.size and int(pixels.min()) < 0)
-    pixels = pixels.astype(np.float32 if wide else np.uint16, copy=False)
-    return Band(pixels, epsg, where.c, where.f, step)
+    return Band(as_stored(pixels), epsg, where.c, where.f, step)
+
+
+def as_stored(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Bring pixels to what the sets are stored in: uint16 where that holds them, else float32."""
+    wide = pixels.dtype.kind == "f" or pixels.dtype.itemsize > 2
+    wide = wide or bool((pixels < 0).any())
+    return pixels.astype(np.float32 if wide else np.uint16, copy=False)

@@ -25,8 +25,9 @@ NEEDED = (*TEXTS, "centre_lat", "centre_lon", "pixel_bbox")
 _MOST = 1 << 14
 """Pixels that no image has a side of; those of Core have 1068."""
 
-_POLYGON = np.dtype([("head", "u1", 13), ("points", "<f8", (5, 2))])
-_HEAD = b"\x01\x03\x00\x00\x00\x01\x00\x00\x00\x05\x00\x00\x00"
+POLYGON = np.dtype([("head", "u1", 13), ("points", "<f8", (5, 2))])
+HEAD = b"\x01\x03\x00\x00\x00\x01\x00\x00\x00\x05\x00\x00\x00"
+"""Well-known binary of a polygon of one ring of five points, and how it begins."""
 
 
 def is_majortom(schema: "pa.Schema") -> bool:
@@ -116,21 +117,21 @@ def boxes(column: "pa.ChunkedArray", path: str | Path, number: Integers) -> Inte
 
 def polygons(column: "pa.ChunkedArray") -> tuple[Floats, NDArray[np.bool_]]:
     """Corners (n, 5, 2) of well-known binary, and which are polygons of five points."""
-    found = [np.empty(0, _POLYGON)]
+    found = [np.empty(0, POLYGON)]
     for chunk in column.chunks:
         offsets, data = _binary(chunk)
         sizes = np.diff(offsets)
-        if (sizes == _POLYGON.itemsize).all():
-            record = data[offsets[0] : offsets[-1]].view(_POLYGON)
+        if (sizes == POLYGON.itemsize).all():
+            record = data[offsets[0] : offsets[-1]].view(POLYGON)
         else:
-            record = np.zeros(len(chunk), _POLYGON)
-            whole = np.flatnonzero(sizes == _POLYGON.itemsize)
+            record = np.zeros(len(chunk), POLYGON)
+            whole = np.flatnonzero(sizes == POLYGON.itemsize)
             # A view of each polygon's bytes, wherever they begin.
-            starts = offsets[whole, np.newaxis] + np.arange(_POLYGON.itemsize)
-            record[whole] = np.ascontiguousarray(data[starts]).view(_POLYGON)[:, 0]
+            starts = offsets[whole, np.newaxis] + np.arange(POLYGON.itemsize)
+            record[whole] = np.ascontiguousarray(data[starts]).view(POLYGON)[:, 0]
         found.append(record)
     records = np.concatenate(found)
-    plain: NDArray[np.bool_] = (records["head"] == np.frombuffer(_HEAD, np.uint8)).all(axis=1)
+    plain: NDArray[np.bool_] = (records["head"] == np.frombuffer(HEAD, np.uint8)).all(axis=1)
     return records["points"].astype(np.float64), plain
 
 

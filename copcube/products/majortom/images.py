@@ -10,6 +10,7 @@ Bands of 20 and 60 m are brought to 10 m by repeating pixels, as Major TOM does.
 whole, so that the fragments of a cell are all there or none.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -134,28 +135,34 @@ def open_core(path: str | Path, fragments: Fragments) -> "CoreSource":
         if not any(p.name == "images" or _ROW.fullmatch(p.name) for p in sets) and not any(
             root.glob("*.parquet")
         ):
-            fitting = [found for p in sets if (found := _opened(p, fragments)) is not None]
+            fitting = []
+            for p in sets:
+                with contextlib.suppress(SourceError):
+                    fitting.append(_opened(p, fragments))
             if len(fitting) != 1:
                 names = ", ".join(Path(found.root).name for found in fitting)
                 which = f"{names} have these bands: name one" if fitting else "no set there does"
                 raise SourceError(f"{path}: {_expected(fragments)}; {which}")
             return fitting[0]
-    found = _opened(path, fragments, required=True)
-    assert found is not None
-    return found
+    return _opened(path, fragments)
 
 
-def _opened(
-    path: str | Path, fragments: Fragments, *, required: bool = False
-) -> "CoreSource | None":
-    """Open a folder or files as a set; None, or an error, if it has not the bands."""
+def _opened(path: str | Path, fragments: Fragments) -> "CoreSource":
+    """Open a folder or files as a set.
+
+    Raises
+    ------
+    SourceError
+        If it is none, or has not the bands.
+    """
     local, of_set = Path(path), None
     if not is_remote(path) and local.is_dir():
         if any(_ROW.fullmatch(p.name) for p in local.iterdir()):
             source = CoreSource(str(local), "tree", fragments)
             first = next(source.samples(), None)
             lacking = [b for b in fragments.bands if first is None or not source.band(first, b)]
-            return _or_refused(source, first or str(local), lacking, required)
+            _require_all(lacking, first or str(local), fragments)
+            return source
         if (local / "images").is_dir():
             # The set is what has a name; all others in it are not of images.
             path, of_set = local / "images", str(local)
@@ -171,23 +178,18 @@ def _opened(
         with reading_parquet(files[0], columns=IDENTITY) as file:
             lacking = _lacking(file.schema_arrow.names, fragments)
     except RowsError as error:
-        if required:
-            raise SourceError(f"{error}; {_expected(fragments)}") from error
-        return None
+        raise SourceError(f"{error}; {_expected(fragments)}") from error
+    _require_all(lacking, files[0], fragments)
     names = tuple(file.removeprefix(root).lstrip("/") for file in files)
-    source = CoreSource(root, "parquet", fragments, names)
-    return _or_refused(source, files[0], lacking, required)
+    return CoreSource(root, "parquet", fragments, names)
 
 
-def _or_refused(
-    source: "CoreSource", first: str, lacking: list[str], required: bool
-) -> "CoreSource | None":
-    if lacking and required:
+def _require_all(lacking: list[str], first: str, fragments: Fragments) -> None:
+    if lacking:
         raise SourceError(
             f"{first}: {', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing; "
-            f"{_expected(source.fragments)}"
+            f"{_expected(fragments)}"
         )
-    return None if lacking else source
 
 
 def _expected(fragments: Fragments) -> str:

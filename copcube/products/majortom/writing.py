@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from copcube.errors import RowsError
 from copcube.files.atomic import atomic_path
 from copcube.grid import Floats
+from copcube.products.majortom.columns import HEAD, POLYGON
 from copcube.products.majortom.fragments import Footprints
 from copcube.products.majortom.grid import GRID
 from copcube.products.majortom.hilbert import hilbert
@@ -38,9 +39,6 @@ ROW_GROUP = 128 << 20
 
 _TEXTS = 600
 """Bytes of a row beside its vector, about."""
-
-_POLYGON = np.dtype([("order", "u1"), ("head", "<u4", 3), ("points", "<f8", (5, 2))])
-"""Well-known binary of a polygon of one ring of five points."""
 
 
 class EmbeddingsWriter:
@@ -355,8 +353,8 @@ def _geometries(corners: Floats) -> tuple[list[bytes], Floats, bool]:
     west, east = west + turn, east + turn
     south, north = corners[..., 1].min(axis=1), corners[..., 1].max(axis=1)
     crosses = (west < -180) | (east > 180)
-    records = np.empty(len(corners), _POLYGON)
-    records["order"], records["head"], records["points"] = 1, (3, 1, 5), shifted
+    records = np.empty(len(corners), POLYGON)
+    records["head"], records["points"] = np.frombuffer(HEAD, np.uint8), shifted
     binary = [record.tobytes() for record in records]
     for i in np.flatnonzero(crosses).tolist():
         edge = 180.0 if east[i] > 180 else -180.0
