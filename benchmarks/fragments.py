@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from copcube.files.processors import THREADS
 from copcube.lookup import Fragments
-from copcube.lookup.similar import THREADS, lengths_of
+from copcube.lookup.similar import lengths_of
 
 BEST = 20
 BLOCK = 1 << 16

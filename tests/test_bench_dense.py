@@ -448,7 +448,7 @@ def test_levels_that_were_computed_are_not_computed_again(
             return super().read(split, index)
 
     monkeypatch.setattr(levels, "_PART", 4)
-    monkeypatch.setattr(levels, "_THREADS", 1)
+    monkeypatch.setattr(levels, "THREADS", 1)
     dataset = Dying(TASKS["segmentation"], 16)
     source = Streamed(dataset, encoder)
     with pytest.raises(Killed):

@@ -12,3 +12,7 @@ def available_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+THREADS = min(available_processors(), 8)
+"""Threads that read or compute beside each other where nothing else bounds them."""

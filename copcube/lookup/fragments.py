@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from copcube import rows
 from copcube.cube.results import as_result
 from copcube.errors import OptionError, RowsError
+from copcube.files.processors import THREADS
 from copcube.grid import Floats, Integers, on_sphere
 from copcube.images.sensors import Given
 from copcube.lookahead import map_ahead
@@ -24,7 +25,6 @@ from copcube.lookup.fragment_files import centres, said_of_row
 from copcube.lookup.queries import EncoderLike, image_vector, text_vector
 from copcube.lookup.similar import (
     EARTH_RADIUS,
-    THREADS,
     Metric,
     check_places,
     check_vector,
@@ -133,8 +133,7 @@ class Fragments:
             # Kept, so that a search reads each vector once, for one product.
             lengths[start : start + len(block)] = lengths_of(block)
 
-        for _ in self._blocks(keep):
-            pass
+        self._from_files(keep)
         return replace(self, vectors=vectors, lengths=lengths)
 
     def vector(self, number: int) -> NDArray[np.float32]:
@@ -210,8 +209,7 @@ class Fragments:
             result[start : start + len(block)] = rank
 
         if self.vectors is None:
-            for _ in self._blocks(score):
-                pass
+            self._from_files(score)
             return result
         loaded, lengths = self.vectors, self.lengths
         opposite = (-wanted / np.linalg.norm(wanted)).astype(np.float32)
@@ -444,11 +442,12 @@ class Fragments:
             for _ in map_ahead(function, parts, THREADS):
                 pass
 
-    def _blocks(self, function: Any) -> Iterator[None]:
+    def _from_files(self, function: Callable[[int, NDArray[np.float32]], None]) -> None:
         """Call a function with number and vectors of blocks of all files, on threads."""
         for file, start, stop in zip(self.files, self.starts, self.starts[1:], strict=False):
             groups = range(len(rows.row_group_sizes(file)))
             every = np.ones(int(stop - start), bool)
             blocks = rows.map_vectors(function, file, groups, every, int(start), threads=THREADS)
             with one_thread(), closing(blocks) as results:
-                yield from results
+                for _ in results:
+                    pass

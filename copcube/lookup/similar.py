@@ -11,7 +11,7 @@ from copcube.cube.presence import refuse_zeros
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part
 from copcube.errors import OptionError
-from copcube.files.processors import available_processors
+from copcube.files.processors import THREADS
 from copcube.grid import Floats, on_sphere
 from copcube.lookahead import map_ahead
 from copcube.lookup.ranking import lowest
@@ -28,7 +28,6 @@ _VECTORS = 128
 """Vectors multiplied at once, so that they are read from memory once for all products."""
 _LEAST_SQUARE = 1e-30
 """Sum of squares below which float32 has lost some of them."""
-THREADS = min(available_processors(), 8)
 
 
 def similar(

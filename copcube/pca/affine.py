@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube.presence import present
-from copcube.files.processors import available_processors
+from copcube.files.processors import THREADS
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
 from copcube.pca.blas import one_thread
@@ -17,7 +17,6 @@ from copcube.pca.blas import one_thread
 if TYPE_CHECKING:
     import xarray as xr
 
-THREADS = min(available_processors(), 8)
 """Blocks at work at once; each takes some 20 MB."""
 
 

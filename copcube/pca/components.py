@@ -19,9 +19,10 @@ from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView, Part
 from copcube.errors import CubeError, OptionError
 from copcube.files.damage import naming_damage
+from copcube.files.processors import THREADS
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
-from copcube.pca.affine import THREADS, Affine, map_vectors
+from copcube.pca.affine import Affine, map_vectors
 from copcube.pca.basis import BASIS, REGRESSION, read_components, read_regression
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube.view import CubeView, Part
-from copcube.files.processors import available_processors
+from copcube.files.processors import THREADS
 from copcube.grid import Floats
 from copcube.lookahead import map_ahead
 from copcube.pca.moments import Moments
@@ -20,7 +20,6 @@ from copcube.probes.splits import TEST, TRAIN, VALIDATE
 
 _ROWS = 4096
 """Cells whose table is in memory at a time."""
-_THREADS = min(available_processors(), 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +89,7 @@ class ProbeCells:
             # A vector that is counted may still be masked; such a cell is found by its NaN.
             return place[part][here], np.where(filled[here][:, None], x[here], np.nan)
 
-        return map_ahead(read, parts, _THREADS)
+        return map_ahead(read, parts, THREADS)
 
     def table(
         self, layout: Layout, which: NDArray[np.intp], vectors: NDArray[Any] | None

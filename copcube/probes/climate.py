@@ -1,8 +1,7 @@
 """The climate experiments of Copernicus-FM's paper, on any cube and any statistics."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -13,13 +12,13 @@ from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats, require_block
-from copcube.pca.blas import one_thread
 from copcube.pca.predictors import Predictors, expanded
 from copcube.probes import sgd
 from copcube.probes.cells import ProbeCells
+from copcube.probes.fitting import Fitter
 from copcube.probes.inputs import COMPONENTS, Input, Layout, usual
 from copcube.probes.results import assembled, with_residuals
-from copcube.probes.ridge import Indices, PartMoments, Ridge, Solver
+from copcube.probes.ridge import Solver
 from copcube.probes.splits import (
     TEST,
     TRAIN,
@@ -39,8 +38,6 @@ log = logging.getLogger("copcube")
 
 _LEAST = 100
 """ProbeCells below which nothing can be learnt of errors."""
-_NO_SCATTER = 1e-12
-"""Scatter along an axis, relative to the largest, below which most of it is rounding."""
 
 
 @naming_damage()
@@ -188,20 +185,11 @@ def probe(
         here = np.flatnonzero(part_of[seed, used] == part)
         return known.table(layout, used[here], None if vectors is None else vectors[here])
 
-    fitter = _Fitter(layout, solver, seeds, table)
-    rmse, r2, strength, models = _fitted(
-        parts, fitter, chosen, mapped, rotated=view.name == "embedding"
-    )
-    result = assembled(chosen, targets, seeds, rmse, r2)
-    chosen_by = {"units": "1", "long_name": "what served best on the validation cells"}
+    fitter = Fitter(layout, solver, seeds, view.name == "embedding", table)
+    rmse, r2, strength, models = fitter.fit(parts, chosen, mapped)
+    counts = [[by_part[p].cells for p in (TRAIN, VALIDATE, TEST)] for by_part in parts]
     name = {"ridge": "penalty", "descent": "steps", "sgd": "epochs"}[solver]
-    result[name] = ("seed", "input", "target"), strength, chosen_by
-    result["cells"] = (
-        ("seed", "part"),
-        np.stack([[by_part[p].cells for p in (TRAIN, VALIDATE, TEST)] for by_part in parts]),
-        {"units": "1", "long_name": "number of cells"},
-    )
-    result = result.assign_coords(part=["train", "validate", "test"])
+    result = assembled(chosen, targets, seeds, rmse, r2, {name: strength}, np.array(counts))
     if mapped is not None:
         maps = known.residuals(layout, models, unseen, mapped.reads_vectors)
         result = with_residuals(result, maps, view, str(mapped))
@@ -330,117 +318,3 @@ def _cells(
             "nothing can be learnt of it; name the others by variables (--variables)"
         )
     return known
-
-
-@dataclass(frozen=True)
-class _Fitter:
-    """How regressions are fitted.
-
-    Parameters
-    ----------
-    layout : Layout
-        Columns of the table.
-    solver : str
-        As in `probe`.
-    seeds : sequence of int
-        Of the divisions.
-    table : callable
-        Returns the table, (cell, column), of the cells of a part of the division of some number.
-    """
-
-    layout: Layout
-    solver: Solver
-    seeds: Sequence[int]
-    table: Callable[[int, int], Floats]
-
-    @property
-    def targets(self) -> Indices:
-        """Columns of the targets."""
-        return np.arange(self.layout.width)[self.layout.places["targets"]]
-
-    def fit(
-        self,
-        number: int,
-        by_part: Mapping[int, PartMoments],
-        columns: Indices,
-        basis: Floats | None,
-    ) -> Ridge:
-        """Fit to the cells of the division of some number; components are on a basis."""
-        train, at = by_part[TRAIN], self.targets
-        if self.solver != "sgd":
-            return Ridge.fit(train, by_part[VALIDATE], columns, at, solver=self.solver)
-
-        def values(part: int) -> tuple[Floats, Floats]:
-            table = self.table(number, part)
-            if basis is not None:
-                table = np.hstack([table, table[:, self.layout.places["embedding"]] @ basis])
-            return table[:, columns], table[:, at]
-
-        seed = self.seeds[number]
-        return sgd.fit(train, *values(TRAIN), values(VALIDATE), columns, at, seed)
-
-
-def _fitted(
-    parts: Sequence[Mapping[int, PartMoments]],
-    fitter: _Fitter,
-    chosen: Sequence[Input],
-    mapped: Input | None,
-    *,
-    rotated: bool,
-) -> tuple[Floats, Floats, Floats, list[tuple[Floats, Floats]]]:
-    """Fit and test every input for every seed.
-
-    Returns
-    -------
-    rmse, r2, strength : numpy.ndarray
-        (seed, input, target) errors, shares of variance, and what validation chose.
-    models : list of tuple
-        Of each seed, coefficients on the table's columns and intercepts, for the mapped input.
-    """
-    layout, at = fitter.layout, fitter.targets
-    rmse = np.empty((len(parts), len(chosen), len(at)))
-    r2, strength, models = np.empty_like(rmse), np.empty_like(rmse), []
-    most = max(one.components for one in chosen)
-    for s, by_part in enumerate(parts):
-        basis = None
-        if most:
-            vectors = np.arange(layout.width)[layout.places["embedding"]]
-            # Of the training cells alone: test cells would otherwise have shaped their own inputs.
-            basis = _basis(by_part[TRAIN], vectors, most, rotated=rotated)
-            by_part = {part: one.extended(vectors, basis) for part, one in by_part.items()}
-        for n, one in enumerate(chosen):
-            columns = layout.columns(one)
-            fitted = fitter.fit(s, by_part, columns, basis)
-            errors = fitted.errors(by_part[TRAIN], by_part[TEST])
-            rmse[s, n], strength[s, n] = np.sqrt(errors), fitted.strength
-            r2[s, n] = 1 - errors / by_part[TEST].variance(at)
-            if one == mapped:
-                models.append(_flat(fitted, layout, basis))
-        log.info("seed %d of %d is done", s + 1, len(parts))
-    return rmse, r2, strength, models
-
-
-def _basis(train: PartMoments, columns: Indices, k: int, *, rotated: bool) -> Floats:
-    """Axes of the first k components of the training cells, (dim, k); of a reduction its own.
-
-    Axes along which the training cells do not vary are zero, so that they explain nothing.
-    """
-    if not rotated:
-        return np.eye(len(columns), k)
-    with one_thread():
-        scatter, axes = np.linalg.eigh(train.scatter[np.ix_(columns, columns)])
-    axes[:, scatter <= _NO_SCATTER * scatter[-1]] = 0
-    # `eigh` sorts ascending, and the first component has the largest variance.
-    return np.ascontiguousarray(axes[:, ::-1][:, :k])
-
-
-def _flat(fitted: Ridge, layout: Layout, basis: Floats | None) -> tuple[Floats, Floats]:
-    """Coefficients on all columns of the table, (column, target), and intercepts."""
-    inputs = layout.places["targets"].start
-    behind = 0 if basis is None else basis.shape[1]
-    full = np.zeros((layout.width + behind, len(fitted.targets)))
-    full[fitted.columns] = fitted.coefficients
-    if basis is not None:
-        # What is linear in components is linear in the vectors that they are made of.
-        full[layout.places["embedding"]] += basis @ full[layout.width :]
-    return full[:inputs], fitted.intercept

@@ -142,13 +142,13 @@ class Layout:
 
     def columns(self, one: Input) -> NDArray[np.intp]:
         """Columns of an input; its components lie behind the table."""
-        places = [
-            slice(self.width, self.width + one.components)
-            if part.startswith("pc")
-            else self.places[part]
-            for part in one.parts
-        ]
-        return np.concatenate([np.arange(place.start, place.stop) for place in places])
+        components = self.width + np.arange(one.components)
+        parts = (components if p.startswith("pc") else self.columns_of(p) for p in one.parts)
+        return np.concatenate([*parts])
+
+    def columns_of(self, part: str) -> NDArray[np.intp]:
+        """Columns of one part."""
+        return np.arange(self.width)[self.places[part]]
 
 
 def _width(part: str, given: int, dim: int) -> int:

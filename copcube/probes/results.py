@@ -1,13 +1,13 @@
 """What a probe returns, as a dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube.cube.view import CubeView
-from copcube.grid import Floats
+from copcube.grid import Floats, Integers
 from copcube.probes import published
 from copcube.probes.inputs import Input
 from copcube.probes.statistics import Targets
@@ -22,8 +22,22 @@ def assembled(
     seeds: Sequence[int],
     rmse: Floats,
     r2: Floats,
+    strength: Mapping[str, Floats],
+    cells: Integers,
 ) -> "xr.Dataset":
-    """Put errors, (seed, input, target), beside the paper's and beside each other."""
+    """Put errors, (seed, input, target), beside the paper's and beside each other.
+
+    Parameters
+    ----------
+    chosen, targets, seeds
+        What was predicted from, what was predicted, and how often.
+    rmse, r2 : numpy.ndarray
+        (seed, input, target).
+    strength : mapping
+        Name of what validation chose, and its values, (seed, input, target).
+    cells : numpy.ndarray
+        (seed, part) how many train, validate and test.
+    """
     import xarray as xr
 
     dims = ("seed", "input", "target")
@@ -61,6 +75,10 @@ def assembled(
             {"units": "1", "long_name": about},
         )
         coords["over"] = [name for *_, name in over]
+    served = {"units": "1", "long_name": "what served best on the validation cells"}
+    data |= {name: (dims, values, served) for name, values in strength.items()}
+    data["cells"] = ("seed", "part"), cells, {"units": "1", "long_name": "number of cells"}
+    coords["part"] = ["train", "validate", "test"]
     return xr.Dataset(data, coords)
 
 

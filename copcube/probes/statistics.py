@@ -208,9 +208,7 @@ class Targets:
         GridError
             If the statistics lie where the cube has no cell.
         """
-        several: list[Any] = [statistics]
-        if isinstance(statistics, list | tuple):
-            several = list(statistics)
+        several: Any = statistics if isinstance(statistics, list | tuple) else [statistics]
         if isinstance(variables, str) or not isinstance(variables, Iterable | None):
             raise OptionError(f"variables={variables!r}; expected a list, [{variables!r}]")
         found = [(ds, _fields(ds)) for ds in several]

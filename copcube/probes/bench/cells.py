@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from copcube.arguments import one_path, whole_number
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError, ImageError, MissingFileError, in_a_line
+from copcube.errors import CubeError, in_a_line
 from copcube.files.damage import naming_damage
-from copcube.files.processors import available_processors
+from copcube.files.processors import THREADS
 from copcube.grid import Floats, Integers
 from copcube.lookahead import map_ahead
 from copcube.lookup.gathering import gathered_vectors
@@ -32,7 +32,7 @@ from copcube.probes.bench.metrics import SCORES, fed, interval, metric_of
 from copcube.probes.bench.opening import open_dataset
 from copcube.probes.bench.results import Result, Score
 from copcube.probes.bench.running import RESAMPLES, Benched, each
-from copcube.probes.bench.samples import SPLITS, Dataset, Place, Split
+from copcube.probes.bench.samples import BROKEN, SPLITS, Dataset, Place, Split
 from copcube.probes.bench.tasks import Task, find
 from copcube.probes.coordinates import harmonics
 from copcube.version import __version__
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
-TASKS = ("lc100cls-s3", "biomass-s3", "aq-no2-s5p", "aq-o3-s5p")
+CELL_TASKS = ("lc100cls-s3", "biomass-s3", "aq-no2-s5p", "aq-o3-s5p")
 """Tasks that say something of whole cells."""
 
 _INPUTS = {"cells": "vectors", "cells-coordinates": "codes", "cells-constant": None}
@@ -51,7 +51,6 @@ _LEAST = 100
 _LEAST_OF_A_SPLIT = 5
 _DEGREE = 10
 """Of the spherical harmonics to which the vectors are compared."""
-_THREADS = min(available_processors(), 8)
 
 Array = NDArray[np.float32]
 
@@ -106,7 +105,7 @@ def bench_cells(
     OptionError
         If there is no such task, or an option has a value that it cannot have.
     """
-    names = TASKS if tasks is None else [tasks] if isinstance(tasks, str) else tasks
+    names = CELL_TASKS if tasks is None else [tasks] if isinstance(tasks, str) else tasks
     chosen, root = [find(name) for name in names], one_path(root, "root")
     whole_number(resamples, "resamples", 0)
     CubeView.of(cube)  # what is none fails at once, not once a task
@@ -129,7 +128,7 @@ def score_cells(
     Parameters
     ----------
     dataset : Dataset
-        Of a task in `TASKS`; only its lists and labels are read.
+        Of a task in `CELL_TASKS`; only its lists and labels are read.
     cube : xarray.Dataset
         A cube or a reduction without leading dimensions, whole or in part.
     resamples : int
@@ -205,11 +204,11 @@ def _places(dataset: Dataset, split: Split, skipped: dict[str, str]) -> list[Pla
     def read(index: int) -> Place | str:
         try:
             return dataset.place(split, index)
-        except (ImageError, MissingFileError) as error:
+        except BROKEN as error:
             return in_a_line(error)
 
     found = []
-    with closing(map_ahead(read, range(len(names)), _THREADS)) as ahead:
+    with closing(map_ahead(read, range(len(names)), THREADS)) as ahead:
         for name, place in zip(names, ahead, strict=True):
             if isinstance(place, str):
                 skipped[name] = place
@@ -267,8 +266,9 @@ def _predicted(task: Task, found: Mapping[Split, Labelled], inputs: str | None) 
     if task.kind == "multilabel":
         model, strength, score = logistic(task, train, validation)
         return _Predicted(model.logits(x["test"]), score, strength)
-    both = ridge(train, validation, x["test"])
-    return _Predicted(both.test, score_of(both.validation, target["val"]), both.strength)
+    both = ridge(train, validation, np.concatenate([x["val"], x["test"]]))
+    first, second = np.split(both.output, [len(x["val"])])
+    return _Predicted(second, score_of(first, target["val"]), both.strength)
 
 
 def _require(

@@ -5,6 +5,7 @@ neighbours; logistic regression and ridge regression, whose strengths validation
 are not comparable with published ones, but need neither learning rates nor seeds.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,18 +71,17 @@ def neighbours(task: Task, train: Array, target: NDArray[Any], vectors: Array) -
 
 
 class Predicted(NamedTuple):
-    """What a model says of the samples that validate and test, and the strength that was chosen.
+    """What a model says, and the strength that validation chose.
 
     Attributes
     ----------
-    validation, test : numpy.ndarray
+    output : numpy.ndarray
         (samples,) float64.
     strength : float
         The penalty, see `copcube.probes.ridge.PENALTIES`.
     """
 
-    validation: Floats
-    test: Floats
+    output: Floats
     strength: float
 
 
@@ -186,6 +186,7 @@ def logistic(
     task: Task,
     train: tuple[Array, NDArray[Any]],
     validation: tuple[Array, NDArray[Any]],
+    strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[Logistic, float, float]:
     """Fit a logistic regression whose strength serves validation best, and fit it to both.
 
@@ -195,19 +196,21 @@ def logistic(
         Of classification, of one class or several.
     train, validation : tuple of numpy.ndarray
         (samples, dim) float32 vectors, and their classes.
+    strengths : sequence of float
+        C, ascending; each fit begins at the one before.
 
     Returns
     -------
     model : Logistic
         Fitted to both splits.
     strength : float
-        The chosen C of `STRENGTHS`, the smallest of equals.
+        The chosen C, the smallest of equals.
     score : float
         Accuracy, or micro average precision, in %, of the validation split before.
     """
     problem = _Problem(task, *train)
-    best = (-np.inf, STRENGTHS[0])
-    for strength in STRENGTHS:
+    best = (-np.inf, strengths[0])
+    for strength in strengths:
         logits = problem.solve(strength).logits(validation[0])
         score = SCORES[task.kind](guess(task, logits), validation[1])
         # Of equal scores `max` keeps the first, which has the stronger penalty.
@@ -217,15 +220,14 @@ def logistic(
 
 
 def ridge(
-    train: tuple[Array, NDArray[Any]], validation: tuple[Array, NDArray[Any]], test: Array
+    train: tuple[Array, NDArray[Any]], validation: tuple[Array, NDArray[Any]], vectors: Array
 ) -> Predicted:
-    """Predict numbers by a ridge regression whose penalty validation chooses."""
+    """Predict numbers of vectors by a ridge regression whose penalty validation chooses."""
     dim = train[0].shape[1]
     # Columns are the vectors and, last, the target.
     model = Ridge.fit(_part(*train), _part(*validation), np.arange(dim), np.array([dim]))
-    both = np.concatenate([validation[0], test]) @ model.coefficients[:, 0] + model.intercept[0]
-    first, second = np.split(both, [len(validation[0])])
-    return Predicted(first, second, float(model.strength[0]))
+    predicted = vectors @ model.coefficients[:, 0] + model.intercept[0]
+    return Predicted(predicted, float(model.strength[0]))
 
 
 def _part(vectors: Array, target: NDArray[Any]) -> PartMoments:

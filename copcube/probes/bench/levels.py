@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,24 +21,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from copcube.encoder import FrozenEncoder
-from copcube.errors import ImageError, MissingFileError, OptionError, SourceError, in_a_line
+from copcube.errors import OptionError, SourceError, in_a_line
 from copcube.files.atomic import atomic_path, make_folder, write_text
-from copcube.files.processors import available_processors
+from copcube.files.processors import THREADS
 from copcube.lookahead import map_ahead
 from copcube.modalities import Modality
 from copcube.probes.bench.augment import Augmentation, Sampling
 from copcube.probes.bench.resizing import resized, resized_labels
-from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split, ranges
+from copcube.probes.bench.results import Which
+from copcube.probes.bench.samples import (
+    BROKEN,
+    MOST_SKIPPED,
+    SPLITS,
+    Dataset,
+    Sample,
+    Split,
+    ranges,
+)
 from copcube.probes.bench.tasks import Task
 from copcube.progress import show
 
-Which = Literal["four", "last"]
-
-_THREADS = min(available_processors(), 8)
 _PART = 64
 """Images whose levels lie in one file."""
 _HIGHEST = float(np.finfo(np.float16).max)
-_MOST_SKIPPED = 0.1
 
 
 class Batch(NamedTuple):
@@ -131,12 +136,12 @@ class Streamed:
         def read(index: int) -> tuple[int, Sample | None]:
             try:
                 return index, self.dataset.read(split, index)
-            except (ImageError, MissingFileError) as error:
+            except BROKEN as error:
                 self.skipped[split, index] = in_a_line(error)
                 return index, None
 
         asked = itertools.chain.from_iterable(batches)
-        with closing(map_ahead(read, asked, _THREADS, ahead=2 * _THREADS)) as ahead:
+        with closing(map_ahead(read, asked, THREADS, ahead=2 * THREADS)) as ahead:
             for batch in batches:
                 found = [next(ahead) for _ in batch]
                 self._require(split)
@@ -150,7 +155,7 @@ class Streamed:
         names = self.dataset.names(split)
         # A copy: the threads that read ahead may add to it meanwhile.
         lost = [index for of, index in [*self.skipped] if of == split]
-        if len(lost) > _MOST_SKIPPED * len(names):
+        if len(lost) > MOST_SKIPPED * len(names):
             raise SourceError(
                 f"{self.dataset.task.title}, {split}: {len(lost)} or more of {len(names)} samples "
                 f"cannot be used, which is more than a tenth, such as {names[lost[0]]}: "
@@ -243,7 +248,7 @@ class Cached:
             rows = [[files[_start(i), kind][i - _start(i)] for i in indices] for kind in kinds]
             return indices, [np.stack(row) for row in rows if row]
 
-        with closing(map_ahead(read, batches, _THREADS)) as ahead:
+        with closing(map_ahead(read, batches, THREADS)) as ahead:
             for indices, arrays in ahead:
                 if indices:
                     levels, target = (torch.from_numpy(x).to(self.device) for x in arrays)

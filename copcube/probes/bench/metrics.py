@@ -127,10 +127,17 @@ class Jaccard(_Batches):
 
 
 class RootMeanSquare(_Batches):
-    """Root of the mean squared error over what is known, in the units of the target."""
+    """Root of the mean squared error over what is known, in the units of the target.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    std : float
+        What predictions and targets are multiplied by, if they are standardised.
+    """
+
+    def __init__(self, std: float = 1.0) -> None:
         super().__init__()
+        self._std = std
         self._squares, self._known = 0.0, 0
 
     def add(self, predicted: NDArray[Any], target: NDArray[Any]) -> None:
@@ -139,12 +146,12 @@ class RootMeanSquare(_Batches):
         squares = float((off**2).sum())
         self._squares += squares
         self._known += off.size
-        self._add(np.sqrt(squares / off.size) if off.size else np.nan, len(target))
+        self._add(self._std * np.sqrt(squares / off.size) if off.size else np.nan, len(target))
 
     @property
     def dataset(self) -> float:
         """Score of all samples together."""
-        return float(np.sqrt(self._squares / self._known)) if self._known else np.nan
+        return float(self._std * np.sqrt(self._squares / self._known)) if self._known else np.nan
 
 
 def accuracy(predicted: NDArray[Any], target: NDArray[Any]) -> float:
@@ -246,7 +253,7 @@ def interval(
     score: Callable[[NDArray[Any], NDArray[Any]], float],
     predicted: NDArray[Any],
     target: NDArray[Any],
-    resamples: int,
+    resamples: int = 200,
 ) -> tuple[float, float] | tuple[None, None]:
     """Interval of 95 % of a score, from samples that are drawn anew with replacement.
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -26,6 +26,9 @@ PUBLISHED = ("official", "upernet")
 """Protocols by which the published scores were found, in `EPOCHS` epochs."""
 
 EPOCHS = 50
+
+Which = Literal["four", "last"]
+"""Levels of the encoder that a linear head sees."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
 from copcube.arguments import flag, one_of, one_path, whole_number
@@ -18,7 +19,14 @@ from copcube.files.atomic import make_folder, write_text
 from copcube.interchange.cache import cache_folder
 from copcube.probes.bench import fast, official
 from copcube.probes.bench.metrics import SCORES, f1, fed, guess, interval, metric_of
-from copcube.probes.bench.results import EPOCHS, Result, Score, read_results, write_results
+from copcube.probes.bench.results import (
+    EPOCHS,
+    Result,
+    Score,
+    Which,
+    read_results,
+    write_results,
+)
 from copcube.probes.bench.samples import SPLITS, Dataset, Split
 from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.vectors import Vectors, describe, embedded
@@ -27,7 +35,6 @@ from copcube.version import __version__
 log = logging.getLogger("copcube")
 
 Probe = Literal["official", "fast"]
-Which = Literal["four", "last"]
 
 FIRST_SEED = 42
 """That of the official code; those of its other runs are not known."""
@@ -276,9 +283,10 @@ def _logistic(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -
 
 def _ridge(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
     pairs = {split: (one.vectors[0], one.target) for split, one in vectors.items()}
-    found = fast.ridge(pairs["train"], pairs["val"], pairs["test"][0])
-    score = _judged(task, vectors, found.validation, found.test, options)
-    return (score,), {"penalty": found.strength}
+    both = np.concatenate([pairs["val"][0], pairs["test"][0]])
+    found = fast.ridge(pairs["train"], pairs["val"], both)
+    validation, test = np.split(found.output, [len(pairs["val"][0])])
+    return (_judged(task, vectors, validation, test, options),), {"penalty": found.strength}
 
 
 def _judged(

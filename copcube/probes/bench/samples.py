@@ -7,10 +7,16 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.errors import ImageError, MissingFileError
 from copcube.probes.bench.tasks import Task
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+BROKEN = (ImageError, MissingFileError)
+"""What reading a sample raises that must be left out."""
+MOST_SKIPPED = 0.1
+"""Share of a split that may be left out at most."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,11 +22,19 @@ from numpy.typing import NDArray
 
 from copcube.embedding.encoders import Encoder
 from copcube.embedding.partition import not_finite
-from copcube.errors import ImageError, MissingFileError, SourceError, in_a_line
+from copcube.errors import SourceError, in_a_line
 from copcube.files.atomic import atomic_path, make_folder
-from copcube.files.processors import available_processors
+from copcube.files.processors import THREADS
 from copcube.lookahead import map_ahead
-from copcube.probes.bench.samples import SPLITS, Dataset, Sample, Split, ranges
+from copcube.probes.bench.samples import (
+    BROKEN,
+    MOST_SKIPPED,
+    SPLITS,
+    Dataset,
+    Sample,
+    Split,
+    ranges,
+)
 from copcube.probes.bench.tasks import Task
 from copcube.progress import Bar, show
 
@@ -37,9 +45,6 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (2,), (1,), (1, 2))
 rows, both. They are all that the official augmentation makes of it."""
 
 _PART = 256
-_THREADS = min(available_processors(), 8)
-_MOST_SKIPPED = 0.1
-_BROKEN = (ImageError, MissingFileError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +109,7 @@ def describe(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:
 def _first(dataset: Dataset) -> Sample | None:
     """Return the first sample to train with that can be read."""
     for index in range(len(dataset.names("train"))):
-        with contextlib.suppress(*_BROKEN):
+        with contextlib.suppress(*BROKEN):
             return dataset.read("train", index)
     return None
 
@@ -203,7 +208,7 @@ def _embed(
     # On a CPU one call takes all cores; on a GPU one is computed while others are copied to it.
     streams = encoder.streams if encoder.streams > 1 else 0
     with (
-        closing(map_ahead(read, indices, _THREADS, ahead=2 * _THREADS)) as samples,
+        closing(map_ahead(read, indices, THREADS, ahead=2 * THREADS)) as samples,
         closing(map_ahead(encode, _batches(samples, parts, group), streams)) as batches,
     ):
         for part in parts:
@@ -253,7 +258,7 @@ def _load(dataset: Dataset, split: Split, here: Path) -> Vectors:
                 vectors.append(file["vectors"])
                 targets.append(file["target"])
     title = f"{dataset.task.title}, {split}"
-    if not vectors or len(skipped) > _MOST_SKIPPED * len(names):
+    if not vectors or len(skipped) > MOST_SKIPPED * len(names):
         name, why = next(iter(skipped.items()), ("", "the split is empty"))
         raise SourceError(
             f"{title}: {len(skipped)} of {len(names)} samples cannot be used, which is more than "
@@ -271,7 +276,7 @@ def _read(dataset: Dataset, split: Split, index: int) -> _Read:
     try:
         sample = dataset.read(split, index)
         image = _resized(sample.images[0], task)
-    except _BROKEN as error:
+    except BROKEN as error:
         return _Read(index, None, np.full(4, np.nan), np.array(0), in_a_line(error))
     return _Read(index, image, sample.metadata[0], _target(sample, task))
 
