@@ -36,7 +36,7 @@ _AXES = {
     ),
 }
 """Names and units (CF 1.11, sections 4.1 and 4.2) by standard name."""
-_NAMES = {axis: (*names, f"nav_{names[0]}") for axis, (names, _) in _AXES.items()}
+NAMES = {axis: (*names, f"nav_{names[0]}") for axis, (names, _) in _AXES.items()}
 """Names where latitude and longitude run along other dimensions, as in files of NEMO."""
 _REMEDY = "remap it to a regular grid first, such as with cdo remapcon,r1440x721"
 
@@ -334,13 +334,13 @@ def _refuse_other_shapes(ds: "xr.Dataset") -> None:
     def along(axis: str) -> tuple[Hashable, ...] | None:
         for name, variable in ds.variables.items():
             if (
-                variable.attrs.get("standard_name") == axis or str(name).lower() in _NAMES[axis]
+                variable.attrs.get("standard_name") == axis or str(name).lower() in NAMES[axis]
             ) and variable.dims != (name,):
                 return variable.dims
         return None
 
     lat, lon = along("latitude"), along("longitude")
-    if not lat or not lon or any(name in ds.indexes for name in _NAMES["latitude"]):
+    if not lat or not lon or any(name in ds.indexes for name in NAMES["latitude"]):
         return
     if lat == lon and len(lat) == 1:
         raise GridError(

@@ -14,7 +14,7 @@ from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers
 from copcube.lookup.gathering import gathered, placeless
 from copcube.lookup.similar import EARTH_RADIUS
-from copcube.lookup.tables import read_table
+from copcube.lookup.tables import are_places, read_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -85,8 +85,7 @@ def points(
     refuse_shared(asked.lat, view, ("status", "distance", "cell_lat", "cell_lon"))
     dims, shape = tuple(map(str, asked.lat.dims)), asked.lat.shape
     y, x = asked.lat.values.ravel(), asked.lon.values.ravel()
-    # Fill values such as -999 are no longitudes of another turn.
-    place = np.isfinite(y) & np.isfinite(x) & (np.abs(y) <= 90) & (np.abs(x) <= 360)
+    place = are_places(y, x)
     i, j = np.full((2, len(y)), -1, np.int64)
     i[place], j[place] = view.latlon.cells_at(y[place], x[place])
     inside = (i >= 0) & (j >= 0)
@@ -104,27 +103,29 @@ def points(
         vectors, filled = _bilinear(view, y, x, inside)
     status = _status(view, filled, cells, inside, place)
 
-    def along(values: NDArray[Any], like: "xr.DataArray | None", attrs: Any) -> "xr.Variable":
-        """Values of points, (n, …): the table's dimensions take the place of latitude."""
-        cell = (view.lat, view.lon)
-        order = [view.lat] if like is None else [d for d in like.dims if d != view.lon]
-        rest = [d for d in order if d not in cell]
-        made = xr.Variable([*dims, *rest], values.reshape(*shape, *values.shape[1:]), attrs)
-        return made.transpose(*(d for o in order for d in (dims if o in cell else (o,))))
+    def of_field(values: NDArray[Any], field: "xr.DataArray") -> "xr.Variable":
+        """Values of a field at the points, (n, …): their dimensions take the place of latitude."""
+        order = [dim for dim in field.dims if dim != view.lon]
+        rest = [dim for dim in order if dim != view.lat]
+        values = values.reshape(*shape, *values.shape[1:])
+        made = xr.Variable([*dims, *rest], values, described(field))
+        return made.transpose(*(d for dim in order for d in (dims if dim == view.lat else (dim,))))
 
     found: dict[Any, Any] = {
-        view.name: along(vectors, view.field, described(view.field)),
-        "status": along(status, None, _FLAGS),
-        "distance": along(_distance(view, y, x, i, j), None, _DISTANCE),
+        view.name: of_field(vectors, view.field),
+        "status": (dims, status.reshape(shape), _FLAGS),
     }
-    for axis, name, where in (("lat", view.lat, i), ("lon", view.lon, j)):
-        centre = view.field[name]
-        # The index of a point outside is -1, which takes the NaN at the end.
-        degrees = np.append(centre.values.astype(np.float64), np.nan)[where]
-        attrs = {key: v for key, v in centre.attrs.items() if key in ("standard_name", "units")}
-        found[f"cell_{axis}"] = along(degrees, None, attrs)
-    for key, values in cells.items():
-        found[key] = along(values, view.dataset[key], described(view.dataset[key]))
+    # The index of a point outside is -1, which takes the NaN at the end.
+    centres = [
+        np.append(view.field[name].values.astype(np.float64), np.nan)[where]
+        for name, where in ((view.lat, i), (view.lon, j))
+    ]
+    found["distance"] = (dims, _distance(y, x, *centres).reshape(shape), _DISTANCE)
+    for axis, name, degrees in zip(("lat", "lon"), (view.lat, view.lon), centres, strict=True):
+        said = view.field[name].attrs
+        attrs = {key: said[key] for key in ("standard_name", "units") if key in said}
+        found[f"cell_{axis}"] = (dims, degrees.reshape(shape), attrs)
+    found |= {key: of_field(values, view.dataset[key]) for key, values in cells.items()}
     kept = placeless(view)
     # A column of the table may have the name of something in the result.
     taken = {*found, *kept, *view.lead, view.dim}
@@ -177,12 +178,8 @@ def _wanted(view: CubeView) -> list[int]:
     return [n for n, name in enumerate(names) if name in of_cube]
 
 
-def _distance(
-    view: CubeView, y: Floats, x: Floats, i: Integers, j: Integers
-) -> NDArray[np.float32]:
+def _distance(y: Floats, x: Floats, lat: Floats, lon: Floats) -> NDArray[np.float32]:
     """Kilometres between points and the centres of their cells, by the haversine formula."""
-    lat = np.append(view.field[view.lat].values.astype(np.float64), np.nan)[i]
-    lon = np.append(view.field[view.lon].values.astype(np.float64), np.nan)[j]
     # Points that are none may be infinite.
     with np.errstate(invalid="ignore"):
         half = np.sin(np.radians(lat - y) / 2) ** 2

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.cube.pointwise import as_points, demand_same_labels
+from copcube.cube.view import group_labels, how_to_select
 from copcube.errors import MissingPackageError, OptionError, in_a_line
 from copcube.files.atomic import atomic_path
 from copcube.files.contents import refuse_other
@@ -28,6 +29,14 @@ NAMES = {
     "lon": ("lon", "longitude", "lons", "longitudes", "lng", "long"),
 }
 """Names of columns that are taken for coordinates, in lower case."""
+
+
+def are_places(lat: Floats, lon: Floats) -> NDArray[np.bool_]:
+    """Which pairs of degrees are places; longitudes are those of one turn either way.
+
+    Fill values such as -999 are no longitudes of another turn.
+    """
+    return np.isfinite(lat) & np.isfinite(lon) & (np.abs(lat) <= 90) & (np.abs(lon) <= 360)
 
 
 def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
@@ -61,28 +70,7 @@ def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
     elif isinstance(table, Mapping) or getattr(getattr(table, "dtype", None), "names", None):
         table = _frame(table)
     elif isinstance(table, Sequence) or (isinstance(table, np.ndarray) and table.ndim):
-        if any(isinstance(part, Mapping) for part in table):
-            raise OptionError(
-                "the table is a list of rows; expected columns, such as pandas.DataFrame(rows)"
-            )
-        if len(table) != 2:
-            raise OptionError(
-                f"the table has {len(table)} parts; expected two, latitudes and longitudes"
-            )
-        if (lat, lon) != (None, None):
-            raise OptionError(
-                "lat= and lon= name columns, and (lat, lon) has none: leave them out, or give "
-                "columns by name, {name: values}"
-            )
-        if isinstance(table, list) and all(isinstance(v, tuple) and len(v) == 2 for v in table):
-            raise OptionError(
-                "the table is a list of two pairs, which may be points or latitudes and "
-                "longitudes; give a tuple of all latitudes and all longitudes, (lats, lons)"
-            )
-        demand_same_labels(*table)
-        y, x = as_points(*(np.atleast_1d(_degrees(v)) if _is_list(v) else v for v in table))
-        coords = {k: c for k, c in y.coords.items() if k not in ("lat", "lon")}
-        return xr.Dataset({"lat": y.drop_vars(y.coords), "lon": x.drop_vars(x.coords)}, coords)
+        return _of_pair(table, lat, lon)
     geometric = hasattr(table, "geometry") and hasattr(table, "to_crs")
     if geometric and lat is None and lon is None:
         return _of_frame(_ungeometric(table), "_copcube_lat", "_copcube_lon")
@@ -94,11 +82,35 @@ def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
     )
 
 
-def _is_list(values: Any) -> bool:
-    """Whether values have no dimensions with names, and may hold what is no number."""
+def _of_pair(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
+    """Take points of two arrays, latitudes and longitudes."""
     import xarray as xr
 
-    return not isinstance(values, xr.DataArray)
+    if any(isinstance(part, Mapping) for part in table):
+        raise OptionError(
+            "the table is a list of rows; expected columns, such as pandas.DataFrame(rows)"
+        )
+    if len(table) != 2:
+        raise OptionError(
+            f"the table has {len(table)} parts; expected two, latitudes and longitudes"
+        )
+    if (lat, lon) != (None, None):
+        raise OptionError(
+            "lat= and lon= name columns, and (lat, lon) has none: leave them out, or give "
+            "columns by name, {name: values}"
+        )
+    if isinstance(table, list) and all(isinstance(v, tuple) and len(v) == 2 for v in table):
+        raise OptionError(
+            "the table is a list of two pairs, which may be points or latitudes and "
+            "longitudes; give a tuple of all latitudes and all longitudes, (lats, lons)"
+        )
+    demand_same_labels(*table)
+    # Values without names of dimensions may hold what is no number.
+    y, x = as_points(
+        *(v if isinstance(v, xr.DataArray) else np.atleast_1d(_degrees(v)) for v in table)
+    )
+    coords = {k: c for k, c in y.coords.items() if k not in ("lat", "lon")}
+    return xr.Dataset({"lat": y.drop_vars(y.coords), "lon": x.drop_vars(x.coords)}, coords)
 
 
 def _frame(columns: Mapping[Any, Any]) -> "pd.DataFrame":
@@ -381,8 +393,6 @@ def write_table(found: "xr.Dataset", path: Path) -> None:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from copcube.cube.view import group_labels, how_to_select
 
     name = "embedding" if "embedding" in found else "pc"
     dims = [*map(str, found[name].dims)]

@@ -107,8 +107,8 @@ class Fields:
             x -= mean[number]
             std[number] = np.sqrt(weight @ x**2)
             result[number][there] = x / std[number]
-        named = components.names, result, mask, lat, lon, mean, std, components.attrs, statics
-        return cls(*named)
+        names, attrs = components.names, components.attrs
+        return cls(names, result, mask, lat, lon, mean, std, attrs, statics)
 
     @property
     def channels(self) -> dict[str, NDArray[np.float32]]:

@@ -80,6 +80,12 @@ def units_of(name: str) -> str:
     return next((static.units for static in known), "1")
 
 
+def attributes(fields: Fields) -> dict[str, Any]:
+    """Description for netCDF, which holds no lists of texts: names stand in one text."""
+    lists = ("channels", "standardised")
+    return {k: " ".join(v) if k in lists else v for k, v in fields.description().items()}
+
+
 def write_netcdf(
     fields: Fields,
     path: Path,
@@ -101,7 +107,7 @@ def write_netcdf(
     dims : tuple of str
         Names of latitude and longitude.
     ascending : bool
-        Whether latitude is turned to run from south to north.
+        Whether latitude, which comes from the north, is turned to run from south to north.
     transposed : bool
         Whether longitude comes first.
     time : bool
@@ -111,7 +117,7 @@ def write_netcdf(
     """
     import xarray as xr
 
-    turn = np.s_[..., ::-1, :] if ascending and fields.lat[0] > fields.lat[-1] else np.s_[...]
+    turn = slice(None, None, -1 if ascending else 1)
     numbers = dict(zip(fields.names, zip(fields.mean, fields.std, strict=True), strict=True))
     data = {}
     for name, values in fields.channels.items():
@@ -131,24 +137,20 @@ def write_netcdf(
             variable = variable.transpose(*dims[::-1])
         data[name] = variable.expand_dims("time") if time else variable
     coords: dict[str, Any] = {}
-    lat = fields.lat[::-1] if turn != np.s_[...] else fields.lat
-    for name, axis, along in (("latitude", "Y", lat), ("longitude", "X", fields.lon)):
-        # Latitude comes first: False counts as 0.
-        dim = dims[axis == "X"]
-        degrees = {"Y": "degrees_north", "X": "degrees_east"}[axis]
+    axes = (
+        ("latitude", "Y", "degrees_north", fields.lat[turn]),
+        ("longitude", "X", "degrees_east", fields.lon),
+    )
+    for dim, (name, axis, degrees, along) in zip(dims, axes, strict=True):
         attrs = {"standard_name": name, "long_name": name, "units": degrees, "axis": axis}
         coords[dim] = (dim, along, attrs)
     if time:
         # The time says nothing; readers that expect one pass over variables without.
         when = np.array(["2000-01-01"], "datetime64[ns]")
         coords["time"] = ("time", when, {"standard_name": "time", "axis": "T"})
-    plain = {k: " ".join(v) if k in _NAMES else v for k, v in fields.description().items()}
-    ds = xr.Dataset(data, coords, {"Conventions": "CF-1.11", **plain})
-    encoding: dict[str, Any] = {name: {"zlib": True, "complevel": 1} for name in data}
-    encoding |= {str(name): {"_FillValue": None} for name in ds.variables if name not in data}
+    ds = xr.Dataset(data, coords, {"Conventions": "CF-1.11", **attributes(fields)})
+    # Nothing is missing.
+    encoding: dict[str, Any] = {str(name): {"_FillValue": None} for name in ds.variables}
     for name in data:
-        encoding[name]["_FillValue"] = None  # nothing is missing
+        encoding[name] |= {"zlib": True, "complevel": 1}
     ds.to_netcdf(path, engine="netcdf4", encoding=encoding)
-
-
-_NAMES = ("channels", "standardised")

@@ -5,6 +5,7 @@ inputs. Two further files hold a number a variable, to be merged with the model'
 ``mean_by_level`` and ``stddev_by_level``: 0 and 1, since the channels are standardised.
 """
 
+from functools import partial
 from pathlib import Path
 
 from copcube.models.fields import Fields, Maps
@@ -23,7 +24,8 @@ def write(fields: Fields, path: Path) -> None:
     write_netcdf(fields, path, dims=("lat", "lon"), ascending=True)
 
 
-def _numbers(value: float, fields: Fields, path: Path) -> None:
+def _write_numbers(value: float, fields: Fields, path: Path) -> None:
+    """Write a number for each channel."""
     import xarray as xr
 
     names = [name for name in fields.channels if name not in fields.statics]
@@ -32,20 +34,13 @@ def _numbers(value: float, fields: Fields, path: Path) -> None:
     ds.to_netcdf(path, engine="netcdf4", encoding={name: {"dtype": "f4"} for name in names})
 
 
-def write_means(fields: Fields, path: Path) -> None:
-    """Write a mean for each channel."""
-    _numbers(0.0, fields, path)
-
-
-def write_deviations(fields: Fields, path: Path) -> None:
-    """Write a standard deviation for each channel."""
-    _numbers(1.0, fields, path)
-
-
 FORMS = {
     ".nc": Form(
         write,
         statics=statics,
-        beside={"_mean_by_level.nc": write_means, "_stddev_by_level.nc": write_deviations},
+        beside={
+            "_mean_by_level.nc": partial(_write_numbers, 0.0),
+            "_stddev_by_level.nc": partial(_write_numbers, 1.0),
+        },
     )
 }

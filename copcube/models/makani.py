@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from copcube.models.fields import Fields, on_lattice
-from copcube.models.form import Form, of_the_same_names
+from copcube.models.form import Form, attributes, of_the_same_names
 
 CHANNELS = 8
 """Channels that makani gives names to when ``add_copernicus_emb`` is set."""
@@ -23,8 +23,8 @@ def write_invariants(fields: Fields, path: Path) -> None:
 
     channels = fields.channels
     with netCDF4.Dataset(path, "w", format="NETCDF4") as file:
-        for name, size in (("channel", len(channels)), ("lat", None), ("lon", None)):
-            file.createDimension(name, len(getattr(fields, name)) if size is None else size)
+        for name, along in (("channel", channels), ("lat", fields.lat), ("lon", fields.lon)):
+            file.createDimension(name, len(along))
         names = file.createVariable("channel", str, ("channel",))
         # netCDF4 writes texts of any length from objects alone.
         names[:] = np.array(list(channels), object)
@@ -39,8 +39,7 @@ def write_invariants(fields: Fields, path: Path) -> None:
         )
         for i, values in enumerate(channels.values()):
             numbers[i] = values
-        for key, value in fields.description().items():
-            file.setncattr(key, " ".join(value) if key in ("channels", "standardised") else value)
+        file.setncatts(attributes(fields))
 
 
 def write_npy(fields: Fields, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from copcube.arguments import one_path
+from copcube.cube.latlon import NAMES
 from copcube.errors import GridError, MissingFileError, SourceError
 from copcube.files.limits import rule_out_shortage
 from copcube.grid import cell_at
@@ -20,8 +21,6 @@ from copcube.models.form import Form, of_the_same_names, units_of
 
 if TYPE_CHECKING:
     import xarray as xr
-
-_NAMES = (("latitude", "lat", "lats", "nav_lat"), ("longitude", "lon", "lons", "nav_lon"))
 
 
 def on_grid(
@@ -50,7 +49,7 @@ def on_grid(
     if grid is None:
         return on_lattice(components, statics)
     with _opened(grid) as ds:
-        lat, lon = (_found(ds, names) for names in _NAMES)
+        lat, lon = (_found(ds, axis) for axis in ("latitude", "longitude"))
         if lat.ndim != 2 or {*lat.dims} != {*lon.dims}:
             raise GridError(
                 f"{lat.name} lies along {', '.join(map(str, lat.dims)) or 'nothing'}, {lon.name} "
@@ -89,13 +88,13 @@ def _opened(grid: "xr.Dataset | str | Path") -> "xr.Dataset":
         raise SourceError(f"{path}: the grid cannot be read ({error})") from error
 
 
-def _found(ds: "xr.Dataset", names: tuple[str, ...]) -> "xr.DataArray":
+def _found(ds: "xr.Dataset", axis: str) -> "xr.DataArray":
     for key, v in ds.variables.items():
-        if v.attrs.get("standard_name") == names[0] or str(key).lower() in names:
+        if v.attrs.get("standard_name") == axis or str(key).lower() in NAMES[axis]:
             return ds[key]
     raise GridError(
         f"the grid holds {', '.join(map(str, ds.variables)) or 'nothing'}; expected "
-        f"{names[0]} of every point, named {' or '.join(names[:2])}"
+        f"{axis} of every point, named {axis} or {NAMES[axis][0]}"
     )
 
 

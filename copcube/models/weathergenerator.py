@@ -14,7 +14,7 @@ import numpy as np
 
 from copcube import grid
 from copcube.errors import CubeError, OptionError
-from copcube.lookup.tables import read_table
+from copcube.lookup.tables import are_places, read_table
 from copcube.models.components import Components
 from copcube.models.fields import Fields, Maps, on_lattice
 from copcube.models.form import Form
@@ -77,8 +77,7 @@ def _places(stations: Any) -> tuple[grid.Floats, grid.Floats]:
     """Degrees of the rows that are places; others are counted and left out."""
     table = read_table(stations, None, None)
     lat, lon = table.lat.values.ravel(), table.lon.values.ravel()
-    # Fill values such as -999 are no longitudes of another turn.
-    places = np.isfinite(lat) & np.isfinite(lon) & (np.abs(lat) <= 90) & (np.abs(lon) <= 360)
+    places = are_places(lat, lon)
     if not places.any():
         raise OptionError(f"none of {len(places)} rows of the table of stations is a place")
     if not places.all():
