@@ -230,15 +230,16 @@ ds = xr.load_dataset({str(tmp_path / "fields.nc")!r})
 for package, projection in (("matplotlib", None), ("cartopy", "Robinson")):
     missing = dict.fromkeys((package, package + ".figure"))
     sys.modules.update(missing)
-    try: ds.copembed.plot.rgb(projection=projection)
-    except copcube.CopcubeError as error: print(error)
+    for draw in (ds.copembed.plot.rgb, ds.copembed.plot.coverage):
+        try: draw(projection=projection)
+        except copcube.CopcubeError as error: print(error)
     for name in missing: del sys.modules[name]
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    of_matplotlib, of_cartopy = run.stdout.splitlines()
-    for package, said in (("matplotlib", of_matplotlib), ("cartopy", of_cartopy)):
-        assert package in said
-        assert "copcube[plot]" in said
+    said = run.stdout.splitlines()
+    for package, text in zip(("matplotlib", "matplotlib", "cartopy", "cartopy"), said, strict=True):
+        assert package in text
+        assert "copcube[plot]" in text
 
 
 @pytest.mark.parametrize(

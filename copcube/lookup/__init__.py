@@ -3,7 +3,7 @@
 from copcube.lookup.boxes import box, polygon
 from copcube.lookup.change import change
 from copcube.lookup.clusters import cluster
-from copcube.lookup.colours import fit_fragments, project_fragments
+from copcube.lookup.fragment_components import fit_fragments, project_fragments
 from copcube.lookup.fragments import Fragments
 from copcube.lookup.points import points
 from copcube.lookup.similar import similar

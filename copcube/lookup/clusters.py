@@ -1,14 +1,16 @@
 """Classes of places: k-means of the vectors of a cube."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from copcube.arguments import whole_number
 from copcube.cube.latlon import first_alike
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, MissingPackageError
+from copcube.grid import Floats, Integers
 from copcube.pca.weights import Weights, cell_weights
 
 if TYPE_CHECKING:
@@ -73,32 +75,20 @@ def cluster(
     weight = weight[np.ix_(down, along)]
     if (np.diff(down) < 0).any() or (np.diff(along) < 0).any():
         view = CubeView.of(cube.isel({view.lat: down, view.lon: along}))
-    places, vectors, of_each = [], [], []
-    for part in view.blocks():
-        there, x = view.read(part)
-        there = there & (weight[part] > 0)
-        places.append((part, there))
-        vectors.append(x[there])
-        of_each.append(weight[part][there])
-    x = np.concatenate(vectors) if vectors else np.empty((0, 1))
+    x, place = _vectors(view, weight)
     if len(x) < n:
         raise CubeError(f"{len(x):,} cells hold a vector: too few for {n} classes")
-    w = np.concatenate(of_each)
+    w = weight.ravel()[place]
     # Of weights whose mean is 1 the inertia is that of the cells. Until nothing moves any more:
     # stopped earlier, centres are not the means of their classes.
     model = KMeans(n, n_init=1, random_state=seed, tol=0).fit(x, sample_weight=w / w.mean())
     share = np.bincount(model.labels_, w, minlength=n) / w.sum()
     order = np.argsort(-share, kind="stable")
     # k-means numbers its classes by chance. The order of the order is the rank of each by size.
-    label = np.argsort(order).astype(np.int16)[model.labels_]
-    result = np.full(weight.shape, -1, np.int16)
-    start = 0
-    for part, there in places:
-        stop = start + int(there.sum())
-        result[part][there] = label[start:stop]
-        start = stop
-    classified = np.empty_like(result)
-    classified[np.ix_(down, along)] = result
+    result = np.full(weight.size, -1, np.int16)
+    result[place] = np.argsort(order)[model.labels_]
+    classified = np.empty(weight.shape, np.int16)
+    classified[np.ix_(down, along)] = result.reshape(weight.shape)
     # Of places that are there twice, as 360° beside 0°, the first alone was classified.
     classified = classified[np.ix_(first_alike(lat.values), first_alike(lon.values))]
     mean = np.average(x, axis=0, weights=w)
@@ -130,3 +120,16 @@ def cluster(
         },
     )
     return as_result(classes)
+
+
+def _vectors(view: CubeView, weight: Floats) -> tuple[NDArray[Any], Integers]:
+    """Vectors of the cells that have a weight, block by block, and the flat position of each."""
+    position = np.arange(weight.size).reshape(weight.shape)
+    vectors = [np.empty((0, view.field.shape[-1]), view.field.dtype)]
+    places = [np.empty(0, np.int64)]
+    for part in view.blocks():
+        there, x = view.read(part)
+        there = there & (weight[part] > 0)
+        vectors.append(x[there])
+        places.append(position[part][there])
+    return np.concatenate(vectors), np.concatenate(places)

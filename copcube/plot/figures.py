@@ -1,8 +1,9 @@
 """Axes to draw on, and their titles."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from copcube.arguments import as_given
+from copcube.arguments import as_given, whole_number
 from copcube.cube.caution import caution
 from copcube.errors import MissingPackageError, OptionError
 
@@ -12,24 +13,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(size: tuple[float, float]) -> "Figure":
-    """Make a figure of a size in inches.
+def require_matplotlib() -> None:
+    """Check that matplotlib can be imported.
 
     Raises
     ------
     MissingPackageError
-        If matplotlib is not installed.
+        If it is not installed.
     """
     try:
-        # A figure of its own, not pyplot's, which would keep and show it.
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError:
         raise MissingPackageError("pictures need matplotlib: pip install 'copcube[plot]'") from None
+
+
+def new_figure(size: tuple[float, float]) -> "Figure":
+    """Make a figure of a size in inches; errors are those of `require_matplotlib`."""
+    require_matplotlib()
+    # A figure of its own, not pyplot's, which would keep and show it.
+    from matplotlib.figure import Figure
+
     return Figure(figsize=size, layout="constrained")
 
 
 def new_axes(size: tuple[float, float], projection: Any = None) -> "Axes":
-    """Make the axes of a new figure of a size in inches; errors are those of `new_figure`."""
+    """Make the axes of a new figure of a size; errors are those of `require_matplotlib`."""
     axes: Axes = new_figure(size).add_subplot(projection=projection)
     return axes
 
@@ -59,3 +67,31 @@ def titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
     """Give axes a title, which says of numbers that are no results that they are none."""
     axes.set_title("\n".join([title, *filter(None, [caution(ds.attrs)])]))
     return axes
+
+
+def three_of(components: Any) -> list[int]:
+    """Check which components shall be red, green and blue.
+
+    Raises
+    ------
+    OptionError
+        If they are not three whole numbers.
+    """
+    if not isinstance(components, Collection) or len(components) != 3:
+        raise OptionError(f"components={as_given(components)}; expected three of them")
+    return [whole_number(i, "a component", 0) for i in components]
+
+
+def coloured(three: list[int]) -> str:
+    """Title that says which components are red, green and blue."""
+    names = zip(("red", "green", "blue"), three, strict=True)
+    return ", ".join(f"{colour}: pc {i}" for colour, i in names)
+
+
+def degrees_of(axes: "Axes") -> dict[str, Any]:
+    """Say to axes of cartopy that what is drawn is in degrees; nothing to say to others."""
+    if not hasattr(axes, "projection"):
+        return {}
+    import cartopy.crs
+
+    return {"transform": cartopy.crs.PlateCarree()}

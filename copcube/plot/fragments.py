@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from copcube.errors import OptionError
 from copcube.grid import Floats
-from copcube.lookup.colours import fit_fragments, project_fragments
+from copcube.lookup.fragment_components import fit_fragments, project_fragments
 from copcube.lookup.fragments import Fragments
-from copcube.plot.figures import axes_of, titled
+from copcube.plot.figures import axes_of, coloured, degrees_of, three_of, titled
 from copcube.plot.maps import frame
 from copcube.plot.raster import Extent, Window, cartopy_projection
 from copcube.plot.stretch import limit
@@ -45,8 +45,8 @@ def fragments(
     components : tuple of int
         Which components are red, green and blue.
     basis : xarray.Dataset, optional
-        What `copcube.lookup.colours.fit_fragments` found, perhaps of other fragments of the same
-        encoder; maps of regions on one basis have the same colours. By default that of these.
+        What `copcube.lookup.fit_fragments` found, perhaps of other fragments of the same encoder;
+        maps of regions on one basis have the same colours. By default that of these.
     ax, projection, extent
         As in `copcube.plot.maps.rgb`.
 
@@ -57,42 +57,30 @@ def fragments(
     MissingPackageError
         If matplotlib, or for a projection cartopy, is not installed.
     """
-    if len(components) != 3:
-        raise OptionError(f"components={components!r}; expected three of them")
+    three = three_of(components)
     projection = cartopy_projection(projection)
     window = _window(found, extent)
-    basis = fit_fragments(found, max(components) + 1) if basis is None else basis
+    basis = fit_fragments(found, max(three) + 1) if basis is None else basis
     pc = project_fragments(found, basis)
-    if min(components) < 0 or max(components) >= pc.shape[1]:
+    if max(three) >= pc.shape[1]:
         raise OptionError(f"components={components!r}; the basis has 0 to {pc.shape[1] - 1}")
-    colours = np.stack([0.5 + pc[:, i] / limit(basis, i) / 2 for i in components], axis=-1)
+    colours = np.stack([0.5 + pc[:, i] / limit(basis, i) / 2 for i in three], axis=-1)
     pixels, shown = _pixels(found, np.clip(colours, 0, 1), window)
     axes = axes_of(ax, (10, 5), projection)
-    options: dict[str, Any] = {}
-    if projection is None:
-        projection = getattr(axes, "projection", None)
-    if projection is not None:
-        import cartopy.crs
-
-        options["transform"] = cartopy.crs.PlateCarree()
+    if degrees := degrees_of(axes):
         if extent is None:
             axes.set_global()  # type: ignore[attr-defined]
         else:
-            ends = (window.west, window.east, window.south, window.north)
-            axes.set_extent(ends, cartopy.crs.PlateCarree())  # type: ignore[attr-defined]
-    place = (window.west, window.east, window.south, window.north)
-    axes.imshow(pixels, origin="upper", extent=place, interpolation="nearest", **options)
-    frame(axes, window, projection)
-    names = zip(("red", "green", "blue"), components, strict=True)
-    title = ", ".join(f"{colour}: pc {i}" for colour, i in names)
-    return titled(axes, basis, f"{shown:,} fragments, {title}")
+            axes.set_extent(window.extent, degrees["transform"])  # type: ignore[attr-defined]
+    axes.imshow(pixels, origin="upper", extent=window.extent, interpolation="nearest", **degrees)
+    frame(axes, window)
+    return titled(axes, basis, f"{shown:,} fragments, {coloured(three)}")
 
 
 def _window(found: Fragments, extent: Extent | None) -> Window:
     """Part of the globe asked for, or that of all fragments with a margin."""
     if extent is not None:
-        # No dataset is looked at where an extent is given.
-        return Window.of(None, extent)  # type: ignore[arg-type]
+        return Window.asked(extent)
     lon, lat = found.lon, found.lat
     # Across 180° fragments lie on both sides of it.
     turned = lon % 360
@@ -113,8 +101,7 @@ def _pixels(found: Fragments, colours: Floats, window: Window) -> tuple[NDArray[
     inside = (x <= width) & (found.lat >= window.south) & (found.lat <= window.north)
     n = int(inside.sum())
     if not n:
-        ends = (window.west, window.east, window.south, window.north)
-        raise OptionError(f"no fragment lies in the extent {ends}; give another, or none")
+        raise OptionError(f"no fragment lies in the extent {window.extent}; give another, or none")
     x, y = x[inside], window.north - found.lat[inside]
     # At a pole degrees of longitude, and with them pixels, would have no width.
     cosine = max(float(np.cos(np.radians(window.middle))), 0.05)

@@ -6,18 +6,24 @@ reduction is stretched by the standard deviations in its basis, so that maps of 
 and of other cubes on the same basis, have the same colours.
 """
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.arguments import as_given, whole_number
+from copcube.arguments import whole_number
 from copcube.cube.view import CubeView
 from copcube.cube.whole import at_once
 from copcube.errors import CubeError, OptionError
 from copcube.plot.coast import coastlines
-from copcube.plot.figures import axes_of, titled
+from copcube.plot.figures import (
+    axes_of,
+    coloured,
+    degrees_of,
+    require_matplotlib,
+    three_of,
+    titled,
+)
 from copcube.plot.raster import Extent, Window, cartopy_projection, draw
 from copcube.plot.stretch import limit, reduced
 
@@ -75,9 +81,7 @@ def rgb(
     MissingPackageError
         If matplotlib, or for a projection cartopy, is not installed.
     """
-    if not isinstance(components, Collection) or len(components) != 3:
-        raise OptionError(f"components={as_given(components)}; expected three of them")
-    three = [whole_number(i, "a component", 0) for i in components]
+    three = three_of(components)
     fields = reduced(ds, max(three) + 1, basis)
     view = CubeView.of(fields, "pc").ungrouped()
     limits = [limit(fields, i) for i in three]
@@ -85,8 +89,7 @@ def rgb(
     # The mean, 0, is grey; the limits of a component are none and all of its colour.
     values = np.clip(0.5 + np.stack(planes, axis=-1) / 2, 0, 1)
     axes, _ = _map(view, values, ax, projection, extent)
-    names = zip(("red", "green", "blue"), three, strict=True)
-    return titled(axes, fields, ", ".join(f"{colour}: pc {i}" for colour, i in names))
+    return titled(axes, fields, coloured(three))
 
 
 def component(
@@ -117,14 +120,12 @@ def counts(
     extent: Extent | None = None,
 ) -> "Axes":
     """Draw how many images each cell has; parameters and errors are those of `rgb`."""
-    from matplotlib.colors import LogNorm
-
-    values = _field(ds, "n_images")
+    view = CubeView.of(ds).ungrouped()
+    values = _field(view, "n_images")
     values = np.where(values > 0, values, np.nan)
     # Counts differ by orders of magnitude, which linear colours would not show.
-    norm = LogNorm(1, max(2, np.nanmax(values, initial=2)))
-    view = CubeView.of(ds).ungrouped()
-    axes, image = _map(view, values, ax, projection, extent, cmap="cividis", norm=norm)
+    style: dict[str, Any] = {"norm": "log", "vmin": 1, "vmax": np.nanmax(values, initial=2)}
+    axes, image = _map(view, values, ax, projection, extent, cmap="cividis", **style)
     _bar(axes, image, "images in the cell")
     return titled(axes, ds, "number of images")
 
@@ -137,8 +138,8 @@ def spread(
     extent: Extent | None = None,
 ) -> "Axes":
     """Draw how much the images of a cell disagree; parameters and errors are those of `rgb`."""
-    values = _field(ds, "spread")
     view = CubeView.of(ds).ungrouped()
+    values = _field(view, "spread")
     values = np.where(view.filled().values, values, np.nan)
     axes, image = _map(view, values, ax, projection, extent, cmap="viridis", vmin=0)
     _bar(axes, image, "spread of the embeddings")
@@ -153,6 +154,7 @@ def coverage(
     extent: Extent | None = None,
 ) -> "Axes":
     """Draw which cells hold a vector; parameters and errors are those of `rgb`."""
+    require_matplotlib()
     from matplotlib.colors import ListedColormap
 
     view = CubeView.of(ds).ungrouped()
@@ -323,15 +325,15 @@ def _map(
     axes.set_facecolor(_LAND if values.ndim == 2 else "white")
     image = draw(view, values, window, axes, projection, **options)
     _dots(view, values, window, axes, image)
-    frame(axes, window, projection)
+    frame(axes, window)
     return axes, image
 
 
-def frame(axes: "Axes", window: Window, projection: Any) -> None:
+def frame(axes: "Axes", window: Window) -> None:
     """Draw coastlines, and give axes in degrees their limits, labels and proportions."""
     for line in coastlines():
         _plot(axes, window, line[:, 0], line[:, 1], color=_COAST, linewidth=0.5)
-    if projection is None:
+    if not degrees_of(axes):
         axes.set_xlim(window.west, window.east)
         axes.set_ylim(window.south, window.north)
         axes.set_xlabel("longitude (degrees east)")
@@ -358,12 +360,12 @@ def _dots(
         style |= {"cmap": image.cmap, "norm": image.norm}
     # In the turn of longitude that the window shows.
     x = window.west + (x - window.west) % 360
-    axes.scatter(x, y, c=values[i, j], **style, **_degrees(axes))
+    axes.scatter(x, y, c=values[i, j], **style, **degrees_of(axes))
 
 
 def _plot(axes: "Axes", window: Window, x: NDArray[Any], y: NDArray[Any], **style: Any) -> None:
     """Draw a line or marks at degrees east and north, at every turn that the window shows."""
-    if degrees := _degrees(axes):
+    if degrees := degrees_of(axes):
         axes.plot(x, y, **degrees, **style)
         return
     for turn in (-360, 0, 360):
@@ -379,27 +381,17 @@ def _places(axes: "Axes", window: Window, found: "xr.Dataset") -> None:
         _plot(axes, window, x, y, **_MARK, marker="o", color="#d55e00")
 
 
-def _degrees(axes: "Axes") -> dict[str, Any]:
-    """Say to axes of cartopy that what is drawn is in degrees; nothing to say to others."""
-    if not hasattr(axes, "projection"):
-        return {}
-    import cartopy.crs
-
-    return {"transform": cartopy.crs.PlateCarree()}
-
-
 def _bar(axes: "Axes", image: Any, label: str, **options: Any) -> None:
     axes.get_figure().colorbar(  # type: ignore[union-attr]
         image, ax=axes, label=label, shrink=0.8, pad=0.02, **options
     )
 
 
-def _field(ds: "xr.Dataset", name: str) -> NDArray[Any]:
+def _field(view: CubeView, name: str) -> NDArray[Any]:
     """Values of a map that a cube has beside its vectors, (lat, lon)."""
-    view = CubeView.of(ds).ungrouped()
-    if name not in ds:
+    if name not in view.dataset:
         raise CubeError(f"the dataset has no {name}; a published map does not tell it")
-    return np.asarray(at_once(ds[name]).transpose(view.lat, view.lon).values, np.float64)
+    return np.asarray(at_once(view.dataset[name]).transpose(view.lat, view.lon).values, np.float64)
 
 
 def _planes(view: CubeView, *components: int) -> list[NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from copcube.cube.caution import caution
 from copcube.errors import CubeError
 from copcube.plot.figures import new_figure
 from copcube.plot.maps import residuals
@@ -73,8 +74,8 @@ def errors(found: "xr.Dataset") -> "Figure":
         axes.set_xlabel("number of components")
     handles, labels = figure.axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small")
-    if found.attrs.get("encoder_trained") == 0:
-        figure.suptitle("UNTRAINED encoder: the values mean nothing")
+    if text := caution(found.attrs):
+        figure.suptitle(text)
     return figure
 
 

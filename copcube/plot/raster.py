@@ -48,8 +48,11 @@ class Window:
         OptionError
             If the extent is empty or lies beyond a pole.
         """
-        if extent is None:
-            return cls(*_extent(view))
+        return cls(*_extent(view)) if extent is None else cls.asked(extent)
+
+    @classmethod
+    def asked(cls, extent: Extent) -> Self:
+        """Take the extent asked for; errors are those of `of`."""
         try:
             west, east, south, north = (float(value) for value in extent)
         except (TypeError, ValueError):
@@ -64,6 +67,11 @@ class Window:
                 "north, at most 360° wide"
             )
         return cls(west, east, south, north)
+
+    @property
+    def extent(self) -> Extent:
+        """West, east, south and north."""
+        return self.west, self.east, self.south, self.north
 
     @property
     def middle(self) -> float:
@@ -94,7 +102,7 @@ def draw(
         lat, lon = window.points()
         y, x = (index.ravel() for index in np.meshgrid(lat, lon, indexing="ij"))
         shape = (len(lat), len(lon))
-        extent: Extent = (window.west, window.east, window.south, window.north)
+        extent = window.extent
     else:
         y, x, shape, extent = _projected(window, ax, projection)
     inside = np.isfinite(y) & np.isfinite(x)
@@ -162,7 +170,7 @@ def _projected(
 
     plain = cartopy.crs.PlateCarree()
     if window.east - window.west < 360 or window.north - window.south < 180:
-        ax.set_extent((window.west, window.east, window.south, window.north), crs=plain)
+        ax.set_extent(window.extent, crs=plain)
     else:
         ax.set_global()
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()

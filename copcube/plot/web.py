@@ -45,6 +45,9 @@ log = logging.getLogger("copcube")
 LIMIT = 20_000_000
 """Bytes of a page at most."""
 
+_SHELL = 150_000
+"""Bytes left for the script, the style and what is said of the dataset."""
+
 _ALL = 1 - 1e-9
 """Share of variance that stands for all components that there are."""
 
@@ -139,10 +142,6 @@ def page(
     packer = Packer(packed)
     packer.pack(cells.values[:, :kept])
     return packer.result(str(path), kept, out.stat().st_size)
-
-
-_SHELL = 150_000
-"""Bytes left for the script, the style and what is said of the dataset."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,15 +279,13 @@ def _computed(fields: "xr.Dataset", k: int) -> str:
     whose = "the variance"
     if given := fields.attrs.get("reduction_given"):
         whose = f"what {given} leave over"
-    whitened = ", each divided by its standard deviation" if _whitened(fields) else ""
+    whitened = ""
+    if fields.attrs.get("reduction_whiten") == 1:
+        whitened = ", each divided by its standard deviation"
     return (
         f"Computed in this page from {k} principal components rounded to 8 bits{whitened}, which "
         f"hold {share:.1%} of {whose}. Cosines of whole embeddings differ: they contain the mean."
     )
-
-
-def _whitened(fields: "xr.Dataset") -> bool:
-    return bool(fields.attrs.get("reduction_whiten") == 1)
 
 
 def _document(
