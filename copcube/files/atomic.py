@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from copcube.arguments import one_path
 from copcube.errors import CopcubeError, StorageError, WriteError
 
 _REMEDIES = {
@@ -88,17 +89,21 @@ def _naming_lack_of_room(temporary: Path) -> Iterator[None]:
         raise
 
 
-def require_vacant(folder: Path) -> None:
-    """Check that a folder holds nothing, or is not there.
+def vacant_folder(path: str | Path) -> Path:
+    """Return a folder that holds nothing, or is not there.
 
     Raises
     ------
+    OptionError
+        If it is no path.
     WriteError
         If it holds something, or cannot be listed.
     """
+    folder = Path(one_path(path, "folder"))
     with writing(folder):
         if folder.exists() and any(folder.iterdir()):
             raise WriteError(f"{folder}: not empty; give another folder or remove this one")
+    return folder
 
 
 @contextmanager

@@ -102,6 +102,11 @@ def files_below(top: str | Path) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in names)
 
 
+def bytes_below(top: str | Path) -> int:
+    """Size of all files below a folder; raises as `walk`."""
+    return sum(os.stat(name).st_size for name in files_below(top))
+
+
 def require_open(folder: str) -> None:
     """Check that files in a folder can be reached, beyond their names.
 

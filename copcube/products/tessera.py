@@ -22,7 +22,7 @@ from copcube.errors import CopcubeError, RowsError, in_a_line
 from copcube.files.folders import absolute
 from copcube.files.limits import rule_out_shortage
 from copcube.files.objects import insisting, is_remote, listing, sizes, zarr_store
-from copcube.files.regular import files_below
+from copcube.files.regular import bytes_below
 from copcube.grid import Floats
 from copcube.products import geotiff
 from copcube.products.pixels import Pixels, Raster
@@ -200,7 +200,7 @@ class Tessera:
             return sum(filter(None, sizes(f"{file}/{name}" for name in _METADATA)))
         if is_remote(file):
             return sum(entry.size for entry in listing(file))
-        return sum(os.stat(name).st_size for name in files_below(file))
+        return bytes_below(file)
 
 
 def _addresses(url: str) -> list[str]:

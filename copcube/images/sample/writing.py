@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid, progress
-from copcube.arguments import one_path, whole_number
+from copcube.arguments import whole_number
 from copcube.errors import MissingPackageError, OptionError
-from copcube.files.atomic import atomic_folder, require_vacant
+from copcube.files.atomic import atomic_folder, vacant_folder
+from copcube.files.regular import bytes_below
 from copcube.grid import cell_at, centre, format_cell, grid_id
 from copcube.images.sample.raster import geotiff
 from copcube.images.sample.scenes import Terrain, draw
@@ -171,13 +172,12 @@ def write_sample(
         whole_number(value, name, low, high)
     from threadpoolctl import threadpool_limits
 
-    root = Path(one_path(folder, "folder"))
     chosen = select(modalities)
     world = [
         replace(cell, dates={key: times for key, times in cell.dates.items() if key in chosen})
         for cell in _world(seed, cells, local_patches, dates)
     ]
-    require_vacant(root)
+    root = vacant_folder(folder)
     with atomic_folder(root, replace=False) as partial:
         partial.mkdir(parents=True)
         # Products of matrices as small as these take several times as long on several threads,
@@ -192,7 +192,7 @@ def write_sample(
                 steps = _write_shards(partial, world, seed, cells_per_shard)
             for _ in steps:
                 bar.advance()
-        size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        size = bytes_below(partial)
     images = {
         key: sum(len(at_place) for cell in world for at_place in cell.dates.get(key, ()))
         for key in chosen

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.arguments import one_path, whole_number
+from copcube.arguments import whole_number
 from copcube.errors import OptionError
-from copcube.files.atomic import atomic_folder, require_vacant
+from copcube.files.atomic import atomic_folder, vacant_folder
+from copcube.files.regular import bytes_below
 from copcube.grid import WGS84, format_cell
 from copcube.images.sample.raster import geotiff
 from copcube.probes.bench.classes import LC100_CODES
@@ -84,8 +85,7 @@ def write_bench_sample(
     chosen = [find(name) for name in names]
     if not chosen:
         raise OptionError(f"no task chosen; give one or more of {', '.join(TASKS)}")
-    root = Path(one_path(folder, "folder"))
-    require_vacant(root)
+    root = vacant_folder(folder)
     counts = dict(zip(SPLITS, (images, images // 2, images // 2), strict=True))
     with atomic_folder(root, replace=False) as partial:
         partial.mkdir(parents=True)
@@ -96,7 +96,7 @@ def write_bench_sample(
                     for i in range(count)
                 ]
                 _WRITERS[key](partial / key, split, streams)
-        size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        size = bytes_below(partial)
     return BenchSample(root, {task.name: sum(counts.values()) for task in chosen}, size)
 
 

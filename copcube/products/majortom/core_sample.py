@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import progress
-from copcube.arguments import one_path, whole_number
+from copcube.arguments import whole_number
 from copcube.errors import OptionError
-from copcube.files.atomic import atomic_folder, require_vacant
+from copcube.files.atomic import atomic_folder, vacant_folder
 from copcube.images.sample.raster import geotiff
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.sample.writing import REGIONS
@@ -84,8 +84,7 @@ def write_core(
     whole_number(side, "side", 6, SIDE)
     if side % 6:
         raise OptionError(f"side is {side}; expected a multiple of 6, for bands of 60 m")
-    root = Path(one_path(folder, "folder"))
-    require_vacant(root)
+    root = vacant_folder(folder)
     places = [_place(i, side) for i in range(cells)]
     with (
         atomic_folder(root, replace=False) as partial,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from copcube.arguments import one_path, whole_number
-from copcube.files.atomic import atomic_folder, require_vacant
+from copcube.arguments import whole_number
+from copcube.files.atomic import atomic_folder, vacant_folder
+from copcube.files.regular import bytes_below
 from copcube.grid import Floats
 from copcube.products.majortom.grid import GRID, SIDE
 from copcube.products.majortom.hilbert import hilbert
@@ -80,8 +81,7 @@ def write_embeddings(folder: str | Path, *, seed: int = 0, cells: int = 400) -> 
     """
     whole_number(seed, "seed", 0, 2**32 - 1)
     whole_number(cells, "cells", 1, 8000)
-    root = Path(one_path(folder, "folder"))
-    require_vacant(root)
+    root = vacant_folder(folder)
     places = _places(cells)
     with atomic_folder(root, replace=False) as partial:
         for number, (name, dim) in enumerate(SETS.items()):
@@ -91,7 +91,7 @@ def write_embeddings(folder: str | Path, *, seed: int = 0, cells: int = 400) -> 
             path = partial / name / "part_00001.parquet"
             with writing_embeddings(path, dim, sources=True, about=about) as file:
                 file.write(_rows(*places, _vectors(*GRID.centre(*places), dim, seed, rng)))
-        size = sum(path.stat().st_size for path in partial.rglob("*.parquet"))
+        size = bytes_below(partial)
     return SampleSets(root, tuple(SETS), cells, size)
 
 
