@@ -22,10 +22,11 @@ from copcube.pca.moments import Moments
 from copcube.probes import probe, published, sgd, table
 from copcube.probes.coordinates import fourier, harmonics, lonlat, xyz
 from copcube.probes.inputs import Input
+from copcube.probes.parameters import unit_of
 from copcube.probes.ridge import PENALTIES, PartMoments
 from copcube.probes.ridge import Ridge as Ours
 from copcube.probes.splits import parted, sampled
-from copcube.probes.statistics import Targets, unit_of
+from copcube.probes.statistics import Targets
 from copcube.probes.tables import as_text
 
 LAT, LON = np.arange(60, 40, -0.25), np.arange(-10, 15, 0.25) % 360
