@@ -28,10 +28,10 @@ from copcube.lookahead import map_ahead
 from copcube.lookup.gathering import gathered_vectors
 from copcube.lookup.regions import region
 from copcube.probes.bench.fast import logistic, ridge
-from copcube.probes.bench.metrics import SCORES, fed, interval, metric_of
+from copcube.probes.bench.metrics import SCORES
 from copcube.probes.bench.opening import open_dataset
-from copcube.probes.bench.results import Result, Score
-from copcube.probes.bench.running import RESAMPLES, Benched, each
+from copcube.probes.bench.results import Result
+from copcube.probes.bench.running import RESAMPLES, Benched, each, judged
 from copcube.probes.bench.samples import BROKEN, SPLITS, Dataset, Place, Split
 from copcube.probes.bench.tasks import Task, find
 from copcube.probes.coordinates import harmonics
@@ -165,9 +165,7 @@ def score_cells(
         began = time.perf_counter()
         predicted = _predicted(task, found, inputs)
         target = found["test"].target
-        metric = fed(metric_of(task), predicted.test, target, task.batch)
-        low, high = interval(SCORES[task.kind], predicted.test, target, resamples)
-        score = Score(metric.bench, metric.dataset, predicted.validation, low, high)
+        score = judged(task, predicted.test, target, predicted.validation, resamples)
         details = {
             "places": counts,
             "without_vector": without,

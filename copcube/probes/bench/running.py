@@ -267,43 +267,40 @@ def _knn(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Fou
         split: fast.neighbours(task, train.vectors[0], train.target, vectors[split].vectors[0])
         for split in SPLITS[1:]
     }
-    score = _judged(task, vectors, outputs["val"], outputs["test"], options)
+    validation = fed(metric_of(task), outputs["val"], vectors["val"].target, task.batch).dataset
+    target = vectors["test"].target
+    score = judged(task, outputs["test"], target, validation, options.resamples)
     return (score,), {"neighbours": fast.NEIGHBOURS}
 
 
 def _logistic(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
     pairs = {split: (one.vectors[0], one.target) for split, one in vectors.items()}
     model, strength, validation = fast.logistic(task, pairs["train"], pairs["val"])
-    logits = model.logits(pairs["test"][0])
+    x, target = pairs["test"]
+    logits = model.logits(x)
     details: dict[str, Any] = {"c": strength}
     if task.kind == "multilabel":
-        details["f1"] = f1(logits, pairs["test"][1])
-    return (_judged(task, vectors, validation, guess(task, logits), options),), details
+        details["f1"] = f1(logits, target)
+    # The score is of before: since then the model was fitted to the validation split, too.
+    return (judged(task, guess(task, logits), target, validation, options.resamples),), details
 
 
 def _ridge(task: Task, vectors: Mapping[Split, Vectors], options: _Options) -> Found:
     pairs = {split: (one.vectors[0], one.target) for split, one in vectors.items()}
-    both = np.concatenate([pairs["val"][0], pairs["test"][0]])
-    found = fast.ridge(pairs["train"], pairs["val"], both)
-    validation, test = np.split(found.output, [len(pairs["val"][0])])
-    return (_judged(task, vectors, validation, test, options),), {"penalty": found.strength}
+    (x, known), (x_test, target) = pairs["val"], pairs["test"]
+    found = fast.ridge(pairs["train"], pairs["val"], np.concatenate([x, x_test]))
+    output, test = np.split(found.output, [len(x)])
+    validation = fed(metric_of(task), output, known, task.batch).dataset
+    score = judged(task, test, target, validation, options.resamples)
+    return (score,), {"penalty": found.strength}
 
 
-def _judged(
-    task: Task,
-    vectors: Mapping[Split, Vectors],
-    validation: NDArray[Any] | float,
-    test: NDArray[Any],
-    options: _Options,
+def judged(
+    task: Task, output: NDArray[Any], target: NDArray[Any], validation: float, resamples: int
 ) -> Score:
-    """Score what was predicted of the validation split, or its known score, and of the test."""
-    # Logistic regression brings its score: since then it was fitted to that split, too.
-    if not isinstance(validation, float):
-        found = fed(metric_of(task), validation, vectors["val"].target, task.batch)
-        validation = found.dataset
-    target = vectors["test"].target
-    metric = fed(metric_of(task), test, target, task.batch)
-    low, high = interval(SCORES[task.kind], test, target, options.resamples)
+    """Score what was predicted of the test split, beside the score of the validation split."""
+    metric = fed(metric_of(task), output, target, task.batch)
+    low, high = interval(SCORES[task.kind], output, target, resamples)
     return Score(metric.bench, metric.dataset, validation, low, high)
 
 
