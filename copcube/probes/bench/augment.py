@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Sampling = Literal["nearest", "bilinear"]
+Mode = Literal["nearest", "bilinear"]
 
 _LARGEST = 90.0
 _LIKELY = 0.5
@@ -42,14 +42,14 @@ class Augmentation:
         angles = (2 * torch.rand(batch, generator=generator) - 1) * _LARGEST
         return cls(torch.where(rotated, angles, 0.0), mirrored, upside_down)
 
-    def __call__(self, x: Tensor, sampling: Sampling = "bilinear") -> Tensor:
+    def __call__(self, x: Tensor, mode: Mode = "bilinear") -> Tensor:
         """Rotate and flip a batch.
 
         Parameters
         ----------
         x : Tensor
             (batch, channels, rows, columns) float32, on any device.
-        sampling : {"nearest", "bilinear"}
+        mode : {"nearest", "bilinear"}
             How rotated pixels are taken. With "bilinear", NaN spreads to all pixels that it is
             among the neighbours of.
 
@@ -62,14 +62,14 @@ class Augmentation:
         turned = self.angles.nonzero().flatten()
         if len(turned):
             here = turned.to(x.device)
-            x[here] = rotated(x[here], self.angles[turned], sampling)
+            x[here] = rotated(x[here], self.angles[turned], mode)
         for flipped, axis in ((self.mirrored, -1), (self.upside_down, -2)):
             here = flipped.nonzero().flatten().to(x.device)
             x[here] = x[here].flip(axis)
         return x
 
 
-def rotated(x: Tensor, angles: Tensor, sampling: Sampling) -> Tensor:
+def rotated(x: Tensor, angles: Tensor, mode: Mode) -> Tensor:
     """Rotate images about the middle of their pixels' centres.
 
     Parameters
@@ -78,7 +78,7 @@ def rotated(x: Tensor, angles: Tensor, sampling: Sampling) -> Tensor:
         (batch, channels, rows, columns) float32.
     angles : Tensor
         (batch,) degrees, counter-clockwise.
-    sampling : {"nearest", "bilinear"}
+    mode : {"nearest", "bilinear"}
         How pixels are taken; those from outside are 0.
     """
     rows, columns = x.shape[2:]
@@ -88,4 +88,4 @@ def rotated(x: Tensor, angles: Tensor, sampling: Sampling) -> Tensor:
     aspect = max(rows - 1, 1) / max(columns - 1, 1)
     back = torch.stack([cos, -aspect * sin, none, sin / aspect, cos, none], dim=1)
     grid = F.affine_grid(back.reshape(-1, 2, 3), list(x.shape), align_corners=True)
-    return F.grid_sample(x, grid, mode=sampling, padding_mode="zeros", align_corners=True)
+    return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=True)

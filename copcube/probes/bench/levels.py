@@ -26,7 +26,7 @@ from copcube.files.atomic import atomic_path, make_folder, write_text
 from copcube.files.processors import THREADS
 from copcube.lookahead import map_ahead
 from copcube.modalities import Modality
-from copcube.probes.bench.augment import Augmentation, Sampling
+from copcube.probes.bench.augment import Augmentation, Mode
 from copcube.probes.bench.resizing import resized, resized_labels
 from copcube.probes.bench.results import Which
 from copcube.probes.bench.samples import (
@@ -175,7 +175,7 @@ class Streamed:
         if generator is not None:
             change = Augmentation.draw(len(samples), generator)
             images = [change(x) for x in images]
-            target = change(target[:, None].float(), _sampling(task))[:, 0].to(target)
+            target = change(target[:, None].float(), _mode(task))[:, 0].to(target)
         metadata = torch.from_numpy(np.stack([sample.metadata for sample in samples]))
         found = [self._tokens(images[n], metadata[:, n]) for n in dates]
         return maps(found[0] if len(found) == 1 else found[1] - found[0]), target
@@ -332,6 +332,6 @@ def targets(samples: Sequence[Sample], task: Task) -> Tensor:
     return (stacked.float() - mean) / std
 
 
-def _sampling(task: Task) -> Sampling:
+def _mode(task: Task) -> Mode:
     """How a rotation takes the pixels of a target; those of gases are rotated as images are."""
     return "bilinear" if task.sensor.key.startswith("s5p") else "nearest"
