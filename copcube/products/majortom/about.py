@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 from copcube.products.majortom.reading import Assign
 from copcube.products.majortom.table import LICENCE
-from copcube.products.majortom.transposed import Order, Position, order_of
+from copcube.products.majortom.transposed import Position, order_of
 from copcube.rows import read_provenance
 
 _SET = re.compile(r"Core-[A-Za-z0-9_.-]+")
@@ -18,19 +17,13 @@ _ASSIGNED = {
     "area": "to all cells that the fragment overlaps, weighted by the share of its footprint",
     "cell": "to the cell that holds the centre of the fragment's Major TOM cell",
 }
-_POSITIONS: dict[tuple[str, str], str] = {
-    ("auto", "transposed"): "transposed in the files, and put back",
-    ("auto", "right"): "right in the files",
-    (
-        "auto",
-        "unknown",
-    ): "taken as given: the order of the rows does not tell if they are transposed",
-    **{("given", order): f"taken as given ({order})" for order in get_args(Order)},
-    **{
-        ("swap", order): f"rows and columns exchanged, as asked ({order})"
-        for order in get_args(Order)
-    },
+_FOUND = {
+    "transposed": "transposed in the files, and put back",
+    "right": "right in the files",
+    "unknown": "taken as given: the order of the rows does not tell if they are transposed",
 }
+_ASKED = {"given": "taken as given", "swap": "rows and columns exchanged, as asked"}
+"""What is said of footprints as they were found, and of those with which something was asked."""
 
 
 def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str, str]:
@@ -58,7 +51,9 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
     found |= {"preprocessing": "as the embeddings' makers did it"} | noted
     found["aggregation_assign"] = _ASSIGNED[assign]
     if assign != "cell":
-        found["footprints"] = _POSITIONS[position, order or order_of(path)]
+        order = order or order_of(path)
+        said = _FOUND[order] if position == "auto" else f"{_ASKED[position]} ({order})"
+        found["footprints"] = said
     return found
 
 
