@@ -591,6 +591,8 @@ def test_the_state_of_what_has_no_partitions(undisturbed, tmp_path):
     rows = undisturbed.with_name("world.build") / "rows"
     aggregate(next(rows.glob("*.parquet")), tmp_path / "a.zarr")
     assert str(status(tmp_path / "a.build")) == f"{tmp_path / 'a.build'}: done"
+    (tmp_path / "a.zarr").rename(tmp_path / "a")  # as `aggregate(rows, "a")` calls it
+    assert str(status(tmp_path / "a")) == f"{tmp_path / 'a.build'}: done"
     with pytest.raises(OptionError, match="expected one path"):
         status("")
 

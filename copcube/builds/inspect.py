@@ -22,7 +22,6 @@ from copcube.builds.plan import BuildOptions, Plan, plan_build
 from copcube.builds.receipts import Receipt
 from copcube.builds.stages import complete, rows_digest
 from copcube.builds.tasks import describe
-from copcube.cube import read_attributes
 from copcube.embedding import Batch, Encoder, crop_image
 from copcube.errors import BuildError
 from copcube.grid import N_BANDS, N_LAT, N_LON
@@ -432,7 +431,9 @@ def _stage(folder: BuildFolder, plan: Plan, partitions: int, embedded: int) -> t
     # A build that has just begun has not listed its partitions; what aggregates rows has none.
     if embedded < partitions or (plan.kind == "build" and not partitions):
         return "embedding", partitions, embedded
-    if read_attributes(folder.out).get("copcube_plan") == plan.id:
+    # The folder does not tell whether the name of its cube ends in .zarr.
+    names = folder.out, folder.out.removesuffix(".zarr")
+    if any(BuildFolder(name).is_cube_of(plan) for name in names):
         return "done", partitions, partitions
     combined, written = (len(folder.receipts.names(s)) for s in ("combine", "write"))
     if written or folder.receipts.names("create"):
