@@ -141,6 +141,9 @@ def test_shards_of_two_folders_have_names_of_their_own(tmp_path):
         ("b-s", ("b/s.tar",)),
     ]
     assert len(read(source)[0]) == 4
+    shard(tmp_path / "a-s.tar", sample())
+    names = [p.name for p in open_source(tmp_path / "**" / "*.tar").partitions()]
+    assert names == ["000000-a-s", "000001-a-s", "000002-b-s"]
 
 
 def test_missing_shards_are_named(tmp_path):

@@ -219,7 +219,10 @@ class WebDatasetSource:
     def partitions(self) -> list[Partition]:
         """List the shards, one a partition, by their names wherever they lie."""
         paths = [path for path, _ in self.shards]
-        return [Partition(p.removesuffix(".tar").replace("/", "-"), (p,)) for p in paths]
+        names = [path.removesuffix(".tar").replace("/", "-") for path in paths]
+        if len(set(names)) < len(names):  # as of a/b.tar and a-b.tar
+            names = [f"{number:06d}-{name}" for number, name in enumerate(names)]
+        return [Partition(name, (path,)) for name, path in zip(names, paths, strict=True)]
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of the shards."""
