@@ -481,6 +481,16 @@ def test_products_are_not_mixed(tmp_path):
     refused(both, tmp_path / "out.zarr", "a.tif holds a vector a pixel, .*rows of images")
 
 
+def test_a_tile_on_other_land_is_another_source(tmp_path):
+    shape = 20, 30
+    values, scales = np.zeros((*shape, 128), np.int8), np.ones(shape, np.float32)
+    file = write_tile(tmp_path, values, scales, np.ones(shape, np.uint8))
+    before = tables.size(file)
+    (land,) = tmp_path.rglob("*.tiff")
+    land.write_bytes(land.read_bytes()[:-1])
+    assert tables.size(file) == before - 1
+
+
 def test_a_store_that_was_filled_further_is_another_source(tessera, tmp_path):
     group = write_zone(tmp_path / "t.zarr", *(a[:, ..., :64, :64] for a in tessera))
     before = tables.size(tmp_path / "t.zarr" / "utm32")

@@ -192,10 +192,10 @@ class Tessera:
         return [TesseraZone(file, index) for index in range(years)]
 
     def size(self, file: str) -> int:
-        """Size in bytes, of a zone that of all its chunks; see `copcube.products.pixels.Reader`."""
+        """Size in bytes of all that is read; see `copcube.products.pixels.Reader`."""
         if file.endswith(".npy"):
-            scales = file.removesuffix(".npy") + _SCALES
-            return sum(os.stat(name).st_size for name in (file, scales) if os.path.exists(name))
+            names = file, file.removesuffix(".npy") + _SCALES, _land(file)
+            return sum(os.stat(name).st_size for name in names if os.path.exists(name))
         if file.startswith("http"):  # a server that lists nothing
             return sum(filter(None, sizes(f"{file}/{name}" for name in _METADATA)))
         if is_remote(file):
