@@ -114,7 +114,7 @@ def few(names: Sequence[str], most: int = 5, mark: str = ", ") -> str:
     return mark.join(names[:most]) + more
 
 
-def in_a_line(error: Exception) -> str:
+def in_a_line(error: BaseException) -> str:
     """Say an error of another package in one line: its words, or its kind where it has none."""
     words = " ".join(str(error).split()) or type(error).__name__
     # The first words say where an error comes from, and the last ones often why.

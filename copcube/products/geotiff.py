@@ -120,7 +120,8 @@ def opened(path: str) -> "Iterator[DatasetReader]":
         elif remote.failed is not None:
             raise remote.failed from error
         limits.rule_out_shortage(error)
-        raise RowsError(f"{path}: not a readable GeoTIFF file ({in_a_line(error)})") from error
+        why = in_a_line(error.__cause__ or error)  # GDAL's own message
+        raise RowsError(f"{path}: not a readable GeoTIFF file ({why})") from error
 
 
 class _Remote:
