@@ -646,9 +646,14 @@ def test_other_things_are_no_cubes(tmp_path):
     xr.Dataset({"x": ("y", [1.0])}, attrs={"title": "z"}).to_zarr(
         tmp_path / "more.zarr", consolidated=False
     )
+    for name in ("world.build/plan.json", "world.build/rows/0000.parquet"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
     for name, found in (
         ("none", "nothing"),
         ("a.txt", "text, which begins 'x'"),
+        ("world.build", "the folder of a build, of which `copcube status` tells"),
+        ("world.build/rows", "a folder of tables, of which `copcube aggregate` may make a cube"),
         ("other.zarr", "something else"),
         ("more.zarr", "a Zarr group of something else"),
     ):

@@ -9,6 +9,9 @@ import modalities_page
 import pytest
 import yaml
 
+from copcube import grid
+from copcube.cli.main import parser
+from copcube.images.naming import from_path
 from copcube.modalities import MODALITIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +61,33 @@ def test_every_file_that_is_named_exists(page):
 
 
 TOPS = (ROOT, ROOT / "copcube")
+
+
+def test_images_lie_where_the_page_on_formats_says():
+    cell = "0795646_11.50_48.00"
+    assert f"`{cell}`" in text("formats.md")
+    assert grid.format_cell(int(grid.grid_id(*grid.cell_at(48.1, 11.6)))) == cell
+    for m in MODALITIES.values():
+        (path,) = re.findall(rf"`({m.folders[0]}/\S+\.tif)`", text("formats.md"))
+        found = from_path(path.replace("CELL", cell).replace("PATCH", "0000001_11.60_48.10"))
+        day = None if m.key == "dem" else "20210301"
+        assert (found.modality, grid.format_cell(found.grid_id), found.date) == (m.key, cell, day)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_every_option_that_is_named_exists(page):
+    if page.stem == "changes":  # tells of what there was
+        return
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
+    assert named - OPTIONS - {"--pre", "--execute", "--inplace"} == set()
+
+
+OPTIONS = {
+    option
+    for command in parser()._subparsers._group_actions[0].choices.values()
+    for action in command._actions
+    for option in action.option_strings
+}
 
 
 def test_every_room_is_described():

@@ -281,6 +281,10 @@ def _found(path: str, otherwise: str) -> str:
         return "nothing"
     if os.path.isfile(path):
         return form(first_bytes(path) or b"")[1] or "a file"
+    if os.path.isfile(os.path.join(path, "plan.json")):
+        return "the folder of a build, of which `copcube status` tells"
+    if not is_group(path) and any(Path(path).glob("*.parquet")):
+        return "a folder of tables, of which `copcube aggregate` may make a cube"
     head = first_bytes(os.path.join(path, "zarr.json"))
     other = other_than(("json",), head)
     return otherwise if other is None else f"a folder whose zarr.json is {other}"
