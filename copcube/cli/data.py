@@ -24,7 +24,7 @@ def _add_sample(commands: Commands) -> None:
         commands,
         "sample",
         _sample,
-        "write a small Copernicus-Pretrain, or Copernicus-Bench, to try things on",
+        "write made-up images, benchmark data or embeddings to try things on",
         "copcube sample images --layout geotiff --seed 0\n"
         "  copcube sample benchdata --layout bench --tasks eurosat-s2,lcz-s2",
     )
