@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _LEAST = 100
-"""ProbeCells below which nothing can be learnt of errors."""
+"""Cells below which nothing can be learnt of errors."""
 
 
 @naming_damage()
