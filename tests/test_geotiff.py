@@ -262,6 +262,40 @@ def test_pixels_outside_of_the_mask_of_a_file_are_no_data(tmp_path):
     assert len(images) == 2
 
 
+def test_the_mask_beside_a_file_is_heeded_and_must_be_one(tmp_path):
+    pixels, path = drawn("s5p_co"), tmp_path / place("s5p_co")
+    north_up = {"transform": Affine(1, 0, 0, 0, -1, 28)}
+    write(path, pixels, **north_up)
+    without = open_source(tmp_path).fingerprint()
+    mask = np.random.default_rng(1).random((28, 28)) > 0.5
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as raster:
+        raster.write_mask(mask)
+    beside = path.with_name(f"{path.name}.msk")
+    (image,), _ = read(open_source(tmp_path))
+    np.testing.assert_array_equal(image.pixels, np.where(mask, pixels, np.nan))
+    assert open_source(tmp_path).fingerprint() != without
+    for content, reason in (
+        (b"<VRTDataset/>", r"\.msk: expected a GeoTIFF, found"),
+        (beside.read_bytes()[:300], "not a readable GeoTIFF"),
+        (None, r"\.msk: the mask has 14 × 14 pixels in 1 bands, and the image 28 × 28 in 1"),
+    ):
+        if content is None:
+            write(tmp_path / "small.tif", np.ones((1, 14, 14), "uint8"), **north_up)
+            content = (tmp_path / "small.tif").read_bytes()
+        beside.write_bytes(content)
+        _, (rejected,) = read(open_source(tmp_path))
+        assert re.search(reason, rejected.reason), rejected.reason
+
+
+def test_a_count_that_is_no_data_in_some_bands_is_no_dark_pixel(tmp_path):
+    pixels = drawn("s2_toa")
+    pixels[3, :5] = pixels[:, 5:9] = 65535
+    write(tmp_path / place("s2_toa"), pixels, nodata=65535)
+    (image,), _ = read(open_source(tmp_path))
+    expected = np.where(pixels == 65535, np.nan, pixels).astype("float32")
+    np.testing.assert_array_equal(image.pixels, expected)
+
+
 @pytest.mark.parametrize(
     ("key", "descriptions"),
     [

@@ -8,7 +8,9 @@ import pytest
 import rasterio
 import torch
 import xarray as xr
+from rasterio.enums import ColorInterp
 from stub import StubEncoder
+from test_geotiff import place, write
 
 import copcube
 from copcube.builds import build
@@ -21,6 +23,7 @@ from copcube.errors import FetchError, ImageError, OptionError, WeightsError
 from copcube.images.sample import write_sample
 from copcube.lookup import Fragments
 from copcube.lookup.queries import encoder_of, image_vector
+from copcube.modalities import MODALITIES
 from copcube.products.majortom.core_sample import write_core
 
 # rioxarray multiplies transforms in a way that a later affine will not know.
@@ -105,6 +108,73 @@ def test_what_the_mask_of_a_file_excludes_is_not_seen(small, rows, tmp_path, dty
                 raster.write_mask(pixels[0] != 30_000)
         found.append(image_vector(path, rows.about, rows.dim, **options))
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "mask", "masks", "alpha", "turned", "counts", "count"])
+def test_an_image_is_seen_alike_in_a_tree_and_elsewhere(kind, tmp_path):
+    key = "s2_toa" if kind == "counts" else "s1_grd"
+    path = tmp_path / "tree" / place(key)
+    rng, count = np.random.default_rng(0), len(MODALITIES[key].bands) + (kind in ("alpha", "count"))
+    pixels = rng.integers(-3000, 3000, (count, 264, 264)).astype("int16")
+    turned = rasterio.Affine(0, 10, 6e5, 10, 0, 5e6 - 2640)
+    profile = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 6e5, 0, -10, 5e6)}
+    write(path, pixels, scale=0.01, offset=1.5, **profile)
+    with rasterio.open(path, "r+") as raster:
+        if kind != "count":
+            raster.descriptions = [*MODALITIES[key].bands, "alpha"][:count]
+        if kind == "alpha":
+            raster.colorinterp = [ColorInterp.gray, ColorInterp.undefined, ColorInterp.alpha]
+            raster.nodata = 7
+            raster.write(np.tri(264, dtype="int16"), 3)
+        if kind == "turned":
+            raster.transform = turned
+    if kind in ("mask", "masks", "counts"):
+        flags = {f"INTERNAL_MASK_FLAGS_{n + 1}": 2 if kind == "mask" else 0 for n in range(count)}
+        masks = rng.integers(0, 2, (1 if kind == "mask" else count, 264, 264), "uint8")
+        write(tmp_path / "mask.tif", masks * np.uint8(255), **profile)
+        with rasterio.open(tmp_path / "mask.tif", "r+") as raster:
+            raster.update_tags(**flags)
+        shutil.move(tmp_path / "mask.tif", f"{path}.msk")
+    outside = tmp_path / "field.tif"
+    for end in ("", ".msk"):
+        if path.with_name(path.name + end).exists():
+            shutil.copy(f"{path}{end}", f"{outside}{end}")
+    seen = [Seeing(), Seeing()]
+    if kind == "count":
+        said = r"\.tif: expected 2 bands of s1_grd, found 3"
+        for file, more in ((path, {}), (outside, {"modality": key})):
+            with pytest.raises(ImageError, match=said):
+                image_vector(file, {}, 1, encoder=seen[0], **more)
+        return
+    image_vector(path, {}, 1, encoder=seen[0])
+    image_vector(outside, {}, 1, encoder=seen[1], modality=key, date="2021-06-01")
+    a, b = (one.pixels.astype("f4") for one in seen)
+    np.testing.assert_array_equal(np.where(np.isnan(a).all(0) | ~a.any(0), np.nan, a), b)
+    expected = pixels[:2, 20:244, 20:244] * 0.01 + 1.5
+    if kind == "turned":
+        expected = expected.transpose(0, 2, 1)[:, ::-1]
+    if kind == "alpha":
+        expected[:, np.tri(264)[20:244, 20:244] == 0] = np.nan
+        expected[pixels[:2, 20:244, 20:244] == 7] = np.nan
+    if kind in ("mask", "masks"):
+        expected[np.broadcast_to(masks[:, 20:244, 20:244] == 0, expected.shape)] = np.nan
+    if kind != "counts":
+        np.testing.assert_allclose(b, expected, rtol=1e-5, atol=1e-5)
+    else:
+        assert (np.isnan(b) == (masks[:, 20:244, 20:244] == 0)).all()
+
+
+class Seeing:
+    """An encoder that keeps the pixels of the one image it is given."""
+
+    dim, streams, provenance = 1, 1, {"encoder": "seeing"}
+
+    def batch_size(self, modality, size):
+        return 1
+
+    def __call__(self, modality, pixels, metadata):
+        (self.pixels,) = pixels
+        return np.zeros((1, 1), np.float32)
 
 
 def test_an_image_elsewhere_is_embedded_as_by_embed(small, rows, tmp_path):
@@ -266,7 +336,7 @@ def test_images_that_cannot_be_taken_are_refused(small, rows, majortom, tmp_path
     for name, side in (("small.tif", 40), ("empty.tif", 264)):
         with rasterio.open(tmp_path / name, "w", **profile | {"height": side, "width": side}) as r:
             r.write(np.zeros((13, side, side), profile["dtype"]))
-    with pytest.raises(OptionError, match=r"small.tif has the shape .*224 × 224 pixels at least"):
+    with pytest.raises(OptionError, match=r"small.tif: 40 × 40 pixels; .* 224 × 224 at least"):
         ask(tmp_path / "small.tif", modality="s2_toa")
     with pytest.raises(ImageError, match=r"empty.tif: no valid pixel"):
         ask(tmp_path / "empty.tif", modality="s2_toa")
@@ -280,7 +350,7 @@ def test_images_that_cannot_be_taken_are_refused(small, rows, majortom, tmp_path
     product = products(majortom)[0]
     with pytest.raises(OptionError, match="mean nothing for tiny of 3 bands"):
         made.nearest(image=product, modality="s2_toa")
-    with pytest.raises(OptionError, match=r"B04.tif: images has 1 bands; expected the 3"):
+    with pytest.raises(ImageError, match=r"B04.tif: expected 3 bands of s2_toa, found 1"):
         made.nearest(image=product / "B04.tif")
     lacking = tmp_path / "0U" / "0U_0R" / "S2A_X"
     lacking.mkdir(parents=True)

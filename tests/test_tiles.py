@@ -652,6 +652,25 @@ def test_a_single_band_of_zero_is_dark_in_whole_numbers_and_else_missing(dtype):
     assert np.isnan(pixels[0, :, 0, 1]).all()
 
 
+def test_scales_that_a_file_declares_are_applied_to_whole_numbers():
+    images = utm(224, 224).astype("int16")
+    images.attrs = {"scales": (0.25, 0.5), "add_offset": -3.0, "_FillValue": 5}
+    options = {"encoder": (stub := Stub()), "date": "2021-06-01"}
+    embed(
+        images.assign_coords(band=[1, 2]).isel(band=[1, 0]).isel(band=[1, 0]), "s1_grd", **options
+    )
+    expected = images.values * np.array([0.25, 0.5])[:, None, None] - 3
+    expected[images.values == 5] = np.nan
+    np.testing.assert_array_equal(stub.calls.pop()[1][0], expected.astype("f4"))
+    # What was scaled may have kept its attributes.
+    with pytest.raises(OptionError, match=r"float32 and declares a scale of 0.25 and an offset"):
+        embed(images.astype("float32", keep_attrs=True), "s1_grd", **options)
+    # Statistics of one's own are those of stored pixels.
+    embed(images, "s1_grd", mean=[0, 0], std=[1, 1], **options)
+    stored = images.where(images != 5).values
+    np.testing.assert_array_equal(stub.calls.pop()[1][0], stored)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float16", "float64", ">i2"])
 def test_any_real_dtype_will_do(dtype):
     images = (utm(224, 224) % 100).astype(dtype)

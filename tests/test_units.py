@@ -190,7 +190,7 @@ def test_a_build_says_once_that_images_are_strange(images, tmp_path, caplog, mon
     monkeypatch.setattr(
         geotiff,
         "_decode",
-        lambda raw, m: 10 ** (decode(raw, m) / 10) if m.key == "s1_grd" else decode(raw, m),
+        lambda raw, m, _: 10 ** (decode(raw, m) / 10) if m.key == "s1_grd" else decode(raw, m),
     )
     build(images, tmp_path / "w.zarr", encoder=StubEncoder(), modalities=["s1_grd", "dem"])
     (line,) = [r.message for r in caplog.records if "median" in r.message]

@@ -6,14 +6,16 @@ sensor in published order, and its rows run from north to south, its columns fro
 
 import logging
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from copcube.errors import OptionError
 from copcube.images.bands import order, refuse_contradiction
+from copcube.images.tensor_form import takes_scales
 from copcube.images.units import require_offset
 from copcube.modalities import Modality
 
@@ -35,6 +37,10 @@ _GROUND = (*DEGREES, "northing", "easting")
 _BASELINES = ("s2:processing_baseline", "processing:version", "processing_baseline")
 """Names under which STAC items and their readers give the processing baseline."""
 _BASELINE = re.compile(r"\d{1,2}\.\d{1,2}", re.ASCII)
+_SCALES = ("copcube_scale", "copcube_offset")
+"""Coordinates along the bands in which `arranged` keeps what a file declares for each."""
+_DECLARED = (("scale_factor", "scales"), ("add_offset", "offsets"))
+"""Attributes of it, for all bands alike and for each, as CF and rioxarray name them."""
 _STANDARD = {
     "y": ("projection_y_coordinate", "latitude", "grid_latitude", "Y"),
     "x": ("projection_x_coordinate", "longitude", "grid_longitude", "X"),
@@ -61,6 +67,8 @@ def require_images(images: object) -> None:
 def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
     """Order the dimensions as (leading…, y, x, band), the bands as published, north up.
 
+    Values stay as they are stored; `scales_of` says what is declared for them.
+
     Raises
     ------
     OptionError
@@ -81,7 +89,7 @@ def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
             f"images has dimensions {images.dims}; expected a band, y and x (or lat and lon); "
             "rename them with .rename()"
         )
-    images = _in_published_order(images, band, sensor)
+    images = _in_published_order(_with_scales(images, band, sensor), band, sensor)
     if images.sizes[band] != len(sensor.bands):
         raise OptionError(
             f"images has {images.sizes[band]} bands; expected the {len(sensor.bands)} of "
@@ -111,6 +119,59 @@ def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) 
     return images
 
 
+def scales_of(images: xr.DataArray) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Scales and offsets of the bands of an arranged image, (bands,); None if there are none."""
+    if _SCALES[0] not in images.coords:
+        return None
+    scales, offsets = (images.coords[name].values for name in _SCALES)
+    return scales, offsets
+
+
+def _with_scales(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.DataArray:
+    """Make coordinates along the bands of the scales and offsets that attributes declare.
+
+    Raises
+    ------
+    OptionError
+        If nothing says whether they were applied already, or of which bands they are.
+    """
+    if not takes_scales(sensor):
+        return images
+    count, found = images.sizes[band], {}
+    for name, (one, each), none in zip(_SCALES, _DECLARED, (1.0, 0.0), strict=True):
+        given = images.attrs.get(each, images.attrs.get(one, none))
+        values = np.asarray(given, np.float64).ravel()
+        if values.size > 1:
+            values = np.asarray(_of_each(values, images, band, each))
+        found[name] = (band, np.broadcast_to(values, count))
+    scales, offsets = (values for _, values in found.values())
+    if not ((scales != 1) | (offsets != 0)).any():
+        return images
+    if images.dtype.kind == "f":
+        raise OptionError(
+            f"images holds {images.dtype} and declares a scale of {scales[0]:g} and an offset of "
+            f"{offsets[0]:g}, and nothing says whether they were applied: open the file with "
+            "mask_and_scale=True, or remove these attributes from values that are scaled"
+        )
+    return images.assign_coords(found)
+
+
+def _of_each(
+    values: Sequence[Any] | NDArray[Any], images: xr.DataArray, band: Hashable, name: str
+) -> list[Any]:
+    """Those of the values of an attribute, one for each band of a file, that are of the image."""
+    own = images.coords[band].values.tolist() if band in images.coords else []
+    if own and all(isinstance(n, int) and 0 < n <= len(values) for n in own):
+        return [values[n - 1] for n in own]
+    if len(values) != images.sizes[band]:
+        raise OptionError(
+            f"images has {images.sizes[band]} bands, and its attribute {name} names "
+            f"{len(values)}: {', '.join(map(str, values))[:400]}; expected one for each: say which "
+            f"bands of the file they are by numbers from 1, assign_coords({band}=[…])"
+        )
+    return list(values)
+
+
 def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], str]]:
     """Yield labels of the bands, the ones to prefer first, and their kind.
 
@@ -125,15 +186,7 @@ def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], s
     if isinstance(described, str) and images.sizes[band] == 1:
         yield [described], "description"
     elif isinstance(described, tuple | list | np.ndarray):
-        if own and all(isinstance(n, int) and 0 < n <= len(described) for n in own):
-            described = [described[n - 1] for n in own]
-        if len(described) != images.sizes[band]:
-            raise OptionError(
-                f"images has {images.sizes[band]} bands, and its attribute long_name names "
-                f"{len(described)}: {', '.join(map(str, described))[:400]}; expected a name for "
-                f"each: give them as a coordinate, assign_coords({band}=[…])"
-            )
-        yield list(described), "description"
+        yield _of_each(described, images, band, "long_name"), "description"
     for name, coordinate in images.coords.items():
         if coordinate.dims == (band,) and name != band and coordinate.dtype.kind in "UO":
             yield coordinate.values.tolist(), "other"

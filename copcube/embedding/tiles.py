@@ -19,13 +19,19 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from copcube.arguments import number, numbers, whole_number
-from copcube.embedding.axes import GENERAL, arranged, check_offset, require_images
+from copcube.embedding.axes import GENERAL, arranged, check_offset, require_images, scales_of
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
 from copcube.embedding.partition import not_finite
 from copcube.errors import OptionError
 from copcube.images.sensors import Given, modality_of
-from copcube.images.tensor_form import declared_missing, has_valid_pixel, mend, unwrapped
+from copcube.images.tensor_form import (
+    declared_missing,
+    has_valid_pixel,
+    mend,
+    scaled,
+    unwrapped,
+)
 from copcube.images.units import remedy, strange, without_offset
 from copcube.modalities import MODALITIES, Modality
 
@@ -66,6 +72,9 @@ def embed(
         once. Bands may
         come in any order if they are labelled, by a coordinate or as rioxarray does it:
         ``B02``, ``blue``, ``vv``, wavelengths. Images are turned to be seen north up.
+        Nodata, and scales and offsets of whole numbers, are those that rioxarray gives as
+        attributes; masks of a file it applies with ``masked=True``. Counts of Sentinel-2, and
+        sensors of one's own, whose statistics are of stored pixels, are not scaled.
         Counts of Sentinel-2 in int16 are taken for uint16 that wrapped, as in the published
         tensors, and bands Oa01 and Oa10 of Sentinel-3 may come 1e9 too large; `mean` and
         `std` of one's own turn both off.
@@ -142,7 +151,8 @@ def embed(
     *leading, y, x, _ = whole.dims
     where = Georeference.of(whole, y, x)
     metadata = tile_metadata(whole, where, size, sensor, date=date, gsd=gsd)
-    task = _Task(model, sensor, size, tokens, images.rio.nodata, batch_size, s2_offset, Once())
+    declared = images.rio.nodata, scales_of(whole)
+    task = _Task(model, sensor, size, tokens, *declared, batch_size, s2_offset, Once())
     result = xr.DataArray(
         _map(whole.data, metadata, task, model.dim),
         dims=(*leading, y, x, "dim"),
@@ -313,6 +323,7 @@ class _Task:
     tile: int
     tokens: bool
     nodata: float | None
+    scales: tuple[NDArray[np.float64], NDArray[np.float64]] | None
     batch_size: int | None
     s2_offset: int
     once: Once
@@ -396,6 +407,9 @@ def _valid_tiles(
             image = unwrapped(images[index], sensor).astype(np.float32)
         if nodata is not None and np.isfinite(nodata):
             image[declared_missing(images[index], nodata, sensor)] = np.nan
+        if task.scales is not None:
+            scales, offsets = (values[:, None, None] for values in task.scales)
+            image = scaled(image, scales, offsets, sensor)
         if has_valid_pixel(image, sensor):
             image = without_offset(mend(image, sensor)[0], task.s2_offset)
             if (what := strange(image, sensor)) and task.once():

@@ -9,14 +9,13 @@ import hashlib
 import itertools
 import logging
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +23,8 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.errors import CopcubeError, ImageError, OptionError, SourceError
 from copcube.files import limits
-from copcube.files.contents import HEAD, other_than
 from copcube.files.limits import demand
 from copcube.files.regular import open_regular, require_open
-from copcube.images.bands import order
 from copcube.images.base import Image, Job, Partition, Rejected
 from copcube.images.listing import listed
 from copcube.images.naming import (
@@ -37,24 +34,16 @@ from copcube.images.naming import (
     folders_of,
     from_path,
     is_inside,
-    to_stored,
 )
-from copcube.images.tensor_form import declared_missing, to_tensor_form
+from copcube.images.raster import MASK, opened_bytes, places_of, read, reason
+from copcube.images.tensor_form import to_tensor_form
 from copcube.modalities import Modality
 from copcube.selection import Selection
-
-if TYPE_CHECKING:
-    from affine import Affine
 
 _DEPTH = 4
 _IMAGES_PER_PARTITION = 1000
 _UNPLACED, _STALE = "unplaced", "stale"
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-
-_IN_MEMORY = re.compile(r"(?:/vsimem/[0-9a-f-]{36}/)?[0-9a-f-]{36}\.tif")
-
-_places = lru_cache(maxsize=256)(order)
-"""Where the bands of a modality are; the files of a tree are mostly described alike."""
 
 _log = logging.getLogger(__name__)
 
@@ -198,11 +187,11 @@ class GeoTiffSource:
             with open_regular(self.fnames, SourceError) as listing:
                 digest.update(hashlib.file_digest(listing, "sha256").digest())
         for path in sorted(path for path, _ in self._files()):
-            try:
-                size = os.stat(os.path.join(self.root, path)).st_size if is_inside(path) else -1
-            except OSError:
-                size = -1
+            inside = is_inside(path)
+            size = _size(os.path.join(self.root, path)) if inside else -1
             digest.update(f"{path}\0{size}\n".encode())
+            if inside and (size := _size(os.path.join(self.root, path + MASK))) >= 0:
+                digest.update(f"{path}{MASK}\0{size}\n".encode())
         return digest.hexdigest()
 
     def count(self, partition: Partition, selection: Selection) -> Counter[str]:
@@ -259,8 +248,9 @@ class GeoTiffSource:
     def _read(self, path: str, file: Identity, modality: Modality) -> list[Image | Rejected]:
         """Decode one file; runs on any thread."""
         try:
-            raw = _raw(os.path.join(self.root, path))
-            pixels = to_tensor_form(_decode(raw, modality), modality)
+            where = os.path.join(self.root, path)
+            raw, mask = _raw(where), _mask(where)
+            pixels = to_tensor_form(_decode(raw, modality, mask), modality)
         except ImageError as error:
             return [Rejected(path, "", "broken", str(error))]
         except OSError as error:
@@ -293,6 +283,14 @@ class GeoTiffSource:
         for folder in unlisted:
             for path in _walk(self.root, folder, _DEPTH):
                 yield _as_text(path), False
+
+
+def _size(path: str) -> int:
+    """Size of a file in bytes; -1 if it is not there."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def _as_text(path: str) -> str:
@@ -353,6 +351,16 @@ def _raw(path: str) -> bytes:
         return _bounded(handle, limits.RASTER.allowed)
 
 
+def _mask(path: str) -> bytes | None:
+    """Bytes of the mask beside an image; None if there is none."""
+    try:
+        return _raw(path + MASK)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        return None
+
+
 def _bounded(handle: Any, limit: int) -> bytes:
     """Read an open file of at most so many bytes, which may grow meanwhile."""
     # Room for all that is asked for is taken before anything is read.
@@ -365,12 +373,10 @@ def _bounded(handle: Any, limit: int) -> bytes:
     return raw
 
 
-def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
+def _decode(raw: bytes, modality: Modality, mask: bytes | None = None) -> NDArray[Any]:
     """Pixels (bands, rows, columns) of a GeoTIFF in the stored dtype of a modality.
 
-    Bands are found by their descriptions, if they have any, and rows and columns by the
-    transform. What the file's nodata value (`declared_missing`) or its mask excludes becomes NaN,
-    in counts of Sentinel-2 0; scales and offsets that it declares are applied to all but these.
+    They are read as `copcube.images.raster` says; `mask` holds the bytes of the file of the mask.
 
     Raises
     ------
@@ -380,97 +386,26 @@ def _decode(raw: bytes, modality: Modality) -> NDArray[Any]:
         If there is too little memory to find that out.
     """
     import rasterio
-    from rasterio.io import MemoryFile
 
-    bands, needed = len(modality.bands), 0
-    if (other := other_than(("tiff",), raw[:HEAD])) is not None:
-        raise ImageError(f"expected a GeoTIFF, found {other}")
+    needed = 0
     try:
-        # From memory GDAL can address uncompressed files directly, twice as fast for
-        # interleaved bands, and finds no neighbouring file to read metadata from.
-        with (
-            rasterio.Env(GTIFF_VIRTUAL_MEM_IO="YES"),
-            MemoryFile(raw) as memory,
-            memory.open(driver="GTiff") as raster,
-        ):
-            places = _places(raster.descriptions, modality, described=True) or range(bands)
-            if raster.count != bands and places == range(bands):
-                raise ImageError(f"expected {bands} bands of {modality.key}, found {raster.count}")
+        with opened_bytes(raw, mask) as raster:
+            places = places_of(raster, modality)
             _check_size(raster, modality)
-            in_order = list(places) == list(range(raster.count))
             itemsize = np.dtype(raster.dtypes[0]).itemsize
             needed = 2 * raster.count * raster.height * raster.width * itemsize
-            pixels = raster.read(None if in_order else [place + 1 for place in places])
-            missing = _missing(raster, pixels, modality)
-            if missing is not None:
-                missing = _north_up(missing, raster.transform)
-            pixels = _north_up(pixels, raster.transform)
-            scaled = np.array([raster.scales, raster.offsets])[:, list(places), None, None]
+            return read(raster, places, modality).of(modality)
     except ImageError:
         raise
     except OptionError as error:
         raise ImageError(str(error)) from error
     except (rasterio.errors.RasterioError, ValueError) as error:
         limits.rule_out_shortage(error, needed)
-        why = reason(error)
-        raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {why}") from error
-    pixels = to_stored(pixels, modality)
-    if missing is not None:
-        np.copyto(pixels, np.nan if pixels.dtype == np.float32 else 0, where=missing)
-    # Sentinel-2 counts are wanted as they are stored; what else is scaled is so in whole numbers.
-    if pixels.dtype == np.float32 and ((scaled[0] != 1) | (scaled[1] != 0)).any():
-        pixels = (pixels * scaled[0] + scaled[1]).astype(np.float32)
-    return np.asarray(pixels)
-
-
-def reason(error: Exception) -> str:
-    """GDAL's own message, the same every time: of a file in memory it says a random name."""
-    return _IN_MEMORY.sub("the file", str(error.__cause__ or error))
-
-
-def _missing(raster: Any, pixels: NDArray[Any], modality: Modality) -> NDArray[np.bool_] | None:
-    """Which pixels of an open raster, as they are stored, hold no data; None if all do."""
-    nodata, outside = raster.nodata, masked_out(raster)
-    missing = None if nodata is None else declared_missing(pixels, nodata, modality)
-    if missing is None or outside is None:
-        return outside if missing is None else missing
-    return missing | outside
-
-
-def masked_out(raster: Any) -> NDArray[np.bool_] | None:
-    """Which pixels (1, rows, columns) the mask of an open raster excludes; None without one."""
-    from rasterio.enums import MaskFlags
-
-    if any(MaskFlags.per_dataset in flags for flags in raster.mask_flag_enums):
-        return np.asarray(raster.dataset_mask()[None] == 0)
-    return None
-
-
-def _north_up(pixels: NDArray[Any], transform: "Affine") -> NDArray[Any]:
-    """Turn pixels (bands, rows, columns) so that rows run southwards and columns eastwards.
-
-    Raises
-    ------
-    ImageError
-        If the raster is rotated by an angle that is no multiple of 90°.
-    """
-    if transform.is_identity:  # no georeference
-        return pixels
-    east, down = transform.a, transform.e
-    if transform.b or transform.d:
-        if east or down:
-            raise ImageError(
-                f"its rows and columns are rotated, by the transform {tuple(transform)[:6]}; "
-                "expected a north-up raster: warp it with gdalwarp"
-            )
-        pixels, east, down = pixels.transpose(0, 2, 1), transform.b, transform.d
-    return pixels[:, :: 1 if down < 0 else -1, :: 1 if east > 0 else -1]
+        raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason(error)}") from error
 
 
 def _check_size(raster: Any, modality: Modality) -> None:
     """Refuse rasters and blocks larger than any image, before memory is spent on them."""
-    if any(dtype.startswith("complex") for dtype in raster.dtypes):
-        raise ImageError(f"expected real numbers, found {raster.dtypes[0]}")
     for rows, cols in {raster.shape, *raster.block_shapes}:
         size = rows * cols * sum(np.dtype(dtype).itemsize for dtype in raster.dtypes)
         demand(limits.RASTER, size, f"{rows} × {cols} pixels in {raster.count} bands", ImageError)

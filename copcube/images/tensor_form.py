@@ -162,6 +162,34 @@ def declared_missing(pixels: NDArray[Any], nodata: float, modality: Modality) ->
     return np.asarray(equal)
 
 
+def scaled(
+    pixels: NDArray[Any], scales: NDArray[Any], offsets: NDArray[Any], modality: Modality
+) -> NDArray[Any]:
+    """Apply the scales and offsets that a file declares for its bands.
+
+    Counts of Sentinel-2 are wanted as they are stored, and so are the pixels of a sensor of
+    one's own, whose statistics are those of stored pixels (`takes_scales`).
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        (bands, rows, columns), in the stored dtype of the modality, NaN where there is no data.
+    scales, offsets : numpy.ndarray
+        (bands, 1, 1) float64.
+    modality : Modality
+        What they show.
+    """
+    if not takes_scales(modality) or not ((scales != 1) | (offsets != 0)).any():
+        return pixels
+    with np.errstate(over="ignore"):
+        return np.asarray((pixels * scales + offsets).astype(np.float32))
+
+
+def takes_scales(modality: Modality) -> bool:
+    """Whether scales and offsets that are declared for the pixels of a modality are applied."""
+    return modality.is_published and modality.key != "s2_toa"
+
+
 def _resized(rows: int, cols: int, size: int) -> tuple[int, int]:
     """Rows and columns once the shorter side is ``size``; the longer one is truncated.
 

@@ -6,7 +6,8 @@ build gives it the images of its source, so that an image of that source finds i
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,7 @@ from copcube.errors import (
     OptionError,
     in_a_line,
 )
-from copcube.files.contents import refuse_other
 from copcube.files.limits import rule_out_shortage
-from copcube.files.regular import require_file
 from copcube.hub.published import CHECKPOINTS
 from copcube.images import Partition, Rejected
 from copcube.images.naming import folder_of, folders_of, from_path
@@ -33,13 +32,15 @@ from copcube.images.sensors import Given, modality_of
 from copcube.images.units import without_offset
 from copcube.modalities import MODALITIES, Modality
 from copcube.products.majortom import CoreSource, Fragments
-from copcube.products.majortom.bands import as_stored
+from copcube.products.majortom.bands import as_pixels
 from copcube.products.majortom.grid import PIXEL
 from copcube.provenance import ENCODER
 from copcube.selection import Selection
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from copcube.images.raster import Stored
 
 EncoderLike = Encoder | Spec | str | Path | None
 
@@ -68,9 +69,10 @@ def image_vector(
     Parameters
     ----------
     image : str, Path or xarray.DataArray
-        A GeoTIFF, or what `copcube.embed` takes of one image. Of one that is larger than what
-        the encoder sees, the middle. For the encoders of Major TOM also the folder of a product
-        in the downloader's tree, ``ROW/CELL/PRODUCT``, with a file a band.
+        A GeoTIFF, whose pixels are those that a build sees, or what `copcube.embed` takes of one
+        image. Of one that is larger than what the encoder sees, the middle. For the encoders of
+        Major TOM also the folder of a product in the downloader's tree, ``ROW/CELL/PRODUCT``,
+        with a file a band.
     made_by : mapping
         What is said of the vectors: attributes of a cube, or `copcube.rows.read_provenance`.
     dim : int
@@ -223,7 +225,12 @@ def _of_copernicus(
             f"{', '.join(MODALITIES)}, or a description of another sensor"
         )
     size = kind.input_size if crop == "center" else kind.stored_size
-    middle = _middle(_opened(image), kind, size, _name(image))
+    if isinstance(image, str | Path):
+        stored = _stored(image, kind, size)
+        with _naming(image):
+            middle = _placed(stored.of(kind), stored)
+    else:
+        middle = _middle(image, kind, size)
     offset = offset if kind.key == "s2_toa" else 0
     made = embed(middle, kind, tile=size, date=date, encoder=model, s2_offset=offset)
     return np.asarray(made.values.reshape(-1), np.float32)
@@ -263,58 +270,62 @@ def _in_tree(
     return np.asarray(rows.embedding[0])
 
 
-def _opened(image: "str | Path | xr.DataArray") -> "xr.DataArray":
-    """Open a GeoTIFF from anywhere, (band, y, x), of which pixels are read when they are needed.
-
-    What its mask excludes has its nodata value, which is NaN or 0 if it declares none.
+def _stored(path: str | Path, sensor: Modality, size: int) -> "Stored":
+    """Read a square from the middle of a GeoTIFF from anywhere.
 
     Raises
     ------
     ImageError
-        If it is not there, or is no readable GeoTIFF.
+        If it is not there, is no readable GeoTIFF, or none of that sensor.
+    OptionError
+        If it is smaller than that, or its bands are not understood.
     """
-    import rasterio
-    import rioxarray
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-    from copcube.images.geotiff import masked_out
+    from copcube.images.raster import opened_file, places_of, read
 
-    if not isinstance(image, str | Path):
-        return image
-    require_file(image, ImageError)
-    if not os.path.exists(image):
-        raise ImageError(f"{image}: no such file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            # GDAL's other drivers are kept out: some of them open what a file names.
-            with rasterio.open(image, driver="GTiff") as raster:
-                outside = masked_out(raster)
-            images: Any = rioxarray.open_rasterio(image, driver="GTiff")
+            with opened_file(path) as raster, _naming(path):
+                return read(raster, places_of(raster, sensor), sensor, size)
     except RasterioError as error:
         rule_out_shortage(error)
-        refuse_other(image, ("tiff",), "a GeoTIFF", ImageError)
-        raise ImageError(f"{image}: not a readable GeoTIFF ({in_a_line(error)})") from error
-    if outside is not None:
-        missing = np.nan if images.dtype.kind == "f" else 0
-        missing = missing if images.rio.nodata is None else images.rio.nodata
-        images = images.chunk("auto").where(~outside, missing).rio.write_nodata(missing)
-    return images  # type: ignore[no-any-return]
+        raise ImageError(f"{path}: not a readable GeoTIFF ({in_a_line(error)})") from error
 
 
-def _middle(images: "xr.DataArray", sensor: Modality, size: int, name: str) -> "xr.DataArray":
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Name the file in errors about its content."""
+    try:
+        yield
+    except (ImageError, OptionError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _placed(pixels: NDArray[Any], stored: "Stored") -> "xr.DataArray":
+    """Pixels (bands, rows, columns) where they were read, as an image with coordinates."""
+    import rioxarray  # noqa: F401  (registers .rio)
+    import xarray as xr
+
+    coordinates = {} if stored.y is None or stored.x is None else {"y": stored.y, "x": stored.x}
+    images = xr.DataArray(pixels, dims=("band", "y", "x"), coords=coordinates)
+    return images if stored.crs is None else images.rio.write_crs(stored.crs)
+
+
+def _middle(images: "xr.DataArray", sensor: Modality, size: int) -> "xr.DataArray":
     """Cut a square out of the middle of one image; (y, x, band), bands in order, north up."""
     from copcube.embedding.axes import arranged
 
     try:
         whole = arranged(images, sensor)
     except OptionError as error:
-        raise OptionError(f"{name}: {error}") from error
+        raise OptionError(f"the image: {error}") from error
     rows, cols = whole.shape[-3:-1]
     if whole.ndim != 3 or min(rows, cols) < size:
         raise OptionError(
-            f"{name} has the shape {images.shape}; expected one image of {size} × {size} pixels at "
-            "least, which the encoder sees"
+            f"the image has the shape {images.shape}; expected one image of {size} × {size} pixels "
+            "at least, which the encoder sees"
         )
     y, x = ((side - size) // 2 for side in (rows, cols))
     return whole[y : y + size, x : x + size].compute()
@@ -339,7 +350,7 @@ def _of_fragment(
             "folder of a product with a file a band, ROW/CELL/PRODUCT"
         )
     else:
-        pixels, middle = [_fragment(_opened(image), fragments, _name(image))], 0
+        pixels, middle = [_fragment(image, fragments)], 0
     if not fragments.by_cell:
         pixels, middle = [pixels[middle]], 0
     pixels = [without_offset(some, offset) for some in pixels]
@@ -367,27 +378,29 @@ def _of_product(folder: Path, fragments: Fragments) -> tuple[list[NDArray[Any]],
     raise AssertionError("a partition of one path has one job")
 
 
-def _fragment(images: "xr.DataArray", fragments: Fragments, name: str) -> NDArray[Any]:
+def _fragment(image: "str | Path | xr.DataArray", fragments: Fragments) -> NDArray[Any]:
     """Fragment from the middle of an image whose pixels are 10 m."""
     from copcube.embedding.georeference import Georeference
 
     # In Major TOM band 2 is B02, elsewhere B2.
     bands = tuple(band.replace("B0", "B") for band in fragments.bands)
     sensor = replace(MODALITIES[fragments.modality], bands=bands)
-    middle = _middle(images, sensor, fragments.size, name)
-    where = Georeference.of(middle, *middle.dims[:2])
+    if isinstance(image, str | Path):
+        stored = _stored(image, sensor, fragments.size)
+        middle, missing = _placed(stored.pixels, stored), stored.missing
+    else:
+        middle = _middle(image, sensor, fragments.size)
+        middle = middle.transpose(middle.dims[-1], *middle.dims[:-1])
+        nodata = image.rio.nodata
+        missing = None if nodata is None else middle.values == nodata
+    where = Georeference.of(middle, *middle.dims[-2:])
     step = PIXEL if where is None else float(where.pixel_size(fragments.size)[0, 0])
     if abs(step / PIXEL - 1) > _NEAR:
         raise OptionError(
-            f"{name}: its pixels are {step:.3g} m; the encoder saw pixels of {PIXEL:g} m: resample "
-            "it first"
+            f"{_name(image)}: its pixels are {step:.3g} m; the encoder saw pixels of {PIXEL:g} m: "
+            "resample it first"
         )
-    # Of its own, since what is missing is marked below.
-    pixels = as_stored(middle.transpose(..., *middle.dims[:2]).values).copy()
-    nodata = images.rio.nodata
-    if nodata is not None and nodata == nodata:
-        pixels[pixels == nodata] = np.nan if pixels.dtype.kind == "f" else 0
-    return np.asarray(pixels)
+    return as_pixels(middle.values, missing)
 
 
 def text_vector(text: str, dim: int) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from copcube.errors import ImageError
 from copcube.files import limits
 from copcube.files.contents import HEAD, other_than
 from copcube.files.limits import demand
-from copcube.images.geotiff import reason
+from copcube.images.raster import masked_out, reason
 from copcube.products.majortom.grid import PIXEL, SIDE
 
 
@@ -68,6 +68,10 @@ def decode(raw: bytes) -> Band:
             where = raster.transform
             epsg = raster.crs.to_epsg() if raster.crs else None
             pixels = raster.read(1)
+            missing = masked_out(raster, [0])
+            missing = None if missing is None else missing[0]
+            if raster.nodata is not None:
+                missing = (pixels == raster.nodata) | (False if missing is None else missing)
     except (rasterio.errors.RasterioError, ValueError, TypeError) as error:
         limits.rule_out_shortage(error)
         raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason(error)}") from error
@@ -78,11 +82,13 @@ def decode(raw: bytes) -> Band:
         raise ImageError(
             f"its transform is {tuple(where)[:6]}; expected north up in pixels of 10 m or more"
         )
-    return Band(as_stored(pixels), epsg, where.c, where.f, step)
+    return Band(as_pixels(pixels, missing), epsg, where.c, where.f, step)
 
 
-def as_stored(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Bring pixels to what the sets are stored in: uint16 where that holds them, else float32."""
+def as_pixels(pixels: NDArray[Any], missing: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """Pixels as uint16, or as float32 where they do not fit, and 0 where there is no data."""
+    if missing is not None:
+        pixels = np.where(missing, pixels.dtype.type(0), pixels)
     wide = pixels.dtype.kind == "f" or pixels.dtype.itemsize > 2
-    wide = wide or bool((pixels < 0).any())
+    wide = wide or bool(pixels.size and int(pixels.min()) < 0)
     return pixels.astype(np.float32 if wide else np.uint16, copy=False)

@@ -15,7 +15,7 @@ from copcube.files import limits
 from copcube.files.limits import demand
 from copcube.files.regular import open_regular
 from copcube.grid import WGS84
-from copcube.images.geotiff import reason
+from copcube.images.raster import reason
 
 
 @dataclass(frozen=True, eq=False)
