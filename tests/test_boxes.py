@@ -156,6 +156,22 @@ def test_a_ring_around_a_pole_holds_it(pole):
     assert int(found.cells) == int(same.cells)
 
 
+@pytest.mark.parametrize("begin", [-180, 0])
+@pytest.mark.parametrize("pole", [1, -1])
+def test_a_ring_around_a_pole_may_close_at_both_ends_of_a_turn(pole, begin):
+    lat = [pole * y for y in (70, 75.3, 80, 62, 71.9, 77)]
+    ring = [(begin + 60.0 * n, y) for n, y in enumerate(lat)]
+    both = [*ring, (begin + 360, lat[0]), (begin, lat[0])]
+    for corners in (both, both[::-1], [*both[3:-1], *both[:4]]):
+        agree(fractions(polygon_rings(Polygon(corners))), fractions(polygon_rings(Polygon(ring))))
+    # A band is none: its side goes on along the meridian.
+    level = [(lon, pole * 80) for lon, _ in both[-2::-1]]
+    band = [(begin, pole * 60), (begin + 360, pole * 60), *level]
+    found = region(VIEW.latlon, polygon_rings(Polygon(band)))
+    share = (np.sin(np.radians(80)) - np.sin(np.radians(60))) / 2
+    assert found.area.sum() == pytest.approx(4 * np.pi * share)
+
+
 @pytest.mark.slow
 def test_pooling_is_weighted_by_area_over_cells_that_have_a_vector():
     ds = WORLD.sel(lat=slice(60, 50), lon=slice(0, 10)).copy(deep=True)
@@ -361,6 +377,12 @@ def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     assert pd.read_parquet(out).name.tolist() == ["1", "b"]
     assert main(["box", cube, "5", "45", "10", "48"]) == 0
     assert "without a vector" in capsys.readouterr().out
+    shapefile = tmp_path / "basins.shp"
+    shapefile.write_bytes(b"\0\0\x27\x0a" + b"\xff" * 96)
+    assert main(["box", cube, "--regions", str(shapefile)]) == 1
+    said = capsys.readouterr().err
+    assert f"regions.geojson {shapefile}` makes" in said
+    assert "codec" not in said
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3035"}}
     other = tmp_path / "other.geojson"
     other.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))

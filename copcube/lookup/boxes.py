@@ -87,7 +87,8 @@ def polygon(cube: "xr.Dataset", geometry: Any, *, pooling: Pooling | None = "mea
         A Polygon, a MultiPolygon or a Feature, as GeoJSON or as anything with
         ``__geo_interface__``, such as a geometry of shapely, in degrees of longitude and
         latitude. Edges are straight in degrees. One of more than 180° is taken across the
-        antimeridian, and a ring around a pole holds the pole.
+        antimeridian, and a ring around a pole holds the pole, whether or not it closes with a
+        corner at -180 and one at 180.
     pooling : {"mean", "max"} or None
         As for `box`.
 

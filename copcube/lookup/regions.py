@@ -169,12 +169,20 @@ def _ring(points: Any) -> Floats:
         raise OptionError(f"a ring of the polygon has {len(corners)} corners; expected 3 or more")
     if np.any(np.abs(corners[:, 0]) > 360):
         raise OptionError("the polygon has a longitude beyond ±360; expected degrees, lon, lat")
-    if (corners[0] == corners[-1]).all():
-        corners = corners[:-1]
-    steps = np.diff(corners[:, 0], append=corners[0, 0])
+    corners = corners[(np.roll(corners, -1, axis=0) != corners).any(axis=1)]
+    if len(corners) == 0:
+        raise OptionError("a ring of the polygon is a single place; expected 3 corners or more")
+    steps, rises = np.diff(corners, axis=0, append=corners[:1]).T
     # An edge of more than half a turn is one across the antimeridian; a whole turn is meant.
-    across = (np.abs(steps) > 180) & (np.abs(steps) < 360 - grid.NEAR)
+    turns = np.abs(steps) >= 360 - grid.NEAR
+    across = (np.abs(steps) > 180) & ~turns
     steps[across] -= 360 * np.sign(steps[across])
+    # But where a ring around a pole closes at -180 and 180, these are one place. The side of a
+    # box or of a band is continued along the meridian.
+    if turns.sum() == 1:
+        n = int(np.argmax(turns))
+        if abs(rises[n]) < grid.NEAR and steps[n - 1] and steps[(n + 1) % len(steps)]:
+            steps[n] = 0
     lon = corners[0, 0] + np.concatenate([[0], np.cumsum(steps)])
     lat = np.append(corners[:, 1], corners[0, 1])
     if abs(lon[-1] - lon[0]) > 180:

@@ -351,9 +351,10 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
     except (ValueError, OSError) as error:
         if isinstance(error, OptionError):
             raise
+        what = "" if isinstance(error, UnicodeError) else f" ({in_a_line(error)})"
         raise OptionError(
-            f"{path}: no GeoJSON ({in_a_line(error)}); ogr2ogr -t_srs EPSG:4326 OUT.geojson IN "
-            "makes it of a shapefile or GeoPackage"
+            f"{path}: no GeoJSON{what}; regions are read from GeoJSON alone: "
+            "ogr2ogr -t_srs EPSG:4326 OUT.geojson IN makes it of a shapefile or GeoPackage"
         ) from error
     single = [content] if isinstance(content, dict) and "type" in content else None
     features = content.get("features", single) if isinstance(content, dict) else None
