@@ -264,14 +264,34 @@ def test_what_is_no_cube_has_a_card_that_says_so():
         coverage(xr.Dataset({"t2m": ("x", [1.0])}))
 
 
-def test_cells_that_are_there_twice_count_once():
+def of_a_degree():
+    """Counts on cells of a degree, as `merge` makes them."""
     ds = counts(earth()[:181, :360], lat=np.arange(90, -91, -1.0), lon=np.arange(0, 360, 1.0))
+    return ds.assign(embedding=ds.embedding.assign_attrs(cell_degrees=[1.0, 1.0]))
+
+
+def test_cells_that_are_there_twice_count_once():
+    ds = of_a_degree()
     closed = xr.concat([ds, ds.isel(lon=[0]).assign_coords(lon=[360.0])], "lon")
     assert lines(closed)["coverage"] == lines(ds)["coverage"]
 
 
+def test_coverage_is_of_the_cells_that_a_selection_keeps():
+    # Of every fourth row and column, cells counted as if they were sixteen times as large.
+    ds = counts(earth()).drop_vars("embedding").assign(embedding=counts(earth()).embedding)
+    edges = np.clip([ds.lat + 0.125, ds.lat - 0.125], -90, 90)
+    ds = ds.assign_coords(
+        lat_bnds=(("lat", "bnds"), edges.T),
+        lon_bnds=(("lon", "bnds"), np.c_[LON - 0.125, LON + 0.125]),
+    )
+    thin = ds.isel(lat=slice(None, None, 4), lon=slice(None, None, 4))
+    padded = thin.n_images.reindex(lat=LAT, lon=LON, fill_value=0)
+    whole = coverage(ds.assign(n_images=padded))
+    assert coverage(thin) == pytest.approx(whole, rel=1e-12)
+
+
 def test_a_merged_coarse_grid_has_a_card():
-    ds = counts(earth()[:181, :360], lat=np.arange(90, -91, -1.0), lon=np.arange(0, 360, 1.0))
+    ds = of_a_degree()
     filled = (ds.n_images > 0).values
     edges = np.sin(np.radians(np.clip([ds.lat + 0.5, ds.lat - 0.5], -90, 90)))
     share = filled.sum(axis=1) @ (edges[0] - edges[1]) / 720

@@ -187,6 +187,79 @@ def test_means_over_coarser_cells_are_no_cells_of_the_lattice(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def coarse():
+    """A cube of cells of 2.5°, as `merge` makes them; their nodes are those of the lattice too."""
+    lat, lon = np.arange(60, 30, -2.5), np.arange(0, 20, 2.5)
+    merged = small()[0].copembed.merge(xr.Dataset(coords={"lat": lat, "lon": lon}))
+    assert merged.lat.attrs["cell_degrees"] == merged.lon.attrs["cell_degrees"] == 2.5
+    return merged
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ds: ds * 1,
+        lambda ds: ds.assign_coords(lon=ds.lon + 360) * 1,
+        lambda ds: (ds.embedding * 1).to_dataset(name="embedding"),
+    ],
+)
+def test_cells_keep_their_size_where_arithmetic_drops_attributes(change, tmp_path):
+    # They became cells of 0.25° with nothing between them.
+    merged = coarse()
+    with xr.set_options(keep_attrs=False):
+        changed = change(merged)
+    assert not changed.embedding.attrs
+    for use in (lambda c: c.at(51.1, 6).embedding, lambda c: c.box(2, 41, 9, 52).embedding):
+        assert np.array_equal(use(changed.copembed), use(merged.copembed))
+    assert changed.copembed.coverage == merged.copembed.coverage
+    with pytest.raises(GridError, match=r"means over cells of 2\.5° × 2\.5°"):
+        changed.copembed.to_npz(tmp_path / "a.npz")
+
+
+def test_cells_whose_size_nothing_tells_are_refused_until_it_is_said(tmp_path):
+    stripped, thin = (
+        ds.drop_attrs() for ds in (coarse(), small()[0].isel(lat=slice(None, None, 10)))
+    )
+    thin = thin.isel(lon=slice(None, None, 10))
+    for ds in (stripped, thin):
+        for use in (
+            lambda c: c.at(50, 5),
+            lambda c: c.points(([50], [5])),
+            lambda c: c.box(0, 40, 10, 50),
+            lambda c: c.coverage,
+            lambda c: c.to_npz(tmp_path / "a.npz"),
+        ):
+            with pytest.raises(
+                GridError, match=r"spaced by 2\.5° and 2\.5° on nodes.*nothing says"
+            ):
+                use(ds.copembed)
+        assert ds.copembed.reduce(2)  # of any size, areas go with the cosine
+    assert not list(tmp_path.iterdir())
+    stripped.embedding.attrs["cell_degrees"] = [2.5, 2.5]
+    thin.embedding.attrs["cell_degrees"] = [0.25, 0.25]
+    assert CubeView.of(stripped).latlon.dy == 2.5
+    assert CubeView.of(thin).latlon.on_lattice
+
+
+def test_bounds_tell_the_size_of_cells():
+    for ds, size in (
+        (coarse().drop_attrs(), 2.5),
+        (small()[0].isel(lat=slice(None, None, 4)), 0.25),
+    ):
+        ds = ds if size > 1 else ds.isel(lon=slice(None, None, 4))
+        for dim in ("lat", "lon"):
+            edges = ds[dim].values[:, None] + np.array([-size / 2, size / 2])
+            ds = ds.assign_coords({f"{dim}_bnds": ((dim, "bnds"), edges)})
+        assert CubeView.of(ds).latlon.dy == CubeView.of(ds).latlon.dx == size
+
+
+def test_fields_that_were_interpolated_have_no_cells_that_overlap():
+    # The cell of 2.5° stayed, and of all points in it the first was found.
+    fine = coarse().interp(lat=np.arange(55, 45, -0.25), lon=np.arange(5, 10, 0.25))
+    found = fine.copembed.at(50, 7)
+    assert (float(found.lat), float(found.lon)) == (50, 7)
+
+
 def test_labels_of_a_selection_are_those_selected():
     ds, _ = small(lead=(("season", 3),))
     flags = {"flag_values": [0, 1, 2], "flag_meanings": "DJF MAM JJA"}

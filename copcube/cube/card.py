@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.cube.latlon import LatLon, first_alike
+from copcube.cube.latlon import first_alike
 from copcube.cube.thumbnail import braille, picture
 from copcube.cube.view import CubeView, group_labels
-from copcube.cube.whole import in_parts, once
+from copcube.cube.whole import in_parts, with_maps
 from copcube.errors import CopcubeError, GridError, printable
 from copcube.files.damage import naming_damage
 
@@ -85,8 +85,7 @@ def card(ds: "xr.Dataset") -> Card:
     except CopcubeError as error:
         return Card("not an embedding cube", (("why", str(error)),))
     with naming_damage():  # once for all figures that are made of them
-        counts = {name: once(ds[name]) for name in _COUNTS if name in ds}
-    view = replace(view, dataset=ds.assign(counts))
+        view = replace(view, dataset=with_maps(ds, _COUNTS))
     mask, raster = _mask_and_map(view)
     title = "reduction of an embedding cube" if view.name == "pc" else "embedding cube"
     return Card(title, tuple(_lines(view, mask)), raster)
@@ -105,7 +104,8 @@ def coverage(ds: "xr.Dataset") -> float:
     GridError
         If its grid is irregular, or finer than 0.25°.
     """
-    return share_of_globe(CubeView.of(ds).filled())
+    view = CubeView.of(ds)
+    return share_of_globe(view, view.filled())
 
 
 def _mask_and_map(
@@ -153,7 +153,7 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
         mask = _once(mask)
         cells = int(mask.any(mask.dims[:-2]).sum())
         try:
-            share = f"{share_of_globe(mask):.2%} of the globe's area"
+            share = f"{share_of_globe(view, mask):.2%} of the globe's area"
         except GridError:
             # An irregular grid has no cells whose area could be known.
             share = f"{cells / max(1, mask.shape[-1] * mask.shape[-2]):.2%} of this grid"
@@ -194,13 +194,20 @@ def _by_modality(view: CubeView) -> Iterator[tuple[str, int]]:
         yield from zip(group_labels(ds["modality"]), counts, strict=True)
 
 
-def share_of_globe(mask: "xr.DataArray") -> float:
-    """Share of the globe's area under the cells of a mask, which are as wide as their spacing."""
+def share_of_globe(view: CubeView, mask: "xr.DataArray") -> float:
+    """Share of the globe's area under the cells of a mask, (…, lat, lon), of a dataset.
+
+    Raises
+    ------
+    GridError
+        If the size of its cells is not known.
+    """
+    mask = mask.transpose(..., view.lat, view.lon)
+    mask = mask.assign_coords(area=(view.lat, view.latlon.areas))
     mask = _once(mask)
-    points = LatLon.of(mask.to_dataset(name="mask"))
-    cells = mask.any(mask.dims[:-2]).transpose(points.lat, points.lon).values.sum(axis=1)
+    cells = mask.any(mask.dims[:-2]).values.sum(axis=1)
     # Over the globe areas add up to 2 and longitudes to 360, hence the 720.
-    return float(cells @ points.areas * points.dx / 720)
+    return float(cells @ mask["area"].values * view.latlon.dx / 720)
 
 
 def _once(mask: "xr.DataArray") -> "xr.DataArray":

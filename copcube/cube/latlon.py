@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 CELL = "cell_degrees"
-"""Attribute of averaged fields: the size of their cells in degrees, by latitude and longitude."""
+"""Attribute of averaged fields: the size of their cells in degrees, by latitude and longitude.
+Of coordinates: the size along them, which stays where arithmetic drops the attributes of fields."""
 
 _AXES = {
     "latitude": (
@@ -200,6 +201,101 @@ class LatLon:
         return f"{len(self.y)} × {len(self.x)} grid of {self.dy:.4g}° × {self.dx:.4g}°"
 
 
+def cell_size(ds: "xr.Dataset", name: str, lat: str, lon: str) -> tuple[float, float] | None:
+    """Find how large the cells of a dataset are, in degrees of latitude and of longitude.
+
+    Nodes of many coarser grids are nodes of the lattice too, so that spacing does not tell means
+    over coarser cells from a lattice that was thinned out. The attribute `CELL` of the vectors
+    does, or else that of the coordinates, or else their bounds.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A cube or a reduction.
+    name : str
+        The variable with its vectors.
+    lat, lon : str
+        Names of the dimensions along latitude and longitude.
+
+    Returns
+    -------
+    (float, float) or None
+        None if the cells lie off the lattice and nothing but their spacing tells.
+
+    Raises
+    ------
+    GridError
+        If they may be cells of the lattice as well as coarser ones.
+    """
+    y, x = (np.asarray(ds[dim].values, np.float64) for dim in (lat, lon))
+    down, along = _gaps(y, circle=False), _gaps(x % 360, circle=True)
+    least = [float(gaps.min(initial=np.inf)) for gaps in (down, along)]
+
+    def possible(size: tuple[float, float]) -> bool:
+        # What was interpolated since then lies closer: cells do not overlap.
+        return all(0 < s < gap + grid.NEAR for s, gap in zip(size, least, strict=True))
+
+    for stated in (ds[name].attrs.get(CELL), _along(ds, lat, lon, least)):
+        if stated is not None and possible(size := (float(stated[0]), float(stated[1]))):
+            return size
+    if not (on_nodes(y).all() and on_nodes(x).all()):
+        return None
+    if min(least) < grid.STEP + grid.NEAR or not all(map(_in_steps, (down, along))):
+        return grid.STEP, grid.STEP
+    bounded = _bounded(ds, lat, lon)
+    if bounded is not None and possible(bounded):
+        return bounded
+    raise GridError(
+        f"{lat} and {lon} are spaced by {least[0]:g}° and {least[1]:g}° on nodes of the 0.25° "
+        "lattice, and nothing says whether the cells are as large or are some of those of 0.25°: "
+        f"set ds.{name}.attrs['{CELL}'] = [{least[0]:g}, {least[1]:g}] or = [0.25, 0.25]"
+    )
+
+
+def _gaps(degrees: Floats, *, circle: bool) -> Floats:
+    """Ascending gaps between places along a line, or along a circle without the widest."""
+    places = np.sort(degrees)
+    gaps = np.diff(places, append=places[0] + 360) if circle else np.diff(places)
+    gaps = np.sort(gaps[gaps > grid.NEAR])
+    # The widest gap is what a region leaves out, or the seam of the globe.
+    return gaps[:-1] if circle else gaps
+
+
+def _in_steps(gaps: Floats) -> bool:
+    """Whether several gaps are multiples of the least, as on a regular grid or a part of one."""
+    steps = gaps / gaps.min(initial=np.inf)
+    return len(gaps) > 1 and bool((np.abs(steps - np.rint(steps)) < grid.NEAR).all())
+
+
+def _along(ds: "xr.Dataset", lat: str, lon: str, least: list[float]) -> tuple[float, float] | None:
+    """Size of cells by the attributes of their coordinates."""
+    sizes = [ds[dim].attrs.get(CELL) for dim in (lat, lon)]
+    stated = [float(size) for size in sizes if size is not None]
+    if not stated:
+        return None
+    # One of the two may have been computed anew, as when longitudes are turned.
+    height, width = (
+        float(size) if size is not None else gap if np.isfinite(gap) else stated[0]
+        for size, gap in zip(sizes, least, strict=True)
+    )
+    return height, width
+
+
+def _bounded(ds: "xr.Dataset", lat: str, lon: str) -> tuple[float, float] | None:
+    """Size of cells by the bounds of their coordinates, if both have some."""
+    sizes = []
+    for dim in (lat, lon):
+        bounds = str(ds[dim].attrs.get("bounds", ds[dim].encoding.get("bounds", f"{dim}_bnds")))
+        if bounds not in ds.variables or ds[bounds].ndim != 2 or dim not in ds[bounds].dims:
+            return None
+        edges = ds[bounds].transpose(dim, ...).values
+        if edges.shape[1] != 2 or edges.dtype.kind != "f" or np.isnan(edges).all():
+            return None
+        # Cells at the poles are half as high; a reindexed dataset has none for new places.
+        sizes.append(float(np.nanmax(np.abs(edges[:, 1] - edges[:, 0]))))
+    return sizes[0], sizes[1]
+
+
 def first_positions(index: Integers, size: int) -> Integers:
     """For every row or column of the lattice, where it comes first in an index; -1 if nowhere."""
     where = np.full(size, -1, np.int64)
@@ -303,12 +399,7 @@ def _spacing(name: str, degrees: Floats, *, circle: bool) -> float | None:
 
     The circle is left open where it is widest: what a region leaves out is no spacing.
     """
-    places = np.sort(degrees)
-    gaps = np.diff(places, append=places[0] + 360) if circle else np.diff(places)
-    gaps = np.sort(gaps[gaps > grid.NEAR])
-    if circle:
-        # The widest gap is what a region leaves out, or the seam of the globe.
-        gaps = gaps[:-1]
+    gaps = _gaps(degrees, circle=circle)
     if gaps.size == 0:
         return None
     least, greatest = float(gaps[0]), float(gaps[-1])

@@ -171,7 +171,7 @@ def reduction_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, s
         yield dim, ", ".join(names)
     filled = view.filled()
     cells = int(filled.any(filled.dims[:-2]).sum())
-    yield "cells", f"{cells:,}, {share_of_globe(filled):.2%} of the globe's area"
+    yield "cells", f"{cells:,}, {share_of_globe(view, filled):.2%} of the globe's area"
     components = f"{view.field.shape[-1]}"
     if "explained_variance_ratio" in ds:
         ratio = ds["explained_variance_ratio"].values

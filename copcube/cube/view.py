@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import grid
-from copcube.cube.latlon import CELL, LatLon, reach, sole_positions, spatial_dims
+from copcube.cube.latlon import LatLon, cell_size, reach, sole_positions, spatial_dims
 from copcube.cube.pointwise import as_points, refuse_shared
 from copcube.cube.presence import present, refuse_unusable, refuse_zeros
 from copcube.cube.results import as_result, described
@@ -24,7 +24,7 @@ from copcube.cube.schema import labels
 from copcube.cube.whole import at_once, opened, scheduled_here
 from copcube.errors import CubeError, GridError
 from copcube.files.damage import naming_damage
-from copcube.grid import Integers, lattice_index, on_nodes
+from copcube.grid import Integers, lattice_index
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -123,13 +123,7 @@ class CubeView:
         return str(self.field.dims[-1])
 
     def ungrouped(self) -> Self:
-        """Return the view, if it has no leading dimensions.
-
-        Raises
-        ------
-        CubeError
-            If it has some.
-        """
+        """Return the view; CubeError if it has leading dimensions."""
         if self.lead:
             raise CubeError(
                 f"the dataset has groups along {', '.join(self.lead)}; select one of them, "
@@ -171,9 +165,9 @@ class CubeView:
 
     @cached_property
     def _lattice(self) -> tuple[Integers, Integers]:
-        if CELL in self.field.attrs and not (cells := self.latlon).on_lattice:
+        if (size := self._size) is not None and max(size) > grid.STEP + grid.NEAR:
             raise GridError(
-                f"{self.name} holds means over cells of {cells.dy:g}° × {cells.dx:g}°, as `merge` "
+                f"{self.name} holds means over cells of {size[0]:g}° × {size[1]:g}°, as `merge` "
                 "makes them; expected cells of 0.25°: give the dataset from before it was merged "
                 "(netCDF, Zarr and maps that are pictures take cells of any size)"
             )
@@ -191,19 +185,15 @@ class CubeView:
 
     @cached_property
     def latlon(self) -> LatLon:
-        """The grid of the cells: the lattice, or a coarser grid that `merge` averaged onto.
-
-        Nodes of many coarser grids are nodes of the lattice too, as those of a cube that was
-        thinned out, so that the vectors say of themselves how large their cells are.
-        """
-        size = self.field.attrs.get(CELL)
-        if size is None and all(on_nodes(self.field[d].values).all() for d in (self.lat, self.lon)):
-            size = (grid.STEP, grid.STEP)
-        if size is None:
+        """The grid of the cells: the lattice, or a coarser grid that `merge` averaged onto."""
+        if self._size is None:
             return LatLon.of(self.dataset[[self.name]])
         y, x = (np.asarray(self.field[d].values, np.float64) for d in (self.lat, self.lon))
-        dy, dx = map(float, size)
-        return LatLon(self.lat, self.lon, y, x, dy, dx, transposed=False)
+        return LatLon(self.lat, self.lon, y, x, *self._size, transposed=False)
+
+    @cached_property
+    def _size(self) -> tuple[float, float] | None:
+        return cell_size(self.dataset, self.name, self.lat, self.lon)
 
     def positions(self) -> tuple[Integers, Integers]:
         """Where the rows and columns of the lattice are in this dataset.
@@ -352,7 +342,9 @@ class CubeView:
         xarray.Dataset
             All variables of the cells, lazy if they were; vectors as those of `masked`.
         """
-        cells = self.dataset.isel(where)
+        return self._counted(self.dataset.isel(where))
+
+    def _counted(self, cells: "xr.Dataset") -> "xr.Dataset":
         counted = None if self.images is None else cells["n_images"] > 0
         return cells.assign({self.name: self._marked(cells[self.name], counted)})
 
@@ -368,8 +360,9 @@ class CubeView:
         Returns
         -------
         xarray.Dataset
-            All variables of the cells, lazy if they were, with their centres as coordinates;
-            leading dimensions stay, with NaN where a group has no vector. Many points lie along
+            All variables of the cells, lazy if they were, with their centres as coordinates; of a
+            single point the vector is in memory, for it was read to see whether there is one.
+            Leading dimensions stay, with NaN where a group has no vector. Many points lie along
             ``point``, or along the dimensions of the DataArrays, whose coordinates stay. Those in
             cells without a vector have NaN; nothing but the cells themselves is read.
 
@@ -425,24 +418,26 @@ class CubeView:
                 f"lat {lat:g}, lon {lon:g} lies in a cell that this dataset does not reach; it has "
                 f"{self.extent()}"
             )
-        where = {self.lat: i, self.lon: j}
+        cells = self.dataset.isel({self.lat: i, self.lon: j})
         # The counts of this one cell are read, not `self.counts`, which are those of all.
         why = "no image is there (open ocean and the poles have none)"
         there = counted = np.array(True)
         with naming_damage():
             if self.images is not None:
-                there = counted = np.asarray(self.images.isel(where).values > 0)
+                cells["n_images"] = count = cells["n_images"].compute()
+                there = counted = np.asarray(count.transpose(*self.lead).values > 0)
                 why = "its images are counted, but it is not finite" if counted.any() else why
             if counted.any():
-                vector = self.field.isel(where).values
-                there = counted & present(vector, zeros_allowed=self.zeros_allowed)
+                cells[self.name] = vector = cells[self.name].compute()
+                values = vector.transpose(*self.lead, self.dim).values
+                there = counted & present(values, zeros_allowed=self.zeros_allowed)
         if not there.any():
-            y, x = (float(self.field[dim].values[n]) for dim, n in where.items())
+            y, x = (float(self.field[d].values[n]) for d, n in ((self.lat, i), (self.lon, j)))
             raise CubeError(
                 f"lat {lat:g}, lon {lon:g} lies in the cell at lat {y:.2f}, lon "
                 f"{(x + 180) % 360 - 180:.2f}, which holds no vector: {why}"
             )
-        return as_result(self.select(where), self.name)
+        return as_result(self._counted(cells), self.name)
 
 
 def how_to_select(dim: str) -> str:

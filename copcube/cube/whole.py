@@ -4,7 +4,7 @@ A map of a cube, such as ``n_images``, has few numbers in 544 chunks, so that it
 with the vectors. A dask task for each chunk costs four times what zarr needs to read them all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,11 @@ def once(array: "xr.DataArray") -> "xr.DataArray":
     """Read as `at_once`, for several uses: what dask would compute for each is computed now."""
     read = at_once(array)
     return read.compute() if read.nbytes <= _BYTES else read
+
+
+def with_maps(ds: "xr.Dataset", names: Iterable[str]) -> "xr.Dataset":
+    """Read some maps of a dataset that several functions use, those that it has, as by `once`."""
+    return ds.assign({name: once(ds[name]) for name in names if name in ds})
 
 
 def in_parts(array: "xr.DataArray", dim: str) -> "Iterator[xr.DataArray]":

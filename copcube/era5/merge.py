@@ -81,7 +81,8 @@ def merge(
         arrays if they are. Dimensions of length 1 named like times, members or versions
         become scalar coordinates; nothing else of `era5` changes. On coarser grids, fields
         are means over the filled cells by area (`copcube.era5.conservative`), counts of images
-        are sums, as float64. The attributes of `fields` follow, with the prefix ``copcube_``
+        are sums, as float64, and latitude and longitude say by ``cell_degrees`` how large the
+        cells are. The attributes of `fields` follow, with the prefix ``copcube_``
         where they would speak for `era5`; ``history`` gets a line on the merge.
 
     Raises
@@ -141,6 +142,11 @@ def merge(
     new |= {name: v.copy(deep=False) for name, v in basis.items()}
     result = squeezed(era5)
     _refuse_clashes(result, new)
+    if not target.on_lattice:
+        sizes = {target.lat: target.dy, target.lon: target.dx}
+        result = result.assign_coords(
+            {dim: result[dim].assign_attrs({CELL: size}) for dim, size in sizes.items()}
+        )
     result = result.assign_coords(_further_coordinates(fields, spatial, result)).assign(new)
     how = "by lattice index" if target.on_lattice else "averaged by area"
     filling = "" if fill is None else f", missing cells set to {fill:g}"
