@@ -62,6 +62,17 @@ def test_distances_are_those_of_scipy():
     assert "same_modalities" not in found
 
 
+def test_counts_of_modalities_are_read_once():
+    ds, read = counted(cube(), 3, 0.5, np.array([1, 2])[:, None, None]), []
+    ds = ds.assign_attrs(aggregation="mean of the means of the modalities")
+    lazy = ds.n_images_by_modality.chunk()
+    noted = lazy.data.map_blocks(lambda b: (read.append(1), b)[1], dtype=lazy.dtype)
+    read.clear()
+    found = change(ds.assign(n_images_by_modality=(lazy.dims, noted)), ds)
+    assert {"noise", "same_modalities"} <= {*found}
+    assert len(read) == 1
+
+
 def test_a_cube_has_not_changed_from_itself():
     found = change(cube(), cube())
     assert float(found.distance.max()) == 0

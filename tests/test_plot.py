@@ -115,6 +115,15 @@ def test_a_cube_is_reduced_first_and_a_basis_fixes_its_axes(europe, fields):
     np.testing.assert_allclose(on_basis, want, rtol=1e-4, atol=1e-4)
 
 
+def test_a_lazy_cube_is_read_twice_for_a_map(europe):
+    # Once for its axes, and again for all three components, each of which read it alone.
+    lazy, read = europe.sel(lat=slice(60, 56.5), lon=slice(0, 11)).chunk(), []
+    noted = lazy.embedding.data.map_blocks(lambda b: (read.append(1), b)[1], dtype="f4")
+    read.clear()
+    plot.rgb(lazy.assign(embedding=(lazy.embedding.dims, noted)))
+    assert len(read) == 2
+
+
 def test_other_maps_show_what_they_say(europe):
     there = europe.n_images.values > 0
     for ax, want in (

@@ -20,6 +20,7 @@ Euclidean distance of their vectors a and b is ``noise_a² + noise_b²``, and th
 """
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from copcube.cube.pairing import Side, pair, unlike_encoders, windows
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, group_labels
+from copcube.cube.whole import with_maps
 from copcube.errors import CubeError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats
@@ -42,6 +44,9 @@ log = logging.getLogger("copcube")
 
 _RECIPE = ("preprocessing", "aggregation", "aggregation_scales", "modalities")
 """Attributes that make vectors differ where the place is the same."""
+
+_MAPS = ("n_images", "n_images_by_modality", "spread")
+"""Variables that tell the noise, and of what vectors are made."""
 
 _BATCH = 8192
 """Vectors compared at once, so that their copies in float64 stay in the cache."""
@@ -113,7 +118,7 @@ def change(
     check_places(n, metric, exclude_km)
     of_a, of_b = CubeView.of(a), CubeView.of(b)
     _require_comparable(of_a, of_b)
-    sides = pair(of_a, of_b)
+    sides = pair(*(replace(v, dataset=with_maps(v.dataset, _MAPS)) for v in (of_a, of_b)))
     values, lengths = _distances(*sides)
     noises = [_noise_squared(side) for side in sides]
     if noises[0] is not None and noises[1] is not None:

@@ -395,5 +395,6 @@ def _field(view: CubeView, name: str) -> NDArray[Any]:
 
 
 def _planes(view: CubeView, *components: int) -> list[NDArray[Any]]:
-    field = at_once(view.field)
-    return [np.asarray(field.isel({view.dim: i}).values, np.float64) for i in components]
+    # All at once: of a lazy reduction each alone would read the whole cube.
+    chosen = at_once(view.field).isel({view.dim: list(components)})
+    return [*np.moveaxis(np.asarray(chosen.values, np.float64), -1, 0)]

@@ -27,7 +27,7 @@ from copcube.arguments import one_path, whole_number
 from copcube.cube.card import card
 from copcube.cube.caution import caution
 from copcube.cube.view import CubeView, group_labels
-from copcube.cube.whole import at_once
+from copcube.cube.whole import at_once, with_maps
 from copcube.errors import CubeError, OptionError, printable
 from copcube.files.atomic import write_text
 from copcube.grid import STEP
@@ -107,6 +107,7 @@ def page(
         raise OptionError(f"{path}: expected a name ending in .html")
     k = whole_number(k, "k", 1)
     out = require_free(path, overwrite, ds, basis)
+    ds = with_maps(CubeView.of(ds).dataset, ("n_images", "n_images_by_modality"))
     fields = _components(ds, k, basis)
     cells = _Cells.of(fields)
     packing = int8_packing(cells.values.shape[1], [cells.values])
