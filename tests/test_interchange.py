@@ -18,6 +18,7 @@ from strategies import random_rows
 
 from copcube import cube, grid, pca
 from copcube.aggregate import Aggregation, cell_statistics
+from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError, WriteError
 from copcube.grouping import SEASONS
 from copcube.interchange import convert, export, to_geotiff, to_npz, to_parquet
@@ -50,6 +51,21 @@ def build(path, by=None, bands=range(grid.N_BANDS)):
         cube.write_band(path, number, cells.take(band == number))
     cube.finish(path)
     return path
+
+
+def test_rows_in_no_order_are_read_together(tmp_path, monkeypatch):
+    # A window was read row by row, for each of which a shuffled dask array needs many chunks.
+    lat, lon = 45 - np.arange(90) / 4, np.arange(60) / 4
+    values = np.random.default_rng(0).normal(size=(90, 60, 2)).astype("f4")
+    ds = xr.Dataset({"embedding": (("lat", "lon", "dim"), values)}, {"lat": lat, "lon": lon})
+    rng, parts, read = np.random.default_rng(1), [], CubeView.read
+    monkeypatch.setattr(
+        CubeView, "read", lambda view, part: (parts.append(part), read(view, part))[1]
+    )
+    to_npz(ds.isel(lat=rng.permutation(90), lon=rng.permutation(60)), tmp_path / "a.npz")
+    assert len(parts) == 2
+    found = xr.open_dataset(tmp_path / "a.npz", engine="copembed")
+    assert np.array_equal(found.embedding.sel(lat=lat, lon=lon), values)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,24 @@ def cube(seed=0, dtype=np.float32, counts=True, scale=1.0):
     return ds.assign(n_images=(("lat", "lon"), there.astype("i4"))) if counts else ds
 
 
+def test_one_place_is_looked_for():
+    # NumPy could not broadcast them, it said.
+    with pytest.raises(OptionError, match=r"lat is \[60, 61\].*expected one number"):
+        similar(cube(), [60, 61], [5, 6])
+    with pytest.raises(OptionError, match="a vector by vector="):
+        similar(cube(), cube().embedding[0, 0])
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_cells_in_no_order_are_as_similar(counts):
+    ds, rng = cube(counts=counts), np.random.default_rng(0)
+    shuffled = ds.isel(lat=rng.permutation(len(LAT)), lon=rng.permutation(len(LON)))
+    i, j = np.argwhere(np.isfinite(ds.embedding.values).all(-1))[777]
+    want, found = (similar(c, LAT[i], LON[j], n=5) for c in (ds, shuffled))
+    assert found.similarity.sortby(["lat", "lon"]).equals(want.similarity.sortby(["lat", "lon"]))
+    assert found.place_lat.equals(want.place_lat)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("chunks", [None, {"lat": 50, "lon": 17}])

@@ -210,6 +210,15 @@ def test_weights_given_as_a_field():
     assert np.allclose(area.components, pca.fit(ds, 4).components, atol=1e-10)
 
 
+def test_weights_along_latitude_alone_are_those_of_all_longitudes():
+    ds = drawn()
+    cosine = np.cos(np.deg2rad(ds.lat))
+    whole = pca.fit(ds, 3, weights=cosine * xr.ones_like(ds.lon))
+    assert same_bits(pca.fit(ds, 3, weights=cosine), whole, BASIS)
+    with pytest.raises(OptionError, match="weights have another lat than the cube"):
+        pca.fit(ds, 3, weights=cosine[::-1])
+
+
 def test_cells_of_weight_zero_shape_nothing_but_are_projected():
     ds = drawn()
     ds.embedding[:40] *= 1000
@@ -316,6 +325,21 @@ def test_the_same_bits_for_any_chunking(lat, lon, dim):
     ds = drawn()
     chunked = ds.chunk({"lat": tiling(lat, len(LAT)), "lon": tiling(lon, len(LON)), "dim": dim})
     assert same_bits(pca.reduce(ds, 3), pca.reduce(chunked, 3))
+
+
+@pytest.mark.parametrize("shuffled", [("lat",), ("lon",), ("lat", "lon")])
+def test_cells_in_no_order_are_read_once_and_have_the_same_components(shuffled):
+    # Each cell was read, and multiplied, alone.
+    ds, read = drawn(), []
+    lazy = ds.chunk(lat=27, lon=24)
+    noted = lazy.embedding.data.map_blocks(lambda b: (read.append(1), b)[1], dtype="f4")
+    lazy = lazy.assign(embedding=(lazy.embedding.dims, noted))
+    read.clear()
+    rng = np.random.default_rng(0)
+    for dim in shuffled:
+        lazy = lazy.isel({dim: rng.permutation(ds.sizes[dim])})
+    assert same_bits(pca.fit(lazy, 6), pca.fit(ds, 6), BASIS)
+    assert len(read) == 16
 
 
 @pytest.mark.slow

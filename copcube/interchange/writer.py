@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("copcube")
 
+_RUNS = 16
+"""Runs of a window, from which on they are read at once."""
+
 
 class LaidOut:
     """A cube or a reduction on all rows and columns of the lattice.
@@ -173,14 +176,18 @@ def writing_map(
         require_free(path, overwrite, ds)  # again: something may have come there meanwhile
 
 
-def _runs(positions: Integers) -> Iterator[tuple[slice, Integers]]:
+def _runs(positions: Integers) -> Iterator[tuple[slice | Integers, Integers]]:
     """Cut positions into unbroken runs: the slice to load, and where its items belong.
 
-    Slices are loaded rather than lists, at which lazy arrays are slow; -1 is nowhere.
+    Slices are loaded rather than lists, at which lazy arrays are slow, unless they are many, as
+    of a shuffled dataset, which would be read row by row; -1 is nowhere.
     """
     order = np.argsort(positions)
     order = order[positions[order] >= 0]
     ends = np.flatnonzero(np.diff(positions[order]) != 1) + 1
+    if len(ends) >= _RUNS:
+        yield positions[order], order
+        return
     for run in np.split(order, ends):
         if len(run):
             yield slice(int(positions[run[0]]), int(positions[run[-1]]) + 1), run

@@ -1,5 +1,6 @@
 """Places that look alike: the similarity of every cell to a vector, and the best of them."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from copcube.arguments import as_given, number, one_of, whole_number
 from copcube.cube.latlon import first_alike
+from copcube.cube.ordered import ordered
 from copcube.cube.presence import refuse_zeros
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part
@@ -136,10 +138,10 @@ def _wanted(
 ) -> tuple[Floats, tuple[int, int] | None]:
     """Return the vector to compare with, float64, and the position of its cell."""
     if (lat is None) != (lon is None) or (lat is None) == (vector is None):
-        raise OptionError("give a place by lat and lon, or a vector")
+        raise OptionError("give a place by lat and lon, or a vector by vector=")
     if vector is not None:
         return check_vector(vector, view.field.shape[-1:], "the cube"), None
-    cell = view.at(lat, lon)  # type: ignore[arg-type]
+    cell = view.at(number(lat, "lat"), number(lon, "lon"))
     wanted = cell[view.name].values.astype(np.float64)
     here = (
         int(np.flatnonzero(view.field[view.lat].values == cell[view.lat].values)[0]),
@@ -188,17 +190,19 @@ def scores(y: NDArray[np.float32], wanted: Floats, metric: Metric) -> NDArray[np
 def _scores(view: CubeView, wanted: Floats, metric: Metric) -> NDArray[np.float32]:
     """Similarity or distance of every cell, (lat, lon); NaN where no vector is."""
     result = np.full(view.field.shape[:2], np.nan, np.float32)
-    parts = list(view.blocks())
     if metric == "cosine":
         wanted = wanted / np.linalg.norm(wanted)
 
-    def score(part: Part) -> NDArray[np.float32]:
-        counts = None if view.counts is None else view.counts.variable[part].values
-        x = view.field.variable[part].values
-        return _score(x, counts, wanted, metric, view.zeros_allowed)
+    def score(piece: CubeView, part: Part) -> NDArray[np.float32]:
+        counts = None if piece.counts is None else piece.counts.variable[part].values
+        x = piece.field.variable[part].values
+        return _score(x, counts, wanted, metric, piece.zeros_allowed)
 
-    for part, block in zip(parts, map_ahead(score, parts, THREADS, ahead=2 * THREADS), strict=True):
-        result[part] = block
+    for piece, rows, cols in ordered(view):
+        parts = list(piece.blocks())
+        blocks = map_ahead(partial(score, piece), parts, THREADS, ahead=2 * THREADS)
+        for part, block in zip(parts, blocks, strict=True):
+            result[np.ix_(rows[part[0]], cols[part[1]])] = block
     return result
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from copcube.arguments import as_given, flag, whole_number
 from copcube.cube.latlon import CELL
+from copcube.cube.ordered import ordered
 from copcube.cube.pairing import demand_same_order, unlike_encoders
 from copcube.cube.results import as_result
 from copcube.cube.schema import OF_CUBES_ONLY
@@ -384,22 +385,28 @@ def _axes(
     if predictors is not None:
         weights = np.where(predictors.there(), weights, 0)
 
-    def read(part: Part) -> Moments | None:
-        filled, x = view.read(part)
-        weighted = filled & (weights[part[-2:]] > 0)
-        if not weighted.any():
-            return None
-        x = x[weighted]
-        if predictors is not None:
-            x = np.concatenate([predictors.values[part[-2:]][weighted], x], axis=-1)
-        return Moments.of(x, weights[part[-2:]][weighted])
+    def moments_of(view: CubeView, weights: Floats, beside: NDArray[Any] | None) -> None:
+        def read(part: Part) -> Moments | None:
+            filled, x = view.read(part)
+            weighted = filled & (weights[part[-2:]] > 0)
+            if not weighted.any():
+                return None
+            x = x[weighted]
+            if beside is not None:
+                x = np.concatenate([beside[part[-2:]][weighted], x], axis=-1)
+            return Moments.of(x, weights[part[-2:]][weighted])
 
-    # Blocks merge in the lattice's order, so that the sums have the same bits every time.
-    parts = (part for part in view.blocks() if weights[part[-2:]].any())
-    with one_thread():
+        # Blocks merge in the lattice's order, so that the sums have the same bits every time.
+        parts = (part for part in view.blocks() if weights[part[-2:]].any())
         for block in map_ahead(read, parts, THREADS, ahead=2 * THREADS):
             if block is not None:
                 moments.merge(block)
+
+    with one_thread():
+        for piece, rows, cols in ordered(view):
+            here = np.ix_(rows, cols)
+            beside = None if predictors is None else predictors.values[here]
+            moments_of(piece, weights[here], beside)
     if moments.cells == 0:
         raise CubeError(
             "no cell holds a vector, or none that does has a weight above zero"

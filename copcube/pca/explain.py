@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from copcube.arguments import whole_number
+from copcube.cube.ordered import ordered
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
@@ -128,14 +129,17 @@ def _moments(
     fold = square % folds
     parts = [Moments.zero(n + view.field.shape[-1]) for _ in range(folds)]
     with one_thread():
-        for part in view.blocks():
-            filled, x = view.read(part)
-            where = part[-2:]
-            joint = np.concatenate([predictors.values[where], x], axis=-1, dtype=np.float64)
-            for i in range(folds):
-                here = filled & (weights[where] > 0) & (fold[where] == i)
-                if here.any():
-                    parts[i].merge(Moments.of(joint[here], weights[where][here]))
+        for piece, rows, cols in ordered(view):
+            these = np.ix_(rows, cols)
+            g, w, number = predictors.values[these], weights[these], fold[these]
+            for part in piece.blocks():
+                filled, x = piece.read(part)
+                where = part[-2:]
+                joint = np.concatenate([g[where], x], axis=-1, dtype=np.float64)
+                for i in range(folds):
+                    here = filled & (w[where] > 0) & (number[where] == i)
+                    if here.any():
+                        parts[i].merge(Moments.of(joint[here], w[where][here]))
     if empty := [i for i, part in enumerate(parts) if not part.cells]:
         raise CubeError(
             f"{len(empty)} of {folds} parts have no cell with a vector and all static fields; "
