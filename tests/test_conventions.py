@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -324,6 +325,26 @@ def test_a_selection_keeps_its_numbers(fields, tmp_path):
     to_geotiff(some, tmp_path / "a.tif")
     with rasterio.open(tmp_path / "a.tif") as file:
         assert file.descriptions == ("pc_02", "pc_00")
+
+
+def test_coordinates_along_latitude_and_longitude_stay_coordinates(tmp_path):
+    # xarray warned that it cannot say so, and they came back as variables.
+    lat, lon = np.array([45.25, 45.0]), np.array([7.0, 7.25, 7.5])
+    ds = xr.Dataset(
+        {"embedding": (("lat", "lon", "dim"), np.ones((2, 3, 2), "f4"))},
+        {
+            "lat": lat,
+            "lon": lon,
+            "lat_bnds": (("lat", "bnds"), lat[:, None] + [0.125, -0.125]),
+            "land": (("lat", "lon"), np.ones((2, 3))),
+        },
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_netcdf(ds, tmp_path / "a.nc")
+    for options in ({}, {"engine": "copembed"}):
+        with xr.open_dataset(tmp_path / "a.nc", decode_coords="all", **options) as again:
+            assert {"land", "lat_bnds"} <= {*again.coords}
 
 
 def test_the_transform_of_a_region_is_not_that_of_the_globe(files):

@@ -148,6 +148,13 @@ def test_bilinear_in_the_western_half_of_the_first_column():
 BAD = [(np.nan, 0), (0, np.inf), (91, 0), (50, 400), (-999, -999)]
 
 
+def test_a_point_may_be_given_by_numbers():
+    one = points(cube(), {"lat": 48.1, "lon": 11.6, "name": "Munich"})
+    assert one.drop_vars("point").equals(
+        points(cube(), {"lat": [48.1], "lon": [11.6], "name": ["Munich"]}).drop_vars("point")
+    )
+
+
 def test_every_point_has_a_status_and_bad_rows_spoil_no_others():
     empty = np.argwhere(CUBE.n_images.values == 0)[0]
     rows = [*BAD, (0, 0), (LAT[empty[0]], LON[empty[1]]), (Y[0], X[0])]

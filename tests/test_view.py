@@ -5,7 +5,7 @@ import xarray as xr
 from copcube.cube.latlon import spatial_dims
 from copcube.cube.presence import present
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError, GridError
+from copcube.errors import CubeError, GridError, OptionError
 
 LAT, LON = np.arange(60, 30, -0.25), np.arange(0, 20, 0.25)
 
@@ -160,6 +160,18 @@ def test_says_what_is_missing():
     named = small(lead=(("season", 3),))[0].rename(dim="feature")
     with pytest.raises(CubeError, match=r"season, lat, lon, feature.*named dim"):
         CubeView.of(named).filled()
+
+
+def test_cubes_and_reductions_are_not_taken_for_each_other():
+    ds, _ = small()
+    fields = ds.copembed.reduce(2)
+    for use, remedy in (
+        (lambda: ds.copembed.restore(), r"found a cube; use ds\.copembed\.reduce\(k\)"),
+        (lambda: fields.copembed.reduce(1), r"select components of this one, ds\.isel"),
+        (lambda: fields.pc.copembed.plot.component(0), "the dataset that reduce or project"),
+    ):
+        with pytest.raises((CubeError, OptionError), match=remedy):
+            use()
 
 
 def test_other_dimensions_of_the_dataset_do_not_confuse():

@@ -473,7 +473,12 @@ def require_dataset(ds: object, what: str) -> None:
 def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
     """Message for a dataset that lacks the variable with the vectors."""
     if holds == "embedding" and "pc" in ds:
-        return "expected a cube with a variable embedding, found a reduction of one"
+        return (
+            "expected a cube with a variable embedding, found a reduction of one; give the cube, "
+            "or select components of this one, ds.isel(component=slice(k))"
+        )
+    if holds == "pc" and "embedding" in ds:
+        return "expected a reduction with a variable pc, found a cube; use ds.copembed.reduce(k)"
     wanted = {
         None: "an embedding cube with a variable embedding, or its reduction with pc",
         "embedding": "an embedding cube with a variable embedding",

@@ -210,6 +210,8 @@ def _located(ds: "xr.Dataset", lat: str, lon: str) -> "xr.Dataset":
     """Describe latitude, longitude and the grid mapping of all fields."""
     for dim, (name, units, axis) in zip((lat, lon), _LATLON, strict=True):
         told = {"standard_name": name, "long_name": name, "units": units, "axis": axis}
+        if (bounds := f"{dim}_bnds") in ds.variables and dim in ds[bounds].dims:
+            told["bounds"] = bounds
         ds[dim].attrs = told | ds[dim].attrs
     mapping = next((name for name in _GRID_MAPPINGS if name in ds.variables), None)
     if mapping is None:

@@ -124,6 +124,11 @@ def to_netcdf(
         packing = replace(packing, scale=scale, offset=offset)
     rest = view.dataset.drop_vars(view.name)
     rest = rest if chosen == "last" else latlon_last(rest)
+    # xarray names coordinates by the fields along them; of those that lie along none but the
+    # vectors, these say it themselves.
+    covered = [{*v.dims} for v in rest.data_vars.values()]
+    others = [key for key in rest.coords if key not in rest.dims]
+    rest = rest.reset_coords([k for k in others if not any({*rest[k].dims} <= c for c in covered)])
     rest.attrs = _storable(rest.attrs)
     for key, variable in rest.variables.items():
         rest[key].attrs = _storable(variable.attrs, variable.dtype)

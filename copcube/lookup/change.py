@@ -175,8 +175,8 @@ def _require_comparable(a: CubeView, b: CubeView) -> None:
         )
     if a.name == "pc" and not _same_basis(a.dataset, b.dataset):
         raise CubeError(
-            "the two reductions have different bases, so that their components mean different "
-            "things; project both cubes on one basis, as `project` does"
+            "the two reductions have different bases, or none beside pc, so that their components "
+            "may mean different things; project both cubes on one basis, as `project` does"
         )
     for name in _RECIPE:
         ours, theirs = a.dataset.attrs.get(name), b.dataset.attrs.get(name)

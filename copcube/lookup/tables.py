@@ -92,7 +92,8 @@ def _of_pair(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
         )
     if len(table) != 2:
         raise OptionError(
-            f"the table has {len(table)} parts; expected two, latitudes and longitudes"
+            f"the table has {len(table)} parts; expected two, latitudes and longitudes: "
+            "(lats, lons), or a frame with such columns"
         )
     if (lat, lon) != (None, None):
         raise OptionError(
@@ -117,7 +118,8 @@ def _frame(columns: Mapping[Any, Any]) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.DataFrame(columns)
+        one = isinstance(columns, Mapping) and all(np.ndim(v) == 0 for v in columns.values())
+        return pd.DataFrame([columns] if one else columns)
     except ValueError as error:
         raise OptionError(f"the columns make no table: {in_a_line(error)}") from None
 

@@ -75,6 +75,9 @@ def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
 
     if not isinstance(weights, xr.DataArray):
         raise OptionError(f"weights={as_given(weights)}; expected 'area', None or a DataArray")
+    if weights.dims in ((view.lat,), (view.lon,)):  # such as the cosine of latitude
+        every = view.field.isel({d: 0 for d in view.field.dims if d not in (view.lat, view.lon)})
+        weights = weights.broadcast_like(every, exclude=weights.dims)
     ours, theirs = (view.lat, view.lon), spatial_dims(weights)
     if weights.ndim != 2:
         raise OptionError(f"weights have the dimensions {weights.dims}; expected {theirs} alone")

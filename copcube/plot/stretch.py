@@ -48,7 +48,10 @@ def limit(fields: "xr.Dataset", i: int) -> float:
         If the reduction has no basis beside it.
     """
     if not {"explained_variance", "explained_variance_ratio"} <= {*fields}:
-        raise OptionError("expected the basis of the reduction beside pc; found none")
+        raise OptionError(
+            "expected the basis of the reduction beside pc; found none: draw the dataset that "
+            "reduce or project returned, rather than its pc alone"
+        )
     # Whitened components were divided by their deviations already.
     if fields.attrs.get("reduction_whiten") == 1:
         return _DEVIATIONS
