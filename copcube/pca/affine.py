@@ -17,8 +17,6 @@ from copcube.pca.blas import one_thread
 if TYPE_CHECKING:
     import xarray as xr
 
-"""Blocks at work at once; each takes some 20 MB."""
-
 
 @dataclass(frozen=True, eq=False)
 class Affine:
