@@ -215,6 +215,11 @@ def test_maps_that_cannot_be_drawn(europe, fields):
         ),
         (OptionError, "ax is .*; expected axes", lambda: plot.rgb(fields, ax=[1])),
         (OptionError, "needs parameters", lambda: plot.rgb(fields, projection="UTM")),
+        (
+            OptionError,
+            "Orthographic does not show longitudes 170 to 178",
+            lambda: plot.rgb(fields, projection="Orthographic", extent=(170, 178, -45, -40)),
+        ),
         (CubeError, "has no spread", lambda: plot.spread(europe.drop_vars("spread"))),
         (CubeError, "groups along season", lambda: plot.rgb(fields.expand_dims(season=2))),
         (

@@ -165,12 +165,27 @@ def cartopy_projection(projection: Any) -> Any:
 def _projected(
     window: Window, ax: Any, projection: Any
 ) -> tuple[Floats, Floats, tuple[int, int], Extent]:
-    """Latitude and longitude of pixels that fill the axes, NaN outside the globe."""
+    """Latitude and longitude of pixels that fill the axes, NaN outside the globe.
+
+    Raises
+    ------
+    OptionError
+        If the projection does not show the window.
+    """
     import cartopy.crs
 
     plain = cartopy.crs.PlateCarree()
     if window.east - window.west < 360 or window.north - window.south < 180:
-        ax.set_extent(window.extent, crs=plain)
+        try:
+            ax.set_extent(window.extent, crs=plain)
+        except ValueError as error:
+            middle = (window.west + window.east) / 2, (window.south + window.north) / 2
+            name = type(projection).__name__
+            raise OptionError(
+                f"the projection {name} does not show longitudes {window.west:g} to "
+                f"{window.east:g} and latitudes {window.south:g} to {window.north:g}; centre it "
+                f"there, such as cartopy.crs.Orthographic{middle}, or leave the projection out"
+            ) from error
     else:
         ax.set_global()
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
