@@ -316,7 +316,7 @@ def _assembled(
     """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
     rejected, rescaled, rows = write_quarantine(folder, names)
     # The cube may be there already, from these very rows; then there is only rubbish to remove.
-    if complete(folder, plan, rows) and not folder.is_replacing() and is_undamaged(folder):
+    if complete(folder, plan, rows) and is_undamaged(folder):
         folder.sweep()
         return rejected
     quarantined = [name for name in names if receipts[name]["quarantined"]]
@@ -430,7 +430,6 @@ def aggregate(
         folder.write_plan(plan)
         if (
             complete(folder, plan, "")
-            and not folder.is_replacing()
             # What an earlier run has dropped is refused as soon as it is to be.
             and read_attributes(folder.out).get("copcube_duplicates", duplicates) == duplicates
             and is_undamaged(folder)

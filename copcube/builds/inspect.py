@@ -379,8 +379,7 @@ def validate_rows(out: str | Path) -> list[str]:
         for name in names
         if name not in receipts
     ]
-    whole = complete(folder, plan, rows_digest(receipts.values())) and not folder.is_replacing()
-    if missing or whole:
+    if missing or complete(folder, plan, rows_digest(receipts.values())):
         return missing
     return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
 

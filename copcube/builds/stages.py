@@ -475,9 +475,10 @@ def _create(
 
 
 def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:
-    """Whether the finished cube of this very plan and these very rows is there."""
+    """Whether the finished cube of this very plan and these very rows is there, and is to stay."""
     attributes = cube.read_attributes(folder.out)
-    return (attributes.get("copcube_plan"), attributes.get("copcube_rows")) == (plan.id, rows)
+    made_of = attributes.get("copcube_plan"), attributes.get("copcube_rows")
+    return made_of == (plan.id, rows) and not folder.is_replacing()
 
 
 def is_undamaged(folder: BuildFolder) -> bool:

@@ -300,11 +300,18 @@ def _missing(
     raster: Any, places: list[int], pixels: NDArray[Any], modality: Modality, window: Any
 ) -> NDArray[np.bool_] | None:
     """Which pixels of an open raster, as they are stored, hold no data; None if all do."""
-    nodata, outside = raster.nodata, masked_out(raster, places, window)
+    nodata = raster.nodata
     missing = None if nodata is None else declared_missing(pixels, nodata, modality)
-    if missing is None or outside is None:
-        return outside if missing is None else missing
-    return missing | outside
+    return either(missing, masked_out(raster, places, window))
+
+
+def either(
+    first: NDArray[np.bool_] | None, second: NDArray[np.bool_] | None
+) -> NDArray[np.bool_] | None:
+    """Pixels that one mask or the other excludes; None if there is neither."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first | second
 
 
 def masked_out(raster: Any, places: list[int], window: Any = None) -> NDArray[np.bool_] | None:

@@ -6,6 +6,7 @@ memory. All products and sums are in float64 (`copcube.pca.moments`).
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -376,6 +377,20 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
     return _on_grid("embedding", embedding, fields, basis, fields.attrs)
 
 
+def _moments(
+    view: CubeView, weights: Floats, beside: NDArray[Any] | None, part: Part
+) -> Moments | None:
+    """Moments of the vectors of a block, with what stands beside them; None if there are none."""
+    filled, x = view.read(part)
+    weighted = filled & (weights[part[-2:]] > 0)
+    if not weighted.any():
+        return None
+    x = x[weighted]
+    if beside is not None:
+        x = np.concatenate([beside[part[-2:]][weighted], x], axis=-1)
+    return Moments.of(x, weights[part[-2:]][weighted])
+
+
 def _axes(
     view: CubeView, weights: Floats, predictors: Predictors | None
 ) -> tuple[Axes, Regression | None]:
@@ -385,28 +400,17 @@ def _axes(
     if predictors is not None:
         weights = np.where(predictors.there(), weights, 0)
 
-    def moments_of(view: CubeView, weights: Floats, beside: NDArray[Any] | None) -> None:
-        def read(part: Part) -> Moments | None:
-            filled, x = view.read(part)
-            weighted = filled & (weights[part[-2:]] > 0)
-            if not weighted.any():
-                return None
-            x = x[weighted]
-            if beside is not None:
-                x = np.concatenate([beside[part[-2:]][weighted], x], axis=-1)
-            return Moments.of(x, weights[part[-2:]][weighted])
-
-        # Blocks merge in the lattice's order, so that the sums have the same bits every time.
-        parts = (part for part in view.blocks() if weights[part[-2:]].any())
-        for block in map_ahead(read, parts, THREADS, ahead=2 * THREADS):
-            if block is not None:
-                moments.merge(block)
-
     with one_thread():
         for piece, rows, cols in ordered(view):
             here = np.ix_(rows, cols)
+            of_piece = weights[here]
             beside = None if predictors is None else predictors.values[here]
-            moments_of(piece, weights[here], beside)
+            read = partial(_moments, piece, of_piece, beside)
+            # Blocks merge in the lattice's order, so that the sums have the same bits every time.
+            parts = [part for part in piece.blocks() if of_piece[part[-2:]].any()]
+            for block in map_ahead(read, parts, THREADS, ahead=2 * THREADS):
+                if block is not None:
+                    moments.merge(block)
     if moments.cells == 0:
         raise CubeError(
             "no cell holds a vector, or none that does has a weight above zero"

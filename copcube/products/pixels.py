@@ -7,7 +7,7 @@ tiles in the order of file and place; so that the result is the same to the last
 size of blocks, the number of threads and the way cells are divided between tasks.
 
 A pixel belongs to the cell that holds its centre, and weighs as much as its area on the ground: in
-UTM that changes by up to 0.2 % across a zone, in degrees with the cosine of latitude.
+UTM that changes by up to 0.3 % across a zone, in degrees with the cosine of latitude.
 """
 
 import math

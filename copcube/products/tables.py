@@ -7,7 +7,6 @@ Products with a vector a pixel (`READERS`) come in by the same door. Their row g
 tiles, their rows stand for the lines of a tile, and `copcube.products.pixels` makes their cells.
 """
 
-import glob
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
@@ -22,6 +21,7 @@ from copcube.arguments import one_path
 from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
 from copcube.files.objects import file_size, is_remote, sizes
+from copcube.files.regular import version_of
 from copcube.grid import Integers
 from copcube.products import pixels
 from copcube.products.alphaearth import AlphaEarth
@@ -136,22 +136,14 @@ def _reader(path: str | Path) -> Reader | None:
 
 
 def _blocks(path: str) -> list[Block]:
-    return _blocks_of(path, _changed(path))
+    return _blocks_of(path, version_of(path))
 
 
 @lru_cache(maxsize=1024)
-def _blocks_of(path: str, _changed: int) -> list[Block]:
+def _blocks_of(path: str, _version: int) -> list[Block]:
     reader = _reader(path)
     assert reader is not None
     return pixels.blocks(reader.rasters(path))
-
-
-def _changed(path: str) -> int:
-    """Tell by a number whether a local file, or the metadata of a group, is still the same."""
-    if is_remote(path):
-        return 0
-    names = glob.glob(f"{glob.escape(path)}/*/zarr.json") if os.path.isdir(path) else [path]
-    return sum(os.stat(name).st_mtime_ns for name in names if os.path.exists(name))
 
 
 def pixel_cells(
@@ -191,11 +183,11 @@ def is_product(path: str | Path) -> bool:
     """
     if is_of_pixels(path):
         return True
-    return _is_product(str(path), _changed(str(path)))
+    return _is_product(str(path), version_of(path))
 
 
 @lru_cache(maxsize=4096)
-def _is_product(path: str, _changed: int) -> bool:
+def _is_product(path: str, _version: int) -> bool:
     with rows.reading_parquet(path) as file:
         return columns.is_majortom(file.schema_arrow)
 

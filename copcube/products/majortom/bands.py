@@ -10,7 +10,7 @@ from copcube.errors import ImageError
 from copcube.files import limits
 from copcube.files.contents import HEAD, other_than
 from copcube.files.limits import demand
-from copcube.images.raster import masked_out, reason
+from copcube.images.raster import either, masked_out, reason
 from copcube.products.majortom.grid import PIXEL, SIDE
 
 
@@ -67,11 +67,9 @@ def decode(raw: bytes) -> Band:
                 )
             where = raster.transform
             epsg = raster.crs.to_epsg() if raster.crs else None
-            pixels = raster.read(1)
-            missing = masked_out(raster, [0])
-            missing = None if missing is None else missing[0]
-            if raster.nodata is not None:
-                missing = (pixels == raster.nodata) | (False if missing is None else missing)
+            pixels = raster.read([1])
+            missing = None if raster.nodata is None else pixels == raster.nodata
+            missing = either(missing, masked_out(raster, [0]))
     except (rasterio.errors.RasterioError, ValueError, TypeError) as error:
         limits.rule_out_shortage(error)
         raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason(error)}") from error
@@ -82,7 +80,7 @@ def decode(raw: bytes) -> Band:
         raise ImageError(
             f"its transform is {tuple(where)[:6]}; expected north up in pixels of 10 m or more"
         )
-    return Band(as_pixels(pixels, missing), epsg, where.c, where.f, step)
+    return Band(as_pixels(pixels, missing)[0], epsg, where.c, where.f, step)
 
 
 def as_pixels(pixels: NDArray[Any], missing: NDArray[np.bool_] | None) -> NDArray[Any]:

@@ -6,14 +6,13 @@ by row, so that from one to the next x must advance; where y does, and the latit
 rows and columns were exchanged.
 """
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from copcube.files.objects import is_remote
+from copcube.files.regular import version_of
 from copcube.grid import Floats, Integers
 from copcube.products.majortom.columns import boxes, check, floats
 from copcube.rows import distinct, read_provenance, reading_parquet
@@ -51,12 +50,11 @@ def order_of(path: str | Path) -> Order:
     RowsError
         If the file cannot be read.
     """
-    changed = 0 if is_remote(path) else os.stat(path).st_mtime_ns if os.path.exists(path) else 0
-    return _order_of(str(path), changed)
+    return _order_of(str(path), version_of(path))
 
 
 @lru_cache(maxsize=4096)
-def _order_of(path: str, _changed: int) -> Order:
+def _order_of(path: str, _version: int) -> Order:
     noted = read_provenance(path).get("footprints")
     if noted in ("right", "transposed"):
         return noted  # type: ignore[return-value]
