@@ -38,8 +38,8 @@ from copcube.files.objects import access, stores
 from copcube.grid import cell_at
 from copcube.hub.published import ENCODERS
 from copcube.products.majortom import COLUMNS, Fragmentation, Fragments, Grid, open_core
+from copcube.products.majortom.bands import stacked
 from copcube.products.majortom.core_sample import SETS, write_core
-from copcube.products.majortom.images import _stacked
 from copcube.selection import Selection
 
 EVERYTHING = Selection.of()
@@ -320,10 +320,10 @@ def test_names_are_those_of_the_command_and_of_the_weights():
 def test_coarser_bands_repeat_pixels_as_nearest_interpolation():
     rng = np.random.default_rng(0)
     bands = [rng.random((n, n), np.float32) for n in (60, 30, 10, 7)]
-    found = _stacked(bands, 60)
-    for band, stacked in zip(bands, found, strict=True):
+    found = stacked(bands, 60)
+    for band, larger in zip(bands, found, strict=True):
         wanted = F.interpolate(torch.from_numpy(band)[None, None], 60, mode="nearest")
-        assert np.array_equal(stacked, wanted[0, 0])
+        assert np.array_equal(larger, wanted[0, 0])
 
 
 def fragments(name, **options):
@@ -395,6 +395,30 @@ def test_the_downloaders_tree_gives_the_same_rows(tree, built, tmp_path):
         assert np.allclose(a.pop("embedding"), b.pop("embedding"), atol=1e-4)
         del a["unique_id"], b["unique_id"]
         assert a == b
+
+
+@pytest.mark.slow
+def test_masks_beside_the_bands_of_a_tree_are_heeded(tree, tmp_path):
+    folder = sorted(tree.glob("*/*/*"))[0]
+    copy = tmp_path / "tree" / folder.relative_to(tree)
+    shutil.copytree(folder, copy)
+    source = open_core(tmp_path / "tree", fragments("tiny-rgb"))
+    before, (plain,) = source.fingerprint(), samples(source)
+    mask = np.full((300, 300), 255, np.uint8)
+    mask[:, :60] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(copy / "B03.tif", "r+") as band:
+        band.write_mask(mask)
+    beside = copy / "B03.tif.msk"
+    assert open_core(tmp_path / "tree", fragments("tiny-rgb")).fingerprint() != before
+    (masked,) = samples(source)
+    for (x0, y0, x1, y1), a, b in zip(
+        plain.rows.box.tolist(), plain.pixels, masked.pixels, strict=True
+    ):
+        a[RGB.index("B03")][mask[y0:y1, x0:x1] == 0] = 0
+        assert np.array_equal(a, b)
+    beside.write_bytes((copy / "B01.tif").read_bytes())
+    (rejected,) = samples(source)
+    assert rejected.reason.startswith("band B03: .msk: the mask has 50 × 50 pixels")
 
 
 @pytest.mark.slow
@@ -614,6 +638,14 @@ def undated(rows):
     rows[1]["timestamp"] = "last summer"
 
 
+def impossible(rows):
+    rows[1]["timestamp"] = "20210231T101559"
+
+
+def foreign(rows):
+    rows[1]["product_id"] = "LC09_L1TP_20210704T101559"
+
+
 def degrees(rows):
     rows[1]["B04"] = geotiff(rows[1]["B04"], crs="EPSG:4326")
 
@@ -635,6 +667,8 @@ def coarse(rows):
         (elsewhere, "stale", "km from there"),
         (nowhere, "broken", "'3000U_1R' is no id"),
         (undated, "broken", "timestamp is 'last summer'"),
+        (impossible, "broken", "timestamp is '20210231T101559'"),
+        (foreign, "broken", "is of no known sensor, by the beginning of its name; expected one of"),
         (degrees, "broken", "EPSG:4326; expected a UTM zone"),
         (coarse, "stale|broken", "km from there|finest pixels are of 20 m"),
     ],

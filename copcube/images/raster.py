@@ -8,6 +8,7 @@ Other files beside it (``.aux.xml``, ``.tfw``, ``.ovr``) say nothing.
 import os
 import re
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def opened_bytes(raw: bytes, mask: bytes | None = None) -> Iterator[Any]:
         If they cannot be read.
     """
     import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
     from rasterio.io import MemoryFile
 
     if (other := other_than(("tiff",), raw[:HEAD])) is not None:
@@ -111,6 +113,8 @@ def opened_bytes(raw: bytes, mask: bytes | None = None) -> Iterator[Any]:
         else:
             if (other := other_than(("tiff",), mask[:HEAD])) is not None:
                 raise ImageError(f"{MASK}: expected a GeoTIFF, found {other}")
+            # Masks have no place. Threads share one list of filters, so this is not undone.
+            warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
             folder = str(uuid.uuid4())
             name = f"{folder}.tif"
             memory = stack.enter_context(MemoryFile(raw, dirname=folder, filename=name))

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from copcube.errors import ImageError
 from copcube.files import limits
-from copcube.files.contents import HEAD, other_than
 from copcube.files.limits import demand
-from copcube.images.raster import either, masked_out, reason
+from copcube.images.raster import either, masked_out, opened_bytes, reason
 from copcube.products.majortom.grid import PIXEL, SIDE
 
 
@@ -42,8 +41,8 @@ class Band:
         return len(self.pixels)
 
 
-def decode(raw: bytes) -> Band:
-    """Decode the bytes of a GeoTIFF of one band.
+def decode(raw: bytes, mask: bytes | None = None) -> Band:
+    """Decode the bytes of a GeoTIFF of one band, perhaps with the mask beside it.
 
     Raises
     ------
@@ -51,12 +50,9 @@ def decode(raw: bytes) -> Band:
         If it is none, is not square or north up, or has no place in a UTM zone.
     """
     import rasterio
-    from rasterio.io import MemoryFile
 
-    if (other := other_than(("tiff",), raw[:HEAD])) is not None:
-        raise ImageError(f"expected a GeoTIFF, found {other}")
     try:
-        with MemoryFile(raw) as memory, memory.open(driver="GTiff") as raster:
+        with opened_bytes(raw, mask) as raster:
             rows, columns = raster.shape
             dtype = np.dtype(raster.dtypes[0])
             what = f"{rows} × {columns} pixels"
@@ -70,6 +66,8 @@ def decode(raw: bytes) -> Band:
             pixels = raster.read([1])
             missing = None if raster.nodata is None else pixels == raster.nodata
             missing = either(missing, masked_out(raster, [0]))
+    except ImageError:  # which is a ValueError
+        raise
     except (rasterio.errors.RasterioError, ValueError, TypeError) as error:
         limits.rule_out_shortage(error)
         raise ImageError(f"not a readable GeoTIFF of {len(raw)} bytes: {reason(error)}") from error
@@ -90,3 +88,25 @@ def as_pixels(pixels: NDArray[Any], missing: NDArray[np.bool_] | None) -> NDArra
     wide = pixels.dtype.kind == "f" or pixels.dtype.itemsize > 2
     wide = wide or bool(pixels.size and int(pixels.min()) < 0)
     return pixels.astype(np.float32 if wide else np.uint16, copy=False)
+
+
+def stacked(bands: list[NDArray[Any]], side: int) -> NDArray[Any]:
+    """Bands as one array (bands, side, side), the coarser ones with repeated pixels."""
+    whole = np.empty((len(bands), side, side), np.result_type(*bands))
+    for target, band in zip(whole, bands, strict=True):
+        times, rest = divmod(side, len(band))
+        if rest:
+            index = np.arange(side) * len(band) // side
+            target[:] = band[index[:, np.newaxis], index]
+        else:
+            # Along rows first: then whole rows are copied, several times as fast.
+            wide = np.repeat(band, times, axis=1)
+            target.reshape(len(band), times, side)[:] = wide[:, np.newaxis]
+    return whole
+
+
+def has_valid_pixel(pixels: NDArray[Any]) -> bool:
+    """Whether a pixel of some band is neither 0 nor NaN."""
+    if pixels.dtype.kind != "f":
+        return any(band.any() for band in pixels)
+    return any(((band != 0) & np.isfinite(band)).any() for band in pixels)

@@ -30,6 +30,14 @@ HEAD = b"\x01\x03\x00\x00\x00\x01\x00\x00\x00\x05\x00\x00\x00"
 """Well-known binary of a polygon of one ring of five points, and how it begins."""
 
 
+_MODALITIES = {"S1": "s1_grd", "S2": "s2_toa", "Co": "dem", "DE": "dem"}
+
+
+def modality_of(product: Any) -> str | None:
+    """Key of a product's modality by the beginning of its name, whatever its level; or None."""
+    return _MODALITIES.get(str(product)[:2])
+
+
 def is_majortom(schema: "pa.Schema") -> bool:
     """Whether a file's columns are Major TOM's, perhaps not all of them."""
     return "grid_cell" in schema.names or {"pixel_bbox", "centre_lat"} <= set(schema.names)

@@ -26,11 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.arguments import one_path
-from copcube.errors import GridError, ImageError, RowsError, SourceError
+from copcube.dates import yyyymmdd
+from copcube.errors import GridError, ImageError, OptionError, RowsError, SourceError
 from copcube.files.objects import file_size, is_remote
 from copcube.files.regular import require_open
 from copcube.images import Partition, Rejected
-from copcube.products.majortom.bands import Band, decode
+from copcube.images.raster import MASK
+from copcube.products.majortom.bands import Band, decode, has_valid_pixel, stacked
+from copcube.products.majortom.columns import modality_of
 from copcube.products.majortom.fragments import Fragmentation
 from copcube.products.majortom.grid import GRID, PIXEL, SIDE, squares
 from copcube.products.majortom.table import Embeddings
@@ -260,10 +263,10 @@ class CoreSource:
             known = [(name, file_size(self._path(name))) for name in self.files]
         else:
             known = [
-                (f"{sample}/{band}", os.path.getsize(found))
+                (f"{sample}/{band}{ending}", os.path.getsize(path))
                 for sample in self.samples()
                 for band in self.fragments.bands
-                if (found := self.band(sample, band))
+                for path, ending in zip(self._files_of(sample, band), ("", MASK), strict=False)
             ]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
@@ -332,7 +335,7 @@ class CoreSource:
         first = sum(sizes_of_groups(footer)[:group])
         found: list[Sample | Rejected] = []
         for i, row in enumerate(table.to_pylist()):
-            raw = [row[band] for band in self.fragments.bands]
+            raw = [[row[band]] for band in self.fragments.bands]
             member, product, cell = f"row {first + i}", row["product_id"], row["grid_cell"]
             found += self._read(name, member, product, cell, row[time], raw, selection)
         return found
@@ -354,13 +357,19 @@ class CoreSource:
                 return path
         return None
 
+    def _files_of(self, sample: str, name: str) -> list[str]:
+        """Paths of the file of a band and of the mask beside it, as far as they are there."""
+        if (path := self.band(sample, name)) is None:
+            return []
+        return [path, path + MASK] if os.path.isfile(path + MASK) else [path]
+
     def _of_folder(self, sample: str, selection: Selection) -> list[Sample | Rejected]:
         _, cell, product = sample.split("/")
         raw = [
-            Path(path).read_bytes() if (path := self.band(sample, band)) else None
+            [Path(path).read_bytes() for path in self._files_of(sample, band)]
             for band in self.fragments.bands
         ]
-        if None in raw:
+        if [] in raw:
             self._require_there(sample)
             require_open(self._path(sample))
         # The downloader keeps no time, but names of products hold it: the first is the sensing's.
@@ -376,12 +385,17 @@ class CoreSource:
         product: Any,
         cell: Any,
         time: Any,
-        raw: list[Any],
+        raw: list[list[Any]],
         selection: Selection,
     ) -> list[Sample | Rejected]:
         """Decode the bands of a sample and divide it into fragments."""
         try:
             stamp = _timestamp(time)
+            if (found := modality_of(product)) != (wanted := self.fragments.modality):
+                raise ImageError(
+                    f"product {product!r:.80} is of {found or 'no known sensor'}, by the beginning "
+                    f"of its name; expected one of {wanted}"
+                )
             if not selection.admits(stamp[:8]):
                 return []
             bands = [
@@ -416,10 +430,10 @@ class CoreSource:
         if side < size:
             raise ImageError(f"{side} × {side} pixels; expected at least {size}, as of a cell")
         parts = Fragmentation(size, side)
-        whole = _stacked([band.pixels for band in bands], side)
+        whole = stacked([band.pixels for band in bands], side)
         boxes = parts.boxes()
         cut = [whole[:, y : y + size, x : x + size] for x, y, *_ in boxes.tolist()]
-        kept = np.array([self.fragments.compat or _has_valid_pixel(p) for p in cut], bool)
+        kept = np.array([self.fragments.compat or has_valid_pixel(p) for p in cut], bool)
         found: list[Sample | Rejected] = []
         if empty := int((~kept).sum()):
             found.append(Rejected(file, member, "empty", "no valid pixel in the fragment", empty))
@@ -445,11 +459,11 @@ def _folders(path: str) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
-def _decoded(name: str, raw: Any) -> Band:
-    if raw is None:
+def _decoded(name: str, raw: list[Any]) -> Band:
+    if raw in ([], [None]):
         raise ImageError(f"there is no band {name}")
     try:
-        return decode(raw)
+        return decode(*raw)
     except ImageError as error:
         raise ImageError(f"band {name}: {error}") from error
 
@@ -460,13 +474,16 @@ def _timestamp(time: Any) -> str:
     Raises
     ------
     ImageError
-        If it is none.
+        If it is none, or its day is in no calendar.
     """
     text = time.strftime("%Y%m%dT%H%M%S") if hasattr(time, "strftime") else str(time)
     plain = re.sub(r"[-:]|\.[0-9]+|Z$|\+00:?00$", "", text.strip()).replace(" ", "T")
-    if not _TIME.fullmatch(plain):
-        raise ImageError(f"timestamp is {time!r:.40}; expected one such as '20210704T101559'")
-    return plain
+    try:
+        if _TIME.fullmatch(plain) and yyyymmdd(plain):
+            return plain
+    except OptionError:
+        pass
+    raise ImageError(f"timestamp is {time!r:.40}; expected one such as '20210704T101559'")
 
 
 def _away(row: int, col: int, band: Band) -> float:
@@ -475,25 +492,3 @@ def _away(row: int, col: int, band: Band) -> float:
     left, top = (float(a[0]) for a in squares(np.array([row]), np.array([col]), codes))
     half, ours = PIXEL * SIDE / 2, PIXEL * band.side / 2
     return float(np.hypot(left + half - band.left - ours, top - half - band.top + ours)) / 1000
-
-
-def _stacked(bands: list[NDArray[Any]], side: int) -> NDArray[Any]:
-    """Bands as one array (bands, side, side), the coarser ones with repeated pixels."""
-    whole = np.empty((len(bands), side, side), np.result_type(*bands))
-    for target, band in zip(whole, bands, strict=True):
-        times, rest = divmod(side, len(band))
-        if rest:
-            index = np.arange(side) * len(band) // side
-            target[:] = band[index[:, np.newaxis], index]
-        else:
-            # Along rows first: then whole rows are copied, several times as fast.
-            wide = np.repeat(band, times, axis=1)
-            target.reshape(len(band), times, side)[:] = wide[:, np.newaxis]
-    return whole
-
-
-def _has_valid_pixel(pixels: NDArray[Any]) -> bool:
-    """Whether a pixel of some band is neither 0 nor NaN."""
-    if pixels.dtype.kind != "f":
-        return any(band.any() for band in pixels)
-    return any(((band != 0) & np.isfinite(band)).any() for band in pixels)

@@ -28,6 +28,7 @@ from copcube.products.majortom.columns import (
     boxes,
     check,
     floats,
+    modality_of,
     numbers,
     polygons,
 )
@@ -57,9 +58,6 @@ error is some d² tan(latitude) / 8R, hence below 0.05 km."""
 
 _AT_ONCE, _THREADS = 1 << 15, 4
 """Rows that a thread reads at a time, and most threads."""
-
-_MODALITIES = {"S1": "s1_grd", "S2": "s2_toa", "Co": "dem", "DE": "dem"}
-"""Modality by the beginning of a product's name: that of the sensor, whatever the level."""
 
 
 def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: Position) -> Rows:
@@ -317,14 +315,14 @@ class _Part:
 
     def rows(self, grid_id: Integers) -> Rows:
         """Rows of the fragments, in some cells."""
-        starts = [str(text)[:2] for text in self._product_text]
-        if unknown := [i for i, start in enumerate(starts) if start not in _MODALITIES]:
+        keys = [modality_of(text) for text in self._product_text]
+        if unknown := [i for i, key in enumerate(keys) if key is None]:
             row = self._number[int(np.argmax(self._product == unknown[0]))]
             raise RowsError(
                 f"{self._path}: row {row}: product {self._product_text[unknown[0]]!r:.80} is of no "
                 "known sensor; expected names that begin with S1, S2 or DEM"
             )
-        modality = np.array([ORDER[_MODALITIES[start]] for start in starts], np.int8)
+        modality = np.array([ORDER[key] for key in keys if key], np.int8)
         hashes = [hashlib.blake2b(str(t).encode(), digest_size=8) for t in self._product_text]
         product = np.array([int.from_bytes(h.digest(), signed=True) for h in hashes], np.int64)
         try:
