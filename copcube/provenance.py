@@ -58,6 +58,9 @@ def of_all(
                 )
     shared = set.intersection(*(set(what.items()) for what in made.values())) if made else set()
     provenance = {key: text for key, text in shared if not key.startswith(SENSOR)}
+    offsets = {int(what.get("s2_offset", 0)) for what in known.values()}
+    if len(offsets) > 1:  # as of scenes of both baselines, whose counts were thus made alike
+        provenance["s2_offset"] = " or ".join(map(str, sorted(offsets)))
     provenance |= _sensors(known, selection)
     return dims[min(dims)] if dims else 0, dict(sorted(provenance.items()))
 

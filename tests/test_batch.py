@@ -169,6 +169,9 @@ def test_an_offset_is_subtracted():
     images = np.full((1, *S2.shape), 5000, np.uint16)
     options = {"lon": 1, "lat": 2, "date": "20210301", "encoder": StubEncoder()}
     assert embed_batch(images, "s2_toa", s2_offset=1000, **options)[0, 0] == 4000
+    for small in (np.uint8, np.int8):  # which hold no number as large as the offset
+        few = np.full_like(images, 100, small)
+        assert embed_batch(few, "s2_toa", s2_offset=1000, **options)[0, 0] == 1
     with pytest.raises(OptionError, match="s2_offset= is of Sentinel-2 counts"):
         embed_batch(tensor(S5P, (2,)).numpy(), "s5p_co", s2_offset=1000, **options)
     with pytest.raises(OptionError, match="s2_offset is -1"):

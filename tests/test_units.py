@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from stub import StubEncoder
 
-from copcube.builds import build
+from copcube.builds import aggregate, build
 from copcube.embedding.partition import crop_image
 from copcube.embedding.tiles import embed
 from copcube.errors import BuildError, OptionError
@@ -176,6 +176,13 @@ def test_a_build_subtracts_an_offset_and_says_so(images, tmp_path):
     there = plain.n_images.values > 0
     apart = np.abs(plain.embedding.values - lowered.embedding.values)[there].max(axis=-1)
     assert (apart > 1).all()
+    # As of scenes of both baselines.
+    for name in ("one", "other"):
+        rows = next((tmp_path / f"{name}.build" / "rows").glob("*.parquet"))
+        (tmp_path / f"{name}.parquet").symlink_to(rows)
+    aggregate(tmp_path / "o*.parquet", tmp_path / "both.zarr", duplicates="drop")
+    both = xr.open_zarr(tmp_path / "both.zarr", chunks=None)
+    assert both.attrs["preprocessing"].endswith(", 0 or 200 subtracted from Sentinel-2 counts")
     with pytest.raises(BuildError, match=r"options\.s2_offset: was nothing, now 200"):
         build(images, one, encoder=StubEncoder(), modalities=["s2_toa", "dem"], s2_offset=200)
     with pytest.raises(OptionError, match="s2_offset is -1"):

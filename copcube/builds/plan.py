@@ -354,8 +354,8 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     """Attributes of the cube: what it was made of, and how."""
     selection, made_by = aggregation.selection, dict(survey.provenance)
     crop = made_by.pop("crop", "")
-    offset = int(made_by.pop("s2_offset", 0))
-    lowered = f", {offset} subtracted from Sentinel-2 counts" if offset else ""
+    offset = made_by.pop("s2_offset", "0")
+    lowered = f", {offset} subtracted from Sentinel-2 counts" if offset != "0" else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
     own = [key for key in selection.modalities if key not in MODALITIES]
     published = ["Copernicus Sentinel"] if len(own) < len(selection.modalities) else []

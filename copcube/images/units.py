@@ -108,5 +108,8 @@ def without_offset(pixels: NDArray[Any], offset: int) -> NDArray[Any]:
     if not offset:
         return pixels
     # Not np.maximum(pixels - offset, 1): unsigned counts below the offset would wrap.
-    lowered = np.where(pixels > offset, pixels - pixels.dtype.type(offset), pixels.dtype.type(1))
+    above = pixels > offset
+    # Whole numbers of a byte may be too small for the offset, and are then all below it.
+    less = pixels.dtype.type(offset if above.any() else 0)
+    lowered = np.where(above, pixels - less, pixels.dtype.type(1))
     return np.where(pixels > 0, lowered, pixels)

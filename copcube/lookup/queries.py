@@ -74,7 +74,8 @@ def image_vector(
         Major TOM also the folder of a product in the downloader's tree, ``ROW/CELL/PRODUCT``,
         with a file a band.
     made_by : mapping
-        What is said of the vectors: attributes of a cube, or `copcube.rows.read_provenance`.
+        What is said of the vectors: `copcube.rows.read_provenance`. Attributes of a cube name
+        the encoder alone, neither crop nor offset as such.
     dim : int
         Their length.
     modality, date : optional
