@@ -93,8 +93,8 @@ def test_every_damaged_chunk_is_found_by_name(world, tmp_path, kind, by):
     *problems, mending = cube.validate(path)
     assert sorted(problem.partition(":")[0] for problem in problems) == chunks
     assert all((": missing; " if kind == "missing" else ": damaged (") in p for p in problems)
-    assert mending.startswith("to mend the chunks: ")
-    assert cube.damaged(path) == problems
+    assert mending.startswith("to mend the cube: ")
+    assert cube.problems(path) == problems
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_damage_is_found_at_an_address_too(sick, server, request):
     here, there = cube.summary(path), cube.summary(url)
     assert (there.images, there.cells_by_group) == (here.images, here.cells_by_group)
     assert there.images_by_modality == here.images_by_modality
-    assert [problem] == cube.damaged(path)
+    assert [problem] == cube.problems(path)
 
 
 def test_the_cells_of_a_chunk_are_named(world, tmp_path):

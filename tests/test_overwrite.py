@@ -1,6 +1,7 @@
 """What --overwrite replaces: results of copcube's at exactly that name, and nothing else."""
 
 import os
+import re
 import shutil
 import time
 import warnings
@@ -391,8 +392,30 @@ def test_in_a_bucket_documents_beside_a_cube_are_kept(images):
 # Mending.
 
 
+def flip(path):
+    """Flip a bit, which neither size nor time of the file show."""
+    state, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def reword(path):
+    path.write_text(path.read_text().replace('"units": "degree', '"units": "degrie'))
+
+
+DAMAGES = {
+    "flipped": ("chunk", flip),
+    "missing": ("chunk", os.unlink),
+    "a text": ("lat/zarr.json", reword),
+    "a text of the copies": ("zarr.json", reword),
+    "root lost": ("zarr.json", os.unlink),
+    "root cut": ("zarr.json", lambda path: os.truncate(path, 999)),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["flipped", "missing"])
+@pytest.mark.parametrize("kind", DAMAGES)
 def test_the_same_command_mends_a_damaged_cube_from_the_rows(images, world, kind, caplog):
     before = contents(world)
     chunk = next(
@@ -400,22 +423,17 @@ def test_the_same_command_mends_a_damaged_cube_from_the_rows(images, world, kind
         for path in (world / "embedding").rglob("*")
         if path.is_file() and path.name != "zarr.json"
     )
-    state = chunk.stat()
-    if kind == "missing":
-        chunk.unlink()
-    else:
-        data = bytearray(chunk.read_bytes())
-        data[len(data) // 2] ^= 1
-        chunk.write_bytes(data)
-        os.utime(chunk, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert "give the command that made the cube again" in validate(world)[-1]
+    name, damage = DAMAGES[kind]
+    damage(chunk if name == "chunk" else world / name)
+    assert re.search("give the command that made (it|the cube) again", validate(world)[-1])
     encoder = StubEncoder()
     build(images, world, encoder=encoder, **OPTIONS)
     assert encoder.calls == []
     assert contents(world) == before
     assert validate(world) == validate_rows(world) == []
     assert not leftovers(world.with_name("world.build"))
-    assert "the cube is made again from its rows" in caplog.text
+    if not kind.startswith("root"):
+        assert "the cube is made again from its rows" in caplog.text
 
 
 @pytest.mark.slow
@@ -428,6 +446,20 @@ def test_an_aggregated_cube_is_mended_too(finished, tmp_path):
         shutil.rmtree(chunk)
     aggregate(rows, out)
     assert contents(out) == before
+    (out / "zarr.json").unlink()
+    aggregate(rows, out)
+    assert contents(out) == before
+
+
+def test_a_cube_without_its_root_is_only_replaced_beside_its_own_build(finished, tmp_path):
+    rows, out = finished / "world.build" / "rows", tmp_path / "other.zarr"
+    shutil.copytree(finished / "world.zarr", out)
+    (out / "zarr.json").unlink()
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(BuildError, match=r"other\.zarr"):
+            aggregate(rows, out, overwrite=overwrite)
+        assert contents(out) == {k.removeprefix("other.zarr/"): v for k, v in before.items()}
 
 
 # Exports.

@@ -34,7 +34,8 @@ from copcube.builds.partitions import encode_partitions, read_digest, read_parti
 from copcube.builds.plan import Plan
 from copcube.builds.receipts import Receipts
 from copcube.cube import foreign, overlap, read_attributes
-from copcube.cube.replacing import require_store_name
+from copcube.cube.replacing import require_store_name, unusual
+from copcube.cube.store import lacks_root
 from copcube.errors import BuildError, CopcubeError, OptionError, StorageError
 from copcube.files.atomic import sync
 from copcube.files.contents import HEAD, other_than
@@ -304,10 +305,18 @@ class BuildFolder:
         except FileNotFoundError:
             return None
 
-    def _is_half_published(self) -> bool:
-        """Whether what has the final name in a bucket is what a killed driver left there."""
-        begun = is_remote(self.out) and bool(self.files.states(["publishing"]))
-        return begun and not open_folder(self.out).states(["zarr.json"])
+    def _is_remnant(self) -> bool:
+        """Whether what has the final name is a part of a cube of this build, which none can open.
+
+        In a bucket a killed driver may have left it there; anywhere the metadata of its group may
+        have been damaged. Nothing else has that name beside a build that has a plan.
+        """
+        known = self.files.states(["plan.json", "publishing"])
+        if "publishing" in known and is_remote(self.out):
+            return not open_folder(self.out).states(["zarr.json"])
+        if not is_remote(self.out) and (unusual(self.out) or not os.path.isdir(self.out)):
+            return False
+        return "plan.json" in known and lacks_root(self.out)
 
     def require_result(self, plan: Plan) -> None:
         """Check that what has the final name, if anything, is the result of a plan.
@@ -317,7 +326,7 @@ class BuildFolder:
         BuildError
             If it is not.
         """
-        if self.has_cube() and not self.is_cube_of(plan) and not self._is_half_published():
+        if self.has_cube() and not self.is_cube_of(plan) and not self._is_remnant():
             raise BuildError(
                 f"{self.out} exists and is not the result of this build; give another output "
                 "name, or --overwrite to replace it"
@@ -333,7 +342,7 @@ class BuildFolder:
         """
         if not self.has_cube():
             return
-        if (found := foreign(self.out, half=self._is_half_published())) is not None:
+        if (found := foreign(self.out, half=self._is_remnant())) is not None:
             raise BuildError(
                 f"{self.out}: only what copcube made is replaced, found {found}; remove it "
                 "yourself, or give another output name"

@@ -482,14 +482,14 @@ def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:
 
 
 def is_undamaged(folder: BuildFolder) -> bool:
-    """Whether no chunk of the finished cube is damaged or missing; else say which."""
-    damaged = cube.damaged(folder.out)
-    for problem in damaged[:3]:
+    """Whether nothing is wrong with the finished cube; else say what."""
+    problems = cube.problems(folder.out)
+    for problem in problems[:3]:
         log.warning("%s: %s", folder.out, problem)
-    if damaged:
-        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         log.warning("for that%s, the cube is made again from its rows", more)
-    return not damaged
+    return not problems
 
 
 def _known_survey(folder: BuildFolder) -> bytes | None:

@@ -7,17 +7,17 @@
 from copcube.cube.replacing import foreign, overlap
 from copcube.cube.store import open_cube, read_attributes
 from copcube.cube.summary import CubeSummary, summary
-from copcube.cube.validation import damaged, validate
+from copcube.cube.validation import problems, validate
 from copcube.cube.writing import create, finish, write_band
 
 __all__ = [
     "CubeSummary",
     "create",
-    "damaged",
     "finish",
     "foreign",
     "open_cube",
     "overlap",
+    "problems",
     "read_attributes",
     "summary",
     "validate",

@@ -17,6 +17,7 @@ from copcube.errors import CopcubeError, CubeError, OptionError, in_a_line
 from copcube.files.atomic import FULL
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.damage import naming_damage
+from copcube.files.folders import open_folder
 from copcube.files.limits import demand_piece, rule_out_shortage
 from copcube.files.objects import is_remote, stat, zarr_store
 
@@ -69,6 +70,32 @@ def open_stored(path: str) -> "xr.Dataset":
         if ds is None:
             raise
         return ds
+
+
+def lacks_root(path: str) -> bool:
+    """Whether a cube lies at a path whose own ``zarr.json`` is lost or cannot be understood.
+
+    Nothing says then what it is, and no reader opens it.
+    """
+    import zarr
+    from zarr.core.buffer.cpu import Buffer
+    from zarr.storage import MemoryStore
+
+    folder = open_folder(path)
+    known = folder.states(["embedding/zarr.json", ".zgroup"])
+    if "embedding/zarr.json" not in known or ".zgroup" in known:
+        return False
+    try:
+        root: dict[str, Any] = {"zarr.json": Buffer.from_bytes(folder.read("zarr.json"))}
+        zarr.open_group(MemoryStore(root), mode="r", zarr_format=3, use_consolidated=False)
+        return False
+    except FileNotFoundError:
+        return True
+    except (OSError, CopcubeError):
+        raise
+    except Exception as error:  # damaged metadata make zarr raise almost anything
+        rule_out_shortage(error)
+        return True
 
 
 def is_group(path: str | Path) -> bool:
@@ -285,6 +312,10 @@ def _found(path: str, otherwise: str) -> str:
         return "the folder of a build, of which `copcube status` tells"
     if not is_group(path) and any(Path(path).glob("*.parquet")):
         return "a folder of tables, of which `copcube aggregate` may make a cube"
+    if lacks_root(path):
+        return (
+            "a cube whose own zarr.json is missing or damaged; give the command that made it again"
+        )
     head = first_bytes(os.path.join(path, "zarr.json"))
     other = other_than(("json",), head)
     return otherwise if other is None else f"a folder whose zarr.json is {other}"

@@ -1,5 +1,6 @@
 """Proving a cube: its schema, its chunks, its coordinates, and that counts and vectors agree."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from copcube.cube.store import array, chunk_name, leading, open_group, parsing
 from copcube.cube.stored import UNREADABLE, StoredChunks, overlapping
 from copcube.errors import CopcubeError
 from copcube.files.damage import let_zarr_finish, reason
+from copcube.files.folders import open_folder
 from copcube.files.limits import rule_out_shortage
 
 if TYPE_CHECKING:
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 _CODECS = ["bytes", "zstd"]
 
 _MENDING = {
-    True: "to mend the chunks: give the command that made the cube again (copcube build or "
-    "aggregate); it writes them again from the rows, and embeds nothing",
-    False: "to mend the chunks: bring the cube from a copy, or make it again with --overwrite",
+    True: "to mend the cube: give the command that made it again (copcube build or aggregate); it "
+    "makes the cube again from the rows, and embeds nothing",
+    False: "to mend the cube: bring it from a copy, or make it again with --overwrite",
 }
 """What to do, by whether a build made the cube."""
 
@@ -48,41 +50,21 @@ def validate(path: str | Path) -> list[str]:
     list of str
         What is wrong: each damaged or missing chunk by its name in the cube, with the cells
         that it concerns; anything else with the first place where it is; in the end how to
-        mend chunks. Empty for a valid cube.
+        mend it. Empty for a valid cube.
     """
     try:
         examined = _examine(path)
     except CopcubeError as error:
         return [str(error)]
-    problems = [*examined.structure, *examined.damaged.values(), *examined.values]
-    if examined.damaged:
-        problems.append(_MENDING[examined.built])
-    return problems
+    return [*examined.problems, _MENDING[examined.built]] if examined.problems else []
 
 
-def damaged(path: str | Path) -> list[str]:
-    """Find what of a cube is lost: chunks and variables that are damaged or missing.
-
-    Parameters
-    ----------
-    path : str or Path
-        The cube.
-
-    Returns
-    -------
-    list of str
-        The lines about them that `validate` returns. A cube of another structure than the
-        schema's, which somebody may have given it, is not examined.
-    """
+def problems(path: str | Path) -> list[str]:
+    """Return what `validate` does, but not how to mend it."""
     try:
-        examined = _examine(path)
+        return _examine(path).problems
     except CopcubeError as error:
         return [str(error)]
-    lost = [problem for problem in examined.structure if problem.endswith(" is missing")]
-    return [
-        *(problem for problem in lost if problem.startswith("variable")),
-        *examined.damaged.values(),
-    ]
 
 
 @dataclass
@@ -104,6 +86,11 @@ class _Examined:
     values: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def problems(self) -> list[str]:
+        """All that is wrong, what is worst first."""
+        return [*self.structure, *self.damaged.values(), *self.values]
+
 
 def _examine(path: str | Path) -> _Examined:
     """Examine a cube.
@@ -122,6 +109,7 @@ def _examine(path: str | Path) -> _Examined:
         examined = _Examined("copcube_plan" in group.attrs)
         # What has another structure cannot be compared value by value, so that this comes first.
         examined.structure += [*_attributes(group), *_structure(group, expected)]
+        examined.structure = examined.structure or [*_copies(path, group)]
     if examined.structure:
         return examined
     # Opened once: in a store each opening is a request.
@@ -210,6 +198,20 @@ def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Ite
         for what, (actual, wanted) in facts.items():
             if actual != wanted:
                 yield f"{name}: {what} {actual!r}; expected {wanted!r}"
+
+
+def _copies(path: str | Path, group: "zarr.Group") -> Iterator[str]:
+    """Differences between metadata and their copy in the root, by which readers open a cube."""
+    folder = open_folder(path)
+    root = json.loads(folder.read("zarr.json"))
+    copies = (root.get("consolidated_metadata") or {}).get("metadata", {})
+    for name, copy in copies.items():
+        # What is missing and belongs to a cube was said before.
+        if name in group:
+            own = json.loads(folder.read(f"{name}/zarr.json"))
+            # That of a group holds a copy of what is in it, its own metadata none.
+            if own != {key: copy[key] for key in copy if key != "consolidated_metadata"}:
+                yield f"{name}/zarr.json: not the same as its copy in zarr.json of the cube"
 
 
 class _Chunks:
