@@ -202,7 +202,7 @@ def test_rows_of_images_are_searched_too(tmp_path):
     write_rows(tmp_path / "rows.parquet", rows, {})
     found = Fragments.open(tmp_path / "rows.parquet")
     score = plain(found.load().vectors, rows.embedding[5], "cosine")
-    listed = found.nearest(vector=rows.embedding[5], n=4)
+    listed = found.nearest(vector=rows.embedding[5], n=4, exclude_km=0)
     assert listed.place_number.values.tolist() == np.argsort(-score)[:4].tolist()
     assert {"place_modality", "place_cell"} <= set(listed.data_vars)
 
@@ -211,7 +211,7 @@ def test_the_command_lists_fragments(majortom, fragments, capsys):
     assert holds_fragments(str(majortom[0]))
     assert main(["nearest", str(majortom[0]), "--row", "3", "-n", "2", "--exclude-km", "0"]) == 0
     out = capsys.readouterr().out
-    best = fragments.nearest(row=3, n=2)
+    best = fragments.nearest(row=3, n=2, exclude_km=0)
     for i in range(2):
         assert f"{float(best.place_lat[i]):.4f}" in out
         assert best.place_cell.values[i] in out

@@ -1,13 +1,16 @@
 """Look-alikes and classes, against scikit-learn and closed forms."""
 
+import inspect
+
 import numpy as np
 import pytest
 import xarray as xr
 from sklearn.metrics.pairwise import cosine_similarity, haversine_distances
 
 from copcube.cli import main
+from copcube.cli.main import parser
 from copcube.errors import CubeError, GridError, OptionError
-from copcube.lookup import cluster, similar
+from copcube.lookup import Fragments, change, cluster, similar
 
 LAT, LON = np.arange(72, 45, -0.25), np.arange(-10, 14, 0.25)
 DIM = 9
@@ -21,6 +24,16 @@ def cube(seed=0, dtype=np.float32, counts=True, scale=1.0):
     x[~there] = np.nan
     ds = xr.Dataset({"embedding": (("lat", "lon", "dim"), x)}, {"lat": LAT, "lon": LON})
     return ds.assign(n_images=(("lat", "lon"), there.astype("i4"))) if counts else ds
+
+
+def test_places_lie_as_far_apart_in_python_as_by_the_command():
+    for words, function in (
+        (["similar", "world.zarr", "48", "11"], similar),
+        (["change", "a.zarr", "b.zarr", "c.nc"], change),
+        (["nearest", "rows", "--row", "0"], Fragments.nearest),
+    ):
+        in_python = inspect.signature(function).parameters["exclude_km"].default
+        assert parser().parse_args(words).exclude_km == in_python == 100
 
 
 def test_one_place_is_looked_for():
@@ -102,7 +115,7 @@ def test_places_lie_apart():
 def test_fewer_places_than_asked_for_and_all_of_them():
     ds = cube().isel(lat=slice(0, 3), lon=slice(0, 3))
     filled = int((ds.n_images > 0).sum())
-    assert similar(ds, vector=np.ones(DIM), n=100).sizes["place"] == filled
+    assert similar(ds, vector=np.ones(DIM), n=100, exclude_km=0).sizes["place"] == filled
     far = similar(ds, vector=np.ones(DIM), n=100, exclude_km=20000)
     assert far.sizes["place"] == 1
     assert float(far.place_similarity[0]) == float(far.similarity.max())

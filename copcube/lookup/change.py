@@ -33,7 +33,7 @@ from copcube.cube.whole import with_maps
 from copcube.errors import CubeError
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats
-from copcube.lookup.similar import Metric, best_places, check_places
+from copcube.lookup.similar import APART, Metric, best_places, check_places
 from copcube.modalities import SENSOR
 from copcube.version import __version__
 
@@ -68,7 +68,7 @@ def change(
     *,
     n: int = 20,
     metric: Metric = "cosine",
-    exclude_km: float = 0,
+    exclude_km: float = APART,
 ) -> "xr.Dataset":
     """Measure how far the vectors of every cell lie apart in two cubes of one encoder.
 

@@ -24,6 +24,7 @@ from copcube.lookup import ranking
 from copcube.lookup.fragment_files import centres, said_of_row
 from copcube.lookup.queries import EncoderLike, image_vector, text_vector
 from copcube.lookup.similar import (
+    APART,
     EARTH_RADIUS,
     Metric,
     check_places,
@@ -241,7 +242,7 @@ class Fragments:
         encoder: EncoderLike = None,
         n: int = 20,
         metric: Metric = "cosine",
-        exclude_km: float = 0,
+        exclude_km: float = APART,
     ) -> "xr.Dataset":
         """Find the fragments most like one, or like a vector, a text or an image.
 

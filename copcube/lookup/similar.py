@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Metric = Literal["cosine", "euclidean"]
 
+APART = 100.0
+"""How far from each other listed places lie, in km, unless another distance is asked for."""
+
 EARTH_RADIUS = 6371.0088
 """Mean radius of WGS 84 in km (Moritz, 2000, doi:10.1007/s001900050278)."""
 
@@ -40,7 +43,7 @@ def similar(
     vector: ArrayLike | None = None,
     n: int = 20,
     metric: Metric = "cosine",
-    exclude_km: float = 0,
+    exclude_km: float = APART,
 ) -> "xr.Dataset":
     """Find the places whose vectors are most like that of a place, or like any vector.
 
@@ -59,7 +62,7 @@ def similar(
         Cosine of the angle between vectors, largest first, or distance of vectors, least first.
     exclude_km : float
         Listed places lie farther than this from `lat`, `lon` and from each other, along great
-        circles: neighbours look alike, and would fill the list.
+        circles: neighbours look alike, and would fill the list. With 0 they do.
 
     Returns
     -------
