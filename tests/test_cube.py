@@ -654,8 +654,13 @@ def test_other_things_are_no_cubes(tmp_path):
     for name in ("world.build/plan.json", "world.build/rows/0000.parquet"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("{}")
+    (tmp_path / "empty").mkdir()
+    fields = xr.Dataset({"pc": ("component", [1.0])}, attrs={"title": "z"})
+    fields.to_zarr(tmp_path / "fields.zarr", consolidated=False)
     for name, found in (
         ("none", "nothing"),
+        ("empty", "an empty folder"),
+        ("fields.zarr", "a reduction, alone or merged; `copcube info` tells of it"),
         ("a.txt", "text, which begins 'x'"),
         ("world.build", "the folder of a build, of which `copcube status` tells"),
         ("world.build/rows", "a folder of tables, of which `copcube aggregate` may make a cube"),
@@ -681,6 +686,13 @@ def test_half_a_cube_is_refused(copy):
     shutil.rmtree(copy / "n_images")
     with pytest.raises(CubeError, match="lacks n_images"):
         cube.summary(copy)
+
+
+def test_a_part_of_a_cube_is_not_called_damaged(copy, tmp_path):
+    part = xr.open_zarr(copy, chunks=None).isel(lat=slice(0, 90))
+    part.to_zarr(tmp_path / "part.zarr", consolidated=False)
+    with pytest.raises(CubeError, match="a part of a cube, of 90 × 1440 cells"):
+        cube.summary(tmp_path / "part.zarr")
 
 
 def test_a_cube_that_may_not_be_read_is_not_taken_for_something_else(tmp_path, monkeypatch):

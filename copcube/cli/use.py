@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from pathlib import Path
 
 from copcube.cli.common import (
     Arguments,
@@ -271,6 +272,8 @@ def _validate(arguments: Arguments) -> int:
     problems = [*validate(arguments.cube), *validate_rows(arguments.cube)]
     for problem in problems:
         say(problem)
+    if Path(arguments.cube).is_file():
+        say("files are not examined; `copcube info` tells what a map or an export holds")
     if not problems:
         say(f"{arguments.cube}: a valid embedding cube")
     return 1 if problems else 0

@@ -308,10 +308,14 @@ def _found(path: str, otherwise: str) -> str:
         return "nothing"
     if os.path.isfile(path):
         return form(first_bytes(path) or b"")[1] or "a file"
+    if os.path.isdir(path) and not os.listdir(path):
+        return "an empty folder"
     if os.path.isfile(os.path.join(path, "plan.json")):
         return "the folder of a build, of which `copcube status` tells"
     if not is_group(path) and any(Path(path).glob("*.parquet")):
         return "a folder of tables, of which `copcube aggregate` may make a cube"
+    if any(os.path.isfile(os.path.join(path, "pc", name)) for name in ("zarr.json", ".zarray")):
+        return "a reduction, alone or merged; `copcube info` tells of it"
     if lacks_root(path):
         return (
             "a cube whose own zarr.json is missing or damaged; give the command that made it again"

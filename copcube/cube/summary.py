@@ -14,6 +14,7 @@ from copcube.cube.card import share_of_globe
 from copcube.cube.store import array, leading, open_group, reading
 from copcube.cube.stored import StoredChunks
 from copcube.cube.view import CubeView
+from copcube.errors import CubeError
 from copcube.progress import size
 
 if TYPE_CHECKING:
@@ -112,6 +113,11 @@ def _summary(path: str | Path) -> CubeSummary:
     by, groups = leading(group)
     chunks = StoredChunks(path)
     source = array(group, "n_images")
+    if source.shape[-2:] != (grid.N_LAT, grid.N_LON):
+        raise CubeError(
+            f"{path}: a part of a cube, of {source.shape[-2]} × {source.shape[-1]} cells; give the "
+            "whole one, or open it with xarray.open_zarr"
+        )
     counts: NDArray[np.int32] = np.zeros(source.shape, np.int32)
     for window, found in chunks.values(source):
         counts[window] = found
