@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from copcube import grid, provenance
 from copcube.balance import Variances, equalised
 from copcube.cells import Cells
-from copcube.errors import OptionError, RowsError
+from copcube.errors import OptionError, RepeatedError, RowsError
 from copcube.files.processors import available_processors
 from copcube.grouping import By, group_names, groups_of
 from copcube.lookahead import map_ahead
@@ -251,7 +251,7 @@ class _Sums:
         order = np.lexsort(keys[::-1])
         index, again = index[order], repeated(keys.take(order, axis=1))
         if again.any() and aggregation.duplicates == "refuse":
-            raise RowsError(_refusal(rows, index, int(np.argmax(again)), files))
+            raise RepeatedError(_refusal(rows, index, int(np.argmax(again)), files))
         self.duplicates = int(again.sum())
         index = index[~again]
         group = groups_of(images, aggregation.by, groups)[index]

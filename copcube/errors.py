@@ -76,6 +76,10 @@ class RowsError(CopcubeError, ValueError):
     """A table of embeddings lacks columns, holds wrong lengths or repeats an image."""
 
 
+class RepeatedError(RowsError):
+    """Two rows embed the same image, which was to be refused."""
+
+
 class CubeError(CopcubeError, ValueError):
     """A store is not a valid embedding cube."""
 

@@ -7,7 +7,9 @@ import random
 import shutil
 import signal
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,17 +30,18 @@ from builds_helpers import (
 from strategies import random_rows, write_rows
 from stub import StubEncoder, StubSpec
 
-from copcube import grid
-from copcube.builds import aggregate, build, estimate, status
+from copcube import cube, grid
+from copcube.builds import aggregate, api, build, estimate, stages, status, tasks
 from copcube.builds.dask import local_cluster
 from copcube.builds.executors import LocalExecutor
 from copcube.builds.folder import BuildFolder
 from copcube.builds.plan import BuildOptions, EncoderFacts, plan_aggregate, plan_build
-from copcube.cube import validate
+from copcube.cube import read_attributes, validate
 from copcube.cube.averaging import averaging_order
 from copcube.embedding.partition import cropped, metadata
 from copcube.errors import (
     BuildError,
+    CubeError,
     ImageError,
     OptionError,
     RowsError,
@@ -50,6 +53,7 @@ from copcube.images import Partition, open_source
 from copcube.images.sample.writing import write_sample
 from copcube.lookup import Fragments
 from copcube.modalities import MODALITIES
+from copcube.products import tables
 from copcube.selection import Selection
 
 KEYS = ("s5p_co", "s5p_no2", "s5p_o3")
@@ -758,11 +762,119 @@ def test_rows_that_come_twice_are_refused_whatever_an_earlier_run_dropped(tmp_pa
         write_rows(rows / f"{name}.parquet", random_rows(9, 3, 4), {})
     with pytest.raises(RowsError, match="has two rows"):
         aggregate(rows, out)
+    assert not list(tmp_path.glob("world*"))
     assert aggregate(rows, out, duplicates="drop").finished
     made = contents(out)
     with pytest.raises(RowsError, match="has two rows"):
         aggregate(rows, out)
     aggregate(rows, out, duplicates="drop")
+    assert contents(out) == made
+    (rows / "b.parquet").unlink()
+    aggregate(rows, tmp_path / "other.zarr")
+    aggregate(rows, tmp_path / "other.zarr", duplicates="drop")
+    assert read_attributes(tmp_path / "other.zarr")["copcube_duplicates"] == "drop"
+
+
+@pytest.mark.slow
+def test_what_workers_of_other_rows_still_write_gets_into_no_cube(tmp_path, monkeypatch):
+    """Two that outlived their driver, one with cells and one with chunks to write."""
+    rows, out = tmp_path / "rows.parquet", tmp_path / "world.zarr"
+    monkeypatch.setattr(tables, "size", lambda file: 1)  # the rows change, and their plan does not
+    run_stage, waiting, late = stages.run_stage, threading.Semaphore(0), []
+
+    class Killed(BaseException):
+        pass
+
+    def held(name, module):
+        """Have a function wait before it begins, in other threads than the driver's."""
+        function, go = getattr(module, name), threading.Event()
+
+        def wait(*arguments):
+            if threading.current_thread() in late:
+                waiting.release()
+                go.wait(60)
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, wait)
+        return go
+
+    def work(function, task):
+        with suppress(CubeError):  # its cube may be gone
+            function(task)
+
+    tasks_of = {}
+
+    def note(executor, stage):
+        tasks_of[stage.title] = stage.function, stage.tasks
+        if stage.title == "writing":
+            raise Killed
+        run_stage(executor, stage)
+
+    write_rows(rows, random_rows(9, 1, 4, seed=1), {})
+    monkeypatch.setattr(stages, "run_stage", note)
+    with pytest.raises(Killed):
+        aggregate(rows, out, duplicates="drop")
+    band = int(next((tmp_path / "world.build" / "cells").rglob("*.arrow")).stem[-2:])
+    encode, write = held("encode_cells", tasks), held("write_band", cube)
+    function, (combine,) = tasks_of["combining"]
+    late.append(threading.Thread(target=work, args=(function, combine)))
+    function, found = tasks_of["writing"]
+    late.append(threading.Thread(target=work, args=(function, found[band])))
+    for thread in late:
+        thread.start()
+        assert waiting.acquire(timeout=60)
+
+    def go_on(executor, stage):
+        if stage.title == "writing":
+            encode.set()
+            late[0].join()
+        run_stage(executor, stage)
+        if stage.title == "writing":
+            write.set()
+            late[1].join()
+
+    monkeypatch.setattr(stages, "run_stage", go_on)
+    write_rows(rows, random_rows(9, 1, 4, seed=2), {})
+    aggregate(rows, out)
+    monkeypatch.setattr(stages, "run_stage", run_stage)
+    aggregate(rows, tmp_path / "undisturbed.zarr")
+    assert contents(out) == contents(tmp_path / "undisturbed.zarr")
+
+
+@pytest.mark.slow
+def test_rows_that_workers_of_other_options_still_write_get_into_no_cube(
+    images, undisturbed, tmp_path, monkeypatch
+):
+    """A worker of a killed driver does, beside the build that --overwrite began."""
+    out, other, run_stage = tmp_path / "world.zarr", tmp_path / "full.zarr", api.run_stage
+    build(images, other, encoder=StubEncoder(), crop="full")
+
+    def late(executor, stage):
+        run_stage(executor, stage)
+        for name in ("rows", "receipts/embed"):
+            file = min(other.with_name("full.build").joinpath(name).iterdir())
+            shutil.copy(file, out.with_name("world.build") / name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "run_stage", late)
+        with pytest.raises(BuildError, match=r"rows of .* were replaced while this build went on"):
+            build(images, out, encoder=StubEncoder())
+    build(images, out, encoder=StubEncoder())
+    assert contents(out) == contents(undisturbed)
+
+
+@pytest.mark.slow
+def test_rows_that_were_refused_leave_their_output_s_name_to_others(undisturbed, tmp_path):
+    rows, out = undisturbed.with_name("world.build") / "rows", tmp_path / "world.zarr"
+    for refused in ({"assign": "area"}, {"modalities": "s1_grd"}):
+        with pytest.raises((OptionError, BuildError), match=r"these rows name|no image is left"):
+            aggregate(rows, out, **refused)
+        assert not list(tmp_path.iterdir())
+    aggregate(rows, out)
+    made = contents(out)
+    with pytest.raises(OptionError, match="these rows name"):
+        aggregate(rows, out, assign="area", overwrite=True)
+    aggregate(rows, out)
     assert contents(out) == made
 
 

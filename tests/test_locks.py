@@ -538,7 +538,7 @@ def test_what_another_process_has_published_meanwhile_stays(bucket):
 
 def test_only_an_owner_publishes_and_removes(tmp_path):
     build_folder = BuildFolder(tmp_path / "world.zarr")
-    publish = partial(build_folder.publish, None, overwrite=True)
+    publish = partial(build_folder.publish, None, "work", overwrite=True)
     for action in (publish, build_folder.sweep, build_folder.prepare):
         with pytest.raises(AssertionError, match="only the owner"):
             action()

@@ -222,10 +222,10 @@ def test_the_old_cube_stays_until_the_new_one_is_whole(images, world, monkeypatc
 
     monkeypatch.setattr(os, "rename", watched)
     again(images, world, balance="image")
-    (first, whole), (second, _) = [item for item in seen if item[0].endswith(".zarr")]
+    (first, whole), (second, _) = [item for item in seen if ".zarr" in item[0]]
     assert first == str(world)
     assert whole
-    assert second.endswith("cube.zarr")
+    assert "/cube.zarr/" in second
     assert xr.open_zarr(world).attrs["aggregation"] == "mean over all images alike"
     assert not leftovers(world.with_name("world.build"))
 
@@ -263,7 +263,7 @@ def stop_between_renames(monkeypatch, images, world, by):
     rename = os.rename
 
     def failing(source, target):
-        if str(source).endswith("cube.zarr"):
+        if "/cube.zarr/" in str(source):
             raise by
         rename(source, target)
 

@@ -20,6 +20,7 @@ from copcube.builds.executors import Executor
 from copcube.builds.folder import BuildFolder
 from copcube.builds.partitions import chosen_partitions
 from copcube.builds.plan import BuildOptions, Plan, Product, plan_aggregate, plan_build
+from copcube.builds.quarantine import write_quarantine
 from copcube.builds.receipts import Receipt
 from copcube.builds.stages import (
     EmbedStage,
@@ -27,12 +28,11 @@ from copcube.builds.stages import (
     complete,
     is_undamaged,
     run_stage,
-    write_quarantine,
 )
 from copcube.builds.tasks import EmbedTask, counts, describe
 from copcube.cube import read_attributes
 from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
-from copcube.errors import BuildError, OptionError, RowsError
+from copcube.errors import BuildError, CopcubeError, OptionError, RepeatedError, RowsError
 from copcube.files.objects import is_remote
 from copcube.grouping import By
 from copcube.images.sensors import Given, small_tokens
@@ -314,7 +314,7 @@ def _assembled(
     overwrite: bool,
 ) -> dict[str, int]:
     """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
-    rejected, rescaled, rows = write_quarantine(folder, names)
+    rejected, rescaled, rows = write_quarantine(folder, plan, names)
     # The cube may be there already, from these very rows; then there is only rubbish to remove.
     if complete(folder, plan, rows) and is_undamaged(folder):
         folder.sweep()
@@ -430,8 +430,8 @@ def aggregate(
         folder.write_plan(plan)
         if (
             complete(folder, plan, "")
-            # What an earlier run has dropped is refused as soon as it is to be.
-            and read_attributes(folder.out).get("copcube_duplicates", duplicates) == duplicates
+            # What an earlier run has dropped is refused as soon as it is to be, and the other way.
+            and read_attributes(folder.out).get("copcube_duplicates", "refuse") == duplicates
             and is_undamaged(folder)
         ):
             folder.sweep()
@@ -442,16 +442,22 @@ def aggregate(
             attributes = {"copcube_rows": ""}
             if duplicates == "drop":
                 attributes["copcube_duplicates"] = duplicates
-            assemble(
-                folder,
-                plan,
-                aggregation,
-                names,
-                attributes,
-                runner,
-                asked=() if modalities is None else selection.modalities,
-                overwrite=overwrite,
-            )
+            try:
+                assemble(
+                    folder,
+                    plan,
+                    aggregation,
+                    names,
+                    attributes,
+                    runner,
+                    asked=() if modalities is None else selection.modalities,
+                    overwrite=overwrite,
+                )
+            except CopcubeError as error:
+                # What is of no use any more keeps the name for nobody.
+                if isinstance(error, RepeatedError) or not folder.receipts.names("combine"):
+                    folder.give_up()
+                raise
     seconds = {"total": time.perf_counter() - begin}
     return Report(cube=_path(folder.out), rows=_path(str(rows)), seconds=seconds)
 

@@ -4,13 +4,13 @@
       plan.json  partitions.parquet  quarantine.parquet
       rows/NAME.parquet              one file a partition
       survey.json                    what the rows hold in all
-      cells/NAME-BAND-BAND.arrow     statistics of cells, until the cube is done; from which
+      cells/WORK/NAME-BAND-BAND.arrow  statistics of cells, until the cube is done; from which
                                      band of the cube to which
-      variances/BAND.json            those of the modalities, if they are to be made equal
+      variances/WORK/BAND.json       those of the modalities, if they are to be made equal
       receipts/STAGE/NAME.json       one a finished task
       running/NAME.json              what a worker is at, and since when
       failed/NAME.json               what failed and may succeed at the next try
-      cube.zarr                      the cube until it is whole, then renamed
+      cube.zarr/WORK                 the cube until it is whole, then renamed
       replaced.zarr                  a former cube, while its successor takes its name
       replacing                      there while a cube is made that is to replace another
       publishing                     there while a cube is copied to its name in a bucket
@@ -23,7 +23,7 @@ the same.
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -74,12 +74,15 @@ class BuildFolder:
         self.path = self.out.removesuffix(".zarr") + ".build"
         self.files = open_folder(self.path)
         self.receipts = Receipts(self.files)
-        self.cube = f"{self.path}/cube.zarr"
         self._lock: Lock | None = None
 
     def rows(self, name: str = "") -> str:
         """Path of the rows of a partition, or of the folder of all rows."""
         return f"{self.path}/rows/{name}.parquet" if name else f"{self.path}/rows"
+
+    def cube(self, place: str) -> str:
+        """Path of the cube of some work until it is whole."""
+        return f"{self.path}/cube.zarr/{place}"
 
     def plan(self) -> Plan | None:
         """Return the plan of the build under way, if any.
@@ -280,11 +283,15 @@ class BuildFolder:
         """Whether the cube of the final name was made by a plan."""
         return read_attributes(self.out).get("copcube_plan") == plan.id
 
-    def begin_replacing(self) -> None:
-        """Start anew, and remember that what has the final name is to be replaced."""
+    def give_up(self) -> None:
+        """Leave nothing of a build that cannot be made, and a former cube where it was."""
         self.require_lock()
         self._bring_back()
         self.clear()
+
+    def begin_replacing(self) -> None:
+        """Start anew, and remember that what has the final name is to be replaced."""
+        self.give_up()
         if self.has_cube():
             self.files.write("replacing", b"")
 
@@ -348,8 +355,8 @@ class BuildFolder:
                 "yourself, or give another output name"
             )
 
-    def publish(self, plan: Plan, *, overwrite: bool = False) -> None:
-        """Give the finished cube its final name, where it appears whole or not at all.
+    def publish(self, plan: Plan, place: str, *, overwrite: bool = False) -> None:
+        """Give the finished cube of some work its final name, where it appears whole or not at all.
 
         A cube that has the name stays in its place until then.
 
@@ -370,7 +377,9 @@ class BuildFolder:
             self.require_lock()
             # The rest of the former cube, which nobody can open any more.
             there.remove("")
-            ObjectFolder(self.cube).copy_to(self.out, last="zarr.json", check=self.check_lock)
+            ObjectFolder(self.cube(place)).copy_to(
+                self.out, last="zarr.json", check=self.check_lock
+            )
             return
         try:
             if os.path.lexists(self.out):
@@ -379,7 +388,7 @@ class BuildFolder:
                 # A folder cannot replace another in one step.
                 os.rename(self.out, f"{self.path}/replaced.zarr")
                 self.require_lock()
-            os.rename(self.cube, self.out)
+            os.rename(self.cube(place), self.out)
         except (OSError, KeyboardInterrupt):
             self._bring_back()
             raise
@@ -417,12 +426,18 @@ class BuildFolder:
         BuildError
             If another process owns it, or takes it over.
         """
-        with self.files.lock(shared=shared, beat=beat, dead=dead) as lock:
-            self._lock = lock
-            try:
-                yield
-            finally:
-                self._lock = None
+        try:
+            with self.files.lock(shared=shared, beat=beat, dead=dead) as lock:
+                self._lock = lock
+                try:
+                    yield
+                finally:
+                    self._lock = None
+        finally:
+            # Of a build that was refused nothing stays, not even a folder.
+            if not is_remote(self.path):
+                with suppress(OSError):
+                    os.rmdir(self.path)
 
     def require_lock(self) -> None:
         """Prove that this process still owns the build, before anything is published or removed.

@@ -19,8 +19,9 @@ from copcube.arguments import one_path
 from copcube.builds.folder import BuildFolder
 from copcube.builds.partitions import chosen_partitions
 from copcube.builds.plan import BuildOptions, Plan, plan_build
+from copcube.builds.quarantine import rows_digest
 from copcube.builds.receipts import Receipt
-from copcube.builds.stages import complete, rows_digest
+from copcube.builds.stages import complete
 from copcube.builds.tasks import describe
 from copcube.embedding import Batch, Encoder, crop_image
 from copcube.errors import BuildError

@@ -12,14 +12,11 @@ from dataclasses import asdict, replace
 from importlib import import_module
 from typing import Any, Generic
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from copcube import cube, progress
 from copcube.aggregate import Aggregation
 from copcube.builds.executors import Executor, KilledError, Task
 from copcube.builds.folder import BuildFolder
-from copcube.builds.plan import Plan, cube_attributes, digest
+from copcube.builds.plan import Plan, cube_attributes
 from copcube.builds.receipts import Receipt, to_json
 from copcube.builds.tasks import (
     AssembleTask,
@@ -294,43 +291,6 @@ class EmbedStage(Stage[EmbedTask]):
         return counts(self.folder.receipts.write(self._plan.id, "embed", partition.name, {}, facts))
 
 
-def rows_digest(receipts: Iterable[Receipt]) -> str:
-    """Hash of all rows, by the checksums in the receipts of their partitions, in order."""
-    return digest([receipt["files"] for receipt in receipts])
-
-
-def write_quarantine(folder: BuildFolder, names: Sequence[str]) -> tuple[dict[str, int], int, str]:
-    """Read the receipts of all partitions once, and write what was rejected as one table.
-
-    Returns
-    -------
-    rejected : dict of str to int
-        Images left out, by kind.
-    rescaled : int
-        Sentinel-3 images that were corrected.
-    rows : str
-        Hash of all rows.
-    """
-    columns = {"file": pa.string(), "member": pa.string(), "kind": pa.string()}
-    columns |= {"reason": pa.string(), "images": pa.int32(), "partition": pa.string()}
-    schema, sink = pa.schema(columns), pa.BufferOutputStream()
-    kinds: Counter[str] = Counter()
-    rescaled, files = 0, []
-    with pq.ParquetWriter(sink, schema, compression="zstd") as table:
-        for name in names:
-            receipt = folder.receipts.read("embed", name)
-            files.append({"files": receipt["files"]})
-            rescaled += receipt["rescaled"]
-            for item in receipt["rejected"]:
-                kinds[item["kind"]] += item["images"]
-            if receipt["rejected"]:
-                rows = [item | {"partition": name} for item in receipt["rejected"]]
-                table.write_table(pa.Table.from_pylist(rows, schema=schema))
-    folder.require_lock()
-    folder.files.write("quarantine.parquet", sink.getvalue())
-    return dict(sorted(kinds.items())), rescaled, rows_digest(files)
-
-
 # Rows to cube.
 
 
@@ -421,7 +381,7 @@ def assemble(
             f"admit none{rejected if plan.kind == 'build' else ''}"
         )
     _warn_of_absent(found, asked)
-    data = found.to_json()
+    data = found.to_json(attributes.get("copcube_rows", ""))
     # Other rows, such as after --retry-quarantined: cells of the old ones must not be mixed in.
     if _known_survey(folder) != data:
         folder.discard("cells", "variances", "cube.zarr")
@@ -441,8 +401,8 @@ def assemble(
     run_stage(executor, AssembleStage(folder, "write", task, N_BANDS))
     folder.require_lock()
     # Once more: the template may be of a run that failed at rows since made anew.
-    cube.finish(folder.cube, about)
-    folder.publish(plan, overwrite=overwrite)
+    cube.finish(folder.cube(task.place), about)
+    folder.publish(plan, task.place, overwrite=overwrite)
     folder.sweep()
 
 
@@ -464,13 +424,14 @@ def _create(
         return
     folder.discard("cube.zarr")
     written = cube.create(
-        folder.cube,
+        folder.cube(task.place),
         dim=found.survey.dim,
         by=found.aggregation.by,
         groups=found.survey.groups,
         attrs=attributes,
     )
-    files = {f"cube.zarr/{name}": known for name, known in written.items()}
+    files = {f"cube.zarr/{task.place}/{name}": known for name, known in written.items()}
+    folder.files.flush([f"cube.zarr/{task.place}/zarr.json"])  # with all folders above
     folder.receipts.write(task.work, "create", "cube", files, {})
 
 

@@ -276,6 +276,15 @@ class AssembleTask:
         """Hash of everything that decides the bytes of the task's files."""
         return digest([self.plan, self.survey])
 
+    @property
+    def place(self) -> str:
+        """Name of the folders of its files.
+
+        A worker that outlived its driver may still write those of other work, which must not
+        come among these.
+        """
+        return self.work[:16]
+
 
 def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     """Combine one part of the rows to the statistics of whole cells, then write the receipt.
@@ -292,7 +301,7 @@ def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
         cells = aggregate.combine_pass(found.parts, found.aggregation, found.survey, entries)
     files = {}
     if bands := [band for band, _ in cells.by_band()]:
-        name = f"cells/{task.number:06d}-{bands[0]:02d}-{bands[-1]:02d}.arrow"
+        name = f"cells/{task.place}/{task.number:06d}-{bands[0]:02d}-{bands[-1]:02d}.arrow"
         files[name] = folder.files.write(name, encode_cells(cells))
     advance(1)
     facts = {"cells": len(cells)}
@@ -304,8 +313,8 @@ def run_balance_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     """Find variances of the modalities over the cells of one band, write them, then the receipt."""
     folder, found = _surveyed(task)
     name = f"{task.number:02d}"
-    data = Variances.of(_cells(folder, task.number, found)).to_json()
-    file = f"variances/{name}.json"
+    data = Variances.of(_cells(folder, task, found)).to_json()
+    file = f"variances/{task.place}/{name}.json"
     files = {file: folder.files.write(file, data)}
     advance(1)
     folder.receipts.write(task.work, "balance", name, files, {})
@@ -318,7 +327,7 @@ def variances_of(task: AssembleTask) -> Variances:
     folder, found = _surveyed(task)
     whole = Variances.zero(found.survey.dim, len(found.labels))
     for band in range(N_BANDS):
-        data = folder.files.read(f"variances/{band:02d}.json")
+        data = folder.files.read(f"variances/{task.place}/{band:02d}.json")
         whole = whole.merged(Variances.from_json(data))
     return whole
 
@@ -326,22 +335,23 @@ def variances_of(task: AssembleTask) -> Variances:
 def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     """Write one band of blocks of the cube from the cells of all parts, then the receipt."""
     folder, found = _surveyed(task)
-    cells = _cells(folder, task.number, found)
+    cells = _cells(folder, task, found)
     if found.aggregation.balance == "variance":
         # All bands ask with the same number, so that one entry of the cache serves them.
         cells = equalised(cells, variances_of(replace(task, number=0)))
-    written = cube.write_band(folder.cube, task.number, cells)
+    written = cube.write_band(folder.cube(task.place), task.number, cells)
     advance(1)
     facts = {"cells": len(cells)}
-    chunks = {f"cube.zarr/{chunk}": known for chunk, known in written.items()}
+    chunks = {f"cube.zarr/{task.place}/{chunk}": known for chunk, known in written.items()}
     folder.receipts.write(task.work, "write", f"{task.number:02d}", chunks, facts)
     return facts
 
 
-def _cells(folder: BuildFolder, band: int, found: "Surveyed") -> Cells:
-    """Cells of one band, from all parts."""
+def _cells(folder: BuildFolder, task: AssembleTask, found: "Surveyed") -> Cells:
+    """Cells of the band that a task is about, from all parts."""
+    band = task.number
     # Sorted by name, hence by the number of the part: the order of the cells is always the same.
-    names = [name for name in folder.files.names("cells/") if _reaches(name, band)]
+    names = [name for name in folder.files.names(f"cells/{task.place}/") if _reaches(name, band)]
     files = folder.files
     tables = [decode_cells(files.open(n), f"{folder.path}/{n}", band) for n in names]
     nothing = Cells.empty(found.survey.dim, len(found.labels))
@@ -388,12 +398,13 @@ class Surveyed:
         """Passes over the cells that lie in several parts, one for each further task."""
         return aggregate.passes(self.survey)
 
-    def to_json(self) -> bytes:
-        """Return bytes that `from_json` reads."""
+    def to_json(self, rows: str) -> bytes:
+        """Return bytes that `from_json` reads, with a hash of the rows, if one is known."""
         survey = vars(self.survey) | {key: getattr(self.survey, key).tolist() for key in _ARRAYS}
         return to_json(
             {
                 "form": _FORM,
+                "rows": rows,
                 "aggregation": asdict(self.aggregation),
                 "parts": [asdict(part) for part in self.parts],
                 "survey": survey,
@@ -415,7 +426,7 @@ class Surveyed:
         return cls(aggregation, runs, survey)
 
 
-_FORM = 2
+_FORM = 3
 """Form of what lies in ``cells/``; what an earlier copcube left there is combined again."""
 
 _ARRAYS = ("split_cell", "split_part", "split_rows")
