@@ -1,6 +1,7 @@
 """Copernicus-Bench: metrics, cached vectors, protocols of classification, results, the command."""
 
 import copy
+import csv
 import json
 from dataclasses import replace
 
@@ -616,6 +617,23 @@ def test_tables_hold_ours_beside_the_published_scores():
         bench_table(RESULTS, "html")
 
 
+@pytest.mark.parametrize(
+    ("provenance", "said"),
+    [
+        ({"encoder_trained": 0}, "UNTRAINED encoder"),
+        ({"cube": {"encoder_trained": "0", "synthetic": "drawn at random"}}, "SYNTHETIC"),
+    ],
+)
+def test_tables_say_whose_scores_mean_nothing(provenance, said):
+    results = [RESULTS[0], replace(RESULTS[1], provenance=provenance)]
+    text = bench_table(results)
+    assert "| EuroSAT-S2 | OA |" in text
+    assert f", {said} | RMSE" in text
+    trained, untrained = csv.DictReader(bench_table(results, "csv").splitlines())
+    assert trained["caution"] == ""
+    assert untrained["caution"].startswith(said)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench") / "data"
@@ -665,7 +683,7 @@ def test_data_and_a_sensor_of_ones_own_are_run_like_the_published_ones(tmp_path)
     assert again == results
     assert [(one.metric, one.units, one.comparable) for one in again] == [("OA", "%", False)] * 3
     text = bench_table(again)
-    assert "| mine | OA | logistic |" in text
+    assert "| mine, UNTRAINED encoder | OA | logistic |" in text
     assert text.count("| - | - |") == 3
     assert ",OA,%,official,1," in bench_table(again, "csv")
 

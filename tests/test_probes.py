@@ -669,10 +669,13 @@ def test_tables_have_the_paper_beside(found):
     assert lines[0] == "| input | temperature, mean (°C) | temperature, std (°C) |"
     assert "| paper: coord raw | 8.36 ± 0.00 | 3.06 ± 0.00 |" in lines
     assert "| paper: SatCLIP coord | 3.67 ± 0.03 | 1.58 ± 0.00 |" in lines
-    mean = found.rmse.mean("seed").sel(input="xyz").values
-    spread = found.rmse.std("seed").sel(input="xyz").values
-    ours = " | ".join(f"{a:.2f} ± {b:.2f}" for a, b in zip(mean, spread, strict=True))
-    assert f"| xyz | {ours} |" in lines
+    # A single seed has no spread: ± 0 would say that seeds agree.
+    error = found.rmse.sel(input="xyz").values[0]
+    assert f"| xyz | {error[0]:.2f} | {error[1]:.2f} |" in lines
+    several = found.isel(seed=[0, 0])
+    several["rmse"] = several.rmse + xr.DataArray([0.0, 1.0], dims="seed")
+    ours = " | ".join(f"{value + 0.5:.2f} ± 0.50" for value in error)
+    assert f"| xyz | {ours} |" in table(several)
     assert lines[-1].startswith("| embedding adds to fourier | ")
     read = list(csv.DictReader(table(found, "csv").splitlines()))
     assert len(read) == found.sizes["input"] * 2

@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 import copcube
-from copcube import cube, grid, plot, tutorial
+from copcube import cube, grid, plot, probes, tutorial
 from copcube.cli import main
+from copcube.cube.caution import caution
 from copcube.errors import OptionError, WriteError
 
 
@@ -96,6 +98,66 @@ def test_it_says_everywhere_that_it_is_synthetic(world, written, band, tmp_path,
     assert "none: synthetic" in shown
     noted = json.loads((written / "conventions" / "zarr.json").read_text())["attributes"]
     assert "Copernicus" not in f"{noted['geoemb:model']} {noted['geoemb:source_data']}"
+
+
+UNTRAINED = {"encoder": "none", "encoder_trained": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("attrs", "said"),
+    [
+        (UNTRAINED | {"synthetic": "drawn at random"}, "SYNTHETIC"),
+        (UNTRAINED | {"encoder_trained": "0"}, "UNTRAINED"),  # as some forms of files hold it
+    ],
+)
+def test_what_is_made_of_such_vectors_says_so(attrs, said, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    places = {"lat": 60 - 0.25 * np.arange(20), "lon": 0.25 * np.arange(24)}
+    values = rng.normal(size=(20, 24, 3)).astype("float32")
+    part = xr.Dataset({"embedding": (("lat", "lon", "dim"), values)}, places, attrs)
+    like = part.assign_attrs(encoder_trained=1).drop_attrs(deep=False)
+    statics = xr.Dataset({"z": (("lat", "lon"), rng.normal(size=(20, 24)))}, places)
+    climate = statics.rename(z="x_mean")
+    of_part = part.copembed
+    found = of_part.probe(climate, cells=None, k=2, seeds=1)
+    for made in (
+        of_part.similar(58, 2),
+        of_part.cluster(2),
+        of_part.change(like),
+        like.copembed.change(part),
+        of_part.compare(like).fields,
+        of_part.reduce(2).copembed.explain(statics, block=1),
+        of_part.reduce(2).copembed.merge(statics.assign_attrs(synthetic="another")),
+        found,
+    ):
+        assert caution(made.attrs).startswith(said) or made.attrs.get("synthetic") == "another"
+    assert said in plot.changed(like.copembed.change(part), like).get_title()
+    for text in (
+        repr(of_part),
+        str(like.copembed.compare(part)),
+        *(probes.table(found, form) for form in ("csv", "markdown", "latex")),
+        str(copcube.get_embedding(part, spatial=(1, 56, 3, 58), temporal=2021).meta),
+        str(copcube.describe(part)),
+    ):
+        assert "NOT TRAINED" in text or said in text
+    copcube.interchange.to_zarr(part, tmp_path / "part.zarr")
+    (tmp_path / "places.csv").write_text("lat,lon\n58,2\n")
+    for name, *rest in (
+        ["points", "places.csv", "points.csv"],
+        ["points", "places.csv", "points.parquet"],
+        ["box", "1", "56", "3", "58", "--out", "box.csv"],
+        ["at", "58", "2"],
+    ):
+        words = [str(tmp_path / w) if w.endswith((".csv", ".parquet")) else w for w in rest]
+        assert main([name, str(tmp_path / "part.zarr"), *words]) == 0
+        assert f"WARNING {tmp_path}/part.zarr: {said}" in capsys.readouterr().err
+    for table in (
+        pd.read_csv(tmp_path / "points.csv"),
+        pd.read_parquet(tmp_path / "points.parquet"),
+        pd.read_csv(tmp_path / "box.csv"),
+    ):
+        assert table.caution[0].startswith(said)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,18 @@ def open_any(path: str) -> "xr.Dataset":
     from copcube.interchange.export import WRITERS
 
     # The endings of published maps; a reduction saved as .nc is among them.
-    if Path(path).suffix.lower() in WRITERS:
-        return xr.open_dataset(path, engine="copembed", chunks={})
-    return open_stored(path)
+    published = Path(path).suffix.lower() in WRITERS
+    ds = xr.open_dataset(path, engine="copembed", chunks={}) if published else open_stored(path)
+    warn_of(ds.attrs, path)
+    return ds
+
+
+def warn_of(attrs: Mapping[Any, Any], path: str) -> None:
+    """Say of numbers that look like results and are none that they are none."""
+    from copcube.cube.caution import caution
+
+    if said := caution(attrs):
+        log.warning("%s: %s", path, said)
 
 
 def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Arguments], None]:

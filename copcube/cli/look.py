@@ -18,6 +18,7 @@ from copcube.cli.cubes import (
     place_in_cube,
     require_form,
     save_fields,
+    warn_of,
 )
 from copcube.errors import OptionError
 from copcube.version import __version__
@@ -243,6 +244,7 @@ def _nearest(arguments: Arguments) -> None:
         encoder=arguments.weights,
         **{name: getattr(arguments, name) for name in options},
     )
+    warn_of(found.attrs, arguments.rows)
     what = "distance" if arguments.metric == "euclidean" else "similarity"
     more = [name for name in ("cell", "product", "modality", "date") if f"place_{name}" in found]
     names = ["lat", "lon", what, *more, "number"]

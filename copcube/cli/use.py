@@ -26,6 +26,7 @@ from copcube.cli.cubes import (
     open_any,
     require_output,
     save,
+    warn_of,
 )
 from copcube.cli.look import add_fields, statics_of
 from copcube.errors import OptionError
@@ -268,7 +269,9 @@ def _info(arguments: Arguments) -> None:
 def _validate(arguments: Arguments) -> int:
     from copcube.builds import validate_rows
     from copcube.cube import validate
+    from copcube.cube.store import read_attributes
 
+    warn_of(read_attributes(arguments.cube), arguments.cube)
     problems = [*validate(arguments.cube), *validate_rows(arguments.cube)]
     for problem in problems:
         say(problem)

@@ -171,13 +171,14 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
     if "synthetic" in attrs:
         yield "SYNTHETIC", str(attrs["synthetic"])
     if "encoder" in attrs:
-        yield "encoder", f"{attrs['encoder']}{_TRAINED.get(attrs.get('encoder_trained', -1), '')}"
+        yield "encoder", f"{attrs['encoder']}{_TRAINED.get(str(attrs.get('encoder_trained')), '')}"
     for name, key in (("aggregation",) * 2, ("dates",) * 2, ("licence", "license")):
         if key in attrs:
             yield name, str(attrs[key])
 
 
-_TRAINED = {0: ", NOT TRAINED: its numbers mean nothing", 1: ", trained"}
+# As text, as which some forms of files hold every attribute.
+_TRAINED = {"0": ", NOT TRAINED: its numbers mean nothing", "1": ", trained"}
 
 
 def _by_modality(view: CubeView) -> Iterator[tuple[str, int]]:

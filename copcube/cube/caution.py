@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+_TRAINED = "encoder_trained"
+_KEPT = ("encoder", _TRAINED, "synthetic")
+
 
 def caution(attrs: Mapping[Any, Any]) -> str | None:
     """Say what numbers are not, by the attributes of their dataset; None for results.
@@ -17,9 +20,32 @@ def caution(attrs: Mapping[Any, Any]) -> str | None:
     >>> caution({"encoder_trained": 0})
     'UNTRAINED encoder: the values mean nothing'
     """
-    if "synthetic" in attrs:
+    # `merge` puts a prefix before what both of two datasets say.
+    if {"synthetic", "copcube_synthetic"} & attrs.keys():
         return "SYNTHETIC: no satellite image was read, the values mean nothing"
-    # Some forms of files hold every attribute as text.
-    if str(attrs.get("encoder_trained")) == "0":
+    if not all(map(trained, (attrs.get(name) for name in (_TRAINED, f"copcube_{_TRAINED}")))):
         return "UNTRAINED encoder: the values mean nothing"
     return None
+
+
+def trained(value: Any) -> bool:
+    """Whether the attribute ``encoder_trained`` does not say that an encoder is untrained."""
+    # Some forms of files hold every attribute as text.
+    return str(value) != "0"
+
+
+def of_encoder(*attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes for what is made of vectors, and no cube any more: who made them, and cautions.
+
+    Parameters
+    ----------
+    *attrs : mapping
+        Of every dataset whose vectors were used. A caution of one is a caution of the result;
+        the encoder is named where all have the same one.
+    """
+    result = {name: one[name] for one in attrs for name in _KEPT if name in one}
+    if any(one.get("encoder") != result.get("encoder") for one in attrs):
+        result.pop("encoder", None)
+    if not all(trained(one.get(_TRAINED)) for one in attrs):
+        result[_TRAINED] = 0
+    return result

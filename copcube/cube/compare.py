@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.cube.caution import caution, of_encoder
 from copcube.cube.pairing import pair, windows
 from copcube.cube.view import CubeView
 from copcube.files.damage import naming_damage
@@ -87,6 +88,8 @@ class Comparison:
     def lines(self) -> Iterator[tuple[str, str]]:
         """Name and text of every figure, for people."""
         a, b = self.dims
+        if said := caution(self.fields.attrs):
+            yield "caution", said
         yield "dimensions", f"{a:,}" if a == b else f"{a:,} and {b:,}"
         yield "cells in both", f"{self.both:,}"
         yield "only in the first", f"{self.only_a:,}"
@@ -163,6 +166,7 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
                 identical += int((u == v).all(axis=1).sum())
                 difference = max(difference, float(np.abs(u - v).max()))
         cosine[..., *window][both], ratio[..., *window][both] = c, r
+    fields = first.on_coordinates(_ATTRS, cosine=cosine, norm_ratio=ratio)
     # A vector of zeros has no cosine; such cells count in `both` and not in the quantiles.
     known = cosine[np.isfinite(cosine)]
     return Comparison(
@@ -178,7 +182,7 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
         norm_ratio_median=float(np.nanmedian(ratio)) if len(known) else None,
         cka=moments.cka(),
         procrustes=moments.procrustes(),
-        fields=first.on_coordinates(_ATTRS, cosine=cosine, norm_ratio=ratio),
+        fields=fields.assign_attrs(of_encoder(a.attrs, b.attrs)),
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cube import schema
 from copcube.cube.card import share_of_globe
+from copcube.cube.caution import trained
 from copcube.cube.store import array, leading, open_group, reading
 from copcube.cube.stored import StoredChunks
 from copcube.cube.view import CubeView
@@ -205,6 +206,7 @@ def reduction_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, s
 
 
 _SHARES = 16
+_NO = "NO: the numbers mean nothing"
 _WEIGHTED = {"area": "weighted by area", "none": "not weighted", "given": "with given weights"}
 
 
@@ -212,7 +214,7 @@ def _attributes(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Provenance of a cube or a reduction, for people."""
     for name, value in attrs.items():
         if name == "encoder_trained":
-            yield name.replace("_", " "), "yes" if value else "NO: the numbers mean nothing"
+            yield "encoder trained", "yes" if trained(value) else _NO
         elif not name.startswith(_NOT_FOR_PEOPLE):
             yield name.replace("_", " "), str(value)
 

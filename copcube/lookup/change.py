@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.cube.caution import of_encoder
 from copcube.cube.pairing import Side, pair, unlike_encoders, windows
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, group_labels
@@ -153,7 +154,7 @@ def change(
         "title": "change of vectors from one cube to another",
         "metric": metric,
         "history": f"copcube {__version__} change",
-        **{k: a.attrs[k] for k in ("encoder", "encoder_trained") if k in a.attrs},
+        **of_encoder(a.attrs, b.attrs),
     }
     return as_result(_with_places(result, of_a, n, metric, exclude_km))
 

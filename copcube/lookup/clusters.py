@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.arguments import whole_number
+from copcube.cube.caution import of_encoder
 from copcube.cube.latlon import first_alike
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
@@ -117,6 +118,7 @@ def cluster(
             "title": f"{n} classes of vectors by k-means",
             "seed": seed,
             "within": float(model.inertia_ / len(x) / whole) if whole else 0.0,
+            **of_encoder(cube.attrs),
         },
     )
     return as_result(classes)

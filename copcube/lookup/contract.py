@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import as_given, one_path
+from copcube.cube.caution import caution
 from copcube.cube.view import CubeView
 from copcube.errors import CopcubeError, ModelError, SpecError
 from copcube.files.objects import is_remote
@@ -189,6 +190,7 @@ def describe(cube: "xr.Dataset | None" = None) -> dict[str, Any]:
         Its years are listed; without one those of the published map.
     """
     years = [_YEAR] if cube is None else sorted(_years(CubeView.of(cube)))
+    said = None if cube is None else caution(cube.attrs)
     return {
         "type": "precomputed",
         "backend": ["auto", "local"],
@@ -205,6 +207,7 @@ def describe(cube: "xr.Dataset | None" = None) -> dict[str, Any]:
             "Regions smaller than a cell are answered by their cell.",
             "compat=True: windows of whole cells, all alike, zeros for missing ones.",
             _NOTE,
+            *([] if said is None else [said]),
         ],
     }
 
@@ -297,6 +300,8 @@ def _answer(
         "projection_note": _NOTE,
         "product_resolution_deg": (view.latlon.dy, view.latlon.dx),
         **found,
+        # Numbers that mean nothing are not to be taken for rs-embed's.
+        **({} if (said := caution(ds.attrs)) is None else {"caution": said}),
     }
     if output.mode == "pooled":
         return Embedding(data, {**meta, "pooling": f"{output.pooling}_hw"})

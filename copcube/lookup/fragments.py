@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import rows
+from copcube.cube.caution import of_encoder
 from copcube.cube.results import as_result
 from copcube.errors import OptionError, RowsError
 from copcube.files.processors import THREADS
@@ -121,7 +122,7 @@ class Fragments:
     @property
     def about(self) -> dict[str, str]:
         """What made the vectors, as far as all files agree on it."""
-        said = [set(tables.provenance(file, "centre", "auto").items()) for file in self.files]
+        said = [set(_about(file).items()) for file in self.files]
         return dict(sorted(set.intersection(*said)))
 
     def load(self) -> Self:
@@ -411,7 +412,11 @@ class Fragments:
                 "place_file": ("place", np.array([self.files[a] for a in i], object)),
                 **texts,
             },
-            attrs={"title": "fragments that look alike", "metric": metric},
+            attrs={
+                "title": "fragments that look alike",
+                "metric": metric,
+                **of_encoder(*(_about(self.files[a]) for a in np.unique(i))),
+            },
         )
         return as_result(found)
 
@@ -452,3 +457,8 @@ class Fragments:
             with one_thread(), closing(blocks) as results:
                 for _ in results:
                     pass
+
+
+def _about(file: str) -> dict[str, str]:
+    """What made the vectors of a file."""
+    return tables.provenance(file, "centre", "auto")

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube.arguments import as_given, number, one_of, whole_number
+from copcube.cube.caution import of_encoder
 from copcube.cube.latlon import first_alike
 from copcube.cube.ordered import ordered
 from copcube.cube.presence import refuse_zeros
@@ -105,7 +106,12 @@ def similar(
             f"place_{name}": ("place", values[i, j], attrs),
         },
         coords={view.lat: y.variable, view.lon: x.variable},
-        attrs={"title": "places that look alike", "metric": metric, **_asked(lat, lon)},
+        attrs={
+            "title": "places that look alike",
+            "metric": metric,
+            **_asked(lat, lon),
+            **of_encoder(cube.attrs),
+        },
     )
     return as_result(result)
 

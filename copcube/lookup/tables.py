@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.cube.caution import caution
 from copcube.cube.pointwise import as_points, demand_same_labels
 from copcube.cube.view import group_labels, how_to_select
 from copcube.errors import MissingPackageError, OptionError, in_a_line
@@ -384,7 +385,7 @@ def write_table(found: "xr.Dataset", path: Path) -> None:
     path : Path
         Its ending is ``.csv`` or ``.parquet``. In parquet the vectors are one column of lists, in
         CSV a column a value. What parquet has no type for, such as numbers among texts, are texts
-        there.
+        there. Of vectors that mean nothing a column ``caution`` says so.
 
     Raises
     ------
@@ -420,6 +421,8 @@ def write_table(found: "xr.Dataset", path: Path) -> None:
         meanings = np.array(str(found.status.attrs["flag_meanings"]).split())
         columns["status"] = meanings[found.status.values]
         columns["distance_km"] = columns.pop("distance")
+    if said := caution(found.attrs):
+        columns["caution"] = np.full(found.sizes[dim], said, object)
     frame = pd.DataFrame(columns)
     vectors = found[name].values
     if path.suffix == ".csv":

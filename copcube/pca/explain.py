@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from copcube.arguments import whole_number
+from copcube.cube.caution import of_encoder
 from copcube.cube.ordered import ordered
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
@@ -39,7 +40,7 @@ def explain(
     Parameters
     ----------
     fields : xarray.Dataset
-        A reduction, with ``pc``.
+        A reduction, with ``pc``; the cells of all groups, where it has any, count together.
     statics : xarray.Dataset or xarray.DataArray
         Fields on nodes of the 0.25° lattice, such as ERA5's.
     weights : "area", None or xarray.DataArray
@@ -102,7 +103,7 @@ def explain(
             "folds": folds,
             "block_degrees": float(block),
             "cells": sum(part.cells for part in parts),
-            **{k: fields.attrs[k] for k in ("encoder", "encoder_trained") if k in fields.attrs},
+            **of_encoder(fields.attrs),
         },
     )
     return as_result(result)

@@ -253,7 +253,7 @@ def changed(
     axes, image = _map(view, values.values, ax, projection, extent, cmap="cividis", vmin=0)
     _places(axes, Window.of(view, extent), found)
     _bar(axes, image, str(found[name].attrs["long_name"]))
-    return titled(axes, a, "change from the first cube to the second")
+    return titled(axes, found, "change from the first cube to the second")
 
 
 def residuals(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from copcube.arguments import flag, numbers, one_of, whole_number
+from copcube.cube.caution import of_encoder
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
@@ -204,7 +205,7 @@ def probe(
         "statistics": targets.how,
         **({"block_degrees": float(block)} if split == "blocks" else {}),
         **({"given": list(predictors.names)} if predictors else {}),
-        **{key: v for key, v in cube.attrs.items() if key in ("encoder", "encoder_trained")},
+        **of_encoder(cube.attrs),
     }
     return as_result(result)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from copcube.arguments import one_of
+from copcube.cube.caution import caution
 from copcube.errors import CubeError
 from copcube.probes import published
 
@@ -72,12 +73,14 @@ def grid_of(found: "xr.Dataset", statistic: str | None = None) -> tuple[Row, lis
         found = found.isel(target=np.flatnonzero(chosen))
     names, labels, units = ([*map(str, found[k].values)] for k in ("target", "label", "unit"))
     head = ("input", *(f"{label} ({u or '1'})" for label, u in zip(labels, units, strict=True)))
-    mean, spread = found["rmse"].mean("seed").values, found["rmse"].std("seed").values
+    mean, spread = found["rmse"].mean("seed").values, _spread(found).values
     rows = []
     for i, name in enumerate(map(str, found["input"].values)):
         rows.append((name, *map(_cell, mean[i], spread[i], units)))
         rows += _of_paper(name, names, units)
     rows += _of_paper(published.SATCLIP, names, units)
+    if said := caution(found.attrs):
+        rows.append((said, *("" for _ in names)))
     if "embedding_adds" in found:
         adds = found["embedding_adds"].mean("seed").values
         for i, over in enumerate(found["over"].values):
@@ -97,13 +100,19 @@ def _of_paper(name: str, targets: list[str], units: list[str]) -> list[Row]:
     return [(f"paper: {_LABELS[name]}", *cells)]
 
 
+def _spread(found: "xr.Dataset") -> "xr.DataArray":
+    """Standard deviation of the errors over the seeds; NaN of a single one, which has none."""
+    return found["rmse"].std("seed").where(found.sizes["seed"] > 1)
+
+
 def _cell(value: float, spread: float, unit: str) -> str:
+    alone = np.isnan(spread)
     if unit not in _DECIMALS:
-        return f"{value:.4g} ± {spread:.2g}"
+        return f"{value:.4g}" + ("" if alone else f" ± {spread:.2g}")
     # Errors far below the paper's get two digits of their own.
     small = 1 - math.floor(math.log10(value)) if value > 0 else 0
     decimals = min(max(_DECIMALS[unit], small), 9)
-    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
+    return f"{value:.{decimals}f}" + ("" if alone else f" ± {spread:.{decimals}f}")
 
 
 def as_text(form: Literal["markdown", "latex"], head: Row, rows: list[Row]) -> str:
@@ -140,8 +149,10 @@ def _csv(found: "xr.Dataset") -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ("input", "components", "target", "unit", "rmse", "rmse_std", "r2")
-    writer.writerow((*head, "published_rmse", "published_std"))
-    mean, spread = found["rmse"].mean("seed"), found["rmse"].std("seed")
+    # A column more where there is something to say: of results there is none.
+    said = [*filter(None, [caution(found.attrs)])]
+    writer.writerow((*head, "published_rmse", "published_std", *("caution" for _ in said)))
+    mean, spread = found["rmse"].mean("seed"), _spread(found)
     r2 = found["r2"].mean("seed")
     paper, its_spread = found["published_rmse"].values, found["published_spread"].values
     for i, name in enumerate(found["input"].values):
@@ -150,7 +161,7 @@ def _csv(found: "xr.Dataset") -> str:
             texts = (f"{float(v):.6g}" if np.isfinite(v) else "" for v in figures)
             unit = str(found["unit"].values[j])
             k = int(found["components"].values[i])
-            writer.writerow((str(name), k or "", str(target), unit, *texts))
+            writer.writerow((str(name), k or "", str(target), unit, *texts, *said))
     return text.getvalue()
 
 

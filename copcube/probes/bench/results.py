@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from copcube.arguments import one_of
+from copcube.cube.caution import caution
 from copcube.errors import CopcubeError, OptionError, in_a_line
 from copcube.files.atomic import write_text
 from copcube.interchange.metadata import KEY
@@ -89,8 +90,15 @@ class Result:
 
     @property
     def title(self) -> str:
-        """Name of the task in tables."""
-        return TASKS[self.task].title if self.task in TASKS else self.task
+        """Name of the task in tables, and whether its scores are none of a trained encoder."""
+        name = TASKS[self.task].title if self.task in TASKS else self.task
+        return name if self.caution is None else f"{name}, {self.caution.partition(':')[0]}"
+
+    @property
+    def caution(self) -> str | None:
+        """What must be said of the scores; None of a trained encoder's."""
+        # Of whole cells the cube says it, of images their encoder.
+        return caution(self.provenance.get("cube", self.provenance))
 
     @property
     def metric(self) -> str:
@@ -265,7 +273,9 @@ def _csv(results: Sequence[Result]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("bench", "dataset", "validation", "low", "high")
     head = ("task", "metric", "units", "probe", "seeds", *numbers)
-    writer.writerow((*head, "random_vit_b", "copernicus_fm", "comparable", "seconds"))
+    # A column more where there is something to say: of trained encoders there is none.
+    more = ("caution",) if any(one.caution for one in results) else ()
+    writer.writerow((*head, "random_vit_b", "copernicus_fm", "comparable", "seconds", *more))
     for one in results:
         means = []
         for name in numbers:
@@ -274,5 +284,6 @@ def _csv(results: Sequence[Result]) -> str:
             means.append(f"{np.mean(values):.6g}" if known else "")
         paper = ("" if np.isnan(value) else value for value in one.published)
         facts = (one.task, one.metric, one.units, one.probe, len(one.scores))
-        writer.writerow((*facts, *means, *paper, one.comparable, f"{one.seconds:.3g}"))
+        told = (one.comparable, f"{one.seconds:.3g}", *(one.caution or "" for _ in more))
+        writer.writerow((*facts, *means, *paper, *told))
     return text.getvalue()
