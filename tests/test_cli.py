@@ -174,9 +174,14 @@ def test_info_shows_reductions_in_every_form(tmp_path, capsys):
             "source images of ours",
         ):
             assert words in shown
-    cube.to_zarr(tmp_path / "part.zarr", consolidated=False)
-    assert main(["info", str(tmp_path / "part.zarr")]) == 0
-    assert "40 × 40 × 6 (lat, lon, dim)" in capsys.readouterr().out
+    # A part that users save keeps the attributes of the cube.
+    counted = cube.assign(n_images=(("lat", "lon"), np.ones((40, 40), "i4")))
+    kept = counted.assign_coords(dim=np.arange(6), crs=0).assign_attrs(copcube_schema=1)
+    for name, part in (("part", cube), ("kept", kept)):
+        path = tmp_path / f"{name}.zarr"
+        part.to_zarr(path, zarr_format=3, consolidated=False)
+        assert main(["info", str(path)]) == 0
+        assert "40 × 40 × 6 (lat, lon, dim)" in capsys.readouterr().out
 
 
 def test_a_sample_of_some_modalities(tmp_path, capsys):

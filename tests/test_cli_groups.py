@@ -83,6 +83,30 @@ def test_a_box_has_a_row_for_each(seasons, capsys):
 
 
 @pytest.mark.slow
+def test_a_place_has_lines_for_each(seasons, capsys):
+    assert main(["at", str(seasons), "59", "2"]) == 0
+    said = capsys.readouterr().out
+    values = xr.open_zarr(seasons).embedding.sel(lat=59, lon=2, season="DJF").values
+    assert f"embedding DJF │ {' '.join(f'{value:.4g}' for value in values)} " in said
+    assert "embedding JJA │ nan nan nan " in said
+
+
+@pytest.mark.slow
+def test_changed_places_are_told_to_the_cell_and_by_group(tmp_path, capsys):
+    flags = {"flag_values": np.int8([0, 1]), "flag_meanings": "DJF JJA"}
+    seasons = xr.DataArray(np.int8([0, 1]), dims="season", attrs=flags)
+    places = {"season": seasons, "lat": [10.25], "lon": [123.25]}
+    for name, of_summer in (("a.zarr", 1), ("b.zarr", -1)):
+        values = np.float32([1, of_summer])[:, None, None, None] * np.float32([1, 2, 3])
+        cube = xr.Dataset({"embedding": (("season", "lat", "lon", "dim"), values)}, places)
+        cube.to_zarr(tmp_path / name, zarr_format=2)
+    words = [str(tmp_path / name) for name in ("a.zarr", "b.zarr", "out.nc")]
+    assert main(["change", *words]) == 0
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "10.25" in line]
+    assert row[:3] == ["10.25", "123.25", "JJA"]
+
+
+@pytest.mark.slow
 def test_reductions_and_comparisons_of_some(seasons, tmp_path, capsys):
     fields, both, z = (str(tmp_path / f"{name}.nc") for name in ("fields", "both", "z"))
     lat, lon = 90 - 0.25 * np.arange(100, 160), 0.25 * np.arange(40)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -386,19 +387,29 @@ def _change(arguments: Arguments) -> None:
     found = change(a, b, **options)
     # The list of places: maps are for files.
     names = [str(name) for name in found.data_vars if found[name].dims == ("place",)]
-    columns(
-        [name.removeprefix("place_").replace("_", " ") for name in names],
-        (
-            [f"{value:.4g}" for value in row]
-            for row in zip(*(found[n].values for n in names), strict=True)
-        ),
-    )
+    heads = [name.removeprefix("place_") for name in names]
+    texts = [_texts(head, found[name]) for head, name in zip(heads, names, strict=True)]
+    columns([head.replace("_", " ") for head in heads], zip(*texts, strict=True))
     if out.suffix.lower() in DRAWN:
         from copcube.plot import changed
 
         draw(changed(found, a), out)
     else:
         save_fields(found, arguments)
+
+
+def _texts(name: str, of_places: "xr.DataArray") -> Iterable[str]:
+    """Write numbers or groups of places, for people."""
+    from copcube.cube.schema import labels
+
+    values = of_places.values
+    if values.dtype.kind != "f":
+        return (
+            labels(name, values, of_places.attrs) if values.dtype.kind == "i" else map(str, values)
+        )
+    # Centres of cells are quarters of a degree.
+    form = ".2f" if name in ("lat", "lon") else ".4g"
+    return [f"{value:{form}}" for value in values]
 
 
 def statics_of(arguments: Arguments) -> "xr.Dataset":

@@ -82,22 +82,34 @@ def _add_method(command: argparse.ArgumentParser) -> None:
 
 
 def _at(arguments: Arguments) -> None:
+    import numpy as np
+
+    from copcube.cube.view import CubeView
     from copcube.lookup import points
     from copcube.lookup.points import STATUS
 
-    place = ([arguments.lat], [arguments.lon])
-    found = points(cube_of(arguments), place, method=arguments.method).isel(point=0)
+    place, cube = ([arguments.lat], [arguments.lon]), cube_of(arguments)
+    found = points(cube, place, method=arguments.method).isel(point=0)
     lines = [("status", STATUS[int(found.status)].replace("_", " "))]
     lines.append(("cell", f"lat {float(found.cell_lat):g}, lon {float(found.cell_lon):g}"))
     lines.append(("distance", f"{float(found.distance):.1f} km"))
-    for name, v in found.data_vars.items():
-        if v.ndim == 0 and name not in ("status", "distance", "cell_lat", "cell_lon"):
-            lines.append((str(name), f"{v.item():g}"))
-        elif name in ("embedding", "pc"):
-            # As many as fit a line beside the name.
-            values = [f"{value:.4g}" for value in v.values.ravel()[:8]]
-            more = f" … ({v.size} values)" if v.size > len(values) else ""
-            lines.append((str(name), " ".join(values) + more))
+    labels = CubeView.of(cube).groups
+    # A cube without groups counts as one with a single group, which has no name.
+    for group in np.ndindex(*map(len, labels.values())):
+        which = dict(zip(labels, group, strict=True))
+        names = [labels[dim][i] for dim, i in which.items()]
+        for name, v in found.isel(which).data_vars.items():
+            of_all = labels and not labels.keys() & {*found[name].dims}
+            if name in ("status", "distance", "cell_lat", "cell_lon") or (of_all and any(group)):
+                continue
+            said = " ".join([str(name), *([] if of_all else names)])
+            if v.ndim == 0:
+                lines.append((said, f"{v.item():,}" if v.dtype.kind == "i" else f"{v.item():g}"))
+            elif name in ("embedding", "pc"):
+                # As many as fit a line beside the name.
+                values = [f"{value:.4g}" for value in v.values[:8]]
+                more = f" … ({v.size} values)" if v.size > len(values) else ""
+                lines.append((said, " ".join(values) + more))
     table(arguments.cube, lines)
 
 

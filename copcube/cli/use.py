@@ -255,11 +255,12 @@ def _add_compare(commands: Commands) -> None:
 def _info(arguments: Arguments) -> None:
     from copcube.cube.card import card
     from copcube.cube.store import read_attributes
-    from copcube.cube.summary import reduction_lines
+    from copcube.cube.summary import of_whole_globe, reduction_lines
 
     path: str = arguments.cube
-    # Asked of the attributes alone: to open a large cube takes longer.
-    if "copcube_schema" in read_attributes(path):
+    # Asked of the attributes alone: to open a large cube takes longer. Parts that users saved
+    # themselves have the same attributes.
+    if "copcube_schema" in read_attributes(path) and of_whole_globe(path):
         show(path)
         return
     ds = open_any(path)

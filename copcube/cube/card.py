@@ -5,7 +5,7 @@ they are, or a few values of each vector where they lie in memory.
 """
 
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,12 @@ def coverage(ds: "xr.Dataset") -> float:
     return share_of_globe(view, view.filled())
 
 
+def whose_variance(attrs: Mapping[Any, Any]) -> str:
+    """What the shares of variance of a reduction are of, by its attributes."""
+    given = attrs.get("reduction_given")
+    return f"what {given} leave over" if given else "the variance"
+
+
 def _mask_and_map(
     view: CubeView,
 ) -> "tuple[xr.DataArray | None, NDArray[np.float64] | None]":
@@ -163,7 +169,8 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
         total = int(ds["n_images"].sum(dtype=np.float64))
         yield "images", f"{total:,}" + (f" ({counts})" if counts else "")
     if "explained_variance_ratio" in ds:
-        explained = f"{float(ds['explained_variance_ratio'].sum()):.2%} of the variance"
+        ratio = float(ds["explained_variance_ratio"].sum())
+        explained = f"{ratio:.2%} of {whose_variance(attrs)}"
         cells_fitted = attrs.get("reduction_cells")
         if isinstance(cells_fitted, int | np.integer):
             explained += f", fitted to {cells_fitted:,} cells"

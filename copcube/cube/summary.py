@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
-from copcube.cube.card import share_of_globe
+from copcube.cube.card import share_of_globe, whose_variance
 from copcube.cube.caution import trained
 from copcube.cube.store import array, leading, open_group, reading
 from copcube.cube.stored import StoredChunks
@@ -109,6 +109,22 @@ def summary(path: str | Path) -> CubeSummary:
         return _summary(path)
 
 
+def of_whole_globe(path: str | Path) -> bool:
+    """Whether the cells of a cube are those of the whole lattice, in its order.
+
+    Raises
+    ------
+    CubeError
+        If the path holds no cube, or a damaged one.
+    """
+    with reading(path):
+        group = open_group(path)
+        return all(
+            name in group and np.array_equal(array(group, name)[...], values)
+            for name, values in (("lat", grid.latitudes()), ("lon", grid.longitudes()))
+        )
+
+
 def _summary(path: str | Path) -> CubeSummary:
     group = open_group(path)
     by, groups = leading(group)
@@ -182,7 +198,7 @@ def reduction_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, s
     components = f"{view.field.shape[-1]}"
     if "explained_variance_ratio" in ds:
         ratio = ds["explained_variance_ratio"].values
-        components += f", which explain {ratio.sum():.2%} of the variance"
+        components += f", which explain {ratio.sum():.2%} of {whose_variance(attrs)}"
         shares = ", ".join(f"{share:.2%}" for share in ratio[:_SHARES])
         yield "components", components
         yield "explained variance", shares + (", …" if len(ratio) > _SHARES else "")

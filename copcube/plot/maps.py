@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.arguments import whole_number
+from copcube.cube.card import whose_variance
 from copcube.cube.view import CubeView
 from copcube.cube.whole import at_once
 from copcube.errors import CubeError, OptionError
@@ -109,7 +110,8 @@ def component(
     axes, image = _map(view, plane, ax, projection, extent, cmap="PuOr", vmin=-end, vmax=end)
     share = float(fields["explained_variance_ratio"].values[i])
     _bar(axes, image, f"component {i}", extend="both")
-    return titled(axes, fields, f"component {i}, {share:.1%} of variance")
+    whose = whose_variance(fields.attrs)
+    return titled(axes, fields, f"component {i}, {share:.1%} of {whose}")
 
 
 def counts(

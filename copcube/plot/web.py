@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import one_path, whole_number
-from copcube.cube.card import card
+from copcube.cube.card import card, whose_variance
 from copcube.cube.caution import caution
 from copcube.cube.view import CubeView, group_labels
 from copcube.cube.whole import at_once, with_maps
@@ -133,6 +133,7 @@ def page(
         **cells.window,
         "cells": len(codes),
         "components": described,
+        "whose": whose_variance(fields.attrs),
         "lines": [[name, printable(text)] for name, text in _lines(ds, fields)],
         "computed": _computed(fields, kept),
     }
@@ -267,7 +268,8 @@ def _lines(ds: "xr.Dataset", fields: "xr.Dataset") -> Iterator[tuple[str, str]]:
     yield from card(ds).lines
     if "pc" not in ds:
         share = float(fields["explained_variance_ratio"].sum())
-        yield "reduced to", f"{fields.sizes['component']} components, {share:.1%} of the variance"
+        whose = whose_variance(fields.attrs)
+        yield "reduced to", f"{fields.sizes['component']} components, {share:.1%} of {whose}"
     for name in ("synthetic", "source", "encoder_weights", "encoder_sha256", "history"):
         if name in ds.attrs:
             yield name.replace("_", " "), str(ds.attrs[name])
@@ -277,9 +279,7 @@ def _lines(ds: "xr.Dataset", fields: "xr.Dataset") -> Iterator[tuple[str, str]]:
 def _computed(fields: "xr.Dataset", k: int) -> str:
     """Say what likeness is computed from."""
     share = float(fields["explained_variance_ratio"].values[:k].sum())
-    whose = "the variance"
-    if given := fields.attrs.get("reduction_given"):
-        whose = f"what {given} leave over"
+    whose = whose_variance(fields.attrs)
     whitened = ""
     if fields.attrs.get("reduction_whiten") == 1:
         whitened = ", each divided by its standard deviation"

@@ -17,7 +17,7 @@ const asked = { place: null, values: null, cell: -1, apart: 500 };
 const BEST = 10;
 
 const named = (i) => `component ${i}`;
-const share = (i) => `${number(100 * about.components[i].share)} % of variance`;
+const share = (i) => `${number(100 * about.components[i].share)} % of ${about.whose}`;
 const placeName = ([lat, lon]) => `${degrees(lat, "N", "S")} ${degrees(lon, "E", "W")}`;
 
 async function recolour() {
