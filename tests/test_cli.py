@@ -113,7 +113,8 @@ class NoRoom(io.StringIO):
 def test_whoever_reads_the_output_may_go_away(part, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", NoRoom(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     assert main(["compare", str(part), str(part)]) == 141
-    assert capsys.readouterr().err == ""
+    said = capsys.readouterr().err.splitlines()
+    assert all("UNTRAINED encoder" in line for line in said)  # of the cube, and nothing else
 
 
 @pytest.mark.slow
