@@ -219,9 +219,67 @@ def test_batches_and_crops():
         ({"date": "someday"}, "someday"),
         ({"date": ["20210301"] * 3}, "date cannot be given"),
         ({"crop": "middle"}, "crop is 'middle'"),
+        ({"images": [np.ones((1, 28, 28)), np.ones((1, 30, 30))]}, "images of each size by"),
+        ({"images": xr.Dataset({"co": (("y", "x"), np.ones((28, 28)))})}, "a Dataset, which is no"),
+        ({"lon": np.datetime64("1970-01-02")}, r"lon cannot be given.*holds datetime64"),
+        ({"lat": True}, "lat cannot be given.*holds bool"),
+        ({"lon": 1 + 2j}, "lon cannot be given.*holds complex"),
+        ({"date": np.datetime64("2021")}, "a whole year, month or week"),
+        ({"date": np.array(["2021-03"], "M8[M]")}, "a whole year, month or week"),
+        ({"batch_size": -1}, "batch_size is -1; expected 1 or more"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
     given = {"images": np.ones((2, 1, 28, 28)), "modality": "s5p_co", "lon": 1, "lat": 2}
     with pytest.raises(OptionError, match=message):
         embed_batch(**given | {"date": "20210301"} | change, encoder=StubEncoder())
+
+
+def test_what_is_masked_is_no_data_and_unknown():
+    given = {"lat": 2, "date": "20210301", "encoder": StubEncoder()}
+    decibels = np.random.default_rng(0).normal(-15, 4, (2, 2, 32, 32)).astype("f4")
+    hidden = np.zeros(decibels.shape, bool)
+    hidden[0, :, :9] = True
+    masked = np.ma.array(np.where(hidden, -9999, decibels), mask=hidden)
+    known = {"lon": [1, np.nan], "date": ["20210301", None]}
+    expected = embed_batch(np.where(hidden, np.nan, decibels), "s1_grd", **given | known)
+    lon = np.ma.array([1.0, 77.0], mask=[False, True])
+    for dates in (np.ma.array([20210301, 0], mask=lon.mask), np.ma.array(["2021-03-01"] * 2)):
+        dates = np.ma.array(dates.data if dates.dtype.kind == "i" else dates.astype("M8[D]").data)
+        dates.mask = lon.mask
+        for images in (masked, list(masked)):
+            found = embed_batch(images, "s1_grd", **given | {"lon": lon, "date": dates})
+            np.testing.assert_array_equal(found, expected)
+    assert np.isnan(embed_batch(np.ma.array(decibels, mask=True), "s1_grd", **given)).all()
+    counts = np.random.default_rng(0).integers(40_000, 60_000, (13, 32, 32), "uint16")
+    expected = embed_batch(np.where(hidden[0, :1], 0, counts), "s2_toa", lon=1, **given)
+    masked = np.ma.array(counts.view("int16"), mask=np.broadcast_to(hidden[0, :1], counts.shape))
+    np.testing.assert_array_equal(embed_batch(masked, "s2_toa", lon=1, **given), expected)
+
+
+def test_labels_and_nodata_of_an_xarray_image_are_heeded():
+    given = {"lon": 1, "lat": 2, "date": "20210301", "encoder": StubEncoder()}
+    pixels = np.random.default_rng(0).normal(-15, 4, (3, 2, 32, 32)).astype("f4")
+    expected = embed_batch(pixels, "s1_grd", **given)
+    images = xr.DataArray(pixels, dims=("n", "band", "y", "x"), coords={"band": ["VV", "VH"]})
+    for shown in (images, images.isel(band=[1, 0]), images.transpose("n", "y", "x", "band")):
+        np.testing.assert_array_equal(embed_batch(shown, "s1_grd", **given), expected)
+    with pytest.raises(OptionError, match="no VV"):
+        embed_batch(images.assign_coords(band=["HH", "VH"])[:, 1:], "s1_grd", **given)
+    pixels[0, :, :9] = np.nan
+    marked = images.fillna(-9999).assign_attrs(_FillValue=-9999)
+    marked[0, :, :9] = -9999
+    np.testing.assert_array_equal(
+        embed_batch(marked, "s1_grd", **given), embed_batch(pixels, "s1_grd", **given)
+    )
+    height = xr.DataArray(np.full((64, 64), 50, "i2"), dims=("y", "x"), attrs={"scale_factor": 10})
+    assert embed_batch(height, "dem", **given)[0] == 500
+
+
+def test_tensors_of_torch_come_as_they_are():
+    given = {"lon": 1, "lat": 2, "date": "20210301", "encoder": StubEncoder()}
+    images = torch.full((2, 1, 28, 28), 0.5, requires_grad=True)
+    expected = embed_batch(np.full((2, 1, 28, 28), 0.5, "f4"), "s5p_co", **given)
+    for same in (images, images.detach().bfloat16(), list(images.detach())):
+        np.testing.assert_array_equal(embed_batch(same, "s5p_co", **given), expected)

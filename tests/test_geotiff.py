@@ -51,7 +51,7 @@ def drawn(key, seed=0, shape=None):
     return pixels.astype("uint16" if key == "s2_toa" else "float32")
 
 
-def write(path, pixels, descriptions=None, scale=1.0, offset=0.0, **profile):
+def write(path, pixels, descriptions=None, scale=1.0, offset=0.0, units=None, **profile):
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = pixels.shape
     with warnings.catch_warnings():
@@ -69,6 +69,8 @@ def write(path, pixels, descriptions=None, scale=1.0, offset=0.0, **profile):
             raster.write(pixels)
             if descriptions:
                 raster.descriptions = descriptions
+            if units:
+                raster.units = [units] * count
             if (scale, offset) != (1, 0):
                 raster.scales, raster.offsets = [scale] * count, [offset] * count
 
@@ -366,6 +368,21 @@ def test_scales_and_offsets_are_applied_but_to_counts(tmp_path):
     np.testing.assert_allclose(s1.pixels[:, 9:], decibels[:, 9:] * 0.01 + 1.5, rtol=1e-6)
     assert np.isnan(s1.pixels[:, :9]).all()
     assert s1.pixels.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"scale": 0}, "a scale of 0 is declared"),
+        ({"offset": np.nan}, "offset of nan is declared"),
+        ({"units": "feet"}, "heights are said to be in feet; expected metres"),
+    ],
+)
+def test_scales_and_units_that_cannot_be_are_left_out(tmp_path, declared, message):
+    write(tmp_path / place("dem"), np.full((1, 960, 960), 50, "int16"), **declared)
+    images, (rejected,) = read(open_source(tmp_path))
+    assert not images
+    assert (rejected.kind, message in rejected.reason) == ("broken", True)
 
 
 def test_integers_become_float32_but_for_sentinel_2(tree):

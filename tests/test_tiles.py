@@ -105,9 +105,7 @@ def utm(rows=448, cols=672, *, gsd=10.0, crs="EPSG:32632", bands=2, west=500_000
 
 def degrees(lat, lon, bands=1, names=("lat", "lon")):
     pixels = random_pixels(bands, len(lat), len(lon)).astype(np.float32)
-    return xr.DataArray(
-        pixels, dims=("band", *names), coords={names[0]: lat, names[1]: lon}, name="no2"
-    )
+    return xr.DataArray(pixels, dims=("band", *names), coords={names[0]: lat, names[1]: lon})
 
 
 # Places
@@ -757,6 +755,12 @@ def test_the_result_says_what_made_it():
         ({"tile": 230, "tokens": True}, "do not fill tiles of 230"),
         ({"date": "yesterday"}, "'yesterday' is no date"),
         ({"date": "20211301"}, "'20211301' is no date"),
+        ({"gsd": 0}, "gsd is 0; expected"),
+        ({"gsd": -10}, "gsd is -10; expected"),
+        ({"gsd": np.nan}, "gsd is nan; expected"),
+        ({"tokens": "no"}, "tokens is 'no'"),
+        ({"mean": [1, 2], "std": [1, 0]}, "std .*deviations above 0"),
+        ({"mean": [1, np.nan], "std": [1, 1]}, "mean is .*expected finite"),
     ],
 )
 def test_contradictions_are_refused(options, message):
@@ -764,6 +768,12 @@ def test_contradictions_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
         embed(utm(), **{"modality": "s1_grd", "encoder": stub, **options})
     assert stub.calls == []
+
+
+def degrees_of(dim, values, units="degrees"):
+    """An image whose coordinate along a dimension has these values."""
+    images = utm() if dim in ("x", "y") else utm().rename(y="lat", x="lon").drop_vars("lon")
+    return images.assign_coords({dim: (dim, values, {"units": units})})
 
 
 @pytest.mark.parametrize(
@@ -775,11 +785,29 @@ def test_contradictions_are_refused(options, message):
         (utm().values, "images is a ndarray; expected an xarray.DataArray"),
         ("scene.tif", r"images is a str; .*\(rioxarray.open_rasterio reads a file"),
         (utm().astype(complex), "real numbers"),
+        (utm().assign_coords(x=[f"{x}" for x in utm().x.values]), "coordinate x .* holds <U"),
+        (degrees_of("lat", np.linspace(93, 92, 448)), "lat of images reaches 93; expected degrees"),
+        (degrees_of("lat", np.linspace(0.8, 0.7, 448), "radians"), "lat of images is in radians"),
+        (degrees_of("x", np.linspace(0, 1, 672), "km"), "x of images is in kilometres"),
+        (utm().astype("u2").assign_attrs(_FillValue=-9999), "uint16 and declares nodata -9999"),
+        (utm().assign_attrs(scale_factor="a tenth"), "'a tenth' as scale_factor, which is no"),
+        (utm().astype("i2").assign_attrs(scale_factor=0), "a scale of 0 is declared"),
+        (utm().astype("i2").assign_attrs(add_offset=np.nan), "an? offset of nan is declared"),
     ],
 )
 def test_images_of_another_form_are_refused(images, message):
     with pytest.raises(OptionError, match=message):
         embed(images, "s1_grd", encoder=Stub())
+
+
+def test_a_variable_of_another_name_or_unit_is_refused():
+    gas = xr.DataArray(np.full((28, 28), 1e-4, "f4"), dims=("y", "x"), name="NO2")
+    assert embed(gas, "s5p_no2", encoder=Stub()).shape[:2] == (1, 1)
+    with pytest.raises(OptionError, match="NO2, among which is no SO2"):
+        embed(gas, "s5p_so2", encoder=Stub())
+    height = xr.DataArray(np.ones((960, 960), "f4"), dims=("y", "x"), attrs={"units": "feet"})
+    with pytest.raises(OptionError, match="said to be in feet; expected metres"):
+        embed(height, "dem", encoder=Stub())
 
 
 # The real model, small

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from copcube.errors import OptionError
 from copcube.images.bands import order, refuse_contradiction
-from copcube.images.tensor_form import takes_scales
-from copcube.images.units import require_offset
+from copcube.images.tensor_form import refuse_unusable_scales, takes_scales
+from copcube.images.units import refuse_units, require_offset
 from copcube.modalities import Modality
 
 log = logging.getLogger("copcube")
@@ -41,6 +41,10 @@ _SCALES = ("copcube_scale", "copcube_offset")
 """Coordinates along the bands in which `arranged` keeps what a file declares for each."""
 _DECLARED = (("scale_factor", "scales"), ("add_offset", "offsets"))
 """Attributes of it, for all bands alike and for each, as CF and rioxarray name them."""
+_NODATA = ("_FillValue", "missing_value", "fill_value", "nodata", "nodatavals")
+"""Attributes in which rioxarray looks for the value that marks missing pixels."""
+_OTHER_UNITS = {"rad": "radians", "km": "kilometres"}
+"""Units of coordinates, by how they begin, that are not those of a CRS."""
 _STANDARD = {
     "y": ("projection_y_coordinate", "latitude", "grid_latitude", "Y"),
     "x": ("projection_x_coordinate", "longitude", "grid_longitude", "X"),
@@ -89,6 +93,7 @@ def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
             f"images has dimensions {images.dims}; expected a band, y and x (or lat and lon); "
             "rename them with .rename()"
         )
+    refuse_units(images.attrs.get("units"), sensor)
     images = _in_published_order(_with_scales(images, band, sensor), band, sensor)
     if images.sizes[band] != len(sensor.bands):
         raise OptionError(
@@ -140,11 +145,17 @@ def _with_scales(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.D
     count, found = images.sizes[band], {}
     for name, (one, each), none in zip(_SCALES, _DECLARED, (1.0, 0.0), strict=True):
         given = images.attrs.get(each, images.attrs.get(one, none))
-        values = np.asarray(given, np.float64).ravel()
-        if values.size > 1:
+        try:
+            values = np.asarray(given, np.float64).ravel()
+        except (TypeError, ValueError) as error:
+            raise OptionError(
+                f"images declares {given!r} as {one}, which is no number: {error}"
+            ) from error
+        if values.size != 1:
             values = np.asarray(_of_each(values, images, band, each))
         found[name] = (band, np.broadcast_to(values, count))
     scales, offsets = (values for _, values in found.values())
+    refuse_unusable_scales(scales, offsets)
     if not ((scales != 1) | (offsets != 0)).any():
         return images
     if images.dtype.kind == "f":
@@ -154,6 +165,30 @@ def _with_scales(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.D
             "mask_and_scale=True, or remove these attributes from values that are scaled"
         )
     return images.assign_coords(found)
+
+
+def nodata_of(images: xr.DataArray) -> float | None:
+    """The value that marks missing pixels of an image, as rioxarray finds it; None without one.
+
+    Raises
+    ------
+    OptionError
+        If it is none that pixels of this type can have.
+    """
+    import rioxarray  # noqa: F401  (registers .rio)
+
+    try:
+        nodata: float | None = images.rio.nodata
+    except (TypeError, ValueError, OverflowError) as error:
+        given = [images.attrs[name] for name in _NODATA if name in images.attrs]
+        if images.rio.encoded_nodata is not None or "nan" in map(str, given):
+            return None  # whole numbers made of floats
+        raise OptionError(
+            f"images holds {images.dtype} and declares nodata {', '.join(map(str, given))}; "
+            "expected one number of that type: remove the attribute, or write another with "
+            "images.rio.write_nodata()"
+        ) from error
+    return nodata
 
 
 def _of_each(
@@ -185,6 +220,8 @@ def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], s
     described = images.attrs.get("long_name", images.attrs.get("descriptions"))
     if isinstance(described, str) and images.sizes[band] == 1:
         yield [described], "description"
+    elif images.name and images.sizes[band] == 1 and band not in images.coords:
+        yield [images.name], "description"  # as xarray calls a variable of a dataset
     elif isinstance(described, tuple | list | np.ndarray):
         yield _of_each(described, images, band, "long_name"), "description"
     for name, coordinate in images.coords.items():
@@ -215,7 +252,7 @@ def _north_up(images: xr.DataArray, y: Hashable, x: Hashable) -> xr.DataArray:
         is_place = images.rio.crs is not None or str(dim).lower() in _GROUND
         if not (is_place or said & set(_STANDARD[axis])) or coordinate.size < 2:
             continue  # numbers of pixels
-        values = np.asarray(coordinate.values, np.float64)
+        values = _positions(images, coordinate, most=90 if geographic and axis == "y" else np.inf)
         steps = np.diff(np.unwrap(values, period=360) if geographic and axis == "x" else values)
         if not ((steps > 0).all() or (steps < 0).all()):
             raise OptionError(
@@ -228,6 +265,35 @@ def _north_up(images: xr.DataArray, y: Hashable, x: Hashable) -> xr.DataArray:
             log.info(f"images runs from {way} along {dim}; it is turned, to be seen north up")
             images = images.isel({dim: slice(None, None, -1)})
     return images
+
+
+def _positions(images: xr.DataArray, coordinate: xr.DataArray, most: float) -> NDArray[np.float64]:
+    """Values of a coordinate of places, in units of the CRS.
+
+    Raises
+    ------
+    OptionError
+        If they are no numbers, beyond `most` from 0, or said to be in other units.
+    """
+    dim, units = coordinate.name, str(coordinate.attrs.get("units", "")).lower()
+    if coordinate.dtype.kind not in "iuf":
+        raise OptionError(
+            f"the coordinate {dim} of images holds {coordinate.dtype} values; expected numbers"
+        )
+    values = np.asarray(coordinate.values, np.float64)
+    if np.abs(values).max() > most + 1e-6:
+        raise OptionError(
+            f"the coordinate {dim} of images reaches {values[np.abs(values).argmax()]:g}; "
+            f"expected degrees, at most {most:g} from 0"
+        )
+    other = next((name for start, name in _OTHER_UNITS.items() if units.startswith(start)), None)
+    own = "" if images.rio.crs is None else str(images.rio.crs.linear_units).lower()
+    if other is not None and not own.startswith(units[:1]):
+        raise OptionError(
+            f"the coordinate {dim} of images is in {other}; expected units of the CRS, degrees or "
+            f"metres: multiply it, images.assign_coords({dim}=…)"
+        )
+    return values
 
 
 def _refuse_turned_transform(images: xr.DataArray) -> None:

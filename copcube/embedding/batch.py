@@ -4,14 +4,23 @@ import logging
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from copcube.arguments import as_given, whole_number
+from copcube.embedding.axes import arranged, nodata_of, scales_of
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import days_since_1970, within_code
 from copcube.embedding.partition import DEM_DAYS, Crop, cropped, not_finite
 from copcube.errors import OptionError
 from copcube.images.sensors import Given, modality_of
-from copcube.images.tensor_form import has_valid_pixel, mend
+from copcube.images.tensor_form import (
+    declared_missing,
+    has_valid_pixel,
+    mend,
+    scaled,
+    unwrapped,
+)
 from copcube.images.units import remedy, require_offset, strange, without_offset
 from copcube.modalities import Modality
 
@@ -43,13 +52,15 @@ def embed_batch(
         (…, bands, rows, columns), bands in published order, any real dtype, in the units of
         the modality; a tensor of a published shard as it is. Counts of Sentinel-2 in int16
         are taken for uint16 that wrapped, and bands Oa01 and Oa10 of Sentinel-3 may come 1e9
-        too large, as in the published files.
+        too large, as in the published files. What a masked array masks is no data. Of an
+        xarray.DataArray names of dimensions, labels of bands and declared nodata are heeded, as
+        `copcube.embed` does.
     modality : str, or Path, mapping or Modality
         Key of the modality of all images: ``"s2_toa"``, ``"s1_grd"``…; or the description of a
         sensor of one's own, such as a TOML file, see `copcube.sensor`.
     lon, lat : array_like, optional
         Degrees of the images' centres, for all or for each of them: they broadcast to the
-        leading axes of `images`. NaN or None is unknown.
+        leading axes of `images`. NaN, None or what is masked is unknown.
     date : optional
         Date of all images, or of each of them: dates of any kind, see `copcube.dates.day`.
         None and NaT are unknown; the DEM has 2015-01-01 by default, as in pretraining.
@@ -91,7 +102,9 @@ def embed_batch(
     require_offset(s2_offset)
     if s2_offset and kind.key != "s2_toa":
         raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {kind.title}")
-    pixels = _checked(np.asarray(images), kind, crop)
+    if batch_size is not None:
+        batch_size = whole_number(batch_size, "batch_size", 1)
+    pixels = _checked(_pixels(images, kind), kind, crop)
     leading = pixels.shape[:-3]
     rows = _metadata(leading, kind, lon, lat, date).reshape(-1, 4)
     flat = pixels.reshape(-1, *pixels.shape[-3:])
@@ -115,6 +128,50 @@ def embed_batch(
             else:
                 log.warning("image %d is left out: %s", number, not_finite(image))
     return vectors.reshape(*leading, model.dim)
+
+
+def _pixels(images: Any, kind: Modality) -> NDArray[Any]:
+    """Pixels (…, bands, rows, columns) of arrays of any kind; NaN where they say it is no data."""
+    if isinstance(images, xr.DataArray):
+        return _labelled(images, kind)
+    if hasattr(images, "detach"):  # a tensor of torch, perhaps on a GPU, which NumPy cannot ask
+        images = images.detach().cpu()
+        images = images.float() if str(images.dtype) == "torch.bfloat16" else images
+    if isinstance(images, list | tuple) and any(map(np.ma.isMaskedArray, images)):
+        images = np.ma.stack(images)
+    try:
+        pixels = np.asarray(images)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(
+            f"images is {as_given(images)}, which is no array: {error}; expected one array (…, "
+            "bands, rows, columns): give images of each size by themselves"
+        ) from error
+    missing = np.ma.getmaskarray(images) if np.ma.isMaskedArray(images) else None
+    return pixels if missing is None else _without(pixels, missing, kind)
+
+
+def _without(pixels: NDArray[Any], missing: NDArray[np.bool_], kind: Modality) -> NDArray[Any]:
+    """Pixels as float32, NaN where they are missing; as they are if none is."""
+    if not missing.any() or pixels.dtype.kind not in "iuf":
+        return pixels
+    with np.errstate(over="ignore"):
+        found = unwrapped(pixels, kind).astype(np.float32)
+    found[missing] = np.nan
+    return found
+
+
+def _labelled(images: xr.DataArray, kind: Modality) -> NDArray[Any]:
+    """Pixels (…, bands, rows, columns), bands in published order, north up, scaled."""
+    whole = arranged(images, kind)
+    pixels, nodata = np.moveaxis(whole.values, -1, -3), nodata_of(images)
+    if nodata is not None and np.isfinite(nodata):
+        every = pixels.reshape(-1, *pixels.shape[-3:])
+        missing = [declared_missing(image, nodata, kind) for image in every]
+        pixels = _without(pixels, np.reshape(missing, pixels.shape), kind)
+    if (scales := scales_of(whole)) is None:
+        return pixels
+    factors, offsets = (values[:, None, None] for values in scales)
+    return scaled(pixels, factors, offsets, kind)
 
 
 def _checked(images: NDArray[Any], kind: Modality, crop: Crop) -> NDArray[Any]:
@@ -145,12 +202,16 @@ def _metadata(
 ) -> NDArray[np.float64]:
     """Longitude, latitude, days since 1970-01-01 and token area, (…, 4), NaN where unknown."""
     default = DEM_DAYS if kind.key == "dem" else np.nan
-    days = default if date is None else days_since_1970(np.asarray(date), "date")
+    days = default if date is None else days_since_1970(_unmasked(date), "date")
     given = {"lon": lon, "lat": lat, "date": days}
     metadata = np.full((*leading, 4), np.nan)
     for axis, (name, values) in enumerate(given.items()):
         try:
-            metadata[..., axis] = np.asarray(values, dtype=np.float64)  # None becomes NaN
+            numbers = _unmasked(values)
+            if numbers.dtype.kind in "bcmM":
+                raise TypeError(f"it holds {numbers.dtype}")
+            # As Python's own, whose errors show a text as it was given; None becomes NaN.
+            metadata[..., axis] = np.asarray(numbers.tolist(), np.float64)
         except (TypeError, ValueError) as error:
             raise OptionError(
                 f"{name} cannot be given to images of shape {leading}: {error}; expected a "
@@ -162,3 +223,14 @@ def _metadata(
     metadata[..., 0], metadata[..., 1] = within_code(metadata[..., 0], metadata[..., 1])
     metadata[..., 3] = kind.token_area
     return metadata
+
+
+def _unmasked(values: Any) -> NDArray[Any]:
+    """An array of anything, with None, or NaT, where it is masked."""
+    if not np.ma.isMaskedArray(values):
+        return np.asarray(values)
+    if values.dtype.kind == "M":
+        return np.asarray(values.filled(np.datetime64("NaT")))
+    found = values.data.astype(object)
+    found[np.ma.getmaskarray(values)] = None
+    return np.asarray(found)

@@ -278,7 +278,8 @@ def _days(images: xr.DataArray, date: Any, sensor: Modality) -> Floats:
 def days_since_1970(times: NDArray[Any], what: str) -> Floats:
     """Days since 1970-01-01 of an array of dates of any kind; NaN where one is missing."""
     # Whole days only: the model has seen no others, and its fastest wave takes one day.
-    if times.dtype.kind == "M":
+    # Whole years, months and weeks are no days: `since_1970` refuses them.
+    if times.dtype.kind == "M" and np.datetime_data(times.dtype)[0] not in ("Y", "M", "W"):
         days = times.astype("datetime64[D]") - np.datetime64(0, "D")
         return np.asarray(days / np.timedelta64(1, "D"))
     return np.reshape(

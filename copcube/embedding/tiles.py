@@ -8,6 +8,7 @@ arrays the same function is called once.
 
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,15 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from copcube.arguments import number, numbers, whole_number
-from copcube.embedding.axes import GENERAL, arranged, check_offset, require_images, scales_of
+from copcube.arguments import flag, number, numbers, whole_number
+from copcube.embedding.axes import (
+    GENERAL,
+    arranged,
+    check_offset,
+    nodata_of,
+    require_images,
+    scales_of,
+)
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import Georeference, tile_metadata
 from copcube.embedding.partition import not_finite
@@ -140,18 +148,21 @@ def embed(
     """
     model = as_encoder(encoder, weights=weights, device=device, dtype=dtype)
     sensor = _sensor(modality, wavelengths, bandwidths, kernel_size, mean, std)
+    tokens = flag(tokens, "tokens")
     size = _tile_size(tile, sensor, tokens)
     if batch_size is not None:
         batch_size = whole_number(batch_size, "batch_size", 1)
     if gsd is not None:
         gsd = number(gsd, "gsd", ", the side of a pixel in metres")
+        if not 0 < gsd < math.inf:
+            raise OptionError(f"gsd is {gsd:g}; expected the side of a pixel in metres, above 0")
     require_images(images)
     check_offset(images, sensor, s2_offset)
     whole = _whole_tiles(arranged(images, sensor), size)
     *leading, y, x, _ = whole.dims
     where = Georeference.of(whole, y, x)
     metadata = tile_metadata(whole, where, size, sensor, date=date, gsd=gsd)
-    declared = images.rio.nodata, scales_of(whole)
+    declared = nodata_of(images), scales_of(whole)
     task = _Task(model, sensor, size, tokens, *declared, batch_size, s2_offset, Once())
     result = xr.DataArray(
         _map(whole.data, metadata, task, model.dim),
@@ -208,6 +219,10 @@ def _sensor(
         raise OptionError(
             f"mean has {_count(mean)} values and std {_count(std)}; expected {count} of both, "
             f"one a band of {sensor.title}"
+        )
+    if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise OptionError(
+            f"mean is {mean} and std {std}; expected finite numbers, and deviations above 0"
         )
     return replace(
         sensor,

@@ -26,7 +26,13 @@ from copcube.files.limits import demand
 from copcube.files.regular import require_file
 from copcube.images.bands import order
 from copcube.images.naming import to_stored
-from copcube.images.tensor_form import declared_missing, scaled
+from copcube.images.tensor_form import (
+    declared_missing,
+    refuse_unusable_scales,
+    scaled,
+    takes_scales,
+)
+from copcube.images.units import refuse_units
 from copcube.modalities import Modality
 
 if TYPE_CHECKING:
@@ -210,8 +216,15 @@ def read(raster: Any, places: list[int], modality: Modality, side: int | None = 
     ImageError
         If the raster is rotated by an angle that is no multiple of 90°.
     OptionError
-        If it is smaller than the square.
+        If it is smaller than the square, or declares scales or units of pixels that cannot be.
     """
+    scales, offsets = (
+        np.array(values, np.float64)[places, None, None]
+        for values in (raster.scales, raster.offsets)
+    )
+    if takes_scales(modality):
+        refuse_unusable_scales(scales, offsets)
+    refuse_units(raster.units[places[0]], modality)
     turns = _turns(raster.transform)
     window = None if side is None else _middle(raster.shape, turns, side)
     # All of them at once are read faster than the same one after the other.
@@ -224,8 +237,8 @@ def read(raster: Any, places: list[int], modality: Modality, side: int | None = 
     return Stored(
         turns.of(pixels),
         None if missing is None else turns.of(missing),
-        np.array(raster.scales, np.float64)[places, None, None],
-        np.array(raster.offsets, np.float64)[places, None, None],
+        scales,
+        offsets,
         y,
         x,
         raster.crs,

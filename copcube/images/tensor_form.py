@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.errors import ImageError
+from copcube.errors import ImageError, OptionError
 from copcube.modalities import MODALITIES, Modality
 
 RESAMPLING = "bilinear, corners aligned"
@@ -183,6 +183,25 @@ def scaled(
         return pixels
     with np.errstate(over="ignore"):
         return np.asarray((pixels * scales + offsets).astype(np.float32))
+
+
+def refuse_unusable_scales(scales: NDArray[Any], offsets: NDArray[Any]) -> None:
+    """Refuse scales of 0, which would make all pixels alike, and what is not finite.
+
+    Raises
+    ------
+    OptionError
+        If there is one.
+    """
+    for name, values, good in (
+        ("scale", scales, np.isfinite(scales) & (scales != 0)),
+        ("offset", offsets, np.isfinite(offsets)),
+    ):
+        if not good.all():
+            raise OptionError(
+                f"a {name} of {values[~good][0]:g} is declared for pixels; expected a finite "
+                "number, and no scale of 0: correct it in the file, or remove it"
+            )
 
 
 def takes_scales(modality: Modality) -> bool:

@@ -5,6 +5,7 @@ decibels are expected, reflectances of 0 to 1 where counts are, -9999 that nobod
 """
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ _SAMPLES = 8
 """Pixels a side that are looked at in every band."""
 _FAR = 5
 """Standard deviations from the mean within which values of any sensor are possible."""
+_FEET = re.compile(r"\b(ft|foot|feet)\b", re.IGNORECASE)
 _IMPOSSIBLE = (-9000.0, 1e6)
 """What lies beyond is in no unit of any modality, but is how files mark what is missing."""
 
@@ -62,6 +64,25 @@ def remedy(modality: Modality) -> str:
         f"{modality.title} is expected in {modality.units}{median}, and declare as nodata what "
         "marks missing pixels"
     )
+
+
+def refuse_units(given: object, modality: Modality) -> None:
+    """Refuse heights that a file says to be in feet, which look like any others.
+
+    Parameters
+    ----------
+    given : object
+        What the file says of the units of pixels; anything but a text says nothing.
+    modality : Modality
+        What they show.
+
+    Raises
+    ------
+    OptionError
+        If they are heights in feet.
+    """
+    if modality.key == "dem" and isinstance(given, str) and _FEET.search(given):
+        raise OptionError(f"heights are said to be in {given}; expected metres: 0.3048 of a foot")
 
 
 def _possible(modality: Modality) -> tuple[float, float]:
