@@ -289,3 +289,22 @@ def test_a_cube_on_disk_is_read_in_tiles(tmp_path, monkeypatch):
     assert found.identical == pytest.approx(west.mean())
     assert found.dims == (DIM, DIM)
     assert found.fields.sizes == {"lat": 721, "lon": 1440}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([0, 1, 2], [3, 4, 5], r"numbered 0 to 2, where those of the other dataset are 3 to 5"),
+        ([0, 1, 3], [0, 1, 2], r"numbered 0 to 3, where"),
+        ([0, 1, 2], [1, 2, 3], None),  # counted from 1
+        (["a", "b", "c"], [0, 1, 2], None),
+    ],
+)
+def test_other_selections_of_values_are_no_vectors_of_one_kind(a, b, message):
+    one = world(random(3))
+    first, second = one.assign_coords(dim=a), one.assign_coords(dim=b)
+    if message is None:
+        assert compare(first, second).identical == 1
+        return
+    with pytest.raises(CubeError, match=message):
+        compare(first, second)

@@ -562,6 +562,7 @@ V = [1.0, 2.0]
         ({"grid_id_coord": [name_of(3), name_of(4)], "embedding": [V, [1.0]]}, "length 1; exp"),
         ({"grid_id_coord": [name_of(3)], "embedding": [[np.nan, 1.0]]}, "not finite"),
         ({"grid_id_coord": [], "embedding": []}, "no rows with vectors"),
+        ({"grid_id_coord": [3], "embedding": [V]}, "column grid_id_coord: .*'3'"),
     ],
 )
 def test_tables_of_something_else_are_refused(tmp_path, columns, message):

@@ -347,6 +347,23 @@ def test_some_dimensions_keep_their_numbers(world, tmp_path):
     assert same(again.embedding.sel(dim=4), world.embedding.sel(dim=4))
 
 
+def test_bands_that_other_software_reordered_are_refused(world, tmp_path):
+    def copied(bands):
+        with rasterio.open(tmp_path / "a.tif") as a:
+            profile = a.profile | {"count": len(bands)}
+            with rasterio.open(tmp_path / "b.tif", "w", **profile) as b:
+                b.write(a.read(bands))
+                b.descriptions = [a.descriptions[band - 1] for band in bands]
+                b.update_tags(**a.tags())
+        return tmp_path / "b.tif"
+
+    export(world.isel(dim=[4, 1]), tmp_path / "a.tif")
+    assert opened(copied([1, 2])).dim.values.tolist() == [4, 1]
+    for bands in ([2, 1], [1], [1, 1]):
+        with pytest.raises(CubeError, match=r"bands are named dim_.*expected .*written, 4, 1: "):
+            opened(copied(bands))
+
+
 def test_other_places_are_refused(world, tmp_path):
     between = world.assign_coords(lat=world.lat + 0.1)
     with pytest.raises(GridError, match=r"no node of the 0\.25° lattice"):

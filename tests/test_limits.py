@@ -35,6 +35,7 @@ from strategies import random_rows, write_rows
 
 from copcube import era5
 from copcube.cli import main
+from copcube.cube.store import open_stored
 from copcube.encoder import weights
 from copcube.encoder.copernicus_fm import CopernicusFM
 from copcube.encoder.weights import load_weights
@@ -734,3 +735,12 @@ def test_attributes_and_logs_are_printed_without_control_characters(tmp_path, ca
     out, err = capfd.readouterr()
     assert "\x1b" not in out + err
     assert r"\x1b[2Jgone" in err
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "embedding/zarr.json", ".zmetadata"])
+def test_metadata_that_would_fill_the_memory_are_not_parsed(tmp_path, name):
+    (tmp_path / "a.zarr" / name).parent.mkdir(parents=True)
+    with open(tmp_path / "a.zarr" / name, "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CubeError, match=f"{name}: its text would unfold to .*at most 1"):
+        open_stored(str(tmp_path / "a.zarr"))

@@ -177,6 +177,14 @@ def test_points_that_make_no_sense_are_refused(lat, lon, error, message):
         CubeView.of(europe).at(lat, lon)
 
 
+def test_a_cube_beyond_a_pole_is_refused():
+    beyond = WORLD.sel(lat=slice(60, 40)).assign_coords(lat=lambda ds: ds.lat + 50)
+    beyond["lat"].attrs["cell_degrees"] = 0.25
+    beyond["lon"].attrs["cell_degrees"] = 0.25
+    with pytest.raises(GridError, match="lat reaches 110; expected degrees, -90 to 90"):
+        CubeView.of(beyond).at(45, 10)
+
+
 COARSE = {
     "1.5° with poles": (np.linspace(90, -90, 121), np.arange(0, 360, 1.5)),
     "5.625° without, south first": (np.arange(-87.1875, 90, 5.625), np.arange(0, 360, 5.625)),

@@ -84,12 +84,7 @@ class LatLon:
         for name, values in ((lat, y), (lon, x)):
             if values.size == 0:
                 raise GridError(f"{name} has no values: the selection is empty")
-            if not np.isfinite(values).all():
-                raise GridError(f"{name} has {values.size} values, not all of them finite")
-        if np.abs(y).max() > 90 + grid.NEAR:
-            raise GridError(
-                f"{lat} reaches {y[np.abs(y).argmax()]:.6g}; expected degrees, -90 to 90"
-            )
+        _require_places(lat, lon, y, x)
         down, along = _spacing(lat, y, circle=False), _spacing(lon, x % 360, circle=True)
         # A single row or column has no spacing; it is taken to be that of the other axis.
         dy, dx = down or along or grid.STEP, along or down or grid.STEP
@@ -101,6 +96,18 @@ class LatLon:
                     f"or a coarser grid: {_REMEDY}"
                 )
         return cls(lat, lon, y, x, dy, dx, _transposed(ds, lat, lon))
+
+    @classmethod
+    def of_size(cls, lat: str, lon: str, y: Floats, x: Floats, size: tuple[float, float]) -> Self:
+        """Grid of cells whose size in degrees is known.
+
+        Raises
+        ------
+        GridError
+            If a coordinate is no place on the globe.
+        """
+        _require_places(lat, lon, y, x)
+        return cls(lat, lon, y, x, *size, transposed=False)
 
     @property
     def on_lattice(self) -> bool:
@@ -294,6 +301,14 @@ def _bounded(ds: "xr.Dataset", lat: str, lon: str) -> tuple[float, float] | None
         # Cells at the poles are half as high; a reindexed dataset has none for new places.
         sizes.append(float(np.nanmax(np.abs(edges[:, 1] - edges[:, 0]))))
     return sizes[0], sizes[1]
+
+
+def _require_places(lat: str, lon: str, y: Floats, x: Floats) -> None:
+    for name, values in ((lat, y), (lon, x)):
+        if not np.isfinite(values).all():
+            raise GridError(f"{name} has {values.size} values, not all of them finite")
+    if np.abs(y).max() > 90 + grid.NEAR:
+        raise GridError(f"{lat} reaches {y[np.abs(y).argmax()]:.6g}; expected degrees, -90 to 90")
 
 
 def first_positions(index: Integers, size: int) -> Integers:

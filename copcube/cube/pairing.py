@@ -109,20 +109,37 @@ def pair(a: CubeView, b: CubeView) -> tuple[Side, Side]:
 
 
 def demand_same_order(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
-    """Check that the labels along vectors of two datasets do not come in two orders.
+    """Check that the labels along vectors of two datasets are not those of other values.
 
     Raises
     ------
     CubeError
-        If they are the same labels in another order, as after sorting ``e1, e10, e2``.
+        If they are the same labels in another order, as after sorting ``e1, e10, e2``, or other
+        numbers: other parts of the vectors.
     """
-    if len(ours) != len(theirs) or {*ours.tolist()} != {*theirs.tolist()}:
+    if len(ours) != len(theirs):
+        return
+    if {*ours.tolist()} != {*theirs.tolist()}:
+        numbered = all(labels.dtype.kind in "iu" for labels in (ours, theirs))
+        # Other software counts from 1, and names values as it likes.
+        if numbered and not (_is_whole(ours) and _is_whole(theirs)):
+            raise CubeError(
+                f"the values of vectors are numbered {ours.min()} to {ours.max()}, where those of "
+                f"the other dataset are {theirs.min()} to {theirs.max()}: select the same ones"
+            )
         return
     if (other := np.flatnonzero(ours != theirs)).size:
         raise CubeError(
             f"the values of vectors come in another order, {ours[other[0]]} where the other "
             f"dataset has {theirs[other[0]]}: bring them into one with .sel"
         )
+
+
+def _is_whole(labels: NDArray[Any]) -> bool:
+    """Whether numbers of values are all of them, counted from 0 or 1."""
+    return bool((np.sort(labels) - labels.min() == np.arange(len(labels))).all()) and (
+        labels.min() in (0, 1)
+    )
 
 
 def windows(shape: tuple[int, ...]) -> Iterator[Window]:

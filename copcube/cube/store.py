@@ -18,12 +18,15 @@ from copcube.files.atomic import FULL
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.damage import naming_damage
 from copcube.files.folders import open_folder
-from copcube.files.limits import demand_piece, rule_out_shortage
+from copcube.files.limits import demand_piece, demand_text, rule_out_shortage
 from copcube.files.objects import is_remote, stat, zarr_store
 
 if TYPE_CHECKING:
     import xarray as xr
     import zarr
+
+_METADATA = ("zarr.json", ".zmetadata", ".zattrs", ".zarray")
+"""Files of metadata of Zarr, of both formats."""
 
 
 def open_cube(path: str | Path) -> "xr.Dataset":
@@ -114,6 +117,7 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
     with warnings.catch_warnings(), parsing(path):
         # What users saved may lack consolidated metadata; it only takes longer to open.
         warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
+        _demand_metadata(path)
         demand_arrays(path, path, CubeError)
         ds: xr.Dataset = xr.open_zarr(path)
     try:
@@ -247,6 +251,7 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
 
     path = one_path(path, "cube")
     refuse_chain(path)
+    _demand_metadata(path)
     attributes = read_attributes(path)
     if "copcube_schema" not in attributes:
         found = "a Zarr group of something else" if attributes else "something else"
@@ -292,6 +297,16 @@ def demand_arrays(store: Any, name: str, error: type[CopcubeError]) -> None:
     import zarr
 
     _demand_group(zarr.open_group(store, mode="r"), name, error)
+
+
+def _demand_metadata(path: str) -> None:
+    """Refuse a folder whose metadata, which zarr parses at once, would fill the memory."""
+    if is_remote(path):
+        return
+    for name in _METADATA:
+        for file in (Path(path, name), *Path(path).glob(f"*/{name}")):
+            if file.is_file():
+                demand_text(file.stat().st_size, f"{file}: its text", CubeError)
 
 
 def _demand_group(group: "zarr.Group", name: str, error: type[CopcubeError]) -> None:

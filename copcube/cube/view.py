@@ -189,7 +189,7 @@ class CubeView:
         if self._size is None:
             return LatLon.of(self.dataset[[self.name]])
         y, x = (np.asarray(self.field[d].values, np.float64) for d in (self.lat, self.lon))
-        return LatLon(self.lat, self.lon, y, x, *self._size, transposed=False)
+        return LatLon.of_size(self.lat, self.lon, y, x, self._size)
 
     @cached_property
     def _size(self) -> tuple[float, float] | None:

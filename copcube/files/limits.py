@@ -177,6 +177,17 @@ def load_json(raw: bytes, limit: Limit, what: str, error: type[CopcubeError]) ->
 _BYTES_OF_A_VALUE = 64
 
 
+def demand_text(size: int, what: str, error: type[CopcubeError]) -> None:
+    """Refuse a JSON text of so many bytes, which somebody else parses, beyond a piece.
+
+    Raises
+    ------
+    CopcubeError
+        The `error`, if values of two bytes each would unfold to more than is allowed.
+    """
+    demand(PIECE, size * (1 + _BYTES_OF_A_VALUE / 2), what, error)
+
+
 def _factor() -> float:
     text = os.environ.get(VARIABLE, "1")
     try:

@@ -7,7 +7,7 @@ no nodata value, tiles of 256, pixel-interleaved, deflated.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import flag
+from copcube.cube.view import LENGTHWISE
 from copcube.errors import CubeError, OptionError
 from copcube.files import limits
 from copcube.files.contents import refuse_other
 from copcube.files.limits import demand
 from copcube.interchange.cache import FilledCells
+from copcube.interchange.conventions import is_numbered
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import packing_of
 from copcube.interchange.packing import Exported
@@ -85,6 +87,7 @@ def open_geotiff(path: str) -> MapSource:
             raise CubeError(
                 f"{path}: its description says {metadata.order} order, its transform {order}"
             )
+        _require_order(path, file.descriptions, metadata)
         if dtypes not in (["float32"], ["float64"], ["int8"]):
             raise CubeError(
                 f"{path}: bands of {', '.join(dtypes)}; expected float32, as the published map"
@@ -282,6 +285,27 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
         "(-180.125, 90.125) or (-0.125, 90.125), centred on ERA5's nodes: warp it there first, "
         "with gdalwarp"
     )
+
+
+def _require_order(path: str, names: Sequence[str | None], metadata: MapMetadata) -> None:
+    """Refuse bands that other software left in another order than `to_geotiff` wrote them in.
+
+    Raises
+    ------
+    CubeError
+        If the numbers that they are named by are not those that the description tells.
+    """
+    numbers = [int(str(name).rpartition("_")[2]) for name in names if is_numbered(name)]
+    written = metadata.others.get(LENGTHWISE[metadata.variable], {}).get("data", [])
+    told = [f"{number}" for number in written]
+    # A selection keeps its numbers in its own order; other labels are counted from 0.
+    wanted = written if all(map(str.isdecimal, told)) and len({*told}) == len(told) > 0 else []
+    if numbers and numbers != (wanted or sorted({*numbers})):
+        raise CubeError(
+            f"{path}: its bands are named {', '.join(map(str, names)):.400}; expected those that "
+            f"were written, {', '.join(told or ['each once, as they are numbered']):.400}: leave "
+            "them in place, and select from the dataset"
+        )
 
 
 def _is_wgs84(crs: "rasterio.CRS | None") -> bool:

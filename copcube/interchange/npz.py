@@ -101,7 +101,7 @@ def open_npz(path: str) -> MapSource:
     if in_columns or not dtype.isnative:
         raise CubeError(
             f"{path}: {name} is stored in {'column order' if in_columns else 'foreign byte order'};"
-            " save it again with numpy.ascontiguousarray"
+            f" save it again as numpy.ascontiguousarray(array, {dtype.name!r})"
         )
     # `object` for the product: int64 could overflow on a shape that a broken file claims.
     if info.file_size != skip + int(np.prod(shape, dtype=object)) * dtype.itemsize:

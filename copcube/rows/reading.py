@@ -175,7 +175,7 @@ def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64
     # A cell has some ninety rows, so that its text is parsed once and not once a row.
     texts, code = distinct(column)
     try:
-        ids = [grid.parse_cell(text or "") for text in texts]
+        ids = [grid.parse_cell(str(text or "")) for text in texts]
     except GridError as error:
         raise RowsError(f"{path}: column grid_id_coord: {error}") from error
     return np.array(ids, np.int64)[code]
