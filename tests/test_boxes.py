@@ -387,6 +387,9 @@ def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     assert "basins.shp: no GeoJSON; " in said
     assert "ogr2ogr -t_srs EPSG:4326 OUT.geojson IN" in said
     assert "codec" not in said
+    shapefile.write_text("[" * 100_000)  # was said of the cube
+    assert main(["box", cube, "--regions", str(shapefile)]) == 1
+    assert "basins.shp: no GeoJSON (maximum recursion" in capsys.readouterr().err
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3035"}}
     other = tmp_path / "other.geojson"
     other.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))

@@ -323,7 +323,11 @@ def test_tables_that_make_no_sense_are_refused(table, names, message):
         points(CUBE, table, **names)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\1\2", b"lat\n", b"PAR1nonsensePAR1"])
+@pytest.mark.parametrize(
+    "content",
+    # A quote that nothing closes swallows all that follows.
+    [b"", b"\0\1\2", b"lat\n", b"PAR1nonsensePAR1", b'name,lat,lon\n"a,45,7\nb,46,8\n'],
+)
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_files_that_are_no_tables_are_refused(tmp_path, content, ending):
     path = tmp_path / f"t.{ending}"

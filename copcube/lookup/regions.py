@@ -127,7 +127,7 @@ def polygon_rings(geometry: Any) -> list[list[Floats]]:
     if isinstance(found, str):
         try:
             found = json.loads(found)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
     if isinstance(found, Mapping):
         require_degrees(found, "the region")

@@ -290,7 +290,10 @@ def _read_csv(path: str) -> "pd.DataFrame":
         try:
             try:
                 frame = pd.read_csv(file, **options)
-            except pd.errors.ParserError:
+            except pd.errors.ParserError as error:
+                # The slow reader passes over all that follows a quote that nothing closes.
+                if "EOF inside string" in str(error):
+                    raise
                 # A row with too many fields: the slow reader can cut it, so that the others count.
                 file.seek(0)
                 width = head.count(bytes([separator])) + 1
@@ -351,7 +354,7 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
     try:
         with open_regular(path, OptionError) as file:
             content = json.load(file)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         if isinstance(error, OptionError):
             raise
         what = "" if isinstance(error, UnicodeError) else f" ({in_a_line(error)})"
