@@ -437,6 +437,24 @@ def test_the_same_command_mends_a_damaged_cube_from_the_rows(images, world, kind
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flipped", "root lost"])
+def test_a_damaged_cube_to_which_somebody_added_is_not_replaced_unasked(images, world, kind):
+    group = zarr.open_group(world, mode="r+")
+    group["lat"].attrs["comment"] = "mine"
+    assert validate(world) == []  # what was added is no damage
+    group.create_array("mine", shape=(3,), dtype="f4")[:] = 1
+    name, damage = DAMAGES[kind]
+    chunk = next(path for path in (world / "embedding" / "c").rglob("*") if path.is_file())
+    damage(chunk if name == "chunk" else world / name)
+    with pytest.raises(BuildError, match="would remove mine, which somebody added"):
+        build(images, world, encoder=StubEncoder(), **OPTIONS)
+    assert (world / "mine" / "zarr.json").is_file()
+    shutil.rmtree(world / "mine")
+    build(images, world, encoder=StubEncoder(), **OPTIONS)
+    assert validate(world) == []
+
+
+@pytest.mark.slow
 def test_an_aggregated_cube_is_mended_too(finished, tmp_path):
     rows, out = finished / "world.build" / "rows", tmp_path / "again.zarr"
     aggregate(rows, out)

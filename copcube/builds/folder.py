@@ -34,9 +34,9 @@ from copcube.builds.partitions import encode_partitions, read_digest, read_parti
 from copcube.builds.plan import Plan
 from copcube.builds.receipts import Receipts
 from copcube.cube import foreign, overlap, read_attributes
-from copcube.cube.replacing import require_store_name, unusual
+from copcube.cube.replacing import added, require_store_name, unusual
 from copcube.cube.store import lacks_root
-from copcube.errors import BuildError, CopcubeError, OptionError, StorageError
+from copcube.errors import BuildError, CopcubeError, OptionError, StorageError, few
 from copcube.files.atomic import sync
 from copcube.files.contents import HEAD, other_than
 from copcube.files.folders import LocalFolder, absolute, open_folder
@@ -333,10 +333,27 @@ class BuildFolder:
         BuildError
             If it is not.
         """
-        if self.has_cube() and not self.is_cube_of(plan) and not self._is_remnant():
+        if self.has_cube() and not self.is_cube_of(plan):
+            if not self._is_remnant():
+                raise BuildError(
+                    f"{self.out} exists and is not the result of this build; give another output "
+                    "name, or --overwrite to replace it"
+                )
+            self.require_nothing_added()
+
+    def require_nothing_added(self) -> None:
+        """Check that nothing is lost if a damaged cube is made again, unasked.
+
+        Raises
+        ------
+        BuildError
+            If somebody added variables to it.
+        """
+        if names := added(self.out):
             raise BuildError(
-                f"{self.out} exists and is not the result of this build; give another output "
-                "name, or --overwrite to replace it"
+                f"{self.out} is damaged, and to make it again from its rows would remove "
+                f"{few(names)}, which somebody added; move that elsewhere and give the command "
+                "again"
             )
 
     def require_own_cube(self) -> None:

@@ -448,6 +448,7 @@ def is_undamaged(folder: BuildFolder) -> bool:
     for problem in problems[:3]:
         log.warning("%s: %s", folder.out, problem)
     if problems:
+        folder.require_nothing_added()
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         log.warning("for that%s, the cube is made again from its rows", more)
     return not problems

@@ -22,6 +22,7 @@ _METADATA = (*_NODE, ".zattrs", ".zmetadata")
 # Chunks are named c/0/0 in Zarr 3, and 0.0 or 0/0 in Zarr 2.
 _CHUNK = re.compile(r"(?:(.*?)/)?(?:c(?:[/.]\d+)*|\d+(?:[/.]\d+)*)")
 _VARIABLES = {*schema.variables(1, "month", ("01",)), "modality", "season", "year"}
+_CUBE = {*_VARIABLES, schema.CONVENTIONS}
 _PATTERN = re.compile(r"[*?\[{]")
 _OF_FILES = (".nc", ".npz", ".npy", ".pt", ".tif", ".tiff", ".parquet")
 """Endings by which readers take a name for that of a file."""
@@ -79,6 +80,11 @@ def foreign(path: str | Path, *, half: bool = False) -> str | None:
     if half or says_copcube({name.partition("/")[0] for name in names}, _attributes(path)):
         return None
     return "Zarr that copcube did not write"
+
+
+def added(path: str | Path) -> list[str]:
+    """Names of variables and folders in a cube that copcube did not write there."""
+    return sorted({name.partition("/")[0] for name in _names(path) if "/" in name} - _CUBE)
 
 
 def unusual(path: str | Path) -> str | None:
