@@ -32,7 +32,8 @@ def statics():
 
 FORKING = """
 import json, os, sys, traceback
-import dask, numpy, pandas, rasterio, scipy.sparse  # most of what the imports below take
+import cftime, dask, numpy, pandas, rasterio  # most of what the imports below take
+import scipy.fftpack, scipy.sparse, scipy.special
 assert not {"xarray", "copcube"} & {*sys.modules}
 for name, code in json.load(sys.stdin).items():
     if os.fork() == 0:

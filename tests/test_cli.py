@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
+from builds_helpers import run_code
 from stub import StubEncoder
 
 import copcube
@@ -387,16 +388,17 @@ def test_outputs_are_not_overwritten_unasked(part, statics, tmp_path, capsys):
 @pytest.mark.slow
 def test_without_network_build_names_both_ways_out(images, tmp_path):
     """The real loader, with a hub that refuses the connection."""
-    environment = os.environ | {
+    environment = {
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(tmp_path / "cache"),
         "HF_HUB_CACHE": str(tmp_path / "cache"),
     }
-    command = [sys.executable, "-m", "copcube", "build", str(images), str(tmp_path / "w.zarr")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 1
-    assert "--weights PATH" in result.stderr
-    assert "--weights untrained:SEED" in result.stderr
+    command = ["build", str(images), str(tmp_path / "w.zarr")]
+    code = f"import os\nos.environ.update({environment!r})\nfrom copcube.cli import main\n"
+    said = run_code(f"{code}print('ended with', main({command!r}))", tmp_path / "said.txt")
+    assert said.endswith("ended with 1\n")
+    assert "--weights PATH" in said
+    assert "--weights untrained:SEED" in said
     assert not (tmp_path / "w.zarr").exists()
 
 

@@ -1,11 +1,9 @@
 """Maps: what is drawn where, on which colours; the pixels are compared with xarray's own lookup."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import xarray as xr
+from builds_helpers import run_code
 
 from copcube import pca, plot
 from copcube.cli import main
@@ -240,6 +238,7 @@ def test_what_is_not_installed_is_named(tmp_path, fields):
     code = f"""
 import sys
 import xarray as xr, copcube
+assert not {{"matplotlib", "cartopy"}} & {{*sys.modules}}
 ds = xr.load_dataset({str(tmp_path / "fields.nc")!r})
 for package, projection in (("matplotlib", None), ("cartopy", "Robinson")):
     missing = dict.fromkeys((package, package + ".figure"))
@@ -249,8 +248,7 @@ for package, projection in (("matplotlib", None), ("cartopy", "Robinson")):
         except copcube.CopcubeError as error: print(error)
     for name in missing: del sys.modules[name]
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    said = run.stdout.splitlines()
+    said = run_code(code, tmp_path / "said.txt").splitlines()
     for package, text in zip(("matplotlib", "matplotlib", "cartopy", "cartopy"), said, strict=True):
         assert package in text
         assert "copcube[plot]" in text
