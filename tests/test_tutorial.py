@@ -15,8 +15,16 @@ from copcube.errors import OptionError, WriteError
 
 
 @pytest.fixture(scope="module")
-def world():
-    return tutorial.open()
+def drawn():
+    """The cells of the world, drawn once."""
+    return tutorial._cells(0)
+
+
+@pytest.fixture(scope="module")
+def world(drawn):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tutorial, "_cells", lambda seed: drawn)
+        return tutorial.open()
 
 
 @pytest.fixture
@@ -28,9 +36,11 @@ def band(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(drawn, tmp_path_factory):
     path = tmp_path_factory.mktemp("world") / "world.zarr"
-    tutorial.write(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tutorial, "_cells", lambda seed: drawn)
+        tutorial.write(path)
     return path
 
 
