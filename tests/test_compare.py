@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -93,16 +94,20 @@ def test_procrustes_is_what_the_best_rotation_leaves():
     seed=st.integers(0, 2**16),
     cells=st.integers(2, 30),
     dims=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    batch=st.integers(1, 30),
 )
-def test_procrustes_of_few_cells_of_long_vectors(seed, cells, dims):
-    """Products of them have a low rank."""
+def test_procrustes_of_few_cells_of_long_vectors(seed, cells, dims, batch):
+    """Products of them have a low rank; batches of them are kept until they are many."""
     rng = np.random.default_rng(seed)
     most = max(dims)
     a, b = (rng.normal(size=(1, cells, dim)) * np.logspace(0, -3, dim) for dim in dims)
     place = {"lat": LAT[:1], "lon": LON[:cells]}
-    found = compare(world(a, **place), world(b, **place))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[compare.__module__], "_BATCH", batch)
+        found = compare(world(a, **place), world(b, **place))
     x, y = (np.pad(v, ((0, 0), (0, most - v.shape[1]))) for v in cloud(*map(np.float32, (a, b))))
     assert found.procrustes == pytest.approx(procrustes(x, y)[2], rel=1e-8, abs=1e-12)
+    assert found.cka == pytest.approx(kernel_cka(x, y), rel=1e-8)
 
 
 @pytest.mark.slow

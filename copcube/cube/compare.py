@@ -144,7 +144,7 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
     of_a, of_b = CubeView.of(a), CubeView.of(b)
     first, second = pair(of_a, of_b)
     dims = of_a.field.shape[-1], of_b.field.shape[-1]
-    paired, moments = dims[0] == dims[1], _Moments(*dims)
+    paired, moments = dims[0] == dims[1], _Moments()
     cosine, ratio = np.full(first.shape, np.nan), np.full(first.shape, np.nan)
     only_a = only_b = identical = 0
     difference = 0.0
@@ -167,6 +167,7 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
                 difference = max(difference, float(np.abs(u - v).max()))
         cosine[..., *window][both], ratio[..., *window][both] = c, r
     fields = first.on_coordinates(_ATTRS, cosine=cosine, norm_ratio=ratio)
+    moments.settle()
     # A vector of zeros has no cosine; such cells count in `both` and not in the quantiles.
     known = cosine[np.isfinite(cosine)]
     return Comparison(
@@ -195,16 +196,38 @@ _ATTRS = {
 class _Moments:
     """Count, means and centred products of pairs of vectors, merged from batch to batch."""
 
-    def __init__(self, p: int, q: int) -> None:
+    def __init__(self) -> None:
         self.n = 0
-        self.mean_x, self.mean_y = np.zeros(p), np.zeros(q)
-        self.xx, self.yy, self.xy = np.zeros((p, p)), np.zeros((q, q)), np.zeros((p, q))
+        self.xx = self.yy = self.xy = np.zeros((0, 0))
+        self._few: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
 
     def add(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-        """Take in rows (n, p) and (n, q)."""
+        """Take in rows (n, p) and (n, q); they are kept as long as they are few beside p and q."""
+        self._few.append((x, y))
+        if self.n or sum(len(x) for x, _ in self._few) >= min(x.shape[1], y.shape[1]) // 2:
+            self._merge(*self._taken())
+
+    def settle(self) -> None:
+        """Take in the rows that are still kept, after which nothing may be added.
+
+        In coordinates of the space that they span, in which their products are as large.
+        """
+        if self._few:
+            centred = (x - x.mean(axis=0) for x in self._taken())
+            self._merge(*(np.linalg.qr(x.T).R.T for x in centred))
+
+    def _taken(self) -> Iterator[NDArray[np.float64]]:
+        taken, self._few = self._few, []
+        return map(np.concatenate, zip(*taken, strict=True))
+
+    def _merge(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
         n = len(x)
         mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
         x, y = x - mean_x, y - mean_y
+        if self.n == 0:
+            self.n, self.mean_x, self.mean_y = n, mean_x, mean_y
+            self.xx, self.yy, self.xy = x.T @ x, y.T @ y, x.T @ y
+            return
         dx, dy = mean_x - self.mean_x, mean_y - self.mean_y
         # Chan, Golub & LeVeque: two batches' products add up but for the step between their means.
         weight = self.n * n / (self.n + n)
@@ -226,17 +249,7 @@ class _Moments:
         if not scatter > 0:
             return float("nan")
         # Rounding may leave a little less than nothing.
-        return max(0.0, float(1 - _sum_of_singular_values(self.xy, self.n) ** 2 / scatter))
-
-
-def _sum_of_singular_values(matrix: NDArray[np.float64], rank: int) -> float:
-    """Nuclear norm of a matrix of at most that rank."""
-    if rank < min(matrix.shape) // 2:
-        # As many random combinations of its columns span all that there is of a matrix of low
-        # rank (Halko, Martinsson & Tropp, 2011), so that a smaller one has its singular values.
-        drawn = np.random.default_rng(0).standard_normal((matrix.shape[1], rank))
-        matrix = np.linalg.qr(matrix @ drawn)[0].T @ matrix
-    return float(np.linalg.norm(matrix, "nuc"))
+        return max(0.0, float(1 - np.linalg.norm(self.xy, "nuc") ** 2 / scatter))
 
 
 def _cosine_and_ratio(
