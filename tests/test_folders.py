@@ -85,6 +85,8 @@ def test_only_flushed_files_are_flushed(tmp_path, monkeypatch):
     assert flushed[0] == "c/a"
     assert sorted(flushed[1:]) == [".", "..", "c"]
     flushed.clear()
+    folder.flush([])
+    assert flushed == []
     folder.write("c/b", b"1")
     assert [name.partition(".")[0] for name in flushed] == ["c/", "c"]
 

@@ -184,9 +184,12 @@ class LocalFolder:
     def flush(self, names: Iterable[str]) -> None:
         """See `Folder`."""
         files = list(names)
+        if not files:
+            return
         # With the folder above, in which this one may be new.
         folders = {self._path.parent, self._path}
-        folders |= {self._path / above for name in files for above in Path(name).parents}
+        for inside in {*map(os.path.dirname, files)}:
+            folders |= {self._path / above for above in (Path(inside), *Path(inside).parents)}
         with ThreadPoolExecutor(_SYNCS) as pool:
             # A failure is raised here, when its result is taken.
             list(pool.map(sync, [self._path / name for name in files]))
