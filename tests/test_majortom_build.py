@@ -29,7 +29,7 @@ from tiny_kinds import IMAGENET, TINY
 import copcube
 from copcube.builds import aggregate, build, estimate, validate_rows
 from copcube.cli import build as cli_build
-from copcube.cli import main
+from copcube.cli import main, parser
 from copcube.cube import validate
 from copcube.encoder.timm_encoder import _built, untrained
 from copcube.encoder.timm_kinds import KINDS, RGB, S2L1C, TimmSpec
@@ -776,6 +776,7 @@ def test_the_command_builds(core, tmp_path):
     command += ["--weights", "untrained:1", "--compat", "majortom"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli_build, "ENCODERS", tuple(KINDS))
+        patch.setitem(main.__globals__, "parser", parser.__wrapped__)  # none that knows others
         assert main(command) == 0
     with xr.open_zarr(out) as cube:
         assert cube.attrs["encoder_weights"] == "untrained:1"
@@ -791,6 +792,7 @@ def test_the_command_samples_and_builds(tmp_path):
     command += ["tiny-s1", "--weights", "untrained:1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli_build, "ENCODERS", tuple(KINDS))
+        patch.setitem(main.__globals__, "parser", parser.__wrapped__)  # none that knows others
         assert main(command) == 0
     with xr.open_zarr(out) as cube:
         assert int(cube.n_images.sum()) == len(Fragmentation(96)) == 144

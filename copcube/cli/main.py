@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cache
 from types import FrameType
 
 from copcube.arguments import without_scheme
@@ -135,8 +136,9 @@ def _stands_somewhere() -> bool:
     return True
 
 
+@cache
 def parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Make the parser of the command line, once a process."""
     root = argparse.ArgumentParser(
         prog="copcube",
         description="Turn Copernicus Sentinel imagery into an embedding datacube on ERA5's grid.",
