@@ -776,8 +776,9 @@ def test_the_command_builds(core, tmp_path):
     command += ["--weights", "untrained:1", "--compat", "majortom"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli_build, "ENCODERS", tuple(KINDS))
-        patch.setitem(main.__globals__, "parser", parser.__wrapped__)  # none that knows others
+        parser.cache_clear()  # it knows the others
         assert main(command) == 0
+    parser.cache_clear()
     with xr.open_zarr(out) as cube:
         assert cube.attrs["encoder_weights"] == "untrained:1"
         assert cube.attrs["footprints"] == "transposed in the files, and put back"
@@ -792,8 +793,9 @@ def test_the_command_samples_and_builds(tmp_path):
     command += ["tiny-s1", "--weights", "untrained:1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli_build, "ENCODERS", tuple(KINDS))
-        patch.setitem(main.__globals__, "parser", parser.__wrapped__)  # none that knows others
+        parser.cache_clear()  # it knows the others
         assert main(command) == 0
+    parser.cache_clear()
     with xr.open_zarr(out) as cube:
         assert int(cube.n_images.sum()) == len(Fragmentation(96)) == 144
     metadata = pq.read_table(folder / "Core-S1RTC/metadata.parquet").to_pylist()[0]
