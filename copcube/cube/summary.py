@@ -20,6 +20,7 @@ from copcube.progress import size
 
 if TYPE_CHECKING:
     import xarray as xr
+    import zarr
 
 _NOT_FOR_PEOPLE = (
     *("Conventions", "coordinates", "copcube_schema", "geoemb:", "n_images", "sensor_", "zarr_"),
@@ -118,11 +119,14 @@ def of_whole_globe(path: str | Path) -> bool:
         If the path holds no cube, or a damaged one.
     """
     with reading(path):
-        group = open_group(path)
-        return all(
-            name in group and np.array_equal(array(group, name)[...], values)
-            for name, values in (("lat", grid.latitudes()), ("lon", grid.longitudes()))
-        )
+        return _is_whole(open_group(path))
+
+
+def _is_whole(group: "zarr.Group") -> bool:
+    return all(
+        name in group and np.array_equal(array(group, name)[...], values)
+        for name, values in (("lat", grid.latitudes()), ("lon", grid.longitudes()))
+    )
 
 
 def _summary(path: str | Path) -> CubeSummary:
@@ -130,10 +134,10 @@ def _summary(path: str | Path) -> CubeSummary:
     by, groups = leading(group)
     chunks = StoredChunks(path)
     source = array(group, "n_images")
-    if source.shape[-2:] != (grid.N_LAT, grid.N_LON):
+    if not _is_whole(group):
         raise CubeError(
-            f"{path}: a part of a cube, of {source.shape[-2]} × {source.shape[-1]} cells; give the "
-            "whole one, or open it with xarray.open_zarr"
+            f"{path}: a part of a cube, of {source.shape[-2]} × {source.shape[-1]} cells, or one "
+            "in another order; give the whole one, or open it with xarray.open_zarr"
         )
     counts: NDArray[np.int32] = np.zeros(source.shape, np.int32)
     for window, found in chunks.values(source):

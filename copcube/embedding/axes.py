@@ -288,7 +288,7 @@ def _positions(images: xr.DataArray, coordinate: xr.DataArray, most: float) -> N
         )
     other = next((name for start, name in _OTHER_UNITS.items() if units.startswith(start)), None)
     own = "" if images.rio.crs is None else str(images.rio.crs.linear_units).lower()
-    if other is not None and not own.startswith(units[:1]):
+    if other is not None and not own.startswith(units[:1]):  # some CRS count in kilometres
         raise OptionError(
             f"the coordinate {dim} of images is in {other}; expected units of the CRS, degrees or "
             f"metres: multiply it, images.assign_coords({dim}=…)"
