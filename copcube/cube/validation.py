@@ -209,7 +209,8 @@ def _copies(path: str | Path, group: "zarr.Group") -> Iterator[str]:
         # What is missing and belongs to a cube was said before.
         if name in group:
             own = json.loads(folder.read(f"{name}/zarr.json"))
-            # That of a group holds a copy of what is in it, its own metadata none.
+            # That of a group holds a copy of what is in it; its own metadata none, or null.
+            own.pop("consolidated_metadata", None)
             copy = {key: copy[key] for key in copy if key != "consolidated_metadata"}
             # An attribute that somebody added since is no damage.
             added = own.get("attributes", {}).keys() - copy.get("attributes", {}).keys()

@@ -128,9 +128,9 @@ def without_offset(pixels: NDArray[Any], offset: int) -> NDArray[Any]:
     """
     if not offset:
         return pixels
+    if pixels.dtype.kind in "iu" and np.iinfo(pixels.dtype).max < offset:
+        # All are below it, and NumPy 2.0 crashes where they are compared with it.
+        return np.asarray(np.minimum(pixels, pixels.dtype.type(1)))
     # Not np.maximum(pixels - offset, 1): unsigned counts below the offset would wrap.
-    above = pixels > offset
-    # Whole numbers of a byte may be too small for the offset, and are then all below it.
-    less = pixels.dtype.type(offset if above.any() else 0)
-    lowered = np.where(above, pixels - less, pixels.dtype.type(1))
+    lowered = np.where(pixels > offset, pixels - pixels.dtype.type(offset), pixels.dtype.type(1))
     return np.where(pixels > 0, lowered, pixels)
