@@ -125,10 +125,10 @@ def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) 
 
 
 def scales_of(images: xr.DataArray) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Scales and offsets of the bands of an arranged image, (bands,); None if there are none."""
+    """Scales and offsets of the bands of an arranged image, (bands, 1, 1); None without any."""
     if _SCALES[0] not in images.coords:
         return None
-    scales, offsets = (images.coords[name].values for name in _SCALES)
+    scales, offsets = (images.coords[name].values[:, None, None] for name in _SCALES)
     return scales, offsets
 
 
@@ -170,6 +170,8 @@ def _with_scales(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.D
 def nodata_of(images: xr.DataArray) -> float | None:
     """The value that marks missing pixels of an image, as rioxarray finds it; None without one.
 
+    NaN needs no mark.
+
     Raises
     ------
     OptionError
@@ -188,7 +190,7 @@ def nodata_of(images: xr.DataArray) -> float | None:
             "expected one number of that type: remove the attribute, or write another with "
             "images.rio.write_nodata()"
         ) from error
-    return nodata
+    return None if nodata is None or not np.isfinite(nodata) else nodata
 
 
 def _of_each(

@@ -14,13 +14,7 @@ from copcube.embedding.georeference import days_since_1970, within_code
 from copcube.embedding.partition import DEM_DAYS, Crop, cropped, not_finite
 from copcube.errors import OptionError
 from copcube.images.sensors import Given, modality_of
-from copcube.images.tensor_form import (
-    declared_missing,
-    has_valid_pixel,
-    mend,
-    scaled,
-    unwrapped,
-)
+from copcube.images.tensor_form import declared_missing, has_valid_pixel, mend, scaled, with_nan
 from copcube.images.units import remedy, require_offset, strange, without_offset
 from copcube.modalities import Modality
 
@@ -154,24 +148,20 @@ def _without(pixels: NDArray[Any], missing: NDArray[np.bool_], kind: Modality) -
     """Pixels as float32, NaN where they are missing; as they are if none is."""
     if not missing.any() or pixels.dtype.kind not in "iuf":
         return pixels
-    with np.errstate(over="ignore"):
-        found = unwrapped(pixels, kind).astype(np.float32)
-    found[missing] = np.nan
-    return found
+    return with_nan(pixels, missing, kind)
 
 
 def _labelled(images: xr.DataArray, kind: Modality) -> NDArray[Any]:
     """Pixels (…, bands, rows, columns), bands in published order, north up, scaled."""
     whole = arranged(images, kind)
     pixels, nodata = np.moveaxis(whole.values, -1, -3), nodata_of(images)
-    if nodata is not None and np.isfinite(nodata):
+    if nodata is not None:
         every = pixels.reshape(-1, *pixels.shape[-3:])
         missing = [declared_missing(image, nodata, kind) for image in every]
         pixels = _without(pixels, np.reshape(missing, pixels.shape), kind)
     if (scales := scales_of(whole)) is None:
         return pixels
-    factors, offsets = (values[:, None, None] for values in scales)
-    return scaled(pixels, factors, offsets, kind)
+    return scaled(pixels, *scales, kind)
 
 
 def _checked(images: NDArray[Any], kind: Modality, crop: Crop) -> NDArray[Any]:

@@ -38,7 +38,7 @@ from copcube.images.tensor_form import (
     has_valid_pixel,
     mend,
     scaled,
-    unwrapped,
+    with_nan,
 )
 from copcube.images.units import remedy, strange, without_offset
 from copcube.modalities import MODALITIES, Modality
@@ -418,13 +418,11 @@ def _valid_tiles(
     """Tiles that hold data, with their index, as float32; NaN where nodata is declared."""
     sensor, nodata = task.sensor, task.nodata
     for index in np.ndindex(images.shape[:-3]):
-        with np.errstate(over="ignore"):
-            image = unwrapped(images[index], sensor).astype(np.float32)
-        if nodata is not None and np.isfinite(nodata):
-            image[declared_missing(images[index], nodata, sensor)] = np.nan
+        stored = images[index]
+        missing = None if nodata is None else declared_missing(stored, nodata, sensor)
+        image = with_nan(stored, missing, sensor)
         if task.scales is not None:
-            scales, offsets = (values[:, None, None] for values in task.scales)
-            image = scaled(image, scales, offsets, sensor)
+            image = scaled(image, *task.scales, sensor)
         if has_valid_pixel(image, sensor):
             image = without_offset(mend(image, sensor)[0], task.s2_offset)
             if (what := strange(image, sensor)) and task.once():

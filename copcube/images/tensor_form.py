@@ -162,6 +162,17 @@ def declared_missing(pixels: NDArray[Any], nodata: float, modality: Modality) ->
     return np.asarray(equal)
 
 
+def with_nan(
+    pixels: NDArray[Any], missing: NDArray[np.bool_] | None, modality: Modality
+) -> NDArray[np.float32]:
+    """Stored pixels as float32, NaN where they are missing."""
+    with np.errstate(over="ignore"):
+        found = unwrapped(pixels, modality).astype(np.float32)
+    if missing is not None:
+        found[missing] = np.nan
+    return found
+
+
 def scaled(
     pixels: NDArray[Any], scales: NDArray[Any], offsets: NDArray[Any], modality: Modality
 ) -> NDArray[Any]:
