@@ -40,7 +40,7 @@ def write_quarantine(
     columns |= {"reason": pa.string(), "images": pa.int32(), "partition": pa.string()}
     schema, sink = pa.schema(columns), pa.BufferOutputStream()
     kinds: Counter[str] = Counter()
-    rescaled, files = 0, []
+    rescaled = 0
     receipts = folder.receipts.done(plan.id, "embed", names)
     if replaced := [name for name in names if name not in receipts]:
         raise BuildError(
@@ -50,7 +50,6 @@ def write_quarantine(
         )
     with pq.ParquetWriter(sink, schema, compression="zstd") as table:
         for name, receipt in receipts.items():
-            files.append({"files": receipt["files"]})
             rescaled += receipt["rescaled"]
             for item in receipt["rejected"]:
                 kinds[item["kind"]] += item["images"]
@@ -59,4 +58,4 @@ def write_quarantine(
                 table.write_table(pa.Table.from_pylist(rows, schema=schema))
     folder.require_lock()
     folder.files.write("quarantine.parquet", sink.getvalue())
-    return dict(sorted(kinds.items())), rescaled, rows_digest(files)
+    return dict(sorted(kinds.items())), rescaled, rows_digest(receipts.values())

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from copcube.cube import schema
-from copcube.cube.store import address, refuse_chain
+from copcube.cube.store import METADATA, NODE, address, refuse_chain
 from copcube.errors import OptionError
 from copcube.files.objects import is_remote, listing
 
-_NODE = ("zarr.json", ".zgroup", ".zarray")
-_METADATA = (*_NODE, ".zattrs", ".zmetadata")
 # Chunks are named c/0/0 in Zarr 3, and 0.0 or 0/0 in Zarr 2.
 _CHUNK = re.compile(r"(?:(.*?)/)?(?:c(?:[/.]\d+)*|\d+(?:[/.]\d+)*)")
 _VARIABLES = {*schema.variables(1, "month", ("01",)), "modality", "season", "year"}
@@ -66,7 +64,7 @@ def foreign(path: str | Path, *, half: bool = False) -> str | None:
         if not os.path.isdir(path):
             return "a file"
     names = _names(path)
-    nodes = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in _NODE}
+    nodes = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in NODE}
     if "" not in nodes and not half:
         return "a folder of something else"
     nodes |= _VARIABLES  # of which one may have lost its metadata
@@ -74,7 +72,7 @@ def foreign(path: str | Path, *, half: bool = False) -> str | None:
         node, _, base = name.rpartition("/")
         chunk = _CHUNK.fullmatch(name)
         # A writer of zarr that was killed leaves files with .partial at the end of their names.
-        known = (base in _METADATA and node in nodes) or base.endswith(".partial")
+        known = (base in METADATA and node in nodes) or base.endswith(".partial")
         if not known and (chunk is None or (chunk[1] or "") not in nodes):
             return f"a Zarr folder in which {name} is no part of the data"
     if half or says_copcube({name.partition("/")[0] for name in names}, _attributes(path)):

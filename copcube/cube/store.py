@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
-_METADATA = ("zarr.json", ".zmetadata", ".zattrs", ".zarray")
-"""Files of metadata of Zarr, of both formats."""
+NODE = ("zarr.json", ".zgroup", ".zarray")
+"""Files that make a folder a group or an array of Zarr, of both formats."""
+METADATA = (*NODE, ".zattrs", ".zmetadata")
+"""Files of metadata of Zarr."""
 
 
 def open_cube(path: str | Path) -> "xr.Dataset":
@@ -303,7 +305,7 @@ def _demand_metadata(path: str) -> None:
     """Refuse a folder whose metadata, which zarr parses at once, would fill the memory."""
     if is_remote(path):
         return
-    for name in _METADATA:
+    for name in METADATA:
         for file in (Path(path, name), *Path(path).glob(f"*/{name}")):
             if file.is_file():
                 demand_text(file.stat().st_size, f"{file}: its text", CubeError)
