@@ -10,6 +10,8 @@ class Handler(BaseHTTPRequestHandler):
     """A handler that keeps connections open and logs nothing."""
 
     protocol_version = "HTTP/1.1"
+    # A body waits for the acknowledgement of its headers otherwise, which takes 40 ms.
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
