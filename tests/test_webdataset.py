@@ -822,13 +822,13 @@ def test_what_is_not_there_is_named(bucket, web):
 
 def test_a_shard_is_fetched_once_from_front_to_back_without_a_copy(web, tmp_path, monkeypatch):
     path = shard(
-        tmp_path / "s.tar", *(sample(f"{772176 + i:07d}", [S5P, S3], seed=i) for i in range(8))
+        tmp_path / "s.tar", *(sample(f"{772176 + i:07d}", [S5P, S3], seed=i) for i in range(12))
     )
     web.files["s.tar"] = path.read_bytes()
-    size, part = path.stat().st_size, 1 << 18
-    # The parts kept hold the two samples that seven jobs can be in and what is fetched ahead,
+    size, part = path.stat().st_size, 1 << 19
+    # The parts kept hold the four samples that seven jobs can be in and what is fetched ahead,
     # however late a thread runs, but not the shard.
-    assert 2 * size / 8 + REQUESTS * part < KEPT * part < size
+    assert 4 * size / 12 + REQUESTS * part < KEPT * part < size
     monkeypatch.setattr(archives, "ReadAhead", partial(ReadAhead, part=part))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -836,7 +836,7 @@ def test_a_shard_is_fetched_once_from_front_to_back_without_a_copy(web, tmp_path
     source = open_source(f"{web.url}/s.tar")
     (partition,) = source.partitions()
     found = list(map_ahead(lambda job: job(), source.jobs(partition, ALL), 3, ahead=4))
-    assert sum(map(len, found)) == 8 * 4
+    assert sum(map(len, found)) == 12 * 4
     spans = web.fetched("s.tar")
     fetched = sum(last + 1 - first for first, last in spans)
     assert sorted(set(spans))[0][0] == 0

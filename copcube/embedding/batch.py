@@ -220,7 +220,7 @@ def _unmasked(values: Any) -> NDArray[Any]:
     if not np.ma.isMaskedArray(values):
         return np.asarray(values)
     if values.dtype.kind == "M":
-        return np.asarray(values.filled(np.datetime64("NaT")))
+        return np.asarray(values.filled(np.datetime64("NaT", "D")))
     found = values.data.astype(object)
     found[np.ma.getmaskarray(values)] = None
     return np.asarray(found)
