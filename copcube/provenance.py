@@ -11,6 +11,9 @@ from copcube.selection import Selection
 ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256", "compat")
 """What is noted of an encoder, in rows and in cubes, that decides which vectors it makes."""
 
+OR = " or "
+"""What stands between crops or offsets that are not the same in all files."""
+
 
 def of_all(
     files: Sequence[str], selection: Selection, assign: Assign, position: Position
@@ -39,13 +42,37 @@ def of_all(
             f"{others[0]} holds {held}, {min(images)} rows of images; keep them in folders of "
             "their own and aggregate one at a time"
         )
+    so = "aggregate the rows of one encoder at a time"
+    dim, made = of_one_encoder(files, so, assign, position)
+    provenance = {key: text for key, text in shared(made).items() if not key.startswith(SENSOR)}
+    provenance |= _sensors(made, selection)
+    return dim, dict(sorted(provenance.items()))
+
+
+def of_one_encoder(
+    files: Sequence[str], so: str, assign: Assign = "centre", position: Position = "auto"
+) -> tuple[int, dict[str, dict[str, str]]]:
+    """Find the length of all vectors, 0 if there are none, and what each file says of its own.
+
+    Parameters
+    ----------
+    files, assign, position
+        As of `of_all`.
+    so : str
+        What to do if the vectors are those of several encoders.
+
+    Raises
+    ------
+    RowsError
+        If they are.
+    """
     dims = {file: dim for file in files if (dim := tables.embedding_length(file))}
     made = {file: tables.provenance(file, assign, position) for file in files}
     for file, dim in dims.items():
         if dim != dims[min(dims)]:
             raise RowsError(
                 f"{min(dims)} holds embeddings of length {dims[min(dims)]}, {file} of length "
-                f"{dim}; aggregate the rows of one encoder at a time"
+                f"{dim}; {so}"
             )
     known = {file: what for file, what in made.items() if what}
     for file, what in known.items():
@@ -54,15 +81,27 @@ def of_all(
             if ours != theirs:
                 raise RowsError(
                     f"{min(known)} and {file} come from different encoders ({key}: {ours} and "
-                    f"{theirs}); aggregate the rows of one encoder at a time"
+                    f"{theirs}); {so}"
                 )
-    shared = set.intersection(*(set(what.items()) for what in made.values())) if made else set()
-    provenance = {key: text for key, text in shared if not key.startswith(SENSOR)}
-    offsets = {int(what.get("s2_offset", 0)) for what in known.values()}
-    if len(offsets) > 1:  # as of scenes of both baselines, whose counts were thus made alike
-        provenance["s2_offset"] = " or ".join(map(str, sorted(offsets)))
-    provenance |= _sensors(known, selection)
-    return dims[min(dims)] if dims else 0, dict(sorted(provenance.items()))
+    return dims[min(dims)] if dims else 0, made
+
+
+def shared(made: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What several files say alike of how their vectors were made, by what each of them says.
+
+    Crops and offsets that differ, as of scenes of both baselines, whose counts were thus made
+    alike, are all named: "0 or 1000".
+    """
+    if not made:
+        return {}
+    said = dict(set.intersection(*(set(what.items()) for what in made.values())))
+    known = [what for what in made.values() if what]
+    offsets = {int(what.get("s2_offset", 0)) for what in known}
+    crops = {what["crop"] for what in known if "crop" in what}
+    for key, values in (("s2_offset", sorted(offsets)), ("crop", sorted(crops))):
+        if len(values) > 1:
+            said[key] = OR.join(map(str, values))
+    return dict(sorted(said.items()))
 
 
 def _sensors(known: Mapping[str, Mapping[str, str]], selection: Selection) -> dict[str, str]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import random_rows, write_rows
+from strategies import random_rows, table, write_rows
 
-from copcube import plot
+from copcube import grid, plot
 from copcube.cli import main
 from copcube.errors import FetchError, MissingPackageError, OptionError, RowsError
 from copcube.lookup import Fragments, fit_fragments, project_fragments
@@ -205,6 +205,32 @@ def test_rows_of_images_are_searched_too(tmp_path):
     listed = found.nearest(vector=rows.embedding[5], n=4, exclude_km=0)
     assert listed.place_number.values.tolist() == np.argsort(-score)[:4].tolist()
     assert {"place_modality", "place_cell"} <= set(listed.data_vars)
+
+
+def test_rows_of_patches_lie_where_their_names_say(tmp_path):
+    patches = [None, "0865831_-95.92_43.96", "1000001_11.60_48.10"]
+    cells = [
+        int(grid.grid_id(*grid.cell_at(lat, lon)))
+        for lat, lon in ((-60, -170), (44, -96), (48, 11.5))
+    ]
+    keys = [(cell, 1, patch, "20210601") for cell, patch in zip(cells, patches, strict=True)]
+    write_rows(tmp_path / "rows.parquet", table(keys, np.eye(3)), {})
+    found = Fragments.open(tmp_path / "rows.parquet")
+    assert found.lat.tolist() == [-60, 43.96, 48.10]
+    assert found.lon.tolist() == [-170, -95.92, 11.60]
+    assert found.at(48.2, 11.5) == 2
+
+
+def test_rows_of_several_encoders_are_not_searched_together(tmp_path):
+    said = {"encoder": "a", "encoder_sha256": "1", "encoder_pooling": "cls"}
+    write_rows(tmp_path / "a.parquet", random_rows(5), said)
+    for key, other in (("encoder", "b"), ("encoder_sha256", "2"), ("encoder_pooling", "mean")):
+        write_rows(tmp_path / "b.parquet", random_rows(5, seed=1), said | {key: other})
+        with pytest.raises(RowsError, match=rf"a\.par.*b\.par.*{key}: .* and {other}\); search"):
+            Fragments.open(tmp_path)
+    write_rows(tmp_path / "b.parquet", random_rows(5, dim=7), said)
+    with pytest.raises(RowsError, match=r"length 6, .* of length 7; search the embeddings of one"):
+        Fragments.open(tmp_path)
 
 
 def test_the_command_lists_fragments(majortom, fragments, capsys):

@@ -1,6 +1,7 @@
 """Queries by an image: embedded by the encoder that made what is searched, or refused in a line."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from stub import StubEncoder
 from test_geotiff import place, write
 
 import copcube
-from copcube.builds import build
+from copcube.builds import aggregate, build
 from copcube.cli import main
 from copcube.embedding import as_encoder
 from copcube.encoder.timm_encoder import _built, untrained
@@ -87,6 +88,48 @@ def test_an_image_of_the_source_finds_itself(small, rows):
         assert found.place_date.values[0] in file.name.replace("-", "")
         assert found.place_cell.values[0] in str(file)
         assert float(found.place_similarity[1]) < 1 - 1e-5
+
+
+def test_images_find_themselves_whatever_was_subtracted_and_cropped(small, tmp_path, caplog):
+    spec = copcube.EncoderSpec(weights=small / "weights.pth", dtype="float32")
+    build(small / "images", tmp_path / "b.zarr", encoder=spec, s2_offset=1000, crop="full")
+    files = sorted((small / "images").rglob("*.tif"))[::3]
+    lowered = Fragments.open(tmp_path / "b.build/rows").load()
+    for file in files:
+        found = lowered.nearest(image=file, encoder=small / "weights.pth", n=1)
+        assert float(found.place_similarity[0]) == pytest.approx(1, abs=1e-6)
+        assert found.place_cell.values[0] in str(file)
+    assert "searched" not in caplog.text
+    # Of rows that were made in several ways it is said which way is the image's.
+    for name, folder in (("a", small / "world.build"), ("b", tmp_path / "b.build")):
+        (tmp_path / f"{name}.parquet").symlink_to(next((folder / "rows").glob("*.parquet")))
+    both = Fragments.open(tmp_path / "?.parquet")
+    s1, s2 = (next(f for f in files if key in str(f)) for key in ("s1", "s2"))
+    for file, said in ((s1, ("crop",)), (s2, ("crop", "s2_offset"))):
+        caplog.clear()
+        found = both.nearest(image=file, encoder=small / "weights.pth", n=1)
+        assert found.place_file.values[0] == str(tmp_path / "a.parquet")
+        assert [word for word in ("crop", "s2_offset") if f" of {word} (" in caplog.text] == [*said]
+    assert "s2_offset (0 or 1000), the image's with 0;" in caplog.text
+    assert "crop (center or full), the image's with center;" in caplog.text
+    aggregate(tmp_path / "?.parquet", tmp_path / "both.zarr", duplicates="drop")
+    said = xr.open_zarr(tmp_path / "both.zarr").attrs["preprocessing"]
+    assert said.startswith("centre crop to the pretraining size or whole stored image, normalised")
+
+
+def test_a_sensor_is_that_of_the_rows(small, tmp_path):
+    shutil.copytree(small / "images/s1_grd_utm", tmp_path / "images/radar")
+    own = replace(MODALITIES["s1_grd"], key="radar", folders=("radar/images",))
+    spec = copcube.EncoderSpec(weights=small / "weights.pth", dtype="float32")
+    build(tmp_path / "images", tmp_path / "w.zarr", encoder=spec, sensors=[own])
+    made = Fragments.open(tmp_path / "w.build/rows").load()
+    options = {"encoder": small / "weights.pth", "n": 1}
+    for file in sorted((tmp_path / "images").rglob("*.tif")):
+        found = made.nearest(image=file, modality=own, **options)
+        assert float(found.place_similarity[0]) == pytest.approx(1, abs=1e-6)
+        assert found.place_modality.values[0] == "radar"
+    with pytest.raises(OptionError, match="'radar' is not that of the vectors searched"):
+        made.nearest(image=file, modality=replace(own, mean=(0, 0), std=(9, 9)), **options)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16"])

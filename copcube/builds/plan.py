@@ -28,6 +28,7 @@ from copcube.images.units import require_offset
 from copcube.modalities import MODALITIES, Modality, kinds
 from copcube.products import tables
 from copcube.products.majortom import CoreSource, Fragments, open_core
+from copcube.provenance import OR
 from copcube.selection import Selection
 from copcube.version import __version__
 
@@ -353,7 +354,8 @@ def plan_aggregate(rows: str | Path, files: Sequence[str | Path], aggregation: A
 def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dict[str, str | int]:
     """Attributes of the cube: what it was made of, and how."""
     selection, made_by = aggregation.selection, dict(survey.provenance)
-    crop = made_by.pop("crop", "")
+    crops = made_by.pop("crop", "").split(OR)
+    cropped = [_CROPPED[crop] for crop in crops if crop in _CROPPED]
     offset = made_by.pop("s2_offset", "0")
     lowered = f", {offset} subtracted from Sentinel-2 counts" if offset != "0" else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
@@ -362,7 +364,10 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     return {
         # What another product says of its source and preprocessing wins.
         "source": f"{', '.join([*published, *own])} imagery, {plan.source}",
-        "preprocessing": _PREPROCESSING.get(crop, "unknown: the rows do not say") + lowered,
+        "preprocessing": (
+            f"{OR.join(cropped)}, {_GIVEN}" if cropped else "unknown: the rows do not say"
+        )
+        + lowered,
         # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source_fingerprint": plan.fingerprint,
@@ -388,10 +393,7 @@ _BALANCE = {
     "have the same variance over cells",
 }
 _GIVEN = "normalised with pretraining statistics, metadata (lon, lat, date, token area) given"
-_PREPROCESSING = {
-    "center": f"centre crop to the pretraining size, {_GIVEN}",
-    "full": f"whole stored image, {_GIVEN}",
-}
+_CROPPED = {"center": "centre crop to the pretraining size", "full": "whole stored image"}
 
 
 def _to_json(aggregation: Aggregation) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def centres(file: str, footprints: Position) -> tuple[Floats, Floats]:
     # Images of a whole cell have no place of their own.
     own = [i for i, text in enumerate(read.local_id) if text is not None]
     for i in own:
-        lon[i], lat[i] = grid.parse_local(read.local_id[i])
+        lat[i], lon[i] = grid.parse_local(read.local_id[i])
     return lat, lon
 
 

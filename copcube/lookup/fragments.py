@@ -38,6 +38,7 @@ from copcube.lookup.similar import (
 from copcube.pca.blas import one_thread
 from copcube.products import tables
 from copcube.products.majortom.transposed import Position
+from copcube.provenance import of_one_encoder, shared
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -101,29 +102,21 @@ class Fragments:
         Raises
         ------
         RowsError
-            If there are no files, one cannot be read, or vectors differ in length.
+            If there are no files, one cannot be read, or vectors are those of several encoders.
         """
         files = [str(file) for file in rows.rows_files(path)]
-        lengths = {file: dim for file in files if (dim := tables.embedding_length(file))}
-        if len(set(lengths.values())) > 1:
-            first = next(iter(lengths))
-            other = next(file for file, dim in lengths.items() if dim != lengths[first])
-            raise RowsError(
-                f"{first} holds embeddings of length {lengths[first]}, {other} of length "
-                f"{lengths[other]}; search the embeddings of one encoder at a time"
-            )
-        if not lengths:
+        dim, _ = of_one_encoder(files, "search the embeddings of one encoder at a time")
+        if not dim:
             raise RowsError(f"{path}: no embedding is there")
         places = [centres(file, footprints) for file in files]
         lat, lon = (np.concatenate(axis) for axis in zip(*places, strict=True))
         starts = np.cumsum([0, *(len(place[0]) for place in places)])
-        return cls(tuple(files), starts, lat, lon, next(iter(lengths.values())))
+        return cls(tuple(files), starts, lat, lon, dim)
 
     @property
     def about(self) -> dict[str, str]:
-        """What made the vectors, as far as all files agree on it."""
-        said = [set(_about(file).items()) for file in self.files]
-        return dict(sorted(set.intersection(*said)))
+        """What made the vectors, as far as all files agree on it; see `copcube.provenance`."""
+        return shared({file: _about(file) for file in self.files})
 
     def load(self) -> Self:
         """Return the same with all vectors in memory, for many searches: 3 GB a million of 768."""

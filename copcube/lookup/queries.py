@@ -4,6 +4,8 @@ Which encoder that was, the attributes of rows and of cubes say. The image is gi
 build gives it the images of its source, so that an image of that source finds itself.
 """
 
+import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,19 +30,21 @@ from copcube.files.limits import rule_out_shortage
 from copcube.hub.published import CHECKPOINTS
 from copcube.images import Partition, Rejected
 from copcube.images.naming import folder_of, folders_of, from_path
-from copcube.images.sensors import Given, modality_of
+from copcube.images.sensors import Given, described, modality_of
 from copcube.images.units import without_offset
-from copcube.modalities import MODALITIES, Modality
+from copcube.modalities import MODALITIES, SENSOR, Modality
 from copcube.products.majortom import CoreSource, Fragments
 from copcube.products.majortom.bands import as_pixels
 from copcube.products.majortom.grid import PIXEL
-from copcube.provenance import ENCODER
+from copcube.provenance import ENCODER, OR
 from copcube.selection import Selection
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from copcube.images.raster import Stored
+
+log = logging.getLogger("copcube")
 
 EncoderLike = Encoder | Spec | str | Path | None
 
@@ -198,6 +202,24 @@ def _fragments(model: Encoder) -> Fragments | None:
     return encoder_of_fragments(model)[1] if of_fragments else None
 
 
+def _offset(made_by: Mapping[str, Any], image: Any) -> int:
+    """What is subtracted from counts of Sentinel-2."""
+    return int(_first(made_by, "s2_offset", "0", image))
+
+
+def _first(made_by: Mapping[str, Any], key: str, default: str, image: Any) -> str:
+    """What the vectors were made with; of several, the first, with a word that it is."""
+    said = str(made_by.get(key, default))
+    first, *others = said.split(OR)
+    if others:
+        log.warning(
+            "%s: the vectors searched were made with different values of %s (%s), the image's with "
+            "%s; to have another, search the rows that were made with it alone",
+            *(_name(image), key, said, first),
+        )
+    return first
+
+
 def _name(image: Any) -> str:
     return str(image) if isinstance(image, str | os.PathLike) else "the image"
 
@@ -215,9 +237,11 @@ def _of_copernicus(
     from copcube.embedding.tiles import embed
 
     kind = None if modality is None else modality_of(modality)
-    crop, offset = made_by.get("crop", "center"), int(made_by.get("s2_offset", 0))
+    if kind is not None:
+        _require_sensor(kind, made_by.get(SENSOR + kind.key))
+    crop = _first(made_by, "crop", "center", image)
     if isinstance(image, str | os.PathLike) and date is None:
-        found = _in_tree(os.fspath(image), model, kind, crop, offset)
+        found = _in_tree(os.fspath(image), model, kind, crop, made_by)
         if found is not None:
             return found
     if kind is None:
@@ -232,13 +256,22 @@ def _of_copernicus(
             middle = _placed(stored.of(kind), stored)
     else:
         middle = _middle(image, kind, size)
-    offset = offset if kind.key == "s2_toa" else 0
+    offset = _offset(made_by, image) if kind.key == "s2_toa" else 0
     made = embed(middle, kind, tile=size, date=date, encoder=model, s2_offset=offset)
     return np.asarray(made.values.reshape(-1), np.float32)
 
 
+def _require_sensor(kind: Modality, said: str | None) -> None:
+    """Check that a sensor is that of the rows, if they describe one of its key."""
+    if said is not None and said != json.dumps(described(kind), sort_keys=True):
+        raise OptionError(
+            f"the sensor {kind.key!r} is not that of the vectors searched; give the description "
+            f"that they were built with, which their metadata hold as {SENSOR}{kind.key}"
+        )
+
+
 def _in_tree(
-    path: str, model: Encoder, kind: Modality | None, crop: Any, offset: int
+    path: str, model: Encoder, kind: Modality | None, crop: Any, made_by: Mapping[str, Any]
 ) -> NDArray[np.float32] | None:
     """Embed a file of a tree of Copernicus-Pretrain as a build does; None for other files."""
     from copcube.embedding.partition import embed_partition
@@ -264,7 +297,7 @@ def _in_tree(
         batch_sizes={file.modality: 1},
         sensors=own,
         crop=crop,
-        s2_offset=offset,
+        s2_offset=_offset(made_by, path) if file.modality == "s2_toa" else 0,
     )
     if not len(rows):
         raise ImageError(f"{path}: {report.rejected[0].reason}")
@@ -342,7 +375,7 @@ def _of_fragment(
     fragments: Fragments,
 ) -> NDArray[np.float32]:
     """Embed the fragment in the middle of an image."""
-    offset = int(made_by.get("s2_offset", 0))
+    offset = _offset(made_by, image)
     if isinstance(image, str | os.PathLike) and os.path.isdir(image):
         pixels, middle = _of_product(Path(image), fragments)
     elif fragments.by_cell:
