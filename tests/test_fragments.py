@@ -329,6 +329,23 @@ def test_the_basis_is_that_of_numpy_and_projects_others(fragments, tmp_path):
     assert every.reduction_cells == 100
 
 
+def test_a_basis_is_of_the_same_vectors(tmp_path):
+    said = {"encoder": "a", "encoder_sha256": "1", "encoder_pooling": "cls"}
+    write_rows(tmp_path / "a.parquet", random_rows(9), said)
+    found = Fragments.open(tmp_path)
+    basis = fit_fragments(found, 2)
+    for key in said:
+        with pytest.raises(OptionError, match=rf"have {key} .* was fitted on 'other'; take one of"):
+            project_fragments(found, basis.assign_attrs({key: "other"}))
+    left = basis.assign(
+        regression=(("predictor", "dim"), np.ones((1, found.dim))),
+        predictor_mean=("predictor", [0.0]),
+        predictor=("predictor", [0], {"flag_values": [0], "flag_meanings": "z"}),
+    )
+    with pytest.raises(OptionError, match="of what z leave over, which fragments do not have"):
+        project_fragments(found, left)
+
+
 @pytest.mark.slow
 def test_a_map_has_the_colours_of_its_fragments(fragments):
     basis = fit_fragments(fragments, 3)

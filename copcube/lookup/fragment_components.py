@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.arguments import whole_number
+from copcube.cube.pairing import unlike_encoders
 from copcube.cube.results import as_result
 from copcube.errors import OptionError
 from copcube.lookahead import map_ahead
@@ -14,6 +15,7 @@ from copcube.pca.basis import read_components
 from copcube.pca.blas import one_thread
 from copcube.pca.components import basis_of
 from copcube.pca.moments import Axes, Moments
+from copcube.pca.predictors import predictor_names
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,7 +70,8 @@ def project_fragments(fragments: Fragments, basis: "xr.Dataset") -> NDArray[np.f
     Raises
     ------
     OptionError
-        If it is no basis, or of vectors of another length or another encoder.
+        If it is no basis, of vectors of another length or another encoder, or of what given
+        fields leave over.
     """
     components, deviations = read_components(basis)
     if components.shape[1] != fragments.dim:
@@ -76,10 +79,16 @@ def project_fragments(fragments: Fragments, basis: "xr.Dataset") -> NDArray[np.f
             f"the fragments' vectors have length {fragments.dim}, those of the basis "
             f"{components.shape[1]}; take a basis of the same encoder"
         )
-    ours, theirs = (about.get("encoder") for about in (fragments.about, basis.attrs))
-    if ours and theirs and ours != theirs:
+    if names := predictor_names(basis):
         raise OptionError(
-            f"the fragments are of the encoder {ours}, the basis of {theirs}; take one of the same"
+            f"the basis is of what {', '.join(names)} leave over, which fragments do not have; "
+            "take one that was fitted without given fields"
+        )
+    if unlike := unlike_encoders(fragments.about, basis.attrs):
+        name, ours, theirs = unlike
+        raise OptionError(
+            f"the fragments have {name} {ours!r}, the basis was fitted on {theirs!r}; take one of "
+            "the same encoder"
         )
     shift, axes = basis["mean"].values.astype(np.float64), components / deviations[:, np.newaxis]
     result = np.empty((len(fragments), len(axes)), np.float32)
