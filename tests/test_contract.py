@@ -317,6 +317,30 @@ def test_bounds_of_a_frame_and_years_of_a_cube_are_understood(cube):
             copcube.get_embeddings_batch(cube, spatials=none)
 
 
+def test_a_year_or_a_modality_that_was_selected_is_that_of_the_cube(cube):
+    years = xr.concat([cube, 2 * cube], "year").assign_coords(year=np.array([2020, 2022], "i2"))
+    one = years.sel(year=2022)
+    wanted = copcube.get_embedding(years, spatial=BOXES[0], temporal=2022)
+    assert copcube.describe(one)["temporal"]["supported_years"] == [2022]
+    for time in (2022, None):
+        found = copcube.get_embedding(one, spatial=BOXES[0], temporal=time)
+        np.testing.assert_array_equal(found.data, wanted.data)
+        assert found.meta["temporal"]["year"] == 2022
+    for time in (2020, 2021):
+        with pytest.raises(ModelError, match=f"has no {time}; it holds 2022"):
+            copcube.get_embedding(one, spatial=BOXES[0], temporal=time)
+    with pytest.raises(ModelError, match="has no 2021; it holds 2022: rs-embed knows no other"):
+        copcube.get_embedding(one, spatial=BOXES[0], temporal=2021, compat=True)
+    flags = {"flag_values": np.int8([1, 7]), "flag_meanings": "s2_toa dem"}
+    both = xr.concat([cube, 2 * cube], "modality")
+    both = both.assign_coords(modality=("modality", np.int8([1, 7]), flags))
+    dem = both.isel(modality=1)
+    found = copcube.get_embedding(dem, spatial=BOXES[0], modality="dem")
+    np.testing.assert_array_equal(found.data, wanted.data)
+    with pytest.raises(ModelError, match="modality='s2_toa'; the cube has dem"):
+        copcube.get_embedding(dem, spatial=BOXES[0], modality="s2_toa")
+
+
 def test_years_that_cannot_be_answered_are_told(cube):
     years = xr.concat([cube, cube], "year").assign_coords(year=[2019, 2020])
     with pytest.raises(ModelError, match="no 2021; it holds 2019, 2020: rs-embed knows no other"):

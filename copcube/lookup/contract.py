@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.arguments import as_given, one_path
 from copcube.cube.caution import caution
-from copcube.cube.view import CubeView
+from copcube.cube.view import CubeView, group_labels
 from copcube.errors import CopcubeError, ModelError, SpecError
 from copcube.files.objects import is_remote
 from copcube.lookup.boxes import Pooling, box
@@ -96,8 +96,8 @@ def get_embedding(
         antimeridian.
     temporal : object, mapping, int, tuple or None
         rs-embed's TemporalSpec, a year, or two days of which the second is not included. A cube
-        with a dimension ``year`` answers by it; others hold the years that their attributes
-        say, or 2021.
+        with a dimension ``year``, or one year selected of it, answers by that; others hold the
+        years that their attributes say, or 2021.
     output : object, mapping, str or None
         rs-embed's OutputSpec, "mean", "max" or "grid"; by default the mean.
     sensor : object, optional
@@ -310,8 +310,8 @@ def _answer(
 
 def _years(view: CubeView) -> set[int]:
     """Years that a cube holds, as far as it says."""
-    if "year" in view.groups:
-        return {*_years_of_groups(view)}
+    if years := _years_of_groups(view):
+        return {*years}
     named = [
         int(year) for year in re.findall(r"\b(?:19|20)\d\d", str(view.dataset.attrs.get("dates")))
     ]
@@ -319,19 +319,28 @@ def _years(view: CubeView) -> set[int]:
     return {*range(min(named), max(named) + 1)} if named else {_YEAR}
 
 
+def _labels(view: CubeView, dim: str) -> tuple[str, ...]:
+    """Labels of the groups along a dimension, or that of the group selected of it, if any."""
+    coordinate = view.field.coords.get(dim)
+    if dim in view.lead or coordinate is None or coordinate.ndim:
+        return view.groups.get(dim, ())
+    return group_labels(coordinate.expand_dims(dim))
+
+
 def _years_of_groups(view: CubeView) -> list[int]:
-    """Years along a dimension ``year``.
+    """Years along a dimension ``year``, or the one selected of it; none without either.
 
     Raises
     ------
     ModelError
         If its labels are none.
     """
+    labels = _labels(view, "year")
     try:
-        return [int(label) for label in view.groups["year"]]
+        return [int(label) for label in labels]
     except ValueError:
         raise ModelError(
-            f"year holds {', '.join(view.groups['year'])}; expected calendar years: of dates, "
+            f"year holds {', '.join(labels)}; expected calendar years: of dates, "
             "ds.assign_coords(year=ds.year.dt.year)"
         ) from None
 
@@ -349,7 +358,7 @@ def _served(time: Temporal | None, view: CubeView, compat: bool) -> Temporal | N
     if time is None:
         if compat or ("year" in view.lead and len(years) > 1):
             raise ModelError(f"the request has no time; name one of the years {listed}")
-        return Temporal(year=next(iter(years))) if "year" in view.lead else None
+        return Temporal(year=next(iter(years))) if _years_of_groups(view) else None
     asked = time.years
     if compat and time.year is None:
         # Four frames up is the line of the user that asked.
@@ -380,21 +389,22 @@ def _told(time: Temporal | None) -> dict[str, Any]:
 def _group(view: CubeView, time: Temporal | None, modality: str | None) -> CubeView:
     """Select the year and the modality that are asked for."""
     ds = view.dataset
-    if "year" in view.lead and time is not None:
-        if time.year not in (held := _years_of_groups(view)):
+    held = _years_of_groups(view)
+    if held and time is not None:
+        if time.year not in held:
             raise ModelError(
                 f"the cube has no {time.year}; it holds {', '.join(map(str, held))}: rs-embed "
                 "knows no other year, compat=False does"
             )
-        ds = ds.isel(year=held.index(time.year))
+        ds = ds.isel(year=held.index(time.year), missing_dims="ignore")
     if modality is not None:
-        labels = view.groups.get("modality", ())
+        labels = _labels(view, "modality")
         if modality not in labels:
             raise ModelError(
                 f"modality={modality!r}; the cube has "
                 + (", ".join(labels) or "one vector of all modalities")
             )
-        ds = ds.isel(modality=labels.index(modality))
+        ds = ds.isel(modality=labels.index(modality), missing_dims="ignore")
     return CubeView.of(ds).ungrouped()
 
 
