@@ -180,3 +180,7 @@ def test_what_cannot_be_told_is_refused(files, tmp_path):
     write_rows(tmp_path / "empty.parquet", Rows.empty(DIM), {})
     with pytest.raises(RowsError, match="hold no rows"):
         averaging_order(tmp_path, cube)
+    for name in "ab":
+        write_rows(tmp_path / f"{name}.parquet", found.take(np.arange(9)), {"encoder": name})
+    with pytest.raises(RowsError, match=r"a\.par.*b\.par.* encoders \(encoder: a and b\); compare"):
+        averaging_order(tmp_path, cube)

@@ -26,6 +26,7 @@ from copcube.cube.view import CubeView
 from copcube.errors import CubeError, RowsError
 from copcube.files.damage import naming_damage
 from copcube.parts import Part, parts
+from copcube.provenance import of_one_encoder
 from copcube.rows import Rows, read_rows, repeated, rows_files
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def averaging_order(
     Raises
     ------
     RowsError
-        If the rows cannot be read, or have vectors of another length.
+        If the rows cannot be read, are those of several encoders, or have vectors of another
+        length.
     CubeError
         If the averages are no cube, have none of the sampled cells, or were made with the
         balance "variance".
@@ -153,7 +155,9 @@ def averaging_order(
             "the cube was made with the balance 'variance', which scales the modalities; no order "
             "of averaging gives it: compare one that was made with another balance"
         )
-    sources = parts(rows_files(rows))
+    files = [str(file) for file in rows_files(rows)]
+    of_one_encoder(files, "compare the rows of one encoder at a time")
+    sources = parts(files)
     if not sources:
         raise RowsError(f"{rows}: no embeddings there; the files hold no rows")
     chosen, target = _averages_of(averages, _sample(sources, cells, seed))
