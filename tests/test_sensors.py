@@ -152,6 +152,14 @@ def test_a_file_fields_and_a_modality_say_the_same(toml):
     assert modality_of(str(toml)) == found
     assert modality_of("dem") is MODALITIES["dem"]
     assert MODALITIES["dem"].asked == "dem"
+    # Statistics as NumPy computes them.
+    mean, std = np.float32(found.mean), np.float64(found.std)
+    sizes = {"gsd": np.float32(found.gsd), "stored_size": np.int64(found.stored_size)}
+    again = sensor(replace(found, mean=mean, std=std, **sizes))
+    assert json.loads(json.dumps(described(again))) == described(
+        sensor(replace(found, mean=mean.tolist()))
+    )
+    assert "np." not in repr(again)
 
 
 def test_sentinel_2_without_a_band_is_made_of_the_published_one():

@@ -258,13 +258,19 @@ def _modality(given: Mapping[str, Any], folder: Path) -> Modality:
 
 
 def _plain(kind: Modality) -> Modality:
-    """Return a modality whose sequences are tuples, which keys of dictionaries need."""
+    """Return a modality of tuples, as keys of dictionaries, and of numbers that JSON knows."""
     values = {name: getattr(kind, name) for name in _SEQUENCES}
-    tuples: dict[str, Any] = {
-        name: tuple(value) for name, value in values.items() if value is not None
+    plain: dict[str, Any] = {
+        name: tuple(value) if name in ("bands", "folders") else numbers(value, name)
+        for name, value in values.items()
+        if value is not None
     }
+    for name in ("stored_size", "input_size", "kernel"):
+        plain[name] = whole_number(getattr(kind, name), name, 1)
+    if not isinstance(kind.gsd, int):  # as those of published ones are, in plans too
+        plain["gsd"] = number(kind.gsd, "gsd", ", the side of a pixel in metres")
     # Only published tensors of Sentinel-2 are read as whole numbers.
-    return replace(kind, tensor_dtype="float32", **tuples)
+    return replace(kind, tensor_dtype="float32", **plain)
 
 
 def _text(value: Any, name: str) -> str:
