@@ -12,7 +12,7 @@ from copcube import grid
 from copcube.builds import aggregate
 from copcube.cli import main
 from copcube.cube import validate
-from copcube.errors import OptionError, ReadError, RowsError
+from copcube.errors import BuildError, OptionError, ReadError, RowsError
 from copcube.files.objects import ObjectFolder
 from copcube.products import pixels, tables
 from copcube.products.alphaearth import AlphaEarth
@@ -288,6 +288,18 @@ def test_tessera_store(tessera, tmp_path, affine):
                 assert int(cell.n_images) == n
                 np.testing.assert_allclose(cell.embedding, mean, rtol=1e-4, atol=1e-5)
                 np.testing.assert_allclose(cell.spread, spread, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_year_without_data_is_no_cube(tessera, tmp_path):
+    values, scales = (some[..., :60, :50] for some in tessera)
+    scales = np.where(np.arange(2)[:, None, None] == 0, np.float32(np.nan), scales)  # all water
+    write_zone(tmp_path / "tessera.zarr", values, scales)
+    out = tmp_path / "out.zarr"
+    with pytest.raises(BuildError, match=r"tessera.zarr: no pixel of the files and dates chosen"):
+        aggregate(tmp_path / "tessera.zarr", out, dates="2023")
+    assert {path.name for path in tmp_path.iterdir()} == {"tessera.zarr"}
+    aggregate(tmp_path / "tessera.zarr", out, dates="2024")
 
 
 def write_tile(root, values, scales, land, name="grid_10.15_48.15"):

@@ -455,7 +455,7 @@ def aggregate(
                 )
             except CopcubeError as error:
                 # What is of no use any more keeps the name for nobody.
-                if isinstance(error, RepeatedError) or not folder.receipts.names("combine"):
+                if isinstance(error, RepeatedError) or not folder.files.names("cells/"):
                     folder.give_up()
                 raise
     seconds = {"total": time.perf_counter() - begin}

@@ -368,7 +368,8 @@ def assemble(
     Raises
     ------
     BuildError
-        If no row is left to aggregate, or tasks failed; if something else has the final name.
+        If no row, or no pixel with data, is left to aggregate, or tasks failed; if something else
+        has the final name.
     """
     with ThreadPoolExecutor(1) as thread:
         # It takes as long as to look at many rows, and comes next.
@@ -395,6 +396,12 @@ def assemble(
         template = thread.submit(_create, folder, task, found, about)
         run_stage(executor, AssembleStage(folder, "combine", task, combining))
         template.result()
+    # Lines of pixels were counted, whether or not data are in them.
+    if not folder.files.names(f"cells/{task.place}/"):
+        raise BuildError(
+            f"{plan.source}: no pixel of the files and dates chosen holds data; there is no cell "
+            "to make a cube of"
+        )
     if aggregation.balance == "variance":
         run_stage(executor, AssembleStage(folder, "balance", task, N_BANDS))
         about["aggregation_scales"] = variances_of(task).in_words(found.labels)
