@@ -1,6 +1,7 @@
 """What made the vectors of several files, and whether they may be averaged together."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from copcube.errors import RowsError
 from copcube.modalities import MODALITIES, SENSOR
@@ -89,18 +90,20 @@ def of_one_encoder(
 def shared(made: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """What several files say alike of how their vectors were made, by what each of them says.
 
-    Crops and offsets that differ, as of scenes of both baselines, whose counts were thus made
-    alike, are all named: "0 or 1000".
+    Crops, offsets and preprocessing that differ, as of scenes of both baselines, whose counts
+    were thus made alike, are all named: "0 or 1000".
     """
     if not made:
         return {}
     said = dict(set.intersection(*(set(what.items()) for what in made.values())))
     known = [what for what in made.values() if what]
-    offsets = {int(what.get("s2_offset", 0)) for what in known}
-    crops = {what["crop"] for what in known if "crop" in what}
-    for key, values in (("s2_offset", sorted(offsets)), ("crop", sorted(crops))):
+    several: dict[str, set[Any]] = {
+        key: {what[key] for what in known if key in what} for key in ("crop", "preprocessing")
+    }
+    several["s2_offset"] = {int(what.get("s2_offset", 0)) for what in known}
+    for key, values in several.items():
         if len(values) > 1:
-            said[key] = OR.join(map(str, values))
+            said[key] = OR.join(map(str, sorted(values)))
     return dict(sorted(said.items()))
 
 

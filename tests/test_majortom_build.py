@@ -745,6 +745,15 @@ def test_dates_choose_images_and_offsets_are_subtracted(core, tmp_path):
     a, b = rows_of(plain.rows), rows_of(lower.rows)
     assert len(a) == len(b) == 27
     assert not np.allclose(a[0]["embedding"], b[0]["embedding"], atol=1e-3)
+    # A cube of both names both.
+    for report in (plain, lower):
+        name = next(report.rows.rglob("*.parquet"))
+        (tmp_path / f"{report.cube.stem}.parquet").symlink_to(name)
+    aggregate(tmp_path / "?.parquet", tmp_path / "both.zarr", duplicates="drop")
+    first, second = (xr.open_zarr(report.cube).attrs["preprocessing"] for report in (plain, lower))
+    assert second == f"{first}, 1000 subtracted from counts"
+    said = xr.open_zarr(tmp_path / "both.zarr").attrs["preprocessing"]
+    assert said == f"{first} or {second}"
 
 
 @pytest.mark.slow

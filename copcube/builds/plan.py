@@ -355,7 +355,8 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     """Attributes of the cube: what it was made of, and how."""
     selection, made_by = aggregation.selection, dict(survey.provenance)
     crops = made_by.pop("crop", "").split(OR)
-    cropped = [_CROPPED[crop] for crop in crops if crop in _CROPPED]
+    cropped = OR.join(_CROPPED[crop] for crop in crops if crop in _CROPPED)
+    seen = f"{cropped}, {_GIVEN}" if cropped else "unknown: the rows do not say"
     offset = made_by.pop("s2_offset", "0")
     lowered = f", {offset} subtracted from Sentinel-2 counts" if offset != "0" else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
@@ -364,10 +365,7 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     return {
         # What another product says of its source and preprocessing wins.
         "source": f"{', '.join([*published, *own])} imagery, {plan.source}",
-        "preprocessing": (
-            f"{OR.join(cropped)}, {_GIVEN}" if cropped else "unknown: the rows do not say"
-        )
-        + lowered,
+        "preprocessing": f"{seen}{lowered}",
         # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source_fingerprint": plan.fingerprint,
