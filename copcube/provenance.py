@@ -1,7 +1,6 @@
 """What made the vectors of several files, and whether they may be averaged together."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from copcube.errors import RowsError
 from copcube.modalities import MODALITIES, SENSOR
@@ -97,13 +96,12 @@ def shared(made: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         return {}
     said = dict(set.intersection(*(set(what.items()) for what in made.values())))
     known = [what for what in made.values() if what]
-    several: dict[str, set[Any]] = {
-        key: {what[key] for what in known if key in what} for key in ("crop", "preprocessing")
-    }
-    several["s2_offset"] = {int(what.get("s2_offset", 0)) for what in known}
+    several = {key: {w[key] for w in known if key in w} for key in ("crop", "preprocessing")}
+    several["s2_offset"] = {what.get("s2_offset", "0") for what in known}
     for key, values in several.items():
         if len(values) > 1:
-            said[key] = OR.join(map(str, sorted(values)))
+            # Texts, since what a file of others says may be no number; of numbers the least first.
+            said[key] = OR.join(sorted(values, key=lambda text: (text.isdigit() * len(text), text)))
     return dict(sorted(said.items()))
 
 

@@ -228,6 +228,9 @@ def test_rows_of_several_encoders_are_not_searched_together(tmp_path):
         write_rows(tmp_path / "b.parquet", random_rows(5, seed=1), said | {key: other})
         with pytest.raises(RowsError, match=rf"a\.par.*b\.par.*{key}: .* and {other}\); search"):
             Fragments.open(tmp_path)
+    for name, offset in (("b", "1000"), ("c", "no number"), ("d", "200")):
+        write_rows(tmp_path / f"{name}.parquet", random_rows(5), said | {"s2_offset": offset})
+    assert Fragments.open(tmp_path).about["s2_offset"] == "no number or 0 or 200 or 1000"
     write_rows(tmp_path / "b.parquet", random_rows(5, dim=7), said)
     with pytest.raises(RowsError, match=r"length 6, .* of length 7; search the embeddings of one"):
         Fragments.open(tmp_path)
