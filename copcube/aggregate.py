@@ -88,7 +88,9 @@ class Aggregation:
         kinds = {"balance": Balance, "by": By, "duplicates": Duplicates}
         for name, kind in (kinds | {"assign": Assign, "footprints": Position}).items():
             value, known = getattr(self, name), get_args(kind)
-            if value not in known and not (name == "by" and value is None):
+            if name == "by" and value is None:
+                continue
+            if not isinstance(value, str) or value not in known:
                 raise OptionError(f"{name}={value!r} is unknown; expected {', '.join(known)}")
 
 

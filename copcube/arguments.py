@@ -6,8 +6,8 @@ by an error that names no argument.
 
 import operator
 import os
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from copcube.errors import OptionError
 
@@ -45,23 +45,30 @@ def without_scheme(text: str) -> str:
     return url2pathname(urlsplit(text).path)
 
 
-def whole_number(value: Any, name: str, least: int, most: int | None = None) -> int:
+def as_whole(value: Any) -> int | None:
+    """Return a whole number of any type, and None for what is none, such as True."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def whole_number(
+    value: Any, name: str, least: int, most: int | None = None, remedy: str = ""
+) -> int:
     """Return a whole number of any type, within bounds.
 
     Raises
     ------
     OptionError
-        If it is none, or lies outside.
+        If it is none, or lies outside; `remedy` says what to do then.
     """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
+    number = as_whole(value)
     limits = f"{least} or more" if most is None else f"{least} to {most}"
-    if number is None or isinstance(value, bool):
-        raise OptionError(f"{name} is {as_given(value)}; expected a whole number, {limits}")
+    if number is None:
+        raise OptionError(f"{name} is {as_given(value)}; expected a whole number, {limits}{remedy}")
     if number < least or (most is not None and number > most):
-        raise OptionError(f"{name} is {number}; expected {limits}")
+        raise OptionError(f"{name} is {number}; expected {limits}{remedy}")
     return number
 
 
@@ -74,8 +81,8 @@ def number(value: Any, name: str, remedy: str = "") -> float:
         If it is something else, such as several; `remedy` says what to do then.
     """
     try:
-        if not isinstance(value, str) and not getattr(value, "ndim", 0):
-            return float(value)
+        if not getattr(value, "ndim", 0):
+            return _real(value)
     except (TypeError, ValueError, OverflowError):
         pass
     raise OptionError(f"{name} is {as_given(value)}; expected one number{remedy}")
@@ -89,13 +96,32 @@ def numbers(value: Any, name: str, each: str = "band") -> tuple[float, ...]:
     OptionError
         If there is something else among them.
     """
-    listed = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     try:
-        if isinstance(value, str):
-            raise TypeError
-        return tuple(float(item) for item in listed)
+        # Neither a set nor a mapping says which number is of which band.
+        if not isinstance(value, set | frozenset | Mapping):
+            return tuple(map(_real, listed(value)))
     except (TypeError, ValueError, OverflowError):
-        raise OptionError(f"{name} is {as_given(value)}; expected one number a {each}") from None
+        pass
+    raise OptionError(f"{name} is {as_given(value)}; expected one number a {each}")
+
+
+def is_several(value: Any) -> TypeGuard[Iterable[Any]]:
+    """Whether there may be several values; a text is one, and so is an array of no dimension."""
+    several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    return several and bool(getattr(value, "ndim", 1))
+
+
+def listed(value: Any) -> Iterable[Any]:
+    """Return several values as they are, and a single one as the only one."""
+    return value if is_several(value) else (value,)
+
+
+def _real(value: Any) -> float:
+    """Return a real number; raise TypeError for what `float` would make one of all the same."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if isinstance(value, str | bytes | bool) or kind in tuple("bcmMSUT"):
+        raise TypeError("texts, flags, times and complex numbers are none")
+    return float(value)
 
 
 def one_of(value: Any, name: str, allowed: Sequence[str]) -> None:
@@ -120,13 +146,17 @@ def flag(value: Any, name: str) -> bool:
     """
     # Arrays and datasets, such as a mask where the question is whether to make one, compare
     # value by value.
-    if isinstance(value, str) or not _single(value) or value not in (True, False):
+    if isinstance(value, str) or not _single(value) or value not in {True, False}:
         raise OptionError(f"{name} is {as_given(value)}; expected True or False")
     return bool(value)
 
 
 def _single(value: Any) -> bool:
-    return isinstance(value, Hashable) and not getattr(value, "ndim", 0)
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return not getattr(value, "ndim", 0)
 
 
 def as_given(value: Any) -> str:

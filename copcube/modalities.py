@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from copcube.arguments import is_several
 from copcube.errors import OptionError
 
 LANGUAGE_DIM = 2048
@@ -354,7 +355,7 @@ def select(keys: Iterable[str] | str | None, others: Iterable[str] = ()) -> tupl
     known = labels(others)
     if isinstance(keys, str):
         keys = [key.strip() for key in keys.split(",")]
-    if keys is not None and not isinstance(keys, Iterable):
+    if keys is not None and not is_several(keys):
         raise OptionError(f"modalities={keys!r}; expected keys such as ['s2_toa', 'dem']")
     chosen = set(known if keys is None else (_known(key, known) for key in keys))
     if not chosen:

@@ -22,6 +22,8 @@ from copcube.images.sample.writing import _mgrs_tile, _patch, write_sample
 from copcube.images.tensor_form import rescale_s3, to_tensor_form
 from copcube.modalities import MODALITIES
 from copcube.probes.bench.sample import write_bench_sample
+from copcube.products.majortom.core_sample import write_core
+from copcube.products.majortom.sample import write_embeddings
 
 SMALL = {"cells": 6, "local_patches": 2, "dates": 2}
 FOLDERS = {
@@ -437,6 +439,17 @@ def test_a_full_disk_is_noticed_to_the_last_byte(tmp_path, layout):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_numbers_of_numpy_draw_the_same_sample(tmp_path):
+    digests = set()
+    for name, kind in {"plain": int, "small": np.uint8, "array": np.array}.items():
+        write_bench_sample(tmp_path / name / "bench", tasks="eurosat-s2", seed=kind(250), images=2)
+        write_embeddings(tmp_path / name / "sets", seed=kind(250), cells=kind(2))
+        write_core(tmp_path / name / "core", seed=kind(250), cells=kind(1), side=kind(6))
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        digests.add(hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest())
+    assert len(digests) == 1
 
 
 def test_unknown_layout(tmp_path):

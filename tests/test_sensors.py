@@ -221,6 +221,7 @@ BAD = {
     "size": ({"stored_size": 0}, r"stored_size is 0; expected 1 to"),
     "twice": ({"bands": ["B2", "B2", "B4"]}, r"bands are B2, B2, B4; expected each once"),
     "one text": ({"bands": "B2"}, r"bands is 'B2'; expected a list of names"),
+    "a set": ({"bands": {"B2"}}, r"bands is {'B2'}; expected a list of names"),
     "outside": ({"folder": "../images"}, r"folder is '../images'; expected a path inside the tree"),
     "theirs": ({"folder": "Sentinel-2/images/x"}, r"folder 'Sentinel-2/images/x' is, or holds"),
     "above": ({"folder": "Sentinel-2"}, r"folder 'Sentinel-2' is, or holds, that of .* modality"),

@@ -189,6 +189,19 @@ def test_a_build_subtracts_an_offset_and_says_so(images, tmp_path):
         build(images, tmp_path / "x.zarr", encoder=StubEncoder(), s2_offset=-1)
 
 
+def test_an_offset_may_be_a_number_of_any_type():
+    image = xr.DataArray(np.full((13, 32, 32), 3000, "u2"), dims=("band", "y", "x"))
+    options = {"tile": 16, "encoder": StubEncoder(), "date": "2021-06-01"}
+    plain = embed(image, "s2_toa", s2_offset=1000, **options)
+    for offset in (np.int64(1000), np.uint16(1000), np.array(1000)):
+        same = embed(image, "s2_toa", s2_offset=offset, **options)
+        xr.testing.assert_identical(same, plain)
+        assert type(same.attrs["s2_offset"]) is int
+    for wrong in (1000.0, "1000", True, 10_001):
+        with pytest.raises(OptionError, match=r"s2_offset is .* 1000 for Sentinel-2 of processing"):
+            embed(image, "s2_toa", s2_offset=wrong, **options)
+
+
 @pytest.mark.slow
 def test_a_build_says_once_that_images_are_strange(images, tmp_path, caplog, monkeypatch):
     from copcube.images import geotiff

@@ -167,7 +167,7 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     """
     _require_distributed()
     if workers != "auto":
-        whole_number(workers, "workers", 1)
+        workers = whole_number(workers, "workers", 1)
     require_main_guard()
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster

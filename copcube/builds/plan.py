@@ -95,14 +95,16 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         _ = self.aggregation  # refuses unknown values
-        if self.crop not in get_args(Crop):
+        if not isinstance(self.crop, str) or self.crop not in get_args(Crop):
             known = " or ".join(get_args(Crop))
             raise OptionError(f"crop={self.crop!r} is unknown; expected {known}")
+        # Plans are JSON, which takes no number of NumPy.
+        plain = {"s2_offset": require_offset(self.s2_offset), "strict": flag(self.strict, "strict")}
         for name in ("batch_size", "threads"):
             if getattr(self, name) is not None:
-                whole_number(getattr(self, name), name, 1)
-        require_offset(self.s2_offset)
-        flag(self.strict, "strict")
+                plain[name] = whole_number(getattr(self, name), name, 1)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.fragments is not None:
             self._require_of_fragments(self.fragments)
 
@@ -136,7 +138,7 @@ class BuildOptions:
             If a value is unknown, the dates cannot be read, or a sensor cannot be used.
         """
         if product is not None:
-            if product not in get_args(Product):
+            if not isinstance(product, str) or product not in get_args(Product):
                 raise OptionError(f"product={product!r:.60} is unknown; expected 'majortom'")
             if modalities is not None or sensors is not None:
                 raise OptionError(

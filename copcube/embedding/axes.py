@@ -312,19 +312,19 @@ def _refuse_turned_transform(images: xr.DataArray) -> None:
         )
 
 
-def check_offset(images: xr.DataArray, sensor: Modality, s2_offset: int) -> None:
-    """Refuse an offset that cannot be; log one that the image is said to have and to keep.
+def checked_offset(images: xr.DataArray, sensor: Modality, s2_offset: int) -> int:
+    """Return the offset to subtract; log one that the image is said to have and to keep.
 
     Raises
     ------
     OptionError
         If it is no count, or not of this sensor.
     """
-    require_offset(s2_offset)
+    s2_offset = require_offset(s2_offset)
     if s2_offset and sensor.key != "s2_toa":
         raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {sensor.title}")
     if s2_offset or sensor.key != "s2_toa":
-        return
+        return s2_offset
     for name in _BASELINES:
         known = images.coords[name].values if name in images.coords else images.attrs.get(name)
         for text in np.unique(np.atleast_1d(np.asarray(known, str)))[::-1]:
@@ -333,4 +333,5 @@ def check_offset(images: xr.DataArray, sensor: Modality, s2_offset: int) -> None
                     f"images is of processing baseline {text}, since 04.00 of which counts are "
                     "1000 higher; s2_offset=1000 subtracts them, unless that was done before"
                 )
-                return
+                return s2_offset
+    return s2_offset

@@ -93,7 +93,7 @@ def embed_batch(
     """
     model = as_encoder(encoder, weights=weights, device=device, dtype=dtype)
     kind = modality_of(modality)
-    require_offset(s2_offset)
+    s2_offset = require_offset(s2_offset)
     if s2_offset and kind.key != "s2_toa":
         raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {kind.title}")
     if batch_size is not None:
@@ -169,7 +169,7 @@ def _checked(images: NDArray[Any], kind: Modality, crop: Crop) -> NDArray[Any]:
     bands = len(kind.bands)
     if images.dtype.kind not in "iuf":
         raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
-    if crop not in ("center", "full"):
+    if not isinstance(crop, str) or crop not in ("center", "full"):
         raise OptionError(f"crop is {crop!r}; expected 'center' or 'full'")
     if images.ndim < 3 or images.shape[-3] != bands:
         raise OptionError(
@@ -198,7 +198,7 @@ def _metadata(
     for axis, (name, values) in enumerate(given.items()):
         try:
             numbers = _unmasked(values)
-            if numbers.dtype.kind in "bcmM":
+            if numbers.dtype.kind in "bcmMS":
                 raise TypeError(f"it holds {numbers.dtype}")
             # As Python's own, whose errors show a text as it was given; None becomes NaN.
             metadata[..., axis] = np.asarray(numbers.tolist(), np.float64)

@@ -23,7 +23,7 @@ from copcube.arguments import flag, number, numbers, whole_number
 from copcube.embedding.axes import (
     GENERAL,
     arranged,
-    check_offset,
+    checked_offset,
     nodata_of,
     require_images,
     scales_of,
@@ -157,7 +157,7 @@ def embed(
         if not 0 < gsd < math.inf:
             raise OptionError(f"gsd is {gsd:g}; expected the side of a pixel in metres, above 0")
     require_images(images)
-    check_offset(images, sensor, s2_offset)
+    s2_offset = checked_offset(images, sensor, s2_offset)
     whole = _whole_tiles(arranged(images, sensor), size)
     *leading, y, x, _ = whole.dims
     where = Georeference.of(whole, y, x)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from copcube.arguments import one_path
+from copcube.arguments import flag, one_path
 from copcube.errors import OptionError
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class EncoderSpec:
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "pooling" and value is None):
                 raise OptionError(f"{name} is {value!r:.60}; expected a text such as {_SUCH[name]}")
+        object.__setattr__(self, "compile", flag(self.compile, "compile"))
         require_device(self.device)
         require_dtype(self.dtype)
 

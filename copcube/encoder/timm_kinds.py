@@ -166,12 +166,13 @@ class TimmSpec:
     compat: Compat | None = None
 
     def __post_init__(self) -> None:
-        if self.encoder not in KINDS:
+        if not isinstance(self.encoder, str) or self.encoder not in KINDS:
             raise OptionError(
                 f"encoder is {self.encoder!r:.60}; expected one of {', '.join(KINDS)}"
             )
         object.__setattr__(self, "weights", one_path(self.weights, "weights"))
-        if self.compat is not None and self.compat not in get_args(Compat):
+        known = isinstance(self.compat, str) and self.compat in get_args(Compat)
+        if self.compat is not None and not known:
             raise OptionError(f"compat is {self.compat!r:.60}; expected 'majortom' or nothing")
         for name in ("device", "dtype"):
             if not isinstance(getattr(self, name), str):

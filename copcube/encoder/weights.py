@@ -96,7 +96,7 @@ def load_weights(
     """
     weights = one_path(weights, "weights")
     if (seed := seed_of(weights)) is not None:
-        noise = untrained_weights(seed, pooling=pooling or "cls")
+        noise = untrained_weights(seed, pooling="cls" if pooling is None else pooling)
         return noise if language is None else _with_language(noise, Path(language))
     if weights in CHECKPOINTS:
         from copcube.hub.fetch import fetch_files
@@ -215,7 +215,8 @@ def _from_file(path: Path, source: str, sha256: str, pooling: Pooling | None) ->
             f"other things under {few(odd)}; save the state dict alone"
         )
     width, depth = _measure(path, tensors)
-    pooling = pooling or ("cls" if "norm.weight" in tensors else "mean")
+    if pooling is None:
+        pooling = "cls" if "norm.weight" in tensors else "mean"
     # On the meta device tensors have no memory: those of the file take their places.
     with torch.device("meta"):
         model = CopernicusFM(pooling, embed_dim=width, depth=depth, heads=width // HEAD_WIDTH)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from copcube.arguments import flag, number, numbers, whole_number
+from copcube.arguments import flag, is_several, number, numbers, whole_number
 from copcube.errors import OptionError
 from copcube.files.regular import open_regular
 from copcube.images.language import language_embedding
@@ -142,6 +142,8 @@ def sensors(given: Iterable[Given] | Given | None) -> tuple[Modality, ...]:
     if isinstance(given, Modality | Mapping | str | os.PathLike):
         given = (given,)
     found: dict[str, Modality] = {}
+    if not is_several(given):
+        raise OptionError(f"sensors={given!r:.80}; expected descriptions, see copcube.sensor")
     for one in map(sensor, given):
         for other in found.values():
             if other.key == one.key or set(other.folders) & set(one.folders):
@@ -220,7 +222,8 @@ def _modality(given: Mapping[str, Any], folder: Path) -> Modality:
         bands = [f"{wavelength:g} nm" for wavelength in wavelengths]
     elif bands is None:
         bands = [key]
-    if isinstance(bands, str) or not isinstance(bands, Iterable):
+    # The order of a set is another in every process.
+    if isinstance(bands, set | frozenset) or not is_several(bands):
         raise OptionError(f"bands is {bands!r:.60}; expected a list of names")
     bands = tuple(_text(band, "bands") for band in bands)
     language_key = _text(given["language_key"], "language_key") if "language_key" in given else None

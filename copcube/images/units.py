@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.arguments import whole_number
 from copcube.errors import OptionError
 from copcube.modalities import Modality
 
@@ -95,19 +96,16 @@ def _possible(modality: Modality) -> tuple[float, float]:
     return min(lowest, *ends), max(highest, *ends)
 
 
-def require_offset(offset: int) -> None:
-    """Check what is to be subtracted from counts.
+def require_offset(offset: Any) -> int:
+    """Return what is to be subtracted from counts.
 
     Raises
     ------
     OptionError
         If it is no whole number from 0 to 10,000.
     """
-    if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset <= 10_000:
-        raise OptionError(
-            f"s2_offset is {offset!r}; expected counts to subtract, 1000 for Sentinel-2 of "
-            "processing baseline 04.00 or later"
-        )
+    counts = " counts to subtract, 1000 for Sentinel-2 of processing baseline 04.00 or later"
+    return whole_number(offset, "s2_offset", 0, 10_000, counts)
 
 
 def without_offset(pixels: NDArray[Any], offset: int) -> NDArray[Any]:

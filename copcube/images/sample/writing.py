@@ -160,16 +160,13 @@ def write_sample(
     MissingPackageError
         If ``layout`` is "webdataset" and torch is not installed.
     """
-    if layout not in get_args(Layout):
+    if not isinstance(layout, str) or layout not in get_args(Layout):
         raise OptionError(f"unknown layout {layout!r}; expected 'geotiff' or 'webdataset'")
-    for name, value, low, high in (
-        ("seed", seed, 0, 2**32 - 1),
-        ("cells", cells, 1, _MAX_CELLS),
-        ("local_patches", local_patches, 1, _MAX_PATCHES),
-        ("dates", dates, 1, _MAX_DATES),
-        ("cells_per_shard", cells_per_shard, 1, _MAX_CELLS),
-    ):
-        whole_number(value, name, low, high)
+    seed = whole_number(seed, "seed", 0, 2**32 - 1)
+    cells = whole_number(cells, "cells", 1, _MAX_CELLS)
+    local_patches = whole_number(local_patches, "local_patches", 1, _MAX_PATCHES)
+    dates = whole_number(dates, "dates", 1, _MAX_DATES)
+    cells_per_shard = whole_number(cells_per_shard, "cells_per_shard", 1, _MAX_CELLS)
     from threadpoolctl import threadpool_limits
 
     chosen = select(modalities)

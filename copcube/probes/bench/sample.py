@@ -79,8 +79,8 @@ def write_bench_sample(
     WriteError
         If the folder is not empty or cannot be written.
     """
-    whole_number(seed, "seed", 0, 2**32 - 1)
-    whole_number(images, "images", 2, _MAX_IMAGES)
+    seed = whole_number(seed, "seed", 0, 2**32 - 1)
+    images = whole_number(images, "images", 2, _MAX_IMAGES)
     names = TASKS if tasks is None else [tasks] if isinstance(tasks, str) else tasks
     chosen = [find(name) for name in names]
     if not chosen:

@@ -79,9 +79,9 @@ def write_core(
     WriteError
         If the folder is not empty or cannot be written.
     """
-    whole_number(seed, "seed", 0, 2**32 - 1)
-    whole_number(cells, "cells", 1, 1000)
-    whole_number(side, "side", 6, SIDE)
+    seed = whole_number(seed, "seed", 0, 2**32 - 1)
+    cells = whole_number(cells, "cells", 1, 1000)
+    side = whole_number(side, "side", 6, SIDE)
     if side % 6:
         raise OptionError(f"side is {side}; expected a multiple of 6, for bands of 60 m")
     root = vacant_folder(folder)

@@ -79,8 +79,8 @@ def write_embeddings(folder: str | Path, *, seed: int = 0, cells: int = 400) -> 
     WriteError
         If the folder is not empty or cannot be written.
     """
-    whole_number(seed, "seed", 0, 2**32 - 1)
-    whole_number(cells, "cells", 1, 8000)
+    seed = whole_number(seed, "seed", 0, 2**32 - 1)
+    cells = whole_number(cells, "cells", 1, 8000)
     root = vacant_folder(folder)
     places = _places(cells)
     with atomic_folder(root, replace=False) as partial:
