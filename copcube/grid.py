@@ -23,8 +23,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from copcube.arguments import number
-from copcube.errors import GridError, OptionError
+from copcube.arguments import as_given, as_whole, number
+from copcube.errors import GridError, OptionError, in_a_line
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -118,7 +118,7 @@ def row_col(grid_id):  # type: ignore[no-untyped-def]
     # Of each cell of a table, say: NumPy takes twenty times as long for a single number.
     if type(grid_id) is int and 0 <= grid_id < N_LAT * N_LON:
         return N_LAT - 1 - grid_id // N_LON, (grid_id % N_LON + N_LON // 2) % N_LON
-    ids = np.asarray(grid_id, dtype=np.int64)
+    ids = whole_numbers(grid_id, "cell ids")
     if ids.size and (ids.min() < 0 or ids.max() >= N_LAT * N_LON):
         bad = ids[(ids < 0) | (ids >= N_LAT * N_LON)].flat[0]
         raise GridError(f"cell id {bad} lies outside the lattice; ids run from 0 to 1038239")
@@ -143,7 +143,7 @@ def grid_id(row, col):  # type: ignore[no-untyped-def]
     >>> grid_id(184, 1056)
     772176
     """
-    r, c = np.asarray(row, dtype=np.int64), np.asarray(col, dtype=np.int64)
+    r, c = whole_numbers(row, "rows"), whole_numbers(col, "columns")
     if np.any((r < 0) | (r >= N_LAT) | (c < 0) | (c >= N_LON)):
         raise GridError(f"row {row}, column {col} lies outside the 721 × 1440 lattice")
     ids = (N_LAT - 1 - r) * N_LON + (c + N_LON // 2) % N_LON
@@ -161,7 +161,7 @@ def published_column(col: NDArray[np.integer]) -> NDArray[np.int64]:
     >>> published_column(np.array([0, 720, 1439])).tolist()
     [720, 0, 719]
     """
-    return (np.asarray(col, dtype=np.int64) + N_LON // 2) % N_LON
+    return (whole_numbers(col, "columns") + N_LON // 2) % N_LON
 
 
 def centre(grid_id: int) -> tuple[float, float]:
@@ -257,15 +257,36 @@ def on_sphere(lat: ArrayLike, lon: ArrayLike) -> Floats:
     return np.stack([np.cos(y) * np.cos(x), np.cos(y) * np.sin(x), np.sin(y)], axis=-1)
 
 
+def whole_numbers(values: ArrayLike, what: str) -> Integers:
+    """Return whole numbers of any type as int64, to which NumPy would truncate others.
+
+    Raises
+    ------
+    GridError
+        If one of them is none.
+    """
+    found = np.asarray(values)
+    if found.dtype.kind == "O":
+        found = np.asarray(found.tolist())
+    if found.dtype.kind not in "iu" and not (
+        found.dtype.kind == "f" and np.array_equal(found, np.rint(found))
+    ):
+        raise GridError(f"{what} are {as_given(values)}; expected whole numbers")
+    return found.astype(np.int64)
+
+
 def require_places(lat: ArrayLike, lon: ArrayLike) -> tuple[Floats, Floats]:
     """Return latitudes and longitudes of points as float64, each of which is a place.
 
     Raises
     ------
     GridError
-        If a latitude lies beyond a pole or a coordinate is not finite.
+        If a latitude lies beyond a pole or a coordinate is no finite number.
     """
-    y, x = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
+    try:
+        y, x = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
+    except (TypeError, ValueError) as error:
+        raise GridError(f"coordinates are no numbers: {in_a_line(error)}") from None
     if not (np.isfinite(y).all() and np.isfinite(x).all()):
         raise GridError("a point has a coordinate that is not finite; drop such points first")
     if np.any(np.abs(y) > 90):
@@ -293,16 +314,32 @@ def squares(lat: ArrayLike, lon: ArrayLike, side: float) -> tuple[Integers, Inte
     return down.astype(np.int64), along.astype(np.int64)
 
 
-def require_block(block: object) -> None:
-    """Check that `squares` of this side, in degrees, divide the globe.
+def require_rows(rows: object) -> int:
+    """Return how many rows of the lattice a map has, all or all but the south pole's.
+
+    Raises
+    ------
+    OptionError
+        If it is neither.
+    """
+    count = as_whole(rows)
+    if count not in (N_LAT, N_LAT - 1):
+        raise OptionError(f"rows={rows!r}; expected 721, or 720 without the south pole")
+    return count
+
+
+def require_block(block: object) -> float:
+    """Return the side in degrees of `squares` that divide the globe.
 
     Raises
     ------
     OptionError
         If it is no number, or no side between that of a cell and 90°.
     """
-    if not STEP <= number(block, "block", " of degrees") <= 90:
+    side = number(block, "block", " of degrees")
+    if not STEP <= side <= 90:
         raise OptionError(f"block={block!r}; expected the side of a square, {STEP}° to 90°")
+    return side
 
 
 def widest_gap(places: NDArray[np.int64] | NDArray[np.float64], around: float) -> int:

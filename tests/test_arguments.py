@@ -5,6 +5,8 @@ import re
 import runpy
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import cftime
@@ -14,7 +16,7 @@ import pytest
 import xarray as xr
 
 import copcube
-from copcube.arguments import flag, numbers, one_of, whole_number
+from copcube.arguments import flag, number, numbers, one_of, whole_number
 from copcube.builds import aggregate
 from copcube.builds.guard import require_main_guard
 from copcube.builds.plan import BuildOptions
@@ -23,7 +25,8 @@ from copcube.embedding import SharedEncoder
 from copcube.errors import OptionError
 from copcube.images import open_source
 from copcube.images.sample.writing import write_sample
-from copcube.interchange import export
+from copcube.interchange import export, to_geotiff, to_zarr
+from copcube.probes.bench.tasks import find
 from copcube.selection import Selection
 
 SPEC = copcube.EncoderSpec(weights="untrained:0")
@@ -122,13 +125,57 @@ def test_what_is_no_path_is_refused(path, tmp_path):
 def test_numbers_of_bands():
     assert numbers(550, "wavelengths") == (550.0,)
     assert numbers(np.array([1, 2]), "mean") == (1.0, 2.0)
-    for given in ("550", [None], {"a"}):
+    assert numbers(xr.DataArray(3.0), "mean") == (3.0,)
+    strange = {443: 1.0}, {1.0, 2.0}, [True], [b"5"], np.array(["5"]), np.array([1 + 2j])
+    for given in ("550", [None], {"a"}, *strange, np.timedelta64(5, "ns")):
         with pytest.raises(OptionError, match="expected one number a band"):
             numbers(given, "wavelengths")
     assert whole_number(np.int8(3), "tile", 1) == 3
     for given in ("3", 3.0, (3, 3), True, 0):
         with pytest.raises(OptionError, match="tile is"):
             whole_number(given, "tile", 1)
+
+
+def test_one_number():
+    for given in (5, np.float16(5), np.array(5), xr.DataArray(5), Fraction(5), Decimal(5)):
+        assert type(number(given, "fill")) is float
+        assert number(given, "fill") == 5
+    # Of all these Python makes a number.
+    strange = np.array("5"), np.str_("5"), b"5", np.timedelta64(5, "ns"), np.complex64(5j)
+    for given in (True, np.True_, np.array(True), *strange):
+        with pytest.raises(OptionError, match=r"fill is .*; expected one number"):
+            number(given, "fill")
+
+
+def test_options_of_a_build_are_plain():
+    """NumPy's numbers are no JSON, in which plans are written."""
+    given = {"batch_size": np.int64(2), "threads": np.array(1), "s2_offset": np.uint16(1000)}
+    options = BuildOptions.of("dem", None, SPEC, strict=np.True_, **given)
+    plain = BuildOptions.of("dem", None, SPEC, strict=True, batch_size=2, threads=1, s2_offset=1000)
+    assert options == plain
+    for name in (*given, "strict"):
+        assert type(getattr(options, name)) is type(getattr(plain, name))
+
+
+@pytest.mark.parametrize("value", [pd.NA, pd.Series(["a", "b"]), ["a"], {}, np.array(["center"])])
+def test_words_of_other_types_are_refused_by_name(value):
+    world = xr.Dataset({"z": ("x", [1.0])})
+    for name, call in (
+        ("crop", lambda: BuildOptions.of("dem", None, SPEC, crop=value)),
+        ("by", lambda: BuildOptions.of("dem", None, SPEC, by=value)),
+        ("product", lambda: BuildOptions.of(product=value)),
+        ("sensors", lambda: BuildOptions.of("dem", None, SPEC, sensors=5)),
+        ("encoder", lambda: copcube.TimmSpec(value)),
+        ("compat", lambda: copcube.TimmSpec("dinov2", compat=value)),
+        ("compile", lambda: copcube.EncoderSpec(compile=value)),
+        ("layout", lambda: to_zarr(world, "never.zarr", layout=value)),
+        ("zarr_format", lambda: to_zarr(world, "never.zarr", zarr_format=value)),
+        ("layout", lambda: write_sample("never", value)),
+        ("task", lambda: find(value)),
+        ("compat", lambda: to_geotiff(world, "never.tif", compat=value)),
+    ):
+        with pytest.raises(OptionError, match=name):
+            call()
 
 
 def test_a_cell_is_named_by_two_numbers():
@@ -238,6 +285,8 @@ def test_flags_are_true_or_false():
         mask.values,
         xr.Dataset({"a": mask}),
         pd.Series([1]),
+        pd.NA,
+        ([],),
     ):
         with pytest.raises(OptionError, match=r"mask is .*; expected True or False"):
             flag(given, "mask")

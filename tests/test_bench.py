@@ -706,5 +706,9 @@ def test_options_that_mean_nothing_are_refused_before_any_work(data):
         bench("eurosat", data, encoder=tiny())
     with pytest.raises(OptionError, match="probe='knn'"):
         bench("eurosat-s1", data, encoder=tiny(), probe="knn")
+    assert running._seeds(np.int64(2)) == running._seeds(np.array(2)) == running._seeds(2)
+    assert running._seeds(np.array([3, 4])) == (3, 4)
+    with pytest.raises(OptionError, match="task=5; expected one of"):
+        bench([5], data, encoder=tiny())
     with pytest.raises(OptionError, match="seeds"):
         bench("eurosat-s1", data, encoder=tiny(), seeds=0)

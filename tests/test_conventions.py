@@ -405,7 +405,23 @@ def test_versions_of_zarr_are_two(fields, tmp_path):
         to_zarr(fields, tmp_path / "a.zarr", zarr_format=4)
 
 
-@pytest.mark.parametrize("rows", [721, 720])
+def test_numbers_and_data_types_of_numpy_are_written_as_python_s(fields, tmp_path):
+    """A float 3.0 stood in zarr.json, and counts of an int8 file wrapped."""
+    part = fields.sel(lat=slice(60, 50))
+    for name, version in {"plain": 3, "numpy": np.int64(3), "array": np.array(3)}.items():
+        to_zarr(part, tmp_path / name, zarr_format=version)
+    texts = {(tmp_path / name / "zarr.json").read_text() for name in ("plain", "numpy", "array")}
+    assert len(texts) == 1
+    with pytest.raises(OptionError, match=r"zarr_format=3\.0; expected 2 or 3"):
+        to_zarr(part, tmp_path / "float.zarr", zarr_format=3.0)
+    for suffix in (".npz", ".pt"):
+        done = export(part, tmp_path / f"numpy{suffix}", dtype=np.dtype("float16"))
+        assert type(done.dtype) is str
+        export(part, tmp_path / f"plain{suffix}", dtype="float16")
+        assert len({(tmp_path / f"{n}{suffix}").read_bytes() for n in ("numpy", "plain")}) == 1
+
+
+@pytest.mark.parametrize("rows", [721, np.int16(720)])
 @pytest.mark.parametrize("layout", ["last", "first"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_bare_array_is_what_weather_models_load(fields, tmp_path, rows, layout, dtype):
@@ -429,6 +445,8 @@ def test_a_bare_array_in_the_published_order(world, tmp_path):
 def test_what_a_bare_array_cannot_be(fields, tmp_path):
     for options, message in (
         ({"rows": 700}, "rows=700; expected 721, or 720"),
+        ({"rows": 721.0}, r"rows=721\.0; expected 721, or 720"),
+        ({"dtype": np.array("float32")}, "npy holds float32 or float16"),
         ({"layout": "separate"}, "layout='separate'; expected last or first"),
         ({"dtype": "int8"}, "dtype='int8': npy holds float32 or float16"),
     ):

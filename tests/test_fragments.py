@@ -253,6 +253,15 @@ def test_bad_questions_are_refused(fragments, majortom, tmp_path, capsys):
         fragments.nearest(row=1, text="a forest")
     with pytest.raises(OptionError, match="row 200; there are rows 0 to 199"):
         fragments.nearest(row=200)
+    for row in (5.0, "5", [5], None):
+        with pytest.raises(OptionError, match="there are rows 0 to 199"):
+            fragments.vector(row)
+    with pytest.raises(OptionError, match=r"row 5\.0; there are rows 0 to 199"):
+        fragments.nearest(row=5.0)
+    with pytest.raises(OptionError, match="lat is '5'"):
+        fragments.at("5", 5)
+    with pytest.raises(OptionError, match="footprints='SWAP'; expected auto or given or swap"):
+        Fragments.open(majortom[0], footprints="SWAP")
     with pytest.raises(OptionError, match=r"the vector has the shape \(3,\)"):
         fragments.nearest(vector=[1, 2, 3])
     with pytest.raises(OptionError, match="zero or not finite"):

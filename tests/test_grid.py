@@ -206,3 +206,15 @@ def test_a_published_map_turned_lies_on_era5_s_coordinates(number):
     lat, lon = grid.centre(number)
     assert era5[row, col] == lon + 1000 * lat
     assert (grid.latitudes()[row], grid.longitudes()[col]) == (lat, lon % 360)
+
+
+def test_what_is_no_whole_number_is_not_truncated():
+    assert grid.row_col(np.array([772176.0]))[0].tolist() == [184]
+    assert grid.grid_id(np.array([184], object), np.uint16([1056])).tolist() == [772176]
+    for wrong in (5.5, np.nan, "5", None, True, [5, None]):
+        with pytest.raises(GridError, match="expected whole numbers"):
+            grid.row_col(wrong)
+        with pytest.raises(GridError, match=r"columns are .*; expected whole numbers"):
+            grid.grid_id(5, wrong)
+    with pytest.raises(GridError, match="coordinates are no numbers"):
+        grid.cell_at("north", 5)

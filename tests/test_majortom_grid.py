@@ -225,3 +225,19 @@ def test_footprints_near_180_are_continuous():
     assert np.ptp(made.corners[..., 0]) < 0.2
     assert abs(made.lon[0]) > 179.9
     assert np.abs(made.corners[..., 0]).max() > 180
+
+
+def test_numbers_of_other_types():
+    assert Grid(np.float32(10)).names([1.0], [np.uint8(2)]).tolist() == ["1U_2R"]
+    with pytest.raises(GridError, match=r"rows are \[1.5\] \(list\); expected whole numbers"):
+        Grid().names([1.5], [2])
+    with pytest.raises(OptionError, match="spacing is '10'"):
+        Grid("10")
+    with pytest.raises(OptionError, match="south is 'a'"):
+        Grid().cells("a")
+    plain = Fragmentation(224, 1068).boxes()
+    small = Fragmentation(np.uint8(224), np.uint16(1068)).boxes()
+    assert plain.dtype == small.dtype
+    assert np.array_equal(plain, small)
+    with pytest.raises(OptionError, match=r"size is 224.0 \(float\)"):
+        Fragmentation(224.0)

@@ -143,6 +143,15 @@ def test_look_alikes_are_marked(europe):
     np.testing.assert_array_equal(here.get_xydata(), [[lon, lat]])
 
 
+def test_a_place_of_few_bits_is_marked(europe):
+    """A longitude of eight bits has no room for the turns at which marks are drawn."""
+    whole = europe.n_images.sel(lat=europe.lat % 1 == 0, lon=europe.lon % 1 == 0)
+    i, j = np.argwhere(whole.values > 0)[0]
+    lat, lon = (np.int8(axis.values[n]) for axis, n in ((whole.lat, i), (whole.lon, j)))
+    *_, here = plot.similar(europe, lat, lon, n=3).get_lines()
+    np.testing.assert_array_equal(here.get_xydata(), [[lon, lat]])
+
+
 @pytest.mark.slow
 def test_axes_given_are_drawn_on_and_nothing_global_is_touched(fields):
     from matplotlib import pyplot

@@ -381,3 +381,9 @@ def test_infinite_coordinates_are_no_places_and_no_warning():
         warnings.simplefilter("error")
         found = points(ds, ([np.inf, 45, 45], [7, -np.inf, 7]))
     assert found.status.values.tolist() == [4, 4, 0]
+
+
+@pytest.mark.parametrize("name", [pd.NA, pd.Series(["lat"]), xr.DataArray("lat"), ["lat"]])
+def test_names_of_columns_that_are_none(name):
+    with pytest.raises(OptionError, match="the table has no column"):
+        points(CUBE, {"lat": [50.0], "lon": [5.0]}, lat=name)

@@ -4,6 +4,7 @@ import csv
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -785,3 +786,17 @@ def test_the_command_writes_tables_and_pictures(tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.nc").write_bytes(data)
     assert main(["probe", "cube.zarr", "broken.nc", "--inputs", "xyz"]) == 1
     assert "broken.nc: damaged" in capsys.readouterr().err
+
+
+def test_names_and_seeds_of_any_sequence():
+    ds, statistics = cube(), field(noise(), "t2m_mean")
+    inputs = ["lonlat"]
+    want = probe(ds, statistics, inputs=inputs, cells=200, seeds=1, variables=["t2m_mean"])
+    for names in (pd.Index(["t2m_mean"]), (name for name in ["t2m_mean"])):
+        options = {"cells": np.uint8(200), "seeds": np.array(1), "variables": names}
+        found = probe(ds, statistics, inputs=np.array(inputs), **options)
+        xr.testing.assert_identical(found, want)
+    with pytest.raises(OptionError, match="k is 9999; expected 1 to"):
+        probe(ds, statistics, k=np.array(9_999))
+    with pytest.raises(OptionError, match="block is '5'"):
+        probe(ds, statistics, block="5")

@@ -49,7 +49,7 @@ def require_layout(layout: str) -> None:
     OptionError
         If there is no such layout.
     """
-    if layout not in LAYOUTS:
+    if not isinstance(layout, str) or layout not in LAYOUTS:
         raise OptionError(f"layout={layout!r}; expected {', '.join(LAYOUTS)}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from copcube.arguments import one_path
+from copcube.arguments import as_whole, one_path
 from copcube.cube.results import without_encoding
 from copcube.cube.store import compressors
 from copcube.cube.view import require_dataset
@@ -112,8 +112,9 @@ def to_zarr(
         If something is there already, or it cannot be written.
     """
     require_dataset(ds, "what is to be written")
-    if zarr_format not in (2, 3):
+    if as_whole(zarr_format) not in (2, 3):
         raise OptionError(f"zarr_format={zarr_format!r}; expected 2 or 3")
+    zarr_format = 2 if zarr_format == 2 else 3  # written as JSON
     target = require_free_store(path, overwrite, ds)
     written = without_encoding(laid_out(conforming(ds), layout)).unify_chunks()
     # Chunks carry a checksum, as those of a cube do.

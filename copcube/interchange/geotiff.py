@@ -162,7 +162,7 @@ def to_geotiff(
     from rasterio.windows import Window
 
     out = Path(path)
-    if compat not in (None, "rs-embed"):
+    if compat is not None and not (isinstance(compat, str) and compat == "rs-embed"):
         raise OptionError(f"compat={compat!r}; expected 'rs-embed' or None")
     if compat and not (out.name.startswith(_TORCHGEO_NAME) and out.suffix == ".tif"):
         raise OptionError(f"rs-embed reads files named embed_map_*.tif; {out.name} is not")

@@ -37,7 +37,7 @@ from copcube.interchange.conventions import (
     numbered_names,
     require_layout,
 )
-from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
+from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, required_dtype
 from copcube.interchange.pieces import in_pieces
 from copcube.interchange.replacing import require_free
 
@@ -107,8 +107,10 @@ def to_netcdf(
     import netCDF4
 
     out = require_free(path, overwrite, ds)
-    require_dtype(dtype, ("float32", "int8"), "netCDF")
-    chosen = layout or ("separate" if dtype == "int8" else "first")
+    dtype = required_dtype(dtype, ("float32", "int8"), "netCDF")
+    chosen = layout
+    if chosen is None:
+        chosen = "separate" if dtype == "int8" else "first"
     require_layout(chosen)
     if dtype == "int8" and chosen != "separate":
         raise OptionError(

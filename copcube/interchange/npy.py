@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from copcube import grid
-from copcube.errors import OptionError
+from copcube.arguments import one_of
 from copcube.interchange.packing import Exported
 from copcube.interchange.writer import writing_map
 
 if TYPE_CHECKING:
     import xarray as xr
-
-_ROWS = (grid.N_LAT, grid.N_LAT - 1)
 
 
 def to_npy(
@@ -25,7 +23,7 @@ def to_npy(
     path: str | Path,
     *,
     order: str = "era5",
-    rows: Literal[721, 720] = 721,
+    rows: int = 721,
     layout: Literal["last", "first"] = "last",
     dtype: str = "float32",
     overwrite: bool = False,
@@ -63,10 +61,8 @@ def to_npy(
     WriteError
         If the file exists already or cannot be written.
     """
-    if rows not in _ROWS:
-        raise OptionError(f"rows={rows!r}; expected 721, or 720 without the south pole")
-    if layout not in ("last", "first"):
-        raise OptionError(f"layout={layout!r}; expected last or first")
+    rows = grid.require_rows(rows)
+    one_of(layout, "layout", ("last", "first"))
     dtypes = ("float32", "float16")
     with (
         writing_map(

@@ -218,13 +218,15 @@ class Packer:
         return Exported(path, self.cells, dim, self._packing.dtype, size, self._max, rms)
 
 
-def require_dtype(dtype: str, possible: tuple[str, ...], form: str) -> None:
-    """Check a data type asked for against those that a form can hold.
+def required_dtype(dtype: Any, possible: tuple[str, ...], form: str) -> str:
+    """Return the name of a data type asked for, if it is one of those that a form can hold.
 
     Raises
     ------
     OptionError
         If the form cannot hold it.
     """
-    if dtype not in possible:
+    name = dtype.name if isinstance(dtype, np.dtype) else dtype
+    if not isinstance(name, str) or name not in possible:
         raise OptionError(f"dtype={dtype!r}: {form} holds {' or '.join(possible)} here; choose one")
+    return name

@@ -23,7 +23,7 @@ from copcube.grid import Integers
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.conventions import numbered_names
 from copcube.interchange.metadata import ORDERS, MapMetadata
-from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, require_dtype
+from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, required_dtype
 from copcube.interchange.replacing import require_free
 from copcube.pca.basis import require_one_basis
 
@@ -170,7 +170,7 @@ def writing_map(
             f"{lead}; select one, {how_to_select(lead)}, or write netCDF or Zarr"
         )
     require_one_basis(ds)
-    require_dtype(dtype, dtypes, form)
+    dtype = required_dtype(dtype, dtypes, form)
     with atomic_path(out) as temporary:
         yield MapWriter(view, order, dtype, temporary)
         require_free(path, overwrite, ds)  # again: something may have come there meanwhile

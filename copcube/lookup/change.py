@@ -116,7 +116,7 @@ def change(
     >>> found = change(cube_2020, cube_2021, exclude_km=100)  # doctest: +SKIP
     >>> found.distance.where(found.distance > 2 * found.noise)  # doctest: +SKIP
     """
-    check_places(n, metric, exclude_km)
+    n, exclude_km = check_places(n, metric, exclude_km)
     of_a, of_b = CubeView.of(a), CubeView.of(b)
     _require_comparable(of_a, of_b)
     sides = pair(*(replace(v, dataset=with_maps(v.dataset, _MAPS)) for v in (of_a, of_b)))

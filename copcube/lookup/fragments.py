@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import rows
+from copcube.arguments import as_whole, number
 from copcube.cube.caution import of_encoder
 from copcube.cube.results import as_result
 from copcube.errors import OptionError, RowsError
@@ -139,15 +140,21 @@ class Fragments:
         OptionError
             If there is none of this number.
         """
-        if not 0 <= number < len(self):
-            raise OptionError(f"row {number}; there are rows 0 to {len(self) - 1}")
+        row = self._row(number)
         if self.vectors is not None:
-            return np.asarray(self.vectors[number])
-        i = int(np.searchsorted(self.starts, number, side="right")) - 1
-        wanted = np.arange(self.starts[i], self.starts[i + 1]) == number
+            return np.asarray(self.vectors[row])
+        i = int(np.searchsorted(self.starts, row, side="right")) - 1
+        wanted = np.arange(self.starts[i], self.starts[i + 1]) == row
         groups = range(len(rows.row_group_sizes(self.files[i])))
         found = next(rows.map_vectors(lambda _, v: v, self.files[i], groups, wanted))
         return np.asarray(found[0])
+
+    def _row(self, given: object) -> int:
+        """Return the number of a fragment of any type, after checking it."""
+        row = as_whole(given)
+        if row is None or not 0 <= row < len(self):
+            raise OptionError(f"row {given!r:.60}; there are rows 0 to {len(self) - 1}")
+        return row
 
     def at(self, lat: float, lon: float) -> int:
         """Number of the fragment whose centre is nearest to a place.
@@ -157,6 +164,7 @@ class Fragments:
         OptionError
             If the place is none, or none is within 50 km.
         """
+        lat, lon = number(lat, "lat"), number(lon, "lon")
         if not (-90 <= lat <= 90 and np.isfinite(lon)):
             raise OptionError(f"latitude {lat!r}, longitude {lon!r}: no place on the globe")
         best, least = -1, np.inf
@@ -290,7 +298,7 @@ class Fragments:
         MissingPackageError
             If a text is given and open_clip is not installed.
         """
-        check_places(n, metric, exclude_km)
+        n, exclude_km = check_places(n, metric, exclude_km)
         place = None if lat is None and lon is None else (lat, lon)
         given = (place, row, vector, text, image)
         if sum(value is not None for value in given) != 1 or (lat is None) != (lon is None):
@@ -301,6 +309,8 @@ class Fragments:
             raise OptionError("modality, date and encoder are of an image; give one, or none")
         if lat is not None and lon is not None:
             row = self.at(lat, lon)
+        elif row is not None:
+            row = self._row(row)
         if text is not None:
             vector = text_vector(text, self.dim)
         if image is not None:

@@ -88,14 +88,14 @@ def similar(
     """
     import xarray as xr
 
-    check_places(n, metric, exclude_km)
+    n, exclude_km = check_places(n, metric, exclude_km)
     view = CubeView.of(cube).ungrouped()
     wanted, here = _wanted(view, lat, lon, vector)
     values = _scores(view, wanted, metric)
     found = np.flatnonzero(np.isfinite(values.ravel()))
     sign = 1 if metric == "euclidean" else -1
     y, x = view.field[view.lat], view.field[view.lon]
-    best = best_places(y.values, x.values, sign * values, found, int(n), exclude_km, here)
+    best = best_places(y.values, x.values, sign * values, found, n, exclude_km, here)
     i, j = np.unravel_index(best, values.shape)
     name, attrs = named(metric)
     result = xr.Dataset(
@@ -124,8 +124,8 @@ def named(metric: Metric) -> tuple[str, dict[str, str]]:
     return name, {"units": "1", "long_name": f"{how} the vector compared with"}
 
 
-def check_places(n: object, metric: object, exclude_km: object) -> None:
-    """Check the options of a list of places.
+def check_places(n: object, metric: object, exclude_km: object) -> tuple[int, float]:
+    """Return the options of a list of places, how many and how far apart, after checking them.
 
     Raises
     ------
@@ -133,9 +133,10 @@ def check_places(n: object, metric: object, exclude_km: object) -> None:
         If one of them means nothing.
     """
     one_of(metric, "metric", get_args(Metric))
-    whole_number(n, "n", 1)
-    if not 0 <= number(exclude_km, "exclude_km", ", a distance in km") < np.inf:
+    apart = number(exclude_km, "exclude_km", ", a distance in km")
+    if not 0 <= apart < np.inf:
         raise OptionError(f"exclude_km={exclude_km!r}; expected a distance in km, 0 or more")
+    return whole_number(n, "n", 1), apart
 
 
 def _asked(lat: float | None, lon: float | None) -> dict[str, float]:

@@ -171,7 +171,7 @@ def _plain(column: Any) -> NDArray[Any]:
 def _column(columns: Sequence[Any], axis: str, name: str | None) -> Any:
     """Which column holds the coordinates."""
     if name is not None:
-        if name not in columns:
+        if not isinstance(name, Hashable) or name not in set(columns):
             raise OptionError(
                 f"the table has no column {name!r}; it has {', '.join(map(str, columns)) or 'none'}"
             )

@@ -146,8 +146,7 @@ def on_lattice(components: Components, statics: Maps, *, rows: int = grid.N_LAT)
     OptionError
         If `rows` is neither.
     """
-    if rows not in (grid.N_LAT, grid.N_LAT - 1):
-        raise OptionError(f"rows={rows!r}; expected 721, or 720 without the south pole")
+    rows = grid.require_rows(rows)
     mask = components.filled[:rows].astype(np.float32)
     return Fields.standardised(
         components,
@@ -182,7 +181,7 @@ def on_gaussian(components: Components, statics: Maps, *, grid: str = "TL63") ->
     OptionError
         If there is no such grid.
     """
-    if grid not in GAUSSIAN:
+    if not isinstance(grid, str) or grid not in GAUSSIAN:
         raise OptionError(f"grid={grid!r}; expected {', '.join(GAUSSIAN)}")
     coarse = gaussian(GAUSSIAN[grid])
     every = np.arange(components.filled.shape[0]), np.arange(components.filled.shape[1])

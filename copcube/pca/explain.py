@@ -76,7 +76,7 @@ def explain(
     import xarray as xr
 
     folds = whole_number(folds, "folds", 2)
-    require_block(block)
+    block = require_block(block)
     view = CubeView.of(fields, "pc")
     names = expanded(statics, 1)
     predictors = Predictors.of(statics, view, names)
@@ -101,7 +101,7 @@ def explain(
         attrs={
             "title": "what static fields and principal components say of each other",
             "folds": folds,
-            "block_degrees": float(block),
+            "block_degrees": block,
             "cells": sum(part.cells for part in parts),
             **of_encoder(fields.attrs),
         },

@@ -192,6 +192,7 @@ def similar(
     axes, image = _map(view, values, ax, projection, extent, cmap=colours)
     window = Window.of(view, extent)
     _places(axes, window, found)
+    lat, lon = found.attrs["lat"], found.attrs["lon"]
     here = np.array([lon]), np.array([lat])
     _plot(axes, window, *here, **_MARK, marker="*", markersize=14, color="#cc79a7")
     _bar(axes, image, str(found[name].attrs["long_name"]))

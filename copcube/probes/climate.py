@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from copcube.arguments import flag, numbers, one_of, whole_number
+from copcube.arguments import flag, is_several, listed, numbers, one_of, whole_number
 from copcube.cube.caution import of_encoder
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
@@ -150,7 +150,7 @@ def probe(
     >>> print(table(found, "markdown"))  # doctest: +SKIP
     """
     view = CubeView.of(cube).ungrouped()
-    seeds, shares = _checked(sampling, split, solver, block, shares, seeds, cells)
+    seeds, shares, block, cells = _checked(sampling, split, solver, block, shares, seeds, cells)
     chosen = _inputs(view, given is not None, inputs, k, residuals)
     mapped = None if residuals is None else Input.parse(residuals)
     targets = Targets.of(statistics, view, variables=variables, units=units)
@@ -203,7 +203,7 @@ def probe(
         "cells_in_common": len(known.i),
         "months": targets.months,
         "statistics": targets.how,
-        **({"block_degrees": float(block)} if split == "blocks" else {}),
+        **({"block_degrees": block} if split == "blocks" else {}),
         **({"given": list(predictors.names)} if predictors else {}),
         **of_encoder(cube.attrs),
     }
@@ -218,15 +218,15 @@ def _checked(
     shares: Sequence[float],
     seeds: int | Sequence[int],
     cells: int | None,
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Check options; return the seeds and the shares, which then sum to 1."""
+) -> tuple[tuple[int, ...], tuple[float, ...], float, int | None]:
+    """Check options; return the seeds, the shares, which then sum to 1, the block and the cells."""
     for name, value, allowed in (
         ("sampling", sampling, Sampling),
         ("split", split, Split),
         ("solver", solver, Solver),
     ):
         one_of(value, name, get_args(allowed))
-    require_block(block)
+    block = require_block(block)
     given = numbers(shares, "shares", "part")
     if len(given) != 3 or not all(0 < share < np.inf for share in given):
         raise OptionError(
@@ -234,13 +234,12 @@ def _checked(
             "and test"
         )
     if cells is not None:
-        whole_number(cells, "cells", _LEAST)
-    most = 10_000
-    listed = seeds if isinstance(seeds, Iterable) else range(whole_number(seeds, "seeds", 1, most))
-    drawn = tuple(whole_number(seed, "a seed", 0) for seed in listed)
+        cells = whole_number(cells, "cells", _LEAST)
+    several = seeds if is_several(seeds) else range(whole_number(seeds, "seeds", 1, 10_000))
+    drawn = tuple(whole_number(seed, "a seed", 0) for seed in several)
     if not drawn or len(set(drawn)) < len(drawn):
         raise OptionError(f"seeds={seeds!r}; expected different numbers, or how many")
-    return drawn, tuple(share / sum(given) for share in given)
+    return drawn, tuple(share / sum(given) for share in given), block, cells
 
 
 def _inputs(
@@ -256,11 +255,11 @@ def _inputs(
         k = [n for n in COMPONENTS if n <= dim]
     elif names is not None:
         raise OptionError("k is of the default inputs; name those with components: 'pc16'")
-    k = [whole_number(n, "k", 1, dim) for n in (k if isinstance(k, Iterable) else (k,))]
+    k = [whole_number(n, "k", 1, dim) for n in listed(k)]
     if isinstance(names, str) or not isinstance(names, Iterable | None):
         raise OptionError(f"inputs={names!r}; expected a list of names, [{names!r}]")
     names = usual(given=given, k=k) if names is None else names
-    parsed = [Input.parse(name) for name in (*names, *([residuals] if residuals else []))]
+    parsed = [Input.parse(name) for name in (*names, *([] if residuals is None else [residuals]))]
     chosen = list(dict.fromkeys(parsed))
     if not chosen:
         raise OptionError("inputs=[]; expected one or more")

@@ -1,11 +1,12 @@
 """Climate statistics as targets: mean and spread of variables on the cells of a cube."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from copcube.arguments import is_several
 from copcube.cube.latlon import spatial_dims
 from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.statics import squeezed
@@ -96,12 +97,14 @@ class Targets:
             If the statistics lie where the cube has no cell.
         """
         several: Any = statistics if isinstance(statistics, list | tuple) else [statistics]
-        if isinstance(variables, str) or not isinstance(variables, Iterable | None):
+        if not (variables is None or is_several(variables)):
             raise OptionError(f"variables={variables!r}; expected a list, [{variables!r}]")
+        asked_for = None if variables is None else tuple(map(str, variables))
+        units = {} if units is None else units
         found = [(ds, _fields(ds)) for ds in several]
         made_of = {name: _makes(ds[name]) for ds, listed in found for name in listed}
         known = {*made_of, *(target for made in made_of.values() for target in made)}
-        for asked in (*(variables or ()), *(units or ())):
+        for asked in (*(asked_for or ()), *units):
             if asked not in known:
                 raise OptionError(
                     f"the statistics have no variable {asked} along latitude and longitude; they "
@@ -112,7 +115,7 @@ class Targets:
                 "the statistics hold no field along latitude and longitude; expected such as t2m, "
                 "tp, sp, msl, u10 and v10"
             )
-        chosen = set(known if variables is None else variables)
+        chosen = set(known if asked_for is None else asked_for)
         if not chosen:
             raise OptionError("variables=[]; expected one or more, or None for all")
         fields: dict[Target, Floats] = {}
@@ -124,7 +127,7 @@ class Targets:
             regrid = Regrid.between(ds, view)
             how.add(regrid.how)
             for name in wanted:
-                made, n = _of_variable(squeezed(ds)[name], regrid, (units or {}).get(name))
+                made, n = _of_variable(squeezed(ds)[name], regrid, units.get(name))
                 if twice := [target.name for target in made if target in fields]:
                     raise CubeError(
                         f"{name}: another variable gave {' and '.join(twice)} already; choose one "

@@ -107,7 +107,7 @@ def bench_cells(
     """
     names = CELL_TASKS if tasks is None else [tasks] if isinstance(tasks, str) else tasks
     chosen, root = [find(name) for name in names], one_path(root, "root")
-    whole_number(resamples, "resamples", 0)
+    resamples = whole_number(resamples, "resamples", 0)
     CubeView.of(cube)  # what is none fails at once, not once a task
 
     def work(task: Task) -> Iterator[Result]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.arguments import flag, one_of, one_path, whole_number
+from copcube.arguments import flag, is_several, one_of, one_path, whole_number
 from copcube.embedding.encoders import Encoder, Spec
 from copcube.errors import CopcubeError, in_a_line
 from copcube.files.atomic import make_folder, write_text
@@ -148,9 +148,11 @@ def bench(
     """
     from copcube.probes.bench.opening import open_dataset
 
-    listed = tasks if isinstance(tasks, Sequence) and not isinstance(tasks, str) else [tasks]
-    own = {one.task.name: one for one in listed if not isinstance(one, str)}
-    chosen = [find(one) if isinstance(one, str) else one.task for one in listed]
+    # Data of one's own may be iterable, too.
+    several = is_several(tasks) and not hasattr(tasks, "task")
+    listed: list[Any] = list(tasks) if several else [tasks]  # type: ignore[arg-type]
+    own = {one.task.name: one for one in listed if hasattr(one, "task")}
+    chosen = [one.task if hasattr(one, "task") else find(one) for one in listed]
     options = _Options(
         _seeds(seeds),
         whole_number(epochs, "epochs", 1),
@@ -355,7 +357,7 @@ def _key(value: Mapping[str, Any]) -> str:
 
 
 def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(given, int):
-        count = whole_number(given, "seeds", 1)
-        return tuple(range(FIRST_SEED, FIRST_SEED + count))
-    return tuple(whole_number(seed, "seeds", 0) for seed in given)
+    if is_several(given):
+        return tuple(whole_number(seed, "seeds", 0) for seed in given)
+    count = whole_number(given, "seeds", 1)
+    return tuple(range(FIRST_SEED, FIRST_SEED + count))

@@ -411,7 +411,6 @@ def find(name: str) -> Task:
     OptionError
         If there is none.
     """
-    try:
+    if isinstance(name, str) and name.lower() in TASKS:
         return TASKS[name.lower()]
-    except KeyError:
-        raise OptionError(f"task={name!r}; expected one of {', '.join(TASKS)}") from None
+    raise OptionError(f"task={name!r:.80}; expected one of {', '.join(TASKS)}")

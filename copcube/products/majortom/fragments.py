@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.arguments import whole_number
 from copcube.errors import OptionError
 from copcube.grid import Floats, Integers
 from copcube.products.majortom.grid import PIXEL, SIDE, unproject
@@ -49,7 +50,9 @@ class Fragmentation:
     image: int = SIDE
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= self.image:
+        for name in ("size", "image"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name, 1))
+        if self.size > self.image:
             raise OptionError(
                 f"fragments of {self.size} pixels of images of {self.image}; expected from 1 to "
                 f"{self.image}, such as 224 or 384"

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from copcube.arguments import number
 from copcube.errors import GridError
-from copcube.grid import Floats, Integers, require_places
+from copcube.grid import Floats, Integers, require_places, whole_numbers
 from copcube.projecting import projected
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Grid:
     spacing: float = 10.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "spacing", number(self.spacing, "spacing", " of km"))
         if not 0 < self.spacing <= np.pi * RADIUS:
             raise GridError(
                 f"a grid of spacing {self.spacing} km; expected km between 0 and 20037, such as 10"
@@ -97,7 +99,7 @@ class Grid:
 
     def latitude(self, row: ArrayLike) -> Floats:
         """Latitude of the southern edge of rows in degrees."""
-        return np.asarray(row, np.int64) * 180.0 / self.n_rows
+        return whole_numbers(row, "rows") * 180.0 / self.n_rows
 
     def columns(self, row: ArrayLike) -> Integers:
         """How many columns rows have.
@@ -107,7 +109,7 @@ class Grid:
         GridError
             If there is no such row.
         """
-        row = np.asarray(row, np.int64)
+        row = whole_numbers(row, "rows")
         low, high = self.lowest, self.lowest + self.n_rows - 1
         if np.any(outside := (row < low) | (row > high)):
             raise GridError(
@@ -123,10 +125,10 @@ class Grid:
         outside = (col < first) | (col >= first + n)
         if np.any(outside):
             r, c = row[outside].flat[0], col[outside].flat[0]
-            low, number = first[outside].flat[0], n[outside].flat[0]
+            low, count = first[outside].flat[0], n[outside].flat[0]
             raise GridError(
                 f"column {c} lies outside row {r} of Major TOM's grid, whose columns run from "
-                f"{low} to {low + number - 1}"
+                f"{low} to {low + count - 1}"
             )
         return n
 
@@ -148,7 +150,7 @@ class Grid:
         GridError
             If a cell is not on the grid.
         """
-        r, c = np.broadcast_arrays(np.asarray(row, np.int64), np.asarray(col, np.int64))
+        r, c = np.broadcast_arrays(whole_numbers(row, "rows"), whole_numbers(col, "columns"))
         n = self._require(r, c)
         return self.latitude(r), c * 360.0 / n
 
@@ -205,7 +207,7 @@ class Grid:
         GridError
             If a cell is not on the grid.
         """
-        r, c = np.broadcast_arrays(np.asarray(row, np.int64), np.asarray(col, np.int64))
+        r, c = np.broadcast_arrays(whole_numbers(row, "rows"), whole_numbers(col, "columns"))
         self._require(r, c)
         # Few texts are made, and many joined.
         rows, cols = self._texts
@@ -274,7 +276,7 @@ class Grid:
         """
         rows = np.arange(self.lowest, self.lowest + self.n_rows)
         lat = self.latitude(rows)
-        rows = rows[(lat >= south) & (lat <= north)]
+        rows = rows[(lat >= number(south, "south")) & (lat <= number(north, "north"))]
         n = self.columns(rows)
         first = np.cumsum(n) - n
         return np.repeat(rows, n), np.arange(n.sum()) - np.repeat(first - _westernmost(n), n)
@@ -326,8 +328,8 @@ def utm_epsg(lat: ArrayLike, lon: ArrayLike) -> Integers:
     zone = np.asarray(np.floor((x + 180) / 6).astype(np.int64) % 60 + 1)
     zone[(y >= 56) & (y < 64) & (x >= 3) & (x < 12)] = 32
     svalbard = (y >= 72) & (y < 84)
-    for west, east, number in ((0, 9, 31), (9, 21, 33), (21, 33, 35), (33, 42, 37)):
-        zone[svalbard & (x >= west) & (x < east)] = number
+    for west, east, code in ((0, 9, 31), (9, 21, 33), (21, 33, 35), (33, 42, 37)):
+        zone[svalbard & (x >= west) & (x < east)] = code
     return np.where(y < 0, 32700, 32600) + zone
 
 
@@ -358,7 +360,7 @@ def squares(row: ArrayLike, col: ArrayLike, epsg: ArrayLike) -> tuple[Floats, Fl
         If a cell is not on the grid, or a code is that of no UTM zone.
     """
     lat, lon = GRID.corner(row, col)
-    east, north = project(lat, lon, np.asarray(epsg, np.int64))
+    east, north = project(lat, lon, whole_numbers(epsg, "EPSG codes"))
     return east - BEYOND, north - BEYOND + SIDE * PIXEL
 
 

@@ -8,10 +8,11 @@ rows and columns were exchanged.
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from copcube.arguments import one_of
 from copcube.files.regular import version_of
 from copcube.grid import Floats, Integers
 from copcube.products.majortom.columns import boxes, check, floats
@@ -39,6 +40,7 @@ def is_swapped(path: str | Path, position: Position) -> bool:
     RowsError
         If the file cannot be read.
     """
+    one_of(position, "footprints", get_args(Position))
     return position == "swap" or (position == "auto" and order_of(path) == "transposed")
 
 
