@@ -22,11 +22,20 @@ def one_path(value: Any, name: str, remedy: str = "") -> str:
     """
     if isinstance(value, str | os.PathLike):
         text = os.fspath(value)
-        if isinstance(text, str) and text:
+        if isinstance(text, str) and text and "\0" not in text:
             return text
     raise OptionError(
         f"{name} is {as_given(value)}; expected one path, as text or pathlib.Path{remedy}"
     )
+
+
+def is_in_utf8(path: str | os.PathLike[str]) -> bool:
+    """Whether the name of a file is in UTF-8, as HDF5, GDAL and Arrow take names; many are not."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def without_scheme(text: str) -> str:

@@ -1,6 +1,7 @@
 """One value where several are expected, and several where one is."""
 
 import datetime
+import os
 import re
 import runpy
 import subprocess
@@ -22,10 +23,11 @@ from copcube.builds.guard import require_main_guard
 from copcube.builds.plan import BuildOptions
 from copcube.cube.view import CubeView
 from copcube.embedding import SharedEncoder
-from copcube.errors import OptionError
+from copcube.errors import CopcubeError, OptionError, WriteError
 from copcube.images import open_source
 from copcube.images.sample.writing import write_sample
 from copcube.interchange import export, to_geotiff, to_zarr
+from copcube.interchange.engine import open_map
 from copcube.probes.bench.tasks import find
 from copcube.selection import Selection
 
@@ -120,6 +122,37 @@ def test_what_is_no_path_is_refused(path, tmp_path):
     ):
         with pytest.raises((OptionError, copcube.CopcubeError)):
             opened(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 230, "x" * 300, "nul\0"])
+def test_names_that_no_file_can_have(name, tmp_path):
+    with pytest.raises((WriteError, OptionError), match=r"too long|expected one path"):
+        to_zarr(xr.Dataset({"z": ("x", [1.0])}), f"{tmp_path}/{name}.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="names are in Unicode here")
+def test_paths_that_are_not_in_utf8(tmp_path):
+    """HDF5, GDAL and Arrow need that; what is written as bytes may lie anywhere."""
+    folder = tmp_path / os.fsdecode(b"\xe9t\xe9")
+    folder.mkdir()
+    axes = {"lat": [50.0, 49.75], "lon": [10.0, 10.25]}
+    vectors = ("lat", "lon", "dim"), np.ones((2, 2, 2), np.float32)
+    cube = xr.Dataset({"embedding": vectors}, axes)
+    for suffix in (".nc", ".tif", ".parquet"):
+        with pytest.raises(WriteError, match=r"cannot be written: its path is not in UTF-8"):
+            export(cube, folder / f"a{suffix}")
+    assert list(folder.iterdir()) == []
+    write_sample(folder / "tree", cells=1, modalities="dem")
+    with pytest.raises(WriteError, match=r"its path is not in UTF-8"):
+        copcube.build(folder / "tree", folder / "a.zarr", encoder=SPEC)
+    to_zarr(cube, folder / "a.zarr")
+    for suffix in (".parquet", ".tif"):
+        export(cube, tmp_path / f"a{suffix}")
+        (tmp_path / f"a{suffix}").rename(folder / f"a{suffix}")
+        with pytest.raises(CopcubeError, match=r"not a readable .* surrogates not allowed"):
+            open_map(folder / f"a{suffix}")
 
 
 def test_numbers_of_bands():

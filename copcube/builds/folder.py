@@ -29,15 +29,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from copcube.arguments import flag
+from copcube.arguments import flag, is_in_utf8
 from copcube.builds.partitions import encode_partitions, read_digest, read_partitions
 from copcube.builds.plan import Plan
 from copcube.builds.receipts import Receipts
 from copcube.cube import foreign, overlap, read_attributes
 from copcube.cube.replacing import added, require_store_name, unusual
 from copcube.cube.store import lacks_root
-from copcube.errors import BuildError, CopcubeError, OptionError, StorageError, few
-from copcube.files.atomic import sync
+from copcube.errors import BuildError, CopcubeError, OptionError, StorageError, WriteError, few
+from copcube.files.atomic import NOT_UTF8, sync
 from copcube.files.contents import HEAD, other_than
 from copcube.files.folders import LocalFolder, absolute, open_folder
 from copcube.files.limits import rule_out_shortage
@@ -67,10 +67,17 @@ class BuildFolder:
     out : str or Path
         The cube, such as ``world.zarr`` or ``s3://bucket/world.zarr``; the folder is
         ``world.build`` beside it.
+
+    Raises
+    ------
+    WriteError
+        If the path is not in UTF-8.
     """
 
     def __init__(self, out: str | Path) -> None:
         self.out = absolute(out)
+        if not is_in_utf8(self.out):  # as arrow needs it, which reads what lies in the folder
+            raise WriteError(f"{self.out} cannot be written: {NOT_UTF8}")
         self.path = self.out.removesuffix(".zarr") + ".build"
         self.files = open_folder(self.path)
         self.receipts = Receipts(self.files)

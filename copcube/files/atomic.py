@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from copcube.arguments import one_path
+from copcube.arguments import is_in_utf8, one_path
 from copcube.errors import CopcubeError, StorageError, WriteError
 
 _REMEDIES = {
@@ -26,6 +26,8 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
 }
+NOT_UTF8 = "its path is not in UTF-8, as this form needs it; choose another place"
+"""What is said of a path of other bytes, such as names in Latin-1."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a file system says where it has no room."""
 
@@ -56,6 +58,10 @@ def writing(path: str | Path) -> Iterator[None]:
     # It is an OSError too, and names its remedy already.
     except StorageError:
         raise
+    except UnicodeEncodeError as error:
+        if is_in_utf8(path):
+            raise
+        raise WriteError(f"{path} cannot be written: {NOT_UTF8}") from error
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0)
         if remedy is None:
@@ -211,12 +217,12 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
             sync(final.parent)
     finally:
         # Wherever this stopped, at Ctrl-C between the two renames too, something has the name.
-        if former.exists() and not final.exists():
+        if os.path.exists(former) and not os.path.exists(final):
             former.rename(final)
         _discard(temporary)
         # With what others left that were stopped just here.
         strays = final.parent.glob(f".{glob.escape(final.name)}.*.former")
-        for stray in list(strays) if final.exists() else ():
+        for stray in list(strays) if os.path.exists(final) else ():
             _remove_all(stray)
 
 
@@ -271,7 +277,7 @@ def _discard(folder: Path) -> None:
     """Remove a folder in which threads of a writer that failed may still be writing."""
     # dask raises the first error while its other threads finish what they are at.
     for pause in (0.05, 0.2, 1.0):
-        if not folder.exists():
+        if not os.path.exists(folder):
             return
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(pause)

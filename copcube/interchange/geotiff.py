@@ -349,5 +349,5 @@ def _opened(path: str) -> Iterator["rasterio.DatasetReader"]:
         # Other drivers of GDAL may follow what a file names, to other files and addresses.
         with rasterio.open(path, driver="GTiff") as file:
             yield file
-    except (RasterioError, OSError) as error:
+    except (RasterioError, OSError, UnicodeEncodeError) as error:
         raise CubeError(f"{path}: not a readable GeoTIFF ({error}); get it anew") from error

@@ -132,7 +132,7 @@ def open_parquet(
     # They are errors of the kinds below too, and no damage. arrow's of memory is one of its own.
     except (StorageError, MemoryError):
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeEncodeError) as error:
         rule_out_shortage(error)
         # Errors that pyarrow makes itself have no number; what a disk or a permission refuses has.
         if (number := getattr(error, "errno", None)) is not None:
