@@ -8,7 +8,7 @@ from strategies import CELLS, LOCALS, rows, table, write_rows
 from copcube import grid
 from copcube.aggregate import Aggregation, cell_statistics
 from copcube.cube.averaging import ORDERS, averaging_order, nested_mean
-from copcube.errors import CubeError, RowsError
+from copcube.errors import CubeError, OptionError, RowsError
 from copcube.rows import Rows
 
 DIM = 6
@@ -139,6 +139,10 @@ def test_a_sample_is_bounded_and_chosen_by_its_seed(files):
     assert (told.cells, told.candidates[0].order) == (3, "all images alike")
     assert told.images < len(found)
     assert told == averaging_order(folder, cube, cells=3)
+    assert told == averaging_order(folder, cube, cells=np.uint8(3), seed=np.array(0))
+    for name, wrong in (("cells", 2.5), ("cells", 0), ("seed", "0"), ("seed", -1)):
+        with pytest.raises(OptionError, match=f"{name} is"):
+            averaging_order(folder, cube, **{name: wrong})
     sizes = {averaging_order(folder, cube, cells=3, seed=seed).images for seed in range(6)}
     assert len(sizes) > 1
 

@@ -264,6 +264,13 @@ def test_boxes_that_make_no_sense_are_refused(corners, message):
         box(WORLD, *corners)
 
 
+def test_corners_may_be_an_array():
+    ring = [[3, 50], [8, 50], [8, 55], [3, 50]]
+    region = {"type": "Polygon", "coordinates": np.array([ring])}
+    listed = {"type": "Polygon", "coordinates": [ring]}
+    xr.testing.assert_identical(polygon(WORLD, region), polygon(WORLD, listed))
+
+
 @pytest.mark.parametrize(
     ("geometry", "message"),
     [

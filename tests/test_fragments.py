@@ -258,6 +258,8 @@ def test_bad_questions_are_refused(fragments, majortom, tmp_path, capsys):
             fragments.vector(row)
     with pytest.raises(OptionError, match=r"row 5\.0; there are rows 0 to 199"):
         fragments.nearest(row=5.0)
+    with pytest.raises(OptionError, match="every is '2'"):
+        next(fragments.blocks(5, "2"))
     with pytest.raises(OptionError, match="lat is '5'"):
         fragments.at("5", 5)
     with pytest.raises(OptionError, match="footprints='SWAP'; expected auto or given or swap"):

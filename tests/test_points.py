@@ -155,6 +155,11 @@ def test_a_point_may_be_given_by_numbers():
     )
 
 
+def test_flags_are_no_degrees():
+    found = points(CUBE, {"lat": [True, False], "lon": [5, 6]})
+    assert [STATUS[n] for n in found.status.values] == ["not_a_place"] * 2
+
+
 def test_every_point_has_a_status_and_bad_rows_spoil_no_others():
     empty = np.argwhere(CUBE.n_images.values == 0)[0]
     rows = [*BAD, (0, 0), (LAT[empty[0]], LON[empty[1]]), (Y[0], X[0])]

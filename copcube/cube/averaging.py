@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from copcube import grid
+from copcube.arguments import whole_number
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, RowsError
 from copcube.files.damage import naming_damage
@@ -149,12 +150,15 @@ def averaging_order(
         balance "variance".
     GridError
         If their coordinates are not nodes of the lattice.
+    OptionError
+        If `cells` or `seed` is no such number.
     """
     if "aggregation_scales" in averages.attrs:
         raise CubeError(
             "the cube was made with the balance 'variance', which scales the modalities; no order "
             "of averaging gives it: compare one that was made with another balance"
         )
+    cells, seed = whole_number(cells, "cells", 1), whole_number(seed, "seed", 0)
     files = [str(file) for file in rows_files(rows)]
     of_one_encoder(files, "compare the rows of one encoder at a time")
     sources = parts(files)

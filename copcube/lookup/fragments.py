@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import rows
-from copcube.arguments import as_whole, number
+from copcube.arguments import as_whole, number, whole_number
 from copcube.cube.caution import of_encoder
 from copcube.cube.results import as_result
 from copcube.errors import OptionError, RowsError
@@ -428,6 +428,7 @@ class Fragments:
 
         With `every`, of every so many rows one is taken, and numbers count what is taken.
         """
+        n, every = whole_number(n, "n", 1), whole_number(every, "every", 1)
         if self.vectors is not None:
             x = self.vectors[::every]
             yield from ((start, x[start : start + n]) for start in range(0, len(x), n))

@@ -145,7 +145,8 @@ def polygon_rings(geometry: Any) -> list[list[Floats]]:
             f"the region is a {kind}; expected a Polygon or a MultiPolygon, as GeoJSON or with "
             "__geo_interface__, or a box"
         )
-    coordinates = found.get("coordinates") or []
+    coordinates = found.get("coordinates")
+    coordinates = [] if coordinates is None else coordinates
     polygons = [coordinates] if kind == "Polygon" else coordinates
     try:
         rings = [[_ring(ring) for ring in polygon] for polygon in polygons if len(polygon)]

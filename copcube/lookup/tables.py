@@ -133,7 +133,7 @@ def _degrees(values: Any) -> Floats:
         column = pd.Series(values)
     except (ValueError, TypeError) as error:
         raise OptionError(f"coordinates are no list of numbers: {in_a_line(error)}") from None
-    if column.dtype.kind not in "iufb":
+    if column.dtype.kind not in "iuf":
         texts = column.astype("string").str.strip().str.replace(",", ".", regex=False)
         column = pd.to_numeric(texts, errors="coerce")
     return np.asarray(column.astype("float64").to_numpy(np.float64, na_value=np.nan))
