@@ -19,6 +19,7 @@ import xarray as xr
 import copcube
 from copcube.arguments import flag, number, numbers, one_of, whole_number
 from copcube.builds import aggregate
+from copcube.builds.dask import local_cluster
 from copcube.builds.guard import require_main_guard
 from copcube.builds.plan import BuildOptions
 from copcube.cube.view import CubeView
@@ -196,6 +197,7 @@ def test_words_of_other_types_are_refused_by_name(value):
     for name, call in (
         ("crop", lambda: BuildOptions.of("dem", None, SPEC, crop=value)),
         ("by", lambda: BuildOptions.of("dem", None, SPEC, by=value)),
+        ("workers", lambda: local_cluster(value).__enter__()),
         ("product", lambda: BuildOptions.of(product=value)),
         ("sensors", lambda: BuildOptions.of("dem", None, SPEC, sensors=5)),
         ("encoder", lambda: copcube.TimmSpec(value)),

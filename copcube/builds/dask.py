@@ -166,8 +166,9 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
         script would start itself again in every worker.
     """
     _require_distributed()
-    if workers != "auto":
-        workers = whole_number(workers, "workers", 1)
+    number = None
+    if not (isinstance(workers, str) and workers == "auto"):
+        number = whole_number(workers, "workers", 1)
     require_main_guard()
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -176,7 +177,8 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     devices = visible_gpus() if gpus else []
     processors = available_processors()
     # Two processors a worker: one embeds while the other decodes.
-    number = workers if workers != "auto" else len(devices) or max(1, processors // 2)
+    if number is None:
+        number = len(devices) or max(1, processors // 2)
     if devices and number > len(devices):
         raise OptionError(f"{number} workers for {len(devices)} GPUs; give each GPU one worker")
     threads = max(1, processors // number)
