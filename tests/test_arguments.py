@@ -133,6 +133,37 @@ def test_names_that_no_file_can_have(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_attributes_of_any_type_are_written_as_plain_ones(tmp_path):
+    """A time, a flag of NumPy or a number inside of a mapping is no JSON."""
+    attrs = {
+        "time": pd.Timestamp("2021-03-01"),
+        "day": np.datetime64("2021-03-01"),
+        "span": np.timedelta64(5, "D"),
+        "flag": np.True_,
+        "flags": np.array([True, False]),
+        "half": np.float16(0.5),
+        "nested": {"a": np.int64(1)},
+        "path": Path("a"),
+        "large": 10**30,
+    }
+    vectors = ("lat", "lon", "dim"), np.ones((2, 2, 2), np.float32)
+    cube = xr.Dataset({"embedding": vectors}, {"lat": [50.0, 49.75], "lon": [10.0, 10.25]}, attrs)
+    cube["lat"].attrs |= attrs
+    for suffix in (".npz", ".pt", ".tif", ".nc", ".parquet"):
+        export(cube, tmp_path / f"a{suffix}")
+    to_zarr(cube, tmp_path / "a.zarr")
+    assert cube.attrs == cube.lat.attrs == attrs
+    for again in (
+        xr.open_dataset(tmp_path / "a.nc"),
+        xr.open_zarr(tmp_path / "a.zarr"),
+        open_map(tmp_path / "a.npz"),
+    ):
+        assert {"time", "day", "span", "flag", "half", "nested"} <= set(again.attrs)
+        assert "2021-03-01" in again.attrs["time"]
+        assert (again.attrs["flag"], again.attrs["half"]) == (1, 0.5)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names are in Unicode here")
 def test_paths_that_are_not_in_utf8(tmp_path):
     """HDF5, GDAL and Arrow need that; what is written as bytes may lie anywhere."""

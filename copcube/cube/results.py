@@ -72,7 +72,9 @@ def _plain(value: Any) -> Any:
     # netCDF knows no truth values.
     if isinstance(value, bool | np.bool_):
         return int(value)
-    if isinstance(value, str | bytes | int | float | np.number):
+    if isinstance(value, str | bytes | int | float):
+        return value
+    if isinstance(value, np.number) and value.dtype.kind in "iuf":  # no span of time, no complex
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
         return value
@@ -82,7 +84,24 @@ def _plain(value: Any) -> Any:
             return list(value)
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
-    return json.dumps(value, default=str)
+    return json.dumps(value, default=known_to_json)
+
+
+def known_to_json(value: Any) -> Any:
+    """Return what is no JSON as something that is: NumPy's values as Python's, times as texts."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def json_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes as Zarr holds them; what is no JSON, such as a time, becomes a text."""
+    plain = {}
+    for key, value in attrs.items():
+        try:
+            json.dumps(value.tolist() if isinstance(value, np.ndarray | np.generic) else value)
+            plain[str(key)] = value
+        except TypeError:
+            plain[str(key)] = _plain(value) if not isinstance(value, bytes) else str(value)
+    return plain
 
 
 def _chunked_alike(ds: "xr.Dataset", like: str | None) -> "xr.Dataset":

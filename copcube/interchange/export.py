@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from copcube.arguments import as_whole, one_path
-from copcube.cube.results import without_encoding
+from copcube.cube.results import json_attributes, without_encoding
 from copcube.cube.store import compressors
 from copcube.cube.view import require_dataset
 from copcube.errors import OptionError
@@ -117,6 +117,9 @@ def to_zarr(
     zarr_format = 2 if zarr_format == 2 else 3  # written as JSON
     target = require_free_store(path, overwrite, ds)
     written = without_encoding(laid_out(conforming(ds), layout)).unify_chunks()
+    written.attrs = json_attributes(written.attrs)
+    for one in written.variables.values():
+        one.attrs = json_attributes(one.attrs)
     # Chunks carry a checksum, as those of a cube do.
     encoding: dict[Any, dict[str, Any]] = {
         name: {"compressors": compressors(zarr_format)} for name in written.variables

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from copcube.cube.results import known_to_json
 from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import LENGTHWISE, CubeView
 from copcube.errors import CubeError
@@ -69,7 +70,7 @@ class MapMetadata:
 
     def dumps(self) -> str:
         """JSON text; the same metadata give the same text."""
-        return json.dumps(self.__dict__, sort_keys=True)
+        return json.dumps(self.__dict__, sort_keys=True, default=known_to_json)
 
     @classmethod
     def loads(cls, text: str | None, path: str) -> "MapMetadata":

@@ -21,6 +21,7 @@ from xarray.core import indexing
 
 from copcube import grid
 from copcube.arguments import flag
+from copcube.cube.results import known_to_json
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.files.atomic import atomic_path
@@ -331,14 +332,20 @@ def _storable(attrs: Any, dtype: Any = None) -> dict[str, Any]:
     """Attributes as netCDF holds them: texts, numbers and lists of numbers."""
 
     def stored(key: str, value: Any) -> Any:
-        if isinstance(value, bool):
+        if isinstance(value, bool | np.bool_):
             return int(value)
         if key == "flag_values":  # CF wants them in the type of their variable
             return np.asarray(value, dtype)
-        if isinstance(value, str | int | float | np.ndarray | np.generic):
+        if isinstance(value, np.ndarray | np.generic):
+            if value.dtype.kind in "iufU" and value.dtype != np.float16:
+                return value
+            value = value.tolist()  # netCDF has no such type
+        if isinstance(value, str | float):
+            return value
+        if isinstance(value, int) and -(2**63) <= value < 2**63:
             return value
         if isinstance(value, list) and all(type(v) in (int, float) for v in value) and value:
             return value
-        return json.dumps(value)
+        return json.dumps(value, default=known_to_json)
 
     return {str(key).replace(":", "_"): stored(str(key), value) for key, value in attrs.items()}
