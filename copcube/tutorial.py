@@ -115,17 +115,15 @@ def write(path: str | Path, *, seed: int = 0, overwrite: bool = False) -> None:
         If something is there already that must stay, or it cannot be written.
     """
     from copcube.cube import create, finish, write_band
-    from copcube.files.atomic import atomic_folder
-    from copcube.interchange.replacing import require_free_store
+    from copcube.interchange.replacing import appearing, require_free_store
 
-    out = require_free_store(path, overwrite)
+    require_free_store(path, overwrite)
     log.warning("SYNTHETIC cube: %s, and its values mean nothing", _ATTRIBUTES["synthetic"])
-    with atomic_folder(out) as temporary:
+    with appearing(path, overwrite, folder=True) as temporary:
         create(temporary, dim=DIM, attrs=_ATTRIBUTES)
         for band, cells in _cells(seed).by_band():
             write_band(temporary, band, cells)
         finish(temporary)
-        require_free_store(path, overwrite)  # again: something may have come there meanwhile
 
 
 def statics(*, seed: int = 0) -> "xr.Dataset":

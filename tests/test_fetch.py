@@ -6,10 +6,12 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections import namedtuple
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -583,6 +585,28 @@ def test_hostile_and_broken_archives_leave_nothing_behind(tmp_path, make, says):
         unpack(path)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
     assert not (tmp_path / "in" / "images").exists()
+
+
+@pytest.mark.parametrize("other", ["is faster", "is stopped"])
+def test_two_that_unpack_an_archive_at_once_leave_it_whole(tmp_path, monkeypatch, other):
+    path, names = tmp_path / "images.zip", {"a.tif", "b.tif", "c.tif"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, bytes(100))
+    copy, steps = shutil.copyfileobj, iter(range(9))
+
+    def copied(source, sink, length):
+        step = next(steps)
+        if step == 1:
+            with suppress(KeyboardInterrupt):
+                unpack(path)
+        if step == 2 and other == "is stopped":
+            raise KeyboardInterrupt
+        copy(source, sink, length)
+
+    monkeypatch.setattr(shutil, "copyfileobj", copied)
+    assert {file.name for file in unpack(path).iterdir()} == names
+    assert {file.name for file in tmp_path.iterdir()} == {"images", "images.zip"}
 
 
 def test_too_many_members_are_refused(tmp_path, monkeypatch):

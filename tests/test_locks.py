@@ -27,6 +27,7 @@ from copcube.builds.stages import Stage, run_stage
 from copcube.cube import validate
 from copcube.errors import BuildError, WriteError
 from copcube.files import lock
+from copcube.files.atomic import machine
 from copcube.files.folders import LocalFolder, open_folder
 from copcube.files.lock import PREFIX
 from copcube.files.objects import ObjectFolder, listing
@@ -139,7 +140,7 @@ def test_the_lock_of_a_process_that_is_gone_is_free_at_once(folder, ended):
     os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
     if ended == "reaped":
         gone.wait()
-    write_lock_file(folder, machine=lock._machine(), pid=gone.pid)
+    write_lock_file(folder, machine=machine(), pid=gone.pid)
     with folder.lock():
         assert len(lock_files(folder)) == 1
     gone.wait()
@@ -156,7 +157,7 @@ def test_a_number_means_another_process_elsewhere(folder):
 
 def test_the_lock_of_an_earlier_process_of_this_number_is_free_at_once(folder):
     """As in a container that was started again."""
-    write_lock_file(folder, machine=lock._machine(), pid=os.getpid())
+    write_lock_file(folder, machine=machine(), pid=os.getpid())
     with folder.lock():
         assert_refused(folder)
 

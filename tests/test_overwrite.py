@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from copcube.builds.folder import BuildFolder
 from copcube.cli import main
 from copcube.cube import open_cube, read_attributes, validate
 from copcube.errors import BuildError, OptionError, StorageError
+from copcube.files import atomic
 from copcube.files.folders import LocalFolder
 from copcube.files.objects import ObjectFolder
 from copcube.images.sample.writing import write_sample
@@ -673,6 +675,43 @@ def test_something_that_comes_while_an_export_runs_is_kept(fields, tmp_path):
     with pytest.raises(StorageError, match="exists already"):
         export(lazy, tmp_path / "a.npz")
     assert snapshot(tmp_path) == {"a.npz": b"years"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export {world} {here}/a.npz",
+        "export {world} {here}/a.nc",
+        "reduce {world} {here}/a.zarr --k 1",
+        "map {world} {here}/a.html --k 1",
+        "map {world} {here}/a.png --show counts",
+        "points {world} {here}/points.txt {here}/a.csv",
+        "change {world} {world} {here}/a.nc",
+    ],
+)
+def test_what_another_process_writes_at_the_same_moment_is_kept(
+    finished, tmp_path, monkeypatch, capsys, command
+):
+    """Between the last look at the name and taking it: to flush a large file takes seconds."""
+    sync, rename = atomic.sync, Path.rename
+    (tmp_path / "points.txt").write_text("lat,lon\n45,7\n")
+    words = command.format(world=finished / "world.zarr", here=tmp_path).split()
+    out = next(Path(word) for word in words if Path(word).stem == "a")
+    other = out / "zarr.json" if out.suffix == ".zarr" else out
+
+    def late(path, *target):
+        if Path(path).suffix == ".partial":
+            other.parent.mkdir(exist_ok=True)
+            other.write_text("{}")
+        return rename(path, *target) if target else sync(path)
+
+    monkeypatch.setattr(atomic, "sync", late)
+    monkeypatch.setattr(Path, "rename", late)
+    assert main(words) == 1
+    assert f"{out} exists already; choose another name" in capsys.readouterr().err
+    assert other.read_text() == "{}"
+    assert {path.name for path in tmp_path.iterdir()} == {"points.txt", out.name}
 
 
 @pytest.mark.slow

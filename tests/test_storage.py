@@ -259,3 +259,41 @@ def test_without_replace_what_is_there_stays(tmp_path, former):
         write()
     assert precious.read_text() == "data"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_another_process_is_writing_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+
+    def write(*further):
+        with atomic_folder(out, replace=False) as temporary:
+            temporary.mkdir()
+            (temporary / "first").touch()
+            for step in further:
+                step()
+            (temporary / "second").touch()
+
+    with pytest.raises(WriteError, match="something came there meanwhile; choose another name"):
+        write(write)
+    assert {path.name for path in out.iterdir()} == {"first", "second"}
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_of_two_that_replace_a_folder_at_once_one_stays_whole(tmp_path, monkeypatch):
+    out = tmp_path / "cube.zarr"
+    rename, others = Path.rename, iter(["second", "third"])
+
+    def write(name):
+        with atomic_folder(out) as temporary:
+            temporary.mkdir()
+            (temporary / name).touch()
+
+    def renamed(path, target):
+        rename(path, target)
+        if target.suffix == ".former" and (name := next(others, None)):
+            write(name)
+
+    write("old")
+    monkeypatch.setattr(Path, "rename", renamed)
+    write("first")
+    assert [path.name for path in out.iterdir()] == ["first"]
+    assert list(tmp_path.iterdir()) == [out]

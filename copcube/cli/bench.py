@@ -15,7 +15,7 @@ from copcube.cli.common import (
     overwrite,
     positive,
 )
-from copcube.cli.cubes import add_group, cube_of, require_form
+from copcube.cli.cubes import add_group, appears, cube_of, require_form
 from copcube.errors import OptionError
 
 if TYPE_CHECKING:
@@ -110,10 +110,9 @@ def _bench(arguments: Arguments) -> int:
     from copcube.probes.bench.results import read_results
     from copcube.probes.bench.tasks import TASKS
 
-    before: dict[str, list[Result]] = {}
     for path in arguments.out:
         if Path(path).suffix.lower() == ".json" and Path(path).exists():
-            before[path] = read_results(path)  # added to, not replaced
+            read_results(path)  # which are added to, not replaced
         else:
             require_form(path, (".json", *TABLES), arguments)
     # Which tasks "all" are depends on what is asked: images, or whole cells of a cube.
@@ -128,7 +127,7 @@ def _bench(arguments: Arguments) -> int:
         with reading(arguments.cube):
             cube = cube_of(arguments)
             found = bench_cells(cube, arguments.root, tasks, resamples=arguments.resamples)
-        return _told(found, arguments, before)
+        return _told(found, arguments)
     if arguments.group is not None:
         raise OptionError("--group is of a cube; give one with --cube, or leave it out")
     if arguments.levels == "last" and arguments.probe != "fast":
@@ -149,10 +148,10 @@ def _bench(arguments: Arguments) -> int:
         keep=not arguments.stream,
         cache=arguments.cache,
     )
-    return _told(found, arguments, before)
+    return _told(found, arguments)
 
 
-def _told(found: "Benched", arguments: Arguments, before: "dict[str, list[Result]]") -> int:
+def _told(found: "Benched", arguments: Arguments) -> int:
     """Print and write what was found; return the exit code."""
     from copcube.probes.bench.results import grid_of
 
@@ -160,7 +159,7 @@ def _told(found: "Benched", arguments: Arguments, before: "dict[str, list[Result
         columns(*grid_of(found.results))
     for path in arguments.out:
         if found.results:
-            _save(path, found.results, before.get(path, []))
+            _save(path, found.results, arguments)
     if found.failures:
         number = len(found.failures)
         tasks = f"{number} task{'s' * (number > 1)}"
@@ -168,17 +167,20 @@ def _told(found: "Benched", arguments: Arguments, before: "dict[str, list[Result
     return 1 if found.failures else 0
 
 
-def _save(path: str, results: "list[Result]", before: "list[Result]") -> None:
-    from copcube.files.atomic import write_text
+def _save(path: str, results: "list[Result]", arguments: Arguments) -> None:
     from copcube.probes.bench import bench_table, write_results
+    from copcube.probes.bench.results import read_results
 
     form = TABLES.get(Path(path).suffix.lower())
     if form is None:
-        # A run that is repeated takes the place of its former results; others stay.
+        # A run that is repeated takes the place of its former results; others stay, also those
+        # that came while this one ran.
+        before = read_results(path) if Path(path).exists() else []
         named = {(one.task, one.probe, str(one.provenance)): one for one in [*before, *results]}
         write_results(path, [*named.values()])
     else:
-        write_text(path, bench_table(results, form))  # type: ignore[arg-type]
+        with appears(path, arguments) as temporary:
+            temporary.write_text(bench_table(results, form), "utf-8")  # type: ignore[arg-type]
     log.info("%s is done", path)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,13 @@ def require_form(
     return require_free(out, arguments.overwrite, *inputs(arguments))
 
 
+def appears(path: str | Path, arguments: Arguments) -> "AbstractContextManager[Path]":
+    """Write an output of a command, which appears when it is whole; see `appearing`."""
+    from copcube.interchange.replacing import appearing
+
+    return appearing(path, arguments.overwrite, *inputs(arguments))
+
+
 def require_output(arguments: Arguments) -> None:
     """Check that the output can be written, before any work."""
     from copcube.interchange.replacing import require_free
@@ -166,13 +174,12 @@ def save(ds: "xr.Dataset", arguments: Arguments) -> None:
 
 def save_fields(ds: "xr.Dataset", arguments: Arguments) -> None:
     """Write a dataset that is no cube as Zarr or netCDF."""
-    from copcube.files.atomic import atomic_path
     from copcube.interchange import to_zarr
 
     if Path(arguments.out).suffix.lower() == ".zarr":
         to_zarr(ds, arguments.out, overwrite=arguments.overwrite)
     else:
-        with atomic_path(Path(arguments.out)) as temporary:
+        with appears(arguments.out, arguments) as temporary:
             # Maps have almost all of the bytes.
             small = {"zlib": True, "complevel": 1}
             maps = [name for name in ds.data_vars if ds[name].ndim > 1]

@@ -11,6 +11,7 @@ from copcube.cli.cubes import (
     CUBE,
     add_cube,
     add_groups,
+    appears,
     chosen,
     cube_of,
     groups_of,
@@ -210,7 +211,7 @@ def _explain(arguments: Arguments) -> None:
     if out is not None:
         from copcube.plot import explained
 
-        draw(explained(found), out)
+        draw(explained(found), out, arguments)
 
 
 def _similar(arguments: Arguments) -> None:
@@ -309,7 +310,7 @@ def _picture(arguments: Arguments, out: Path) -> None:
     options = {"projection": arguments.projection, "extent": arguments.extent}
     # Parquet also is a form of cubes (published averages), so the columns decide.
     if holds_fragments(arguments.cube):
-        draw(_fragments(arguments, options), out, dpi=arguments.dpi or 150)
+        draw(_fragments(arguments, options), out, arguments, arguments.dpi)
         return
     if arguments.save_basis is not None:
         raise OptionError(f"--save-basis is of parquet files; {arguments.cube} is a cube")
@@ -326,7 +327,7 @@ def _picture(arguments: Arguments, out: Path) -> None:
             axes = getattr(plot, show)(ds, *which, basis=basis, **options)
         case _:
             axes = getattr(plot, show)(ds, **options)
-    draw(axes, out, dpi=arguments.dpi or 150)
+    draw(axes, out, arguments, arguments.dpi)
 
 
 def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
@@ -334,7 +335,6 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
     import xarray as xr
 
     from copcube import plot
-    from copcube.files.atomic import atomic_path
     from copcube.interchange.replacing import require_free
     from copcube.lookup import Fragments, fit_fragments
 
@@ -360,20 +360,18 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
     else:
         basis = fit_fragments(found)
     if arguments.save_basis is not None:
-        with atomic_path(Path(arguments.save_basis)) as temporary:
+        with appears(arguments.save_basis, arguments) as temporary:
             basis.to_netcdf(temporary)
     return plot.fragments(found, basis=basis, **options)
 
 
-def draw(axes: Any, out: Path, dpi: int = 150) -> None:
+def draw(axes: Any, out: Path, arguments: Arguments, dpi: int | None = None) -> None:
     """Write a picture, which appears when it is whole and says what drew it."""
-    from copcube.files.atomic import atomic_path
-
     # Said to matplotlib, which would go by the ending of the temporary name.
     form = out.suffix.lower()
     drawn_by = {DRAWN[form]: f"copcube {__version__}"}
-    with atomic_path(out) as temporary:
-        axes.figure.savefig(temporary, format=form[1:], dpi=dpi, metadata=drawn_by)
+    with appears(out, arguments) as temporary:
+        axes.figure.savefig(temporary, format=form[1:], dpi=dpi or 150, metadata=drawn_by)
     log.info("%s is done", out)
 
 
@@ -393,7 +391,7 @@ def _change(arguments: Arguments) -> None:
     if out.suffix.lower() in DRAWN:
         from copcube.plot import changed
 
-        draw(changed(found, a), out)
+        draw(changed(found, a), out, arguments)
     else:
         save_fields(found, arguments)
 

@@ -128,7 +128,7 @@ def _points(arguments: Arguments) -> None:
         lon=arguments.lon,
         method=arguments.method,
     )
-    write_table(found, out)
+    write_table(found, out, arguments.overwrite)
     counts = [int((found.status == n).sum()) for n in range(len(STATUS))]
     told = (f"{n:,} {name}" for n, name in zip(counts, STATUS, strict=True) if n)
     log.info("%s is done: %s", out, ", ".join(told) or "no points")
@@ -160,7 +160,7 @@ def _box(arguments: Arguments) -> None:
             if status != "present":
                 log.warning("region %d of the file has no vector: %s", number + 1, status)
     if out is not None:
-        write_table(found, out)
+        write_table(found, out, arguments.overwrite)
         log.info("%s is done: %d regions", out, found.sizes["region"])
         return
     names = ["cells", "cells_missing", "coverage", "area"]

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from copcube.cli.common import TABLES, Arguments, Commands, columns, command, overwrite, positive
-from copcube.cli.cubes import add_cube, chosen, cube_of, naming, require_form, save_fields
+from copcube.cli.cubes import (
+    add_cube,
+    appears,
+    chosen,
+    cube_of,
+    naming,
+    require_form,
+    save_fields,
+)
 from copcube.cli.look import DRAWN, add_fields, draw, statics_of
 from copcube.errors import OptionError
 
@@ -131,9 +139,9 @@ def _probe(arguments: Arguments) -> None:
     if arguments.out:
         _save(found, arguments)
     if arguments.plot:
-        draw(plot.errors(found), Path(arguments.plot))
+        draw(plot.errors(found), Path(arguments.plot), arguments)
     if arguments.maps:
-        draw(plot.residual_maps(found), Path(arguments.maps))
+        draw(plot.residual_maps(found), Path(arguments.maps), arguments)
 
 
 def _print(found: "xr.Dataset") -> None:
@@ -147,7 +155,6 @@ def _print(found: "xr.Dataset") -> None:
 
 
 def _save(found: "xr.Dataset", arguments: Arguments) -> None:
-    from copcube.files.atomic import write_text
     from copcube.probes import table
 
     out = Path(arguments.out)
@@ -155,7 +162,8 @@ def _save(found: "xr.Dataset", arguments: Arguments) -> None:
     if form is None:
         save_fields(found, arguments)
         return
-    write_text(out, table(found, form))  # type: ignore[arg-type]
+    with appears(out, arguments) as temporary:
+        temporary.write_text(table(found, form), "utf-8")  # type: ignore[arg-type]
     log.info("%s is done", out)
 
 

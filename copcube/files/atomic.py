@@ -2,13 +2,16 @@
 
 import errno
 import glob
+import hashlib
 import os
 import shutil
+import socket
 import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from copcube.arguments import is_in_utf8, one_path
@@ -24,6 +27,7 @@ _REMEDIES = {
     errno.ENOENT: "its folder does not exist; create it first",
     errno.ENOTDIR: "a part of its path is a file, not a folder; choose another place",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ENOTEMPTY: "something came there meanwhile; choose another name, or remove that folder",
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
 }
 NOT_UTF8 = "its path is not in UTF-8, as this form needs it; choose another place"
@@ -185,7 +189,7 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
         Final name.
     replace : bool
         Whether what is there at the end is replaced. Otherwise only an empty folder may be
-        there, and what a killed process left of the same folder is removed first.
+        there, and what a killed process of this machine left of the same folder is removed first.
 
     Yields
     ------
@@ -204,16 +208,18 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     temporary, former = _hidden(final, "partial"), _hidden(final, "former")
     if not replace:
         for stray in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
-            shutil.rmtree(stray, ignore_errors=True)
+            if not _may_be_at_work(stray):
+                shutil.rmtree(stray, ignore_errors=True)
     try:
         with writing(final):
             with _naming_lack_of_room(temporary):
                 yield temporary
-            if replace and final.exists():
-                final.rename(former)  # a folder cannot replace another in one step
-            elif final.is_dir():
-                final.rmdir()  # refuses if there is something in it
-            temporary.rename(final)
+            if replace:
+                _replace_folder(temporary, final, former)
+            else:
+                if final.is_dir():
+                    final.rmdir()  # refuses if there is something in it
+                temporary.rename(final)
             sync(final.parent)
     finally:
         # Wherever this stopped, at Ctrl-C between the two renames too, something has the name.
@@ -223,7 +229,8 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
         # With what others left that were stopped just here.
         strays = final.parent.glob(f".{glob.escape(final.name)}.*.former")
         for stray in list(strays) if os.path.exists(final) else ():
-            _remove_all(stray)
+            with suppress(FileNotFoundError):  # another process removes it too
+                _remove_all(stray)
 
 
 def sweep_abandoned(path: str | Path) -> None:
@@ -259,7 +266,61 @@ def sync(path: str | Path) -> None:
 def _hidden(final: Path, suffix: str) -> Path:
     """Name beside a final one that no other process uses."""
     # In the same folder, since a rename is one step only inside of one file system.
-    return final.with_name(f".{final.name}.{uuid.uuid4().hex}.{suffix}")
+    return final.with_name(f".{final.name}.{_owner()}-{uuid.uuid4().hex[:16]}.{suffix}")
+
+
+def _may_be_at_work(hidden: Path) -> bool:
+    """Whether the process that a hidden name tells of may still be writing there."""
+    try:
+        here, pid, _ = hidden.name.split(".")[-2].split("-")
+        return here != _owner().partition("-")[0] or runs(int(pid))
+    except ValueError:  # a name of earlier versions
+        return False
+
+
+def _owner() -> str:
+    """Machine and number of this process, for names of files."""
+    return f"{hashlib.sha256(machine().encode()).hexdigest()[:8]}-{os.getpid()}"
+
+
+@cache
+def machine() -> str:
+    """Identity of the machine, and of the container, in which a number means one process."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()} {uuid.getnode():x}"
+
+
+def runs(pid: int) -> bool:
+    """Whether this machine has a process of a number; True where it cannot be told."""
+    if os.name != "posix":  # elsewhere `os.kill` would end the process instead of looking
+        return True
+    try:
+        os.kill(pid, 0)
+        # A killed process keeps its number until its parent has asked how it ended.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in ("Z", "X")
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is somebody else's, or there is no /proc
+        return True
+
+
+def _replace_folder(temporary: Path, final: Path, former: Path) -> None:
+    """Give a folder its final name, and what has that name another one."""
+    while True:
+        with suppress(FileNotFoundError):
+            final.rename(former)  # a folder cannot replace another in one step
+        try:
+            temporary.rename(final)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        # Between the two renames another process gave its own folder the name.
+        _remove_all(former)
 
 
 def _move_to_free_name(temporary: Path, final: Path) -> None:

@@ -22,13 +22,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from pathlib import Path
 from threading import Event, RLock, Thread
 from typing import Any, Protocol
 
 from copcube.errors import BuildError
-from copcube.files.atomic import atomic_path, make_folder, writing
+from copcube.files.atomic import atomic_path, machine, make_folder, runs, writing
 
 log = logging.getLogger("copcube")
 
@@ -170,11 +169,11 @@ class _Owner:
 
     def is_gone(self) -> bool:
         """Whether it was a process of this machine that has ended."""
-        if self.machine != _machine():
+        if self.machine != machine():
             return False
         if self.pid == os.getpid():
             return self.token not in _OWNED  # of an earlier process that had the same number
-        return not _runs(self.pid)
+        return not runs(self.pid)
 
 
 _OWNED: set[str] = set()
@@ -202,7 +201,7 @@ class Lock:
         token = uuid.uuid4().hex
         self._files, self._name, self._shared = files, name, shared
         self._file = (SHARED if shared else PREFIX) + token
-        self._owner = _Owner(socket.gethostname(), _machine(), os.getpid(), token)
+        self._owner = _Owner(socket.gethostname(), machine(), os.getpid(), token)
         self._beat, self._dead = beat, dead
         self._proving, self._beats = RLock(), 0
         self._version: Any = None
@@ -389,30 +388,6 @@ def hold(
             raise BuildError(lock.lost)
     finally:
         lock.release()
-
-
-@cache
-def _machine() -> str:
-    """Identity of the machine, and of the container, in which a number means one process."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()} {uuid.getnode():x}"
-
-
-def _runs(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere `os.kill` would end the process instead of looking
-        return True
-    try:
-        os.kill(pid, 0)
-        # A killed process keeps its number until its parent has asked how it ended.
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in ("Z", "X")
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it is somebody else's, or there is no /proc
-        return True
 
 
 def _clock() -> float:

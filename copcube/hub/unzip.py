@@ -4,6 +4,7 @@ Archives come from the internet: their names may lead out of the folder, their m
 links, repeat each other, or unpack to more than any disk holds.
 """
 
+import errno
 import re
 import shutil
 import stat
@@ -57,6 +58,10 @@ def unpack(archive: str | Path) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with file.open(member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
+    except WriteError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        # Another process that unpacked the same archive was faster.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise FetchError(
             f"{archive}: not a readable zip archive ({error}); remove it and fetch it again"

@@ -8,10 +8,9 @@ import numpy as np
 from copcube import cube, grid, progress
 from copcube.cells import Cells
 from copcube.errors import CubeError
-from copcube.files.atomic import atomic_folder
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.engine import dataset, find_map
-from copcube.interchange.replacing import require_free, require_free_store
+from copcube.interchange.replacing import appearing, require_free_store
 from copcube.interchange.sources import MapSource
 from copcube.modalities import MODALITIES
 
@@ -56,14 +55,13 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
             "engine='copembed' and save it with .to_zarr"
         )
     attrs = dataset(source).attrs
-    with atomic_folder(target) as temporary:
+    with appearing(out, overwrite, path, folder=True) as temporary:
         cube.create(temporary, dim=source.dim, attrs=attrs, counted=False)
         with progress.show("converting", grid.N_BANDS, "bands") as bar:
             for band, filled in enumerate(source.bands()):
                 cube.write_band(temporary, band, _cells(source, filled))
                 bar.advance()
         cube.finish(temporary)
-        require_free(out, overwrite, path)  # again: something may have come there meanwhile
     log.info("%s: made of %s", out, path)
     return target
 

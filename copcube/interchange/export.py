@@ -11,7 +11,6 @@ from copcube.cube.results import json_attributes, without_encoding
 from copcube.cube.store import compressors
 from copcube.cube.view import require_dataset
 from copcube.errors import OptionError
-from copcube.files.atomic import atomic_folder
 from copcube.files.damage import naming_damage
 from copcube.interchange.conventions import conforming, laid_out
 from copcube.interchange.geotiff import to_geotiff
@@ -21,7 +20,7 @@ from copcube.interchange.npz import to_npz
 from copcube.interchange.packing import Exported
 from copcube.interchange.parquet import to_parquet
 from copcube.interchange.pieces import chunk_lengths, in_pieces
-from copcube.interchange.replacing import require_free, require_free_store
+from copcube.interchange.replacing import appearing, require_free_store
 from copcube.interchange.torch import to_pt
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def to_zarr(
     if as_whole(zarr_format) not in (2, 3):
         raise OptionError(f"zarr_format={zarr_format!r}; expected 2 or 3")
     zarr_format = 2 if zarr_format == 2 else 3  # written as JSON
-    target = require_free_store(path, overwrite, ds)
+    require_free_store(path, overwrite, ds)
     written = without_encoding(laid_out(conforming(ds), layout)).unify_chunks()
     written.attrs = json_attributes(written.attrs)
     for one in written.variables.values():
@@ -127,11 +126,10 @@ def to_zarr(
     for name, variable in written.variables.items():
         if variable.chunks is not None:
             encoding[name]["chunks"] = chunk_lengths(variable)
-    with atomic_folder(target) as temporary, warnings.catch_warnings():
+    with appearing(path, overwrite, ds, folder=True) as temporary, warnings.catch_warnings():
         # zarr warns that consolidated metadata is not in the specification of v3; all readers
         # that do not know it pass over it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         in_pieces(written).to_zarr(
             temporary, zarr_format=zarr_format, consolidated=True, encoding=encoding
         )
-        require_free(path, overwrite, ds)  # again: something may have come there meanwhile

@@ -24,7 +24,6 @@ from copcube.arguments import flag
 from copcube.cube.results import known_to_json
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
-from copcube.files.atomic import atomic_path
 from copcube.files.contents import refuse_other
 from copcube.files.damage import naming_damage
 from copcube.files.limits import rule_out_shortage
@@ -40,7 +39,7 @@ from copcube.interchange.conventions import (
 )
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, required_dtype
 from copcube.interchange.pieces import in_pieces
-from copcube.interchange.replacing import require_free
+from copcube.interchange.replacing import appearing, require_free
 
 if TYPE_CHECKING:
     import netCDF4
@@ -136,7 +135,7 @@ def to_netcdf(
     for key, variable in rest.variables.items():
         rest[key].attrs = _storable(variable.attrs, variable.dtype)
     packer, compression = Packer(packing), _SMALL if flag(compress, "compress") else {}
-    with atomic_path(out) as temporary:
+    with appearing(path, overwrite, ds) as temporary:
         in_pieces(rest).to_netcdf(
             temporary,
             engine="netcdf4",
@@ -150,7 +149,6 @@ def to_netcdf(
                 numbers = np.full(shape, packing.missing, packing.dtype)
                 numbers[filled] = packer.pack(values[filled])
                 write(band, numbers)
-        require_free(path, overwrite, ds)  # again: something may have come there meanwhile
     result = packer.result(str(path), view.field.shape[-1], out.stat().st_size)
     log.info("%s", result)
     return result

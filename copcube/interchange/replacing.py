@@ -1,10 +1,13 @@
 """Whether an output may be written where it is asked for; see `copcube.cube.replacing`."""
 
 import csv
+import errno
 import hashlib
 import os
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from copcube.cube.replacing import foreign, overlap, require_store_name, says_co
 from copcube.cube.store import is_group
 from copcube.errors import WriteError
 from copcube.files import limits
-from copcube.files.atomic import sweep_abandoned
+from copcube.files.atomic import atomic_folder, atomic_path, sweep_abandoned
 from copcube.files.contents import first_bytes, form
 from copcube.files.limits import demand, load_json
 from copcube.files.zip_directory import open_directory
@@ -77,14 +80,53 @@ def require_free_store(path: str | Path, overwrite: bool, *inputs: object) -> Pa
     return out
 
 
+@contextmanager
+def appearing(
+    path: str | Path, overwrite: bool, *inputs: object, folder: bool = False
+) -> Iterator[Path]:
+    """Write an output that appears when it is whole, unless something came there meanwhile.
+
+    Parameters
+    ----------
+    path, overwrite, *inputs
+        As `require_free`, which was asked before any work and is asked again at the end.
+    folder : bool
+        Whether a folder is written.
+
+    Yields
+    ------
+    Path
+        Temporary name, as of `atomic_path` or `atomic_folder`.
+
+    Raises
+    ------
+    WriteError
+        As `require_free` and `atomic_path`.
+    """
+    try:
+        write = atomic_folder if folder else atomic_path
+        with write(path, replace=overwrite) as temporary:
+            yield temporary
+            require_free(path, overwrite, *inputs)
+    except OSError as error:
+        # Of two processes that write one name at the same moment, the second comes to this.
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise _taken(path) from error
+        raise
+
+
+def _taken(path: str | Path) -> WriteError:
+    return WriteError(
+        f"{path} exists already; choose another name, or replace it with overwrite=True "
+        "(--overwrite)"
+    )
+
+
 def _require_replaceable(out: Path, path: str | Path, overwrite: bool) -> None:
     if not overwrite:
         if out.is_dir() and not is_group(out):
             raise WriteError(f"{path} is a folder; choose another name, or name a file in it")
-        raise WriteError(
-            f"{path} exists already; choose another name, or replace it with overwrite=True "
-            "(--overwrite)"
-        )
+        raise _taken(path)
     found = unusual(out)
     if found is None and out.is_dir():
         found = foreign(out)

@@ -18,13 +18,12 @@ from copcube import grid
 from copcube.arguments import one_of
 from copcube.cube.view import CubeView, how_to_select
 from copcube.errors import CubeError
-from copcube.files.atomic import atomic_path
 from copcube.grid import Integers
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.conventions import numbered_names
 from copcube.interchange.metadata import ORDERS, MapMetadata
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, required_dtype
-from copcube.interchange.replacing import require_free
+from copcube.interchange.replacing import appearing, require_free
 from copcube.pca.basis import require_one_basis
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def writing_map(
     WriteError
         If the file exists already or cannot be written.
     """
-    out = require_free(path, overwrite, ds)
+    require_free(path, overwrite, ds)
     one_of(order, "order", ORDERS)
     view = CubeView.of(ds)
     if view.lead:
@@ -171,9 +170,8 @@ def writing_map(
         )
     require_one_basis(ds)
     dtype = required_dtype(dtype, dtypes, form)
-    with atomic_path(out) as temporary:
+    with appearing(path, overwrite, ds) as temporary:
         yield MapWriter(view, order, dtype, temporary)
-        require_free(path, overwrite, ds)  # again: something may have come there meanwhile
 
 
 def _runs(positions: Integers) -> Iterator[tuple[slice | Integers, Integers]]:

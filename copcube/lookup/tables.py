@@ -13,12 +13,12 @@ from copcube.cube.caution import caution
 from copcube.cube.pointwise import as_points, demand_same_labels
 from copcube.cube.view import group_labels, how_to_select
 from copcube.errors import MissingPackageError, OptionError, in_a_line
-from copcube.files.atomic import atomic_path
 from copcube.files.contents import refuse_other
 from copcube.files.limits import rule_out_shortage
 from copcube.files.parquet_pages import demand_local_pages
 from copcube.files.regular import open_regular
 from copcube.grid import Floats
+from copcube.interchange.replacing import appearing
 from copcube.lookup.regions import in_degrees, require_degrees
 
 if TYPE_CHECKING:
@@ -377,7 +377,7 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
     return features, properties
 
 
-def write_table(found: "xr.Dataset", path: Path) -> None:
+def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
     """Write what was found at points or in regions, a row each; the file appears whole.
 
     Parameters
@@ -389,13 +389,15 @@ def write_table(found: "xr.Dataset", path: Path) -> None:
         Its ending is ``.csv`` or ``.parquet``. In parquet the vectors are one column of lists, in
         CSV a column a value. What parquet has no type for, such as numbers among texts, are texts
         there. Of vectors that mean nothing a column ``caution`` says so.
+    overwrite : bool
+        Replace what is there.
 
     Raises
     ------
     OptionError
         If the cube has groups.
     WriteError
-        If the file cannot be written.
+        If something is there that must stay, or the file cannot be written.
     """
     import pandas as pd
     import pyarrow as pa
@@ -431,7 +433,7 @@ def write_table(found: "xr.Dataset", path: Path) -> None:
     if path.suffix == ".csv":
         digits = len(str(vectors.shape[1] - 1))
         values = {f"{name}_{n:0{digits}d}": column for n, column in enumerate(vectors.T)}
-        with atomic_path(path) as file:
+        with appearing(path, overwrite) as file:
             pd.concat([frame, pd.DataFrame(values)], axis=1).to_csv(file, index=False)
         return
     for name_of, column in frame.items():
@@ -443,5 +445,5 @@ def write_table(found: "xr.Dataset", path: Path) -> None:
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), found.sizes[along])
     described = {**(table.schema.metadata or {}), b"copcube": b"points"}
     table = table.append_column(name, lists).replace_schema_metadata(described)
-    with atomic_path(path) as file:
+    with appearing(path, overwrite) as file:
         pq.write_table(table, file, compression="zstd")

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from copcube.arguments import one_path
 from copcube.errors import OptionError
-from copcube.files.atomic import atomic_folder, atomic_path
 from copcube.files.damage import naming_damage
 from copcube.interchange.metadata import KEY
-from copcube.interchange.replacing import require_free, require_free_store
+from copcube.interchange.replacing import appearing, require_free, require_free_store
 from copcube.models import (
     aifs,
     anemoi,
@@ -151,10 +150,10 @@ def write(
     fields = form.place(Components.of(ds, k), own, **options)
     with ExitStack() as stack:
         # Left in reverse order: the file that the model reads comes last.
-        temporary = stack.enter_context((atomic_folder if form.folder else atomic_path)(out))
+        temporary = stack.enter_context(appearing(out, overwrite, ds, folder=form.folder))
         form.write(fields, temporary)
         for name, ending in beside.items():
-            further = stack.enter_context(atomic_path(name))
+            further = stack.enter_context(appearing(name, overwrite, ds))
             if ending in form.beside:
                 form.beside[ending](fields, further)
             else:

@@ -29,10 +29,9 @@ from copcube.cube.caution import caution
 from copcube.cube.view import CubeView, group_labels
 from copcube.cube.whole import at_once, with_maps
 from copcube.errors import CubeError, OptionError, printable
-from copcube.files.atomic import write_text
 from copcube.grid import STEP
 from copcube.interchange.packing import Exported, Packer, int8_packing
-from copcube.interchange.replacing import require_free
+from copcube.interchange.replacing import appearing, require_free
 from copcube.plot.raster import Window
 from copcube.plot.stretch import limit, reduced
 from copcube.version import __version__
@@ -106,7 +105,8 @@ def page(
     if Path(one_path(path, "output")).suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"{path}: expected a name ending in .html")
     k = whole_number(k, "k", 1)
-    out = require_free(path, overwrite, ds, basis)
+    inputs = ds, basis
+    out = require_free(path, overwrite, *inputs)
     ds = with_maps(CubeView.of(ds).dataset, ("n_images", "n_images_by_modality"))
     fields = _components(ds, k, basis)
     cells = _Cells.of(fields)
@@ -138,7 +138,8 @@ def page(
         "computed": _computed(fields, kept),
     }
     html = _document(_title(ds), caution(ds.attrs), about, head, more)
-    write_text(out, html)
+    with appearing(path, overwrite, *inputs) as temporary:
+        temporary.write_text(html, "utf-8")
     # Packed once more, since components that did not fit have no part in the error.
     packed = int8_packing(kept, [cells.values[:, :kept]])
     packer = Packer(packed)
