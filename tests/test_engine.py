@@ -261,6 +261,47 @@ def test_a_changed_file_is_decoded_anew(tif, truth, decoded):
     assert decoded == 2 * TILES
 
 
+@pytest.mark.parametrize("form", ["stored", "pt"])
+@pytest.mark.parametrize("change", ["replaced", "longer vectors", "cut", "overwritten", "removed"])
+def test_a_file_that_changes_while_it_is_open_gives_no_numbers(files, tmp_path, form, change):
+    path = tmp_path / files[form].name
+    shutil.copy(files[form], path)
+    ds = opened(path)
+    assert ds.embedding[0].notnull().any()
+    image = published_map()
+    if change == "longer vectors":
+        image = np.concatenate([image, image], axis=-1)
+    np.savez(tmp_path / "other.npz", image)
+    match change:
+        case "cut":
+            os.truncate(path, path.stat().st_size // 3)
+        case "overwritten":
+            shutil.copyfile(tmp_path / "other.npz", path)
+        case "removed":
+            path.unlink()
+        case _:
+            os.replace(tmp_path / "other.npz", path)
+    with pytest.raises(CubeError, match=rf"{path.name}: changed or removed since it was opened"):
+        ds.embedding[-1].load()
+
+
+@pytest.mark.slow
+def test_a_file_that_changes_while_it_is_decoded_leaves_nothing_in_the_cache(
+    tif, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("COPCUBE_CACHE", str(tmp_path / "cache"))
+    cells = geotiff.Raster.cells
+
+    def changing(self):
+        yield from cells(self)
+        os.utime(tif)
+
+    monkeypatch.setattr(geotiff.Raster, "cells", changing)
+    with pytest.raises(CubeError, match=r"\.tif: changed or removed since it was opened"):
+        opened(tif).embedding[0].load()
+    assert not list((tmp_path / "cache").iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["all", "one chunk", "half a chunk", "the metadata"])
 def test_what_was_removed_from_the_cache_is_decoded_again(tif, truth, monkeypatch, tmp_path, what):

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
-from copcube.errors import WriteError
+from copcube.errors import CubeError, WriteError
 from copcube.files.atomic import writing
 from copcube.files.objects import is_remote, stat
 from copcube.grid import Integers
@@ -75,8 +75,8 @@ class DecodedMap:
 
     Parameters
     ----------
-    files : sequence of str
-        Files that the map is read from.
+    files, versions : sequence of str
+        Files that the map is read from, and what `versions` said of them when it was opened.
     dim : int
         Length of its vectors.
     cells : callable
@@ -84,9 +84,14 @@ class DecodedMap:
     """
 
     def __init__(
-        self, files: Sequence[str], dim: int, cells: Callable[[], Iterable[FilledCells]]
+        self,
+        files: Sequence[str],
+        versions: Sequence[str],
+        dim: int,
+        cells: Callable[[], Iterable[FilledCells]],
     ) -> None:
-        self._files, self._dim, self._cells = tuple(files), dim, cells
+        self._files, self._versions = tuple(files), tuple(versions)
+        self._dim, self._cells = dim, cells
 
     def read(self, rows: Any, cols: Any, dims: Any) -> NDArray[np.float32]:
         """Read the cells where rows and columns cross, (rows, cols, dims) float32.
@@ -111,7 +116,7 @@ class DecodedMap:
         raise WriteError(f"{entry} is removed as often as it is made; {_REMEDY}")
 
     def _entry(self) -> Path:
-        text = _DECODER + "\n".join(_version(file) for file in self._files)
+        text = _DECODER + "\n".join(self._versions)
         return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.zarr"
 
     def _decode(self, entry: Path) -> None:
@@ -136,8 +141,11 @@ class DecodedMap:
                         compressors=None,  # vectors hardly compress, and are read often
                         chunk_key_encoding={"name": "default", "separator": "."},  # one folder
                     )
-                    for cells in self._cells():
-                        _write(temporary, self._dim, *cells)
+                    try:
+                        for cells in self._cells():
+                            _write(temporary, self._dim, *cells)
+                    finally:
+                        require_unchanged(self._files, self._versions)
                     array.attrs[_CHUNKS] = _stored(temporary)
                 with suppress(OSError):  # another process was faster; its entry is the same
                     temporary.rename(entry)
@@ -190,8 +198,29 @@ def _chunk(folder: Path, i: int, j: int, dim: int) -> NDArray[np.float32] | None
     return values.reshape(grid.BLOCK, grid.BLOCK, dim)
 
 
+def versions(files: Iterable[str]) -> tuple[str, ...]:
+    """Names of files or objects, each with what changes when its content does."""
+    return tuple(map(_version, files))
+
+
+def require_unchanged(files: Sequence[str], known: Sequence[str]) -> None:
+    """Check that files are those of which a map was opened.
+
+    Raises
+    ------
+    CubeError
+        If one was replaced, changed or removed since.
+    """
+    for file, version in zip(files, known, strict=True):
+        try:
+            unchanged = _version(file) == version
+        except FileNotFoundError:
+            unchanged = False
+        if not unchanged:
+            raise CubeError(f"{file}: changed or removed since it was opened; open it anew")
+
+
 def _version(file: str) -> str:
-    """Name of a file or an object, and what changes when its content does."""
     if is_remote(file):
         entry = stat(file)
         return f"{file} {entry.size} {entry.modified.isoformat()} {entry.tag}"

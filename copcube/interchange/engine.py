@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from copcube.cube.view import LENGTHWISE
 from copcube.errors import CubeError
 from copcube.files.objects import is_remote
 from copcube.files.regular import require_file
+from copcube.interchange.cache import versions
 from copcube.interchange.geotiff import open_geotiff
 from copcube.interchange.netcdf import open_netcdf
 from copcube.interchange.npz import open_npz
@@ -133,7 +135,8 @@ def find_map(path: Any) -> MapSource:
         require_file(text, CubeError)
     if not os.path.isfile(text) and suffix != ".parquet":
         raise CubeError(f"{text}: no such file; `copcube fetch map` brings the published one")
-    return _OPENERS[suffix](text)
+    found = _OPENERS[suffix](text)
+    return replace(found, versions=versions(found.files))
 
 
 def _local(path: Any) -> str:

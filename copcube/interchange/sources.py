@@ -4,6 +4,7 @@ Rows and columns are those of the file: rows from 90°N, columns from 180°W or 
 metadata say. A source is a small value: it holds paths, not handles or arrays, and pickles.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from copcube.errors import CubeError
 from copcube.files import limits
 from copcube.files.limits import demand
 from copcube.grid import Integers
-from copcube.interchange.cache import DecodedMap, FilledCells
+from copcube.interchange.cache import DecodedMap, FilledCells, require_unchanged
 from copcube.interchange.metadata import MapMetadata
 from copcube.interchange.packing import Packing
 
@@ -43,6 +44,8 @@ class MapSource(ABC):
         How its numbers stand for vectors.
     metadata : MapMetadata
         What it says of itself.
+    versions : tuple of str
+        What `versions` says of its files when it was found.
     """
 
     path: str
@@ -50,6 +53,12 @@ class MapSource(ABC):
     dim: int
     packing: Packing = field(default_factory=Packing)
     metadata: MapMetadata = field(default_factory=MapMetadata)
+    versions: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files that the map is read from."""
+        return (self.path,)
 
     @abstractmethod
     def read(self, rows: Integers, cols: Integers, dims: Dims) -> NDArray[np.float32]:
@@ -67,7 +76,7 @@ class MapSource(ABC):
 
 @dataclass(frozen=True)
 class Mapped(MapSource):
-    """Numbers that lie plainly in a file, row after row; mapped into memory while read.
+    """Numbers that lie plainly in a file, row after row, and are read where they lie.
 
     Parameters
     ----------
@@ -84,7 +93,7 @@ class Mapped(MapSource):
         out = np.full((len(rows), len(cols), width), np.nan, np.float32)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            numbers = self._numbers()[rows[part, None], cols]
+            numbers = self._numbers(rows[part], cols)
             # Only the whole of a vector shows whether it is missing, hence `dims` afterwards.
             filled = self.packing.filled(numbers)
             out[part][filled] = self.packing.unpack(numbers[filled])[:, dims]
@@ -92,13 +101,27 @@ class Mapped(MapSource):
 
     def bands(self) -> Iterator[FilledCells]:  # noqa: D102
         for rows in grid.bands():
-            yield filled_cells(self._numbers()[rows], rows.start, 0, self.packing)
+            numbers = self._numbers(np.arange(grid.N_LAT)[rows], np.arange(grid.N_LON))
+            yield filled_cells(numbers, rows.start, 0, self.packing)
 
-    def _numbers(self) -> NDArray[Any]:
-        """Return a fresh mapping, so that its pages count for this read alone."""
-        return np.memmap(
-            self.path, self.packing.dtype, "r", self.offset, (grid.N_LAT, grid.N_LON, self.dim)
-        )
+    def _numbers(self, rows: Integers, cols: Integers) -> NDArray[Any]:
+        """Read the stored numbers of the cells where rows and columns cross."""
+        numbers = np.empty((len(rows), len(cols), self.dim), self.packing.dtype)
+        vector = self.dim * numbers.itemsize
+        ends = np.flatnonzero(np.diff(cols) != 1) + 1
+        starts = [0, *ends.tolist(), len(cols)] if len(cols) else []
+        # Read rather than mapped: of a file that is cut meanwhile a mapping kills the process.
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                for i, row in enumerate(rows.tolist()):
+                    for begin, end in itertools.pairwise(starts):
+                        cell = row * grid.N_LON + int(cols[begin])
+                        file.seek(self.offset + cell * vector)
+                        if file.readinto(numbers[i, begin:end].data) != (end - begin) * vector:
+                            raise CubeError(f"{self.path}: cut off; get it anew")
+        finally:
+            require_unchanged(self.files, self.versions)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -109,13 +132,9 @@ class Decoded(MapSource):
     def cells(self) -> Iterator[FilledCells]:
         """Decode the file: all filled cells, each once, in any order."""
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Files that the map is read from."""
-        return (self.path,)
-
     def read(self, rows: Integers, cols: Integers, dims: Dims) -> NDArray[np.float32]:  # noqa: D102
-        return DecodedMap(self.files, self.dim, self.cells).read(rows, cols, dims)
+        decoded = DecodedMap(self.files, self.versions, self.dim, self.cells)
+        return decoded.read(rows, cols, dims)
 
     def bands(self) -> Iterator[FilledCells]:  # noqa: D102
         for rows in grid.bands():
