@@ -20,7 +20,7 @@ from copcube import grid, tutorial
 from copcube.builds import aggregate, build, estimate, validate_rows
 from copcube.builds.folder import BuildFolder
 from copcube.cli import main
-from copcube.cube import open_cube, read_attributes, validate
+from copcube.cube import open_cube, read_attributes, validate, validation, view
 from copcube.errors import BuildError, OptionError, StorageError
 from copcube.files import atomic
 from copcube.files.folders import LocalFolder
@@ -712,6 +712,26 @@ def test_what_another_process_writes_at_the_same_moment_is_kept(
     assert f"{out} exists already; choose another name" in capsys.readouterr().err
     assert other.read_text() == "{}"
     assert {path.name for path in tmp_path.iterdir()} == {"points.txt", out.name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", ["export {world} a.npz", "reduce {world} a.zarr --k 1", "validate {world}"]
+)
+def test_a_cube_that_is_replaced_while_it_is_read_makes_nothing(
+    images, world, tmp_path, monkeypatch, capsys, command
+):
+    def replaced(*arguments, real=view.CubeView.of, **options):
+        os.rename(world, tmp_path / "former.zarr")
+        shutil.copytree(tmp_path / "former.zarr", world)
+        return real(*arguments, **options)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(view.CubeView, "of", replaced)
+    monkeypatch.setattr(validation, "open_group", partial(replaced, real=validation.open_group))
+    assert main(command.format(world=world).split()) == 1
+    assert f"{world}: replaced or changed while it was read; give" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "former.zarr"}
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def _add_validate(commands: Commands) -> None:
     validate = command(
         commands,
         "validate",
-        _validate,
+        naming(_validate, "cube"),
         "prove that a cube is whole and right",
         "copcube validate world.zarr",
     )

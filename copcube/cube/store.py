@@ -4,7 +4,8 @@ import errno
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,22 +156,58 @@ def reading(*paths: str | Path) -> Iterator[None]:
     Raises
     ------
     CubeError
-        If the body raises what decoders and file systems raise, and no error of copcube's.
+        If the body raises what decoders and file systems raise, and no error of copcube's; as
+        `require_unchanged`.
     """
+    known = _READ.set(_READ.get() | {path: _state(path) for path in paths})
     try:
         # A chunk that is damaged is named first, by what zarr knows of it.
         with naming_damage():
             yield
-    except CopcubeError:
-        raise
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        require_unchanged()
+    except (CopcubeError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        require_unchanged()
+        if isinstance(error, CopcubeError):
+            raise
         # What the body prints may find no room, or no reader any more, as with `| head`.
         if getattr(error, "errno", None) in (*FULL, errno.EPIPE):
             raise
         rule_out_shortage(error)
         names = " or ".join(map(str, paths))
         raise CubeError(f"{names}: damaged ({in_a_line(error)}); {_ANEW}") from error
+    finally:
+        _READ.reset(known)
 
+
+def require_unchanged() -> None:
+    """Check that what is being read, see `reading`, still is what it was when that began.
+
+    Raises
+    ------
+    CubeError
+        If something else has its name by now, so that what was read may be parts of both.
+    """
+    for path, state in _READ.get().items():
+        if _state(path) != state:
+            raise CubeError(
+                f"{path}: replaced or changed while it was read; give the same command again"
+            )
+
+
+def _state(path: str | Path) -> list[tuple[int, ...]]:
+    """Tell a local file or Zarr folder from one that takes its name; empty of an address."""
+    found = []
+    for name in (path, *(Path(path, node) for node in NODE)) if not is_remote(path) else ():
+        with suppress(OSError):
+            about = os.stat(name)
+            # A folder changes with each file that comes into it.
+            file = () if os.path.isdir(name) else (about.st_size, about.st_mtime_ns)
+            found.append((about.st_dev, about.st_ino, *file))
+    return found
+
+
+_READ: ContextVar[dict[str | Path, list[tuple[int, ...]]]] = ContextVar("read", default={})  # noqa: B039
+"""What is being read, and its state when that began."""
 
 _ANEW = "get it anew or make it again"
 

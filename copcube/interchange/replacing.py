@@ -16,7 +16,7 @@ import numpy as np
 from copcube import grid
 from copcube.arguments import flag, one_path
 from copcube.cube.replacing import foreign, overlap, require_store_name, says_copcube, unusual
-from copcube.cube.store import is_group
+from copcube.cube.store import is_group, require_unchanged
 from copcube.errors import WriteError
 from copcube.files import limits
 from copcube.files.atomic import atomic_folder, atomic_path, sweep_abandoned
@@ -102,11 +102,14 @@ def appearing(
     ------
     WriteError
         As `require_free` and `atomic_path`.
+    CubeError
+        If what a command reads for it was replaced meanwhile.
     """
     try:
         write = atomic_folder if folder else atomic_path
         with write(path, replace=overwrite) as temporary:
             yield temporary
+            require_unchanged()
             require_free(path, overwrite, *inputs)
     except OSError as error:
         # Of two processes that write one name at the same moment, the second comes to this.
