@@ -172,6 +172,19 @@ def test_an_owner_that_does_not_renew_its_lock_dies_and_one_that_does_lives(fold
         assert_refused(folder, beat=0.05, dead=0.8)
 
 
+def test_another_one_that_is_refused_takes_the_empty_folder_from_nobody(tmp_path, monkeypatch):
+    made, owned, refused = lock.make_folder, tmp_path / "world.build", iter([True, True])
+
+    def taken(path):
+        made(path)
+        if next(refused, False):
+            owned.rmdir()
+
+    monkeypatch.setattr(lock, "make_folder", taken)
+    with LocalFolder(owned).lock():
+        assert len(os.listdir(owned)) == 1
+
+
 def test_the_clock_of_this_machine_does_not_matter(folder, monkeypatch):
     with folder.lock():
         monkeypatch.setattr(time, "time", lambda: 4e9)

@@ -13,6 +13,7 @@ owner wakes up, it renews its file, finds the name in it and stops. Renewing can
 takeover: on a file system it changes no content, and a store refuses it.
 """
 
+import errno
 import json
 import logging
 import os
@@ -43,7 +44,7 @@ PREFIX = ".lock-"
 SHARED = f"{PREFIX}shared-"
 """What they begin with if their owner shares the folder."""
 
-_SETTLE, _PAUSE = 2.0, 0.05
+_SETTLE, _PAUSE, _TRIES = 2.0, 0.05, 10
 _DAY = 86400.0
 
 
@@ -105,12 +106,19 @@ class LocalLockFiles:
 
     def create(self, name: str, data: bytes) -> None:
         """See `LockFiles`."""
-        make_folder(self._path)
-        # Written in one go and small: who reads it half written finds an owner it cannot name.
-        with writing(self._path), open(self._path / name, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        for tries in reversed(range(_TRIES)):
+            try:
+                make_folder(self._path)
+                # In one go and small: who reads it half written finds an owner it cannot name.
+                with writing(self._path), open(self._path / name, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                return
+            # A run that is refused removes the folder in which nothing lies yet.
+            except OSError as error:
+                if not tries or error.errno not in (errno.EEXIST, errno.ENOENT):
+                    raise
 
     def names(self) -> list[str]:
         """See `LockFiles`."""
