@@ -331,6 +331,51 @@ def test_by_area_as_shapely_does_it(tmp_path):
     assert found.n_images.sum() > len(rows)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_footprint_divided_at_180_counts_where_it_is_given(tmp_path, turned):
+    """Also of an image that is smaller than the square of its cell, or lies beside it."""
+    name = GRID.names(*GRID.at([-16.5], [179.999]))[0]
+    path = released(tmp_path / "a.parquet", some([name]))
+    table = pq.read_table(path)
+    shapes = shapely.from_wkb(table["geometry"].to_pylist())
+    assert (shapely.get_type_id(shapes) == shapely.GeometryType.MULTIPOLYGON).any()
+    shapes = shapely.transform(shapes, lambda xy: xy + np.array([0, 0.1]))
+    if turned:  # the second part of each the other way round
+        ends = [shapely.get_geometry(shapes, i) for i in (0, -1)]
+        both = [shapely.multipolygons([a, b.reverse()]) for a, b in zip(*ends, strict=True)]
+        shapes = np.where(ends[0] == ends[1], shapes, both)
+    i = table.schema.get_field_index("geometry")
+    pq.write_table(table.set_column(i, "geometry", pa.array(shapely.to_wkb(shapes))), path)
+    found = reading.read(path, [0], "area", "given")
+    share = {(s, c): w for s, c, w in zip(found.source, found.grid_id, found.weight, strict=True)}
+    assert len({source for source, _ in share}) == len(table)
+    for source, cell in share:
+        lat, lon = lattice.centre(int(cell))
+        boxes = [
+            shapely.box(lon + turn - 0.125, lat - 0.125, lon + turn + 0.125, lat + 0.125)
+            for turn in (-360, 0, 360)
+        ]
+        inside = shapely.area(shapely.intersection(shapes[source], shapely.union_all(boxes)))
+        weight = inside / shapely.area(shapes[source])
+        assert share[source, cell] == pytest.approx(weight, abs=1e-9)
+    sums = np.bincount(found.source, found.weight)
+    np.testing.assert_allclose(sums, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", [5, 9, 20, 60, -8, -1])
+def test_a_footprint_that_is_no_division_at_180_is_made_anew(tmp_path, cut):
+    name = GRID.names(*GRID.at([-16.5], [179.999]))[0]
+    path = released(tmp_path / "a.parquet", some([name]))
+    whole = reading.read(path, [0], "area", "given")
+    table = pq.read_table(path)
+    spoilt = [b[:cut] if len(b) > 93 else b for b in table["geometry"].to_pylist()]
+    i = table.schema.get_field_index("geometry")
+    pq.write_table(table.set_column(i, "geometry", pa.array(spoilt)), path)
+    found = reading.read(path, [0], "area", "given")
+    np.testing.assert_array_equal(found.grid_id, whole.grid_id)
+    np.testing.assert_allclose(found.weight, whole.weight, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [224, 384])
 def test_no_overlap_is_missed_where_corners_are_not_projected(tmp_path, size):
     """All corners of all fragments give the same, bit by bit, at any latitude and across 180°."""

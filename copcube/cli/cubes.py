@@ -43,7 +43,9 @@ def warn_of(attrs: Mapping[Any, Any], path: str) -> None:
         log.warning("%s: %s", path, said)
 
 
-def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Arguments], None]:
+def naming(
+    run: Callable[[Arguments], int | None], *inputs: str
+) -> Callable[[Arguments], int | None]:
     """Have a command name its inputs if numbers of them, read when they are needed, are damaged.
 
     Parameters
@@ -54,11 +56,11 @@ def naming(run: Callable[[Arguments], None], *inputs: str) -> Callable[[Argument
         Arguments that may hold paths of its inputs, one or a list each.
     """
 
-    def named(arguments: Arguments) -> None:
+    def named(arguments: Arguments) -> int | None:
         from copcube.cube.store import reading
 
         with reading(*_paths(arguments, inputs)):
-            run(arguments)
+            return run(arguments)
 
     return named
 

@@ -28,6 +28,8 @@ _MOST = 1 << 14
 POLYGON = np.dtype([("head", "u1", 13), ("points", "<f8", (5, 2))])
 HEAD = b"\x01\x03\x00\x00\x00\x01\x00\x00\x00\x05\x00\x00\x00"
 """Well-known binary of a polygon of one ring of five points, and how it begins."""
+_TWO = b"\x01\x06\x00\x00\x00\x02\x00\x00\x00"
+"""How well-known binary of two polygons begins."""
 
 
 _MODALITIES = {"S1": "s1_grd", "S2": "s2_toa", "Co": "dem", "DE": "dem"}
@@ -141,6 +143,40 @@ def polygons(column: "pa.ChunkedArray") -> tuple[Floats, NDArray[np.bool_]]:
     records = np.concatenate(found)
     plain: NDArray[np.bool_] = (records["head"] == np.frombuffer(HEAD, np.uint8)).all(axis=1)
     return records["points"].astype(np.float64), plain
+
+
+def divided(
+    column: "pa.ChunkedArray", chosen: NDArray[np.bool_]
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Corners (n, 17, 2) of chosen footprints that were divided at 180°, and which those are."""
+    rings = {i: _joined(column[i].as_py() or b"") for i in np.flatnonzero(chosen).tolist()}
+    found = {i: ring for i, ring in rings.items() if ring is not None}
+    return np.array([*found.values()]).reshape(-1, 17, 2), np.isin(np.arange(len(chosen)), [*found])
+
+
+def _joined(binary: bytes) -> Floats | None:
+    """Both rings of a footprint divided at 180° as one of 17 points; None of anything else.
+
+    It goes from the first ring to the second and back the same way, so that its area is theirs.
+    """
+    rings, begin = [], len(_TWO)
+    for _ in range(2):
+        points = int.from_bytes(binary[begin + 9 : begin + 13], "little")
+        end = begin + 13 + 16 * points
+        if binary[begin : begin + 9] != HEAD[:9] or not 4 <= points <= 8 or len(binary) < end:
+            return None
+        ring = np.frombuffer(binary, "<f8", 2 * points, begin + 13).reshape(-1, 2)
+        rings.append(np.stack([ring[:, 0] % 360, ring[:, 1]], axis=1))
+        begin = end
+    a, b = rings
+    x, y = np.concatenate(rings).T
+    turns = [float(np.sum(r[:-1, 0] * r[1:, 1] - r[1:, 0] * r[:-1, 1])) for r in rings]
+    near = (np.abs(x - 180) < 10).all() and (np.abs(y) <= 90).all()
+    closed = (a[0] == a[-1]).all() and (b[0] == b[-1]).all()
+    if not (binary.startswith(_TWO) and begin == len(binary) and near and closed and all(turns)):
+        return None
+    b = b if turns[0] * turns[1] > 0 else b[::-1]
+    return np.concatenate([a, b, np.repeat(a[:1], 17 - len(x), axis=0)])
 
 
 def _binary(chunk: "pa.Array") -> tuple[NDArray[np.integer], NDArray[np.uint8]]:

@@ -27,6 +27,7 @@ from copcube.products.majortom.columns import (
     TEXTS,
     boxes,
     check,
+    divided,
     floats,
     modality_of,
     numbers,
@@ -240,10 +241,12 @@ class _Part:
 
     def overlaps(self, table: "pa.Table") -> tuple[Integers, Integers, Floats]:
         """Overlap of footprints with cells, as `copcube.products.overlap.overlaps`."""
-        given, plain = np.empty((0, 5, 2)), np.zeros(len(table), bool)
+        given, halves = np.empty((0, 5, 2)), np.empty((0, 17, 2))
+        plain = two = np.zeros(len(table), bool)
         if "geometry" in table.column_names:
             given, plain = polygons(table.column("geometry"))
-        made = np.flatnonzero(self.moved | ~plain)
+            halves, two = divided(table.column("geometry"), ~plain & ~self.moved)
+        made = np.flatnonzero(self.moved | ~(plain | two))
         cell = self._only_cells(made)
         # Most fragments lie in one cell by far, so that no corner of theirs needs be known.
         inside, made = made[cell >= 0], made[cell < 0]
@@ -251,10 +254,11 @@ class _Part:
         polygon, cells, share = overlaps(
             np.concatenate([continuous(given[kept]), self._corners(made)])
         )
-        source = np.concatenate([inside, np.append(kept, made)[polygon]])
+        half, beside_180, shares = overlaps(halves)
+        source = np.concatenate([inside, np.append(kept, made)[polygon], np.flatnonzero(two)[half]])
         order = np.argsort(source, kind="stable")
-        cells = np.concatenate([cell[cell >= 0], cells])
-        share = np.concatenate([np.ones(len(inside)), share])
+        cells = np.concatenate([cell[cell >= 0], cells, beside_180])
+        share = np.concatenate([np.ones(len(inside)), share, shares])
         return source[order], cells[order], share[order]
 
     def _corners(self, chosen: Integers) -> Floats:
