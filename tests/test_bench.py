@@ -669,6 +669,23 @@ def test_the_command_runs_tasks_and_says_which_failed(data, loaded, tmp_path, ca
     assert "exists already" in capsys.readouterr().err
 
 
+def test_what_another_run_adds_to_the_results_meanwhile_stays(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+
+    def found(task):
+        return Result(task, "knn", (Score(90.0, 90.0, 91.0),), {"seeds": 1}, 1.0)
+
+    def other_run_ends(*arguments, **options):
+        write_results(path, [found("eurosat-s1"), found("eurosat-s2")])
+        return running.Benched([found("lcz-s2")], {})
+
+    monkeypatch.setattr(copcube.probes.bench, "bench", other_run_ends)
+    write_results(path, [found("eurosat-s1")])
+    assert main(["bench", "lcz-s2", "--root", str(tmp_path), "--out", str(path)]) == 0
+    kept = [one.task for one in read_results(path)]
+    assert kept == ["eurosat-s1", "eurosat-s2", "lcz-s2"]
+
+
 def test_data_and_a_sensor_of_ones_own_are_run_like_the_published_ones(tmp_path):
     bands = {"wavelengths": (600.0, 900.0), "bandwidths": (30.0, 40.0), "kernel": 8}
     task = replace(CLASSES, name="mine", title="Mine", random=np.nan, published=np.nan)
