@@ -1,3 +1,6 @@
+import os
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -18,6 +21,8 @@ from copcube.aggregate import (
     survey,
 )
 from copcube.builds import aggregate as build_of
+from copcube.builds import stages
+from copcube.cube import open_cube
 from copcube.errors import OptionError, RowsError
 from copcube.grouping import MONTHS, SEASONS
 from copcube.modalities import MODALITIES
@@ -312,6 +317,31 @@ def test_what_is_small_of_a_part_is_read_once_in_a_build(tmp_path, monkeypatch):
     for _ in range(2):
         assert len(read_part(part, "centre", "auto")) == part.rows
     assert len(seen) == 4
+
+
+@pytest.mark.slow
+def test_rows_that_change_while_they_are_aggregated_make_no_cube(tmp_path, monkeypatch):
+    former = random_rows(200)
+    latter = replace(former, embedding=2 * former.embedding)
+    path, out = tmp_path / "rows.parquet", tmp_path / "a.zarr"
+    write_rows(path, former, {})
+    run_stage = stages.run_stage
+
+    def changing(executor, stage):
+        run_stage(executor, stage)
+        write_rows(path, latter, {})
+        os.utime(path, ns=(1, 1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "run_stage", changing)
+        with pytest.raises(RowsError, match=r"rows\.parquet: replaced, changed or removed while"):
+            build_of(path, out)
+    assert not out.exists()
+    build_of(path, out)
+    write_rows(tmp_path / "latter.parquet", latter, {})
+    build_of(tmp_path / "latter.parquet", tmp_path / "b.zarr")
+    found, expected = (open_cube(tmp_path / name).embedding for name in ("a.zarr", "b.zarr"))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_encoders_and_lengths_do_not_mix(tmp_path):

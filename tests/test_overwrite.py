@@ -730,7 +730,9 @@ def test_a_cube_that_is_replaced_while_it_is_read_makes_nothing(
     monkeypatch.setattr(view.CubeView, "of", replaced)
     monkeypatch.setattr(validation, "open_group", partial(replaced, real=validation.open_group))
     assert main(command.format(world=world).split()) == 1
-    assert f"{world}: replaced or changed while it was read; give" in capsys.readouterr().err
+    assert (
+        f"{world}: replaced, changed or removed while it was read; give" in capsys.readouterr().err
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"here", "former.zarr"}
 
 

@@ -30,7 +30,8 @@ from copcube.builds.tasks import (
     run_write_task,
     variances_of,
 )
-from copcube.errors import BuildError, CopcubeError, ReadError
+from copcube.errors import BuildError, CopcubeError, ReadError, RowsError, few
+from copcube.files.regular import version_of
 from copcube.grid import N_BANDS
 from copcube.images import Partition, Rejected
 from copcube.images.units import remedy
@@ -370,7 +371,10 @@ def assemble(
     BuildError
         If no row, or no pixel with data, is left to aggregate, or tasks failed; if something else
         has the final name.
+    RowsError
+        If files of somebody else changed while they were read.
     """
+    versions = _versions(plan, files)
     with ThreadPoolExecutor(1) as thread:
         # It takes as long as to look at many rows, and comes next.
         thread.submit(import_module, "zarr")
@@ -407,10 +411,22 @@ def assemble(
         about["aggregation_scales"] = variances_of(task).in_words(found.labels)
     run_stage(executor, AssembleStage(folder, "write", task, N_BANDS))
     folder.require_lock()
+    now = _versions(plan, files)
+    if changed := [file for file in versions if now[file] != versions[file]]:
+        folder.give_up()
+        raise RowsError(
+            f"{few(changed)}: replaced, changed or removed while it was aggregated; the same "
+            "command begins anew"
+        )
     # Once more: the template may be of a run that failed at rows since made anew.
     cube.finish(folder.cube(task.place), about)
     folder.publish(plan, task.place, overwrite=overwrite)
     folder.sweep()
+
+
+def _versions(plan: Plan, files: Sequence[str]) -> dict[str, int]:
+    """What tells whether files of rows change, if they are not the build's own."""
+    return {file: version_of(file) for file in files} if plan.kind == "aggregate" else {}
 
 
 def _warn_of_absent(found: Surveyed, asked: Iterable[str]) -> None:

@@ -189,9 +189,8 @@ def require_unchanged() -> None:
     """
     for path, state in _READ.get().items():
         if _state(path) != state:
-            raise CubeError(
-                f"{path}: replaced or changed while it was read; give the same command again"
-            )
+            how = "replaced, changed or removed while it was read"
+            raise CubeError(f"{path}: {how}; give the same command again")
 
 
 def _state(path: str | Path) -> list[tuple[int, ...]]:
