@@ -180,7 +180,7 @@ def make_folder(path: str | Path) -> None:
 
 
 @contextmanager
-def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, replace: bool = True, sweep: bool = True) -> Iterator[Path]:
     """Write a folder under a temporary name and move it into place when it is complete.
 
     Parameters
@@ -189,7 +189,10 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
         Final name.
     replace : bool
         Whether what is there at the end is replaced. Otherwise only an empty folder may be
-        there, and what a killed process of this machine left of the same folder is removed first.
+        there.
+    sweep : bool
+        Whether, without `replace`, what a killed process of this machine left of the same folder
+        is removed first.
 
     Yields
     ------
@@ -206,7 +209,7 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """
     final = Path(path)
     temporary, former = _hidden(final, "partial"), _hidden(final, "former")
-    if not replace:
+    if sweep and not replace:
         for stray in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
             if not _may_be_at_work(stray):
                 shutil.rmtree(stray, ignore_errors=True)

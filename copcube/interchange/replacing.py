@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def appearing(
         If what a command reads for it was replaced meanwhile.
     """
     try:
-        write = atomic_folder if folder else atomic_path
+        # What killed processes left is removed by `require_free`.
+        write = partial(atomic_folder, sweep=False) if folder else atomic_path
         with write(path, replace=overwrite) as temporary:
             yield temporary
             require_unchanged()
