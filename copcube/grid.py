@@ -272,7 +272,7 @@ def whole_numbers(values: ArrayLike, what: str) -> Integers:
         found.dtype.kind == "f" and np.array_equal(found, np.rint(found))
     ):
         raise GridError(f"{what} are {as_given(values)}; expected whole numbers")
-    return found.astype(np.int64)
+    return found.astype(np.int64, copy=False)
 
 
 def require_places(lat: ArrayLike, lon: ArrayLike) -> tuple[Floats, Floats]:

@@ -27,10 +27,10 @@ from copcube.builds.stages import Stage, run_stage
 from copcube.cube import validate
 from copcube.errors import BuildError, WriteError
 from copcube.files import lock
-from copcube.files.atomic import machine
 from copcube.files.folders import LocalFolder, open_folder
 from copcube.files.lock import PREFIX
 from copcube.files.objects import ObjectFolder, listing
+from copcube.files.processes import machine
 from copcube.images.sample import writing as sample
 
 TESTS = str(Path(__file__).parent)

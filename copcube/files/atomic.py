@@ -5,17 +5,16 @@ import glob
 import hashlib
 import os
 import shutil
-import socket
 import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
 from copcube.arguments import is_in_utf8, one_path
 from copcube.errors import CopcubeError, StorageError, WriteError
+from copcube.files.processes import machine, runs
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
@@ -284,31 +283,6 @@ def _may_be_at_work(hidden: Path) -> bool:
 def _owner() -> str:
     """Machine and number of this process, for names of files."""
     return f"{hashlib.sha256(machine().encode()).hexdigest()[:8]}-{os.getpid()}"
-
-
-@cache
-def machine() -> str:
-    """Identity of the machine, and of the container, in which a number means one process."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()} {uuid.getnode():x}"
-
-
-def runs(pid: int) -> bool:
-    """Whether this machine has a process of a number; True where it cannot be told."""
-    if os.name != "posix":  # elsewhere `os.kill` would end the process instead of looking
-        return True
-    try:
-        os.kill(pid, 0)
-        # A killed process keeps its number until its parent has asked how it ended.
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in ("Z", "X")
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it is somebody else's, or there is no /proc
-        return True
 
 
 def _replace_folder(temporary: Path, final: Path, former: Path) -> None:

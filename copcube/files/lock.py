@@ -28,7 +28,8 @@ from threading import Event, RLock, Thread
 from typing import Any, Protocol
 
 from copcube.errors import BuildError
-from copcube.files.atomic import atomic_path, machine, make_folder, runs, writing
+from copcube.files.atomic import atomic_path, make_folder, writing
+from copcube.files.processes import machine, runs
 
 log = logging.getLogger("copcube")
 
