@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid, provenance
+from copcube.arguments import one_of
 from copcube.balance import Variances, equalised
 from copcube.cells import Cells
 from copcube.errors import OptionError, RepeatedError, RowsError
@@ -87,11 +88,8 @@ class Aggregation:
     def __post_init__(self) -> None:
         kinds = {"balance": Balance, "by": By, "duplicates": Duplicates}
         for name, kind in (kinds | {"assign": Assign, "footprints": Position}).items():
-            value, known = getattr(self, name), get_args(kind)
-            if name == "by" and value is None:
-                continue
-            if not isinstance(value, str) or value not in known:
-                raise OptionError(f"{name}={value!r} is unknown; expected {', '.join(known)}")
+            if name != "by" or self.by is not None:
+                one_of(getattr(self, name), name, get_args(kind))
 
 
 @dataclass(frozen=True)

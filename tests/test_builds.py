@@ -880,7 +880,7 @@ def test_rows_that_were_refused_leave_their_output_s_name_to_others(undisturbed,
 
 @pytest.mark.parametrize("option", [{"balance": "none"}, {"by": "day"}])
 def test_unknown_options_are_refused_before_anything_is_written(images, tmp_path, option):
-    with pytest.raises(OptionError, match="is unknown; expected"):
+    with pytest.raises(OptionError, match="; expected "):
         build(images, tmp_path / "w.zarr", encoder=StubEncoder(), **option)
     assert not list(tmp_path.iterdir())
 

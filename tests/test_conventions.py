@@ -267,7 +267,7 @@ def test_every_layout_comes_back(world, fields, merged, tmp_path, layout):
             assert same(again[name][3, [0, 5], 1], ds[name][3, [0, 5], 1])
             assert same(again[name][..., [2, 0]], ds[name][..., [2, 0]])
             assert same(again[name].chunk()[5:9], ds[name][5:9])
-    with pytest.raises(OptionError, match="layout='south'; expected first, separate, last"):
+    with pytest.raises(OptionError, match="layout='south'; expected first or separate or last"):
         to_netcdf(fields, tmp_path / "a.nc", layout="south")
     assert not (tmp_path / "a.nc").exists()
 

@@ -575,7 +575,7 @@ def test_compat_is_transposed_noted_and_never_mixed(core, built, tmp_path):
     [
         ({"modalities": "s2_toa"}, "modalities and sensors cannot be chosen"),
         ({"crop": "full"}, "crop='full' means nothing"),
-        ({"product": "other"}, "product='other' is unknown"),
+        ({"product": "other"}, "product='other'; expected majortom"),
         ({"encoder": "vit"}, "expected one of ssl4eo-s2"),
         ({"encoder": copcube.EncoderSpec("untrained:0")}, "embeds no fragments of Major TOM"),
         ({"encoder": spec("dinov2"), "s2_offset": -1}, "s2_offset is -1"),

@@ -453,7 +453,7 @@ def test_numbers_of_numpy_draw_the_same_sample(tmp_path):
 
 
 def test_unknown_layout(tmp_path):
-    with pytest.raises(OptionError, match="unknown layout 'zarr'"):
+    with pytest.raises(OptionError, match="layout='zarr'; expected geotiff or webdataset"):
         write_sample(tmp_path, "zarr")
 
 

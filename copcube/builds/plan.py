@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from copcube.aggregate import Aggregation, Balance, Survey
-from copcube.arguments import flag, whole_number
+from copcube.arguments import flag, one_of, whole_number
 from copcube.embedding import Crop, Encoder, Spec, as_encoder
 from copcube.embedding.fragments import encoder_of_fragments
 from copcube.errors import BuildError, OptionError
@@ -95,9 +95,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         _ = self.aggregation  # refuses unknown values
-        if not isinstance(self.crop, str) or self.crop not in get_args(Crop):
-            known = " or ".join(get_args(Crop))
-            raise OptionError(f"crop={self.crop!r} is unknown; expected {known}")
+        one_of(self.crop, "crop", get_args(Crop))
         # Plans are JSON, which takes no number of NumPy.
         plain = {"s2_offset": require_offset(self.s2_offset), "strict": flag(self.strict, "strict")}
         for name in ("batch_size", "threads"):
@@ -138,8 +136,7 @@ class BuildOptions:
             If a value is unknown, the dates cannot be read, or a sensor cannot be used.
         """
         if product is not None:
-            if not isinstance(product, str) or product not in get_args(Product):
-                raise OptionError(f"product={product!r:.60} is unknown; expected 'majortom'")
+            one_of(product, "product", get_args(Product))
             if modalities is not None or sensors is not None:
                 raise OptionError(
                     "modalities and sensors cannot be chosen for Major TOM: the encoder's is taken"

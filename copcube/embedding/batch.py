@@ -1,13 +1,13 @@
 """One vector an image: a NumPy batch with its metadata, embedded as a build embeds it."""
 
 import logging
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from copcube.arguments import as_given, whole_number
+from copcube.arguments import as_given, one_of, whole_number
 from copcube.embedding.axes import arranged, nodata_of, scales_of
 from copcube.embedding.encoders import Encoder, Spec, as_encoder
 from copcube.embedding.georeference import days_since_1970, within_code
@@ -169,8 +169,7 @@ def _checked(images: NDArray[Any], kind: Modality, crop: Crop) -> NDArray[Any]:
     bands = len(kind.bands)
     if images.dtype.kind not in "iuf":
         raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
-    if not isinstance(crop, str) or crop not in ("center", "full"):
-        raise OptionError(f"crop is {crop!r}; expected 'center' or 'full'")
+    one_of(crop, "crop", get_args(Crop))
     if images.ndim < 3 or images.shape[-3] != bands:
         raise OptionError(
             f"images has shape {images.shape}; expected (…, {bands}, rows, columns), bands of "

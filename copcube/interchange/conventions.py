@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from copcube import grid
+from copcube.arguments import one_of
 from copcube.cube import schema
 from copcube.cube.latlon import spatial_dims
 from copcube.cube.results import without_encoding
 from copcube.cube.view import CubeView
-from copcube.errors import CubeError, OptionError
+from copcube.errors import CubeError
 from copcube.version import __version__
 
 if TYPE_CHECKING:
@@ -39,18 +40,6 @@ _TITLES = {
     "pc": "Principal components of Copernicus Sentinel embeddings",
 }
 _NUMBERED = re.compile(r"(pc|dim)_\d+")
-
-
-def require_layout(layout: str) -> None:
-    """Check the name of a layout.
-
-    Raises
-    ------
-    OptionError
-        If there is no such layout.
-    """
-    if not isinstance(layout, str) or layout not in LAYOUTS:
-        raise OptionError(f"layout={layout!r}; expected {', '.join(LAYOUTS)}")
 
 
 def numbered_names(view: CubeView) -> list[str]:
@@ -99,7 +88,7 @@ def laid_out(ds: "xr.Dataset", layout: str) -> "xr.Dataset":
     OptionError
         If there is no such layout.
     """
-    require_layout(layout)
+    one_of(layout, "layout", LAYOUTS)
     if layout == "last":
         return ds
     view = CubeView.of(ds)

@@ -20,7 +20,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from copcube import grid
-from copcube.arguments import flag
+from copcube.arguments import flag, one_of
 from copcube.cube.results import known_to_json
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
@@ -30,12 +30,12 @@ from copcube.files.limits import rule_out_shortage
 from copcube.files.netcdf_sizes import demand_variables
 from copcube.files.regular import require_file
 from copcube.interchange.conventions import (
+    LAYOUTS,
     conforming,
     is_numbered,
     latlon_last,
     numbered_attributes,
     numbered_names,
-    require_layout,
 )
 from copcube.interchange.packing import Exported, Packer, Packing, int8_packing, required_dtype
 from copcube.interchange.pieces import in_pieces
@@ -111,7 +111,7 @@ def to_netcdf(
     chosen = layout
     if chosen is None:
         chosen = "separate" if dtype == "int8" else "first"
-    require_layout(chosen)
+    one_of(chosen, "layout", LAYOUTS)
     if dtype == "int8" and chosen != "separate":
         raise OptionError(
             f"layout={layout!r}: CF has one scale a variable and int8 needs one a component; "

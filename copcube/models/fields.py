@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
+from copcube.arguments import one_of
 from copcube.cube.latlon import LatLon
 from copcube.era5.conservative import Overlaps
-from copcube.errors import CubeError, OptionError
+from copcube.errors import CubeError
 from copcube.grid import Floats
 from copcube.models.components import PREFIX, Components
 
@@ -181,8 +182,7 @@ def on_gaussian(components: Components, statics: Maps, *, grid: str = "TL63") ->
     OptionError
         If there is no such grid.
     """
-    if not isinstance(grid, str) or grid not in GAUSSIAN:
-        raise OptionError(f"grid={grid!r}; expected {', '.join(GAUSSIAN)}")
+    one_of(grid, "grid", [*GAUSSIAN])
     coarse = gaussian(GAUSSIAN[grid])
     every = np.arange(components.filled.shape[0]), np.arange(components.filled.shape[1])
     overlaps = Overlaps.between(*every, coarse)

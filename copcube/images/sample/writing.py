@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid, progress
-from copcube.arguments import whole_number
-from copcube.errors import MissingPackageError, OptionError
+from copcube.arguments import one_of, whole_number
+from copcube.errors import MissingPackageError
 from copcube.files.atomic import atomic_folder, vacant_folder
 from copcube.files.regular import bytes_below
 from copcube.grid import cell_at, centre, format_cell, grid_id
@@ -160,8 +160,7 @@ def write_sample(
     MissingPackageError
         If ``layout`` is "webdataset" and torch is not installed.
     """
-    if not isinstance(layout, str) or layout not in get_args(Layout):
-        raise OptionError(f"unknown layout {layout!r}; expected 'geotiff' or 'webdataset'")
+    one_of(layout, "layout", get_args(Layout))
     seed = whole_number(seed, "seed", 0, 2**32 - 1)
     cells = whole_number(cells, "cells", 1, _MAX_CELLS)
     local_patches = whole_number(local_patches, "local_patches", 1, _MAX_PATCHES)
