@@ -100,9 +100,13 @@ class Mapped(MapSource):
         return out
 
     def bands(self) -> Iterator[FilledCells]:  # noqa: D102
+        every = np.arange(grid.N_LON)
         for rows in grid.bands():
-            numbers = self._numbers(np.arange(grid.N_LAT)[rows], np.arange(grid.N_LON))
-            yield filled_cells(numbers, rows.start, 0, self.packing)
+            # A row has 4 MB, which processors keep at hand; a band 200 MB, mostly of missing cells.
+            read = ((n, self._numbers(np.array([n]), every)) for n in range(rows.start, rows.stop))
+            found = [filled_cells(numbers, row, 0, self.packing) for row, numbers in read]
+            y, x, vectors = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            yield y, x, vectors
 
     def _numbers(self, rows: Integers, cols: Integers) -> NDArray[Any]:
         """Read the stored numbers of the cells where rows and columns cross."""
@@ -112,7 +116,7 @@ class Mapped(MapSource):
         starts = [0, *ends.tolist(), len(cols)] if len(cols) else []
         # Read rather than mapped: of a file that is cut meanwhile a mapping kills the process.
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with open(self.path, "rb") as file:
                 for i, row in enumerate(rows.tolist()):
                     for begin, end in itertools.pairwise(starts):
                         cell = row * grid.N_LON + int(cols[begin])
