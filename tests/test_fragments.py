@@ -221,6 +221,22 @@ def test_rows_of_patches_lie_where_their_names_say(tmp_path):
     assert found.at(48.2, 11.5) == 2
 
 
+def test_rows_of_patches_without_a_place_are_named(tmp_path):
+    for patch in ("field 7", "1000001_11.6_48.1", "1000001_200.00_48.10"):
+        keys = [(0, 0, None, None), (0, 1, patch, "20210601")]
+        write_rows(tmp_path / "rows.parquet", table(keys, np.eye(2)), {})
+        with pytest.raises(RowsError, match=rf"rows\.parquet: row 1: .*local_id_coord: .*{patch}"):
+            Fragments.open(tmp_path)
+
+
+def test_footprints_are_of_fragments_alone(tmp_path):
+    write_rows(tmp_path / "rows.parquet", random_rows(5), {})
+    with pytest.raises(OptionError, match=r"rows\.parquet: .*footprints='swap' mean nothing"):
+        Fragments.open(tmp_path, footprints="swap")
+    with pytest.raises(OptionError, match="footprints='swop'; expected auto or given or swap"):
+        Fragments.open(tmp_path, footprints="swop")
+
+
 def test_rows_of_several_encoders_are_not_searched_together(tmp_path):
     said = {"encoder": "a", "encoder_sha256": "1", "encoder_pooling": "cls"}
     write_rows(tmp_path / "a.parquet", random_rows(5), said)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from copcube import grid, rows
-from copcube.errors import RowsError
+from copcube.errors import GridError, RowsError
 from copcube.files.objects import is_remote
 from copcube.grid import Floats
 from copcube.products import tables
@@ -56,7 +56,10 @@ def centres(file: str, footprints: Position) -> tuple[Floats, Floats]:
     # Images of a whole cell have no place of their own.
     own = [i for i, text in enumerate(read.local_id) if text is not None]
     for i in own:
-        lat[i], lon[i] = grid.parse_local(read.local_id[i])
+        try:
+            lat[i], lon[i] = grid.parse_local(read.local_id[i])
+        except GridError as error:
+            raise RowsError(f"{file}: row {i}: column local_id_coord: {error}") from error
     return lat, lon
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copcube import rows
-from copcube.arguments import as_whole, number, whole_number
+from copcube.arguments import as_whole, number, one_of, whole_number
 from copcube.cube.caution import of_encoder
 from copcube.cube.results import as_result
 from copcube.errors import OptionError, RowsError
@@ -104,9 +104,13 @@ class Fragments:
         ------
         RowsError
             If there are no files, one cannot be read, or vectors are those of several encoders.
+        OptionError
+            If `footprints` is unknown, or given for rows of images, which have none.
         """
+        one_of(footprints, "footprints", get_args(Position))
         files = [str(file) for file in rows.rows_files(path)]
-        dim, _ = of_one_encoder(files, "search the embeddings of one encoder at a time")
+        how = "search the embeddings of one encoder at a time"
+        dim, _ = of_one_encoder(files, how, position=footprints)
         if not dim:
             raise RowsError(f"{path}: no embedding is there")
         places = [centres(file, footprints) for file in files]
