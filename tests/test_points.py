@@ -123,6 +123,18 @@ def test_bilinear_leaves_out_missing_corners():
     assert on_it.embedding.isnull().all()
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_on_the_nodes_of_coarser_grids_too_the_others_count_for_nothing(dtype):
+    # Multiples of 0.7 are rounded, so that neighbours have weights of some 1e-15, or 1e-5.
+    lat, lon = (first + 0.7 * np.arange(15).astype(dtype) for first in (20, 3.1))
+    x = cube(filled=0.5).embedding.values[:15, :15]
+    ds = xr.Dataset({"embedding": (("lat", "lon", "dim"), x)}, {"lat": lat, "lon": lon})
+    y, x_ = np.meshgrid(lat, lon, indexing="ij")
+    found = points(ds, (y.ravel(), x_.ravel()), method="bilinear")
+    np.testing.assert_allclose(found.embedding, x.reshape(-1, DIM), atol=1e-4)
+    np.testing.assert_array_equal(found.status == 0, np.isfinite(x).all(-1).ravel())
+
+
 def test_bilinear_across_greenwich_and_at_the_poles():
     rows, cols = np.meshgrid(np.arange(721), np.arange(1440), indexing="ij")
     x = np.stack([rows, np.cos(np.radians(cols / 4))], -1)

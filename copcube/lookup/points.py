@@ -26,6 +26,8 @@ STATUS = ("present", "modality_missing", "no_image", "outside_cube", "not_a_plac
 _PRESENT, _PARTLY, _EMPTY, _OUTSIDE, _NOWHERE = range(len(STATUS))
 _SLAB = 4096
 """Points interpolated at once, so that their corners take little memory."""
+_LEAST = 1e-3
+"""Sum of weights below which no vector is near: rounding gives a node's neighbours so much."""
 
 
 @naming_damage()
@@ -235,7 +237,7 @@ def _bilinear(
             of_each = of_point.reshape(-1, *[1] * (there.ndim - 1)) * there[at[corner, part]]
             total += of_each[..., np.newaxis].astype(known.dtype) * known[at[corner, part]]
             weight += of_each
-        filled[where[part]] = weight > 0
-        with np.errstate(invalid="ignore"):  # 0/0 where no corner has a vector: NaN
-            vectors[where[part]] = total / weight[..., np.newaxis].astype(known.dtype)
+        weight[weight < _LEAST] = np.nan
+        filled[where[part]] = np.isfinite(weight)
+        vectors[where[part]] = total / weight[..., np.newaxis].astype(known.dtype)
     return vectors, filled
