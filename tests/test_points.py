@@ -13,6 +13,7 @@ from copcube.cli import main
 from copcube.errors import OptionError
 from copcube.lookup import points
 from copcube.lookup.points import STATUS
+from copcube.lookup.tables import write_table
 
 LAT, LON = np.arange(60, 40, -0.25), np.arange(-10, 10, 0.25)
 DIM = 3
@@ -281,6 +282,45 @@ def test_rows_of_a_structured_array():
     want = points(CUBE, (Y[:2], X[:2])).embedding
     for table in (rows, rows.view(np.recarray)):
         np.testing.assert_array_equal(points(CUBE, table).embedding, want)
+
+
+def test_no_column_of_the_table_is_lost(tmp_path):
+    table = {"point": ["a", "b"], "lat": [0, 0], "y": Y[:2], "x": X[:2]}
+    found = points(CUBE, table, lat="y", lon="x")
+    assert found.table_point.values.tolist() == ["a", "b"]
+    assert found.table_lat.values.tolist() == [0, 0]
+    assert found.lat.values.tolist() == Y[:2].tolist()
+    levels = pd.MultiIndex.from_arrays([[5, 6], ["c", "d"]], names=["lon", "k"])
+    frame = pd.DataFrame({"k": [7, 8], "y": Y[:2], "x": X[:2]}, levels)
+    found = points(CUBE, frame, lat="y", lon="x")
+    assert found.k.values.tolist() == ["c", "d"]
+    assert found.table_k.values.tolist() == [7, 8]
+    assert found.table_lon.values.tolist() == [5, 6]
+    write_table(
+        points(CUBE, {"point": ["a", "b"], "lat": Y[:2], "lon": X[:2]}), tmp_path / "t.csv", False
+    )
+    assert pd.read_csv(tmp_path / "t.csv")["table_point"].tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("before", "names", "end"),
+    [
+        ("", '"name; of; the; station",lat,lon', ""),
+        ("\n\r\n", "name;lat;lon", ""),
+        ("", "name;lat;lon", ";"),
+        ("\n", '"name, of it",lat,lon', "\nlong,50,1,2,3"),
+    ],
+)
+def test_how_a_table_is_separated(tmp_path, before, names, end):
+    mark = ";" if names.endswith(";lon") else ","
+    rows = [f"{name}{mark}{y}{mark}{x}{end}" for name, y, x in zip("ab", Y, X, strict=False)]
+    (tmp_path / "t.csv").write_text(before + "\n".join([names, *rows]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = points(CUBE, tmp_path / "t.csv")
+    assert found.lat.values[found.lat != 50].tolist() == Y[:2].tolist()
+    name = next(name for name in found.coords if "name" in str(name))
+    assert found[name].values[found.lat != 50].tolist() == ["a", "b"]
 
 
 @pytest.mark.parametrize("form", ["csv", "semicolons", "parquet"])

@@ -1,6 +1,7 @@
 """Tables of points as people have them: arrays, frames, datasets, CSV and parquet files."""
 
 import json
+import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -148,18 +149,20 @@ def _of_frame(frame: "pd.DataFrame", lat: str | None, lon: str | None) -> "xr.Da
     index = frame.index
     dim = str(index.name) if index.name is not None and index.nlevels == 1 else "point"
     dim = dim if dim not in ("lat", "lon", "dim", "component") else "point"
-    coords: dict[Hashable, Any] = {}
-    if isinstance(index, pd.MultiIndex):
-        for level, name in enumerate(index.names):
-            values = index.get_level_values(level)
-            coords[name if name is not None else f"level_{level}"] = (dim, _plain(values))
-    else:
-        coords[dim] = (dim, _plain(index))
-    for name in frame.columns:
-        if name not in (y, x) and name not in coords:
-            coords[str(name)] = (dim, _plain(frame[name]))
     degrees = {"lat": (dim, _degrees(frame[y])), "lon": (dim, _degrees(frame[x]))}
-    return xr.Dataset(degrees, {k: v for k, v in coords.items() if k not in degrees})
+    levels = index.names if isinstance(index, pd.MultiIndex) else ()
+    columns: list[tuple[Hashable, Any]] = [
+        *(
+            (name if name is not None else f"level_{level}", index.get_level_values(level))
+            for level, name in enumerate(levels)
+        ),
+        *((str(name), frame[name]) for name in frame.columns if name not in (y, x)),
+    ]
+    coords: dict[Hashable, Any] = {} if levels else {dim: (dim, _plain(index))}
+    for name, values in columns:
+        taken = name in degrees or name in coords
+        coords[f"table_{name}" if taken else name] = (dim, _plain(values))
+    return xr.Dataset(degrees, coords)
 
 
 def _plain(column: Any) -> NDArray[Any]:
@@ -271,10 +274,13 @@ def _read_csv(path: str) -> "pd.DataFrame":
     import pandas as pd
 
     with open_regular(path, OptionError) as file:
-        head = file.readline(1 << 20)
+        # pandas passes over what is empty before the names.
+        while (head := file.readline(1 << 20)) and not head.strip():
+            pass
         file.seek(0)
         if b"\0" in head:
             raise OptionError(f"{path}: not a table of texts; expected .csv or .parquet")
+        head = re.sub(rb'"[^"]*"', b"", head)  # marks within quotes separate nothing
         separator = max(b",;\t", key=lambda mark: head.count(bytes([mark])))
         options: dict[str, Any] = {
             "sep": chr(separator),
@@ -288,18 +294,19 @@ def _read_csv(path: str) -> "pd.DataFrame":
             "index_col": False,
         }
         try:
-            try:
-                frame = pd.read_csv(file, **options)
-            except pd.errors.ParserError as error:
-                # The slow reader passes over all that follows a quote that nothing closes.
-                if "EOF inside string" in str(error):
-                    raise
-                # A row with too many fields: the slow reader can cut it, so that the others count.
-                file.seek(0)
-                width = head.count(bytes([separator])) + 1
-                with warnings.catch_warnings():
-                    # Older pandas cuts it without asking, and warns of that.
-                    warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            with warnings.catch_warnings():
+                # pandas warns of some of the fields that are too many, which are cut.
+                warnings.simplefilter("ignore", pd.errors.ParserWarning)
+                try:
+                    frame = pd.read_csv(file, **options)
+                except pd.errors.ParserError as error:
+                    # The slow reader passes over all that follows a quote that nothing closes.
+                    if "EOF inside string" in str(error):
+                        raise
+                    # A row with too many fields: the slow reader can cut it, so that the others
+                    # count.
+                    file.seek(0)
+                    width = head.count(bytes([separator])) + 1
                     frame = pd.read_csv(
                         file, engine="python", on_bad_lines=lambda row: row[:width], **options
                     )
