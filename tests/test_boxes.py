@@ -385,6 +385,21 @@ def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     out = tmp_path / "o.parquet"
     assert main(["box", cube, "--regions", str(path), "--out", str(out)]) == 0
     assert pd.read_parquet(out).name.tolist() == ["1", "b"]
+    # Properties have the names of results.
+    features[0]["properties"] = {"area": 7, "status": "old", "pc": 3, "component": 1, "region": "x"}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    for form in ("csv", "parquet"):
+        out = tmp_path / f"names.{form}"
+        assert main(["box", cube, "--regions", str(path), "--out", str(out)]) == 0
+        assert "region 1 of the file" not in capsys.readouterr().err
+        named = pd.read_csv(out) if form == "csv" else pd.read_parquet(out)
+        assert named.area[0] == pytest.approx(float(found.area[1]))
+        assert named.status[0] == "present"
+        given = [named[name][0] for name in ("table_area", "table_status", "table_pc", "region")]
+        assert [str(value) for value in given] in (
+            ["7.0", "old", "3.0", "x"],
+            ["7", "old", "3", "x"],
+        )
     assert main(["box", cube, "5", "45", "10", "48"]) == 0
     assert "without a vector" in capsys.readouterr().out
     shapefile = tmp_path / "basins.shp"

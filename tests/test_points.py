@@ -302,6 +302,21 @@ def test_no_column_of_the_table_is_lost(tmp_path):
     assert pd.read_csv(tmp_path / "t.csv")["table_point"].tolist() == ["a", "b"]
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_what_points_wrote_is_a_table_of_points_too(tmp_path, form):
+    first, second = tmp_path / f"a.{form}", tmp_path / f"b.{form}"
+    write_table(points(CUBE, (Y[:2], X[:2])), first, False)
+    write_table(points(CUBE.isel(lat=slice(None, None, -1)), first), second, False)
+    before, after = (
+        pd.read_csv(path) if form == "csv" else pd.read_parquet(path) for path in (first, second)
+    )
+    for name in before:
+        np.testing.assert_array_equal(np.stack(after[name]), np.stack(before[name]))
+        if name not in ("lat", "lon"):
+            np.testing.assert_array_equal(np.stack(after[f"table_{name}"]), np.stack(before[name]))
+    assert len(after.columns) == 2 * len(before.columns) - 2
+
+
 @pytest.mark.parametrize(
     ("before", "names", "end"),
     [

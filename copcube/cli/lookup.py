@@ -155,7 +155,12 @@ def _box(arguments: Arguments) -> None:
         found = box(cube, *arguments.corners, pooling=arguments.pooling).expand_dims("region")
     else:
         geometries, properties = read_features(arguments.regions)
-        found = polygons(cube, geometries, pooling=arguments.pooling).assign_coords(properties)
+        found = polygons(cube, geometries, pooling=arguments.pooling)
+        # A property may have the name of something in the result, as area.
+        taken = {*found.variables, *found.dims} - {"region"}
+        found = found.assign_coords(
+            {f"table_{k}" if k in taken else k: v for k, v in properties.items()}
+        )
         for number, status in enumerate(found.status.values):
             if status != "present":
                 log.warning("region %d of the file has no vector: %s", number + 1, status)

@@ -419,10 +419,11 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
             f"the cube has groups along {', '.join(dims)}, and a table has one vector a row; "
             f"select one of them, {how_to_select(dims[0])}"
         )
-    columns = {k: c.values for k, c in found.coords.items() if c.dims == (dim,)}
-    rows = columns.get(dim) if dim == "point" else None
+    given = {k: c.values for k, c in found.coords.items() if c.dims == (dim,)}
+    rows = given.get(dim) if dim == "point" else None
     if rows is not None and np.array_equal(rows, np.arange(len(rows))):
-        del columns[dim]  # only the number of the row
+        del given[dim]  # only the number of the row
+    columns: dict[Any, Any] = {}
     for key, v in found.data_vars.items():
         if v.dims == (dim,):
             columns[key] = v.values
@@ -435,13 +436,15 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
         columns["distance_km"] = columns.pop("distance")
     if said := caution(found.attrs):
         columns["caution"] = np.full(found.sizes[dim], said, object)
-    frame = pd.DataFrame(columns)
     vectors = found[name].values
     if path.suffix == ".csv":
         digits = len(str(vectors.shape[1] - 1))
-        values = {f"{name}_{n:0{digits}d}": column for n, column in enumerate(vectors.T)}
+        columns |= {f"{name}_{n:0{digits}d}": column for n, column in enumerate(vectors.T)}
+    own = {f"table_{k}" if k in columns else k: values for k, values in given.items()}
+    frame = pd.DataFrame(own | columns)
+    if path.suffix == ".csv":
         with appearing(path, overwrite) as file:
-            pd.concat([frame, pd.DataFrame(values)], axis=1).to_csv(file, index=False)
+            frame.to_csv(file, index=False)
         return
     for name_of, column in frame.items():
         try:
