@@ -215,6 +215,8 @@ BAD = {
     "negative": ({"std": [1, -1, 1]}, r"std is 1, -1, 1; expected positive"),
     "taken": ({"key": "dem"}, r"key 'dem' is taken, as those of all published"),
     "key": ({"key": "Landsat 8"}, r"key is 'Landsat 8'; expected small letters"),
+    "digit first": ({"key": "2a"}, r"key is '2a'; .* a letter first and 40 at most"),
+    "long key": ({"key": "a" * 41}, r"a letter first and 40 at most"),
     "no multiple": ({"input_size": 30}, r"input_size is 30 .* kernel 8; expected .* such as 40"),
     "too large": ({"input_size": 48}, r"input_size is 48 pixels, stored_size 40"),
     "gsd": ({"gsd": 0}, r"gsd is 0; expected the side of a pixel in metres"),

@@ -67,7 +67,8 @@ def sensor(description: Given) -> Modality:
         otherwise, such as by `dataclasses.replace`. The fields are:
 
         ``key``
-            Its name in files, cubes and messages: small letters, digits and ``_``.
+            Its name in files, cubes and messages: small letters, digits and
+            ``_``, a letter first and 40 at most.
         ``bands``
             Names of the bands, in the order of the images.
         ``wavelengths``, ``bandwidths``
@@ -286,7 +287,8 @@ def _checked(kind: Modality) -> Modality:
     """Return a sensor whose values fit each other and the model."""
     if not (isinstance(kind.key, str) and KEY.fullmatch(kind.key)):
         raise OptionError(
-            f"key is {kind.key!r:.60}; expected small letters, digits and _, such as 'landsat8'"
+            f"key is {kind.key!r:.60}; expected small letters, digits and _, a letter "
+            "first and 40 at most, such as 'landsat8'"
         )
     if kind.key in MODALITIES or kind.key == "general":
         raise OptionError(
