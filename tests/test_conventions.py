@@ -18,6 +18,7 @@ from test_interchange import build, opened, same
 from copcube import cube, era5, pca
 from copcube.errors import CubeError, OptionError, WriteError
 from copcube.interchange import convert, export, to_geotiff, to_netcdf, to_npy, to_npz, to_zarr
+from copcube.interchange.conventions import conforming
 
 LAYOUTS = ("first", "separate", "last")
 
@@ -186,6 +187,12 @@ def test_fields_name_their_grid_mapping_and_no_strange_coordinates(files, kind):
             assert file.getncattr(name)
         assert file[lat].standard_name == "latitude"
         assert file[lon].units == "degrees_east"
+
+
+def test_the_title_names_the_product(fields):
+    assert conforming(fields).title == "Principal components of Copernicus Sentinel embeddings"
+    others = conforming(fields.assign_attrs(product="TESSERA"))
+    assert others.title == "Principal components of TESSERA embeddings"
 
 
 def bands(path, variable):

@@ -5,7 +5,7 @@ latitude, which reference system a field lies in, what is a field and what only 
 """
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,7 @@ _TIME = {
     "units_metadata": "leap_seconds: none",  # as numpy counts
 }
 _GRID_MAPPINGS = ("crs", "spatial_ref")
-_TITLES = {
-    "embedding": "Copernicus Sentinel embeddings",
-    "pc": "Principal components of Copernicus Sentinel embeddings",
-}
+_TITLES = {"embedding": "{} embeddings", "pc": "Principal components of {} embeddings"}
 _NUMBERED = re.compile(r"(pc|dim)_\d+")
 
 
@@ -60,9 +57,14 @@ def is_numbered(name: Hashable) -> bool:
     return _NUMBERED.fullmatch(str(name)) is not None
 
 
+def _title(name: str | None, attrs: Mapping[Any, Any]) -> str:
+    """Title of a dataset by its variable of vectors, and by the product that they are of."""
+    return _TITLES.get(str(name), "Fields").format(attrs.get("product", "Copernicus Sentinel"))
+
+
 def numbered_attributes(view: CubeView, name: str) -> dict[Hashable, Any]:
     """Attributes of a variable that is one of many."""
-    long_name = view.field.attrs.get("long_name", _TITLES[view.name])
+    long_name = view.field.attrs.get("long_name", _title(view.name, view.dataset.attrs))
     return view.field.attrs | {"long_name": f"{long_name}: {name}"}
 
 
@@ -152,7 +154,7 @@ def conforming(ds: "xr.Dataset") -> "xr.Dataset":
     beside = _beside_fields(result)
     result = result.reset_coords([name for name in beside if name in result.coords])
     attrs = dict(result.attrs)
-    attrs.setdefault("title", _TITLES.get(str(held), "Fields"))
+    attrs.setdefault("title", _title(held, attrs))
     attrs.setdefault("history", f"copcube {__version__}")
     attrs["Conventions"] = CONVENTIONS
     attrs.pop("coordinates", None)
