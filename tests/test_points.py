@@ -333,7 +333,8 @@ def test_how_a_table_is_separated(tmp_path, before, names, end):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = points(CUBE, tmp_path / "t.csv")
-    assert found.lat.values[found.lat != 50].tolist() == Y[:2].tolist()
+    # The oldest pandas reads some numbers to the last bit but one.
+    np.testing.assert_allclose(found.lat.values[found.lat != 50], Y[:2], rtol=1e-15)
     name = next(name for name in found.coords if "name" in str(name))
     assert found[name].values[found.lat != 50].tolist() == ["a", "b"]
 
