@@ -139,7 +139,7 @@ def _box(arguments: Arguments) -> None:
     from copcube.interchange.replacing import require_free
     from copcube.lookup import box
     from copcube.lookup.boxes import polygons
-    from copcube.lookup.tables import read_features, require_table, write_table
+    from copcube.lookup.tables import beside, read_features, require_table, write_table
 
     # Both, neither, or part of a box.
     if (len(arguments.corners) == 4) == (arguments.regions is not None) or (
@@ -156,11 +156,8 @@ def _box(arguments: Arguments) -> None:
     else:
         geometries, properties = read_features(arguments.regions)
         found = polygons(cube, geometries, pooling=arguments.pooling)
-        # A property may have the name of something in the result, as area.
         taken = {*found.variables, *found.dims} - {"region"}
-        found = found.assign_coords(
-            {f"table_{k}" if k in taken else k: v for k, v in properties.items()}
-        )
+        found = found.assign_coords(beside(properties, taken))
         for number, status in enumerate(found.status.values):
             if status != "present":
                 log.warning("region %d of the file has no vector: %s", number + 1, status)

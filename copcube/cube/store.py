@@ -157,16 +157,16 @@ def reading(*paths: str | Path) -> Iterator[None]:
     ------
     CubeError
         If the body raises what decoders and file systems raise, and no error of copcube's; as
-        `require_unchanged`.
+        `require_inputs_unchanged`.
     """
     known = _READ.set(_READ.get() | {path: _state(path) for path in paths})
     try:
         # A chunk that is damaged is named first, by what zarr knows of it.
         with naming_damage():
             yield
-        require_unchanged()
+        require_inputs_unchanged()
     except (CopcubeError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
-        require_unchanged()
+        require_inputs_unchanged()
         if isinstance(error, CopcubeError):
             raise
         # What the body prints may find no room, or no reader any more, as with `| head`.
@@ -179,7 +179,7 @@ def reading(*paths: str | Path) -> Iterator[None]:
         _READ.reset(known)
 
 
-def require_unchanged() -> None:
+def require_inputs_unchanged() -> None:
     """Check that what is being read, see `reading`, still is what it was when that began.
 
     Raises

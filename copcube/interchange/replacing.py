@@ -17,7 +17,7 @@ import numpy as np
 from copcube import grid
 from copcube.arguments import flag, one_path
 from copcube.cube.replacing import foreign, overlap, require_store_name, says_copcube, unusual
-from copcube.cube.store import is_group, require_unchanged
+from copcube.cube.store import is_group, require_inputs_unchanged
 from copcube.errors import WriteError
 from copcube.files import limits
 from copcube.files.atomic import atomic_folder, atomic_path, sweep_abandoned
@@ -111,7 +111,7 @@ def appearing(
         write = partial(atomic_folder, sweep=False) if folder else atomic_path
         with write(path, replace=overwrite) as temporary:
             yield temporary
-            require_unchanged()
+            require_inputs_unchanged()
             require_free(path, overwrite, *inputs)
     except OSError as error:
         # Of two processes that write one name at the same moment, the second comes to this.

@@ -14,7 +14,7 @@ from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers
 from copcube.lookup.gathering import gathered, placeless
 from copcube.lookup.similar import EARTH_RADIUS
-from copcube.lookup.tables import are_places, read_table
+from copcube.lookup.tables import are_places, beside, read_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -129,10 +129,9 @@ def points(
         found[f"cell_{axis}"] = (dims, degrees.reshape(shape), attrs)
     found |= {key: of_field(values, view.dataset[key]) for key, values in cells.items()}
     kept = placeless(view)
-    # A column of the table may have the name of something in the result.
-    taken = {*found, *kept, *view.lead, view.dim}
     own = {**asked.coords, "lat": asked.lat, "lon": asked.lon}
-    named = {f"table_{k}" if k in taken else k: c.variable for k, c in own.items()}
+    taken = {*found, *kept, *view.lead, view.dim}
+    named = beside({name: column.variable for name, column in own.items()}, taken)
     result = xr.Dataset(found, {**kept, **named}, view.dataset.attrs)
     for axis, name, unit in (("lat", "latitude", "north"), ("lon", "longitude", "east")):
         attrs = {"standard_name": name, "units": f"degrees_{unit}"}

@@ -3,9 +3,9 @@
 import json
 import re
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from copcube.lookup.regions import in_degrees, require_degrees
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+
+T = TypeVar("T")
 
 NAMES = {
     "lat": ("lat", "latitude", "lats", "latitudes"),
@@ -163,6 +165,11 @@ def _of_frame(frame: "pd.DataFrame", lat: str | None, lon: str | None) -> "xr.Da
         taken = name in degrees or name in coords
         coords[f"table_{name}" if taken else name] = (dim, _plain(values))
     return xr.Dataset(degrees, coords)
+
+
+def beside(own: Mapping[Any, T], taken: Container[Hashable]) -> dict[Hashable, T]:
+    """Columns of a table, called ``table_NAME`` where a result has the name NAME."""
+    return {f"table_{name}" if name in taken else name: c for name, c in own.items()}
 
 
 def _plain(column: Any) -> NDArray[Any]:
@@ -440,8 +447,7 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
     if path.suffix == ".csv":
         digits = len(str(vectors.shape[1] - 1))
         columns |= {f"{name}_{n:0{digits}d}": column for n, column in enumerate(vectors.T)}
-    own = {f"table_{k}" if k in columns else k: values for k, values in given.items()}
-    frame = pd.DataFrame(own | columns)
+    frame = pd.DataFrame(beside(given, columns) | columns)
     if path.suffix == ".csv":
         with appearing(path, overwrite) as file:
             frame.to_csv(file, index=False)
