@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# A process of tests on each core; the threads of BLAS and OpenMP would only fight for the cores.
+# Tests on all cores (tests/conftest.py); the threads of BLAS and OpenMP would only fight for them.
 # What Python compiles is kept, since tests start processes by the hundred.
 ALONE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PARALLEL := -n auto --dist worksteal

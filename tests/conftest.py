@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,8 @@ settings.register_profile("copcube", deadline=None)
 settings.load_profile("copcube")
 
 MEMORY_DISK = Path("/dev/shm")
+MEMORY_OF_TESTS = 4_000_000_000
+"""Bytes that a process of tests takes at most, with two encoders and a map of the globe."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
         and psutil.virtual_memory().available > 8e9
     ):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """One process more than there are cores, where memory suffices: many tests wait for others."""
+    processes = yield
+    return max(1, min(processes + 1, psutil.virtual_memory().available // MEMORY_OF_TESTS))
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -914,4 +914,6 @@ def test_builds_work_without_affinity(images, undisturbed, tmp_path):
 @pytest.mark.usefixtures("no_affinity")
 def test_workers_start_without_affinity():
     with local_cluster("auto", gpus=False) as client:
-        assert len(client.scheduler_info()["workers"]) == max(1, available_processors() // 2)
+        expected = max(1, available_processors() // 2)
+        client.wait_for_workers(expected, timeout=60)
+        assert len(client.scheduler_info()["workers"]) == expected
