@@ -344,6 +344,32 @@ def test_rows_that_change_while_they_are_aggregated_make_no_cube(tmp_path, monke
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
+def test_cells_of_rows_that_were_replaced_since_get_into_no_cube(tmp_path, monkeypatch):
+    path, out = tmp_path / "rows.parquet", tmp_path / "a.zarr"
+
+    def write(rows):
+        write_rows(path, rows, {})
+        table = pq.read_table(path)
+        pq.write_table(table, path, compression="none", use_dictionary=False)
+        return path.stat().st_size
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    former = random_rows(200)
+    size = write(former)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.cube, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_of(path, out)
+    assert write(replace(former, embedding=-former.embedding)) == size
+    build_of(path, out)
+    build_of(path, tmp_path / "b.zarr")
+    found, expected = (open_cube(tmp_path / name).embedding for name in ("a.zarr", "b.zarr"))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_encoders_and_lengths_do_not_mix(tmp_path):
     write_rows(tmp_path / "a.parquet", random_rows(5), {"encoder_sha256": "1", "crop": "full"})
     write_rows(tmp_path / "b.parquet", random_rows(5, seed=1), {"encoder_sha256": "1", "n": 2})

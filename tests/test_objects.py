@@ -19,6 +19,7 @@ from copcube.errors import (
     WriteError,
 )
 from copcube.files import objects
+from copcube.files.folders import LocalFolder
 from copcube.files.objects import ObjectFolder, ReadAhead, ahead, is_remote, stores
 
 
@@ -105,6 +106,26 @@ def test_sizes_listing_and_ranges(bucket):
     assert [e.name for e in objects.listing(f"{bucket}/a/", deep=False)] == ["1", "22"]
     assert len(objects.listing(bucket)) == 5
     assert objects.read_range(urls[0], 2, 100) == b"22"
+
+
+def test_files_and_objects_have_another_version_when_they_are_written_again(bucket, tmp_path):
+    store, folder = tmp_path / "store", ObjectFolder(bucket)
+    for name in ("a", "store/.zgroup", "store/0/zarr.json"):
+        LocalFolder(tmp_path).write(name, b"former")
+        folder.write(name, b"former")
+    places = [tmp_path / "a", store, f"{bucket}/a"]
+    known = [objects.version(place) for place in places]
+    assert known == [objects.version(place) for place in places]
+    LocalFolder(store).write("new", b"")  # of a folder the metadata count
+    assert objects.version(store) == known[1]
+    for name in ("a", "store/0/zarr.json"):
+        LocalFolder(tmp_path).write(name, b"latter")
+        os.utime(tmp_path / name, ns=(1, 1))
+    folder.write("a", b"latter")
+    for place, version in zip(places, known, strict=True):
+        assert objects.version(place) != version
+    none = [objects.version(f"{place}/none") for place in places]
+    assert none == ["", "", ""]
 
 
 def test_a_cube_that_may_not_be_read_is_not_called_something_else(web):

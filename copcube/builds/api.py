@@ -23,6 +23,7 @@ from copcube.builds.plan import BuildOptions, Plan, Product, plan_aggregate, pla
 from copcube.builds.quarantine import write_quarantine
 from copcube.builds.receipts import Receipt
 from copcube.builds.stages import (
+    READERS,
     EmbedStage,
     assemble,
     complete,
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger("copcube")
-
-_READERS = 8
-"""Files of rows in a store whose metadata are read at once."""
 
 
 @dataclass(frozen=True)
@@ -412,7 +410,7 @@ def aggregate(
     files = tables.files(rows)
     # In a store each file costs some requests, of which many may be under way.
     tabular = [str(file) for file in files if not tables.is_of_pixels(file)]
-    made = map_ahead(read_provenance, tabular, _READERS if is_remote(str(rows)) else 0)
+    made = map_ahead(read_provenance, tabular, READERS if is_remote(str(rows)) else 0)
     own = {key for provenance in made for key in described_in(provenance)}
     selection = Selection.of(modalities, dates, own)
     aggregation = Aggregation(

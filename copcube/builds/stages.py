@@ -16,7 +16,7 @@ from copcube import cube, progress
 from copcube.aggregate import Aggregation
 from copcube.builds.executors import Executor, KilledError, Task
 from copcube.builds.folder import BuildFolder
-from copcube.builds.plan import Plan, cube_attributes
+from copcube.builds.plan import Plan, cube_attributes, digest
 from copcube.builds.receipts import Receipt, to_json
 from copcube.builds.tasks import (
     AssembleTask,
@@ -31,10 +31,11 @@ from copcube.builds.tasks import (
     variances_of,
 )
 from copcube.errors import BuildError, CopcubeError, ReadError, RowsError, few
-from copcube.files.regular import version_of
+from copcube.files.objects import is_remote, version
 from copcube.grid import N_BANDS
 from copcube.images import Partition, Rejected
 from copcube.images.units import remedy
+from copcube.lookahead import map_ahead
 from copcube.modalities import kinds
 from copcube.parts import keeping_rows
 
@@ -45,6 +46,9 @@ ATTEMPTS = 3
 
 HOPELESS = 10
 """Failures without a single success after which a stage is given up."""
+
+READERS = 8
+"""Files of rows in a store that are asked for what is small of them at once."""
 
 _PASSING = (KilledError, ReadError)
 """Errors of copcube's own that end a task and not the stage."""
@@ -374,7 +378,7 @@ def assemble(
     RowsError
         If files of somebody else changed while they were read.
     """
-    versions = _versions(plan, files)
+    known = _versions(plan, files)
     with ThreadPoolExecutor(1) as thread:
         # It takes as long as to look at many rows, and comes next.
         thread.submit(import_module, "zarr")
@@ -386,7 +390,7 @@ def assemble(
             f"admit none{rejected if plan.kind == 'build' else ''}"
         )
     _warn_of_absent(found, asked)
-    data = found.to_json(attributes.get("copcube_rows", ""))
+    data = found.to_json(attributes.get("copcube_rows") or digest(known))
     # Other rows, such as after --retry-quarantined: cells of the old ones must not be mixed in.
     if _known_survey(folder) != data:
         folder.discard("cells", "variances", "cube.zarr")
@@ -412,7 +416,7 @@ def assemble(
     run_stage(executor, AssembleStage(folder, "write", task, N_BANDS))
     folder.require_lock()
     now = _versions(plan, files)
-    if changed := [file for file in versions if now[file] != versions[file]]:
+    if changed := [file for file in known if now[file] != known[file]]:
         folder.give_up()
         raise RowsError(
             f"{few(changed)}: replaced, changed or removed while it was aggregated; the same "
@@ -424,9 +428,13 @@ def assemble(
     folder.sweep()
 
 
-def _versions(plan: Plan, files: Sequence[str]) -> dict[str, int]:
+def _versions(plan: Plan, files: Sequence[str]) -> dict[str, str]:
     """What tells whether files of rows change, if they are not the build's own."""
-    return {file: version_of(file) for file in files} if plan.kind == "aggregate" else {}
+    if plan.kind != "aggregate":
+        return {}
+    # In a store each file costs a request.
+    found = map_ahead(version, files, READERS if any(map(is_remote, files)) else 0)
+    return dict(zip(files, found, strict=True))
 
 
 def _warn_of_absent(found: Surveyed, asked: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ import errno
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from copcube.files.damage import naming_damage
 from copcube.files.folders import open_folder
 from copcube.files.limits import demand_piece, demand_text, rule_out_shortage
 from copcube.files.objects import is_remote, stat, zarr_store
+from copcube.files.regular import version_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -159,7 +160,7 @@ def reading(*paths: str | Path) -> Iterator[None]:
         If the body raises what decoders and file systems raise, and no error of copcube's; as
         `require_inputs_unchanged`.
     """
-    known = _READ.set(_READ.get() | {path: _state(path) for path in paths})
+    known = _READ.set(_READ.get() | {path: version_of(path) for path in paths})
     try:
         # A chunk that is damaged is named first, by what zarr knows of it.
         with naming_damage():
@@ -187,26 +188,14 @@ def require_inputs_unchanged() -> None:
     CubeError
         If something else has its name by now, so that what was read may be parts of both.
     """
-    for path, state in _READ.get().items():
-        if _state(path) != state:
+    for path, version in _READ.get().items():
+        if version_of(path) != version:
             how = "replaced, changed or removed while it was read"
             raise CubeError(f"{path}: {how}; give the same command again")
 
 
-def _state(path: str | Path) -> list[tuple[int, ...]]:
-    """Tell a local file or Zarr folder from one that takes its name; empty of an address."""
-    found = []
-    for name in (path, *(Path(path, node) for node in NODE)) if not is_remote(path) else ():
-        with suppress(OSError):
-            about = os.stat(name)
-            # A folder changes with each file that comes into it.
-            file = () if os.path.isdir(name) else (about.st_size, about.st_mtime_ns)
-            found.append((about.st_dev, about.st_ino, *file))
-    return found
-
-
-_READ: ContextVar[dict[str | Path, list[tuple[int, ...]]]] = ContextVar("read", default={})  # noqa: B039
-"""What is being read, and its state when that began."""
+_READ: ContextVar[dict[str | Path, str]] = ContextVar("read", default={})  # noqa: B039
+"""What is being read, and its version when that began."""
 
 _ANEW = "get it anew or make it again"
 

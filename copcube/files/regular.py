@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -107,13 +108,24 @@ def bytes_below(top: str | Path) -> int:
     return sum(os.stat(name).st_size for name in files_below(top))
 
 
-def version_of(path: str | Path) -> int:
-    """Tell by a number whether a file, or the metadata of a Zarr group, is still the same.
+def version_of(path: str | Path) -> str:
+    """Tell a file, or a Zarr folder by its metadata, from another one that takes its name.
 
-    It is 0 where no such file is, as at an address.
+    The text is empty where no such file is, as at an address.
     """
-    names = glob.glob(f"{glob.escape(str(path))}/*/zarr.json") if os.path.isdir(path) else [path]
-    return sum(os.stat(name).st_mtime_ns for name in names if os.path.exists(name))
+    names = [str(path)]
+    if os.path.isdir(path):
+        for inside in ("zarr.json", ".z*", "*/zarr.json"):
+            names += sorted(glob.glob(f"{glob.escape(names[0])}/{inside}"))
+    found: list[int] = []
+    for name in names:
+        with suppress(OSError):
+            about = os.stat(name)
+            # A folder changes with each file that comes into it. File systems that speak to a store
+            # may give a file another inode at any time.
+            folder = stat.S_ISDIR(about.st_mode)
+            found += (about.st_ino,) if folder else (about.st_size, about.st_mtime_ns)
+    return " ".join(map(str, found))
 
 
 def require_open(folder: str) -> None:

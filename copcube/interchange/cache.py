@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.errors import CubeError, WriteError
 from copcube.files.atomic import writing
-from copcube.files.objects import is_remote, stat
+from copcube.files.objects import is_remote, version
 from copcube.grid import Integers
 
 log = logging.getLogger("copcube")
@@ -200,7 +200,8 @@ def _chunk(folder: Path, i: int, j: int, dim: int) -> NDArray[np.float32] | None
 
 def versions(files: Iterable[str]) -> tuple[str, ...]:
     """Names of files or objects, each with what changes when its content does."""
-    return tuple(map(_version, files))
+    names = ((file, file if is_remote(file) else os.path.abspath(file)) for file in files)
+    return tuple(f"{name} {version(file)}" for file, name in names)
 
 
 def require_unchanged(files: Sequence[str], known: Sequence[str]) -> None:
@@ -211,21 +212,9 @@ def require_unchanged(files: Sequence[str], known: Sequence[str]) -> None:
     CubeError
         If one was replaced, changed or removed since.
     """
-    for file, version in zip(files, known, strict=True):
-        try:
-            unchanged = _version(file) == version
-        except FileNotFoundError:
-            unchanged = False
-        if not unchanged:
+    for file, then, now in zip(files, known, versions(files), strict=True):
+        if then != now:
             raise CubeError(f"{file}: changed or removed since it was opened; open it anew")
-
-
-def _version(file: str) -> str:
-    if is_remote(file):
-        entry = stat(file)
-        return f"{file} {entry.size} {entry.modified.isoformat()} {entry.tag}"
-    status = os.stat(file)
-    return f"{os.path.abspath(file)} {status.st_size} {status.st_mtime_ns}"
 
 
 def _stored(folder: Path) -> int:

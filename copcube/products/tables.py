@@ -140,7 +140,7 @@ def _blocks(path: str) -> list[Block]:
 
 
 @lru_cache(maxsize=1024)
-def _blocks_of(path: str, _version: int) -> list[Block]:
+def _blocks_of(path: str, _version: str) -> list[Block]:
     reader = _reader(path)
     assert reader is not None
     return pixels.blocks(reader.rasters(path))
@@ -187,7 +187,7 @@ def is_product(path: str | Path) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _is_product(path: str, _version: int) -> bool:
+def _is_product(path: str, _version: str) -> bool:
     with rows.reading_parquet(path) as file:
         return columns.is_majortom(file.schema_arrow)
 

@@ -16,6 +16,7 @@ from copcube.files.objects.access import (
     read_range,
     sizes,
     stat,
+    version,
 )
 from copcube.files.objects.ahead import ReadAhead
 from copcube.files.objects.folder import ObjectFolder
@@ -34,5 +35,6 @@ __all__ = [
     "read_range",
     "sizes",
     "stat",
+    "version",
     "zarr_store",
 ]

@@ -4,6 +4,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from copcube.errors import ReadError
 from copcube.files.objects.stores import asking, is_remote, locate, pool, split
+from copcube.files.regular import version_of
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -82,6 +84,22 @@ def sizes(urls: Iterable[str]) -> list[int | None]:
             return None
 
     return list(pool().map(size, urls))
+
+
+def version(path: str | Path) -> str:
+    """Tell a file or an object from another one that takes its name; empty where there is none.
+
+    Raises
+    ------
+    ReadError
+        If a store cannot be asked.
+    """
+    if not is_remote(path):
+        return version_of(path)
+    with suppress(FileNotFoundError):
+        entry = stat(str(path))
+        return f"{entry.size} {entry.modified.isoformat()} {entry.tag}"
+    return ""
 
 
 def listing(url: str, *, deep: bool = True) -> list[Entry]:

@@ -56,7 +56,7 @@ def order_of(path: str | Path) -> Order:
 
 
 @lru_cache(maxsize=4096)
-def _order_of(path: str, _version: int) -> Order:
+def _order_of(path: str, _version: str) -> Order:
     noted = read_provenance(path).get("footprints")
     if noted in ("right", "transposed"):
         return noted  # type: ignore[return-value]
