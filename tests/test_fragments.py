@@ -252,6 +252,14 @@ def test_rows_of_several_encoders_are_not_searched_together(tmp_path):
         Fragments.open(tmp_path)
 
 
+def test_what_made_the_vectors_is_read_once(tmp_path, monkeypatch):
+    write_rows(tmp_path / "a.parquet", random_rows(5), {"encoder": "a"})
+    fragments = Fragments.open(tmp_path)
+    monkeypatch.setattr("copcube.products.tables.provenance", None)
+    assert fragments.about["encoder"] == "a"
+    assert fragments.nearest(row=0, n=1, exclude_km=0).encoder == "a"
+
+
 def test_the_command_lists_fragments(majortom, fragments, capsys):
     assert holds_fragments(str(majortom[0]))
     assert main(["nearest", str(majortom[0]), "--row", "3", "-n", "2", "--exclude-km", "0"]) == 0

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -178,3 +179,28 @@ def test_attributes_are_what_netcdf_holds(value):
         file.setncattr("a", plain)
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         assert plain is value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float16(1.5), 1.5),
+        (np.array([1.5, 2], np.float16), [1.5, 2]),
+        (np.longdouble(1.5), 1.5),
+        (2**70, str(2**70)),
+        ([2**70, 1], f"[{2**70}, 1]"),
+        ((1, 2.5), [1, 2.5]),
+        ([np.float32(1), 2], [1, 2]),
+        ([Fraction(1, 2)], '["1/2"]'),
+        (np.ones((2, 2)), "[[1.0, 1.0], [1.0, 1.0]]"),
+        (np.array(["a", "b"]), '["a", "b"]'),
+        ("é".encode(), "é"),
+    ],
+    ids=str,
+)
+def test_attributes_of_any_type_are_written(value, expected, tmp_path):
+    ds = xr.Dataset(attrs=plain_attributes({"a": value}))
+    ds.to_netcdf(tmp_path / "a.nc")
+    ds.to_zarr(tmp_path / "a.zarr")
+    for found in (xr.load_dataset(tmp_path / "a.nc"), xr.open_zarr(tmp_path / "a.zarr")):
+        assert np.array_equal(found.attrs["a"], expected)

@@ -9,7 +9,6 @@ format holds, and its dask arrays are cut at the same places, so that ``.chunksi
 
 import json
 from collections.abc import Mapping
-from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,22 +68,27 @@ def plain_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    # netCDF knows no truth values.
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind == "f" and value.dtype.itemsize not in (4, 8):
+            value = value.astype(np.float64)  # netCDF knows no other floats
+        if value.dtype.kind in "iuf" and value.ndim < 2:  # no span of time, no complex number
+            return value
+        value = value.tolist()
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, bool):  # netCDF knows no truth values
         return int(value)
-    if isinstance(value, str | bytes | int | float):
-        return value
-    if isinstance(value, np.number) and value.dtype.kind in "iuf":  # no span of time, no complex
-        return value
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
+    if isinstance(value, str) or _is_number(value):
         return value
     if isinstance(value, list | tuple) and value:
-        numbers = all(isinstance(v, Number) and not isinstance(v, bool) for v in value)
-        if numbers and not any(isinstance(v, complex) for v in value):
-            return list(value)
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
+        numbers = [v.item() if isinstance(v, np.number) else v for v in value]
+        if all(map(_is_number, numbers)):
+            return numbers
     return json.dumps(value, default=known_to_json)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and -(2**63) <= value < 2**63)
 
 
 def known_to_json(value: Any) -> Any:
@@ -100,7 +104,7 @@ def json_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
             json.dumps(value.tolist() if isinstance(value, np.ndarray | np.generic) else value)
             plain[str(key)] = value
         except TypeError:
-            plain[str(key)] = _plain(value) if not isinstance(value, bytes) else str(value)
+            plain[str(key)] = _plain(value)
     return plain
 
 

@@ -5,7 +5,6 @@ stays a region. Components come before latitude and longitude, or are a variable
 GDAL, QGIS, CDO and anemoi read them; ``xarray.open_dataset`` reads any of it without copcube.
 """
 
-import json
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from xarray.core import indexing
 
 from copcube import grid
 from copcube.arguments import flag, one_of
-from copcube.cube.results import known_to_json
+from copcube.cube.results import plain_attributes
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, OptionError
 from copcube.files.contents import refuse_other
@@ -327,23 +326,8 @@ def _other_coordinates(field: "xr.DataArray", rest: "xr.Dataset") -> dict[str, s
 
 
 def _storable(attrs: Any, dtype: Any = None) -> dict[str, Any]:
-    """Attributes as netCDF holds them: texts, numbers and lists of numbers."""
-
-    def stored(key: str, value: Any) -> Any:
-        if isinstance(value, bool | np.bool_):
-            return int(value)
-        if key == "flag_values":  # CF wants them in the type of their variable
-            return np.asarray(value, dtype)
-        if isinstance(value, np.ndarray | np.generic):
-            if value.dtype.kind in "iufU" and value.dtype != np.float16:
-                return value
-            value = value.tolist()  # netCDF has no such type
-        if isinstance(value, str | float):
-            return value
-        if isinstance(value, int) and -(2**63) <= value < 2**63:
-            return value
-        if isinstance(value, list) and all(type(v) in (int, float) for v in value) and value:
-            return value
-        return json.dumps(value, default=known_to_json)
-
-    return {str(key).replace(":", "_"): stored(str(key), value) for key, value in attrs.items()}
+    """Attributes as netCDF holds them, of a variable of this type."""
+    found = {key.replace(":", "_"): v for key, v in plain_attributes(attrs).items()}
+    if "flag_values" in found:  # CF wants them in the type of their variable
+        found["flag_values"] = np.asarray(attrs["flag_values"], dtype)
+    return found

@@ -4,7 +4,7 @@ The search is exact: a product with every vector, block by block on threads, fro
 `Fragments.load` has read them, from memory, where the bandwidth of memory bounds it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,7 +37,6 @@ from copcube.lookup.similar import (
     scores,
 )
 from copcube.pca.blas import one_thread
-from copcube.products import tables
 from copcube.products.majortom.transposed import Position
 from copcube.provenance import of_one_encoder, shared
 
@@ -75,6 +74,8 @@ class Fragments:
         (n, dim) float32, once they are in memory.
     lengths : numpy.ndarray, optional
         Of these vectors, (n,) float32, as `copcube.lookup.similar.lengths_of` gives them.
+    made : mapping
+        What each file says of how its vectors were made.
     """
 
     files: tuple[str, ...]
@@ -84,6 +85,7 @@ class Fragments:
     dim: int
     vectors: NDArray[np.float32] | None = field(default=None, repr=False)
     lengths: NDArray[np.float32] | None = field(default=None, repr=False)
+    made: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.lat)
@@ -110,18 +112,18 @@ class Fragments:
         one_of(footprints, "footprints", get_args(Position))
         files = [str(file) for file in rows.rows_files(path)]
         how = "search the embeddings of one encoder at a time"
-        dim, _ = of_one_encoder(files, how, position=footprints)
+        dim, made = of_one_encoder(files, how, position=footprints)
         if not dim:
             raise RowsError(f"{path}: no embedding is there")
         places = [centres(file, footprints) for file in files]
         lat, lon = (np.concatenate(axis) for axis in zip(*places, strict=True))
         starts = np.cumsum([0, *(len(place[0]) for place in places)])
-        return cls(tuple(files), starts, lat, lon, dim)
+        return cls(tuple(files), starts, lat, lon, dim, made=made)
 
     @property
     def about(self) -> dict[str, str]:
         """What made the vectors, as far as all files agree on it; see `copcube.provenance`."""
-        return shared({file: _about(file) for file in self.files})
+        return shared(self.made)
 
     def load(self) -> Self:
         """Return the same with all vectors in memory, for many searches: 3 GB a million of 768."""
@@ -422,7 +424,7 @@ class Fragments:
             attrs={
                 "title": "fragments that look alike",
                 "metric": metric,
-                **of_encoder(*(_about(self.files[a]) for a in np.unique(i))),
+                **of_encoder(*(self.made[self.files[a]] for a in np.unique(i))),
             },
         )
         return as_result(found)
@@ -465,8 +467,3 @@ class Fragments:
             with one_thread(), closing(blocks) as results:
                 for _ in results:
                     pass
-
-
-def _about(file: str) -> dict[str, str]:
-    """What made the vectors of a file."""
-    return tables.provenance(file, "centre", "auto")
