@@ -1,5 +1,7 @@
 """Vectors of pixels of other products on the lattice: AlphaEarth and TESSERA, in released form."""
 
+import os
+
 import numpy as np
 import pytest
 import rasterio
@@ -457,6 +459,22 @@ def test_other_geotiff_files_are_refused(tmp_path):
     refused(good, out, "pixels have a centre and no more", OptionError, assign="area")
     refused(good, out, "means nothing for", OptionError, by="month")
     refused(good, out, "means nothing for", OptionError, balance="variance")
+
+
+def test_tiles_of_tessera_that_are_cut_while_they_are_read(tessera, tmp_path):
+    values, scales = np.moveaxis(tessera[0][0], 0, -1)[100:150, :], tessera[1][0, 100:150, :]
+    for order in "CF":
+        path = write_tile(
+            tmp_path / order, np.asarray(values, order=order), scales, np.ones(scales.shape, "u1")
+        )
+        (tile,) = Tessera().rasters(str(path))
+        window = slice(3, 49), slice(40, 110)
+        found = tile.read(*window).values
+        os.truncate(path, 4096)
+        # Of a mapped file, this would kill the process.
+        np.testing.assert_array_equal(np.moveaxis(found, 0, -1), values[window])
+        with pytest.raises(RowsError, match=r"48\.15\.npy: not a readable \.npy file"):
+            tile.read(*window)
 
 
 def test_other_files_of_tessera_are_refused(tessera, tmp_path):

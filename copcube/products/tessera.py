@@ -143,8 +143,8 @@ class TesseraTile(_Quantised):
 
     def read(self, rows: slice, cols: slice) -> Pixels:
         """Read a window; see `copcube.products.pixels.Raster`."""
-        values = np.moveaxis(_load(self.path)[rows, cols], -1, 0)
-        scale = np.array(_load(self._scales)[rows, cols])
+        values = np.moveaxis(_window(self.path, rows, cols), -1, 0)
+        scale = _window(self._scales, rows, cols)
         scale[geotiff.read(self._land, rows, cols, 1) == 0] = np.nan
         return _pixels(values, scale, self._scales)
 
@@ -261,7 +261,7 @@ def _place(group: "zarr.Group", path: str) -> Place:
     return Place.of(epsg, affine, path)  # type: ignore[arg-type]
 
 
-def _load(path: str) -> NDArray[Any]:
+def _load(path: str) -> "np.memmap[Any, Any]":
     """Map an array into memory; objects, which could run code, are refused."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
@@ -273,6 +273,21 @@ def _load(path: str) -> NDArray[Any]:
     except (ValueError, OSError, EOFError) as error:
         rule_out_shortage(error)
         raise RowsError(f"{path}: not a readable .npy file ({in_a_line(error)})") from error
+
+
+def _window(path: str, rows: slice, cols: slice) -> NDArray[Any]:
+    """Read a window of an array."""
+    whole = _load(path)
+    if not whole.flags.c_contiguous:
+        return np.array(whole[rows, cols])
+    values = np.empty_like(whole[rows, cols], subok=False)
+    # Read rather than mapped: of a file that is cut meanwhile a mapping kills the process.
+    with open(path, "rb") as file:
+        for row, line in enumerate(values, rows.start):
+            file.seek(whole.offset + row * whole.strides[0] + cols.start * whole.strides[1])
+            if file.readinto(line.data) != line.nbytes:
+                raise RowsError(f"{path}: cut off; get it anew")
+    return values
 
 
 def _land(path: str) -> str:
