@@ -22,7 +22,7 @@ from copcube import grid, provenance
 from copcube.arguments import one_of
 from copcube.balance import Variances, equalised
 from copcube.cells import Cells
-from copcube.errors import OptionError, RepeatedError, RowsError
+from copcube.errors import OptionError, RepeatedError, RowsError, few
 from copcube.files.processors import available_processors
 from copcube.grouping import By, group_names, groups_of
 from copcube.lookahead import map_ahead
@@ -30,6 +30,7 @@ from copcube.means import Means
 from copcube.modalities import MODALITIES
 from copcube.parts import Part, read_part
 from copcube.products import tables
+from copcube.products.pixels import day_of
 from copcube.products.tables import Assign, Position
 from copcube.rows import Rows, describe, repeated
 from copcube.selection import Selection
@@ -432,6 +433,12 @@ def _check_pixels(files: Sequence[str], aggregation: Aggregation) -> None:
             raise RowsError(
                 f"{undated[0]}: neither its name nor its folders say of which year it is, by which "
                 "it is to be chosen or grouped; put it into a folder of its year, such as 2024"
+            )
+        years = sorted({year for said in made.values() for year in said["product_years"].split()})
+        if not any(selection.admits(day_of(int(year))) for year in years):
+            raise OptionError(
+                f"the dates chosen admit no vector of {few(files, 1)}: each is of a whole year, "
+                f"here {few(years)}; choose years, such as --dates {years[0]}"
             )
 
 

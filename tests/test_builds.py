@@ -51,7 +51,7 @@ from copcube.errors import (
 from copcube.files.processors import available_processors
 from copcube.images import Partition, open_source
 from copcube.images.sample.writing import write_sample
-from copcube.lookup import Fragments
+from copcube.lookup import Fragments, points
 from copcube.modalities import MODALITIES
 from copcube.products import tables
 from copcube.selection import Selection
@@ -444,6 +444,12 @@ def test_what_was_named_and_has_no_image_is_said(images, tmp_path, caplog):
     caplog.clear()
     aggregate(rows, tmp_path / "all.zarr")
     assert "NO IMAGE" not in caplog.text
+    # Of what has no image nothing is missing at any point.
+    with xr.open_zarr(tmp_path / "all.zarr", chunks=None) as cube:
+        assert cube.attrs["modalities"] == "s5p_co"
+        some = np.argwhere(cube.n_images.values)[0]
+        place = ([cube.lat.values[some[0]]], [cube.lon.values[some[1]]])
+        assert points(cube, place).status.values.tolist() == [0]
 
 
 @pytest.mark.slow

@@ -441,6 +441,7 @@ def test_what_is_done_about_footprints_is_said_and_kept(tmp_path, caplog):
     assert attrs["footprints"].startswith("taken as given")
     assert attrs["license"] == "CC-BY-SA-4.0"
     assert "share of its footprint" in attrs["aggregation_assign"]
+    assert (attrs["modalities"], attrs["aggregation"]) == ("s2_toa", "mean over all images alike")
     with open(tmp_path / "a.zarr" / "conventions" / "zarr.json") as file:
         noted = json.load(file)["attributes"]
     assert noted["geoemb:model"] == "https://huggingface.co/Major-TOM"

@@ -16,6 +16,7 @@ from copcube.cli import main
 from copcube.cube import validate
 from copcube.errors import BuildError, OptionError, ReadError, RowsError
 from copcube.files.objects import ObjectFolder
+from copcube.lookup import points
 from copcube.products import pixels, tables
 from copcube.products.alphaearth import AlphaEarth
 from copcube.products.place import Place
@@ -115,7 +116,11 @@ def test_alphaearth_is_averaged_as_numpy_does_it(alphaearth, tmp_path):
     assert "Google DeepMind" in attrs["attribution"]
     assert attrs["product_years"] == "2021"
     assert attrs["aggregation_weights"].startswith("area")
+    assert attrs["aggregation"] == "mean over all images alike"
     assert validate(tmp_path / "aef.zarr") == []
+    with xr.open_zarr(tmp_path / "aef.zarr", chunks=None) as ds:
+        # All pixels count as one modality, so that none is missing.
+        assert set(points(ds, ([48.25, 48.0], [10.0, 10.25])).status.values) == {0}
 
 
 @pytest.mark.slow
@@ -133,6 +138,9 @@ def test_the_command_takes_a_file_and_groups_by_year(tmp_path):
             cell = ds.sel(year=year, lat=48.25, lon=10.0)
             np.testing.assert_allclose(cell.embedding, expected, atol=1e-5)
     one = tmp_path / "one.zarr"
+    told = "is of a whole year, here 2020, 2023; choose years, such as --dates 2020"
+    with pytest.raises(OptionError, match=told):
+        aggregate(tmp_path / "in", one, dates="2023-03")
     assert main(["aggregate", str(tmp_path / "in"), str(one), "--dates", "2023"]) == 0
     with xr.open_zarr(one, chunks=None) as ds:
         assert int(ds.n_images.sum()) == int((values[2023][0] != -128).sum())

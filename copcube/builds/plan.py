@@ -359,7 +359,10 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     offset = made_by.pop("s2_offset", "0")
     lowered = f", {offset} subtracted from Sentinel-2 counts" if offset != "0" else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
+    counts = zip(selection.labels, survey.images_by_modality, strict=True)
     own = [key for key in selection.modalities if key not in MODALITIES]
+    # All that a vector of another product is of counts as one modality.
+    balance = "image" if "product" in made_by else aggregation.balance
     published = ["Copernicus Sentinel"] if len(own) < len(selection.modalities) else []
     return {
         # What another product says of its source and preprocessing wins.
@@ -368,9 +371,9 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
         # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source_fingerprint": plan.fingerprint,
-        "aggregation": f"mean over {_BALANCE[aggregation.balance]}",
+        "aggregation": f"mean over {_BALANCE[balance]}",
         "aggregation_by": aggregation.by or "none",
-        "modalities": " ".join(selection.modalities),
+        "modalities": " ".join(key for key, number in counts if number),
         "dates": dates if selection.start or selection.end else "all",
         "history": f"copcube {plan.version} {plan.kind} {plan.source}",
         "copcube_version": plan.version,

@@ -152,6 +152,11 @@ def _tiles(rows: slice, cols: slice) -> Iterator[tuple[slice, slice]]:
             yield down, along
 
 
+def day_of(year: int) -> str:
+    """Middle of a year, so that a year, or its half, that is asked for takes its vectors."""
+    return f"{year:04d}0701"
+
+
 def table(chosen: Sequence[Block]) -> Rows:
     """Rows that stand for blocks where cells are counted: one a line of a tile and cell.
 
@@ -163,8 +168,7 @@ def table(chosen: Sequence[Block]) -> Rows:
         for rows, cols in _tiles(block.rows, block.cols):
             cells.append(np.repeat(block.raster.place.cells(rows, cols), rows.stop - rows.start))
         ids = np.concatenate(cells)
-        # Middle of the year, so that a year, or its half, that is asked for takes it.
-        date = None if block.raster.year is None else f"{block.raster.year:04d}0701"
+        date = None if block.raster.year is None else day_of(block.raster.year)
         found.append(
             Rows(
                 ids,
