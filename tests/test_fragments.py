@@ -270,6 +270,14 @@ def test_the_command_lists_fragments(majortom, fragments, capsys):
         assert best.place_cell.values[i] in out
 
 
+def test_the_command_names_a_file_that_holds_no_vector(majortom, tmp_path, capsys):
+    np.savez(tmp_path / "v.npz", np.ones(3))
+    np.save(tmp_path / "v.npy", np.array([None]))
+    for name in ("v.npz", "v.npy", "none.npy"):
+        assert main(["nearest", str(majortom[0]), "--vector", str(tmp_path / name)]) == 1
+        assert f"{name}: not a readable .npy file (" in capsys.readouterr().err
+
+
 def test_bad_questions_are_refused(fragments, majortom, tmp_path, capsys):
     with pytest.raises(OptionError, match="one of a place"):
         fragments.nearest()

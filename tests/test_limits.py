@@ -33,8 +33,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import random_rows, write_rows
 
+import copcube
 from copcube import era5
 from copcube.cli import main
+from copcube.cli.look import _vector
 from copcube.cube.store import open_stored
 from copcube.encoder import weights
 from copcube.encoder.copernicus_fm import CopernicusFM
@@ -468,6 +470,8 @@ DOORS = {
     "w.pth": (lambda path: load_weights(str(path)), WeightsError),
     "example-000000.tar": (open_source, SourceError),
     "images": (open_source, SourceError),
+    "sensor.toml": (copcube.sensor, OptionError),
+    "vector.npy": (_vector, OptionError),
 }
 
 
@@ -478,8 +482,9 @@ def test_what_is_no_file_is_refused_at_every_door(kind, door, tmp_path):
     opened, error = DOORS[door]
     kind(tmp_path / door)
     message = rf"{door}: not a file but a {NO_FILES[kind]}.*; expected a file"
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         opened(tmp_path / door)
+    assert str(caught.value).count(door) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders")

@@ -290,6 +290,10 @@ def test_no_column_of_the_table_is_lost(tmp_path):
     assert found.table_point.values.tolist() == ["a", "b"]
     assert found.table_lat.values.tolist() == [0, 0]
     assert found.lat.values.tolist() == Y[:2].tolist()
+    dataset = xr.Dataset(coords={name: ("point", values) for name, values in table.items()})
+    found = points(CUBE, dataset, lat="y", lon="x")
+    assert found.table_lat.values.tolist() == [0, 0]
+    assert found.lat.values.tolist() == Y[:2].tolist()
     levels = pd.MultiIndex.from_arrays([[5, 6], ["c", "d"]], names=["lon", "k"])
     frame = pd.DataFrame({"k": [7, 8], "y": Y[:2], "x": X[:2]}, levels)
     found = points(CUBE, frame, lat="y", lon="x")
@@ -323,13 +327,16 @@ def test_what_points_wrote_is_a_table_of_points_too(tmp_path, form):
         ("", '"name; of; the; station",lat,lon', ""),
         ("\n\r\n", "name;lat;lon", ""),
         ("", "name;lat;lon", ";"),
+        ("sep=;\n", "name;lat;lon", ""),
+        ('\ufeff"sep=;"\n', "name;lat;lon", ""),
+        ("sep=,\n", '"name; of; it",lat,lon', "\nlong,50,1,2,3"),
         ("\n", '"name, of it",lat,lon', "\nlong,50,1,2,3"),
     ],
 )
 def test_how_a_table_is_separated(tmp_path, before, names, end):
     mark = ";" if names.endswith(";lon") else ","
     rows = [f"{name}{mark}{y}{mark}{x}{end}" for name, y, x in zip("ab", Y, X, strict=False)]
-    (tmp_path / "t.csv").write_text(before + "\n".join([names, *rows]))
+    (tmp_path / "t.csv").write_text(before + "\n".join([names, *rows]), encoding="utf-8")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = points(CUBE, tmp_path / "t.csv")

@@ -322,6 +322,10 @@ def test_an_encoder_that_is_not_the_rows_is_refused(small, rows, majortom, tmp_p
         image_vector(image, about, 512, encoder=TimmSpec("tiny-s2", "untrained:0"))
     with pytest.raises(OptionError, match="of an image"):
         rows.nearest(row=1, date="2021-01-01")
+    image = next(path for path in (small / "images").rglob("*.tif") if "s2" in str(path))
+    weights = small / "weights.pth"
+    with pytest.raises(OptionError, match=r"\.tif: by what .* say, 'none' was subtracted from"):
+        image_vector(image, about | {"s2_offset": "none"}, 64, encoder=weights)
 
 
 def test_an_encoder_that_is_shared_already_stays_as_it_is():

@@ -23,6 +23,7 @@ from copcube.cli.cubes import (
     warn_of,
 )
 from copcube.errors import OptionError
+from copcube.files.regular import open_regular
 from copcube.version import __version__
 
 if TYPE_CHECKING:
@@ -268,8 +269,11 @@ def _vector(path: str | None) -> "NDArray[Any] | None":
     if path is None:
         return None
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
+        with open_regular(path, OptionError) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-any-return]
+    except OptionError:
+        raise
+    except (OSError, ValueError) as error:
         raise OptionError(f"--vector {path}: not a readable .npy file ({error})") from error
 
 

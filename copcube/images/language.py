@@ -54,7 +54,8 @@ def language_embedding(given: Any, folder: Path, name: str | None = None) -> byt
     except OptionError as error:
         if str(error).startswith(what):
             raise
-        raise OptionError(f"{what}: {error}") from error.__cause__
+        reason = str(error).removeprefix(f"{path}: ")
+        raise OptionError(f"{what}: {reason}") from error.__cause__
     except TorchFileError as error:
         raise OptionError(f"{what}: not a file of plain tensors: {error}") from error
     except FileNotFoundError as error:

@@ -118,8 +118,9 @@ def sensor(description: Given) -> Modality:
             return _checked(_plain(description))
         folder = Path()
         if isinstance(description, str | os.PathLike):
-            where, folder = os.fspath(description), Path(description).parent
-            description = _read(Path(description))
+            path = Path(description)
+            where, folder = str(path), path.parent
+            description = _read(path)
         if not isinstance(description, Mapping):
             raise OptionError(
                 f"it is {description!r:.80}; expected a TOML file, fields by name, or a Modality"
@@ -127,7 +128,8 @@ def sensor(description: Given) -> Modality:
         return _checked(_modality(description, folder))
     except OptionError as error:
         # Named once, here: what is refused below knows neither file nor key.
-        raise OptionError(f"{where}: {error}") from error.__cause__
+        reason = str(error).removeprefix(f"{where}: ")
+        raise OptionError(f"{where}: {reason}") from error.__cause__
 
 
 def sensors(given: Iterable[Given] | Given | None) -> tuple[Modality, ...]:

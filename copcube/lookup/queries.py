@@ -204,7 +204,15 @@ def _fragments(model: Encoder) -> Fragments | None:
 
 def _offset(made_by: Mapping[str, Any], image: Any) -> int:
     """What is subtracted from counts of Sentinel-2."""
-    return int(_first(made_by, "s2_offset", "0", image))
+    said = _first(made_by, "s2_offset", "0", image)
+    try:
+        return int(said)
+    except ValueError:
+        raise OptionError(
+            f"{_name(image)}: by what the vectors searched say, {said!r:.60} was subtracted from "
+            "counts of Sentinel-2; expected a number in their s2_offset: embed the image with "
+            "copcube.embed, and search by its vector"
+        ) from None
 
 
 def _first(made_by: Mapping[str, Any], key: str, default: str, image: Any) -> str:

@@ -209,7 +209,7 @@ def _of_dataset(ds: "xr.Dataset", lat: str | None, lon: str | None) -> "xr.Datas
             "dimensions"
         )
     along = {k: c for k, c in ds.variables.items() if {*c.dims} <= {*y.dims} and c.dims}
-    coords = {k: c for k, c in along.items() if k not in ("lat", "lon", y.name, x.name)}
+    coords = beside({k: c for k, c in along.items() if k not in (y.name, x.name)}, NAMES.keys())
     x = x.transpose(*y.dims)
     degrees = {
         name: (v.dims, _degrees(v.values.ravel()).reshape(v.shape))
@@ -284,11 +284,15 @@ def _read_csv(path: str) -> "pd.DataFrame":
         # pandas passes over what is empty before the names.
         while (head := file.readline(1 << 20)) and not head.strip():
             pass
-        file.seek(0)
+        start = 0
+        # Excel understands, and others write for it, a first line that says the separator.
+        if said := re.fullmatch(rb'(?:\xef\xbb\xbf)?"?sep=(.)"?\s*', head.rstrip(b"\r\n")):
+            start, head = file.tell(), file.readline(1 << 20)
+        file.seek(start)
         if b"\0" in head:
             raise OptionError(f"{path}: not a table of texts; expected .csv or .parquet")
         head = re.sub(rb'"[^"]*"', b"", head)  # marks within quotes separate nothing
-        separator = max(b",;\t", key=lambda mark: head.count(bytes([mark])))
+        separator = said[1][0] if said else max(b",;\t", key=lambda mark: head.count(bytes([mark])))
         options: dict[str, Any] = {
             "sep": chr(separator),
             "dtype": str,
@@ -312,7 +316,7 @@ def _read_csv(path: str) -> "pd.DataFrame":
                         raise
                     # A row with too many fields: the slow reader can cut it, so that the others
                     # count.
-                    file.seek(0)
+                    file.seek(start)
                     width = head.count(bytes([separator])) + 1
                     frame = pd.read_csv(
                         file, engine="python", on_bad_lines=lambda row: row[:width], **options
