@@ -147,6 +147,19 @@ def test_a_sample_is_bounded_and_chosen_by_its_seed(files):
     assert len(sizes) > 1
 
 
+def test_encoders_that_differ_are_named(tmp_path):
+    found = pretrain(CELLS)
+    write_rows(tmp_path / "a.parquet", found, {"encoder": "one", "encoder_sha256": "1"})
+    cube = averages(found, "modalities alike").assign_attrs(encoder="one", encoder_sha256="2")
+    told = averaging_order(tmp_path / "a.parquet", cube)
+    assert "these averages" not in str(told)
+    cube.embedding.values *= -1
+    told = averaging_order(tmp_path / "a.parquet", cube)
+    assert str(told).endswith("made these averages (encoder_sha256: 1 of the rows, 2 of these)")
+    with pytest.raises(RowsError, match=r"another encoder made them \(encoder: one .*, two of"):
+        averaging_order(tmp_path / "a.parquet", cube.isel(dim=[0]).assign_attrs(encoder="two"))
+
+
 def test_without_repeated_images_there_is_one_way(tmp_path):
     found = pretrain(CELLS)
     write_rows(tmp_path / "a.parquet", found, {})

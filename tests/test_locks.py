@@ -30,6 +30,7 @@ from copcube.files import lock
 from copcube.files.folders import LocalFolder, open_folder
 from copcube.files.lock import PREFIX
 from copcube.files.objects import ObjectFolder, listing
+from copcube.files.objects.lockfiles import ObjectLockFiles
 from copcube.files.processes import machine
 from copcube.images.sample import writing as sample
 
@@ -322,6 +323,18 @@ def test_a_disk_that_is_full_for_a_while_does_not_lose_the_lock(folder, caplog):
         owner.prove()
     assert "the lock of this build could not be renewed" in caplog.text
     assert lock_files(folder) == []
+
+
+def test_a_lock_that_cannot_be_removed_is_named(folder, monkeypatch, caplog):
+    def refuse(files, name):
+        raise PermissionError(errno.EACCES, "no longer allowed")
+
+    with monkeypatch.context() as patch, folder.lock():
+        for kind in (lock.LocalLockFiles, ObjectLockFiles):
+            patch.setattr(kind, "remove", refuse)
+    assert "world.build: its lock could not be removed ([Errno 13] no longer" in caplog.text
+    with folder.lock():  # which this machine knows to be nobody's
+        pass
 
 
 @pytest.mark.slow

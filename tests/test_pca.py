@@ -10,6 +10,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import copcube
 from copcube import cube as cubes
 from copcube import grid, pca
 from copcube.cells import Cells
@@ -584,6 +585,7 @@ def test_fields_and_basis_survive_a_file(band, tmp_path, suffix, whiten):
         assert again.attrs["encoder_sha256"] == "aa"
         assert again.attrs["encoder_trained"] == 1
         assert again.attrs["reduction_weights"] == "area"
+        assert again.attrs["history"].endswith(f"copcube {copcube.__version__} reduce")
         assert again.attrs["reduction_cells"] == 1000
         assert "copcube_schema" not in again.attrs
         region = {"lat": slice(66, 50), "lon": slice(0, 5)}

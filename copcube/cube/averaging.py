@@ -23,11 +23,12 @@ from scipy.sparse import csr_array
 
 from copcube import grid
 from copcube.arguments import whole_number
+from copcube.cube.pairing import unlike_encoders
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, RowsError
 from copcube.files.damage import naming_damage
 from copcube.parts import Part, parts
-from copcube.provenance import of_one_encoder
+from copcube.provenance import of_one_encoder, shared
 from copcube.rows import Rows, read_rows, repeated, rows_files
 
 if TYPE_CHECKING:
@@ -86,11 +87,14 @@ class AveragingOrder:
         Ranked by their largest relative error.
     cells, images : int
         Size of the sample.
+    encoders : str
+        What rows and averages say differently of their encoder; empty if nothing.
     """
 
     candidates: tuple[Candidate, ...]
     cells: int
     images: int
+    encoders: str = ""
 
     @property
     def matching(self) -> tuple[Candidate, ...]:
@@ -112,7 +116,7 @@ class AveragingOrder:
         if not self.matching:
             yield (
                 "none matches to float32 precision; other images, weights or a coarser data type "
-                "made these averages"
+                f"made these averages{self.encoders}"
             )
 
 
@@ -160,7 +164,9 @@ def averaging_order(
         )
     cells, seed = whole_number(cells, "cells", 1), whole_number(seed, "seed", 0)
     files = [str(file) for file in rows_files(rows)]
-    of_one_encoder(files, "compare the rows of one encoder at a time")
+    _, made = of_one_encoder(files, "compare the rows of one encoder at a time")
+    unlike = unlike_encoders(shared(made), averages.attrs)
+    encoders = "" if unlike is None else " ({}: {} of the rows, {} of these)".format(*unlike)
     sources = parts(files)
     if not sources:
         raise RowsError(f"{rows}: no embeddings there; the files hold no rows")
@@ -169,7 +175,7 @@ def averaging_order(
     if found.embedding.shape[1] != target.shape[1]:
         raise RowsError(
             f"{rows}: embeddings of length {found.embedding.shape[1]}; the averages have "
-            f"{target.shape[1]}, so another encoder made them"
+            f"{target.shape[1]}, so another encoder made them{encoders}"
         )
     found = found.sorted()
     again = repeated(found.keys)
@@ -185,7 +191,7 @@ def averaging_order(
             worst = float(np.abs(error).max()), float(relative.max())
             candidates.append(Candidate(order, way, *worst))
     ranked = sorted(candidates, key=lambda candidate: candidate.max_relative)
-    return AveragingOrder(tuple(ranked), len(chosen), len(found))
+    return AveragingOrder(tuple(ranked), len(chosen), len(found), encoders)
 
 
 def nested_mean(rows: Rows, levels: tuple[str, ...]) -> NDArray[np.float64]:

@@ -284,8 +284,14 @@ class Lock:
     def release(self) -> None:
         """Remove the lock file."""
         _OWNED.discard(self._owner.token)
-        with suppress(OSError):
+        try:
             self._files.remove(self._file)
+        except OSError as error:
+            log.warning(
+                "%s: its lock could not be removed (%s); other machines take this build for one "
+                "under way for %.0f s",
+                *(self._name, error, self._dead),
+            )
 
     @contextmanager
     def beating(self) -> Iterator[None]:

@@ -30,6 +30,7 @@ from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments
 from copcube.pca.predictors import Predictors, Regression, expanded, predictor_names
 from copcube.pca.weights import Weights, cell_weights, kind_of_weights
+from copcube.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -315,6 +316,8 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
     pc.attrs = {"units": "1", "long_name": "principal components of the embedding"}
     attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
     attrs = {**_provenance(view.dataset), **attrs}
+    before = attrs.get("history")
+    attrs["history"] = "\n".join(filter(None, (before, f"copcube {__version__} reduce")))
     parts = basis[list(BASIS)]
     if predictors is not None:
         parts = basis[[*BASIS, *REGRESSION]].assign(
