@@ -414,6 +414,10 @@ def test_tessera_store_of_a_web_server_that_cuts_answers(tessera, web, tmp_path)
     same(web.url, tmp_path)
     assert sum(web.cut.values()) == 0
     assert tables.files(f"{web.url}/utm32") == tables.files(web.url) == [f"{web.url}/utm32"]
+    web.status["utm32"] = 403  # as some servers say of folders
+    known = tables.version(f"{web.url}/utm32")
+    web.files["utm32/zarr.json"] += b" "
+    assert known not in ("", tables.version(f"{web.url}/utm32"))
 
 
 @pytest.mark.slow

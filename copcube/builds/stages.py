@@ -31,13 +31,14 @@ from copcube.builds.tasks import (
     variances_of,
 )
 from copcube.errors import BuildError, CopcubeError, ReadError, RowsError, few
-from copcube.files.objects import is_remote, version
+from copcube.files.objects import is_remote
 from copcube.grid import N_BANDS
 from copcube.images import Partition, Rejected
 from copcube.images.units import remedy
 from copcube.lookahead import map_ahead
 from copcube.modalities import kinds
 from copcube.parts import keeping_rows
+from copcube.products import tables
 
 log = logging.getLogger("copcube")
 
@@ -433,7 +434,7 @@ def _versions(plan: Plan, files: Sequence[str]) -> dict[str, str]:
     if plan.kind != "aggregate":
         return {}
     # In a store each file costs a request.
-    found = map_ahead(version, files, READERS if any(map(is_remote, files)) else 0)
+    found = map_ahead(tables.version, files, READERS if any(map(is_remote, files)) else 0)
     return dict(zip(files, found, strict=True))
 
 

@@ -20,6 +20,7 @@ from copcube import rows
 from copcube.arguments import one_path
 from copcube.cells import Cells
 from copcube.errors import OptionError, RowsError
+from copcube.files import objects
 from copcube.files.objects import file_size, is_remote, sizes
 from copcube.files.regular import version_of
 from copcube.grid import Integers
@@ -102,6 +103,20 @@ def size(file: str | Path) -> int:
         If it is not there or cannot be read.
     """
     return file_size(file) if (reader := _reader(file)) is None else reader.size(str(file))
+
+
+def version(file: str | Path) -> str:
+    """Tell one of `files` from another one that takes its name; a store by its metadata.
+
+    Raises
+    ------
+    ReadError
+        If an object store cannot be asked.
+    """
+    name = str(file)
+    # Web servers may deny a folder, and stores have none.
+    of_store = is_remote(name) and not os.path.splitext(name)[1]
+    return objects.version(f"{name}/zarr.json" if of_store else name)
 
 
 def row_group_sizes(path: str | Path) -> list[int]:
