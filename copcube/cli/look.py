@@ -270,7 +270,7 @@ def _vector(path: str | None) -> "NDArray[Any] | None":
         return None
     try:
         with open_regular(path, OptionError) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-any-return]
+            return np.lib.format.read_array(file, allow_pickle=False)
     except OptionError:
         raise
     except (OSError, ValueError) as error:
