@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from copcube.errors import RowsError
 from copcube.modalities import MODALITIES, SENSOR
 from copcube.products import tables
+from copcube.products.pixels import day_of
 from copcube.products.tables import Assign, Position
 from copcube.selection import Selection
 
@@ -46,6 +47,10 @@ def of_all(
     dim, made = of_one_encoder(files, so, assign, position)
     provenance = {key: text for key, text in shared(made).items() if not key.startswith(SENSOR)}
     provenance |= _sensors(made, selection)
+    dated = (made[file].get("product_years", "") for file in others if tables.is_of_pixels(file))
+    years = {year for text in dated for year in text.split()}
+    if chosen := [year for year in sorted(years) if selection.admits(day_of(int(year)))]:
+        provenance["product_years"] = " ".join(chosen)
     return dim, dict(sorted(provenance.items()))
 
 

@@ -10,7 +10,7 @@ import zarr
 from pyproj import Proj
 from rasterio.transform import Affine
 
-from copcube import grid
+from copcube import describe, grid
 from copcube.builds import aggregate
 from copcube.cli import main
 from copcube.cube import validate
@@ -137,6 +137,10 @@ def test_the_command_takes_a_file_and_groups_by_year(tmp_path):
             expected = v[:, np.isfinite(v[0])].mean(axis=1)
             cell = ds.sel(year=year, lat=48.25, lon=10.0)
             np.testing.assert_allclose(cell.embedding, expected, atol=1e-5)
+    aggregate(tmp_path / "in", tmp_path / "all.zarr")
+    with xr.open_zarr(tmp_path / "all.zarr", chunks=None) as ds:
+        assert ds.attrs["product_years"] == "2020 2023"
+        assert describe(ds)["temporal"]["supported_years"] == [2020, 2023]
     one = tmp_path / "one.zarr"
     told = "is of a whole year, here 2020, 2023; choose years, such as --dates 2020"
     with pytest.raises(OptionError, match=told):
@@ -144,6 +148,8 @@ def test_the_command_takes_a_file_and_groups_by_year(tmp_path):
     assert main(["aggregate", str(tmp_path / "in"), str(one), "--dates", "2023"]) == 0
     with xr.open_zarr(one, chunks=None) as ds:
         assert int(ds.n_images.sum()) == int((values[2023][0] != -128).sum())
+        assert ds.attrs["product_years"] == "2023"
+        assert describe(ds)["temporal"]["supported_years"] == [2023]
 
 
 def test_of_which_year_a_file_is_does_not_depend_on_where_the_command_runs(tmp_path, monkeypatch):

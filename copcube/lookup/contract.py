@@ -312,11 +312,12 @@ def _years(view: CubeView) -> set[int]:
     """Years that a cube holds, as far as it says."""
     if years := _years_of_groups(view):
         return {*years}
-    named = [
-        int(year) for year in re.findall(r"\b(?:19|20)\d\d", str(view.dataset.attrs.get("dates")))
-    ]
+    listed, named = (
+        {int(year) for year in re.findall(r"\b(?:19|20)\d\d", str(view.dataset.attrs.get(key)))}
+        for key in ("product_years", "dates")
+    )
     # Of a span of dates the first and the last are named.
-    return {*range(min(named), max(named) + 1)} if named else {_YEAR}
+    return listed or ({*range(min(named), max(named) + 1)} if named else {_YEAR})
 
 
 def _labels(view: CubeView, dim: str) -> tuple[str, ...]:
