@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from datetime import date
 from fractions import Fraction
 
 import numpy as np
@@ -195,6 +196,10 @@ def test_attributes_are_what_netcdf_holds(value):
         (np.ones((2, 2)), "[[1.0, 1.0], [1.0, 1.0]]"),
         (np.array(["a", "b"]), '["a", "b"]'),
         ("é".encode(), "é"),
+        (np.datetime64("2020-01-01T06", "ns"), "2020-01-01T06:00:00.000000000"),
+        (np.array(["2020-01-01"], "datetime64[us]"), '["2020-01-01T00:00:00.000000"]'),
+        (np.timedelta64(3, "D"), "3 days"),
+        (date(2020, 1, 1), "2020-01-01"),
     ],
     ids=str,
 )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,7 +74,7 @@ def _plain(value: Any) -> Any:
             value = value.astype(np.float64)  # netCDF knows no other floats
         if value.dtype.kind in "iuf" and value.ndim < 2:  # no span of time, no complex number
             return value
-        value = value.tolist()
+        value = _listed(value)
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, bool):  # netCDF knows no truth values
@@ -84,7 +85,9 @@ def _plain(value: Any) -> Any:
         numbers = [v.item() if isinstance(v, np.number) else v for v in value]
         if all(map(_is_number, numbers)):
             return numbers
-    return json.dumps(value, default=known_to_json)
+    text = json.dumps(value, default=known_to_json)
+    # What became a text by itself, such as a time or a path, needs no quotes.
+    return known if isinstance(known := json.loads(text), str) else text
 
 
 def _is_number(value: Any) -> bool:
@@ -93,7 +96,14 @@ def _is_number(value: Any) -> bool:
 
 def known_to_json(value: Any) -> Any:
     """Return what is no JSON as something that is: NumPy's values as Python's, times as texts."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+    return _listed(value) if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _listed(value: NDArray[Any] | np.generic) -> Any:
+    """Return NumPy's values as Python's, times as texts: those in nanoseconds became numbers."""
+    if value.dtype.kind in "mM":
+        value = np.array([str(time) for time in value.ravel()], object).reshape(value.shape)
+    return value.tolist()
 
 
 def json_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
@@ -101,7 +111,8 @@ def json_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     plain = {}
     for key, value in attrs.items():
         try:
-            json.dumps(value.tolist() if isinstance(value, np.ndarray | np.generic) else value)
+            of_numpy = isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "mM"
+            json.dumps(value.tolist() if of_numpy else value)
             plain[str(key)] = value
         except TypeError:
             plain[str(key)] = _plain(value)
