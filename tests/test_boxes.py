@@ -346,6 +346,24 @@ def test_rings_of_a_box_begin_in_the_south_west():
     assert box_rings(350, 1, 10, 2)[0][0].tolist() == [[350, 1], [370, 1], [370, 2], [350, 2]]
 
 
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_a_region_without_a_vector_has_its_cells_all_the_same(pooling):
+    shapes = [SHAPES["triangle"], shapely.box(0, 40, 10, 60)]
+    empty = WORLD.where(WORLD.lat > 65)
+    found = polygons(empty, shapes, pooling=pooling)
+    for text, cells in zip(found.status.values, found.cells.values, strict=True):
+        assert text.startswith(f"none of the {cells:,} cells of the region holds a vector")
+    whole = polygons(WORLD, shapes, pooling=pooling)
+    for name in ("cells", "area"):
+        np.testing.assert_array_equal(found[name], whole[name])
+    np.testing.assert_array_equal(found.cells_missing, whole.cells)
+    assert found.pc.isnull().all()
+    assert (found.coverage == 0).all()
+    with pytest.raises(CubeError, match="cells of the region holds a vector"):
+        polygon(empty, shapes[0], pooling=pooling)
+    assert polygon(empty, shapes[0], pooling=None).pc.isnull().all()
+
+
 @pytest.mark.slow
 def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     from copcube.lookup.boxes import polygons

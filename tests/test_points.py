@@ -365,6 +365,20 @@ def test_files(tmp_path, form):
         assert float(found.lat[4]) == 50
 
 
+def test_letters_of_spreadsheets_are_kept(tmp_path, caplog):
+    names = ["Müller", "Möller", "Zürich – West"]
+    frame = pd.DataFrame({"Näme": names, "lat": Y[:3], "lon": X[:3]})
+    for encoding in ("cp1252", "utf-8", "utf-8-sig"):
+        path = tmp_path / f"{encoding}.csv"
+        frame.to_csv(path, sep=";", decimal=",", index=False, encoding=encoding)
+        assert points(CUBE, path)["Näme"].values.tolist() == names
+        said = [r.message for r in caplog.records]
+        assert said == [
+            f"{tmp_path}/cp1252.csv is not UTF-8 and is taken for Windows-1252; save it as UTF-8 "
+            "if letters come out wrong"
+        ]
+
+
 @pytest.mark.parametrize(
     ("table", "names", "message"),
     [

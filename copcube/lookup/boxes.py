@@ -73,7 +73,7 @@ def box(
     --------
     >>> box(cube, 5, 45, 10, 48).embedding  # doctest: +SKIP
     """
-    return _of(cube, box_rings(west, south, east, north), pooling)
+    return _with_vector(_of(cube, box_rings(west, south, east, north), pooling))
 
 
 def polygon(cube: "xr.Dataset", geometry: Any, *, pooling: Pooling | None = "mean") -> "xr.Dataset":
@@ -104,7 +104,7 @@ def polygon(cube: "xr.Dataset", geometry: Any, *, pooling: Pooling | None = "mea
     OptionError
         If the geometry is none, is empty or crosses itself, or `pooling` is unknown.
     """
-    return _of(cube, polygon_rings(geometry), pooling)
+    return _with_vector(_of(cube, polygon_rings(geometry), pooling))
 
 
 def polygons(
@@ -148,7 +148,8 @@ def polygons(
     found: list[xr.Dataset] = []
     for geometry in in_degrees(geometries):
         try:
-            one = polygon(cube, geometry, pooling=pooling).assign(status="present")
+            one = _of(cube, polygon_rings(geometry), pooling)
+            one = one.assign(status=_without_vector(one) or "present")
         except (OptionError, GridError, CubeError) as error:
             one = _nothing(view).assign(status=str(error))
         found.append(one)
@@ -159,8 +160,26 @@ def polygons(
     return as_result(result.assign_attrs(whole.attrs))
 
 
+def _without_vector(pooled: "xr.Dataset") -> str | None:
+    """Say why a region has no vector, None if it has one."""
+    cells = int(pooled.cells)
+    if (pooled.cells_missing < cells).any():
+        return None
+    return (
+        f"none of the {cells:,} cells of the region holds a vector: no image is there "
+        "(open ocean and the poles have none)"
+    )
+
+
+def _with_vector(found: "xr.Dataset") -> "xr.Dataset":
+    """Refuse a pooled region without a vector; the cells of one are given as they are."""
+    if "cells" in found and (reason := _without_vector(found)):
+        raise CubeError(reason)
+    return found
+
+
 def _nothing(view: CubeView) -> "xr.Dataset":
-    """What is said of a region without an answer."""
+    """What is said of a region that cannot be pooled."""
     import xarray as xr
 
     sizes = [view.field.sizes[dim] for dim in view.lead]
@@ -203,11 +222,6 @@ def _pooled(view: CubeView, found: Region, pooling: Pooling) -> "xr.Dataset":
         else:
             x[~there] = -np.inf
             total = np.maximum(total, x.max(axis=0))
-    if not filled.any():
-        raise CubeError(
-            f"none of the {len(found.i):,} cells of the region holds a vector: no image is there "
-            "(open ocean and the poles have none)"
-        )
     with np.errstate(invalid="ignore"):  # 0/0 in a group without a vector
         pooled = total / covered[..., np.newaxis] if pooling == "mean" else total
     pooled[filled == 0] = np.nan

@@ -1,11 +1,12 @@
 """Tables of points as people have them: arrays, frames, datasets, CSV and parquet files."""
 
 import json
+import logging
 import re
 import warnings
 from collections.abc import Container, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from copcube.lookup.regions import in_degrees, require_degrees
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+
+log = logging.getLogger("copcube")
 
 T = TypeVar("T")
 
@@ -296,6 +299,7 @@ def _read_csv(path: str) -> "pd.DataFrame":
         options: dict[str, Any] = {
             "sep": chr(separator),
             "dtype": str,
+            "encoding": _encoding(file, path),
             "encoding_errors": "replace",
             "skipinitialspace": True,
             # pandas takes NA for a missing value, which may be Namibia's code.
@@ -325,6 +329,22 @@ def _read_csv(path: str) -> "pd.DataFrame":
             raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
     numbers: pd.DataFrame = frame.apply(_numbers)
     return numbers
+
+
+def _encoding(file: IO[bytes], path: str) -> str:
+    """Say how a file of texts is encoded: in UTF-8, or as spreadsheets of Windows write it."""
+    try:
+        for line in file:
+            line.decode()
+        return "utf-8"
+    except UnicodeDecodeError:
+        log.warning(
+            f"{path} is not UTF-8 and is taken for Windows-1252; save it as UTF-8 if letters "
+            "come out wrong"
+        )
+        return "cp1252"
+    finally:
+        file.seek(0)
 
 
 def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
