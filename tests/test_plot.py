@@ -77,6 +77,13 @@ def test_maps_across_180_degrees():
     assert (written[2].min(), written[2].max()) == pytest.approx((175, 185), abs=0.2)
 
 
+def test_a_narrow_map_and_its_scale_stand_in_the_middle(fields):
+    figure = plot.component(fields, 0, extent=(5, 15, 40, 55)).figure
+    figure.draw_without_rendering()
+    drawn = figure.get_tightbbox()
+    assert drawn.x0 == pytest.approx(figure.get_figwidth() - drawn.x1, abs=0.5)
+
+
 @pytest.mark.slow
 def test_in_a_projection_pixels_show_their_place(fields):
     crs = pytest.importorskip("cartopy.crs")

@@ -33,7 +33,8 @@ def new_figure(size: tuple[float, float]) -> "Figure":
     # A figure of its own, not pyplot's, which would keep and show it.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=size, layout="constrained")
+    # Else a scale beside a map narrower than the figure would push it to the right.
+    return Figure(figsize=size, layout="compressed")
 
 
 def new_axes(size: tuple[float, float], projection: Any = None) -> "Axes":
