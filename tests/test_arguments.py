@@ -302,6 +302,16 @@ def test_a_script_that_would_start_itself_again_is_refused(script, passes, tmp_p
             run()
 
 
+def test_a_script_from_a_pipe_is_refused(monkeypatch):
+    """As ``python - < script.py`` runs it, whose workers would look for a file ``<stdin>``."""
+    main = type(sys)("__main__")
+    main.__file__ = "<stdin>"
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    script = CALL + 'if __name__ == "__main__":\n    require_main_guard()\n'
+    with pytest.raises(OptionError, match=r"^<stdin> is no file, and workers run the script again"):
+        exec(compile(script, "<stdin>", "exec"), vars(main))
+
+
 def test_a_package_that_is_run_is_not_run_again(tmp_path, monkeypatch):
     """As ``python -m copcube``, whose ``__main__`` multiprocessing leaves alone in workers."""
     (tmp_path / "ours").mkdir()

@@ -6,6 +6,7 @@ name would start them again in every worker.
 """
 
 import ast
+import os
 import sys
 from types import FrameType
 
@@ -21,13 +22,19 @@ def require_main_guard() -> None:
     Raises
     ------
     OptionError
-        If the script has no ``if __name__ == "__main__":`` around the call.
+        If the script has no ``if __name__ == "__main__":`` around the call, or is no file.
     """
     main = sys.modules.get("__main__")
     # Of a package that is run, as by `python -m copcube`, workers run nothing.
     if getattr(getattr(main, "__spec__", None), "name", "").endswith(".__main__"):
         return
     path = getattr(main, "__file__", None)
+    # Of a script that comes through a pipe, Python says "<stdin>".
+    if path is not None and getattr(main, "__spec__", None) is None and not os.path.exists(path):
+        raise OptionError(
+            f"{path} is no file, and workers run the script again: save it as a file, or leave "
+            "out workers="
+        )
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         # The outermost frame of the script itself; those of runpy lie further out.
