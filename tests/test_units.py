@@ -77,6 +77,14 @@ def test_the_usual_mistakes_are_strange(images, key, change, what):
     assert all(text is not None and text.startswith(what) for text in found)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int16"])
+def test_pixels_of_any_type_are_compared_without_a_warning(dtype):
+    # The bounds of what is possible are beyond float16, of whose overflow NumPy warned.
+    assert strange(np.full((13, 8, 8), 1200, dtype), MODALITIES["s2_toa"]) is None
+    pixels = np.full((13, 8, 8), -9999, dtype)
+    assert strange(pixels, MODALITIES["s2_toa"]) == f"pixels of {pixels[0, 0, 0]:.7g}"
+
+
 def test_every_modality_says_its_units_and_a_remedy():
     for modality in MODALITIES.values():
         low, high = modality.typical

@@ -47,7 +47,7 @@ def strange(pixels: NDArray[Any], modality: Modality) -> str | None:
     if not some.size:
         return None
     lowest, highest = _possible(modality)
-    for extreme in (some.min(), some.max()):
+    for extreme in (float(some.min()), float(some.max())):
         if not lowest < extreme < highest:
             return f"pixels of {extreme:.7g}"
     low, high = modality.typical
