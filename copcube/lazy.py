@@ -1,8 +1,9 @@
-"""Public names of a package that are imported when they are first used."""
+"""Public names and modules of a package that are imported when they are first used."""
 
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -19,14 +20,16 @@ def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     Returns
     -------
     callable
-        It imports the module of a name, and keeps what it finds in the package.
+        It imports the module of a name, or the module that has this name, and keeps what it
+        finds in the package.
     """
 
     def __getattr__(name: str) -> Any:
-        if name not in homes:
+        home = homes.get(name, f"{package}.{name}")
+        if name not in homes and (name.startswith("_") or find_spec(home) is None):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = import_module(homes[name])
-        value = module if homes[name].endswith(f".{name}") else getattr(module, name)
+        module = import_module(home)
+        value = module if home.endswith(f".{name}") else getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -97,6 +97,15 @@ def test_importing_copcube_imports_xarray_and_little_else():
     assert imported("import copcube; copcube.EncoderSpec()", *heavy) == []
 
 
+@pytest.mark.slow
+def test_rooms_that_the_pages_name_are_there_once_copcube_is_imported():
+    # After the first use of ds.copembed some were, and before it none.
+    code = "import copcube; copcube.interchange.to_zarr; copcube.modalities.modality\n"
+    code += "copcube.cube.open_cube; copcube.lookup.boxes.polygons; copcube.images.open_source\n"
+    code += "assert not hasattr(copcube, 'nonsense') and not hasattr(copcube, '__main__')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_imports_nothing_heavy():
     code = "sys.argv = ['copcube', '--help']\nfrom copcube.cli import main\n"
     assert imported(f"{code}try: main(['--help'])\nexcept SystemExit: 0", *HEAVY) == []
