@@ -321,6 +321,15 @@ def test_what_was_opened_without_decoding_is_written(fields, tmp_path, layout):
     np.testing.assert_array_equal(found, raw.pc.values)
 
 
+def test_components_that_are_a_variable_each_are_named_with_the_remedy(fields, tmp_path):
+    to_netcdf(fields.isel(lat=slice(9), lon=slice(9)), tmp_path / "a.nc", layout="separate")
+    with (
+        xr.open_dataset(tmp_path / "a.nc") as plain,
+        pytest.raises(CubeError, match=r"pc_00.*is opened as one by .*engine='copembed'"),
+    ):
+        plain.copembed.fit(k=1)
+
+
 def test_a_selection_keeps_its_numbers(fields, tmp_path):
     some = fields.isel(component=[2, 0])
     to_netcdf(some, tmp_path / "a.nc", layout="separate")

@@ -657,10 +657,13 @@ def test_other_things_are_no_cubes(tmp_path):
     (tmp_path / "empty").mkdir()
     fields = xr.Dataset({"pc": ("component", [1.0])}, attrs={"title": "z"})
     fields.to_zarr(tmp_path / "fields.zarr", consolidated=False)
+    separate = fields.rename(pc="pc_00")
+    separate.to_zarr(tmp_path / "separate.zarr", consolidated=False)
     for name, found in (
         ("none", "nothing"),
         ("empty", "an empty folder"),
         ("fields.zarr", "a reduction, alone or merged; `copcube info` tells of it"),
+        ("separate.zarr", "vectors with a variable for each component, as other readers want"),
         ("a.txt", "text, which begins 'x'"),
         ("world.build", "the folder of a build, of which `copcube status` tells"),
         ("world.build/rows", "a folder of tables, of which `copcube aggregate` may make a cube"),

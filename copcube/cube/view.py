@@ -6,7 +6,8 @@ and a longitude, which are recognised by their CF attributes or their names. Eve
 function makes one `CubeView` of each dataset it is given, and asks only the view from then on.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -484,7 +485,24 @@ def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
         "embedding": "an embedding cube with a variable embedding",
         "pc": "a reduction with a variable pc",
     }[holds]
-    return f"expected {wanted}; found {', '.join(map(str, ds.data_vars)) or 'no variables'}"
+    found = f"expected {wanted}; found {', '.join(map(str, ds.data_vars)) or 'no variables'}"
+    if any(map(is_numbered, ds.data_vars)):
+        found += (
+            "; netCDF with a variable for each component is opened as one by "
+            "xarray.open_dataset(path, engine='copembed')"
+        )
+    return found
+
+
+def is_numbered(name: Hashable) -> bool:
+    """Whether a variable is one of those that vectors fill in a file with one for each component.
+
+    Examples
+    --------
+    >>> is_numbered("pc_00"), is_numbered("dim_767"), is_numbered("pc")
+    (True, True, False)
+    """
+    return re.fullmatch(r"(pc|dim)_\d+", str(name)) is not None
 
 
 def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":

@@ -4,7 +4,6 @@ GDAL, QGIS, CDO and anemoi find their way in a file by attributes alone: which d
 latitude, which reference system a field lies in, what is a field and what only describes one.
 """
 
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,6 @@ _TIME = {
 }
 _GRID_MAPPINGS = ("crs", "spatial_ref")
 _TITLES = {"embedding": "{} embeddings", "pc": "Principal components of {} embeddings"}
-_NUMBERED = re.compile(r"(pc|dim)_\d+")
 
 
 def numbered_names(view: CubeView) -> list[str]:
@@ -50,11 +48,6 @@ def numbered_names(view: CubeView) -> list[str]:
         if given.dtype.kind in "iu" and len(np.unique(given)) == count and given.min() >= 0:
             numbers = given
     return [f"{stem}_{number:0{digits}d}" for number in numbers.tolist()]
-
-
-def is_numbered(name: Hashable) -> bool:
-    """Whether a variable's name is one of `numbered_names`."""
-    return _NUMBERED.fullmatch(str(name)) is not None
 
 
 def _title(name: str | None, attrs: Mapping[Any, Any]) -> str:

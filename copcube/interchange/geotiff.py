@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import flag
-from copcube.cube.view import LENGTHWISE
+from copcube.cube.view import LENGTHWISE, is_numbered
 from copcube.errors import CubeError, OptionError
 from copcube.files import limits
 from copcube.files.contents import refuse_other
 from copcube.files.limits import demand
 from copcube.interchange.cache import FilledCells
-from copcube.interchange.conventions import is_numbered
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import packing_of
 from copcube.interchange.packing import Exported

@@ -21,7 +21,7 @@ from xarray.core import indexing
 from copcube import grid
 from copcube.arguments import flag, one_of
 from copcube.cube.results import plain_attributes
-from copcube.cube.view import CubeView
+from copcube.cube.view import CubeView, is_numbered
 from copcube.errors import CubeError, OptionError
 from copcube.files.contents import refuse_other
 from copcube.files.damage import naming_damage
@@ -31,7 +31,6 @@ from copcube.files.regular import require_file
 from copcube.interchange.conventions import (
     LAYOUTS,
     conforming,
-    is_numbered,
     latlon_last,
     numbered_attributes,
     numbered_names,
