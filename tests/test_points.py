@@ -385,7 +385,7 @@ def test_letters_of_spreadsheets_are_kept(tmp_path, caplog):
         (
             {"a": [1], "lon": [2]},
             {},
-            "no column named lat or latitude; it has a, lon: name it with lat=",
+            r"no column named lat or latitude; it has a, lon: name it with lat= \(--lat\)",
         ),
         ({"lat": [1], "lon": [2]}, {"lat": "y"}, "no column 'y'; it has lat, lon"),
         ({"lat": [1], "lon": [1, 2]}, {}, "make no table"),

@@ -195,7 +195,7 @@ def _column(columns: Sequence[Any], axis: str, name: str | None) -> Any:
                 return column
     raise OptionError(
         f"the table has no column named {axis} or {NAMES[axis][1]}; it has "
-        f"{', '.join(map(str, columns)) or 'none'}: name it with {axis}="
+        f"{', '.join(map(str, columns)) or 'none'}: name it with {axis}= (--{axis})"
     )
 
 
