@@ -364,6 +364,7 @@ def test_grid_of_neural_lam(tmp_path, statics, form):
     want = StandardScaler().fit_transform(x[there].astype(float))
     np.testing.assert_allclose(found.copembed_01.values[there], want[:, 1], atol=1e-5)
     assert (found.copembed_01.values[~there] == 0).all()
+    assert found.attrs["weights"] == "all points alike that lie in a cell with a vector"
     y, x = own.latitude, own.longitude
     np.testing.assert_array_equal(
         found.z, statics.z.sel(latitude=y, longitude=x % 360, method="nearest")

@@ -54,6 +54,8 @@ class Fields:
         Names of the dimensions of the places, those of points as they came.
     coords : mapping
         Coordinates of points beside latitude and longitude: name to xarray.Variable.
+    weights : str
+        By what the places were weighted, as files say it.
     """
 
     names: tuple[str, ...]
@@ -67,6 +69,7 @@ class Fields:
     statics: Maps = field(default_factory=dict)
     dims: tuple[str, ...] = ("latitude", "longitude")
     coords: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = "area of the cells that hold a vector"
 
     @classmethod
     def standardised(
@@ -124,7 +127,7 @@ class Fields:
             "standardised": list(self.names),
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
-            "weights": "area of the cells that hold a vector",
+            "weights": self.weights,
             "missing": f"0, the mean; {MASK} is 0 there",
             **more,
         }

@@ -70,7 +70,8 @@ def on_grid(
         x,
         {name: values[row, col] for name, values in statics.items()},
     )
-    return replace(fields, dims=dims, coords=coords)
+    alike = "all points alike that lie in a cell with a vector"
+    return replace(fields, dims=dims, coords=coords, weights=alike)
 
 
 def _opened(grid: "xr.Dataset | str | Path") -> "xr.Dataset":
