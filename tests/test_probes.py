@@ -712,6 +712,11 @@ def test_pictures_show_curves_and_residuals(found):
     np.testing.assert_array_equal(curve.get_xdata(), [1, 2, 4])
     at = found.rmse.mean("seed").sel(target="t2m_mean", input=["pc1", "pc2", "pc4"])
     np.testing.assert_allclose(curve.get_ydata(), at)
+    # Of errors that are nearly alike, no line lies on the frame.
+    alike = found.assign(rmse=3 + 0.001 * found.rmse / found.rmse.max())
+    bottom, top = plot.errors(alike).axes[0].get_ylim()
+    assert bottom == 0
+    assert top > 1.04 * 3
     # More curves than there are colours: none is left out, and no two look alike.
     several = found.sel(input=["pc1", "pc2"] * 8)
     several["input"] = [f"pc{n}+{beside}" for beside in "abcdefgh" for n in (1, 2)]

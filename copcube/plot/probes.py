@@ -68,7 +68,8 @@ def errors(found: "xr.Dataset") -> "Figure":
         # Numbers of components mostly double from one to the next.
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.set_ylim(bottom=0)
+        # Where all errors are nearly alike, a line would lie on the frame.
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.set_title(str(found["label"].values[t]), fontsize="medium")
         axes.set_ylabel(f"error ({found['unit'].values[t] or '1'})")
         axes.set_xlabel("number of components")
