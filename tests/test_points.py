@@ -365,6 +365,25 @@ def test_files(tmp_path, form):
         assert float(found.lat[4]) == 50
 
 
+@pytest.mark.parametrize("form", ["csv", "frame", "parquet"])
+def test_long_numbers_beside_a_missing_one_keep_their_digits(tmp_path, form):
+    # As floats both would be 1.152921504606847e+18.
+    given = pd.array([2**60 + 1, 2**60 + 2, None], "Int64")
+    table = pd.DataFrame({"id": given, "few": pd.array([1, 2, None], "Int64")})
+    table = table.assign(lat=Y[:3], lon=X[:3])
+    path = tmp_path / f"t.{form}"
+    if form == "frame":
+        found = points(CUBE, table)
+    else:
+        table.to_csv(path, index=False) if form == "csv" else table.to_parquet(path)
+        found = points(CUBE, path)
+    assert list(map(str, found.id.values[:2])) == [str(2**60 + 1), str(2**60 + 2)]
+    assert found.few.values[:2].tolist() == [1, 2]
+    write_table(found, tmp_path / "o.parquet", False)
+    again = pd.read_parquet(tmp_path / "o.parquet", dtype_backend="numpy_nullable")
+    assert again.id.astype(str).tolist()[:2] == [str(2**60 + 1), str(2**60 + 2)]
+
+
 def test_letters_of_spreadsheets_are_kept(tmp_path, caplog):
     names = ["Müller", "Möller", "Zürich – West"]
     frame = pd.DataFrame({"Näme": names, "lat": Y[:3], "lon": X[:3]})

@@ -177,7 +177,14 @@ def beside(own: Mapping[Any, T], taken: Container[Hashable]) -> dict[Hashable, T
 
 def _plain(column: Any) -> NDArray[Any]:
     """Values of a column as NumPy has them; texts and categories as objects."""
+    import pandas as pd
+
     values = column.to_numpy()
+    if pd.api.types.is_integer_dtype(column.dtype) and values.dtype.kind not in "iu":
+        # Beside missing ones whole numbers are floats, which cannot hold the longest.
+        values = column.to_numpy(np.float64, na_value=np.nan)
+        if (np.abs(values) > 2**53).any():
+            values = column.astype(object).to_numpy()
     return np.asarray(values if isinstance(values, np.ndarray) else values.astype(object))
 
 
@@ -251,6 +258,7 @@ def _read_file(path: str) -> "pd.DataFrame":
 
 
 def _read_parquet(path: str) -> "pd.DataFrame":
+    import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -260,7 +268,9 @@ def _read_parquet(path: str) -> "pd.DataFrame":
         with open_regular(path, OptionError) as file:
             table = pq.read_table(file)
         geometric = b"geo" in (table.schema.metadata or {})
-        frame: pd.DataFrame = table.to_pandas()
+        # Whole numbers beside missing ones would be floats, which cannot hold the longest.
+        whole = {pa.int64(): pd.Int64Dtype(), pa.uint64(): pd.UInt64Dtype()}
+        frame: pd.DataFrame = table.to_pandas(types_mapper=whole.get)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OptionError | MemoryError):
             raise
@@ -348,7 +358,7 @@ def _encoding(file: IO[bytes], path: str) -> str:
 
 
 def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Turn texts into numbers if all are some; codes such as 06610 stay what they are."""
+    """Turn texts into numbers if all are some; codes such as 06610 and long ones stay."""
     import pandas as pd
 
     if column.str.fullmatch(r"\s*[+-]?0\d.*").any():
@@ -356,7 +366,9 @@ def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
     # What is empty is missing, and makes a column of numbers one of floats.
     empty = column.fillna("").str.strip() == ""
     numbers = pd.to_numeric(column.where(~empty), errors="coerce")
-    return column if (numbers.isna() & ~empty).any() or empty.all() else numbers
+    # As floats the longest would lose digits.
+    lossy = numbers.dtype.kind == "f" and column.str.fullmatch(r"\s*[+-]?\d{16,}\s*").any()
+    return column if lossy or (numbers.isna() & ~empty).any() or empty.all() else numbers
 
 
 def require_table(path: str) -> Path:
