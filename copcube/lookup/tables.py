@@ -343,6 +343,7 @@ def _read_csv(path: str) -> "pd.DataFrame":
 
 def _encoding(file: IO[bytes], path: str) -> str:
     """Say how a file of texts is encoded: in UTF-8, or as spreadsheets of Windows write it."""
+    start = file.tell()
     try:
         for line in file:
             line.decode()
@@ -354,7 +355,7 @@ def _encoding(file: IO[bytes], path: str) -> str:
         )
         return "cp1252"
     finally:
-        file.seek(0)
+        file.seek(start)
 
 
 def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
