@@ -544,6 +544,15 @@ def test_results_are_kept_by_all_that_decides_them(tmp_path, parts):
     assert not ran(tmp_path, true)[0].comparable
 
 
+def test_a_result_without_a_broken_image_is_found_again_once_it_can_be_read(tmp_path, parts):
+    dataset = Made()
+    dataset.broken = {"train-9": "cut short"}
+    first = ran(tmp_path, dataset)[0]
+    assert first.skipped == {"train/train-9": "train-9: cut short"}
+    assert ran(tmp_path, dataset) == [first], "it is still broken"
+    assert ran(tmp_path, Made())[0].skipped == {}
+
+
 @pytest.mark.slow
 def test_the_fast_tier_scores_with_intervals(tmp_path, parts):
     found = {one.probe: one for one in ran(tmp_path, Made(), "fast")}

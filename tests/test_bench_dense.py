@@ -391,15 +391,38 @@ def test_scores_of_a_whole_task(encoder: FrozenEncoder, tmp_path: Path) -> None:
     assert dataset.reads == 2 * (8 + 6) + 6, "streamed levels are computed for each epoch"
 
 
+class Broken(Synthetic):
+    """Of which an image cannot be read."""
+
+    broken: tuple[int, ...] = (5,)
+
+    def read(self, split: Split, index: int) -> Sample:
+        if split == "train" and index in self.broken:
+            raise ImageError(f"train{index}.tif: not a readable GeoTIFF")
+        return super().read(split, index)
+
+
+@pytest.mark.slow
+def test_a_head_is_trained_anew_once_what_was_left_out_can_be_read(
+    encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    def head(broken: tuple[int, ...], cache: str) -> Tensor:
+        dataset = Broken(TASKS["segmentation"])
+        dataset.broken = broken
+        options: Any = {"probe": "fast", "epochs": 1, "seeds": 1, "cache": tmp_path / cache}
+        (result,) = bench(dataset, encoder=encoder, **options).results
+        assert len(result.skipped) == len(broken)
+        (checkpoint,) = (tmp_path / cache).glob("*/*/checkpoint.pt")
+        states = torch.load(checkpoint, weights_only=True)["best_state"].values()
+        return torch.cat([state.flatten() for state in states])
+
+    without = head((5,), "cache")
+    found = head((), "cache")
+    assert torch.equal(found, head((), "other"))
+    assert not torch.equal(found, without)
+
+
 def test_samples_that_cannot_be_read_are_left_out(encoder: FrozenEncoder, tmp_path: Path) -> None:
-    class Broken(Synthetic):
-        broken: tuple[int, ...] = (5,)
-
-        def read(self, split: Split, index: int) -> Sample:
-            if split == "train" and index in self.broken:
-                raise ImageError(f"train{index}.tif: not a readable GeoTIFF")
-            return super().read(split, index)
-
     dataset = Broken(TASKS["segmentation"], 16)
     for n, kept in enumerate((tmp_path / "levels", None)):
         found = score(dataset, encoder, tmp_path / str(n), levels=kept, epochs=1)

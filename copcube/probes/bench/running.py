@@ -1,5 +1,6 @@
 """Running tasks of Copernicus-Bench, one after the other, whatever becomes of each."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -27,7 +28,7 @@ from copcube.probes.bench.results import (
     read_results,
     write_results,
 )
-from copcube.probes.bench.samples import SPLITS, Dataset, Split
+from copcube.probes.bench.samples import BROKEN, SPLITS, Dataset, Split
 from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.vectors import Vectors, describe, embedded
 from copcube.version import __version__
@@ -206,9 +207,15 @@ def run(
         # Named by all that decides it, so that with other options it is not taken for the same.
         kept = here / f"{name}-{_key(provenance)}.json"
         if kept.exists():
-            log.info("%s, %s: taken from %s", task.title, name, kept)
-            yield from read_results(kept)
-            continue
+            results = read_results(kept)
+            if not any(_mended(dataset, one) for one in results):
+                log.info("%s, %s: taken from %s", task.title, name, kept)
+                yield from results
+                continue
+            # Heads of pixels first: a run that is killed in between comes back here.
+            for head in here.glob(f"{name}-{options.epochs}-*/checkpoint.pt"):
+                head.unlink()
+            kept.unlink()
         if function is None:
             result = _dense(dataset, encoder, here, name, options, provenance)
         else:
@@ -224,6 +231,17 @@ def run(
             )
         write_results(kept, [result])
         yield result
+
+
+def _mended(dataset: Dataset, result: Result) -> bool:
+    """Whether a sample that the result left out can be read by now."""
+    for split in SPLITS:
+        for index, name in enumerate(dataset.names(split)):
+            if f"{split}/{name}" in result.skipped:
+                with contextlib.suppress(*BROKEN):
+                    dataset.read(split, index)
+                    return True
+    return False
 
 
 Found = tuple[tuple[Score, ...], dict[str, Any]]
