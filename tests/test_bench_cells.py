@@ -217,6 +217,18 @@ def test_air_quality_of_places(tmp_path: Path) -> None:
     np.testing.assert_allclose(place.outline, expected, atol=3e-4)
 
 
+def test_what_no_cube_tells_is_said_before_data_are_asked_for(
+    cube: xr.Dataset, tmp_path: Path
+) -> None:
+    failures = cube.copembed.bench(tmp_path, tasks=["eurosat-s2", "biomass-s3"]).failures
+    assert failures["eurosat-s2"] == (
+        "task='eurosat-s2'; expected lc100cls-s3 or biomass-s3 or aq-no2-s5p or aq-o3-s5p"
+    )
+    assert "copcube fetch bench biomass-s3" in failures["biomass-s3"]
+    with pytest.raises(CubeError, match="groups along year; select one"):
+        cube.expand_dims(year=[2021]).copembed.bench(tmp_path)
+
+
 @pytest.mark.slow
 def test_cells_that_cannot_be_scored(cube: xr.Dataset, tmp_path: Path) -> None:
     write_lc100(tmp_path / "lc100_s3", cube)

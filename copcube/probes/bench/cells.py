@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.arguments import one_path, whole_number
+from copcube.arguments import one_of, one_path, whole_number
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, in_a_line
 from copcube.files.damage import naming_damage
@@ -101,16 +101,17 @@ def bench_cells(
     Raises
     ------
     CubeError
-        If the dataset is no cube.
+        If the dataset is no cube, or has groups.
     OptionError
         If there is no such task, or an option has a value that it cannot have.
     """
     names = CELL_TASKS if tasks is None else [tasks] if isinstance(tasks, str) else tasks
     chosen, root = [find(name) for name in names], one_path(root, "root")
     resamples = whole_number(resamples, "resamples", 0)
-    CubeView.of(cube)  # what is none fails at once, not once a task
+    CubeView.of(cube).ungrouped()  # what cannot be asked fails at once, not once a task
 
     def work(task: Task) -> Iterator[Result]:
+        one_of(task.name, "task", CELL_TASKS)  # before its data are asked for
         yield from score_cells(open_dataset(task, root), cube, resamples=resamples)
 
     return each(chosen, work)
