@@ -457,6 +457,21 @@ def test_a_damaged_cube_to_which_somebody_added_is_not_replaced_unasked(images, 
 
 
 @pytest.mark.slow
+def test_rows_of_a_build_that_goes_on_are_not_called_damaged(images, world):
+    said = []
+
+    class Asking(StubEncoder):
+        def __call__(self, *arguments):
+            said.append(validate_rows(world))
+            return super().__call__(*arguments)
+
+    again(images, world, encoder=Asking())
+    unfinished = "belongs to a build that is not finished, or of another cube"
+    assert {*map(tuple, said)} == {(f"{world.with_name('world.build')}: {unfinished}",)}
+    assert validate_rows(world) == []
+
+
+@pytest.mark.slow
 def test_an_aggregated_cube_is_mended_too(finished, tmp_path):
     rows, out = finished / "world.build" / "rows", tmp_path / "again.zarr"
     aggregate(rows, out)
