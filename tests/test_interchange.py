@@ -466,6 +466,14 @@ def test_bytes_do_not_depend_on_time_or_chunks(world, lazy, tmp_path, suffix):
     assert len(digests) == 1
 
 
+@pytest.mark.slow
+def test_bytes_of_netcdf_do_not_depend_on_time_or_chunks_either(world, lazy, tmp_path):
+    """They keep the order of latitude, unlike the others."""
+    for n, ds in enumerate((world, lazy, lazy, lazy, world.chunk(lat=100, lon=333))):
+        export(ds, tmp_path / f"{n}.nc")
+    assert len({digest(path) for path in tmp_path.glob("*.nc")}) == 1
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_nothing_is_overwritten_and_nothing_half_written(world, tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"

@@ -22,6 +22,7 @@ from copcube import grid
 from copcube.arguments import flag, one_of
 from copcube.cube.results import plain_attributes
 from copcube.cube.view import CubeView, is_numbered
+from copcube.cube.whole import with_maps
 from copcube.errors import CubeError, OptionError
 from copcube.files.contents import refuse_other
 from copcube.files.damage import naming_damage
@@ -132,6 +133,8 @@ def to_netcdf(
     rest.attrs = _storable(rest.attrs)
     for key, variable in rest.variables.items():
         rest[key].attrs = _storable(variable.attrs, variable.dtype)
+    # Of lazy maps the file's bytes would depend on which of dask's threads writes first.
+    rest = with_maps(rest, map(str, rest.data_vars))
     packer, compression = Packer(packing), _SMALL if flag(compress, "compress") else {}
     with appearing(path, overwrite, ds) as temporary:
         in_pieces(rest).to_netcdf(
