@@ -549,6 +549,16 @@ def test_broken_images_are_recorded_and_skipped(images, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_dry_run_of_images_that_cannot_be_read_tells_no_rate(images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    for image in (tmp_path / "images").rglob("*.tif"):
+        image.write_bytes(b"torn")
+    found = estimate(tmp_path / "images", tmp_path / "w.zarr", encoder=StubEncoder())
+    assert "images, none looked at can be read\n" in str(found)
+    assert "inf" not in str(found)
+
+
+@pytest.mark.slow
 def test_nothing_left_to_build(images, tmp_path):
     out = tmp_path / "w.zarr"
     options = {"encoder": StubEncoder(), "modalities": ["s5p_co"]}

@@ -55,7 +55,8 @@ class Estimate:
     counted : bool
         Whether every partition was looked into, or the images are extrapolated.
     rate : dict of str to float
-        Measured images a second, by modality: decoding and encoding one batch.
+        Measured images a second, by modality: decoding and encoding one batch; infinite where
+        none that was looked at can be read.
     rows_bytes, cube_bytes : int
         Disk that the rows and the cube take at most.
     """
@@ -79,7 +80,9 @@ class Estimate:
         about = "      " if self.counted else "about "
         lines = [f"{self.partitions} partitions, {self.done} of them done"]
         for key, count in self.images.items():
-            lines.append(f"  {key:8} {about}{count:>10,} images, {self.rate[key]:8.1f} images/s")
+            rate = self.rate[key]
+            speed = f"{rate:8.1f} images/s" if np.isfinite(rate) else "none looked at can be read"
+            lines.append(f"  {key:8} {about}{count:>10,} images, {speed}")
         lines.append(
             f"disk: rows up to {size(self.rows_bytes)}, cube up to {size(self.cube_bytes)}"
         )
