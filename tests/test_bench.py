@@ -553,6 +553,22 @@ def test_a_result_without_a_broken_image_is_found_again_once_it_can_be_read(tmp_
     assert ran(tmp_path, Made())[0].skipped == {}
 
 
+def test_a_result_without_a_vector_that_is_not_finite_is_kept(tmp_path, parts):
+    class Failing(Counting):
+        def __call__(self, modality, pixels, metadata):
+            found = super().__call__(modality, pixels, metadata)
+            found[[p.mean() > strange for p in pixels]] = np.nan
+            return found
+
+    dataset = Made()
+    strange = sorted(dataset.read("train", n).images[0].mean() for n in range(20))[-2]
+    first = ran(tmp_path, dataset, encoder=Failing())
+    assert list(first[0].skipped), "its vector is not finite"
+    again = Failing()
+    assert ran(tmp_path, dataset, encoder=again) == first
+    assert again.images == 0
+
+
 @pytest.mark.slow
 def test_the_fast_tier_scores_with_intervals(tmp_path, parts):
     found = {one.probe: one for one in ran(tmp_path, Made(), "fast")}

@@ -1,6 +1,5 @@
 """Running tasks of Copernicus-Bench, one after the other, whatever becomes of each."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -28,9 +27,9 @@ from copcube.probes.bench.results import (
     read_results,
     write_results,
 )
-from copcube.probes.bench.samples import BROKEN, SPLITS, Dataset, Split
+from copcube.probes.bench.samples import SPLITS, Dataset, Split
 from copcube.probes.bench.tasks import Task, find
-from copcube.probes.bench.vectors import Vectors, describe, embedded
+from copcube.probes.bench.vectors import Vectors, can_be_used, describe, embedded
 from copcube.version import __version__
 
 log = logging.getLogger("copcube")
@@ -234,14 +233,13 @@ def run(
 
 
 def _mended(dataset: Dataset, result: Result) -> bool:
-    """Whether a sample that the result left out can be read by now."""
-    for split in SPLITS:
-        for index, name in enumerate(dataset.names(split)):
-            if f"{split}/{name}" in result.skipped:
-                with contextlib.suppress(*BROKEN):
-                    dataset.read(split, index)
-                    return True
-    return False
+    """Whether a sample that the result left out can be used by now."""
+    return any(
+        can_be_used(dataset, split, index, why)
+        for split in SPLITS
+        for index, name in enumerate(dataset.names(split))
+        if (why := result.skipped.get(f"{split}/{name}")) is not None
+    )
 
 
 Found = tuple[tuple[Score, ...], dict[str, Any]]

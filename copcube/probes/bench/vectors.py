@@ -159,6 +159,18 @@ def embedded(dataset: Dataset, encoder: Encoder, folder: str | Path) -> dict[Spl
     return {split: _load(dataset, split, here) for split in SPLITS}
 
 
+def can_be_used(dataset: Dataset, split: Split, index: int, why: str) -> bool:
+    """Whether a sample that was left out can be read by now.
+
+    One that could be read before, and whose vector was not finite, will be left out again.
+    """
+    try:
+        image = _resized(dataset.read(split, index).images[0], dataset.task)
+    except BROKEN:
+        return False
+    return not_finite(image) != why
+
+
 def _missing(dataset: Dataset, split: Split, here: Path) -> list[range]:
     """Parts of a split without a file, or with samples left out that can be read by now."""
     parts = ranges(len(dataset.names(split)), _PART)
