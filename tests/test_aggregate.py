@@ -25,6 +25,7 @@ from copcube.builds import stages
 from copcube.cube import open_cube
 from copcube.errors import OptionError, RowsError
 from copcube.grouping import MONTHS, SEASONS
+from copcube.lookup.points import STATUS
 from copcube.modalities import MODALITIES
 from copcube.parts import Part, parts, read_part
 from copcube.products import tables
@@ -368,6 +369,18 @@ def test_cells_of_rows_that_were_replaced_since_get_into_no_cube(tmp_path, monke
     build_of(path, tmp_path / "b.zarr")
     found, expected = (open_cube(tmp_path / name).embedding for name in ("a.zarr", "b.zarr"))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+def test_a_modality_that_no_row_is_of_is_missing_in_no_cell(tmp_path):
+    one, other = (grid.grid_id(*grid.cell_at(lat, 10)) for lat in (50, 60))
+    keys = [(one, 1, "a", "20210101"), (one, 7, "a", None), (other, 1, "b", "20210101")]
+    write_rows(tmp_path / "rows.parquet", table(keys, np.ones((3, 4))), {})
+    build_of(tmp_path / "rows.parquet", tmp_path / "a.zarr")
+    cube = open_cube(tmp_path / "a.zarr")
+    assert cube.attrs["modalities"] == "s2_toa dem"
+    status = cube.copembed.points(([50, 60], [10, 10])).status
+    assert [STATUS[n] for n in status.values] == ["present", "modality_missing"]
 
 
 def test_encoders_and_lengths_do_not_mix(tmp_path):
