@@ -11,8 +11,8 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copcube import era5
-from copcube.cube import open_cube
+from copcube import era5, grid
+from copcube.cube import open_cube, schema
 from copcube.cube.results import as_result, plain_attributes
 from copcube.pca import explain, fit
 
@@ -86,6 +86,22 @@ RESULTS = {
     "cluster": lambda cube, onto: cube.copembed.cluster(2),
     "filled": lambda cube, onto: cube.copembed.filled().to_dataset(),
 }
+
+
+def test_only_the_whole_globe_begins_at_its_corner():
+    """GDAL and rioxarray lay a raster where ``GeoTransform`` says, whatever the coordinates."""
+    crs = schema.variables(1, None, ())["crs"]
+    x = np.ones((721, 1440, 1), np.float32)
+    axes = {"lat": grid.latitudes(), "lon": grid.longitudes(), "crs": ((), crs.values, crs.attrs)}
+    world = xr.Dataset({"embedding": (("lat", "lon", "dim"), x)}, axes)
+    assert as_result(world).crs.GeoTransform == crs.attrs["GeoTransform"]
+    part = world.isel(lat=slice(5, 9))
+    for result in (as_result(part), world.copembed.at(5, 5), world.copembed.box(0, 45, 10, 60)):
+        assert "GeoTransform" not in result.crs.attrs
+        assert result.crs.attrs["crs_wkt"]
+    assert "GeoTransform" in part.crs.attrs  # that of the caller stays
+    part.crs.attrs["GeoTransform"] = "0 1 0 0 0 -1"  # of somebody who knows what it says
+    assert as_result(part).crs.GeoTransform == "0 1 0 0 0 -1"
 
 
 PLAIN = ["reduce", "merge", "at many"]

@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube import grid
+from copcube.cube.latlon import spatial_dims
+from copcube.cube.schema import GEO_TRANSFORM
+from copcube.errors import CopcubeError
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -40,11 +45,24 @@ def as_result(ds: "xr.Dataset", like: str | None = None) -> "xr.Dataset":
     """
     # First, since some attributes lie in the encoding, which goes next.
     attributes = {key: described(v) for key, v in ds.variables.items()}
+    for attrs in attributes.values():
+        # Readers would lay a region, or a single cell, where the whole globe begins.
+        if attrs.get("GeoTransform") == GEO_TRANSFORM and not covers_lattice(ds):
+            del attrs["GeoTransform"]
     ds = without_encoding(ds)
     ds.attrs = plain_attributes(ds.attrs)
     for key, attrs in attributes.items():
         ds[key].attrs = attrs
     return _chunked_alike(ds, like)
+
+
+def covers_lattice(ds: "xr.Dataset") -> bool:
+    """Whether latitude and longitude are those of the whole lattice, in its order."""
+    try:
+        lat, lon = spatial_dims(ds)
+    except CopcubeError:
+        return False
+    return np.array_equal(ds[lat], grid.latitudes()) and np.array_equal(ds[lon], grid.longitudes())
 
 
 def without_encoding(ds: "xr.Dataset") -> "xr.Dataset":
