@@ -332,6 +332,13 @@ def labels(keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({*MODALITIES, *keys}, key=rank))
 
 
+def families(keys: Iterable[str]) -> list[str]:
+    """What images are of, for people: the Sentinels together, and other sensors by their keys."""
+    keys = tuple(keys)
+    own = [key for key in keys if key not in MODALITIES]
+    return own if own and len(own) == len(keys) else ["Copernicus Sentinel", *own]
+
+
 def described_in(names: Iterable[str]) -> tuple[str, ...]:
     """Keys of the sensors of one's own that attributes of these names describe.
 

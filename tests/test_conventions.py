@@ -193,6 +193,17 @@ def test_the_title_names_the_product(fields):
     assert conforming(fields).title == "Principal components of Copernicus Sentinel embeddings"
     others = conforming(fields.assign_attrs(product="TESSERA"))
     assert others.title == "Principal components of TESSERA embeddings"
+    drawn = conforming(fields.assign_attrs(synthetic="drawn at random"))
+    assert drawn.title == "Principal components of SYNTHETIC embeddings"
+    drawn = conforming(fields.assign_attrs(synthetic="drawn at random", product="TESSERA"))
+    assert drawn.title == "Principal components of SYNTHETIC TESSERA embeddings"
+    for made_of, title in {
+        "s1_grd dem": "Copernicus Sentinel",
+        "landsat8": "landsat8",
+        "dem landsat8": "Copernicus Sentinel, landsat8",
+    }.items():
+        own = conforming(fields.assign_attrs(modalities=made_of))
+        assert own.title == f"Principal components of {title} embeddings"
 
 
 def bands(path, variable):

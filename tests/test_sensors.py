@@ -408,6 +408,8 @@ def test_images_of_a_sensor_reach_rows_and_cube(built):
     assert about["wavelengths"] == FIELDS["wavelengths"]
     assert ds.attrs["modalities"].split()[-1] == "landsat8"
     assert ds.attrs["source"] == "Copernicus Sentinel, landsat8 imagery, images"
+    assert ds.attrs["title"].startswith("Copernicus Sentinel, landsat8 embeddings on ")
+    assert "normalised with pretraining or described statistics" in ds.attrs["preprocessing"]
     file = next(out.with_name("world.build").glob("rows/*.parquet"))
     assert json.loads(read_provenance(file)["sensor_landsat8"]) == about
     assert "landsat8" in ds.copembed._repr_html_()
@@ -418,6 +420,8 @@ def test_rows_of_a_sensor_give_the_means_that_its_pixels_give(built, tmp_path):
     rows = built[0].with_name("world.build") / "rows"
     report = aggregate(rows, tmp_path / "one.zarr", modalities="landsat8")
     ds = xr.open_zarr(report.cube, chunks=None)
+    assert ds.attrs["title"] == "landsat8 embeddings on ERA5's 0.25 degree grid"
+    assert "normalised with described statistics" in ds.attrs["preprocessing"]
     for cell, mean in stub_means().items():
         row, col = row_col(cell)
         np.testing.assert_allclose(ds.embedding[row, col], mean, rtol=1e-5)
@@ -437,6 +441,8 @@ def test_a_cube_without_the_sensor_is_one_without_it(built, tree, tmp_path):
     ds = xr.open_zarr(tmp_path / "co.zarr", chunks=None)
     assert ds.sizes["modality"] == 8
     assert "sensor_landsat8" not in ds.attrs
+    assert ds.attrs["title"].startswith("Copernicus Sentinel embeddings on ")
+    assert "normalised with pretraining statistics" in ds.attrs["preprocessing"]
     assert validate(tmp_path / "co.zarr") == []
 
 

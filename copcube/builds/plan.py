@@ -25,7 +25,7 @@ from copcube.images.sensors import Given, described
 from copcube.images.sensors import sensors as describe_sensors
 from copcube.images.tensor_form import RESAMPLING
 from copcube.images.units import require_offset
-from copcube.modalities import MODALITIES, Modality, kinds
+from copcube.modalities import MODALITIES, Modality, families, kinds
 from copcube.products import tables
 from copcube.products.majortom import CoreSource, Fragments, open_core
 from copcube.provenance import OR
@@ -354,26 +354,30 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     """Attributes of the cube: what it was made of, and how."""
     selection, made_by = aggregation.selection, dict(survey.provenance)
     crops = made_by.pop("crop", "").split(OR)
+    counts = zip(selection.labels, survey.images_by_modality, strict=True)
+    there = [key for key, number in counts if number]
+    imagery = ", ".join(families(there))
+    # Size and statistics of a sensor of one's own are those of its description.
+    said = {"pretraining" if key in MODALITIES else "described" for key in there}
+    whose = OR.join(sorted(said, reverse=True))
     cropped = OR.join(_CROPPED[crop] for crop in crops if crop in _CROPPED)
-    seen = f"{cropped}, {_GIVEN}" if cropped else "unknown: the rows do not say"
+    seen = f"{cropped}, {_GIVEN}".format(whose) if cropped else "unknown: the rows do not say"
     offset = made_by.pop("s2_offset", "0")
     lowered = f", {offset} subtracted from Sentinel-2 counts" if offset != "0" else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
-    counts = zip(selection.labels, survey.images_by_modality, strict=True)
-    own = [key for key in selection.modalities if key not in MODALITIES]
     # All that a vector of another product is of counts as one modality.
     balance = "image" if "product" in made_by else aggregation.balance
-    published = ["Copernicus Sentinel"] if len(own) < len(selection.modalities) else []
     return {
-        # What another product says of its source and preprocessing wins.
-        "source": f"{', '.join([*published, *own])} imagery, {plan.source}",
+        # What another product says of its title, source and preprocessing wins.
+        "title": f"{imagery} embeddings on ERA5's 0.25 degree grid",
+        "source": f"{imagery} imagery, {plan.source}",
         "preprocessing": f"{seen}{lowered}",
         # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source_fingerprint": plan.fingerprint,
         "aggregation": f"mean over {_BALANCE[balance]}",
         "aggregation_by": aggregation.by or "none",
-        "modalities": " ".join(key for key, number in counts if number),
+        "modalities": " ".join(there),
         "dates": dates if selection.start or selection.end else "all",
         "history": f"copcube {plan.version} {plan.kind} {plan.source}",
         "copcube_version": plan.version,
@@ -392,8 +396,8 @@ _BALANCE = {
     "variance": "the means of the modalities, each scaled about its mean over cells so that all "
     "have the same variance over cells",
 }
-_GIVEN = "normalised with pretraining statistics, metadata (lon, lat, date, token area) given"
-_CROPPED = {"center": "centre crop to the pretraining size", "full": "whole stored image"}
+_GIVEN = "normalised with {0} statistics, metadata (lon, lat, date, token area) given"
+_CROPPED = {"center": "centre crop to the {0} size", "full": "whole stored image"}
 
 
 def _to_json(aggregation: Aggregation) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from copcube import grid
 from copcube.arguments import one_of
 from copcube.cube import schema
 from copcube.cube.latlon import spatial_dims
-from copcube.cube.results import without_encoding
+from copcube.cube.results import covers_lattice, without_encoding
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError
+from copcube.modalities import families
 from copcube.version import __version__
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ def numbered_names(view: CubeView) -> list[str]:
 
 def _title(name: str | None, attrs: Mapping[Any, Any]) -> str:
     """Title of a dataset by its variable of vectors, and by the product that they are of."""
-    return _TITLES.get(str(name), "Fields").format(attrs.get("product", "Copernicus Sentinel"))
+    of = attrs.get("product")
+    if "synthetic" in attrs:
+        of = f"SYNTHETIC {of}" if of else "SYNTHETIC"
+    of = of or ", ".join(families(str(attrs.get("modalities", "")).split()))
+    return _TITLES.get(str(name), "Fields").format(of)
 
 
 def numbered_attributes(view: CubeView, name: str) -> dict[Hashable, Any]:
@@ -203,9 +207,8 @@ def _located(ds: "xr.Dataset", lat: str, lon: str) -> "xr.Dataset":
         mapping, ds = made.name, ds.assign_coords({made.name: ((), made.values, made.attrs)})
     attrs = dict(ds[mapping].attrs)
     attrs.setdefault("long_name", "coordinate reference system")
-    whole = np.array_equal(ds[lat], grid.latitudes()) and np.array_equal(ds[lon], grid.longitudes())
     # The transform is that of the whole lattice; readers find another one in the coordinates.
-    if not whole:
+    if not covers_lattice(ds):
         attrs.pop("GeoTransform", None)
     ds[mapping].attrs = attrs
     for key, v in ds.data_vars.items():
