@@ -333,6 +333,18 @@ def test_geoemb_attributes_satisfy_the_schema_of_the_convention(world):
     assert not [name for name in ds.attrs if ":" in name or name == "zarr_conventions"]
 
 
+def test_vectors_of_other_products_are_not_called_those_of_copernicus_fm(tmp_path):
+    known = {"product": "P", "references": "https://arxiv.org/abs/1"}
+    pages = {
+        "https://arxiv.org/abs/1": known,
+        "https://a.b": known | {"encoder_page": "https://a.b"},
+    }
+    for number, (page, attrs) in enumerate(pages.items()):
+        cube.create(tmp_path / f"{number}.zarr", dim=2, attrs=attrs)
+        said = conventions(tmp_path / f"{number}.zarr")["attributes"]
+        assert (said["geoemb:model"], said["geoemb:source_data"]) == (page, [page])
+
+
 def numbers(count, **items):
     return {"type": "array", "items": items, "minItems": count, "maxItems": count}
 
@@ -583,6 +595,12 @@ def test_damage_is_found_and_placed(copy, cells, kind):
     assert len(problems) == 2, problems
     assert problems[1].startswith("to mend the cube: bring it from a copy")
     assert re.search(DAMAGES[kind], problems[0])
+
+
+def test_what_is_counted_is_told_beside_the_counts(tmp_path):
+    cube.create(tmp_path / "a.zarr", dim=2, attrs={"n_images_comment": "pixels"})
+    cube.finish(tmp_path / "a.zarr")
+    assert dict(cube.summary(tmp_path / "a.zarr").lines())["n images comment"] == "pixels"
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import zarr
 
 _NOT_FOR_PEOPLE = (
-    *("Conventions", "coordinates", "copcube_schema", "geoemb:", "n_images", "sensor_", "zarr_"),
+    *("Conventions", "coordinates", "copcube_schema", "geoemb:", "n_images_known", "sensor_"),
+    "zarr_",
 )
 
 

@@ -108,7 +108,9 @@ def create(
             zarr_format=3,
             attributes=schema.group_attributes(known | dict(attrs or {})),
         )
-        page = (attrs or {}).get("encoder_page")
+        about = attrs or {}
+        # What names no page is taken for vectors of Copernicus-FM, which other products are not.
+        page = about.get("encoder_page", about.get("references") if "product" in about else None)
         group.create_group(schema.CONVENTIONS, attributes=schema.conventions(dim, page))
         for v in parts.values():
             created = group.create_array(
