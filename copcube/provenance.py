@@ -95,7 +95,8 @@ def shared(made: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """What several files say alike of how their vectors were made, by what each of them says.
 
     Crops, offsets and preprocessing that differ, as of scenes of both baselines, whose counts
-    were thus made alike, are all named: "0 or 1000".
+    were thus made alike, are all named: "0 or 1000". That vectors are synthetic, or of an encoder
+    that is not trained, is said of all where one file says it.
     """
     if not made:
         return {}
@@ -107,6 +108,10 @@ def shared(made: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         if len(values) > 1:
             # Texts, since what a file of others says may be no number; of numbers the least first.
             said[key] = OR.join(sorted(values, key=lambda text: (text.isdigit() * len(text), text)))
+    if any(what.get("encoder_trained") == "0" for what in known):
+        said["encoder_trained"] = "0"
+    if synthetic := sorted({what["synthetic"] for what in known if "synthetic" in what}):
+        said["synthetic"] = OR.join(synthetic)
     return dict(sorted(said.items()))
 
 

@@ -396,6 +396,15 @@ def test_encoders_and_lengths_do_not_mix(tmp_path):
         survey(parts(rows_files(tmp_path)), Aggregation())
 
 
+def test_a_caution_of_one_file_is_one_of_the_cube(tmp_path):
+    said = {"encoder_trained": 0, "synthetic": "drawn"}
+    for about in ({}, {"encoder_trained": 1}):
+        write_rows(tmp_path / "a.parquet", random_rows(5), said)
+        write_rows(tmp_path / "b.parquet", random_rows(5, seed=1), about)
+        found = survey(parts(rows_files(tmp_path)), Aggregation()).provenance
+        assert found == {"encoder_trained": "0", "synthetic": "drawn"}
+
+
 @pytest.mark.parametrize("options", [{"balance": "x"}, {"by": "day"}, {"duplicates": "x"}])
 def test_unknown_options_are_refused(options):
     name, value = next(iter(options.items()))
