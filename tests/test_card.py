@@ -71,6 +71,12 @@ def test_the_figures_are_those_of_the_cube():
     assert coverage(counts(np.ones((721, 1440), bool))) == pytest.approx(1)
 
 
+def test_ones_of_a_converted_map_are_no_counts():
+    found = lines(counts(earth()).assign_attrs(n_images_known=0))
+    assert "coverage" in found
+    assert "images" not in found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [None, "season"])
 def test_cubes_on_disk_agree_with_their_summary(tmp_path, by):

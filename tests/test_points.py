@@ -306,6 +306,13 @@ def test_no_column_of_the_table_is_lost(tmp_path):
     assert pd.read_csv(tmp_path / "t.csv")["table_point"].tolist() == ["a", "b"]
 
 
+def test_ones_of_a_converted_map_are_no_counts(tmp_path):
+    converted = CUBE.drop_vars("n_images_by_modality").assign_attrs(n_images_known=0)
+    for known, ds in {True: CUBE, False: converted}.items():
+        write_table(points(ds, (Y[:2], X[:2])), tmp_path / f"{known}.csv", False)
+        assert ("n_images" in pd.read_csv(tmp_path / f"{known}.csv")) is known
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_what_points_wrote_is_a_table_of_points_too(tmp_path, form):
     first, second = tmp_path / f"a.{form}", tmp_path / f"b.{form}"

@@ -164,7 +164,7 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
             # An irregular grid has no cells whose area could be known.
             share = f"{cells / max(1, mask.shape[-1] * mask.shape[-2]):.2%} of this grid"
         yield "coverage", f"{cells:,} cells, {share}"
-    if "n_images" in ds:
+    if "n_images" in ds and attrs.get("n_images_known", 1):
         counts = ", ".join(f"{name} {n:,}" for name, n in _by_modality(view) if n)
         total = int(ds["n_images"].sum(dtype=np.float64))
         yield "images", f"{total:,}" + (f" ({counts})" if counts else "")

@@ -469,6 +469,8 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
         del given[dim]  # only the number of the row
     columns: dict[Any, Any] = {}
     for key, v in found.data_vars.items():
+        if key == "n_images" and not found.attrs.get("n_images_known", 1):
+            continue  # 1 where there is a vector: no count of images
         if v.dims == (dim,):
             columns[key] = v.values
         elif key == "n_images_by_modality":
