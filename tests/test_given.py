@@ -50,6 +50,15 @@ def table(ds, given, degree=1):
     return x, g, np.isfinite(x).all(-1) & np.isfinite(g).all(-1)
 
 
+def test_what_is_shared_is_what_the_fields_leave_over():
+    given = statics()
+    whole, rest = (pca.reduce(cube(given), 2, given=g) for g in (None, given))
+    assert whole.explained_variance_ratio.long_name.startswith("share of the whole variance")
+    assert rest.explained_variance_ratio.long_name.endswith("that the given fields leave over")
+    assert "leave" in rest.pc.long_name
+    assert "leave" not in whole.pc.long_name
+
+
 @pytest.mark.parametrize("degree", [1, 2])
 def test_components_are_those_of_what_a_regression_leaves_over(degree):
     given = statics()

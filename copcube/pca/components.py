@@ -122,6 +122,10 @@ def _fit(
     basis = basis_of(axes, k, dim, about, whiten=whiten)
     if predictors is None or regression is None:
         return basis
+    ratio = basis["explained_variance_ratio"]
+    ratio.attrs["long_name"] = (
+        "share along the component of the variance that the given fields leave over"
+    )
     return basis.assign(
         regression=(
             ("predictor", "dim"),
@@ -313,7 +317,8 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
         rotate = replace(rotate, means=means, slopes=-coefficients @ matrix)
     counts = None if view.counts is None else view.counts.values
     pc = map_vectors(view.field, rotate, "component", counts, beside)
-    pc.attrs = {"units": "1", "long_name": "principal components of the embedding"}
+    of = "the embedding" if predictors is None else "what the given fields leave of the embedding"
+    pc.attrs = {"units": "1", "long_name": f"principal components of {of}"}
     attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
     attrs = {**_provenance(view.dataset), **attrs}
     before = attrs.get("history")
