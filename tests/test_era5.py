@@ -274,6 +274,23 @@ def test_orography_correlates_as_on_the_cubes_own_grid(real, arrange):
     assert float(pc.sel(himalaya)[1]) < -4_500
 
 
+def test_averaged_fields_say_that_they_are_averaged():
+    spread = xr.Dataset(
+        {
+            "pc": (("lat", "lon", "component"), np.ones((40, 40, 1), "f4")),
+            "spread": (("lat", "lon"), np.ones((40, 40), "f4")),
+            "n_images": (("lat", "lon"), np.ones((40, 40), "i4"), {"cell_methods": "area: sum"}),
+        },
+        {"lat": LAT[:40], "lon": LON[:40]},
+    )
+    spread.spread.attrs["cell_methods"] = "area: standard_deviation"
+    coarse = era5.merge(spread, dataset(np.arange(90, 82, -1.0), np.arange(0, 8, 1.0)))
+    assert coarse.spread.cell_methods == "area: standard_deviation area: mean"
+    assert coarse.n_images.cell_methods == "area: sum"
+    fine = era5.merge(spread, dataset(LAT[:9], LON[:9]))
+    assert fine.spread.cell_methods == "area: standard_deviation"
+
+
 def test_orography_on_a_coarse_grid_is_that_of_the_real_field_averaged(real):
     fields = xr.Dataset(
         {"pc": (("lat", "lon", "component"), real.z.values[..., None])},

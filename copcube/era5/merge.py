@@ -137,8 +137,11 @@ def merge(
 
     new = {name: _finished(name, v.variable, maps[name], fill) for name, v in placed.items()}
     if not target.on_lattice:
-        for variable in new.values():
+        for name, variable in new.items():
             variable.attrs[CELL] = [target.dy, target.dx]
+            methods = variable.attrs.get("cell_methods")
+            if methods is not None and not _counts(name, placed[name]):
+                variable.attrs["cell_methods"] = f"{methods} area: mean"
     new |= {name: v.copy(deep=False) for name, v in basis.items()}
     result = squeezed(era5)
     _refuse_clashes(result, new)
