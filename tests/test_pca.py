@@ -592,6 +592,13 @@ def test_fields_and_basis_survive_a_file(band, tmp_path, suffix, whiten):
         assert same_bits(pca.project(ds, again).sel(region), fields.sel(region), ["pc"])
         restored, expected = (pca.restore(form).sel(region) for form in (again, fields))
         assert same_bits(restored, expected, ["embedding"])
+        of_another = again.assign_attrs(images_strange="s2_toa:3")
+        assert "images_strange" not in pca.project(ds, of_another).attrs
+        untrained = again.assign_attrs(encoder_trained=0)
+        assert pca.project(ds.drop_attrs(), untrained).encoder_trained == 0
+        told = pca.restore(again.assign_attrs(title="Principal components of embeddings")).attrs
+        assert "title" not in told  # they are components no more
+        assert told["history"].endswith(f"reduce\ncopcube {copcube.__version__} restore")
         assert again.pc.attrs["grid_mapping"] == "crs"
 
 

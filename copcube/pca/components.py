@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.arguments import as_given, flag, whole_number
+from copcube.cube.caution import of_encoder
 from copcube.cube.latlon import CELL
 from copcube.cube.ordered import ordered
 from copcube.cube.pairing import demand_same_order, unlike_encoders
@@ -118,7 +119,7 @@ def _fit(
     axes, regression = _axes(view, cell_weights(view, weights), predictors)
     numbered = view.dim not in view.field.coords
     dim = np.arange(len(axes.mean)) if numbered else view.field[view.dim].values
-    about = {**_provenance(view.dataset), "reduction_weights": kind_of_weights(weights)}
+    about = {**_provenance(view.dataset, "fit"), "reduction_weights": kind_of_weights(weights)}
     basis = basis_of(axes, k, dim, about, whiten=whiten)
     if predictors is None or regression is None:
         return basis
@@ -320,9 +321,8 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
     of = "the embedding" if predictors is None else "what the given fields leave of the embedding"
     pc.attrs = {"units": "1", "long_name": f"principal components of {of}"}
     attrs = {key: value for key, value in basis.attrs.items() if key.startswith("reduction")}
-    attrs = {**_provenance(view.dataset), **attrs}
-    before = attrs.get("history")
-    attrs["history"] = "\n".join(filter(None, (before, f"copcube {__version__} reduce")))
+    # A cube that lost its attributes is of the same encoder, of which there may be a caution.
+    attrs = {**of_encoder(basis.attrs), **_provenance(view.dataset, "reduce"), **attrs}
     parts = basis[list(BASIS)]
     if predictors is not None:
         parts = basis[[*BASIS, *REGRESSION]].assign(
@@ -382,7 +382,7 @@ def restore(fields: "xr.Dataset") -> "xr.Dataset":
         "long_name": f"embedding, restored from {len(components)} principal components",
     }
     basis = fields[["dim"] if "dim" in fields.coords else []]
-    return _on_grid("embedding", embedding, fields, basis, fields.attrs)
+    return _on_grid("embedding", embedding, fields, basis, _provenance(fields, "restore"))
 
 
 def _moments(
@@ -469,13 +469,17 @@ def _on_grid(
     of = source["embedding" if name == "pc" else "pc"].attrs
     if CELL in of:  # cells of a coarser grid, whose nodes may be nodes of the lattice
         result.attrs[CELL] = of[CELL]
-    return as_result(basis.assign({name: result}).assign_coords(coords).assign_attrs(attrs), name)
+    made = basis.assign({name: result}).assign_coords(coords)
+    made.attrs = attrs  # those of the basis may be of another cube
+    return as_result(made, name)
 
 
-def _provenance(cube: "xr.Dataset") -> dict[str, Any]:
-    """Attributes of a cube that are true of its reduction and that any format can hold."""
-    return {
+def _provenance(ds: "xr.Dataset", then: str) -> dict[str, Any]:
+    """Attributes that are true of what is made of a dataset, too, and that any format can hold."""
+    attrs = {
         key: value
-        for key, value in cube.attrs.items()
+        for key, value in ds.attrs.items()
         if isinstance(value, (str, int, float, np.number)) and not key.startswith(_CUBES_ONLY)
     }
+    history = filter(None, (attrs.get("history"), f"copcube {__version__} {then}"))
+    return attrs | {"history": "\n".join(map(str, history))}
