@@ -77,6 +77,11 @@ def test_ones_of_a_converted_map_are_no_counts():
     assert "images" not in found
 
 
+def test_what_is_counted_is_told_beside_the_counts():
+    found = lines(counts(earth()).assign_attrs(n_images_comment="pixels"))
+    assert found["counted"] == "pixels"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [None, "season"])
 def test_cubes_on_disk_agree_with_their_summary(tmp_path, by):

@@ -306,11 +306,14 @@ def test_no_column_of_the_table_is_lost(tmp_path):
     assert pd.read_csv(tmp_path / "t.csv")["table_point"].tolist() == ["a", "b"]
 
 
-def test_ones_of_a_converted_map_are_no_counts(tmp_path):
+def test_ones_of_a_converted_map_are_no_counts(tmp_path, capsys):
     converted = CUBE.drop_vars("n_images_by_modality").assign_attrs(n_images_known=0)
     for known, ds in {True: CUBE, False: converted}.items():
         write_table(points(ds, (Y[:2], X[:2])), tmp_path / f"{known}.csv", False)
         assert ("n_images" in pd.read_csv(tmp_path / f"{known}.csv")) is known
+        ds.to_zarr(path := tmp_path / f"{known}.zarr", consolidated=False)
+        assert main(["at", str(path), "50", "3"]) == 0
+        assert ("n_images" in capsys.readouterr().out) is known
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])

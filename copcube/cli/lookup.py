@@ -93,6 +93,8 @@ def _at(arguments: Arguments) -> None:
     lines = [("status", STATUS[int(found.status)].replace("_", " "))]
     lines.append(("cell", f"lat {float(found.cell_lat):g}, lon {float(found.cell_lon):g}"))
     lines.append(("distance", f"{float(found.distance):.1f} km"))
+    untold = {"status", "distance", "cell_lat", "cell_lon"}
+    untold |= set() if found.attrs.get("n_images_known", 1) else {"n_images"}
     labels = CubeView.of(cube).groups
     # A cube without groups counts as one with a single group, which has no name.
     for group in np.ndindex(*map(len, labels.values())):
@@ -100,7 +102,7 @@ def _at(arguments: Arguments) -> None:
         names = [labels[dim][i] for dim, i in which.items()]
         for name, v in found.isel(which).data_vars.items():
             of_all = labels and not labels.keys() & {*found[name].dims}
-            if name in ("status", "distance", "cell_lat", "cell_lon") or (of_all and any(group)):
+            if name in untold or (of_all and any(group)):
                 continue
             said = " ".join([str(name), *([] if of_all else names)])
             if v.ndim == 0:

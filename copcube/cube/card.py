@@ -179,7 +179,8 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
         yield "SYNTHETIC", str(attrs["synthetic"])
     if "encoder" in attrs:
         yield "encoder", f"{attrs['encoder']}{_TRAINED.get(str(attrs.get('encoder_trained')), '')}"
-    for name, key in (("aggregation",) * 2, ("dates",) * 2, ("licence", "license")):
+    known = {"counted": "n_images_comment", "dates": "dates", "licence": "license"}
+    for name, key in {"aggregation": "aggregation", **known}.items():
         if key in attrs:
             yield name, str(attrs[key])
 
