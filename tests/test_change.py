@@ -16,6 +16,7 @@ from copcube.grid import grid_id
 from copcube.lookup import change
 from copcube.modalities import ORDER
 from copcube.pca import project, reduce
+from copcube.products.majortom import about
 
 LAT, LON = np.arange(60, 50, -0.25), np.arange(-5, 5, 0.25)
 DIM = 8
@@ -129,6 +130,18 @@ def test_noise_is_what_images_drawn_again_differ_by(balance):
     # Half of cosine's noise is along the vector and turns nothing: one of eight directions.
     ratio = float(result.cosine_distance.mean() / result.cosine_noise.mean())
     assert ratio == pytest.approx(1 - 1 / DIM, abs=0.06)
+
+
+def test_counts_of_slivers_tell_no_noise():
+    """Of a fragment and a hundredth of another, counted as two, it was a seventh of what it is."""
+    a, b = (counted(cube(seed, **IMAGES), 2, 0.1) for seed in (0, 1))
+    assert "noise" in change(a, b)
+    a.attrs["aggregation_assign"] = about._ASSIGNED["area"]
+    found = change(a, b)
+    assert not {"noise", "cosine_noise"} & {*found}
+    assert found.sizes["place"] == 20
+    a.attrs["aggregation_assign"] = about._ASSIGNED["centre"]
+    assert "noise" in change(a, b)
 
 
 def test_noise_of_a_single_image_is_unknown_and_it_is_not_listed():

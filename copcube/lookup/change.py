@@ -92,7 +92,8 @@ def change(
         On the cells that both span, (…, lat, lon) float32 and NaN where one has no vector:
         ``distance``, ``cosine_distance`` and, for cubes that know spread and counts, ``noise`` and
         ``cosine_noise``, what these would be if nothing had changed (the formulas and what they
-        assume stand at the head of this module; NaN where a cell is a single image).
+        assume stand at the head of this module; NaN where a cell is a single image). Neither is
+        there if fragments were shared between cells by area, as counts do not tell the shares.
         ``same_modalities`` int8, 1 where both vectors are means over the same modalities, 0 where
         not and -1 where one is missing, if both cubes count them. Along ``place``, the most
         changed first: ``place_lat``, ``place_lon``, their values, and of leading dimensions the
@@ -229,7 +230,8 @@ def _noise_squared(side: Side) -> Floats | None:
     known = side.view.name == "embedding" and all(
         name in ds and set(ds[name].dims) == set(dims) for name in ("spread", "n_images")
     )
-    if not known:
+    # A sliver of a fragment counts as one: such counts do not tell the weights.
+    if not known or "weighted by the share" in str(ds.attrs.get("aggregation_assign")):
         return None
     how = str(ds.attrs.get("aggregation", ""))
     if ds.attrs.get("aggregation_by") == "modality" or "all images alike" in how:
