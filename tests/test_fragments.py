@@ -373,6 +373,8 @@ def test_the_basis_is_that_of_numpy_and_projects_others(fragments, tmp_path):
     every = fit_fragments(fragments, 3, every=2)
     np.testing.assert_allclose(every["mean"], x[::2].mean(axis=0), atol=1e-9)
     assert every.reduction_cells == 100
+    assert every.encoder == fragments.about["encoder"]
+    assert not {"title", "aggregation_assign"} & {*every.attrs}  # of cubes, not of fragments
 
 
 def test_a_basis_is_of_the_same_vectors(tmp_path):

@@ -60,7 +60,10 @@ def fit_fragments(fragments: Fragments, k: int | float = 3, *, every: int = 1) -
             moments.merge(found)
     if moments.cells < 2:
         raise OptionError(f"{moments.cells} fragments have no components; take more of them")
-    about: dict[str, Any] = {**fragments.about, "reduction_weights": "none"}
+    # These are of cubes on ERA5's grid, which fragments are brought to by aggregation.
+    of_cubes = ("title", "aggregation_assign")
+    about: dict[str, Any] = {k: v for k, v in fragments.about.items() if k not in of_cubes}
+    about["reduction_weights"] = "none"
     return as_result(basis_of(Axes.of(moments), k, np.arange(fragments.dim), about))
 
 
