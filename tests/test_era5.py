@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copcube import era5, grid, pca
+from copcube.cube.caution import of_vectors
 from copcube.cube.latlon import LatLon
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.grid import lattice_index
@@ -560,6 +561,17 @@ def test_attributes_of_both_and_a_history(world):
         "copcube_title": "fields",
         "copcube_history": "copcube build",
     }
+    # Who takes the vectors out again takes what is said of them, and not of ERA5.
+    alone = of_vectors(era5.merge(fields, onto).attrs)
+    history = alone.pop("history").splitlines()
+    assert (history[0], history[1][:19], len(history)) == (
+        "copcube build",
+        "copcube 0.1.0 merge",
+        2,
+    )
+    told = {"institution": "ours", "title": "fields", "encoder": "stub"}
+    assert alone == told | {"reduction_weights": "area"}
+    assert of_vectors(fields.attrs) == fields.attrs
     coarse = era5.merge(fields.isel(lat=slice(90)), dataset(*COARSE["1° with poles"][:2]))
     assert "pc averaged by area on a 181 × 360 grid of 1° × 1°" in coarse.attrs["history"]
     assert coarse.pc.attrs == {"long_name": "a field", "units": "1", "cell_degrees": [1, 1]}

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_rows
 
-from copcube import cube, grid, pca
+from copcube import cube, grid, models, pca
 from copcube.aggregate import Aggregation, cell_statistics
+from copcube.cube.card import card
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError, WriteError
 from copcube.grouping import SEASONS
@@ -51,6 +52,32 @@ def build(path, by=None, bands=range(grid.N_BANDS)):
         cube.write_band(path, number, cells.take(band == number))
     cube.finish(path)
     return path
+
+
+def test_vectors_that_were_merged_keep_their_own_licence(tmp_path):
+    shape, rng = (20, 30), np.random.default_rng(0)
+    lat, lon = 45 - np.arange(20) / 4, np.arange(30) / 4
+    ours = {"license": "CC-BY-SA-4.0", "source": "Major TOM", "title": "vectors", "history": "made"}
+    ds = xr.Dataset(
+        {"embedding": (("lat", "lon", "dim"), rng.normal(size=(*shape, 4)).astype("f4"))},
+        {"lat": lat, "lon": lon},
+        ours,
+    )
+    theirs = {"license": "ECMWF's", "source": "ERA5", "title": "ERA5", "institution": "ECMWF"}
+    z = xr.Dataset({"z": (("lat", "lon"), rng.random(shape))}, {"lat": lat, "lon": lon}, theirs)
+    both = ds.copembed.merge(z)
+    assert both.license == "ECMWF's"
+    to_npz(both, tmp_path / "a.npz")
+    models.write(both, tmp_path / "a.npy", "pangu", 2)
+    about = json.loads((tmp_path / "a.npy.json").read_text())["copcube"]
+    again = xr.open_dataset(tmp_path / "a.npz", engine="copembed")
+    fields = both.copembed.reduce(2)
+    for attrs in (about, again.attrs, fields.attrs, fields.copembed.restore().attrs):
+        assert (attrs["license"], attrs["source"]) == ("CC-BY-SA-4.0", "Major TOM")
+        assert attrs.get("title", "vectors") == "vectors"
+        assert "institution" not in attrs
+        assert attrs["history"].startswith("made\ncopcube ")
+    assert dict(card(both).lines)["licence"] == "CC-BY-SA-4.0"
 
 
 def test_rows_in_no_order_are_read_together(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.cube.caution import of_vectors
 from copcube.cube.latlon import first_alike
 from copcube.cube.thumbnail import braille, picture
 from copcube.cube.view import CubeView, group_labels
@@ -148,7 +149,7 @@ def _mask_and_map(
 
 
 def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, str]]:
-    ds, attrs = view.dataset, view.dataset.attrs
+    ds, attrs = view.dataset, of_vectors(view.dataset.attrs)
     shape = " × ".join(f"{size}" for size in view.field.shape)
     yield "shape", f"{shape} ({', '.join(map(str, view.field.dims))})"
     for dim, names in view.groups.items():

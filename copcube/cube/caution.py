@@ -1,10 +1,14 @@
-"""What must be said aloud of numbers that look like results and are none."""
+"""What a dataset says of its vectors, and what must be said aloud of those that are no results."""
 
 from collections.abc import Mapping
 from typing import Any
 
 _TRAINED = "encoder_trained"
 _KEPT = ("encoder", _TRAINED, "synthetic")
+
+SPEAKING = ("title", "history", "license", "references", "comment", "source", "institution")
+"""Attributes that would speak for all of a merged dataset; before those of the vectors `merge` puts
+the prefix ``copcube_``."""
 
 
 def caution(attrs: Mapping[Any, Any]) -> str | None:
@@ -26,6 +30,19 @@ def caution(attrs: Mapping[Any, Any]) -> str | None:
     if not all(map(trained, (attrs.get(name) for name in (_TRAINED, f"copcube_{_TRAINED}")))):
         return "UNTRAINED encoder: the values mean nothing"
     return None
+
+
+def of_vectors(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a dataset says of its vectors, without the prefix where it was merged with others."""
+    told = dict(attrs)
+    ours = {key: told.pop(f"copcube_{key}") for key in SPEAKING if f"copcube_{key}" in told}
+    if not ours:
+        return told
+    of_all = {key: told.pop(key, "") for key in SPEAKING}
+    # That they were merged stands in the history of all.
+    merged = [line for line in str(of_all["history"]).split("\n") if " merge: " in line]
+    history = "\n".join(filter(None, (str(ours.get("history", "")), *merged)))
+    return told | ours | ({"history": history} if history else {})
 
 
 def trained(value: Any) -> bool:

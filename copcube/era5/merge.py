@@ -16,6 +16,7 @@ import numpy as np
 
 from copcube import grid
 from copcube.arguments import as_given, flag, number
+from copcube.cube.caution import SPEAKING
 from copcube.cube.latlon import CELL, LatLon, reach
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import OF_CUBES_ONLY
@@ -44,8 +45,6 @@ _CHUNK = 1 << 27
 """Bytes up to which a chunk of the fields may grow to match the chunks of ERA5."""
 _CUBES_ONLY = (*OF_CUBES_ONLY, "Conventions")
 """Beginnings of the names of attributes that are true of a whole cube only."""
-_SPEAKING = ("title", "history", "license", "references", "comment", "source", "institution")
-"""Attributes that would speak for the merged dataset; the prefix keeps the fields' own apart."""
 
 
 @naming_damage()
@@ -377,7 +376,7 @@ def _attributes(
         if str(key).startswith(_CUBES_ONLY):
             continue
         # Compared as texts, since arrays compare number by number.
-        speaks = key in _SPEAKING or str(attrs.get(key, value)) != str(value)
+        speaks = key in SPEAKING or str(attrs.get(key, value)) != str(value)
         attrs[f"copcube_{key}" if speaks else key] = value
     attrs["history"] = "\n".join(filter(None, (str(era5.get("history", "")), line)))
     return attrs

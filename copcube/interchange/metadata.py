@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from copcube.cube.caution import of_vectors
 from copcube.cube.results import known_to_json
 from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import LENGTHWISE, CubeView
@@ -64,7 +65,7 @@ class MapMetadata:
             # The reference system is that of all maps; readers add it by themselves.
             if set(value.dims) <= dims and value.dtype.kind in "biuf" and key != "crs"
         }
-        attrs = _of_maps(_plain(ds.attrs))
+        attrs = _of_maps(_plain(of_vectors(ds.attrs)))
         own = {k: v for k, v in _plain(view.field.attrs).items() if k != "ancillary_variables"}
         return cls(view.name, order, attrs, own, others)
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import as_given, one_path
-from copcube.cube.caution import caution
+from copcube.cube.caution import caution, of_vectors
 from copcube.cube.view import CubeView, group_labels
 from copcube.errors import CopcubeError, ModelError, SpecError
 from copcube.files.objects import is_remote
@@ -286,7 +286,7 @@ def _answer(
         "model": "copernicus" if compat else "copcube",
         "type": "precomputed",
         "backend": "vendored_geotiff" if compat else "copcube",
-        "source": str(ds.attrs.get("source", where)),
+        "source": str(of_vectors(ds.attrs).get("source", where)),
         "sensor": None,
         "temporal": _told(time),
         "image_size": None,

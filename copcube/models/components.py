@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import whole_number
+from copcube.cube.caution import of_vectors
 from copcube.cube.latlon import LatLon
 from copcube.cube.results import plain_attributes
 from copcube.cube.schema import OF_CUBES_ONLY
@@ -95,7 +96,7 @@ class Components:
         digest.update(np.ascontiguousarray(values[filled], "<f4").data)
         attrs = {
             key: value
-            for key, value in plain_attributes(first.attrs).items()
+            for key, value in plain_attributes(of_vectors(first.attrs)).items()
             # Plain values are what every form can hold, from HDF5 to a text in JSON.
             if isinstance(value, str | int | float) and not key.startswith(_CUBES_ONLY)
         }

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.arguments import as_given, flag, whole_number
-from copcube.cube.caution import of_encoder
+from copcube.cube.caution import of_encoder, of_vectors
 from copcube.cube.latlon import CELL
 from copcube.cube.ordered import ordered
 from copcube.cube.pairing import demand_same_order, unlike_encoders
@@ -478,7 +478,7 @@ def _provenance(ds: "xr.Dataset", then: str) -> dict[str, Any]:
     """Attributes that are true of what is made of a dataset, too, and that any format can hold."""
     attrs = {
         key: value
-        for key, value in ds.attrs.items()
+        for key, value in of_vectors(ds.attrs).items()
         if isinstance(value, (str, int, float, np.number)) and not key.startswith(_CUBES_ONLY)
     }
     history = filter(None, (attrs.get("history"), f"copcube {__version__} {then}"))

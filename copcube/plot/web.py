@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.arguments import one_path, whole_number
 from copcube.cube.card import card, whose_variance
-from copcube.cube.caution import caution
+from copcube.cube.caution import caution, of_vectors
 from copcube.cube.view import CubeView, group_labels
 from copcube.cube.whole import at_once, with_maps
 from copcube.errors import CubeError, OptionError, printable
@@ -261,7 +261,7 @@ def _deflated(data: bytes) -> str:
 
 def _title(ds: "xr.Dataset") -> str:
     default = "Reduction of an embedding cube" if "pc" in ds else "Embedding cube"
-    return printable(str(ds.attrs.get("title", default)))
+    return printable(str(of_vectors(ds.attrs).get("title", default)))
 
 
 def _lines(ds: "xr.Dataset", fields: "xr.Dataset") -> Iterator[tuple[str, str]]:
@@ -271,9 +271,10 @@ def _lines(ds: "xr.Dataset", fields: "xr.Dataset") -> Iterator[tuple[str, str]]:
         share = float(fields["explained_variance_ratio"].sum())
         whose = whose_variance(fields.attrs)
         yield "reduced to", f"{fields.sizes['component']} components, {share:.1%} of {whose}"
+    attrs = of_vectors(ds.attrs)
     for name in ("synthetic", "source", "encoder_weights", "encoder_sha256", "history"):
-        if name in ds.attrs:
-            yield name.replace("_", " "), str(ds.attrs[name])
+        if name in attrs:
+            yield name.replace("_", " "), str(attrs[name])
     yield "written by", f"copcube {__version__}"
 
 
