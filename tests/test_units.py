@@ -191,6 +191,9 @@ def test_a_build_subtracts_an_offset_and_says_so(images, tmp_path):
     aggregate(tmp_path / "o*.parquet", tmp_path / "both.zarr", duplicates="drop")
     both = xr.open_zarr(tmp_path / "both.zarr", chunks=None)
     assert both.attrs["preprocessing"].endswith(", 0 or 200 subtracted from Sentinel-2 counts")
+    aggregate(tmp_path / "other.parquet", tmp_path / "dem.zarr", modalities=["dem"])
+    dem = xr.open_zarr(tmp_path / "dem.zarr", chunks=None)
+    assert "subtracted" not in dem.attrs["preprocessing"]
     with pytest.raises(BuildError, match=r"options\.s2_offset: was nothing, now 200"):
         build(images, one, encoder=StubEncoder(), modalities=["s2_toa", "dem"], s2_offset=200)
     with pytest.raises(OptionError, match="s2_offset is -1"):

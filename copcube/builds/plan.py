@@ -363,7 +363,9 @@ def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dic
     cropped = OR.join(_CROPPED[crop] for crop in crops if crop in _CROPPED)
     seen = f"{cropped}, {_GIVEN}".format(whose) if cropped else "unknown: the rows do not say"
     offset = made_by.pop("s2_offset", "0")
-    lowered = f", {offset} subtracted from Sentinel-2 counts" if offset != "0" else ""
+    # Nothing is subtracted of others, so that cubes of them are alike with and without an offset.
+    is_lowered = offset != "0" and "s2_toa" in there
+    lowered = f", {offset} subtracted from Sentinel-2 counts" if is_lowered else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
     # All that a vector of another product is of counts as one modality.
     balance = "image" if "product" in made_by else aggregation.balance
