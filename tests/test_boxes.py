@@ -342,6 +342,17 @@ def test_groups_are_pooled_each():
     assert np.isnan(box(both, 0, 40, 10, 45).pc.values[1]).all()
 
 
+@pytest.mark.parametrize(("pooling", "named"), [("mean", "mean"), ("max", "maximum")])
+def test_what_is_pooled_is_not_called_that_of_a_cell(pooling, named):
+    europe = WORLD.sel(lat=slice(60, 40), lon=slice(0, 30))
+    said = {"long_name": "embedding of the cell", "ancillary_variables": "spread n_images"}
+    found = box(europe.assign(pc=europe.pc.assign_attrs(said)), 0, 40, 10, 45, pooling=pooling)
+    assert found.pc.attrs == {
+        "long_name": f"pc, {named} over the region",
+        "cell_methods": f"area: {named}",
+    }
+
+
 def test_rings_of_a_box_begin_in_the_south_west():
     assert box_rings(350, 1, 10, 2)[0][0].tolist() == [[350, 1], [370, 1], [370, 2], [350, 2]]
 

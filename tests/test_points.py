@@ -104,6 +104,7 @@ def test_distance_is_that_along_a_great_circle():
 def test_bilinear_is_that_of_scipy_where_all_corners_are_there():
     whole = cube(filled=2)
     found = points(whole.chunk(lat=13, lon=13), (Y, X), method="bilinear")
+    assert found.embedding.long_name == "embedding, interpolated between cells"
     values = whole.embedding.values[::-1].astype(float)
     want = RegularGridInterpolator((LAT[::-1], LON), values)(np.stack([Y, X], 1))
     np.testing.assert_allclose(found.embedding, want, atol=2e-6)

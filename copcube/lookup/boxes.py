@@ -226,8 +226,10 @@ def _pooled(view: CubeView, found: Region, pooling: Pooling) -> "xr.Dataset":
         pooled = total / covered[..., np.newaxis] if pooling == "mean" else total
     pooled[filled == 0] = np.nan
     how = {"mean": "weighted by area", "max": "largest of each value"}[pooling]
-    attrs = described(view.field)
-    attrs["cell_methods"] = f"area: {'mean' if pooling == 'mean' else 'maximum'}"
+    attrs = {k: v for k, v in described(view.field).items() if k != "ancillary_variables"}
+    of_region = {"mean": "mean", "max": "maximum"}[pooling]
+    attrs["cell_methods"] = f"area: {of_region}"
+    attrs["long_name"] = f"{view.name}, {of_region} over the region"
     lead, whole = view.lead, float(found.area.sum())
     result = xr.Dataset(
         {

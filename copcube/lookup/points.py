@@ -117,6 +117,8 @@ def points(
         view.name: of_field(vectors, view.field),
         "status": (dims, status.reshape(shape), _FLAGS),
     }
+    if method == "bilinear":
+        found[view.name].attrs["long_name"] = f"{view.name}, interpolated between cells"
     # The index of a point outside is -1, which takes the NaN at the end.
     centres = [
         np.append(view.field[name].values.astype(np.float64), np.nan)[where]
