@@ -598,6 +598,9 @@ def test_the_rate_by_a_clock_that_is_ahead(undisturbed, tmp_path):
         path.write_text(json.dumps(receipt))
     state = status(tmp_path / "world.build")
     assert state.rate == pytest.approx(sum(state.images.values()) / 600)
+    assert state.stage != "embedding"
+    assert "images/s" not in str(state)
+    assert "images/s over the last ten minutes" in str(replace(state, stage="embedding"))
 
 
 def test_the_state_of_a_build_that_has_only_its_plan(undisturbed, tmp_path):

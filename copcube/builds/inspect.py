@@ -288,7 +288,8 @@ class Status:
         if self.rejected:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.rejected.items())
             lines.append(f"left out: {kinds} images (reasons in quarantine.parquet at the end)")
-        if self.rate is not None:
+        # After that it would fall from minute to minute, and say nothing of the build.
+        if self.rate is not None and self.stage == "embedding":
             left = "" if self.seconds_left is None else f", {duration(self.seconds_left)} left"
             lines.append(f"rate: {self.rate:,.1f} images/s over the last ten minutes{left}")
         now = time.time()
