@@ -107,7 +107,8 @@ class Survey:
         Rows in all, and those that are selected, repeated images included; a fragment in
         several cells counts in each.
     images_by_modality : tuple of int
-        Selected rows of every modality, in the order of `Selection.labels`.
+        Selected rows of every modality that belong to a group, in the order of
+        `Selection.labels`; what has no date belongs to no month, season or year.
     cells : int
         Cells that have a selected image.
     provenance : dict
@@ -149,6 +150,7 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
     total = images = 0
     by_modality = np.zeros(len(names), np.int64)
     dates: set[str] = set()
+    by_time = aggregation.by in ("month", "season", "year")
     nothing = np.empty(0, np.int64)
     seen = [(nothing, nothing, nothing)]
     read = partial(read_part, assign=aggregation.assign, position=aggregation.footprints)
@@ -157,12 +159,13 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         rows = rows.labelled(names)
         rows = rows.take(_selected(rows, aggregation.selection))
         images += len(rows)
-        by_modality += np.bincount(rows.modality, minlength=len(names))
+        grouped = np.not_equal(rows.date, None) if by_time else slice(None)
+        by_modality += np.bincount(rows.modality[grouped], minlength=len(names))
         if aggregation.by:
             dates |= set(rows.date) - {None}
         cell, count = np.unique(rows.grid_id, return_counts=True)
         seen.append((cell, np.full(len(cell), number), count))
-    if images and not dates and aggregation.by in ("month", "season", "year"):
+    if images and not dates and by_time:
         raise RowsError(
             f"none of the {images:,} selected images has a date, so none belongs to a "
             f"{aggregation.by}; select other modalities or another grouping"

@@ -381,6 +381,12 @@ def test_a_modality_that_no_row_is_of_is_missing_in_no_cell(tmp_path):
     assert cube.attrs["modalities"] == "s2_toa dem"
     status = cube.copembed.points(([50, 60], [10, 10])).status
     assert [STATUS[n] for n in status.values] == ["present", "modality_missing"]
+    # An elevation model without a date belongs to no month.
+    build_of(tmp_path / "rows.parquet", tmp_path / "b.zarr", by="month")
+    cube = open_cube(tmp_path / "b.zarr")
+    assert cube.attrs["modalities"] == "s2_toa"
+    status = cube.copembed.points(([50, 60], [10, 10])).status
+    assert [STATUS[n] for n in status.values] == ["present", "present"]
 
 
 def test_encoders_and_lengths_do_not_mix(tmp_path):

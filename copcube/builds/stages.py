@@ -442,8 +442,8 @@ def _warn_of_absent(found: Surveyed, asked: Iterable[str]) -> None:
     counts = dict(zip(found.labels, found.survey.images_by_modality, strict=True))
     if absent := [key for key in asked if not counts[key]]:
         log.warning(
-            "NO IMAGE OF %s: the source has none of the dates chosen, or all were left out; the "
-            "cube is made of the others",
+            "NO IMAGE OF %s: the source has none of the dates chosen, or none with a date to group "
+            "by, or all were left out; the cube is made of the others",
             ", ".join(absent),
         )
 
