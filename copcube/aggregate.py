@@ -159,8 +159,10 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         rows = rows.labelled(names)
         rows = rows.take(_selected(rows, aggregation.selection))
         images += len(rows)
-        grouped = np.not_equal(rows.date, None) if by_time else slice(None)
-        by_modality += np.bincount(rows.modality[grouped], minlength=len(names))
+        modality = rows.modality
+        if by_time:
+            modality = modality[[date is not None for date in rows.date]]
+        by_modality += np.bincount(modality, minlength=len(names))
         if aggregation.by:
             dates |= set(rows.date) - {None}
         cell, count = np.unique(rows.grid_id, return_counts=True)
