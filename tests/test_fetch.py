@@ -460,9 +460,9 @@ def test_without_huggingface_hub_the_remedy_is_named(monkeypatch, tmp_path):
 # Archives
 
 
-def archive(members: dict[str, bytes]) -> bytes:
+def archive(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(buffer, "w", method) as file:
         for name, body in members.items():
             file.writestr(name, body)
     return buffer.getvalue()
@@ -560,6 +560,15 @@ def repeated() -> bytes:
     return archive({"a.tif": b"1", "b.tif": b"2"}).replace(b"b.tif", b"a.tif")
 
 
+def misplaced() -> bytes:
+    """An archive whose only member begins before the file."""
+    body = bytearray(archive({"a.tif": b"1"}))
+    end = body.index(b"PK\5\6")
+    claimed = body.index(b"PK\1\2") + 100  # of the directory, from which `zipfile` counts back
+    body[end + 16 : end + 20] = claimed.to_bytes(4, "little")
+    return bytes(body)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "says"),
@@ -575,6 +584,14 @@ def repeated() -> bytes:
         (lambda: archive({"a.tif": BODY})[:-100], "not a readable zip"),
         (damaged, "not a readable zip"),
         (lambda: b"", "not a readable zip"),
+        (lambda: archive({}), "holds no files; remove it"),
+        (lambda: archive({"images/": b""}), "holds no files; remove it"),
+        (lambda: archive({"a": b"1", "a/b.tif": b"2"}), "'a' is a file and a folder in it"),
+        (lambda: archive({"images/a.tif": b"1", "images": b"2"}), "'images' is a file and a folder"),
+        (lambda: archive({"ä.tif": b"1"}).replace("ä".encode(), b"\xff\xfe"), "not a readable zip"),
+        (misplaced, "not a readable zip"),
+        (lambda: archive({"a.tif": b"1"}, zipfile.ZIP_BZIP2), "by method 12; .* into .*images$"),
+        (lambda: archive({"a.tif": b"1"}, zipfile.ZIP_LZMA), "by method 14; .* into .*images$"),
     ],
 )
 def test_hostile_and_broken_archives_leave_nothing_behind(tmp_path, make, says):
@@ -585,6 +602,12 @@ def test_hostile_and_broken_archives_leave_nothing_behind(tmp_path, make, says):
         unpack(path)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
     assert not (tmp_path / "in" / "images").exists()
+
+
+def test_a_file_may_have_the_name_of_its_archive(tmp_path):
+    (tmp_path / "images.zip").write_bytes(archive({"images": b"1"}))
+    for _ in range(2):
+        assert (unpack(tmp_path / "images.zip") / "images").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("other", ["is faster", "is stopped"])

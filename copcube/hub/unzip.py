@@ -21,6 +21,11 @@ MAX_MEMBERS, MAX_BYTES = 200_000, 50_000_000_000
 MAX_RATIO = 100
 """Bytes that an archive may unpack to for each byte of its own; rasters deflate far less."""
 
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
+    *(UnicodeDecodeError, OSError),  # of names, and of places in the file
+)
+
 
 def unpack(archive: str | Path) -> Path:
     """Unpack a zip archive of rasters into a folder of its name beside it.
@@ -40,8 +45,9 @@ def unpack(archive: str | Path) -> Path:
     Raises
     ------
     FetchError
-        If the archive is broken, or refused: it names paths outside its folder, holds
-        links, repeats a name, or is larger than any that is published.
+        If the archive is broken, or refused: it holds no files, names paths outside its
+        folder, holds links, repeats a name, compresses in an unusual way, or is larger than
+        any that is published.
     WriteError
         If there is no room, or no permission.
     """
@@ -62,7 +68,10 @@ def unpack(archive: str | Path) -> Path:
         if error.errno != errno.ENOTEMPTY:
             raise
         # Another process that unpacked the same archive was faster.
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
+        # A place before the begin of the file, to which it cannot go, is no fault of the disk.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise FetchError(
             f"{archive}: not a readable zip archive ({error}); remove it and fetch it again"
         ) from error
@@ -71,7 +80,7 @@ def unpack(archive: str | Path) -> Path:
 
 def _members(file: zipfile.ZipFile, archive: Path) -> dict[PurePosixPath, zipfile.ZipInfo]:
     """Return the files of an archive by their paths, all of which are safe."""
-    infos = [info for info in file.infolist() if not info.is_dir()]
+    infos = [info for info in file.infolist() if not info.filename.endswith("/")]
     # The sizes are the archive's own claims; `zipfile` stops a member that goes beyond its own.
     total = sum(info.file_size for info in infos)
     limit = MAX_RATIO * archive.stat().st_size
@@ -90,8 +99,21 @@ def _members(file: zipfile.ZipFile, archive: Path) -> dict[PurePosixPath, zipfil
                 f"{archive}: refused: member {info.filename!r} is a link, repeats a name or "
                 f"leaves its folder; expected plain files"
             )
+        # What `zipfile` unfolds of other compressions at a time has no bound.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise FetchError(
+                f"{archive}: refused: member {info.filename!r} is compressed by method "
+                f"{info.compress_type}; expected it stored or deflated: unpack it by hand into "
+                f"{archive.with_suffix('')}"
+            )
         members[path] = info
-    if {path.parts[0] for path in members} == {archive.stem}:
+    if both := members.keys() & {folder for path in members for folder in path.parents}:
+        raise FetchError(
+            f"{archive}: refused: {str(min(both))!r} is a file and a folder in it; expected one"
+        )
+    if not members:
+        raise FetchError(f"{archive}: holds no files; remove it and fetch it again")
+    if {path.parent.parts[:1] for path in members} == {(archive.stem,)}:
         return {path.relative_to(archive.stem): info for path, info in members.items()}
     return members
 
