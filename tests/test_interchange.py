@@ -609,6 +609,8 @@ def test_conversions_appear_whole_and_replace_only_stores(world, fields, tmp_pat
         convert(tmp_path / "good.npz", tmp_path / "pc.npz", overwrite=True)
     with pytest.raises(CubeError, match="holds a reduction"):
         convert(tmp_path / "pc.npz", tmp_path / "b.zarr")
+    with pytest.raises(CubeError, match=r"found \.nc \(open it with engine='copembed' and save it"):
+        convert(tmp_path / "a.nc", tmp_path / "b.zarr")
 
 
 def test_memory_is_bounded_by_bands(tmp_path):

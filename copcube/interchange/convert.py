@@ -27,7 +27,7 @@ def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Pa
     Parameters
     ----------
     path : str or Path
-        File of any form that the engine ``copembed`` opens.
+        File of any form that the engine ``copembed`` opens, but netCDF, which holds a dataset.
     out : str or Path
         Cube to write; it appears complete or not at all.
     overwrite : bool

@@ -127,9 +127,12 @@ def find_map(path: Any) -> MapSource:
     text = _local(path)
     suffix = os.path.splitext(text)[1].lower()
     if suffix not in _OPENERS:
+        other = "open a cube with xarray.open_zarr"
+        if suffix == ".nc":
+            other = "open it with engine='copembed' and save it with .to_zarr"
         raise CubeError(
             f"{text}: expected a map as {', '.join(_OPENERS)}; found "
-            f"{suffix or 'a name without suffix'} (open a cube with xarray.open_zarr)"
+            f"{suffix or 'a name without suffix'} ({other})"
         )
     if suffix != ".parquet":  # of which a folder or a glob may be given
         require_file(text, CubeError)
