@@ -13,6 +13,7 @@ from copcube import grid
 from copcube.cli.main import parser
 from copcube.images.naming import from_path
 from copcube.modalities import MODALITIES
+from copcube.models.write import FORMS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -107,6 +108,11 @@ def test_the_tables_of_modalities_are_those_of_the_code():
     for m in MODALITIES.values():
         assert f"| `{m.key}` | {m.title} |" in written
         assert all(f"| `{m.key}` | {band} |" in written for band in m.bands)
+
+
+def test_every_weather_model_has_its_line():
+    described = {name for row in rows("models.md") for name in re.findall("`(.+?)`", row[0])}
+    assert set(FORMS) - described == set()
 
 
 def test_every_page_is_in_the_menu():

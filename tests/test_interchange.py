@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_rows
 
-from copcube import cube, grid, models, pca
+from copcube import cube, grid, interchange, models, pca
+from copcube.accessor import Copembed
 from copcube.aggregate import Aggregation, cell_statistics
 from copcube.cube.card import card
 from copcube.cube.view import CubeView
@@ -24,7 +25,9 @@ from copcube.errors import CubeError, GridError, OptionError, WriteError
 from copcube.grouping import SEASONS
 from copcube.interchange import convert, export, to_geotiff, to_npz, to_parquet
 from copcube.interchange.engine import CopembedBackend
+from copcube.interchange.export import WRITERS
 from copcube.interchange.packing import Packer, Packing, int8_packing
+from copcube.interchange.replacing import require_free
 
 DIM = 5
 SUFFIXES = ("npz", "pt", "tif", "parquet", "nc")
@@ -538,6 +541,14 @@ def test_nothing_is_overwritten_and_nothing_half_written(world, tmp_path, suffix
     (tmp_path / f"folder.{suffix}").mkdir()
     with pytest.raises(WriteError, match="found a folder of something else"):
         export(world, tmp_path / f"folder.{suffix}", overwrite=True)
+
+
+def test_every_form_is_public_a_method_and_known_where_it_is_replaced(world, tmp_path):
+    for suffix, write in WRITERS.items():
+        assert write.__name__ in interchange.__all__
+        assert hasattr(Copembed, write.__name__)
+        write(world, tmp_path / f"a{suffix}")
+        require_free(tmp_path / f"a{suffix}", True)  # with --overwrite
 
 
 def test_the_suffix_chooses_and_options_are_checked(world, tmp_path):
