@@ -61,7 +61,7 @@ def refuse_unusable(field: "xr.DataArray") -> None:
         raise CubeError(
             f"{field.name} has no values along {' and '.join(empty)}: the selection is empty; a "
             "slice runs as the coordinate does, lat=slice(60, 40) where latitudes run from north "
-            "to south"
+            "to south, and lon=slice(350, 355), not slice(-10, -5), where longitudes begin at 0"
         )
     # In whole numbers nothing can be missing, and a mean of them would lose its fraction.
     if field.dtype.kind != "f":
