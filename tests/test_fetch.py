@@ -383,6 +383,15 @@ def test_without_network_both_ways_out_are_named_at_once(hub, monkeypatch):
     assert "--weights" not in str(caught.value)
 
 
+def test_a_file_in_the_way_is_no_fault_of_the_connection(hub, monkeypatch, tmp_path):
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+    with pytest.raises(FetchError, match=r"home/token.*; see to that file, or set HF_HOME") as told:
+        fetch_files([WEIGHTS])
+    assert "connection" not in str(told.value)
+
+
 def test_offline_uses_the_cache_and_says_what_it_lacks(hub, monkeypatch):
     offline(monkeypatch, True)
     with pytest.raises(FetchError, match=r"weights\.pth.*HF_HUB_OFFLINE forbids"):

@@ -432,6 +432,9 @@ def _explained(file: Published) -> Iterator[None]:
             )
         elif code is not None:
             reason = f"the hub answered {code}; try again later"
+        elif isinstance(cause, OSError) and cause.filename is not None:
+            # Such as the token, which lies beside the cache.
+            reason = f"could not be fetched ({cause}); see to that file, or set HF_HOME elsewhere"
         else:
             hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
             what = str(cause or error).strip().partition("\n")[0] or type(error).__name__
