@@ -161,6 +161,13 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(world, tmp_path, suffix)
         assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_under_a_conversion_is_said_of_the_cube(world, tmp_path):
+    np.savez_compressed(tmp_path / "map.npz", published(world))
+    with room(200), pytest.raises(WriteError, match=f"{tmp_path}/a.zarr cannot be written: .*larg"):
+        convert(tmp_path / "map.npz", tmp_path / "a.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["map.npz"]
+
+
 def test_a_full_disk_under_the_cache_is_no_damage_of_the_map(world, tmp_path, monkeypatch):
     path = tmp_path / "map.tif"
     export(world.isel(lat=slice(200, 240), lon=slice(0, 60)), path)

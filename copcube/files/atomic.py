@@ -214,8 +214,14 @@ def atomic_folder(path: str | Path, *, replace: bool = True, sweep: bool = True)
                 shutil.rmtree(stray, ignore_errors=True)
     try:
         with writing(final):
-            with _naming_lack_of_room(temporary):
-                yield temporary
+            try:
+                with _naming_lack_of_room(temporary):
+                    yield temporary
+            except WriteError as error:
+                # Of a file in the folder: said of the folder, whose hidden name nobody gave.
+                if error.errno is None or str(temporary) not in str(error):
+                    raise
+                raise OSError(error.errno, error.strerror) from error
             if replace:
                 _replace_folder(temporary, final, former)
             else:
