@@ -540,6 +540,12 @@ def test_tasks_are_chosen_by_name_or_all():
             published("bench", wrong)
 
 
+def test_command_without_a_product_asks_for_no_more_than_that(capsys):
+    with pytest.raises(SystemExit):
+        main(["fetch"])
+    assert capsys.readouterr().err.endswith("are required: what\n")
+
+
 def test_command_takes_several_tasks_and_one_range(capsys):
     for wrong, says in (
         (["map", "1", "2"], "fetch map takes one range, got 1 2"),

@@ -85,7 +85,11 @@ def _add_fetch(commands: Commands) -> None:
         "what", choices=("weights", "example", "shards", "map", "averages", "rows", "bench")
     )
     fetch.add_argument(
-        "which", nargs="*", metavar="A-B|TASK|large", help="which shards, tasks or weights"
+        "which",
+        nargs="*",
+        default=[],  # without, argparse says that it is required
+        metavar="A-B|TASK|large",
+        help="which shards, tasks or weights",
     )
     fetch.add_argument(
         "--encoder", choices=ENCODERS, help="whose weights (default: those of Copernicus-FM)"
