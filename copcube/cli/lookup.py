@@ -84,6 +84,7 @@ def _add_method(command: argparse.ArgumentParser) -> None:
 def _at(arguments: Arguments) -> None:
     import numpy as np
 
+    from copcube.cube.schema import counts_images
     from copcube.cube.view import CubeView
     from copcube.lookup import points
     from copcube.lookup.points import STATUS
@@ -94,7 +95,7 @@ def _at(arguments: Arguments) -> None:
     lines.append(("cell", f"lat {float(found.cell_lat):g}, lon {float(found.cell_lon):g}"))
     lines.append(("distance", f"{float(found.distance):.1f} km"))
     untold = {"status", "distance", "cell_lat", "cell_lon"}
-    untold |= set() if found.attrs.get("n_images_known", 1) else {"n_images"}
+    untold |= set() if counts_images(found.attrs) else {"n_images"}
     labels = CubeView.of(cube).groups
     # A cube without groups counts as one with a single group, which has no name.
     for group in np.ndindex(*map(len, labels.values())):

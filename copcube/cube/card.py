@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from copcube.cube.caution import of_vectors
 from copcube.cube.latlon import first_alike
+from copcube.cube.schema import counts_images, group_labels
 from copcube.cube.thumbnail import braille, picture
-from copcube.cube.view import CubeView, group_labels
+from copcube.cube.view import CubeView
 from copcube.cube.whole import in_parts, with_maps
 from copcube.errors import CopcubeError, GridError, printable
 from copcube.files.damage import naming_damage
@@ -165,7 +166,7 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
             # An irregular grid has no cells whose area could be known.
             share = f"{cells / max(1, mask.shape[-1] * mask.shape[-2]):.2%} of this grid"
         yield "coverage", f"{cells:,} cells, {share}"
-    if "n_images" in ds and attrs.get("n_images_known", 1):
+    if "n_images" in ds and counts_images(attrs):
         counts = ", ".join(f"{name} {n:,}" for name, n in _by_modality(view) if n)
         total = int(ds["n_images"].sum(dtype=np.float64))
         yield "images", f"{total:,}" + (f" ({counts})" if counts else "")

@@ -11,9 +11,10 @@ dimension, so that what divides a dataset by its chunks can divide a cube. Conve
 (github.com/zarr-conventions).
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from copcube import grid
 from copcube.errors import OptionError
 from copcube.modalities import MODALITIES, described_in
 from copcube.modalities import labels as in_order
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 ZSTD_LEVEL = 1
 VERSION = 1
@@ -283,6 +287,22 @@ _IMAGES = "https://huggingface.co/datasets/wangyi111/Copernicus-Pretrain"
 _RAW = "https://raw.githubusercontent.com"
 
 
+def is_numbered(name: Hashable) -> bool:
+    """Whether a variable is one of those that vectors fill in a file with one for each component.
+
+    Examples
+    --------
+    >>> is_numbered("pc_00"), is_numbered("dim_767"), is_numbered("pc")
+    (True, True, False)
+    """
+    return re.fullmatch(r"(pc|dim)_\d+", str(name)) is not None
+
+
+def counts_images(attrs: Mapping[Any, Any]) -> bool:
+    """Whether ``n_images`` counts images, and is not 1 for each vector of a converted map."""
+    return bool(attrs.get("n_images_known", 1))
+
+
 def labels(by: str, values: NDArray[Any], attrs: Mapping[str, Any]) -> tuple[str, ...]:
     """Labels along the leading dimension, from its coordinate's values and attributes."""
     if "flag_meanings" in attrs:
@@ -290,6 +310,14 @@ def labels(by: str, values: NDArray[Any], attrs: Mapping[str, Any]) -> tuple[str
         flags = np.asarray(attrs.get("flag_values", range(len(meanings)))).tolist()
         return tuple(dict(zip(flags, meanings, strict=True))[value] for value in values.tolist())
     return tuple(f"{value:0{2 if by == 'month' else 4}d}" for value in values.tolist())
+
+
+def group_labels(coordinate: "xr.DataArray") -> tuple[str, ...]:
+    """Labels along a leading dimension, from CF flags where the coordinate has any."""
+    name = str(coordinate.dims[0])
+    if coordinate.dtype.kind == "i" and name in coordinate.coords:
+        return labels(name, coordinate.values, coordinate.attrs)
+    return tuple(map(str, coordinate.values))
 
 
 def _leading(by: str, groups: tuple[str, ...]) -> Variable:

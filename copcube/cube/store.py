@@ -346,8 +346,6 @@ def _demand_group(group: "zarr.Group", name: str, error: type[CopcubeError]) -> 
 
 def _found(path: str, otherwise: str) -> str:
     """Say what lies at a path that holds no cube."""
-    from copcube.cube.view import is_numbered
-
     if not os.path.exists(path):
         return "nothing"
     if os.path.isfile(path):
@@ -360,7 +358,7 @@ def _found(path: str, otherwise: str) -> str:
         return "a folder of tables, of which `copcube aggregate` may make a cube"
     if any(os.path.isfile(os.path.join(path, "pc", name)) for name in ("zarr.json", ".zarray")):
         return "a reduction, alone or merged; `copcube info` tells of it"
-    if is_group(path) and any(is_numbered(name) for name in os.listdir(path)):
+    if is_group(path) and any(schema.is_numbered(name) for name in os.listdir(path)):
         return (
             "vectors with a variable for each component, as other readers want them; give what "
             "they were written from, or the same as netCDF"

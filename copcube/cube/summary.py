@@ -89,7 +89,7 @@ class CubeSummary:
                 + " … ".join(f"{abs(v):g}°{'W' if v < 0 else 'E'}" for v in self.lon),
             )
         counts = ", ".join(f"{key} {n:,}" for key, n in self.images_by_modality.items() if n)
-        known = self.attributes.get("n_images_known", 1)
+        known = schema.counts_images(self.attributes)
         yield (
             "images",
             f"{self.images:,}" + (f" ({counts})" if counts else "") if known else "unknown",

@@ -103,9 +103,9 @@ def _examine(path: str | Path) -> _Examined:
     with parsing(path):
         group = open_group(path)
         by, groups = _leading(group)
-        dim, counted = array(group, "embedding").shape[-1], group.attrs.get("n_images_known", 1)
+        dim, counted = array(group, "embedding").shape[-1], schema.counts_images(group.attrs)
         modalities = schema.modalities_of(group.attrs)
-        expected = schema.variables(dim, by, groups, counted=bool(counted), modalities=modalities)
+        expected = schema.variables(dim, by, groups, counted=counted, modalities=modalities)
         examined = _Examined("copcube_plan" in group.attrs)
         # What has another structure cannot be compared value by value, so that this comes first.
         examined.structure += [*_attributes(group), *_structure(group, expected)]

@@ -6,8 +6,7 @@ and a longitude, which are recognised by their CF attributes or their names. Eve
 function makes one `CubeView` of each dataset it is given, and asks only the view from then on.
 """
 
-import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -21,7 +20,7 @@ from copcube.cube.latlon import LatLon, cell_size, reach, sole_positions, spatia
 from copcube.cube.pointwise import as_points, refuse_shared
 from copcube.cube.presence import present, refuse_unusable, refuse_zeros
 from copcube.cube.results import as_result, described
-from copcube.cube.schema import labels
+from copcube.cube.schema import group_labels, is_numbered
 from copcube.cube.whole import at_once, opened, scheduled_here
 from copcube.errors import CubeError, GridError
 from copcube.files.damage import naming_damage
@@ -446,14 +445,6 @@ def how_to_select(dim: str) -> str:
     return f"such as ds.isel({dim}=0), or with --group on the command line"
 
 
-def group_labels(coordinate: "xr.DataArray") -> tuple[str, ...]:
-    """Labels along a leading dimension, from CF flags where the coordinate has any."""
-    name = str(coordinate.dims[0])
-    if coordinate.dtype.kind == "i" and name in coordinate.coords:
-        return labels(name, coordinate.values, coordinate.attrs)
-    return tuple(map(str, coordinate.values))
-
-
 def require_dataset(ds: object, what: str) -> None:
     """Check that something is a dataset, and not a path or a single array.
 
@@ -492,17 +483,6 @@ def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
             "xarray.open_dataset(path, engine='copembed')"
         )
     return found
-
-
-def is_numbered(name: Hashable) -> bool:
-    """Whether a variable is one of those that vectors fill in a file with one for each component.
-
-    Examples
-    --------
-    >>> is_numbered("pc_00"), is_numbered("dim_767"), is_numbered("pc")
-    (True, True, False)
-    """
-    return re.fullmatch(r"(pc|dim)_\d+", str(name)) is not None
 
 
 def _mask(like: "xr.DataArray", values: NDArray[np.bool_]) -> "xr.DataArray":

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import flag
-from copcube.cube.view import LENGTHWISE, is_numbered
+from copcube.cube.schema import is_numbered
+from copcube.cube.view import LENGTHWISE
 from copcube.errors import CubeError, OptionError
 from copcube.files import limits
 from copcube.files.contents import refuse_other

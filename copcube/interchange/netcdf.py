@@ -21,7 +21,8 @@ from xarray.core import indexing
 from copcube import grid
 from copcube.arguments import flag, one_of
 from copcube.cube.results import plain_attributes
-from copcube.cube.view import CubeView, is_numbered
+from copcube.cube.schema import is_numbered
+from copcube.cube.view import CubeView
 from copcube.cube.whole import with_maps
 from copcube.errors import CubeError, OptionError
 from copcube.files.contents import refuse_other

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from copcube.cube.caution import of_encoder
 from copcube.cube.pairing import Side, pair, unlike_encoders, windows
 from copcube.cube.results import as_result
-from copcube.cube.view import CubeView, group_labels
+from copcube.cube.schema import group_labels
+from copcube.cube.view import CubeView
 from copcube.cube.whole import with_maps
 from copcube.errors import CubeError
 from copcube.files.damage import naming_damage

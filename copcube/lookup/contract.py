@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.arguments import as_given, one_path
 from copcube.cube.caution import caution, of_vectors
-from copcube.cube.view import CubeView, group_labels
+from copcube.cube.schema import group_labels
+from copcube.cube.view import CubeView
 from copcube.errors import CopcubeError, ModelError, SpecError
 from copcube.files.objects import is_remote
 from copcube.lookup.boxes import Pooling, box

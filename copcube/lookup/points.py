@@ -9,7 +9,8 @@ from copcube.arguments import one_of
 from copcube.cube.pointwise import refuse_shared
 from copcube.cube.presence import present
 from copcube.cube.results import as_result, described
-from copcube.cube.view import CubeView, group_labels
+from copcube.cube.schema import group_labels
+from copcube.cube.view import CubeView
 from copcube.files.damage import naming_damage
 from copcube.grid import Floats, Integers
 from copcube.lookup.gathering import gathered, placeless

@@ -1,19 +1,17 @@
 """Tables of points as people have them: arrays, frames, datasets, CSV and parquet files."""
 
 import json
-import logging
-import re
-import warnings
 from collections.abc import Container, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube.cube.caution import caution
 from copcube.cube.pointwise import as_points, demand_same_labels
-from copcube.cube.view import group_labels, how_to_select
+from copcube.cube.schema import counts_images, group_labels
+from copcube.cube.view import how_to_select
 from copcube.errors import MissingPackageError, OptionError, in_a_line
 from copcube.files.contents import refuse_other
 from copcube.files.limits import rule_out_shortage
@@ -21,13 +19,12 @@ from copcube.files.parquet_pages import demand_local_pages
 from copcube.files.regular import open_regular
 from copcube.grid import Floats
 from copcube.interchange.replacing import appearing
+from copcube.lookup.csv import read_csv
 from copcube.lookup.regions import in_degrees, require_degrees
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
-
-log = logging.getLogger("copcube")
 
 T = TypeVar("T")
 
@@ -254,7 +251,7 @@ def _read_file(path: str) -> "pd.DataFrame":
         raise OptionError(f"{path}: expected a table, .csv or .parquet")
     if not Path(path).exists():
         raise OptionError(f"{path}: no such file")
-    return _read_parquet(path) if "parquet" in form else _read_csv(path)
+    return _read_parquet(path) if "parquet" in form else read_csv(path)
 
 
 def _read_parquet(path: str) -> "pd.DataFrame":
@@ -287,89 +284,6 @@ def _read_parquet(path: str) -> "pd.DataFrame":
             ) from None
         frame = geopandas.read_parquet(path)
     return frame
-
-
-def _read_csv(path: str) -> "pd.DataFrame":
-    """Read a table of texts, and turn into numbers the columns that hold nothing else."""
-    import pandas as pd
-
-    with open_regular(path, OptionError) as file:
-        # pandas passes over what is empty before the names.
-        while (head := file.readline(1 << 20)) and not head.strip():
-            pass
-        start = 0
-        # Excel understands, and others write for it, a first line that says the separator.
-        if said := re.fullmatch(rb'(?:\xef\xbb\xbf)?"?sep=(.)"?\s*', head.rstrip(b"\r\n")):
-            start, head = file.tell(), file.readline(1 << 20)
-        file.seek(start)
-        if b"\0" in head:
-            raise OptionError(f"{path}: not a table of texts; expected .csv or .parquet")
-        head = re.sub(rb'"[^"]*"', b"", head)  # marks within quotes separate nothing
-        separator = said[1][0] if said else max(b",;\t", key=lambda mark: head.count(bytes([mark])))
-        options: dict[str, Any] = {
-            "sep": chr(separator),
-            "dtype": str,
-            "encoding": _encoding(file, path),
-            "encoding_errors": "replace",
-            "skipinitialspace": True,
-            # pandas takes NA for a missing value, which may be Namibia's code.
-            "keep_default_na": False,
-            # With a separator at the end of each row, pandas would take the first column for names
-            # of rows.
-            "index_col": False,
-        }
-        try:
-            with warnings.catch_warnings():
-                # pandas warns of some of the fields that are too many, which are cut.
-                warnings.simplefilter("ignore", pd.errors.ParserWarning)
-                try:
-                    frame = pd.read_csv(file, **options)
-                except pd.errors.ParserError as error:
-                    # The slow reader passes over all that follows a quote that nothing closes.
-                    if "EOF inside string" in str(error):
-                        raise
-                    # A row with too many fields: the slow reader can cut it, so that the others
-                    # count.
-                    file.seek(start)
-                    width = head.count(bytes([separator])) + 1
-                    frame = pd.read_csv(
-                        file, engine="python", on_bad_lines=lambda row: row[:width], **options
-                    )
-        except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError, OSError) as error:
-            raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
-    numbers: pd.DataFrame = frame.apply(_numbers)
-    return numbers
-
-
-def _encoding(file: IO[bytes], path: str) -> str:
-    """Say how a file of texts is encoded: in UTF-8, or as spreadsheets of Windows write it."""
-    start = file.tell()
-    try:
-        for line in file:
-            line.decode()
-        return "utf-8"
-    except UnicodeDecodeError:
-        log.warning(
-            f"{path} is not UTF-8 and is taken for Windows-1252; save it as UTF-8 if letters "
-            "come out wrong"
-        )
-        return "cp1252"
-    finally:
-        file.seek(start)
-
-
-def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Turn texts into numbers if all are some; codes such as 06610 and long ones stay."""
-    import pandas as pd
-
-    if column.str.fullmatch(r"\s*[+-]?0\d.*").any():
-        return column
-    # What is empty is missing, and makes a column of numbers one of floats.
-    empty = column.fillna("").str.strip() == ""
-    numbers = pd.to_numeric(column.where(~empty), errors="coerce")
-    # As floats the longest would lose digits.
-    lossy = numbers.dtype.kind == "f" and column.str.fullmatch(r"\s*[+-]?\d{16,}\s*").any()
-    return column if lossy or (numbers.isna() & ~empty).any() or empty.all() else numbers
 
 
 def require_table(path: str) -> Path:
@@ -469,7 +383,7 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
         del given[dim]  # only the number of the row
     columns: dict[Any, Any] = {}
     for key, v in found.data_vars.items():
-        if key == "n_images" and not found.attrs.get("n_images_known", 1):
+        if key == "n_images" and not counts_images(found.attrs):
             continue  # 1 where there is a vector: no count of images
         if v.dims == (dim,):
             columns[key] = v.values

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from copcube.arguments import whole_number
 from copcube.cube.card import whose_variance
+from copcube.cube.schema import counts_images
 from copcube.cube.view import CubeView
 from copcube.cube.whole import at_once
 from copcube.errors import CubeError, OptionError
@@ -394,7 +395,7 @@ def _field(view: CubeView, name: str) -> NDArray[Any]:
     """Values of a map that a cube has beside its vectors, (lat, lon)."""
     if name not in view.dataset:
         raise CubeError(f"the dataset has no {name}; a published map does not tell it")
-    if name == "n_images" and not view.dataset.attrs.get("n_images_known", 1):
+    if name == "n_images" and not counts_images(view.dataset.attrs):
         raise CubeError(
             "how many images made a cell is not known, as of every published map; draw where "
             "vectors are, plot.coverage() or --show coverage"

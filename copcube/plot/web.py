@@ -26,7 +26,8 @@ from copcube import grid
 from copcube.arguments import one_path, whole_number
 from copcube.cube.card import card, whose_variance
 from copcube.cube.caution import caution, of_vectors
-from copcube.cube.view import CubeView, group_labels
+from copcube.cube.schema import counts_images, group_labels
+from copcube.cube.view import CubeView
 from copcube.cube.whole import at_once, with_maps
 from copcube.errors import CubeError, OptionError, printable
 from copcube.grid import STEP
@@ -211,7 +212,7 @@ def _beside(view: CubeView, cells: _Cells) -> tuple[dict[str, str], dict[str, An
     ds, flat = view.dataset, {view.lat, view.lon}
     blocks: dict[str, str] = {}
     about: dict[str, Any] = {"counts": None, "spread": None, "modalities": None}
-    if "n_images" in ds and set(ds["n_images"].dims) == flat and ds.attrs.get("n_images_known", 1):
+    if "n_images" in ds and set(ds["n_images"].dims) == flat and counts_images(ds.attrs):
         counts = cells.field(view, "n_images").astype("<u4")
         # High bytes, most of them zero, lie together.
         blocks["counts"] = _deflated(counts.view(np.uint8).reshape(-1, 4).T.tobytes())
