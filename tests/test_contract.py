@@ -224,6 +224,7 @@ def test_batches_keep_their_order_and_name_what_fails(cube, monkeypatch):
 
 
 def test_the_folder_comes_from_the_sensor_or_the_environment(tif, tmp_path, monkeypatch):
+    monkeypatch.delattr("xarray.backends.plugins.list_engines")
     monkeypatch.setenv("RS_EMBED_COP_DIR", str(tmp_path))
     with pytest.raises(ModelError, match="no cube, and no embed_map_"):
         copcube.get_embedding(spatial=BOXES[0], temporal=2021)

@@ -26,11 +26,16 @@ def open_any(path: str) -> "xr.Dataset":
     import xarray as xr
 
     from copcube.cube.store import open_stored
+    from copcube.interchange.engine import CopembedBackend
     from copcube.interchange.export import WRITERS
 
     # The endings of published maps; a reduction saved as .nc is among them.
-    published = Path(path).suffix.lower() in WRITERS
-    ds = xr.open_dataset(path, engine="copembed", chunks={}) if published else open_stored(path)
+    if Path(path).suffix.lower() in WRITERS:
+        # To find a backend by its name, xarray imports those of all packages, and some
+        # crash beside each other: those of cfgrib and of rioxarray each bring a PROJ.
+        ds = xr.open_dataset(path, engine=CopembedBackend, chunks={})
+    else:
+        ds = open_stored(path)
     warn_of(ds.attrs, path)
     return ds
 

@@ -356,7 +356,7 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
     found = Fragments.open(arguments.cube)
     if arguments.basis is not None:
         try:
-            basis = xr.open_dataset(arguments.basis)
+            basis = xr.open_dataset(arguments.basis, engine="netcdf4")
         except (OSError, ValueError) as error:
             raise OptionError(
                 f"--basis {arguments.basis}: not a readable basis ({error})"

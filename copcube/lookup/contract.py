@@ -233,6 +233,7 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
     import xarray as xr
 
     from copcube.cube.store import is_group, open_stored
+    from copcube.interchange.engine import CopembedBackend
 
     if isinstance(cube, xr.Dataset):
         return cube, cube.encoding.get("source")
@@ -251,7 +252,7 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
                 )
             path = maps[0]
         if path.is_file():
-            return xr.open_dataset(path, engine="copembed", chunks={}), str(path)
+            return xr.open_dataset(path, engine=CopembedBackend, chunks={}), str(path)
         store = str(cube) if is_remote(str(cube)) else str(path)
         return open_stored(store), str(cube)
     except ModelError:
