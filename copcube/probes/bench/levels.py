@@ -25,7 +25,6 @@ from copcube.errors import OptionError, SourceError, in_a_line
 from copcube.files.atomic import atomic_path, make_folder, write_text
 from copcube.files.processors import THREADS
 from copcube.lookahead import map_ahead
-from copcube.modalities import Modality
 from copcube.probes.bench.augment import Augmentation, Mode
 from copcube.probes.bench.resizing import resized, resized_labels
 from copcube.probes.bench.results import Which
@@ -169,7 +168,9 @@ class Streamed:
         task, dates = self.dataset.task, range(len(samples[0].images))
         target = targets(samples, task).to(self.encoder.device)
         images = [
-            self._normalised(task.sensors[n], [sample.images[n] for sample in samples])
+            resized(
+                self.encoder.normalise(task.sensors[n], [s.images[n] for s in samples]), task.size
+            )
             for n in dates
         ]
         if generator is not None:
@@ -179,9 +180,6 @@ class Streamed:
         metadata = torch.from_numpy(np.stack([sample.metadata for sample in samples]))
         found = [self._tokens(images[n], metadata[:, n]) for n in dates]
         return maps(found[0] if len(found) == 1 else found[1] - found[0]), target
-
-    def _normalised(self, sensor: Modality, pixels: Sequence[NDArray[Any]]) -> Tensor:
-        return resized(self.encoder.normalise(sensor, pixels), self.dataset.task.size)
 
     def _tokens(self, images: Tensor, metadata: Tensor) -> Tensor:
         """Embed in steps that fit the device: (batch, levels, tokens, dim)."""

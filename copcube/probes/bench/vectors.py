@@ -178,7 +178,7 @@ def _missing(dataset: Dataset, split: Split, here: Path) -> list[range]:
 
 
 def _is_done(dataset: Dataset, split: Split, part: range, here: Path) -> bool:
-    path = _path(here, split, part)
+    path = _path(here, split, part.start)
     if not path.exists():
         return False
     with np.load(path, allow_pickle=False) as file:
@@ -229,7 +229,7 @@ def _embed(
                 batch = next(batches)
                 done += batch
                 bar.advance(len(batch))
-            _save(_path(here, split, part), done)
+            _save(_path(here, split, part.start), done)
 
 
 def _batches(samples: Iterator[_Read], parts: list[range], group: int) -> Iterator[list[_Read]]:
@@ -263,8 +263,7 @@ def _load(dataset: Dataset, split: Split, here: Path) -> Vectors:
     vectors, targets = [], []
     skipped: dict[str, str] = {}
     for start in range(0, len(names), _PART):
-        # The name of a part needs no more than its start.
-        with np.load(_path(here, split, range(start, start)), allow_pickle=False) as file:
+        with np.load(_path(here, split, start), allow_pickle=False) as file:
             skipped |= {names[int(i)]: why for i, why in json.loads(str(file["skipped"])).items()}
             if "vectors" in file:
                 vectors.append(file["vectors"])
@@ -328,8 +327,8 @@ def _resized(image: NDArray[Any], task: Task) -> NDArray[Any]:
     return resized(torch.from_numpy(image.astype(np.float32))[None], task.size)[0].numpy()
 
 
-def _path(here: Path, split: Split, part: range) -> Path:
-    return here / f"{split}-{part.start:06d}.npz"
+def _path(here: Path, split: Split, start: int) -> Path:
+    return here / f"{split}-{start:06d}.npz"
 
 
 def _hashed(content: bytes) -> str:

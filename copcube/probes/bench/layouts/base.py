@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ class Layout:
     codes : {"raw", "shifted"}
         Which codes the labels of Cloud-S3 have.
     """
+
+    listing: ClassVar[str]
+    """Name of the file that lists a split's samples, with ``{split}`` in it."""
 
     task: Task
     root: Path
@@ -84,7 +87,7 @@ class Layout:
 
     def list_file(self, split: Split) -> Path:
         """Path of the file that lists a split's samples."""
-        raise NotImplementedError
+        return self.root / self.listing.format(split=split)
 
     def _list(self, split: Split) -> list[tuple[str, Any]]:
         if split not in self._lists:

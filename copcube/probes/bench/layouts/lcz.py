@@ -25,8 +25,7 @@ class LCZ(Layout):
     Bands are B2 to B8, B8A, B11, B12. Names are the numbers of the samples. ``sen1`` is not used.
     """
 
-    def list_file(self, split: Split) -> Path:  # noqa: D102
-        return self.root / f"lcz_{split}.h5"
+    listing = "lcz_{split}.h5"
 
     def _listed(self, split: Split) -> list[tuple[str, Any]]:
         path = self.list_file(split)

@@ -1,6 +1,5 @@
 """An image and a class for each of its pixels: Cloud-S2, Cloud-S3, DFC2020."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from copcube.probes.bench.samples import Sample, Split
 class CloudS2(Layout):
     """``s2_toa/<name>.tif`` and ``cloud/<name>.tif``; lists lack the ending."""
 
-    def list_file(self, split: Split) -> Path:  # noqa: D102
-        return self.root / f"{split}.csv"
+    listing = "{split}.csv"
 
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         raster = self._raster(split, f"s2_toa/{name}.tif")
@@ -36,8 +34,7 @@ class CloudS3(Layout):
     NaN of a radiance becomes 0, as in the official reader.
     """
 
-    def list_file(self, split: Split) -> Path:  # noqa: D102
-        return self.root / f"{split}.csv"
+    listing = "{split}.csv"
 
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         raster = self._raster(split, f"s3_olci/{name}")
@@ -60,8 +57,7 @@ class CloudS3(Layout):
 class DFC2020Patches(Layout):
     """``s1/…_s1_…``, ``s2/…_s2_…`` and ``dfc/…_dfc_…``, listed by the last; no place, no date."""
 
-    def list_file(self, split: Split) -> Path:  # noqa: D102
-        return self.root / f"dfc-{split}-new.csv"
+    listing = "dfc-{split}-new.csv"
 
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         # Names differ in the part that says what a file is: dfc, s1 or s2.

@@ -1,6 +1,5 @@
 """Two images and what changed between them: Flood-S1."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,7 @@ class Flood(Layout):
     more earlier image, is not used. Without the mask MK0_MLU nothing is flooded.
     """
 
-    def list_file(self, split: Split) -> Path:  # noqa: D102
-        return self.root / f"grid_dict_{split}.json"
+    listing = "grid_dict_{split}.json"
 
     def _listed(self, split: Split) -> list[tuple[str, Any]]:
         path = self.list_file(split)

@@ -1,6 +1,6 @@
 """Small images with one class or several: EuroSAT and BigEarthNet."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,7 @@ _EUROSAT_BANDS = [*range(8), 12, *range(8, 12)]
 class EuroSAT(Layout):
     """``all_imgs/<class>/<class>_<number>.tif``, listed as ``.jpg``; no dates."""
 
-    def list_file(self, split: Split) -> Path:  # noqa: D102
-        return self.root / f"eurosat-{split}.txt"
+    listing = "eurosat-{split}.txt"
 
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         kind, stem = name.split("_")[0], name.removesuffix(".jpg").removesuffix(".tif")
@@ -39,8 +38,7 @@ class BigEarthNet(Layout):
     Names are those of the first column, the paths of Sentinel-1, for both sensors.
     """
 
-    def list_file(self, split: Split) -> Path:  # noqa: D102
-        return self.root / f"multilabel-{split}.csv"
+    listing = "multilabel-{split}.csv"
 
     def _listed(self, split: Split) -> list[tuple[str, Any]]:
         path, found = self.list_file(split), []

@@ -6,7 +6,6 @@ differently.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,7 @@ _TOO_LARGE = 1e10
 class _Olci(Layout):
     """``s3_olci/<place>/<file>``, of which ``static_fnames-<split>.csv`` names one a place."""
 
-    def list_file(self, split: Split) -> Path:
-        return self.root / f"static_fnames-{split}.csv"
+    listing = "static_fnames-{split}.csv"
 
     def _listed(self, split: Split) -> list[tuple[str, Any]]:
         return list(self._files(split).items())
@@ -54,8 +52,7 @@ class _Olci(Layout):
 class LC100Cls(_Olci):
     """``multilabel-<split>.csv``, with 23 columns of 0 and 1."""
 
-    def list_file(self, split: Split) -> Path:  # noqa: D102
-        return self.root / f"multilabel-{split}.csv"
+    listing = "multilabel-{split}.csv"
 
     def _listed(self, split: Split) -> list[tuple[str, Any]]:
         path, files = self.list_file(split), self._files(split)
@@ -112,8 +109,7 @@ class AirQuality(Layout):
     The date is the first of the year.
     """
 
-    def list_file(self, split: Split) -> Path:  # noqa: D102
-        return self.root / f"{split}.csv"
+    listing = "{split}.csv"
 
     def _sample(self, split: Split, name: str, listed: Any) -> Sample:
         folder = self.root / "s5p_annual" / name
