@@ -208,7 +208,12 @@ class FrozenEncoder(Streaming):
         mended = [mend(image, kind)[0] for image in pixels]
 
         def encode(part: slice) -> NDArray[np.float32]:
-            return self._encode(kind, mended[part], rows[part], tokens, levels)
+            def compute(images: Tensor, unsigned: bool) -> Tensor:
+                statistics = self._prepare(kind, *images.shape[2:]).statistics
+                x = _normalised(images, unsigned, kind, statistics)
+                return self.embed_normalised(kind, x, rows[part], tokens=tokens, levels=levels)
+
+            return self._computed(mended[part], compute)
 
         return self._in_parts(kind.key, (len(pixels), *shape), encode)
 
@@ -256,35 +261,8 @@ class FrozenEncoder(Streaming):
         Tensor
             As of `CopernicusFM.encode`, on the device.
         """
-        kind = _kind(modality)
-        rows, columns = images.shape[2:]
-        return self._vectors(images, metadata, self._prepare(kind, rows, columns), tokens, levels)
-
-    def _encode(
-        self,
-        kind: Modality,
-        pixels: Sequence[NDArray[Any]] | NDArray[Any],
-        metadata: Tensor,
-        tokens: bool,
-        levels: Sequence[int],
-    ) -> NDArray[np.float32]:
-        def compute(images: Tensor, unsigned: bool) -> Tensor:
-            prepared = self._prepare(kind, *images.shape[2:])
-            x = _normalised(images, unsigned, kind, prepared.statistics)
-            return self._vectors(x, metadata, prepared, tokens, levels)
-
-        return self._computed(pixels, compute)
-
-    def _vectors(
-        self,
-        images: Tensor,
-        metadata: Tensor,
-        prepared: _Prepared,
-        tokens: bool,
-        levels: Sequence[int],
-    ) -> Tensor:
+        _, kernel, positions = self._prepare(_kind(modality), *images.shape[2:])
         with attention(self.device):
-            kernel, positions = prepared.kernel, prepared.positions
             return self._model.encode(
                 images, metadata, kernel, positions, tokens=tokens, levels=levels
             )
@@ -298,7 +276,7 @@ class FrozenEncoder(Streaming):
             statistics = published[..., None, None]
             prepared = _Prepared(
                 statistics.to(self.device),
-                self._model.kernel(**self._describe(kind)),
+                self._model.kernel(**self._describe(kind), kernel_size=kind.kernel),
                 self._model.positions(*token_grid(rows, columns, kind.kernel)),
             )
             # A build needs eight or a few more; only tiles of many sizes come here more often.
@@ -311,10 +289,9 @@ class FrozenEncoder(Streaming):
         """Arguments that tell the model what the bands are."""
         if kind.language is not None:
             words = np.frombuffer(kind.language, "<f4").astype(np.float32)
-            return {"language_embedding": torch.from_numpy(words), "kernel_size": kind.kernel}
+            return {"language_embedding": torch.from_numpy(words)}
         if kind.language_key is None:
-            bands = {"wavelengths": kind.wavelengths, "bandwidths": kind.bandwidths}
-            return bands | {"kernel_size": kind.kernel}
+            return {"wavelengths": kind.wavelengths, "bandwidths": kind.bandwidths}
         if kind.language_key not in self._language:
             known = ", ".join(map(repr, self._language)) or "none"
             raise WeightsError(
@@ -322,10 +299,7 @@ class FrozenEncoder(Streaming):
                 f"there are {known}. Name the published file, varname_embed_llama3.2_1B.pt "
                 f"(`copcube fetch` brings it), or leave {kind.key} out"
             )
-        return {
-            "language_embedding": self._language[kind.language_key],
-            "kernel_size": kind.kernel,
-        }
+        return {"language_embedding": self._language[kind.language_key]}
 
 
 def _kind(given: str | Modality) -> Modality:
