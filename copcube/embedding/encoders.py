@@ -136,14 +136,11 @@ def as_encoder(given: "Encoder | Spec | str | Path | None", **described: Any) ->
     OptionError
         If it is something else.
     """
-    if given is None:
+    if given is None or isinstance(given, str | os.PathLike):
         from copcube.encoder import EncoderSpec
 
-        return SharedEncoder(EncoderSpec(**described))
-    if isinstance(given, str | os.PathLike):
-        from copcube.encoder import EncoderSpec
-
-        return SharedEncoder(EncoderSpec(weights=os.fspath(given)))
+        named = described if given is None else {"weights": os.fspath(given)}
+        return SharedEncoder(EncoderSpec(**named))
     if isinstance(given, type) or not (isinstance(given, Spec) or callable(given)):
         raise OptionError(
             f"encoder={given!r:.80}; expected copcube.EncoderSpec(…), an encoder, or what names "
@@ -155,7 +152,7 @@ def as_encoder(given: "Encoder | Spec | str | Path | None", **described: Any) ->
         return given
     spec = getattr(given, "spec", None)
     # One without a description works in this process, and is refused where it would be sent.
-    if spec is None or not isinstance(spec, Spec):
+    if not isinstance(spec, Spec):
         return given
     # Kept, so that it is not loaded a second time by its description.
     with _LOADING:

@@ -130,15 +130,13 @@ def embed_fragments(
             # These models know nothing of places and dates.
             return batch, encoder(key, pixels, np.full((len(pixels), 4), np.nan))
 
-    def batches(decoded: Iterator[list[Sample | Rejected]]) -> Iterator[_Batch]:
-        return _batches(decoded, None if source.fragments.by_cell else batch_size, report, strict)
-
     jobs = source.jobs(partition, selection)
+    size = None if source.fragments.by_cell else batch_size
     streams = encoder.streams if encoder.streams > 1 else 0
     with (
         # An image has 30 MB once its bands are unfolded, so that few are held at a time.
         closing(map_ahead(decode, jobs, threads, ahead=threads)) as decoded,
-        closing(map_ahead(encode, batches(decoded), streams)) as embedded,
+        closing(map_ahead(encode, _batches(decoded, size, report, strict), streams)) as embedded,
     ):
         for batch, vectors in embedded:
             finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
@@ -149,7 +147,7 @@ def embed_fragments(
                 for i in np.flatnonzero(~good).tolist():
                     broken = Rejected(part.origin, "", "broken", not_finite(part.pixels[i]))
                     report.reject(broken, strict=strict)
-                done.append(_with_vectors(part.rows.take(good), vectors[here][good]))
+                done.append(replace(part.rows.take(good), embedding=vectors[here][good]))
             report.images[key] = report.images.get(key, 0) + int(finite.sum())
             advance(len(batch))
     # Of a partition without anything readable there is a file as well: it is done.
@@ -182,10 +180,6 @@ def _lowered(item: Sample | Rejected, offset: int) -> Sample | Rejected:
     if isinstance(item, Rejected) or not offset:
         return item
     return replace(item, pixels=[without_offset(pixels, offset) for pixels in item.pixels])
-
-
-def _with_vectors(rows: Embeddings, vectors: NDArray[np.float32]) -> Embeddings:
-    return replace(rows, embedding=vectors)
 
 
 def _nothing(dim: int) -> Embeddings:

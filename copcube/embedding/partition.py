@@ -190,18 +190,17 @@ def embed_partition(
         with report.timed("encoding"):
             return batch, encoder(batch.modality.asked, batch.pixels, batch.metadata)
 
-    def batches(decoded: Iterator[list[Image | Rejected]]) -> Iterator[Batch]:
-        return _batches(decoded, known, batch_sizes, report, strict)
-
     jobs = source.jobs(partition, selection)
     # On a CPU one call takes all cores, and a thread of its own would only cost the encoder
     # the memory that this thread has warm.
     streams = encoder.streams if encoder.streams > 1 else 0
     with (
         closing(map_ahead(decode, jobs, threads, ahead=2 * threads)) as decoded,
-        closing(map_ahead(encode, batches(decoded), streams)) as it,
+        closing(
+            map_ahead(encode, _batches(decoded, known, batch_sizes, report, strict), streams)
+        ) as embedded,
     ):
-        for whole, every in it:
+        for whole, every in embedded:
             batch, vectors, rejected = _finite(whole, every)
             for item in rejected:
                 report.reject(item, strict=strict)
@@ -265,12 +264,12 @@ def _finite(
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
     if finite.all():
         return batch, vectors, []
-    kept = [image for image, good in zip(batch.images, finite, strict=True) if good]
-    rejected = [
-        Rejected(image.origin, "", "broken", not_finite(image.pixels))
-        for image, good in zip(batch.images, finite, strict=True)
-        if not good
-    ]
+    kept, rejected = [], []
+    for image, good in zip(batch.images, finite, strict=True):
+        if good:
+            kept.append(image)
+        else:
+            rejected.append(Rejected(image.origin, "", "broken", not_finite(image.pixels)))
     return Batch(batch.modality, kept, batch.metadata[finite]), vectors[finite], rejected
 
 

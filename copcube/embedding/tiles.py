@@ -77,9 +77,8 @@ def embed(
         in the units of the modality: Sentinel-1 in dB, Sentinel-2 in counts (reflectance ×
         10⁴), Sentinel-3 in counts, Sentinel-5P in mol m⁻², heights in metres;
         ``modalities.modality(key)`` says its units and bands. What lies far outside is logged
-        once. Bands may
-        come in any order if they are labelled, by a coordinate or as rioxarray does it:
-        ``B02``, ``blue``, ``vv``, wavelengths. Images are turned to be seen north up.
+        once. Bands may come in any order if they are labelled, by a coordinate or as rioxarray
+        does it: ``B02``, ``blue``, ``vv``, wavelengths. Images are turned to be seen north up.
         Nodata, and scales and offsets of whole numbers, are those that rioxarray gives as
         attributes; masks of a file it applies with ``masked=True``. Counts of Sentinel-2, and
         sensors of one's own, whose statistics are of stored pixels, are not scaled.
@@ -217,8 +216,8 @@ def _sensor(
     std = None if std is None else numbers(std, "std")
     if mean is None or std is None or len(mean) != count or len(std) != count:
         raise OptionError(
-            f"mean has {_count(mean)} values and std {_count(std)}; expected {count} of both, "
-            f"one a band of {sensor.title}"
+            f"mean has {len(mean or ())} values and std {len(std or ())}; expected {count} of "
+            f"both, one a band of {sensor.title}"
         )
     if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise OptionError(
@@ -231,10 +230,6 @@ def _sensor(
         std=std,
         typical=Modality.typical,  # any: who has other statistics may have other units
     )
-
-
-def _count(values: Sequence[float] | None) -> int:
-    return 0 if values is None else len(values)
 
 
 def _general_sensor(wavelengths: Any, bandwidths: Any, kernel_size: int) -> Modality:

@@ -29,8 +29,6 @@ from copcube.encoder.kernels import (
 from copcube.errors import OptionError
 from copcube.modalities import AREA, LANGUAGE_DIM
 
-__all__ = ["CopernicusFM", "Pooling"]
-
 Pooling = Literal["cls", "mean"]
 
 _GRID = 14  # side of the stored position grid, in tokens

@@ -13,22 +13,21 @@ if TYPE_CHECKING:
 
 _DTYPES = ("float32", "bfloat16")
 _DEVICES = re.compile(r"auto|(cpu|cuda)(:\d+)?")
-_SUCH = {"pooling": "'cls' or 'mean'", "device": "'auto' or 'cuda:0'", "dtype": "'float32'"}
 
 
 # Names are checked here, without torch, which takes seconds to import.
 
 
-def require_device(name: str) -> None:
+def require_device(name: object) -> None:
     """Check that there is a device of this name on some machine; OptionError if not."""
-    if not _DEVICES.fullmatch(name):
-        raise OptionError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N")
+    if not (isinstance(name, str) and _DEVICES.fullmatch(name)):
+        raise OptionError(f"device is {name!r:.60}; expected auto, cpu, cuda or cuda:N")
 
 
-def require_dtype(name: str) -> None:
+def require_dtype(name: object) -> None:
     """Check that an encoder may compute in a dtype of this name; OptionError if not."""
-    if name not in ("auto", *_DTYPES):
-        raise OptionError(f"dtype is {name!r}; expected auto, {' or '.join(_DTYPES)}")
+    if not (isinstance(name, str) and name in ("auto", *_DTYPES)):
+        raise OptionError(f"dtype is {name!r:.60}; expected auto, {' or '.join(_DTYPES)}")
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,8 @@ class EncoderSpec:
         object.__setattr__(self, "weights", one_path(self.weights, "weights"))
         if self.language is not None:
             object.__setattr__(self, "language", one_path(self.language, "language"))
-        for name in ("pooling", "device", "dtype"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (name == "pooling" and value is None):
-                raise OptionError(f"{name} is {value!r:.60}; expected a text such as {_SUCH[name]}")
+        if not isinstance(self.pooling, str | None):
+            raise OptionError(f"pooling is {self.pooling!r:.60}; expected 'cls' or 'mean'")
         object.__setattr__(self, "compile", flag(self.compile, "compile"))
         require_device(self.device)
         require_dtype(self.dtype)

@@ -174,11 +174,6 @@ class TimmSpec:
         known = isinstance(self.compat, str) and self.compat in get_args(Compat)
         if self.compat is not None and not known:
             raise OptionError(f"compat is {self.compat!r:.60}; expected 'majortom' or nothing")
-        for name in ("device", "dtype"):
-            if not isinstance(getattr(self, name), str):
-                raise OptionError(
-                    f"{name} is {getattr(self, name)!r:.60}; expected a text such as 'auto'"
-                )
         require_device(self.device)
         require_dtype(self.dtype)
 

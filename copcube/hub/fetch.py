@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile, RepoFolder
 
-__all__ = ["Fetched", "cached", "fetch", "fetch_files"]
-
 log = logging.getLogger("copcube")
 
 _PATHS = 500
