@@ -387,19 +387,30 @@ def test_lack_of_memory_is_no_damage(tmp_path, capsys):
     )
 
 
-def test_an_image_takes_no_more_memory_than_it_has_bytes(tmp_path):
+def test_an_image_takes_no_more_memory_than_it_has_bytes(tmp_path, monkeypatch):
+    """One that grows while it is read is read up to the limit, and refused beyond."""
     file = tmp_path / "a.tif"
     file.write_bytes(b"II*\0" + bytes(1000))
-    asked = []
+    asked, more = [], b""
 
     class Handle(io.FileIO):
         def read(self, size=-1):
+            if not asked:
+                with file.open("ab") as grown:
+                    grown.write(more)
             asked.append(size)
             return super().read(size)
 
-    with Handle(file) as handle:
-        assert geotiff._bounded(handle, limits.RASTER.allowed) == file.read_bytes()
+    monkeypatch.setattr(geotiff, "open_regular", lambda path, error: Handle(path))
+    assert geotiff._raw(str(file)) == file.read_bytes()
     assert asked == [1005]
+    asked, more = [], bytes(10)
+    assert geotiff._raw(str(file)) == file.read_bytes()
+    monkeypatch.setenv(limits.VARIABLE, "1e-5")  # 2684 bytes
+    asked, more = [], bytes(2000)
+    with pytest.raises(ImageError, match="its bytes would unfold to more than 2.7 kB"):
+        geotiff._raw(str(file))
+    assert sum(asked) < 4000
 
 
 def test_the_limits_are_multiplied_by_a_variable(tmp_path, monkeypatch):

@@ -187,9 +187,9 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
         options: dict[str, Any] = {
             "nthreads": PARTITIONS_PER_GPU if devices else 1,
             "host": "127.0.0.1",
+            "memory_limit": MEMORY_LIMIT // number,  # dask's own choice goes by nthreads
+            "silence_logs": logging.WARNING,
         }
-        options["memory_limit"] = MEMORY_LIMIT // number  # dask's own choice goes by nthreads
-        options["silence_logs"] = logging.WARNING
         if devices:
             options["env"] = {"CUDA_VISIBLE_DEVICES": devices[i]}
             options["resources"] = {GPU: 1}

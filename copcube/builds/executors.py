@@ -215,7 +215,7 @@ class DaskExecutor:
             What a task asks for, as an option of `Client.submit`.
         """
         with self._connected():
-            # Some versions of distributed tell of five workers only, unless all are asked for.
+            # Some versions of distributed report five workers only, unless all are asked for.
             workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         gpus = sum(worker["resources"].get(GPU, 0) for worker in workers) if embeds else 0
         if gpus:
@@ -224,7 +224,6 @@ class DaskExecutor:
         if not workers and time.monotonic() - self._warned > _SECONDS_BETWEEN_WARNINGS:
             self._warned = time.monotonic()
             log.warning("no worker is there; waiting for one to join the cluster")
-        # A few more than can run, so that no worker waits for the driver.
         return 2 + 2 * sum(worker["nthreads"] for worker in workers), {}
 
     def _outcome(self, future: "Future[Any]") -> Outcome:

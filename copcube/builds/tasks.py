@@ -101,7 +101,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
     Returns
     -------
     dict
-        The receipt's counts: ``images``, ``rejected``, ``strange`` and ``seconds``.
+        The receipt's counts, see `counts`.
 
     Raises
     ------

@@ -87,7 +87,7 @@ def let_zarr_finish(error: BaseException, *, cancel: bool = False) -> None:
 
 
 def _innermost(error: BaseException, function: str) -> FrameType | None:
-    """Find the frame in which zarr decoded the chunks at which an error came up."""
+    """Find the innermost frame of a function of zarr that an error passed through."""
     found, trace = None, error.__traceback__
     while trace is not None:
         frame = trace.tb_frame

@@ -359,9 +359,7 @@ class Lock:
 
 
 @contextmanager
-def hold(
-    files: LockFiles, name: str, *, shared: bool = False, beat: float = BEAT, dead: float = DEAD
-) -> Iterator[Lock]:
+def hold(files: LockFiles, name: str, *, shared: bool, beat: float, dead: float) -> Iterator[Lock]:
     """Own a folder while the body runs, alone or together with others that share it.
 
     Parameters

@@ -77,8 +77,7 @@ def demand_pages(
                     f"{column.num_values}; get it anew"
                 )
             # Lists of numbers are read some rows at a time; whatever else as a whole.
-            is_flat = "." not in column.path_in_schema
-            if is_flat:
+            if "." not in column.path_in_schema:
                 demand(limits.PIECE, unfolded + _BYTES_OF_A_TEXT * values, what, error)
 
 

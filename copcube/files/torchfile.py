@@ -182,30 +182,30 @@ def _legacy(read: Read, size: int) -> TorchFile:
     content, keys = found[2:]
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise TorchFileError("it has no list of its storages")
-    order = {key: number for number, key in enumerate(keys)}
-    begins = [at]
-    sizes = {tensor.key: tensor for tensor in _storages(content)}
+    begins: dict[str, int] = {}
+    storages = {tensor.key: tensor for tensor in _tensors(content)}
     for key in keys:
-        if key not in sizes:
+        if key not in storages:
             raise TorchFileError("it lists a storage that no tensor uses")
-        tensor = sizes[key]
+        tensor = storages[key]
         stored = tensor.nbytes // tensor.itemsize
         # Each storage is preceded by how many numbers it has.
-        if read(begins[-1], 8) != struct.pack("<q", stored):
+        if read(at, 8) != struct.pack("<q", stored):
             raise TorchFileError(f"a storage of {stored} numbers is not where it should be")
-        begins.append(begins[-1] + 8 + tensor.nbytes)
-    if begins[-1] != size:
-        raise TorchFileError(f"its storages end at byte {begins[-1]}, it has {size}")
+        begins[key] = at + 8
+        at += 8 + tensor.nbytes
+    if at != size:
+        raise TorchFileError(f"its storages end at byte {at}, it has {size}")
 
     def starts(tensor: Tensor) -> int:
-        if tensor.key not in order or sizes[tensor.key].nbytes != tensor.nbytes:
+        if tensor.key not in begins or storages[tensor.key].nbytes != tensor.nbytes:
             raise TorchFileError("a tensor without a storage")
-        return begins[order[tensor.key]] + 8
+        return begins[tensor.key]
 
     return TorchFile(content, starts, "<", lambda end, limit: None)
 
 
-def _storages(content: Any) -> list[Tensor]:
+def _tensors(content: Any) -> list[Tensor]:
     """All tensors of a content; whatever it holds several times is visited once."""
     found, seen, pending = [], set(), [content]
     while pending:

@@ -347,8 +347,14 @@ def _raw(path: str) -> bytes:
         If it is not there or cannot be read.
     """
     with open_regular(path, ImageError) as handle:
-        demand(limits.RASTER, os.fstat(handle.fileno()).st_size, "its bytes", ImageError)
-        return _bounded(handle, limits.RASTER.allowed)
+        size = os.fstat(handle.fileno()).st_size
+        demand(limits.RASTER, size, "its bytes", ImageError)
+        # Room for all that is asked for is taken before anything is read.
+        raw = handle.read(size + 1)
+        if len(raw) > size:  # it grows
+            raw += handle.read(limits.RASTER.allowed + 1 - len(raw))
+            demand(limits.RASTER, len(raw), "its bytes", ImageError, least=True)
+        return raw
 
 
 def _mask(path: str) -> bytes | None:
@@ -359,18 +365,6 @@ def _mask(path: str) -> bytes | None:
         if error.errno not in _NO_FILE:
             raise
         return None
-
-
-def _bounded(handle: Any, limit: int) -> bytes:
-    """Read an open file of at most so many bytes, which may grow meanwhile."""
-    # Room for all that is asked for is taken before anything is read.
-    size = os.fstat(handle.fileno()).st_size
-    raw: bytes = handle.read(size + 1)
-    if len(raw) > size:
-        raw += handle.read(limit + 1 - len(raw))
-    if len(raw) > limit:
-        raise ImageError(f"expected at most {limit} bytes, found more")
-    return raw
 
 
 def _decode(raw: bytes, modality: Modality, mask: bytes | None = None) -> NDArray[Any]:

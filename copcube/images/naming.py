@@ -73,7 +73,7 @@ class Identity:
         return cls(modality.key, _parse_cell(texts[0]), local_id, date and _check_date(date))
 
     @property
-    def order(self) -> "Order":
+    def order(self) -> Order:
         """Key of the fixed order of images: modality, cell, local patch, date."""
         return rank(self.modality), self.grid_id, self.local_id or "", self.date or ""
 
@@ -232,10 +232,8 @@ _DATES = {
 def _date(name: str, modality: Modality) -> str | None:
     if modality.dates == 1:
         return None
-    kind = "published" if modality.key in MODALITIES else "own"
-    if kind == "published" and modality.key.startswith("s5p"):
-        kind = "s5p"
-    pattern, expected = _DATES[kind]
+    published = "s5p" if modality.key.startswith("s5p") else "published"
+    pattern, expected = _DATES[published if modality.key in MODALITIES else "own"]
     # `\d` matches the digits of every script unless it is told not to.
     match = re.search(pattern, name, re.ASCII)
     if match is None:

@@ -44,9 +44,9 @@ _DECISIVE = (
 )
 """Fields of `Modality` that decide a vector."""
 
-_SEQUENCES = (
-    *("bands", "folders", "wavelengths", "bandwidths", "scale", "mean", "std", "typical"),
-)
+_TEXTS = ("bands", "folders")
+_NUMBERS = ("wavelengths", "bandwidths", "scale", "mean", "std", "typical")
+"""Fields of `Modality` that are sequences."""
 
 _NM = (100.0, 1e9)
 """Wavelengths in nm that the model's code takes; bandwidths begin at 1 nm."""
@@ -265,12 +265,10 @@ def _modality(given: Mapping[str, Any], folder: Path) -> Modality:
 
 def _plain(kind: Modality) -> Modality:
     """Return a modality of tuples, as keys of dictionaries, and of numbers that JSON knows."""
-    values = {name: getattr(kind, name) for name in _SEQUENCES}
-    plain: dict[str, Any] = {
-        name: tuple(value) if name in ("bands", "folders") else numbers(value, name)
-        for name, value in values.items()
-        if value is not None
-    }
+    plain: dict[str, Any] = {name: tuple(getattr(kind, name)) for name in _TEXTS}
+    for name in _NUMBERS:
+        if (value := getattr(kind, name)) is not None:
+            plain[name] = numbers(value, name)
     for name in ("stored_size", "input_size", "kernel"):
         plain[name] = whole_number(getattr(kind, name), name, 1)
     if not isinstance(kind.gsd, int):  # as those of published ones are, in plans too

@@ -65,9 +65,9 @@ def _runs(archive: Archive, known: Iterable[str]) -> Iterator[Sample]:
                 yield sample
                 sample = Sample(key)
             sample.parts[part] = member
-    except ImageError as error:
+    except ImageError:
         yield sample
-        raise error
+        raise
     yield sample
 
 

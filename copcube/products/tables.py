@@ -28,27 +28,11 @@ from copcube.products import pixels
 from copcube.products.alphaearth import AlphaEarth
 from copcube.products.majortom import about, columns
 from copcube.products.majortom import reading as majortom
-from copcube.products.majortom.reading import Assign
-from copcube.products.majortom.transposed import Position
+from copcube.products.majortom.reading import Assign as Assign
+from copcube.products.majortom.transposed import Position as Position
 from copcube.products.pixels import Block, Reader
 from copcube.products.tessera import Tessera
 from copcube.rows import Rows
-
-__all__ = [
-    "Assign",
-    "Position",
-    "embedding_length",
-    "files",
-    "is_of_pixels",
-    "is_product",
-    "map_vectors",
-    "pixel_cells",
-    "provenance",
-    "read",
-    "remarks",
-    "row_group_sizes",
-    "size",
-]
 
 T = TypeVar("T")
 

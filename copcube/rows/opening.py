@@ -209,14 +209,17 @@ def check_schema(schema: "pa.Schema", path: str | Path) -> None:
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing "
             f"(found {', '.join(schema.names) or 'none'})"
         )
+    types = pa.types
+    # Strings aside, tables hold dates as one of these.
+    dates = (types.is_date, types.is_timestamp, types.is_integer, types.is_float64)
     for name in COLUMNS[:-1]:
         kind = schema.field(name).type
         # pandas writes categories as dictionaries of strings.
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if name == "date" and any(test(kind) for test in _dates_of(pa.types)):
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if name == "date" and any(test(kind) for test in dates):
             continue
         # A column in which every value is missing has a type of its own, null.
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.null()):
+        if not (types.is_string(kind) or types.is_large_string(kind) or kind == pa.null()):
             raise RowsError(f"{path}: column {name} holds {kind}; expected strings")
     check_vectors(schema, path)
 
@@ -238,8 +241,3 @@ def check_vectors(schema: "pa.Schema", path: str | Path) -> None:
         raise RowsError(
             f"{path}: column {column} holds {kind}; expected lists of float16, float32 or float64"
         )
-
-
-def _dates_of(types: Any) -> tuple[Any, ...]:
-    """Tests of pyarrow for the types, beside strings, in which tables hold dates."""
-    return types.is_date, types.is_timestamp, types.is_integer, types.is_float64

@@ -7,7 +7,6 @@ Keys go to the store as they are written; in ``https://`` addresses ``%20`` is a
 """
 
 from copcube.files.objects.access import (
-    Entry,
     file_size,
     insisting,
     listing,
@@ -23,7 +22,6 @@ from copcube.files.objects.folder import ObjectFolder
 from copcube.files.objects.stores import is_remote, zarr_store
 
 __all__ = [
-    "Entry",
     "ObjectFolder",
     "ReadAhead",
     "file_size",

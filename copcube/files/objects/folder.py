@@ -64,7 +64,7 @@ class ObjectFolder:
         return [n for n in names if n.startswith(prefix) and not f"/{n}".count("/.")]
 
     def states(self, names: Iterable[str]) -> dict[str, FileState]:
-        """See `Folder`; a stamp is an entity tag. One listing serves a thousand files."""
+        """See `Folder`; a stamp is an entity tag."""
         wanted = set(names)
         found = {}
         # A listing of a thousand names costs as much as asking for one of them.

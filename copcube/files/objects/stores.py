@@ -128,22 +128,20 @@ def _store(
         ) from error
     scheme, _, bucket = root.partition("://")
     client: ClientConfig = {"connect_timeout": "10s", "timeout": "60s"}
+    options: dict[str, Any] = {"client_options": client, "retry_config": _RETRY}
+    if scheme.startswith("http"):
+        client["allow_http"] = scheme == "http"
+        return HTTPStore.from_url(f"{root}/{prefix}", **options)
     # Left out unless it is asked for, so that the environment may ask for it too.
-    unsigned: dict[str, Any] = {"skip_signature": True} if anonymous else {}
-    if scheme == "s3":
-        endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
-        # Local servers, such as MinIO, which obstore would otherwise refuse to call.
-        if endpoint.startswith("http://"):
-            client["allow_http"] = True
-        return S3Store(
-            bucket, prefix=prefix or None, client_options=client, retry_config=_RETRY, **unsigned
-        )
+    if anonymous:
+        options["skip_signature"] = True
     if scheme == "gs":
-        return GCSStore(
-            bucket, prefix=prefix or None, client_options=client, retry_config=_RETRY, **unsigned
-        )
-    client["allow_http"] = scheme == "http"
-    return HTTPStore.from_url(f"{root}/{prefix}", client_options=client, retry_config=_RETRY)
+        return GCSStore(bucket, prefix=prefix or None, **options)
+    endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
+    # Local servers, such as MinIO, which obstore would otherwise refuse to call.
+    if endpoint.startswith("http://"):
+        client["allow_http"] = True
+    return S3Store(bucket, prefix=prefix or None, **options)
 
 
 @cache

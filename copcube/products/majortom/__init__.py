@@ -9,19 +9,13 @@ from copcube.products.majortom.grid import Grid, squares, utm_epsg
 from copcube.products.majortom.hilbert import hilbert
 from copcube.products.majortom.images import CoreSource, Fragments, Sample, open_core
 from copcube.products.majortom.joining import common, load
-from copcube.products.majortom.table import COLUMNS, LICENCE, Embeddings
-from copcube.products.majortom.writing import (
-    EmbeddingsWriter,
-    encode_embeddings,
-    writing_embeddings,
-)
+from copcube.products.majortom.table import COLUMNS, Embeddings
+from copcube.products.majortom.writing import encode_embeddings, writing_embeddings
 
 __all__ = [
     "COLUMNS",
-    "LICENCE",
     "CoreSource",
     "Embeddings",
-    "EmbeddingsWriter",
     "Footprints",
     "Fragmentation",
     "Fragments",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from copcube import progress
 from copcube.arguments import whole_number
+from copcube.encoder.timm_kinds import RGB, S2L1C
 from copcube.errors import OptionError
 from copcube.files.atomic import atomic_folder, vacant_folder
 from copcube.images.sample.raster import geotiff
@@ -27,10 +28,9 @@ from copcube.products.majortom.grid import GRID, PIXEL, SIDE, squares, unproject
 _DATE = "20210704"
 _COARSER = {"B01": 6, "B09": 6, "B10": 6}
 _COARSER |= dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12"), 2)
-_NAMES = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 SETS = {
-    "Core-S2L1C": ("s2_toa", _NAMES),
-    "Core-S2RGB": ("s2_toa", ("B04", "B03", "B02")),
+    "Core-S2L1C": ("s2_toa", S2L1C),
+    "Core-S2RGB": ("s2_toa", RGB),
     "Core-S1RTC": ("s1_grd", ("vv", "vh")),
 }
 """Modality and bands of each set that is written."""
@@ -146,7 +146,7 @@ def _bands(place: _Place, key: str, seed: int, side: int) -> dict[str, NDArray[A
     if key == "s1_grd":
         power = np.nan_to_num(10 ** (whole / 10)).astype(np.float32)
         return dict(zip(("vv", "vh"), power, strict=True))
-    bands = zip(_NAMES, whole, strict=True)
+    bands = zip(S2L1C, whole, strict=True)
     return {n: band[:: _COARSER.get(n, 1), :: _COARSER.get(n, 1)] for n, band in bands}
 
 
@@ -188,7 +188,7 @@ def _thumbnail(images: dict[str, NDArray[Any]], key: str) -> bytes:
     from rasterio.errors import NotGeoreferencedWarning
     from rasterio.io import MemoryFile
 
-    names = ("vv", "vh", "vv") if key == "s1_grd" else ("B04", "B03", "B02")
+    names = ("vv", "vh", "vv") if key == "s1_grd" else RGB
     scale = 500 if key == "s1_grd" else 255 * 2.5e-4
     picture = np.stack([images[name][::10, ::10] for name in names]) * scale
     picture = np.clip(picture, 0, 255).astype(np.uint8)
