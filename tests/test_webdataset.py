@@ -105,6 +105,8 @@ def given_samples(tmp_path):
 
 
 PATTERNS = ["s-{000..003}.tar", "s-{8..11}.tar", "{a,b,}/s-{1..2}.tar", "s.tar", "{x,y}{0..1}"]
+# Braces around anything else are letters like all others.
+PATTERNS += ["s{1..2.tar", "s}.tar", "s{}{old}.tar", "s{{1..2}}.tar", "s{1..}{a,b}.tar"]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash to compare with")

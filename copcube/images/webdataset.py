@@ -38,6 +38,8 @@ from copcube.modalities import Modality, kinds
 from copcube.selection import Selection
 
 _MAX_PATTERN = 100_000
+_SPAN = re.compile(r"(\d{1,9})\.\.(\d{1,9})", re.ASCII)
+_BRACES = re.compile(r"\{(\d{1,9}\.\.\d{1,9}|[^{}]*,[^{}]*)\}", re.ASCII)
 _READ_WHOLE = 1 << 20
 """Bytes up to which a tensor is read as a whole."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
@@ -149,27 +151,27 @@ def _refuse_compressed(names: Iterable[str]) -> None:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Expand a pattern with ``{a..b}`` and ``{x,y}`` to all texts, in order."""
+    """Expand a pattern with ``{a..b}`` and ``{x,y}`` to all texts, in order.
+
+    As in a shell, braces around anything else stand for themselves.
+    """
     parts: list[list[str]] = []
     count = 1
-    for text, braces in re.findall(r"([^{}]*)(?:\{([^{}]*)\})?", pattern):
-        choices = [""]
-        if braces:
-            span = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", braces, re.ASCII)
-            if span:
-                # A pattern of a few bytes could name 10⁹ files.
-                numbers = range(int(span[1]), int(span[2]) + 1)
-                width = len(span[1]) if span[1].startswith("0") else 0
-                choices = [f"{n:0{width}d}" for n in numbers[: _MAX_PATTERN + 1]]
-            else:
-                choices = braces.split(",")
+    # Texts, and after each, but for the last, what stands in the braces behind it.
+    for i, text in enumerate(_BRACES.split(pattern)):
+        choices = text.split(",") if i % 2 else [text]
+        if i % 2 and (span := _SPAN.fullmatch(text)):
+            # A pattern of a few bytes could name 10⁹ files.
+            numbers = range(int(span[1]), int(span[2]) + 1)
+            width = len(span[1]) if span[1].startswith("0") else 0
+            choices = [f"{n:0{width}d}" for n in numbers[: _MAX_PATTERN + 1]]
         count *= len(choices)
         if not 0 < count <= _MAX_PATTERN:
             raise SourceError(
                 f"{pattern}: expected a pattern of 1 to {_MAX_PATTERN} files, found none or "
                 f"more than {_MAX_PATTERN}"
             )
-        parts.append([text + choice for choice in choices])
+        parts.append(choices)
     return ["".join(choice) for choice in itertools.product(*parts)]
 
 
