@@ -186,11 +186,22 @@ def test_rows_that_are_not_finite_are_mended_by_the_same_command(
     folder.receipts.write(folder.plan().id, "embed", name, files, facts)
     shutil.rmtree(out)
     encoder = StubEncoder()
-    build(images, out, encoder=encoder)
+    report = build(images, out, encoder=encoder)
     assert "not finite in float32" in caplog.text
     assert "1 partitions are embedded again" in caplog.text
+    assert report.seconds["embedding"] > 0
     assert sum(shape[0] for _, shape in encoder.calls) == len(vectors)
     assert contents(out) == contents(undisturbed)
+
+
+def test_a_source_without_images_has_an_estimate_and_no_partitions(tmp_path):
+    (tmp_path / "images" / "s2_toa_mix" / "images").mkdir(parents=True)
+    source, out, options = tmp_path / "images", tmp_path / "w.zarr", {"encoder": StubEncoder()}
+    found = estimate(source, out, **options)
+    assert (found.partitions, found.images, found.seconds, found.cube_bytes) == (0, {}, 0, 0)
+    for call in (build, estimate):
+        with pytest.raises(OptionError, match="partitions '0': this source has none"):
+            call(source, out, partitions=0, **options)
 
 
 @pytest.mark.slow

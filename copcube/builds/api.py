@@ -250,8 +250,9 @@ def build(
             and not (options.strict and _lacks_images(receipt))
         }
         resumed = len(receipts)
+        seconds: Counter[str] = Counter()
 
-        def embed_missing() -> EmbedStage:
+        def embed_missing() -> None:
             tasks = [
                 EmbedTask(folder.out, plan.id, i, listed[i].name, images.reader, options)
                 for i in chosen
@@ -259,9 +260,9 @@ def build(
             ]
             stage = EmbedStage(folder, plan, listed, tasks, receipts)
             run_stage(runner, stage)
-            return stage
+            seconds.update(stage.seconds)
 
-        stage = embed_missing()
+        embed_missing()
         rejected: dict[str, int] = {}
         if partitions is None:
             assembled = partial(
@@ -297,7 +298,7 @@ def build(
         resumed=resumed,
         finished=partitions is None,
         quarantined=quarantined,
-        seconds={**stage.seconds, "total": time.perf_counter() - begin},
+        seconds={**seconds, "total": time.perf_counter() - begin},
     )
 
 
@@ -392,7 +393,7 @@ def aggregate(
         Major TOM cell, which no error inside the cell can change.
     footprints : {"auto", "given", "swap"}
         Released footprints are transposed inside their cell, up to 8.4 km off. By default those
-        that are found to be are put back, which is said; "given" takes all as they are, "swap"
+        that are found to be are put back, which is logged; "given" takes all as they are, "swap"
         puts all back.
 
     Returns
@@ -452,7 +453,7 @@ def aggregate(
                     overwrite=overwrite,
                 )
             except CopcubeError as error:
-                # What is of no use any more keeps the name for nobody.
+                # A build that cannot be finished must not keep the name.
                 if isinstance(error, RepeatedError) or not folder.files.names("cells/"):
                     folder.give_up()
                 raise

@@ -138,7 +138,7 @@ def estimate(
     counts: Counter[str] = Counter()
     for partition in looked:
         counts.update(images.count(partition, chosen.selection))
-    share = len(listed) / len(looked)
+    share = len(listed) / max(len(looked), 1)
     total = {key: round(counts[key] * share) for key in chosen.selection.modalities if counts[key]}
     if isinstance(images, CoreSource):
         rate = {key: _rate_of_fragments(images, looked, chosen, plan) for key in total}
@@ -439,7 +439,7 @@ def _stage(folder: BuildFolder, plan: Plan, partitions: int, embedded: int) -> t
     # A build that has just begun has not listed its partitions; what aggregates rows has none.
     if embedded < partitions or (plan.kind == "build" and not partitions):
         return "embedding", partitions, embedded
-    # The folder does not tell whether the name of its cube ends in .zarr.
+    # The folder does not record whether the name of its cube ends in .zarr.
     names = folder.out, folder.out.removesuffix(".zarr")
     if any(BuildFolder(name).is_cube_of(plan) for name in names):
         return "done", partitions, partitions

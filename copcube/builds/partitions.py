@@ -33,13 +33,12 @@ def chosen_partitions(partitions: str | int | None, number: int) -> range:
         raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")
     chosen = range(int(first), int(last or first) + 1)
     if not chosen or chosen[-1] >= number:
-        raise OptionError(
-            f"partitions {partitions!r}: this source has {number}, numbered from 0 to {number - 1}"
-        )
+        has = f"{number}, numbered from 0 to {number - 1}" if number else "none"
+        raise OptionError(f"partitions {partitions!r}: this source has {has}")
     return chosen
 
 
-def encode_partitions(partitions: Sequence[Partition], digest: str) -> "pa.Buffer":
+def encode_partitions(partitions: Sequence[Partition], digest: str) -> pa.Buffer:
     """List of partitions as the bytes of a parquet file, one row each, with their digest."""
     table = pa.table(
         {
@@ -72,7 +71,7 @@ def read_partition(file: Any, number: int) -> Partition:
     return _partitions(pq.ParquetFile(file).read_row_group(group).slice(row, 1))[0]
 
 
-def _partitions(table: "pa.Table") -> list[Partition]:
+def _partitions(table: pa.Table) -> list[Partition]:
     return [
         Partition(row["name"], tuple(row["paths"]), row["images"], row["cells"])
         for row in table.to_pylist()
