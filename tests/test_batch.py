@@ -219,7 +219,7 @@ def test_batches_and_crops():
         ({"date": "someday"}, "someday"),
         ({"date": ["20210301"] * 3}, "date cannot be given"),
         ({"crop": "middle"}, "crop='middle'; expected center or full"),
-        ({"images": [np.ones((1, 28, 28)), np.ones((1, 30, 30))]}, "images of each size by"),
+        ({"images": [np.ones((1, 28, 28)), np.ones((1, 30, 30))]}, "of each size separately"),
         ({"images": xr.Dataset({"co": (("y", "x"), np.ones((28, 28)))})}, "a Dataset, which is no"),
         ({"lon": np.datetime64("1970-01-02")}, r"lon cannot be given.*holds datetime64"),
         ({"lat": True}, "lat cannot be given.*holds bool"),

@@ -105,9 +105,9 @@ def test_weights_of_other_encoders_are_named_one_by_one():
         assert ENCODERS[name].path.endswith(f"-{ENCODERS[name].sha256[0][:8]}.pth")
     with pytest.raises(OptionError, match="unknown encoder 'vit'"):
         published("weights", encoder="vit")
-    with pytest.raises(OptionError, match="'map' is not of 'dinov2'"):
+    with pytest.raises(OptionError, match="'dinov2' has no 'map'"):
         published("map", encoder="dinov2")
-    with pytest.raises(OptionError, match="'weights large' is not of 'dinov2'"):
+    with pytest.raises(OptionError, match="'dinov2' has no 'weights large'"):
         published("weights", "large", encoder="dinov2")
 
 

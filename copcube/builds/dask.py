@@ -200,8 +200,7 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     scheduler = {"cls": Scheduler, "options": address}
     settings = {
         "distributed.comm.timeouts.connect": "60s",
-        # The settings of dask leave the encoder one thread, and make it return its memory at
-        # once.
+        # Dask's own would leave the encoder one thread, and make it return its memory at once.
         "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, threads),
     }
     with _environment_kept(), dask.config.set(settings):
@@ -227,7 +226,7 @@ def _interrupts_held() -> Iterator[None]:
     """Hold signals back until this ends, and Ctrl-C from what is started meanwhile for good.
 
     A terminal sends it to the workers as well, but this process alone decides what becomes of
-    them. A cluster that is interrupted while it starts can be closed by nobody.
+    them. A cluster that is interrupted while it starts cannot be closed any more.
     """
     resource_tracker.ensure_running()  # starting it with the first worker would end the holding
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -117,7 +117,7 @@ class BuildFolder:
     ) -> Plan:
         """Return the plan to follow: that of the build under way, if it is the one asked for.
 
-        A build that has made nothing, such as one of dates without images, is in nobody's way.
+        A build that has made nothing, such as one of dates without images, may be replaced.
 
         Parameters
         ----------
@@ -151,13 +151,13 @@ class BuildFolder:
         """Whether starting anew would throw away more than the lists of what there is to do."""
         if self.has_cube() or self.receipts.names("combine"):
             return True
-        # Mostly the first receipt tells: in a store each is a request.
+        # Mostly the first receipt decides, and no other is read: in a store each is a request.
         embedded = self.receipts.readable("embed")
         return any(receipt["images"] or receipt["rejected"] for _, receipt in embedded)
 
     def begins_anew(self, plan: Plan) -> bool:
         """Whether replacing the cube of a plan, which is there, has not begun."""
-        # The former cube may be one of the same plan: then only the folder tells whether an
+        # The former cube may be one of the same plan: then only the folder shows whether an
         # earlier run has begun to replace it.
         return self.is_cube_of(plan) and self._replacing() != b""
 
@@ -313,7 +313,7 @@ class BuildFolder:
         return self._replacing() is not None
 
     def _replacing(self) -> bytes | None:
-        """Why what has the final name is to be replaced: by `--overwrite` if nothing is said."""
+        """Content of the file `replacing`, which is empty for ``--overwrite``; None without it."""
         try:
             return self.files.read("replacing")
         except FileNotFoundError:

@@ -36,7 +36,7 @@ Product = Literal["majortom"]
 """Products other than Copernicus-Embed-025deg that are made."""
 
 _OBJECTS = ("options", "encoder", "batch_sizes")
-"""Parts of a plan that are no texts."""
+"""Parts of a plan that are JSON objects; all others are strings."""
 
 _OF_FILES = {"fingerprint", "partitions"}
 """What in a plan follows from the files of its source, and from no option."""

@@ -131,7 +131,7 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
     """
     failed: dict[str, Exception] = {}
     tasks, successes = stage.tasks, 0
-    # What failed in an earlier run is said no longer once it is done.
+    # Notes of tasks that failed in an earlier run are removed once these are done.
     noted = set(stage.folder.files.names("failed/")) if tasks else set()
 
     def advance(number: int) -> None:
@@ -367,7 +367,7 @@ def assemble(
     executor : Executor
         Runs the tasks.
     asked : iterable of str
-        Modalities that were named; it is said if there is no image of one.
+        Modalities that were named; a warning lists those without an image.
     overwrite : bool
         Whether another cube of the final name is replaced, once this one is whole.
 
@@ -430,7 +430,7 @@ def assemble(
 
 
 def _versions(plan: Plan, files: Sequence[str]) -> dict[str, str]:
-    """What tells whether files of rows change, if they are not the build's own."""
+    """Versions of files of rows that are not the build's own, by which a change is noticed."""
     if plan.kind != "aggregate":
         return {}
     # In a store each file costs a request.

@@ -138,7 +138,7 @@ def _pixels(images: Any, kind: Modality) -> NDArray[Any]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionError(
             f"images is {as_given(images)}, which is no array: {error}; expected one array (…, "
-            "bands, rows, columns): give images of each size by themselves"
+            "bands, rows, columns): give the images of each size separately"
         ) from error
     missing = np.ma.getmaskarray(images) if np.ma.isMaskedArray(images) else None
     return pixels if missing is None else _without(pixels, missing, kind)

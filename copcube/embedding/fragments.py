@@ -6,7 +6,7 @@ image where their vectors depend on each other.
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,6 @@ def encoder_of_fragments(given: Any) -> tuple[SharedEncoder, Fragments]:
         by_cell=spec.by_cell,
         preprocessing=kind.in_words,
     )
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Parts of samples that are embedded at once."""
-
-    parts: list[Sample]
-
-    def __len__(self) -> int:
-        return sum(len(part.pixels) for part in self.parts)
 
 
 def embed_fragments(
@@ -124,8 +114,8 @@ def embed_fragments(
         with report.timed("decoding"):
             return [_lowered(item, s2_offset) for item in read_job(job)]
 
-    def encode(batch: _Batch) -> tuple[_Batch, NDArray[np.float32]]:
-        pixels = [fragment for part in batch.parts for fragment in part.pixels]
+    def encode(batch: list[Sample]) -> tuple[list[Sample], NDArray[np.float32]]:
+        pixels = [fragment for part in batch for fragment in part.pixels]
         with report.timed("encoding"):
             # These models know nothing of places and dates.
             return batch, encoder(key, pixels, np.full((len(pixels), 4), np.nan))
@@ -141,7 +131,7 @@ def embed_fragments(
         for batch, vectors in embedded:
             finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
             start = 0
-            for part in batch.parts:
+            for part in batch:
                 here = slice(start, start := start + len(part.pixels))
                 good = finite[here]
                 for i in np.flatnonzero(~good).tolist():
@@ -149,7 +139,7 @@ def embed_fragments(
                     report.reject(broken, strict=strict)
                 done.append(replace(part.rows.take(good), embedding=vectors[here][good]))
             report.images[key] = report.images.get(key, 0) + int(finite.sum())
-            advance(len(batch))
+            advance(len(vectors))
     # Of a partition without anything readable there is a file as well: it is done.
     return Embeddings.concatenate(done or [_nothing(encoder.dim)]), report
 
@@ -159,8 +149,8 @@ def _batches(
     size: int | None,
     report: PartitionReport,
     strict: bool,
-) -> Iterator[_Batch]:
-    """Collect fragments to batches of a size, or of one sample each."""
+) -> Iterator[list[Sample]]:
+    """Collect fragments to batches of a size, or of one sample each, as parts of samples."""
     waiting: list[Sample] = []
     count = 0
     for item in report.accepted(decoded, strict=strict):
@@ -170,10 +160,10 @@ def _batches(
             waiting.append(item.take(slice(start, end)))
             count, start = count + end - start, end
             if size is None or count == size:
-                yield _Batch(waiting)
+                yield waiting
                 waiting, count = [], 0
     if waiting:
-        yield _Batch(waiting)
+        yield waiting
 
 
 def _lowered(item: Sample | Rejected, offset: int) -> Sample | Rejected:

@@ -326,7 +326,7 @@ def _check_bands(
     bandwidths: Sequence[float] | None,
     embedding: Tensor | None,
 ) -> None:
-    """Refuse a description that does not fit images of so many bands."""
+    """Refuse a description that does not fit images of `count` bands."""
     if wavelengths is not None and bandwidths is not None and embedding is None:
         found = f"{len(wavelengths)} wavelengths and {len(bandwidths)} bandwidths"
         fits = len(wavelengths) == len(bandwidths) == count

@@ -30,7 +30,7 @@ Compute = Callable[[Tensor, bool], Tensor]
 
 
 class Streaming:
-    """What encoders share that keep a model on a device.
+    """What all encoders with a model on a device have in common.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Streaming:
         self._fits: dict[tuple[int, ...], int] = {}
 
     def _note(self, made_by: dict[str, str | int]) -> None:
-        """Note what the encoder is and how it computes; say it aloud if it is untrained."""
+        """Note what the encoder is and how it computes; warn if it is untrained."""
         self._provenance = made_by | {
             "encoder_dtype": str(self.dtype).removeprefix("torch."),
             "encoder_device": self.device.type,

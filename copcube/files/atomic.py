@@ -30,7 +30,7 @@ _REMEDIES = {
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
 }
 NOT_UTF8 = "its path is not in UTF-8, as this form needs it; choose another place"
-"""What is said of a path of other bytes, such as names in Latin-1."""
+"""Why a path of other bytes, such as names in Latin-1, is refused."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a file system says where it has no room."""
 
@@ -218,7 +218,7 @@ def atomic_folder(path: str | Path, *, replace: bool = True, sweep: bool = True)
                 with _naming_lack_of_room(temporary):
                     yield temporary
             except WriteError as error:
-                # Of a file in the folder: said of the folder, whose hidden name nobody gave.
+                # About a file in the folder: the folder is named instead, by its final name.
                 if error.errno is None or str(temporary) not in str(error):
                     raise
                 raise OSError(error.errno, error.strerror) from error
@@ -278,7 +278,7 @@ def _hidden(final: Path, suffix: str) -> Path:
 
 
 def _may_be_at_work(hidden: Path) -> bool:
-    """Whether the process that a hidden name tells of may still be writing there."""
+    """Whether the process that a hidden name states may still be writing there."""
     try:
         here, pid, _ = hidden.name.split(".")[-2].split("-")
         return here != _owner().partition("-")[0] or runs(int(pid))

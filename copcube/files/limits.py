@@ -157,7 +157,7 @@ def load_json(raw: bytes, limit: Limit, what: str, error: type[CopcubeError]) ->
     raw : bytes
         The text in UTF-8.
     limit, what, error
-        As `demand`; `what` is also said of a text that is no JSON.
+        As `demand`; the message about a text that is no JSON begins with `what` too.
 
     Raises
     ------
@@ -178,7 +178,7 @@ _BYTES_OF_A_VALUE = 64
 
 
 def demand_text(size: int, what: str, error: type[CopcubeError]) -> None:
-    """Refuse a JSON text of so many bytes, which somebody else parses, beyond a piece.
+    """Refuse a JSON text of a size in bytes, parsed elsewhere, that may unfold beyond `PIECE`.
 
     Raises
     ------

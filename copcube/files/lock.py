@@ -110,7 +110,7 @@ class LocalLockFiles:
         for tries in reversed(range(_TRIES)):
             try:
                 make_folder(self._path)
-                # In one go and small: who reads it half written finds an owner it cannot name.
+                # Small and in one go: whoever reads it half written cannot know its owner.
                 with writing(self._path), open(self._path / name, "xb") as file:
                     file.write(data)
                     file.flush()

@@ -18,7 +18,7 @@ def machine() -> str:
 
 
 def runs(pid: int) -> bool:
-    """Whether this machine has a process of a number; True where it cannot be told."""
+    """Whether this machine has a process of a number; True where that is not known."""
     if os.name != "posix":  # elsewhere `os.kill` would end the process instead of looking
         return True
     try:

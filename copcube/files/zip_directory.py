@@ -126,7 +126,7 @@ class ZipDirectory:
         return start, size
 
     def content(self, name: str, limit: int) -> bytes:
-        """Content of a stored member of at most so many bytes.
+        """Content of a stored member of at most `limit` bytes.
 
         Raises
         ------

@@ -149,7 +149,7 @@ def fetch_files(
 
 
 def cached(file: Published) -> Path | None:
-    """Return where the hub's cache holds a file, None if it does not; nobody is asked."""
+    """Return where the hub's cache holds a file, None if it does not; the hub is not asked."""
     cache = _cache()
     from huggingface_hub import try_to_load_from_cache
 
@@ -419,7 +419,7 @@ def _explained(file: Published) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
         code = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         if constants.HF_HUB_OFFLINE:
-            reason = "not here, and HF_HUB_OFFLINE forbids to ask for it; unset it and try again"
+            reason = "not here, and HF_HUB_OFFLINE forbids asking for it; unset it and try again"
         elif code == 404:
             reason = f"not there (404): no such repository, revision or file; see {file.page}"
             reason += _of_pin(file)

@@ -169,7 +169,7 @@ PRODUCTS = {
     "averages": (_AVERAGES,),
     "rows": (_ROWS,),
 }
-"""The published files by the names that `copcube fetch` knows; ``shards`` and ``bench`` on top."""
+"""The published files by the names that `copcube fetch` takes, beside ``shards`` and ``bench``."""
 
 
 def _bench(path: str, md5: str, licence: str = "CC-BY-4.0") -> Published:
@@ -257,7 +257,7 @@ def published(
         if what != "weights" or which is not None:
             given = what if which is None else f"{what} {which}"
             raise OptionError(
-                f"an encoder has weights and no more to fetch: {given!r} is not of {encoder!r}"
+                f"only the weights of an encoder can be fetched; {encoder!r} has no {given!r}"
             )
         if encoder not in ENCODERS:
             raise OptionError(f"unknown encoder {encoder!r} (known: {', '.join(ENCODERS)})")

@@ -125,15 +125,15 @@ def refuse_contradiction(labels: Sequence[Any], sensor: Modality) -> None:
         If every label is a common name of the STAC extension eo, and a wavelength of the sensor
         lies outside the range of its band's.
     """
-    texts = [_words(label) for label in labels]
-    if len(texts) != len(sensor.wavelengths or ()) or not set(texts) <= _RANGES.keys():
+    texts, wavelengths = [_words(label) for label in labels], sensor.wavelengths or ()
+    if len(texts) != len(wavelengths) or not set(texts) <= _RANGES.keys():
         return
-    for text, wavelength in zip(texts, sensor.wavelengths or (), strict=True):
+    for text, wavelength in zip(texts, wavelengths, strict=True):
         low, high = _RANGES[text]
         if not low <= wavelength <= high:
             raise OptionError(
                 f"the bands are labelled {', '.join(texts)}, and the wavelengths given are "
-                f"{', '.join(f'{nm:g}' for nm in sensor.wavelengths or ())} nm; {text} is "
+                f"{', '.join(f'{nm:g}' for nm in wavelengths)} nm; {text} is "
                 f"{low} to {high} nm: give them in the order of the bands"
             )
 

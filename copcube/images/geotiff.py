@@ -306,7 +306,7 @@ def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
         if error.errno in _NO_FILE:
             return
         raise
-    # Else its files would not even be missed: of each, it would seem to be none.
+    # Otherwise nothing in it would seem to be a file, and its images would be lost unnoticed.
     require_open(os.path.join(root, folder))
     for entry in entries:
         path = f"{folder}/{entry.name}"

@@ -104,7 +104,7 @@ def probe(
     block : float
         Side of such a square in degrees.
     shares : sequence of float
-        Shares of the cells that train, validate and test. The paper does not tell its own.
+        Shares of the cells that train, validate and test. The paper does not state its own.
     seeds : int or sequence of int
         How many seeds, or which. Each draws and divides anew, so that the spread over seeds is
         that of the experiment; the paper's is of the optimiser alone.

@@ -18,7 +18,7 @@ _DEGREE = 10
 """Of harmonics whose degree is not said: 120 functions."""
 
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Numbers of components that are tried by default, as far as the vectors have so many."""
+"""Numbers of components that are tried by default, up to the length of the vectors."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Layout:
 
     @classmethod
     def of(cls, inputs: Sequence[Input], given: int, dim: int, targets: int) -> Self:
-        """Lay out what some inputs need, of so many given fields, dimensions and targets."""
+        """Lay out what inputs need, given the numbers of fields, dimensions and targets."""
         parts = {part for one in inputs for part in one.parts if not part.startswith("pc")}
         if any(one.reads_vectors for one in inputs):
             parts.add("embedding")

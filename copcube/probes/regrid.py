@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _APART = 1.5
-"""Gaps of more than so many usual spacings are left open, such as the outside of a region."""
+"""Usual spacings beyond which a gap is left open, such as the outside of a region."""
 _COVERED = 0.5
 """Share of a cell's extent that must hold values for their mean to be that of the cell."""
 

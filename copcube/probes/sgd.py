@@ -1,7 +1,7 @@
 """Linear regression by stochastic gradient descent, stopped where validation is best.
 
 The paper of Copernicus-FM (arXiv:2503.11849) gives a spread over runs for its linear regressions,
-which a closed form would not have. It tells no learning rate and no number of epochs; those
+which a closed form would not have. It states no learning rate and no number of epochs; those
 here are this module's own.
 """
 
@@ -15,7 +15,7 @@ EPOCHS = 100
 BATCH = 64
 MOMENTUM = 0.9
 MOST_CELLS = 50_000
-"""Cells whose inputs are kept in memory; 800 inputs of so many take 0.3 GB."""
+"""Cells whose inputs are kept in memory; 800 inputs of as many take 0.3 GB."""
 
 
 def fit(

@@ -137,7 +137,7 @@ class _Remote:
     name : str
         How GDAL calls it: a name of its own each time, since files are told apart by folders.
     failed : Exception or None
-        The first error of reading, which GDAL would not hand on.
+        The first error of reading, which GDAL would not pass on.
     """
 
     _numbers = itertools.count()

@@ -1,6 +1,6 @@
 """Rasters of embeddings, a vector a pixel, averaged to the cells of ERA5's lattice in streams.
 
-A product has a reader (`Reader`), which tells its files and opens them as rasters (`Raster`). All
+A product has a reader (`Reader`), which finds its files and opens them as rasters (`Raster`). All
 else is here: a raster is divided into **tiles** of 256 pixels a side, whatever is read at a time.
 The sums of a tile are made of its pixels in the order of their lines, and the sums of a cell of its
 tiles in the order of file and place; so that the result is the same to the last bit whatever the

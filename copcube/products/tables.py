@@ -1,7 +1,7 @@
 """One door to tables of embeddings: our rows, the published ones, and those of other products.
 
 To a row group of any of them belong rows on the lattice, small, and vectors, large. A product has
-a module that tells its files by their columns, and reads the former; vectors are read alike.
+a module that knows its files by their columns, and reads the former; vectors are read alike.
 
 Products with a vector a pixel (`READERS`) come in by the same door. Their row groups are blocks of
 tiles, their rows stand for the lines of a tile, and `copcube.products.pixels` makes their cells.

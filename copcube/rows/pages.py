@@ -239,7 +239,7 @@ def _are_regular(levels: bytes, count: int, deepest: int, dim: int, first: int) 
 
 
 def _hybrid(raw: bytes, count: int, bits: int) -> NDArray[np.uint32]:
-    """Numbers of so many bits in runs, repeated or packed; fewer than `count` if there are fewer.
+    """Numbers of `bits` bits in runs, repeated or packed; fewer than `count` if there are fewer.
 
     A run begins with twice its length where a number is repeated, and with twice the number of
     eights, and 1, where numbers are packed.

@@ -226,7 +226,7 @@ def distinct(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np
     if indices.null_count:
         bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
         place *= bits[start : start + n]
-    # A dictionary may hold values of no row, which are nobody's fault.
+    # A dictionary may hold values that no row has, which do not matter.
     texts = [None, *encoded.dictionary.to_pylist()]
     used = np.bincount(place, minlength=len(texts)) > 0
     values = [None if texts[i] == "" else texts[i] for i in np.flatnonzero(used).tolist()]

@@ -193,7 +193,7 @@ def _explained(url: str, error: Exception) -> str:
     denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
     # Without credentials obstore asks the metadata service of a cloud, at 169.254.169.254.
     if isinstance(error, denied) or re.search(r"169\.254\.|40[13] (Forbidden|Unauth)", text):
-        return f"access denied; {_REMEDIES.get(split(url)[0][:2], 'look whether it is public')}"
+        return f"access denied; {_REMEDIES.get(split(url)[0][:2], 'check whether it is public')}"
     if "NoSuchBucket" in text:
         return "there is no such bucket; check its name, and AWS_ENDPOINT_URL if you set it"
     if isinstance(error, exceptions.NotSupportedError):

@@ -37,7 +37,7 @@ class Augmentation:
 
     @classmethod
     def draw(cls, batch: int, generator: torch.Generator) -> Self:
-        """Draw for so many samples."""
+        """Draw for a number of samples."""
         rotated, mirrored, upside_down = torch.rand(3, batch, generator=generator) < _LIKELY
         angles = (2 * torch.rand(batch, generator=generator) - 1) * _LARGEST
         return cls(torch.where(rotated, angles, 0.0), mirrored, upside_down)

@@ -4,7 +4,7 @@ Three data sets of Copernicus-Bench say something of places as large as a cell. 
 the lattice; those of biomass and air quality are squares of 28 and 62 km, whose vector is the mean
 of the cells under them, weighted by area. Labels are the classes of the whole place, or the mean
 of its pixels. No image is read. The published splits are kept, but not the published question, so
-scores are not comparable with published ones; what coordinates alone, and a constant, tell stands
+scores are not comparable with published ones; those of coordinates alone, and of a constant, stand
 beside them instead.
 """
 

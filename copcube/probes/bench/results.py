@@ -129,7 +129,7 @@ class Result:
         told |= {"sensor": task.described}
         if self.probe == "official":  # heads of pixels take tokens, whatever the pooling
             told |= {"encoder_pooling": "mean"}
-        # What a result does not say cannot tell it apart.
+        # What a result does not state is not held against it.
         return all(str(said.get(name, value)) == str(value) for name, value in told.items())
 
     @property

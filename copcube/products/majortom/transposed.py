@@ -1,9 +1,9 @@
 """Whether the fragments of a file of embeddings are transposed.
 
 In the released files they are (`copcube.products.majortom.fragments`), so that boxes, footprints
-and centres are up to 8.4 km off. The order of the rows of a cell tells: fragments are embedded row
-by row, so that from one to the next x must advance; where y does, and the latitude of the centre,
-rows and columns were exchanged.
+and centres are up to 8.4 km off. The order of the rows of a cell shows it: fragments are embedded
+row by row, so that from one to the next x must advance; where y does, and the latitude of the
+centre, rows and columns were exchanged.
 """
 
 from functools import lru_cache

@@ -141,7 +141,7 @@ class EmbeddingsWriter:
         self._file.close()
 
     def _flush(self, least: int) -> None:
-        """Write full row groups, and what is left if there are at least so many rows."""
+        """Write full row groups, and what is left if it has at least `least` rows."""
         if not self._waiting:
             return
         rows = Embeddings.concatenate(self._waiting)

@@ -167,7 +167,7 @@ def lines(path: Path) -> list[str]:
 
 
 def rows(path: Path, columns: int, *, header: bool) -> list[list[str]]:
-    """Read a CSV file of so many columns; paths are in the first.
+    """Read a CSV file of a number of columns; paths are in the first.
 
     Raises
     ------

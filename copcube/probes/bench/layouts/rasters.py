@@ -41,7 +41,7 @@ class Raster:
 
 
 def read(path: Path, bands: int, named_in: Path) -> Raster:
-    """Read a raster of so many bands.
+    """Read a raster that must have a number of bands.
 
     Parameters
     ----------
