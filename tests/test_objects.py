@@ -130,7 +130,7 @@ def test_files_and_objects_have_another_version_when_they_are_written_again(buck
 
 def test_a_cube_that_may_not_be_read_is_not_called_something_else(web):
     web.files["world.zarr/zarr.json"], web.status["world.zarr/zarr.json"] = b"{}", 403
-    with pytest.raises(ReadError, match=r"world.zarr/zarr.json: access denied; look whether"):
+    with pytest.raises(ReadError, match=r"world.zarr/zarr.json: access denied; check whether"):
         open_cube(f"{web.url}/world.zarr")
     with pytest.raises(CubeError, match=r"expected an embedding cube .*, found nothing"):
         open_cube(f"{web.url}/none.zarr")

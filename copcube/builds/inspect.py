@@ -458,9 +458,7 @@ def _read_all(folder: BuildFolder, prefix: str) -> dict[str, dict[str, Any]]:
     found = {}
     for file in folder.files.names(prefix):
         try:
-            found[file.rpartition("/")[2].removesuffix(".json")] = json.loads(
-                folder.files.read(file)
-            )
+            found[Path(file).stem] = json.loads(folder.files.read(file))
         # A worker removes its note when its partition is done, perhaps while this reads.
         except (FileNotFoundError, ValueError):
             continue

@@ -10,6 +10,7 @@ its files are durable, so killing a build at any moment loses only what had no r
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from copcube import progress
@@ -33,10 +34,7 @@ class Receipts:
 
     def names(self, stage: str) -> set[str]:
         """Names of the units of a stage that have a receipt, whatever it says."""
-        return {
-            file.rpartition("/")[2].removesuffix(".json")
-            for file in self._files.names(f"receipts/{stage}/")
-        }
+        return {Path(file).stem for file in self._files.names(f"receipts/{stage}/")}
 
     def read(self, stage: str, name: str) -> Receipt:
         """Receipt of a unit as it stands, whatever became of its files."""

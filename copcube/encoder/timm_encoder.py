@@ -37,6 +37,8 @@ _TOWER = "visual.trunk."
 _FLOOR = 1e-10
 """Least power that decibels are made of."""
 
+_POOLINGS = {"head": "the model's own", "tokens": "mean of all tokens"}
+
 _LARGER, _SEEN = 256, 224
 """What the processor of DINOv2 resizes the shorter side of pictures to, and what it cuts out."""
 
@@ -242,23 +244,7 @@ def _loaded(spec: TimmSpec) -> tuple[nn.Module, dict[str, str | int]]:
         sha256 = hashlib.sha256(f"{spec.weights} {kind.architecture}".encode()).hexdigest()
         source, trained = spec.weights, 0
     else:
-        if spec.weights == "hub":
-            if kind.published is None:
-                raise OptionError(f"no weights of {spec.encoder} are published; give their path")
-            from copcube.hub.fetch import fetch_files
-
-            here = fetch_files([kind.published])[0]
-            source = f"hf://{kind.published.repo}@{here.commit}/{kind.published.path}"
-            path, sha256 = here.path, here.sha256
-        else:
-            path = Path(spec.weights)
-            # The name of a size of Copernicus-FM, of which there is none here.
-            if spec.weights == "large" and not path.exists():
-                raise OptionError(
-                    f"weights='large' are of Copernicus-FM, not of {spec.encoder}; give 'hub', the "
-                    "path of a file, or 'untrained:SEED'"
-                )
-            source, sha256 = path.name, checksum(path)
+        path, source, sha256 = _located(spec)
         state, trained = _matched(path, model), 1
     model.load_state_dict(state, assign=True)
     noted: dict[str, str | int] = {
@@ -266,14 +252,32 @@ def _loaded(spec: TimmSpec) -> tuple[nn.Module, dict[str, str | int]]:
         "encoder_trained": trained,
         "encoder_weights": source,
         "encoder_sha256": sha256,
-        "encoder_pooling": {"head": "the model's own", "tokens": "mean of all tokens"}[
-            kind.pooling
-        ],
+        "encoder_pooling": _POOLINGS[kind.pooling],
         "encoder_language_sha256": "",
     }
     if kind.published is not None:
         noted["encoder_page"] = kind.published.page
     return model.requires_grad_(False).eval(), noted
+
+
+def _located(spec: TimmSpec) -> tuple[Path, str, str]:
+    """Path of a file of weights, fetched if need be, where it comes from, and its SHA-256."""
+    published = spec.kind.published
+    if spec.weights != "hub":
+        path = Path(spec.weights)
+        # The name of a size of Copernicus-FM, of which there is none here.
+        if spec.weights == "large" and not path.exists():
+            raise OptionError(
+                f"weights='large' are of Copernicus-FM, not of {spec.encoder}; give 'hub', the "
+                "path of a file, or 'untrained:SEED'"
+            )
+        return path, path.name, checksum(path)
+    if published is None:
+        raise OptionError(f"no weights of {spec.encoder} are published; give their path")
+    from copcube.hub.fetch import fetch_files
+
+    (here,) = fetch_files([published])
+    return here.path, f"hf://{published.repo}@{here.commit}/{published.path}", here.sha256
 
 
 def untrained(model: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -188,15 +188,13 @@ def insisting(url: str, ask: Callable[[], T]) -> T:
     FileNotFoundError, ReadError
         As `copcube.files.objects.stores.asking`.
     """
-    for left in reversed(range(_TRIES)):
-        try:
-            with asking(url):
-                return ask()
-        except ReadError:  # obstore repeats failed requests, but not one whose body was cut
-            if not left:
-                raise
-            time.sleep(_PAUSE)
-    raise AssertionError
+    for _ in range(_TRIES - 1):
+        # obstore repeats failed requests, but not one whose body was cut.
+        with suppress(ReadError), asking(url):
+            return ask()
+        time.sleep(_PAUSE)
+    with asking(url):
+        return ask()
 
 
 class _File(io.RawIOBase):

@@ -59,8 +59,8 @@ class ObjectFolder:
 
     def names(self, prefix: str = "") -> list[str]:
         """See `Folder`; hidden files are left out."""
-        above = prefix.rpartition("/")[0]
-        names = (self._below(above, entry.name) for entry in listing(self._at(above)))
+        above, slash, _ = prefix.rpartition("/")
+        names = (f"{above}{slash}{entry.name}" for entry in listing(self._at(above)))
         return [n for n in names if n.startswith(prefix) and not f"/{n}".count("/.")]
 
     def states(self, names: Iterable[str]) -> dict[str, FileState]:
@@ -134,7 +134,3 @@ class ObjectFolder:
 
     def _at(self, name: str) -> str:
         return f"{self._url}/{name}" if name else self._url
-
-    @staticmethod
-    def _below(above: str, name: str) -> str:
-        return f"{above}/{name}" if above else name
