@@ -4,7 +4,6 @@ A file in such a folder is there whole or not at all, and what was written stays
 power cut: that is all a build needs to be killed at any moment.
 """
 
-import hashlib
 import os
 import shutil
 import threading
@@ -98,18 +97,6 @@ def absolute(path: str | Path) -> str:
     """Path that means the same in every process that sees the file system; URLs as they are."""
     text = one_path(path, "output")
     return text.rstrip("/") if is_remote(text) else os.path.abspath(text)
-
-
-def checksum(folder: Folder, name: str) -> list[int | str]:
-    """Size in bytes and SHA-256 of a file, which is read in full.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none of that name.
-    """
-    data = folder.read(name)
-    return [len(data), hashlib.sha256(data).hexdigest()]
 
 
 class LocalFolder:

@@ -196,7 +196,7 @@ def find(path: str, ends: Sequence[str]) -> list[str]:
         if ends_as(path, ends):
             return [path] if sizes([path]) != [None] else []
         names = (entry.name for entry in listing(path) if ends_as(entry.name, ends))
-        return [f"{path.rstrip('/')}/{name}" for name in names if not f"/{name}".count("/.")]
+        return [f"{path.rstrip('/')}/{name}" for name in names if "/." not in f"/{name}"]
     if not os.path.isdir(path):
         return [path] if ends_as(path, ends) and os.path.exists(path) else []
     below = (file for file in files_below(path) if ends_as(file, ends))

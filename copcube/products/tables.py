@@ -303,7 +303,9 @@ def map_vectors(
     """
     if table.source is None:
         return rows.map_vectors(function, path, row_groups, wanted, number, threads=threads)
-    times = np.bincount(table.source[wanted], minlength=_number_of_rows(path, row_groups))
+    groups = rows.row_group_sizes(path)
+    fragments = sum(groups[group] for group in row_groups)
+    times = np.bincount(table.source[wanted], minlength=fragments)
     held = times > 0
     times = times[held]
     first = number + np.cumsum(times) - times
@@ -313,8 +315,3 @@ def map_vectors(
         return function(int(first[start]), vectors, np.repeat(np.arange(len(vectors)), some))
 
     return rows.map_vectors(repeated, path, row_groups, held, threads=threads)
-
-
-def _number_of_rows(path: str | Path, row_groups: Sequence[int]) -> int:
-    sizes = rows.row_group_sizes(path)
-    return sum(sizes[group] for group in row_groups)

@@ -76,7 +76,7 @@ def _addresses(url: str) -> list[str]:
     names = [entry.name for entry in listing(url) if entry.name.endswith(".parquet")]
     if not names:
         raise RowsError(f"{url}: no parquet files there; expected one, or a folder of them")
-    return [f"{url}/{name}" for name in names if not f"/{name}".count("/.")]
+    return [f"{url}/{name}" for name in names if "/." not in f"/{name}"]
 
 
 def read_provenance(path: str | Path) -> dict[str, str]:

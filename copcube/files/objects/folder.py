@@ -61,7 +61,7 @@ class ObjectFolder:
         """See `Folder`; hidden files are left out."""
         above, slash, _ = prefix.rpartition("/")
         names = (f"{above}{slash}{entry.name}" for entry in listing(self._at(above)))
-        return [n for n in names if n.startswith(prefix) and not f"/{n}".count("/.")]
+        return [n for n in names if n.startswith(prefix) and "/." not in f"/{n}"]
 
     def states(self, names: Iterable[str]) -> dict[str, FileState]:
         """See `Folder`; a stamp is an entity tag."""

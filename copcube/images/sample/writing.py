@@ -169,9 +169,10 @@ def write_sample(
     from threadpoolctl import threadpool_limits
 
     chosen = select(modalities)
+    every = (_cell(seed, i, local_patches, dates) for i in range(cells))
     world = [
         replace(cell, dates={key: times for key, times in cell.dates.items() if key in chosen})
-        for cell in _world(seed, cells, local_patches, dates)
+        for cell in sorted(every, key=lambda cell: cell.grid_id)
     ]
     root = vacant_folder(folder)
     with atomic_folder(root, replace=False) as partial:
@@ -204,12 +205,6 @@ def _rng(seed: int, purpose: int, *key: int) -> np.random.Generator:
 
 
 _CELL, _SCENE, _IMAGE, _NAME, _PADDING = range(5)
-
-
-def _world(seed: int, cells: int, local_patches: int, dates: int) -> list[_Cell]:
-    """Lay out the cells, sorted by id."""
-    world = [_cell(seed, i, local_patches, dates) for i in range(cells)]
-    return sorted(world, key=lambda cell: cell.grid_id)
 
 
 def _cell(seed: int, index: int, local_patches: int, dates: int) -> _Cell:
