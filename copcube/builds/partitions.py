@@ -16,8 +16,8 @@ _ROW_GROUP = 64
 _DIGEST = "digest"
 
 
-def chosen_partitions(partitions: str | int | None, number: int) -> range:
-    """Return the numbers of partitions that a text such as ``0-99`` or ``7`` stands for.
+def chosen_partitions(partitions: str | int | None, count: int) -> range:
+    """Return which of the partitions a text such as ``0-99`` or ``7`` stands for, from 0.
 
     Raises
     ------
@@ -25,15 +25,15 @@ def chosen_partitions(partitions: str | int | None, number: int) -> range:
         If it cannot be read, or names a partition that does not exist.
     """
     if partitions is None:
-        return range(number)
+        return range(count)
     if not isinstance(partitions, str):
         partitions = str(whole_number(partitions, "partitions", 0))
     first, dash, last = partitions.partition("-")
     if not first.isdecimal() or not (last.isdecimal() or not dash):
         raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")
     chosen = range(int(first), int(last or first) + 1)
-    if not chosen or chosen[-1] >= number:
-        has = f"{number}, numbered from 0 to {number - 1}" if number else "none"
+    if not chosen or chosen[-1] >= count:
+        has = f"{count}, numbered from 0 to {count - 1}" if count else "none"
         raise OptionError(f"partitions {partitions!r}: this source has {has}")
     return chosen
 

@@ -239,7 +239,7 @@ class EmbedStage(Stage[EmbedTask]):
         self.receipts, self.seconds = receipts, Counter[str]()
         self._plan, self._partitions = plan, partitions
         self._warned = {key for receipt in receipts.values() for key in receipt["strange"]}
-        self._number = len(tasks) + len(receipts)
+        self._count = len(tasks) + len(receipts)
         self._images = sum(self.size(receipt) for receipt in receipts.values())
         self._rejected = sum(receipt["rejected"] for receipt in receipts.values())
         listed = [partitions[task.number].images for task in tasks]
@@ -279,8 +279,8 @@ class EmbedStage(Stage[EmbedTask]):
         if self._listed:
             bar.expect(self._images + self._left)
         elif self.receipts:
-            bar.expect(round(self._images / len(self.receipts) * self._number))
-        bar.note = f"{len(self.receipts)}/{self._number} partitions, {self._rejected} left out"
+            bar.expect(round(self._images / len(self.receipts) * self._count))
+        bar.note = f"{len(self.receipts)}/{self._count} partitions, {self._rejected} left out"
 
     def _quarantine(self, partition: Partition, reason: str) -> Receipt:
         """Write the receipt of a partition that is left out as a whole."""
@@ -311,27 +311,27 @@ class AssembleStage(Stage[AssembleTask]):
         Which of them.
     task : AssembleTask
         One of its tasks, of any number.
-    number : int
+    count : int
         How many tasks there are, done ones included.
     """
 
     # While the keys of a part are read, or the files of a band flushed, another is decoded.
     at_once = 2
 
-    def __init__(self, folder: BuildFolder, kind: str, task: AssembleTask, number: int) -> None:
+    def __init__(self, folder: BuildFolder, kind: str, task: AssembleTask, count: int) -> None:
         function, title, unit, width = {
             "combine": (run_combine_task, "combining", "parts", 6),
             "balance": (run_balance_task, "balancing", "bands", 2),
             "write": (run_write_task, "writing", "bands", 2),
         }[kind]
         self._kind, self._width = kind, width
-        names = [f"{i:0{width}d}" for i in range(number)]
+        names = [f"{i:0{width}d}" for i in range(count)]
         done = folder.receipts.done(task.work, kind, names, renew=True)
         tasks = [replace(task, number=i) for i, name in enumerate(names) if name not in done]
         if kind == "combine":
             # The passes first: each reads of many parts, and as the last would run alone.
             tasks.reverse()
-        super().__init__(folder, title, unit, function, tasks, number, len(done))
+        super().__init__(folder, title, unit, function, tasks, count, len(done))
 
     def name(self, task: AssembleTask) -> str:
         """See `Stage`."""

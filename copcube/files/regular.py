@@ -109,9 +109,9 @@ def bytes_below(top: str | Path) -> int:
 
 
 def version_of(path: str | Path) -> str:
-    """Tell a file, or a Zarr folder by its metadata, from another one that takes its name.
+    """Text that differs if another file takes the name, or a Zarr folder with other metadata.
 
-    The text is empty where no such file is, as at an address.
+    It is empty where no such file is, as at an address.
     """
     names = [str(path)]
     if os.path.isdir(path):

@@ -68,7 +68,7 @@ def remedy(modality: Modality) -> str:
 
 
 def refuse_units(given: object, modality: Modality) -> None:
-    """Refuse heights that a file says to be in feet, which look like any others.
+    """Refuse heights that are in feet, by what a file says: they look like any others.
 
     Parameters
     ----------

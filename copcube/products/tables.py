@@ -90,7 +90,7 @@ def size(file: str | Path) -> int:
 
 
 def version(file: str | Path) -> str:
-    """Tell one of `files` from another one that takes its name; a store by its metadata.
+    """Text that differs if another file takes the name of one of `files`; a store by its metadata.
 
     Raises
     ------

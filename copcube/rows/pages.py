@@ -73,14 +73,14 @@ class IrregularError(Exception):
     """Vectors are not all there, or not all of one length."""
 
 
-def number_of_column(metadata: "pq.FileMetaData", name: str) -> int:
-    """Number of the column that holds the values of a column of lists."""
+def column_index(metadata: "pq.FileMetaData", name: str) -> int:
+    """Index of the column that holds the values of a column of lists."""
     paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
     return next(n for n, path in enumerate(paths) if path.partition(".")[0] == name)
 
 
 def find_pages(
-    file: BinaryIO, path: str | Path, metadata: "pq.FileMetaData", group: int, number: int, dim: int
+    file: BinaryIO, path: str | Path, metadata: "pq.FileMetaData", group: int, column: int, dim: int
 ) -> Pages | None:
     """Pages of a row group of a local file; None if they are not of a kind that is decoded here.
 
@@ -92,13 +92,13 @@ def find_pages(
         Its footer.
     group : int
         The row group.
-    number : int
-        As `number_of_column` gives it.
+    column : int
+        As `column_index` gives it.
     dim : int
         Length of the lists.
     """
     row_group = metadata.row_group(group)
-    chunk, kind = row_group.column(number), metadata.schema.column(number)
+    chunk, kind = row_group.column(column), metadata.schema.column(column)
     if (
         chunk.physical_type != "FLOAT"
         or chunk.compression not in _CODECS

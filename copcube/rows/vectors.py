@@ -17,9 +17,9 @@ from copcube.rows.pages import (
     VALUES,
     IrregularError,
     Pages,
+    column_index,
     decode,
     find_pages,
-    number_of_column,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _blocks(
     sizes = np.array(sizes_of_groups(file.metadata))
     first, dim = np.cumsum(sizes) - sizes, vector_length(file)
     masks = np.split(wanted, np.cumsum(sizes[list(groups)]))[:-1]
-    column = number_of_column(file.metadata, vectors_column(file.schema_arrow))
+    column = column_index(file.metadata, vectors_column(file.schema_arrow))
     with nullcontext() if is_remote(path) else open(path, "rb") as near:
         for group, mask in zip(groups, masks, strict=True):
             if not mask.any():

@@ -87,7 +87,7 @@ def sizes(urls: Iterable[str]) -> list[int | None]:
 
 
 def version(path: str | Path) -> str:
-    """Tell a file or an object from another one that takes its name; empty where there is none.
+    """Text that differs if another file or object takes the name; empty where there is none.
 
     Raises
     ------

@@ -182,7 +182,7 @@ def each(chosen: Sequence[Task], work: Callable[[Task], Iterable[Result]]) -> Be
         try:
             for result in work(task):  # so that those before an error count
                 results.append(result)
-        except Exception as error:  # the others shall run, whatever became of this one
+        except Exception as error:  # whatever became of this one, the others are to run
             known = isinstance(error, CopcubeError)
             failures[task.name] = str(error) if known else f"unexpected error, {in_a_line(error)}"
             log.error("%s failed: %s", task.title, failures[task.name])

@@ -66,7 +66,7 @@ def check(schema: "pa.Schema", path: str | Path) -> None:
     check_vectors(schema, path)
 
 
-def numbers(file: "pq.ParquetFile", row_groups: Sequence[int]) -> Integers:
+def row_numbers(file: "pq.ParquetFile", row_groups: Sequence[int]) -> Integers:
     """Numbers in the file of the rows of some row groups."""
     sizes = np.array(sizes_of_groups(file.metadata))
     first = np.cumsum(sizes) - sizes

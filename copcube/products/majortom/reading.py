@@ -30,8 +30,8 @@ from copcube.products.majortom.columns import (
     divided,
     floats,
     modality_of,
-    numbers,
     polygons,
+    row_numbers,
 )
 from copcube.products.majortom.fragments import continuous, outlines
 from copcube.products.majortom.grid import GRID, PIXEL, codes_of, squares, unproject
@@ -119,7 +119,7 @@ def _read_run(
         check(file.schema_arrow, path)
         names = [name for name in columns if name in file.schema_arrow.names]
         table = file.read_row_groups(list(row_groups), columns=names)
-        number = numbers(file, row_groups)
+        number = row_numbers(file, row_groups)
     part = _Part(path, table, number, swap=swap)
     if assign != "area" or not len(table):
         lat, lon = part.cell_centres() if assign == "cell" else part.centres()
@@ -140,7 +140,7 @@ def centres(
     with reading_parquet(path, columns=NEEDED) as file:
         check(file.schema_arrow, path)
         table = file.read_row_groups(list(row_groups), columns=list(NEEDED))
-        part = _Part(path, table, numbers(file, row_groups), swap=swap)
+        part = _Part(path, table, row_numbers(file, row_groups), swap=swap)
     return part.centres()
 
 
