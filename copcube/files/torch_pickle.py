@@ -194,6 +194,10 @@ class _Interpreter:
             name = operation.name
             if name in _VALUES:
                 self.stack.append(_VALUES[name] if argument is None else argument)
+            elif name in _EMPTY:
+                self.stack.append(_EMPTY[name]())
+            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+                self._join(int(name[-1]))
             elif name in ("BINPUT", "LONG_BINPUT"):
                 self.memo[int(argument or 0)] = self.stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):
@@ -217,25 +221,11 @@ class _Interpreter:
     def _mark(self) -> None:
         self.marks.append(len(self.stack))
 
-    def _empty_dict(self) -> None:
-        self.stack.append({})
-
-    def _empty_list(self) -> None:
-        self.stack.append([])
-
     def _tuple(self) -> None:
         self.stack.append(tuple(self._top()))
 
-    def _tuple1(self) -> None:
-        self._last(1)
-
-    def _tuple2(self) -> None:
-        self._last(2)
-
-    def _tuple3(self) -> None:
-        self._last(3)
-
-    def _last(self, count: int) -> None:
+    def _join(self, count: int) -> None:
+        """Make a tuple of the last values."""
         values = tuple(self.stack[-count:])
         if len(values) < count:
             raise TorchFileError("its pickle takes more than there is")
@@ -295,3 +285,6 @@ _VALUES: dict[str, Any] = {
     **{"BINFLOAT": None, "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()},
 }
 """Operations that put a value on the stack: their own, or that of their argument."""
+
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
+"""Operations that put something new and empty there."""
