@@ -22,14 +22,7 @@ from copcube.builds.partitions import chosen_partitions
 from copcube.builds.plan import BuildOptions, Plan, Product, plan_aggregate, plan_build
 from copcube.builds.quarantine import write_quarantine
 from copcube.builds.receipts import Receipt
-from copcube.builds.stages import (
-    READERS,
-    EmbedStage,
-    assemble,
-    complete,
-    is_undamaged,
-    run_stage,
-)
+from copcube.builds.stages import READERS, EmbedStage, assemble, complete, is_undamaged, run_stage
 from copcube.builds.tasks import EmbedTask, counts, describe
 from copcube.cube import read_attributes
 from copcube.embedding import Crop, Encoder, SharedEncoder, Spec
@@ -238,17 +231,7 @@ def build(
         folder.write_plan(plan)
         folder.write_partitions(listed, plan.partitions)
         names = [listed[i].name for i in chosen]
-        done = folder.receipts.done(plan.id, "embed", names, renew=True)
-        if len(done) < len(names):
-            # What was made of the rows may have been made of what was wrong with the others.
-            folder.distrust(plan)
-        receipts = {
-            name: counts(receipt)
-            for name, receipt in done.items()
-            if not (retry_quarantined and receipt.get("quarantined"))
-            # What an earlier run has left out stops a strict one, unless it can be read by now.
-            and not (options.strict and _lacks_images(receipt))
-        }
+        receipts = _embedded(folder, plan, names, options.strict, retry_quarantined)
         resumed = len(receipts)
         seconds: Counter[str] = Counter()
 
@@ -272,13 +255,7 @@ def build(
                 rejected = assembled()
             except RowsError as error:
                 # Damaged ones, or of earlier versions or an encoder that checked nothing.
-                whole = folder.receipts.done(plan.id, "embed", names, hashes=True)
-                again = [
-                    name
-                    for name in names
-                    if name not in whole or _is_to_be_mended(folder, name, receipts)
-                ]
-                if not again:
+                if not (again := _spoilt(folder, plan, names, receipts)):
                     raise
                 folder.distrust(plan)
                 log.warning("%s; %d partitions are embedded again", error, len(again))
@@ -300,6 +277,39 @@ def build(
         quarantined=quarantined,
         seconds={**seconds, "total": time.perf_counter() - begin},
     )
+
+
+def _embedded(
+    folder: BuildFolder, plan: Plan, names: Sequence[str], strict: bool, retry_quarantined: bool
+) -> dict[str, Receipt]:
+    """Counts of the partitions that an earlier run has embedded and that stay so, by name."""
+    done = folder.receipts.done(plan.id, "embed", names, renew=True)
+    if len(done) < len(names):
+        # What was made of the rows may have been made of what was wrong with the others.
+        folder.distrust(plan)
+    if retry_quarantined:
+        done = {name: one for name, one in done.items() if not one.get("quarantined")}
+    if strict:
+        # What an earlier run has left out stops a strict one, unless it can be read by now.
+        left_out = {"broken", "killer"}
+        done = {
+            name: one
+            for name, one in done.items()
+            if left_out.isdisjoint(item["kind"] for item in one["rejected"])
+        }
+    return {name: counts(receipt) for name, receipt in done.items()}
+
+
+def _spoilt(
+    folder: BuildFolder, plan: Plan, names: Sequence[str], receipts: Mapping[str, Receipt]
+) -> list[str]:
+    """Partitions whose rows were changed or hold vectors that are not finite; reads all rows."""
+    whole = folder.receipts.done(plan.id, "embed", names, hashes=True)
+    return [
+        name
+        for name in names
+        if name not in whole or not (receipts[name]["quarantined"] or are_finite(folder.rows(name)))
+    ]
 
 
 def _assembled(
@@ -343,17 +353,6 @@ def _assembled(
         overwrite=overwrite,
     )
     return rejected
-
-
-def _lacks_images(receipt: Receipt) -> bool:
-    """Whether a partition was embedded without broken images, or was left out as a whole."""
-    kinds = {item["kind"] for item in receipt["rejected"]}
-    return not kinds.isdisjoint(("broken", "killer"))
-
-
-def _is_to_be_mended(folder: BuildFolder, name: str, receipts: Mapping[str, Receipt]) -> bool:
-    """Whether the rows of a partition hold vectors that are not finite; reads them all."""
-    return not receipts[name]["quarantined"] and not are_finite(folder.rows(name))
 
 
 def aggregate(
