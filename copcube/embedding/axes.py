@@ -320,9 +320,7 @@ def checked_offset(images: xr.DataArray, sensor: Modality, s2_offset: int) -> in
     OptionError
         If it is no count, or not of this sensor.
     """
-    s2_offset = require_offset(s2_offset)
-    if s2_offset and sensor.key != "s2_toa":
-        raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {sensor.title}")
+    s2_offset = require_offset(s2_offset, sensor)
     if s2_offset or sensor.key != "s2_toa":
         return s2_offset
     for name in _BASELINES:

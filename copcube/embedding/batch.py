@@ -93,9 +93,7 @@ def embed_batch(
     """
     model = as_encoder(encoder, weights=weights, device=device, dtype=dtype)
     kind = modality_of(modality)
-    s2_offset = require_offset(s2_offset)
-    if s2_offset and kind.key != "s2_toa":
-        raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {kind.title}")
+    s2_offset = require_offset(s2_offset, kind)
     if batch_size is not None:
         batch_size = whole_number(batch_size, "batch_size", 1)
     pixels = _checked(_pixels(images, kind), kind, crop)

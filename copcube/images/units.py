@@ -96,16 +96,19 @@ def _possible(modality: Modality) -> tuple[float, float]:
     return min(lowest, *ends), max(highest, *ends)
 
 
-def require_offset(offset: Any) -> int:
+def require_offset(offset: Any, modality: Modality | None = None) -> int:
     """Return what is to be subtracted from counts.
 
     Raises
     ------
     OptionError
-        If it is no whole number from 0 to 10,000.
+        If it is no whole number from 0 to 10,000, or for another modality than Sentinel-2.
     """
     counts = " counts to subtract, 1000 for Sentinel-2 of processing baseline 04.00 or later"
-    return whole_number(offset, "s2_offset", 0, 10_000, counts)
+    number = whole_number(offset, "s2_offset", 0, 10_000, counts)
+    if number and modality is not None and modality.key != "s2_toa":
+        raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {modality.title}")
+    return number
 
 
 def without_offset(pixels: NDArray[Any], offset: int) -> NDArray[Any]:
