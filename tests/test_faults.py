@@ -780,15 +780,15 @@ def _wait_until_idle(client):
 def test_a_read_error_that_goes_away(images, undisturbed, tmp_path, monkeypatch, times):
     """Twice: the member is read again. Four times: the partition is tried again."""
     monkeypatch.setattr("copcube.embedding.partition.PAUSES", (0.0, 0.0))
-    read, failures = geotiff._bounded, []
+    read, failures = geotiff._raw, []
 
-    def flaky(handle, limit):
-        if "NO2" in handle.name and len(failures) < times:
-            failures.append(handle.name)
+    def flaky(path):
+        if "NO2" in path and len(failures) < times:
+            failures.append(path)
             raise OSError(5, "Input/output error")
-        return read(handle, limit)
+        return read(path)
 
-    monkeypatch.setattr(geotiff, "_bounded", flaky)
+    monkeypatch.setattr(geotiff, "_raw", flaky)
     build(images, tmp_path / "world.zarr", encoder=StubEncoder(), **OPTIONS)
     assert len(failures) == times
     assert_undisturbed(tmp_path / "world.zarr", undisturbed)
@@ -822,14 +822,14 @@ def test_a_source_that_was_moved_loses_no_images(images, tmp_path, monkeypatch, 
 def test_lack_of_memory_fails_a_task_alone(images, tmp_path, monkeypatch):
     out = tmp_path / "world.zarr"
     partition = open_source(images).partitions()[5]
-    read = geotiff._bounded
+    read = geotiff._raw
 
-    def failing(handle, limit):
-        if handle.name.endswith(partition.paths):
+    def failing(path):
+        if path.endswith(partition.paths):
             raise MemoryError("no memory is left")
-        return read(handle, limit)
+        return read(path)
 
-    monkeypatch.setattr(geotiff, "_bounded", failing)
+    monkeypatch.setattr(geotiff, "_raw", failing)
     with pytest.raises(BuildError, match=rf"{partition.name}: MemoryError: .*\nLess memory"):
         build(images, out, encoder=StubEncoder(), **OPTIONS)
     assert len(embedded(out)) == 11
@@ -841,15 +841,15 @@ def test_a_read_error_that_stays(images, undisturbed, tmp_path, monkeypatch):
     partition = open_source(images).partitions()[5]
     name = partition.name
     monkeypatch.setattr("copcube.embedding.partition.PAUSES", (0.0, 0.0))
-    read = geotiff._bounded
+    read = geotiff._raw
 
-    def failing(handle, limit):
-        if handle.name.endswith(partition.paths):
+    def failing(path):
+        if path.endswith(partition.paths):
             raise OSError(5, "Input/output error")
-        return read(handle, limit)
+        return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(geotiff, "_bounded", failing)
+        patch.setattr(geotiff, "_raw", failing)
         with pytest.raises(BuildError, match=rf"1 task of .*\n  {name}: OSError: .*Input/output"):
             build(images, out, encoder=StubEncoder(), **OPTIONS)
     assert len(embedded(out)) == 11
