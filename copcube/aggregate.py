@@ -192,12 +192,7 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
     )
 
 
-def cell_statistics(
-    rows: Rows,
-    aggregation: Aggregation,
-    groups: tuple[str, ...],
-    files: NDArray[np.object_] | None = None,
-) -> Cells:
+def cell_statistics(rows: Rows, aggregation: Aggregation, groups: tuple[str, ...]) -> Cells:
     """Statistics of the cells of rows, each of which must be there with all its rows.
 
     Parameters
@@ -208,8 +203,6 @@ def cell_statistics(
         What takes part and how.
     groups : tuple of str
         Labels of the groups, as `Survey.groups`; empty without ``by``.
-    files : numpy.ndarray, optional
-        File of every row, (n,) object, to be named in messages.
 
     Returns
     -------
@@ -224,7 +217,7 @@ def cell_statistics(
     RowsError
         If an image comes twice and duplicates are refused.
     """
-    plan = _Sums(rows, aggregation, groups, files)
+    plan = _Sums(rows, aggregation, groups)
     means = plan.means(len(rows), rows.embedding.shape[1])
     means.wait([means.of_block(0, rows.embedding)])
     cells = plan.cells(means)
@@ -236,8 +229,10 @@ class _Sums:
 
     Parameters
     ----------
-    rows, aggregation, groups, files
+    rows, aggregation, groups
         As `cell_statistics`; the vectors are not looked at.
+    files : numpy.ndarray, optional
+        File of every row, (n,) object, to be named in messages.
     """
 
     def __init__(
@@ -245,7 +240,7 @@ class _Sums:
         rows: Rows,
         aggregation: Aggregation,
         groups: tuple[str, ...],
-        files: NDArray[np.object_] | None,
+        files: NDArray[np.object_] | None = None,
     ) -> None:
         # Images of other sensors than the selected ones get no number, and take no part.
         rows = rows.labelled(aggregation.selection.labels)

@@ -22,14 +22,12 @@ def printable(text: str, *, lines: bool = False) -> str:
     '\\x1b[2Jgone'
     """
     if not lines:
-        text = " ".join(text.split("\n")) if "\n" in text else text
+        text = text.replace("\n", " ")
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c == "\n" else _written_out(c) for c in text)
-
-
-def _written_out(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 class CopcubeError(Exception):

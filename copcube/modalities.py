@@ -102,7 +102,7 @@ class Modality:
     scale: tuple[float, ...] = (1.0,)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    zero_is_missing: bool = field(default=False)
+    zero_is_missing: bool = False
     units: str = "any units"
     typical: tuple[float, float] = (-math.inf, math.inf)
     remedy: str = ""

@@ -130,5 +130,6 @@ def _sensors(known: Mapping[str, Mapping[str, str]], selection: Selection) -> di
                 f"{name.removeprefix(SENSOR)!r}; give the sensors keys of their own, or aggregate "
                 "the rows of one of them"
             )
-        found |= dict.fromkeys([name], *texts) if texts else {}
+        if texts:
+            (found[name],) = texts
     return found

@@ -211,10 +211,10 @@ def nested_mean(rows: Rows, levels: tuple[str, ...]) -> NDArray[np.float64]:
     """
     keys = rows.keys
     weight = np.ones(len(rows))
-    _, cell, _ = _groups(keys[:1])
+    cell, _ = _groups(keys[:1])
     outer = cell
     for depth in range(1, len(levels) + 1):
-        _, inner, first = _groups(keys[[0, *(_KEY[level] for level in levels[:depth])]])
+        inner, first = _groups(keys[[0, *(_KEY[level] for level in levels[:depth])]])
         weight /= np.bincount(outer[first])[outer]  # parts of the group an image is in
         outer = inner
     weight /= np.bincount(outer)[outer]
@@ -223,13 +223,11 @@ def nested_mean(rows: Rows, levels: tuple[str, ...]) -> NDArray[np.float64]:
     return np.asarray(mean @ rows.embedding.astype(np.float64))
 
 
-def _groups(
-    keys: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct columns of keys, the group of every column, and a member of each group."""
-    distinct, first, group = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+def _groups(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Group of every column of keys, those that are equal, and a member of each group."""
+    _, first, group = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     # NumPy 2.0.0, and no other version, gives the inverse as many axes as the keys have.
-    return distinct, group.ravel(), first
+    return group.ravel(), first
 
 
 def _sample(sources: list[Part], cells: int, seed: int) -> NDArray[np.int64]:

@@ -133,12 +133,12 @@ def overlap(out: str | Path, source: object) -> str | None:
     """
     if not isinstance(source, str | os.PathLike):
         return None
-    text = os.fspath(source)
+    text = os.fsdecode(source)
     # Of a pattern only the folder is known; files beside those that it matches are not touched.
-    pattern = _PATTERN.search(str(text))
+    pattern = _PATTERN.search(text)
     if pattern is not None:
-        text = os.path.dirname(str(text)[: pattern.start()])
-    mine, theirs = _parts(str(out)), _parts(str(text))
+        text = os.path.dirname(text[: pattern.start()])
+    mine, theirs = _parts(str(out)), _parts(text)
     if mine is None or theirs is None or mine[0] != theirs[0]:
         return None
     if mine == theirs:
@@ -149,7 +149,7 @@ def overlap(out: str | Path, source: object) -> str | None:
         return "lies in"
     try:
         # One file can have two names, by a hard link or where letters of either case are the same.
-        return "is" if os.path.samefile(str(out), str(text)) else None
+        return "is" if os.path.samefile(out, text) else None
     except (OSError, ValueError):
         return None
 

@@ -175,8 +175,8 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
             return name, None if data is None else folder.write(name, data, flush=False)
 
         def chunks() -> Iterator[_Chunk]:
-            for g in range(embedding.shape[0] if len(embedding.shape) == 4 else 1):
-                at = (g,) if len(embedding.shape) == 4 else ()
+            # One empty index, (), without groups.
+            for g, at in enumerate(np.ndindex(embedding.shape[:-3])):
                 inside = cells.group == g
                 yield from _chunks_of_vectors(embedding, at, band, cells, inside, row, col)
                 fields = _fields(cells, inside, row, col, rows)
@@ -254,7 +254,7 @@ def _fit(
     """Check cells against cube and band; rows of the band, row in it and column of each."""
     if not 0 <= band < grid.N_BANDS:
         raise CubeError(f"band {band} does not exist; bands run from 0 to {grid.N_BANDS - 1}")
-    dim, groups = embedding.shape[-1], embedding.shape[0] if len(embedding.shape) == 4 else 1
+    dim, groups = embedding.shape[-1], math.prod(embedding.shape[:-3])
     if embedding.chunks[-3:] != (grid.BLOCK, grid.BLOCK, dim):
         raise CubeError(f"{path}: chunks {embedding.chunks}; expected blocks of 45 × 45 cells")
     rows = grid.Block(band, 0).rows
