@@ -1,5 +1,6 @@
 """The nearest of many embeddings in tables, against NumPy; fragments as colours on maps."""
 
+import os
 import sys
 
 import numpy as np
@@ -429,6 +430,14 @@ def test_the_command_draws_fragments_and_stores_their_basis(majortom, tmp_path, 
     other = ["map", str(majortom[1]), str(tmp_path / "c.png"), "--basis", str(basis)]
     assert main(other) == 1
     assert "basis" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders")
+def test_a_pipe_in_place_of_a_basis_is_not_waited_for(majortom, tmp_path, capsys):
+    basis = tmp_path / "basis.nc"
+    os.mkfifo(basis)
+    assert main(["map", str(majortom[0]), str(tmp_path / "a.png"), "--basis", str(basis)]) == 1
+    assert f"{basis}: not a file but a named pipe" in capsys.readouterr().err
 
 
 def test_a_basis_that_may_not_be_replaced_is_refused_before_it_is_computed(

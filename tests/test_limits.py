@@ -58,6 +58,7 @@ from copcube.files.torch_pickle import OtherObjectError, TorchFileError, describ
 from copcube.images import geotiff, listing, open_source
 from copcube.interchange.engine import open_map
 from copcube.modalities import MODALITIES
+from copcube.models.neural_lam import on_grid
 from copcube.products.geotiff import find
 from copcube.rows import COLUMNS, read_rows, rows_files
 from copcube.rows.opening import open_parquet, reading_parquet
@@ -478,6 +479,7 @@ DOORS = {
     "map.parquet": (open_map, RowsError),
     "rows.parquet": (read_rows, RowsError),
     "static.nc": (era5.open_static, SourceError),
+    "grid.nc": (lambda path: on_grid(None, {}, grid=path), SourceError),
     "w.pth": (lambda path: load_weights(str(path)), WeightsError),
     "example-000000.tar": (open_source, SourceError),
     "images": (open_source, SourceError),

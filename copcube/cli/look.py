@@ -336,9 +336,8 @@ def _picture(arguments: Arguments, out: Path) -> None:
 
 def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
     """Draw fragments on the basis given, or on their own, which may be stored."""
-    import xarray as xr
-
     from copcube import plot
+    from copcube.era5.statics import open_fields
     from copcube.interchange.replacing import require_free
     from copcube.lookup import Fragments, fit_fragments
 
@@ -354,15 +353,7 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
             raise OptionError(f"--save-basis {arguments.save_basis}: expected .nc")
         require_free(Path(arguments.save_basis), arguments.overwrite, arguments.cube)
     found = Fragments.open(arguments.cube)
-    if arguments.basis is not None:
-        try:
-            basis = xr.open_dataset(arguments.basis, engine="netcdf4")
-        except (OSError, ValueError) as error:
-            raise OptionError(
-                f"--basis {arguments.basis}: not a readable basis ({error})"
-            ) from error
-    else:
-        basis = fit_fragments(found)
+    basis = open_fields(arguments.basis)[0] if arguments.basis else fit_fragments(found)
     if arguments.save_basis is not None:
         with appears(arguments.save_basis, arguments) as temporary:
             basis.to_netcdf(temporary)

@@ -12,8 +12,8 @@ import numpy as np
 
 from copcube.arguments import one_path
 from copcube.cube.latlon import NAMES
-from copcube.errors import GridError, MissingFileError, SourceError
-from copcube.files.limits import rule_out_shortage
+from copcube.era5.statics import open_fields
+from copcube.errors import GridError
 from copcube.grid import cell_at
 from copcube.models.components import Components
 from copcube.models.fields import Fields, Maps, on_lattice
@@ -45,6 +45,8 @@ def on_grid(
     ------
     GridError
         If there are no such coordinates.
+    MissingFileError, SourceError
+        If there is no such file, or it cannot be read.
     """
     if grid is None:
         return on_lattice(components, statics)
@@ -79,14 +81,7 @@ def _opened(grid: "xr.Dataset | str | Path") -> "xr.Dataset":
 
     if isinstance(grid, xr.Dataset):
         return grid.copy(deep=False)  # which is closed without closing the caller's
-    path = Path(one_path(grid, "grid"))
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such file; expected netCDF or Zarr with the grid")
-    try:
-        return xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path, engine="netcdf4")
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        rule_out_shortage(error)
-        raise SourceError(f"{path}: the grid cannot be read ({error})") from error
+    return open_fields(one_path(grid, "grid"))[0]
 
 
 def _found(ds: "xr.Dataset", axis: str) -> "xr.DataArray":
@@ -106,10 +101,9 @@ def write(fields: Fields, path: Path) -> None:
     data: dict[str, Any] = {n: (fields.dims, v) for n, v in fields.channels.items()}
     coords = dict(fields.coords)
     along = fields.dims if fields.lat.ndim == 2 else None
-    for name, values in (("latitude", fields.lat), ("longitude", fields.lon)):
-        units = "degrees_north" if name == "latitude" else "degrees_east"
-        attrs = {"standard_name": name, "units": units}
-        coords[name] = (along or name, values, attrs)
+    axes = ("latitude", "degrees_north", fields.lat), ("longitude", "degrees_east", fields.lon)
+    for name, units, values in axes:
+        coords[name] = (along or name, values, {"standard_name": name, "units": units})
     ds = xr.Dataset(data, coords, fields.description())
     for name in data:
         # mllam-data-prep asks each variable for its units and its name in words.
