@@ -220,8 +220,8 @@ def tif(files, tmp_path):
 def decoded(monkeypatch):
     """Corners of the tiles of GeoTIFFs that are decoded."""
     found = []
-    window = geotiff._window
-    monkeypatch.setattr(geotiff, "_window", lambda *a: (found.append(a[1:3]), window(*a))[1])
+    filled = geotiff.filled_cells
+    monkeypatch.setattr(geotiff, "filled_cells", lambda *a: (found.append(a[1:3]), filled(*a))[1])
     return found
 
 

@@ -312,7 +312,7 @@ def _reduce(arguments: Arguments) -> None:
 
 
 def _merge(arguments: Arguments) -> None:
-    from copcube.era5.merge import merge, open_static
+    from copcube.era5 import merge, open_static
 
     require_output(arguments)
     both = merge(

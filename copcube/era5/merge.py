@@ -2,8 +2,7 @@
 
 `merge` puts the fields of a cube or a reduction on the coordinates of an ERA5 dataset, in
 its order, names and turn of longitude. On the 0.25° lattice values are joined by index, on
-coarser grids they are averaged by area; nothing is ever interpolated. `open_static` opens
-ERA5's invariant fields from what people have.
+coarser grids they are averaged by area; nothing is ever interpolated.
 """
 
 import logging
@@ -22,7 +21,7 @@ from copcube.cube.results import as_result, described
 from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.conservative import Overlaps
-from copcube.era5.statics import open_static, squeezed
+from copcube.era5.statics import squeezed
 from copcube.errors import CubeError, OptionError
 from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index
@@ -30,8 +29,6 @@ from copcube.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
-
-__all__ = ["MASK", "merge", "open_static"]
 
 MASK = "embedding_mask"
 """Name of the mask that `merge` adds on request."""

@@ -136,8 +136,8 @@ def find_map(path: Any) -> MapSource:
         )
     if suffix != ".parquet":  # of which a folder or a glob may be given
         require_file(text, CubeError)
-    if not os.path.isfile(text) and suffix != ".parquet":
-        raise CubeError(f"{text}: no such file; `copcube fetch map` brings the published one")
+        if not os.path.isfile(text):
+            raise CubeError(f"{text}: no such file; `copcube fetch map` brings the published one")
     found = _OPENERS[suffix](text)
     return replace(found, versions=versions(found.files))
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.arguments import flag
@@ -50,24 +49,13 @@ _TORCHGEO_NAME = "embed_map_"
 
 @dataclass(frozen=True)
 class Raster(Decoded):
-    """Bands of a GeoTIFF, whose tiles hold all bands and cannot be decoded in part.
-
-    Parameters
-    ----------
-    tile : tuple of int
-        Rows and columns of its tiles.
-    """
-
-    tile: tuple[int, int] = (TILE, TILE)
+    """Bands of a GeoTIFF, whose tiles hold all bands and cannot be decoded in part."""
 
     def cells(self) -> Iterator[FilledCells]:  # noqa: D102
         with _opened(self.path) as file:
-            for top in range(0, grid.N_LAT, self.tile[0]):
-                for left in range(0, grid.N_LON, self.tile[1]):
-                    height = min(self.tile[0], grid.N_LAT - top)
-                    width = min(self.tile[1], grid.N_LON - left)
-                    numbers = _window(file, top, left, height, width)
-                    yield filled_cells(numbers, top, left, self.packing)
+            for _, tile in file.block_windows(1):
+                numbers = np.moveaxis(file.read(window=tile), 0, -1)
+                yield filled_cells(numbers, tile.row_off, tile.col_off, self.packing)
 
 
 def open_geotiff(path: str) -> MapSource:
@@ -101,8 +89,7 @@ def open_geotiff(path: str) -> MapSource:
         for rows, cols in set(file.block_shapes):
             needed = rows * cols * file.count * np.dtype(dtypes[0]).itemsize
             demand(limits.PIECE, needed, f"{path}: a tile of {rows} × {cols} pixels", CubeError)
-        tile = file.block_shapes[0]
-        return Raster(path, "GeoTIFF", file.count, packing, metadata, tile)
+        return Raster(path, "GeoTIFF", file.count, packing, metadata)
 
 
 def is_described(path: str) -> bool:
@@ -159,7 +146,6 @@ def to_geotiff(
         If the file exists already or cannot be written.
     """
     import rasterio
-    from rasterio.windows import Window
 
     out = Path(path)
     if compat is not None and not (isinstance(compat, str) and compat == "rs-embed"):
@@ -181,12 +167,8 @@ def to_geotiff(
             if packing.scale is not None and packing.offset is not None:
                 file.scales, file.offsets = packing.scale.tolist(), packing.offset.tolist()
             # Tile by tile, since GDAL would have to read back a tile that is written in parts.
-            for top in range(0, grid.N_LAT, TILE):
-                for left in range(0, grid.N_LON, TILE):
-                    rows = slice(top, min(top + TILE, grid.N_LAT))
-                    cols = slice(left, min(left + TILE, grid.N_LON))
-                    numbers = np.moveaxis(writer.window(rows, cols), -1, 0)
-                    file.write(numbers, window=Window.from_slices(rows, cols))
+            for _, tile in file.block_windows(1):
+                file.write(np.moveaxis(writer.window(*tile.toslices()), -1, 0), window=tile)
         _require_whole(writer.file)
         size = writer.file.stat().st_size
         if compat and size < _RS_EMBED_BYTES:
@@ -328,15 +310,6 @@ def _without_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
-
-
-def _window(
-    file: "rasterio.DatasetReader", top: int, left: int, height: int, width: int
-) -> NDArray[Any]:
-    """Numbers of a window, (height, width, bands)."""
-    from rasterio.windows import Window
-
-    return np.moveaxis(np.asarray(file.read(window=Window(left, top, width, height))), 0, -1)
 
 
 @contextmanager

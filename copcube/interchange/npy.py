@@ -76,7 +76,7 @@ def to_npy(
         header["descr"] = np.lib.format.dtype_to_descr(stored)
         np.lib.format.write_array_header_1_0(stream, header)
         start, row = stream.tell(), grid.N_LON * stored.itemsize
-        for band in writer.bands():
+        for band in grid.bands():
             part = slice(band.start, min(band.stop, rows))
             window = writer.window(part)
             if layout == "last":

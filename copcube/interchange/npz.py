@@ -173,7 +173,7 @@ def to_npz(
             np.lib.format.write_array_header_1_0(
                 stream, {"shape": shape, "fortran_order": False, "descr": descr}
             )
-            for rows in writer.bands():
+            for rows in grid.bands():
                 stream.write(writer.window(rows).data)
         small = {"scale": packing.scale, "offset": packing.offset, KEY: writer.metadata.dumps()}
         for name, value in small.items():

@@ -155,7 +155,7 @@ def to_parquet(
             column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
         ) as file:
             # Published ids count from the south pole, and the table is sorted by them.
-            for rows in reversed(list(writer.bands())):
+            for rows in reversed(list(grid.bands())):
                 y, x, vectors = writer.cells(rows)
                 # The writer's columns run from 180°W, those of `grid_id` from 0°E.
                 ids = grid.grid_id(y + rows.start, grid.published_column(x))

@@ -132,7 +132,7 @@ def to_pt(
         if small:
             scale, offset = (_Tensor(key, "float64", (writer.dim,)) for key in ("1", "2"))
             content = {writer.metadata.variable: content, "scale": scale, "offset": offset}
-        windows = (writer.window(rows).data for rows in writer.bands())
+        windows = (writer.window(rows).data for rows in grid.bands())
         _save(archive, content, windows, small, writer.metadata.dumps())
     return writer.result(path)
 

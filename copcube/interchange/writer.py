@@ -64,10 +64,6 @@ class LaidOut:
         """Names of the single components, such as those of a file's bands."""
         return tuple(numbered_names(self._view))
 
-    def bands(self) -> Iterator[slice]:
-        """Rows of the file, 45 at a time."""
-        return grid.bands()
-
     def cells(self, rows: slice, cols: slice = slice(None)) -> FilledCells:
         """Row and column within a window of all filled cells there, and their vectors."""
         # An empty part first: a window may hold nothing of the dataset.
@@ -101,7 +97,7 @@ class MapWriter(LaidOut):
         self.metadata = MapMetadata.of(view, order)
         self.file = file
         if dtype == "int8":
-            self.packing = int8_packing(self.dim, (self.cells(r)[2] for r in self.bands()))
+            self.packing = int8_packing(self.dim, (self.cells(r)[2] for r in grid.bands()))
         else:
             self.packing = Packing(dtype)
         self.packer = Packer(self.packing)

@@ -36,7 +36,7 @@ def holds_fragments(path: str) -> bool:
             names = file.schema_arrow.names
     except RowsError:
         return False
-    return "modality" in names or {"grid_cell", "product_id"} & set(names) != set()
+    return not {"modality", "grid_cell", "product_id"}.isdisjoint(names)
 
 
 def centres(file: str, footprints: Position) -> tuple[Floats, Floats]:

@@ -288,10 +288,8 @@ def _areas(latlon: LatLon, north: float, rows: int, ring: Floats) -> tuple[int, 
     va, vb = v[of] + a * dv[of], v[of] + b * dv[of]
     col, row = np.floor((ua + ub) / 2).astype(np.int64), np.floor((va + vb) / 2).astype(np.int64)
     row = np.clip(row, 0, rows - 1)  # a ring along a pole
-    middle, half = (
-        np.radians(north - latlon.dy * (va + vb) / 2),
-        np.radians(va - vb) * latlon.dy / 2,
-    )
+    middle = np.radians(north - latlon.dy * (va + vb) / 2)
+    half = np.radians(va - vb) * latlon.dy / 2
     band = 2 * np.cos(middle) * np.sin(half)
     # ∫ (u − middle of u) cos φ dφ; its bracket is a difference of near numbers for short pieces.
     bracket = half**2 / 3 - half**4 / 30

@@ -109,7 +109,7 @@ def similar(
         attrs={
             "title": "places that look alike",
             "metric": metric,
-            **_asked(lat, lon),
+            **({} if lat is None or lon is None else {"lat": float(lat), "lon": float(lon)}),
             **of_encoder(cube.attrs),
         },
     )
@@ -137,10 +137,6 @@ def check_places(n: object, metric: object, exclude_km: object) -> tuple[int, fl
     if not 0 <= apart < np.inf:
         raise OptionError(f"exclude_km={exclude_km!r}; expected a distance in km, 0 or more")
     return whole_number(n, "n", 1), apart
-
-
-def _asked(lat: float | None, lon: float | None) -> dict[str, float]:
-    return {} if lat is None or lon is None else {"lat": float(lat), "lon": float(lon)}
 
 
 def _wanted(

@@ -85,9 +85,7 @@ def corners_of(spatial: Any, *, strict: bool) -> Corners:
         dlat = metres / _METRES
         # At a pole a degree of longitude has no length, by which nothing could be divided.
         dlon = metres / (_METRES * max(1e-6, cos(radians(lat))))
-        if strict:
-            return lon - dlon, lat - dlat, lon + dlon, lat + dlat
-        if abs(lat) + dlat >= 90 or dlon >= 180:
+        if not strict and (abs(lat) + dlat >= 90 or dlon >= 180):
             return -180.0, max(lat - dlat, -90), 180.0, min(lat + dlat, 90)
         return lon - dlon, lat - dlat, lon + dlon, lat + dlat
     else:

@@ -82,7 +82,7 @@ class Components:
         laid = LaidOut(view, "era5")
         values = np.zeros((grid.N_LAT, grid.N_LON, laid.dim), np.float32)
         filled = np.zeros(values.shape[:2], bool)
-        for band in laid.bands():
+        for band in grid.bands():
             row, col, vectors = laid.cells(band)
             values[band][row, col] = vectors
             filled[band][row, col] = True

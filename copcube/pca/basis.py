@@ -63,7 +63,8 @@ def read_components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
     """
     require_dataset(basis, "the basis of a reduction")
     missing = [name for name in BASIS if name not in basis]
-    missing += [name for name in ("reduction_whiten",) if name not in basis.attrs]
+    if "reduction_whiten" not in basis.attrs:
+        missing.append("reduction_whiten")
     if missing:
         raise OptionError(
             f"expected the basis of a reduction, found no {', '.join(missing)}; give what "

@@ -192,7 +192,8 @@ def as_fields(given: "xr.Dataset | xr.DataArray") -> "xr.Dataset":
     if isinstance(given, xr.DataArray):
         given = given.to_dataset(name=given.name or "given")
     require_dataset(given, "the given fields")
-    lat, lon = LatLon.of(given).lat, LatLon.of(given).lon
+    on = LatLon.of(given)
+    lat, lon = on.lat, on.lon
     others = [dim for dim, size in given.sizes.items() if size == 1 and dim not in (lat, lon)]
     given = given.isel(dict.fromkeys(others, 0), drop=True)
     # Bounds, reference systems and the like are no fields.

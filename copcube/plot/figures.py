@@ -37,14 +37,8 @@ def new_figure(size: tuple[float, float]) -> "Figure":
     return Figure(figsize=size, layout="compressed")
 
 
-def new_axes(size: tuple[float, float], projection: Any = None) -> "Axes":
-    """Make the axes of a new figure of a size; errors are those of `require_matplotlib`."""
-    axes: Axes = new_figure(size).add_subplot(projection=projection)
-    return axes
-
-
 def axes_of(ax: "Axes | None", size: tuple[float, float], projection: Any = None) -> "Axes":
-    """Axes that were given, or else new ones.
+    """Return axes that were given, or else those of a new figure of a size in inches.
 
     Raises
     ------
@@ -53,15 +47,14 @@ def axes_of(ax: "Axes | None", size: tuple[float, float], projection: Any = None
     MissingPackageError
         If matplotlib is not installed.
     """
-    if ax is None:
-        return new_axes(size, projection)
+    axes = new_figure(size).add_subplot(projection=projection) if ax is None else ax
     from matplotlib.axes import Axes
 
-    if not isinstance(ax, Axes):
+    if not isinstance(axes, Axes):
         raise OptionError(
             f"ax is {as_given(ax)}; expected axes of matplotlib, such as ax[0] of several"
         )
-    return ax
+    return axes
 
 
 def titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
