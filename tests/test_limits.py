@@ -59,6 +59,7 @@ from copcube.images import geotiff, listing, open_source
 from copcube.interchange.engine import open_map
 from copcube.modalities import MODALITIES
 from copcube.models.neural_lam import on_grid
+from copcube.probes.bench import read_results
 from copcube.products.geotiff import find
 from copcube.rows import COLUMNS, read_rows, rows_files
 from copcube.rows.opening import open_parquet, reading_parquet
@@ -480,6 +481,7 @@ DOORS = {
     "rows.parquet": (read_rows, RowsError),
     "static.nc": (era5.open_static, SourceError),
     "grid.nc": (lambda path: on_grid(None, {}, grid=path), SourceError),
+    "results.json": (read_results, OptionError),
     "w.pth": (lambda path: load_weights(str(path)), WeightsError),
     "example-000000.tar": (open_source, SourceError),
     "images": (open_source, SourceError),

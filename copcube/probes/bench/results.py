@@ -15,6 +15,7 @@ from copcube.arguments import one_of
 from copcube.cube.caution import caution
 from copcube.errors import CopcubeError, OptionError, in_a_line
 from copcube.files.atomic import write_text
+from copcube.files.regular import open_regular
 from copcube.interchange.metadata import KEY
 from copcube.probes.bench.tasks import METRICS, TASKS
 from copcube.probes.tables import Form, Row, as_text
@@ -169,7 +170,8 @@ def read_results(path: str | Path) -> list[Result]:
     """
     expected = "expected results that `copcube bench` wrote; name another file"
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        with open_regular(path, OptionError) as file:
+            content = json.load(file)
         if content[KEY]["bench"] != FORMAT:
             raise OptionError(f"{path}: {expected}")
         return [_restored(one) for one in content["results"]]
