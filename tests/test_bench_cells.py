@@ -93,9 +93,9 @@ def test_options_that_change_nothing_are_refused(capsys: pytest.CaptureFixture[s
     command = ["bench", "all", "--root", "root"]
     of_images = ["--probe", "fast", "--seeds", "5", "--stream"]
     assert main([*command, "--cube", "world.zarr", *of_images]) == 1
-    assert "--probe, --seeds, --stream: of images" in capsys.readouterr().err
+    assert "--probe, --seeds, --stream: for images" in capsys.readouterr().err
     assert main([*command, "--levels", "last"]) == 1
-    assert "--levels is of the linear heads of --probe fast" in capsys.readouterr().err
+    assert "--levels is for the linear heads of --probe fast" in capsys.readouterr().err
 
 
 @pytest.mark.slow

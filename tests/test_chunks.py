@@ -60,5 +60,5 @@ def test_chunks_are_those_of_zarr(data):
 )
 def test_arrays_that_are_stored_otherwise_are_refused(change):
     _, metadata = stored(np.ones((2, 2), np.float32), (1, 2), np.nan)
-    with pytest.raises(CubeError, match=r"field/zarr\.json .* create the cube anew"):
+    with pytest.raises(CubeError, match=r"field/zarr\.json .* create the cube again"):
         Chunks.of("field", json.dumps(json.loads(metadata) | change).encode())

@@ -519,7 +519,7 @@ def test_a_working_folder_that_is_gone_is_said(images, stubbed, tmp_path, monkey
     (tmp_path / "gone").rmdir()
     assert main(["build", str(images), "world.zarr", "-q"]) == 1
     said = capsys.readouterr().err
-    assert said == "copcube: the folder that this runs in is no longer there; go to another one\n"
+    assert said == "copcube: the working directory no longer exists; change to another one\n"
 
 
 def test_a_refusal_of_the_file_system_is_not_unexpected(capsys, monkeypatch, tmp_path):
@@ -535,5 +535,5 @@ def test_a_refusal_of_the_file_system_is_not_unexpected(capsys, monkeypatch, tmp
 def test_a_demo_of_few_cells_reduces_nothing(images, stubbed, tmp_path, capsys):
     shutil.copytree(images, tmp_path / "images")
     assert main(["demo", str(tmp_path)]) == 0
-    assert "2 cells have no 3 components: nothing is reduced" in capsys.readouterr().out
+    assert "2 cells are too few for 3 components: nothing is reduced" in capsys.readouterr().out
     assert (tmp_path / "world.zarr").is_dir()

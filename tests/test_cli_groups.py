@@ -131,8 +131,8 @@ def test_reductions_and_comparisons_of_some(seasons, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["bench", "cloud-s2", "--root", ".", "--group", "JJA"], "--group is of a cube"),
-        (["compare", "--rows", "r", "a.zarr", "--groups", "DJF", "JJA"], "--groups is of two"),
+        (["bench", "cloud-s2", "--root", ".", "--group", "JJA"], "--group is for a cube"),
+        (["compare", "--rows", "r", "a.zarr", "--groups", "DJF", "JJA"], "--groups is for two"),
     ],
 )
 def test_a_group_of_nothing_is_refused(words, match, capsys):

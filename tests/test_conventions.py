@@ -502,6 +502,6 @@ def test_codes_are_not_taken_for_values(fields, tmp_path, caplog):
     ):
         caplog.clear()
         to_geotiff(fields, tmp_path / name, dtype=dtype, overwrite=True)
-        assert ("would take int8 codes for values" in caplog.text) is warned
-    with pytest.raises(OptionError, match="would take int8 codes for values"):
+        assert ("would mistake int8 codes for values" in caplog.text) is warned
+    with pytest.raises(OptionError, match="would mistake int8 codes for values"):
         to_geotiff(fields, tmp_path / "embed_map_9.tif", dtype="int8", compat="rs-embed")

@@ -680,11 +680,11 @@ def test_other_things_are_no_cubes(tmp_path):
     for name, found in (
         ("none", "nothing"),
         ("empty", "an empty folder"),
-        ("fields.zarr", "a reduction, alone or merged; `copcube info` tells of it"),
+        ("fields.zarr", "a reduction, alone or merged; `copcube info` describes it"),
         ("separate.zarr", "vectors with a variable for each component, as other readers want"),
         ("a.txt", "text, which begins 'x'"),
-        ("world.build", "the folder of a build, of which `copcube status` tells"),
-        ("world.build/rows", "a folder of tables, of which `copcube aggregate` may make a cube"),
+        ("world.build", "the folder of a build, which `copcube status` describes"),
+        ("world.build/rows", "a folder of tables, from which `copcube aggregate` may make a cube"),
         ("other.zarr", "something else"),
         ("more.zarr", "a Zarr group of something else"),
     ):

@@ -457,4 +457,4 @@ def test_a_basis_that_may_not_be_replaced_is_refused_before_it_is_computed(
 
 def test_of_fragments_there_is_no_page(majortom, tmp_path, capsys):
     assert main(["map", str(majortom[0]), str(tmp_path / "a.html")]) == 1
-    assert "a page is of cubes; choose .png" in capsys.readouterr().err
+    assert "a page shows cubes; choose .png" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def test_given_fields_that_cannot_be_used():
         (OptionError, "one word", {"given": given.rename(z="geo potential")}),
         (OptionError, r"degree is 4; expected 1 to 3", {"given": given, "degree": 4}),
         (OptionError, r"degree is 2.0 \(float\)", {"given": given, "degree": 2.0}),
-        (OptionError, r"degree=2 is of the given fields", {"degree": 2}),
+        (OptionError, r"degree=2 applies to given fields", {"degree": 2}),
         (OptionError, r"weights=a Dataset; expected 'area'", {"weights": given}),
         (CubeError, "all given fields", {"given": given * np.nan}),
         (

@@ -278,7 +278,7 @@ BOMBS = {
     narrow: ("source", r"1 × 65000 pixels in 1 bands, resized to 960, would unfold to 240 GB"),
     map_of_one_tile: ("map", r"a tile of 720 × 1440 pixels would unfold to 17 GB"),
     long_vectors: ("map", r"45 rows of cells with vectors of length 1048576 would unfold to 272"),
-    long_description: ("map", r"scale.npy has not the size that it says"),
+    long_description: ("map", r"scale.npy does not have the size that it states"),
     packed_by_lzma: ("map", r"compressed by method 14; expected it stored or deflated"),
     values_of_json: ("map", r"its description under 'copcube' would unfold to 5\d\d MB", 0.1),
     long_listing: ("source", r"fnames_bomb.json.gz would unfold to more than 4\d\d MB", 0.1),

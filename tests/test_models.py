@@ -524,7 +524,7 @@ def test_on_the_command_line(tmp_path, capsys, statics):
     assert main([*words, "--overwrite"]) == 1
     assert "holds 3 components, k=8" in capsys.readouterr().err
     assert main(["export", str(fields), str(tmp_path / "x.npy"), "-k", "3"]) == 1
-    assert "-k: of files for weather models; say which model with --for" in capsys.readouterr().err
+    assert "-k: for files of weather models; say which model with --for" in capsys.readouterr().err
     assert main([*words[:2], str(tmp_path / "y.h5"), *words[3:], "-k", "2", "--dtype", "int8"]) == 1
     assert "no option dtype" in capsys.readouterr().err
 

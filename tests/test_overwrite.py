@@ -566,7 +566,7 @@ def test_two_colons_are_named_where_zarr_takes_them_for_a_chain(finished, images
         lambda path: build(images, path.with_name("new.zarr"), encoder=StubEncoder(), **OPTIONS),
         lambda path: to_zarr(fields, path.with_name("fields.zarr")),
     ):
-        with pytest.raises(OptionError, match=r"a::b/\w+\.zarr: by :: zarr, .* without it"):
+        with pytest.raises(OptionError, match=r"a::b/\w+\.zarr: zarr, .* takes :: .* without it"):
             use(world)
     assert [path.name for path in (tmp_path / "a::b").iterdir()] == ["world.zarr"]
 

@@ -433,12 +433,12 @@ def test_letters_of_spreadsheets_are_kept(tmp_path, caplog):
         (
             (pd.Series([45, 46]), pd.Series([7, 8], index=[1, 0])),
             {},
-            "lat and lon have other labels in their indexes",
+            "lat and lon have different labels in their indexes",
         ),
         (
             pd.DataFrame({"lat": [45], "lon": [7]}).rename_axis("distance"),
             {},
-            "along distance, a name that the dataset has too; rename it",
+            "along distance, a name that the dataset has too; rename",
         ),
     ],
 )

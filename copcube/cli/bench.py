@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
     )
     bench.add_argument("tasks", metavar="TASK", nargs="+", help="names of tasks, or all")
     bench.add_argument("--root", metavar="DIR", required=True, help="folder of the data")
-    bench.add_argument("--cube", metavar="CUBE", help="whose vectors are asked instead")
+    bench.add_argument("--cube", metavar="CUBE", help="a cube whose own vectors are used instead")
     add_group(bench)
     bench.add_argument(
         "--probe",
@@ -66,7 +66,7 @@ def add(commands: Commands) -> None:
         "--area",
         choices=("official", "true"),
         default="official",
-        help="of a token, that the encoder is told: as published (default), or as it is",
+        help="area of a token as told to the encoder: the published one (default), or the true one",
     )
     add_model(bench)
     bench.add_argument(
@@ -121,17 +121,17 @@ def _bench(arguments: Arguments) -> int:
         usual = arguments.of_images
         if given := [f"--{name}" for name in usual if getattr(arguments, name) != usual[name]]:
             raise OptionError(
-                f"{', '.join(given)}: of images and their encoder; with --cube its own vectors are "
-                "asked: leave it out"
+                f"{', '.join(given)}: for images and their encoder; with --cube its own vectors "
+                "are used: leave it out"
             )
         with reading(arguments.cube):
             cube = cube_of(arguments)
             found = bench_cells(cube, arguments.root, tasks, resamples=arguments.resamples)
         return _told(found, arguments)
     if arguments.group is not None:
-        raise OptionError("--group is of a cube; give one with --cube, or leave it out")
+        raise OptionError("--group is for a cube; give one with --cube, or leave it out")
     if arguments.levels == "last" and arguments.probe != "fast":
-        raise OptionError("--levels is of the linear heads of --probe fast; give that, too")
+        raise OptionError("--levels is for the linear heads of --probe fast; give that, too")
     found = bench(
         [*TASKS] if tasks is None else tasks,
         arguments.root,

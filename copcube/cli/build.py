@@ -379,7 +379,7 @@ def _demo(arguments: Arguments) -> None:
         # Loaded here rather than by the build, so that the other weights can still be chosen.
         encoder = EncoderSpec().load()
     except FetchError as error:
-        log.warning("the published weights cannot be had here: %s", error)
+        log.warning("the published weights are not available here: %s", error)
         encoder = EncoderSpec(weights="untrained:0").load()
     _log_report(build(images, cube, encoder=encoder))
     if problems := validate(cube):
@@ -389,7 +389,8 @@ def _demo(arguments: Arguments) -> None:
     if (cells := summary(cube).cells) > _COMPONENTS:
         _use(cube, folder)
     else:
-        print(f"{cells} cells have no {_COMPONENTS} components: nothing is reduced and exported")
+        few = f"{cells} cells are too few for {_COMPONENTS} components"
+        print(f"{few}: nothing is reduced or exported")
 
 
 def _use(cube: Path, folder: Path) -> None:

@@ -81,7 +81,7 @@ def add_cube(
 def add_group(command: argparse.ArgumentParser) -> None:
     """Add the option to select a group of a cube."""
     command.add_argument(
-        "--group", metavar="LABEL", help="of a cube with groups, this one alone, such as JJA"
+        "--group", metavar="LABEL", help="select one group of a cube that has groups, such as JJA"
     )
 
 

@@ -299,7 +299,7 @@ def _page(arguments: Arguments) -> None:
 
     if holds_fragments(arguments.cube):
         raise OptionError(
-            f"{arguments.cube} holds embeddings of images, and a page is of cubes; choose "
+            f"{arguments.cube} holds embeddings of images, and a page shows cubes; choose "
             f"{', '.join(DRAWN)}, or make a cube of them with `copcube aggregate`"
         )
     basis = None if arguments.basis is None else open_any(arguments.basis)
@@ -317,12 +317,12 @@ def _picture(arguments: Arguments, out: Path) -> None:
         draw(_fragments(arguments, options), out, arguments, arguments.dpi)
         return
     if arguments.save_basis is not None:
-        raise OptionError(f"--save-basis is of parquet files; {arguments.cube} is a cube")
+        raise OptionError(f"--save-basis is for parquet files; {arguments.cube} is a cube")
     show = arguments.show or "rgb"
     if arguments.component is not None and show != "component":
-        raise OptionError(f"--component is of --show component, and {show} is shown; give that too")
+        raise OptionError(f"--component needs --show component; {show} is shown")
     if arguments.basis is not None and show not in ("rgb", "component"):
-        raise OptionError(f"--basis is of components, and {show} is shown; leave it out")
+        raise OptionError(f"--basis is for components, and {show} is shown; leave it out")
     ds = cube_of(arguments)
     match show:
         case "rgb" | "component":
@@ -342,9 +342,9 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
     from copcube.lookup import Fragments, fit_fragments
 
     if arguments.show not in (None, "rgb") or arguments.component is not None:
-        raise OptionError("of parquet files three components are shown as colours, and no more")
+        raise OptionError("of parquet files only three components can be shown, as colours")
     if arguments.group is not None:
-        raise OptionError(f"--group is of cubes; {arguments.cube} holds embeddings of images")
+        raise OptionError(f"--group is for cubes; {arguments.cube} holds embeddings of images")
     if arguments.save_basis is not None:
         if arguments.basis is not None:
             raise OptionError("--save-basis writes the basis found; --basis gives one")

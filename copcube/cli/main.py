@@ -114,11 +114,11 @@ def _line(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         why = f" ({' '.join(str(error).split())})" if str(error) else ""
-        return f"there is too little memory{why}; more of it, or a part at a time, lets it go on"
+        return f"there is too little memory{why}; free some, or work on a part at a time"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, FileNotFoundError) and not _stands_somewhere():
-        return "the folder that this runs in is no longer there; go to another one"
+        return "the working directory no longer exists; change to another one"
     if "can't start new thread" in str(error):
         return "no further thread may be started: the limit of processes or of memory is reached"
     words = " ".join(f"{type(error).__name__}: {error}".split())

@@ -107,7 +107,7 @@ def _probe(arguments: Arguments) -> None:
         if path:
             require_form(path, forms, arguments)
     if arguments.names and not arguments.given:
-        raise OptionError("--fields says which of the fields of --given count; give these, too")
+        raise OptionError("--fields chooses among the fields of --given; give that, too")
     if arguments.block is not None and arguments.split != "blocks":
         raise OptionError("--block is the side of the squares of --split blocks; give that, too")
     as_maps = bool(arguments.maps or (arguments.out and arguments.out.lower().endswith(".nc")))

@@ -277,7 +277,7 @@ def _validate(arguments: Arguments) -> int:
     for problem in problems:
         say(problem)
     if Path(arguments.cube).is_file():
-        say("files are not examined; `copcube info` tells what a map or an export holds")
+        say("files are not examined; `copcube info` says what a map or an export holds")
     if not problems:
         say(f"{arguments.cube}: a valid embedding cube")
     return 1 if problems else 0
@@ -288,7 +288,7 @@ def _reduce(arguments: Arguments) -> None:
 
     require_output(arguments)
     if arguments.names and not arguments.given:
-        raise OptionError("--fields says which of the fields of --given count; give these, too")
+        raise OptionError("--fields chooses among the fields of --given; give that, too")
     cube = cube_of(arguments)
     given = statics_of(arguments) if arguments.given else None
     if arguments.basis:
@@ -340,7 +340,7 @@ def _export(arguments: Arguments) -> None:
         return
     if of_models:
         names = ", ".join(f"{'-' if len(name) == 1 else '--'}{name}" for name in of_models)
-        raise OptionError(f"{names}: of files for weather models; say which model with --for")
+        raise OptionError(f"{names}: for files of weather models; say which model with --for")
     say(export(cube_of(arguments), arguments.out, overwrite=arguments.overwrite, **options))
 
 
@@ -359,7 +359,7 @@ def _compare(arguments: Arguments) -> None:
         raise OptionError("compare takes two cubes, or --rows ROWS and one cube")
     if arguments.rows is not None:
         if arguments.groups is not None:
-            raise OptionError("--groups is of two cubes; leave it out with --rows")
+            raise OptionError("--groups is for two cubes; leave it out with --rows")
         say(averaging_order(arguments.rows, open_any(arguments.a)))
     else:
         say(compare(*groups_of(open_any(arguments.a), open_any(arguments.b), arguments.groups)))

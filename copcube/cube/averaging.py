@@ -252,7 +252,8 @@ def _averages_of(
     view = CubeView.of(averages)
     if view.lead:
         raise CubeError(
-            f"expected one average a cell, found groups along {view.lead[0]}; aggregate without"
+            f"expected one average a cell, found groups along {view.lead[0]}; aggregate the rows "
+            "without groups"
         )
     rows, cols = (
         index[of_cells]

@@ -79,8 +79,8 @@ class Chunks:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CubeError(
-                f"{name}/zarr.json says that chunks are stored in another way than copcube stores "
-                "them; create the cube anew"
+                f"{name}/zarr.json says that chunks are not stored as copcube stores them; create "
+                "the cube again"
             ) from error
 
     def file(self, index: tuple[int, ...]) -> str:

@@ -130,8 +130,8 @@ def demand_same_order(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
         return
     if (other := np.flatnonzero(ours != theirs)).size:
         raise CubeError(
-            f"the values of vectors come in another order, {ours[other[0]]} where the other "
-            f"dataset has {theirs[other[0]]}: bring them into one with .sel"
+            f"the values of vectors come in a different order, {ours[other[0]]} where the other "
+            f"dataset has {theirs[other[0]]}: put them into the same order with .sel"
         )
 
 

@@ -66,8 +66,8 @@ def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
         xr.align(y, x, join="exact")
     except ValueError:
         raise OptionError(
-            "lat and lon have other labels along their dimension: which latitude belongs to which "
-            "longitude is a guess; align them, xr.align(lat, lon)"
+            "lat and lon have different labels along their dimension: which latitude belongs to "
+            "which longitude would be a guess; align them, xr.align(lat, lon)"
         ) from None
     return y, x.transpose(*y.dims)
 
@@ -86,8 +86,9 @@ def demand_same_labels(lat: Any, lon: Any) -> None:
         return
     if len(lat) == len(lon) and not lat.index.equals(lon.index):
         raise OptionError(
-            "lat and lon have other labels in their indexes: which latitude belongs to which "
-            "longitude is a guess; take both from one frame, or give their values, lat.to_numpy()"
+            "lat and lon have different labels in their indexes: which latitude belongs to which "
+            "longitude would be a guess; take both from one frame, or give their values, "
+            "lat.to_numpy()"
         )
 
 
@@ -112,8 +113,8 @@ def refuse_shared(points: "xr.DataArray", view: "CubeView", further: Iterable[st
     own = {*view.dataset.dims, *view.dataset.variables, *further} - {view.lat, view.lon}
     if shared := [str(dim) for dim in points.dims if dim in own]:
         raise OptionError(
-            f"the points lie along {', '.join(shared)}, a name that the dataset has too; rename it "
-            f"in theirs, such as {shared[0]} to point"
+            f"the points lie along {', '.join(shared)}, a name that the dataset has too; rename "
+            f"that dimension of the points, such as {shared[0]} to point"
         )
 
 

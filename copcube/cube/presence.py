@@ -43,8 +43,8 @@ def refuse_zeros(values: NDArray[Any]) -> NDArray[Any]:
     if zeros.any():
         raise CubeError(
             f"{int(zeros.sum())} cells hold vectors of zeros and the cube has no n_images to "
-            "tell whether they are missing; published maps mean that by zeros: open them with "
-            "engine='copembed', or set them to NaN"
+            "tell whether they are missing; in published maps zeros mean missing: open those with "
+            "engine='copembed', or set such vectors to NaN"
         )
     return values
 

@@ -210,8 +210,8 @@ def refuse_chain(path: str | Path) -> None:
     """
     if not is_remote(path) and "::" in str(path):
         raise OptionError(
-            f"{path}: by :: zarr, and with it xarray, joins file systems; give the folder a name "
-            "without it"
+            f"{path}: zarr, and xarray with it, takes :: for a join of file systems; give the "
+            "folder a name without it"
         )
 
 
@@ -353,11 +353,11 @@ def _found(path: str, otherwise: str) -> str:
     if os.path.isdir(path) and not os.listdir(path):
         return "an empty folder"
     if os.path.isfile(os.path.join(path, "plan.json")):
-        return "the folder of a build, of which `copcube status` tells"
+        return "the folder of a build, which `copcube status` describes"
     if not is_group(path) and any(Path(path).glob("*.parquet")):
-        return "a folder of tables, of which `copcube aggregate` may make a cube"
+        return "a folder of tables, from which `copcube aggregate` may make a cube"
     if any(os.path.isfile(os.path.join(path, "pc", name)) for name in ("zarr.json", ".zarray")):
-        return "a reduction, alone or merged; `copcube info` tells of it"
+        return "a reduction, alone or merged; `copcube info` describes it"
     if is_group(path) and any(schema.is_numbered(name) for name in os.listdir(path)):
         return (
             "vectors with a variable for each component, as other readers want them; give what "

@@ -122,7 +122,7 @@ def merge(
             maps[name].encoding = v.encoding
     basis = {name: v.variable for name, v in fields.data_vars.items() if not spatial & {*v.dims}}
     if left_out := set(fields.data_vars) - {*maps, *basis}:
-        _LOG.warning(f"left out, for they run along only one axis: {_names(left_out)}")
+        _LOG.warning(f"left out, since they run along only one axis: {_names(left_out)}")
     if mask:
         maps[MASK] = _mask(view).variable
     placed, cells = _cells(xr.Dataset(maps), view)

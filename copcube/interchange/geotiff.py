@@ -153,7 +153,7 @@ def to_geotiff(
     if compat and not (out.name.startswith(_TORCHGEO_NAME) and out.suffix == ".tif"):
         raise OptionError(f"rs-embed reads files named embed_map_*.tif; {out.name} is not")
     if compat and dtype != "float32":
-        raise OptionError(f"rs-embed would take {dtype} codes for values; choose dtype='float32'")
+        raise OptionError(f"rs-embed would mistake {dtype} codes for values; choose float32")
     with writing_map(
         ds, path, "GeoTIFF", ("float32", "int8"), dtype=dtype, order=order, overwrite=overwrite
     ) as writer:
@@ -179,7 +179,7 @@ def to_geotiff(
     if dtype == "int8" and out.name.startswith(_TORCHGEO_NAME):
         log.warning(
             "%s: torchgeo and rs-embed read files named embed_map_* without their scales and would "
-            "take int8 codes for values; give it another name, or choose dtype='float32'",
+            "mistake int8 codes for values; give it another name, or choose dtype='float32'",
             path,
         )
     return writer.result(path)

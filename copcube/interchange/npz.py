@@ -245,7 +245,7 @@ def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     with _member_of(archive, info) as stream:
         shape, _, dtype = _header(stream)
         if stream.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize != info.file_size:
-            raise CubeError(f"{archive.filename}: {name} has not the size that it says")
+            raise CubeError(f"{archive.filename}: {name} does not have the size that it states")
         stream.seek(0)
         return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
 

@@ -167,7 +167,7 @@ def _require_comparable(a: CubeView, b: CubeView) -> None:
         name, ours, theirs = unlike
         raise CubeError(
             f"{name} is {ours!r} in the first cube and {theirs!r} in the second: the distance of "
-            "vectors of different encoders says nothing of places; `compare` measures their "
+            "vectors of different encoders says nothing about places; `compare` measures their "
             "agreement"
         )
     if a.name != b.name or a.field.shape[-1] != b.field.shape[-1]:
@@ -185,7 +185,7 @@ def _require_comparable(a: CubeView, b: CubeView) -> None:
         ours, theirs = a.dataset.attrs.get(name), b.dataset.attrs.get(name)
         if None not in (ours, theirs) and ours != theirs:
             log.warning(
-                "%s is %r in the first cube and %r in the second: part of the distance comes of "
+                "%s is %r in the first cube and %r in the second: part of the distance comes from "
                 "that",
                 *(name, ours, theirs),
             )

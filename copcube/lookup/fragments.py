@@ -114,7 +114,7 @@ class Fragments:
         how = "search the embeddings of one encoder at a time"
         dim, made = of_one_encoder(files, how, position=footprints)
         if not dim:
-            raise RowsError(f"{path}: no embedding is there")
+            raise RowsError(f"{path}: it holds no embeddings")
         places = [centres(file, footprints) for file in files]
         lat, lon = (np.concatenate(axis) for axis in zip(*places, strict=True))
         starts = np.cumsum([0, *(len(place[0]) for place in places)])
@@ -312,7 +312,7 @@ class Fragments:
                 "give one of a place (lat and lon), a row, a vector, a text and an image"
             )
         if image is None and not (modality is None and date is None and encoder is None):
-            raise OptionError("modality, date and encoder are of an image; give one, or none")
+            raise OptionError("modality, date and encoder describe an image; give an image, too")
         if lat is not None and lon is not None:
             row = self.at(lat, lon)
         elif row is not None:

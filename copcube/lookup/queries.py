@@ -163,8 +163,8 @@ def _spec(made_by: Mapping[str, Any], weights: str | Path | None) -> Any:
     name = next((n for n, kind in KINDS.items() if kind.title == said), _SETS.get(said))
     if name is None and not said.startswith("Copernicus-FM"):
         raise OptionError(
-            f"the vectors searched were made by {said:.80}, which is no encoder that copcube can "
-            "name: give it as encoder=, or search by vector"
+            f"the vectors searched were made by {said:.80}, an encoder that copcube does not know: "
+            "give it as encoder=, or search by vector"
         )
     path = _weights(made_by) if weights is None else os.fspath(weights)
     if name is None:
@@ -254,7 +254,7 @@ def _of_copernicus(
             return found
     if kind is None:
         raise OptionError(
-            f"{_name(image)}: nothing says what it is of; give modality=, one of "
+            f"{_name(image)}: nothing says which modality it is of; give modality=, one of "
             f"{', '.join(MODALITIES)}, or a description of another sensor"
         )
     size = kind.input_size if crop == "center" else kind.stored_size

@@ -438,7 +438,7 @@ def _predictors(
 ) -> Predictors | None:
     if given is None:
         if whole_number(degree, "degree", 1, 3) != 1:
-            raise OptionError(f"degree={degree} is of the given fields, of which there are none")
+            raise OptionError(f"degree={degree} applies to given fields, and none are given")
         return None
     return Predictors.of(given, view, expanded(given, degree))
 

@@ -173,7 +173,7 @@ class Axes:
             explained = np.cumsum(self.variance) / self.variance.sum()
             return min(int(np.searchsorted(explained, k)) + 1, rank)
         if k > rank:
-            raise OptionError(f"k={k} is larger than {rank}, the rank of {vectors}; choose less")
+            raise OptionError(f"k={k} is larger than {rank}, the rank of {vectors}; choose fewer")
         return int(k)
 
     @property

@@ -84,7 +84,7 @@ def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
     for a, b in zip(ours, theirs, strict=True):
         if not np.array_equal(view.field[a].values, weights[b].values):
             raise OptionError(
-                f"weights have another {b} than the cube: expected the same values in the same "
+                f"weights differ from the cube in {b}: expected the same values in the same "
                 "order; bring them there with weights.reindex_like(cube)"
             )
     return weights.transpose(*theirs).values.astype(np.float64)

@@ -394,11 +394,11 @@ def _bar(axes: "Axes", image: Any, label: str, **options: Any) -> None:
 def _field(view: CubeView, name: str) -> NDArray[Any]:
     """Values of a map that a cube has beside its vectors, (lat, lon)."""
     if name not in view.dataset:
-        raise CubeError(f"the dataset has no {name}; a published map does not tell it")
+        raise CubeError(f"the dataset has no {name}, as published maps have none")
     if name == "n_images" and not counts_images(view.dataset.attrs):
         raise CubeError(
-            "how many images made a cell is not known, as of every published map; draw where "
-            "vectors are, plot.coverage() or --show coverage"
+            "how many images made a cell is not known, as for every published map; draw where "
+            "there are vectors, plot.coverage() or --show coverage"
         )
     return np.asarray(at_once(view.dataset[name]).transpose(view.lat, view.lon).values, np.float64)
 

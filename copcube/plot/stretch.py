@@ -30,7 +30,7 @@ def reduced(ds: "xr.Dataset", k: int, basis: "xr.Dataset | None") -> "xr.Dataset
     if "pc" not in ds:
         ds = reduce(ds, k) if basis is None else project(ds, basis)
     elif basis is not None:
-        raise OptionError("a basis is of a cube; the dataset is a reduction and has its own")
+        raise OptionError("a basis is for a cube; the dataset is a reduction and has its own")
     if k > ds.sizes.get("component", 0) or k < 1:
         raise OptionError(
             f"component {k - 1} was asked for; the reduction has 0 to {ds.sizes['component'] - 1}: "
