@@ -95,7 +95,7 @@ class Aggregation:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a first look at the small columns of all parts tells.
+    """What a first look at the small columns of all parts shows.
 
     Parameters
     ----------

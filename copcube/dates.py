@@ -1,4 +1,4 @@
-"""Days, in every form in which people have them.
+"""Days, in every form in which people write them.
 
 `day` is the one door for dates: those given to `copcube.embed`, those of ``time`` coordinates,
 the edges of a selection, the columns of tables. What it does not understand it refuses.

@@ -117,7 +117,7 @@ def few(names: Sequence[str], most: int = 5, mark: str = ", ") -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Say an error of another package in one line: its words, or its kind where it has none."""
+    """Put an error of another package in one line: its words, or its kind where it has none."""
     words = " ".join(str(error).split()) or type(error).__name__
     # The first words say where an error comes from, and the last ones often why.
     return words if len(words) <= 300 else f"{words[:150]} … {words[-150:]}"

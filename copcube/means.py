@@ -2,7 +2,7 @@
 
 A cell is computed when all of its rows have arrived, from all of them together and in a fixed
 order. So no bit depends on how the rows are divided into blocks, nor on who computes which
-cell. Rows of cells that are not complete wait; of rows that lie cell by cell these are few.
+cell. Rows of cells that are not complete wait; where rows lie cell by cell, few do.
 """
 
 from collections.abc import Iterable, Iterator

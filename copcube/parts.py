@@ -1,7 +1,7 @@
 """Files of rows in parts: runs of row groups, each aggregated by a task of its own.
 
-What is small of a part, all but its vectors, is read twice: to see which cells it holds, and to
-combine them. In between it is kept, for as many rows as fit well in memory.
+The small columns of a part, all but its vectors, are read twice: to see which cells it holds, and
+to combine them. In between they are kept, for as many rows as fit well in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,12 +74,12 @@ def parts(files: Sequence[str | Path], max_rows: int | None = None) -> list[Part
 
 
 def read_part(part: Part, assign: Assign, position: Position) -> Rows:
-    """Read the rows of a part without their vectors; see `copcube.products.tables.read`.
+    """Read the rows of a part without their vectors, as `copcube.products.tables.read` does.
 
     Raises
     ------
     RowsError
-        As there.
+        As that function.
     """
     if (found := _kept.rows.get((part, assign, position))) is None:
         found = tables.read(part.file, part.row_groups, assign, position)

@@ -1,4 +1,4 @@
-"""Seeing long work run: a bar a stage on a terminal, plain log lines elsewhere."""
+"""Progress of long work: a bar for each stage on a terminal, plain log lines elsewhere."""
 
 import logging
 import sys

@@ -127,7 +127,7 @@ def _bench(arguments: Arguments) -> int:
         with reading(arguments.cube):
             cube = cube_of(arguments)
             found = bench_cells(cube, arguments.root, tasks, resamples=arguments.resamples)
-        return _told(found, arguments)
+        return _report(found, arguments)
     if arguments.group is not None:
         raise OptionError("--group is for a cube; give one with --cube, or leave it out")
     if arguments.levels == "last" and arguments.probe != "fast":
@@ -148,10 +148,10 @@ def _bench(arguments: Arguments) -> int:
         keep=not arguments.stream,
         cache=arguments.cache,
     )
-    return _told(found, arguments)
+    return _report(found, arguments)
 
 
-def _told(found: "Benched", arguments: Arguments) -> int:
+def _report(found: "Benched", arguments: Arguments) -> int:
     """Print and write what was found; return the exit code."""
     from copcube.probes.bench.results import grid_of
 

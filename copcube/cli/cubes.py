@@ -41,7 +41,7 @@ def open_any(path: str) -> "xr.Dataset":
 
 
 def warn_of(attrs: Mapping[Any, Any], path: str) -> None:
-    """Say of numbers that look like results and are none that they are none."""
+    """Warn of numbers that look like results and are none."""
     from copcube.cube.caution import caution
 
     if said := caution(attrs):

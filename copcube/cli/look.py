@@ -396,10 +396,10 @@ def _texts(name: str, of_places: "xr.DataArray") -> Iterable[str]:
     from copcube.cube.schema import labels
 
     values = of_places.values
+    if values.dtype.kind == "i":
+        return labels(name, values, of_places.attrs)
     if values.dtype.kind != "f":
-        return (
-            labels(name, values, of_places.attrs) if values.dtype.kind == "i" else map(str, values)
-        )
+        return map(str, values)
     # Centres of cells are quarters of a degree.
     form = ".2f" if name in ("lat", "lon") else ".4g"
     return [f"{value:{form}}" for value in values]

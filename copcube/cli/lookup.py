@@ -144,10 +144,7 @@ def _box(arguments: Arguments) -> None:
     from copcube.lookup.boxes import polygons
     from copcube.lookup.tables import beside, read_features, require_table, write_table
 
-    # Both, neither, or part of a box.
-    if (len(arguments.corners) == 4) == (arguments.regions is not None) or (
-        len(arguments.corners) not in (0, 4)
-    ):
+    if len(arguments.corners) != (4 if arguments.regions is None else 0):
         raise OptionError("box takes WEST SOUTH EAST NORTH, or --regions with polygons")
     out = None if arguments.out is None else require_table(arguments.out)
     if out is not None:

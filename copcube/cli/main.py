@@ -109,7 +109,7 @@ def _stopped_in_good_order() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """Say an error in one line; of one that nobody foresaw, its kind too."""
+    """Put an error in one line, with its kind if nobody foresaw it."""
     if isinstance(error, CopcubeError):
         return str(error)
     if isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""Telling in which order a file of averages was averaged.
+"""Finding the order in which a file of averages was averaged.
 
 The published averages are "averaged over the available modalities", and nothing says in which
 order: over all images at once, or first over those that belong together. It matters: a cell
@@ -124,7 +124,7 @@ class AveragingOrder:
 def averaging_order(
     rows: str | Path, averages: "xr.Dataset", *, cells: int = 256, seed: int = 0
 ) -> AveragingOrder:
-    """Tell by which order of averaging a file or cube was made from embeddings of images.
+    """Find the order of averaging by which a file or cube was made from embeddings of images.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a dataset says of its vectors, and what must be said aloud of those that are no results."""
+"""What a dataset says of its vectors, and the warning that those carry which are no results."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -117,14 +117,14 @@ def says_copcube(names: Iterable[object], attributes: Mapping[Any, Any]) -> bool
 
 
 def overlap(out: str | Path, source: object) -> str | None:
-    """Say how an output and what it is made of are in each other's way.
+    """Say how an output and what it is made of conflict, if they do.
 
     Parameters
     ----------
     out : str or Path
         What would be replaced.
     source : object
-        A path, address or pattern that is read; anything else is in nobody's way.
+        A path, address or pattern that is read; anything else conflicts with nothing.
 
     Returns
     -------

@@ -159,8 +159,8 @@ def _summary(path: str | Path) -> CubeSummary:
             zip(groups, counts.sum(axis=(1, 2), dtype=np.int64).tolist(), strict=True)
         )
     rows = np.flatnonzero(filled.any(axis=1))
-    # Rows run from the north, and extents are told from the south.
-    lat = grid.latitudes()[rows[[-1, 0]]].tolist() if len(rows) else None
+    # Rows run from the north, and extents from the south.
+    lat = tuple(grid.latitudes()[rows[[-1, 0]]].tolist()) if len(rows) else None
     return CubeSummary(
         shape=array(group, "embedding").shape,
         by=by,
@@ -168,7 +168,7 @@ def _summary(path: str | Path) -> CubeSummary:
         cells=int(filled.sum()),
         cells_by_group=tuple((counts > 0).sum(axis=(1, 2)).tolist()) if by is not None else (),
         area=float(filled.sum(axis=1) @ grid.areas() / (4 * np.pi)),
-        lat=tuple(lat) if lat else None,
+        lat=lat,
         lon=grid.shortest_arc(np.flatnonzero(filled.any(axis=0))),
         images=int(counts.sum(dtype=np.int64)),
         images_by_modality=by_modality,

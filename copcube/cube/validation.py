@@ -76,7 +76,7 @@ class _Examined:
     built : bool
         Whether a build made the cube, whose rows may lie beside it.
     structure, values : list of str
-        What contradicts the schema; what the values contradict.
+        Contradictions between the cube and the schema, and among its values.
     damaged : dict of str to str
         Damaged and missing chunks: by name, what is wrong with each.
     """
@@ -249,7 +249,7 @@ class _Chunks:
         return any(self.may_hold(array, index) for index, _ in overlapping(array, _slices(part)))
 
     def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
-        """Read a part of an array, and tell which of its values are known.
+        """Read a part of an array, and say which of its values are known.
 
         Parameters
         ----------

@@ -35,7 +35,7 @@ def at_once(array: "xr.DataArray") -> "xr.DataArray":
 
 
 def once(array: "xr.DataArray") -> "xr.DataArray":
-    """Read as `at_once`, for several uses: what dask would compute for each is computed now."""
+    """Read as `at_once`, for several uses: what dask would compute for each of them, once."""
     read = at_once(array)
     return read.compute() if read.nbytes <= _BYTES else read
 

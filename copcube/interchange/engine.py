@@ -183,7 +183,7 @@ _OPENERS: dict[str, Callable[[str], MapSource]] = {
 
 
 def dataset(source: MapSource) -> xr.Dataset:
-    """Dataset of a map: the schema of cubes, as far as the map has its parts."""
+    """Make the dataset of a map, with the parts of the schema of cubes that the map has."""
     metadata = source.metadata
     parts = schema.variables(source.dim, None, ())
     along = LENGTHWISE[metadata.variable]
@@ -202,10 +202,11 @@ def dataset(source: MapSource) -> xr.Dataset:
     if along not in others and along == "dim":
         dim = parts["dim"]
         others["dim"] = xr.Variable(dim.dims, dim.values, dim.attrs), True
+    own = {k: v for k, v in parts["embedding"].attrs.items() if k != "ancillary_variables"}
     field = xr.Variable(
         ("lat", "lon", along),
         indexing.LazilyIndexedArray(MapArray(source)),
-        metadata.variable_attrs or _attributes(parts["embedding"].attrs),
+        metadata.variable_attrs or own,
         {"preferred_chunks": source.preferred_chunks},
     )
     try:
@@ -225,10 +226,6 @@ def _preferred(ds: xr.Dataset) -> dict[Hashable, int]:
     if vectors.chunks is not None:
         return {dim: max(sizes) for dim, sizes in vectors.chunksizes.items()}
     return dict(vectors.encoding.get("preferred_chunks", {}))
-
-
-def _attributes(attrs: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in attrs.items() if key != "ancillary_variables"}
 
 
 def _unknown(source: MapSource) -> dict[str, Any]:

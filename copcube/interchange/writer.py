@@ -1,4 +1,4 @@
-"""What all exports do: lay a dataset out on the lattice, pack it, write it whole or not at all.
+"""What all exports do: lay out a dataset on the lattice, pack it, write it whole or not at all.
 
 A dataset that is sliced, turned, flipped or renamed is written where its coordinates say; cells
 outside are missing. Vectors are loaded window by window, so that memory stays bounded however

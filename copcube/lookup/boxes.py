@@ -179,7 +179,7 @@ def _with_vector(found: "xr.Dataset") -> "xr.Dataset":
 
 
 def _nothing(view: CubeView) -> "xr.Dataset":
-    """What is said of a region that cannot be pooled."""
+    """Result for a region that cannot be pooled: vectors of NaN, and no cells."""
     import xarray as xr
 
     sizes = [view.field.sizes[dim] for dim in view.lead]

@@ -290,7 +290,7 @@ def _answer(
         "backend": "vendored_geotiff" if compat else "copcube",
         "source": str(of_vectors(ds.attrs).get("source", where)),
         "sensor": None,
-        "temporal": _told(time),
+        "temporal": _by_keys(time),
         "image_size": None,
         "data_dir": None if where is None else str(Path(where).parent),
         "download": False,
@@ -379,7 +379,7 @@ def _served(time: Temporal | None, view: CubeView, compat: bool) -> Temporal | N
     return time if len(asked) > 1 else Temporal(year=asked[0])
 
 
-def _told(time: Temporal | None) -> dict[str, Any]:
+def _by_keys(time: Temporal | None) -> dict[str, Any]:
     """Time by rs-embed's keys."""
     if time is None:
         return {"mode": None}

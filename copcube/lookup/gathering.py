@@ -84,7 +84,7 @@ def placeless(view: CubeView) -> "dict[Hashable, xr.DataArray]":
 def gathered_vectors(
     view: CubeView, i: Integers, j: Integers, *, zeros_allowed: bool
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read vectors of cells, (n, …, dim), and find which of them are some, (n, …).
+    """Read vectors of cells, (n, …, dim), and find which cells have one, (n, …).
 
     Parameters and errors are those of `gathered` and of `copcube.cube.presence.present`.
     """

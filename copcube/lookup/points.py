@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Method = Literal["nearest", "bilinear"]
 
 STATUS = ("present", "modality_missing", "no_image", "outside_cube", "not_a_place")
-"""What is said of a point, by the value of ``status``."""
+"""Meanings of ``status``, by its value."""
 _PRESENT, _PARTLY, _EMPTY, _OUTSIDE, _NOWHERE = range(len(STATUS))
 _SLAB = 4096
 """Points interpolated at once, so that their corners take little memory."""
@@ -196,7 +196,7 @@ def _distance(y: Floats, x: Floats, lat: Floats, lon: Floats) -> NDArray[np.floa
 def _nearest(
     view: CubeView, i: Integers, j: Integers, images: NDArray[Any] | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Vectors of cells, (n, …, dim), and which of them are some, (n, …)."""
+    """Vectors of cells, (n, …, dim), and which cells have one, (n, …)."""
     vectors = gathered(view, view.field, i, j)
     filled = np.zeros(vectors.shape[:-1], bool)
     inside = i >= 0

@@ -58,7 +58,7 @@ def axes_of(ax: "Axes | None", size: tuple[float, float], projection: Any = None
 
 
 def titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
-    """Give axes a title, which says of numbers that are no results that they are none."""
+    """Give axes a title, with a warning where the numbers are no results."""
     axes.set_title("\n".join([title, *filter(None, [caution(ds.attrs)])]))
     return axes
 
@@ -83,7 +83,7 @@ def coloured(three: list[int]) -> str:
 
 
 def degrees_of(axes: "Axes") -> dict[str, Any]:
-    """Say to axes of cartopy that what is drawn is in degrees; nothing to say to others."""
+    """Options by which axes of cartopy take what is drawn as degrees; none for other axes."""
     if not hasattr(axes, "projection"):
         return {}
     import cartopy.crs

@@ -1,4 +1,4 @@
-"""What is drawn of a cube: its components, and the values at the ends of their colours."""
+"""The components of a cube that are drawn, and the values at the ends of their colours."""
 
 from typing import TYPE_CHECKING
 
