@@ -431,8 +431,8 @@ def _check_pixels(files: Sequence[str], aggregation: Aggregation) -> None:
         made = {file: tables.provenance(file, "centre", "auto") for file in files}
         if undated := [file for file, said in made.items() if "product_years" not in said]:
             raise RowsError(
-                f"{undated[0]}: neither its name nor its folders say of which year it is, by which "
-                "it is to be chosen or grouped; put it into a folder of its year, such as 2024"
+                f"{undated[0]}: neither its name nor its folders say of which year it is, which "
+                "dates and groups need; put it into a folder of its year, such as 2024"
             )
         years = sorted({year for said in made.values() for year in said["product_years"].split()})
         if not any(selection.admits(day_of(int(year))) for year in years):

@@ -311,7 +311,7 @@ def test_options_of_what_is_written(part, tmp_path, capsys):
     assert main([*again, "--layout", "separate"]) == 0
     assert "pc_00" in xr.open_dataset(tmp_path / "a.nc")
     assert main([*again, "--overwrite", "--zarr-format", "2"]) == 1
-    assert "--zarr-format is an option of .zarr; " in capsys.readouterr().err
+    assert "--zarr-format is for .zarr; " in capsys.readouterr().err
     for number, options in enumerate((["--compress"], ["--no-compress"])):
         assert main(["export", fields, str(tmp_path / f"{number}.tif"), *options]) == 0
     sizes = [(tmp_path / f"{number}.tif").stat().st_size for number in range(2)]

@@ -325,7 +325,7 @@ def test_an_encoder_that_is_not_the_rows_is_refused(small, rows, majortom, tmp_p
         rows.nearest(row=1, date="2021-01-01")
     image = next(path for path in (small / "images").rglob("*.tif") if "s2" in str(path))
     weights = small / "weights.pth"
-    with pytest.raises(OptionError, match=r"\.tif: by what .* say, 'none' was subtracted from"):
+    with pytest.raises(OptionError, match=r"\.tif: .* say that 'none' was subtracted from"):
         image_vector(image, about | {"s2_offset": "none"}, 64, encoder=weights)
 
 

@@ -421,7 +421,7 @@ def _use(cube: Path, folder: Path) -> None:
         rgb(fields).get_figure().savefig(folder / "fields.png", dpi=150)  # type: ignore[union-attr]
     page(world, folder / "world.html", basis=fields, overwrite=True)
     print(f"Its 3 principal components, merged, exported, drawn: {folder}/fields.*, merged.nc")
-    print(f"The same to look around in: open {folder}/world.html in a browser")
+    print(f"To look around in them, open {folder}/world.html in a browser")
 
 
 def _spec(arguments: Arguments) -> "EncoderSpec | TimmSpec":

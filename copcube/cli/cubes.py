@@ -165,7 +165,7 @@ def require_output(arguments: Arguments) -> None:
             f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
         )
     if arguments.zarr_format and suffix != ".zarr":
-        raise OptionError(f"--zarr-format is an option of .zarr; {arguments.out} is none")
+        raise OptionError(f"--zarr-format is for .zarr; {arguments.out} is not")
     require_free(arguments.out, arguments.overwrite, *inputs(arguments))
 
 

@@ -254,7 +254,7 @@ def cell_size(ds: "xr.Dataset", name: str, lat: str, lon: str) -> tuple[float, f
         return bounded
     raise GridError(
         f"{lat} and {lon} are spaced by {least[0]:g}° and {least[1]:g}° on nodes of the 0.25° "
-        "lattice, and nothing says whether the cells are as large or are some of those of 0.25°: "
+        "lattice, and nothing says whether the cells are that large or some of those of 0.25°: "
         f"set ds.{name}.attrs['{CELL}'] = [{least[0]:g}, {least[1]:g}] or = [0.25, 0.25]"
     )
 

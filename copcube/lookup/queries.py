@@ -209,7 +209,7 @@ def _offset(made_by: Mapping[str, Any], image: Any) -> int:
         return int(said)
     except ValueError:
         raise OptionError(
-            f"{_name(image)}: by what the vectors searched say, {said!r:.60} was subtracted from "
+            f"{_name(image)}: the vectors searched say that {said!r:.60} was subtracted from "
             "counts of Sentinel-2; expected a number in their s2_offset: embed the image with "
             "copcube.embed, and search by its vector"
         ) from None

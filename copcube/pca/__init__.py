@@ -2,6 +2,5 @@
 
 from copcube.pca.components import fit, project, reduce, restore
 from copcube.pca.explain import explain
-from copcube.pca.weights import Weights
 
-__all__ = ["Weights", "explain", "fit", "project", "reduce", "restore"]
+__all__ = ["explain", "fit", "project", "reduce", "restore"]
