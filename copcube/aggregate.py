@@ -209,8 +209,7 @@ def cell_statistics(rows: Rows, aggregation: Aggregation, groups: tuple[str, ...
     Cells
         Weights are ``1 / n`` (balance "image") or ``1 / (modalities · images of the
         modality)`` (the others), within the cell and group; they sum to 1 and
-        serve mean and spread alike. The spread is taken around the float64 mean in a
-        second pass, so nothing cancels.
+        serve mean and spread alike, which `copcube.means` computes.
 
     Raises
     ------

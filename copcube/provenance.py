@@ -92,11 +92,11 @@ def of_one_encoder(
 
 
 def shared(made: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """What several files say alike of how their vectors were made, by what each of them says.
+    """What several files agree on of how their vectors were made, from what each of them says.
 
     Crops, offsets and preprocessing that differ, as of scenes of both baselines, whose counts
-    were thus made alike, are all named: "0 or 1000". That vectors are synthetic, or of an encoder
-    that is not trained, is said of all where one file says it.
+    were thus made alike, are all named: "0 or 1000". All vectors count as synthetic, or as those
+    of an untrained encoder, if one file says so.
     """
     if not made:
         return {}

@@ -27,7 +27,7 @@ from copcube.cube import schema
 from copcube.errors import CubeError, RowsError, WriteError
 from copcube.interchange import cache, geotiff, to_npz
 from copcube.interchange.engine import CopembedBackend
-from copcube.interchange.sources import Mapped
+from copcube.interchange.sources import InPlace
 
 DIM = 3
 KNOWN = {772176: (44.0, 264.0), 906994: (67.25, 128.5), 200599: (-55.25, 289.75)}
@@ -191,8 +191,8 @@ def test_points_are_found_by_coordinates(files, truth):
 
 def test_only_what_is_asked_is_read(files, monkeypatch):
     asked = []
-    read = Mapped.read
-    monkeypatch.setattr(Mapped, "read", lambda *a: (asked.append(a[1:]), read(*a))[1])
+    read = InPlace.read
+    monkeypatch.setattr(InPlace, "read", lambda *a: (asked.append(a[1:]), read(*a))[1])
     ds = opened(files["stored"])
     assert asked == []
     ds.embedding.isel(lat=3, lon=[0, 719]).values  # noqa: B018

@@ -87,7 +87,7 @@ def add(commands: Commands) -> None:
         help="blocks whose tokens the fast tier sees in images (default: four)",
     )
     bench.add_argument(
-        "--stream", action="store_true", help="keep no tokens; each epoch embeds images anew"
+        "--stream", action="store_true", help="keep no tokens; each epoch embeds images again"
     )
     bench.add_argument(
         "--cache", metavar="DIR", help="folder of vectors and results (default: the user's)"

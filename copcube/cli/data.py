@@ -76,7 +76,7 @@ def _add_fetch(commands: Commands) -> None:
         "  averages   the published embedding of every cell, parquet\n"
         "  rows       the published embedding of every image, parquet\n"
         "  bench      the data of tasks of Copernicus-Bench, such as eurosat-s2, or all\n"
-        "Size and licence are said first. Every file is checked against its SHA-256, those of\n"
+        "Size and licence are shown first. Every file is checked against its SHA-256, those of\n"
         "bench against their MD5 too, and archives are unpacked; the same\n"
         "command brings what is still missing. HF_HUB_OFFLINE=1 asks nobody and uses only\n"
         "files that were brought before.",

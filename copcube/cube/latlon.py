@@ -211,9 +211,9 @@ class LatLon:
 def cell_size(ds: "xr.Dataset", name: str, lat: str, lon: str) -> tuple[float, float] | None:
     """Find how large the cells of a dataset are, in degrees of latitude and of longitude.
 
-    Nodes of many coarser grids are nodes of the lattice too, so that spacing does not tell means
-    over coarser cells from a lattice that was thinned out. The attribute `CELL` of the vectors
-    does, or else that of the coordinates, or else their bounds.
+    Nodes of many coarser grids are nodes of the lattice too, so that spacing cannot distinguish
+    means over coarser cells from a lattice that was thinned out. The attribute `CELL` of the
+    vectors does, or else that of the coordinates, or else their bounds.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ def present(values: NDArray[Any], *, zeros_allowed: bool = False) -> NDArray[np.
     if not zeros_allowed:
         refuse_zeros(values)
     found = np.asarray(np.isfinite(values[..., 0]))
-    # Most cells of the globe are missing in all their values, of which one tells that.
+    # Most cells of the globe are missing in all their values, of which one is enough to see it.
     if 4 * np.count_nonzero(found) > found.size:
         return np.asarray(np.isfinite(values).all(axis=-1))
     found[found] = np.isfinite(values[found]).all(axis=-1)

@@ -21,7 +21,7 @@ _RAMP = ((0.23, 0.20, 0.45), (0.16, 0.47, 0.56), (0.45, 0.73, 0.43), (0.98, 0.86
 
 
 def _shrink(raster: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Means of what there is in squares of pixels, so that at most `size` of them are left."""
+    """Means of the finite values in squares of pixels, so that at most `size` of them are left."""
     rows, cols = raster.shape[:2]
     # -(-a // b) rounds up: a square too many is better than a map that does not fit.
     side = max(1, -(-rows // size[0]), -(-cols // size[1]))

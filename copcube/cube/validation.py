@@ -206,7 +206,7 @@ def _copies(path: str | Path, group: "zarr.Group") -> Iterator[str]:
     root = json.loads(folder.read("zarr.json"))
     copies = (root.get("consolidated_metadata") or {}).get("metadata", {})
     for name, copy in copies.items():
-        # What is missing and belongs to a cube was said before.
+        # What is missing and belongs to a cube has been reported.
         if name in group:
             own = json.loads(folder.read(f"{name}/zarr.json"))
             # That of a group holds a copy of what is in it; its own metadata none, or null.

@@ -1,7 +1,7 @@
 """NumPy archives: the form in which the map is published, and exports of the same kind.
 
-``embed_map_310k.npz`` holds one array, ``arr_0`` (721, 1440, 768). Stored members are mapped
-where they lie in the archive; deflated ones have to be read through.
+``embed_map_310k.npz`` holds one array, ``arr_0`` (721, 1440, 768). Stored members are read where
+they lie in the archive; deflated ones have to be read through.
 """
 
 import tokenize
@@ -24,7 +24,7 @@ from copcube.files.zip_directory import open_directory
 from copcube.interchange.cache import FilledCells
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import DTYPES, MISSING_CODE, Exported, Packing
-from copcube.interchange.sources import Decoded, Mapped, MapSource, demand_band, filled_cells
+from copcube.interchange.sources import Decoded, InPlace, MapSource, demand_band, filled_cells
 from copcube.interchange.writer import writing_map
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def open_npz(path: str) -> MapSource:
         return Deflated(path, "npz, deflated", shape[-1], packing, metadata, info.filename, skip)
     with _reading(path), open_directory(path) as directory:
         start = directory.locate(info.filename)[0] + skip
-    return Mapped(path, "npz, stored", shape[-1], packing, metadata, start)
+    return InPlace(path, "npz, stored", shape[-1], packing, metadata, start)
 
 
 def to_npz(
@@ -139,7 +139,7 @@ def to_npz(
         Int8 has the key ``codes`` in place of ``arr_0``, and ``scale`` and ``offset`` beside it:
         value = code · scale + offset.
     compress : bool
-        Deflate, as the published file is; stored archives can be mapped into memory.
+        Deflate, as the published file is; stored archives are read where they lie.
     overwrite : bool
         Replace what is there.
 

@@ -75,7 +75,7 @@ def require_free_store(path: str | Path, overwrite: bool, *inputs: object) -> Pa
         As `require_free`; if a file is there.
     """
     out = require_free(path, overwrite, *inputs)
-    if os.path.isfile(out):  # False of a name that is too long, too, which is said later
+    if os.path.isfile(out):  # also False for too long a name, which is refused later
         raise WriteError(f"{path} is a file, no Zarr store to be replaced; choose another name")
     require_store_name(path)
     return out

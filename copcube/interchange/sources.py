@@ -75,7 +75,7 @@ class MapSource(ABC):
 
 
 @dataclass(frozen=True)
-class Mapped(MapSource):
+class InPlace(MapSource):
     """Numbers that lie plainly in a file, row after row, and are read where they lie.
 
     Parameters

@@ -1,7 +1,7 @@
 """Torch files: a map as a bare tensor (721, 1440, D), as ``embed_map_310k.pt``.
 
-A ``.pt`` is a zip archive whose storages lie in it uncompressed. The numbers are mapped where
-they lie, so that neither reading nor memory need torch, and nothing in a file is run.
+A ``.pt`` is a zip archive whose storages lie in it uncompressed. The numbers are read where they
+lie, so that reading takes neither torch nor much memory, and nothing in a file is run.
 """
 
 import mmap
@@ -26,7 +26,7 @@ from copcube.files.torchfile import TorchFile, open_torch_file
 from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.npz import SMALL, packing_of, require_map
 from copcube.interchange.packing import DTYPES, Exported
-from copcube.interchange.sources import Mapped, MapSource
+from copcube.interchange.sources import InPlace, MapSource
 from copcube.interchange.writer import writing_map
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def open_pt(path: str) -> MapSource:
             )
         ((name, tensor),) = maps.items()
         require_map(path, name, tensor.shape, tensor.dtype)
-        # Only a tensor that lies in the file as it is in memory can be mapped.
+        # Only a tensor that lies in the file as it is in memory can be read there.
         if not tensor.is_contiguous or file.byte_order != "<":
             raise CubeError(
                 f"{path}: {name} does not lie plainly in the file; save it again with "
@@ -64,7 +64,7 @@ def open_pt(path: str) -> MapSource:
         described = file.beside(f"{KEY}.json", SMALL)
     packing = packing_of(path, np.dtype(tensor.dtype), dim, *small)
     text = None if described is None else described.decode("utf-8", "replace")
-    return Mapped(path, "pt", dim, packing, MapMetadata.loads(text, path), start)
+    return InPlace(path, "pt", dim, packing, MapMetadata.loads(text, path), start)
 
 
 @contextmanager

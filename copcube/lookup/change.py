@@ -48,7 +48,7 @@ _RECIPE = ("preprocessing", "aggregation", "aggregation_scales", "modalities")
 """Attributes that make vectors differ where the place is the same."""
 
 _MAPS = ("n_images", "n_images_by_modality", "spread")
-"""Variables that tell the noise, and of what vectors are made."""
+"""Variables from which the noise is computed, and which say what vectors are made of."""
 
 _BATCH = 8192
 """Vectors compared at once, so that their copies in float64 stay in the cache."""
@@ -94,7 +94,7 @@ def change(
         ``distance``, ``cosine_distance`` and, for cubes that know spread and counts, ``noise`` and
         ``cosine_noise``, what these would be if nothing had changed (the formulas and what they
         assume stand at the head of this module; NaN where a cell is a single image). Neither is
-        there if fragments were shared between cells by area, as counts do not tell the shares.
+        there if fragments were shared between cells by area, as counts do not give the shares.
         ``same_modalities`` int8, 1 where both vectors are means over the same modalities, 0 where
         not and -1 where one is missing, if both cubes count them. Along ``place``, the most
         changed first: ``place_lat``, ``place_lon``, their values, and of leading dimensions the
@@ -231,7 +231,7 @@ def _noise_squared(side: Side) -> Floats | None:
     known = side.view.name == "embedding" and all(
         name in ds and set(ds[name].dims) == set(dims) for name in ("spread", "n_images")
     )
-    # A sliver of a fragment counts as one: such counts do not tell the weights.
+    # A sliver of a fragment counts as one: such counts do not give the weights.
     if not known or "weighted by the share" in str(ds.attrs.get("aggregation_assign")):
         return None
     how = str(ds.attrs.get("aggregation", ""))

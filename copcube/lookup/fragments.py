@@ -349,7 +349,7 @@ class Fragments:
     ) -> Best:
         """As `_ranked` by Euclidean distance: differences are made of the nearest alone.
 
-        A difference takes three times as long as a product, which tells what may be near. What
+        A difference takes three times as long as a product, which shows what may be near. What
         is listed, and its distances, are those of differences with all vectors.
         """
         values = np.empty(len(self), np.float32)

@@ -78,8 +78,8 @@ def image_vector(
         Major TOM also the folder of a product in the downloader's tree, ``ROW/CELL/PRODUCT``,
         with a file a band.
     made_by : mapping
-        What is said of the vectors: `copcube.rows.read_provenance`. Attributes of a cube name
-        the encoder alone, neither crop nor offset as such.
+        How they were made, as `copcube.rows.read_provenance` returns it. Attributes of a cube
+        name the encoder alone, neither crop nor offset as such.
     dim : int
         Their length.
     modality, date : optional

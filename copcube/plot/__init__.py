@@ -1,4 +1,4 @@
-"""Maps of cubes and reductions, and what is said of them, as pictures and as pages."""
+"""Maps of cubes and reductions, and tables and curves about them, as pictures and pages."""
 
 from copcube.plot.explained import explained
 from copcube.plot.fragments import fragments

@@ -46,7 +46,7 @@ LIMIT = 20_000_000
 """Bytes of a page at most."""
 
 _SHELL = 150_000
-"""Bytes left for the script, the style and what is said of the dataset."""
+"""Bytes left for the script, the style and the description of the dataset."""
 
 _ALL = 1 - 1e-9
 """Share of variance that stands for all components that there are."""
