@@ -57,6 +57,7 @@ from copcube.files.regular import matches, open_regular
 from copcube.files.torch_pickle import OtherObjectError, TorchFileError, described
 from copcube.images import geotiff, listing, open_source
 from copcube.interchange.engine import open_map
+from copcube.lookup.tables import read_table
 from copcube.modalities import MODALITIES
 from copcube.models.neural_lam import on_grid
 from copcube.probes.bench import read_results
@@ -480,6 +481,8 @@ DOORS = {
     "map.parquet": (open_map, RowsError),
     "rows.parquet": (read_rows, RowsError),
     "static.nc": (era5.open_static, SourceError),
+    "points.parquet": (lambda path: read_table(path, None, None), OptionError),
+    "points.csv": (lambda path: read_table(path, None, None), OptionError),
     "grid.nc": (lambda path: on_grid(None, {}, grid=path), SourceError),
     "results.json": (read_results, OptionError),
     "w.pth": (lambda path: load_weights(str(path)), WeightsError),

@@ -302,9 +302,9 @@ def test_no_column_of_the_table_is_lost(tmp_path):
     assert found.table_k.values.tolist() == [7, 8]
     assert found.table_lon.values.tolist() == [5, 6]
     write_table(
-        points(CUBE, {"point": ["a", "b"], "lat": Y[:2], "lon": X[:2]}), tmp_path / "t.csv", False
+        points(CUBE, {"point": ["a", "b"], "lat": Y[:2], "lon": X[:2]}), tmp_path / "t.CSV", False
     )
-    assert pd.read_csv(tmp_path / "t.csv")["table_point"].tolist() == ["a", "b"]
+    assert pd.read_csv(tmp_path / "t.CSV")["table_point"].tolist() == ["a", "b"]
 
 
 def test_ones_of_a_converted_map_are_no_counts(tmp_path, capsys):

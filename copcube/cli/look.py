@@ -353,7 +353,7 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
             raise OptionError(f"--save-basis {arguments.save_basis}: expected .nc")
         require_free(Path(arguments.save_basis), arguments.overwrite, arguments.cube)
     found = Fragments.open(arguments.cube)
-    basis = open_fields(arguments.basis)[0] if arguments.basis else fit_fragments(found)
+    basis = fit_fragments(found) if arguments.basis is None else open_fields(arguments.basis)[0]
     if arguments.save_basis is not None:
         with appears(arguments.save_basis, arguments) as temporary:
             basis.to_netcdf(temporary)

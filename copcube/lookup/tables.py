@@ -249,9 +249,10 @@ def _read_file(path: str) -> "pd.DataFrame":
     form = Path(path).suffix.lower()
     if form not in (".csv", ".txt", ".tsv", ".parquet", ".geoparquet"):
         raise OptionError(f"{path}: expected a table, .csv or .parquet")
-    if not Path(path).exists():
-        raise OptionError(f"{path}: no such file")
-    return _read_parquet(path) if "parquet" in form else read_csv(path)
+    try:
+        return _read_parquet(path) if "parquet" in form else read_csv(path)
+    except FileNotFoundError:
+        raise OptionError(f"{path}: no such file") from None
 
 
 def _read_parquet(path: str) -> "pd.DataFrame":
@@ -261,15 +262,15 @@ def _read_parquet(path: str) -> "pd.DataFrame":
 
     refuse_other(path, ("parquet",), "a parquet file", OptionError)
     try:
-        demand_local_pages(pq.read_metadata(path), None, path, OptionError)
         with open_regular(path, OptionError) as file:
+            demand_local_pages(pq.read_metadata(file), None, path, OptionError)
             table = pq.read_table(file)
         geometric = b"geo" in (table.schema.metadata or {})
         # Whole numbers beside missing ones would be floats, which cannot hold the longest.
         whole = {pa.int64(): pd.Int64Dtype(), pa.uint64(): pd.UInt64Dtype()}
         frame: pd.DataFrame = table.to_pandas(types_mapper=whole.get)
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OptionError | MemoryError):
+        if isinstance(error, OptionError | MemoryError | FileNotFoundError):
             raise
         rule_out_shortage(error)
         raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
@@ -294,7 +295,7 @@ def require_table(path: str) -> Path:
     OptionError
         If it ends otherwise.
     """
-    if Path(path).suffix not in (".csv", ".parquet"):
+    if Path(path).suffix.lower() not in (".csv", ".parquet"):
         raise OptionError(f"{path}: expected .csv or .parquet")
     return Path(path)
 
@@ -397,11 +398,12 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
     if said := caution(found.attrs):
         columns["caution"] = np.full(found.sizes[dim], said, object)
     vectors = found[name].values
-    if path.suffix == ".csv":
+    as_csv = path.suffix.lower() == ".csv"
+    if as_csv:
         digits = len(str(vectors.shape[1] - 1))
         columns |= {f"{name}_{n:0{digits}d}": column for n, column in enumerate(vectors.T)}
     frame = pd.DataFrame(beside(given, columns) | columns)
-    if path.suffix == ".csv":
+    if as_csv:
         with appearing(path, overwrite) as file:
             frame.to_csv(file, index=False)
         return
