@@ -42,13 +42,13 @@ def add(commands: Commands) -> None:
         "--out table.md\n"
         "  copcube bench lcz-s2 --root copernicusbench --weights large --seeds 1\n"
         "  copcube bench all --root copernicusbench --cube world.zarr",
-        details="Prints the scores, and beside them those published of a random ViT-B and of\n"
-        "Copernicus-FM, in parentheses where ours are found otherwise. Tasks: "
+        details="Prints the scores, and beside them the published ones of a random ViT-B and of\n"
+        "Copernicus-FM, in parentheses if the protocol differs. Tasks: "
         "eurosat-s1, eurosat-s2,\n"
         "bigearthnet-s1, bigearthnet-s2, lc100cls-s3, lcz-s2 (classes of images); cloud-s2,\n"
         "cloud-s3, dfc2020-s1, dfc2020-s2, lc100seg-s3, flood-s1 (of pixels); biomass-s3,\n"
-        "aq-no2-s5p, aq-o3-s5p (numbers). `copcube fetch bench TASK` brings their data. A task\n"
-        "that fails does not stop the others; the exit code is then 1. The same command goes on\n"
+        "aq-no2-s5p, aq-o3-s5p (numbers). `copcube fetch bench TASK` downloads their data. A task\n"
+        "that fails does not stop the others; the exit code is then 1. The same command continues\n"
         "where it was stopped. With --cube, labels of whole cells (lc100cls-s3, biomass-s3,\n"
         "aq-no2-s5p, aq-o3-s5p) are predicted from its own vectors, and no image is read.",
     )
@@ -76,18 +76,23 @@ def add(commands: Commands) -> None:
         help="precision (default: float32, as published)",
     )
     bench.add_argument("--seeds", type=positive, default=3, help="how many runs (default: 3)")
-    bench.add_argument("--epochs", type=positive, default=50, help="(default: 50, as published)")
     bench.add_argument(
-        "--resamples", type=_natural, default=200, help="for intervals; 0: none (default: 200)"
+        "--epochs", type=positive, default=50, help="training epochs (default: 50, as published)"
+    )
+    bench.add_argument(
+        "--resamples",
+        type=_natural,
+        default=200,
+        help="how many, for intervals; 0: none (default: 200)",
     )
     bench.add_argument(
         "--levels",
         choices=("four", "last"),
         default="four",
-        help="blocks whose tokens the fast tier sees in images (default: four)",
+        help="blocks whose tokens the linear heads use (default: four)",
     )
     bench.add_argument(
-        "--stream", action="store_true", help="keep no tokens; each epoch embeds images again"
+        "--stream", action="store_true", help="keep no tokens; embed the images again in each epoch"
     )
     bench.add_argument(
         "--cache", metavar="DIR", help="folder of vectors and results (default: the user's)"
@@ -97,7 +102,7 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         action="append",
         default=[],
-        help="results as .json, to which those of this run are added; a table as .csv, .md or "
+        help="results as .json, to which this run adds its own; a table as .csv, .md or "
         ".tex; may be given several times",
     )
     overwrite(bench)

@@ -49,13 +49,13 @@ def _add_build(commands: Commands) -> None:
         "  copcube build 'example-{000000..000009}.tar' example.zarr --modalities s2_toa,dem",
         details="SOURCE is a GeoTIFF tree of Copernicus-Pretrain, an fnames_*.json.gz of one, or\n"
         "WebDataset shards: a file, a folder, a glob or a brace pattern. With --product majortom\n"
-        "it is a set of Major TOM's images, parquet or the downloader's tree. Work goes on in\n"
-        "OUT.build beside the cube, where the rows stay; stop it at any moment and give the\n"
-        "same command to go on. What could not be read is listed in OUT.build/quarantine.parquet.\n"
+        "it is a set of Major TOM's images, parquet or the downloader's tree. The build works in\n"
+        "OUT.build beside the cube and leaves the rows there. Stop it at any moment; the same\n"
+        "command continues it. OUT.build/quarantine.parquet lists what could not be read.\n"
         "Shards and cubes may lie in object stores (s3://, gs://, https://).\n\n"
-        "A sensor of one's own is described in TOML: key, bands, wavelengths and bandwidths in\n"
-        "nm (or language, a file), mean, std, gsd in metres, stored_size in pixels; and, if need\n"
-        "be, input_size, kernel, scale, folder, local, dated. See docs/sensors.md.",
+        "Describe a sensor of your own in TOML: key, bands, wavelengths and bandwidths in nm (or\n"
+        "language, a file), mean, std, gsd in metres, stored_size in pixels; and, if needed,\n"
+        "input_size, kernel, scale, folder, local, dated. See docs/sensors.md.",
     )
     build.add_argument("source", metavar="SOURCE")
     build.add_argument("out", metavar="OUT.zarr")
@@ -65,7 +65,7 @@ def _add_build(commands: Commands) -> None:
         action="append",
         metavar="FILE.toml",
         dest="sensors",
-        help="a sensor of one's own that SOURCE has images of too; may be given several times",
+        help="description of your own sensor with images in SOURCE; may be given several times",
     )
     build.add_argument(
         "--crop",
@@ -83,7 +83,7 @@ def _add_build(commands: Commands) -> None:
     build.add_argument(
         "--compat",
         choices=("majortom",),
-        help="do as Major TOM's embedder does where it differs from what is right",
+        help="reproduce the errors of Major TOM's embedder",
     )
     build.add_argument(
         "--s2-offset",
@@ -98,25 +98,25 @@ def _add_build(commands: Commands) -> None:
         "--threads",
         type=positive,
         metavar="N",
-        help="decoding threads a partition (default: up to 8); a GPU has two partitions at a time",
+        help="decoding threads per partition (default: up to 8); a GPU has two partitions at once",
     )
     _workers(build)
     build.add_argument(
         "--partitions",
         metavar="A-B",
-        help="embed only these (of shards: by their numbers, sorted by name) and assemble nothing; "
+        help="embed only these (shards are numbered in the order of their names) and make no cube; "
         "any number of such runs may work on one OUT.build at once",
     )
     build.add_argument(
         "--retry-quarantined",
         action="store_true",
-        help="try partitions again that killed their worker",
+        help="try again the partitions that killed their worker",
     )
     build.add_argument("--strict", action="store_true", help="stop at the first broken image")
     build.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what would be done: images, disk, time from a measured batch; write nothing",
+        help="print what would be done: images, disk, time from a measured batch; write nothing",
     )
     overwrite(build)
 
@@ -130,7 +130,7 @@ def _add_aggregate(commands: Commands) -> None:
         "copcube aggregate world.build/rows seasons.zarr --by season",
         details="ROWS is a parquet file, a folder or a glob: the rows of a build, the published\n"
         "full_chunks of Copernicus-Embed-025deg, or embeddings of Major TOM, one model at a time.\n"
-        "Also GeoTIFF files of AlphaEarth, the Zarr store of TESSERA or its .npy tiles.",
+        "It may also be GeoTIFF files of AlphaEarth, the Zarr store of TESSERA or its .npy tiles.",
     )
     aggregate.add_argument("rows", metavar="ROWS")
     aggregate.add_argument("out", metavar="OUT.zarr")
@@ -145,15 +145,15 @@ def _add_aggregate(commands: Commands) -> None:
         "--assign",
         choices=("centre", "area", "cell"),
         default="centre",
-        help="of Major TOM: a fragment belongs to the cell of its centre (default), to all that "
-        "it overlaps by the share of its area, or to that of its Major TOM cell's centre",
+        help="for Major TOM: a fragment belongs to the cell of its centre (default), to all cells "
+        "that it overlaps by the share of its area, or to that of its Major TOM cell's centre",
     )
     aggregate.add_argument(
         "--footprints",
         choices=("auto", "given", "swap"),
         default="auto",
-        help="of Major TOM: put fragments back whose footprints are found to be transposed "
-        "(default), take all as given, or put all back",
+        help="for Major TOM: correct footprints that are found to be transposed (default), take "
+        "all as given, or swap all",
     )
     _workers(aggregate)
     overwrite(aggregate)
@@ -164,9 +164,9 @@ def _add_status(commands: Commands) -> None:
         commands,
         "status",
         _status,
-        "show how a build stands, from any machine that sees its folder",
+        "show the progress of a build, from any machine that sees its folder",
         "copcube status world.build",
-        details="Says what is done, running, failed and quarantined, and why; the rate, and the\n"
+        details="Shows what is done, running, failed and quarantined, and why; the rate, and the\n"
         "time left.",
     )
     status.add_argument("folder", metavar="OUT.build")
@@ -177,19 +177,19 @@ def _add_demo(commands: Commands) -> None:
         commands,
         "demo",
         _demo,
-        "sample images, build their cube, reduce, merge and export it",
+        "make sample images, build their cube, reduce, merge and export it",
         "copcube demo demo\n  copcube demo --world world.zarr",
-        details="Uses the published weights where they can be had. Without a network it uses\n"
-        "untrained weights, and says so: the cube then has the right form and no meaning.\n"
-        "With --world only writes a small cube of the whole globe, in seconds and without\n"
+        details="Uses the published weights if it can download them. Without a network it uses\n"
+        "untrained weights, and says so: the cube then has the right form but no meaning.\n"
+        "With --world it only writes a small cube of the whole globe, in seconds and without\n"
         "images, weights or network; its values are synthetic and mean nothing.",
     )
-    demo.add_argument("--world", metavar="OUT.zarr", help="write a synthetic cube there, no more")
+    demo.add_argument("--world", metavar="OUT.zarr", help="only write a synthetic cube there")
     demo.add_argument("folder", metavar="DIR", nargs="?", default="demo")
 
 
 def _choose(command: argparse.ArgumentParser) -> None:
-    add_modalities(command, ", or of the sensors of one's own")
+    add_modalities(command, ", or of your own sensors")
     command.add_argument(
         "--dates", metavar="FROM..TO", help="such as 2021 or 2021-03..2021-08-15, inclusive"
     )
@@ -197,8 +197,8 @@ def _choose(command: argparse.ArgumentParser) -> None:
         "--balance",
         choices=("modality", "image", "variance"),
         default="modality",
-        help="mean of the modalities' means (default), of all images alike, or of the modalities' "
-        "means scaled so that all vary alike from cell to cell",
+        help="mean of the modalities' means (default), of all images equally, or of the "
+        "modalities' means scaled so that all vary equally from cell to cell",
     )
     command.add_argument(
         "--by",
@@ -210,13 +210,13 @@ def _choose(command: argparse.ArgumentParser) -> None:
 def _encoder(command: argparse.ArgumentParser) -> None:
     add_model(command)
     command.add_argument(
-        "--pooling", choices=("cls", "mean"), help="which feature (default: what the weights ask)"
+        "--pooling", choices=("cls", "mean"), help="which feature (default: as the weights require)"
     )
     command.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="precision; auto is bfloat16 on GPUs and new CPUs, 0.9 %% off: give float32 to "
+        help="precision; auto is bfloat16 on GPUs and new CPUs, 0.9 %% off: use float32 to "
         "compare vectors with published ones",
     )
     command.add_argument(

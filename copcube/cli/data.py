@@ -24,7 +24,7 @@ def _add_sample(commands: Commands) -> None:
         commands,
         "sample",
         _sample,
-        "write made-up images, benchmark data or embeddings to try things on",
+        "write synthetic images, benchmark data or embeddings for trials",
         "copcube sample images --layout geotiff --seed 0\n"
         "  copcube sample benchdata --layout bench --tasks eurosat-s2,lcz-s2",
     )
@@ -34,28 +34,28 @@ def _add_sample(commands: Commands) -> None:
         choices=("geotiff", "webdataset", "bench", "majortom", "majortom-embeddings"),
         default="geotiff",
         help="images of Copernicus-Pretrain (default: GeoTIFF), data sets of Copernicus-Bench, "
-        "images of Major TOM, or synthetic embeddings of six models in the form of Major TOM's",
+        "images of Major TOM, or synthetic embeddings of six models in Major TOM's format",
     )
-    sample.add_argument("--seed", type=int, default=0, help="other seeds, other images")
+    sample.add_argument("--seed", type=int, default=0, help="another seed gives other images")
     sample.add_argument(
         "--cells",
         type=positive,
         metavar="N",
-        help="how many cells (default: 12; 2 of Major TOM; embeddings: 400)",
+        help="how many cells (default: 12; for Major TOM 2; for embeddings 400)",
     )
     add_modalities(sample)
     sample.add_argument(
         "--tasks",
         type=lambda text: text.split(","),
         metavar="TASK,…",
-        help="of layout bench: which tasks (default: all)",
+        help="with --layout bench: which tasks (default: all)",
     )
     sample.add_argument(
         "--images",
         type=positive,
         metavar="N",
-        help="of layout bench: images to train with, half as many to validate and test "
-        "(default: 20)",
+        help="with --layout bench: how many training images, with half as many to validate and "
+        "to test (default: 20)",
     )
 
 
@@ -64,22 +64,21 @@ def _add_fetch(commands: Commands) -> None:
         commands,
         "fetch",
         _fetch,
-        "bring published files: weights, examples, shards, embeddings, benchmark data",
+        "download published files: weights, examples, shards, embeddings, benchmark data",
         "copcube fetch weights\n  copcube fetch shards 0-9 --to pretrain\n"
         "  copcube fetch bench eurosat-s2 lcz-s2 --to benchdata",
-        details="What is there:\n"
+        details="Available files:\n"
         "  weights    the encoder and the variables' language embeddings, into the cache;\n"
-        "             weights large: the ViT-L/16, of vectors of 1024 instead of 768\n"
+        "             weights large: the ViT-L/16, with vectors of 1024 instead of 768\n"
         "  example    100 cells of Copernicus-Pretrain in both layouts\n"
         "  shards     WebDataset shards 0 to 3210, such as 7 or 0-99\n"
         "  map        the published embedding map, 721 × 1440 × 768\n"
         "  averages   the published embedding of every cell, parquet\n"
         "  rows       the published embedding of every image, parquet\n"
         "  bench      the data of tasks of Copernicus-Bench, such as eurosat-s2, or all\n"
-        "Size and licence are shown first. Every file is checked against its SHA-256, those of\n"
-        "bench against their MD5 too, and archives are unpacked; the same\n"
-        "command brings what is still missing. HF_HUB_OFFLINE=1 asks nobody and uses only\n"
-        "files that were brought before.",
+        "Size and licence are printed first. Every file is checked against its SHA-256, and\n"
+        "those of bench also against their MD5; archives are unpacked. The same command fetches\n"
+        "what is still missing. HF_HUB_OFFLINE=1 uses no network, only files already downloaded.",
     )
     fetch.add_argument(
         "what", choices=("weights", "example", "shards", "map", "averages", "rows", "bench")

@@ -53,17 +53,15 @@ def _add_explain(commands: Commands) -> None:
         commands,
         "explain",
         naming(_explain, "cube", "given"),
-        "measure what static fields and components say of each other",
+        "measure how well static fields and components explain each other",
         "copcube explain fields.zarr era5_static.nc --fields z,lsm,sdor,slor --plot r2.png",
-        details="Prints R² of linear regressions over all cells, and over cells of 10° squares\n"
-        "that the regression has not seen.",
+        details="Prints R² of linear regressions over all cells, and over held-out cells in\n"
+        "squares of 10°.",
     )
     add_cube(explain, "FIELDS", "a reduction")
     explain.add_argument("given", metavar="STATICS", help="static fields: NetCDF, GRIB or Zarr")
     add_fields(explain)
-    explain.add_argument(
-        "--plot", metavar="OUT", help="also draw it, each with each, as .png, .pdf or .svg"
-    )
+    explain.add_argument("--plot", metavar="OUT", help="also draw the table, as .png, .pdf or .svg")
     overwrite(explain)
 
 
@@ -72,11 +70,12 @@ def _add_similar(commands: Commands) -> None:
         commands,
         "similar",
         naming(_similar, "cube"),
-        "list the places most like one",
+        "list the places most similar to one",
         "copcube similar world.zarr 48.1 11.6 --exclude-km 500\n"
         "  copcube similar fields.zarr -- -3.1 -60.0",
-        details="Places lie apart by --exclude-km, since neighbours look alike. Write -- before a\n"
-        "place with negative degrees. Of embeddings in parquet files: copcube nearest.",
+        details="Listed places are at least --exclude-km apart, since neighbours look alike.\n"
+        "Write -- before a place with negative degrees. For embeddings in parquet files, see\n"
+        "copcube nearest.",
     )
     place_in_cube(similar)
     _add_places(similar)
@@ -87,24 +86,26 @@ def _add_nearest(commands: Commands) -> None:
         commands,
         "nearest",
         naming(_nearest, "rows"),
-        "list the rows or fragments of parquet files most like one, an image or a text",
+        "list the rows or fragments of parquet files most similar to one, an image or a text",
         "copcube nearest Core-S2RGB-SigLIP --at 48.1 11.6\n"
         "  copcube nearest Core-S2RGB-SigLIP --text 'a salt lake'\n"
         "  copcube nearest world.build/rows --image field.tif --modality s2_toa --date 2024-07-01",
         details="ROWS is a parquet file, a folder or a glob: rows of a build, or embeddings of\n"
-        "Major TOM. Those listed lie apart by --exclude-km, since neighbours look alike. An image\n"
-        "is embedded by the encoder that ROWS name; of a larger one its middle.",
+        "Major TOM. Those listed are at least --exclude-km apart, since neighbours look alike. An\n"
+        "image is embedded by the encoder that ROWS name; of a larger image, the middle is used.",
     )
     nearest.add_argument("rows", metavar="ROWS")
     example = nearest.add_mutually_exclusive_group(required=True)
     example.add_argument(
         "--at", type=float, nargs=2, metavar=("LAT", "LON"), help="the one nearest to a place"
     )
-    example.add_argument("--row", type=int, metavar="N", help="a row, from 0 on over all files")
+    example.add_argument(
+        "--row", type=int, metavar="N", help="a row, counted from 0 over all files"
+    )
     example.add_argument("--vector", metavar="NPY", help="a vector of the same encoder")
-    example.add_argument("--text", help="in English, of embeddings by SigLIP; needs open_clip")
+    example.add_argument("--text", help="in English, for embeddings by SigLIP; needs open_clip")
     example.add_argument("--image", metavar="TIF", help="a GeoTIFF, or a product of Major TOM")
-    nearest.add_argument("--modality", metavar="KEY", help="what the image is of, such as s2_toa")
+    nearest.add_argument("--modality", metavar="KEY", help="modality of the image, such as s2_toa")
     nearest.add_argument("--date", metavar="DAY", help="when it was taken, such as 2024-07-01")
     nearest.add_argument(
         "--weights", metavar="PATH", help="the encoder's (default: those that ROWS name)"
@@ -120,9 +121,9 @@ def _add_change(commands: Commands) -> None:
         "measure what changed from one cube to another of the same encoder",
         "copcube change 2020.zarr 2021.zarr change.nc\n"
         "  copcube change years.zarr years.zarr change.png --groups 2020 2021",
-        details="Writes the distance of the two vectors of every cell, and what it would be if\n"
-        "nothing had changed, as .nc or .zarr, or a map of it as .png, .pdf or .svg; lists the\n"
-        "most changed places, which lie apart by --exclude-km.",
+        details="Writes the distance of the two vectors of every cell, and the distance expected\n"
+        "if nothing had changed, as .nc or .zarr, or a map of it as .png, .pdf or .svg. Lists\n"
+        "the places that changed most, at least --exclude-km apart.",
     )
     change.add_argument("cube", metavar="A", help="a reduction, or " + CUBE)
     change.add_argument("other", metavar="B", help="the same")
@@ -149,27 +150,27 @@ def _add_map(commands: Commands) -> None:
         "copcube map fields.zarr world.png --projection Robinson\n"
         "  copcube map fields.zarr alps.pdf --show component --component 1 --extent 5 17 43 49\n"
         "  copcube map world.zarr world.html",
-        details="The ending of OUT chooses the form: .png, .pdf or .svg for a picture; .html for\n"
-        "one file below 20 MB that opens in a browser, offline, to pan and zoom, choose what is\n"
-        "shown, and click for the places most like one. A page knows --basis, --k and --overwrite.",
+        details="The extension of OUT chooses the format: .png, .pdf or .svg for a picture; .html\n"
+        "for one file below 20 MB that opens in a browser, offline, to pan and zoom, choose what\n"
+        "is shown, and click for similar places. A page takes --group, --basis, --k, --overwrite.",
     )
     add_cube(drawn, what="a reduction, parquet files, or " + CUBE)
     drawn.add_argument("out", metavar="OUT")
     drawn.add_argument(
         "--show",
         choices=("rgb", "component", "counts", "spread", "coverage"),
-        help="three components as colours (default), one of them, or what lies beside them",
+        help="three components as colours (default), one component, or one of the other variables",
     )
     # Without defaults from here on: what was given is refused where the form has no use for it.
     drawn.add_argument("--component", type=int, help="which one (default: 0, the first)")
-    drawn.add_argument("--basis", metavar="FIELDS", help="the reduction whose axes to take")
+    drawn.add_argument("--basis", metavar="FIELDS", help="the reduction whose axes are used")
     drawn.add_argument(
         "--save-basis",
         metavar="NC",
-        help="of parquet files: write the basis found, to be taken with --basis for other regions",
+        help="for parquet files: write the basis found, for use with --basis in other regions",
     )
     drawn.add_argument(
-        "--projection", metavar="NAME", help="of cartopy, such as Robinson (default: degrees)"
+        "--projection", metavar="NAME", help="one of cartopy's, such as Robinson (default: degrees)"
     )
     drawn.add_argument(
         "--extent",
@@ -178,9 +179,9 @@ def _add_map(commands: Commands) -> None:
         metavar=("WEST", "EAST", "SOUTH", "NORTH"),
         help="in degrees (default: that of the cube)",
     )
-    drawn.add_argument("--dpi", type=positive, help="of .png (default: 150)")
+    drawn.add_argument("--dpi", type=positive, help="resolution of .png (default: 150)")
     drawn.add_argument(
-        "--k", type=positive, metavar="K", help="components in .html at most (default: 16)"
+        "--k", type=positive, metavar="K", help="most components in .html (default: 16)"
     )
     overwrite(drawn)
 

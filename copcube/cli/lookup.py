@@ -39,9 +39,9 @@ def _add_points(commands: Commands) -> None:
         "look up the vectors at the points of a table",
         "copcube points world.zarr stations.csv vectors.parquet\n"
         "  copcube points fields.zarr stations.parquet values.csv --lat y --lon x",
-        details="OUT has the rows of TABLE in their order, with a status each: present,\n"
+        details="OUT has the rows of TABLE in their order, each with a status: present,\n"
         "modality_missing, no_image, outside_cube or not_a_place. In .parquet the vectors are a\n"
-        "column of lists, in .csv a column a value.",
+        "column of lists; .csv has a column for each value.",
     )
     add_cube(points)
     points.add_argument("table", metavar="TABLE", help=".csv or .parquet")
@@ -60,15 +60,16 @@ def _add_box(commands: Commands) -> None:
         "pool the vectors of a box or of polygons",
         "copcube box world.zarr 5 45 10 48\n"
         "  copcube box fields.zarr --regions basins.geojson --out basins.csv",
-        details="Cells count by the share of their area, those without a vector not at all. Write\n"
-        "-- before a box with negative degrees. If EAST lies west of WEST, it reaches across 180°.",
+        details="Cells count by the share of their area inside; those without a vector do not\n"
+        "count. Write -- before a box with negative degrees. If EAST lies west of WEST, the box\n"
+        "crosses 180°.",
     )
     add_cube(box)
     # Not 4 of them, or argparse would want them beside --regions as well.
     box.add_argument("corners", nargs="*", type=float, metavar="WEST SOUTH EAST NORTH")
     box.add_argument("--regions", metavar="GEOJSON", help="polygons, instead of a box")
     box.add_argument("--pooling", choices=("mean", "max"), default="mean")
-    box.add_argument("--out", metavar="OUT", help="table with a row a region: .csv or .parquet")
+    box.add_argument("--out", metavar="OUT", help="table with one row per region: .csv or .parquet")
     overwrite(box)
 
 
@@ -77,7 +78,7 @@ def _add_method(command: argparse.ArgumentParser) -> None:
         "--method",
         choices=("nearest", "bilinear"),
         default="nearest",
-        help="the cell that holds the point (default), or between the nodes around it",
+        help="the cell that holds the point (default), or interpolation between nodes around it",
     )
 
 

@@ -30,17 +30,17 @@ def add(commands: Commands) -> None:
         commands,
         "probe",
         naming(_probe, "cube", "given", "statistics"),
-        "predict climate statistics from a cube, and from coordinates beside it",
+        "predict climate statistics from a cube, compared with coordinates",
         "copcube probe world.zarr era5_months.nc --given era5_static.nc --fields z,lsm\n"
         "  copcube probe world.zarr t2m.nc tp.nc --units tp=m/day --split blocks --out table.md\n"
         "  copcube probe fields.zarr era5_months.nc --plot errors.png --maps map.png",
         details="Prints the error of ridge regressions on test cells: mean ± standard deviation "
         "over the\nseeds, and the figures of Copernicus-FM's paper below. STATISTICS are monthly "
-        "means, or\nmeans and spreads named so (t2m_mean, t2m_std).",
+        "means, or\nmeans and standard deviations with such names (t2m_mean, t2m_std).",
     )
     add_cube(probe)
     probe.add_argument(
-        "statistics", metavar="STATISTICS", nargs="+", help="of ERA5: NetCDF, GRIB or Zarr"
+        "statistics", metavar="STATISTICS", nargs="+", help="files of ERA5: NetCDF, GRIB or Zarr"
     )
     probe.add_argument("--given", metavar="STATICS", help="fields that a weather model has")
     add_fields(probe)
@@ -48,10 +48,10 @@ def add(commands: Commands) -> None:
         "--inputs",
         metavar="NAMES",
         type=_names,
-        help="such as lonlat,fourier,pc16+given (default: all of the paper, and more)",
+        help="such as lonlat,fourier,pc16+given (default: those of the paper, and more)",
     )
     probe.add_argument(
-        "--k", metavar="NUMBERS", type=_counts, help="of components (default: 1,2,4 to 512)"
+        "--k", metavar="NUMBERS", type=_counts, help="numbers of components (default: 1,2,4 to 512)"
     )
     probe.add_argument(
         "--variables", metavar="NAMES", type=_names, help="such as t2m,tp_mean (default: all)"
@@ -60,16 +60,25 @@ def add(commands: Commands) -> None:
         "--units", metavar="NAME=UNIT", type=_unit, action="append", help="such as tp=m/day"
     )
     probe.add_argument(
-        "--cells", type=_count_or_all, default=10_000, help="how many, or all (default: 10000)"
+        "--cells",
+        type=_count_or_all,
+        default=10_000,
+        help="how many cells, or all (default: 10000)",
     )
     probe.add_argument(
-        "--sampling", choices=("cells", "area"), default="cells", help="what makes a cell likely"
+        "--sampling",
+        choices=("cells", "area"),
+        default="cells",
+        help="draw cells with equal probability (default), or by area",
     )
     probe.add_argument(
-        "--incomplete", action="store_true", help="draw cells that lack a modality, too"
+        "--incomplete", action="store_true", help="also draw cells that lack a modality"
     )
     probe.add_argument(
-        "--split", choices=("random", "blocks"), default="random", help="of cells, or of squares"
+        "--split",
+        choices=("random", "blocks"),
+        default="random",
+        help="split by cells (default), or by squares",
     )
     probe.add_argument(
         "--block", type=float, metavar="DEGREES", help="side of a square (default: 10)"
@@ -79,19 +88,26 @@ def add(commands: Commands) -> None:
         type=_shares,
         default=(0.6, 0.2, 0.2),
         metavar="A,B,C",
-        help="of cells that train, validate and test (default: 0.6,0.2,0.2)",
+        help="shares of cells that train, validate and test (default: 0.6,0.2,0.2)",
     )
     probe.add_argument(
-        "--solver", choices=("ridge", "descent", "sgd"), default="ridge", help="how it is fitted"
+        "--solver",
+        choices=("ridge", "descent", "sgd"),
+        default="ridge",
+        help="how the regression is fitted (default: ridge)",
     )
-    probe.add_argument("--seeds", type=positive, default=3, help="how many (default: 3)")
-    probe.add_argument("--out", metavar="FILE", help="the table: .csv, .md or .tex; all: .nc")
-    probe.add_argument("--plot", metavar="FILE", help="errors by number of components: .png …")
+    probe.add_argument("--seeds", type=positive, default=3, help="how many runs (default: 3)")
+    probe.add_argument(
+        "--out", metavar="FILE", help="the table as .csv, .md or .tex, or everything as .nc"
+    )
+    probe.add_argument(
+        "--plot", metavar="FILE", help="errors by number of components: .png, .pdf or .svg"
+    )
     probe.add_argument("--maps", metavar="FILE", help="maps of residuals: .png, .pdf or .svg")
     probe.add_argument(
         "--residuals",
         metavar="INPUT",
-        help="what --maps, or --out as .nc, shows residuals of (default: embedding, or the last)",
+        help="whose residuals --maps, or --out as .nc, shows (default: embedding, or the last)",
     )
     overwrite(probe)
 

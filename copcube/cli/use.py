@@ -61,7 +61,7 @@ def _add_validate(commands: Commands) -> None:
         commands,
         "validate",
         naming(_validate, "cube"),
-        "prove that a cube is whole and right",
+        "check that a cube is complete and correct",
         "copcube validate world.zarr",
     )
     validate.add_argument("cube", metavar="CUBE.zarr")
@@ -84,13 +84,13 @@ def _add_reduce(commands: Commands) -> None:
         "--k",
         type=_count_or_share,
         default=16,
-        help="how many components, or the share of variance below 1 (default: 16)",
+        help="how many components, or, below 1, the share of variance to keep (default: 16)",
     )
     reduce.add_argument(
         "--weights",
         choices=("area", "none"),
         default="area",
-        help="weigh cells by their area (default), or all alike",
+        help="weight cells by their area (default), or all equally",
     )
     reduce.add_argument("--whiten", action="store_true", help="give components unit variance")
     reduce.add_argument(
@@ -99,7 +99,7 @@ def _add_reduce(commands: Commands) -> None:
     reduce.add_argument(
         "--given",
         metavar="STATICS",
-        help="reduce what a regression on these fields leaves over: NetCDF, GRIB or Zarr",
+        help="reduce the residual of a regression on these fields: NetCDF, GRIB or Zarr",
     )
     add_fields(reduce)
     reduce.add_argument(
@@ -107,7 +107,7 @@ def _add_reduce(commands: Commands) -> None:
         type=int,
         choices=(1, 2, 3),
         default=1,
-        help="regress on products of so many given fields, too (default: 1, none)",
+        help="also regress on products of up to this many given fields (default: 1, no products)",
     )
     _saved(reduce)
 
@@ -123,7 +123,9 @@ def _add_merge(commands: Commands) -> None:
     add_cube(merge, "FIELDS")
     merge.add_argument("era5", metavar="ERA5", help="static fields: NetCDF, GRIB or Zarr")
     merge.add_argument("out", metavar="OUT", help=".nc or .zarr")
-    merge.add_argument("--fill", type=float, metavar="VALUE", help="instead of NaN")
+    merge.add_argument(
+        "--fill", type=float, metavar="VALUE", help="fill missing cells with this instead of NaN"
+    )
     merge.add_argument("--mask", action="store_true", help="add a mask of cells with vectors")
     _saved(merge)
 
@@ -132,7 +134,10 @@ def _saved(command: argparse.ArgumentParser) -> None:
     """Add the options of what is saved as .zarr or .nc."""
     _layout(command, "first in .nc, last in .zarr")
     command.add_argument(
-        "--zarr-format", type=int, choices=(3, 2), help="of .zarr (default: 3); 2 for old readers"
+        "--zarr-format",
+        type=int,
+        choices=(3, 2),
+        help="version of .zarr (default: 3); 2 for old readers",
     )
     overwrite(command)
 
@@ -141,7 +146,7 @@ def _layout(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument(
         "--layout",
         choices=("first", "separate", "last"),
-        help="components before latitude and longitude (first), a variable each (separate), or "
+        help="components before latitude and longitude (first), one variable each (separate), or "
         f"after them (last); default: {default}",
     )
 
@@ -151,41 +156,43 @@ def _add_export(commands: Commands) -> None:
         commands,
         "export",
         naming(_export, "cube", "statics"),
-        "write a cube or a reduction in a published form, or as a weather model reads it",
+        "write a cube or a reduction in a published format, or as a weather model reads it",
         "copcube export fields.zarr fields.npz\n"
         "  copcube export world.zarr world.tif --order era5 --dtype int8\n"
         "  copcube export fields.zarr fields.npy --rows 720\n"
         "  copcube export fields.zarr invariants.h5 --for makani -k 8 --statics era5_static.nc",
-        details="The ending of OUT chooses the form: .npz, .npy, .pt, .tif, .nc or .parquet.\n"
-        "With --for it is that of the model's files, whose components are standardised.\n"
-        "A form that lacks an option says which it has.",
+        details="The extension of OUT chooses the format: .npz, .npy, .pt, .tif, .nc or .parquet.\n"
+        "With --for it must be that of the model's files; components are then standardised.\n"
+        "If a format lacks an option, the error lists those it has.",
     )
     add_cube(export)
     export.add_argument("out", metavar="OUT")
     export.add_argument(
         "--order",
         choices=("published", "era5"),
-        help="columns from 180°W, or from 0°E as ERA5 (default of .npy alone)",
+        help="columns from 180°W, or from 0°E as in ERA5 (default only for .npy)",
     )
     export.add_argument(
-        "--dtype", choices=("float32", "float16", "int8"), help="what is stored (default: float32)"
+        "--dtype",
+        choices=("float32", "float16", "int8"),
+        help="type of the stored values (default: float32)",
     )
     _layout(export, "first in .nc, and separate for int8; last in .npy")
     export.add_argument(
         "--rows",
         type=int,
         choices=(721, 720),
-        help="of .npy, makani and aurora: all, or without the south pole",
+        help="for .npy, makani and aurora: all rows, or without the south pole",
     )
     _for_models(export)
     export.add_argument(
         # Neither is the default here, since each form has its own.
         "--compress",
         action=argparse.BooleanOptionalAction,
-        help="deflate (default in .tif and .nc), or not (default in .npz)",
+        help="deflate (default for .tif and .nc), or not (default for .npz)",
     )
     export.add_argument(
-        "--compat", choices=("rs-embed",), help="of .tif: refuse what that reader would refuse"
+        "--compat", choices=("rs-embed",), help="for .tif: refuse what this reader would refuse"
     )
     overwrite(export)
 
@@ -201,24 +208,24 @@ def _for_models(export: argparse.ArgumentParser) -> None:
             *("makani", "aurora", "graphcast", "weathernext", "pangu"),
             *("aifs", "anemoi", "neuralgcm", "neural-lam", "weathergenerator"),
         ),
-        help="the model that shall read the file",
+        help="the model that will read the file",
     )
     models.add_argument("-k", type=positive, help="how many components (default: 8)")
     models.add_argument(
         "--statics",
         metavar="STATICS",
-        help="ERA5's fields, to put the model's own before the components: NetCDF, GRIB or Zarr",
+        help="ERA5's fields; the model's own are put before the components: NetCDF, GRIB or Zarr",
     )
     models.add_argument(
         "--grid",
         metavar="GRID",
-        help="of neuralgcm: TL63 (default), TL127, TL255; of neural-lam: a file with latitude and "
-        "longitude of every point",
+        help="for neuralgcm: TL63 (default), TL127, TL255; for neural-lam: a file with latitude "
+        "and longitude of every point",
     )
     models.add_argument(
         "--stations",
         metavar="TABLE",
-        help="of weathergenerator: .csv or .parquet with lat and lon (default: all cells)",
+        help="for weathergenerator: .csv or .parquet with lat and lon (default: all cells)",
     )
 
 
@@ -244,11 +251,13 @@ def _add_compare(commands: Commands) -> None:
         "measure how far two cubes agree",
         "copcube compare world.zarr embed_map_310k.npz\n"
         "  copcube compare --rows world.build/rows world.zarr",
-        details="With --rows, finds in which order the rows were averaged to make the cube.",
+        details="With --rows, finds the order in which the rows were averaged to make the cube.",
     )
     compare.add_argument("a", metavar="A", help=CUBE)
     compare.add_argument("b", metavar="B", nargs="?")
-    compare.add_argument("--rows", metavar="ROWS", help="embeddings of images that A may average")
+    compare.add_argument(
+        "--rows", metavar="ROWS", help="embeddings of images of which A may be the average"
+    )
     add_groups(compare)
 
 
