@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 @xr.register_dataarray_accessor("copembed")  # type: ignore[no-untyped-call]
 @xr.register_dataset_accessor("copembed")  # type: ignore[no-untyped-call]
 class Copembed:
-    """Methods of embedding cubes and their reductions; shows itself as a card.
+    """Methods of embedding cubes and their reductions; displays them as a card.
 
     Parameters
     ----------
     obj : xarray.Dataset or xarray.DataArray
         Anything with ``embedding`` (…, lat, lon, dim) or ``pc`` (…, lat, lon, component), or
-        one of the two itself. Anything else is refused when a method is used.
+        one of the two itself. Anything else raises an error when a method is used.
     """
 
     def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
@@ -79,7 +79,7 @@ class Copembed:
         return CubeView.of(self._ds).at(lat, lon)
 
     def points(self, table: Any, **options: Any) -> xr.Dataset:
-        """Vectors at the points of a table, a status each; `copcube.lookup.points.points`."""
+        """Vectors at the points of a table, each with a status; `copcube.lookup.points.points`."""
         from copcube.lookup import points
 
         return points(self._ds, table, **options)
@@ -87,13 +87,13 @@ class Copembed:
     def box(
         self, west: float, south: float, east: float, north: float, **options: Any
     ) -> xr.Dataset:
-        """One vector of a box, or its cells; `copcube.lookup.boxes.box`."""
+        """Pool the vectors of a box, or return its cells; `copcube.lookup.boxes.box`."""
         from copcube.lookup import box
 
         return box(self._ds, west, south, east, north, **options)
 
     def polygon(self, geometry: Any, **options: Any) -> xr.Dataset:
-        """One vector of a polygon, or its cells; `copcube.lookup.boxes.polygon`."""
+        """Pool the vectors of a polygon, or return its cells; `copcube.lookup.boxes.polygon`."""
         from copcube.lookup import polygon
 
         return polygon(self._ds, geometry, **options)
@@ -141,7 +141,7 @@ class Copembed:
         return restore(self._ds)
 
     def explain(self, statics: xr.Dataset | xr.DataArray, **options: Any) -> xr.Dataset:
-        """What static fields and components say of each other; `copcube.pca.explain.explain`."""
+        """R² between static fields and components; `copcube.pca.explain.explain`."""
         from copcube.pca.explain import explain
 
         return explain(self._ds, statics, **options)
@@ -157,31 +157,31 @@ class Copembed:
     def similar(
         self, lat: float | None = None, lon: float | None = None, **options: Any
     ) -> xr.Dataset:
-        """Places that look like one, or like a vector; `copcube.lookup.similar.similar`."""
+        """Places most similar to one, or to a vector; `copcube.lookup.similar.similar`."""
         from copcube.lookup import similar
 
         return similar(self._ds, lat, lon, **options)
 
     def cluster(self, n: int, **options: Any) -> xr.Dataset:
-        """Classes of places that look alike; `copcube.lookup.clusters.cluster`."""
+        """Classes of similar places; `copcube.lookup.clusters.cluster`."""
         from copcube.lookup import cluster
 
         return cluster(self._ds, n, **options)
 
     def probe(self, statistics: "xr.Dataset | Sequence[xr.Dataset]", **options: Any) -> xr.Dataset:
-        """Climate predicted from the vectors and from places; `copcube.probes.climate.probe`."""
+        """Predict climate from vectors and from coordinates; `copcube.probes.climate.probe`."""
         from copcube.probes import probe
 
         return probe(self._ds, statistics, **options)
 
     def bench(self, root: "str | Path", **options: Any) -> "Benched":
-        """Labels of whole cells predicted from the vectors; `copcube.probes.bench.bench_cells`."""
+        """Predict labels of whole cells from the vectors; `copcube.probes.bench.bench_cells`."""
         from copcube.probes.bench import bench_cells
 
         return bench_cells(self._ds, root, **options)
 
     def change(self, other: xr.Dataset, **options: Any) -> xr.Dataset:
-        """How far another cube's vectors lie from these; `copcube.lookup.change.change`."""
+        """Distance of another cube's vectors from these; `copcube.lookup.change.change`."""
         from copcube.lookup import change
 
         return change(self._ds, _dataset(other), **options)
@@ -223,7 +223,7 @@ class Copembed:
         return to_netcdf(self._ds, path, **options)
 
     def to_parquet(self, path: "str | Path", **options: Any) -> "Exported":
-        """Write averages as published, one row a cell; `copcube.interchange.to_parquet`."""
+        """Write averages as published, one row per cell; `copcube.interchange.to_parquet`."""
         from copcube.interchange import to_parquet
 
         return to_parquet(self._ds, path, **options)
@@ -248,7 +248,7 @@ class Plots:
         self._ds = ds
 
     def __call__(self, **options: Any) -> "Axes":
-        """What `copcube map` draws unless it is told otherwise: `rgb`."""
+        """Draw what `copcube map` draws by default: `rgb`."""
         return self.rgb(**options)
 
     def rgb(self, components: tuple[int, int, int] = (0, 1, 2), **options: Any) -> "Axes":
@@ -282,7 +282,7 @@ class Plots:
         return coverage(self._ds, **options)
 
     def similar(self, lat: float, lon: float, **options: Any) -> "Axes":
-        """How like every place is to one; `copcube.plot.maps.similar`."""
+        """Similarity of every place to one; `copcube.plot.maps.similar`."""
         from copcube.plot import similar
 
         return similar(self._ds, lat, lon, **options)
@@ -300,14 +300,14 @@ class Plots:
         ax: "Axes | None" = None,
         **options: Any,
     ) -> "Axes":
-        """What static fields and components say of each other; `copcube.plot.explained`."""
+        """R² between static fields and components; `copcube.plot.explained`."""
         from copcube.pca.explain import explain
         from copcube.plot import explained
 
         return explained(explain(self._ds, statics, **options), ax=ax)
 
     def change(self, other: xr.Dataset, **options: Any) -> "Axes":
-        """How far another cube's vectors lie from these; `copcube.plot.maps.change`."""
+        """Distance of another cube's vectors from these; `copcube.plot.maps.change`."""
         from copcube.plot import change
 
         return change(self._ds, _dataset(other), **options)
