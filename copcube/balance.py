@@ -1,7 +1,7 @@
 """Modalities whose variances over cells are made equal: the balance "variance".
 
 The embeddings of some modalities differ much from cell to cell, those of others hardly, and the
-mean over modalities shows the former. So each modality is scaled about its own mean:
+mean over modalities mostly shows the former. Each modality is therefore scaled about its own mean:
 
     mₖ + sₖ (x - mₖ)   with   sₖ = √(V / Vₖ),
 
@@ -10,10 +10,11 @@ where x is the mean of the cell's images of modality k, mₖ and Vₖ are mean a
 weights aᵢ are the areas of the cells, and V is the mean of the Vₖ that are not 0. A cell's vector
 is then the mean over its modalities, as with the balance "modality", but every modality has the
 variance V. The mean mₖ stays, so that a cell without modality k is shifted by no more than
-with the balance "modality". What does not vary, as a modality in a single cell, is not scaled.
+with the balance "modality". A modality that does not vary, such as one in a single cell, is not
+scaled.
 
 Until the variances of all cells are known, cells of single modalities are kept: their group is
-that of the cell times the number of modalities, which is 8 without sensors of one's own, plus the
+that of the cell times the number of modalities, which is 8 without sensors of your own, plus the
 number of the modality.
 """
 
@@ -118,12 +119,12 @@ def equalised(cells: Cells, variances: Variances) -> Cells:
     cells : Cells
         Cells of single modalities, each with all of its modalities.
     variances : Variances
-        Those of all cells there are.
+        Variances over all cells.
 
     Returns
     -------
     Cells
-        Sorted as all cells. With M modalities, scaled means yₖ and their mean m, the spread is
+        Sorted as usual. With M modalities, scaled means yₖ and their mean m, the spread is
         ``sqrt(Σ (sₖ² spreadₖ² + ‖yₖ - m‖²) / M)``: that around m of all images, scaled as their
         modality is.
     """

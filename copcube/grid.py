@@ -7,7 +7,7 @@ is 0°E and columns go east, up to 359.75°.
 Published ids count differently. Copernicus-Pretrain numbers its cells from the *south*
 pole and from 180°W: ``grid_id = i·1440 + j`` with ``lat = -90 + i/4`` and
 ``lon = -180 + j/4`` (``sample_era5_grids_land.ipynb`` of the Copernicus-FM repository;
-holds for the published ids 0772176, 0906994 and 0200599). This module alone converts.
+holds for the published ids 0772176, 0906994 and 0200599). Only this module converts.
 
 A point belongs to the cell whose half-open box holds it, closed on the north and west:
 ``lat in (node - 0.125, node + 0.125]`` and ``lon in [node - 0.125, node + 0.125)``. The
@@ -184,7 +184,7 @@ def cell_at(lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.int64], NDArray[
     lat : array_like
         Degrees north, -90 to 90.
     lon : array_like
-        Degrees east, any turn: -180…180 and 0…360 mean the same places.
+        Degrees east, in any convention: -180…180 and 0…360 mean the same places.
 
     Returns
     -------
@@ -215,7 +215,7 @@ def lattice_index(lat: ArrayLike, lon: ArrayLike) -> tuple[Integers, Integers]:
     Parameters
     ----------
     lat, lon : array_like
-        Degrees north and east, any turn; float32 is enough.
+        Degrees north and east, in any convention; float32 is enough.
 
     Returns
     -------
@@ -300,7 +300,7 @@ def squares(lat: ArrayLike, lon: ArrayLike, side: float) -> tuple[Integers, Inte
     Parameters
     ----------
     lat, lon : array_like
-        Degrees, of shapes of their own.
+        Degrees; the shapes may differ.
     side : float
         Of a square in degrees.
 
@@ -334,7 +334,7 @@ def require_block(block: object) -> float:
     Raises
     ------
     OptionError
-        If it is no number, or no side between that of a cell and 90°.
+        If it is not a number, or not between the side of a cell and 90°.
     """
     side = number(block, "block", " of degrees")
     if not STEP <= side <= 90:

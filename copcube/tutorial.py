@@ -54,7 +54,7 @@ _NOISE = 0.03
 
 
 def open(*, seed: int = 0) -> "xr.Dataset":
-    """Make the cube in memory: 721 × 1440 cells, vectors of length 32, NaN but on land.
+    """Make the cube in memory: 721 × 1440 cells, vectors of length 32, NaN except on land.
 
     Parameters
     ----------
@@ -127,12 +127,12 @@ def write(path: str | Path, *, seed: int = 0, overwrite: bool = False) -> None:
 
 
 def statics(*, seed: int = 0) -> "xr.Dataset":
-    """Make static fields of the same made-up world, under ERA5's names.
+    """Make static fields of the same synthetic world, under ERA5's names.
 
     Parameters
     ----------
     seed : int
-        That of the cube beside which they shall lie.
+        The seed of the cube to which they belong.
 
     Returns
     -------

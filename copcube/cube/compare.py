@@ -40,8 +40,8 @@ class Comparison:
     Parameters
     ----------
     both, only_a, only_b : int
-        Cells with a vector in both cubes, in the first alone, in the second alone; cells
-        of a leading dimension count each for themselves.
+        Cells with a vector in both cubes, in the first alone, in the second alone; cells of each
+        group of a leading dimension count separately.
     dims : tuple of int
         Lengths of the vectors of the two.
     identical : float or None
@@ -86,7 +86,7 @@ class Comparison:
         return self.fields["norm_ratio"]
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Name and text of every figure, for people."""
+        """Name and text of every figure, for display."""
         a, b = self.dims
         if said := caution(self.fields.attrs):
             yield "caution", said

@@ -123,9 +123,9 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
     -------
     xarray.Dataset
         The fields of `STATICS` that are there, in that order, lazy, on ``latitude`` and
-        ``longitude``, which keep their order, turn and dtype. Attributes stay; ``kind``
-        says what may be done with a field, ``units`` are added where missing. What is left
-        out is logged.
+        ``longitude``, which keep their order, longitude convention and dtype. Attributes stay;
+        ``kind`` says what may be done with a field, ``units`` are added where missing. Fields that
+        are left out are logged.
 
     Raises
     ------

@@ -21,7 +21,7 @@ def open_source(path: str | Path, sensors: tuple[Modality, ...] = ()) -> Source:
         may also lie at addresses, such as ``s3://bucket/shards`` or
         ``https://host/example-{000000..000009}.tar``.
     sensors : tuple of Modality
-        Sensors of one's own, whose images are looked for too; see `copcube.images.sensors`.
+        Sensors of your own, whose images are also looked for; see `copcube.images.sensors`.
 
     Raises
     ------

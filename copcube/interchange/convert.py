@@ -20,14 +20,14 @@ log = logging.getLogger("copcube")
 def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Path:
     """Make a Zarr cube of a published map or of an export.
 
-    A map does not say how many images its vectors are the means of: the cube has no
-    ``spread`` and no ``n_images_by_modality``, its ``n_images`` is 1 where there is a vector,
-    and the attribute ``n_images_known`` is 0.
+    A map does not record how many images its vectors are the means of: the cube has no ``spread``
+    and no ``n_images_by_modality``, its ``n_images`` is 1 where there is a vector, and the
+    attribute ``n_images_known`` is 0.
 
     Parameters
     ----------
     path : str or Path
-        File of any form that the engine ``copembed`` opens, but netCDF, which holds a dataset.
+        File of any format that the engine ``copembed`` opens, except netCDF, which holds a dataset.
     out : str or Path
         Cube to write; it appears complete or not at all.
     overwrite : bool

@@ -39,7 +39,7 @@ WRITERS: dict[str, Callable[..., Exported]] = {
 
 
 def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
-    """Write a cube or a reduction in the form that the suffix of the file names.
+    """Write a cube or a reduction in the format given by the file's suffix.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def to_zarr(
     zarr_format: Literal[2, 3] = 3,
     overwrite: bool = False,
 ) -> None:
-    """Write any dataset as Zarr, with the attributes that CF asks for; it appears when whole.
+    """Write any dataset as Zarr, with the attributes that CF asks for; it appears when complete.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ def cluster(
     weights: "Weights | xr.DataArray" = "area",
     seed: int = 0,
 ) -> "xr.Dataset":
-    """Divide the places of a cube into classes of like vectors, by k-means.
+    """Divide the places of a cube into classes of similar vectors, by k-means.
 
     Parameters
     ----------
@@ -37,16 +37,15 @@ def cluster(
     weights : "area", None or xarray.DataArray
         Weight of every cell, as in `copcube.pca.components.fit`.
     seed : int
-        Where k-means begins; the same seed gives the same classes, in whatever order the cells
-        lie.
+        Seed of k-means; the same seed gives the same classes, in whatever order the cells lie.
 
     Returns
     -------
     xarray.Dataset
-        ``cluster`` (lat, lon) int16, -1 where no vector is, the class of most weight first;
-        ``centre`` (class, dim or component) float64; ``share`` (class), of the weight of all
-        cells with vectors; and the attribute ``within``, the share of the variance that is
-        within classes.
+        ``cluster`` (lat, lon) int16, -1 where there is no vector, the class of most weight first;
+        ``centre`` (class, dim or component) float64; ``share`` (class), of the weight of all cells
+        with vectors; and the attribute ``within``, the share of the variance that is within
+        classes.
 
     Raises
     ------
@@ -55,7 +54,7 @@ def cluster(
     MissingPackageError
         If scikit-learn is not installed.
     OptionError
-        If `n`, `weights` or `seed` is no such value.
+        If `n`, `weights` or `seed` is not valid.
     """
     import xarray as xr
 

@@ -25,27 +25,27 @@ _WAITING = 16384
 
 
 def fit_fragments(fragments: Fragments, k: int | float = 3, *, every: int = 1) -> "xr.Dataset":
-    """Find the principal components of fragments, each counting the same.
+    """Find the principal components of fragments, all with equal weight.
 
     Parameters
     ----------
     fragments : Fragments
         From files, or in memory.
     k : int or float
-        Number of components; or, between 0 and 1, the share of variance that they shall explain.
+        Number of components; or, between 0 and 1, the share of variance that they must explain.
     every : int
-        Take every n-th fragment only: three components of a million are those of fifty millions.
+        Take every n-th fragment only: three components of a million are those of fifty million.
 
     Returns
     -------
     xarray.Dataset
-        The basis, as `copcube.pca.components.fit` returns it; `to_netcdf` stores it, and others
-        than these fragments can be projected on it.
+        The basis, as `copcube.pca.components.fit` returns it; `to_netcdf` stores it, and other
+        fragments can be projected on it too.
 
     Raises
     ------
     OptionError
-        If `k` is larger than the rank of the vectors, or a value means nothing.
+        If `k` is larger than the rank of the vectors, or an option is not valid.
     """
     every = whole_number(every, "every", 1)
     moments = Moments.zero(fragments.dim)
@@ -73,8 +73,8 @@ def project_fragments(fragments: Fragments, basis: "xr.Dataset") -> NDArray[np.f
     Raises
     ------
     OptionError
-        If it is no basis, of vectors of another length or another encoder, or of what given
-        fields leave over.
+        If it is not a basis, is one of vectors of another length or encoder, or was fitted to the
+        residual of given fields.
     """
     components, deviations = read_components(basis)
     if components.shape[1] != fragments.dim:

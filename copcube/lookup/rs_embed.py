@@ -24,9 +24,9 @@ def register_rs_embed(
     name : str
         Name of the model: ``rs_embed.get_embedding(name, …)``.
     cube : xarray.Dataset, str, Path or None
-        The cube, as of `get_embedding`; ``model_config={"store": …}`` names another.
+        The cube, as in `get_embedding`; ``model_config={"store": …}`` names another.
     compat : bool
-        As of `get_embedding`.
+        As in `get_embedding`.
 
     Returns
     -------

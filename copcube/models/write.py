@@ -94,23 +94,23 @@ def write(
 ) -> Written:
     """Write the components of a cube as static fields, in the form that a weather model reads.
 
-    Components are standardised on the places that hold a vector, weighted by area; a missing one
-    is 0, and so at the mean. The channels are called ``copembed_00``… , and ``copembed_mask``
-    says where there are vectors.
+    Components are standardised on the places that hold a vector, weighted by area; a missing one is
+    0, the mean. The channels are called ``copembed_00``… , and ``copembed_mask`` says where there
+    are vectors.
 
     Parameters
     ----------
     ds : xarray.Dataset
         A reduction, of which the first `k` components are taken, or a cube, which is reduced.
     path : str or Path
-        File or Zarr folder to write, atomically; its ending is that of the model's form.
+        File or Zarr folder to write, atomically; its extension is that of the model's format.
     model : str
         One of `FORMS`.
     k : int
         Number of components.
     statics : xarray.Dataset, str or Path, optional
-        ERA5's fields, as `copcube.era5.open_static` opens them, or a file for it: the model's own
-        static fields are taken from it and stand before the components.
+        ERA5's fields, as `copcube.era5.open_static` opens them, or their file: the model's own
+        static fields are taken from them and stand before the components.
     overwrite : bool
         Replace what copcube wrote there.
     **options
@@ -126,10 +126,10 @@ def write(
     Raises
     ------
     CubeError, GridError
-        If the dataset is no cube or reduction on the lattice, without groups; if a static field
-        is missing or not whole.
+        If the dataset is no cube or reduction on the lattice, without groups; if a static field is
+        missing or has gaps.
     OptionError
-        If there is no such model, ending or option; if `k` is more than there are components, or
+        If there is no such model, extension or option; if `k` is more than there are components, or
         than the model takes.
     WriteError
         If something is there already, or it cannot be written.

@@ -1,4 +1,4 @@
-"""How much fields that a model has say of the components of a cube, and the other way round."""
+"""How well a model's fields explain the components of a cube, and the other way round."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -35,12 +35,12 @@ def explain(
     folds: int = 5,
     block: float = 10.0,
 ) -> "xr.Dataset":
-    """Measure what static fields explain of each component, and components of each static field.
+    """Measure how well static fields explain each component, and components each static field.
 
     Parameters
     ----------
     fields : xarray.Dataset
-        A reduction, with ``pc``; the cells of all groups, where it has any, count together.
+        A reduction, with ``pc``; if it has groups, the cells of all count together.
     statics : xarray.Dataset or xarray.DataArray
         Fields on nodes of the 0.25° lattice, such as ERA5's.
     weights : "area", None or xarray.DataArray
@@ -48,8 +48,8 @@ def explain(
     folds : int
         Number of parts, 2 or more, each of which is predicted from the others.
     block : float
-        Side in degrees of the squares that go into one part whole. Neighbouring cells are so
-        alike that parts of single cells would only measure interpolation.
+        Side in degrees of the squares that parts are made of. Neighbouring cells are so alike that
+        parts of single cells would only measure interpolation.
 
     Returns
     -------
@@ -57,21 +57,20 @@ def explain(
         Weighted shares of variance, 1 - Σw(y - ŷ)² / Σw(y - ȳ)²: ``component_r2`` (component), by
         linear regression on all static fields together; ``static_r2`` (static), on all
         components together; and of both, as ``component_r2_held_out`` and
-        ``static_r2_held_out``, the shares in parts that the regression has not seen, which are
-        negative where the mean over the other parts had been the better guess. ``pair_r2``
-        (component, static) is the squared correlation of one component and one static field,
-        which is the share of either that a regression on the other explains. NaN where a field
-        is constant.
+        ``static_r2_held_out``, the same shares in held-out parts, which are negative where the mean
+        over the other parts would have been the better prediction. ``pair_r2`` (component, static)
+        is the squared correlation of one component and one static field, which is the share of
+        either that a regression on the other explains. NaN where a field is constant.
 
     Raises
     ------
     CubeError
-        If `fields` is no reduction, a part has no cell with all the fields, or the others together
-        have fewer than a regression has coefficients.
+        If `fields` is not a reduction, a part has no cell with all the fields, or the others
+        together have fewer than a regression has coefficients.
     GridError
         If one does not lie on the lattice.
     OptionError
-        If `folds`, `block` or `weights` is no such value.
+        If `folds`, `block` or `weights` is not valid.
     """
     import xarray as xr
 

@@ -1,4 +1,4 @@
-"""What static fields and components say of each other, as a table of coloured squares."""
+"""R² between static fields and components, as a table of coloured squares."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,9 @@ def explained(found: "xr.Dataset", *, ax: "Axes | None" = None) -> "Axes":
     """Draw R² of static fields → components, and of components → static fields.
 
     A row is a component, a column a static field, and the square of both their squared
-    correlation. The last two columns are what all static fields together explain of the
-    component, in the cells fitted to and in those held out; the last two rows what all components
-    explain of the static field.
+    correlation. The last two columns show how well all static fields together explain the
+    component, in the cells fitted to and in those held out; the last two rows, how well all
+    components explain the static field.
 
     Parameters
     ----------

@@ -45,8 +45,8 @@ def fragments(
     components : tuple of int
         Which components are red, green and blue.
     basis : xarray.Dataset, optional
-        What `copcube.lookup.fit_fragments` found, perhaps of other fragments of the same encoder;
-        maps of regions on one basis have the same colours. By default that of these.
+        Result of `copcube.lookup.fit_fragments`, perhaps for other fragments of the same encoder;
+        maps of regions on one basis have the same colours. By default that of these fragments.
     ax, projection, extent
         As in `copcube.plot.maps.rgb`.
 

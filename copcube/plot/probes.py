@@ -36,7 +36,7 @@ def errors(found: "xr.Dataset") -> "Figure":
     Raises
     ------
     CubeError
-        If the dataset is none of a probe, or has no input with components.
+        If the dataset is not the result of a probe, or has no input with components.
     MissingPackageError
         If matplotlib is not installed.
     """

@@ -49,7 +49,7 @@ def table(found: "xr.Dataset", form: Form = "markdown") -> str:
     Raises
     ------
     CubeError
-        If the dataset is none of a probe.
+        If the dataset is not the result of a probe.
     OptionError
         If the form is unknown.
     """

@@ -35,10 +35,10 @@ class Rows:
         Keys that `modality` counts through: the eight, in the order of
         `copcube.modalities.ORDER`, then those of other sensors by name.
     weight : numpy.ndarray, optional
-        How much of each image lies in the cell, (n,) float64; all alike by default.
+        How much of each image lies in the cell, (n,) float64; equal by default.
     identity : numpy.ndarray, optional
-        What tells images of one cell and modality apart, (2, n) int64; by default local patch
-        and date do.
+        What distinguishes images of one cell and modality, (2, n) int64; by default local patch and
+        date do.
     source : numpy.ndarray, optional
         Row of the file that each is, ascending, (n,) int64, where one may be in several cells;
         by default each is one of its own.

@@ -83,11 +83,11 @@ def score(
     Raises
     ------
     OptionError
-        If an option means nothing for this task, the encoder gives no levels, or the folder
-        holds a run with other options.
+        If an option does not apply to this task, the encoder gives no levels, or the folder holds a
+        run with other options.
     SourceError
-        If fewer images than a batch train, nothing is there to validate and test, or more than
-        a tenth of a split cannot be read.
+        If there are fewer training images than a batch, none to validate or test, or more than a
+        tenth of a split cannot be read.
     """
     task = dataset.task
     _check(task, encoder, head, which, epochs, seed)

@@ -1,8 +1,8 @@
-"""The fast tier: what neighbours and linear models, fitted to the end, make of vectors.
+"""The fast tier: nearest neighbours and linear models, fitted to convergence.
 
-As in common practice of comparing embeddings: each image once, without flips; five nearest
-neighbours; logistic regression and ridge regression, whose strengths validation chooses. Scores
-are not comparable with published ones, but need neither learning rates nor seeds.
+As is common practice in comparing embeddings: each image once, without flips; five nearest
+neighbours; logistic regression and ridge regression, whose strengths validation chooses. Scores are
+not comparable with published ones, but need neither learning rates nor seeds.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def neighbours(task: Task, train: Array, target: NDArray[Any], vectors: Array) -
 
 
 class Predicted(NamedTuple):
-    """What a model says, and the strength that validation chose.
+    """A model's predictions, and the strength that validation chose.
 
     Attributes
     ----------
@@ -222,7 +222,7 @@ def logistic(
 def ridge(
     train: tuple[Array, NDArray[Any]], validation: tuple[Array, NDArray[Any]], vectors: Array
 ) -> Predicted:
-    """Predict numbers of vectors by a ridge regression whose penalty validation chooses."""
+    """Predict numbers from vectors by a ridge regression whose penalty validation chooses."""
     dim = train[0].shape[1]
     # Columns are the vectors and, last, the target.
     model = Ridge.fit(_part(*train), _part(*validation), np.arange(dim), np.array([dim]))

@@ -1,4 +1,4 @@
-"""Scores of Copernicus-Bench, each in two readings.
+"""Scores of Copernicus-Bench, each in two versions.
 
 The official code scores every batch of the test split and averages, weighted by the samples in
 a batch; that is what was published, and depends on the order of samples and the size of batches.
@@ -172,7 +172,7 @@ def average_precision(scores: NDArray[Any], target: NDArray[Any]) -> float:
     Returns
     -------
     float
-        Sum over the distinct scores of precision times what recall grows by; NaN if there is no
+        Sum over the distinct scores of precision times the growth of recall; NaN if there is no
         class at all.
     """
     score, truth = np.ravel(scores), np.ravel(target).astype(bool)
@@ -189,7 +189,7 @@ def average_precision(scores: NDArray[Any], target: NDArray[Any]) -> float:
 def f1(logits: NDArray[Any], target: NDArray[Any]) -> float:
     """Micro F1 in %, of classes whose logit is above 0, hence its sigmoid above 0.5.
 
-    Of nothing found where nothing is, it is 0.
+    It is 0 if nothing is predicted and nothing is true.
     """
     guess, truth = logits > 0, target.astype(bool)
     both = int((guess & truth).sum())
@@ -220,7 +220,7 @@ def jaccard(confusion: NDArray[np.int64]) -> float:
 
 
 def metric_of(task: Task) -> Metric:
-    """Make the metric that is published of a task.
+    """Make the published metric of a task.
 
     Its batches are: (samples,) predicted and true classes; (samples, classes) scores and truth;
     classes of pixels; or numbers of pixels, in the target's units.
@@ -237,7 +237,7 @@ def metric_of(task: Task) -> Metric:
 
 
 def guess(task: Task, logits: NDArray[Any]) -> NDArray[Any]:
-    """What the metric takes of logits: the likeliest class, or the logits of several."""
+    """Turn logits into what the metric takes: the likeliest class, or the logits of several."""
     return logits.argmax(axis=1) if task.kind == "classification" else logits
 
 
@@ -255,7 +255,7 @@ def interval(
     target: NDArray[Any],
     resamples: int = 200,
 ) -> tuple[float, float] | tuple[None, None]:
-    """Interval of 95 % of a score, from samples that are drawn anew with replacement.
+    """Interval of 95 % of a score, from samples drawn again with replacement.
 
     Parameters
     ----------

@@ -2,8 +2,8 @@
 
 Of the published protocol only flips change the images from epoch to epoch, and they leave four
 variants of each. With the vectors of all four, what is trained is a batch norm without parameters
-and a linear map; every step is a few products of small matrices. Draws differ from those of the
-official code, all else is the same: see github.com/zhu-xlab/Copernicus-FM at da95635.
+and a linear map; every step is a few products of small matrices. Only random draws differ from
+those of the official code: see github.com/zhu-xlab/Copernicus-FM at da95635.
 """
 
 from collections.abc import Iterator

@@ -51,8 +51,8 @@ def open_dataset(
         Folder of the data set, or one that holds it: as `fetch` writes it or as the official
         script unpacks it.
     area : {"official", "true"}
-        Area of a token that the encoder is told: as the official code states it, which
-        published scores need, or as it is once the image was resized.
+        Area of a token for the encoder: as the official code states it, which published scores
+        need, or that in the resized image.
     codes : {"raw", "shifted"}
         Codes of Cloud-S3's labels: 0 invalid and classes from 1, as the official code reads
         them, or 255 invalid and classes from 0, as others describe them.
@@ -60,9 +60,9 @@ def open_dataset(
     Raises
     ------
     MissingFileError
-        If no list of a split lies where any is expected.
+        If no list of a split is where one is expected.
     OptionError
-        If an option has a value that it cannot have.
+        If an option is not valid.
     """
     one_of(area, "area", get_args(Area))
     one_of(codes, "codes", get_args(Codes))

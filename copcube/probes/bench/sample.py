@@ -59,18 +59,18 @@ def write_bench_sample(
     images: int = 20,
     seed: int = 0,
 ) -> BenchSample:
-    """Write a made-up Copernicus-Bench as the published archives unpack.
+    """Write synthetic data in the layout of Copernicus-Bench's unpacked archives.
 
     Parameters
     ----------
     folder : str or Path
-        A new or empty folder, which appears when the sample is whole.
+        A new or empty folder, which appears when the sample is complete.
     tasks : iterable of str, optional
-        Names of tasks; all by default. What shares an archive is written with them.
+        Names of tasks; all by default. Tasks that share an archive are written together.
     images : int
         Samples to train with, 2 or more; half as many each to validate and test.
     seed : int
-        Not negative; other seeds, other images.
+        Not negative; another seed gives other images.
 
     Raises
     ------

@@ -46,7 +46,7 @@ class Task:
         What is predicted: one class or several an image, a class a pixel (of one image, or of
         what changed between two), or a number a pixel.
     sensor : Modality
-        What the encoder is told of the images: bands in the order in which it gets them, and
+        What the encoder receives about the images: bands in the order in which it gets them, and
         the task's own statistics.
     size : int
         Side of the image as the encoder gets it, in pixels.
@@ -60,7 +60,7 @@ class Task:
         Batch size of the official protocol and of its metrics.
     random, published : float
         Scores of a frozen random ViT-B and of Copernicus-FM, as published: accuracy, average
-        precision and IoU in %, RMSE in `units`; NaN of a task of one's own.
+        precision and IoU in %, RMSE in `units`; NaN for a task of your own.
     source, licence : str
         Where the images and labels come from, and their licence.
     ignore : int or None
@@ -72,7 +72,7 @@ class Task:
     units : str
         Units of a regression's target; empty where the publication does not say.
     later : Modality or None
-        What the encoder is told of the later image of a change, if its statistics are others.
+        What the encoder receives about the later image of a change, if its statistics differ.
     """
 
     name: str

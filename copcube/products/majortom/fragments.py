@@ -111,7 +111,7 @@ class Footprints:
 
 
 def footprints(left: Floats, top: Floats, epsg: Integers, boxes: NDArray[np.integer]) -> Footprints:
-    """Footprints of fragments, by what their boxes say.
+    """Footprints of fragments, computed from their boxes.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def footprints(left: Floats, top: Floats, epsg: Integers, boxes: NDArray[np.inte
     Raises
     ------
     GridError
-        If a code is that of no UTM zone.
+        If a code is not that of a UTM zone.
     """
     x, y = _corners(left, top, boxes)
     corners = _in_degrees(x, y, epsg)

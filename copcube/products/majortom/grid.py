@@ -49,7 +49,7 @@ class Grid:
     Parameters
     ----------
     spacing : float
-        Most distance between neighbouring corners in km; 10 in all released data.
+        Largest distance between neighbouring corners in km; 10 in all released data.
 
     Raises
     ------
@@ -176,7 +176,7 @@ class Grid:
         Parameters
         ----------
         lat, lon : array_like
-            Degrees; longitudes of any turn.
+            Degrees; longitudes in any convention.
 
         Returns
         -------
@@ -231,7 +231,7 @@ class Grid:
         Raises
         ------
         GridError
-            If a text is no id of this grid.
+            If a text is not an id of this grid.
 
         Examples
         --------
@@ -284,7 +284,7 @@ class Grid:
     def utm(self, row: ArrayLike, col: ArrayLike) -> Integers:
         """EPSG codes of the UTM zones of cells, by their corners: 32601 to 32660, 32701 to 32760.
 
-        An image may be in the zone next to it, if its product was; then the product's counts.
+        An image may be in a neighbouring zone if its product was; then the product's zone counts.
 
         Raises
         ------
@@ -338,7 +338,7 @@ GRID = Grid()
 
 
 def squares(row: ArrayLike, col: ArrayLike, epsg: ArrayLike) -> tuple[Floats, Floats]:
-    """Upper left corners of the images of cells of the grid of 10 km, in UTM.
+    """Upper left corners of the images of cells of the 10 km grid, in UTM.
 
     The images reach `SIDE` pixels of `PIXEL` metres to the east and to the south from there.
 
@@ -357,7 +357,7 @@ def squares(row: ArrayLike, col: ArrayLike, epsg: ArrayLike) -> tuple[Floats, Fl
     Raises
     ------
     GridError
-        If a cell is not on the grid, or a code is that of no UTM zone.
+        If a cell is not on the grid, or a code is not that of a UTM zone.
     """
     lat, lon = GRID.corner(row, col)
     east, north = project(lat, lon, whole_numbers(epsg, "EPSG codes"))

@@ -53,10 +53,10 @@ class Embeddings:
     embedding : numpy.ndarray
         (n, D) float32.
     left, top : numpy.ndarray, optional
-        Upper left corner of its image in metres, (n,) float64; by default where the grid of 10 km
-        has it.
+        Upper left corner of its image in metres, (n,) float64; by default where the 10 km grid has
+        it.
     parquet_url, parquet_row : numpy.ndarray, optional
-        Where its image lies, (n,) object and int64; of sets such as those of 249k rows.
+        Where its image lies, (n,) object and int64; only in sets such as those of 249k rows.
     """
 
     grid_row: Integers
@@ -104,7 +104,7 @@ class Embeddings:
         return cls(**joined)
 
     def footprints(self) -> Footprints:
-        """Where the fragments lie, by what their boxes say.
+        """Where the fragments lie, computed from their boxes.
 
         Raises
         ------
