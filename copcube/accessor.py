@@ -34,7 +34,7 @@ class Copembed:
     ----------
     obj : xarray.Dataset or xarray.DataArray
         Anything with ``embedding`` (…, lat, lon, dim) or ``pc`` (…, lat, lon, component), or
-        one of the two itself. Anything else raises an error when a method is used.
+        one of the two itself. Anything else is refused when a method is used.
     """
 
     def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:

@@ -124,7 +124,7 @@ def equalised(cells: Cells, variances: Variances) -> Cells:
     Returns
     -------
     Cells
-        Sorted as usual. With M modalities, scaled means yₖ and their mean m, the spread is
+        Sorted as all cells. With M modalities, scaled means yₖ and their mean m, the spread is
         ``sqrt(Σ (sₖ² spreadₖ² + ‖yₖ - m‖²) / M)``: that around m of all images, scaled as their
         modality is.
     """

@@ -92,7 +92,7 @@ def add(commands: Commands) -> None:
         help="blocks whose tokens the linear heads use (default: four)",
     )
     bench.add_argument(
-        "--stream", action="store_true", help="keep no tokens; embed the images again in each epoch"
+        "--stream", action="store_true", help="keep no tokens; each epoch embeds images again"
     )
     bench.add_argument(
         "--cache", metavar="DIR", help="folder of vectors and results (default: the user's)"

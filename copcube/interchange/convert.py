@@ -20,9 +20,9 @@ log = logging.getLogger("copcube")
 def convert(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Path:
     """Make a Zarr cube of a published map or of an export.
 
-    A map does not record how many images its vectors are the means of: the cube has no ``spread``
-    and no ``n_images_by_modality``, its ``n_images`` is 1 where there is a vector, and the
-    attribute ``n_images_known`` is 0.
+    A map does not say how many images its vectors are the means of: the cube has no
+    ``spread`` and no ``n_images_by_modality``, its ``n_images`` is 1 where there is a vector,
+    and the attribute ``n_images_known`` is 0.
 
     Parameters
     ----------
