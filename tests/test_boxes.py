@@ -286,6 +286,7 @@ def test_corners_may_be_an_array():
         ({"type": "FeatureCollection", "features": []}, "has 0 features; expected one region"),
         ({"crs": {"properties": {"name": "EPSG:3035"}}}, "has coordinates of EPSG:3035; expected"),
         (None, "the region is a NoneType"),
+        ({"type": "Feature", "geometry": None}, "the feature has no geometry"),
     ],
 )
 def test_polygons_that_make_no_sense_are_refused(geometry, message):

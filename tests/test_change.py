@@ -298,6 +298,18 @@ def test_on_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_list_without_places_says_why(tmp_path, capsys):
+    alone, both = (np.array(images)[:, None, None] for images in ([4, 0], [4, 2]))
+    for name, images in (("a.nc", alone), ("b.nc", both)):
+        there = counted(cube(0, LAT[:2], LON[:2]), 4, 0.5, images * np.ones((2, 2, 2), int))
+        there.to_netcdf(tmp_path / name)
+    assert main(["change", *(str(tmp_path / f"{name}.nc") for name in ("a", "b", "out"))]) == 0
+    n = int(np.isfinite(there.embedding.values).all(-1).sum())
+    said = capsys.readouterr().err
+    assert f"no place is listed: {n} cells hold a vector in both cubes, {n} of them" in said
+
+
+@pytest.mark.slow
 def test_the_map_of_change_marks_places():
     a, b = cube(0), cube(1)
     ax = a.copembed.plot.change(b, n=4, exclude_km=100)

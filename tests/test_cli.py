@@ -241,7 +241,7 @@ def test_aggregate(world, tmp_path):
 def test_other_options_are_refused_and_overwrite_helps(images, world, stubbed, capsys):
     again = ["build", str(images), str(world), "--balance", "image"]
     assert main(again) == 1
-    assert "options.balance: was modality, now image" in capsys.readouterr().err
+    assert "options.balance: was modality, now image. Give the same" in capsys.readouterr().err
     assert main([*again, "--overwrite"]) == 0
 
 

@@ -563,6 +563,8 @@ def damage(path, cells, kind):
         case "attribute lost":
             group = zarr.open_group(path / "conventions", mode="r+")
             group.attrs.put({k: v for k, v in group.attrs.items() if k != "geoemb:model"})
+        case "group lost":
+            shutil.rmtree(path / "conventions")
         case "units":
             zarr.open_array(path / "lat", mode="r+").attrs["units"] = "metres"
         case "copies":
@@ -583,6 +585,7 @@ DAMAGES = {
     "shifted lon": r"lon: values are not those",
     "variable lost": r"variable n_images_by_modality is missing",
     "attribute lost": r"attribute geoemb:model is missing",
+    "group lost": "group conventions is missing, as in a copy that xarray wrote",
     "units": r"lat: attribute units 'metres'; expected 'degrees_north'",
     "copies": r"lat/zarr.json: not the same as its copy in zarr.json of the cube",
 }

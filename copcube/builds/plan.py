@@ -277,12 +277,13 @@ class Plan:
                 "another output name to keep both, or --overwrite to throw its result away and "
                 "start anew"
             )
-        lines = "\n".join(
+        # Where a message is shown in one line, the ends of its lines still have marks.
+        lines = ";\n".join(
             f"  {key}: was {_short(old.get(key, _UNSAID.get(key)))}, now {_short(new.get(key))}"
             for key in differing
         )
         raise BuildError(
-            f"{folder} belongs to a build with other options:\n{lines}\n"
+            f"{folder} belongs to a build with other options:\n{lines}.\n"
             "Give the same options to go on with it, another output name to keep both, or "
             "--overwrite to throw its result away and start anew"
         )

@@ -193,11 +193,12 @@ def _error(failed: dict[str, Exception], folder: BuildFolder) -> BuildError:
     lines = [f"  {name}: {type(e).__name__}: {e}" for name, e in sorted(failed.items())[:5]]
     more = [f"  and {len(failed) - 5} more"] if len(failed) > 5 else []
     tasks = "task" if len(failed) == 1 else "tasks"
+    listed = ";\n".join([*lines, *more])
     if any(isinstance(error, MemoryError) for error in failed.values()):
-        more.append("Less memory is taken with fewer threads and workers, and by smaller batches")
+        listed += ".\nLess memory is taken with fewer threads and workers, and by smaller batches"
     return BuildError(
-        "\n".join([f"{len(failed)} {tasks} of {folder.path} failed:", *lines, *more])
-        + "\nEverything else is kept; the same command tries them again"
+        f"{len(failed)} {tasks} of {folder.path} failed:\n{listed}.\n"
+        "Everything else is kept; the same command tries them again"
     )
 
 

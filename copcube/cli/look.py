@@ -384,12 +384,27 @@ def _change(arguments: Arguments) -> None:
     heads = [name.removeprefix("place_") for name in names]
     texts = [_texts(head, found[name]) for head, name in zip(heads, names, strict=True)]
     columns([head.replace("_", " ") for head in heads], zip(*texts, strict=True))
+    if not found.sizes["place"]:
+        _say_why_none(found)
     if out.suffix.lower() in DRAWN:
         from copcube.plot import changed
 
         draw(changed(found, a), out, arguments)
     else:
         save_fields(found, arguments)
+
+
+def _say_why_none(found: "xr.Dataset") -> None:
+    """Warn that no changed place is listed, and of what keeps cells from it."""
+    both = found.distance.notnull()
+    why = [f"{int(both.sum()):,} cells hold a vector in both cubes"]
+    if "same_modalities" in found:
+        others = int((found.same_modalities == 0).sum())
+        why.append(f"{others:,} of them are made of other modalities in one than in the other")
+    if "noise" in found:
+        unknown = int((both & found.noise.isnull()).sum())
+        why.append(f"of {unknown:,} the noise is not known")
+    log.warning("no place is listed: %s", ", ".join(why))
 
 
 def _texts(name: str, of_places: "xr.DataArray") -> Iterable[str]:

@@ -154,7 +154,13 @@ def _attributes(group: "zarr.Group") -> Iterator[str]:
             yield f"attribute {name} is missing; expected such as {value!r}"
     # Cubes of the first release have the attributes of the conventions at the root.
     earlier = "zarr_conventions" in group.attrs
-    found = dict(group.attrs if earlier else _conventions(group))
+    if not earlier and schema.CONVENTIONS not in group:
+        yield (
+            f"group {schema.CONVENTIONS} is missing, as in a copy that xarray wrote; copy the "
+            "folder of the cube as it is"
+        )
+        return
+    found = dict((group if earlier else group[schema.CONVENTIONS]).attrs)
     for name, value in schema.conventions(array(group, "embedding").shape[-1]).items():
         if earlier and (name == "zarr_conventions" or not name.startswith("geoemb:")):
             continue
@@ -162,12 +168,6 @@ def _attributes(group: "zarr.Group") -> Iterator[str]:
             yield f"attribute {name} is missing; expected {value!r}"
         elif name == "geoemb:dimensions" and found[name] != value:
             yield f"{name} is {found[name]!r}; vectors have {value} values"
-
-
-def _conventions(group: "zarr.Group") -> Mapping[str, Any]:
-    """Attributes of the group of the conventions; none if it is not there."""
-    found: Any = group.get(schema.CONVENTIONS)
-    return {} if found is None else found.attrs
 
 
 def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Iterator[str]:

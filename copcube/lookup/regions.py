@@ -139,6 +139,8 @@ def polygon_rings(geometry: Any) -> list[list[Floats]]:
                 "by one"
             )
         found = features[0].get("geometry") if isinstance(features[0], Mapping) else None
+        if found is None:
+            raise OptionError("the feature has no geometry; expected a Polygon or a MultiPolygon")
     kind = found.get("type") if isinstance(found, Mapping) else type(geometry).__name__
     if kind not in ("Polygon", "MultiPolygon"):
         raise OptionError(

@@ -203,6 +203,11 @@ def check_schema(schema: "pa.Schema", path: str | Path) -> None:
     import pyarrow as pa
 
     missing = [name for name in COLUMNS if name not in schema.names]
+    if missing == [*COLUMNS[1:-1]]:
+        raise RowsError(
+            f"{path}: holds a row a cell, not an image: averages, of which copcube convert makes a "
+            "cube"
+        )
     if missing:
         raise RowsError(
             f"{path}: expected the columns {', '.join(COLUMNS)}; "
