@@ -262,9 +262,8 @@ def _add_compare(commands: Commands) -> None:
 
 
 def _info(arguments: Arguments) -> None:
-    from copcube.cube.card import card
     from copcube.cube.store import read_attributes
-    from copcube.cube.summary import of_whole_globe, reduction_lines
+    from copcube.cube.summary import cube_lines, of_whole_globe, reduction_lines
 
     path: str = arguments.cube
     # Asked of the attributes alone: to open a large cube takes longer. Parts that users saved
@@ -273,7 +272,7 @@ def _info(arguments: Arguments) -> None:
         show(path)
         return
     ds = open_any(path)
-    table(path, reduction_lines(ds, path) if "pc" in ds else card(ds).lines)
+    table(path, reduction_lines(ds, path) if "pc" in ds else cube_lines(ds, path))
 
 
 def _validate(arguments: Arguments) -> int:

@@ -25,6 +25,15 @@ from copcube.files.damage import naming_damage
 if TYPE_CHECKING:
     import xarray as xr
 
+_NAMED = {
+    "aggregation": "aggregation",
+    "counted": "n_images_comment",
+    "dates": "dates",
+    "licence": "license",
+}
+TOLD = frozenset({"synthetic", "encoder", "encoder_trained", *_NAMED.values()})
+"""Attributes that a card tells."""
+
 _COUNTS = ("n_images", "n_images_by_modality")
 """Variables that are read as a whole, beside the vectors, which are not."""
 
@@ -181,8 +190,7 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
         yield "SYNTHETIC", str(attrs["synthetic"])
     if "encoder" in attrs:
         yield "encoder", f"{attrs['encoder']}{_TRAINED.get(str(attrs.get('encoder_trained')), '')}"
-    known = {"counted": "n_images_comment", "dates": "dates", "licence": "license"}
-    for name, key in {"aggregation": "aggregation", **known}.items():
+    for name, key in _NAMED.items():
         if key in attrs:
             yield name, str(attrs[key])
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
-from copcube.cube.card import share_of_globe, whose_variance
-from copcube.cube.caution import trained
+from copcube.cube.card import TOLD, card, share_of_globe, whose_variance
+from copcube.cube.caution import of_vectors, trained
 from copcube.cube.store import array, leading, open_group, reading
 from copcube.cube.stored import StoredChunks
 from copcube.cube.view import CubeView
@@ -175,6 +175,22 @@ def _summary(path: str | Path) -> CubeSummary:
         stored=_stored(path),
         attributes=dict(group.attrs),
     )
+
+
+def cube_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, str]]:
+    """Name and text of every figure of a cube in any form, for people; no vector is read.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A cube, a part of one, or what it was merged with.
+    path : str or Path
+        Where it was opened from.
+    """
+    yield from card(ds).lines
+    if (stored := _stored(path)) is not None:
+        yield "on disk", size(stored)
+    yield from _attributes({k: v for k, v in of_vectors(ds.attrs).items() if k not in TOLD})
 
 
 def reduction_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, str]]:
