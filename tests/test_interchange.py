@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 import tracemalloc
 from contextlib import contextmanager
 
@@ -15,6 +17,8 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_rows
+from xarray.backends.locks import CombinedLock
+from xarray.backends.netCDF4_ import BaseNetCDF4Array
 
 from copcube import cube, grid, interchange, models, pca
 from copcube.accessor import Copembed
@@ -652,3 +656,34 @@ def test_memory_is_bounded_by_bands(tmp_path):
         sizes[suffix, *options] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert max(sizes.values()) < 45e6, sizes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_an_interruption_as_xarray_gives_its_lock_back_ends_the_writing(tmp_path, monkeypatch):
+    write, give_back, written = BaseNetCDF4Array.__setitem__, CombinedLock.__exit__, []
+
+    def writes(array, key, value):
+        written.append(array)
+        write(array, key, value)
+
+    def gives_back(lock, *raised):
+        if len(written) == 1:
+            written.append(lock)
+            os.kill(os.getpid(), signal.SIGINT)
+        give_back(lock, *raised)
+
+    maps = {"embedding": (("lat", "lon", "dim"), np.ones((4, 4, 3), "f4"))}
+    maps["n_images"] = (("lat", "lon"), np.ones((4, 4), "i4"))
+    ds = xr.Dataset(maps, {"lat": np.arange(4) / 4, "lon": np.arange(4) / 4})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(BaseNetCDF4Array, "__setitem__", writes)
+            patch.setattr(CombinedLock, "__exit__", gives_back)
+            with pytest.raises(KeyboardInterrupt):
+                interchange.to_netcdf(ds, tmp_path / "a.nc")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert list(tmp_path.iterdir()) == []
+    interchange.to_netcdf(ds, tmp_path / "a.nc")

@@ -182,6 +182,7 @@ def save(ds: "xr.Dataset", arguments: Arguments) -> None:
 def save_fields(ds: "xr.Dataset", arguments: Arguments) -> None:
     """Write a dataset that is no cube as Zarr or netCDF."""
     from copcube.interchange import to_zarr
+    from copcube.interchange.netcdf import write_by_xarray
 
     if Path(arguments.out).suffix.lower() == ".zarr":
         to_zarr(ds, arguments.out, overwrite=arguments.overwrite)
@@ -190,7 +191,7 @@ def save_fields(ds: "xr.Dataset", arguments: Arguments) -> None:
             # Maps have almost all of the bytes.
             small = {"zlib": True, "complevel": 1}
             maps = [name for name in ds.data_vars if ds[name].ndim > 1]
-            ds.to_netcdf(temporary, engine="netcdf4", encoding=dict.fromkeys(maps, small))
+            write_by_xarray(ds, temporary, dict.fromkeys(maps, small))
     log.info("%s is done", arguments.out)
 
 

@@ -8,7 +8,8 @@ GDAL, QGIS, CDO and anemoi read them; ``xarray.open_dataset`` reads any of it wi
 import logging
 import os
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -138,11 +139,8 @@ def to_netcdf(
     rest = with_maps(rest, map(str, rest.data_vars))
     packer, compression = Packer(packing), _SMALL if flag(compress, "compress") else {}
     with appearing(path, overwrite, ds) as temporary:
-        in_pieces(rest).to_netcdf(
-            temporary,
-            engine="netcdf4",
-            encoding={key: _encoding(v, view, compression) for key, v in rest.variables.items()},
-        )
+        encoding = {key: _encoding(v, view, compression) for key, v in rest.variables.items()}
+        write_by_xarray(in_pieces(rest), temporary, encoding)
         # The vectors are written by bands, beside what xarray wrote, so that memory stays bounded.
         with netCDF4.Dataset(temporary, "a") as file:
             write = _variables(file, view, chosen, packing, compression)
@@ -154,6 +152,19 @@ def to_netcdf(
     result = packer.result(str(path), view.field.shape[-1], out.stat().st_size)
     log.info("%s", result)
     return result
+
+
+def write_by_xarray(
+    ds: "xr.Dataset", path: str | Path, encoding: Mapping[Any, dict[str, Any]]
+) -> None:
+    """Let xarray write a netCDF file, so that Ctrl-C ends it.
+
+    Signals are raised in the main thread between any two steps of Python, mostly as xarray is
+    about to give back the lock under which it wrote: to close the file it would wait for that lock
+    for ever. It therefore writes on another thread, for which an interruption waits.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(ds.to_netcdf, path, engine="netcdf4", encoding=encoding).result()
 
 
 def _encoding(

@@ -9,6 +9,7 @@ import numpy as np
 
 from copcube.era5.statics import STATICS
 from copcube.errors import CubeError
+from copcube.interchange.netcdf import write_by_xarray
 from copcube.models.fields import MASK, Fields, Maps, on_all_rows
 
 
@@ -153,4 +154,4 @@ def write_netcdf(
     encoding: dict[str, Any] = {str(name): {"_FillValue": None} for name in ds.variables}
     for name in data:
         encoding[name] |= {"zlib": True, "complevel": 1}
-    ds.to_netcdf(path, engine="netcdf4", encoding=encoding)
+    write_by_xarray(ds, path, encoding)
