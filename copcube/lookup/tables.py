@@ -248,7 +248,10 @@ def _read_file(path: str) -> "pd.DataFrame":
     """Read a CSV or a parquet file."""
     form = Path(path).suffix.lower()
     if form not in (".csv", ".txt", ".tsv", ".parquet", ".geoparquet"):
-        raise OptionError(f"{path}: expected a table, .csv or .parquet")
+        raise OptionError(
+            f"{path}: expected a table, .csv or .parquet; in Python, read other formats with pandas "
+            "or geopandas and give the frame"
+        )
     try:
         return _read_parquet(path) if "parquet" in form else read_csv(path)
     except FileNotFoundError:
