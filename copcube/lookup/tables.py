@@ -249,8 +249,8 @@ def _read_file(path: str) -> "pd.DataFrame":
     form = Path(path).suffix.lower()
     if form not in (".csv", ".txt", ".tsv", ".parquet", ".geoparquet"):
         raise OptionError(
-            f"{path}: expected a table, .csv or .parquet; in Python, read other formats with pandas "
-            "or geopandas and give the frame"
+            f"{path}: expected a table, .csv or .parquet; in Python, read other formats with "
+            "pandas or geopandas and give the frame"
         )
     try:
         return _read_parquet(path) if "parquet" in form else read_csv(path)
