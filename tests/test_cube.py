@@ -585,7 +585,7 @@ DAMAGES = {
     "shifted lon": r"lon: values are not those",
     "variable lost": r"variable n_images_by_modality is missing",
     "attribute lost": r"attribute geoemb:model is missing",
-    "group lost": "group conventions is missing, as in a copy that xarray wrote",
+    "group lost": "group conventions is missing, as in a copy written by xarray",
     "units": r"lat: attribute units 'metres'; expected 'degrees_north'",
     "copies": r"lat/zarr.json: not the same as its copy in zarr.json of the cube",
 }

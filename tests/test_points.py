@@ -425,7 +425,7 @@ def test_letters_of_spreadsheets_are_kept(tmp_path, caplog):
         (np.array(5), {}, "the table is a ndarray"),
         (5, {}, "the table is a int"),
         ("none.csv", {}, "none.csv: no such file"),
-        ("none.xlsx", {}, "expected a table, .csv or .parquet; in Python give the frame"),
+        ("none.xlsx", {}, "expected a table, .csv or .parquet; in Python, read other formats"),
         (xr.Dataset({"lat": ("a", [1]), "lon": ("b", [1])}), {}, "lat runs along a, lon along b"),
         ({"lat": [1], "lon": [2]}, {"method": "cubic"}, "expected nearest or bilinear"),
         ([(45, 7), (46, 8)], {}, "a list of two pairs, which may be points or"),

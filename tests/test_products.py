@@ -511,7 +511,7 @@ def test_other_files_of_tessera_are_refused(tessera, tmp_path):
     refused(tile, out, r"_scales.npy: no such file; a tile of TESSERA")
     tile = write_tile(tmp_path / "e", values, scales, land)
     next((tmp_path / "e" / "global_0.1_degree_tiff_all").iterdir()).unlink()
-    refused(tile, out, "taken for a tile of TESSERA, but nothing says where it lies")
+    refused(tile, out, "taken for a tile of TESSERA, but its location is unknown")
     group = write_zone(tmp_path / "f.zarr", *(a[:, ..., :32, :32] for a in tessera))
     del group["scales"]
     refused(tmp_path / "f.zarr", out, "it has no array 'scales'")

@@ -178,7 +178,7 @@ def test_dates_of_every_kind_are_read(tmp_path, dates):
 
 BROKEN = [
     ({"date": None, "modality": None}, r"modality, date are missing \(found grid_id_coord"),
-    ({"date": None, "modality": None, "local_id_coord": None}, "holds a row a cell, not an image"),
+    ({"date": None, "modality": None, "local_id_coord": None}, "has one row per cell, not one"),
     ({"modality": pa.array(["s2_toa", "s4"])}, "unknown modality s4; expected s1_grd"),
     ({"modality": pa.array(["s2_toa", None])}, "unknown modality None"),
     ({"modality": pa.array([1, 2])}, "column modality holds int64; expected strings"),

@@ -277,7 +277,7 @@ class Plan:
                 "another output name to keep both, or --overwrite to throw its result away and "
                 "start anew"
             )
-        # Where a message is shown in one line, the ends of its lines still have marks.
+        # Punctuation still separates the entries where a message is shown in one line.
         lines = ";\n".join(
             f"  {key}: was {_short(old.get(key, _UNSAID.get(key)))}, now {_short(new.get(key))}"
             for key in differing

@@ -395,15 +395,15 @@ def _change(arguments: Arguments) -> None:
 
 
 def _say_why_none(found: "xr.Dataset") -> None:
-    """Warn that no changed place is listed, and of what keeps cells from it."""
+    """Warn that no changed place is listed, and why."""
     both = found.distance.notnull()
     why = [f"{int(both.sum()):,} cells hold a vector in both cubes"]
     if "same_modalities" in found:
         others = int((found.same_modalities == 0).sum())
-        why.append(f"{others:,} of them are made of other modalities in one than in the other")
+        why.append(f"{others:,} of them are made of different modalities")
     if "noise" in found:
         unknown = int((both & found.noise.isnull()).sum())
-        why.append(f"of {unknown:,} the noise is not known")
+        why.append(f"the noise of {unknown:,} is unknown")
     log.warning("no place is listed: %s", ", ".join(why))
 
 

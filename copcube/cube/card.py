@@ -31,8 +31,8 @@ _NAMED = {
     "dates": "dates",
     "licence": "license",
 }
-TOLD = frozenset({"synthetic", "encoder", "encoder_trained", *_NAMED.values()})
-"""Attributes that a card tells."""
+SHOWN = frozenset({"synthetic", "encoder", "encoder_trained", *_NAMED.values()})
+"""Attributes that a card shows."""
 
 _COUNTS = ("n_images", "n_images_by_modality")
 """Variables that are read as a whole, beside the vectors, which are not."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cube import schema
-from copcube.cube.card import TOLD, card, share_of_globe, whose_variance
+from copcube.cube.card import SHOWN, card, share_of_globe, whose_variance
 from copcube.cube.caution import of_vectors, trained
 from copcube.cube.store import array, leading, open_group, reading
 from copcube.cube.stored import StoredChunks
@@ -190,7 +190,7 @@ def cube_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, str]]:
     yield from card(ds).lines
     if (stored := _stored(path)) is not None:
         yield "on disk", size(stored)
-    yield from _attributes({k: v for k, v in of_vectors(ds.attrs).items() if k not in TOLD})
+    yield from _attributes({k: v for k, v in of_vectors(ds.attrs).items() if k not in SHOWN})
 
 
 def reduction_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, str]]:

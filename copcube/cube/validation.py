@@ -156,8 +156,8 @@ def _attributes(group: "zarr.Group") -> Iterator[str]:
     earlier = "zarr_conventions" in group.attrs
     if not earlier and schema.CONVENTIONS not in group:
         yield (
-            f"group {schema.CONVENTIONS} is missing, as in a copy that xarray wrote; copy the "
-            "folder of the cube as it is"
+            f"group {schema.CONVENTIONS} is missing, as in a copy written by xarray; copy the "
+            "cube's folder instead"
         )
         return
     found = dict((group if earlier else group[schema.CONVENTIONS]).attrs)

@@ -10,7 +10,9 @@ import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -159,12 +161,14 @@ def write_by_xarray(
 ) -> None:
     """Let xarray write a netCDF file, so that Ctrl-C ends it.
 
-    Signals are raised in the main thread between any two steps of Python, mostly as xarray is
-    about to give back the lock under which it wrote: to close the file it would wait for that lock
-    for ever. It therefore writes on another thread, for which an interruption waits.
+    A signal is raised in the main thread between any two steps of Python, often just before xarray
+    releases the lock under which it wrote. To close the file, xarray would then wait for that lock
+    forever. Hence it writes on another thread, and the interruption waits for that thread.
     """
+    # The context has the client of dask, if one was chosen with `as_current`.
+    context, write = copy_context(), partial(ds.to_netcdf, engine="netcdf4", encoding=encoding)
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(ds.to_netcdf, path, engine="netcdf4", encoding=encoding).result()
+        thread.submit(context.run, write, path).result()
 
 
 def _encoding(

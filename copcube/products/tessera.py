@@ -298,7 +298,7 @@ def _land(path: str) -> str:
             if (found := folder / _LAND / f"{name}{end}").exists():
                 return str(found)
     raise RowsError(
-        f"{path}: taken for a tile of TESSERA, but nothing says where it lies: "
+        f"{path}: taken for a tile of TESSERA, but its location is unknown: "
         f"{_LAND}/{name}.tiff, its GeoTIFF of land and water, is in none of the folders above it; "
         "bring it too (geotessera does)"
     )

@@ -205,8 +205,8 @@ def check_schema(schema: "pa.Schema", path: str | Path) -> None:
     missing = [name for name in COLUMNS if name not in schema.names]
     if missing == [*COLUMNS[1:-1]]:
         raise RowsError(
-            f"{path}: holds a row a cell, not an image: averages, of which copcube convert makes a "
-            "cube"
+            f"{path} has one row per cell, not one per image; `copcube convert` makes a cube of "
+            "such averages"
         )
     if missing:
         raise RowsError(
