@@ -635,6 +635,10 @@ def test_parts_that_overlap_or_are_no_parquet(tmp_path):
             {"height": 36, "width": 36, "blockxsize": 16, "blockysize": 16},
             "36 × 36 pixels .*expected 721 × 1440 .*gdalwarp",
         ),
+        (
+            {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 6e5, 0, -10, 5.3e6)},
+            r"pixels of 10 metre × 10 metre from \(600000, 5.3e\+06\) in EPSG:32632; expected 721",
+        ),
         ({"crs": "EPSG:3857"}, "reference system is EPSG:3857; expected EPSG:4326"),
         ({"dtype": "uint8"}, "bands of uint8; expected float32"),
     ],

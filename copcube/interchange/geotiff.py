@@ -261,9 +261,12 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
             if not _is_wgs84(file.crs):
                 raise CubeError(f"{path}: its reference system is {file.crs}; expected EPSG:4326")
             return order
+    projected = file.crs is not None and file.crs.is_projected
+    unit, where = (f" {file.crs.linear_units}", f" in {file.crs}") if projected else ("°", "")
     raise CubeError(
-        f"{path}: {file.height} × {file.width} pixels of {transform[0]:g}° × {-transform[4]:g}° "
-        f"from ({transform[2]:g}, {transform[5]:g}); expected 721 × 1440 of 0.25° from "
+        f"{path}: {file.height} × {file.width} pixels of {transform[0]:g}{unit} × "
+        f"{-transform[4]:g}{unit} from ({transform[2]:g}, {transform[5]:g}){where}; expected "
+        "721 × 1440 of 0.25° from "
         "(-180.125, 90.125) or (-0.125, 90.125), centred on ERA5's nodes: warp it there first, "
         "with gdalwarp"
     )
