@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import logging
 import os
 import shutil
@@ -43,6 +44,17 @@ def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """One process more than there are cores, where memory suffices: many tests wait for others."""
     processes = yield
     return max(1, min(processes + 1, psutil.virtual_memory().available // MEMORY_OF_TESTS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported is never garbage, and to search it again and again takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
