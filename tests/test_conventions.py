@@ -21,6 +21,8 @@ from copcube.interchange import convert, export, to_geotiff, to_netcdf, to_npy, 
 from copcube.interchange.conventions import conforming
 
 LAYOUTS = ("first", "separate", "last")
+NORTH = 241
+"""Rows from the pole to 30°N, which merges of ERA5 have here."""
 
 # Every test needs a cube of the whole globe, which takes seconds to write.
 pytestmark = pytest.mark.slow
@@ -40,9 +42,9 @@ def fields(world):
 
 @pytest.fixture(scope="module")
 def merged(fields):
-    """Fields beside what the Climate Data Store gives: a time, and no attributes of its axes."""
-    lat, lon = 90 - 0.25 * np.arange(721), 0.25 * np.arange(1440)
-    z = np.ones((1, 721, 1440), "float32")
+    """Northern fields beside what the Climate Data Store gives: a time, no attributes of its axes."""
+    lat, lon = 90 - 0.25 * np.arange(NORTH), 0.25 * np.arange(1440)
+    z = np.ones((1, NORTH, 1440), "float32")
     coords = {
         "valid_time": [np.datetime64("2021-01-01", "ns")],
         "latitude": lat,
@@ -228,8 +230,9 @@ def test_gdal_reads_components_as_bands(files, fields, merged, world):
     for kind in ("reduction", "merged", "merged, transposed"):
         values, transform, *_ = bands(files[kind], "pc")
         assert transform == whole
-        assert np.array_equal(values.filled(np.nan), expected, equal_nan=True)
-    assert bands(files["merged, transposed"], "z")[0].shape == (1, 721, 1440)
+        rows = 721 if kind == "reduction" else NORTH
+        assert np.array_equal(values.filled(np.nan), expected[:, :rows], equal_nan=True)
+    assert bands(files["merged, transposed"], "z")[0].shape == (1, NORTH, 1440)
     values, *_ = bands(files["cube"], "embedding")
     expected = world.embedding.transpose("dim", "lat", "lon")
     assert np.array_equal(values.filled(np.nan), expected, equal_nan=True)
@@ -246,7 +249,7 @@ def test_gdal_reads_a_variable_each(files, fields, kind):
     for number in range(3):
         values, _, (scale,), (offset,) = bands(files[kind], f"pc_{number:02d}")
         found = (values * scale + offset).filled(np.nan)[0]
-        expected = fields.pc.isel(component=number)
+        expected = fields.pc.isel(component=number, lat=slice(len(found)))
         assert np.array_equal(np.isnan(found), np.isnan(expected))
         bound = scale / 2 * 1.001 if kind == "int8" else 0
         assert np.nanmax(np.abs(found - expected)) <= bound
@@ -280,7 +283,7 @@ def test_every_layout_comes_back(world, fields, merged, tmp_path, layout):
             assert again[name].attrs["long_name"] == ds[name].attrs["long_name"]
             assert set(again.variables) == set(ds.variables)
             # lazily, in any part
-            part = {again[name].dims[0]: [3, 700, 5], again[name].dims[1]: slice(None, 40, 7)}
+            part = {again[name].dims[0]: [3, 200, 5], again[name].dims[1]: slice(None, 40, 7)}
             assert same(again[name].isel(part), ds[name].isel(part))
             assert same(again[name][3, [0, 5], 1], ds[name][3, [0, 5], 1])
             assert same(again[name][..., [2, 0]], ds[name][..., [2, 0]])
