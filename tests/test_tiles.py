@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cftime
@@ -880,8 +881,12 @@ def test_tokens_and_own_bands_of_the_real_model(small):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Supplying chunks as dimension-order")  # rioxarray
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
+def test_the_example_runs(tmp_path, monkeypatch, capsys, no_encoders):
+    """With untrained weights of one block instead of twelve."""
     pytest.importorskip("torch")
+    from copcube.encoder import weights
+
+    monkeypatch.setattr(weights, "untrained_weights", partial(weights.untrained_weights, depth=1))
     utm(224, 224, bands=13).rio.to_raster(tmp_path / "image.tif")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["own_imagery.py", "image.tif"])
