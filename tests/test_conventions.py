@@ -42,7 +42,7 @@ def fields(world):
 
 @pytest.fixture(scope="module")
 def merged(fields):
-    """Northern fields beside what the Climate Data Store gives: a time, no attributes of its axes."""
+    """Fields of the north beside what the Climate Data Store gives: a time, bare axes."""
     lat, lon = 90 - 0.25 * np.arange(NORTH), 0.25 * np.arange(1440)
     z = np.ones((1, NORTH, 1440), "float32")
     coords = {
