@@ -1,12 +1,11 @@
-"""Rows to cells: the mean of a cell's images, how many they are and how much they disagree.
+"""Rows to cells: the mean of a cell's images, their number and their spread.
 
-The mean is a weighted sum over images in float64, whose order is fixed by cell, modality,
-local patch and date; and a cell is always computed from all of its rows together. So the
-result is the same to the last bit whatever the order of the files, the number of workers and
-the way the rows are split into parts.
+The mean is a weighted sum over images in float64, whose order is fixed by cell, modality, local
+patch and date; and a cell is always computed from all its rows together. So the result is the same
+to the last bit for any order of files, number of workers and division of rows into parts.
 
-`copcube.parts` divides files into parts. `survey` finds which cells lie in several
-parts; `combine` does the cells that are whole in a part, `combine_pass` the others.
+`copcube.parts` divides files into parts. `survey` finds which cells lie in several parts; `combine`
+computes the cells that are complete in a part, `combine_pass` the others.
 """
 
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ Duplicates = Literal["refuse", "drop"]
 
 _PASS = 100_000
 _THREADS = 4
-"""Most threads on which a part is decoded; each takes some 20 MB."""
+"""Most threads on which a part is decoded; each takes about 20 MB."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Aggregation:
         To which cells the fragments of another product belong; see
         `copcube.products.majortom.reading.read`. Rows of images name their cells.
     footprints : {"auto", "given", "swap"}
-        What is done about transposed footprints of such a product; see there.
+        How to treat transposed footprints of such a product; see there.
     """
 
     balance: Balance = "modality"
@@ -95,7 +94,7 @@ class Aggregation:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a first look at the small columns of all parts shows.
+    """Result of a first look at the small columns of all parts.
 
     Parameters
     ----------
@@ -174,8 +173,8 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
         )
     cell, part_number, count = (np.concatenate(arrays) for arrays in zip(*seen, strict=True))
     distinct, inverse, times = np.unique(cell, return_inverse=True, return_counts=True)
-    # A cell in two parts is averaged with all its rows at hand, after the parts, since means of
-    # means would not be exact.
+    # A cell in two parts is averaged from all its rows, after the parts, since means of means would
+    # not be exact.
     split = np.flatnonzero(times[inverse] > 1)
     split = split[np.lexsort((part_number[split], *grid.row_col(cell[split])[::-1]))]
     return Survey(
@@ -193,7 +192,7 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
 
 
 def cell_statistics(rows: Rows, aggregation: Aggregation, groups: tuple[str, ...]) -> Cells:
-    """Statistics of the cells of rows, each of which must be there with all its rows.
+    """Statistics of the cells of rows; every cell must have all its rows.
 
     Parameters
     ----------
@@ -214,7 +213,7 @@ def cell_statistics(rows: Rows, aggregation: Aggregation, groups: tuple[str, ...
     Raises
     ------
     RowsError
-        If an image comes twice and duplicates are refused.
+        If an image occurs twice and duplicates are refused.
     """
     plan = _Sums(rows, aggregation, groups)
     means = plan.means(len(rows), rows.embedding.shape[1])
@@ -224,7 +223,7 @@ def cell_statistics(rows: Rows, aggregation: Aggregation, groups: tuple[str, ...
 
 
 class _Sums:
-    """Which rows make which cells, and with which weights.
+    """Assignment of rows to cells, with weights.
 
     Parameters
     ----------
@@ -241,7 +240,7 @@ class _Sums:
         groups: tuple[str, ...],
         files: NDArray[np.object_] | None = None,
     ) -> None:
-        # Images of other sensors than the selected ones get no number, and take no part.
+        # Images of sensors that were not selected get no number and are left out.
         rows = rows.labelled(aggregation.selection.labels)
         images = replace(rows, embedding=np.empty((len(rows), 0), np.float32))
         index = np.flatnonzero(_selected(images, aggregation.selection))
@@ -282,7 +281,7 @@ class _Sums:
         self._index, self._weight, self._bounds = index, weight, np.append(start, len(index))
 
     def means(self, rows: int, dim: int) -> Means:
-        """Return what computes the means, of as many rows as there are."""
+        """Return an object that computes the means of all rows."""
         return Means(rows, dim, self._index, self._weight, self._bounds)
 
     def cells(self, means: Means) -> Cells:
@@ -310,7 +309,7 @@ def _shares(
 
 
 def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
-    """Statistics of the cells that are whole in one part.
+    """Statistics of the cells that are complete in one part.
 
     With the balance "variance" they are those of single modalities, which
     `copcube.balance.equalised` joins.
@@ -350,7 +349,7 @@ def _combined(
     means = sums.means(len(rows), survey.dim)
     threads, before = min(available_processors(), _THREADS), 0
     for part, table, mask in zip(parts, read, wanted, strict=True):
-        # On threads a block's whole cells are computed as soon as it is decoded.
+        # A block's complete cells are computed on threads as soon as it is decoded.
         left = tables.map_vectors(
             means.of_block, part.file, part.row_groups, table, mask, before, threads=threads
         )
@@ -383,16 +382,16 @@ def combine_pass(
 ) -> Cells:
     """Statistics of the cells of one pass, each of which lies in several parts.
 
-    Reads only the row groups that hold its cells. It is quick where files keep neighbouring
-    cells together, whatever else they are divided by; rows in random order cost one reading
-    of everything a pass.
+    Reads only the row groups that hold its cells. It is quick where files keep neighbouring cells
+    together, whatever else they are divided by; rows in random order cost one reading of everything
+    per pass.
 
     Parameters
     ----------
     parts : sequence of Part
-        The very parts of the survey.
+        The same parts as in the survey.
     aggregation : Aggregation
-        The very one of the survey.
+        The same as in the survey.
     survey : Survey
         What `survey` found.
     entries : slice
@@ -413,30 +412,30 @@ def combine_pass(
 
 
 def _check_pixels(files: Sequence[str], aggregation: Aggregation) -> None:
-    """Check that what is asked for means something for vectors of pixels, which are of a year."""
+    """Check that the options apply to vectors of pixels, each of which covers a year."""
     if other := [file for file in files if not tables.is_of_pixels(file)]:
         raise RowsError(
-            f"{other[0]} holds rows, {next(filter(tables.is_of_pixels, files))} a vector a pixel; "
-            "aggregate them one at a time"
+            f"{other[0]} holds rows, {next(filter(tables.is_of_pixels, files))} one vector per "
+            "pixel; aggregate them one at a time"
         )
     for name, refused in (("balance", ("variance",)), ("by", ("month", "season", "modality"))):
         if (value := getattr(aggregation, name)) in refused:
             raise OptionError(
-                f"{name}={value!r} means nothing for {files[0]}: its vectors are of years, and of "
-                "no single modality; leave it out, or group them by year"
+                f"{name}={value!r} does not apply to {files[0]}: its vectors are of years, and not "
+                "of a single modality; leave it out, or group them by year"
             )
     selection = aggregation.selection
     if aggregation.by == "year" or selection.start or selection.end:
         made = {file: tables.provenance(file, "centre", "auto") for file in files}
         if undated := [file for file, said in made.items() if "product_years" not in said]:
             raise RowsError(
-                f"{undated[0]}: neither its name nor its folders say of which year it is, which "
-                "dates and groups need; put it into a folder of its year, such as 2024"
+                f"{undated[0]}: neither its name nor its folders give its year, which dates and "
+                "groups need; put it into a folder named after its year, such as 2024"
             )
         years = sorted({year for said in made.values() for year in said["product_years"].split()})
         if not any(selection.admits(day_of(int(year))) for year in years):
             raise OptionError(
-                f"the dates chosen admit no vector of {few(files, 1)}: each is of a whole year, "
+                f"the chosen dates admit no vector of {few(files, 1)}: each covers a whole year, "
                 f"here {few(years)}; choose years, such as --dates {years[0]}"
             )
 

@@ -1,7 +1,7 @@
-"""Checks of single arguments, where public functions take them.
+"""Checks of single arguments of public functions.
 
-One value where several are expected, or several where one is, would else be noticed deep inside,
-by an error that names no argument.
+Otherwise, one value instead of several, or several instead of one, would fail deep inside, with an
+error that names no argument.
 """
 
 import operator
@@ -18,7 +18,7 @@ def one_path(value: Any, name: str, remedy: str = "") -> str:
     Raises
     ------
     OptionError
-        If it is something else, such as a list of paths; `remedy` says what to do then.
+        If it is something else, such as a list of paths; `remedy` then says what to do.
     """
     if isinstance(value, str | os.PathLike):
         text = os.fspath(value)
@@ -30,7 +30,7 @@ def one_path(value: Any, name: str, remedy: str = "") -> str:
 
 
 def is_in_utf8(path: str | os.PathLike[str]) -> bool:
-    """Whether the name of a file is in UTF-8, as HDF5, GDAL and Arrow take names; many are not."""
+    """Whether the name of a file is UTF-8, which HDF5, GDAL and Arrow require."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -55,7 +55,7 @@ def without_scheme(text: str) -> str:
 
 
 def as_whole(value: Any) -> int | None:
-    """Return a whole number of any type, and None for what is none, such as True."""
+    """Return a whole number of any type, and None for anything else, such as True."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -70,7 +70,7 @@ def whole_number(
     Raises
     ------
     OptionError
-        If it is none, or lies outside; `remedy` says what to do then.
+        If it is not one, or out of bounds; `remedy` then says what to do.
     """
     number = as_whole(value)
     limits = f"{least} or more" if most is None else f"{least} to {most}"
@@ -87,7 +87,7 @@ def number(value: Any, name: str, remedy: str = "") -> float:
     Raises
     ------
     OptionError
-        If it is something else, such as several; `remedy` says what to do then.
+        If it is something else, such as several; `remedy` then says what to do.
     """
     try:
         if not getattr(value, "ndim", 0):
@@ -98,7 +98,7 @@ def number(value: Any, name: str, remedy: str = "") -> float:
 
 
 def numbers(value: Any, name: str, each: str = "band") -> tuple[float, ...]:
-    """Return numbers of any sequence, one for `each`; a single one stands for itself.
+    """Return the numbers of any sequence, one for `each`; a single number is accepted too.
 
     Raises
     ------
@@ -106,12 +106,12 @@ def numbers(value: Any, name: str, each: str = "band") -> tuple[float, ...]:
         If there is something else among them.
     """
     try:
-        # Neither a set nor a mapping says which number is of which band.
+        # Neither a set nor a mapping says which number belongs to which band.
         if not isinstance(value, set | frozenset | Mapping):
             return tuple(map(_real, listed(value)))
     except (TypeError, ValueError, OverflowError):
         pass
-    raise OptionError(f"{name} is {as_given(value)}; expected one number a {each}")
+    raise OptionError(f"{name} is {as_given(value)}; expected one number per {each}")
 
 
 def is_several(value: Any) -> TypeGuard[Iterable[Any]]:
@@ -121,15 +121,15 @@ def is_several(value: Any) -> TypeGuard[Iterable[Any]]:
 
 
 def listed(value: Any) -> Iterable[Any]:
-    """Return several values as they are, and a single one as the only one."""
+    """Return several values unchanged, and a single one as a list of one."""
     return value if is_several(value) else (value,)
 
 
 def _real(value: Any) -> float:
-    """Return a real number; raise TypeError for what `float` would make one of all the same."""
+    """Return a real number; raise TypeError for other types that `float` would convert."""
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if isinstance(value, str | bytes | bool) or kind in tuple("bcmMSUT"):
-        raise TypeError("texts, flags, times and complex numbers are none")
+        raise TypeError("texts, flags, times and complex numbers are not real numbers")
     return float(value)
 
 
@@ -139,7 +139,7 @@ def one_of(value: Any, name: str, allowed: Sequence[str]) -> None:
     Raises
     ------
     OptionError
-        If it is another, or no text, such as an array of them.
+        If it is a different one, or not a text, such as an array of texts.
     """
     if not isinstance(value, str) or value not in allowed:
         raise OptionError(f"{name}={value!r}; expected {' or '.join(allowed)}")
@@ -153,8 +153,7 @@ def flag(value: Any, name: str) -> bool:
     OptionError
         If it is neither true nor false.
     """
-    # Arrays and datasets, such as a mask where the question is whether to make one, compare
-    # value by value.
+    # Arrays and datasets, such as a mask passed instead of a flag, compare element by element.
     if isinstance(value, str) or not _single(value) or value not in {True, False}:
         raise OptionError(f"{name} is {as_given(value)}; expected True or False")
     return bool(value)
@@ -169,7 +168,7 @@ def _single(value: Any) -> bool:
 
 
 def as_given(value: Any) -> str:
-    """Say what was given: its kind, and the value where that is short."""
+    """Describe what was given: its type, and the value if it is short."""
     text = repr(value)
     kind = type(value).__name__
     return f"{text} ({kind})" if len(text) <= 60 and "\n" not in text else f"a {kind}"

@@ -1,8 +1,8 @@
-"""Statistics of cells: what aggregation makes of the images and a cube is written from.
+"""Statistics of cells: the result of aggregation, from which a cube is written.
 
-Cells are sorted by group and then in ERA5's order, north to south and west to east. They
-lie in Arrow IPC files, one record batch a band of the cube, so that writing a band reads
-nothing else.
+Cells are sorted by group and then in ERA5's order, north to south and west to east. They are stored
+in Arrow IPC files, one record batch per band of the cube, so that writing a band reads nothing
+else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -111,8 +111,8 @@ class Cells:
         if len(twice):
             cell = grid.format_cell(int(joined.grid_id[order[twice[0]]]))
             raise RowsError(
-                f"cell {cell} comes twice; its rows were aggregated in several parts, which "
-                "must be done together (`copcube.aggregate.combine_pass`)"
+                f"cell {cell} occurs twice; its rows were aggregated in several parts, which must "
+                "be done together (`copcube.aggregate.combine_pass`)"
             )
         return joined.take(order)
 
@@ -125,7 +125,7 @@ def encode_cells(cells: Cells) -> "pa.Buffer":
     import pyarrow as pa
 
     bands = dict(cells.by_band())
-    # Without a cell there is one empty batch still, which holds the length of the vectors.
+    # Without cells there is still one empty batch, which holds the length of the vectors.
     batches = [_batch(some) for some in bands.values()] or [_batch(cells)]
     about = {"duplicates": str(cells.duplicates), "bands": " ".join(map(str, bands))}
     sink = pa.BufferOutputStream()
@@ -171,7 +171,7 @@ def decode_cells(source: Any, name: str, band: int) -> Cells:
         file = pa.ipc.open_file(pa.memory_map(source) if isinstance(source, str) else source)
         about = file.schema.metadata
         bands = [int(number) for number in about[b"bands"].split()]
-        # The first batch stands for a band that is not there: its cells are left out.
+        # The first batch is used for an absent band: its cells are left out.
         batch = file.get_batch(bands.index(band) if band in bands else 0)
         arrays: list[Any] = [_numpy(batch.column(name)) for name in _ARRAYS]
         cells = replace(Cells(*arrays), duplicates=int(about[b"duplicates"]))

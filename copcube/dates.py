@@ -1,7 +1,7 @@
-"""Days, in every form in which people write them.
+"""Days, in all usual forms.
 
-`day` is the one door for dates: those given to `copcube.embed`, those of ``time`` coordinates,
-the edges of a selection, the columns of tables. What it does not understand it refuses.
+`day` reads all dates: those given to `copcube.embed`, those of ``time`` coordinates, the edges of a
+selection, the columns of tables. It refuses what it does not understand.
 """
 
 import datetime
@@ -12,7 +12,7 @@ from copcube.errors import OptionError
 
 _TEXT = re.compile(r"\d{4}-\d{2}-\d{2}([T ].+)?|\d{8}(T.+)?", re.ASCII)
 _CALENDARS = ("standard", "gregorian", "proleptic_gregorian", "noleap", "365_day")
-"""Calendars of cftime (CF 1.11, section 4.4.1) whose days are days of ours."""
+"""Calendars of cftime (CF 1.11, section 4.4.1) with the usual days."""
 
 
 def day(value: Any, what: str = "date") -> datetime.date:
@@ -44,7 +44,7 @@ def day(value: Any, what: str = "date") -> datetime.date:
         # numpy's repr() would show the type of numbers too.
         shown = repr(str(value)) if isinstance(value, str) else str(value)
         raise OptionError(
-            f"{what} {shown:.80} is no date{reason}; expected a date or datetime, or a text or "
+            f"{what} {shown:.80} is not a date{reason}; expected a date or datetime, or a text or "
             "number such as 2021-06-01 or 20210601"
         ) from error
 
@@ -66,10 +66,10 @@ def since_1970(value: Any, what: str = "date") -> float:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value stands for no date: None, NaT, NaN or NA."""
+    """Whether a value means a missing date: None, NaT, NaN or NA."""
     if value is None:
         return True
-    # Only these differ from themselves; pandas' NA gives NA instead of an answer.
+    # Only these differ from themselves; comparing pandas' NA gives NA.
     return str(value != value) in ("True", "<NA>")
 
 
@@ -92,7 +92,7 @@ def _day(value: Any) -> datetime.date:
         value = datetime.datetime.fromisoformat(text)
     if isinstance(value, datetime.datetime) and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC)
-    # Python's dates, and what is derived from them, have no calendar; those of cftime do.
+    # Python's dates and their subclasses have no calendar; those of cftime do.
     calendar = "standard" if isinstance(value, datetime.date) else getattr(value, "calendar", None)
     if not isinstance(calendar, str) or not all(
         hasattr(value, k) for k in ("year", "month", "day")
@@ -113,5 +113,5 @@ def _scalar(value: Any) -> Any:
             raise ValueError("a whole year, month or week")
         array = array.astype("datetime64[D]")
     if array.dtype.kind == "f" and array.dtype.itemsize < 8:
-        raise ValueError(f"{array.dtype} cannot tell neighbouring days apart")
+        raise ValueError(f"{array.dtype} cannot distinguish neighbouring days")
     return array.item()

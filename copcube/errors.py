@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    r"""Text as a terminal shows it: what would command the terminal is written out.
+    r"""Make a text safe for a terminal: control characters are escaped.
 
     File names, members and attributes may hold escape sequences that move the cursor, change
     the direction of writing or forge lines.
@@ -14,7 +14,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     text : str
         Anything that may have come from a file.
     lines : bool
-        Whether ends of lines stay; else they become spaces.
+        Whether to keep line ends; otherwise they become spaces.
 
     Examples
     --------
@@ -31,10 +31,10 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 class CopcubeError(Exception):
-    """Base of every error raised on purpose by copcube; its message can be printed as it is."""
+    """Base of every error raised on purpose by copcube; its message can be printed unchanged."""
 
     def __str__(self) -> str:
-        # Only messages of builds are longer than a line by intention.
+        # Only messages of builds are intended to be longer than a line.
         return printable(super().__str__(), lines=isinstance(self, BuildError))
 
 
@@ -83,23 +83,23 @@ class CubeError(CopcubeError, ValueError):
 
 
 class BuildError(CopcubeError, RuntimeError):
-    """A build cannot start, go on or finish."""
+    """A build cannot start, continue or finish."""
 
 
 class StorageError(CopcubeError, OSError):
-    """A file system or an object store refuses; the base of `ReadError` and `WriteError`."""
+    """A file system or an object store fails; the base of `ReadError` and `WriteError`."""
 
 
 class ReadError(StorageError):
-    """An object store cannot be read; that may pass, so trying again later is worth it."""
+    """An object store cannot be read, which may be temporary: try again later."""
 
 
 class WriteError(StorageError):
-    """An output cannot be written; somebody has to make room or grant permission first."""
+    """An output cannot be written until there is room or permission."""
 
 
 class RSEmbedError(CopcubeError):
-    """Base of the errors that have the names of those of rs-embed."""
+    """Base of the errors named like those of rs-embed."""
 
 
 class SpecError(RSEmbedError, ValueError):
@@ -117,7 +117,7 @@ def few(names: Sequence[str], most: int = 5, mark: str = ", ") -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Put an error of another package in one line: its words, or its kind where it has none."""
+    """Put an error of another package in one line: its message, or its type if it has none."""
     words = " ".join(str(error).split()) or type(error).__name__
-    # The first words say where an error comes from, and the last ones often why.
+    # The first words say where an error comes from, the last ones often why.
     return words if len(words) <= 300 else f"{words[:150]} … {words[-150:]}"

@@ -45,8 +45,8 @@ WGS84 = (
     'ANGLEUNIT["degree",0.0174532925199433]],AXIS["geodetic longitude (Lon)",east,ORDER[2],'
     'ANGLEUNIT["degree",0.0174532925199433]],ID["EPSG",4326]]'
 )
-"""Well-known text of WGS 84. The code EPSG:4326 is looked up in PROJ's database, which on many
-machines is one of another installation and of another version; the text needs none."""
+"""Well-known text of WGS 84. The code EPSG:4326 needs PROJ's database, which on many machines
+belongs to another installation and version; the text needs none."""
 
 _ID_TEXT = re.compile(r"(\d{7})_(-?\d{1,3}\.\d{2})_(-?\d{1,3}\.\d{2})", re.ASCII)
 
@@ -115,7 +115,7 @@ def row_col(grid_id):  # type: ignore[no-untyped-def]
     >>> row_col(772176)  # 44°N, 96°W
     (184, 1056)
     """
-    # Of each cell of a table, say: NumPy takes twenty times as long for a single number.
+    # For example for each cell of a table: NumPy takes twenty times as long for a single number.
     if type(grid_id) is int and 0 <= grid_id < N_LAT * N_LON:
         return N_LAT - 1 - grid_id // N_LON, (grid_id % N_LON + N_LON // 2) % N_LON
     ids = whole_numbers(grid_id, "cell ids")
@@ -204,7 +204,7 @@ def cell_at(lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.int64], NDArray[
     """
     y, x = require_places(lat, lon)
     row = np.floor((90 + STEP / 2 - y) / STEP).astype(np.int64)
-    # The modulo comes again at the end: 359.9 rounds up to column 1440, which is column 0.
+    # The modulo is repeated at the end: 359.9 rounds up to column 1440, which is column 0.
     col = np.floor((x % 360 + STEP / 2) / STEP).astype(np.int64) % N_LON
     return row, col
 
@@ -238,10 +238,10 @@ def lattice_index(lat: ArrayLike, lon: ArrayLike) -> tuple[Integers, Integers]:
     ):
         if off.any():
             raise GridError(
-                f"{name} {values[off].flat[0]:.6g} is no node of the 0.25° lattice; "
-                "expected multiples of 0.25, as in a cube before it is averaged or interpolated"
+                f"{name} {values[off].flat[0]:.6g} is not a node of the 0.25° lattice; expected "
+                "multiples of 0.25, as in a cube before averaging or interpolation"
             )
-    # Rounding, not division: coordinates of float32 lie a little beside their nodes.
+    # Rounding, not division: float32 coordinates lie slightly beside their nodes.
     row = np.rint((90 - y) / STEP).astype(np.int64)
     return row, np.rint(x / STEP).astype(np.int64) % N_LON
 
@@ -258,12 +258,12 @@ def on_sphere(lat: ArrayLike, lon: ArrayLike) -> Floats:
 
 
 def whole_numbers(values: ArrayLike, what: str) -> Integers:
-    """Return whole numbers of any type as int64, to which NumPy would truncate others.
+    """Return whole numbers of any type as int64; refuse others, which NumPy would truncate.
 
     Raises
     ------
     GridError
-        If one of them is none.
+        If one of them is not whole.
     """
     found = np.asarray(values)
     if found.dtype.kind == "O":
@@ -276,17 +276,17 @@ def whole_numbers(values: ArrayLike, what: str) -> Integers:
 
 
 def require_places(lat: ArrayLike, lon: ArrayLike) -> tuple[Floats, Floats]:
-    """Return latitudes and longitudes of points as float64, each of which is a place.
+    """Return latitudes and longitudes of points as float64, after checking that all are places.
 
     Raises
     ------
     GridError
-        If a latitude lies beyond a pole or a coordinate is no finite number.
+        If a latitude lies beyond a pole or a coordinate is not a finite number.
     """
     try:
         y, x = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
     except (TypeError, ValueError) as error:
-        raise GridError(f"coordinates are no numbers: {in_a_line(error)}") from None
+        raise GridError(f"coordinates are not numbers: {in_a_line(error)}") from None
     if not (np.isfinite(y).all() and np.isfinite(x).all()):
         raise GridError("a point has a coordinate that is not finite; drop such points first")
     if np.any(np.abs(y) > 90):
@@ -343,7 +343,7 @@ def require_block(block: object) -> float:
 
 
 def widest_gap(places: NDArray[np.int64] | NDArray[np.float64], around: float) -> int:
-    """Number of the place behind which the widest gap lies, of sorted places on a circle.
+    """Number of the place before the widest gap, of sorted places on a circle.
 
     Parameters
     ----------
@@ -372,7 +372,7 @@ def shortest_arc(cols: NDArray[np.int64]) -> tuple[float, float] | None:
         return None
     if len(cols) == N_LON:
         return -180.0, 180.0 - STEP
-    # The arc leaves out the widest gap, so that a region across 180° is not the whole globe.
+    # The arc leaves out the widest gap, so a region across 180° is not the whole globe.
     last = widest_gap(cols, N_LON)
     ends = cols[(last + 1) % len(cols)], cols[last]
     west, east = ((STEP * int(col) + 180) % 360 - 180 for col in ends)
@@ -430,7 +430,7 @@ def parse_local(text: str) -> tuple[float, float]:
     """
     _, lon, lat = _split(text, "local patch id")
     if not (-90 <= lat <= 90 and -180 <= lon <= 180):
-        raise GridError(f"local patch id {text!r:.80} names no point on the globe")
+        raise GridError(f"local patch id {text!r:.80} is not a point on the globe")
     return lat, lon
 
 

@@ -47,7 +47,7 @@ def groups_of(rows: Rows, by: By | None, groups: tuple[str, ...]) -> NDArray[np.
         # A modality that is not selected has no group, hence -1.
         position = {key: i for i, key in enumerate(groups)}
         return np.array([position.get(key, -1) for key in rows.labels])[rows.modality]
-    # Each date is looked at once, not in every row; December belongs to the winter that follows.
+    # Each date is parsed once, not in every row; December belongs to the winter that follows.
     label = {None: None} | {
         date: {"month": date[4:6], "season": SEASONS[int(date[4:6]) % 12 // 3]}.get(by, date[:4])
         for date in set(rows.date)

@@ -1,4 +1,4 @@
-"""Public names and modules of a package that are imported when they are first used."""
+"""Public names and modules of a package, imported at first use."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,20 +8,20 @@ from typing import Any
 
 
 def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package whose import is to stay light.
+    """Return the ``__getattr__`` of a package whose import must stay light.
 
     Parameters
     ----------
     package : str
         Name of the package.
     homes : mapping of str to str
-        By public name, the module that defines it, or that is it where both have one name.
+        By public name, the module that defines it, or the module of that name itself.
 
     Returns
     -------
     callable
-        It imports the module of a name, or the module that has this name, and keeps what it
-        finds in the package.
+        It imports the module of a name, or the module with this name, and keeps the result in the
+        package.
     """
 
     def __getattr__(name: str) -> Any:

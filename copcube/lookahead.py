@@ -14,8 +14,8 @@ def map_ahead(
 ) -> Generator[R, None, None]:
     """Map a function over items and yield the results in the order of the items.
 
-    Items are taken, and results computed, only a bounded number ahead of the reader, so that
-    memory stays bounded. Where the reader may stop early, it should close the generator (see
+    Items are taken, and results computed, only a bounded number ahead of the reader, so that memory
+    stays bounded. If the reader may stop early, it should close the generator (see
     `contextlib.closing`): that drops calls that have not begun and waits for those that have.
 
     Parameters

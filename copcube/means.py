@@ -1,8 +1,8 @@
 """Weighted means and spreads of cells whose rows arrive block by block.
 
 A cell is computed when all of its rows have arrived, from all of them together and in a fixed
-order. So no bit depends on how the rows are divided into blocks, nor on who computes which
-cell. Rows of cells that are not complete wait; where rows lie cell by cell, few do.
+order. So no bit depends on how the rows are divided into blocks, nor on which worker computes a
+cell. Rows of incomplete cells wait; if rows are sorted by cell, few do.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from copcube.lookahead import map_ahead
 
 _WAITING = 1024
-"""Rows that are gathered from pieces at a time, unless a single cell has more."""
+"""Rows gathered from pieces at a time, unless a single cell has more."""
 
 _STEP = 128
 """Rows in float64 at a time: they stay in a processor's cache."""
@@ -22,12 +22,12 @@ _STEP = 128
 _SMALL = 1e-4
 """Share of the mean square length below which the squared spread is computed in a second pass.
 
-The difference of the two is off by some 1e-13 of the mean square, hence by less than 1e-8 of a
+The difference of the two is off by about 1e-13 of the mean square, hence by less than 1e-8 of a
 squared spread above this share: nothing that float32 could hold.
 """
 
 _Left = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
-"""Rows whose cells are not whole yet, vectors, and which of these each row has."""
+"""Rows of incomplete cells, vectors, and which of these each row has."""
 
 _Ready = tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[int, NDArray[np.float32]]]]
 """Cells, their rows, and the pieces that these lie in, by number."""
@@ -39,7 +39,7 @@ class Means:
     Parameters
     ----------
     rows : int
-        How many rows will arrive, those of no cell included.
+        How many rows will arrive, including those of no cell.
     dim : int
         Length of the vectors.
     index : numpy.ndarray
@@ -78,7 +78,7 @@ class Means:
         # Cells whose rows lie side by side, in order: a slice instead of a selection.
         breaks = np.cumsum(np.diff(index, prepend=index[:1] - 1) != 1)
         self._side_by_side = breaks[starts] == breaks[bounds[1:] - 1] if n else starts == 0
-        # Where a row waits: in which piece, and where in it. A piece goes with its last row.
+        # Where a row waits: in which piece, and where in it. A piece is dropped with its last row.
         self._piece = np.full(rows, -1)
         self._place = np.zeros(rows, np.int64)
         self._pieces: dict[int, NDArray[np.float32]] = {}
@@ -90,7 +90,7 @@ class Means:
         vectors: NDArray[np.float32],
         of_row: NDArray[np.int64] | None = None,
     ) -> _Left:
-        """Compute the cells that are whole in a block; return what is left for `wait`.
+        """Compute the cells that are complete in a block; return what is left for `wait`.
 
         It may be called for several blocks at once.
 
@@ -106,11 +106,11 @@ class Means:
         """
         of_row = np.arange(len(vectors)) if of_row is None else of_row
         cell = self._cell[start : start + len(of_row)]
-        used = np.flatnonzero(cell >= 0)  # all but rows that no cell is made of
+        used = np.flatnonzero(cell >= 0)  # all except rows of no cell
         cell = cell[used]
         whole = (self._first[cell] >= start) & (self._last[cell] < start + len(of_row))
         complete = np.unique(cell[whole])
-        # In the order of the rows, which then mostly lie side by side.
+        # In the order of the rows, which are then mostly adjacent.
         for i in complete[np.argsort(self._first[complete])].tolist():
             first, last = int(self._first[i]) - start, int(self._last[i]) - start
             if self._side_by_side[i] and of_row[last] - of_row[first] == last - first:
@@ -121,7 +121,7 @@ class Means:
             self._compute(i, mine)
         left = used[~whole]
         place = of_row[left]
-        # Where most vectors wait, they do so where they are.
+        # If most vectors wait, they are not copied.
         if 2 * len(place) < len(vectors):
             vectors, place = vectors[place], np.arange(len(place))
         return left + start, vectors, place
@@ -141,7 +141,7 @@ class Means:
                 pass
 
     def _complete(self, left: Iterable[_Left]) -> Iterator[_Ready]:
-        """Yield runs of cells as soon as all their rows are there."""
+        """Yield runs of cells as soon as all their rows have arrived."""
         for rows, vectors, place in left:
             if not len(rows):
                 continue

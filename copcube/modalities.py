@@ -26,28 +26,28 @@ LANGUAGE_DIM = 2048
 """Length of a variable's language embedding."""
 
 KEY = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
-"""Form of the keys of sensors of one's own, which name files and flags."""
+"""Pattern of the keys of users' own sensors, which name files and flags."""
 
 SENSOR = "sensor_"
-"""Beginning of the names under which rows and cubes hold descriptions of such sensors."""
+"""Prefix of the names under which rows and cubes hold descriptions of such sensors."""
 
 MOST_SENSORS = 64
-"""Sensors of one's own that a build may have; rows count them in a byte."""
+"""Most users' own sensors in a build; rows count them in a byte."""
 
 AREA = (1e-3, 5.1e8)
-"""Areas of a token in km² that the Fourier code of the model takes."""
+"""Areas of a token in km² that the model's Fourier code accepts."""
 
 
 @dataclass(frozen=True)
 class Modality:
-    """What is fixed about one modality.
+    """The fixed properties of one modality.
 
     Parameters
     ----------
     key : str
         Name in files, JSON and parquet.
     title : str
-        Name for people.
+        Name for display.
     bands : tuple of str
         Band names in stored order.
     gsd : float
@@ -71,17 +71,17 @@ class Modality:
     language_key : str, optional
         Key of the variable's language embedding; absent for spectral modalities.
     language : bytes, optional
-        The language embedding of a variable of one's own, 2048 little-endian float32.
+        The language embedding of a user's own variable, 2048 little-endian float32.
     scale, mean, std : tuple of float
-        Normalisation, one value a band.
+        Normalisation, one value per band.
     zero_is_missing : bool
         Whether a pixel that is 0 in every band holds no data.
     units : str
         Units of the pixels, before the scale is applied.
     typical : tuple of float
-        Range in which the median of an image surely lies, in those units.
+        Range that certainly contains the median of an image, in those units.
     remedy : str
-        What to do with images in the other units that are in use.
+        What to do with images in other common units.
     """
 
     key: str
@@ -111,7 +111,7 @@ class Modality:
     def token_area(self) -> float:
         """Nominal area of one token in km², the model's third metadata field.
 
-        NaN, which means unknown, where the model takes no such area.
+        NaN, which means unknown, if the model does not accept such an area.
         """
         # A constant of the modality: the published code does not correct it for latitude either.
         area = (self.kernel * self.gsd / 1000) ** 2
@@ -124,12 +124,12 @@ class Modality:
 
     @property
     def is_published(self) -> bool:
-        """Whether it is one of the eight, in every respect."""
+        """Whether it is exactly one of the eight."""
         return MODALITIES.get(self.key) == self
 
     @property
     def asked(self) -> "str | Modality":
-        """What an encoder is given to know it by: a key, or of other sensors this itself."""
+        """How an encoder identifies it: by its key, or, for other sensors, by itself."""
         return self.key if self.is_published else self
 
 
@@ -318,7 +318,7 @@ def modality(key: str) -> Modality:
 
 
 def kinds(sensors: Iterable[Modality] = ()) -> dict[str, Modality]:
-    """Return the modalities and sensors of one's own by key."""
+    """Return the modalities and users' own sensors by key."""
     return MODALITIES | {sensor.key: sensor for sensor in sensors}
 
 
@@ -333,16 +333,16 @@ def labels(keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def families(keys: Iterable[str]) -> list[str]:
-    """What images are of, for people: the Sentinels together, and other sensors by their keys."""
+    """Sources of images, for display: the Sentinels together, and other sensors by their keys."""
     keys = tuple(keys)
     own = [key for key in keys if key not in MODALITIES]
     return own if own and len(own) == len(keys) else ["Copernicus Sentinel", *own]
 
 
 def described_in(names: Iterable[str]) -> tuple[str, ...]:
-    """Keys of the sensors of one's own that attributes of these names describe.
+    """Keys of the users' own sensors that attributes of these names describe.
 
-    Names of another form are none, since they may come from files of others.
+    Names of another form are ignored, since they may come from other people's files.
     """
     keys = {name.removeprefix(SENSOR) for name in names if name.startswith(SENSOR)}
     return tuple(sorted(k for k in keys if KEY.fullmatch(k) and k not in MODALITIES))[:MOST_SENSORS]
@@ -351,8 +351,8 @@ def described_in(names: Iterable[str]) -> tuple[str, ...]:
 def select(keys: Iterable[str] | str | None, others: Iterable[str] = ()) -> tuple[str, ...]:
     """Chosen modality keys, each once, in the fixed order; all of them for None.
 
-    A single text is one key, or several with commas between them. `others` are keys of sensors
-    of one's own, which may be chosen too.
+    A single text is one key, or several with commas between them. `others` are keys of users' own
+    sensors, which may be chosen too.
 
     Raises
     ------
@@ -371,7 +371,7 @@ def select(keys: Iterable[str] | str | None, others: Iterable[str] = ()) -> tupl
 
 
 def _known(key: str, known: Iterable[str]) -> str:
-    """Return a key that is known, and refuse others."""
+    """Return a known key, and refuse others."""
     known = tuple(known)
     if not isinstance(key, str):
         raise OptionError(f"modality is {key!r:.80}; expected one of {', '.join(known)}")

@@ -1,7 +1,7 @@
-"""Files of rows in parts: runs of row groups, each aggregated by a task of its own.
+"""Files of rows in parts: runs of row groups, each aggregated by a separate task.
 
-The small columns of a part, all but its vectors, are read twice: to see which cells it holds, and
-to combine them. In between they are kept, for as many rows as fit well in memory.
+The small columns of a part, all except its vectors, are read twice: to find its cells, and to
+combine them. In between they are kept, for as many rows as fit comfortably in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from copcube.rows import Rows
 
 _ROWS, _ROWS_OF_PRODUCT = 1 << 16, 1 << 20
 _KEPT = 1 << 21
-"""Rows that are kept: some 70 MB without their vectors."""
+"""Most rows kept: about 70 MB without their vectors."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def parts(files: Sequence[str | Path], max_rows: int | None = None) -> list[Part
         rows = 0
         most = max_rows or (_ROWS_OF_PRODUCT if tables.is_product(file) else _ROWS)
         if tables.is_of_pixels(file):
-            most = 1  # a block is a part: it is of one year, and takes long enough
+            most = 1  # a block is a part: it belongs to one year, and takes long enough
         for group, size in enumerate(tables.row_group_sizes(file)):
             if groups and rows + size > most:
                 found.append(Part(file, tuple(groups), rows))
@@ -104,9 +104,9 @@ def keeping_rows() -> Iterator[None]:
 
 @dataclass
 class _Kept:
-    """What is kept, how many rows that are, and how many builds of this process want it.
+    """Kept columns, their number of rows, and how many builds of this process use them.
 
-    The number is counted along, since files of rows may come in tens of thousands.
+    The number is updated incrementally, since there may be tens of thousands of files.
     """
 
     rows: dict[tuple[Part, Assign, Position], Rows] = field(default_factory=dict)

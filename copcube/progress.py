@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Bar:
-    """How far a stage of the work is.
+    """Progress of a stage.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Bar:
     Attributes
     ----------
     note : str
-        What else to show; set it before `advance`.
+        Further text to show; set it before `advance`.
     """
 
     def __init__(self, title: str, total: int | None, unit: str, skipped: int) -> None:
@@ -45,13 +45,13 @@ class Bar:
         self._counting = threading.Lock()
 
     def advance(self, units: int = 1) -> None:
-        """Count units as done now; from any thread."""
+        """Count units as done; may be called from any thread."""
         with self._counting:
             self.done += units
             self._show()
 
     def expect(self, total: int | None) -> None:
-        """Say how many units there will be, as far as known by now."""
+        """Set the number of units, as far as known."""
         self.total = total
 
     @property
@@ -61,7 +61,7 @@ class Bar:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds to the end at this rate, where it can be estimated."""
+        """Seconds to the end at this rate, if it can be estimated."""
         if self.total is None or not self.done:
             return None
         # An estimated total may turn out too small.
@@ -79,7 +79,7 @@ class Bar:
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
     def _show(self) -> None:
-        """Show the state; what is not shown does nothing."""
+        """Show the state; a bar that is not shown does nothing."""
 
 
 class _Line(Bar):
@@ -138,7 +138,7 @@ def show(title: str, total: int | None, unit: str, skip: int = 0) -> Iterator[Ba
 
 
 def duration(seconds: float) -> str:
-    """Write seconds for people.
+    """Write seconds for display.
 
     Examples
     --------
@@ -158,7 +158,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Write a number of bytes for people.
+    """Write a number of bytes for display.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What made the vectors of several files, and whether they may be averaged together."""
+"""The origin of the vectors of several files, and whether they may be averaged together."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,23 +10,23 @@ from copcube.products.tables import Assign, Position
 from copcube.selection import Selection
 
 ENCODER = ("encoder", "encoder_sha256", "encoder_pooling", "encoder_language_sha256", "compat")
-"""What is noted of an encoder, in rows and in cubes, that decides which vectors it makes."""
+"""Attributes of an encoder, in rows and cubes, that decide its vectors."""
 
 OR = " or "
-"""What stands between crops or offsets that are not the same in all files."""
+"""Separator between crops or offsets that differ between files."""
 
 
 def of_all(
     files: Sequence[str], selection: Selection, assign: Assign, position: Position
 ) -> tuple[int, dict[str, str]]:
-    """Find the length of all vectors, and what all files say of how they were made.
+    """Find the length of all vectors, and what all files record about their origin.
 
     Parameters
     ----------
     files : sequence of str
         Rows of images, or files of one other product.
     selection : Selection
-        What takes part; of its sensors the descriptions are kept.
+        Modalities and dates to include; descriptions of its sensors are kept.
     assign, position
         As `copcube.products.tables.provenance`.
 
@@ -38,10 +38,12 @@ def of_all(
     """
     others = [file for file in files if tables.is_product(file)]
     if others and (images := set(files) - set(others)):
-        held = "a vector a pixel" if tables.is_of_pixels(others[0]) else "embeddings of Major TOM"
+        held = (
+            "one vector per pixel" if tables.is_of_pixels(others[0]) else "embeddings of Major TOM"
+        )
         raise RowsError(
-            f"{others[0]} holds {held}, {min(images)} rows of images; keep them in folders of "
-            "their own and aggregate one at a time"
+            f"{others[0]} holds {held}, {min(images)} rows of images; keep them in separate "
+            "folders and aggregate one at a time"
         )
     so = "aggregate the rows of one encoder at a time"
     dim, made = of_one_encoder(files, so, assign, position)
@@ -92,7 +94,7 @@ def of_one_encoder(
 
 
 def shared(made: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """What several files agree on of how their vectors were made, from what each of them says.
+    """Facts about the origin of vectors on which several files agree.
 
     Crops, offsets and preprocessing that differ, as of scenes of both baselines, whose counts
     were thus made alike, are all named: "0 or 1000". All vectors count as synthetic, or as those
@@ -100,23 +102,25 @@ def shared(made: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """
     if not made:
         return {}
-    said = dict(set.intersection(*(set(what.items()) for what in made.values())))
+    common = dict(set.intersection(*(set(what.items()) for what in made.values())))
     known = [what for what in made.values() if what]
     several = {key: {w[key] for w in known if key in w} for key in ("crop", "preprocessing")}
     several["s2_offset"] = {what.get("s2_offset", "0") for what in known}
     for key, values in several.items():
         if len(values) > 1:
-            # Texts, since what a file of others says may be no number; of numbers the least first.
-            said[key] = OR.join(sorted(values, key=lambda text: (text.isdigit() * len(text), text)))
+            # Texts, since other people's files may not hold numbers; of numbers the smallest first.
+            common[key] = OR.join(
+                sorted(values, key=lambda text: (text.isdigit() * len(text), text))
+            )
     if any(what.get("encoder_trained") == "0" for what in known):
-        said["encoder_trained"] = "0"
+        common["encoder_trained"] = "0"
     if synthetic := sorted({what["synthetic"] for what in known if "synthetic" in what}):
-        said["synthetic"] = OR.join(synthetic)
-    return dict(sorted(said.items()))
+        common["synthetic"] = OR.join(synthetic)
+    return dict(sorted(common.items()))
 
 
 def _sensors(known: Mapping[str, Mapping[str, str]], selection: Selection) -> dict[str, str]:
-    """Descriptions of the selected sensors that are no modality, from what made each file."""
+    """Descriptions of the selected sensors other than modalities, from the origin of each file."""
     found: dict[str, str] = {}
     for name in (SENSOR + key for key in selection.modalities if key not in MODALITIES):
         texts: dict[str, str] = {}
@@ -127,7 +131,7 @@ def _sensors(known: Mapping[str, Mapping[str, str]], selection: Selection) -> di
             first, second = sorted(texts.values())[:2]
             raise RowsError(
                 f"{first} and {second} hold images of different sensors named "
-                f"{name.removeprefix(SENSOR)!r}; give the sensors keys of their own, or aggregate "
+                f"{name.removeprefix(SENSOR)!r}; give the sensors different keys, or aggregate "
                 "the rows of one of them"
             )
         if texts:

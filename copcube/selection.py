@@ -1,4 +1,4 @@
-"""Which modalities and dates are wanted."""
+"""The selected modalities and dates."""
 
 import calendar
 import datetime
@@ -47,7 +47,7 @@ class Selection:
             `copcube.dates.day` takes; or two of them, as a pair or a text
             ``2021-03..2021-08-15``, of which one may be left out.
         others : iterable of str
-            Keys of sensors of one's own, which may be chosen too.
+            Keys of users' own sensors, which may be chosen too.
 
         Raises
         ------
@@ -61,7 +61,7 @@ class Selection:
         """
         start, end = (None, None) if dates is None else _span(dates)
         chosen = select(modalities, others)
-        # Dates choose nothing where no image has one, and then are no other selection.
+        # Dates have no effect if no image has one, and then do not change the selection.
         return cls(chosen, start, end) if set(chosen) != {"dem"} else cls(chosen)
 
     @property

@@ -1,9 +1,9 @@
-"""A small cube of the whole globe to try things on, made in seconds and of nothing.
+"""A small cube of the whole globe for trials, made in seconds without any input.
 
-It has the form of a real one: a vector for every cell on land, counts of images by modality,
-their disagreement, everything on ERA5's grid, so that whatever works on it works on a real one.
-Its values are synthetic: smooth fields drawn at random, a belt of climates by latitude, mountains
-where none are. Only the coastlines are true. Attributes, card, log and titles of maps say so.
+It has the form of a real one: a vector for every cell on land, counts of images by modality and
+their spread, all on ERA5's grid, so that whatever works on it works on a real one. Its values are
+synthetic: smooth fields drawn at random, a belt of climates by latitude, mountains where none are.
+Only the coastlines are true. Attributes, card, log and titles of maps say so.
 """
 
 import logging
@@ -47,10 +47,10 @@ _SCALES = (96, 48, 24, 12, 6, 3)
 """Widths of the random fields' smooth features, in cells."""
 
 _GRAVITY = 9.80665
-"""By which ERA5's geopotential is divided to have metres."""
+"""Divisor that turns ERA5's geopotential into metres."""
 
 _NOISE = 0.03
-"""Standard deviation of what no neighbour shares, those of the fields being 1."""
+"""Standard deviation of noise that neighbours do not share; that of the fields is 1."""
 
 
 def open(*, seed: int = 0) -> "xr.Dataset":
@@ -59,7 +59,7 @@ def open(*, seed: int = 0) -> "xr.Dataset":
     Parameters
     ----------
     seed : int
-        Other seeds, other values.
+        Different seeds give different values.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def write(path: str | Path, *, seed: int = 0, overwrite: bool = False) -> None:
     path : str or Path
         Folder to write.
     seed : int
-        Other seeds, other values.
+        Different seeds give different values.
     overwrite : bool
         Whether to replace a cube that copcube wrote there.
 
@@ -181,7 +181,7 @@ def _fields(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _height(fields: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mountains, from 0 to some 10: a few high ones, most of the land flat."""
+    """Mountains, from 0 to about 10: a few high ones, most of the land flat."""
     return np.asarray(np.clip(fields[2] + 0.5 * fields[4], 0, None) ** 1.5)
 
 

@@ -173,11 +173,11 @@ def test_paths_that_are_not_in_utf8(tmp_path):
     vectors = ("lat", "lon", "dim"), np.ones((2, 2, 2), np.float32)
     cube = xr.Dataset({"embedding": vectors}, axes)
     for suffix in (".nc", ".tif", ".parquet"):
-        with pytest.raises(WriteError, match=r"cannot be written: its path is not in UTF-8"):
+        with pytest.raises(WriteError, match=r"cannot be written: its path is not UTF-8"):
             export(cube, folder / f"a{suffix}")
     assert list(folder.iterdir()) == []
     write_sample(folder / "tree", cells=1, modalities="dem")
-    with pytest.raises(WriteError, match=r"its path is not in UTF-8"):
+    with pytest.raises(WriteError, match=r"its path is not UTF-8"):
         copcube.build(folder / "tree", folder / "a.zarr", encoder=SPEC)
     to_zarr(cube, folder / "a.zarr")
     for suffix in (".parquet", ".tif"):
@@ -193,7 +193,7 @@ def test_numbers_of_bands():
     assert numbers(xr.DataArray(3.0), "mean") == (3.0,)
     strange = {443: 1.0}, {1.0, 2.0}, [True], [b"5"], np.array(["5"]), np.array([1 + 2j])
     for given in ("550", [None], {"a"}, *strange, np.timedelta64(5, "ns")):
-        with pytest.raises(OptionError, match="expected one number a band"):
+        with pytest.raises(OptionError, match="expected one number per band"):
             numbers(given, "wavelengths")
     assert whole_number(np.int8(3), "tile", 1) == 3
     for given in ("3", 3.0, (3, 3), True, 0):
@@ -308,7 +308,7 @@ def test_a_script_from_a_pipe_is_refused(monkeypatch):
     main.__file__ = "<stdin>"
     monkeypatch.setitem(sys.modules, "__main__", main)
     script = CALL + 'if __name__ == "__main__":\n    require_main_guard()\n'
-    with pytest.raises(OptionError, match=r"^<stdin> is no file, and workers run the script again"):
+    with pytest.raises(OptionError, match=r"^<stdin> is not a file, and workers run"):
         exec(compile(script, "<stdin>", "exec"), vars(main))
 
 

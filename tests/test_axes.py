@@ -78,7 +78,7 @@ def test_descriptions_of_a_file_are_read_by_rioxarray(tmp_path):
         for some in (opened, opened.sel(band=[2, 3]), opened.sel(band=[3, 2])):
             found = arranged(some.load(), S1)
             np.testing.assert_array_equal(found.transpose("band", ...), plain.values[[2, 1]])
-        with pytest.raises(OptionError, match="labelled angle, VV, among which is no VH"):
+        with pytest.raises(OptionError, match="labelled angle, VV, with no VH"):
             arranged(opened.sel(band=[1, 3]), S1)
         opened.close()
 
@@ -164,7 +164,7 @@ def test_numbers_of_pixels_are_no_direction():
         (lambda i: i.assign_coords(y=np.full(6, np.nan)), "y of images neither"),
         (
             lambda i: i.assign_coords(y=("y", i.y.values, {"standard_name": "longitude"})),
-            "y of images says that it is longitude",
+            "y of images is declared as longitude",
         ),
         (
             lambda i: i.rio.write_transform(Affine(10, 0, 5e5, 0, 10, 5e6)).drop_vars(["y", "x"]),

@@ -172,7 +172,7 @@ def test_an_offset_is_subtracted():
     for small in (np.uint8, np.int8):  # which hold no number as large as the offset
         few = np.full_like(images, 100, small)
         assert embed_batch(few, "s2_toa", s2_offset=1000, **options)[0, 0] == 1
-    with pytest.raises(OptionError, match="s2_offset= is of Sentinel-2 counts"):
+    with pytest.raises(OptionError, match="s2_offset= is for Sentinel-2 counts"):
         embed_batch(tensor(S5P, (2,)).numpy(), "s5p_co", s2_offset=1000, **options)
     with pytest.raises(OptionError, match="s2_offset is -1"):
         embed_batch(images, "s2_toa", s2_offset=-1, **options)
@@ -207,23 +207,23 @@ def test_batches_and_crops():
     [
         ({"images": np.ones((2, 3, 28, 28))}, r"shape \(2, 3, 28, 28\); expected \(…, 1, rows"),
         ({"images": np.ones((28, 28))}, "expected"),
-        ({"images": np.ones((1, 28, 20))}, "28 × 20 pixels; expected squares of 4"),
+        ({"images": np.ones((1, 28, 20))}, "28 × 20 pixels; expected squares of at least 4"),
         ({"images": np.ones((1, 2, 2))}, "2 × 2 pixels"),
         ({"images": np.ones((1, 28, 28), complex)}, "dtype complex128"),
         ({"images": [[["a"]]]}, "expected real numbers"),
         ({"modality": "s5p"}, "unknown modality"),
-        ({"lon": [1, 2, 3]}, r"lon cannot be given to images of shape \(2,\)"),
-        ({"lon": "west"}, "lon cannot be given"),
+        ({"lon": [1, 2, 3]}, r"lon does not fit images of shape \(2,\)"),
+        ({"lon": "west"}, "lon does not fit"),
         ({"lat": 91}, "lat is 91; expected degrees, at most 90 from 0"),
         ({"lon": 361}, "lon is 361"),
         ({"date": "someday"}, "someday"),
-        ({"date": ["20210301"] * 3}, "date cannot be given"),
+        ({"date": ["20210301"] * 3}, "date does not fit"),
         ({"crop": "middle"}, "crop='middle'; expected center or full"),
         ({"images": [np.ones((1, 28, 28)), np.ones((1, 30, 30))]}, "of each size separately"),
         ({"images": xr.Dataset({"co": (("y", "x"), np.ones((28, 28)))})}, "a Dataset, which is no"),
-        ({"lon": np.datetime64("1970-01-02")}, r"lon cannot be given.*holds datetime64"),
-        ({"lat": True}, "lat cannot be given.*holds bool"),
-        ({"lon": 1 + 2j}, "lon cannot be given.*holds complex"),
+        ({"lon": np.datetime64("1970-01-02")}, r"lon does not fit.*holds datetime64"),
+        ({"lat": True}, "lat does not fit.*holds bool"),
+        ({"lon": 1 + 2j}, "lon does not fit.*holds complex"),
         ({"date": np.datetime64("2021")}, "a whole year, month or week"),
         ({"date": np.array(["2021-03"], "M8[M]")}, "a whole year, month or week"),
         ({"batch_size": -1}, "batch_size is -1; expected 1 or more"),

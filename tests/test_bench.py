@@ -298,7 +298,9 @@ def test_each_epoch_sees_each_sample_once_in_one_variant_and_drops_the_last_part
 
 
 def test_fewer_samples_than_a_batch_cannot_train():
-    with pytest.raises(SourceError, match="3 samples train and 20 validate; expected a batch of 4"):
+    with pytest.raises(
+        SourceError, match="3 training and 20 validation samples; expected at least 4"
+    ):
         official.train(CLASSES, drawn(CLASSES, 3), drawn(CLASSES, 20, 1))
 
 

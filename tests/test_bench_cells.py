@@ -241,14 +241,14 @@ def test_cells_that_cannot_be_scored(cube: xr.Dataset, tmp_path: Path) -> None:
     for split in SPLITS:
         path = small / f"multilabel-{split}.csv"
         path.write_text("".join(path.read_text().splitlines(True)[:9]))
-    with pytest.raises(CubeError, match=r"of 24 places .*: bring the whole data set"):
+    with pytest.raises(CubeError, match=r"of 24 places .*: download the whole data set"):
         score_cells(open_dataset(find("lc100cls-s3"), small), cube)
     for split in SPLITS:
         path = tmp_path / f"lc100_s3/multilabel-{split}.csv"
         head, *lines = path.read_text().splitlines()
         lines = [line.split(",")[0] + ",1" + ",0" * 22 for line in lines]
         path.write_text("\n".join([head, *lines]))
-    with pytest.raises(CubeError, match="labels of all 59 training places are alike"):
+    with pytest.raises(CubeError, match="labels of all 59 training places are equal"):
         score_cells(open_dataset(find("lc100cls-s3"), tmp_path), cube)
     path.write_text(path.read_text().replace(lines[0].split(",")[0], "0772176_1.00_44.00"))
     files = tmp_path / "lc100_s3/static_fnames-test.csv"
@@ -259,7 +259,7 @@ def test_cells_that_cannot_be_scored(cube: xr.Dataset, tmp_path: Path) -> None:
     root.mkdir()
     for split in SPLITS:
         (root / f"eurosat-{split}.txt").write_text("Forest_1.jpg\n")
-    with pytest.raises(OptionError, match="EuroSAT-S1 says nothing of whole cells"):
+    with pytest.raises(OptionError, match="EuroSAT-S1 has no labels of whole cells"):
         score_cells(open_dataset(find("eurosat-s1"), tmp_path), cube)
     with pytest.raises(CubeError):
         score_cells(dataset, xr.Dataset())

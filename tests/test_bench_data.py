@@ -624,7 +624,7 @@ def eurosat(tmp_path):
 
 
 def test_a_folder_without_the_data_says_where_they_are_expected(tmp_path):
-    message = "no data of EuroSAT-S2: eurosat-train.txt lies .* eurosat_s2 .*fetch bench eurosat-s2"
+    message = "no data of EuroSAT-S2: eurosat-train.txt is .* eurosat_s2 .*fetch bench eurosat-s2"
     with pytest.raises(MissingFileError, match=message):
         open_dataset(find("eurosat-s2"), tmp_path)
 
@@ -632,7 +632,7 @@ def test_a_folder_without_the_data_says_where_they_are_expected(tmp_path):
 def test_a_missing_split_is_named_and_the_others_are_read(eurosat):
     (eurosat / "eurosat-val.txt").unlink()
     data = open_dataset(find("eurosat-s1"), eurosat)
-    with pytest.raises(MissingFileError, match=r"eurosat-val\.txt: not there; .*unpack .* again"):
+    with pytest.raises(MissingFileError, match=r"eurosat-val\.txt: missing; .*unpack .* again"):
         data.names("val")
     assert len(data.names("train")) == 2
 
@@ -640,7 +640,7 @@ def test_a_missing_split_is_named_and_the_others_are_read(eurosat):
 def test_a_missing_image_is_named_with_the_list_that_names_it(eurosat):
     data = open_dataset(find("eurosat-s1"), eurosat)
     (eurosat / "all_imgs/AnnualCrop/AnnualCrop_1.tif").unlink()
-    with pytest.raises(MissingFileError, match=r"AnnualCrop_1\.tif: not there, but .*-train\.txt"):
+    with pytest.raises(MissingFileError, match=r"AnnualCrop_1\.tif: missing, but .*-train\.txt"):
         data.read("train", 0)
     assert data.read("train", 1).target == 1
 
@@ -709,7 +709,7 @@ def test_control_points_alone_place_nothing(eurosat):
             lambda rows: [rows[0], f"{rows[1]},0"],
             "line 2 has 25 columns; expected 24",
         ),
-        ("multilabel-val.csv", lambda rows: [*rows, rows[1].replace(",1", ",0")], "there twice"),
+        ("multilabel-val.csv", lambda rows: [*rows, rows[1].replace(",1", ",0")], "occurs twice"),
         ("static_fnames-val.csv", lambda rows: rows[:2], r"names no image of 0200592_-70\.25"),
         (
             "static_fnames-val.csv",
@@ -719,7 +719,7 @@ def test_control_points_alone_place_nothing(eurosat):
         (
             "static_fnames-val.csv",
             lambda rows: [r.replace("2019", "2o19") for r in rows],
-            "not there, but",
+            "missing, but",
         ),
     ],
 )
@@ -782,8 +782,12 @@ def test_broken_lcz_files(tmp_path):
     with pytest.raises(SourceError, match=r"lcz_train\.h5: not a readable HDF5 file"):
         open_dataset(find("lcz-s2"), tmp_path).names("train")
     for shape, label, says in (
-        ((2, 32, 32, 10), np.zeros((2, 17)), "the label of sample 0 is not one 1 among 0"),
-        ((2, 32, 32, 10), np.eye(17)[:2] - np.eye(17)[2:4], "the label of sample 0 is not one 1"),
+        ((2, 32, 32, 10), np.zeros((2, 17)), "the label of sample 0 is not a single 1 among zeros"),
+        (
+            (2, 32, 32, 10),
+            np.eye(17)[:2] - np.eye(17)[2:4],
+            "the label of sample 0 is not a single 1",
+        ),
         ((2, 32, 32, 8), np.eye(17)[:2], r"sen2 \(2, 32, 32, 8\)"),
         (None, np.eye(17)[:2], "holds label; expected label and sen2"),
     ):
@@ -803,7 +807,7 @@ def test_air_quality_without_its_image(tmp_path):
     folder = data.root / "s5p_annual" / data.names("train")[0]
     for file in folder.iterdir():
         file.rename(folder / "later.tif")
-    with pytest.raises(ImageError, match=r"found 'later\.tif' where its name has the date"):
+    with pytest.raises(ImageError, match=r"found 'later\.tif' in place of a date in its name"):
         data.read("train", 0)
     (folder / "later.tif").unlink()
     with pytest.raises(MissingFileError, match=r"0 files \.tif; expected one"):

@@ -249,11 +249,11 @@ def test_degrees_of_a_box_are_of_any_turn():
     [
         ((5, 48, 10, 45), "south 48 lies north of north 45: corners are swapped"),
         ((5, 45, 5, 48), "the region from 5 to 5 and 45 to 48 is empty"),
-        ((5, 45, 6, 45), "is empty; ask for single places"),
-        ((5, 45, 10, 95), "is no box; expected degrees"),
-        ((np.nan, 45, 10, 48), "is no box; expected degrees"),
-        ((-300, 45, 300, 48), "is no box; expected degrees, at most 360 of them"),
-        ((-999, 45, -990, 48), "is no box; expected degrees, at most 360 of them"),
+        ((5, 45, 6, 45), "is empty; use at or points for single places"),
+        ((5, 45, 10, 95), "is not a box; expected degrees"),
+        ((np.nan, 45, 10, 48), "is not a box; expected degrees"),
+        ((-300, 45, 300, 48), "is not a box; expected degrees, spanning at most 360"),
+        ((-999, 45, -990, 48), "is not a box; expected degrees, spanning at most 360"),
         (("5", 45, 10, 48), r"west is '5' \(str\); expected one number"),
         ((5, None, 10, 48), "south is None"),
         ((5, 45, [10], 48), "east is"),
@@ -280,11 +280,11 @@ def test_corners_may_be_an_array():
         (Polygon([(0, 0), (4, 4), (4, 0), (0, 4)]), "crosses itself|no area"),
         (shapely.MultiPolygon([shapely.box(0, 0, 2, 2), shapely.box(1, 1, 3, 3)]), "parts overlap"),
         ("no json", "the region is a str"),
-        ({"type": "Polygon", "coordinates": [[1, 2], [3]]}, "no lists of"),
+        ({"type": "Polygon", "coordinates": [[1, 2], [3]]}, "not lists of"),
         ({"type": "Polygon", "coordinates": [[[0, 0], [1, 95], [2, 0]]]}, "a corner that is no"),
         ({"type": "Polygon", "coordinates": [[[0, 0], [1, 5]]]}, "has 2 corners"),
         ({"type": "FeatureCollection", "features": []}, "has 0 features; expected one region"),
-        ({"crs": {"properties": {"name": "EPSG:3035"}}}, "has coordinates of EPSG:3035; expected"),
+        ({"crs": {"properties": {"name": "EPSG:3035"}}}, "has coordinates in EPSG:3035; expected"),
         (None, "the region is a NoneType"),
         ({"type": "Feature", "geometry": None}, "the feature has no geometry"),
     ],
@@ -436,12 +436,12 @@ def test_one_bad_region_spoils_no_others(tmp_path, capsys):
     shapefile.write_bytes(b"\0\0\x27\x0a" + b"\xff" * 96)
     assert main(["box", cube, "--regions", str(shapefile)]) == 1
     said = capsys.readouterr().err
-    assert "basins.shp: no GeoJSON; " in said
+    assert "basins.shp: not GeoJSON; " in said
     assert "ogr2ogr -t_srs EPSG:4326 OUT.geojson IN" in said
     assert "codec" not in said
     shapefile.write_text("[" * 100_000)  # was said of the cube
     assert main(["box", cube, "--regions", str(shapefile)]) == 1
-    assert "basins.shp: no GeoJSON (maximum recursion" in capsys.readouterr().err
+    assert "basins.shp: not GeoJSON (maximum recursion" in capsys.readouterr().err
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3035"}}
     other = tmp_path / "other.geojson"
     other.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))

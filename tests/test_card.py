@@ -170,7 +170,7 @@ def test_a_reduction_shows_three_components():
     assert "reduction" in told.title
     assert dict(told.lines)["components"] == "93.75% of the variance"
     left_over = card(ds.assign_attrs(reduction_given="z lsm"))
-    assert dict(left_over.lines)["components"] == "93.75% of what z lsm leave over"
+    assert dict(left_over.lines)["components"] == "93.75% of the variance not explained by z lsm"
     assert np.array_equal(told.raster, np.roll(pc[..., :3], 720, axis=1), equal_nan=True)
     assert card(ds.isel(component=slice(2))).raster.ndim == 2
 

@@ -76,7 +76,7 @@ def test_pieces_join_to_the_whole():
     cells = random_cells(300, groups=2)
     mask = np.random.default_rng(1).random(300) < 0.5
     assert same(Cells.concatenate([cells.take(mask), cells.take(~mask)]), cells)
-    with pytest.raises(RowsError, match="comes twice"):
+    with pytest.raises(RowsError, match="occurs twice"):
         Cells.concatenate([cells, cells.take(slice(5, 6))])
     with pytest.raises(RowsError, match=r"lengths \[4, 5\]"):
         Cells.concatenate([cells, random_cells(2, dim=4)])

@@ -256,7 +256,7 @@ def test_other_options_are_refused_and_overwrite_helps(images, world, stubbed, c
         (["build", "nowhere", "w.zarr"], "nowhere: no such file or folder"),
         (["build", "{images}", "w.zarr", "--modalities", "s2"], "did you mean 's2_toa'"),
         (["build", "{images}", "w.zarr", "--dates", "soon"], "'soon' is not a date"),
-        (["aggregate", "nowhere", "w.zarr"], "no parquet files there"),
+        (["aggregate", "nowhere", "w.zarr"], "no parquet files found"),
         (["info", "nowhere"], "expected an embedding cube"),
         (["sample", "{images}"], "images"),
         (["fetch", "shards", "5000"], "5000"),
@@ -452,7 +452,7 @@ def test_signals_end_a_build_in_good_order(
 
     monkeypatch.setattr(copcube.encoder.EncoderSpec, "load", interrupted)
     assert main(["build", str(images), str(tmp_path / "w.zarr")]) == code
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     assert locks
     assert not any(lock.exists() for lock in locks)
 

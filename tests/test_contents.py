@@ -30,7 +30,7 @@ def zipped(name):
 
 OTHER = {
     b"": "an empty file",
-    bytes(1000): "nothing but zero bytes",
+    bytes(1000): "only zero bytes",
     gzip.compress(b"x"): "a gzip archive; unpack it first",
     b"\n<!DOCTYPE html><title>404</title>": "an HTML page",
     b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>': "an XML document",

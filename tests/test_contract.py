@@ -226,7 +226,7 @@ def test_batches_keep_their_order_and_name_what_fails(cube, monkeypatch):
 def test_the_folder_comes_from_the_sensor_or_the_environment(tif, tmp_path, monkeypatch):
     monkeypatch.delattr("xarray.backends.plugins.list_engines")
     monkeypatch.setenv("RS_EMBED_COP_DIR", str(tmp_path))
-    with pytest.raises(ModelError, match="no cube, and no embed_map_"):
+    with pytest.raises(ModelError, match="not a cube, and no embed_map_"):
         copcube.get_embedding(spatial=BOXES[0], temporal=2021)
     sensor = types.SimpleNamespace(collection=f"dir:{tif.parent}")
     named = copcube.get_embedding(spatial=BOXES[0], temporal=2021, sensor=sensor)
@@ -243,7 +243,7 @@ def test_years(cube):
     np.testing.assert_allclose(2 * one, two, rtol=1e-6)
     for time, message in (
         (2021, "the cube has no 2021; it holds 2020, 2022"),
-        (None, "name one of the years 2020, 2022"),
+        (None, "give one of the years 2020, 2022"),
     ):
         with pytest.raises(ModelError, match=message):
             copcube.get_embedding(seasons, spatial=BOXES[0], temporal=time)
@@ -257,7 +257,7 @@ def test_years(cube):
         "start": "2019-12-01",
         "end": "2020-02-01",
     }
-    with pytest.raises(ModelError, match="no time; name one of the years 2021"):
+    with pytest.raises(ModelError, match="no time; give one of the years 2021"):
         copcube.get_embedding(cube, spatial=BOXES[0], compat=True)
     with pytest.warns(UserWarning, match="2021 is used"):
         copcube.get_embedding(
@@ -368,7 +368,7 @@ def test_a_part_or_a_reduction_is_taken_by_its_path(cube, tmp_path, monkeypatch,
             found = copcube.get_embedding(path, spatial=(5, 45, 10, 48))
             np.testing.assert_array_equal(found.data, expected.data)
     (tmp_path / "other.zarr").mkdir()
-    with pytest.raises(ModelError, match="no cube, and no embed_map"):
+    with pytest.raises(ModelError, match="not a cube, and no embed_map"):
         copcube.get_embedding(tmp_path / "other.zarr", spatial=(5, 45, 10, 48))
 
 

@@ -268,7 +268,7 @@ def test_int8_is_decoded_by_xarray_alone(files, fields):
         raw = xr.open_dataset(files["int8"], mask_and_scale=False)
         assert raw.pc_00.dtype == np.int8
         raw.close()
-    with pytest.raises(OptionError, match="one scale a variable and int8 needs one a component"):
+    with pytest.raises(OptionError, match="one scale per variable and int8 needs one per"):
         to_netcdf(fields, files["int8"], dtype="int8", layout="first", overwrite=True)
 
 
@@ -339,7 +339,7 @@ def test_components_that_are_a_variable_each_are_named_with_the_remedy(fields, t
     to_netcdf(fields.isel(lat=slice(9), lon=slice(9)), tmp_path / "a.nc", layout="separate")
     with (
         xr.open_dataset(tmp_path / "a.nc") as plain,
-        pytest.raises(CubeError, match=r"pc_00.*is opened as one by .*engine='copembed'"),
+        pytest.raises(CubeError, match=r"pc_00.*one variable per component by .*engine='copembed'"),
     ):
         plain.copembed.fit(k=1)
 

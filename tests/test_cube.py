@@ -573,8 +573,8 @@ def damage(path, cells, kind):
 
 
 DAMAGES = {
-    "one value missing": r"images, but no whole and finite vector: 1 cells, the first at lat",
-    "infinite": r"images, but no whole and finite vector: 1 cells",
+    "one value missing": r"images, but no complete, finite vector: 1 cells, the first at lat",
+    "infinite": r"images, but no complete, finite vector: 1 cells",
     "chunk lost": r"embedding/c/\d+/\d+/0: missing; embedding of cells of lat",
     "chunk broken": r"embedding/c/\d+/\d+/0: damaged \(not decodable: .*; embedding of",
     "stray vector": r"vector without images: 1 cells, the first at lat 90.0, lon 0.0",
@@ -596,7 +596,7 @@ def test_damage_is_found_and_placed(copy, cells, kind):
     damage(copy, cells, kind)
     problems = cube.validate(copy)
     assert len(problems) == 2, problems
-    assert problems[1].startswith("to mend the cube: bring it from a copy")
+    assert problems[1].startswith("to repair the cube: restore it from a copy")
     assert re.search(DAMAGES[kind], problems[0])
 
 
@@ -684,7 +684,7 @@ def test_other_things_are_no_cubes(tmp_path):
         ("none", "nothing"),
         ("empty", "an empty folder"),
         ("fields.zarr", "a reduction, alone or merged; `copcube info` describes it"),
-        ("separate.zarr", "vectors with a variable for each component, as other readers want"),
+        ("separate.zarr", "vectors as one variable per component, for other readers"),
         ("a.txt", "text, which begins 'x'"),
         ("world.build", "the folder of a build, which `copcube status` describes"),
         ("world.build/rows", "a folder of tables, from which `copcube aggregate` may make a cube"),
@@ -715,7 +715,7 @@ def test_half_a_cube_is_refused(copy):
 def test_a_part_of_a_cube_is_not_called_damaged(copy, tmp_path):
     part = xr.open_zarr(copy, chunks=None).isel(lat=slice(0, 90))
     part.to_zarr(tmp_path / "part.zarr", consolidated=False)
-    with pytest.raises(CubeError, match="a part of a cube, of 90 × 1440 cells"):
+    with pytest.raises(CubeError, match="part of a cube, of 90 × 1440 cells"):
         cube.summary(tmp_path / "part.zarr")
 
 

@@ -93,7 +93,7 @@ def test_every_damaged_chunk_is_found_by_name(world, tmp_path, kind, by):
     *problems, mending = cube.validate(path)
     assert sorted(problem.partition(":")[0] for problem in problems) == chunks
     assert all((": missing; " if kind == "missing" else ": damaged (") in p for p in problems)
-    assert mending.startswith("to mend the cube: ")
+    assert mending.startswith("to repair the cube:")
     assert cube.problems(path) == problems
 
 
@@ -122,7 +122,7 @@ def test_an_array_that_somebody_stored_otherwise_is_examined_too(world, tmp_path
     assert cube.validate(path) == []
     flip(damaged := min((path / "spread").glob("c.*")))
     problem, _ = cube.validate(path)
-    assert problem.startswith(f"spread/{damaged.name}: damaged (its checksum does not fit); ")
+    assert problem.startswith(f"spread/{damaged.name}: damaged (its checksum does not match); ")
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_the_command_names_the_chunk(sick, tmp_path, capsys):
     assert said.startswith(f"copcube: {path}/{chunk}: a damaged chunk")
     assert said.count("\n") == 1
     assert main(["validate", str(path)]) == 1
-    assert capsys.readouterr().out.startswith(f"{chunk}: damaged (its checksum does not fit); ")
+    assert capsys.readouterr().out.startswith(f"{chunk}: damaged (its checksum does not match); ")
 
 
 @pytest.mark.slow

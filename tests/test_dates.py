@@ -1,4 +1,4 @@
-"""Dates in all forms that people have, and what is no date."""
+"""Dates in all forms that people have, and what is not a date."""
 
 import datetime
 import string
@@ -93,7 +93,7 @@ def test_times_with_a_zone_count_in_utc():
     ids=repr,
 )
 def test_what_is_no_day_is_refused(value):
-    with pytest.raises(OptionError, match=r"is no date.*expected a date"):
+    with pytest.raises(OptionError, match=r"is not a date.*expected a date"):
         day(value)
 
 

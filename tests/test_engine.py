@@ -488,14 +488,14 @@ def broken(folder, kind):
         case "truncated npz":
             np.savez(path, image)
             path.write_bytes(path.read_bytes()[: 1 << 20])
-            return path, "a.npz: not a whole npz archive .*truncated: get it anew"
+            return path, "a.npz: not a complete npz archive .*truncated: get a new copy"
         case "empty npz":
             path.write_bytes(b"")
             return path, "expected an npz archive, found an empty file"
         case "npz of no arrays":
             with zipfile.ZipFile(path, "w"):
                 pass
-            return path, "expected the array arr_0, or a single one; found none"
+            return path, "expected the array arr_0, or a single array; found none"
         case "npz of two":
             np.savez(path, a=image[:1], b=image[:1])
             return path, "found a, b"
@@ -507,7 +507,7 @@ def broken(folder, kind):
             return path, "arr_0 holds int32; expected float16"
         case "npz of codes":
             np.savez(path, np.zeros((721, 1440, 2), np.int8))
-            return path, "int8 numbers come with scale and offset, 2 floats each; found none"
+            return path, "int8 numbers need scale and offset, 2 floats each; found none"
         case "npz of a pickle":
             np.savez(path, np.array([Evil()], object))
             return path, r"the shape \(1,\); expected"
@@ -519,7 +519,7 @@ def broken(folder, kind):
             np.save(buffer, image)
             with zipfile.ZipFile(path, "w") as archive:
                 archive.writestr("arr_0.npy", buffer.getvalue()[:5000])
-            return path, "shorter or longer than its shape"
+            return path, "does not have the length of its shape"
         case "npz with a broken description":
             np.savez(path, arr_0=image, copcube='{"variable": "lies"}')
             return path, "description under 'copcube' is broken .*'lies'"
@@ -534,7 +534,7 @@ def broken(folder, kind):
         case "truncated pt":
             torch.save(torch.from_numpy(image), path)
             path.write_bytes(path.read_bytes()[: 1 << 20])
-            return path, "not a whole torch file"
+            return path, "not a complete torch file"
         case "pt of two directories":
             torch.save(torch.from_numpy(image), path)
             raw = path.read_bytes()
@@ -553,7 +553,7 @@ def broken(folder, kind):
             return path, r"the shape \(3, 721, 1440\); expected"
         case "pt transposed":
             torch.save(torch.zeros(1440, 721, 2).transpose(0, 1), path)
-            return path, "does not lie plainly in the file; save it again"
+            return path, "is not stored contiguously; save it again"
         case "pt of bfloat16":
             torch.save(torch.zeros(721, 1440, 2, dtype=torch.bfloat16), path)
             return path, "holds bfloat16"
@@ -577,7 +577,7 @@ def test_damage_in_a_deflated_map_is_noticed(files, tmp_path, cut):
     raw = bytearray(files["deflated"].read_bytes())
     raw[int(cut * 0.98 * len(raw))] ^= 0xFF
     (path := tmp_path / "a.npz").write_bytes(raw)
-    with pytest.raises(CubeError, match="not a whole npz archive"):
+    with pytest.raises(CubeError, match="not a complete npz archive"):
         opened(path).embedding.values  # noqa: B018
 
 
@@ -596,9 +596,9 @@ V = [1.0, 2.0]
         ({"cell": [3], "vector": [V]}, "grid_id_coord and embedding missing .found cell, vector"),
         (
             {"grid_id_coord": [name_of(3)], "modality": ["dem"], "embedding": [V]},
-            "a row an image, not averages; .*copcube aggregate",
+            "one row per image, not averages; .*copcube aggregate",
         ),
-        ({"grid_id_coord": [name_of(3)] * 2, "embedding": [V, V]}, "0000003_.* comes twice"),
+        ({"grid_id_coord": [name_of(3)] * 2, "embedding": [V, V]}, "0000003_.* occurs twice"),
         ({"grid_id_coord": ["0772176_-96.00_-44.00"], "embedding": [V]}, "contradicts itself"),
         ({"grid_id_coord": [name_of(3), name_of(4)], "embedding": [V, [1.0]]}, "length 1; exp"),
         ({"grid_id_coord": [name_of(3)], "embedding": [[np.nan, 1.0]]}, "not finite"),
@@ -615,9 +615,9 @@ def test_tables_of_something_else_are_refused(tmp_path, columns, message):
 def test_parts_that_overlap_or_are_no_parquet(tmp_path):
     path = table(tmp_path, grid_id_coord=[name_of(3)], embedding=[V])
     (tmp_path / "embeddings_avg_2.parquet").write_bytes(path.read_bytes())
-    with pytest.raises(RowsError, match=r"comes twice; .*parts that do not overlap"):
+    with pytest.raises(RowsError, match=r"occurs twice; .*parts that do not overlap"):
         opened(tmp_path / "*.parquet").embedding.values  # noqa: B018
-    with pytest.raises(RowsError, match="no parquet files there"):
+    with pytest.raises(RowsError, match="no parquet files found"):
         opened(tmp_path / "none.parquet")
     path.write_bytes(b"PAR1")
     with pytest.raises(RowsError, match="not a readable parquet file"):
@@ -670,7 +670,7 @@ def test_what_is_no_geotiff(tmp_path):
 def test_a_truncated_geotiff_is_named(files, tmp_path):
     data = files["tif"].read_bytes()
     (tmp_path / "a.tif").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CubeError, match=r"a\.tif: not a readable GeoTIFF .*get it anew"):
+    with pytest.raises(CubeError, match=r"a\.tif: not a readable GeoTIFF .*get a new copy"):
         opened(tmp_path / "a.tif").load()
 
 

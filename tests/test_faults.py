@@ -221,7 +221,7 @@ def test_a_task_is_small(layout):
 
 
 def test_a_live_encoder_cannot_be_sent_to_workers(images, tmp_path):
-    with pytest.raises(OptionError, match=r"must be a small description.*found a StubEncoder"):
+    with pytest.raises(OptionError, match=r"workers need a small description.*found a StubEncoder"):
         build(images, tmp_path / "world.zarr", encoder=StubEncoder(), workers=1)
 
 
@@ -524,7 +524,7 @@ def test_no_worker_is_there_at_first(tmp_path, caplog, monkeypatch):
         assert sorted(task for task, _ in outcomes) == list(range(20))
         timer.join()
     warnings = [record.message for record in caplog.records]
-    assert warnings.count("no worker is there; waiting for one to join the cluster") == 1
+    assert warnings.count("the cluster has no workers; waiting for one to join") == 1
 
 
 @pytest.mark.slow
@@ -830,7 +830,7 @@ def test_lack_of_memory_fails_a_task_alone(images, tmp_path, monkeypatch):
         return read(path)
 
     monkeypatch.setattr(geotiff, "_raw", failing)
-    with pytest.raises(BuildError, match=rf"{partition.name}: MemoryError: .*\nLess memory"):
+    with pytest.raises(BuildError, match=rf"{partition.name}: MemoryError: .*\nFewer threads"):
         build(images, out, encoder=StubEncoder(), **OPTIONS)
     assert len(embedded(out)) == 11
 

@@ -179,7 +179,7 @@ def test_wrong_checksum_is_named_and_the_next_try_downloads_again(hub):
 
 def test_file_that_is_not_the_known_one_is_refused_before_the_download(hub):
     known = replace(WEIGHTS, sha256=(sha256(b"what it was"),))
-    with pytest.raises(FetchError, match="the hub now holds another file: expected SHA-256"):
+    with pytest.raises(FetchError, match="the hub now has a different file: expected SHA-256"):
         fetch_files([known])
     assert downloads(hub) == []
 
@@ -255,7 +255,7 @@ def test_first_file_of_a_branch_without_checksum_is_noted_and_no_other_is_taken(
     # The file is lost, and the hub has only the newer one, or other bytes under the same commit.
     first.path.unlink()
     with pytest.raises(
-        FetchError, match=rf"not there \(404\).*published now instead, remove {pin}"
+        FetchError, match=rf"not found \(404\).*published now instead, remove {pin}"
     ):
         fetch("weights", ".", encoder="siglip")
     hub.repos[file.repo] = Repo(COMMIT, {file.path: b"newer"})
@@ -360,7 +360,7 @@ def test_what_is_not_there_is_named(hub, file, names):
     [
         ((403, "GatedRepo"), r"access denied \(403\).*HF_TOKEN"),
         ((401, "Invalid credentials"), r"access denied \(401\)"),
-        ((404, "EntryNotFound"), r"not there \(404\)"),
+        ((404, "EntryNotFound"), r"not found \(404\)"),
         ((500, ""), "the hub answered 500; try again later"),
     ],
 )
@@ -387,7 +387,7 @@ def test_a_file_in_the_way_is_no_fault_of_the_connection(hub, monkeypatch, tmp_p
     (tmp_path / "home").write_text("no folder")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
-    with pytest.raises(FetchError, match=r"home/token.*; see to that file, or set HF_HOME") as told:
+    with pytest.raises(FetchError, match=r"home/token.*; check that file, or set HF_HOME") as told:
         fetch_files([WEIGHTS])
     assert "connection" not in str(told.value)
 
@@ -405,7 +405,7 @@ def test_offline_uses_the_cache_and_says_what_it_lacks(hub, monkeypatch):
 def test_too_small_a_disk_is_told_before_the_download(hub, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**6, 10**6, 1000))
-    with pytest.raises(StorageError, match=r"1\.0 kB free and 512 kB are needed"):
+    with pytest.raises(StorageError, match=r"1\.0 kB free, but 512 kB are needed"):
         fetch_files([WEIGHTS])
     assert downloads(hub) == []
 
@@ -601,8 +601,8 @@ def misplaced() -> bytes:
         (lambda: b"", "not a readable zip"),
         (lambda: archive({}), "holds no files; remove it"),
         (lambda: archive({"images/": b""}), "holds no files; remove it"),
-        (lambda: archive({"a": b"1", "a/b.tif": b"2"}), "'a' is a file and a folder in it"),
-        (lambda: archive({"images/a.tif": b"1", "images": b"2"}), "'images' is a file and"),
+        (lambda: archive({"a": b"1", "a/b.tif": b"2"}), "'a' is both a file and a folder in it"),
+        (lambda: archive({"images/a.tif": b"1", "images": b"2"}), "'images' is both a file and"),
         (lambda: archive({"ä.tif": b"1"}).replace("ä".encode(), b"\xff\xfe"), "not a readable zip"),
         (misplaced, "not a readable zip"),
         (lambda: archive({"a.tif": b"1"}, zipfile.ZIP_BZIP2), "by method 12; .* into .*images$"),

@@ -377,7 +377,7 @@ def test_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture) -> Non
     found = encoder("s1_grd", typical("s1_grd", 11), rows)
     assert found[:, 0].tolist() == list(range(11))
     assert model.batches == [11, 6, 3, 3, 3, 2]
-    assert "s1_grd: out of memory, going on with batches of 3" in caplog.messages
+    assert "s1_grd: out of memory, continuing with batches of 3" in caplog.messages
     encoder("s1_grd", typical("s1_grd", 11), rows)  # it has learned
     assert model.batches[6:] == [3, 3, 3, 2]
 
@@ -386,7 +386,7 @@ def test_out_of_memory_with_one_image() -> None:
     encoder, model = small_device(room=0)
     with pytest.raises(torch.OutOfMemoryError) as error:
         encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
-    assert error.value.__notes__ == ["one s1_grd image of (32, 32) pixels is too much"]
+    assert error.value.__notes__ == ["one s1_grd image of (32, 32) pixels does not fit in memory"]
     assert model.batches == [2, 1]
 
 
@@ -395,7 +395,7 @@ def test_out_of_memory_on_the_processor() -> None:
     model.refusal = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
     assert len(encoder("s1_grd", typical("s1_grd"), places("s1_grd"))) == 2
     model.room = 0
-    with pytest.raises(MemoryError, match=r"one s1_grd image of \(32, 32\) pixels is too much"):
+    with pytest.raises(MemoryError, match=r"one s1_grd image of \(32, 32\) pixels does not fit"):
         encoder("s1_grd", typical("s1_grd"), places("s1_grd"))
     model.refusal = RuntimeError("something else")
     with pytest.raises(RuntimeError, match="something else"):

@@ -225,7 +225,7 @@ def test_on_the_command_line(tmp_path, capsys):
     assert "R² by static fields" in shown
     assert "sdor" in shown
     assert main([*words, "--overwrite", "--fields", "cl"]) == 1
-    assert "holds z, lsm, sdor, and no cl" in capsys.readouterr().err
+    assert "holds z, lsm, sdor, but not cl" in capsys.readouterr().err
 
 
 # Explaining
@@ -322,7 +322,7 @@ def test_shares_of_few_cells_are_refused_or_said_to_be_chance(cells, caplog):
             pca.explain(fields, given, folds=2, block=1)
     else:
         pca.explain(fields, given, folds=2, block=1)
-        assert "the shares held out are mostly chance" in caplog.text
+        assert "the held-out shares are mostly chance" in caplog.text
 
 
 def test_what_cannot_be_explained():

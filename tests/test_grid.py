@@ -216,5 +216,5 @@ def test_what_is_no_whole_number_is_not_truncated():
             grid.row_col(wrong)
         with pytest.raises(GridError, match=r"columns are .*; expected whole numbers"):
             grid.grid_id(5, wrong)
-    with pytest.raises(GridError, match="coordinates are no numbers"):
+    with pytest.raises(GridError, match="coordinates are not numbers"):
         grid.cell_at("north", 5)

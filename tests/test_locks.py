@@ -202,7 +202,7 @@ def test_the_clock_of_this_machine_does_not_matter(folder, monkeypatch):
 )
 def test_a_lock_file_that_cannot_be_read_counts_until_it_is_old(folder, garbage):
     folder.write(f"{PREFIX}x", garbage)
-    assert_refused(folder, "on a machine of unknown name", dead=0.2)
+    assert_refused(folder, "on an unknown machine", dead=0.2)
     time.sleep(0.25)
     with folder.lock(dead=0.2):
         pass
@@ -215,7 +215,7 @@ def test_a_lock_file_that_cannot_be_read_counts_until_it_is_old(folder, garbage)
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_sleeper_is_succeeded_and_finds_out(folder, shared, finished):
     """It renews its lock too late; the successor may have finished before."""
-    who = rf"process {os.getpid()} on {socket.gethostname()} took this build over.*same command"
+    who = rf"process {os.getpid()} on {socket.gethostname()} took over this build.*same command"
     with ExitStack() as successor:
 
         def sleep():
@@ -265,9 +265,9 @@ def test_who_lost_it_stops_at_the_next_heartbeat(folder, caplog):
             owner.check()
             pytest.fail("it went on")
 
-    with pytest.raises(BuildError, match="far took this"):
+    with pytest.raises(BuildError, match="far took over this"):
         work()
-    assert "process 7 on far took this build over" in caplog.text
+    assert "process 7 on far took over this build" in caplog.text
 
 
 @pytest.mark.parametrize("beat", [0.01, 60])
@@ -282,7 +282,7 @@ def test_what_fails_because_of_a_takeover_says_so(folder, beat):
                 time.sleep(0.01)
             folder.read("cells/00.arrow")
 
-    with pytest.raises(BuildError, match="took this build over") as caught:
+    with pytest.raises(BuildError, match="took over this build") as caught:
         work()
     assert isinstance(caught.value.__context__, FileNotFoundError)
 
@@ -356,7 +356,7 @@ def test_a_driver_stops_while_it_waits_for_its_workers(tmp_path, monkeypatch):
 
     options = {"n_workers": 1, "threads_per_worker": 1, "processes": False}
     with LocalCluster(**options, dashboard_address=":0") as here, Client(here) as client:
-        with pytest.raises(BuildError, match="took this build over"):
+        with pytest.raises(BuildError, match="took over this build"):
             work()
         hurry.touch()
 
@@ -425,11 +425,11 @@ def succeed(images, root, stages):
 
 def assert_stopped(images, root, said, finished):
     """All drivers ended with a message, and every byte is as their successor left it."""
-    who = f"process {os.getpid()} on {socket.gethostname()} took this build over"
+    who = f"process {os.getpid()} on {socket.gethostname()} took over this build"
     for stage, files in finished.items():
         assert said[stage].startswith("BuildError: "), (stage, said[stage])
         assert who in said[stage], (stage, said[stage])
-        assert "the same command goes on from there" in said[stage]
+        assert "the same command continues from there" in said[stage]
         assert files_of(f"{root}/{stage}.zarr") == files, stage
         assert files == next(iter(finished.values()))
         assert build(images, f"{root}/{stage}.zarr", **OPTIONS).finished
@@ -548,7 +548,7 @@ def test_a_driver_that_sleeps_while_it_replaces_a_cube(images, tmp_path, where, 
         woken.set()
         sleeper.join(60)
         assert said, "the sleeper should have failed"
-        assert "took this build over" in said[0]
+        assert "took over this build" in said[0]
         assert files_of(out) == finished
         assert validate(out) == []
 
@@ -558,7 +558,7 @@ def test_what_another_process_has_published_meanwhile_stays(bucket):
     mine, theirs = ObjectFolder(f"{bucket}/w.build/cube.zarr"), ObjectFolder(f"{bucket}/w.zarr")
     mine.write("zarr.json", b"mine")
     theirs.write("zarr.json", b"theirs")
-    with pytest.raises(BuildError, match="another process has written a cube there meanwhile"):
+    with pytest.raises(BuildError, match="another process wrote a cube there meanwhile"):
         mine.copy_to(f"{bucket}/w.zarr", last="zarr.json")
     assert theirs.read("zarr.json") == b"theirs"
 

@@ -40,7 +40,7 @@ def test_one_place_is_looked_for():
     # NumPy could not broadcast them, it said.
     with pytest.raises(OptionError, match=r"lat is \[60, 61\].*expected one number"):
         similar(cube(), [60, 61], [5, 6])
-    with pytest.raises(OptionError, match="a vector by vector="):
+    with pytest.raises(OptionError, match="a vector as vector="):
         similar(cube(), cube().embedding[0, 0])
 
 
@@ -147,9 +147,9 @@ def test_counts_decide_what_is_there():
 def test_questions_without_an_answer():
     ds = cube()
     cases = [
-        (OptionError, "by lat and lon, or a vector", {}),
-        (OptionError, "by lat and lon, or a vector", {"lat": 50}),
-        (OptionError, "by lat and lon, or a vector", {"lat": 50, "lon": 3, "vector": [1]}),
+        (OptionError, "as lat and lon, or a vector", {}),
+        (OptionError, "as lat and lon, or a vector", {"lat": 50}),
+        (OptionError, "as lat and lon, or a vector", {"lat": 50, "lon": 3, "vector": [1]}),
         (OptionError, r"shape \(1,\)", {"vector": [1]}),
         (OptionError, "nothing is like it", {"vector": np.zeros(DIM)}),
         (OptionError, "nothing is like it", {"vector": np.full(DIM, np.nan)}),

@@ -436,7 +436,7 @@ def test_what_is_done_about_footprints_is_said_and_kept(tmp_path, caplog):
     (said,) = remarks([tmp_path / "wrong.parquet"], "area", "auto")
     assert "1 of 1 files have transposed" in said
     aggregate(tmp_path / "mixed.parquet", tmp_path / "a.zarr", assign="area")
-    assert "does not tell whether footprints are transposed" in caplog.text
+    assert "does not show whether footprints are transposed" in caplog.text
     attrs = xr.open_zarr(tmp_path / "a.zarr").attrs
     assert attrs["footprints"].startswith("taken as given")
     assert attrs["license"] == "CC-BY-SA-4.0"
@@ -542,16 +542,16 @@ def broken(tmp_path, change, cells=None):
     [
         ({"grid_cell": "9D_249L"}, r"row 7 contradicts itself: cell 9D_249L.*drop such rows"),
         ({"grid_cell": "183D_1921R"}, r"row 7 contradicts itself"),  # near 180°
-        ({"grid_cell": "nowhere"}, r"row 7: 'nowhere' is no id of Major TOM's grid"),
-        ({"grid_cell": None}, r"row 7: .*is no id"),
+        ({"grid_cell": "nowhere"}, r"row 7: 'nowhere' is not an id of Major TOM's grid"),
+        ({"grid_cell": None}, r"row 7: .*is not an id"),
         ({"centre_lat": 91.5}, r"row 7 lies outside the globe.*drop it"),
         ({"centre_lon": 187.1}, r"row 7 lies outside the globe"),
         ({"centre_lon": float("nan")}, r"row 7 lies outside the globe"),
         ({"pixel_bbox": [0, 0, 224]}, r"pixel_bbox of row 7 is not four numbers"),
         ({"pixel_bbox": [224, 0, 0, 224]}, r"pixel_bbox of row 7 is \[224, 0, 0, 224\]"),
-        ({"utm_crs": "EPSG:4326"}, r"row 7: EPSG:4326 is no UTM zone"),
+        ({"utm_crs": "EPSG:4326"}, r"row 7: EPSG:4326 is not a UTM zone"),
         ({"utm_crs": "UTM 32"}, r"row 7: utm_crs is 'UTM 32'"),
-        ({"product_id": "LC08_L1TP"}, r"row 7: product 'LC08_L1TP' is of no known sensor"),
+        ({"product_id": "LC08_L1TP"}, r"row 7: product 'LC08_L1TP' has an unknown sensor"),
         ({"timestamp": "last year"}, r"column timestamp"),
         ({"embedding": [1.0, 2.0]}, r"row 7 has an embedding of length 2; expected 6"),
         ({"embedding": None}, r"row 7 has no embedding"),
@@ -630,7 +630,7 @@ def test_options_that_mean_nothing_for_rows_of_images(tmp_path):
     with pytest.raises(OptionError, match="expected centre or area or cell"):
         cells_of(tmp_path / "rows.parquet", assign="nearest")
     write(tmp_path / "tom.parquet", some(near(45, 7, 1)))
-    with pytest.raises(RowsError, match="folders of their own"):
+    with pytest.raises(RowsError, match="separate folders"):
         cells_of(tmp_path)
 
 

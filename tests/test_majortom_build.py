@@ -296,7 +296,7 @@ def test_specs_refuse_what_they_do_not_know(arguments, says):
 
 @pytest.mark.slow
 def test_weights_of_a_size_of_copernicus_fm_are_none_of_other_models():
-    with pytest.raises(OptionError, match="weights='large' are of Copernicus-FM, not of dinov2"):
+    with pytest.raises(OptionError, match="weights='large' are for Copernicus-FM, not for dinov2"):
         TimmSpec("dinov2", "large", device="cpu").load()
 
 
@@ -427,7 +427,7 @@ def test_sources_are_found_by_their_bands(core, tree):
     radar = open_core(core, fragments("tiny-s1"))
     assert radar.root.endswith("Core-S1RTC")
     assert open_core(tree, fragments("tiny-rgb")).layout == "majortom tree"
-    with pytest.raises(SourceError, match="Core-S2L1C, Core-S2RGB have these bands: name one"):
+    with pytest.raises(SourceError, match="Core-S2L1C, Core-S2RGB have these bands: choose one"):
         open_core(core, fragments("tiny-rgb"))
     with pytest.raises(SourceError, match=r"B01.*are missing; expected images of Major TOM"):
         open_core(core / "Core-S2RGB", fragments("tiny-s2"))
@@ -575,7 +575,7 @@ def test_compat_is_transposed_noted_and_never_mixed(core, built, tmp_path):
     ("options", "says"),
     [
         ({"modalities": "s2_toa"}, "modalities and sensors cannot be chosen"),
-        ({"crop": "full"}, "crop='full' means nothing"),
+        ({"crop": "full"}, "crop='full' has no effect"),
         ({"product": "other"}, "product='other'; expected majortom"),
         ({"encoder": "vit"}, "expected one of ssl4eo-s2"),
         ({"encoder": copcube.EncoderSpec("untrained:0")}, "embeds no fragments of Major TOM"),
@@ -664,12 +664,12 @@ def coarse(rows):
     [
         (cut, "broken", "band B03: not a readable GeoTIFF"),
         (text, "broken", "band B04: expected a GeoTIFF"),
-        (gone, "broken", "there is no band B02"),
+        (gone, "broken", "band B02 is missing"),
         (elsewhere, "stale", "km from there"),
-        (nowhere, "broken", "'3000U_1R' is no id"),
+        (nowhere, "broken", "'3000U_1R' is not an id"),
         (undated, "broken", "timestamp is 'last summer'"),
         (impossible, "broken", "timestamp is '20210231T101559'"),
-        (foreign, "broken", "is of no known sensor, by the beginning of its name; expected one of"),
+        (foreign, "broken", "is of an unknown sensor, according to its name; expected one of"),
         (degrees, "broken", "EPSG:4326; expected a UTM zone"),
         (coarse, "stale|broken", "km from there|finest pixels are of 20 m"),
     ],

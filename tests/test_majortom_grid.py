@@ -211,7 +211,7 @@ def test_what_is_not_on_the_grid():
         grid.at(91, 0)
     with pytest.raises(GridError, match="not finite"):
         grid.at(np.nan, 0)
-    with pytest.raises(GridError, match="no UTM zone"):
+    with pytest.raises(GridError, match="not a UTM zone"):
         squares([0], [0], [4326])
     with pytest.raises(GridError, match="such as 10"):
         Grid(0)

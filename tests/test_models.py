@@ -395,7 +395,7 @@ def test_stations_of_weathergenerator(tmp_path, form, caplog):
     want = standardised(ds)[0][:, row.astype(int), col.astype(int)].T
     np.testing.assert_allclose(store["data"][:, 0, :-1, 0, 0], want, atol=2e-6)
     assert (store["data"][:, 0, -1] == 1).all()
-    assert "2 rows of the table are no places" in caplog.text
+    assert "2 rows of the table are not places" in caplog.text
     assert "2 of 4 stations lie in cells without a vector" in caplog.text
 
 
@@ -418,18 +418,18 @@ def test_what_cannot_be_written(tmp_path, statics):
     holes = statics[["z"]].where(statics.latitude > 0)
     flat = ds.assign(pc=ds.pc.where(ds.pc.isnull(), 1))
     cases = [
-        (OptionError, "no model 'sfno'; expected makani", ds, ".h5", "sfno", {}),
+        (OptionError, "unknown model 'sfno'; expected makani", ds, ".h5", "sfno", {}),
         (OptionError, "makani reads .h5 or .npy", ds, ".nc", "makani", {}),
         (OptionError, "k is 0", ds, ".h5", "makani", {"k": 0}),
         (OptionError, "k is True", ds, ".h5", "makani", {"k": True}),
-        (OptionError, "holds 3 components, k=8", ds, ".h5", "makani", {"k": 8}),
+        (OptionError, "holds 3 components, but k=8", ds, ".h5", "makani", {"k": 8}),
         (OptionError, "8 channels: 8 components, or 7", ds, ".npy", "makani", {"k": 9}),
         (OptionError, r"\.h5 takes any number", ds, ".npy", "makani", {"k": 3}),
         (OptionError, "rows=700", ds, ".h5", "makani", {"rows": 700}),
         (OptionError, "have no option rows; expected none", ds, ".npy", "pangu", {"rows": 721}),
         (OptionError, "have no option grid; expected rows", ds, ".h5", "makani", {"grid": "x"}),
         (OptionError, "grid='TL64'; expected TL31", ds, ".nc", "neuralgcm", {"grid": "TL64"}),
-        (OptionError, "no static fields of its own", ds, ".npy", "pangu", {"statics": statics}),
+        (OptionError, "not hold the model's static", ds, ".npy", "pangu", {"statics": statics}),
         (CubeError, "also needs lsm", ds, ".nc", "graphcast", {"statics": statics[["z"]]}),
         (CubeError, "z is missing in 519,840 cells", ds, ".h5", "makani", {"statics": holes}),
         (CubeError, "season", ds.expand_dims(season=2), ".h5", "makani", {}),
@@ -522,9 +522,9 @@ def test_on_the_command_line(tmp_path, capsys, statics):
     assert main(words) == 1
     assert "exists already" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 1
-    assert "holds 3 components, k=8" in capsys.readouterr().err
+    assert "holds 3 components, but k=8" in capsys.readouterr().err
     assert main(["export", str(fields), str(tmp_path / "x.npy"), "-k", "3"]) == 1
-    assert "-k: for files of weather models; say which model with --for" in capsys.readouterr().err
+    assert "-k: for files of weather models; choose the model with --for" in capsys.readouterr().err
     assert main([*words[:2], str(tmp_path / "y.h5"), *words[3:], "-k", "2", "--dtype", "int8"]) == 1
     assert "no option dtype" in capsys.readouterr().err
 

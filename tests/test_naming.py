@@ -62,7 +62,7 @@ def test_the_order_is_modality_cell_patch_date():
 )
 def test_a_path_that_leaves_its_place_names_nothing(path):
     assert not is_inside(path)
-    with pytest.raises(CopcubeError, match="no path inside the tree"):
+    with pytest.raises(CopcubeError, match="not a path inside the tree"):
         from_path(path)
 
 

@@ -163,8 +163,8 @@ THINGS = {
     "empty": (lambda path: path.mkdir(), "a folder of something else"),
     "file": (lambda path: path.write_text("years"), "a file.*"),
     "foreign Zarr": (foreign_zarr, "Zarr that copcube did not write"),
-    "a note in a cube": (note_inside, ".note is no part of the data"),
-    "a link in a cube": (link_inside, "more is no part of the data"),
+    "a note in a cube": (note_inside, ".note is not part of the data"),
+    "a link in a cube": (link_inside, "more is not part of the data"),
     "link": (lambda path: path.symlink_to(path.with_name("mine.zarr")), "a link to .*mine.zarr"),
     "dead link": (lambda path: path.symlink_to("nowhere"), "a link to nowhere"),
     "pipe": (os.mkfifo, "a device, pipe or socket"),
@@ -201,7 +201,7 @@ def test_a_folder_that_only_looks_like_that_of_a_build_is_left_alone(images, tmp
     before, stubbed = snapshot(tmp_path), OPTIONS | {"encoder": StubEncoder()}
     for name in ("out", "cmake"):
         for overwrite in (False, True):
-            with pytest.raises(BuildError, match="it is no folder of a build: found"):
+            with pytest.raises(BuildError, match="it is not the folder of one: found"):
                 build(images, tmp_path / f"{name}.zarr", overwrite=overwrite, **stubbed)
     assert snapshot(tmp_path) == before
 
@@ -383,7 +383,7 @@ def test_in_a_bucket_documents_beside_a_cube_are_kept(images):
         build(images, out, encoder=StubEncoder(), **OPTIONS)
         again(images, out, balance="image")
         ObjectFolder(out).write("thesis.txt", b"years")
-        with pytest.raises(BuildError, match=r"found .* thesis.txt is no part of the data"):
+        with pytest.raises(BuildError, match=r"found .* thesis.txt is not part of the data"):
             again(images, out)
         assert ObjectFolder(out).read("thesis.txt") == b"years"
         assert read_attributes(out)["aggregation"].startswith("mean over all")
@@ -448,7 +448,7 @@ def test_a_damaged_cube_to_which_somebody_added_is_not_replaced_unasked(images, 
     name, damage = DAMAGES[kind]
     chunk = next(path for path in (world / "embedding" / "c").rglob("*") if path.is_file())
     damage(chunk if name == "chunk" else world / name)
-    with pytest.raises(BuildError, match="would remove mine, which somebody added"):
+    with pytest.raises(BuildError, match="would remove mine, which copcube did not write"):
         build(images, world, encoder=StubEncoder(), **OPTIONS)
     assert (world / "mine" / "zarr.json").is_file()
     shutil.rmtree(world / "mine")
@@ -466,7 +466,7 @@ def test_rows_of_a_build_that_goes_on_are_not_called_damaged(images, world):
             return super().__call__(*arguments)
 
     again(images, world, encoder=Asking())
-    unfinished = "belongs to a build that is not finished, or of another cube"
+    unfinished = "belongs to an unfinished build, or to another cube"
     assert {*map(tuple, said)} == {(f"{world.with_name('world.build')}: {unfinished}",)}
     assert validate_rows(world) == []
 
@@ -566,7 +566,7 @@ def test_two_colons_are_named_where_zarr_takes_them_for_a_chain(finished, images
         lambda path: build(images, path.with_name("new.zarr"), encoder=StubEncoder(), **OPTIONS),
         lambda path: to_zarr(fields, path.with_name("fields.zarr")),
     ):
-        with pytest.raises(OptionError, match=r"a::b/\w+\.zarr: zarr, .* takes :: .* without it"):
+        with pytest.raises(OptionError, match=r"a::b/\w+\.zarr: zarr .* read :: .* without it"):
             use(world)
     assert [path.name for path in (tmp_path / "a::b").iterdir()] == ["world.zarr"]
 

@@ -307,7 +307,7 @@ def test_a_page_that_was_cut_says_so(browser, written, tmp_path):
     (tmp_path / "cut.html").write_text(re.sub(r'id="pc1">.{200}', 'id="pc1">', text))
     browser.open(tmp_path / "cut.html")
     assert browser.run("document.documentElement.dataset.state") == "failed"
-    assert "damaged; get it anew" in browser.text("#status")
+    assert "damaged; get a new copy" in browser.text("#status")
 
 
 def test_what_a_dataset_lacks_is_not_offered(browser, fields, europe, tmp_path):

@@ -685,7 +685,7 @@ def test_weights_that_cannot_be_used():
         (good.values, "expected 'area', None or a DataArray"),
         (good[1:], "differ from the cube in lat"),
         (good[::-1], "same order"),
-        (good.expand_dims(season=2), "alone"),
+        (good.expand_dims(season=2), "expected only"),
         (good.assign_coords(lon=good.lon - 360), "differ from the cube in lon"),
     ):
         with pytest.raises(OptionError, match=message):

@@ -237,7 +237,7 @@ def test_maps_that_cannot_be_drawn(europe, fields):
         (CubeError, "has no spread", lambda: plot.spread(europe.drop_vars("spread"))),
         (
             CubeError,
-            "how many images made a cell is not known",
+            "the number of images per cell is not known",
             lambda: plot.counts(europe.assign_attrs(n_images_known=0)),
         ),
         (CubeError, "groups along season", lambda: plot.rgb(fields.expand_dims(season=2))),

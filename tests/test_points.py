@@ -404,7 +404,7 @@ def test_letters_of_spreadsheets_are_kept(tmp_path, caplog):
         assert points(CUBE, path)["Näme"].values.tolist() == names
         said = [r.message for r in caplog.records]
         assert said == [
-            f"{tmp_path}/cp1252.csv is not UTF-8 and is taken for Windows-1252; save it as UTF-8 "
+            f"{tmp_path}/cp1252.csv is not UTF-8 and is read as Windows-1252; save it as UTF-8 "
             "if letters come out wrong"
         ]
 
@@ -418,7 +418,7 @@ def test_letters_of_spreadsheets_are_kept(tmp_path, caplog):
             r"no column named lat or latitude; it has a, lon: name it with lat= \(--lat\)",
         ),
         ({"lat": [1], "lon": [2]}, {"lat": "y"}, "no column 'y'; it has lat, lon"),
-        ({"lat": [1], "lon": [1, 2]}, {}, "make no table"),
+        ({"lat": [1], "lon": [1, 2]}, {}, "do not form a table"),
         (([1, 2], [1]), {}, "expected as many latitudes as longitudes"),
         ([1, 2, 3], {}, "has 3 parts; expected two, latitudes and"),
         ([{"lat": 45, "lon": 7}, {"lat": 46, "lon": 7}], {}, "a list of rows; expected columns"),
@@ -428,7 +428,7 @@ def test_letters_of_spreadsheets_are_kept(tmp_path, caplog):
         ("none.xlsx", {}, "expected a table, .csv or .parquet; in Python, read other formats"),
         (xr.Dataset({"lat": ("a", [1]), "lon": ("b", [1])}), {}, "lat runs along a, lon along b"),
         ({"lat": [1], "lon": [2]}, {"method": "cubic"}, "expected nearest or bilinear"),
-        ([(45, 7), (46, 8)], {}, "a list of two pairs, which may be points or"),
+        ([(45, 7), (46, 8)], {}, "a list of two pairs, which could be points or"),
         (([45], [7]), {"lat": "y"}, "lat= and lon= name columns"),
         (
             (pd.Series([45, 46]), pd.Series([7, 8], index=[1, 0])),

@@ -589,7 +589,7 @@ def whole_days():
 @pytest.mark.parametrize(
     ("given", "options", "error", "words"),
     [
-        (field(noise(), "tp", "m"), {}, OptionError, "which does not say a sum over which time"),
+        (field(noise(), "tp", "m"), {}, OptionError, "which does not state the time"),
         (field(noise(), unit=""), {}, OptionError, r"t2m has no unit.*--units t2m=K"),
         (field(noise(), unit="furlong"), {}, OptionError, "t2m is in 'furlong'; expected one of K"),
         (field(noise()), {"variables": ["sp"]}, OptionError, "no variable sp .* they have t2m"),
@@ -598,13 +598,13 @@ def whole_days():
         (field(0 * noise()), {}, CubeError, "t2m_mean is -273.15 °C at all [0-9]+ cells"),
         (xr.Dataset({"a": 1}), {}, CubeError, "latitude"),
         (months().expand_dims(level=2), {}, CubeError, "select one of level and time"),
-        (months().rename(t2m="t2m_std"), {}, CubeError, "called a std and yet runs along time"),
+        (months().rename(t2m="t2m_std"), {}, CubeError, "named as a std, yet runs along time"),
         (whole_days(), {}, CubeError, r"steps of 1 days along time.*resample"),
         (
             xr.merge([field(noise()), field(noise(), "2t")]),
             {},
             CubeError,
-            "another variable gave t2m_mean already",
+            "another variable already gives t2m_mean",
         ),
         (field(noise()).assign_coords(latitude=LAT - 80), {}, GridError, "where the cube has no"),
         (
@@ -621,13 +621,13 @@ def whole_days():
         (field(noise()), {"inputs": ["pc13"]}, OptionError, "vectors have 12 dimensions"),
         (field(noise()), {"inputs": ["given"]}, OptionError, "--given STATICS"),
         (field(noise()), {"k": [13]}, OptionError, "k is 13; expected 1 to 12"),
-        (field(noise()), {"k": [1], "inputs": ["xyz"]}, OptionError, "k is of the default"),
+        (field(noise()), {"k": [1], "inputs": ["xyz"]}, OptionError, "k applies to the default"),
         (field(noise()), {"split": "time"}, OptionError, "random or blocks"),
         (field(noise()), {"sampling": "all"}, OptionError, "cells or area"),
         (field(noise()), {"block": 0}, OptionError, "block=0"),
         (field(noise()), {"shares": (1, 0, 0)}, OptionError, "three numbers above 0"),
         (field(noise()), {"shares": (1, 1, np.nan)}, OptionError, "three numbers above 0"),
-        (field(noise()), {"shares": "most"}, OptionError, "expected one number a part"),
+        (field(noise()), {"shares": "most"}, OptionError, "expected one number per part"),
         (field(noise()), {"k": 13}, OptionError, "k is 13; expected 1 to 12"),
         (field(noise()), {"inputs": 5}, OptionError, "expected a list of names"),
         (field(noise()), {"variables": 5}, OptionError, "expected a list"),
@@ -737,7 +737,7 @@ def test_the_command_refuses_what_would_change_nothing(tmp_path, capsys):
     words = ["probe", "cube.zarr", "months.nc"]
     for out in ([], ["--out", str(tmp_path / "t.csv")]):
         assert main([*words, "--residuals", "xyz", *out]) == 1
-        assert "--residuals says what is mapped; give --maps FILE" in capsys.readouterr().err
+        assert "--residuals chooses what is mapped; add --maps FILE" in capsys.readouterr().err
     assert main([*words, "--block", "20"]) == 1
     assert "--block is the side of the squares of --split blocks" in capsys.readouterr().err
 

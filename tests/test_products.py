@@ -142,7 +142,7 @@ def test_the_command_takes_a_file_and_groups_by_year(tmp_path):
         assert ds.attrs["product_years"] == "2020 2023"
         assert describe(ds)["temporal"]["supported_years"] == [2020, 2023]
     one = tmp_path / "one.zarr"
-    told = "is of a whole year, here 2020, 2023; choose years, such as --dates 2020"
+    told = "covers a whole year, here 2020, 2023; choose years, such as --dates 2020"
     with pytest.raises(OptionError, match=told):
         aggregate(tmp_path / "in", one, dates="2023-03")
     assert main(["aggregate", str(tmp_path / "in"), str(one), "--dates", "2023"]) == 0
@@ -187,7 +187,7 @@ def test_years_that_nothing_says_can_be_chosen_by_nothing(tmp_path, capsys):
         out = str(tmp_path / f"{option[1]}.zarr")
         assert main(["aggregate", str(tmp_path / "in"), out, *option]) == 1
         said = capsys.readouterr().err
-        assert "54N/a.tif: neither its name nor its folders say of which year it is" in said
+        assert "54N/a.tif: neither its name nor its folders give its year" in said
 
 
 def test_a_file_that_was_replaced_lies_where_it_says(tmp_path):
@@ -312,7 +312,7 @@ def test_a_year_without_data_is_no_cube(tessera, tmp_path):
     scales = np.where(np.arange(2)[:, None, None] == 0, np.float32(np.nan), scales)  # all water
     write_zone(tmp_path / "tessera.zarr", values, scales)
     out = tmp_path / "out.zarr"
-    with pytest.raises(BuildError, match=r"tessera.zarr: no pixel of the files and dates chosen"):
+    with pytest.raises(BuildError, match=r"tessera.zarr: no pixel of the chosen files and dates"):
         aggregate(tmp_path / "tessera.zarr", out, dates="2023")
     assert {path.name for path in tmp_path.iterdir()} == {"tessera.zarr"}
     aggregate(tmp_path / "tessera.zarr", out, dates="2024")
@@ -433,7 +433,7 @@ def test_what_cannot_be_read_at_an_address_is_said(alphaearth, tmp_path, web):
     out = tmp_path / "out.zarr"
     name = "2021/32N/a.tiff"
     for absent in ("2021/32N", "2021/32N/none.tiff"):
-        with pytest.raises(ReadError, match="servers list no folders; name the files themselves"):
+        with pytest.raises(ReadError, match="servers do not list folders; name"):
             aggregate(f"{web.url}/{absent}", out, overwrite=True)
     with pytest.raises(RowsError, match="tiles of TESSERA are read from this machine only"):
         aggregate(f"{web.url}/grid_10.15_48.15.npy", out, overwrite=True)
@@ -441,7 +441,7 @@ def test_what_cannot_be_read_at_an_address_is_said(alphaearth, tmp_path, web):
     with pytest.raises(RowsError, match=r"damaged.tiff: not a readable GeoTIFF file"):
         aggregate(f"{web.url}/damaged.tiff", out, overwrite=True)
     web.cut[name] = 1000
-    with pytest.raises(ReadError, match=rf"{name}: the store does not answer as expected"):
+    with pytest.raises(ReadError, match=rf"{name}: unexpected answer from the store"):
         aggregate(f"{web.url}/{name}", out, overwrite=True)
     web.cut[name] = 0
     web.status[name] = 403
@@ -474,9 +474,9 @@ def test_other_geotiff_files_are_refused(tmp_path):
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     refused(broken, out, r"not a readable GeoTIFF file \(cut\.tif")
     good = write_tif(tmp_path / "2021.tif", small)
-    refused(good, out, "pixels have a centre and no more", OptionError, assign="area")
-    refused(good, out, "means nothing for", OptionError, by="month")
-    refused(good, out, "means nothing for", OptionError, balance="variance")
+    refused(good, out, "pixels have only a centre", OptionError, assign="area")
+    refused(good, out, "does not apply to", OptionError, by="month")
+    refused(good, out, "does not apply to", OptionError, balance="variance")
 
 
 def test_tiles_of_tessera_that_are_cut_while_they_are_read(tessera, tmp_path):
@@ -525,7 +525,7 @@ def test_products_are_not_mixed(tmp_path):
     write_rows(tmp_path / "rows.parquet", random_rows(20, 5, 64, 0), {})
     write_tif(tmp_path / "a.tif", stored((8, 8)))
     both = f"{tmp_path}/*.[pt]*"
-    refused(both, tmp_path / "out.zarr", "a.tif holds a vector a pixel, .*rows of images")
+    refused(both, tmp_path / "out.zarr", "a.tif holds one vector per pixel, .*rows of images")
 
 
 def test_a_tile_on_other_land_is_another_source(tmp_path):

@@ -315,17 +315,17 @@ def test_an_encoder_that_is_not_the_rows_is_refused(small, rows, majortom, tmp_p
         image_vector(image, about, 64, encoder=tmp_path / "missing.pth")
     drawn = untrained_weights(1, embed_dim=64, depth=1, heads=1)
     torch.save(drawn.model.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(OptionError, match=r"another encoder \(encoder_sha256: "):
+    with pytest.raises(OptionError, match=r"a different encoder \(encoder_sha256: "):
         image_vector(image, about, 64, encoder=tmp_path / "other.pth")
     with pytest.raises(OptionError, match="makes vectors of 8; those searched have 64"):
         image_vector(image, about, 64, encoder=StubEncoder())
-    with pytest.raises(OptionError, match=r"another encoder \(encoder: Copernicus-FM .*, and tiny"):
+    with pytest.raises(OptionError, match=r"a different encoder \(encoder: Copernicus-FM .* tiny"):
         image_vector(image, about, 512, encoder=TimmSpec("tiny-s2", "untrained:0"))
     with pytest.raises(OptionError, match="describe an image"):
         rows.nearest(row=1, date="2021-01-01")
     image = next(path for path in (small / "images").rglob("*.tif") if "s2" in str(path))
     weights = small / "weights.pth"
-    with pytest.raises(OptionError, match=r"\.tif: .* say that 'none' was subtracted from"):
+    with pytest.raises(OptionError, match=r"\.tif: .* s2_offset of the vectors searched is 'none'"):
         image_vector(image, about | {"s2_offset": "none"}, 64, encoder=weights)
 
 
@@ -368,9 +368,9 @@ def test_images_that_cannot_be_taken_are_refused(small, rows, majortom, tmp_path
     good = next(f for f in sorted((small / "images").rglob("*.tif")) if "s2" in str(f))
     loose = tmp_path / "loose.tif"
     shutil.copy(good, loose)
-    with pytest.raises(OptionError, match=r"loose.tif: nothing says which modality it is of; give"):
+    with pytest.raises(OptionError, match=r"loose.tif: its modality is not known; give"):
         ask(loose)
-    with pytest.raises(OptionError, match="is of s2_toa by its path, not of s1_grd"):
+    with pytest.raises(OptionError, match="is of s2_toa according to its path, not of s1_grd"):
         ask(good, modality="s1_grd")
     with pytest.raises(OptionError, match=r"loose.tif: 13 bands are labelled B1.* no VV, VH"):
         ask(loose, modality="s1_grd")
@@ -384,7 +384,7 @@ def test_images_that_cannot_be_taken_are_refused(small, rows, majortom, tmp_path
     for name, side in (("small.tif", 40), ("empty.tif", 264)):
         with rasterio.open(tmp_path / name, "w", **profile | {"height": side, "width": side}) as r:
             r.write(np.zeros((13, side, side), profile["dtype"]))
-    with pytest.raises(OptionError, match=r"small.tif: 40 × 40 pixels; .* 224 × 224 at least"):
+    with pytest.raises(OptionError, match=r"small.tif: 40 × 40 pixels; .* at least 224 × 224"):
         ask(tmp_path / "small.tif", modality="s2_toa")
     with pytest.raises(ImageError, match=r"empty.tif: no valid pixel"):
         ask(tmp_path / "empty.tif", modality="s2_toa")
@@ -396,7 +396,7 @@ def test_images_that_cannot_be_taken_are_refused(small, rows, majortom, tmp_path
 
     made = Fragments.open(majortom / "tiny-rgb.build/rows")
     product = products(majortom)[0]
-    with pytest.raises(OptionError, match="mean nothing for tiny of 3 bands"):
+    with pytest.raises(OptionError, match="have no effect on tiny of 3 bands"):
         made.nearest(image=product, modality="s2_toa")
     with pytest.raises(ImageError, match=r"B04.tif: expected 3 bands of s2_toa, found 1"):
         made.nearest(image=product / "B04.tif")

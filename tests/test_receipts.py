@@ -346,7 +346,7 @@ def test_validate_finds_what_size_and_stamp_hide(source, tmp_path):
     assert build("fake", out, encoder=encoder).resumed == source.number
     (problem,) = validate_rows(out)
     assert problem.startswith(f"{rows}: ")
-    assert "remove it if it is there, and build again" in problem
+    assert "remove the file if it exists, and build again" in problem
     rows.unlink()
     build("fake", out, encoder=encoder)
     assert len(encoder.calls) == 1
@@ -356,7 +356,7 @@ def test_validate_finds_what_size_and_stamp_hide(source, tmp_path):
 
 @pytest.mark.slow
 def test_rows_that_cannot_be_read_are_embedded_again(source, tmp_path):
-    """Also where size and stamp hide that: who builds is not told to get them anew."""
+    """Also where size and stamp hide that, a build does not ask for new copies."""
     out, encoder = tmp_path / "world.zarr", StubEncoder()
     build("fake", out, encoder=StubEncoder())
     before = contents(tmp_path)
@@ -391,7 +391,7 @@ def test_a_cube_of_rows_that_are_embedded_again_is_made_again(source, tmp_path, 
         patch.setattr(BuildFolder, "publish", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build("fake", out, encoder=StubEncoder())
-    assert "not finished" in validate_rows(out)[0]
+    assert "unfinished" in validate_rows(out)[0]
     build("fake", out, encoder=StubEncoder())
     assert contents(out) == whole
     assert validate_rows(out) == []

@@ -268,7 +268,7 @@ def test_a_driver_killed_while_it_publishes_in_a_bucket(
     assert there.names()
     assert "zarr.json" not in there.names()
     there.write("thesis.txt", b"years")
-    with pytest.raises(BuildError, match=r"thesis.txt is no part of the data"):
+    with pytest.raises(BuildError, match=r"thesis.txt is not part of the data"):
         build(shards, out, overwrite=overwrite, **options)
     there.remove("thesis.txt")
     build(shards, out, overwrite=overwrite, **options)

@@ -184,10 +184,10 @@ BROKEN = [
     ({"modality": pa.array([1, 2])}, "column modality holds int64; expected strings"),
     ({"grid_id_coord": pa.array(["0772176_-96.00_44.25", "x"])}, "contradicts itself|not a cell"),
     ({"grid_id_coord": pa.array(["0772176_-96.00_44.00", None])}, "is not a cell id"),
-    ({"date": pa.array(["2021-07", None])}, "column date: date '2021-07' is no date.*20210601"),
+    ({"date": pa.array(["2021-07", None])}, "column date: date '2021-07' is not a date.*20210601"),
     ({"date": pa.array(["20211304", None])}, "date '20211304'"),
     ({"date": pa.array(["20210231", None])}, "date '20210231'"),
-    ({"date": pa.array([2021, None])}, "date 2021 is no date"),
+    ({"date": pa.array([2021, None])}, "date 2021 is not a date"),
     ({"date": pa.array([2.5, 1], pa.float32())}, "column date holds float; expected strings"),
     ({"embedding": pa.array([[1.0, 2.0], [1.0]])}, r"row 1 has an embedding of length 1; exp.* 2"),
     ({"embedding": pa.array([[1.0, 2.0], None])}, "row 1 has no embedding"),
@@ -332,7 +332,7 @@ def test_addresses_without_rows_and_stores_that_fail(bucket, web):
     ObjectFolder(bucket).write("x.parquet", b"PAR1 and no more")
     with pytest.raises(RowsError, match=r"x\.parquet: not a readable parquet file"):
         read_rows(f"{bucket}/x.parquet")
-    with pytest.raises(StorageError, match="list no folders"):
+    with pytest.raises(StorageError, match="do not list folders"):
         rows_files(f"{web.url}/rows")
     web.files["a.parquet"], web.status["a.parquet"] = b"PAR1", 503
     with pytest.raises(StorageError, match="503"):

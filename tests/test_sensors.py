@@ -186,14 +186,14 @@ def test_values_within_its_statistics_are_not_strange():
     counts = sensor(FIELDS | {"typical": [100, 20000], "units": "counts"})
     assert strange(np.full((3, 40, 40), 0.2), counts) == "a median of 0.2"
     assert "in counts, with a median between 100 and 20000: see the units" in remedy(counts)
-    assert "OLI is expected in any units, and declare as nodata" in remedy(sensor(FIELDS))
+    assert "OLI is expected in any units, with the value of missing" in remedy(sensor(FIELDS))
 
 
 def test_tokens_too_small_for_the_model_have_no_area(caplog, tree, tmp_path):
     small = sensor(FIELDS | {"gsd": 3, "kernel": 8})
     assert math.isnan(small.token_area)
     build(tree, tmp_path / "a.zarr", sensors=[small], encoder=StubEncoder(), partitions=0)
-    assert "has 0.00058 km², and the model takes 0.001 to" in caplog.text
+    assert "has 0.00058 km², but the model accepts 0.001 to" in caplog.text
 
 
 BAD = {
@@ -210,10 +210,10 @@ BAD = {
         r"bandwidths has 0.06; expected nm.*µm times",
     ),
     "too few": ({"mean": [1, 2]}, r"mean has 2 values; expected 3, one for each of .* B2, B3, B4"),
-    "text": ({"std": "wide"}, r"std is 'wide' \(str\); expected one number a band"),
+    "text": ({"std": "wide"}, r"std is 'wide' \(str\); expected one number per band"),
     "std 0": ({"std": [1, 0, 1]}, r"std is 1, 0, 1; expected finite numbers, and no 0"),
     "negative": ({"std": [1, -1, 1]}, r"std is 1, -1, 1; expected positive"),
-    "taken": ({"key": "dem"}, r"key 'dem' is taken, as those of all published"),
+    "taken": ({"key": "dem"}, r"key 'dem' is that of a published"),
     "key": ({"key": "Landsat 8"}, r"key is 'Landsat 8'; expected small letters"),
     "digit first": ({"key": "2a"}, r"key is '2a'; .* a letter first and 40 at most"),
     "long key": ({"key": "a" * 41}, r"a letter first and 40 at most"),
@@ -225,10 +225,13 @@ BAD = {
     "one text": ({"bands": "B2"}, r"bands is 'B2'; expected a list of names"),
     "a set": ({"bands": {"B2"}}, r"bands is {'B2'}; expected a list of names"),
     "outside": ({"folder": "../images"}, r"folder is '../images'; expected a path inside the tree"),
-    "theirs": ({"folder": "Sentinel-2/images/x"}, r"folder 'Sentinel-2/images/x' is, or holds"),
-    "above": ({"folder": "Sentinel-2"}, r"folder 'Sentinel-2' is, or holds, that of .* modality"),
+    "theirs": ({"folder": "Sentinel-2/images/x"}, r"folder 'Sentinel-2/images/x' is, or contains"),
+    "above": (
+        {"folder": "Sentinel-2"},
+        r"folder 'Sentinel-2' is, or contains, that of .* modality",
+    ),
     "flag": ({"local": "no"}, r"local is 'no' \(str\); expected True or False"),
-    "typical": ({"typical": [5, 1]}, r"typical is no range"),
+    "typical": ({"typical": [5, 1]}, r"typical is not a range"),
     "both": ({"language_key": "x"}, r"expected either wavelengths and bandwidths"),
 }
 
@@ -622,9 +625,7 @@ def test_embed_takes_a_description(toml, caplog):
     assert encoder.calls[0][0] == sensor(toml)
     tile = image.sel(band=["B2", "B3", "B4"]).values[:, :32, :32]
     assert np.allclose(found[0, 0, :5], StubEncoder.vector(tile, np.zeros(4))[:5])
-    with pytest.raises(
-        OptionError, match=r"among which is no B2, B3, B4; expected the 3 of Landsat 8"
-    ):
+    with pytest.raises(OptionError, match=r"with no B2, B3, B4; expected the 3 of Landsat 8"):
         copcube.embed(image.assign_coords(band=["B7", "B8", "B9"]), str(toml), encoder=encoder)
 
 

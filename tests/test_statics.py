@@ -279,7 +279,7 @@ def test_something_else_is_named(tmp_path):
     with pytest.raises(SourceError, match=r"ZIP archive .* 'data.nc', as the Climate .*unpack"):
         era5.open_static(tmp_path / "b.nc")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SourceError, match="no Zarr store"):
+    with pytest.raises(SourceError, match="not a readable Zarr store"):
         era5.open_static(tmp_path / "folder")
 
 
@@ -364,8 +364,8 @@ def test_addresses_of_a_web_server(web, tmp_path, small):
             "d.html: expected NetCDF, .*, found an HTML page",
         ),
         ("e.nc", StorageError, "e.nc: access denied"),
-        ("none.nc", SourceError, "none.nc: no Zarr store of variables can be read"),
-        ("none.zarr", SourceError, "none.zarr: no Zarr store of variables can be read"),
+        ("none.nc", SourceError, "none.nc: not a readable Zarr store of variables"),
+        ("none.zarr", SourceError, "none.zarr: not a readable Zarr store of variables"),
     ]:
         with pytest.raises(error, match=says):
             era5.open_static(f"{web.url}/{name}")

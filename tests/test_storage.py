@@ -272,7 +272,7 @@ def test_a_folder_that_another_process_is_writing_is_left_alone(tmp_path):
                 step()
             (temporary / "second").touch()
 
-    with pytest.raises(WriteError, match="something came there meanwhile; choose another name"):
+    with pytest.raises(WriteError, match="something appeared there meanwhile; choose another name"):
         write(write)
     assert {path.name for path in out.iterdir()} == {"first", "second"}
     assert list(tmp_path.iterdir()) == [out]

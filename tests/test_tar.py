@@ -87,7 +87,7 @@ def test_a_cut_archive_gives_what_is_whole_and_says_where_it_ends(cut, tmp_path_
     end_mark = whole[-1][1] + 512
     assert (ended is None) == (cut >= end_mark + 512)
     # Less than a header may be anything, and is called by what it looks like.
-    assert ended is None or "cut off at byte" in ended or (cut < 512 and "found" in ended)
+    assert ended is None or "truncated at byte" in ended or (cut < 512 and "found" in ended)
 
 
 def test_a_member_that_has_gone_is_broken(tmp_path):
@@ -119,7 +119,7 @@ def test_what_is_no_file_has_no_data_whatever_its_size(kind, tmp_path):
         (b"\x01" * 1024, "damaged at byte 0"),
         (header("a", 0) + b"junk" * 128 + bytes(1024), "damaged at byte 512"),
         (header("a", -1024) + bytes(1024), "a member of -1024 bytes"),
-        (header("a", 1 << 60) + bytes(1024), "cut off at byte 1536: 'a' of 1152921504606846976"),
+        (header("a", 1 << 60) + bytes(1024), "truncated at byte 1536: 'a' of 1152921504606846976"),
         (header("x", 2 << 20, tarfile.XHDTYPE) + bytes(3 << 20), "an extension header of 2097152"),
         (header("x", 9, tarfile.XHDTYPE) + b"99999 a=b".ljust(512, b"\0"), "damaged extension"),
         (header("x", 9, tarfile.XHDTYPE) + b"0 a=bbbbb".ljust(512, b"\0"), "damaged extension"),
@@ -129,7 +129,7 @@ def test_what_is_no_file_has_no_data_whatever_its_size(kind, tmp_path):
             + b"21 size=999999999999\n".ljust(512, b"\0")
             + header("a", 0)
             + bytes(1024),
-            "cut off",
+            "truncated",
         ),
         (b"", "found an empty file"),
     ],

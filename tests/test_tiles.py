@@ -297,7 +297,7 @@ def test_metadata_that_the_model_cannot_take_are_unknown(caplog):
     embed(images, **options, tile=32, encoder=stub)
     assert np.isnan(stub.metadata[0, 3])
     assert np.isfinite(stub.metadata[0, :3]).all()
-    assert "tokens have 6.4e-05 km², and the model takes 0.001 to 5.1e+08 km²" in caplog.text
+    assert "tokens have 6.4e-05 km², but the model accepts 0.001 to 5.1e+08 km²" in caplog.text
     edge = 1e-6 * np.arange(28) - 180
     embed(degrees(1e-6 * np.arange(28)[::-1] - 90, edge), "s5p_co", encoder=stub, date="2021-01-01")
     np.testing.assert_array_equal(stub.metadata[1, :2], [-180, -90])
@@ -348,9 +348,9 @@ def test_time_coordinates_of_every_kind_are_read(name, times):
 @pytest.mark.parametrize(
     ("dims", "times", "message"),
     [
-        ("when", [0, 1, 2], "the coordinate time of images: 0 is no date"),
-        ("when", [2019, 2020, 2021], "2019 is no date"),
-        ("when", ["yesterday", "", "2021-01-01"], "'yesterday' is no date"),
+        ("when", [0, 1, 2], "the coordinate time of images: 0 is not a date"),
+        ("when", [2019, 2020, 2021], "2019 is not a date"),
+        ("when", ["yesterday", "", "2021-01-01"], "'yesterday' is not a date"),
         ("y", np.full(224, np.datetime64("2021-01-01", "ns")), "time of images runs along y"),
     ],
 )
@@ -365,7 +365,7 @@ def test_time_coordinates_that_are_not_understood_are_refused(dims, times, messa
 
 @pytest.mark.parametrize("date", [2021, "2021", np.datetime64("NaT", "ns"), 20210231, "soon"])
 def test_a_date_that_is_none_is_refused(date):
-    with pytest.raises(OptionError, match="is no date"):
+    with pytest.raises(OptionError, match="is not a date"):
         embed(utm(224, 224), "s1_grd", encoder=Stub(), date=date)
 
 
@@ -754,8 +754,8 @@ def test_the_result_says_what_made_it():
         ({"tile": 500}, "448 × 672 pixels are smaller than a tile of 500"),
         ({"tile": 8}, "at least a token of 16"),
         ({"tile": 230, "tokens": True}, "do not fill tiles of 230"),
-        ({"date": "yesterday"}, "'yesterday' is no date"),
-        ({"date": "20211301"}, "'20211301' is no date"),
+        ({"date": "yesterday"}, "'yesterday' is not a date"),
+        ({"date": "20211301"}, "'20211301' is not a date"),
         ({"gsd": 0}, "gsd is 0; expected"),
         ({"gsd": -10}, "gsd is -10; expected"),
         ({"gsd": np.nan}, "gsd is nan; expected"),
@@ -804,10 +804,10 @@ def test_images_of_another_form_are_refused(images, message):
 def test_a_variable_of_another_name_or_unit_is_refused():
     gas = xr.DataArray(np.full((28, 28), 1e-4, "f4"), dims=("y", "x"), name="NO2")
     assert embed(gas, "s5p_no2", encoder=Stub()).shape[:2] == (1, 1)
-    with pytest.raises(OptionError, match="NO2, among which is no SO2"):
+    with pytest.raises(OptionError, match="NO2, with no SO2"):
         embed(gas, "s5p_so2", encoder=Stub())
     height = xr.DataArray(np.ones((960, 960), "f4"), dims=("y", "x"), attrs={"units": "feet"})
-    with pytest.raises(OptionError, match="said to be in feet; expected metres"):
+    with pytest.raises(OptionError, match="heights are in feet; expected metres"):
         embed(height, "dem", encoder=Stub())
 
 

@@ -61,7 +61,7 @@ def test_a_cell_whose_vector_alone_is_masked_holds_none():
     east["embedding"] = east.embedding.where(east.lon < 180)
     assert east.copembed.at(89.5, 10).embedding.values.tolist() == [2, 40]
     for use in (lambda c: c.at(89.5, 200), lambda c: c.similar(89.5, 200)):
-        with pytest.raises(CubeError, match="no vector: its images are counted, but it is not fin"):
+        with pytest.raises(CubeError, match="counted, but its vector is not finite"):
             use(east.copembed)
 
 

@@ -269,7 +269,7 @@ def test_a_sample_is_given_as_soon_as_it_is_known(tmp_path):
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)  # what comes later was not read yet
     assert {image.grid_id for image in first()} == {772176}
-    assert any(isinstance(job, Rejected) and "cut off" in job.reason for job in jobs)
+    assert any(isinstance(job, Rejected) and "truncated" in job.reason for job in jobs)
 
 
 def test_a_reader_reads_any_partition_and_pickles_small(tmp_path):
@@ -517,7 +517,7 @@ def test_what_does_not_fit_together_is_rejected(given_samples):
     assert "not JSON" in only(good | {f"{KEY}.json": b"[" * 100_000})
     assert "expected a JSON object, found a list" in only(good | {f"{KEY}.json": b"[]"})
     assert "contradicts itself" in only(sample(cell="0772176_-96.00_44.25"))
-    assert "'20210230' is no date" in only(sample(dates=["20210230"]))
+    assert "'20210230' is not a date" in only(sample(dates=["20210230"]))
     assert "expected shape (3, 1, 28, 28)" in only(
         sample(dates=["20210101", "20210102", "20210103"])
     )
@@ -673,10 +673,10 @@ def test_sentinel_2_must_be_counts(given_samples):
 def test_sizes_are_limited(given_samples, monkeypatch):
     monkeypatch.setattr(limits.PIECE, "count", 2000)
     reason = given_samples(sample())[1][0].reason
-    assert re.search(r"the tensor would unfold to .*expected at most 2.0 kB", reason)
+    assert re.search(r"the tensor would expand to .*expected at most 2.0 kB", reason)
     monkeypatch.setattr(limits.CELL, "count", 10)
     reason = given_samples(sample())[1][0].reason
-    assert re.search(r"0772176.json would unfold to .*at most 10 B.*COPCUBE_LIMITS=\d", reason)
+    assert re.search(r"0772176.json would expand to .*at most 10 B.*COPCUBE_LIMITS=\d", reason)
 
 
 def test_names_and_links_in_a_tar_touch_nothing(given_samples, tmp_path):
@@ -708,7 +708,7 @@ def test_a_cut_shard_is_read_up_to_the_cut(tmp_path):
         assert {i.grid_id for i in images} == complete
         assert {r.kind for r in rejected} == {"broken"}
         (reason,) = (r.reason for r in rejected if not r.member)
-        assert re.search(r"cut off at byte \d+", reason)
+        assert re.search(r"truncated at byte \d+", reason)
         assert {r.file for r in rejected} == {"s.tar"}
 
 
@@ -772,7 +772,7 @@ def test_a_server_gives_what_the_files_give(upload, world, part, monkeypatch):
     assert_same_images(images, expected)
     assert rejected == refused
     assert {r.kind for r in rejected} == {"broken", "stale", "duplicate"}
-    assert any("cut off at byte" in r.reason for r in rejected)
+    assert any("truncated at byte" in r.reason for r in rejected)
     for partition in here.partitions():
         assert there.count(partition, ALL) == here.count(partition, ALL) != {}
     one = open_source(f"{url}/s-000001.tar")
@@ -816,7 +816,7 @@ def test_what_is_not_there_is_named(bucket, web):
     for url in (f"{bucket}/tree", f"{bucket}/none", f"{bucket}/s/none.tar", f"{web.url}/x.tar"):
         with pytest.raises(SourceError, match=r"found none; a GeoTIFF tree cannot be read from"):
             open_source(url)
-    with pytest.raises(SourceError, match=r"list no folders; name the shards"):
+    with pytest.raises(SourceError, match=r"do not list folders; name the shards"):
         open_source(f"{web.url}/shards/")
     with pytest.raises(SourceError, match="compressed"):
         open_source(f"{bucket}/s/s.tar.gz")

@@ -268,7 +268,7 @@ def test_loaded_weights_give_the_published_codes_vectors(tmp_path):
         ),
         (
             lambda s: s.update({"coord_fc.weight": torch.eye(64).to_sparse()}),
-            r"refused: .*_rebuild_sparse_tensor.* nothing of it was executed",
+            r"refused: .*_rebuild_sparse_tensor.* nothing in it was executed",
         ),
         (lambda s: s.update({"norm.bias": torch.full((64,), torch.nan)}), "norm.bias holds values"),
         (lambda s: s.update({"time_fc.bias": torch.full((64,), torch.inf)}), "time_fc.bias holds"),
@@ -317,7 +317,7 @@ def test_nothing_is_executed(tmp_path, form):
         state = random_state(*NORM) if form == "beside" else {}
         content = {"model": state, "args": Malice(mark)} if form == "beside" else Malice(mark)
         saved(path, content, _use_new_zipfile_serialization=form != "legacy")
-    with pytest.raises(WeightsError, match=r"refused: .*nothing of it was executed"):
+    with pytest.raises(WeightsError, match=r"refused: .*nothing in it was executed"):
         load_weights(str(path))
     assert not mark.exists()
     pickle.loads(pickle.dumps(Malice(mark)))  # the weapon is loaded

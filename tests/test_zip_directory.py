@@ -108,7 +108,9 @@ def test_other_members_than_asked_for_may_be_compressed():
         archive.mkdir("folder")
     found = directory(out.getvalue())
     assert found.content("stored", 7) == b"content"
-    with pytest.raises(zipfile.BadZipFile, match="'deflated' is compressed; expected it as it is"):
+    with pytest.raises(
+        zipfile.BadZipFile, match="'deflated' is compressed; expected it uncompressed"
+    ):
         found.locate("deflated")
     with pytest.raises(zipfile.BadZipFile, match="'folder/' is a folder"):
         found.locate("folder/")
@@ -124,16 +126,16 @@ AT = entry_of(RAW, "a/data/0")
 HEADER = RAW.index(b"PK\3\4", 1)
 LISTING = RAW[START:-END]
 CONTRADICTORY = {
-    "no archive": (b"", "does not end as a zip archive"),
-    "cut": (RAW[:-1], "does not end as a zip archive"),
-    "a comment": (changed(RAW, len(RAW) - 2, "<H", 3) + b"abc", "does not end as"),
+    "no archive": (b"", "does not end like a zip archive"),
+    "cut": (RAW[:-1], "does not end like a zip archive"),
+    "a comment": (changed(RAW, len(RAW) - 2, "<H", 3) + b"abc", "does not end like"),
     "a comment that is not there": (changed(RAW, len(RAW) - 2, "<H", 3), "ends with a comment"),
-    "several disks": (changed(RAW, len(RAW) - 18, "<H", 1), "one part of several"),
+    "several disks": (changed(RAW, len(RAW) - 18, "<H", 1), "one of several parts"),
     "something before it": (b"#!" + RAW, "its directory ends at .*, its end record begins at"),
     "two directories": (RAW[:-END] + LISTING + RAW[-END:], "its directory ends at"),
-    "fewer entries": (changed(RAW, len(RAW) - 14, "<2H", 3, 3), "longer or shorter"),
+    "fewer entries": (changed(RAW, len(RAW) - 14, "<2H", 3, 3), "does not have exactly"),
     "more entries": (changed(RAW, len(RAW) - 14, "<2H", 5, 5), "its directory is damaged"),
-    "entries elsewhere": (changed(RAW, len(RAW) - 14, "<2H", 3, 4), "one part of several"),
+    "entries elsewhere": (changed(RAW, len(RAW) - 14, "<2H", 3, 4), "one of several parts"),
     "a damaged entry": (changed(RAW, START, "<L", 0), "its directory is damaged"),
     "a name that is no text": (
         RAW.replace("ä".encode(), b"\xff\xff"),
@@ -144,12 +146,15 @@ CONTRADICTORY = {
     "compressed": (changed(RAW, AT + 10, "<H", 8), "is compressed"),
     "compressed to less": (changed(RAW, AT + 20, "<L", 1), "is compressed"),
     "a folder": (changed(RAW, AT + 38, "<L", 0x10), "is a folder"),
-    "outside": (changed(RAW, AT + 42, "<L", len(RAW)), "outside of the archive"),
-    "at another header": (changed(RAW, AT + 42, "<L", 0), "not what the directory says"),
-    "at no header": (changed(RAW, AT + 42, "<L", 7), "not what the directory says"),
-    "too long": (changed(RAW, AT + 20, "<2L", 9999, 9999), "of 9999 bytes .* ends too late"),
-    "a header that says deflated": (changed(RAW, HEADER + 8, "<H", 8), "not what the directory"),
-    "a header that says encrypted": (changed(RAW, HEADER + 6, "<H", 1), "not what the directory"),
+    "outside": (changed(RAW, AT + 42, "<L", len(RAW)), "outside the archive"),
+    "at another header": (changed(RAW, AT + 42, "<L", 0), "contradicts the directory"),
+    "at no header": (changed(RAW, AT + 42, "<L", 7), "contradicts the directory"),
+    "too long": (changed(RAW, AT + 20, "<2L", 9999, 9999), "of 9999 bytes .* extends beyond"),
+    "a header that says deflated": (changed(RAW, HEADER + 8, "<H", 8), "contradicts the directory"),
+    "a header that says encrypted": (
+        changed(RAW, HEADER + 6, "<H", 1),
+        "contradicts the directory",
+    ),
 }
 
 

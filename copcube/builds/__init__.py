@@ -1,4 +1,4 @@
-"""Builds: source → rows → cube, resumable after any death."""
+"""Builds: source → rows → cube, resumable however they end."""
 
 from copcube.builds.api import Report, aggregate, build
 from copcube.builds.dask import connect

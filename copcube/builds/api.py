@@ -1,7 +1,7 @@
 """Run a build: plan → embed partitions → assemble the cube.
 
-`build` and `aggregate` find out which tasks are missing (`copcube.builds.folder`) and give
-them, stage by stage (`copcube.builds.stages`), to an executor (`copcube.builds.executors`).
+`build` and `aggregate` find the missing tasks (`copcube.builds.folder`) and pass them, stage by
+stage (`copcube.builds.stages`), to an executor (`copcube.builds.executors`).
 """
 
 import logging
@@ -45,12 +45,12 @@ log = logging.getLogger("copcube")
 
 @dataclass(frozen=True)
 class Report:
-    """What a build did.
+    """Result of a build.
 
     Parameters
     ----------
     cube : Path or str
-        The finished cube, a str if it is a URL; with a choice of partitions, where it
+        The finished cube, a str if it is a URL; if only some partitions were embedded, where it
         will be.
     rows : Path or str
         Its rows, from which other cubes can be made.
@@ -60,15 +60,15 @@ class Report:
         Images left out, by kind: ``broken``, ``stale``, ``duplicate``, ``empty`` or
         ``killer``; see `copcube.images.Rejected`.
     resumed : int
-        Partitions that an earlier run had finished.
+        Partitions that an earlier run finished.
     finished : bool
         Whether the cube is made.
     quarantined : tuple of str
-        Partitions left out as a whole, because they killed their worker.
+        Partitions left out entirely because they killed their worker.
     seconds : dict of str to float
-        ``total``, wall time of this run, and summed over the partitions it embedded:
-        ``embedding`` in all, of it ``waiting`` for decoded images, ``encoding`` and
-        ``writing`` rows; ``decoding`` on the threads beside it.
+        ``total``, the wall time of this run. Summed over the partitions it embedded: ``embedding``
+        in all, which includes ``waiting`` for decoded images, ``encoding`` and ``writing`` rows;
+        and ``decoding`` on parallel threads.
     """
 
     cube: Path | str
@@ -103,7 +103,7 @@ def build(
     retry_quarantined: bool = False,
     product: Product | None = None,
 ) -> Report:
-    """Build a cube from images; go on where an earlier run stopped.
+    """Build a cube from images; continue where an earlier run stopped.
 
     Parameters
     ----------
@@ -111,18 +111,18 @@ def build(
         A GeoTIFF tree, WebDataset shards, also in an object store, or an
         ``fnames_*.json.gz``; see `copcube.images.open_source`.
     out : str or Path
-        The cube, such as ``world.zarr`` or ``s3://bucket/world.zarr``. Work goes on in
+        The cube, such as ``world.zarr`` or ``s3://bucket/world.zarr``. The build works in
         ``world.build`` beside it, where the rows stay.
     modalities : iterable of str, or str, optional
         Keys to take; all by default.
     sensors : iterable of str, Path, mapping or Modality, or one of them, optional
-        Sensors of one's own, which the source has images of beside those of the eight
-        modalities: files in TOML, or what else `copcube.sensor` takes.
+        Your own sensors whose images are in the source, beside those of the eight modalities: TOML
+        files, or whatever `copcube.sensor` takes.
     dates : optional
-        Dates to take, inclusive: such as ``2021``, ``2021-03..2021-08-15``, or what else
+        Dates to take, inclusive: such as ``2021``, ``2021-03..2021-08-15``, or whatever
         `copcube.selection.Selection.of` takes. Images without a date (the DEM) always pass.
     crop : {"center", "full"}
-        What of a stored image is embedded: the pretraining size from its middle, or all.
+        What part of a stored image is embedded: the pretraining size from its middle, or all.
     balance : {"modality", "image", "variance"}
         Mean of the modalities' means; of all images alike; or of the modalities' means after
         each modality was scaled about its mean over cells so that all have the same variance
@@ -131,35 +131,35 @@ def build(
     by : {"modality", "month", "season", "year"}, optional
         Add a leading dimension.
     encoder : Encoder, Spec, str or Path, optional
-        What embeds the images, or an `EncoderSpec` of it, or what names the weights of one; by
-        default Copernicus-FM with the published weights.
+        An encoder, its `EncoderSpec`, or the name of its weights; by default Copernicus-FM with the
+        published weights.
     batch_size : int, optional
-        Images a batch; by default chosen by modality and device.
+        Images per batch; by default chosen by modality and device.
     threads : int, optional
-        Decoding threads a partition, of which a GPU embeds two at a time; by default as many
-        as processors, up to eight.
+        Decoding threads per partition, by default the number of processors, up to eight. A GPU
+        embeds two partitions at a time.
     strict : bool
         Whether a broken image stops the build; by default it is recorded and skipped.
     s2_offset : int
-        What to subtract from Sentinel-2 counts: 1000 for images of processing baseline 04.00
-        or later, if that was not done before.
+        What to subtract from Sentinel-2 counts: 1000 for images of processing baseline 04.00 or
+        later, unless that was already done.
     overwrite : bool
-        Whether to replace a cube at `out` that copcube made, once the new one is whole, and
-        to throw away what is in its build folder. Anything else at `out` is refused.
+        Whether to replace a cube at `out` that copcube made, once the new one is complete, and to
+        discard what is in its build folder. Anything else at `out` is refused.
     workers : int or "auto", optional
-        Worker processes to start on this machine; ``auto`` is one for each visible GPU, or
-        else for every two processors. By default this process does everything.
+        Worker processes to start on this machine; ``auto`` starts one for each visible GPU, or else
+        one for every two processors. By default this process does everything.
     client : distributed.Client, optional
-        Of a dask cluster whose workers see `source` and `out` under the same names. Workers
-        with a GPU should offer the resource ``GPU``, one a process.
+        Client of a dask cluster whose workers see `source` and `out` under the same names. Workers
+        with a GPU should offer the resource ``GPU``, one per process.
     partitions : str or int, optional
-        Which partitions to embed, such as ``0-99`` or 7, by their numbers in the plan (shards
-        are sorted by name). Nothing is assembled then, and any number of such runs
-        may work on the same build at once.
+        Which partitions to embed, such as ``0-99`` or 7, by their numbers in the plan (shards are
+        sorted by name). No cube is made then, and any number of such runs may work on the same
+        build at once.
     retry_quarantined : bool
-        Whether to try partitions again that killed their worker.
+        Whether to retry partitions that killed their worker.
     product : {"majortom"}, optional
-        What is made, if not rows of images of Copernicus-Pretrain: embeddings of Major TOM.
+        What to make, if not rows of images of Copernicus-Pretrain: embeddings of Major TOM.
         `source` is then a set of its images, see `copcube.products.majortom.open_core`, and
         `encoder` ``ssl4eo-s2`` (the default), ``ssl4eo-s1rtc``, ``dinov2``, ``siglip``, or a
         `copcube.TimmSpec`. The rows are GeoParquet in Major TOM's columns.
@@ -173,10 +173,10 @@ def build(
     SourceError, OptionError, WeightsError, FetchError
         If the arguments cannot be used.
     BuildError
-        If a build of other options, or another process, is in the way; if tasks failed; if
-        the connection to the cluster is lost. Running again goes on.
+        If a build with other options, or another process, is in the way; if tasks failed; if the
+        connection to the cluster is lost. Running again continues the build.
     StorageError
-        If the output cannot be written; running again goes on.
+        If the output cannot be written; running again continues the build.
     ImageError
         With `strict`, at a broken image.
     """
@@ -184,8 +184,8 @@ def build(
     retry_quarantined = flag(retry_quarantined, "retry_quarantined")
     if flag(overwrite, "overwrite") and partitions is not None:
         raise OptionError(
-            "--overwrite would throw away what other runs of --partitions have made; to start "
-            "anew, remove the build's folder first, or leave out --partitions"
+            "--overwrite would discard what other runs of --partitions have made; to start over, "
+            "remove the build's folder first, or leave out --partitions"
         )
     options = BuildOptions.of(
         modalities,
@@ -201,7 +201,7 @@ def build(
         s2_offset=s2_offset,
         product=product,
     )
-    # What the user named; by default the source has what it has.
+    # Only what the user named: by default, a source may lack modalities.
     asked = options.selection.modalities
     if modalities is None:
         asked = tuple(sensor.key for sensor in options.sensors)
@@ -213,13 +213,13 @@ def build(
         options.encoder, SharedEncoder
     ):
         raise OptionError(
-            "an encoder that is sent to workers must be a small description of one, such as "
-            f"copcube.EncoderSpec; found a {type(options.encoder).__name__}"
+            "workers need a small description of the encoder, such as copcube.EncoderSpec; found "
+            f"a {type(options.encoder).__name__}"
         )
     folder = BuildFolder(out)
     folder.require_apart(source, overwrite=overwrite)
     spec = getattr(options.encoder, "spec", None)
-    # Workers get a GPU each unless the encoder is to run on the CPU.
+    # Each worker gets a GPU unless the encoder runs on the CPU.
     gpus = getattr(spec, "device", "auto") != "cpu"
     with (
         folder.lock(shared=partitions is not None),
@@ -254,7 +254,8 @@ def build(
             try:
                 rejected = assembled()
             except RowsError as error:
-                # Damaged ones, or of earlier versions or an encoder that checked nothing.
+                # Rows may be damaged, or come from earlier versions or an encoder that checked
+                # nothing.
                 if not (again := _spoilt(folder, plan, names, receipts)):
                     raise
                 folder.distrust(plan)
@@ -282,15 +283,15 @@ def build(
 def _embedded(
     folder: BuildFolder, plan: Plan, names: Sequence[str], strict: bool, retry_quarantined: bool
 ) -> dict[str, Receipt]:
-    """Counts of the partitions that an earlier run has embedded and that stay so, by name."""
+    """Counts of the partitions that an earlier run embedded and that are kept, by name."""
     done = folder.receipts.done(plan.id, "embed", names, renew=True)
     if len(done) < len(names):
-        # What was made of the rows may have been made of what was wrong with the others.
+        # What was made of the rows may include the spoilt ones.
         folder.distrust(plan)
     if retry_quarantined:
         done = {name: one for name, one in done.items() if not one.get("quarantined")}
     if strict:
-        # What an earlier run has left out stops a strict one, unless it can be read by now.
+        # Images that an earlier run left out stop a strict one, unless they can be read by now.
         left_out = {"broken", "killer"}
         done = {
             name: one
@@ -303,7 +304,7 @@ def _embedded(
 def _spoilt(
     folder: BuildFolder, plan: Plan, names: Sequence[str], receipts: Mapping[str, Receipt]
 ) -> list[str]:
-    """Partitions whose rows were changed or hold vectors that are not finite; reads all rows."""
+    """Find partitions whose rows changed or hold vectors that are not finite; read all rows."""
     whole = folder.receipts.done(plan.id, "embed", names, hashes=True)
     return [
         name
@@ -322,9 +323,9 @@ def _assembled(
     asked: Sequence[str],
     overwrite: bool,
 ) -> dict[str, int]:
-    """Make the cube of embedded partitions, unless it is there; count rejected images by kind."""
+    """Make the cube of embedded partitions unless it exists; count rejected images by kind."""
     rejected, rescaled, rows = write_quarantine(folder, plan, names)
-    # The cube may be there already, from these very rows; then there is only rubbish to remove.
+    # The cube may already exist, made from exactly these rows; then only leftovers are removed.
     if complete(folder, plan, rows) and is_undamaged(folder):
         folder.sweep()
         return rejected
@@ -340,7 +341,7 @@ def _assembled(
         strange.update({key: count for key, (count, _) in receipt["strange"].items()})
     if strange:
         attributes["images_strange"] = " ".join(f"{key}:{n}" for key, n in sorted(strange.items()))
-    # In the order of the plan, so that the bytes of the cube do not depend on who was faster.
+    # The order is the plan's, so that the cube's bytes do not depend on which task was faster.
     files = [folder.rows(name) for name in names if name not in quarantined]
     assemble(
         folder,
@@ -370,7 +371,7 @@ def aggregate(
     workers: Workers | None = None,
     client: "Client | None" = None,
 ) -> Report:
-    """Make a cube from rows: those of a build, or the published ``full_chunks``.
+    """Make a cube from rows, those of a build or the published ``full_chunks``.
 
     Embeddings of Major TOM, released or written by copcube, are taken as well, and those of
     AlphaEarth and TESSERA, whose pixels are averaged in streams.
@@ -383,17 +384,17 @@ def aggregate(
     out : str or Path
         The cube, such as ``world.zarr``.
     modalities, dates, balance, by, overwrite, workers, client
-        As in `build`. Sensors of one's own may be chosen too: rows say what they are of.
+        As in `build`. Your own sensors may be chosen too: rows record their sensor.
     duplicates : {"refuse", "drop"}
         What to do when two rows embed the same image.
     assign : {"centre", "area", "cell"}
-        To which cells the fragments of Major TOM belong: that of their centre; all that they
-        overlap, weighted by the share of the footprint in each; or that of the centre of their
-        Major TOM cell, which no error inside the cell can change.
+        To which cells a fragment of Major TOM belongs: the cell of its centre; all cells that it
+        overlaps, weighted by the share of its footprint in each; or the cell of its Major TOM
+        cell's centre, which no error inside that cell can change.
     footprints : {"auto", "given", "swap"}
         Released footprints are transposed inside their cell, up to 8.4 km off. By default those
-        that are found to be are put back, which is logged; "given" takes all as they are, "swap"
-        puts all back.
+        found to be transposed are corrected, which is logged; "given" takes all as they are, "swap"
+        corrects all.
 
     Returns
     -------
@@ -408,7 +409,7 @@ def aggregate(
     """
     begin = time.perf_counter()
     files = tables.files(rows)
-    # In a store each file costs some requests, of which many may be under way.
+    # In a store each file costs some requests, of which many may run at once.
     tabular = [str(file) for file in files if not tables.is_of_pixels(file)]
     made = map_ahead(read_provenance, tabular, READERS if is_remote(str(rows)) else 0)
     own = {key for provenance in made for key in described_in(provenance)}
@@ -428,7 +429,7 @@ def aggregate(
         folder.write_plan(plan)
         if (
             complete(folder, plan, "")
-            # What an earlier run has dropped is refused as soon as it is to be, and the other way.
+            # What an earlier run dropped may have to be refused now, and vice versa.
             and read_attributes(folder.out).get("copcube_duplicates", "refuse") == duplicates
             and is_undamaged(folder)
         ):
@@ -452,7 +453,7 @@ def aggregate(
                     overwrite=overwrite,
                 )
             except CopcubeError as error:
-                # A build that cannot be finished must not keep the name.
+                # A build that cannot be finished must not occupy the name.
                 if isinstance(error, RepeatedError) or not folder.files.names("cells/"):
                     folder.give_up()
                 raise
@@ -487,7 +488,7 @@ def _admitted(
         plan = folder.followed(plan, known, keep_batches=keep_batches, alone=alone)
         if alone and known not in (None, plan):
             folder.clear()
-    # Others that share the build may be writing what would be swept.
+    # Others that share the build may be writing what would be swept away.
     if alone:
         folder.prepare()
     return plan

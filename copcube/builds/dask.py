@@ -34,26 +34,26 @@ log = logging.getLogger("copcube")
 Workers = int | Literal["auto"]
 
 _LOOK = 0.1
-"""Seconds between two looks for a scheduler's file."""
+"""Seconds between two checks for a scheduler's file."""
 
 _WRITTEN = 0.5
-"""Seconds after which a scheduler's file is surely written."""
+"""Seconds after which a scheduler's file is certainly complete."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @contextlib.contextmanager
 def executor(client: "Client | None", workers: Workers | None, *, gpus: bool) -> Iterator[Executor]:
-    """Yield an executor on a cluster, on workers started for it, or in this process.
+    """Yield an executor on a cluster, on new workers, or in this process.
 
     Parameters
     ----------
     client : distributed.Client, optional
-        Of a running cluster, of any kind.
+        Client of a running cluster of any kind.
     workers : int or "auto", optional
         Worker processes to start on this machine; see `local_cluster`.
     gpus : bool
-        Whether workers that are started take a GPU each, if there are any.
+        Whether each new worker takes a GPU, if there are any.
 
     Raises
     ------
@@ -91,8 +91,8 @@ def connect(address: str | None = None, scheduler_file: str | None = None) -> "I
     Raises
     ------
     BuildError
-        If no scheduler answers there, or its file is not there in the time that dask waits for
-        a connection.
+        If no scheduler answers there, or its file does not appear while dask waits for a
+        connection.
     """
     _require_distributed()
     from distributed import Client
@@ -100,7 +100,7 @@ def connect(address: str | None = None, scheduler_file: str | None = None) -> "I
     if scheduler_file is not None:
         address = _address(scheduler_file)
     try:
-        # Not the default client: dask arrays of the caller's own stay where they were computed.
+        # Not the default client: the caller's own dask arrays are computed where they were before.
         client = Client(address, set_as_default=False)
     except (OSError, ValueError) as error:
         raise BuildError(
@@ -112,7 +112,7 @@ def connect(address: str | None = None, scheduler_file: str | None = None) -> "I
 
 
 def _address(scheduler_file: str) -> str:
-    """Address that a scheduler file holds, once it is there; dask itself would wait for ever."""
+    """Address in a scheduler file, once it exists; dask itself would wait forever."""
     import dask
     from dask.utils import parse_timedelta
 
@@ -125,7 +125,7 @@ def _address(scheduler_file: str) -> str:
     try:
         return _read_address(scheduler_file)
     except ValueError:
-        time.sleep(_WRITTEN)  # it may be half written
+        time.sleep(_WRITTEN)  # it may be half-written
     except OSError as error:
         raise BuildError(
             f"{scheduler_file}: {error.strerror}; start a scheduler that writes it with `dask "
@@ -162,8 +162,8 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
     Raises
     ------
     OptionError
-        If more workers than GPUs are asked for, or their number is none; if the running
-        script would start itself again in every worker.
+        If there are more workers than GPUs, or the number is invalid; if the running script would
+        start itself again in every worker.
     """
     _require_distributed()
     number = None
@@ -187,20 +187,20 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
         options: dict[str, Any] = {
             "nthreads": PARTITIONS_PER_GPU if devices else 1,
             "host": "127.0.0.1",
-            "memory_limit": MEMORY_LIMIT // number,  # dask's own choice goes by nthreads
+            "memory_limit": MEMORY_LIMIT // number,  # dask's own choice depends on nthreads
             "silence_logs": logging.WARNING,
         }
         if devices:
             options["env"] = {"CUDA_VISIBLE_DEVICES": devices[i]}
             options["resources"] = {GPU: 1}
-        # A nanny starts a worker again that died.
+        # A nanny restarts a worker that died.
         spec[i] = {"cls": Nanny, "options": options}
-    # Whoever reaches a scheduler can run code by it, so that it listens on this machine alone.
+    # Anyone who reaches a scheduler can run code through it, so it listens on this machine only.
     address = {"host": "127.0.0.1", "dashboard_address": f":{_free_port(8787)}"}
     scheduler = {"cls": Scheduler, "options": address}
     settings = {
         "distributed.comm.timeouts.connect": "60s",
-        # Dask's own would leave the encoder one thread, and make it return its memory at once.
+        # Dask's defaults would give the encoder one thread and make it return memory at once.
         "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, threads),
     }
     with _environment_kept(), dask.config.set(settings):
@@ -212,27 +212,27 @@ def local_cluster(workers: Workers, *, gpus: bool = True) -> "Iterator[Client]":
 
 @contextlib.contextmanager
 def closing_cluster(cluster: "Cluster") -> Iterator[None]:
-    """Close a cluster at the end; how long its workers take to die hides nothing that happened."""
+    """Close a cluster at the end; workers that are slow to die do not hide an earlier error."""
     try:
         yield
     finally:
-        # A machine that is busy elsewhere may not end them in time; they were killed by then.
+        # A busy machine may not end them in time; by then they were killed.
         with contextlib.suppress(TimeoutError):
             cluster.close()
 
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold signals back until this ends, and Ctrl-C from what is started meanwhile for good.
+    """Hold back signals until this ends, and keep Ctrl-C from processes started meanwhile.
 
-    A terminal sends it to the workers as well, but this process alone decides what becomes of
-    them. A cluster that is interrupted while it starts cannot be closed any more.
+    A terminal sends Ctrl-C to the workers as well, but only this process decides what happens to
+    them. A cluster that is interrupted while it starts can no longer be closed.
     """
-    resource_tracker.ensure_running()  # starting it with the first worker would end the holding
+    resource_tracker.ensure_running()  # starting it with the first worker would release the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     came: list[int] = []
     handlers = {}
-    # These end workers, so that they are not blocked; where they end this process, they still do.
+    # These signals end workers, so they are not blocked; those that end this process still do.
     in_main_thread = threading.current_thread() is threading.main_thread()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if in_main_thread and callable(handler := signal.getsignal(number)):
@@ -250,7 +250,7 @@ def _interrupts_held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment_kept() -> Iterator[None]:
-    """Undo what the starting of workers leaves in this process's environment."""
+    """Undo what starting workers leaves in this process's environment."""
     before = dict(os.environ)
     try:
         yield
@@ -262,7 +262,7 @@ def _environment_kept() -> Iterator[None]:
 
 
 def _free_port(wanted: int) -> int:
-    """Return the port if nobody listens there, else 0, which stands for any."""
+    """Return the port if it is free, else 0, which means any."""
     with socket.socket() as probe:
         return 0 if probe.connect_ex(("127.0.0.1", wanted)) == 0 else wanted
 
@@ -271,7 +271,7 @@ def visible_gpus() -> list[str]:
     """Return the CUDA devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        # People hide all devices by -1, which names none.
+        # Users hide all devices with -1, which names none.
         return [name for name in named.split(",") if name and name != "-1"]
     from copcube.encoder.devices import cuda_devices
 

@@ -1,13 +1,13 @@
 """Who runs the tasks of a build: this process, or the workers of a dask cluster.
 
-An executor maps a function over tasks and gives back what became of each, as they finish. On
-a cluster only a window of tasks is submitted at a time, so that neither scheduler nor driver
-grow with the work, and what comes back are counts: arrays never travel.
+An executor maps a function over tasks and yields the outcome of each as it finishes. On a cluster
+only a window of tasks is submitted at a time, so that neither scheduler nor driver grows with the
+work. Tasks return counts: arrays never travel.
 
-The scheduler of dask gives a task up after its worker died under it a few times, and blames
-the innocent tasks that ran beside the guilty one as well, and those whose worker came to
-its end in time. So tasks that were given up are run again, each alone on the whole
-cluster; one that is given up then twice in a row is guilty.
+Dask's scheduler gives up a task after its worker has died a few times. It also blames innocent
+tasks that ran beside the guilty one, or whose worker simply reached the end of its lifetime. So
+tasks that were given up run again, each alone on the whole cluster; one that is then given up twice
+in a row is guilty.
 """
 
 import itertools
@@ -31,10 +31,10 @@ log = logging.getLogger("copcube")
 
 Task = TypeVar("Task")
 Outcome = Any
-"""What a task returned, or the exception that it failed with."""
+"""What a task returned, or the exception it failed with."""
 
 GPU = "GPU"
-"""Name of the resource that workers with a GPU offer, one a process."""
+"""Name of the resource that workers with a GPU offer, one per process."""
 
 PARTITIONS_PER_GPU = 2
 """Partitions embedded at a time on a GPU: one keeps it busy while another begins or ends."""
@@ -55,7 +55,7 @@ class Executor(Protocol):
     """Whether `map` calls `advance` while tasks run."""
 
     def call(self, function: Callable[[Task], Any], task: Task) -> Any:
-        """Return what a function gives on the machine that embeds, or raise what it raises."""
+        """Call a function on the machine that embeds; return or raise what it does."""
 
     def map(
         self,
@@ -66,25 +66,25 @@ class Executor(Protocol):
         embeds: bool = False,
         at_once: int = 1,
     ) -> Iterator[tuple[Task, Outcome]]:
-        """Run tasks in any order; yield each with what became of it.
+        """Run tasks in any order; yield each with its outcome.
 
         Parameters
         ----------
         function : callable
             Runs one task.
         tasks : iterable
-            Descriptions of tasks, taken as they are needed.
+            Descriptions of tasks, consumed as needed.
         advance : callable
             Called with the progress of tasks while they run.
         embeds : bool
             Whether the tasks need the encoder, and a GPU if there is one.
         at_once : int
-            How many tasks are worth running at a time in one process.
+            How many tasks are worth running at once in one process.
         """
 
 
 class LocalExecutor:
-    """Runs tasks in this process: one after another, but where several at a time are faster."""
+    """Run tasks in this process, one after another unless several at once are faster."""
 
     reports_progress = True
 
@@ -101,7 +101,7 @@ class LocalExecutor:
         embeds: bool = False,
         at_once: int = 1,
     ) -> Iterator[tuple[Task, Outcome]]:
-        """See `Executor`; errors of reading and of memory are given back, all others are raised."""
+        """See `Executor`; errors of reading and of memory are yielded, all others raised."""
         todo: list[Any] = list(tasks)
         on_gpu = embeds and bool(todo) and todo[0].options.encoder.streams > 1
         threads = PARTITIONS_PER_GPU if on_gpu else min(at_once, available_processors(), len(todo))
@@ -122,7 +122,7 @@ def _attempt(function: Callable[..., Any], advance: Advance, task: Task) -> tupl
 
 
 class DaskExecutor:
-    """Runs tasks on the workers of a dask cluster, which may come and go.
+    """Run tasks on the workers of a dask cluster, which may come and go.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ class DaskExecutor:
         embeds: bool = False,
         at_once: int = 1,
     ) -> Iterator[tuple[Task, Outcome]]:
-        """See `Executor`; tasks that embed ask for a GPU where any worker offers one."""
+        """See `Executor`; tasks that embed request a GPU if any worker offers one."""
         from distributed import KilledWorker
 
         suspects: list[Task] = []
@@ -187,7 +187,7 @@ class DaskExecutor:
                 while True:
                     for task in itertools.islice(todo, max(0, window - len(running))):
                         with self._connected():
-                            # Given again, a pure task would get its first outcome from dask.
+                            # If resubmitted, a pure task would get its first outcome from dask.
                             future = self._client.submit(function, task, pure=False, **resources)
                         running[future] = task
                         completed.add(future)
@@ -204,7 +204,7 @@ class DaskExecutor:
                 self._client.cancel(list(running), reason="the build stopped")
 
     def _look(self, embeds: bool) -> tuple[int, dict[str, Any]]:
-        """Look at the workers.
+        """Count the workers and their GPUs.
 
         Returns
         -------
@@ -212,7 +212,7 @@ class DaskExecutor:
             How many tasks to have at the scheduler: two for each that can run, and two more,
             so that a worker that ends one need not wait for the driver.
         resources : dict
-            What a task asks for, as an option of `Client.submit`.
+            What a task requests, as an option of `Client.submit`.
         """
         with self._connected():
             # Some versions of distributed report five workers only, unless all are asked for.
@@ -223,7 +223,7 @@ class DaskExecutor:
             return 2 + 2 * PARTITIONS_PER_GPU * int(gpus), resources
         if not workers and time.monotonic() - self._warned > _SECONDS_BETWEEN_WARNINGS:
             self._warned = time.monotonic()
-            log.warning("no worker is there; waiting for one to join the cluster")
+            log.warning("the cluster has no workers; waiting for one to join")
         return 2 + 2 * sum(worker["nthreads"] for worker in workers), {}
 
     def _outcome(self, future: "Future[Any]") -> Outcome:
@@ -235,7 +235,7 @@ class DaskExecutor:
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
-        """Say what to do if the scheduler is lost while the body runs.
+        """Raise an error that says what to do if the scheduler is lost while the body runs.
 
         Raises
         ------
@@ -248,13 +248,13 @@ class DaskExecutor:
         try:
             yield
         except Exception as error:
-            # The client cancels what it has lost, also if it finds the scheduler again.
+            # The client cancels what it has lost, even if it finds the scheduler again.
             cancelled = isinstance(error, CommClosedError | CancelledError)
             if self._client.status == "running" and not cancelled:
                 raise
             lost = error
         if lost is not None or self._client.status != "running":
             raise BuildError(
-                "the connection to the scheduler is lost; everything that was finished is kept. "
-                "Start the cluster again and give the same command to go on"
+                "the connection to the scheduler is lost; all finished work is kept. Start the "
+                "cluster again and give the same command to continue"
             ) from lost

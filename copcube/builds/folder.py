@@ -3,21 +3,21 @@
     world.build/
       plan.json  partitions.parquet  quarantine.parquet
       rows/NAME.parquet              one file a partition
-      survey.json                    what the rows hold in all
-      cells/WORK/NAME-BAND-BAND.arrow  statistics of cells, until the cube is done; from which
-                                     band of the cube to which
+      survey.json                    summary of all rows
+      cells/WORK/NAME-BAND-BAND.arrow  statistics of cells, until the cube is done; first
+                                     and last band of the cube
       variances/WORK/BAND.json       those of the modalities, if they are to be made equal
-      receipts/STAGE/NAME.json       one a finished task
-      running/NAME.json              what a worker is at, and since when
-      failed/NAME.json               what failed and may succeed at the next try
-      cube.zarr/WORK                 the cube until it is whole, then renamed
+      receipts/STAGE/NAME.json       one per finished task
+      running/NAME.json              what a worker is doing, and since when
+      failed/NAME.json               what failed and may succeed next time
+      cube.zarr/WORK                 the cube until it is complete, then renamed
       replaced.zarr                  a former cube, while its successor takes its name
-      replacing                      there while a cube is made that is to replace another
-      publishing                     there while a cube is copied to its name in a bucket
-      .lock-*                        who owns the build, as long as somebody does
+      replacing                      present while a cube is made that will replace another
+      publishing                     present while a cube is copied to its name in a bucket
+      .lock-*                        who owns the build, while anybody does
 
-What a receipt proves is said in `copcube.builds.receipts`. In an object store the folder looks
-the same.
+`copcube.builds.receipts` explains what a receipt proves. In an object store the folder looks the
+same.
 """
 
 import json
@@ -50,13 +50,13 @@ SCRATCH = (
     *("cells", "variances", "running", "failed", "survey.json", "replaced.zarr", "cube.zarr"),
     *("replacing", "publishing"),
 )
-"""What only the making of a cube needs."""
+"""Files that only making the cube needs."""
 
 _OWN = (*SCRATCH, "receipts", "rows", "quarantine.parquet", "partitions.parquet", "plan.json")
-"""What the folder of a build holds in all, in an order in which it may be removed."""
+"""Everything that a build's folder may hold, in a safe order of removal."""
 
 _OF_OTHER_ROWS = b"rows were lost"
-"""Says in the file `replacing` that it is there for another reason than ``--overwrite``."""
+"""Content of the file `replacing` if it exists for another reason than ``--overwrite``."""
 
 
 class BuildFolder:
@@ -71,12 +71,12 @@ class BuildFolder:
     Raises
     ------
     WriteError
-        If the path is not in UTF-8.
+        If the path is not UTF-8.
     """
 
     def __init__(self, out: str | Path) -> None:
         self.out = absolute(out)
-        if not is_in_utf8(self.out):  # as arrow needs it, which reads what lies in the folder
+        if not is_in_utf8(self.out):  # needed by arrow, which reads the folder's files
             raise WriteError(f"{self.out} cannot be written: {NOT_UTF8}")
         self.path = self.out.removesuffix(".zarr") + ".build"
         self.files = open_folder(self.path)
@@ -88,7 +88,7 @@ class BuildFolder:
         return f"{self.path}/rows/{name}.parquet" if name else f"{self.path}/rows"
 
     def cube(self, place: str) -> str:
-        """Path of the cube of some work until it is whole."""
+        """Path of the cube of some work until it is complete."""
         return f"{self.path}/cube.zarr/{place}"
 
     def plan(self) -> Plan | None:
@@ -97,7 +97,7 @@ class BuildFolder:
         Raises
         ------
         BuildError
-            If the file is there and is no plan.
+            If the file exists and is not a plan.
         """
         try:
             data = self.files.read("plan.json")
@@ -108,25 +108,25 @@ class BuildFolder:
         except (ValueError, TypeError, RecursionError) as error:
             other = other_than(("json",), data[:HEAD]) or f"something else ({error})"
             raise BuildError(
-                f"{self.path}/plan.json: expected the plan of a build, found {other}; "
-                "--overwrite starts anew"
+                f"{self.path}/plan.json: expected the plan of a build, found {other}; --overwrite "
+                "starts over"
             ) from error
 
     def followed(
         self, plan: Plan, known: Plan | None, *, keep_batches: bool = True, alone: bool = True
     ) -> Plan:
-        """Return the plan to follow: that of the build under way, if it is the one asked for.
+        """Return the plan to follow: that of the build under way, if it is the requested one.
 
-        A build that has made nothing, such as one of dates without images, may be replaced.
+        A build that has made nothing, such as one for dates without images, may be replaced.
 
         Parameters
         ----------
         plan : Plan
-            What is asked for.
+            The requested plan.
         known : Plan or None
-            That of the build under way, see `plan`.
+            The plan of the build under way, see `plan`.
         keep_batches : bool
-            Whether the batch sizes of the build under way are kept, as nobody asked for others.
+            Whether to keep the batch sizes of the build under way, as no others were requested.
         alone : bool
             Whether no other run may be at work on the build under way.
 
@@ -136,7 +136,7 @@ class BuildFolder:
             If the build under way has other options, or a cube would be replaced unasked.
         """
         if known is not None:
-            # The encoder chooses them by the machine, and a build may go on on another.
+            # The encoder chooses them for the machine, and a build may continue on another one.
             same = replace(plan, batch_sizes=known.batch_sizes) if keep_batches else plan
             try:
                 known.refuse_changes(same, self.path)
@@ -148,15 +148,15 @@ class BuildFolder:
         return plan
 
     def has_made_something(self) -> bool:
-        """Whether starting anew would throw away more than the lists of what there is to do."""
+        """Whether starting over would discard more than lists of work to do."""
         if self.has_cube() or self.receipts.names("combine"):
             return True
-        # Mostly the first receipt decides, and no other is read: in a store each is a request.
+        # Usually the first receipt decides and no other is read: in a store each is a request.
         embedded = self.receipts.readable("embed")
         return any(receipt["images"] or receipt["rejected"] for _, receipt in embedded)
 
     def begins_anew(self, plan: Plan) -> bool:
-        """Whether replacing the cube of a plan, which is there, has not begun."""
+        """Whether the plan's cube exists and has not begun to be replaced."""
         # The former cube may be one of the same plan: then only the folder shows whether an
         # earlier run has begun to replace it.
         return self.is_cube_of(plan) and self._replacing() != b""
@@ -167,17 +167,17 @@ class BuildFolder:
         Raises
         ------
         BuildError
-            If there is another one, as when two processes begin at the same moment.
+            If there is a different one, as when two processes begin at the same moment.
         """
         text = json.dumps(asdict(plan), indent=1, sort_keys=True)
-        # Created, not written: of two drivers that begin at once, one plan counts for both.
+        # Created, not overwritten: if two drivers begin at once, one plan counts for both.
         self.files.create("plan.json", text.encode())
         there = self.plan()
         assert there is not None
         there.refuse_changes(plan, self.path)
 
     def partitions(self) -> list[Partition]:
-        """List of partitions; empty as long as it is not written."""
+        """List of partitions; empty until it is written."""
         try:
             return read_partitions(self.files.open("partitions.parquet"))
         except FileNotFoundError:
@@ -188,14 +188,14 @@ class BuildFolder:
             rule_out_shortage(error)
             raise BuildError(
                 f"{self.path}/partitions.parquet: damaged ({error}); the same `copcube build` "
-                "writes it anew"
+                "command writes it again"
             ) from error
 
     def write_partitions(self, partitions: Sequence[Partition], digest: str) -> None:
-        """Write the list of partitions, unless the one of this digest is there."""
+        """Write the list of partitions, unless one with this digest exists."""
         try:
             there = read_digest(self.files.open("partitions.parquet"))
-            # A damaged list is written again: its digest may be whole where its pages are not.
+            # A damaged list is written again: its digest may be intact although its pages are not.
             if there == digest and self.partitions() != list(partitions):
                 there = ""
         except (pa.ArrowException, OSError, ValueError, BuildError) as error:
@@ -206,15 +206,15 @@ class BuildFolder:
             self.files.write("partitions.parquet", encode_partitions(partitions, digest))
 
     def prepare(self) -> None:
-        """Sweep what killed drivers and workers left behind."""
+        """Remove what killed drivers and workers left behind."""
         self.require_lock()
-        # A store shows no file before it is whole, so that nothing half written can lie there.
+        # A store shows no file before it is complete, so nothing half-written can be there.
         if isinstance(self.files, LocalFolder):
             self.files.sweep()
         self.files.remove("running")
 
     def require_own(self) -> None:
-        """Check that the folder may be worked in: it is new, or that of a build.
+        """Check that the folder may be used: it is new, or belongs to a build.
 
         Raises
         ------
@@ -223,37 +223,37 @@ class BuildFolder:
         """
         if not is_remote(self.path) and os.path.lexists(self.path) and not os.path.isdir(self.path):
             raise BuildError(
-                f"{self.path}: this build would work in a folder of that name, which something "
-                "else has; choose another output name, or move it away"
+                f"{self.path}: this build needs a folder of that name, which something else has; "
+                "choose another output name, or move it away"
             )
         tops = {name.partition("/")[0] for name in self.files.names()}
         strange = sorted(tops.difference(_OWN))
-        # The plan is written before all but two and removed last: without it nothing here is of a
-        # build.
+        # All files but two are written after the plan, which is removed last: without it, nothing
+        # here belongs to a build.
         if "plan.json" not in tops:
             strange = strange or sorted(tops - {"partitions.parquet", "replacing"})
         elif strange:
             try:
                 self.plan()
-                strange = []  # a note that somebody keeps beside the rows; it is never touched
+                strange = []  # a user's note beside the rows; it is never touched
             except BuildError:
                 pass
         if strange:
             raise BuildError(
-                f"{self.path}: this build would work in it, but it is no folder of a build: found "
+                f"{self.path}: a build needs this folder, but it is not the folder of one: found "
                 f"{', '.join(strange[:3])} and no plan of a build; choose another output name, or "
                 "move that folder away"
             )
 
     def require_apart(self, source: str | Path, *, overwrite: bool) -> None:
-        """Check, before anything is written, that a build replaces nothing that it is made of.
+        """Check, before anything is written, that a build replaces none of its input.
 
         Raises
         ------
         OptionError
             If the cube or the folder of its build is the source, lies in it or contains it, and
-            something would be replaced; if `overwrite` is no flag, or the cube's name ends as those
-            of files do.
+            something would be replaced; if `overwrite` is not a flag, or the cube's name has the
+            ending of a file.
         BuildError
             As `require_own`.
         """
@@ -265,65 +265,65 @@ class BuildFolder:
             if (how := overlap(place, source)) is not None:
                 raise OptionError(
                     f"{place} {how} {source}, which is read: --overwrite would replace what the "
-                    "cube is made of; give another output name"
+                    "cube is made of; choose another output name"
                 )
         self.require_own()
 
     def clear(self) -> None:
         """Remove what belongs to a build from the folder, its plan last.
 
-        It stays known that a cube in a bucket may be half there.
+        The note that a cube in a bucket may be incomplete stays.
         """
         self.discard(*(name for name in _OWN if name != "publishing"))
 
     def discard(self, *names: str) -> None:
-        """Remove files and folders of the build, if they are there."""
+        """Remove files and folders of the build, if they exist."""
         for name in names:
             self.require_lock()
             self.files.remove(name)
 
     def has_cube(self) -> bool:
-        """Whether something has the cube's final name, be it a link that leads nowhere."""
+        """Whether something has the cube's final name, even a broken link."""
         return bool(listing(self.out)) if is_remote(self.out) else os.path.lexists(self.out)
 
     def is_cube_of(self, plan: Plan) -> bool:
-        """Whether the cube of the final name was made by a plan."""
+        """Whether the cube at the final name was made by a plan."""
         return read_attributes(self.out).get("copcube_plan") == plan.id
 
     def give_up(self) -> None:
-        """Leave nothing of a build that cannot be made, and a former cube where it was."""
+        """Remove all of a build that cannot be made; a former cube stays where it was."""
         self.require_lock()
         self._bring_back()
         self.clear()
 
     def begin_replacing(self) -> None:
-        """Start anew, and remember that what has the final name is to be replaced."""
+        """Start over, and note that what has the final name is to be replaced."""
         self.give_up()
         if self.has_cube():
             self.files.write("replacing", b"")
 
     def distrust(self, plan: Plan) -> None:
-        """Have all that was made of the rows made again, also a cube that looks finished."""
-        self.discard("survey.json")  # without which cells and chunks are not taken over
+        """Have everything made from the rows made again, even a cube that looks finished."""
+        self.discard("survey.json")  # without it, cells and chunks are not reused
         if self.is_cube_of(plan) and not self.is_replacing():
             self.files.write("replacing", _OF_OTHER_ROWS)
 
     def is_replacing(self) -> bool:
-        """Whether what has the final name is to be replaced by what is under way."""
+        """Whether the build under way will replace what has the final name."""
         return self._replacing() is not None
 
     def _replacing(self) -> bytes | None:
-        """Content of the file `replacing`, which is empty for ``--overwrite``; None without it."""
+        """Content of the file `replacing`, empty for ``--overwrite``; None if it is missing."""
         try:
             return self.files.read("replacing")
         except FileNotFoundError:
             return None
 
     def _is_remnant(self) -> bool:
-        """Whether what has the final name is a part of a cube of this build, which none can open.
+        """Whether what has the final name is part of a cube of this build, which nobody can open.
 
-        In a bucket a killed driver may have left it there; anywhere the metadata of its group may
-        have been damaged. Nothing else has that name beside a build that has a plan.
+        In a bucket a killed driver may have left it; anywhere its group's metadata may be damaged.
+        Beside a build with a plan, nothing else has that name.
         """
         known = self.files.states(["plan.json", "publishing"])
         if "publishing" in known and is_remote(self.out):
@@ -333,7 +333,7 @@ class BuildFolder:
         return "plan.json" in known and lacks_root(self.out)
 
     def require_result(self, plan: Plan) -> None:
-        """Check that what has the final name, if anything, is the result of a plan.
+        """Check that whatever has the final name is the result of a plan.
 
         Raises
         ------
@@ -343,46 +343,46 @@ class BuildFolder:
         if self.has_cube() and not self.is_cube_of(plan):
             if not self._is_remnant():
                 raise BuildError(
-                    f"{self.out} exists and is not the result of this build; give another output "
-                    "name, or --overwrite to replace it"
+                    f"{self.out} exists and is not the result of this build; choose another output "
+                    "name, or give --overwrite to replace it"
                 )
             self.require_nothing_added()
 
     def require_nothing_added(self) -> None:
-        """Check that nothing is lost if a damaged cube is made again, unasked.
+        """Check that nothing is lost if a damaged cube is made again without --overwrite.
 
         Raises
         ------
         BuildError
-            If somebody added variables to it.
+            If variables were added to it.
         """
         if names := added(self.out):
             raise BuildError(
-                f"{self.out} is damaged, and to make it again from its rows would remove "
-                f"{few(names)}, which somebody added; move that elsewhere and give the command "
-                "again"
+                f"{self.out} is damaged, and making it again from its rows would remove "
+                f"{few(names)}, which copcube did not write; move that elsewhere and give the "
+                "command again"
             )
 
     def require_own_cube(self) -> None:
-        """Check that what has the final name, if anything, was made by copcube.
+        """Check that whatever has the final name was made by copcube.
 
         Raises
         ------
         BuildError
-            If it was not, or something else lies in it.
+            If it was not, or contains something else.
         """
         if not self.has_cube():
             return
         if (found := foreign(self.out, half=self._is_remnant())) is not None:
             raise BuildError(
                 f"{self.out}: only what copcube made is replaced, found {found}; remove it "
-                "yourself, or give another output name"
+                "yourself, or choose another output name"
             )
 
     def publish(self, plan: Plan, place: str, *, overwrite: bool = False) -> None:
-        """Give the finished cube of some work its final name, where it appears whole or not at all.
+        """Give the finished cube of some work its final name; it appears complete or not at all.
 
-        A cube that has the name stays in its place until then.
+        A cube that already has the name stays until then.
 
         Raises
         ------
@@ -397,9 +397,9 @@ class BuildFolder:
         if is_remote(self.out):
             there = open_folder(self.out)
             self.files.write("publishing", b"")
-            there.remove("zarr.json")  # without it, what is there is no cube
+            there.remove("zarr.json")  # without it, there is no cube
             self.require_lock()
-            # The rest of the former cube, which nobody can open any more.
+            # The rest of the former cube, which can no longer be opened.
             there.remove("")
             ObjectFolder(self.cube(place)).copy_to(
                 self.out, last="zarr.json", check=self.check_lock
@@ -416,19 +416,19 @@ class BuildFolder:
         except (OSError, KeyboardInterrupt):
             self._bring_back()
             raise
-        # The name must last before what the cube could be made of again is swept away.
+        # The name must be durable before the files that could make the cube again are removed.
         sync(Path(self.out).parent)
 
     def _bring_back(self) -> None:
-        """Give a former cube its name again, if its replacement stopped between two renames."""
+        """Give a former cube its name back, if its replacement stopped between two renames."""
         former = f"{self.path}/replaced.zarr"
         if not is_remote(self.path) and os.path.isdir(former) and not os.path.lexists(self.out):
             os.rename(former, self.out)
 
     def sweep(self) -> None:
-        """Remove what only the making of a cube needs; rows, plan and their receipts stay."""
+        """Remove what only making the cube needs; rows, plan and their receipts stay."""
         stages = (f"receipts/{stage}" for stage in ("combine", "balance", "create", "write"))
-        # First what says that the cube is to be made again.
+        # The note that the cube is to be made again goes first.
         self.discard("replacing", *SCRATCH, *stages)
         self.prepare()
 
@@ -436,7 +436,7 @@ class BuildFolder:
     def lock(
         self, *, shared: bool = False, beat: float = BEAT, dead: float = DEAD
     ) -> Iterator[None]:
-        """Own the build, against other drivers or only against those who want it alone.
+        """Own the build, exclusively or shared with others that share it.
 
         Parameters
         ----------
@@ -448,7 +448,7 @@ class BuildFolder:
         Raises
         ------
         BuildError
-            If another process owns it, or takes it over.
+            If another process owns it or takes it over.
         """
         try:
             with self.files.lock(shared=shared, beat=beat, dead=dead) as lock:
@@ -458,7 +458,7 @@ class BuildFolder:
                 finally:
                     self._lock = None
         finally:
-            # Of a build that was refused nothing stays, not even a folder.
+            # A refused build leaves nothing, not even a folder.
             if not is_remote(self.path):
                 with suppress(OSError):
                     os.rmdir(self.path)
@@ -475,12 +475,12 @@ class BuildFolder:
         self._lock.prove()
 
     def check_lock(self) -> None:
-        """Stop if another process took the build over; cheap enough to be called all the time.
+        """Stop if another process took the build over; cheap enough to call all the time.
 
         Raises
         ------
         BuildError
-            If it did.
+            If so.
         """
         if self._lock is not None:
             self._lock.check()

@@ -1,8 +1,8 @@
-"""Whether the running script can be started again in every worker.
+"""Check that the running script can be started again in every worker.
 
-Python starts worker processes anew, and each of them first runs the script that the program began
-with, under another name than ``__main__``. A script that starts workers without asking for that
-name would start them again in every worker.
+Python starts fresh worker processes, and each first runs the script that the program began with,
+under a name other than ``__main__``. A script that starts workers without checking that name would
+start them again in every worker.
 """
 
 import ast
@@ -16,23 +16,22 @@ from copcube.errors import OptionError
 def require_main_guard() -> None:
     """Check that the call which starts workers is not repeated when workers run the script.
 
-    Interactive sessions, notebooks and packages that are run pass, since workers run nothing of
-    them.
+    Interactive sessions, notebooks and packages run with -m pass, since workers do not run them.
 
     Raises
     ------
     OptionError
-        If the script has no ``if __name__ == "__main__":`` around the call, or is no file.
+        If the script has no ``if __name__ == "__main__":`` around the call, or is not a file.
     """
     main = sys.modules.get("__main__")
-    # Of a package that is run, as by `python -m copcube`, workers run nothing.
+    # Workers do not run a package started by `python -m copcube`.
     if getattr(getattr(main, "__spec__", None), "name", "").endswith(".__main__"):
         return
     path = getattr(main, "__file__", None)
-    # Of a script that comes through a pipe, Python says "<stdin>".
+    # Python names a script that comes through a pipe "<stdin>".
     if path is not None and getattr(main, "__spec__", None) is None and not os.path.exists(path):
         raise OptionError(
-            f"{path} is no file, and workers run the script again: save it as a file, or leave "
+            f"{path} is not a file, and workers run the script again: save it as a file, or leave "
             "out workers="
         )
     frame: FrameType | None = sys._getframe()
@@ -45,14 +44,14 @@ def require_main_guard() -> None:
         return
     if not _is_guarded(path, frame.f_lineno):
         raise OptionError(
-            f"{path}, line {frame.f_lineno}: workers run the script again, so that the call which "
+            f"{path}, line {frame.f_lineno}: workers run the script again, so the call that "
             'starts them must stand under `if __name__ == "__main__":`; put it there, or leave '
             "out workers="
         )
 
 
 def _is_guarded(path: str, line: int) -> bool:
-    """Whether the statement at a line of a script, at its top, asks for ``__name__``."""
+    """Whether the top-level statement at a line of a script checks ``__name__``."""
     try:
         with open(path, "rb") as file:
             tree = ast.parse(file.read())

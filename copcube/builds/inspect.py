@@ -1,7 +1,7 @@
-"""Looking at a build: what one would do, how one stands, and whether its rows are whole.
+"""Inspecting a build: what it would do, its progress, and whether its rows are intact.
 
-`estimate` looks at the source and measures one batch; `status` and `validate_rows` look at the
-folder alone, on any machine that sees it. None writes anything.
+`estimate` reads the source and measures one batch; `status` and `validate_rows` read only the
+folder, on any machine that sees it. None of them writes anything.
 """
 
 import itertools
@@ -33,13 +33,13 @@ from copcube.progress import duration, size
 from copcube.selection import Selection
 
 LOOK = 8
-"""Partitions looked into; what the others hold is estimated from them."""
+"""Partitions that are sampled; the content of the others is estimated from them."""
 
 RECENT = 600.0
-"""Seconds over which the rate is taken."""
+"""Seconds over which the rate is averaged."""
 
 SILENT = 180.0
-"""Seconds without a heartbeat after which a worker is said to be silent."""
+"""Seconds without a heartbeat after which a worker is shown as silent."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Estimate:
     Parameters
     ----------
     partitions, done : int
-        Partitions in all, and how many of them an earlier run has finished.
+        All partitions, and how many of them an earlier run finished.
     images : dict of str to int
-        Images to embed by modality, of all partitions.
+        Images to embed in all partitions, by modality.
     counted : bool
-        Whether every partition was looked into, or the images are extrapolated.
+        Whether the images of every partition were counted; otherwise they are extrapolated.
     rate : dict of str to float
-        Measured images a second, by modality: decoding and encoding one batch; infinite where
-        none that was looked at can be read.
+        Measured images a second, by modality: decoding and encoding one batch; infinite if no
+        sampled image can be read.
     rows_bytes, cube_bytes : int
-        Disk that the rows and the cube take at most.
+        Upper bounds of the disk space for rows and cube.
     """
 
     partitions: int
@@ -71,17 +71,17 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Time that embedding what is left takes at the measured rates."""
+        """Time to embed the rest at the measured rates."""
         whole = sum(count / self.rate[key] for key, count in self.images.items())
         return whole * (1 - self.done / max(self.partitions, 1))
 
     def __str__(self) -> str:
-        """Write the estimate as a table for people."""
+        """Format the estimate as a table."""
         about = "      " if self.counted else "about "
         lines = [f"{self.partitions} partitions, {self.done} of them done"]
         for key, count in self.images.items():
             rate = self.rate[key]
-            speed = f"{rate:8.1f} images/s" if np.isfinite(rate) else "none looked at can be read"
+            speed = f"{rate:8.1f} images/s" if np.isfinite(rate) else "no sample can be read"
             lines.append(f"  {key:8} {about}{count:>10,} images, {speed}")
         lines.append(
             f"disk: rows up to {size(self.rows_bytes)}, cube up to {size(self.cube_bytes)}"
@@ -98,7 +98,7 @@ def estimate(
     partitions: str | int | None = None,
     **options: Any,
 ) -> Estimate:
-    """Say what `copcube.build` would do with the same arguments; write nothing.
+    """Estimate what `copcube.build` would do with the same arguments; write nothing.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def estimate(
         )
     anew = overwrite and folder.begins_anew(plan)
     done = {} if anew else folder.receipts.done(plan.id, "embed", [p.name for p in listed])
-    # Evenly over all partitions: the first ones may all lie in one region.
+    # Spread evenly over all partitions: the first ones may all lie in one region.
     step = max(len(listed) // LOOK, 1)
     looked = listed[::step]
     counts: Counter[str] = Counter()
@@ -145,7 +145,7 @@ def estimate(
     else:
         rate = {key: _rate(images, looked, key, chosen, encoder, plan) for key in total}
     vector = 4 * encoder.dim  # bytes
-    # In groups, a cell is in each at most once.
+    # With groups, a cell is in each at most once.
     times = {None: 1, "season": 4, "month": 12}.get(chosen.by, sum(total.values()))
     return Estimate(
         partitions=len(listed),
@@ -167,7 +167,7 @@ def _rate(
     encoder: Encoder,
     plan: Plan,
 ) -> float:
-    """Images a second of one modality: decode and embed one batch, the model warmed up."""
+    """Images a second of one modality, from decoding and embedding one batch after a warm-up."""
     only = Selection((key,), options.selection.start, options.selection.end)
     count = plan.batch_sizes[key]
     found: list[Image] = []
@@ -192,7 +192,7 @@ def _rate(
 def _rate_of_fragments(
     source: CoreSource, partitions: list[Partition], options: BuildOptions, plan: Plan
 ) -> float:
-    """Fragments a second: decode one image and embed a batch of it, the model warmed up."""
+    """Fragments a second, from decoding one image and embedding a batch of it after a warm-up."""
     key = source.fragments.modality
     begin = time.perf_counter()
     jobs = itertools.chain.from_iterable(source.jobs(p, options.selection) for p in partitions)
@@ -211,7 +211,7 @@ def _rate_of_fragments(
 
 @dataclass(frozen=True)
 class Running:
-    """A partition that a worker is at.
+    """A partition that a worker is embedding.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ class Running:
     images : int
         Images embedded by the last heartbeat.
     since, seen : float
-        Begin and last heartbeat, seconds since 1970-01-01 by the worker's clock.
+        Start and last heartbeat, in seconds since 1970-01-01 by the worker's clock.
     """
 
     name: str
@@ -237,7 +237,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Status:
-    """How a build stands.
+    """Progress of a build.
 
     Parameters
     ----------
@@ -252,15 +252,15 @@ class Status:
     rejected : dict of str to int
         Images left out, by kind.
     rate : float or None
-        Images a second over the last ten minutes; None where nothing was finished.
+        Images a second over the last ten minutes; None if nothing was finished.
     seconds_left : float or None
-        Time that embedding the rest takes at this rate.
+        Time to embed the rest at this rate.
     running : list of Running
-        What workers are at.
+        Partitions that workers are embedding.
     failed : dict of str to str
-        Tasks that failed and will be tried again, and why.
+        Tasks that failed and will be retried, with the reasons.
     quarantined : dict of str to str
-        Partitions left out as a whole, and why.
+        Partitions left out entirely, with the reasons.
     """
 
     folder: str
@@ -276,9 +276,9 @@ class Status:
     quarantined: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Write the state as lines for people."""
+        """Format the progress as lines of text."""
         unit = {"combining": "parts", "writing": "bands"}.get(self.stage, "partitions")
-        # Of rows that are aggregated there are no partitions.
+        # Aggregating rows involves no partitions.
         counted = f", {self.done} of {self.units} {unit} done" if self.units else ""
         lines = [f"{self.folder}: {self.stage}{counted}"]
         total = sum(self.images.values())
@@ -288,7 +288,7 @@ class Status:
         if self.rejected:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.rejected.items())
             lines.append(f"left out: {kinds} images (reasons in quarantine.parquet at the end)")
-        # After that it would fall from minute to minute, and say nothing of the build.
+        # After that it would fall every minute and say nothing about the build.
         if self.rate is not None and self.stage == "embedding":
             left = "" if self.seconds_left is None else f", {duration(self.seconds_left)} left"
             lines.append(f"rate: {self.rate:,.1f} images/s over the last ten minutes{left}")
@@ -306,7 +306,7 @@ class Status:
 
 
 def status(path: str | Path) -> Status:
-    """Say how a build stands.
+    """Report the progress of a build.
 
     Parameters
     ----------
@@ -327,7 +327,7 @@ def status(path: str | Path) -> Status:
     plan = folder.plan()
     if plan is None:
         raise BuildError(
-            f"{path}: expected the folder of a build such as world.build, with a plan.json in it; "
+            f"{path}: expected the folder of a build, such as world.build, with a plan.json in it; "
             "found none"
         )
     names = [partition.name for partition in folder.partitions()]
@@ -366,7 +366,7 @@ def validate_rows(out: str | Path) -> list[str]:
     Returns
     -------
     list of str
-        What is wrong; empty if all is well or there is no build folder.
+        Problems found; empty if there are none or there is no build folder.
     """
     folder = BuildFolder(out)
     try:
@@ -378,19 +378,19 @@ def validate_rows(out: str | Path) -> list[str]:
         return [str(error)]
     replaced = folder.is_replacing()
     receipts = folder.receipts.done(plan.id, "embed", names, hashes=True)
-    # A build trusts size and stamp, so a damaged file has to go before it is made again.
+    # A build trusts size and stamp, so a damaged file must be removed before it is remade.
     missing = [
-        f"{folder.rows(name)}: missing, or not the rows that this build wrote; remove it if it is "
-        "there, and build again"
+        f"{folder.rows(name)}: missing, or not the rows that this build wrote; remove the file if "
+        "it exists, and build again"
         for name in names
         if name not in receipts
     ]
     if not missing and complete(folder, plan, rows_digest(receipts.values())):
         return []
-    # Of a build that goes on, rows that are not there yet are no damage.
+    # Rows that a running build has not written yet are not damage.
     if missing and folder.is_cube_of(plan) and not (replaced or folder.is_replacing()):
         return missing
-    return [f"{folder.path}: belongs to a build that is not finished, or of another cube"]
+    return [f"{folder.path}: belongs to an unfinished build, or to another cube"]
 
 
 def _is_mark(mark: Any) -> bool:
@@ -399,7 +399,7 @@ def _is_mark(mark: Any) -> bool:
 
 
 def _has(form: Callable[[Any], bool], value: Any) -> bool:
-    """Whether what was read from a damaged file has a form all the same."""
+    """Whether what was read from a file that may be damaged has the expected form."""
     try:
         return form(value)
     except (AttributeError, KeyError, TypeError):
@@ -407,7 +407,7 @@ def _has(form: Callable[[Any], bool], value: Any) -> bool:
 
 
 def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
-    """Images, what was left out, rate and time left, from the receipts of the partitions."""
+    """Compute images, what was left out, rate and time left from the partitions' receipts."""
     images: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     recent, now = 0, time.time()
@@ -418,10 +418,10 @@ def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
             rejected[item["kind"]] += item["images"]
         if now - receipt.get("finished", 0.0) < RECENT:
             recent += sum(receipt["images"].values())
-            # The first partition of the ten minutes may have begun before them.
+            # The first partition finished in these ten minutes may have begun earlier.
             begin = receipt["finished"] - receipt["seconds"]["embedding"]
             oldest = min(oldest, begin)
-            # By a worker's clock, which may be ahead of this one.
+            # This is a worker's clock, which may be ahead of this one.
             newest = max(newest, receipt["finished"])
     rate = recent / max(min(newest - oldest, RECENT), 1e-3) if recent else None
     left = partitions - len(receipts)
@@ -435,8 +435,8 @@ def _progress(receipts: dict[str, Receipt], partitions: int) -> dict[str, Any]:
 
 
 def _stage(folder: BuildFolder, plan: Plan, partitions: int, embedded: int) -> tuple[str, int, int]:
-    """Stage, number of its tasks, and how many of them are done."""
-    # A build that has just begun has not listed its partitions; what aggregates rows has none.
+    """Find the stage, the number of its tasks, and how many of them are done."""
+    # A build that has just begun has not listed its partitions; aggregating rows has none.
     if embedded < partitions or (plan.kind == "build" and not partitions):
         return "embedding", partitions, embedded
     # The folder does not record whether the name of its cube ends in .zarr.
@@ -454,7 +454,7 @@ def _stage(folder: BuildFolder, plan: Plan, partitions: int, embedded: int) -> t
 
 
 def _read_all(folder: BuildFolder, prefix: str) -> dict[str, dict[str, Any]]:
-    """JSON files below a prefix by their names, those left out that vanish meanwhile."""
+    """Read JSON files below a prefix, by name; skip those that vanish meanwhile."""
     found = {}
     for file in folder.files.names(prefix):
         try:

@@ -1,4 +1,4 @@
-"""The list of partitions of a build: one row each in a parquet file, which tasks read a row of."""
+"""The list of partitions of a build: one row each in a parquet file; each task reads one row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _DIGEST = "digest"
 
 
 def chosen_partitions(partitions: str | int | None, count: int) -> range:
-    """Return which of the partitions a text such as ``0-99`` or ``7`` stands for, from 0.
+    """Return the partition numbers, from 0, that a text such as ``0-99`` or ``7`` stands for.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def chosen_partitions(partitions: str | int | None, count: int) -> range:
 
 
 def encode_partitions(partitions: Sequence[Partition], digest: str) -> pa.Buffer:
-    """List of partitions as the bytes of a parquet file, one row each, with their digest."""
+    """Encode the list of partitions, with its digest, as a parquet file of one row each."""
     table = pa.table(
         {
             "name": pa.array([p.name for p in partitions], pa.string()),
@@ -49,13 +49,13 @@ def encode_partitions(partitions: Sequence[Partition], digest: str) -> pa.Buffer
         }
     ).replace_schema_metadata({_DIGEST: digest})
     sink = pa.BufferOutputStream()
-    # Small row groups: a task reads its own partition and little else of the list.
+    # Row groups are small: a task reads its own partition and little else of the list.
     pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
     return sink.getvalue()
 
 
 def read_digest(file: Any) -> str:
-    """Digest of the list of partitions in a file, without reading it."""
+    """Read only the digest of the list of partitions in a file."""
     metadata = pq.read_schema(file).metadata or {}
     return str(metadata.get(_DIGEST.encode(), b"").decode())
 

@@ -1,6 +1,6 @@
-"""What a build will do: fixed once, written once, and what resuming is held against.
+"""What a build will do: fixed and written once, and compared when the build resumes.
 
-`BuildOptions` are what a user chose. A `Plan` holds everything that decides the bytes of the
+`BuildOptions` holds what a user chose. A `Plan` holds everything that decides the bytes of the
 result: the source's fingerprint, the encoder, the options, the batch sizes and the list of
 partitions. Its hash names the build, so a receipt of another plan never counts.
 """
@@ -33,52 +33,52 @@ from copcube.selection import Selection
 from copcube.version import __version__
 
 Product = Literal["majortom"]
-"""Products other than Copernicus-Embed-025deg that are made."""
+"""Products other than Copernicus-Embed-025deg that can be made."""
 
 _OBJECTS = ("options", "encoder", "batch_sizes")
 """Parts of a plan that are JSON objects; all others are strings."""
 
 _OF_FILES = {"fingerprint", "partitions"}
-"""What in a plan follows from the files of its source, and from no option."""
+"""Parts of a plan that depend on the files of its source, and on no option."""
 
 _UNSAID = {"options.resampling": "bilinear, edges aligned (earlier versions)"}
-"""What older plans mean by saying nothing."""
+"""Values that older plans leave out."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a user chose about embedding and aggregating; small, and the same for all tasks.
+    """A user's choices about embedding and aggregating; small, and the same for all tasks.
 
     Parameters
     ----------
     selection : Selection
         Modalities and dates to take.
     encoder : Encoder
-        What embeds the images; a `SharedEncoder` wherever tasks are sent to workers.
+        What embeds the images; a `SharedEncoder` if tasks are sent to workers.
     crop : {"center", "full"}
-        What of a stored image is embedded.
+        What part of a stored image is embedded.
     balance : {"modality", "image", "variance"}
         Mean of the modalities' means, or of all images alike.
     by : {"modality", "month", "season", "year"}, optional
         Leading dimension of the cube.
     batch_size : int, optional
-        Images a batch; None leaves it to the encoder.
+        Images per batch; None leaves it to the encoder.
     threads : int, optional
-        Decoding threads a partition; None leaves it to the machine.
+        Decoding threads per partition; None leaves it to the machine.
     strict : bool
         Whether a broken image stops the build.
     s2_offset : int
         What is subtracted from Sentinel-2 counts.
     sensors : tuple of Modality
-        Those of the selection that are none of the eight modalities.
+        Sensors of the selection other than the eight modalities.
     fragments : Fragments, optional
-        What is embedded of images of Major TOM; None for all other images.
+        What to embed of images of Major TOM; None for all other images.
 
     Raises
     ------
     OptionError
-        If `crop`, `balance` or `by` is unknown, a number or flag is none, or `s2_offset` is no
-        count.
+        If `crop`, `balance` or `by` is unknown, a number or flag is invalid, or `s2_offset` is not
+        a count.
     """
 
     selection: Selection
@@ -96,7 +96,7 @@ class BuildOptions:
     def __post_init__(self) -> None:
         _ = self.aggregation  # refuses unknown values
         one_of(self.crop, "crop", get_args(Crop))
-        # Plans are JSON, which takes no number of NumPy.
+        # Plans are JSON, which does not accept NumPy numbers.
         plain = {"s2_offset": require_offset(self.s2_offset), "strict": flag(self.strict, "strict")}
         for name in ("batch_size", "threads"):
             if getattr(self, name) is not None:
@@ -108,11 +108,11 @@ class BuildOptions:
 
     def _require_of_fragments(self, fragments: Fragments) -> None:
         if self.crop != "center":
-            raise OptionError(f"crop={self.crop!r} means nothing for fragments, which are whole")
+            raise OptionError(f"crop={self.crop!r} has no effect on fragments, which are whole")
         if fragments.by_cell and self.batch_size is not None:
             raise OptionError(
-                "batch_size cannot be chosen where a batch is the fragments of a cell: with "
-                "compat='majortom' a ResNet50 normalises by them"
+                "batch_size cannot be chosen: with compat='majortom' a batch is the fragments of a "
+                "cell, by which a ResNet50 normalises"
             )
         if self.s2_offset and fragments.modality != "s2_toa":
             raise OptionError(f"s2_offset is for Sentinel-2; these are {fragments.modality}")
@@ -139,7 +139,7 @@ class BuildOptions:
             one_of(product, "product", get_args(Product))
             if modalities is not None or sensors is not None:
                 raise OptionError(
-                    "modalities and sensors cannot be chosen for Major TOM: the encoder's is taken"
+                    "modalities and sensors cannot be chosen for Major TOM: the encoder decides"
                 )
             chosen, fragments = encoder_of_fragments("ssl4eo-s2" if encoder is None else encoder)
             selection = Selection.of(fragments.modality, dates)
@@ -153,7 +153,7 @@ class BuildOptions:
     def aggregation(self) -> Aggregation:
         """How the rows become cells.
 
-        An image that two partitions hold counts once.
+        An image in two partitions counts once.
         """
         return Aggregation(
             balance=self.balance, by=self.by, selection=self.selection, duplicates="drop"
@@ -161,7 +161,7 @@ class BuildOptions:
 
     @property
     def image_sizes(self) -> dict[str, int]:
-        """Pixels a side of the images that the encoder is given, by modality."""
+        """Pixels per side of the images given to the encoder, by modality."""
         if self.fragments is not None:
             return {self.fragments.modality: self.fragments.size}
         known = kinds(self.sensors)
@@ -171,12 +171,12 @@ class BuildOptions:
         }
 
     def open(self, source: str | Path) -> Source | CoreSource:
-        """Open what is to be embedded.
+        """Open the images to be embedded.
 
         Raises
         ------
         SourceError
-            If nothing is there, or it is something else.
+            If nothing is there, or something else is.
         StorageError
             If an object store cannot be reached or denies access.
         """
@@ -187,16 +187,16 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """What a plan must know of an encoder.
+    """What a plan must know about an encoder.
 
     Parameters
     ----------
     dim : int
         Length of its vectors.
     provenance : dict
-        What must be known of the encoder to make its vectors again.
+        What must be known about the encoder to reproduce its vectors.
     batch_sizes : dict of str to int
-        Images a batch, by modality.
+        Images per batch, by modality.
     """
 
     dim: int
@@ -217,11 +217,11 @@ class Plan:
     fingerprint : str
         SHA-256 over the names and sizes of the source's files.
     options : dict
-        What was asked for, by the names of the command line's options, as JSON values.
+        The options requested, by their names on the command line, as JSON values.
     encoder : dict
         Provenance of the encoder; empty when aggregating.
     batch_sizes : dict
-        Images a batch, by modality.
+        Images per batch, by modality.
     partitions : str
         SHA-256 over the list of partitions.
     version : str
@@ -239,12 +239,12 @@ class Plan:
 
     @classmethod
     def of(cls, value: Any) -> "Plan":
-        """Make a plan of the JSON of one.
+        """Read a plan from JSON.
 
         Raises
         ------
         TypeError
-            If it is something else, or a part of it has another type.
+            If it is something else, or a part of it has the wrong type.
         """
         plan = cls(**value)
         for name, found in vars(plan).items():
@@ -258,14 +258,14 @@ class Plan:
         return digest(asdict(self))
 
     def refuse_changes(self, asked: "Plan", folder: str) -> None:
-        """Raise if another plan was asked for than this one, which is under way.
+        """Raise an error if the requested plan differs from this one, which is under way.
 
         Raises
         ------
         BuildError
             Naming every key that differs, with both values.
         """
-        # A later version may go on with a build as long as the options are the same.
+        # A later version may continue a build as long as the options are the same.
         old, new = _flat(asdict(self)), _flat(asdict(replace(asked, version=self.version)))
         differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if not differing:
@@ -273,9 +273,9 @@ class Plan:
         if _OF_FILES.issuperset(differing):
             raise BuildError(
                 f"{folder} belongs to a build of other files: since it began, names or sizes of "
-                f"files of {asked.source} have changed. Put them back to go on with it, give "
-                "another output name to keep both, or --overwrite to throw its result away and "
-                "start anew"
+                f"files of {asked.source} have changed. Restore them to continue it, choose "
+                "another output name to keep both, or give --overwrite to discard its result and "
+                "start over"
             )
         # Punctuation still separates the entries where a message is shown in one line.
         lines = ";\n".join(
@@ -284,8 +284,8 @@ class Plan:
         )
         raise BuildError(
             f"{folder} belongs to a build with other options:\n{lines}.\n"
-            "Give the same options to go on with it, another output name to keep both, or "
-            "--overwrite to throw its result away and start anew"
+            "Give the same options to continue it, another output name to keep both, or "
+            "--overwrite to discard its result and start over"
         )
 
 
@@ -301,7 +301,7 @@ def plan_build(
         One for each task of embedding, in order.
     """
     partitions = source.partitions()
-    # Tensors of shards were resized by who published them.
+    # Tensors of shards were resized before they were published.
     resized = {"resampling": RESAMPLING} if source.layout == "geotiff" else {}
     own = {sensor.key: described(sensor) for sensor in options.sensors}
     seen: dict[str, Any] = {"crop": options.crop}
@@ -316,7 +316,7 @@ def plan_build(
         | seen
         | {"layout": source.layout}
         | resized
-        # Only if it is used, so that builds of earlier versions keep their plans.
+        # Set only if used, so that builds of earlier versions keep their plans.
         | ({"s2_offset": options.s2_offset} if options.s2_offset else {})
         | ({"sensors": own} if own else {}),
         encoder=encoder.provenance,
@@ -328,21 +328,21 @@ def plan_build(
 
 
 def plan_aggregate(rows: str | Path, files: Sequence[str | Path], aggregation: Aggregation) -> Plan:
-    """Plan the making of a cube from files of rows.
+    """Plan a cube made from files of rows.
 
     Parameters
     ----------
     rows : str or Path
-        What the user named: a file, a folder or a glob.
+        The user's input: a file, a folder or a glob.
     files : sequence of path
         Its files.
     aggregation : Aggregation
-        How they become cells.
+        How rows become cells.
     """
     return Plan(
         kind="aggregate",
         source=_name(rows),
-        # Names and sizes, not content: that would cost a reading of all rows.
+        # Names and sizes, not content: that would mean reading all rows.
         fingerprint=digest([(_name(file), tables.size(file)) for file in files]),
         options=_to_json(aggregation),
         encoder={},
@@ -352,30 +352,30 @@ def plan_aggregate(rows: str | Path, files: Sequence[str | Path], aggregation: A
 
 
 def cube_attributes(plan: Plan, aggregation: Aggregation, survey: Survey) -> dict[str, str | int]:
-    """Attributes of the cube: what it was made of, and how."""
+    """Attributes of the cube that record what it was made of, and how."""
     selection, made_by = aggregation.selection, dict(survey.provenance)
     crops = made_by.pop("crop", "").split(OR)
     counts = zip(selection.labels, survey.images_by_modality, strict=True)
     there = [key for key, number in counts if number]
     imagery = ", ".join(families(there))
-    # Size and statistics of a sensor of one's own are those of its description.
+    # Size and statistics of a user's own sensor come from its description.
     said = {"pretraining" if key in MODALITIES else "described" for key in there}
     whose = OR.join(sorted(said, reverse=True))
     cropped = OR.join(_CROPPED[crop] for crop in crops if crop in _CROPPED)
     seen = f"{cropped}, {_GIVEN}".format(whose) if cropped else "unknown: the rows do not say"
     offset = made_by.pop("s2_offset", "0")
-    # Nothing is subtracted of others, so that cubes of them are alike with and without an offset.
+    # Nothing is subtracted from other modalities, so their cubes are the same with any offset.
     is_lowered = offset != "0" and "s2_toa" in there
     lowered = f", {offset} subtracted from Sentinel-2 counts" if is_lowered else ""
     dates = f"{selection.start or 'first'} to {selection.end or 'last'}"
-    # All that a vector of another product is of counts as one modality.
+    # Whatever another product's vector was made of counts as one modality.
     balance = "image" if "product" in made_by else aggregation.balance
     return {
-        # What another product says of its title, source and preprocessing wins.
+        # Another product's own title, source and preprocessing take precedence.
         "title": f"{imagery} embeddings on ERA5's 0.25 degree grid",
         "source": f"{imagery} imagery, {plan.source}",
         "preprocessing": f"{seen}{lowered}",
-        # Metadata of parquet are texts; CF knows no booleans, so that flags are 0 and 1.
+        # Parquet metadata are texts; CF has no booleans, so flags are 0 and 1.
         **{key: int(text) if text in ("0", "1") else text for key, text in made_by.items()},
         "source_fingerprint": plan.fingerprint,
         "aggregation": f"mean over {_BALANCE[balance]}",
@@ -404,21 +404,21 @@ _CROPPED = {"center": "centre crop to the {0} size", "full": "whole stored image
 
 
 def _to_json(aggregation: Aggregation) -> dict[str, Any]:
-    """Return the options of aggregating as they stand in a plan, whose hash they decide."""
+    """Return the options of aggregating in the form of a plan, whose hash they decide."""
     return {
         "modalities": list(aggregation.selection.modalities),
         "start": aggregation.selection.start,
         "end": aggregation.selection.end,
         "balance": aggregation.balance,
         "by": aggregation.by,
-        # Only if they are used, so that what was made of rows of images keeps its plan.
+        # Set only if used, so that what was made from rows of images keeps its plan.
         **({"assign": aggregation.assign} if aggregation.assign != "centre" else {}),
         **({"footprints": aggregation.footprints} if aggregation.footprints != "auto" else {}),
     }
 
 
 def _name(path: str | Path) -> str:
-    """Last part of a path or URL: a source that was moved is the same source."""
+    """Last part of a path or URL, since a source that was moved is the same source."""
     text = str(path)
     if not is_remote(text):
         text = os.path.abspath(text)  # "." has a name too

@@ -34,7 +34,7 @@ def write_quarantine(
     Raises
     ------
     BuildError
-        If a worker of another plan has meanwhile replaced rows or their receipt.
+        If a worker of another plan replaced rows or their receipt meanwhile.
     """
     columns = {"file": pa.string(), "member": pa.string(), "kind": pa.string()}
     columns |= {"reason": pa.string(), "images": pa.int32(), "partition": pa.string()}
@@ -44,9 +44,9 @@ def write_quarantine(
     receipts = folder.receipts.done(plan.id, "embed", names)
     if replaced := [name for name in names if name not in receipts]:
         raise BuildError(
-            f"{folder.path}: rows of {few(replaced)} were replaced while this build went on, as by "
-            "workers of a build of other options that outlived it; the same command embeds them "
-            "again once those have ended"
+            f"{folder.path}: rows of {few(replaced)} were replaced while this build ran, perhaps "
+            "by workers left over from a build with other options; once those have ended, the same "
+            "command embeds the rows again"
         )
     with pq.ParquetWriter(sink, schema, compression="zstd") as table:
         for name, receipt in receipts.items():

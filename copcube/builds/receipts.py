@@ -1,10 +1,10 @@
-"""Receipts of the tasks of a build, by which it goes on where it stopped.
+"""Receipts of the tasks of a build, from which it continues where it stopped.
 
-A task counts as done when its receipt names the work it belongs to and its files have the
-recorded sizes and stamps (time of the last change and inode, or the entity tag of an object).
-The recorded checksums are those of the bytes that were written, taken on their way out; they
-are compared where a stamp differs, and by `copcube validate`. A receipt is written last, after
-its files are durable, so killing a build at any moment loses only what had no receipt.
+A task counts as done when its receipt names the work it belongs to and its files have the recorded
+sizes and stamps (time of the last change and inode, or the entity tag of an object). The recorded
+checksums are computed from the bytes as they are written; they are compared if a stamp differs, and
+by `copcube validate`. A receipt is written last, after its files are durable, so killing a build at
+any moment loses only what had no receipt.
 """
 
 import hashlib
@@ -34,16 +34,16 @@ class Receipts:
         self._files = files
 
     def names(self, stage: str) -> set[str]:
-        """Names of the units of a stage that have a receipt, whatever it says."""
+        """Names of the units of a stage that have a receipt, whatever its content."""
         return {Path(file).stem for file in self._files.names(f"receipts/{stage}/")}
 
     def read(self, stage: str, name: str) -> Receipt:
-        """Receipt of a unit as it stands, whatever became of its files."""
+        """Receipt of a unit as it is, without checking its files."""
         receipt: Receipt = json.loads(self._files.read(_path(stage, name)))
         return receipt
 
     def readable(self, stage: str) -> Iterator[tuple[str, Receipt]]:
-        """Names and receipts of a stage as they stand, of whatever work, but damaged ones."""
+        """Names and receipts of a stage, of any work, except damaged ones."""
         for name in sorted(self.names(stage)):
             if (receipt := self._claim(stage, name)) is not None:
                 yield name, receipt
@@ -67,10 +67,10 @@ class Receipts:
     ) -> dict[str, Receipt]:
         """Receipts of the units that are done, by name, in the order of the names.
 
-        A unit is done if its receipt is of this work and its files are as they were written.
-        A file whose size and stamp are those of the receipt is not opened. Where only the
-        stamp differs, as in a copy of the folder or with a receipt of an earlier copcube that
-        has no stamps, the SHA-256 of the file decides.
+        A unit is done if its receipt belongs to this work and its files are unchanged. A file whose
+        size and stamp match the receipt is not opened. If only the stamp differs, as in a copy of
+        the folder or with a receipt of an earlier copcube that has no stamps, the SHA-256 of the
+        file decides.
 
         Parameters
         ----------
@@ -86,7 +86,7 @@ class Receipts:
             Whether to note new stamps in the receipts, so that the next run need not read
             the same files again.
         """
-        # One listing says which receipts are there; in a store each question would be a request.
+        # One listing shows which receipts exist; in a store, checking each would be a request.
         known = self.names(stage)
         wanted = [name for name in names if name in known]
         if not wanted:
@@ -130,12 +130,12 @@ class Receipts:
         files : mapping of str to Written
             Its files, by their names in the folder of the build.
         facts : mapping
-            What else is to be remembered of it.
+            What else to record about it.
         """
         receipt = {
             "work": work,
             "files": {file: [written.size, written.sha256] for file, written in files.items()},
-            # Apart from the checksums, which name the rows: a copy has other stamps.
+            # Kept apart from the checksums, which identify the rows: a copy has other stamps.
             "stamps": {file: written.stamp for file, written in files.items()},
             **facts,
         }
@@ -143,7 +143,7 @@ class Receipts:
         return receipt
 
     def _claim(self, stage: str, name: str, work: str | None = None) -> Receipt | None:
-        """Receipt of a unit if it is readable and of this work; its files are not looked at."""
+        """Receipt of a unit if readable and of this work; its files are not checked."""
         try:
             receipt = self.read(stage, name)
             known = _is_receipt(receipt, stage) and (work is None or receipt["work"] == work)
@@ -154,7 +154,7 @@ class Receipts:
     def _stamps(
         self, receipt: Receipt, states: Mapping[str, FileState], hashes: bool
     ) -> dict[str, str | None] | None:
-        """Stamps of a receipt's files as they are now; None if a file is not as it was written."""
+        """Current stamps of a receipt's files; None if a file has changed."""
         stamps: dict[str, str | None] = {}
         known = receipt.get("stamps", {})
         for file, expected in receipt["files"].items():
@@ -170,7 +170,7 @@ class Receipts:
     def _has_checksum(self, file: str, expected: list[int | str]) -> bool:
         try:
             data = self._files.read(file)
-        except FileNotFoundError:  # removed since its state was asked for
+        except FileNotFoundError:  # removed since its state was read
             return False
         return [len(data), hashlib.sha256(data).hexdigest()] == expected
 
@@ -185,7 +185,7 @@ def _is_receipt(receipt: Any, stage: str) -> bool:
     Raises
     ------
     AttributeError, KeyError, TypeError
-        Perhaps, if it has not.
+        Possibly, if it does not.
     """
     if not all(len(known) == 2 for known in receipt["files"].values()):
         return False
@@ -199,11 +199,11 @@ def _is_receipt(receipt: Any, stage: str) -> bool:
     whole = all(type(figure) is int for figure in figures)
     named = ("file", "member", "kind", "reason")
     texts = [*(item[key] for item in rejected for key in named), *(text for _, text in strange)]
-    said = all(isinstance(text, str) for text in texts)
+    are_texts = all(isinstance(text, str) for text in texts)
     times = [*receipt["seconds"].values(), receipt.get("finished", 0.0)]
     numbers = all(isinstance(time, int | float) for time in times)
     timed = "embedding" in receipt["seconds"] or receipt["quarantined"] is not None
-    return whole and said and numbers and timed
+    return whole and are_texts and numbers and timed
 
 
 def to_json(value: Any) -> bytes:

@@ -1,7 +1,7 @@
-"""The stages of a build: embed the partitions, combine their rows to cells, write the cube.
+"""The stages of a build: embed the partitions, combine their rows into cells, write the cube.
 
-A stage is all tasks of one kind. `run_stage` hands those that are not done to the executor,
-counts what is done and tries again what failed.
+A stage is all tasks of one kind. `run_stage` hands unfinished tasks to the executor, counts
+finished ones and retries failed ones.
 """
 
 import logging
@@ -43,43 +43,43 @@ from copcube.products import tables
 log = logging.getLogger("copcube")
 
 ATTEMPTS = 3
-"""How often a task that could not read is tried."""
+"""How often a task is tried if it fails to read."""
 
 HOPELESS = 10
 """Failures without a single success after which a stage is given up."""
 
 READERS = 8
-"""Files of rows in a store that are asked for what is small of them at once."""
+"""Files of rows in a store whose small columns are requested at once."""
 
 _PASSING = (KilledError, ReadError)
-"""Errors of copcube's own that end a task and not the stage."""
+"""Errors of copcube that end a task but not the stage."""
 
 Counts = dict[str, Any]
 
 
 class Stage(Generic[Task]):
-    """All tasks of one kind, and what happens to each.
+    """All tasks of one kind, and how each is handled.
 
     Parameters
     ----------
     folder : BuildFolder
         Where the work is done.
     title, unit : str
-        What the bar says is done, and what it counts, in the plural.
+        Label of the bar, and the plural of what it counts.
     function : callable
         Runs one task.
     tasks : sequence
         The tasks that are not done.
     total : int or None
-        What the bar counts to, if that is known.
+        The bar's total, if known.
     skipped : int
-        How much of it an earlier run has done.
+        How much of it an earlier run did.
     """
 
     embeds = False
     """Whether the tasks need the encoder."""
     at_once = 1
-    """How many tasks are worth running at a time in one process."""
+    """How many tasks are worth running at once in one process."""
 
     def __init__(
         self,
@@ -96,38 +96,38 @@ class Stage(Generic[Task]):
         self.total, self.skipped = total, skipped
 
     def name(self, task: Task) -> str:
-        """Name of a task, for people and files."""
+        """Name of a task, for messages and files."""
         raise NotImplementedError
 
     def size(self, counts: Counts) -> int:
-        """How much a task that is done counts in the bar."""
+        """How much a finished task counts in the bar."""
         return 1
 
     def done(self, task: Task, counts: Counts) -> None:
-        """Take note of a task that is done."""
+        """Record a finished task."""
 
     def killed(self, task: Task, error: KilledError) -> bool:
-        """Whether a task that kills its workers is left out; else it counts as failed."""
+        """Whether a task that kills its workers is left out; otherwise it counts as failed."""
         return False
 
     def update(self, bar: progress.Bar) -> None:
-        """Bring what the bar expects up to date."""
+        """Update the bar's total."""
 
 
 def run_stage(executor: Executor, stage: Stage[Task]) -> None:
     """Run the tasks of one stage.
 
-    A task that fails to read is tried again after all others, as network file systems
-    recover; one that fails otherwise is left for the next run, and the others go on. What
-    failed, and why, stands in the build's folder.
+    A task that fails to read is retried after all others, as network file systems recover; one that
+    fails for another reason is left for the next run, and the others continue. The build's folder
+    records what failed and why.
 
     Raises
     ------
     BuildError
-        In the end, if tasks failed, naming them; or if all do.
+        At the end, if tasks failed, naming them; or early, if all fail.
     CopcubeError
-        At once, where nothing can go on: a full disk, another encoder, a strict build's
-        broken image.
+        At once, if nothing can continue: a full disk, a different encoder, a broken image in a
+        strict build.
     """
     failed: dict[str, Exception] = {}
     tasks, successes = stage.tasks, 0
@@ -161,7 +161,7 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
                         raise outcome
                     failed[name] = outcome
                     _note_failure(stage.folder, name, outcome, attempt)
-                    # Reading may succeed later; what fails for another reason would fail again.
+                    # Reading may succeed later; other failures would only repeat.
                     if isinstance(outcome, OSError):
                         again.append(task)
                     # A wrong path or missing package fails every task; ten of them are enough to
@@ -175,7 +175,7 @@ def run_stage(executor: Executor, stage: Stage[Task]) -> None:
                     successes += 1
                     stage.done(task, outcome)
                     stage.update(bar)
-                    # Also with nothing to count: it shows what the stage has noted.
+                    # Even with nothing to count, it shows the stage's note.
                     bar.advance(0 if executor.reports_progress else stage.size(outcome))
             tasks = again
             if not again:
@@ -195,10 +195,10 @@ def _error(failed: dict[str, Exception], folder: BuildFolder) -> BuildError:
     tasks = "task" if len(failed) == 1 else "tasks"
     listed = ";\n".join([*lines, *more])
     if any(isinstance(error, MemoryError) for error in failed.values()):
-        listed += ".\nLess memory is taken with fewer threads and workers, and by smaller batches"
+        listed += ".\nFewer threads, fewer workers or smaller batches need less memory"
     return BuildError(
         f"{len(failed)} {tasks} of {folder.path} failed:\n{listed}.\n"
-        "Everything else is kept; the same command tries them again"
+        "Everything else is kept; the same command retries them"
     )
 
 
@@ -206,20 +206,20 @@ def _error(failed: dict[str, Exception], folder: BuildFolder) -> BuildError:
 
 
 class EmbedStage(Stage[EmbedTask]):
-    """Embeds the partitions that are not embedded, leaves out those that kill workers.
+    """Embed the remaining partitions; leave out those that kill workers.
 
     Parameters
     ----------
     folder : BuildFolder
         Where the work is done.
     plan : Plan
-        What is made.
+        The plan of the build.
     partitions : sequence of Partition
-        All partitions, by their numbers.
+        All partitions, in the order of their numbers.
     tasks : sequence of EmbedTask
-        Those to embed.
+        Tasks of the partitions to embed.
     receipts : dict
-        Counts of those that are done, by name; to which those of the tasks are added.
+        Counts of finished partitions, by name; those of the tasks are added to it.
 
     Attributes
     ----------
@@ -276,7 +276,7 @@ class EmbedStage(Stage[EmbedTask]):
         return True
 
     def update(self, bar: progress.Bar) -> None:
-        """Expect as many images as are listed, else as many a partition as before."""
+        """Set the total: the images listed, or else an estimate from finished partitions."""
         if self._listed:
             bar.expect(self._images + self._left)
         elif self.receipts:
@@ -284,7 +284,7 @@ class EmbedStage(Stage[EmbedTask]):
         bar.note = f"{len(self.receipts)}/{self._count} partitions, {self._rejected} left out"
 
     def _quarantine(self, partition: Partition, reason: str) -> Receipt:
-        """Write the receipt of a partition that is left out as a whole."""
+        """Write the receipt of a partition that is left out entirely."""
         why, images = f"{partition.name}: {reason}", partition.images or 0
         rejected = Rejected(partition.paths[0], "", "killer", why, images)
         facts = {
@@ -302,21 +302,21 @@ class EmbedStage(Stage[EmbedTask]):
 
 
 class AssembleStage(Stage[AssembleTask]):
-    """Combines the rows to cells, finds variances of modalities, or writes bands of the cube.
+    """Combine rows into cells, find variances of modalities, or write bands of the cube.
 
     Parameters
     ----------
     folder : BuildFolder
         Where the work is done.
     kind : {"combine", "balance", "write"}
-        Which of them.
+        Which of the three.
     task : AssembleTask
-        One of its tasks, of any number.
+        Any one of its tasks.
     count : int
-        How many tasks there are, done ones included.
+        How many tasks there are, including finished ones.
     """
 
-    # While the keys of a part are read, or the files of a band flushed, another is decoded.
+    # While one task reads keys of a part, or flushes files of a band, another decodes.
     at_once = 2
 
     def __init__(self, folder: BuildFolder, kind: str, task: AssembleTask, count: int) -> None:
@@ -330,7 +330,8 @@ class AssembleStage(Stage[AssembleTask]):
         done = folder.receipts.done(task.work, kind, names, renew=True)
         tasks = [replace(task, number=i) for i, name in enumerate(names) if name not in done]
         if kind == "combine":
-            # The passes first: each reads of many parts, and as the last would run alone.
+            # The passes come first: each reads from many parts, and would run alone if it came
+            # last.
             tasks.reverse()
         super().__init__(folder, title, unit, function, tasks, count, len(done))
 
@@ -351,14 +352,14 @@ def assemble(
     asked: Iterable[str] = (),
     overwrite: bool = False,
 ) -> None:
-    """Make the cube of a plan from files of rows; go on where an earlier run stopped.
+    """Make the cube of a plan from files of rows; continue where an earlier run stopped.
 
     Parameters
     ----------
     folder : BuildFolder
         Where the work is done.
     plan : Plan
-        What is made.
+        The plan of the build.
     aggregation : Aggregation
         How cells are aggregated.
     files : sequence of str
@@ -368,32 +369,33 @@ def assemble(
     executor : Executor
         Runs the tasks.
     asked : iterable of str
-        Modalities that were named; a warning lists those without an image.
+        Modalities that the user named; a warning lists those without an image.
     overwrite : bool
-        Whether another cube of the final name is replaced, once this one is whole.
+        Whether to replace another cube of the final name, once this one is complete.
 
     Raises
     ------
     BuildError
-        If no row, or no pixel with data, is left to aggregate, or tasks failed; if something else
+        If no row or no pixel with data is left to aggregate, if tasks failed, or if something else
         has the final name.
     RowsError
-        If files of somebody else changed while they were read.
+        If files that are not the build's own changed while they were read.
     """
     known = _versions(plan, files)
     with ThreadPoolExecutor(1) as thread:
-        # It takes as long as to look at many rows, and comes next.
+        # It takes as long as surveying many rows, and is needed next.
         thread.submit(import_module, "zarr")
         found = Surveyed.of(files, aggregation)
     if not found.survey.images:
         rejected = f", or all were rejected ({folder.path}/quarantine.parquet says why)"
         raise BuildError(
-            f"{plan.source}: no image is left to make a cube of; the modalities and dates chosen "
-            f"admit none{rejected if plan.kind == 'build' else ''}"
+            f"{plan.source}: no image is left to make a cube of; none is of the chosen modalities "
+            f"and dates{rejected if plan.kind == 'build' else ''}"
         )
     _warn_of_absent(found, asked)
     data = found.to_json(attributes.get("copcube_rows") or digest(known))
-    # Other rows, such as after --retry-quarantined: cells of the old ones must not be mixed in.
+    # The rows differ, such as after --retry-quarantined: cells of the old ones must not be mixed
+    # in.
     if _known_survey(folder) != data:
         folder.discard("cells", "variances", "cube.zarr")
         variances_of.cache_clear()
@@ -402,15 +404,15 @@ def assemble(
     about = {**cube_attributes(plan, aggregation, found.survey), **attributes}
     combining = len(found.parts) + len(found.passes)
     with ThreadPoolExecutor(1) as thread:
-        # Beside the combining: it is made of many small files.
+        # While rows are combined: the template consists of many small files.
         template = thread.submit(_create, folder, task, found, about)
         run_stage(executor, AssembleStage(folder, "combine", task, combining))
         template.result()
-    # Lines of pixels were counted, whether or not data are in them.
+    # Lines of pixels were counted, whether or not they hold data.
     if not folder.files.names(f"cells/{task.place}/"):
         raise BuildError(
-            f"{plan.source}: no pixel of the files and dates chosen holds data; there is no cell "
-            "to make a cube of"
+            f"{plan.source}: no pixel of the chosen files and dates holds data, so there is no "
+            "cell to make a cube of"
         )
     if aggregation.balance == "variance":
         run_stage(executor, AssembleStage(folder, "balance", task, N_BANDS))
@@ -421,17 +423,17 @@ def assemble(
     if changed := [file for file in known if now[file] != known[file]]:
         folder.give_up()
         raise RowsError(
-            f"{few(changed)}: replaced, changed or removed while it was aggregated; the same "
-            "command begins anew"
+            f"{few(changed)}: replaced, changed or removed while it was aggregated; give the same "
+            "command to start again"
         )
-    # Once more: the template may be of a run that failed at rows since made anew.
+    # Again: the template may come from a run that failed, and its rows may have been remade.
     cube.finish(folder.cube(task.place), about)
     folder.publish(plan, task.place, overwrite=overwrite)
     folder.sweep()
 
 
 def _versions(plan: Plan, files: Sequence[str]) -> dict[str, str]:
-    """Versions of files of rows that are not the build's own, by which a change is noticed."""
+    """Versions of files of rows that are not the build's own, to notice changes."""
     if plan.kind != "aggregate":
         return {}
     # In a store each file costs a request.
@@ -443,8 +445,8 @@ def _warn_of_absent(found: Surveyed, asked: Iterable[str]) -> None:
     counts = dict(zip(found.labels, found.survey.images_by_modality, strict=True))
     if absent := [key for key in asked if not counts[key]]:
         log.warning(
-            "NO IMAGE OF %s: the source has none of the dates chosen, or none with a date to group "
-            "by, or all were left out; the cube is made of the others",
+            "NO IMAGE OF %s: the source has none of the chosen dates, or none with a date to group "
+            "by, or all were left out; the cube is made of the other modalities",
             ", ".join(absent),
         )
 
@@ -464,26 +466,26 @@ def _create(
         attrs=attributes,
     )
     files = {f"cube.zarr/{task.place}/{name}": known for name, known in written.items()}
-    folder.files.flush([f"cube.zarr/{task.place}/zarr.json"])  # with all folders above
+    folder.files.flush([f"cube.zarr/{task.place}/zarr.json"])  # with all parent folders
     folder.receipts.write(task.work, "create", "cube", files, {})
 
 
 def complete(folder: BuildFolder, plan: Plan, rows: str) -> bool:
-    """Whether the finished cube of this very plan and these very rows is there, and is to stay."""
+    """Whether the finished cube of exactly this plan and these rows exists and is kept."""
     attributes = cube.read_attributes(folder.out)
     made_of = attributes.get("copcube_plan"), attributes.get("copcube_rows")
     return made_of == (plan.id, rows) and not folder.is_replacing()
 
 
 def is_undamaged(folder: BuildFolder) -> bool:
-    """Whether nothing is wrong with the finished cube; else say what."""
+    """Whether the finished cube is undamaged; if not, log what is wrong."""
     problems = cube.problems(folder.out)
     for problem in problems[:3]:
         log.warning("%s: %s", folder.out, problem)
     if problems:
         folder.require_nothing_added()
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        log.warning("for that%s, the cube is made again from its rows", more)
+        log.warning("because of that%s, the cube is made again from its rows", more)
     return not problems
 
 

@@ -1,10 +1,9 @@
-"""The tasks of a build: plain functions of a small description, wherever they are called.
+"""The tasks of a build: plain functions of a small description, wherever they run.
 
-A description says which task of which build it is; everything else is read from the build's
-folder. So descriptions are a few hundred bytes on their way to a worker, and what comes back
-is a few numbers: images, rows and cells only ever go to the folder. Each task may be done
-twice, at once or again after its worker died; its files appear whole and are the same every
-time.
+A description names a task and its build; everything else is read from the build's folder. So a few
+hundred bytes are sent to a worker, and a few numbers come back: images, rows and cells only go to
+the folder. A task may run twice, at the same time or again after its worker died; its files appear
+complete and are the same every time.
 """
 
 import hashlib
@@ -42,13 +41,13 @@ from copcube.rows import encode_rows
 from copcube.selection import Selection
 
 SECONDS_BETWEEN_HEARTBEATS = 30.0
-"""How often a worker notes how far it is."""
+"""Seconds between a worker's notes of its progress."""
 
 MOST_THREADS = 8
-"""Decoding threads a partition, unless another number is asked for."""
+"""Decoding threads per partition, unless another number is given."""
 
 Advance = Callable[[int], None]
-"""Called with a number of images, parts or bands that are done."""
+"""Called with a number of finished images, parts or bands."""
 
 
 def ignore(number: int) -> None:
@@ -58,7 +57,7 @@ def ignore(number: int) -> None:
 def describe(options: BuildOptions) -> EncoderFacts:
     """Describe the encoder on the machine that will use it."""
     encoder, sizes = options.encoder, options.image_sizes
-    # Asked on the machine that embeds: the driver may have no GPU.
+    # Called on the machine that embeds: the driver may have no GPU.
     known = kinds(options.sensors)
     batches = {key: encoder.batch_size(known[key].asked, size) for key, size in sizes.items()}
     return EncoderFacts(encoder.dim, dict(encoder.provenance), batches)
@@ -74,17 +73,17 @@ class EmbedTask:
     Parameters
     ----------
     out : str
-        The cube to be.
+        The future cube.
     plan : str
         Hash of its plan.
     number : int
-        Of the partition in the list.
+        Number of the partition in the list.
     name : str
-        Of the partition.
+        Name of the partition.
     source : Source or CoreSource
         Where its images are read from.
     options : BuildOptions
-        What the build was asked for.
+        Options of the build.
     """
 
     out: str
@@ -106,7 +105,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
     Raises
     ------
     BuildError
-        If the build has another plan by now, or this machine another encoder.
+        If the build now has another plan, or this machine has another encoder.
     ImageError
         With `strict`, at the first broken image.
     StorageError
@@ -117,7 +116,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
     options = task.options
     with _heartbeats(folder, task.name, advance) as count:
         _require_same(plan, options.encoder)
-        # Read here rather than sent: the paths of a partition of GeoTIFFs take some 100 kB.
+        # Read here rather than sent: the paths of a partition of GeoTIFFs take about 100 kB.
         partition = read_partition(folder.files.open("partitions.parquet"), task.number)
         if partition.name != task.name:
             raise BuildError(f"{folder.path}: the partitions of this build were replaced")
@@ -148,7 +147,7 @@ def run_embed_task(task: EmbedTask, advance: Advance = ignore) -> Receipt:
 def _embedded(
     task: EmbedTask, plan: Plan, partition: Partition, count: Advance
 ) -> tuple[Callable[[str], Any], PartitionReport]:
-    """Embed the images of a partition; return what encodes the file of a name, and a report."""
+    """Embed the images of a partition; return what encodes its files by name, and a report."""
     options, source = task.options, task.source
     shared: dict[str, Any] = {
         "selection": options.selection,
@@ -160,7 +159,7 @@ def _embedded(
     made_by = dict(plan.encoder)
     pixels = ("resampling", "s2_offset")
     made_by |= {key: plan.options[key] for key in pixels if key in plan.options}
-    # Sizes of batches are those of the plan: on another machine the encoder might prefer others.
+    # Batch sizes come from the plan: on another machine the encoder might prefer others.
     if isinstance(source, CoreSource):
         fragments = source.fragments
         size = plan.batch_sizes[fragments.modality]
@@ -188,8 +187,8 @@ def _embedded(
 def _counted(rejected: Sequence[Rejected]) -> list[Rejected]:
     """Sum up the repeated images of each archive in one entry.
 
-    Published tensors are padded with repeated images, so nearly every member of a shard has
-    some; a receipt with an entry for each would be long.
+    Published tensors are padded with repeated images, so nearly every member of a shard has some;
+    an entry for each would make a long receipt.
     """
     kept = [item for item in rejected if item.kind != "duplicate" or not item.member]
     repeated: dict[str, list[Rejected]] = {}
@@ -197,7 +196,7 @@ def _counted(rejected: Sequence[Rejected]) -> list[Rejected]:
         if item.kind == "duplicate" and item.member:
             repeated.setdefault(item.file, []).append(item)
     for file, items in repeated.items():
-        reason = f"images that are in it already, in {len(items)} members"
+        reason = f"images that it already holds, in {len(items)} members"
         number = sum(item.images for item in items)
         kept.append(Rejected(file, "", "duplicate", reason, number))
     return kept
@@ -227,7 +226,7 @@ def _require_same(plan: Plan, encoder: Encoder) -> None:
 
 @contextmanager
 def _heartbeats(folder: BuildFolder, name: str, advance: Advance) -> Iterator[Advance]:
-    """Note in the folder how far the body is, as often as it counts, but not all the time."""
+    """Note the body's progress in the folder when it counts, but not too often."""
     note = f"running/{name}.json"
     state = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     done, last = 0, 0.0
@@ -257,7 +256,7 @@ class AssembleTask:
     Parameters
     ----------
     out : str
-        The cube to be.
+        The future cube.
     plan : str
         Hash of its plan.
     survey : str
@@ -278,21 +277,21 @@ class AssembleTask:
 
     @property
     def place(self) -> str:
-        """Name of the folders of its files.
+        """Name of the folder of its files.
 
-        A worker that outlived its driver may still write those of other work, which must not
-        come among these.
+        A worker that outlived its driver may still write files of other work, which must not be
+        mixed with these.
         """
         return self.work[:16]
 
 
 def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
-    """Combine one part of the rows to the statistics of whole cells, then write the receipt.
+    """Combine one part of the rows into statistics of whole cells, then write the receipt.
 
     The parts come first, then the passes over cells that lie in several parts.
     """
     folder, found = _surveyed(task)
-    # Tasks are numbered through: parts first, then the passes over divided cells.
+    # Tasks are numbered continuously: parts first, then the passes over divided cells.
     if task.number < len(found.parts):
         part = found.parts[task.number]
         cells = aggregate.combine(part, found.aggregation, found.survey)
@@ -337,7 +336,7 @@ def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
     folder, found = _surveyed(task)
     cells = _cells(folder, task, found)
     if found.aggregation.balance == "variance":
-        # All bands ask with the same number, so that one entry of the cache serves them.
+        # All bands use the same number, so that one cache entry serves them all.
         cells = equalised(cells, variances_of(replace(task, number=0)))
     written = cube.write_band(folder.cube(task.place), task.number, cells)
     advance(1)
@@ -348,9 +347,9 @@ def run_write_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
 
 
 def _cells(folder: BuildFolder, task: AssembleTask, found: "Surveyed") -> Cells:
-    """Cells of the band that a task is about, from all parts."""
+    """Cells of a task's band, from all parts."""
     band = task.number
-    # Sorted by name, hence by the number of the part: the order of the cells is always the same.
+    # Sorted by name, hence by part number: the order of the cells is always the same.
     names = [name for name in folder.files.names(f"cells/{task.place}/") if _reaches(name, band)]
     files = folder.files
     tables = [decode_cells(files.open(n), f"{folder.path}/{n}", band) for n in names]
@@ -366,7 +365,7 @@ def _reaches(name: str, band: int) -> bool:
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What is known of the rows before they are combined.
+    """What is known about the rows before they are combined.
 
     Parameters
     ----------
@@ -399,7 +398,7 @@ class Surveyed:
         return aggregate.passes(self.survey)
 
     def to_json(self, rows: str) -> bytes:
-        """Return bytes that `from_json` reads, with a hash of the rows, if one is known."""
+        """Return bytes that `from_json` reads, with a hash of the rows if known."""
         survey = vars(self.survey) | {key: getattr(self.survey, key).tolist() for key in _ARRAYS}
         return to_json(
             {
@@ -427,12 +426,12 @@ class Surveyed:
 
 
 _FORM = 3
-"""Form of what lies in ``cells/``; what an earlier copcube left there is combined again."""
+"""Version of the files in ``cells/``; those of an earlier copcube are combined again."""
 
 _ARRAYS = ("split_cell", "split_part", "split_rows")
 
 
-# What a process keeps from one task to the next.
+# What a process keeps between tasks.
 
 
 @lru_cache(maxsize=4)

@@ -27,7 +27,7 @@ _OF_IMAGES = (
     *("probe", "area", "weights", "language", "device", "dtype", "seeds", "epochs"),
     *("levels", "stream", "cache"),
 )
-"""Options that a cube's own vectors have no use for: of images, the encoder and its heads."""
+"""Options that do not apply to a cube's own vectors: those of images, encoder and heads."""
 
 
 def add(commands: Commands) -> None:
@@ -66,7 +66,7 @@ def add(commands: Commands) -> None:
         "--area",
         choices=("official", "true"),
         default="official",
-        help="area of a token as told to the encoder: the published one (default), or the true one",
+        help="area of a token given to the encoder: the published one (default), or the true one",
     )
     add_model(bench)
     bench.add_argument(
@@ -117,17 +117,17 @@ def _bench(arguments: Arguments) -> int:
 
     for path in arguments.out:
         if Path(path).suffix.lower() == ".json" and Path(path).exists():
-            read_results(path)  # which are added to, not replaced
+            read_results(path)  # which are extended, not replaced
         else:
             require_form(path, (".json", *TABLES), arguments)
-    # Which tasks "all" are depends on what is asked: images, or whole cells of a cube.
+    # What "all" means depends on the input: images, or whole cells of a cube.
     tasks = None if arguments.tasks == ["all"] else arguments.tasks
     if arguments.cube:
         usual = arguments.of_images
         if given := [f"--{name}" for name in usual if getattr(arguments, name) != usual[name]]:
             raise OptionError(
-                f"{', '.join(given)}: for images and their encoder; with --cube its own vectors "
-                "are used: leave it out"
+                f"{', '.join(given)}: for images and their encoder; --cube uses the cube's own "
+                "vectors: leave it out"
             )
         with reading(arguments.cube):
             cube = cube_of(arguments)
@@ -136,7 +136,7 @@ def _bench(arguments: Arguments) -> int:
     if arguments.group is not None:
         raise OptionError("--group is for a cube; give one with --cube, or leave it out")
     if arguments.levels == "last" and arguments.probe != "fast":
-        raise OptionError("--levels is for the linear heads of --probe fast; give that, too")
+        raise OptionError("--levels is for the linear heads of --probe fast; add --probe fast")
     found = bench(
         [*TASKS] if tasks is None else tasks,
         arguments.root,
@@ -157,7 +157,7 @@ def _bench(arguments: Arguments) -> int:
 
 
 def _report(found: "Benched", arguments: Arguments) -> int:
-    """Print and write what was found; return the exit code."""
+    """Print and write the results; return the exit code."""
     from copcube.probes.bench.results import grid_of
 
     if found.results:
@@ -178,8 +178,7 @@ def _save(path: str, results: "list[Result]", arguments: Arguments) -> None:
 
     form = TABLES.get(Path(path).suffix.lower())
     if form is None:
-        # A run that is repeated takes the place of its former results; others stay, also those
-        # that came while this one ran.
+        # A repeated run replaces its former results; others stay, also those added meanwhile.
         before = read_results(path) if Path(path).exists() else []
         named = {(one.task, one.probe, str(one.provenance)): one for one in [*before, *results]}
         write_results(path, [*named.values()])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _COMPONENTS = 3
-"""What the demo reduces vectors to, as its maps need for colours."""
+"""Number of components of the demo, which its maps need for colours."""
 
 
 def add(commands: Commands) -> None:
@@ -240,7 +240,7 @@ def _workers(command: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def _executor(arguments: Arguments) -> Iterator[dict[str, Any]]:
-    """Yield the options of `build` that name its workers, connected while the body runs."""
+    """Yield the options of `build` for its workers, connected while the body runs."""
     if arguments.scheduler is None and arguments.scheduler_file is None:
         yield {"workers": arguments.workers}
         return
@@ -253,7 +253,7 @@ def _executor(arguments: Arguments) -> Iterator[dict[str, Any]]:
 def _build(arguments: Arguments) -> int:
     from copcube.builds import build, estimate
 
-    # What an estimate depends on as well.
+    # An estimate depends on these as well.
     options = {
         "modalities": arguments.modalities,
         "sensors": arguments.sensors,
@@ -281,7 +281,7 @@ def _build(arguments: Arguments) -> int:
             **executor,
             **options,
         )
-    # The cube is there, but a script that goes on from it must learn that images are missing.
+    # The cube exists, but a script that continues with it must know that images are missing.
     _log_report(report)
     return 3 if report.quarantined else 0
 
@@ -321,7 +321,7 @@ def _log_report(report: "Report") -> None:
     if report.rejected:
         left_out = ", ".join(f"{count} {kind}" for kind, count in report.rejected.items())
         log.log(
-            # Broken files can be fetched again; about the other kinds nothing need be done.
+            # Broken files can be fetched again; the other kinds need no action.
             logging.WARNING if report.rejected.get("broken", 0) else logging.INFO,
             "images left out: %s (reasons in %s/quarantine.parquet)",
             left_out,
@@ -329,8 +329,8 @@ def _log_report(report: "Report") -> None:
         )
     if report.quarantined:
         log.warning(
-            "PARTITIONS LEFT OUT because they killed their worker: %s; --retry-quarantined tries "
-            "them again",
+            "PARTITIONS LEFT OUT because they killed their worker: %s; --retry-quarantined retries "
+            "them",
             ", ".join(report.quarantined),
         )
     if report.seconds.get("embedding"):
@@ -340,7 +340,7 @@ def _log_report(report: "Report") -> None:
 
 
 def _times(seconds: dict[str, float]) -> str:
-    """Say in one line where the time of embedding went."""
+    """Show in one line where the time of embedding went."""
     from copcube.progress import duration
 
     whole = seconds["embedding"]
@@ -353,8 +353,8 @@ def _times(seconds: dict[str, float]) -> str:
         )
     )
     return (
-        f"embedding took {duration(whole)} of workers' time: {shares}; "
-        f"decoding beside it {duration(seconds['decoding'])}"
+        f"embedding took {duration(whole)} of workers' time: {shares}; parallel decoding "
+        f"{duration(seconds['decoding'])}"
     )
 
 
@@ -372,11 +372,11 @@ def _demo(arguments: Arguments) -> None:
 
     folder = Path(arguments.folder)
     images, cube = folder / "images", folder / "world.zarr"
-    # The same command goes on in a folder where it was stopped, as a build does.
+    # The same command continues in a folder where it was stopped, as a build does.
     if not images.exists():
         write_sample(images, "geotiff")
     try:
-        # Loaded here rather than by the build, so that the other weights can still be chosen.
+        # Loaded here rather than by the build, so that other weights can still be chosen.
         encoder = EncoderSpec().load()
     except FetchError as error:
         log.warning("the published weights are not available here: %s", error)
@@ -416,19 +416,19 @@ def _use(cube: Path, folder: Path) -> None:
     export(both, folder / "merged.nc", overwrite=True)
     for suffix in ("npz", "pt", "tif"):
         export(fields, folder / f"fields.{suffix}", overwrite=True)
-    # matplotlib and cartopy are an extra of the package; all else of the demo does without.
+    # matplotlib and cartopy are optional; the rest of the demo works without them.
     with contextlib.suppress(MissingPackageError):
         rgb(fields).get_figure().savefig(folder / "fields.png", dpi=150)  # type: ignore[union-attr]
     page(world, folder / "world.html", basis=fields, overwrite=True)
-    print(f"Its 3 principal components, merged, exported, drawn: {folder}/fields.*, merged.nc")
-    print(f"To look around in them, open {folder}/world.html in a browser")
+    print(f"Its 3 principal components, merged, exported and drawn: {folder}/fields.*, merged.nc")
+    print(f"To explore them, open {folder}/world.html in a browser")
 
 
 def _spec(arguments: Arguments) -> "EncoderSpec | TimmSpec":
     from copcube.encoder import EncoderSpec, TimmSpec
 
     if arguments.product:
-        # Weights, device and dtype are known to both kinds of encoder.
+        # Both kinds of encoder know weights, device and dtype.
         for name in ("language", "pooling", "compile"):
             if getattr(arguments, name):
                 raise OptionError(f"--{name} is for Copernicus-FM, not for --product majortom")

@@ -1,4 +1,4 @@
-"""What the commands of the command line share."""
+"""Helpers shared by the commands."""
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ Arguments = argparse.Namespace
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 TABLES = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
-"""Endings of tables of scores, and the names of their forms."""
+"""Extensions of tables of scores, and the names of their formats."""
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # To every command rather than to the root, so that they may follow the command's name.
+    # Added to every command rather than the root, so that they may follow the command's name.
     made.add_argument("--quiet", "-q", action="store_true", help="only warnings and errors")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made.set_defaults(run=run)
@@ -53,7 +53,7 @@ def positive(text: str) -> int:
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    """Add the options that say which weights are loaded, and where they compute."""
+    """Add the options for which weights to load, and the device to use."""
     command.add_argument(
         "--weights",
         default="hub",
@@ -68,11 +68,11 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 
 _WIDE = 120
-"""Columns of text that a table of numbers may have, whatever the terminal's width."""
+"""Width in characters that a table of numbers may have on any terminal."""
 
 
 def say(text: object) -> None:
-    """Print a result, of which parts may come from files, without control characters."""
+    """Print a result without control characters, since parts of it may come from files."""
     print(printable(str(text), lines=True))
 
 
@@ -93,7 +93,7 @@ def table(title: str, lines: Iterable[tuple[str, str]]) -> None:
 
 
 def columns(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows of texts below the heads of their columns."""
+    """Print rows of texts below their column heads."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -101,15 +101,15 @@ def columns(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _fill(table: "Table", rows: Iterable[Sequence[str]], most: int = 0) -> None:
-    """Print a table; one that needs no more columns of text than `most` is never cut."""
+    """Print a table; one no wider than `most` characters is never cut."""
     from rich.console import Console
     from rich.text import Text
 
     for row in rows:
-        # As plain text: what comes from files may look like rich's own markup.
+        # As plain text: content of files may look like rich's markup.
         table.add_row(*(Text(printable(text, lines=True)) for text in row))
     console = Console()
-    # A line that the terminal breaks can still be read, and a name that was cut can not.
+    # A line that the terminal wraps can still be read, but a name that was cut cannot.
     needed = console.measure(table, options=console.options.update(width=most)).maximum
     if console.width < needed <= most:
         console = Console(width=needed)

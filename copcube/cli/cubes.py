@@ -1,4 +1,4 @@
-"""Cubes of the command line: opening what it is given, writing what it makes."""
+"""Cubes on the command line: opening inputs, writing outputs."""
 
 import argparse
 import logging
@@ -19,9 +19,9 @@ CUBE = "a cube, or a published map (.npz, .pt, .tif, .parquet)"
 
 
 def open_any(path: str) -> "xr.Dataset":
-    """Open a cube, a reduction or a published map, by what the path looks like.
+    """Open a cube, a reduction or a published map, according to its path.
 
-    What users saved themselves, such as part of a cube, is opened if it holds vectors.
+    Files that users saved, such as part of a cube, are opened if they hold vectors.
     """
     import xarray as xr
 
@@ -29,10 +29,10 @@ def open_any(path: str) -> "xr.Dataset":
     from copcube.interchange.engine import CopembedBackend
     from copcube.interchange.export import WRITERS
 
-    # The endings of published maps; a reduction saved as .nc is among them.
+    # The extensions of published maps, and .nc of a saved reduction.
     if Path(path).suffix.lower() in WRITERS:
-        # To find a backend by its name, xarray imports those of all packages, and some
-        # crash beside each other: those of cfgrib and of rioxarray each bring a PROJ.
+        # To find a backend by name, xarray imports those of all packages. Some crash together:
+        # cfgrib's and rioxarray's each bring a PROJ.
         ds = xr.open_dataset(path, engine=CopembedBackend, chunks={})
     else:
         ds = open_stored(path)
@@ -41,7 +41,7 @@ def open_any(path: str) -> "xr.Dataset":
 
 
 def warn_of(attrs: Mapping[Any, Any], path: str) -> None:
-    """Warn of numbers that look like results and are none."""
+    """Warn about numbers that look like results but are not."""
     from copcube.cube.caution import caution
 
     if said := caution(attrs):
@@ -51,14 +51,14 @@ def warn_of(attrs: Mapping[Any, Any], path: str) -> None:
 def naming(
     run: Callable[[Arguments], int | None], *inputs: str
 ) -> Callable[[Arguments], int | None]:
-    """Have a command name its inputs if numbers of them, read when they are needed, are damaged.
+    """Make a command name its inputs if values that it reads lazily are damaged.
 
     Parameters
     ----------
     run : callable
         The command.
     inputs : str
-        Arguments that may hold paths of its inputs, one or a list each.
+        Names of arguments that may hold input paths, one or a list each.
     """
 
     def named(arguments: Arguments) -> int | None:
@@ -107,7 +107,7 @@ def add_groups(command: argparse.ArgumentParser) -> None:
 
 
 def place_in_cube(command: argparse.ArgumentParser) -> None:
-    """Add the arguments of a command that is about one place in a cube."""
+    """Add the arguments of a command about one place in a cube."""
     add_cube(command)
     command.add_argument("lat", type=float, metavar="LAT", help="degrees north")
     command.add_argument("lon", type=float, metavar="LON", help="degrees east")
@@ -115,14 +115,14 @@ def place_in_cube(command: argparse.ArgumentParser) -> None:
 
 def inputs(arguments: Arguments) -> list[str]:
     """Paths that a command reads."""
-    # By whatever name a command calls it: what is read must not be replaced.
+    # Under whatever name a command has it: what is read must not be replaced.
     names = ["cube", "basis", "era5", "given", "statics", "stations", "other"]
     names += ["table", "regions", "statistics"]
     return _paths(arguments, names)
 
 
 def _paths(arguments: Arguments, names: Iterable[str]) -> list[str]:
-    """Paths that some arguments hold, one or a list each; what was not given holds none."""
+    """Paths in some arguments, one or a list each; arguments not given hold none."""
     given = (getattr(arguments, name, None) for name in names)
     paths = [path for one in given for path in (one if isinstance(one, list) else [one])]
     return [path for path in paths if path is not None]
@@ -131,14 +131,14 @@ def _paths(arguments: Arguments, names: Iterable[str]) -> list[str]:
 def require_form(
     path: str, forms: Collection[str], arguments: Arguments, expected: str | None = None
 ) -> Path:
-    """Check that an output ends as one of some forms and can be written, before any work.
+    """Check, before any work, that an output has one of some extensions and can be written.
 
     Raises
     ------
     OptionError
-        If it ends otherwise; `expected` says in words what may be.
+        If it has another extension; `expected` lists the possible ones in words.
     WriteError
-        If something is there that must stay.
+        If something exists there that must stay.
     """
     from copcube.interchange.replacing import require_free
 
@@ -149,7 +149,7 @@ def require_form(
 
 
 def appears(path: str | Path, arguments: Arguments) -> "AbstractContextManager[Path]":
-    """Write an output of a command, which appears when it is whole; see `appearing`."""
+    """Write an output of a command, which appears when it is complete; see `appearing`."""
     from copcube.interchange.replacing import appearing
 
     return appearing(path, arguments.overwrite, *inputs(arguments))
@@ -162,7 +162,7 @@ def require_output(arguments: Arguments) -> None:
     suffix = Path(arguments.out).suffix.lower()
     if suffix not in (".zarr", ".nc"):
         raise OptionError(
-            f"{arguments.out}: expected .zarr or .nc; for other forms see `copcube export`"
+            f"{arguments.out}: expected .zarr or .nc; for other formats see `copcube export`"
         )
     if arguments.zarr_format and suffix != ".zarr":
         raise OptionError(f"--zarr-format is for .zarr; {arguments.out} is not")
@@ -180,7 +180,7 @@ def save(ds: "xr.Dataset", arguments: Arguments) -> None:
 
 
 def save_fields(ds: "xr.Dataset", arguments: Arguments) -> None:
-    """Write a dataset that is no cube as Zarr or netCDF."""
+    """Write a dataset that is not a cube as Zarr or netCDF."""
     from copcube.interchange import to_zarr
     from copcube.interchange.netcdf import write_by_xarray
 
@@ -188,7 +188,7 @@ def save_fields(ds: "xr.Dataset", arguments: Arguments) -> None:
         to_zarr(ds, arguments.out, overwrite=arguments.overwrite)
     else:
         with appears(arguments.out, arguments) as temporary:
-            # Maps have almost all of the bytes.
+            # Maps hold almost all of the bytes.
             small = {"zlib": True, "complevel": 1}
             maps = [name for name in ds.data_vars if ds[name].ndim > 1]
             write_by_xarray(ds, temporary, dict.fromkeys(maps, small))
@@ -201,7 +201,7 @@ def group(ds: "xr.Dataset", label: str, option: str = "--group") -> "xr.Dataset"
     Raises
     ------
     OptionError
-        If the cube has not one such dimension, or none of that label.
+        If the cube does not have exactly one such dimension, or lacks the label.
     """
     from copcube.cube.view import CubeView
     from copcube.cube.whole import at_once
@@ -214,7 +214,7 @@ def group(ds: "xr.Dataset", label: str, option: str = "--group") -> "xr.Dataset"
     (dim, labels), *_ = groups.items()
     if label not in labels:
         raise OptionError(f"{option} {label}: expected one of {', '.join(labels)}")
-    # Of a part of a map dask would take a task for each chunk, whenever it is used.
+    # For a part of a map, dask would run a task for each chunk, at each use.
     names = [name for name in ds.data_vars if dim in ds[name].dims and name != view.name]
     maps = {name: at_once(ds[name]) for name in names}
     return ds.assign(maps).isel({dim: labels.index(label)})

@@ -10,7 +10,7 @@ from copcube.modalities import MODALITIES
 log = logging.getLogger("copcube")
 
 ENCODERS = ("ssl4eo-s2", "ssl4eo-s1rtc", "dinov2", "siglip")
-"""Encoders of Major TOM; here as well, since the parser imports nothing heavy."""
+"""Encoders of Major TOM, repeated here since the parser imports nothing heavy."""
 
 
 def add(commands: Commands) -> None:
@@ -86,7 +86,7 @@ def _add_fetch(commands: Commands) -> None:
     fetch.add_argument(
         "which",
         nargs="*",
-        default=[],  # without, argparse says that it is required
+        default=[],  # without it, argparse says that it is required
         metavar="A-B|TASK|large",
         help="which shards, tasks or weights",
     )
@@ -108,7 +108,7 @@ def add_modalities(command: argparse.ArgumentParser, others: str = "") -> None:
 
 def _sample(arguments: Arguments) -> None:
     bench = arguments.layout == "bench"
-    # They have no defaults, so that one which the layout has no use for is noticed.
+    # They have no defaults, so that one that does not apply to the layout is noticed.
     for option in ("cells", "modalities") if bench else ("tasks", "images"):
         if getattr(arguments, option) is not None:
             raise OptionError(f"layout {arguments.layout!r} has no option --{option}")
@@ -123,7 +123,7 @@ def _sample_pretrain(arguments: Arguments) -> None:
     from copcube.progress import size
 
     cells = {} if arguments.cells is None else {"cells": arguments.cells}
-    # Vectors without images: said aloud, as of all that is synthetic.
+    # Vectors without images: a warning, as for everything synthetic.
     if arguments.layout == "majortom-embeddings":
         from copcube.products.majortom.sample import write_embeddings
 
@@ -172,7 +172,7 @@ def _fetch(arguments: Arguments) -> None:
     if arguments.what != "bench":
         if len(which) > 1:
             raise OptionError(f"fetch {arguments.what} takes one range, got {' '.join(which)}")
-        # Of the others, one text: a range of shards, or the size of the weights.
+        # For the others, one text: a range of shards, or the size of the weights.
         which = which[0] if which else None
     for file in fetch(arguments.what, arguments.to, which, arguments.encoder):
         say(file.path)

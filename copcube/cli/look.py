@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 DRAWN = {".png": "Software", ".pdf": "Creator", ".svg": "Creator"}
-"""Forms of pictures, and what the name of the program that drew one is called in each."""
+"""Formats of pictures, and the metadata key of each for the program that drew it."""
 
 _OF_PICTURES = ("show", "component", "projection", "extent", "dpi", "save_basis")
-"""Options that a page has no use for: whoever looks at it chooses."""
+"""Options that do not apply to a page, whose viewer chooses."""
 
 
 def add(commands: Commands) -> None:
@@ -161,7 +161,7 @@ def _add_map(commands: Commands) -> None:
         choices=("rgb", "component", "counts", "spread", "coverage"),
         help="three components as colours (default), one component, or one of the other variables",
     )
-    # Without defaults from here on: what was given is refused where the form has no use for it.
+    # No defaults from here on: an option that does not apply to the format is refused if given.
     drawn.add_argument("--component", type=int, help="which one (default: 0, the first)")
     drawn.add_argument("--basis", metavar="FIELDS", help="the reduction whose axes are used")
     drawn.add_argument(
@@ -264,7 +264,7 @@ def _nearest(arguments: Arguments) -> None:
 
 
 def _vector(path: str | None) -> "NDArray[Any] | None":
-    """Vector of a file of NumPy; objects, which could run code, are refused."""
+    """Read a vector from a NumPy file; objects, which could run code, are refused."""
     import numpy as np
 
     if path is None:
@@ -284,7 +284,7 @@ def _map(arguments: Arguments) -> None:
     unknown = [
         f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name) is not None
     ]
-    # An ending that is no form at all is refused next, which says what may be given.
+    # An unknown extension is refused next, with a list of what may be given.
     if form in forms and unknown:
         raise OptionError(f"{form} has no option {', '.join(unknown)}; leave it out")
     out = require_form(arguments.out, forms, arguments)
@@ -300,7 +300,7 @@ def _page(arguments: Arguments) -> None:
 
     if holds_fragments(arguments.cube):
         raise OptionError(
-            f"{arguments.cube} holds embeddings of images, and a page shows cubes; choose "
+            f"{arguments.cube} holds embeddings of images, but a page shows cubes; choose "
             f"{', '.join(DRAWN)}, or make a cube of them with `copcube aggregate`"
         )
     basis = None if arguments.basis is None else open_any(arguments.basis)
@@ -313,7 +313,7 @@ def _picture(arguments: Arguments, out: Path) -> None:
     from copcube.lookup.fragment_files import holds_fragments
 
     options = {"projection": arguments.projection, "extent": arguments.extent}
-    # Parquet also is a form of cubes (published averages), so the columns decide.
+    # Published averages, a form of cube, are parquet too, so the columns decide.
     if holds_fragments(arguments.cube):
         draw(_fragments(arguments, options), out, arguments, arguments.dpi)
         return
@@ -323,7 +323,7 @@ def _picture(arguments: Arguments, out: Path) -> None:
     if arguments.component is not None and show != "component":
         raise OptionError(f"--component needs --show component; {show} is shown")
     if arguments.basis is not None and show not in ("rgb", "component"):
-        raise OptionError(f"--basis is for components, and {show} is shown; leave it out")
+        raise OptionError(f"--basis is for components, but {show} is shown; leave it out")
     ds = cube_of(arguments)
     match show:
         case "rgb" | "component":
@@ -336,20 +336,20 @@ def _picture(arguments: Arguments, out: Path) -> None:
 
 
 def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
-    """Draw fragments on the basis given, or on their own, which may be stored."""
+    """Draw fragments on a given basis, or on their own, which may be saved."""
     from copcube import plot
     from copcube.era5.statics import open_fields
     from copcube.interchange.replacing import require_free
     from copcube.lookup import Fragments, fit_fragments
 
     if arguments.show not in (None, "rgb") or arguments.component is not None:
-        raise OptionError("of parquet files only three components can be shown, as colours")
+        raise OptionError("for parquet files only three components can be shown, as colours")
     if arguments.group is not None:
         raise OptionError(f"--group is for cubes; {arguments.cube} holds embeddings of images")
     if arguments.save_basis is not None:
         if arguments.basis is not None:
-            raise OptionError("--save-basis writes the basis found; --basis gives one")
-        # Before the basis is computed, which may take minutes.
+            raise OptionError("give --save-basis or --basis, not both")
+        # Checked before the basis is computed, which may take minutes.
         if Path(arguments.save_basis).suffix.lower() != ".nc":
             raise OptionError(f"--save-basis {arguments.save_basis}: expected .nc")
         require_free(Path(arguments.save_basis), arguments.overwrite, arguments.cube)
@@ -362,8 +362,8 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
 
 
 def draw(axes: Any, out: Path, arguments: Arguments, dpi: int | None = None) -> None:
-    """Write a picture, which appears when it is whole and says what drew it."""
-    # Said to matplotlib, which would go by the ending of the temporary name.
+    """Write a picture, which appears when complete and names the program that drew it."""
+    # Given explicitly, since matplotlib would use the extension of the temporary name.
     form = out.suffix.lower()
     drawn_by = {DRAWN[form]: f"copcube {__version__}"}
     with appears(out, arguments) as temporary:
@@ -379,7 +379,7 @@ def _change(arguments: Arguments) -> None:
     a, b = groups_of(open_any(arguments.cube), open_any(arguments.other), arguments.groups)
     options = {"n": arguments.n, "metric": arguments.metric, "exclude_km": arguments.exclude_km}
     found = change(a, b, **options)
-    # The list of places: maps are for files.
+    # The list of places only: maps are for files.
     names = [str(name) for name in found.data_vars if found[name].dims == ("place",)]
     heads = [name.removeprefix("place_") for name in names]
     texts = [_texts(head, found[name]) for head, name in zip(heads, names, strict=True)]
@@ -408,7 +408,7 @@ def _say_why_none(found: "xr.Dataset") -> None:
 
 
 def _texts(name: str, of_places: "xr.DataArray") -> Iterable[str]:
-    """Write numbers or groups of places, for people."""
+    """Format the numbers or groups of places."""
     from copcube.cube.schema import labels
 
     values = of_places.values
@@ -422,7 +422,7 @@ def _texts(name: str, of_places: "xr.DataArray") -> Iterable[str]:
 
 
 def statics_of(arguments: Arguments) -> "xr.Dataset":
-    """Open the static fields of --given, or those of them that --fields names."""
+    """Open the static fields of --given, or only those that --fields names."""
     from copcube.era5 import open_static
 
     statics = open_static(arguments.given)
@@ -431,7 +431,7 @@ def statics_of(arguments: Arguments) -> "xr.Dataset":
     names = arguments.names.split(",")
     if unknown := [name for name in names if name not in statics.data_vars]:
         raise OptionError(
-            f"{arguments.given} holds {', '.join(map(str, statics.data_vars))}, and no "
+            f"{arguments.given} holds {', '.join(map(str, statics.data_vars))}, but not "
             f"{', '.join(unknown)}"
         )
     chosen: xr.Dataset = statics[names]

@@ -65,7 +65,7 @@ def _add_box(commands: Commands) -> None:
         "crosses 180°.",
     )
     add_cube(box)
-    # Not 4 of them, or argparse would want them beside --regions as well.
+    # Not nargs=4, or argparse would require them with --regions too.
     box.add_argument("corners", nargs="*", type=float, metavar="WEST SOUTH EAST NORTH")
     box.add_argument("--regions", metavar="GEOJSON", help="polygons, instead of a box")
     box.add_argument("--pooling", choices=("mean", "max"), default="mean")
@@ -98,7 +98,7 @@ def _at(arguments: Arguments) -> None:
     untold = {"status", "distance", "cell_lat", "cell_lon"}
     untold |= set() if counts_images(found.attrs) else {"n_images"}
     labels = CubeView.of(cube).groups
-    # A cube without groups counts as one with a single group, which has no name.
+    # A cube without groups is treated as one with a single, unnamed group.
     for group in np.ndindex(*map(len, labels.values())):
         which = dict(zip(labels, group, strict=True))
         names = [labels[dim][i] for dim, i in which.items()]
@@ -110,7 +110,7 @@ def _at(arguments: Arguments) -> None:
             if v.ndim == 0:
                 lines.append((said, f"{v.item():,}" if v.dtype.kind == "i" else f"{v.item():g}"))
             elif name in ("embedding", "pc"):
-                # As many as fit a line beside the name.
+                # As many as fit on a line beside the name.
                 values = [f"{value:.4g}" for value in v.values[:8]]
                 more = f" … ({v.size} values)" if v.size > len(values) else ""
                 lines.append((said, " ".join(values) + more))
@@ -134,8 +134,8 @@ def _points(arguments: Arguments) -> None:
     )
     write_table(found, out, arguments.overwrite)
     counts = [int((found.status == n).sum()) for n in range(len(STATUS))]
-    told = (f"{n:,} {name}" for n, name in zip(counts, STATUS, strict=True) if n)
-    log.info("%s is done: %s", out, ", ".join(told) or "no points")
+    parts = (f"{n:,} {name}" for n, name in zip(counts, STATUS, strict=True) if n)
+    log.info("%s is done: %s", out, ", ".join(parts) or "no points")
 
 
 def _box(arguments: Arguments) -> None:
@@ -152,7 +152,7 @@ def _box(arguments: Arguments) -> None:
         require_free(out, arguments.overwrite, *inputs(arguments))
     cube = cube_of(arguments)
     if arguments.regions is None:
-        # A table of one region, as that of polygons.
+        # A table of one region, like that of polygons.
         found = box(cube, *arguments.corners, pooling=arguments.pooling).expand_dims("region")
     else:
         geometries, properties = read_features(arguments.regions)

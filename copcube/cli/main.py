@@ -1,8 +1,8 @@
 """The command ``copcube``: its parser, its log and its exit codes.
 
-Exit codes: 0 done, 1 failed (the message says what to do), 2 wrong usage, 3 done but for
-partitions that killed their worker, 130 stopped by Ctrl-C, 143 by SIGTERM and 129 by SIGHUP, 141
-where whoever read the output went away. A command that fails ends in one line; ``--debug``, or
+Exit codes: 0 done, 1 failed (the message says what to do), 2 wrong usage, 3 done except for
+partitions that killed their worker, 130 stopped by Ctrl-C, 143 by SIGTERM and 129 by SIGHUP, 141 if
+the reader of the output went away. A command that fails ends with one line; ``--debug``, or
 COPCUBE_DEBUG in the environment, shows the traceback instead.
 """
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (stream := getattr(sys, name)) is None:  # it was closed, as `>&-` does
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
-            # Where the terminal lacks a letter, its number is shown, as Python does for errors.
+            # If the terminal lacks a letter, its number is shown, as Python does for errors.
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if argv is None else argv
     arguments = parser().parse_args([without_scheme(text) for text in given])
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         let_zarr_finish(stopped, cancel=True)
         with contextlib.suppress(OSError):  # the terminal may be closed
-            print("copcube: stopped; the same command goes on from here", file=sys.stderr)
+            print("copcube: stopped; the same command continues from here", file=sys.stderr)
         return 128 + (stopped.signal if isinstance(stopped, _Stopped) else signal.SIGINT)
     except BrokenPipeError:
-        # As with `| head`. What is still unwritten would fail again when Python ends.
+        # As with `| head`. Output not yet written would fail again when Python ends.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Stopped(KeyboardInterrupt):
-    """A signal by which batch systems, containers and closed terminals end a process."""
+    """A signal with which batch systems, containers and closed terminals end a process."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -83,18 +83,18 @@ class _Stopped(KeyboardInterrupt):
 def _stopped_in_good_order() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the body as Ctrl-C does; a second one ends the process at once.
 
-    By default they end Python on the spot, which leaves locks and half written files behind.
+    By default they end Python at once, which leaves locks and half-written files behind.
     """
     owner = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != owner:  # a fork, which whoever made it may end like this
+        if os.getpid() != owner:  # a fork, which its parent may end like this
             os.kill(os.getpid(), number)
         raise _Stopped(number)
 
     heeded = []
-    # Only the main thread may say what signals do. Under nohup, SIGHUP is ignored and stays so.
+    # Only the main thread may set what signals do. Under nohup, SIGHUP is ignored and stays so.
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -109,26 +109,26 @@ def _stopped_in_good_order() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """Put an error in one line, with its kind if nobody foresaw it."""
+    """Put an error in one line, with its type if it is unexpected."""
     if isinstance(error, CopcubeError):
         return str(error)
     if isinstance(error, MemoryError):
         why = f" ({' '.join(str(error).split())})" if str(error) else ""
-        return f"there is too little memory{why}; free some, or work on a part at a time"
+        return f"there is too little memory{why}; free some, or process one part at a time"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, FileNotFoundError) and not _stands_somewhere():
         return "the working directory no longer exists; change to another one"
     if "can't start new thread" in str(error):
-        return "no further thread may be started: the limit of processes or of memory is reached"
+        return "no more threads can be started: the limit of processes or memory is reached"
     words = " ".join(f"{type(error).__name__}: {error}".split())
-    # The last words of a long message mostly say most, and the first ones where it comes from.
+    # The end of a long message usually says most, and its beginning where it comes from.
     words = words if len(words) <= 400 else f"{words[:200]} … {words[-200:]}"
     return f"unexpected error, {words} (the same command with --debug shows where it comes from)"
 
 
 def _stands_somewhere() -> bool:
-    """Whether there still is the folder that this process works in."""
+    """Whether this process's working directory still exists."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -138,7 +138,7 @@ def _stands_somewhere() -> bool:
 
 @cache
 def parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line, once a process."""
+    """Make the parser of the command line, once per process."""
     root = argparse.ArgumentParser(
         prog="copcube",
         description="Turn Copernicus Sentinel imagery into an embedding datacube on ERA5's grid.",
@@ -168,16 +168,16 @@ def _log_to_stderr(*, quiet: bool) -> None:
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     log.propagate = False
     if quiet:
-        # huggingface_hub reads it when it is imported, which no command has done by now.
+        # huggingface_hub reads it on import, which has not happened yet.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # rasterio's log says of a broken image what the build's own log says with its file name.
+    # rasterio logs about broken images what the build's own log says with the file name.
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)
-    # Of chunks that zarr still reads when one of them turned out to be damaged.
+    # About chunks that zarr is still reading when one turned out to be damaged.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class _Printable(logging.Formatter):
-    """Messages without control characters, which names of files and errors may bring."""
+    """Log messages without control characters, which file names and errors may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), lines=True)

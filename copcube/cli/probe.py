@@ -1,4 +1,4 @@
-"""The command probe: what vectors are worth, in a table, pictures and maps."""
+"""The command probe: what vectors are worth, as a table, pictures and maps."""
 
 import argparse
 import logging
@@ -118,18 +118,20 @@ def _probe(arguments: Arguments) -> None:
     from copcube.probes import probe
 
     outputs = ((arguments.out, (*TABLES, ".nc")), (arguments.plot, DRAWN), (arguments.maps, DRAWN))
-    # Before anything is computed, which may take minutes.
+    # Checked before anything is computed, which may take minutes.
     for path, forms in outputs:
         if path:
             require_form(path, forms, arguments)
     if arguments.names and not arguments.given:
-        raise OptionError("--fields chooses among the fields of --given; give that, too")
+        raise OptionError("--fields chooses among the fields of --given; add --given")
     if arguments.block is not None and arguments.split != "blocks":
-        raise OptionError("--block is the side of the squares of --split blocks; give that, too")
+        raise OptionError(
+            "--block is the side of the squares of --split blocks; add --split blocks"
+        )
     as_maps = bool(arguments.maps or (arguments.out and arguments.out.lower().endswith(".nc")))
     if arguments.residuals and not as_maps:
-        raise OptionError("--residuals says what is mapped; give --maps FILE, or --out FILE.nc")
-    # Maps are of one input: the cube's own vectors, or the last of those that were listed.
+        raise OptionError("--residuals chooses what is mapped; add --maps FILE, or --out FILE.nc")
+    # Maps show one input: the cube's own vectors, or the last of those listed.
     residuals = arguments.residuals
     if arguments.maps and not residuals:
         residuals = "embedding" if arguments.inputs is None else arguments.inputs[-1]
@@ -161,7 +163,7 @@ def _probe(arguments: Arguments) -> None:
 
 
 def _print(found: "xr.Dataset") -> None:
-    """Print means and spreads below each other: together they are wider than a terminal."""
+    """Print spreads below means: side by side they are wider than a terminal."""
     from copcube.probes.tables import grid_of
 
     for statistic in ("mean", "std"):

@@ -131,7 +131,7 @@ def _add_merge(commands: Commands) -> None:
 
 
 def _saved(command: argparse.ArgumentParser) -> None:
-    """Add the options of what is saved as .zarr or .nc."""
+    """Add the options for output saved as .zarr or .nc."""
     _layout(command, "first in .nc, last in .zarr")
     command.add_argument(
         "--zarr-format",
@@ -186,7 +186,7 @@ def _add_export(commands: Commands) -> None:
     )
     _for_models(export)
     export.add_argument(
-        # Neither is the default here, since each form has its own.
+        # Neither is the default here, since each format has its own.
         "--compress",
         action=argparse.BooleanOptionalAction,
         help="deflate (default for .tif and .nc), or not (default for .npz)",
@@ -204,7 +204,7 @@ def _for_models(export: argparse.ArgumentParser) -> None:
         "--for",
         dest="model",
         choices=(
-            # Named here, too: the modules that write them import xarray, which --help must not.
+            # Repeated here: the modules that write them import xarray, which --help must not.
             *("makani", "aurora", "graphcast", "weathernext", "pangu"),
             *("aifs", "anemoi", "neuralgcm", "neural-lam", "weathergenerator"),
         ),
@@ -266,8 +266,8 @@ def _info(arguments: Arguments) -> None:
     from copcube.cube.summary import cube_lines, of_whole_globe, reduction_lines
 
     path: str = arguments.cube
-    # Asked of the attributes alone: to open a large cube takes longer. Parts that users saved
-    # themselves have the same attributes.
+    # Decided by the attributes alone, as opening a large cube takes longer. Parts that users saved
+    # have the same attributes.
     if "copcube_schema" in read_attributes(path) and of_whole_globe(path):
         show(path)
         return
@@ -285,7 +285,7 @@ def _validate(arguments: Arguments) -> int:
     for problem in problems:
         say(problem)
     if Path(arguments.cube).is_file():
-        say("files are not examined; `copcube info` says what a map or an export holds")
+        say("files are not examined; `copcube info` shows what a map or an export holds")
     if not problems:
         say(f"{arguments.cube}: a valid embedding cube")
     return 1 if problems else 0
@@ -296,7 +296,7 @@ def _reduce(arguments: Arguments) -> None:
 
     require_output(arguments)
     if arguments.names and not arguments.given:
-        raise OptionError("--fields chooses among the fields of --given; give that, too")
+        raise OptionError("--fields chooses among the fields of --given; add --given")
     cube = cube_of(arguments)
     given = statics_of(arguments) if arguments.given else None
     if arguments.basis:
@@ -314,7 +314,7 @@ def _reduce(arguments: Arguments) -> None:
         explained = fields.attrs["reduction_given_explains"]
         log.info("the given fields explain %.1f %% of variance", 100 * explained)
     share = float(fields.explained_variance_ratio.sum())
-    whose = "variance" if given is None else "the variance that they leave over"
+    whose = "variance" if given is None else "the remaining variance"
     log.info("%d components explain %.1f %% of %s", fields.sizes["component"], 100 * share, whose)
     save(fields, arguments)
 
@@ -337,7 +337,7 @@ def _export(arguments: Arguments) -> None:
     from copcube.interchange.replacing import require_free
 
     require_free(arguments.out, arguments.overwrite, *inputs(arguments))
-    # Only what was given: each form has defaults of its own, and refuses what it does not know.
+    # Only what was given: each format has its own defaults, and refuses unknown options.
     options = chosen(arguments, "order", "dtype", "layout", "rows", "compress", "compat")
     of_models = chosen(arguments, "k", "statics", "grid", "stations")
     if arguments.model is not None:
@@ -348,7 +348,7 @@ def _export(arguments: Arguments) -> None:
         return
     if of_models:
         names = ", ".join(f"{'-' if len(name) == 1 else '--'}{name}" for name in of_models)
-        raise OptionError(f"{names}: for files of weather models; say which model with --for")
+        raise OptionError(f"{names}: for files of weather models; choose the model with --for")
     say(export(cube_of(arguments), arguments.out, overwrite=arguments.overwrite, **options))
 
 
@@ -362,7 +362,7 @@ def _compare(arguments: Arguments) -> None:
     from copcube.cube.averaging import averaging_order
     from copcube.cube.compare import compare
 
-    # Rows take the place of B: argparse cannot say that of a positional argument.
+    # ROWS takes the place of B, which argparse cannot express for a positional argument.
     if (arguments.b is None) == (arguments.rows is None):
         raise OptionError("compare takes two cubes, or --rows ROWS and one cube")
     if arguments.rows is not None:
@@ -376,7 +376,7 @@ def _compare(arguments: Arguments) -> None:
 def _count_or_share(text: str) -> int | float:
     """Read a number of components, or a share of variance below 1."""
     try:
-        # So 1 is one component; 1.0 would be a share of the variance, all of it, and is refused.
+        # So 1 is one component; 1.0 would be a share, all of the variance, and is refused.
         return int(text) if text.isdigit() else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(

@@ -1,7 +1,7 @@
 """The cube: one Zarr v3 group, a vector for every cell of ERA5's grid.
 
 `create`, `write_band` and `finish` make one, `open_cube` opens it (as does plain
-``xarray.open_zarr``), `validate` proves it, `summary` says what it holds.
+``xarray.open_zarr``), `validate` checks it, `summary` lists what it holds.
 """
 
 from copcube.cube.replacing import foreign, overlap

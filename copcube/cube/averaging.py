@@ -1,15 +1,15 @@
 """Finding the order in which a file of averages was averaged.
 
-The published averages are "averaged over the available modalities", and nothing says in which
-order: over all images at once, or first over those that belong together. It matters: a cell
-with four local patches has about 89 images, of which 48 are Sentinel-5P's and one is the DEM.
-So every documented order is tried on a sample of cells, from the embeddings of their images,
-and the one that gives the averages to the precision of float32 is the answer.
+The published averages are "averaged over the available modalities", but in which order is not
+stated: over all images at once, or first over those that belong together. It matters: a cell with
+four local patches has about 89 images, of which 48 are Sentinel-5P's and one is the DEM. So every
+documented order is tried on the images of a sample of cells, and the one that reproduces the
+averages to the precision of float32 is the answer.
 
-An order is a nested mean. Its levels name what is kept apart, from the outside inwards: with
-levels (modality, date), images of one modality and date are averaged first, then the dates of
-a modality, then the modalities of the cell. An image then counts ``Π 1 / (parts of the group it
-is in)`` over the levels, so each order is one vector of weights.
+An order is a nested mean. Its levels name what is kept apart, outermost first: with levels
+(modality, date), images of one modality and date are averaged first, then the dates of a modality,
+then the modalities of the cell. An image then has the weight ``Π 1 / (parts of its group)`` over
+the levels, so each order is one vector of weights.
 """
 
 from collections.abc import Iterator
@@ -40,10 +40,10 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "patches, then dates, then modalities": ("modality", "date"),
     "dates, then patches, then modalities": ("modality", "local"),
 }
-"""Name and levels of the orders that are tried."""
+"""Name and levels of the orders to try."""
 
 PRECISION = 1e-5
-"""Relative error up to which an order matches: means of hundreds of float32 vectors."""
+"""Relative error up to which an order matches, for means of hundreds of float32 vectors."""
 
 _KEY = {"cell": 0, "modality": 1, "local": 2, "date": 3}
 _PARTS_TO_SAMPLE = 16
@@ -51,15 +51,15 @@ _PARTS_TO_SAMPLE = 16
 
 @dataclass(frozen=True)
 class Candidate:
-    """One order of averaging, and how far it is from the averages.
+    """One order of averaging, and its errors.
 
     Parameters
     ----------
     order : str
         Name, one of `ORDERS`.
     repeated : {"counted", "dropped", "none"}
-        What was done with repeated images (same cell, modality, local patch and date);
-        "none" if the sample has none.
+        How repeated images (same cell, modality, local patch and date) were treated; "none" if the
+        sample has none.
     max_absolute : float
         Largest absolute error of a value.
     max_relative : float
@@ -73,7 +73,7 @@ class Candidate:
 
     @property
     def matches(self) -> bool:
-        """Whether it gives every average of the sample to the precision of float32."""
+        """Whether it reproduces every average of the sample to the precision of float32."""
         return self.max_relative <= PRECISION
 
 
@@ -88,7 +88,7 @@ class AveragingOrder:
     cells, images : int
         Size of the sample.
     encoders : str
-        What rows and averages say differently of their encoder; empty if nothing.
+        How rows and averages differ about their encoder; empty if they do not.
     """
 
     candidates: tuple[Candidate, ...]
@@ -98,7 +98,7 @@ class AveragingOrder:
 
     @property
     def matching(self) -> tuple[Candidate, ...]:
-        """Candidates that match; several if the sample cannot tell them apart."""
+        """Candidates that match; several if the sample cannot distinguish them."""
         return tuple(candidate for candidate in self.candidates if candidate.matches)
 
     def __str__(self) -> str:
@@ -124,20 +124,20 @@ class AveragingOrder:
 def averaging_order(
     rows: str | Path, averages: "xr.Dataset", *, cells: int = 256, seed: int = 0
 ) -> AveragingOrder:
-    """Find the order of averaging by which a file or cube was made from embeddings of images.
+    """Find the order of averaging that made a file or cube from embeddings of images.
 
     Parameters
     ----------
     rows : str or Path
-        Parquet file, folder or glob of embeddings, one row an image, as the published
-        ``full_chunks`` and the rows of a build. The small columns of all files are read, and
-        the vectors of the sample alone.
+        Parquet file, folder or glob of embeddings, one row per image, such as the published
+        ``full_chunks`` and the rows of a build. All small columns are read, but only the vectors of
+        the sample.
     averages : xarray.Dataset
         A cube, or a published map or file of averages opened by the engine ``copembed``.
     cells : int
-        Cells to try, drawn at random from parts all over the files.
+        Cells to try, drawn at random from parts of all files.
     seed : int
-        Other seeds, other cells.
+        Seed of the random cells.
 
     Returns
     -------
@@ -147,20 +147,20 @@ def averaging_order(
     Raises
     ------
     RowsError
-        If the rows cannot be read, are those of several encoders, or have vectors of another
+        If the rows cannot be read, come from several encoders, or have vectors of a different
         length.
     CubeError
-        If the averages are no cube, have none of the sampled cells, or were made with the
+        If the averages are not a cube, have none of the sampled cells, or were made with the
         balance "variance".
     GridError
         If their coordinates are not nodes of the lattice.
     OptionError
-        If `cells` or `seed` is no such number.
+        If `cells` or `seed` is not such a number.
     """
     if "aggregation_scales" in averages.attrs:
         raise CubeError(
-            "the cube was made with the balance 'variance', which scales the modalities; no order "
-            "of averaging gives it: compare one that was made with another balance"
+            "the cube was made with the balance 'variance', which scales the modalities, so no "
+            "order of averaging reproduces it: compare one made with another balance"
         )
     cells, seed = whole_number(cells, "cells", 1), whole_number(seed, "seed", 0)
     files = [str(file) for file in rows_files(rows)]
@@ -169,7 +169,7 @@ def averaging_order(
     encoders = "" if unlike is None else " ({}: {} of the rows, {} of these)".format(*unlike)
     sources = parts(files)
     if not sources:
-        raise RowsError(f"{rows}: no embeddings there; the files hold no rows")
+        raise RowsError(f"{rows}: no embeddings; the files hold no rows")
     chosen, target = _averages_of(averages, _sample(sources, cells, seed))
     found = Rows.concatenate([read_rows(p.file, p.row_groups, chosen) for p in sources])
     if found.embedding.shape[1] != target.shape[1]:
@@ -202,7 +202,7 @@ def nested_mean(rows: Rows, levels: tuple[str, ...]) -> NDArray[np.float64]:
     rows : Rows
         All images of the cells.
     levels : tuple of {"modality", "local", "date"}
-        What is kept apart, from the outside inwards.
+        What is kept apart, outermost first.
 
     Returns
     -------
@@ -215,24 +215,24 @@ def nested_mean(rows: Rows, levels: tuple[str, ...]) -> NDArray[np.float64]:
     outer = cell
     for depth in range(1, len(levels) + 1):
         inner, first = _groups(keys[[0, *(_KEY[level] for level in levels[:depth])]])
-        weight /= np.bincount(outer[first])[outer]  # parts of the group an image is in
+        weight /= np.bincount(outer[first])[outer]  # parts of an image's group
         outer = inner
     weight /= np.bincount(outer)[outer]
-    # A sparse product of weights and vectors is the mean of every cell in one go.
+    # One sparse product of weights and vectors gives the means of all cells.
     mean = csr_array((weight, (cell, np.arange(len(rows)))))
     return np.asarray(mean @ rows.embedding.astype(np.float64))
 
 
 def _groups(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Group of every column of keys, those that are equal, and a member of each group."""
+    """Group equal columns of keys: the group of each column, and a member of each group."""
     _, first, group = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    # NumPy 2.0.0, and no other version, gives the inverse as many axes as the keys have.
+    # NumPy 2.0.0, and no other version, returns the inverse with as many axes as the keys.
     return group.ravel(), first
 
 
 def _sample(sources: list[Part], cells: int, seed: int) -> NDArray[np.int64]:
-    """Cell ids from some parts that lie evenly over all of them, ascending."""
-    # Parts from all over the files: cells of one region could agree with several orders.
+    """Cell ids, ascending, from parts spread evenly over all files."""
+    # From parts of all files: cells of one region could agree with several orders.
     some = np.unique(np.linspace(0, len(sources) - 1, _PARTS_TO_SAMPLE).round().astype(int))
     seen = [
         read_rows(sources[i].file, sources[i].row_groups, embedding=False).grid_id
@@ -252,7 +252,7 @@ def _averages_of(
     view = CubeView.of(averages)
     if view.lead:
         raise CubeError(
-            f"expected one average a cell, found groups along {view.lead[0]}; aggregate the rows "
+            f"expected one average per cell, found groups along {view.lead[0]}; aggregate the rows "
             "without groups"
         )
     rows, cols = (
@@ -260,11 +260,11 @@ def _averages_of(
         for index, of_cells in zip(view.positions(), grid.row_col(cells), strict=True)
     )
     inside = (rows >= 0) & (cols >= 0)
-    # Pointwise selection: `CubeView.read` would read every row and column that a cell is in.
+    # Pointwise selection: `CubeView.read` would read every row and column of a cell.
     i, j = (xr.DataArray(index[inside], dims="cell") for index in (rows, cols))
     values = view.field.isel({view.lat: i, view.lon: j}).transpose("cell", ...).values
     values = values.astype(np.float64)
-    # In published averages a vector of zeros stands for a missing one.
+    # In published averages a vector of zeros means a missing one.
     filled = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
     if not filled.any():
         raise CubeError(

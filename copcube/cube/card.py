@@ -1,7 +1,7 @@
-"""A dataset at a glance: what it covers, what made it, and a small map, as text and HTML.
+"""A dataset at a glance: its coverage, its origin, and a small map, as text and HTML.
 
-Vectors are never read from a file or computed: counts of images, or else the spread, say where
-they are, or a few values of each vector where they lie in memory.
+Vectors are never read from a file or computed: counts of images, or else the spread, show where
+they are, or a few values of each vector if they are in memory.
 """
 
 from base64 import b64encode
@@ -35,12 +35,12 @@ SHOWN = frozenset({"synthetic", "encoder", "encoder_trained", *_NAMED.values()})
 """Attributes that a card shows."""
 
 _COUNTS = ("n_images", "n_images_by_modality")
-"""Variables that are read as a whole, beside the vectors, which are not."""
+"""Variables that, unlike the vectors, are read completely."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What there is to say about a dataset.
+    """Facts about a dataset.
 
     Parameters
     ----------
@@ -89,13 +89,13 @@ def card(ds: "xr.Dataset") -> Card:
     Parameters
     ----------
     ds : xarray.Dataset
-        Anything; if it is no cube, the card says why.
+        Any dataset; if it is not a cube, the card says why.
     """
     try:
         view = CubeView.of(ds)
     except CopcubeError as error:
         return Card("not an embedding cube", (("why", str(error)),))
-    with naming_damage():  # once for all figures that are made of them
+    with naming_damage():  # once for all figures made from them
         view = replace(view, dataset=with_maps(ds, _COUNTS))
     mask, raster = _mask_and_map(view)
     title = "reduction of an embedding cube" if view.name == "pc" else "embedding cube"
@@ -103,15 +103,15 @@ def card(ds: "xr.Dataset") -> Card:
 
 
 def coverage(ds: "xr.Dataset") -> float:
-    """Share of the globe's area that the cells with a vector cover, 0 to 1.
+    """Share of the globe's area under cells with a vector, 0 to 1.
 
-    With a leading dimension, cells count that have a vector in any group. Without
-    ``n_images``, all vectors are read.
+    With a leading dimension, cells with a vector in any group count. Without ``n_images``, all
+    vectors are read.
 
     Raises
     ------
     CubeError
-        If the dataset is no cube.
+        If the dataset is not a cube.
     GridError
         If its grid is irregular, or finer than 0.25°.
     """
@@ -120,20 +120,20 @@ def coverage(ds: "xr.Dataset") -> float:
 
 
 def whose_variance(attrs: Mapping[Any, Any]) -> str:
-    """What the shares of variance of a reduction are of, by its attributes."""
+    """The variance that a reduction's shares refer to, from its attributes."""
     given = attrs.get("reduction_given")
-    return f"what {given} leave over" if given else "the variance"
+    return f"the variance not explained by {given}" if given else "the variance"
 
 
 def _mask_and_map(
     view: CubeView,
 ) -> "tuple[xr.DataArray | None, NDArray[np.float64] | None]":
-    """Which cells hold a vector, and a map of them, without reading vectors from a file."""
+    """Find which cells hold a vector, and a map of them, without reading vectors from a file."""
     ds, lead = view.dataset, list(view.lead)
     mask = view.counts
     values: xr.DataArray
-    # A reduction is small enough to be looked at unless it is lazy, a cube only where it lies
-    # in memory and nothing else says where its vectors are.
+    # A reduction is small enough to examine unless lazy; a cube only if it is in memory and nothing
+    # else shows where its vectors are.
     in_memory = not view.lazy if view.name == "pc" else mask is None and view.field._in_memory
     if in_memory:
         first = view.field.isel({view.dim: slice(3)})
@@ -172,7 +172,7 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
         try:
             share = f"{share_of_globe(view, mask):.2%} of the globe's area"
         except GridError:
-            # An irregular grid has no cells whose area could be known.
+            # An irregular grid has no cells of known area.
             share = f"{cells / max(1, mask.shape[-1] * mask.shape[-2]):.2%} of this grid"
         yield "coverage", f"{cells:,} cells, {share}"
     if "n_images" in ds and counts_images(attrs):
@@ -195,18 +195,18 @@ def _lines(view: CubeView, mask: "xr.DataArray | None") -> Iterator[tuple[str, s
             yield name, str(attrs[key])
 
 
-# As text, as which some forms of files hold every attribute.
+# As text, since some formats hold every attribute as text.
 _TRAINED = {"0": ", NOT TRAINED: its numbers mean nothing", "1": ", trained"}
 
 
 def _by_modality(view: CubeView) -> Iterator[tuple[str, int]]:
-    """Images of every modality, where the dataset counts them."""
+    """Images of every modality, if the dataset counts them."""
     ds, name = view.dataset, "n_images_by_modality"
     if name not in ds and "modality" in view.lead:
         name = "n_images"
     if name in ds and "modality" in ds[name].dims:
         others = [dim for dim in ds[name].dims if dim != "modality"]
-        # Of groups they are too large to be read at once.
+        # With groups they are too large to be read at once.
         parts = in_parts(ds[name], str(others[0])) if others else [ds[name]]
         sums = sum(part.sum(others, dtype=np.float64).values for part in parts)
         counts = np.asarray(sums, np.float64).astype(np.int64).tolist()
@@ -225,18 +225,18 @@ def share_of_globe(view: CubeView, mask: "xr.DataArray") -> float:
     mask = mask.assign_coords(area=(view.lat, view.latlon.areas))
     mask = _once(mask)
     cells = mask.any(mask.dims[:-2]).values.sum(axis=1)
-    # Over the globe areas add up to 2 and longitudes to 360, hence the 720.
+    # Over the globe, areas add up to 2 and longitudes to 360, hence 720.
     return float(cells @ mask["area"].values * view.latlon.dx / 720)
 
 
 def _once(mask: "xr.DataArray") -> "xr.DataArray":
-    """Cells of a mask (…, lat, lon) without those that are there twice, as 360° beside 0°."""
+    """Cells of a mask (…, lat, lon) without repeated ones, such as 360° beside 0°."""
     return mask.isel({dim: np.unique(first_alike(mask[dim].values)) for dim in mask.dims[-2:]})
 
 
 def _north_up(lat: NDArray[Any], lon: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions from north to south, and from west to east: from -180 or the widest gap."""
-    # From 180°W, as people expect a map, unless the region lies across that meridian.
+    # From 180°W, as usual on a map, unless the region lies across that meridian.
     east = (np.asarray(lon, np.float64) + 180) % 360
     order = np.argsort(east, kind="stable")
     gaps = np.diff(east[order], append=east[order[0]] + 360) if len(order) else order

@@ -1,8 +1,8 @@
 """How an array of a cube is divided into chunks, and the bytes of a chunk.
 
-zarr reads and creates cubes. Chunks are encoded here, as zarr would, to the same bytes, and decoded
-where a cube is examined: it has many thousands of them, and zarr's own way through its event loop
-and stores takes as long as the compression.
+zarr reads and creates cubes. Chunks are encoded here, to the same bytes as zarr's, and decoded when
+a cube is examined: it has many thousands of them, and zarr's event loop and stores take as long as
+the compression.
 """
 
 import json
@@ -17,7 +17,7 @@ from copcube.errors import CubeError
 
 @dataclass(frozen=True)
 class Chunks:
-    """An array that is written chunk by chunk.
+    """An array written chunk by chunk.
 
     Parameters
     ----------
@@ -50,13 +50,13 @@ class Chunks:
         Raises
         ------
         CubeError
-            If the array is not stored as `copcube.cube.create` does it.
+            If the array is not stored as `copcube.cube.create` stores it.
         """
         try:
             about = json.loads(metadata)
             order, packed = about["codecs"]
             dtype = np.dtype(about["data_type"]).newbyteorder("<")
-            # Numbers of one byte have no order of bytes.
+            # Numbers of one byte have no byte order.
             plain = {"name": "bytes"}
             known = (
                 order in (plain | {"configuration": {"endian": "little"}}, plain)
@@ -88,12 +88,12 @@ class Chunks:
         return f"{self.name}/c/{'/'.join(map(str, index))}"
 
     def encode(self, values: NDArray[Any]) -> bytes | None:
-        """Bytes of a chunk; None if it holds nothing but missing values, and is not stored.
+        """Bytes of a chunk; None if it holds only missing values and is not stored.
 
         Parameters
         ----------
         values : numpy.ndarray
-            The chunk's values. At the end of the array they may be fewer than a chunk has.
+            The chunk's values, fewer than a full chunk at the end of the array.
         """
         empty = np.isnan(values) if np.isnan(self.fill) else values == self.fill
         if empty.all():
@@ -106,7 +106,7 @@ class Chunks:
         return self.pack(whole)
 
     def missing(self) -> NDArray[Any]:
-        """Values of a chunk that holds nothing."""
+        """Values of an empty chunk."""
         return np.full(self.chunks, self.fill, self.dtype)
 
     def pack(self, whole: NDArray[Any]) -> bytes:
@@ -124,7 +124,7 @@ class Chunks:
         Raises
         ------
         ValueError, RuntimeError
-            If they cannot be decoded to just as many values, or their checksum does not fit.
+            If they cannot be decoded to exactly that many values, or their checksum does not match.
         """
         from numcodecs import Zstd
 

@@ -1,10 +1,10 @@
 """Agreement of two cubes: cell by cell, and as two clouds of vectors.
 
-Cells are paired by their place on the lattice, so orientation, order and extent may differ;
-so may the length of the vectors, for what needs no pairs of values. Everything is streamed
-by windows: mean and products of the centred vectors are merged in float64 from window to window
-(Chan, Golub & LeVeque, 1983, doi:10.1080/00031305.1983.10483115), which also holds for
-vectors whose mean is large against their scatter.
+Cells are paired by their place on the lattice, so orientation, order and extent may differ; so may
+the length of the vectors, for what needs no pairs of values. Everything is streamed in windows:
+mean and products of the centred vectors are merged in float64 from window to window (Chan, Golub &
+LeVeque, 1983, doi:10.1080/00031305.1983.10483115), which is accurate even if the mean is large
+compared with the scatter.
 
 - Linear CKA is ``‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖)`` in Frobenius norms, for centred X and Y
   (Kornblith et al., 2019, arXiv:1905.00414): 1 where one is a rotation of the other.
@@ -131,8 +131,8 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
     Raises
     ------
     CubeError
-        If a dataset is no cube, the leading dimensions differ, or no cell is in the
-        extent of both.
+        If a dataset is not a cube, the leading dimensions differ, or no cell is in the extent of
+        both.
     GridError
         If coordinates are not nodes of the lattice.
 
@@ -159,7 +159,7 @@ def compare(a: "xr.Dataset", b: "xr.Dataset") -> Comparison:
         for start in range(0, len(x), _BATCH):
             part = slice(start, start + _BATCH)
             u, v = x[part].astype(np.float64), y[part].astype(np.float64)
-            # In float64: cosines of nearly equal vectors differ in the last digits of float32.
+            # In float64: cosines of nearly equal vectors differ only in the last digits of float32.
             moments.add(u, v)
             c[part], r[part] = _cosine_and_ratio(u, v, paired)
             if paired:
@@ -202,15 +202,15 @@ class _Moments:
         self._few: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
 
     def add(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-        """Take in rows (n, p) and (n, q); they are kept as long as they are few beside p and q."""
+        """Add rows (n, p) and (n, q); they are kept while they are few compared with p and q."""
         self._few.append((x, y))
         if self.n or sum(len(x) for x, _ in self._few) >= min(x.shape[1], y.shape[1]) // 2:
             self._merge(*self._taken())
 
     def settle(self) -> None:
-        """Take in the rows that are still kept, after which nothing may be added.
+        """Add the rows still kept; nothing may be added afterwards.
 
-        In coordinates of the space that they span, in which their products are as large.
+        Use coordinates of the space that they span, which preserve their products.
         """
         if self._few:
             centred = (x - x.mean(axis=0) for x in self._taken())
@@ -229,7 +229,8 @@ class _Moments:
             self.xx, self.yy, self.xy = x.T @ x, y.T @ y, x.T @ y
             return
         dx, dy = mean_x - self.mean_x, mean_y - self.mean_y
-        # Chan, Golub & LeVeque: two batches' products add up but for the step between their means.
+        # Chan, Golub & LeVeque: two batches' products add up, apart from the step between their
+        # means.
         weight = self.n * n / (self.n + n)
         self.xx += x.T @ x + weight * np.outer(dx, dx)
         self.yy += y.T @ y + weight * np.outer(dy, dy)
@@ -248,7 +249,7 @@ class _Moments:
         scatter = np.trace(self.xx) * np.trace(self.yy)
         if not scatter > 0:
             return float("nan")
-        # Rounding may leave a little less than nothing.
+        # Rounding may give slightly less than 0.
         return max(0.0, float(1 - np.linalg.norm(self.xy, "nuc") ** 2 / scatter))
 
 

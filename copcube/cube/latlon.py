@@ -1,4 +1,4 @@
-"""Grids of latitude and longitude: how finely they are spaced, where they lie on the lattice.
+"""Grids of latitude and longitude: their spacing and their position on the lattice.
 
 A grid is rectilinear here: one coordinate along latitude, one along longitude. It is either
 a selection of nodes of the 0.25° lattice, or a coarser regular grid whose cells reach half a
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 CELL = "cell_degrees"
-"""Attribute of averaged fields: the size of their cells in degrees, by latitude and longitude.
-Of coordinates: the size along them, which stays where arithmetic drops the attributes of fields."""
+"""Attribute of averaged fields: the size of their cells in degrees of latitude and longitude.
+Attribute of coordinates: the size along them, which survives arithmetic on fields."""
 
 _AXES = {
     "latitude": (
@@ -104,7 +104,7 @@ class LatLon:
         Raises
         ------
         GridError
-            If a coordinate is no place on the globe.
+            If a coordinate is not a place on the globe.
         """
         _require_places(lat, lon, y, x)
         return cls(lat, lon, y, x, *size, transposed=False)
@@ -122,7 +122,7 @@ class LatLon:
     @property
     def areas(self) -> Floats:
         """Area of a cell of every row on the sphere, up to a common factor."""
-        # It goes with the difference of the sines of the two parallels.
+        # It is proportional to the difference of the sines of the two parallels.
         south, north = np.sin(np.radians(self.south_north))
         return np.asarray(north - south)
 
@@ -134,7 +134,7 @@ class LatLon:
     @cached_property
     def columns(self) -> int:
         """Columns of the whole circle."""
-        # Something is taken off first, since a rounded spacing would give a column too many.
+        # A little is subtracted first, since a rounded spacing would give one column too many.
         return int(np.ceil(360 / self.dx - grid.NEAR))
 
     @property
@@ -151,7 +151,7 @@ class LatLon:
         return rows, first_positions(along % self.columns, self.columns)
 
     def located(self, row: Integers, col: Integers) -> tuple[Integers, Integers]:
-        """Positions in the dataset of rows and columns, which may be of any turn; -1 outside."""
+        """Positions in the dataset of rows and columns of any turn; -1 outside."""
         rows, cols = self._positions
         i = np.where((row >= 0) & (row < len(rows)), rows[np.clip(row, 0, len(rows) - 1)], -1)
         return i, cols[col % self.columns]
@@ -195,7 +195,7 @@ class LatLon:
             Positions as of `cells_at`, and the weights, which sum to 1 over the four.
         """
         down = (self.origin[0] - lat) / self.dy
-        # From half a column west of the first, whose cells reach so far, in the turn of the grid.
+        # From half a column west of the first, where its cells begin, in the grid's turn.
         along = ((lon - self.origin[1] + self.dx / 2) % 360 - self.dx / 2) / self.dx
         row, col = (np.floor(at).astype(np.int64) for at in (down, along))
         found = []
@@ -209,11 +209,11 @@ class LatLon:
 
 
 def cell_size(ds: "xr.Dataset", name: str, lat: str, lon: str) -> tuple[float, float] | None:
-    """Find how large the cells of a dataset are, in degrees of latitude and of longitude.
+    """Find the size of a dataset's cells, in degrees of latitude and longitude.
 
-    Nodes of many coarser grids are nodes of the lattice too, so that spacing cannot distinguish
-    means over coarser cells from a lattice that was thinned out. The attribute `CELL` of the
-    vectors does, or else that of the coordinates, or else their bounds.
+    Nodes of many coarser grids are nodes of the lattice too, so spacing cannot distinguish means
+    over coarser cells from a thinned lattice. The attribute `CELL` of the vectors does, or else
+    that of the coordinates, or else their bounds.
 
     Parameters
     ----------
@@ -227,19 +227,19 @@ def cell_size(ds: "xr.Dataset", name: str, lat: str, lon: str) -> tuple[float, f
     Returns
     -------
     (float, float) or None
-        None if the cells lie off the lattice and nothing but their spacing tells.
+        None if the cells are off the lattice and only their spacing is known.
 
     Raises
     ------
     GridError
-        If they may be cells of the lattice as well as coarser ones.
+        If they may be either cells of the lattice or coarser ones.
     """
     y, x = (np.asarray(ds[dim].values, np.float64) for dim in (lat, lon))
     down, along = _gaps(y, circle=False), _gaps(x % 360, circle=True)
     least = [float(gaps.min(initial=np.inf)) for gaps in (down, along)]
 
     def possible(size: tuple[float, float]) -> bool:
-        # What was interpolated since then lies closer: cells do not overlap.
+        # Later interpolation gives closer nodes: cells do not overlap.
         return all(0 < s < gap + grid.NEAR for s, gap in zip(size, least, strict=True))
 
     for stated in (ds[name].attrs.get(CELL), _along(ds, lat, lon, least)):
@@ -254,13 +254,13 @@ def cell_size(ds: "xr.Dataset", name: str, lat: str, lon: str) -> tuple[float, f
         return bounded
     raise GridError(
         f"{lat} and {lon} are spaced by {least[0]:g}° and {least[1]:g}° on nodes of the 0.25° "
-        "lattice, and nothing says whether the cells are that large or some of those of 0.25°: "
-        f"set ds.{name}.attrs['{CELL}'] = [{least[0]:g}, {least[1]:g}] or = [0.25, 0.25]"
+        "lattice, and it is not known whether the cells are that large or a selection of cells of "
+        f"0.25°: set ds.{name}.attrs['{CELL}'] = [{least[0]:g}, {least[1]:g}] or = [0.25, 0.25]"
     )
 
 
 def _gaps(degrees: Floats, *, circle: bool) -> Floats:
-    """Ascending gaps between places along a line, or along a circle without the widest."""
+    """Ascending gaps between places along a line, or along a circle except the widest."""
     places = np.sort(degrees)
     gaps = np.diff(places, append=places[0] + 360) if circle else np.diff(places)
     gaps = np.sort(gaps[gaps > grid.NEAR])
@@ -269,7 +269,7 @@ def _gaps(degrees: Floats, *, circle: bool) -> Floats:
 
 
 def _in_steps(gaps: Floats) -> bool:
-    """Whether several gaps are multiples of the least, as on a regular grid or a part of one."""
+    """Whether all gaps are multiples of the smallest, as on a regular grid or a part of one."""
     steps = gaps / gaps.min(initial=np.inf)
     return len(gaps) > 1 and bool((np.abs(steps - np.rint(steps)) < grid.NEAR).all())
 
@@ -280,7 +280,7 @@ def _along(ds: "xr.Dataset", lat: str, lon: str, least: list[float]) -> tuple[fl
     stated = [float(size) for size in sizes if size is not None]
     if not stated:
         return None
-    # One of the two may have been computed anew, as when longitudes are turned.
+    # One of the two may have been recomputed, as when longitudes are shifted.
     height, width = (
         float(size) if size is not None else gap if np.isfinite(gap) else stated[0]
         for size, gap in zip(sizes, least, strict=True)
@@ -298,7 +298,7 @@ def _bounded(ds: "xr.Dataset", lat: str, lon: str) -> tuple[float, float] | None
         edges = ds[bounds].transpose(dim, ...).values
         if edges.shape[1] != 2 or edges.dtype.kind != "f" or np.isnan(edges).all():
             return None
-        # Cells at the poles are half as high; a reindexed dataset has none for new places.
+        # Cells at the poles are half as high; a reindexed dataset has no bounds for new places.
         sizes.append(float(np.nanmax(np.abs(edges[:, 1] - edges[:, 0]))))
     return sizes[0], sizes[1]
 
@@ -312,15 +312,15 @@ def _require_places(lat: str, lon: str, y: Floats, x: Floats) -> None:
 
 
 def first_positions(index: Integers, size: int) -> Integers:
-    """For every row or column of the lattice, where it comes first in an index; -1 if nowhere."""
+    """First position of every row or column of the lattice in an index; -1 if absent."""
     where = np.full(size, -1, np.int64)
-    # Written from the end, so that of several positions the first one stays.
+    # Written from the end, so that the first of several positions remains.
     where[index[::-1]] = np.arange(len(index))[::-1]
     return where
 
 
 def sole_positions(index: Integers, size: int, name: str) -> Integers:
-    """As `first_positions`; GridError, which gives the name of the axis, if one is there twice."""
+    """As `first_positions`; raise GridError, naming the axis, if a place is repeated."""
     if len(np.unique(index)) < len(index):
         raise GridError(
             f"{name} has {len(index)} values on {len(np.unique(index))} places of the lattice; "
@@ -330,7 +330,7 @@ def sole_positions(index: Integers, size: int, name: str) -> Integers:
 
 
 def first_alike(degrees: ArrayLike) -> Integers:
-    """For every latitude or longitude, the position at which its place comes first.
+    """For every latitude or longitude, the first position of its place.
 
     Examples
     --------
@@ -343,10 +343,10 @@ def first_alike(degrees: ArrayLike) -> Integers:
 
 
 def reach(lon: ArrayLike) -> tuple[float, float]:
-    """Westernmost and easternmost of longitudes.
+    """Westernmost and easternmost longitude.
 
-    Of a region across the seam of its longitudes, such as 359.75, 0 and 0.25, the least and the
-    greatest would name nearly the whole globe: the first then lies west of 0, -0.25 to 0.25.
+    For a region across the seam of its longitudes, such as 359.75, 0 and 0.25, minimum and maximum
+    would span nearly the whole globe: the result then begins west of 0, -0.25 to 0.25.
 
     Examples
     --------
@@ -378,7 +378,7 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
     Raises
     ------
     CubeError
-        If one is not there or there are several.
+        If one is missing or there are several.
     GridError
         If one holds no numbers.
     """
@@ -394,7 +394,7 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
                 or str(dim).lower() in names
             )
         ]
-        # Two candidates are refused too: to take one of them would be a guess.
+        # Two candidates are refused too: choosing one would be a guess.
         if len(candidates) != 1:
             raise CubeError(
                 f"expected one dimension of {axis} with its coordinate, found "
@@ -412,14 +412,14 @@ def spatial_dims(ds: "xr.Dataset | xr.DataArray") -> tuple[str, str]:
 def _spacing(name: str, degrees: Floats, *, circle: bool) -> float | None:
     """Spacing of coordinates along a line or a circle; None for a single one.
 
-    The circle is left open where it is widest: what a region leaves out is no spacing.
+    The circle is open at its widest gap: what a region leaves out is not a spacing.
     """
     gaps = _gaps(degrees, circle=circle)
     if gaps.size == 0:
         return None
     least, greatest = float(gaps[0]), float(gaps[-1])
     if abs(least - grid.STEP) < grid.NEAR and on_nodes(degrees).all():
-        # A selection of nodes, such as every second one here and all there, is still the lattice.
+        # A selection of nodes, even an uneven one, is still on the lattice.
         return grid.STEP
     if greatest - least > grid.NEAR:
         raise GridError(
@@ -428,14 +428,14 @@ def _spacing(name: str, degrees: Floats, *, circle: bool) -> float | None:
         )
     if least < grid.STEP - grid.NEAR:
         raise GridError(
-            f"{name} is spaced by {least:.6g}°; embeddings know nothing finer than 0.25°: "
-            "bring the dataset to 0.25° or coarser first, such as with cdo remapcon,r1440x721"
+            f"{name} is spaced by {least:.6g}°; embeddings are not finer than 0.25°: bring the "
+            "dataset to 0.25° or coarser first, such as with cdo remapcon,r1440x721"
         )
     return float(gaps.mean())
 
 
 def _refuse_other_shapes(ds: "xr.Dataset") -> None:
-    """Name grids whose latitude and longitude are not along dimensions of their own."""
+    """Refuse grids whose latitude and longitude do not run along their own dimensions."""
 
     def along(axis: str) -> tuple[Hashable, ...] | None:
         for name, variable in ds.variables.items():
@@ -460,7 +460,7 @@ def _refuse_other_shapes(ds: "xr.Dataset") -> None:
             f"curvilinear or rotated grid; expected a regular one: {_REMEDY}"
         )
     raise GridError(
-        f"latitude runs along {lat[0]!r} and longitude along {lon[0]!r}; expected dimensions of "
+        f"latitude runs along {lat[0]!r} and longitude along {lon[0]!r}; expected dimensions with "
         f"their own names: swap_dims({{{lat[0]!r}: 'latitude', {lon[0]!r}: 'longitude'}})"
     )
 

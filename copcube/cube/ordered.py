@@ -1,7 +1,7 @@
-"""Cells in the order of the lattice, for what reads a dataset block by block.
+"""Cells in the order of the lattice, for reading a dataset block by block.
 
-Rows or columns that were shuffled lie in blocks of single cells. What is computed block by block
-would read, and multiply, each cell alone.
+Shuffled rows or columns form blocks of single cells. Computing block by block would read, and
+multiply, each cell alone.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from copcube.cube.view import CubeView
 from copcube.grid import Integers
 
 _BYTES = 1 << 29
-"""Of vectors that are read at once: each chunk of a shuffled dask array needs many others."""
+"""Bytes of vectors read at once: each chunk of a shuffled dask array needs many others."""
 _RUNS = 4
-"""Runs of neighbours for each block, above which cells are taken to be in no order."""
+"""Runs of neighbours per block above which cells count as shuffled."""
 
 
 def ordered(view: CubeView) -> Iterator[tuple[CubeView, Integers, Integers]]:
-    """Bring cells that were shuffled into the order of the lattice, some rows of blocks at a time.
+    """Bring shuffled cells into the order of the lattice, a few rows of blocks at a time.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def ordered(view: CubeView) -> Iterator[tuple[CubeView, Integers, Integers]]:
     down, along = np.lexsort((-y, row)), np.lexsort((x % 360, col))
     names = [view.name, "n_images"] if view.images is not None else [view.name]
     most = max(1, _BYTES * len(y) // view.field.nbytes)
-    # Between blocks where that many rows hold one, so that none is cut.
+    # Divided between blocks, so that none is cut, if enough rows hold one.
     ends = np.append(np.flatnonzero(np.diff(row[down] // grid.BLOCK)) + 1, len(down))
     start = 0
     while start < len(down):
@@ -54,6 +54,6 @@ def ordered(view: CubeView) -> Iterator[tuple[CubeView, Integers, Integers]]:
 
 
 def _shuffled(index: Integers) -> bool:
-    """Whether neighbours on the lattice do not lie beside each other."""
+    """Whether neighbours on the lattice are not adjacent."""
     blocks = index // grid.BLOCK
     return int(np.count_nonzero(np.diff(blocks))) >= _RUNS * len(np.unique(blocks))

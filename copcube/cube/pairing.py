@@ -1,4 +1,4 @@
-"""Two datasets side by side: the cells that both span, read together by windows.
+"""Two datasets side by side: the cells that both span, read together in windows.
 
 Cells are paired by their place on the lattice, so that orientation, order and extent may differ.
 """
@@ -25,12 +25,12 @@ Window = tuple[slice, slice]
 """A run of latitudes and one of longitudes."""
 
 _WIDTH = 8 * grid.BLOCK
-"""Columns of a window; more would cost memory and read no faster."""
+"""Columns of a window; more would cost memory without being faster."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of two datasets, and the positions in it of the cells that both have.
+    """One of two datasets, and the positions of the common cells in it.
 
     Parameters
     ----------
@@ -46,28 +46,28 @@ class Side:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape (…, lat, lon) of the cells that both have."""
+        """Shape (…, lat, lon) of the common cells."""
         return (*self.view.field.shape[:-3], len(self.rows), len(self.cols))
 
     def read(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-        """Which cells of a window hold a vector, and the vectors; see `CubeView.read`."""
+        """Read which cells of a window hold a vector, and the vectors; see `CubeView.read`."""
         lead = (slice(None),) * len(self.view.lead)
         return self.view.read((*lead, _run(self.rows[window[0]]), _run(self.cols[window[1]])))
 
     def select(self, field: "xr.DataArray") -> "xr.DataArray":
-        """Those cells of a variable of the dataset, with latitude and longitude last."""
+        """Select the common cells of a variable, with latitude and longitude last."""
         *_, lat, lon, _ = map(str, self.view.field.dims)
         return field.isel({lat: self.rows, lon: self.cols}).transpose(..., lat, lon)
 
     def on_coordinates(
         self, attrs: Mapping[str, Mapping[str, Any]], **values: NDArray[Any]
     ) -> "xr.Dataset":
-        """Values of the cells that both have, as a dataset on this side's coordinates.
+        """Make a dataset of values of the common cells on this side's coordinates.
 
         Parameters
         ----------
         attrs : mapping
-            Attributes by name of the variable.
+            Attributes by variable name.
         **values : numpy.ndarray
             (…, lat, lon).
         """
@@ -85,8 +85,8 @@ def pair(a: CubeView, b: CubeView) -> tuple[Side, Side]:
     Raises
     ------
     CubeError
-        If the leading dimensions differ, there is no such cell, or the values of vectors come in
-        another order.
+        If the leading dimensions differ, there is no such cell, or the values of vectors are in a
+        different order.
     GridError
         If coordinates are not nodes of the lattice.
     """
@@ -103,40 +103,40 @@ def pair(a: CubeView, b: CubeView) -> tuple[Side, Side]:
         raise CubeError("the two have no cell of the lattice in common; compare the same region")
     if a.lead != b.lead:  # the same groups in another order of dimensions
         b = CubeView(b.dataset, b.field.transpose(*a.lead, ...))
-    # `intersect1d` sorts by rows of the lattice; this goes back to the order of `a`.
+    # `intersect1d` sorts by rows of the lattice; this restores the order of `a`.
     down, along = np.argsort(rows_a), np.argsort(cols_a)
     return Side(a, rows_a[down], cols_a[along]), Side(b, rows_b[down], cols_b[along])
 
 
 def demand_same_order(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
-    """Check that the labels along vectors of two datasets are not those of other values.
+    """Check that two datasets do not label different values along their vectors.
 
     Raises
     ------
     CubeError
-        If they are the same labels in another order, as after sorting ``e1, e10, e2``, or other
-        numbers: other parts of the vectors.
+        If the labels are the same in another order, as after sorting ``e1, e10, e2``, or are
+        different numbers, for different parts of the vectors.
     """
     if len(ours) != len(theirs):
         return
     if {*ours.tolist()} != {*theirs.tolist()}:
         numbered = all(labels.dtype.kind in "iu" for labels in (ours, theirs))
-        # Other software counts from 1, and names values as it likes.
+        # Other software may count from 1, or use other names.
         if numbered and not (_is_whole(ours) and _is_whole(theirs)):
             raise CubeError(
-                f"the values of vectors are numbered {ours.min()} to {ours.max()}, where those of "
-                f"the other dataset are {theirs.min()} to {theirs.max()}: select the same ones"
+                f"the values of vectors are numbered {ours.min()} to {ours.max()}, those of the "
+                f"other dataset {theirs.min()} to {theirs.max()}: select the same ones"
             )
         return
     if (other := np.flatnonzero(ours != theirs)).size:
         raise CubeError(
-            f"the values of vectors come in a different order, {ours[other[0]]} where the other "
+            f"the values of vectors are in a different order, {ours[other[0]]} where the other "
             f"dataset has {theirs[other[0]]}: put them into the same order with .sel"
         )
 
 
 def _is_whole(labels: NDArray[Any]) -> bool:
-    """Whether numbers of values are all of them, counted from 0 or 1."""
+    """Whether numbers of values are complete, counted from 0 or 1."""
     return bool((np.sort(labels) - labels.min() == np.arange(len(labels))).all()) and (
         labels.min() in (0, 1)
     )
@@ -151,7 +151,7 @@ def windows(shape: tuple[int, ...]) -> Iterator[Window]:
 
 
 def unlike_encoders(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> tuple[str, Any, Any] | None:
-    """Find what the attributes of two datasets say differently of their encoder.
+    """Find how the attributes of two datasets differ about their encoder.
 
     Returns
     -------
@@ -171,6 +171,6 @@ def _in_words(groups: dict[str, tuple[str, ...]]) -> str:
 
 
 def _run(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """Ascending neighbours as a slice, which reads without copying; others as they are."""
+    """Return ascending neighbours as a slice, which reads without copying; others unchanged."""
     first, last = int(positions[0]), int(positions[-1])
     return slice(first, last + 1) if np.all(np.diff(positions) == 1) else positions

@@ -1,4 +1,4 @@
-"""Points as people give them: one, lists of them, DataArrays of them."""
+"""Points in all accepted forms: a single one, lists, DataArrays."""
 
 import sys
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
-    """Coordinates of points as float64, along the same dimensions in the same order.
+    """Return coordinates of points as float64, along the same dimensions in the same order.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
     Raises
     ------
     OptionError
-        If they do not belong together, or are no numbers.
+        If they do not belong together, or are not numbers.
     """
     import xarray as xr
 
@@ -42,9 +42,9 @@ def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
             numbers = values
         else:
             try:
-                # `asarray` would give what lies below the mask.
+                # `asarray` would return the values below the mask.
                 array = np.asanyarray(values)
-            except ValueError:  # lists of lists of different lengths
+            except ValueError:  # ragged lists of lists
                 array = np.empty(0, object)
             if array.ndim > 1:
                 raise OptionError(
@@ -66,8 +66,8 @@ def as_points(lat: Any, lon: Any) -> tuple["xr.DataArray", "xr.DataArray"]:
         xr.align(y, x, join="exact")
     except ValueError:
         raise OptionError(
-            "lat and lon have different labels along their dimension: which latitude belongs to "
-            "which longitude would be a guess; align them, xr.align(lat, lon)"
+            "lat and lon have different labels along their dimension: pairing them would be a "
+            "guess; align them with xr.align(lat, lon)"
         ) from None
     return y, x.transpose(*y.dims)
 
@@ -78,22 +78,21 @@ def demand_same_labels(lat: Any, lon: Any) -> None:
     Raises
     ------
     OptionError
-        If they have not: pandas pairs values by their labels, NumPy by their places.
+        If not: pandas pairs values by label, NumPy by position.
     """
-    # Only who has imported pandas can hand over one of its columns.
+    # Only a user who has imported pandas can pass one of its columns.
     pandas = sys.modules.get("pandas")
     if pandas is None or not all(isinstance(v, pandas.Series) for v in (lat, lon)):
         return
     if len(lat) == len(lon) and not lat.index.equals(lon.index):
         raise OptionError(
-            "lat and lon have different labels in their indexes: which latitude belongs to which "
-            "longitude would be a guess; take both from one frame, or give their values, "
-            "lat.to_numpy()"
+            "lat and lon have different labels in their indexes: pairing them would be a guess; "
+            "take both from one frame, or give their values, lat.to_numpy()"
         )
 
 
 def refuse_shared(points: "xr.DataArray", view: "CubeView", further: Iterable[str] = ()) -> None:
-    """Refuse points along what the dataset has a dimension or a variable of, such as its groups.
+    """Refuse points along a dimension whose name the dataset has too, such as its groups.
 
     Parameters
     ----------
@@ -102,13 +101,13 @@ def refuse_shared(points: "xr.DataArray", view: "CubeView", further: Iterable[st
     view : CubeView
         The dataset.
     further : iterable of str
-        Names of what will stand beside its variables.
+        Names of further variables of the result.
 
     Raises
     ------
     OptionError
-        If they lie so: each point would be paired with one of the groups, or their labels would
-        take the place of the variable.
+        If so: each point would be paired with one group, or their labels would replace the
+        variable.
     """
     own = {*view.dataset.dims, *view.dataset.variables, *further} - {view.lat, view.lon}
     if shared := [str(dim) for dim in points.dims if dim in own]:

@@ -1,4 +1,4 @@
-"""Which vectors are there: finite ones, where zeros may mean that there is none."""
+"""Which vectors are present: finite ones, where zeros may mean a missing one."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ def present(values: NDArray[Any], *, zeros_allowed: bool = False) -> NDArray[np.
     if not zeros_allowed:
         refuse_zeros(values)
     found = np.asarray(np.isfinite(values[..., 0]))
-    # Most cells of the globe are missing in all their values, of which one is enough to see it.
+    # Most cells of the globe are missing in all their values, so one value is enough to tell.
     if 4 * np.count_nonzero(found) > found.size:
         return np.asarray(np.isfinite(values).all(axis=-1))
     found[found] = np.isfinite(values[found]).all(axis=-1)
@@ -30,7 +30,7 @@ def present(values: NDArray[Any], *, zeros_allowed: bool = False) -> NDArray[np.
 
 
 def refuse_zeros(values: NDArray[Any]) -> NDArray[Any]:
-    """Return vectors, along the last axis, as they are, if none of them is all zeros.
+    """Return vectors, along the last axis, unchanged, if none of them is all zeros.
 
     Raises
     ------
@@ -42,28 +42,28 @@ def refuse_zeros(values: NDArray[Any]) -> NDArray[Any]:
         zeros[zeros] = ~values[zeros].any(axis=-1)
     if zeros.any():
         raise CubeError(
-            f"{int(zeros.sum())} cells hold vectors of zeros and the cube has no n_images to "
-            "tell whether they are missing; in published maps zeros mean missing: open those with "
+            f"{int(zeros.sum())} cells hold vectors of zeros and the cube has no n_images to show "
+            "whether they are missing; in published maps zeros mean missing: open those with "
             "engine='copembed', or set such vectors to NaN"
         )
     return values
 
 
 def refuse_unusable(field: "xr.DataArray") -> None:
-    """Refuse an empty selection, and vectors that are no floating-point numbers.
+    """Refuse an empty selection, and vectors that are not floating-point numbers.
 
     Raises
     ------
     CubeError
-        If it is one, or they are others.
+        If either is the case.
     """
     if empty := [str(dim) for dim, size in field.sizes.items() if size == 0]:
         raise CubeError(
             f"{field.name} has no values along {' and '.join(empty)}: the selection is empty; a "
-            "slice runs as the coordinate does, lat=slice(60, 40) where latitudes run from north "
-            "to south, and lon=slice(350, 355), not slice(-10, -5), where longitudes begin at 0"
+            "slice must follow the coordinate: lat=slice(60, 40) if latitudes run from north to "
+            "south, and lon=slice(350, 355), not slice(-10, -5), if longitudes begin at 0"
         )
-    # In whole numbers nothing can be missing, and a mean of them would lose its fraction.
+    # Whole numbers cannot be missing, and their mean would lose its fraction.
     if field.dtype.kind != "f":
         raise CubeError(
             f"{field.name} holds {field.dtype} values; expected floating-point numbers, with NaN "

@@ -1,8 +1,7 @@
-"""What may be replaced: Zarr that copcube wrote, at exactly the name that was given.
+"""What may be replaced: Zarr that copcube wrote, at exactly the given name.
 
 A name on the command line may be mistyped. So what has the name of an output is replaced only if
-its content says that copcube made it and nothing else lies in it, and if it is not what the
-output is made of.
+its content shows that copcube made all of it, and if it is not an input of the output.
 """
 
 import os
@@ -23,7 +22,7 @@ _VARIABLES = {*schema.variables(1, "month", ("01",)), "modality", "season", "yea
 _CUBE = {*_VARIABLES, schema.CONVENTIONS}
 _PATTERN = re.compile(r"[*?\[{]")
 _OF_FILES = (".nc", ".npz", ".npy", ".pt", ".tif", ".tiff", ".parquet")
-"""Endings by which readers take a name for that of a file."""
+"""Extensions from which readers infer a file."""
 
 
 def require_store_name(path: str | Path) -> None:
@@ -32,26 +31,26 @@ def require_store_name(path: str | Path) -> None:
     Raises
     ------
     OptionError
-        If it ends as those of files do, which nothing would open as a folder; as `refuse_chain`.
+        If it has the extension of a file, which nothing would open as a folder; as `refuse_chain`.
     """
     refuse_chain(path)
     name, ending = os.path.splitext(str(path).rstrip("/"))
     if ending.lower() in _OF_FILES:
         raise OptionError(
-            f"{path}: Zarr is a folder, and {ending} the ending of files; choose a name such as "
-            f"{os.path.basename(name)}.zarr (`copcube export` writes other forms of it)"
+            f"{path}: Zarr is a folder, but {ending} is a file extension; choose a name such as "
+            f"{os.path.basename(name)}.zarr (`copcube export` writes other formats)"
         )
 
 
 def foreign(path: str | Path, *, half: bool = False) -> str | None:
-    """Say what is at a path, if it is not a Zarr group of copcube's and nothing else.
+    """Say what is at a path, unless it is purely a Zarr group of copcube's.
 
     Parameters
     ----------
     path : str or Path
-        A folder, or the URL of one in an object store, where something is.
+        A folder, or the URL of one in an object store, where something exists.
     half : bool
-        Whether it is known to be a part of a cube, without the metadata of the group.
+        Whether it is known to be part of a cube, without the metadata of the group.
 
     Returns
     -------
@@ -67,14 +66,14 @@ def foreign(path: str | Path, *, half: bool = False) -> str | None:
     nodes = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in NODE}
     if "" not in nodes and not half:
         return "a folder of something else"
-    nodes |= _VARIABLES  # of which one may have lost its metadata
+    nodes |= _VARIABLES  # one of which may have lost its metadata
     for name in sorted(names):
         node, _, base = name.rpartition("/")
         chunk = _CHUNK.fullmatch(name)
-        # A writer of zarr that was killed leaves files with .partial at the end of their names.
+        # A killed zarr writer leaves files whose names end in .partial.
         known = (base in METADATA and node in nodes) or base.endswith(".partial")
         if not known and (chunk is None or (chunk[1] or "") not in nodes):
-            return f"a Zarr folder in which {name} is no part of the data"
+            return f"a Zarr folder in which {name} is not part of the data"
     if half or says_copcube({name.partition("/")[0] for name in names}, _attributes(path)):
         return None
     return "Zarr that copcube did not write"
@@ -109,7 +108,7 @@ def says_copcube(names: Iterable[object], attributes: Mapping[Any, Any]) -> bool
         return True
     if "copcube" in str(attributes.get("history", "")):
         return True
-    # A cube or a reduction of a dataset that had no attributes, whole or a variable a component.
+    # A cube or a reduction without attributes, as one variable or one per component.
     known = {re.sub(r"^(embedding|pc)_\d+$", r"\1", str(name).lower()) for name in names}
     return bool(known & {"embedding", "pc"}) and all(
         known & axis for axis in ({"lat", "latitude"}, {"lon", "longitude"})
@@ -117,7 +116,7 @@ def says_copcube(names: Iterable[object], attributes: Mapping[Any, Any]) -> bool
 
 
 def overlap(out: str | Path, source: object) -> str | None:
-    """Say how an output and what it is made of conflict, if they do.
+    """Say how an output conflicts with an input, if it does.
 
     Parameters
     ----------
@@ -129,12 +128,12 @@ def overlap(out: str | Path, source: object) -> str | None:
     Returns
     -------
     str or None
-        Such as ``is``, ``lies in`` or ``contains``, to be read between both names.
+        ``is``, ``lies in`` or ``contains``, to be read between the two names.
     """
     if not isinstance(source, str | os.PathLike):
         return None
     text = os.fsdecode(source)
-    # Of a pattern only the folder is known; files beside those that it matches are not touched.
+    # For a pattern only the folder is known; files beside those it matches are not touched.
     pattern = _PATTERN.search(text)
     if pattern is not None:
         text = os.path.dirname(text[: pattern.start()])
@@ -148,14 +147,14 @@ def overlap(out: str | Path, source: object) -> str | None:
     if mine[: len(theirs)] == theirs and pattern is None:
         return "lies in"
     try:
-        # One file can have two names, by a hard link or where letters of either case are the same.
+        # One file can have two names, by a hard link or a case-insensitive file system.
         return "is" if os.path.samefile(out, text) else None
     except (OSError, ValueError):
         return None
 
 
 def _parts(path: str) -> tuple[str, ...] | None:
-    """Parts of a path whose links are resolved, or of an address."""
+    """Parts of a path with links resolved, or of an address."""
     if is_remote(path):
         return tuple(part for part in path.split("/") if part)
     try:
@@ -177,7 +176,7 @@ def _names(path: str | Path) -> set[str]:
 
 
 def _attributes(path: str | Path) -> dict[str, Any]:
-    """Attributes of a Zarr group of either format; none where they cannot be read."""
+    """Attributes of a Zarr group of either format; none if they cannot be read."""
     import zarr
     from zarr.errors import BaseZarrError
 

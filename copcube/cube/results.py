@@ -1,10 +1,10 @@
-"""What datasets have in common that functions of this package return.
+"""Common form of the datasets that this package's functions return.
 
-xarray hands a variable's encoding on: filters of a Zarr 2 store, the packing of a netCDF file, an
-unlimited dimension. It is true of the file that was read and of no other, and writers fail on
-it or, worse, follow it. A result therefore has none, its attributes are of types that every
-format holds, and its dask arrays are cut at the same places, so that ``.chunksizes``,
-``.map_blocks`` and whatever divides a dataset by its chunks work.
+xarray passes on a variable's encoding: filters of a Zarr 2 store, the packing of a netCDF file, an
+unlimited dimension. It only applies to the file that was read, and writers fail on it or, worse,
+follow it. A result therefore has none, its attributes have types that every format holds, and its
+dask arrays are divided at the same places, so that ``.chunksizes``, ``.map_blocks`` and whatever
+divides a dataset by its chunks work.
 """
 
 import json
@@ -27,15 +27,15 @@ _OF_CF = ("grid_mapping", "bounds", "ancillary_variables", "cell_measures", "for
 
 
 def as_result(ds: "xr.Dataset", like: str | None = None) -> "xr.Dataset":
-    """Prepare a dataset for those who get it: without encoding, plain, chunked alike.
+    """Prepare a dataset to be returned: no encoding, plain attributes, equal chunks.
 
     Parameters
     ----------
     ds : xarray.Dataset
         Any dataset.
     like : str, optional
-        The variable whose chunks all others take where they share a dimension. Without one, or
-        if it is no dask array, chunks are divided until they agree.
+        The variable whose chunks all others take along shared dimensions. Without one, or if it is
+        not a dask array, chunks are divided until they agree.
 
     Returns
     -------
@@ -43,10 +43,10 @@ def as_result(ds: "xr.Dataset", like: str | None = None) -> "xr.Dataset":
         A new dataset with the same values. Its attributes are texts, numbers, lists and arrays
         of numbers; others have become JSON texts. Nothing that was lazy is computed.
     """
-    # First, since some attributes lie in the encoding, which goes next.
+    # First, since some attributes are in the encoding, which is removed next.
     attributes = {key: described(v) for key, v in ds.variables.items()}
     for attrs in attributes.values():
-        # Readers would lay a region, or a single cell, where the whole globe begins.
+        # Readers would place a region, or a single cell, where the whole globe begins.
         if attrs.get("GeoTransform") == GEO_TRANSFORM and not covers_lattice(ds):
             del attrs["GeoTransform"]
     ds = without_encoding(ds)
@@ -67,7 +67,7 @@ def covers_lattice(ds: "xr.Dataset") -> bool:
 
 def without_encoding(ds: "xr.Dataset") -> "xr.Dataset":
     """Copy a dataset without its encoding; nothing that was lazy is computed."""
-    # `drop_encoding` of older xarray reads what is neither read yet nor a dask array.
+    # Older xarray's `drop_encoding` reads what is neither read yet nor a dask array.
     ds = ds.copy()
     ds.encoding = {}
     for variable in ds.variables.values():
@@ -89,13 +89,13 @@ def plain_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         if value.dtype.kind == "f" and value.dtype.itemsize not in (4, 8):
-            value = value.astype(np.float64)  # netCDF knows no other floats
-        if value.dtype.kind in "iuf" and value.ndim < 2:  # no span of time, no complex number
+            value = value.astype(np.float64)  # netCDF has no other floats
+        if value.dtype.kind in "iuf" and value.ndim < 2:  # not timedeltas or complex numbers
             return value
         value = _listed(value)
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
-    if isinstance(value, bool):  # netCDF knows no truth values
+    if isinstance(value, bool):  # netCDF has no booleans
         return int(value)
     if isinstance(value, str) or _is_number(value):
         return value
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
         if all(map(_is_number, numbers)):
             return numbers
     text = json.dumps(value, default=known_to_json)
-    # What became a text by itself, such as a time or a path, needs no quotes.
+    # What becomes a plain text, such as a time or a path, needs no quotes.
     return known if isinstance(known := json.loads(text), str) else text
 
 
@@ -113,19 +113,19 @@ def _is_number(value: Any) -> bool:
 
 
 def known_to_json(value: Any) -> Any:
-    """Return what is no JSON as something that is: NumPy's values as Python's, times as texts."""
+    """Convert what JSON cannot hold: NumPy's values to Python's, times to texts."""
     return _listed(value) if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _listed(value: NDArray[Any] | np.generic) -> Any:
-    """Return NumPy's values as Python's, times as texts: those in nanoseconds became numbers."""
+    """Return NumPy's values as Python's, times as texts (nanoseconds would become numbers)."""
     if value.dtype.kind in "mM":
         value = np.array([str(time) for time in value.ravel()], object).reshape(value.shape)
     return value.tolist()
 
 
 def json_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Attributes as Zarr holds them; what is no JSON, such as a time, becomes a text."""
+    """Attributes as Zarr holds them; what is not JSON, such as a time, becomes a text."""
     plain = {}
     for key, value in attrs.items():
         try:
@@ -148,6 +148,6 @@ def _chunked_alike(ds: "xr.Dataset", like: str | None) -> "xr.Dataset":
     ds = ds.assign(changed)
     try:
         _ = ds.chunksizes
-    except ValueError:  # xarray's, of chunks that disagree
+    except ValueError:  # from xarray, about chunks that disagree
         ds = ds.unify_chunks()
     return ds

@@ -1,13 +1,12 @@
 """What a cube consists of: variables, dimensions, chunks and attributes, as data.
 
-A cube is one Zarr v3 group that any reader opens: data types and the zstd codec only, no
-strings (their encoding is not in the core specification), so labels are integers with CF
-``flag_meanings``. Every chunk carries the checksum of zstd's own frame (RFC 8878), which
-libzstd compares whenever it unpacks one; the codec ``crc32c`` would do the same, but some
-readers, such as GDAL 3.12, open no array that names it. All variables have the same chunks along a
-dimension, so that what divides a dataset by its chunks can divide a cube. Conventions: CF 1.11
-(cfconventions.org) and, in a group of their own, ``geoemb``
-(github.com/geo-embeddings/embeddings-zarr-convention), ``spatial`` and ``proj``
+A cube is one Zarr v3 group that any reader opens: data types and the zstd codec only, no strings
+(their encoding is not in the core specification), so labels are integers with CF ``flag_meanings``.
+Every chunk carries the checksum of zstd's own frame (RFC 8878), which libzstd checks when it
+decompresses one; the codec ``crc32c`` would do the same, but some readers, such as GDAL 3.12, do
+not open arrays that use it. All variables have the same chunks along a dimension, so that a cube
+can be divided by its chunks. Conventions: CF 1.11 (cfconventions.org) and, in a group of their own,
+``geoemb`` (github.com/geo-embeddings/embeddings-zarr-convention), ``spatial`` and ``proj``
 (github.com/zarr-conventions).
 """
 
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 
 ZSTD_LEVEL = 1
 VERSION = 1
-"""Of this schema; a reader refuses a later one."""
+"""Version of this schema; a reader refuses a later one."""
 
 ESSENTIAL = ("embedding", "n_images", "lat", "lon", "dim", "crs")
-"""Variables without which a group is no cube."""
+"""Variables without which a group is not a cube."""
 
 _WEST, _NORTH = -grid.STEP / 2, 90 + grid.STEP / 2
 """Edges of the first column and the first row."""
@@ -40,7 +39,7 @@ _WEST, _NORTH = -grid.STEP / 2, 90 + grid.STEP / 2
 GEO_TRANSFORM = f"{_WEST} {grid.STEP} 0.0 {_NORTH} 0.0 {-grid.STEP}"
 
 OF_CUBES_ONLY = ("geoemb:", "zarr_conventions", "copcube_schema", "coordinates")
-"""Beginnings of the names of attributes that are not true of what is made of a cube."""
+"""Prefixes of attributes that do not apply to what is made from a cube."""
 
 CONVENTIONS = "conventions"
 """Name of the group that holds the attributes of the Zarr conventions."""
@@ -97,8 +96,8 @@ def variables(
     groups : tuple of str
         Labels along it; empty without `by`.
     counted : bool
-        Whether it is known how many images made a cell. If not, there is no ``spread`` and
-        no ``n_images_by_modality``, and ``n_images`` is 1 where there is a vector.
+        Whether the number of images of a cell is known. If not, there is no ``spread`` and no
+        ``n_images_by_modality``, and ``n_images`` is 1 where there is a vector.
     modalities : tuple of str
         What ``n_images_by_modality`` counts; see `modalities_of`.
 
@@ -118,7 +117,7 @@ def variables(
     block = (*one, grid.BLOCK, grid.BLOCK)
     number = {"units": "1", "standard_name": "number_of_observations", "grid_mapping": "crs"}
     m = len(modalities)
-    # CF's ancillary_variables may name only what is there.
+    # CF's ancillary_variables may name only what exists.
     companions = ["spread", "n_images", "n_images_by_modality"] if counted else ["n_images"]
     if by == "modality" and counted:
         companions.remove("n_images_by_modality")
@@ -194,12 +193,12 @@ _MODALITY = "Copernicus Sentinel modality"
 
 
 def modalities_of(attrs: Iterable[str]) -> tuple[str, ...]:
-    """What a cube counts: the eight modalities, then the sensors that its attributes describe."""
+    """Modalities that a cube counts: the eight, then the sensors that its attributes describe."""
     return in_order(described_in(attrs))
 
 
 def earlier_chunks(variable: Variable) -> tuple[int, ...]:
-    """Chunks that a variable has in cubes of the first release: maps by bands, bounds whole."""
+    """Chunks of a variable in cubes of the first release: maps by bands, bounds whole."""
     if variable.name in ("lat_bnds", "lon_bnds"):
         return variable.shape
     if variable.name == "embedding" or variable.dims[-2:] != ("lat", "lon"):
@@ -210,10 +209,9 @@ def earlier_chunks(variable: Variable) -> tuple[int, ...]:
 def group_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes of the group, sorted: those of CF and of cubes, then the caller's.
 
-    All are texts and numbers, so that a dataset that was opened by xarray can be written in any
-    form.
+    All are texts and numbers, so that a dataset opened by xarray can be written in any format.
     """
-    # The caller's attributes win over these, which every cube has.
+    # The caller's attributes take precedence over these, which every cube has.
     ours: dict[str, Any] = {
         "Conventions": "CF-1.11",
         "title": "Copernicus Sentinel embeddings on ERA5's 0.25 degree grid",
@@ -228,16 +226,16 @@ def group_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
 def conventions(dim: int, page: str | None = None) -> dict[str, Any]:
     """Attributes of the group `CONVENTIONS`, sorted: what the Zarr conventions ask for.
 
-    They are objects and lists of objects. At the root xarray would take them for attributes of
-    the dataset, and no netCDF file could be written of it.
+    They are objects and lists of objects. At the root xarray would take them for attributes of the
+    dataset, which could then not be written as netCDF.
 
     Parameters
     ----------
     dim : int
         Length of the vectors.
     page : str, optional
-        Address that says what made the vectors, and of what; by default those of Copernicus-FM
-        and of its images.
+        Address of a page on what made the vectors, and from what; by default those of Copernicus-FM
+        and its images.
     """
     attributes: dict[str, Any] = {
         "zarr_conventions": [
@@ -272,7 +270,7 @@ def conventions(dim: int, page: str | None = None) -> dict[str, Any]:
         },
         "spatial:dimensions": ["lat", "lon"],
         "spatial:shape": [grid.N_LAT, grid.N_LON],
-        # An affine transform has pixels of one size, so that those at the poles reach beyond 90°.
+        # An affine transform has pixels of one size, so those at the poles reach beyond 90°.
         "spatial:transform": [grid.STEP, 0.0, _WEST, 0.0, -grid.STEP, _NORTH],
         "spatial:bbox": [_WEST, -_NORTH, _WEST + 360, _NORTH],
         "spatial:registration": "pixel",
@@ -288,7 +286,7 @@ _RAW = "https://raw.githubusercontent.com"
 
 
 def is_numbered(name: Hashable) -> bool:
-    """Whether a variable is one of those that vectors fill in a file with one for each component.
+    """Whether a name is that of a variable for a single component.
 
     Examples
     --------
@@ -329,7 +327,7 @@ def _leading(by: str, groups: tuple[str, ...]) -> Variable:
         case "month" | "year":
             long_name = {"month": "month of the year", "year": "calendar year"}[by]
             if not all(label.isdecimal() for label in groups):
-                raise OptionError(f"groups={groups!r} are no labels of {by}s; expected numbers")
+                raise OptionError(f"groups={groups!r} are not labels of {by}s; expected numbers")
             values = np.array([int(label) for label in groups], np.int16)
             return _coordinate(by, values, {"long_name": long_name, "units": "1"})
     raise OptionError(f"by={by!r} is unknown; expected modality, month, season or year")
@@ -370,7 +368,7 @@ def _coordinates(dim: int) -> list[Variable]:
 
 
 def _coordinate(name: str, values: NDArray[Any], attrs: dict[str, Any]) -> Variable:
-    # No coordinate has this value, so that none of its values reads as missing.
+    # No coordinate has this value, so none reads as missing.
     fill = np.nan if values.dtype.kind == "f" else -1
     return Variable(name, (name,), *_whole(values), attrs, fill, values)
 

@@ -1,4 +1,4 @@
-"""Opening cubes, and where their chunks lie."""
+"""Opening cubes, and the names of their chunks."""
 
 import errno
 import os
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     import zarr
 
 NODE = ("zarr.json", ".zgroup", ".zarray")
-"""Files that make a folder a group or an array of Zarr, of both formats."""
+"""Files that make a folder a Zarr group or array, in both formats."""
 METADATA = (*NODE, ".zattrs", ".zmetadata")
 """Files of metadata of Zarr."""
 
 
 def open_cube(path: str | Path) -> "xr.Dataset":
-    """Open a cube lazily, after checking that it is one; else as ``xarray.open_zarr``.
+    """Open a cube lazily like ``xarray.open_zarr``, after checking that it is one.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def open_cube(path: str | Path) -> "xr.Dataset":
     CubeError
         If the path holds something else.
     ReadError
-        If an object store does not let it be read, or cannot be reached.
+        If an object store denies access or cannot be reached.
     """
     import xarray as xr
 
@@ -63,7 +63,7 @@ def open_cube(path: str | Path) -> "xr.Dataset":
 
 
 def open_stored(path: str) -> "xr.Dataset":
-    """Open a cube as `open_cube`, or what else holds its vectors, such as a reduction or a part.
+    """Open a cube as `open_cube`, or other Zarr with its vectors, such as a reduction or a part.
 
     Raises
     ------
@@ -80,9 +80,9 @@ def open_stored(path: str) -> "xr.Dataset":
 
 
 def lacks_root(path: str) -> bool:
-    """Whether a cube lies at a path whose own ``zarr.json`` is lost or cannot be understood.
+    """Whether a path holds a cube whose own ``zarr.json`` is lost or unreadable.
 
-    Nothing says then what it is, and no reader opens it.
+    Then nothing identifies it, and no reader can open it.
     """
     import zarr
     from zarr.core.buffer.cpu import Buffer
@@ -111,7 +111,7 @@ def is_group(path: str | Path) -> bool:
 
 
 def _open_plainly(path: str) -> "xr.Dataset | None":
-    """Open any Zarr folder that holds the vectors of a cube or a reduction; None if it does not."""
+    """Open any Zarr folder with the vectors of a cube or a reduction; None for others."""
     import xarray as xr
 
     from copcube.cube.view import CubeView
@@ -119,7 +119,7 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
     if not is_group(path):
         return None
     with warnings.catch_warnings(), parsing(path):
-        # What users saved may lack consolidated metadata; it only takes longer to open.
+        # Folders that users saved may lack consolidated metadata, which only makes opening slower.
         warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
         _demand_metadata(path)
         demand_arrays(path, path, CubeError)
@@ -133,7 +133,7 @@ def _open_plainly(path: str) -> "xr.Dataset | None":
 
 @contextmanager
 def parsing(path: str | Path) -> Iterator[None]:
-    """Name the store if its metadata, which the body reads, are damaged.
+    """Raise an error that names the store if the body reads damaged metadata.
 
     Raises
     ------
@@ -152,17 +152,17 @@ def parsing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def reading(*paths: str | Path) -> Iterator[None]:
-    """Name the files if numbers of them, which the body reads lazily, cannot be decoded.
+    """Raise an error that names the files if the body cannot decode values it reads lazily.
 
     Raises
     ------
     CubeError
-        If the body raises what decoders and file systems raise, and no error of copcube's; as
+        If the body raises what decoders and file systems raise, but not copcube's own errors; as
         `require_inputs_unchanged`.
     """
     known = _READ.set(_READ.get() | {path: version_of(path) for path in paths})
     try:
-        # A chunk that is damaged is named first, by what zarr knows of it.
+        # A damaged chunk is named first, with what zarr knows about it.
         with naming_damage():
             yield
         require_inputs_unchanged()
@@ -170,7 +170,7 @@ def reading(*paths: str | Path) -> Iterator[None]:
         require_inputs_unchanged()
         if isinstance(error, CopcubeError):
             raise
-        # What the body prints may find no room, or no reader any more, as with `| head`.
+        # Output of the body may find a full disk, or no reader, as with `| head`.
         if getattr(error, "errno", None) in (*FULL, errno.EPIPE):
             raise
         rule_out_shortage(error)
@@ -181,12 +181,12 @@ def reading(*paths: str | Path) -> Iterator[None]:
 
 
 def require_inputs_unchanged() -> None:
-    """Check that what is being read, see `reading`, still is what it was when that began.
+    """Check that the inputs of `reading` are unchanged since it began.
 
     Raises
     ------
     CubeError
-        If something else has its name by now, so that what was read may be parts of both.
+        If something else now has an input's name, so that what was read may be a mixture.
     """
     for path, version in _READ.get().items():
         if version_of(path) != version:
@@ -195,13 +195,13 @@ def require_inputs_unchanged() -> None:
 
 
 _READ: ContextVar[dict[str | Path, str]] = ContextVar("read", default={})  # noqa: B039
-"""What is being read, and its version when that began."""
+"""Inputs being read, and their versions at the start."""
 
-_ANEW = "get it anew or make it again"
+_ANEW = "get a new copy or make it again"
 
 
 def refuse_chain(path: str | Path) -> None:
-    """Refuse a local path that zarr would not take for one.
+    """Refuse a local path that zarr would not recognise as one.
 
     Raises
     ------
@@ -210,18 +210,18 @@ def refuse_chain(path: str | Path) -> None:
     """
     if not is_remote(path) and "::" in str(path):
         raise OptionError(
-            f"{path}: zarr, and xarray with it, takes :: for a join of file systems; give the "
-            "folder a name without it"
+            f"{path}: zarr and xarray read :: as a chain of file systems; give the folder a name "
+            "without it"
         )
 
 
 def address(path: str | Path) -> Any:
-    """Return what zarr opens a path, or the URL of an object store, through."""
+    """Return what zarr uses to open a path or the URL of an object store."""
     return zarr_store(str(path)) if is_remote(path) else str(path)
 
 
 def compressors(zarr_format: Literal[2, 3] = 3) -> list[Any]:
-    """Return what zarr packs chunks with: zstd, whose frames carry a checksum.
+    """Return zarr's compressor for chunks: zstd with checksums in its frames.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     PermissionError
-        If it may not be read, so that nobody knows what it is.
+        If it may not be read, so that its content is unknown.
     """
     if not is_remote(path) and not os.path.lexists(path):
         return {}  # before zarr is imported, which takes a while
@@ -251,7 +251,7 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
     import zarr
 
     try:
-        # They lie in the group's own metadata; those of its arrays, consolidated, take longer.
+        # They are in the group's own metadata; opening consolidated arrays would take longer.
         where = address(path)
         group = zarr.open_group(where, mode="r", zarr_format=3, use_consolidated=False)
         return dict(group.attrs)
@@ -268,9 +268,9 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
     Raises
     ------
     CubeError
-        If there is none, or it was written by a later copcube, or it lacks variables.
+        If there is none, it was written by a later copcube, or it lacks variables.
     ReadError
-        If the store does not let it be read, or cannot be reached.
+        If the store denies access or cannot be reached.
     OptionError
         As `refuse_chain`.
     """
@@ -288,38 +288,40 @@ def open_group(path: str | Path, mode: Literal["r", "r+"] = "r") -> "zarr.Group"
             found = _found_at(str(path), found)
         raise CubeError(f"{path}: expected an embedding cube made by copcube, found {found}")
     version = attributes["copcube_schema"]
-    # A later schema may give the same names another meaning, so that reading on would be a guess.
+    # A later schema may give the same names other meanings, so reading on would be a guess.
     if not isinstance(version, int) or version > schema.VERSION:
         raise CubeError(
-            f"{path}: the cube has schema {version!r}, this copcube knows up to "
+            f"{path}: the cube has schema {version!r}, but this copcube knows only up to "
             f"{schema.VERSION}; update copcube"
         )
-    # The consolidated metadata is left aside: while a cube is written it is not there yet, and
-    # a later change of one array would not be in it.
+    # The consolidated metadata is not used: it does not exist while a cube is written, and would
+    # not show a later change of one array.
     with parsing(path):
         group = zarr.open_group(address(path), mode=mode, zarr_format=3, use_consolidated=False)
         missing = [name for name in schema.ESSENTIAL if name not in group]
     if missing:
-        raise CubeError(f"{path}: the cube lacks {', '.join(missing)}; was its making stopped?")
+        raise CubeError(
+            f"{path}: the cube lacks {', '.join(missing)}; was its creation interrupted?"
+        )
     return group
 
 
 def demand_arrays(store: Any, name: str, error: type[CopcubeError]) -> None:
-    """Refuse a store with a chunk, or with coordinates, larger than what may be read at once.
+    """Refuse a store with a chunk, or with coordinates, too large to be read at once.
 
     Parameters
     ----------
     store
-        What zarr opens a group through.
+        What zarr uses to open a group.
     name : str
         Name of the store, for messages.
     error : type
-        What is raised.
+        Type of the error to raise.
 
     Raises
     ------
     CopcubeError
-        The `error`.
+        This `error`.
     """
     import zarr
 
@@ -345,7 +347,7 @@ def _demand_group(group: "zarr.Group", name: str, error: type[CopcubeError]) -> 
 
 
 def _found(path: str, otherwise: str) -> str:
-    """Say what lies at a path that holds no cube."""
+    """Describe what is at a path that holds no cube."""
     if not os.path.exists(path):
         return "nothing"
     if os.path.isfile(path):
@@ -360,8 +362,8 @@ def _found(path: str, otherwise: str) -> str:
         return "a reduction, alone or merged; `copcube info` describes it"
     if is_group(path) and any(schema.is_numbered(name) for name in os.listdir(path)):
         return (
-            "vectors with a variable for each component, as other readers want them; give what "
-            "they were written from, or the same as netCDF"
+            "vectors as one variable per component, for other readers; give what they were written "
+            "from, or the same as netCDF"
         )
     if lacks_root(path):
         return (
@@ -373,7 +375,7 @@ def _found(path: str, otherwise: str) -> str:
 
 
 def _found_at(url: str, otherwise: str) -> str:
-    """Say what lies at an address that holds no cube; zarr says of none why it cannot be read."""
+    """Describe what is at an address without a cube; zarr does not say why it is unreadable."""
     try:
         stat(f"{url.rstrip('/')}/zarr.json")
     except FileNotFoundError:
@@ -402,7 +404,7 @@ def leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
 
 
 def array(group: "zarr.Group", name: str) -> Any:
-    """Return an array of the group; as Any, since zarr's own types are wide unions."""
+    """Return an array of the group, typed as Any since zarr's own types are wide unions."""
     return group[name]
 
 

@@ -1,7 +1,7 @@
-"""Reading a cube by the chunks that are stored.
+"""Reading only the stored chunks of a cube.
 
-Most of the globe is sea, whose chunks are not stored. zarr looks for each of them, which is a
-request each where the cube is at an address.
+Most of the globe is sea, whose chunks are not stored. zarr looks for each of them, which costs a
+request each if the cube is at an address.
 """
 
 import itertools
@@ -24,14 +24,14 @@ from copcube.files.objects import is_remote
 from copcube.lookahead import map_ahead
 
 UNREADABLE = (OSError, *UNDECODABLE)
-"""What reading a damaged chunk raises."""
+"""Exceptions raised by reading a damaged chunk."""
 
 _REQUESTS = 8
-"""Chunks of a store that are asked for at once."""
+"""Chunks of a store requested at once."""
 
 
 class StoredChunks:
-    """Reads parts of the arrays of a cube, whose files are listed once.
+    """Read parts of a cube's arrays; list its files once.
 
     Parameters
     ----------
@@ -43,20 +43,20 @@ class StoredChunks:
         self._folder = open_folder(path)
         self._forms: dict[str, Chunks | None] = {}
         self._threads = _REQUESTS if is_remote(path) else 0
-        # A listing names a thousand chunks a request; asking for each that is not there costs one.
-        # None of web servers, and of buckets whose files may only be read.
+        # A listing names a thousand chunks per request; each absent chunk would cost one. None for
+        # web servers, and for buckets whose files may be read but not listed.
         self._stored: set[str] | None = None
         with suppress(StorageError):
             self._stored = set(self._folder.names())
 
     def may_hold(self, array: Any, index: tuple[int, ...]) -> bool:
-        """Whether a chunk is stored; it may be, where nothing can be listed."""
+        """Whether a chunk is stored, or may be, if nothing can be listed."""
         return self._stored is None or chunk_name(array, index) in self._stored
 
     def windows(
         self, array: Any, part: tuple[slice, ...]
     ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], NDArray[Any] | Exception]]:
-        """Read what is stored of a part of an array, chunk by chunk.
+        """Read the stored chunks of a part of an array, one by one.
 
         Parameters
         ----------
@@ -68,11 +68,11 @@ class StoredChunks:
         Yields
         ------
         index : tuple of int
-            Of a chunk that overlaps the part.
+            Index of a chunk that overlaps the part.
         window : tuple of slice
-            Where its values lie in the part.
+            Position of its values in the part.
         values : numpy.ndarray or Exception
-            Its values there, or one of `UNREADABLE` if it is damaged.
+            Its values there, or an exception of `UNREADABLE` if it is damaged.
         """
         form = self.form(array)
         windows = [w for w in overlapping(array, part) if self.may_hold(array, w[0])]
@@ -86,7 +86,7 @@ class StoredChunks:
                     yield index, here, values
 
     def values(self, array: Any) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
-        """Read what is stored of a whole map, (…, lat, lon), in parts.
+        """Read the stored chunks of a whole map, (…, lat, lon), in parts.
 
         Parameters
         ----------
@@ -98,7 +98,7 @@ class StoredChunks:
         window : tuple of slice
             A part of the array.
         values : numpy.ndarray
-            What is there.
+            Its values.
 
         Raises
         ------
@@ -107,18 +107,18 @@ class StoredChunks:
         """
         whole = tuple(slice(0, n) for n in array.shape)
         if self._stored is None:
-            # zarr asks for many chunks at once; one by one, each would wait for its answer. What
-            # has groups or modalities is read one after the other, for all may take 400 MB.
+            # zarr requests many chunks at once; one by one, each would wait for its answer. Groups
+            # or modalities are read one after the other, since all may take 400 MB.
             first = range(array.shape[0] if array.ndim > 2 else 0)
             for window in [(slice(i, i + 1), *whole[1:]) for i in first] or [whole]:
                 yield window, np.asarray(array[window])
             return
         for _, window, found in self.windows(array, whole):
-            # zarr meets the damage again, and in its error `naming_damage` finds the chunk.
+            # zarr meets the damage again, and `naming_damage` finds the chunk in its error.
             yield window, np.asarray(array[window]) if isinstance(found, Exception) else found
 
     def form(self, array: Any) -> Chunks | None:
-        """How chunks are stored, if they are listed and ours, so that they are decoded here."""
+        """How chunks are stored, if listed and copcube's, so that they can be decoded here."""
         if self._stored is None:
             return None
         if array.path not in self._forms:
@@ -132,7 +132,7 @@ class StoredChunks:
     def _read(
         self, form: Chunks | None, array: Any, part: tuple[tuple[int, ...], tuple[slice, ...]]
     ) -> NDArray[Any] | Exception | None:
-        """Values of a window of a chunk, or what reading it raises; None if it is not stored."""
+        """Values of a window of a chunk, or the exception from reading it; None if not stored."""
         index, window = part
         try:
             if form is None:
@@ -151,7 +151,7 @@ class StoredChunks:
 def overlapping(
     array: Any, part: tuple[slice, ...]
 ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Chunks that overlap a part of an array, and what of each lies in the part."""
+    """Chunks that overlap a part of an array, and the window of each in the part."""
     ranges = [range(k.start // c, -(-k.stop // c)) for k, c in zip(part, array.chunks, strict=True)]
     for index in itertools.product(*ranges):
         yield (

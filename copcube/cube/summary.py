@@ -1,4 +1,4 @@
-"""What a cube or a reduction holds, in a few figures."""
+"""Content of a cube or a reduction, in a few figures."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class CubeSummary:
     images : int
         Images in all, over all groups.
     images_by_modality : dict
-        The same by modality key; empty if the cube does not count them so.
+        Images by modality key; empty if the cube does not count them.
     stored : int or None
         Bytes on disk; None if the cube is not in a folder.
     attributes : dict
@@ -75,7 +75,7 @@ class CubeSummary:
     attributes: dict[str, Any]
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Name and text of every figure, for people."""
+        """Name and text of every figure, for display."""
         yield "shape", " × ".join(map(str, self.shape))
         if self.by is not None:
             pairs = zip(self.groups, self.cells_by_group, strict=True)
@@ -100,7 +100,7 @@ class CubeSummary:
 
 
 def summary(path: str | Path) -> CubeSummary:
-    """Count what is in a cube, without reading its vectors.
+    """Summarise a cube, without reading its vectors.
 
     Raises
     ------
@@ -137,13 +137,13 @@ def _summary(path: str | Path) -> CubeSummary:
     source = array(group, "n_images")
     if not _is_whole(group):
         raise CubeError(
-            f"{path}: a part of a cube, of {source.shape[-2]} × {source.shape[-1]} cells, or one "
-            "in another order; give the whole one, or open it with xarray.open_zarr"
+            f"{path}: part of a cube, of {source.shape[-2]} × {source.shape[-1]} cells, or a cube "
+            "in a different order; give the whole cube, or open it with xarray.open_zarr"
         )
     counts: NDArray[np.int32] = np.zeros(source.shape, np.int32)
     for window, found in chunks.values(source):
         counts[window] = found
-    # A cube without groups counts as one with a single group from here on.
+    # From here on, a cube without groups counts as one with a single group.
     counts = counts.reshape(-1, grid.N_LAT, grid.N_LON)
     filled: NDArray[np.bool_] = np.any(counts > 0, axis=0)
     by_modality: dict[str, int] = {}
@@ -194,14 +194,14 @@ def cube_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def reduction_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, str]]:
-    """Name and text of every figure of a reduction, for people; its ``pc`` is read.
+    """Name and text of every figure of a reduction, for display; its ``pc`` is read.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        A reduction, or what it was merged with.
+        A reduction, alone or merged.
     path : str or Path
-        Where it was opened from.
+        Path it was opened from.
 
     Raises
     ------
@@ -236,7 +236,7 @@ def reduction_lines(ds: "xr.Dataset", path: str | Path) -> Iterator[tuple[str, s
         basis += ["whitened"] if whitened else []
         yield "basis", ", ".join(basis)
     else:
-        yield "basis", "none: the components cannot be turned back into embeddings"
+        yield "basis", "none: embeddings cannot be restored from the components"
     if (stored := _stored(path)) is not None:
         yield "on disk", size(stored)
     yield from _attributes(attrs)
@@ -248,7 +248,7 @@ _WEIGHTED = {"area": "weighted by area", "none": "not weighted", "given": "with 
 
 
 def _attributes(attrs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Provenance of a cube or a reduction, for people."""
+    """Provenance of a cube or a reduction, for display."""
     for name, value in attrs.items():
         if name == "encoder_trained":
             yield "encoder trained", "yes" if trained(value) else _NO

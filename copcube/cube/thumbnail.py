@@ -1,7 +1,7 @@
 """A small map of a dataset, as Braille dots and as a PNG, without a plotting package.
 
-The PNG has a palette (W3C PNG, third edition) and is inlined in the HTML of a card, so that it
-must stay small.
+The PNG has a palette (W3C PNG, third edition) and is inlined in the HTML of a card, so it must stay
+small.
 """
 
 import struct
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PNG_LIMIT = 28_000
-"""Bytes of a map at most: 38 kB in base64."""
+"""Maximum bytes of a map: 38 kB in base64."""
 
 _TEXT_DOTS = (60, 120)
 _PICTURE = (181, 360)
@@ -21,9 +21,9 @@ _RAMP = ((0.23, 0.20, 0.45), (0.16, 0.47, 0.56), (0.45, 0.73, 0.43), (0.98, 0.86
 
 
 def _shrink(raster: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Means of the finite values in squares of pixels, so that at most `size` of them are left."""
+    """Average the finite values in squares of pixels, leaving at most `size` squares."""
     rows, cols = raster.shape[:2]
-    # -(-a // b) rounds up: a square too many is better than a map that does not fit.
+    # -(-a // b) rounds up: one square too many is better than a map that does not fit.
     side = max(1, -(-rows // size[0]), -(-cols // size[1]))
     padding = [(0, -rows % side), (0, -cols % side)] + [(0, 0)] * (raster.ndim - 2)
     padded = np.pad(raster, padding, constant_values=np.nan)
@@ -34,7 +34,7 @@ def _shrink(raster: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.fl
 
 
 def braille(raster: NDArray[np.float64]) -> Iterator[str]:
-    """Lines of dots where a raster is not NaN, 4 × 2 dots a character (Unicode block 2800)."""
+    """Lines of dots where a raster is not NaN, 4 × 2 dots per character (Unicode block 2800)."""
     values = raster if raster.ndim == 2 else raster[..., 0]
     dots = ~np.isnan(_shrink(np.where(np.isnan(values), np.nan, 1.0), _TEXT_DOTS))
     dots = np.pad(dots, [(0, -size % step) for size, step in zip(dots.shape, (4, 2), strict=True)])
@@ -52,21 +52,21 @@ def picture(raster: NDArray[np.float64]) -> bytes:
         image = png(*(_colours(small) if small.ndim == 2 else _mixed(small)))
         if len(image) <= PNG_LIMIT:
             return image
-        # How well a map compresses is known only when it is compressed.
+        # The compressed size is known only after compression.
         size = size[0] * 3 // 4, size[1] * 3 // 4
 
 
 def _scaled(values: NDArray[np.float64], steps: int) -> NDArray[np.int64]:
-    """Values by their 2 % and 98 % quantiles as steps, 0 to steps - 1; NaN as 0."""
+    """Scale values by their 2 % and 98 % quantiles to steps 0 to steps - 1; NaN becomes 0."""
     known = values[np.isfinite(values)]
-    # A few outliers would otherwise leave all other cells one colour.
+    # Otherwise a few outliers would leave all other cells one colour.
     low, high = np.quantile(known, (0.02, 0.98)) if known.size else (0.0, 1.0)
     share = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
     return np.clip(np.nan_to_num(share) * steps, 0, steps - 1).astype(np.int64)
 
 
 def _colours(raster: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels and palette of one value a pixel."""
+    """Pixels and palette for one value per pixel."""
     steps = 24
     ramp = np.array(_RAMP)
     at = np.linspace(0, len(ramp) - 1, steps)
@@ -76,9 +76,9 @@ def _colours(raster: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np
 
 
 def _mixed(raster: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels and palette of three values a pixel, as red, green and blue."""
+    """Pixels and palette for three values per pixel, as red, green and blue."""
     red, green, blue = (_scaled(raster[..., i], _LEVELS) for i in range(3))
-    # Colour 0 of the palette is transparent and stands for no vector.
+    # Colour 0 of the palette is transparent and means no vector.
     code = 1 + (red * _LEVELS + green) * _LEVELS + blue
     levels = np.linspace(20, 250, _LEVELS)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -87,7 +87,7 @@ def _mixed(raster: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.u
 
 
 def png(pixels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
-    """Write a PNG of palette colours (W3C PNG, third edition), of which the first is clear.
+    """Write a PNG of palette colours (W3C PNG, third edition), the first of them transparent.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Proving a cube: its schema, its chunks, its coordinates, and that counts and vectors agree."""
+"""Validating a cube: its schema, chunks and coordinates, and agreement of counts and vectors."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 _CODECS = ["bytes", "zstd"]
 
 _MENDING = {
-    True: "to mend the cube: give the command that made it again (copcube build or aggregate); it "
-    "makes the cube again from the rows, and embeds nothing",
-    False: "to mend the cube: bring it from a copy, or make it again with --overwrite",
+    True: "to repair the cube: give the command that made it again (copcube build or aggregate); "
+    "it remakes the cube from the rows, and embeds nothing",
+    False: "to repair the cube: restore it from a copy, or make it again with --overwrite",
 }
 """What to do, by whether a build made the cube."""
 
@@ -35,9 +35,9 @@ _MENDING = {
 def validate(path: str | Path) -> list[str]:
     """Examine a whole cube, block by block.
 
-    Checked are: variables, dimensions, data types, chunks, codecs and attributes against
-    the schema; every chunk against its checksum; coordinates and bounds against ERA5's; that a
-    vector is there, whole and finite exactly where images are counted; spread likewise and not
+    It checks variables, dimensions, data types, chunks, codecs and attributes against the schema;
+    every chunk against its checksum; coordinates and bounds against ERA5's; that there is a
+    complete, finite vector exactly where images are counted; that spread is there too and not
     negative; and that the modalities' counts add up.
 
     Parameters
@@ -48,9 +48,9 @@ def validate(path: str | Path) -> list[str]:
     Returns
     -------
     list of str
-        What is wrong: each damaged or missing chunk by its name in the cube, with the cells
-        that it concerns; anything else with the first place where it is; in the end how to
-        mend it. Empty for a valid cube.
+        Problems: each damaged or missing chunk by its name in the cube, with its cells; anything
+        else with the first place where it occurs; finally how to repair the cube. Empty for a valid
+        cube.
     """
     try:
         examined = _examine(path)
@@ -60,7 +60,7 @@ def validate(path: str | Path) -> list[str]:
 
 
 def problems(path: str | Path) -> list[str]:
-    """Return what `validate` does, but not how to mend it."""
+    """Return what `validate` does, but not how to repair it."""
     try:
         return _examine(path).problems
     except CopcubeError as error:
@@ -69,7 +69,7 @@ def problems(path: str | Path) -> list[str]:
 
 @dataclass
 class _Examined:
-    """What is wrong with a cube, by kind.
+    """Problems of a cube, by kind.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class _Examined:
     structure, values : list of str
         Contradictions between the cube and the schema, and among its values.
     damaged : dict of str to str
-        Damaged and missing chunks: by name, what is wrong with each.
+        Problem of each damaged or missing chunk, by name.
     """
 
     built: bool
@@ -88,7 +88,7 @@ class _Examined:
 
     @property
     def problems(self) -> list[str]:
-        """All that is wrong, what is worst first."""
+        """All problems, the worst first."""
         return [*self.structure, *self.damaged.values(), *self.values]
 
 
@@ -98,7 +98,7 @@ def _examine(path: str | Path) -> _Examined:
     Raises
     ------
     CopcubeError
-        If it is none.
+        If it is not a cube.
     """
     with parsing(path):
         group = open_group(path)
@@ -107,7 +107,7 @@ def _examine(path: str | Path) -> _Examined:
         modalities = schema.modalities_of(group.attrs)
         expected = schema.variables(dim, by, groups, counted=counted, modalities=modalities)
         examined = _Examined("copcube_plan" in group.attrs)
-        # What has another structure cannot be compared value by value, so that this comes first.
+        # A different structure prevents comparing values, so this comes first.
         examined.structure += [*_attributes(group), *_structure(group, expected)]
         examined.structure = examined.structure or [*_copies(path, group)]
     if examined.structure:
@@ -132,12 +132,12 @@ def _examine(path: str | Path) -> _Examined:
 
 
 def _leading(group: "zarr.Group") -> tuple[str | None, tuple[str, ...]]:
-    """As `leading`, with numbers for labels that cannot be read."""
+    """As `leading`, with numbers in place of unreadable labels."""
     try:
         return leading(group)
     except UNREADABLE as error:
         rule_out_shortage(error)
-        # What could not be decoded is the cause of an error that says so.
+        # The error about it has what could not be decoded as its cause.
         if isinstance(error, CopcubeError) and error.__cause__ is None:
             raise
         stored = array(group, "embedding")
@@ -181,7 +181,7 @@ def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Ite
             "shape": (found.shape, variable.shape),
             "chunks": (
                 found.chunks,
-                # Cubes of the first release have others, and are whole all the same.
+                # Cubes of the first release have others, and are valid too.
                 found.chunks
                 if found.chunks == schema.earlier_chunks(variable)
                 else variable.chunks,
@@ -201,18 +201,18 @@ def _structure(group: "zarr.Group", expected: dict[str, schema.Variable]) -> Ite
 
 
 def _copies(path: str | Path, group: "zarr.Group") -> Iterator[str]:
-    """Differences between metadata and their copy in the root, by which readers open a cube."""
+    """Differences between metadata and their copy in the root, which readers use to open a cube."""
     folder = open_folder(path)
     root = json.loads(folder.read("zarr.json"))
     copies = (root.get("consolidated_metadata") or {}).get("metadata", {})
     for name, copy in copies.items():
-        # What is missing and belongs to a cube has been reported.
+        # Missing parts of a cube have already been reported.
         if name in group:
             own = json.loads(folder.read(f"{name}/zarr.json"))
-            # That of a group holds a copy of what is in it; its own metadata none, or null.
+            # A group's copy contains its members; its own metadata has none, or null.
             own.pop("consolidated_metadata", None)
             copy = {key: copy[key] for key in copy if key != "consolidated_metadata"}
-            # An attribute that somebody added since is no damage.
+            # An attribute added later is not damage.
             added = own.get("attributes", {}).keys() - copy.get("attributes", {}).keys()
             for key in added:
                 del own["attributes"][key]
@@ -221,7 +221,7 @@ def _copies(path: str | Path, group: "zarr.Group") -> Iterator[str]:
 
 
 class _Chunks:
-    """Reads parts of a cube, and notes which chunks are damaged or missing.
+    """Read parts of a cube, and note which chunks are damaged or missing.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ class _Chunks:
     by, groups
         Name and labels of the leading dimension.
     damaged : dict of str to str
-        To which what is wrong with a chunk is added, by the name of the chunk.
+        Receives the problem of each chunk, by the chunk's name.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class _Chunks:
         return any(self.may_hold(array, index) for index, _ in overlapping(array, _slices(part)))
 
     def read(self, array: Any, part: tuple[Any, ...]) -> tuple[Any, NDArray[np.bool_]]:
-        """Read a part of an array, and say which of its values are known.
+        """Read a part of an array, and find which of its values are known.
 
         Parameters
         ----------
@@ -288,7 +288,7 @@ class _Chunks:
         return values[drop], known[drop]
 
     def note(self, array: Any, index: tuple[int, ...], what: str) -> None:
-        """Note what is wrong with a chunk, and which cells it concerns."""
+        """Note the problem of a chunk, and its cells."""
         dims = array.metadata.dimension_names or ()
         starts = {d: i * c for d, i, c in zip(dims, index, array.chunks, strict=True)}
         stops = {
@@ -320,7 +320,7 @@ def _coordinates(
             found, known = chunks.read(stored, whole)
             for index, part in overlapping(stored, whole):
                 fill = np.full_like(found[part], stored.fill_value)
-                # What is not stored reads as the fill value, which no coordinate has.
+                # Values not stored read as the fill value, which no coordinate has.
                 lost = np.array_equal(found[part], fill, equal_nan=fill.dtype.kind == "f")
                 if variable.dims and lost and known[part].all():
                     chunks.note(stored, index, "missing")
@@ -332,12 +332,12 @@ def _coordinates(
 def _band(
     arrays: Mapping[str, Any], at: tuple[int, ...], band: int, chunks: _Chunks
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Statements that must not hold, and the cells of the band for which they do."""
+    """Problems that must not occur, and the cells of the band where they do."""
     rows = grid.Block(band, 0).rows
     shape = rows.stop - rows.start, grid.N_LON
     maps = [name for name in ("n_images", "spread", "n_images_by_modality") if name in arrays]
     parts = {name: _part(arrays[name], {"lat": rows}, at) for name in (*maps, "embedding")}
-    # Most bands of a small cube hold nothing, which contradicts nothing.
+    # Most bands of a small cube are empty, and so have no problems.
     if not any(chunks.may_be_stored(arrays[name], part) for name, part in parts.items()):
         return
     values, known = {}, {}
@@ -380,12 +380,12 @@ def _band(
         yield "counts of the modalities do not add up", unequal
         yield "negative count of a modality", np.min(by_modality, axis=0) < 0
     both = counted & known["embedding"]
-    yield "images, but no whole and finite vector", both & (count > 0) & ~whole
+    yield "images, but no complete, finite vector", both & (count > 0) & ~whole
     yield "vector without images", both & (count <= 0) & holds["embedding"]
 
 
 def _part(array: Any, chosen: Mapping[str, slice], at: tuple[int, ...]) -> tuple[Any, ...]:
-    """Part of an array at the first indices, with slices chosen by dimension, else whole."""
+    """Index of a part of an array: the first indices, then slices by dimension, else everything."""
     rest = zip(array.metadata.dimension_names[len(at) :], array.shape[len(at) :], strict=True)
     return *at, *(chosen.get(name, slice(0, n)) for name, n in rest)
 
@@ -398,10 +398,10 @@ def _find_missing(
     known: Mapping[str, NDArray[np.bool_]],
     chunks: _Chunks,
 ) -> None:
-    """Note chunks that hold nothing where the other variables have cells, as unknown cells.
+    """Note as unknown the cells of chunks that are empty where other variables have cells.
 
-    What is not stored reads as missing cells. If one other variable says something of a cell
-    there, either may be wrong; if two do, or there is only one, the chunk is lost.
+    Chunks not stored read as missing cells. If one other variable has a value there, either may be
+    wrong; if two do, or there is only one other, the chunk is lost.
     """
     columns = {name: held.any(axis=0) for name, held in holds.items()}
     for name, held in columns.items():

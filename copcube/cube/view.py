@@ -1,9 +1,9 @@
-"""What a cube-like dataset is: its vectors, its counts, and where its cells lie.
+"""A view of a cube-like dataset: its vectors, its counts, and the positions of its cells.
 
-People hand over datasets as they left them: sliced, transposed, with renamed dimensions, lazy
-or in memory. A dataset must have ``embedding`` (a cube) or ``pc`` (a reduction) on a latitude
-and a longitude, which are recognised by their CF attributes or their names. Every public
-function makes one `CubeView` of each dataset it is given, and asks only the view from then on.
+Users pass datasets in any state: sliced, transposed, with renamed dimensions, lazy or in memory. A
+dataset must have ``embedding`` (a cube) or ``pc`` (a reduction) on a latitude and a longitude,
+which are recognised by their CF attributes or their names. Every public function makes one
+`CubeView` of each dataset it gets, and uses only the view from then on.
 """
 
 from collections.abc import Iterator
@@ -40,8 +40,7 @@ LENGTHWISE = {"embedding": "dim", "pc": "component"}
 class CubeView:
     """A cube or a reduction, checked once. Make one with `CubeView.of`.
 
-    What costs something to find out (`counts`, `row`, `col`, `groups`) is found out when it is
-    first used, and then kept.
+    What is costly to compute (`counts`, `row`, `col`, `groups`) is computed at first use and kept.
 
     Parameters
     ----------
@@ -70,13 +69,13 @@ class CubeView:
         ds : xarray.Dataset
             A cube or a reduction.
         holds : {"embedding", "pc"}, optional
-            The variable that must be there; by default ``embedding``, or else ``pc``.
+            The required variable; by default ``embedding``, or else ``pc``.
 
         Raises
         ------
         CubeError
-            If `ds` is no dataset, has no such variable, or that has not such dimensions, no
-            values along one of them, or values that are no floating-point numbers.
+            If `ds` is not a dataset or lacks the variable, or if the variable lacks these
+            dimensions, is empty along one of them, or does not hold floating-point numbers.
         GridError
             If a coordinate along latitude or longitude holds no numbers.
         """
@@ -91,7 +90,7 @@ class CubeView:
         if along is None:
             raise CubeError(
                 f"{name} has the dimensions {', '.join(map(str, ds[name].dims))}; expected the "
-                f"one along its vectors to be named {usual}; rename it"
+                f"dimension along its vectors to be named {usual}; rename it"
             )
         refuse_unusable(ds[name])
         lead = [dim for dim in others if dim != along]
@@ -123,7 +122,7 @@ class CubeView:
         return str(self.field.dims[-1])
 
     def ungrouped(self) -> Self:
-        """Return the view; CubeError if it has leading dimensions."""
+        """Return the view; raise CubeError if it has leading dimensions."""
         if self.lead:
             raise CubeError(
                 f"the dataset has groups along {', '.join(self.lead)}; select one of them, "
@@ -138,7 +137,7 @@ class CubeView:
 
     @cached_property
     def counts(self) -> "xr.DataArray | None":
-        """Which cells have images, (…, lat, lon) bool in memory; None if nothing counts them."""
+        """Which cells have images, (…, lat, lon) bool in memory; None if they are not counted."""
         if self.images is None:
             return None
         with naming_damage():
@@ -147,7 +146,7 @@ class CubeView:
 
     @property
     def images(self) -> "xr.DataArray | None":
-        """``n_images`` with the dimensions of the field, if it has just those."""
+        """``n_images`` with the dimensions of the field, if it has exactly those."""
         dims = self.field.dims[:-1]
         if "n_images" not in self.dataset or set(self.dataset["n_images"].dims) != set(dims):
             return None
@@ -155,7 +154,7 @@ class CubeView:
 
     @property
     def zeros_allowed(self) -> bool:
-        """Whether a vector of zeros is one, rather than what published maps mean by missing."""
+        """Whether a vector of zeros is valid, rather than missing as in published maps."""
         return self.name != "embedding" or self.images is not None
 
     @cached_property
@@ -168,19 +167,19 @@ class CubeView:
         if (size := self._size) is not None and max(size) > grid.STEP + grid.NEAR:
             raise GridError(
                 f"{self.name} holds means over cells of {size[0]:g}° × {size[1]:g}°, as `merge` "
-                "makes them; expected cells of 0.25°: give the dataset from before it was merged "
-                "(netCDF, Zarr and maps that are pictures take cells of any size)"
+                "makes them; expected cells of 0.25°: give the dataset from before the merge "
+                "(netCDF, Zarr and pictures of maps take cells of any size)"
             )
         return lattice_index(self.field[self.lat].values, self.field[self.lon].values)
 
     @property
     def row(self) -> Integers:
-        """Row on the lattice of every latitude; GridError if the cells are not those of it."""
+        """Row on the lattice by latitude; GridError if the cells are not the lattice's."""
         return self._lattice[0]
 
     @property
     def col(self) -> Integers:
-        """Column on the lattice of every longitude; GridError if the cells are not those of it."""
+        """Column on the lattice by longitude; GridError if the cells are not the lattice's."""
         return self._lattice[1]
 
     @cached_property
@@ -196,7 +195,7 @@ class CubeView:
         return cell_size(self.dataset, self.name, self.lat, self.lon)
 
     def positions(self) -> tuple[Integers, Integers]:
-        """Where the rows and columns of the lattice are in this dataset.
+        """Find the rows and columns of the lattice in this dataset.
 
         Returns
         -------
@@ -206,19 +205,19 @@ class CubeView:
         Raises
         ------
         GridError
-            If the cells are not those of the lattice, or one is there twice.
+            If the cells are not those of the lattice, or one occurs twice.
         """
         rows = sole_positions(self.row, grid.N_LAT, self.lat)
         return rows, sole_positions(self.col, grid.N_LON, self.lon)
 
     def blocks(self) -> Iterator[Part]:
-        """Parts of the dataset that lie in one block of the lattice each and have images.
+        """Yield parts of the dataset, each in one block of the lattice, that have images.
 
-        They come group by group and row by row of blocks, so that what is summed over them
-        does not depend on how the dataset is chunked. A dataset off the lattice is divided by
-        the cells that hold its points.
+        They come group by group and row by row of blocks, so that sums over them do not depend on
+        the dataset's chunks. A dataset off the lattice is divided by the cells that hold its
+        points.
         """
-        # `cell_at` rather than `row`: also a coarser grid, which lies off the lattice, has blocks.
+        # `cell_at` rather than `row`: a coarser grid, off the lattice, has blocks too.
         row = grid.cell_at(self.field[self.lat].values, 0)[0]
         col = grid.cell_at(0, self.field[self.lon].values)[1]
         for lead in np.ndindex(self.field.shape[:-3]):
@@ -243,18 +242,18 @@ class CubeView:
             (cells…) bool: which cells hold a vector: they have images, if these are counted,
             and all values are finite.
         vectors : numpy.ndarray
-            (cells…, dim) of all cells, in the dtype of the field. Where no cell has images the
+            (cells…, dim) of all cells, in the dtype of the field. If no cell has images, the
             vectors are not read, and all are NaN.
 
         Raises
         ------
         CubeError
-            If nothing counts images and a vector of a cube is all zeros, or a chunk is damaged.
+            If images are not counted and a vector of a cube is all zeros, or a chunk is damaged.
         """
         counted = None if self.counts is None else self.counts.variable[part].values
         if counted is not None and not counted.any():
             shape = (*counted.shape, self.field.shape[-1])
-            # No vector there is used, so that one number stands for all of them.
+            # No vector here is used, so one number stands for all of them.
             return counted, np.broadcast_to(np.array(np.nan, self.field.dtype), shape)
         with naming_damage():
             values = self._values(part)
@@ -263,18 +262,18 @@ class CubeView:
         return (filled if counted is None else np.asarray(filled & counted)), values
 
     def _values(self, part: Part) -> NDArray[Any]:
-        """All vectors of a part; past dask, which takes a task for each chunk, where it can."""
+        """All vectors of a part; if possible without dask, which needs a task per chunk."""
         if self._source is None or not all(isinstance(k, int | slice) for k in part):
             return np.asarray(self.field.variable[part].values)
         return np.asarray(self._source[part])
 
     @cached_property
     def _source(self) -> Any:
-        # Workers, where there are some, read in parallel and may alone reach the file fast.
+        # Workers, if any, read in parallel, and may have the only fast access to the file.
         return opened(self.field) if self.lazy and scheduled_here(self.field) else None
 
     def filled(self) -> "xr.DataArray":
-        """Which cells hold a vector: those with images or, where nothing counts, a finite one.
+        """Which cells hold a vector: those with images or, without counts, a finite vector.
 
         Returns
         -------
@@ -285,8 +284,8 @@ class CubeView:
         Raises
         ------
         CubeError
-            If the dataset has neither counts nor NaN for what is missing but vectors of zeros,
-            as the published maps do.
+            If the dataset has neither counts nor NaN for missing cells but vectors of zeros, as
+            published maps do.
         """
         if self.counts is not None:
             return self.counts
@@ -354,26 +353,26 @@ class CubeView:
         Parameters
         ----------
         lat, lon : float, array_like or xarray.DataArray
-            Degrees north and east; -180…180 and 0…360 mean the same places. Of many points both
-            are one-dimensional and of the same length, or DataArrays along the same dimensions.
+            Degrees north and east; -180…180 and 0…360 mean the same places. For many points both
+            are one-dimensional with the same length, or DataArrays along the same dimensions.
 
         Returns
         -------
         xarray.Dataset
-            All variables of the cells, lazy if they were, with their centres as coordinates; of a
-            single point the vector is in memory, for it was read to see whether there is one.
+            All variables of the cells, lazy if they were, with their centres as coordinates; for a
+            single point the vector is in memory, since it was read to check that there is one.
             Leading dimensions stay, with NaN where a group has no vector. Many points lie along
             ``point``, or along the dimensions of the DataArrays, whose coordinates stay. Those in
-            cells without a vector have NaN; nothing but the cells themselves is read.
+            cells without a vector have NaN; only the cells themselves are read.
 
         Raises
         ------
         GridError
-            If a cell lies outside the dataset, or a point not on the globe.
+            If a cell lies outside the dataset, or a point is not on the globe.
         CubeError
             If the cell of a single point holds no vector in any group.
         OptionError
-            If the two are not of the same length or dimensions, or hold no numbers.
+            If the two differ in length or dimensions, or are not numbers.
 
         Examples
         --------
@@ -392,22 +391,21 @@ class CubeView:
         if (outside := (i < 0) | (j < 0)).any():
             y, x = lat.values[outside][0], lon.values[outside][0]
             raise GridError(
-                f"{int(outside.sum()):,} of {outside.size:,} points lie where this dataset does "
-                f"not reach, the first at lat {y:g}, lon {x:g}; it has {self.extent()}: leave "
-                "such points out"
+                f"{int(outside.sum()):,} of {outside.size:,} points lie outside this dataset, the "
+                f"first at lat {y:g}, lon {x:g}; it has {self.extent()}: leave such points out"
             )
         where = {self.lat: xr.DataArray(i, dims=lat.dims), self.lon: xr.DataArray(j, dims=lat.dims)}
-        # Bounds and the like are small, and dask would make a task of every point and chunk.
+        # Bounds and the like are small, and dask would make a task for every point and chunk.
         along_one = [n for n, v in self.dataset.variables.items() if len({*v.dims} & {*where}) == 1]
         small = {name: self.dataset[name].variable.compute() for name in along_one}
         cells = replace(self, dataset=self.dataset.assign(small)).select(where)
-        # The name of a station, say; the places themselves are those of the cells.
-        # As variables: a coordinate carries others along, such as where the station lies.
+        # For example the name of a station; latitude and longitude are those of the cells. As
+        # variables: a coordinate brings others along, such as the station's position.
         named = {k: c.variable for k, c in lat.coords.items() if k not in self.dataset.variables}
         return as_result(cells.assign_coords(named), self.name)
 
     def extent(self) -> str:
-        """Say from where to where the dataset reaches."""
+        """Describe the extent of the dataset."""
         y, (west, east) = self.field[self.lat].values, reach(self.field[self.lon].values)
         return f"{self.lat} {y.min():g} to {y.max():g} and {self.lon} {west:g} to {east:g}"
 
@@ -419,14 +417,16 @@ class CubeView:
                 f"{self.extent()}"
             )
         cells = self.dataset.isel({self.lat: i, self.lon: j})
-        # The counts of this one cell are read, not `self.counts`, which are those of all.
+        # Only the counts of this cell are read, unlike `self.counts`.
         why = "no image is there (open ocean and the poles have none)"
         there = counted = np.array(True)
         with naming_damage():
             if self.images is not None:
                 cells["n_images"] = count = cells["n_images"].compute()
                 there = counted = np.asarray(count.transpose(*self.lead).values > 0)
-                why = "its images are counted, but it is not finite" if counted.any() else why
+                why = (
+                    "its images are counted, but its vector is not finite" if counted.any() else why
+                )
             if counted.any():
                 cells[self.name] = vector = cells[self.name].compute()
                 values = vector.transpose(*self.lead, self.dim).values
@@ -441,12 +441,12 @@ class CubeView:
 
 
 def how_to_select(dim: str) -> str:
-    """Say how one of the groups along a dimension is selected, for messages."""
+    """Describe for messages how to select one of the groups along a dimension."""
     return f"such as ds.isel({dim}=0), or with --group on the command line"
 
 
 def require_dataset(ds: object, what: str) -> None:
-    """Check that something is a dataset, and not a path or a single array.
+    """Check that an object is a dataset, not a path or a single array.
 
     Raises
     ------
@@ -458,7 +458,7 @@ def require_dataset(ds: object, what: str) -> None:
     if not isinstance(ds, xr.Dataset):
         raise CubeError(
             f"expected {what} as an xarray.Dataset, found {type(ds).__name__}; open a file with "
-            "xarray.open_zarr or xarray.open_dataset, make one of an array with .to_dataset()"
+            "xarray.open_zarr or xarray.open_dataset, or convert an array with .to_dataset()"
         )
 
 
@@ -467,7 +467,7 @@ def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
     if holds == "embedding" and "pc" in ds:
         return (
             "expected a cube with a variable embedding, found a reduction of one; give the cube, "
-            "or select components of this one, ds.isel(component=slice(k))"
+            "or select components of the reduction, ds.isel(component=slice(k))"
         )
     if holds == "pc" and "embedding" in ds:
         return "expected a reduction with a variable pc, found a cube; use ds.copembed.reduce(k)"
@@ -479,8 +479,8 @@ def _not_there(ds: "xr.Dataset", holds: str | None) -> str:
     found = f"expected {wanted}; found {', '.join(map(str, ds.data_vars)) or 'no variables'}"
     if any(map(is_numbered, ds.data_vars)):
         found += (
-            "; netCDF with a variable for each component is opened as one by "
-            "xarray.open_dataset(path, engine='copembed')"
+            "; open netCDF with one variable per component by xarray.open_dataset(path, "
+            "engine='copembed')"
         )
     return found
 

@@ -1,7 +1,7 @@
-"""Reading a map at once, in whatever number of chunks it lies.
+"""Reading a map at once, however many chunks it has.
 
-A map of a cube, such as ``n_images``, has few numbers in 544 chunks, so that it can be divided
-with the vectors. A dask task for each chunk costs four times what zarr needs to read them all.
+A map of a cube, such as ``n_images``, has few numbers in 544 chunks, so that it can be divided with
+the vectors. A dask task per chunk costs four times what zarr needs to read them all.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _BYTES = 64 * 2**20
-"""Most that is read at once; the counts of twelve months take 50 MB."""
+"""Most bytes read at once; the counts of twelve months take 50 MB."""
 
 
 def at_once(array: "xr.DataArray") -> "xr.DataArray":
-    """Read an array past dask, if it is just what lies in a file.
+    """Read an array without dask, if it is exactly what is in a file.
 
     Parameters
     ----------
@@ -27,26 +27,26 @@ def at_once(array: "xr.DataArray") -> "xr.DataArray":
     Returns
     -------
     xarray.DataArray
-        The same in memory, if xarray opened it, nothing was done to it since, and it takes
-        64 MB at most; otherwise the array itself, which dask computes when it is used.
+        The same in memory, if xarray opened it, it was not changed since, and it takes at most 64
+        MB; otherwise the array itself, which dask computes when used.
     """
     source = opened(array) if array.nbytes <= _BYTES else None
     return array if source is None else array.copy(data=np.asarray(source))
 
 
 def once(array: "xr.DataArray") -> "xr.DataArray":
-    """Read as `at_once`, for several uses: what dask would compute for each of them, once."""
+    """Read as `at_once`, for several uses: compute once what dask would compute each time."""
     read = at_once(array)
     return read.compute() if read.nbytes <= _BYTES else read
 
 
 def with_maps(ds: "xr.Dataset", names: Iterable[str]) -> "xr.Dataset":
-    """Read some maps of a dataset that several functions use, those that it has, as by `once`."""
+    """Read, as `once` does, those maps of a dataset that several functions use, if it has them."""
     return ds.assign({name: once(ds[name]) for name in names if name in ds})
 
 
 def in_parts(array: "xr.DataArray", dim: str) -> "Iterator[xr.DataArray]":
-    """Cut an array that may be larger along a dimension into parts, each read as by `at_once`.
+    """Divide a larger array along a dimension into parts, each read as by `at_once`.
 
     Parameters
     ----------
@@ -58,8 +58,8 @@ def in_parts(array: "xr.DataArray", dim: str) -> "Iterator[xr.DataArray]":
     Yields
     ------
     xarray.DataArray
-        Parts in memory of 64 MB at most, or of one row of chunks; the array itself if it is not
-        just what lies in a file.
+        Parts in memory of at most 64 MB, or of one row of chunks; the array itself if it is not
+        exactly what is in a file.
     """
     source = opened(array)
     if source is None:
@@ -74,22 +74,22 @@ def in_parts(array: "xr.DataArray", dim: str) -> "Iterator[xr.DataArray]":
 
 
 def opened(array: "xr.DataArray") -> Any:
-    """Return what a lazy array was made of, if it is just what lies in a file, else None.
+    """Return the source of a lazy array, if it is exactly what is in a file, else None.
 
-    It takes slices, and NumPy reads what they give; any thread may do so.
+    The source takes slices, which NumPy can read, on any thread.
     """
     if array.chunks is None:
         return None
     lazy: Any = array.variable._data
-    # dask keeps what an array was made of under this name, in a layer of its own, and gives
-    # everything that is computed from it another name.
+    # dask keeps an array's source under this name, in its own layer, and gives everything computed
+    # from it another name.
     source = f"original-{lazy.name}"
     layer = lazy.dask.layers.get(source)
     return None if layer is None else layer[source]
 
 
 def scheduled_here(array: "xr.DataArray") -> bool:
-    """Whether threads of this process compute a lazy array, and not workers."""
+    """Whether threads of this process, not workers, compute a lazy array."""
     import dask.threaded
     from dask.base import get_scheduler
 

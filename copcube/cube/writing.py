@@ -1,13 +1,13 @@
-"""Making a cube: a template, written band by band, and finished.
+"""Making a cube: creating a template, writing band by band, finishing.
 
 `create` writes metadata and coordinates only. `write_band` writes the chunks of one band,
 45 rows of cells all around the globe, and nothing else, so bands can be written in any
 order, by several processes and again after an interruption, with the same bytes. `finish`
 consolidates the metadata. What comes out opens with plain ``xarray.open_zarr``.
 
-Metadata and chunks are encoded into memory, and a `copcube.files.folders.Folder` writes them.
-So size and SHA-256 of every file are known without reading it back, and nothing that an
-interrupted write left is ever decoded.
+Metadata and chunks are encoded into memory, and a `copcube.files.folders.Folder` writes them. So
+size and SHA-256 of every file are known without reading it back, and leftovers of an interrupted
+write are never decoded.
 """
 
 import math
@@ -41,13 +41,13 @@ _OF_CELLS = ("embedding", "spread", "n_images", "n_images_by_modality")
 """Variables that `write_band` fills; all others are coordinates."""
 
 _THREADS = 4
-"""Most blocks encoded at once; each takes some 20 MB."""
+"""Most blocks encoded at once; each takes about 20 MB."""
 
 _SETTING = threading.Lock()
 
 _Encode = Callable[[], bytes | None]
 _Chunk = tuple[str, _Encode | None]
-"""Name of a chunk, and what encodes it; None where no cell lies, so that nothing is stored."""
+"""Name of a chunk, and what encodes it; None if it has no cell and is not stored."""
 
 
 def create(
@@ -64,7 +64,7 @@ def create(
     Parameters
     ----------
     path : str or Path
-        Folder of the cube, or its URL in an object store; nothing may be there.
+        Folder of the cube, or its URL in an object store; nothing may exist there.
     dim : int
         Length of the vectors.
     by : {"modality", "month", "season", "year"}, optional
@@ -72,10 +72,10 @@ def create(
     groups : tuple of str
         Labels along it.
     attrs : mapping, optional
-        Further attributes of the group; they win over those of the conventions. Those that
-        describe sensors of one's own say which are counted beside the eight modalities.
+        Further attributes of the group; they take precedence over those of the conventions. Those
+        that describe users' own sensors add them to the eight modalities that are counted.
     counted : bool
-        Whether it is known how many images made a cell; see `copcube.cube.schema.variables`.
+        Whether the number of images of a cell is known; see `copcube.cube.schema.variables`.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def create(
     Raises
     ------
     CubeError
-        If something is there already.
+        If something is already there.
     OptionError
         If `by` and `groups` do not fit.
     StorageError
@@ -109,7 +109,8 @@ def create(
             attributes=schema.group_attributes(known | dict(attrs or {})),
         )
         about = attrs or {}
-        # What names no page is taken for vectors of Copernicus-FM, which other products are not.
+        # Without a page, vectors would pass for those of Copernicus-FM, which other products are
+        # not.
         page = about.get("encoder_page", about.get("references") if "product" in about else None)
         group.create_group(schema.CONVENTIONS, attributes=schema.conventions(dim, page))
         for v in parts.values():
@@ -126,7 +127,7 @@ def create(
             if v.values is not None:
                 created[...] = v.values
     with writing(path):
-        # The group's own metadata comes last in this order: before it, there is no cube.
+        # The group's own metadata comes last: before it, there is no cube.
         written = {
             name: folder.write(name, memory[name].as_numpy_array(), flush=False)
             for name in sorted(memory)
@@ -136,7 +137,7 @@ def create(
 
 
 def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
-    """Write all chunks of one band; what an earlier write left there is replaced.
+    """Write all chunks of one band, replacing what an earlier write left.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
     Raises
     ------
     CubeError
-        If the cube is not one, or the cells do not fit it or the band.
+        If it is not a cube, or the cells do not fit it or the band.
     StorageError
         If a chunk cannot be written.
     """
@@ -171,7 +172,7 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
         def write(chunk: tuple[str, _Encode]) -> tuple[str, Written | None]:
             name, encode = chunk
             data = encode()
-            # Flushed together at the end, which takes hardly longer than one file.
+            # Flushed together at the end, which takes little longer than one file.
             return name, None if data is None else folder.write(name, data, flush=False)
 
         def chunks() -> Iterator[_Chunk]:
@@ -196,7 +197,7 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
                     empty.append(name)
                 else:
                     written[name] = known
-        for chunk in folder.states(empty):  # of an earlier write
+        for chunk in folder.states(empty):  # from an earlier write
             folder.remove(chunk)
         folder.flush(written)
     return dict(sorted(written.items()))
@@ -224,34 +225,34 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
     with writing(path), _settings():
         folder, group = open_folder(path), open_group(path, "r+")
         group.attrs.put(dict(sorted((dict(group.attrs) | dict(attrs or {})).items())))
-        if isinstance(folder, LocalFolder):  # a store has no half written objects
+        if isinstance(folder, LocalFolder):  # a store has no half-written objects
             folder.sweep()
         for stray in (name for name in folder.names() if name.endswith(".partial")):
-            folder.remove(stray)  # of zarr's own writer, which earlier releases used
+            folder.remove(stray)  # from zarr's own writer, which earlier releases used
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", module="zarr")
             zarr.consolidate_metadata(address(path), zarr_format=3)
-        folder.flush(["zarr.json"])  # all else was flushed when it was written
+        folder.flush(["zarr.json"])  # everything else was flushed when written
 
 
 def _arrays(path: str | Path, folder: Folder) -> dict[str, Chunks]:
-    """Arrays of the cube that bands are written of, by their names."""
+    """Arrays of the cube that bands fill, by name."""
     found = {}
     for name in _OF_CELLS:
         try:
             found[name] = Chunks.of(name, folder.read(f"{name}/zarr.json"))
         except FileNotFoundError:
-            continue  # a cube of unknown counts has no maps of them
+            continue  # a cube with unknown counts has no maps of them
     if "embedding" not in found:
         open_group(path)  # says what is there instead
-        raise CubeError(f"{path}: the cube has no embedding; was its making stopped?")
+        raise CubeError(f"{path}: the cube has no embedding; was its creation interrupted?")
     return found
 
 
 def _fit(
     path: str | Path, embedding: Chunks, band: int, cells: Cells
 ) -> tuple[slice, NDArray[np.int64], NDArray[np.int64]]:
-    """Check cells against cube and band; rows of the band, row in it and column of each."""
+    """Check cells against cube and band; return the band's rows, and rows in it and columns."""
     if not 0 <= band < grid.N_BANDS:
         raise CubeError(f"band {band} does not exist; bands run from 0 to {grid.N_BANDS - 1}")
     dim, groups = embedding.shape[-1], math.prod(embedding.shape[:-3])
@@ -291,8 +292,8 @@ def _chunks_of_vectors(
         vectors = cells.embedding[here]
         if np.isnan(vectors).all():
             return None
-        # A thread fills the same array for each of its blocks: of scattered cells a block has few,
-        # and a new one would be megabytes of missing values.
+        # A thread reuses one array for its blocks: a block of scattered cells has few of them, and
+        # a new array would be megabytes of missing values.
         if not hasattr(kept, "values"):
             kept.values = embedding.missing()
         place = (*(0,) * len(at), row[here], col[here] - first)
@@ -321,7 +322,7 @@ def _chunks_of_fields(
             array = arrays[name]
             field = field[(np.newaxis,) * (len(array.shape) - field.ndim)]
             between = (0,) * (len(array.shape) - len(at) - 2)
-            # Cubes that an earlier release began have one chunk all around the globe.
+            # Cubes begun by an earlier release have one chunk all around the globe.
             width = array.chunks[-1]
             held = set((col // width).tolist())
             for j in range(math.ceil(grid.N_LON / width)):
@@ -353,12 +354,12 @@ def _fields(
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Hold the one setting of zarr that decides what is stored against the user's own.
+    """Fix the one zarr setting that decides what is stored, whatever the user's own.
 
-    An array keeps the setting that it was opened or created with.
+    An array keeps the setting with which it was opened or created.
     """
     import zarr
 
-    # The setting is that of all threads.
+    # All threads share the setting.
     with _SETTING, zarr.config.set({"array.write_empty_chunks": False}):
         yield

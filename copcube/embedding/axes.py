@@ -1,7 +1,7 @@
-"""The axes of people's own images: which is the band, which band is which, where north is.
+"""The axes of users' own images: the dimension of bands, the order of bands, and north.
 
-`arranged` is the door: behind it an image is (leading…, y, x, band), its bands are those of the
-sensor in published order, and its rows run from north to south, its columns from west to east.
+After `arranged`, an image is (leading…, y, x, band), its bands are those of the sensor in published
+order, and its rows run from north to south, its columns from west to east.
 """
 
 import logging
@@ -22,7 +22,7 @@ from copcube.modalities import Modality
 log = logging.getLogger("copcube")
 
 GENERAL = "general"
-"""Key of a sensor of which only wavelengths and bandwidths are given."""
+"""Key of a sensor given only by wavelengths and bandwidths."""
 
 DEGREES = ("lat", "latitude", "lon", "longitude")
 """Names of dimensions that are WGS 84 without a CRS."""
@@ -71,13 +71,13 @@ def require_images(images: object) -> None:
 def arranged(images: xr.DataArray, sensor: Modality) -> xr.DataArray:
     """Order the dimensions as (leading…, y, x, band), the bands as published, north up.
 
-    Values stay as they are stored; `scales_of` says what is declared for them.
+    Values stay as stored; `scales_of` returns the scales declared for them.
 
     Raises
     ------
     OptionError
-        If the image has not the bands or dimensions expected, or its bands, its rows or its
-        columns run in an order that is not understood.
+        If the image lacks the expected bands or dimensions, or the order of its bands, rows or
+        columns is not understood.
     """
     require_images(images)
     if images.dtype.kind not in "iuf":
@@ -118,7 +118,7 @@ def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) 
         if refused is not None:
             raise refused
     else:
-        # The bands of another sensor may be called anything; but not red where nir is given.
+        # The bands of another sensor may have any name, but not red where nir is given.
         for labels, _ in _labels(images, band):
             refuse_contradiction(labels, sensor)
     return images
@@ -138,7 +138,7 @@ def _with_scales(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.D
     Raises
     ------
     OptionError
-        If nothing says whether they were applied already, or of which bands they are.
+        If it is unknown whether they were applied already, or to which bands they belong.
     """
     if not takes_scales(sensor):
         return images
@@ -149,7 +149,7 @@ def _with_scales(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.D
             values = np.asarray(given, np.float64).ravel()
         except (TypeError, ValueError) as error:
             raise OptionError(
-                f"images declares {given!r} as {one}, which is no number: {error}"
+                f"images declares {given!r} as {one}, which is not a number: {error}"
             ) from error
         if values.size != 1:
             values = np.asarray(_of_each(values, images, band, each))
@@ -161,21 +161,21 @@ def _with_scales(images: xr.DataArray, band: Hashable, sensor: Modality) -> xr.D
     if images.dtype.kind == "f":
         raise OptionError(
             f"images holds {images.dtype} and declares a scale of {scales[0]:g} and an offset of "
-            f"{offsets[0]:g}, and nothing says whether they were applied: open the file with "
+            f"{offsets[0]:g}, and it is unknown whether they were applied: open the file with "
             "mask_and_scale=True, or remove these attributes from values that are scaled"
         )
     return images.assign_coords(found)
 
 
 def nodata_of(images: xr.DataArray) -> float | None:
-    """The value that marks missing pixels of an image, as rioxarray finds it; None without one.
+    """Return the value of missing pixels of an image, as rioxarray finds it; None without one.
 
     NaN needs no mark.
 
     Raises
     ------
     OptionError
-        If it is none that pixels of this type can have.
+        If pixels of this type cannot have it.
     """
     import rioxarray  # noqa: F401  (registers .rio)
 
@@ -196,7 +196,7 @@ def nodata_of(images: xr.DataArray) -> float | None:
 def _of_each(
     values: Sequence[Any] | NDArray[Any], images: xr.DataArray, band: Hashable, name: str
 ) -> list[Any]:
-    """Those of the values of an attribute, one for each band of a file, that are of the image."""
+    """Select the values of an attribute, one for each band of a file, for the image's bands."""
     own = images.coords[band].values.tolist() if band in images.coords else []
     if own and all(isinstance(n, int) and 0 < n <= len(values) for n in own):
         return [values[n - 1] for n in own]
@@ -218,7 +218,7 @@ def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], s
     is_text = any(isinstance(label, str) for label in own)
     if is_text:
         yield own, "name"
-    # rioxarray keeps the descriptions of a file's bands here, all of them after a selection.
+    # rioxarray keeps the descriptions of a file's bands here, all of them even after a selection.
     described = images.attrs.get("long_name", images.attrs.get("descriptions"))
     if isinstance(described, str) and images.sizes[band] == 1:
         yield [described], "description"
@@ -245,14 +245,14 @@ def _north_up(images: xr.DataArray, y: Hashable, x: Hashable) -> xr.DataArray:
             _refuse_turned_transform(images)
             continue
         coordinate = images.coords[dim]
-        said = {coordinate.attrs.get("standard_name"), coordinate.attrs.get("axis")}
-        if said & set(_STANDARD["x" if axis == "y" else "y"]):
+        named = {coordinate.attrs.get("standard_name"), coordinate.attrs.get("axis")}
+        if named & set(_STANDARD["x" if axis == "y" else "y"]):
             raise OptionError(
-                f"the coordinate {dim} of images says that it is {', '.join(filter(None, said))}; "
+                f"the coordinate {dim} of images is declared as {', '.join(filter(None, named))}; "
                 f"expected it along {axis}: rename the dimensions"
             )
         is_place = images.rio.crs is not None or str(dim).lower() in _GROUND
-        if not (is_place or said & set(_STANDARD[axis])) or coordinate.size < 2:
+        if not (is_place or named & set(_STANDARD[axis])) or coordinate.size < 2:
             continue  # numbers of pixels
         values = _positions(images, coordinate, most=90 if geographic and axis == "y" else np.inf)
         steps = np.diff(np.unwrap(values, period=360) if geographic and axis == "x" else values)
@@ -264,7 +264,7 @@ def _north_up(images: xr.DataArray, y: Hashable, x: Hashable) -> xr.DataArray:
             )
         if np.sign(steps[0]) != usual:
             way = "south to north" if axis == "y" else "east to west"
-            log.info(f"images runs from {way} along {dim}; it is turned, to be seen north up")
+            log.info(f"images runs from {way} along {dim}; it is turned north up")
             images = images.isel({dim: slice(None, None, -1)})
     return images
 
@@ -275,7 +275,7 @@ def _positions(images: xr.DataArray, coordinate: xr.DataArray, most: float) -> N
     Raises
     ------
     OptionError
-        If they are no numbers, beyond `most` from 0, or said to be in other units.
+        If they are not numbers, lie beyond `most` from 0, or have other units.
     """
     dim, units = coordinate.name, str(coordinate.attrs.get("units", "")).lower()
     if coordinate.dtype.kind not in "iuf":
@@ -313,12 +313,12 @@ def _refuse_turned_transform(images: xr.DataArray) -> None:
 
 
 def checked_offset(images: xr.DataArray, sensor: Modality, s2_offset: int) -> int:
-    """Return the offset to subtract; log one that the image is said to have and to keep.
+    """Return the offset to subtract; log one that the image declares and that is kept.
 
     Raises
     ------
     OptionError
-        If it is no count, or not of this sensor.
+        If it is not a count, or not for this sensor.
     """
     s2_offset = require_offset(s2_offset, sensor)
     if s2_offset or sensor.key != "s2_toa":
@@ -328,8 +328,8 @@ def checked_offset(images: xr.DataArray, sensor: Modality, s2_offset: int) -> in
         for text in np.unique(np.atleast_1d(np.asarray(known, str)))[::-1]:
             if _BASELINE.fullmatch(text) and float(text) >= 4:
                 log.warning(
-                    f"images is of processing baseline {text}, since 04.00 of which counts are "
-                    "1000 higher; s2_offset=1000 subtracts them, unless that was done before"
+                    f"images is of processing baseline {text}; since 04.00 counts are 1000 higher; "
+                    "s2_offset=1000 subtracts them, unless that was done before"
                 )
                 return s2_offset
     return s2_offset

@@ -1,4 +1,4 @@
-"""One vector an image: a NumPy batch with its metadata, embedded as a build embeds it."""
+"""One vector per image: a NumPy batch with its metadata, embedded as in a build."""
 
 import logging
 from typing import Any, get_args
@@ -38,7 +38,7 @@ def embed_batch(
 ) -> NDArray[np.float32]:
     """Embed whole images, one vector each, exactly as a build embeds them.
 
-    For scenes that are to be cut into tiles there is `copcube.embed`.
+    To cut scenes into tiles, use `copcube.embed`.
 
     Parameters
     ----------
@@ -50,8 +50,8 @@ def embed_batch(
         xarray.DataArray names of dimensions, labels of bands and declared nodata are heeded, as
         `copcube.embed` does.
     modality : str, or Path, mapping or Modality
-        Key of the modality of all images: ``"s2_toa"``, ``"s1_grd"``…; or the description of a
-        sensor of one's own, such as a TOML file, see `copcube.sensor`.
+        Key of the modality of all images: ``"s2_toa"``, ``"s1_grd"``…; or the description of your
+        own sensor, such as a TOML file, see `copcube.sensor`.
     lon, lat : array_like, optional
         Degrees of the images' centres, for all or for each of them: they broadcast to the
         leading axes of `images`. NaN, None or what is masked is unknown.
@@ -100,20 +100,20 @@ def embed_batch(
     leading = pixels.shape[:-3]
     rows = _metadata(leading, kind, lon, lat, date).reshape(-1, 4)
     flat = pixels.reshape(-1, *pixels.shape[-3:])
-    # Left out before batching, as in a build, where batches hold valid images only.
+    # Left out before batching, as in a build, whose batches hold only valid images.
     valid = [number for number, image in enumerate(flat) if has_valid_pixel(image, kind)]
     vectors = np.full((len(flat), model.dim), np.nan, dtype=np.float32)
     # By the side that the encoder will see, not that of the file.
     step = batch_size or model.batch_size(kind.asked, pixels.shape[-1])
-    told = False
+    warned = False
     for start in range(0, len(valid), step):
         some = valid[start : start + step]
         mended = [without_offset(mend(flat[i], kind)[0], s2_offset) for i in some]
         found = model(kind.asked, mended, rows[some])
         for number, image, vector in zip(some, mended, found, strict=True):
-            # One warning a call: a whole batch is mostly strange in the same way.
-            if not told and (what := strange(image, kind)):
-                told = True
+            # One warning per call: a whole batch usually has the same problem.
+            if not warned and (what := strange(image, kind)):
+                warned = True
                 log.warning("image %d has %s; %s", number, what, remedy(kind))
             if np.isfinite(vector).all():
                 vectors[number] = vector
@@ -135,7 +135,7 @@ def _pixels(images: Any, kind: Modality) -> NDArray[Any]:
         pixels = np.asarray(images)
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionError(
-            f"images is {as_given(images)}, which is no array: {error}; expected one array (…, "
+            f"images is {as_given(images)}, which is not an array: {error}; expected one array (…, "
             "bands, rows, columns): give the images of each size separately"
         ) from error
     missing = np.ma.getmaskarray(images) if np.ma.isMaskedArray(images) else None
@@ -143,7 +143,7 @@ def _pixels(images: Any, kind: Modality) -> NDArray[Any]:
 
 
 def _without(pixels: NDArray[Any], missing: NDArray[np.bool_], kind: Modality) -> NDArray[Any]:
-    """Pixels as float32, NaN where they are missing; as they are if none is."""
+    """Pixels as float32, NaN where missing; unchanged if none are missing."""
     if not missing.any() or pixels.dtype.kind not in "iuf":
         return pixels
     return with_nan(pixels, missing, kind)
@@ -163,7 +163,7 @@ def _labelled(images: xr.DataArray, kind: Modality) -> NDArray[Any]:
 
 
 def _checked(images: NDArray[Any], kind: Modality, crop: Crop) -> NDArray[Any]:
-    """Cut the images, and refuse what are none of the modality."""
+    """Crop the images, and refuse those not of the modality."""
     bands = len(kind.bands)
     if images.dtype.kind not in "iuf":
         raise OptionError(f"images has dtype {images.dtype}; expected real numbers")
@@ -177,7 +177,7 @@ def _checked(images: NDArray[Any], kind: Modality, crop: Crop) -> NDArray[Any]:
     rows, columns = pixels.shape[-2:]
     if rows != columns or rows < kind.kernel:
         raise OptionError(
-            f"images have {rows} × {columns} pixels; expected squares of {kind.kernel} at least, "
+            f"images have {rows} × {columns} pixels; expected squares of at least {kind.kernel}, "
             f"as in pretraining, which had {kind.input_size}; copcube.embed cuts larger scenes "
             "into tiles"
         )
@@ -201,7 +201,7 @@ def _metadata(
             metadata[..., axis] = np.asarray(numbers.tolist(), np.float64)
         except (TypeError, ValueError) as error:
             raise OptionError(
-                f"{name} cannot be given to images of shape {leading}: {error}; expected a "
+                f"{name} does not fit images of shape {leading}: {error}; expected a "
                 "number for each, or one for all"
             ) from error
         unknown = int(np.isnan(metadata[..., axis]).sum())

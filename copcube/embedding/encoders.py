@@ -1,9 +1,9 @@
-"""What an encoder is to the rest of copcube, and how a process keeps one.
+"""The interface of encoders, and how a process keeps one.
 
-An encoder may be handed over as an object, or as a small description of one that is loaded
-where it is used. Past the door of a public function both are an `Encoder`: `as_encoder` makes
-a `SharedEncoder` of a description, which pickles to that description, so that graphs and tasks
-carry a few hundred bytes and never weights.
+An encoder may be passed as an object, or as a small description that is loaded where it is used.
+Inside public functions both are an `Encoder`: `as_encoder` makes a `SharedEncoder` of a
+description, which pickles to that description, so that graphs and tasks carry a few hundred bytes
+and never weights.
 """
 
 import os
@@ -37,10 +37,10 @@ class Encoder(Protocol):
 
     @property
     def provenance(self) -> Mapping[str, str | int]:
-        """What must be known of the encoder to make its vectors again."""
+        """What must be known about the encoder to reproduce its vectors."""
 
     def batch_size(self, modality: str | Modality, size: int) -> int:
-        """Images of `size` pixels a side to embed at once, for speed within memory."""
+        """Images of `size` pixels per side to embed at once, for speed within memory."""
 
     def __call__(
         self,
@@ -53,7 +53,7 @@ class Encoder(Protocol):
         Parameters
         ----------
         modality : str
-            Key of the modality of all the images; for a sensor of one's own the
+            Key of the modality of all the images; for a user's own sensor, the
             `copcube.modalities.Modality` that describes it.
         pixels : sequence of numpy.ndarray
             The images, each (bands, rows, columns), in their stored dtype.
@@ -78,7 +78,7 @@ class Spec(Protocol):
 
 @dataclass(frozen=True)
 class SharedEncoder:
-    """The encoder of a description, loaded when it is first used and once a process.
+    """The encoder of a description, loaded at first use and once per process.
 
     Parameters
     ----------
@@ -115,21 +115,21 @@ class SharedEncoder:
 
 
 def as_encoder(given: "Encoder | Spec | str | Path | None", **described: Any) -> Encoder:
-    """Make an encoder of what a caller gave.
+    """Make an encoder from a caller's argument.
 
     Parameters
     ----------
     given : Encoder, Spec, str, path-like or None
-        An encoder, a description of one, what names the weights of Copernicus-FM, or None for
-        the published ones.
+        An encoder, a description of one, the name of weights of Copernicus-FM, or None for the
+        published ones.
     **described
         How Copernicus-FM is described, as in `copcube.encoder.EncoderSpec`, if nothing is given.
 
     Returns
     -------
     Encoder
-        An object is returned as it is, if it does not say by an attribute ``spec`` how another
-        process would load it.
+        An object is returned unchanged, unless its attribute ``spec`` says how another process
+        would load it.
 
     Raises
     ------
@@ -143,18 +143,18 @@ def as_encoder(given: "Encoder | Spec | str | Path | None", **described: Any) ->
         return SharedEncoder(EncoderSpec(**named))
     if isinstance(given, type) or not (isinstance(given, Spec) or callable(given)):
         raise OptionError(
-            f"encoder={given!r:.80}; expected copcube.EncoderSpec(…), an encoder, or what names "
-            "its weights: 'hub', 'large', the path of a file, 'untrained:SEED'"
+            f"encoder={given!r:.80}; expected copcube.EncoderSpec(…), an encoder, or its weights: "
+            "'hub', 'large', the path of a file, 'untrained:SEED'"
         )
     if isinstance(given, Spec):
         return SharedEncoder(given)
     if isinstance(given, SharedEncoder):
         return given
     spec = getattr(given, "spec", None)
-    # One without a description works in this process, and is refused where it would be sent.
+    # One without a description works in this process, but is refused if it would be sent.
     if not isinstance(spec, Spec):
         return given
-    # Kept, so that it is not loaded a second time by its description.
+    # Kept, so that it is not loaded a second time from its description.
     with _LOADING:
         _keep(spec, given)
     return SharedEncoder(spec)
@@ -166,13 +166,13 @@ _LOADED: "OrderedDict[Spec, Encoder]" = OrderedDict()
 
 def _load(spec: Spec) -> Encoder:
     """Return the encoder of a spec, loaded if this process has not."""
-    with _LOADING:  # else every thread that finds none would load one
+    with _LOADING:  # otherwise every thread that finds none would load one
         encoder = _LOADED.get(spec)
         return _keep(spec, spec.load() if encoder is None else encoder)
 
 
 def _keep(spec: Spec, encoder: Encoder) -> Encoder:
-    """Remember the encoder as the one used last, and forget the one not used for longest."""
+    """Keep the encoder as the most recently used, and drop the least recently used."""
     _LOADED[spec] = encoder
     _LOADED.move_to_end(spec)
     while len(_LOADED) > LOADED_AT_ONCE:

@@ -1,7 +1,7 @@
 """Fragments of Major TOM's images to vectors: as `copcube.embedding.partition`, for its tables.
 
-A batch is the next `batch_size` fragments in the order of the source, or the fragments of one
-image where their vectors depend on each other.
+A batch is the next `batch_size` fragments in the order of the source, or the fragments of one image
+if their vectors depend on each other.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from copcube.selection import Selection
 
 
 def encoder_of_fragments(given: Any) -> tuple[SharedEncoder, Fragments]:
-    """Encoder that a caller named for Major TOM's images, and what of them it sees.
+    """Return the encoder that a caller named for Major TOM's images, and its input.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def embed_fragments(
     selection : Selection
         Dates to take.
     batch_size : int
-        Fragments a batch; has no effect where a batch is the fragments of an image.
+        Fragments per batch; has no effect if a batch is the fragments of an image.
     threads : int
         Decoding threads.
     strict : bool
@@ -103,7 +103,7 @@ def embed_fragments(
     ImageError
         With `strict`, at the first broken image.
     OSError, ReadError
-        If a file or an object store cannot be read; that may pass.
+        If a file or an object store cannot be read, which may be temporary.
     """
     report, key = PartitionReport(), source.fragments.modality
     done: list[Embeddings] = []
@@ -117,14 +117,14 @@ def embed_fragments(
     def encode(batch: list[Sample]) -> tuple[list[Sample], NDArray[np.float32]]:
         pixels = [fragment for part in batch for fragment in part.pixels]
         with report.timed("encoding"):
-            # These models know nothing of places and dates.
+            # These models do not use places and dates.
             return batch, encoder(key, pixels, np.full((len(pixels), 4), np.nan))
 
     jobs = source.jobs(partition, selection)
     size = None if source.fragments.by_cell else batch_size
     streams = encoder.streams if encoder.streams > 1 else 0
     with (
-        # An image has 30 MB once its bands are unfolded, so that few are held at a time.
+        # An image has 30 MB once its bands are expanded, so few are held at a time.
         closing(map_ahead(decode, jobs, threads, ahead=threads)) as decoded,
         closing(map_ahead(encode, _batches(decoded, size, report, strict), streams)) as embedded,
     ):
@@ -140,7 +140,7 @@ def embed_fragments(
                 done.append(replace(part.rows.take(good), embedding=vectors[here][good]))
             report.images[key] = report.images.get(key, 0) + int(finite.sum())
             advance(len(vectors))
-    # Of a partition without anything readable there is a file as well: it is done.
+    # A partition with nothing readable has a file as well: it is done.
     return Embeddings.concatenate(done or [_nothing(encoder.dim)]), report
 
 
@@ -150,7 +150,7 @@ def _batches(
     report: PartitionReport,
     strict: bool,
 ) -> Iterator[list[Sample]]:
-    """Collect fragments to batches of a size, or of one sample each, as parts of samples."""
+    """Collect fragments into batches of a size, or of one sample each, as parts of samples."""
     waiting: list[Sample] = []
     count = 0
     for item in report.accepted(decoded, strict=strict):

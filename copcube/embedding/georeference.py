@@ -32,9 +32,9 @@ log = logging.getLogger("copcube")
 _TIMES = ("time", "t", "date", "datetime", "acquisition_time", "valid_time")
 """Names that a coordinate of dates may have, the one to prefer first."""
 _NOMINAL = 0.05
-"""Pixels whose size is this close to the modality's count as having exactly its size."""
+"""Tolerance within which pixels count as having the modality's size."""
 _EDGE = 1e-3
-"""Degrees from -180 or -90 within which a coordinate counts as that: the code takes no numbers
+"""Degrees from -180 or -90 within which a coordinate counts as that: the code accepts no numbers
 between 0 and 1e-4 after 180 or 90 is added."""
 
 
@@ -80,7 +80,7 @@ class Georeference:
         Returns
         -------
         y, x : numpy.ndarray
-            (3, runs) float64; longitudes go on beyond 180 or 360 where the image's jump.
+            (3, runs) float64; longitudes continue beyond 180 or 360 where the image's jump.
         """
         y, x = (np.asarray(axis.values, dtype=np.float64) for axis in (self.y, self.x))
         # Unwrapped, or the middle of 179.9 and -179.9 would lie at 0.
@@ -189,8 +189,8 @@ def tile_metadata(
     sensor : Modality
         Says the side of a token, and the size that pixels are meant to have (0: any).
     date, gsd : optional
-        Date of all the images (see `copcube.dates.day`) and size of a pixel in metres, if the
-        image need not be asked.
+        Date of all images (see `copcube.dates.day`) and size of a pixel in metres; by default from
+        the image.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def tile_metadata(
     Raises
     ------
     OptionError
-        If `date` is no date, or a coordinate of dates holds something else.
+        If `date` is not a date, or a coordinate of dates holds something else.
     """
     *_, rows, cols, _ = images.shape
     shape = rows // size, cols // size
@@ -226,7 +226,7 @@ def tile_metadata(
     strange = (area < AREA[0]) | (area > AREA[1])
     if strange.any():
         log.warning(
-            f"tokens have {area[strange][0]:.2g} km², and the model takes {AREA[0]:g} to "
+            f"tokens have {area[strange][0]:.2g} km², but the model accepts {AREA[0]:g} to "
             f"{AREA[1]:g} km², so they are embedded without their area; a larger kernel_size= "
             "makes larger tokens"
         )
@@ -235,7 +235,7 @@ def tile_metadata(
 
 
 def within_code(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
-    """Longitudes in [-180, 180) and latitudes that the Fourier code of the model takes.
+    """Longitudes in [-180, 180) and latitudes that the model's Fourier code accepts.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def within_code(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
         beyond = values[np.abs(values) > most]
         if beyond.size:
             raise OptionError(f"{name} is {beyond[0]:g}; expected degrees, at most {most} from 0")
-    # Only what lies beyond is turned, for turning rounds.
+    # Only values beyond are wrapped, since wrapping rounds.
     lon = np.where((lon >= -180) & (lon < 180), lon, (lon + 180) % 360 - 180)
     return np.where(lon < _EDGE - 180, -180, lon), np.where(lat < _EDGE - 90, -90, lat)
 
@@ -277,8 +277,8 @@ def _days(images: xr.DataArray, date: Any, sensor: Modality) -> Floats:
 
 def days_since_1970(times: NDArray[Any], what: str) -> Floats:
     """Days since 1970-01-01 of an array of dates of any kind; NaN where one is missing."""
-    # Whole days only: the model has seen no others, and its fastest wave takes one day.
-    # Whole years, months and weeks are no days: `since_1970` refuses them.
+    # Only whole days: the model has seen no others, and its fastest wave takes one day. Whole
+    # years, months and weeks are not days: `since_1970` refuses them.
     if times.dtype.kind == "M" and np.datetime_data(times.dtype)[0] not in ("Y", "M", "W"):
         days = times.astype("datetime64[D]") - np.datetime64(0, "D")
         return np.asarray(days / np.timedelta64(1, "D"))

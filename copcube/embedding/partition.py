@@ -54,7 +54,7 @@ class PartitionReport:
     rejected : list of Rejected
         What was left out.
     strange : dict of str to (int, str)
-        By modality, how many images lie far outside of its statistics, and what of one of them.
+        By modality, how many images are far outside its statistics, with an example.
     decoding : float
         Seconds spent reading and decoding, summed over the threads.
     waiting, encoding : float
@@ -82,7 +82,7 @@ class PartitionReport:
                 setattr(self, step, getattr(self, step) + seconds)
 
     def note_strange(self, images: list[Image], modality: Modality) -> None:
-        """Count those of some images of one modality that lie far outside of its statistics."""
+        """Count images of one modality that are far outside its statistics."""
         for image in images:
             if what := strange(image.pixels, modality):
                 count, first = self.strange.get(modality.key, (0, f"{image.origin} has {what}"))
@@ -98,13 +98,13 @@ class PartitionReport:
         """
         if strict and item.kind == "broken":
             raise ImageError(
-                f"{item.file}{f' [{item.member}]' if item.member else ''}: {item.reason}; "
-                "without strict it would be recorded and skipped"
+                f"{item.file}{f' [{item.member}]' if item.member else ''}: {item.reason}; without "
+                "strict, it would be recorded and skipped"
             )
         self.rejected.append(item)
 
     def accepted(self, decoded: Iterator[list[T | Rejected]], *, strict: bool) -> Iterator[T]:
-        """Yield what was decoded, record what is left out, and count the time of waiting.
+        """Yield what was decoded, record what is left out, and measure the waiting time.
 
         Raises
         ------
@@ -150,9 +150,9 @@ def embed_partition(
     selection : Selection
         Modalities and dates to take.
     batch_sizes : mapping of str to int
-        Images a batch, by modality.
+        Images per batch, by modality.
     sensors : iterable of Modality
-        Sensors of one's own that the source has images of.
+        Users' own sensors with images in the source.
     crop : {"center", "full"}
         The pretraining size from the middle, or the whole stored image.
     threads : int
@@ -167,7 +167,7 @@ def embed_partition(
     Returns
     -------
     rows : Rows
-        One row an image, in the order of the batches; `copcube.rows.encode_rows` sorts them.
+        One row per image, in the order of the batches; `copcube.rows.encode_rows` sorts them.
     report : PartitionReport
 
     Raises
@@ -175,7 +175,7 @@ def embed_partition(
     ImageError
         With `strict`, at the first broken image.
     OSError, ReadError
-        If a file or an object store cannot be read; that may pass.
+        If a file or an object store cannot be read, which may be temporary.
     """
     report, known = PartitionReport(), kinds(sensors)
     done = [Rows.empty(encoder.dim)]
@@ -191,8 +191,8 @@ def embed_partition(
             return batch, encoder(batch.modality.asked, batch.pixels, batch.metadata)
 
     jobs = source.jobs(partition, selection)
-    # On a CPU one call takes all cores, and a thread of its own would only cost the encoder
-    # the memory that this thread has warm.
+    # On a CPU one call uses all cores, and a separate thread would only lose this thread's warm
+    # memory.
     streams = encoder.streams if encoder.streams > 1 else 0
     with (
         closing(map_ahead(decode, jobs, threads, ahead=2 * threads)) as decoded,
@@ -208,7 +208,7 @@ def embed_partition(
             key = batch.modality.key
             report.images[key] = report.images.get(key, 0) + len(batch.images)
             report.rescaled += sum(image.rescaled for image in batch.images)
-            # Of all images: those that are left out are the strangest.
+            # All images count: those left out are the most unusual.
             report.note_strange(whole.images, whole.modality)
             advance(len(whole.images))
     return Rows.concatenate(done), report
@@ -274,22 +274,22 @@ def _finite(
 
 
 def not_finite(pixels: NDArray[Any]) -> str:
-    """Say that the vector of an image (bands, rows, columns) is not finite, and why perhaps."""
+    """Say that an image (bands, rows, columns) has a vector that is not finite, and likely why."""
     values = pixels[np.isfinite(pixels)]
     reach = f"from {values.min():.4g} to {values.max():.4g}" if values.size else "nowhere finite"
     return (
-        f"its vector holds values that are not finite; its pixels are {reach}: perhaps some mean "
-        "missing and are not declared as nodata, or are in other units"
+        f"its vector holds values that are not finite; its pixels are {reach}: some may mark "
+        "missing data without being declared as nodata, or have other units"
     )
 
 
 def cropped(pixels: NDArray[Any], modality: Modality, crop: Crop) -> NDArray[Any]:
-    """Cut the pretraining size out of the middle, or keep everything.
+    """Crop the pretraining size from the middle, or keep everything.
 
     Parameters
     ----------
     pixels : numpy.ndarray
-        (…, bands, rows, columns); a side that is no longer than the size stays.
+        (…, bands, rows, columns); a side not longer than the size stays.
     modality : Modality
         Says what the pretraining size is.
     crop : {"center", "full"}
@@ -324,7 +324,7 @@ def metadata(image: Image, modality: Modality) -> tuple[float, float, float, flo
 
 
 def read_job(job: Callable[[], T]) -> T:
-    """Run a job; where a file cannot be read, run it again after a pause.
+    """Run a job; if a file cannot be read, run it again after a pause.
 
     Network file systems fail for seconds at a time. If the last try fails as well, the error
     is raised, and the build embeds the whole partition again later.
@@ -333,7 +333,7 @@ def read_job(job: Callable[[], T]) -> T:
     for pause in PAUSES:
         try:
             return job()
-        except StorageError:  # of an object store, whose client has tried several times
+        except StorageError:  # from an object store, whose client has tried several times
             raise
         except OSError as error:
             log.warning("%s; reading it again in %.1f s", error, pause)
@@ -365,7 +365,7 @@ def _batches(
     report: PartitionReport,
     strict: bool,
 ) -> Iterator[Batch]:
-    """Collect decoded images by modality; yield each batch when it is full, the rest at last."""
+    """Collect decoded images by modality; yield each batch when it is full, the rest at the end."""
     collected: dict[str, list[Image]] = {}
     for item in report.accepted(decoded, strict=strict):
         images = collected.setdefault(item.modality, [])

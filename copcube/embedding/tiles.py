@@ -1,4 +1,4 @@
-"""One vector a tile: the frozen encoder, mapped lazily over people's own imagery.
+"""One vector per tile: the frozen encoder, mapped lazily over users' own imagery.
 
 An image is cut into square tiles that do not overlap; a tile is embedded like an image of
 Copernicus-Pretrain, with the longitude and latitude of its centre, its date and the area
@@ -66,35 +66,34 @@ def embed(
     device: str = "auto",
     dtype: str = "auto",
 ) -> xr.DataArray:
-    """Embed imagery of one's own, tile by tile; lazily if it is dask-backed.
+    """Embed your own imagery, tile by tile; lazily if it is dask-backed.
 
     Parameters
     ----------
     images : xarray.DataArray
         Dimensions band, y and x in any order, by those or other usual names (``lat`` and
-        ``longitude``, ``channel``…); of a single band, the band may be missing. Other
-        dimensions, such as time, are leading ones, mapped independently. Any real dtype,
-        in the units of the modality: Sentinel-1 in dB, Sentinel-2 in counts (reflectance ×
-        10⁴), Sentinel-3 in counts, Sentinel-5P in mol m⁻², heights in metres;
-        ``modalities.modality(key)`` says its units and bands. What lies far outside is logged
-        once. Bands may come in any order if they are labelled, by a coordinate or as rioxarray
-        does it: ``B02``, ``blue``, ``vv``, wavelengths. Images are turned to be seen north up.
-        Nodata, and scales and offsets of whole numbers, are those that rioxarray gives as
-        attributes; masks of a file it applies with ``masked=True``. Counts of Sentinel-2, and
-        sensors of one's own, whose statistics are of stored pixels, are not scaled.
-        Counts of Sentinel-2 in int16 are taken for uint16 that wrapped, as in the published
-        tensors, and bands Oa01 and Oa10 of Sentinel-3 may come 1e9 too large; `mean` and
-        `std` of one's own turn both off.
+        ``longitude``, ``channel``…); of a single band, the band may be missing. Other dimensions,
+        such as time, are leading ones, mapped independently. Any real dtype, in the units of the
+        modality: Sentinel-1 in dB, Sentinel-2 in counts (reflectance × 10⁴), Sentinel-3 in counts,
+        Sentinel-5P in mol m⁻², heights in metres; ``modalities.modality(key)`` says its units and
+        bands. Values far outside are logged once. Bands may come in any order if they are labelled,
+        by a coordinate or as rioxarray does it: ``B02``, ``blue``, ``vv``, wavelengths. Images are
+        turned north up. Nodata, and scales and offsets of whole numbers, are those that rioxarray
+        gives as attributes; masks of a file it applies with ``masked=True``. Counts of Sentinel-2,
+        and users' own sensors, whose statistics are of stored pixels, are not scaled. Counts of
+        Sentinel-2 in int16 are taken for uint16 that wrapped, as in the published tensors, and
+        bands Oa01 and Oa10 of Sentinel-3 may come 1e9 too large; `mean` and `std` of one's own turn
+        both off.
     modality : str, or Path, mapping or Modality, optional
-        Key of the modality: ``"s2_toa"``, ``"s1_grd"``…; or the description of a sensor of one's
-        own, such as a TOML file, see `copcube.sensor`. Give this or `wavelengths`.
+        Key of the modality: ``"s2_toa"``, ``"s1_grd"``…; or the description of a user's own sensor,
+        such as a TOML file, see `copcube.sensor`. Give this or `wavelengths`.
     tile : int, optional
         Side of a tile in pixels. Default: that of pretraining; of a general sensor, that
         of 14 tokens.
     tokens : bool
-        Whether to give a vector a token, `kernel_size` pixels a side, instead of a vector
-        a tile. (A token sees one pixel less at the right and bottom and one more at the
-        left and top than its nominal square: the model pads so.)
+        Whether to give a vector a token, `kernel_size` pixels per side, instead of a vector a tile.
+        (A token sees one pixel less at the right and bottom and one more at the left and top than
+        its nominal square: the model pads so.)
     encoder : Encoder or copcube.EncoderSpec, optional
         The encoder, or what to load (a spec also names language embeddings, which S5P and
         the DEM need); then `weights`, `device` and `dtype` do not matter.
@@ -217,7 +216,7 @@ def _sensor(
     if mean is None or std is None or len(mean) != count or len(std) != count:
         raise OptionError(
             f"mean has {len(mean or ())} values and std {len(std or ())}; expected {count} of "
-            f"both, one a band of {sensor.title}"
+            f"both, one per band of {sensor.title}"
         )
     if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise OptionError(
@@ -228,7 +227,7 @@ def _sensor(
         scale=(1.0,) * count,
         mean=mean,
         std=std,
-        typical=Modality.typical,  # any: who has other statistics may have other units
+        typical=Modality.typical,  # any: other statistics may mean other units
     )
 
 
@@ -238,8 +237,8 @@ def _general_sensor(wavelengths: Any, bandwidths: Any, kernel_size: int) -> Moda
     count = len(wavelengths)
     if not count or count != len(bandwidths):
         raise OptionError(
-            f"{count} wavelengths and {len(bandwidths)} bandwidths given; expected one of each "
-            "a band, in nm"
+            f"{count} wavelengths and {len(bandwidths)} bandwidths given; expected one of each per "
+            "band, in nm"
         )
     kernel_size = whole_number(kernel_size, "kernel_size", 1)
     return Modality(
@@ -275,7 +274,7 @@ def _tile_size(tile: int | None, sensor: Modality, tokens: bool) -> int:
 
 
 def _whole_tiles(images: xr.DataArray, size: int) -> xr.DataArray:
-    """Drop the rows and columns that fill no tile, and let chunks hold whole tiles."""
+    """Drop the rows and columns that fill no tile, and make chunks hold whole tiles."""
     *_, y, x, band = images.dims
     rows, cols = images.sizes[y], images.sizes[x]
     if rows < size or cols < size:
@@ -302,7 +301,7 @@ def _aligned(chunks: tuple[int, ...], size: int) -> tuple[int, ...]:
 
 
 class Once:
-    """True for whoever calls it first in this process, for all later calls False."""
+    """Return True at the first call in this process, False afterwards."""
 
     def __init__(self) -> None:
         self._lock, self._done = threading.Lock(), False
@@ -321,14 +320,14 @@ class Once:
 
 
 _ENCODING = threading.Lock()
-"""Held while a batch is embedded: an encoder of somebody else's may not be safe on threads."""
+"""Held while a batch is embedded: a user's encoder may not be thread-safe."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What the embedding of every block has to know; small, for it is in the graph of dask."""
+    """What embedding a block needs to know; small, since it is in the dask graph."""
 
-    encoder: Any  # an Encoder that may be asked about other sensors and for tokens
+    encoder: Any  # an Encoder that may accept other sensors and return tokens
     sensor: Modality
     tile: int
     tokens: bool
@@ -396,7 +395,7 @@ def _embed_block(
 def _without_infinite(
     vectors: NDArray[np.float32], stack: NDArray[np.float32], metadata: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Make vectors (tiles, …) NaN that hold values which are not finite, and name their tiles."""
+    """Set vectors (tiles, …) with values that are not finite to NaN, and name their tiles."""
     finite = np.isfinite(vectors).all(axis=-1, keepdims=True)
     if finite.all():
         return vectors

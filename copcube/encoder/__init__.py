@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CopernicusFM", "EncoderSpec", "FrozenEncoder", "TimmSpec", "Weights", "load_weights"]
 
-# Who only describes an encoder needs no torch, which takes seconds to import.
+# Describing an encoder needs no torch, which takes seconds to import.
 __getattr__ = importer(
     __name__,
     {

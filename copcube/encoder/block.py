@@ -1,8 +1,8 @@
 """A block of a vision transformer: attention, then a perceptron, each beside a shortcut.
 
-Tensor names, and the order in which their first values are drawn, are those of timm's `Block`,
-by which the published weights were trained. To import timm takes longer than to import torch,
-and every worker would wait for it.
+Tensor names, and the order in which their first values are drawn, are those of timm's `Block`, with
+which the published weights were trained. Importing timm takes longer than importing torch, and
+every worker would wait for it.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,11 @@
 """Copernicus-FM: a vision transformer for images of any bands, place, time and scale.
 
-The architecture of arXiv:2503.11849 (code: github.com/zhu-xlab/Copernicus-FM), with the
-tensor names of the published weights. The kernel that cuts an image into tokens is made
-from the description of its bands (`copcube.encoder.kernels`); where, when and at what
-scale the image was taken is added to every token.
+The architecture of arXiv:2503.11849 (code: github.com/zhu-xlab/Copernicus-FM), with the tensor
+names of the published weights. The kernel that cuts an image into tokens is made from the
+description of its bands (`copcube.encoder.kernels`); place, time and scale of the image are added
+to every token.
 
-Unlike in the published code, metadata that one image lacks leaves its batch mates alone.
+Unlike in the published code, an image without metadata does not affect the rest of its batch.
 """
 
 import functools
@@ -41,7 +41,7 @@ _DAYS = (1.0, 365.25)
 
 
 class _Field(NamedTuple):
-    """What one metadata value may be, and what is added to it before it is encoded."""
+    """Permitted values of one metadata field, and what is added before encoding."""
 
     name: str
     offset: float
@@ -63,25 +63,25 @@ class CopernicusFM(nn.Module):
     Parameters
     ----------
     pooling : {"cls", "mean"}
-        Feature of an image: the class token after ``norm``, or the mean of the patch
-        tokens, then ``fc_norm``. Only the one norm exists.
+        Feature of an image: the class token after ``norm``, or the mean of the patch tokens, then
+        ``fc_norm``. Only that norm exists.
     embed_dim, depth, heads : int
         Width, number of blocks, attention heads.
 
     Raises
     ------
     OptionError
-        If `pooling` is neither, or `embed_dim` is no multiple of 4 and of `heads`.
+        If `pooling` is neither, or `embed_dim` is not a multiple of 4 and of `heads`.
 
     Notes
     -----
-    The model computes in the dtype of its blocks. What lies outside them may stay in
-    float32 (``model.blocks.to(torch.bfloat16)``), which keeps kernels and metadata exact;
+    The model computes in the dtype of its blocks. The rest may stay in float32
+    (``model.blocks.to(torch.bfloat16)``), which keeps kernels and metadata exact;
     ``model.to(torch.bfloat16)`` works too. Pooling and the last norm are always float32.
 
-    `forward` makes the kernel and the position embeddings anew in every call. Whoever calls
-    a model whose weights stay as they are makes them once, by `kernel` and `positions`, and
-    calls `encode`, as `copcube.encoder.FrozenEncoder` does.
+    `forward` makes the kernel and the position embeddings in every call. If the weights do not
+    change, make them once with `kernel` and `positions` and call `encode`, as
+    `copcube.encoder.FrozenEncoder` does.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class CopernicusFM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the blocks compute in."""
+        """Data type in which the blocks compute."""
         return next(self.blocks.parameters()).dtype
 
     def forward(
@@ -143,8 +143,8 @@ class CopernicusFM(nn.Module):
         images : Tensor
             (batch, bands, rows, columns), normalised, on the model's device.
         metadata : Tensor
-            (batch, 4): longitude and latitude in degrees, days since 1970-01-01, area of
-            one token in km²; NaN where unknown. Best kept on the CPU, where it is checked.
+            (batch, 4): longitude and latitude in degrees, days since 1970-01-01, area of one token
+            in km²; NaN where unknown. Best kept on the CPU, where they are checked.
         wavelengths, bandwidths : sequence of float, optional
             Centre and width of every band in nm.
         language_embedding : Tensor, optional
@@ -162,9 +162,9 @@ class CopernicusFM(nn.Module):
         Raises
         ------
         OptionError
-            If arguments do not fit each other or lie outside the range of their encoding.
+            If arguments do not fit together or lie outside the range of their encoding.
         """
-        # Before a kernel is made, which may be of any number of bands and any size.
+        # Checked before a kernel is made, which may have any number of bands and any size.
         _check_images(images, kernel_size)
         _check_bands(images.shape[1], wavelengths, bandwidths, language_embedding)
         kernel = self.kernel(
@@ -281,7 +281,7 @@ class CopernicusFM(nn.Module):
 
 
 def _known_or(code: Tensor, token: Tensor, linear: nn.Linear) -> Tensor:
-    """Project the codes (batch, 1, dim) of what is known, and the token where it is NaN."""
+    """Project the codes (batch, 1, dim) of known values; use the token where they are NaN."""
     unknown = code.isnan().any(-1, keepdim=True)
     projected: Tensor = linear(torch.where(unknown, token, code.to(token.dtype)))
     return projected
@@ -334,7 +334,7 @@ def _check_bands(
         found = f"a language embedding of shape {tuple(embedding.shape)}"
         fits = embedding.shape == (LANGUAGE_DIM,) and count == 1
     else:
-        found, fits = "another combination of these", False
+        found, fits = "a different combination of these", False
     if not fits:
         raise OptionError(
             f"images of {count} bands came with {found}; expected as many wavelengths and "
@@ -372,7 +372,7 @@ def _resize_positions(stored: Tensor, height: int, width: int) -> Tensor:
 
 def sincos_grid(dim: int) -> Tensor:
     """Sine-cosine embedding of the grid, (1, 1 + 14·14, dim): zeros, then column and row."""
-    with torch.device("cpu"):  # whichever device a model is made on
+    with torch.device("cpu"):  # whatever device a model is made on
         waves = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
         phase = torch.arange(_GRID, dtype=torch.float64)[:, None] * waves
         code = torch.cat([phase.sin(), phase.cos()], dim=1)

@@ -1,4 +1,4 @@
-"""What the devices of this machine are, what they compute natively, and how much fits them."""
+"""Devices of this machine: what they compute natively, and how much fits them."""
 
 import logging
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def cuda_devices() -> int:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Compute as described where somebody gave torch another default device, or uses autocast."""
+    """Compute as described even if torch has another default device, or autocast is active."""
     with ExitStack() as stack:
         # torch 2.6 cannot say what the default device is once it was set back.
         if torch.empty(0).device.type != "cpu":
@@ -64,12 +64,12 @@ def find_device(name: str) -> torch.device:
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
     """Find the dtype that ``auto``, ``float32`` or ``bfloat16`` stands for on a device.
 
-    That ``auto`` is bfloat16 is logged: as a warning on a CPU, where few expect it.
+    If ``auto`` means bfloat16, this is logged, as a warning on a CPU, where few expect it.
 
     Raises
     ------
     OptionError
-        If the name is another.
+        If the name is unknown.
     """
     if name == "auto":
         if not _multiplies_bfloat16(device):

@@ -1,9 +1,9 @@
-"""The frozen encoder: images as they are stored in, vectors out.
+"""The frozen encoder: stored images in, vectors out.
 
 Pixels travel to the device in their stored dtype and are normalised there. The weights never
-change, so what the model makes of a modality alone, its kernel and its position embeddings, is
-made once. Nothing waits for the device but the return of the vectors; on a GPU several batches
-may be under way, so that one is computed while the next are copied, on a stream beside it.
+change, so what depends on the modality alone, its kernel and position embeddings, is made once.
+Only returning the vectors waits for the device; on a GPU several batches may be under way, so that
+one is computed while the next are copied on another stream.
 """
 
 import copy
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from copcube.encoder.weights import Weights
 
 _MOST_PREPARED = 64
-"""Modalities, or sensors of one's own, whose kernels an encoder keeps: up to 13 MB each."""
+"""Modalities, or users' own sensors, whose kernels an encoder keeps: up to 13 MB each."""
 
 
 class _Prepared(NamedTuple):
@@ -51,13 +51,13 @@ class _Prepared(NamedTuple):
 
 
 class FrozenEncoder(Streaming):
-    """Turns stored images into vectors.
+    """Encoder that turns stored images into vectors.
 
     Parameters
     ----------
     weights : Weights
-        The loaded model. It is not changed, and on a CPU in float32 not copied: whoever
-        changes its weights afterwards gets vectors of a mixture.
+        The loaded model. It is not changed, and on a CPU in float32 not copied: changing its
+        weights afterwards gives vectors of a mixture.
     device : str
         ``auto`` (the GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
     dtype : str
@@ -72,15 +72,15 @@ class FrozenEncoder(Streaming):
     Raises
     ------
     OptionError
-        If the device or dtype cannot be had.
+        If the device or dtype is not available.
 
     Notes
     -----
     On one device, an image has the same vector in every batch of the same size; between
     batch sizes and devices, vectors agree to rounding.
 
-    An encoder with a `spec` pickles to it: no weights travel, and whoever unpickles it loads
-    it. One without cannot be pickled.
+    An encoder with a `spec` pickles to it: no weights are sent, and unpickling loads them. One
+    without cannot be pickled.
     """
 
     @devices.undisturbed()
@@ -111,8 +111,8 @@ class FrozenEncoder(Streaming):
     def __reduce__(self) -> tuple[Callable[[], "FrozenEncoder"], tuple[()]]:
         if self.spec is None:
             raise OptionError(
-                "an encoder made from weights in memory cannot be sent to other processes; give "
-                "an EncoderSpec (or weights=), which each of them loads"
+                "an encoder made from weights in memory cannot be sent to other processes; give an "
+                "EncoderSpec (or weights=) that each of them loads"
             )
         return self.spec.load, ()
 
@@ -127,7 +127,7 @@ class FrozenEncoder(Streaming):
         return len(self._model.blocks)
 
     def batch_size(self, modality: str | Modality, size: int) -> int:
-        """Images of `size` pixels a side to embed at once, for speed within memory.
+        """Images of `size` pixels per side to embed at once, for speed within memory.
 
         The same on every call and on every machine of the same kind: on the GPU it
         follows from the total, not the free memory. Should that be short, `__call__`
@@ -168,9 +168,9 @@ class FrozenEncoder(Streaming):
         modality : str or Modality
             Key of the modality of all the images, or a description of another sensor.
         pixels : sequence of numpy.ndarray
-            The images, each (bands, rows, columns), or all as one array; int16, uint16 and
-            float32 travel as they are, any other dtype as float32. What publishing did to
-            them is undone, see `copcube.images.tensor_form.mend`.
+            The images, each (bands, rows, columns), or all as one array; int16, uint16 and float32
+            are uploaded unchanged, any other dtype as float32. Effects of publishing are undone,
+            see `copcube.images.tensor_form.mend`.
         metadata : numpy.ndarray
             (batch, 4) float64: lon and lat in degrees, days since 1970-01-01, area of one
             token in km²; NaN where unknown.
@@ -268,7 +268,7 @@ class FrozenEncoder(Streaming):
             )
 
     def _prepare(self, kind: Modality, rows: int, columns: int) -> _Prepared:
-        """Return what images of a modality and size need, made when it is first asked for."""
+        """Return what images of a modality and size need, made at first use."""
         key = (kind, rows, columns)
         prepared = self._prepared.get(key)
         if prepared is None:
@@ -297,7 +297,7 @@ class FrozenEncoder(Streaming):
             raise WeightsError(
                 f"{kind.key} needs the language embedding {kind.language_key!r}; "
                 f"there are {known}. Name the published file, varname_embed_llama3.2_1B.pt "
-                f"(`copcube fetch` brings it), or leave {kind.key} out"
+                f"(`copcube fetch` downloads it), or leave {kind.key} out"
             )
         return {"language_embedding": self._language[kind.language_key]}
 
@@ -319,8 +319,8 @@ def _shape(kind: Modality, pixels: Sequence[NDArray[Any]] | NDArray[Any]) -> tup
 
 
 def _normalised(pixels: Tensor, unsigned: bool, kind: Modality, statistics: Tensor) -> Tensor:
-    """Bring stored pixels to mean 0 and standard deviation 1; what is missing becomes 0."""
-    # Asked before they are widened, in fewer bytes.
+    """Normalise stored pixels to mean 0 and standard deviation 1; missing ones become 0."""
+    # Checked before they are widened, in fewer bytes.
     missing = (pixels == 0).all(1, keepdim=True) if kind.zero_is_missing else None
     pixels = widened(pixels, unsigned)
     scale, mean, std = statistics

@@ -39,7 +39,7 @@ class Kernel(NamedTuple):
     bias: Tensor
 
     def resized(self, size: int) -> "Kernel":
-        """Bring to a side of `size` pixels, so that it answers alike to a resized image."""
+        """Bring to a side of `size` pixels, so that it responds alike to a resized image."""
         if size == _SIDE:
             return self
         spread = _pseudoinverse(size).to(self.weight)
@@ -121,7 +121,7 @@ class _WeightGenerator(nn.Module):
                 _WIDTH, nhead=4, dim_feedforward=2048, dropout=0.0, activation="gelu"
             ),
             num_layers=1,
-            # It serves padded batches, of which there are none, and torch warns where it cannot.
+            # It is for padded batches, which do not occur, and torch warns if it cannot be used.
             enable_nested_tensor=False,
         )
         self.fc_weight = nn.Linear(_WIDTH, _SIDE * _SIDE * embed_dim)

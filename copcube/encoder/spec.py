@@ -19,13 +19,13 @@ _DEVICES = re.compile(r"auto|(cpu|cuda)(:\d+)?")
 
 
 def require_device(name: object) -> None:
-    """Check that there is a device of this name on some machine; OptionError if not."""
+    """Check that a device may have this name; raise OptionError if not."""
     if not (isinstance(name, str) and _DEVICES.fullmatch(name)):
         raise OptionError(f"device is {name!r:.60}; expected auto, cpu, cuda or cuda:N")
 
 
 def require_dtype(name: object) -> None:
-    """Check that an encoder may compute in a dtype of this name; OptionError if not."""
+    """Check that an encoder may compute in this dtype; raise OptionError if not."""
     if not (isinstance(name, str) and name in ("auto", *_DTYPES)):
         raise OptionError(f"dtype is {name!r:.60}; expected auto, {' or '.join(_DTYPES)}")
 
@@ -81,9 +81,9 @@ class EncoderSpec:
         Raises
         ------
         OptionError
-            If the device or dtype cannot be had.
+            If the device or dtype is not available.
         FetchError, WeightsError
-            If the weights cannot be fetched, or are not such.
+            If the weights cannot be fetched, or do not fit.
         """
         from copcube.encoder.frozen import FrozenEncoder
         from copcube.encoder.weights import load_weights

@@ -1,8 +1,8 @@
-"""Pixels to a device and vectors back, so that nothing waits but for the vectors.
+"""Moving pixels to a device and vectors back, waiting only for the vectors.
 
 Pixels travel in their stored dtype. On a GPU several batches may be under way: one is computed
-while the next are copied from pinned memory, on a stream beside it. A batch that does not fit is
-halved until it does.
+while the next are copied from pinned memory, on another stream. A batch that does not fit is halved
+until it does.
 """
 
 import logging
@@ -21,8 +21,8 @@ from copcube.encoder import devices
 
 log = logging.getLogger("copcube")
 
-# Not cuDNN's attention, which torch prefers on some GPUs: it plans anew for every thread and
-# size of batch, for tens of milliseconds.
+# Not cuDNN's attention, which torch prefers on some GPUs: it plans again for every thread and batch
+# size, for tens of milliseconds.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 Compute = Callable[[Tensor, bool], Tensor]
@@ -30,7 +30,7 @@ Compute = Callable[[Tensor, bool], Tensor]
 
 
 class Streaming:
-    """What all encoders with a model on a device have in common.
+    """Base of encoders with a model on a device.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Streaming:
     Raises
     ------
     OptionError
-        If one of them cannot be had.
+        If one of them is not available.
     """
 
     def __init__(self, device: str, dtype: str) -> None:
@@ -60,12 +60,12 @@ class Streaming:
             "encoder_device": self.device.type,
         }
         if made_by["encoder_trained"] == 0:
-            said = "UNTRAINED WEIGHTS (%s): the numbers mean nothing"
-            log.warning(said, made_by["encoder_weights"])
+            message = "UNTRAINED WEIGHTS (%s): the numbers mean nothing"
+            log.warning(message, made_by["encoder_weights"])
 
     @property
     def provenance(self) -> dict[str, str | int]:
-        """What must be known of the encoder to make its vectors again."""
+        """What must be known about the encoder to reproduce its vectors."""
         return dict(self._provenance)
 
     @property
@@ -96,12 +96,12 @@ class Streaming:
                 done += step
                 continue
             except RuntimeError as error:
-                # Of the processor's own memory torch has no error of its own.
+                # For main memory, torch has no specific error.
                 on_host = "DefaultCPUAllocator" in str(error)
                 if not on_host and not isinstance(error, torch.OutOfMemoryError):
                     raise
                 if step == 1:
-                    too_much = f"one {name} image of {batch[2:]} pixels is too much"
+                    too_much = f"one {name} image of {batch[2:]} pixels does not fit in memory"
                     if on_host:
                         raise MemoryError(too_much) from error
                     error.add_note(too_much)
@@ -109,7 +109,7 @@ class Streaming:
             # Only here, past the handler, are the failed attempt's tensors gone.
             torch.cuda.empty_cache()
             step = self._fits[batch] = (step + 1) // 2
-            log.warning("%s: out of memory, going on with batches of %d", name, step)
+            log.warning("%s: out of memory, continuing with batches of %d", name, step)
         return np.concatenate(vectors)
 
     @torch.inference_mode()
@@ -121,7 +121,7 @@ class Streaming:
             host, unsigned = self._packed(pixels)
             with self._computing:
                 return np.asarray(compute(host, unsigned))
-        with self._under_way:  # bounds the memory that is pinned, which is never given back
+        with self._under_way:  # bounds pinned memory, which is never released
             host, unsigned = self._packed(pixels)
             with torch.cuda.stream(self._copying):
                 uploaded = host.to(self.device, non_blocking=True)
@@ -129,7 +129,7 @@ class Streaming:
             with self._computing:
                 here = torch.cuda.current_stream(self.device)
                 here.wait_event(copied)
-                # Else the allocator would reuse the memory while this stream still reads it.
+                # Otherwise the allocator would reuse the memory while this stream still reads it.
                 uploaded.record_stream(here)
                 vectors = compute(uploaded, unsigned)
                 back = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)

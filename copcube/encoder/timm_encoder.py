@@ -1,7 +1,7 @@
 """Models of timm as encoders of fragments, with published weights or noise.
 
-Each image goes through the preprocessing of its `Kind` on the device. With ``compat`` what Major
-TOM's embedder does otherwise is done: see `copcube.encoder.timm_kinds.TimmSpec`.
+Each image goes through the preprocessing of its `Kind` on the device. With ``compat`` it reproduces
+the deviations of Major TOM's embedder: see `copcube.encoder.timm_kinds.TimmSpec`.
 """
 
 import hashlib
@@ -29,22 +29,22 @@ from copcube.files import limits
 from copcube.files.limits import demand
 
 _HEADS = ("fc.", "head.", "mask_token", "text.", "logit_")
-"""Beginnings of names of tensors that no vector depends on."""
+"""Prefixes of names of tensors that no vector depends on."""
 
 _TOWER = "visual.trunk."
-"""Beginning of the names of the image tower where the text tower is in the same file."""
+"""Prefix of the names of the image tower if the text tower is in the same file."""
 
 _FLOOR = 1e-10
-"""Least power that decibels are made of."""
+"""Smallest power converted to decibels."""
 
 _POOLINGS = {"head": "the model's own", "tokens": "mean of all tokens"}
 
 _LARGER, _SEEN = 256, 224
-"""What the processor of DINOv2 resizes the shorter side of pictures to, and what it cuts out."""
+"""Sizes to which DINOv2's processor resizes the shorter side of pictures, and crops."""
 
 
 class TimmEncoder(Streaming):
-    """Turns fragments into vectors.
+    """Encoder that turns fragments into vectors.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class TimmEncoder(Streaming):
         model, noted = _loaded(spec)
         self._layout = torch.preserve_format
         if self.kind.architecture.startswith("resnet"):
-            # Pixels whole, one after the other: what convolutions are fastest with.
+            # Channels last, with which convolutions are fastest.
             self._layout = torch.channels_last
             if not spec.by_cell:
                 _fold(model)
@@ -80,7 +80,7 @@ class TimmEncoder(Streaming):
             for layer in self._model.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.train()
-                    layer.momentum = 0.0  # nothing is learned of what is seen
+                    layer.momentum = 0.0  # nothing is learned
         shape = (len(self.kind.bands), 1, 1)
         self._mean, self._std = (
             torch.tensor(
@@ -99,7 +99,7 @@ class TimmEncoder(Streaming):
         return self.kind.dim
 
     def batch_size(self, modality: str, size: int) -> int:
-        """Images of `size` pixels a side to embed at once, for speed within memory."""
+        """Images of `size` pixels per side to embed at once, for speed within memory."""
         patch = 14 if "patch14" in self.kind.architecture else 16
         return devices.batch_size(
             self.device,
@@ -182,9 +182,9 @@ class TimmEncoder(Streaming):
 
 
 def _processed_again(x: Tensor) -> Tensor:
-    """What the processor of DINOv2 makes of pixels that are 0 to 1 and not the 0 to 255 it takes.
+    """Apply DINOv2's processor to pixels from 0 to 1 instead of the expected 0 to 255.
 
-    It resizes by bicubic interpolation, crops, and divides by 255, which was done already.
+    It resizes by bicubic interpolation, crops, and divides by 255 a second time.
     """
     x = F.interpolate(x, (_LARGER, _LARGER), mode="bicubic", align_corners=False, antialias=True)
     start = (_LARGER - _SEEN) // 2
@@ -206,7 +206,7 @@ def _fold(model: nn.Module) -> None:
 
 
 def _to_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """Bring a model to a dtype, but for the statistics of batches, which need all their digits."""
+    """Convert a model to a dtype, except batch statistics, which need all their digits."""
     for layer in model.modules():
         if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
             for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
@@ -237,7 +237,7 @@ def _built(kind: Kind) -> nn.Module:
 
 
 def _loaded(spec: TimmSpec) -> tuple[nn.Module, dict[str, str | int]]:
-    """Model with its weights on the CPU in float32, and what is to be noted of them."""
+    """Load the model's weights on the CPU in float32, and facts to record about them."""
     kind, model = spec.kind, _built(spec.kind)
     if (seed := seed_of(spec.weights)) is not None:
         state = untrained(model, seed)
@@ -268,7 +268,7 @@ def _located(spec: TimmSpec) -> tuple[Path, str, str]:
         # The name of a size of Copernicus-FM, of which there is none here.
         if spec.weights == "large" and not path.exists():
             raise OptionError(
-                f"weights='large' are of Copernicus-FM, not of {spec.encoder}; give 'hub', the "
+                f"weights='large' are for Copernicus-FM, not for {spec.encoder}; give 'hub', the "
                 "path of a file, or 'untrained:SEED'"
             )
         return path, path.name, checksum(path)
@@ -321,7 +321,7 @@ def _matched(path: Path, model: nn.Module) -> dict[str, Tensor]:
     state, wrong = {}, []
     for name, like in wanted.items():
         tensor = found.get(name)
-        # A counter of training, which files of early versions of torch lack.
+        # A training counter, absent in files of early versions of torch.
         if tensor is None and name.endswith("num_batches_tracked"):
             state[name] = torch.zeros(like.shape, dtype=like.dtype)
             continue
@@ -342,7 +342,7 @@ def _matched(path: Path, model: nn.Module) -> dict[str, Tensor]:
         problems = [*wrong, *(f"{name} is unknown" for name in others)]
         raise WeightsError(
             f"{path}: not the weights of timm's {model.__class__.__name__}: "
-            f"{few(problems, 4, '; ')}; `copcube fetch weights --encoder NAME` brings them"
+            f"{few(problems, 4, '; ')}; `copcube fetch weights --encoder NAME` downloads them"
         )
     return state
 

@@ -1,4 +1,4 @@
-"""The encoders of Major TOM's embeddings, as data: what they see, and what is done to it before.
+"""The encoders of Major TOM's embeddings, as data: their inputs and preprocessing.
 
 Facts from github.com/ESA-PhiLab/Major-TOM (f7078cd), ``embedder/models``, described in
 arXiv:2412.05600: four models of timm, each with the preprocessing of that code.
@@ -29,7 +29,7 @@ class Kind:
     Parameters
     ----------
     title : str
-        As attributes of cubes name it.
+        Name in the attributes of cubes.
     architecture : str
         Name of the model in timm.
     dim : int
@@ -39,15 +39,15 @@ class Kind:
     bands : tuple of str
         Names of the bands it sees, in their order; those of the columns and files.
     size : int
-        Pixels a side of a fragment.
+        Pixels per side of a fragment.
     values : {"reflectance", "picture", "decibels"}
-        What is made of stored pixels: counts divided by 10,000; 2.5 times that, within 0 and 1;
+        Conversion of stored pixels: counts divided by 10,000; 2.5 times that, within 0 and 1;
         decibels of linear power.
     mean, std : tuple of float
-        Normalisation after that, one value a band. Of decibels the two standard deviations about
-        the mean become 0 to 1, and what lies beyond is clipped.
+        Normalisation after that, one value per band. For decibels, two standard deviations about
+        the mean become 0 to 1, and values beyond are clipped.
     pooling : {"head", "tokens"}
-        What the model itself makes of an image, or the mean of all its tokens.
+        The model's own output for an image, or the mean of all its tokens.
     published : Published, optional
         Its weights.
     """
@@ -66,7 +66,7 @@ class Kind:
 
     @property
     def in_words(self) -> str:
-        """What is done to pixels, for the attributes of a cube."""
+        """Describe the preprocessing, for the attributes of a cube."""
         scaled = {
             "reflectance": "counts / 10000",
             "picture": "2.5 × counts / 10000 clipped to 0..1",
@@ -143,10 +143,9 @@ class TimmSpec:
     device, dtype : str
         As of `copcube.EncoderSpec`.
     compat : {"majortom"}, optional
-        Whether to do as Major TOM's embedder does at f7078cd, where it differs from what is
-        right: boxes and footprints of fragments are transposed, DINOv2 sees pixels that were
-        rescaled twice and cropped, and ResNet50 normalises by the statistics of the fragments of
-        a cell.
+        Whether to reproduce errors of Major TOM's embedder at f7078cd: boxes and footprints of
+        fragments are transposed, DINOv2 sees pixels that were rescaled twice and cropped, and
+        ResNet50 normalises by the statistics of the fragments of a cell.
 
     Raises
     ------
@@ -179,7 +178,7 @@ class TimmSpec:
 
     @property
     def kind(self) -> Kind:
-        """What the encoder sees, and what it is."""
+        """The kind of the encoder, with its inputs."""
         return KINDS[self.encoder]
 
     @property
@@ -193,9 +192,9 @@ class TimmSpec:
         Raises
         ------
         OptionError
-            If the device or dtype cannot be had.
+            If the device or dtype is not available.
         FetchError, WeightsError
-            If the weights cannot be fetched, or are not such.
+            If the weights cannot be fetched, or do not fit.
         """
         from copcube.encoder.timm_encoder import TimmEncoder
 

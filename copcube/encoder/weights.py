@@ -1,8 +1,8 @@
 """Weights of the encoder: the published file, a copy of it, or noise to try things with.
 
-The published checkpoint of Copernicus-FM (arXiv:2503.11849) exists with and without the
-last norm and with parts that only pretraining needs; all of these load, and everything
-else is refused by name. Files are data here: nothing in them is ever executed.
+The published checkpoint of Copernicus-FM (arXiv:2503.11849) exists with and without the last norm
+and with parts that only pretraining needs; all of these load, and anything else is refused by name.
+Files are data here: nothing in them is ever executed.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ _LANGUAGE_BESIDE = (LANGUAGE.path, Path(LANGUAGE.path).name, "var_embed_llama3.2
 
 @dataclass(frozen=True)
 class Weights:
-    """A frozen encoder, what its variables are called, and where both come from.
+    """A frozen encoder, its variables' language embeddings, and the origin of both.
 
     Parameters
     ----------
@@ -89,8 +89,8 @@ def load_weights(
     OptionError
         If an argument has another form.
     WeightsError
-        If a file is not there, is not a file of plain tensors, or lacks tensors, has others,
-        or has them in another shape or not finite.
+        If a file does not exist, is not a file of plain tensors, or its tensors are missing,
+        unknown, of a wrong shape or not finite.
     FetchError, StorageError
         If the published files cannot be fetched.
     """
@@ -120,12 +120,12 @@ def load_weights(
 
 
 def seed_of(weights: str) -> int | None:
-    """Seed that names untrained weights, ``untrained:SEED``; None if others are named.
+    """Seed in the name of untrained weights, ``untrained:SEED``; None for other names.
 
     Raises
     ------
     OptionError
-        If it is no whole number of up to 18 digits.
+        If it is not a whole number of up to 18 digits.
     """
     if weights != "untrained" and not weights.startswith("untrained:"):
         return None
@@ -211,8 +211,8 @@ def _from_file(path: Path, source: str, sha256: str, pooling: Pooling | None) ->
         tensors = tensors["model"]
     if odd := [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]:
         raise WeightsError(
-            f"{path}: expected a state dict, tensors by name, plain or under 'model'; found "
-            f"other things under {few(odd)}; save the state dict alone"
+            f"{path}: expected a state dict, tensors by name, plain or under 'model'; found other "
+            f"things under {few(odd)}; save only the state dict"
         )
     width, depth = _measure(path, tensors)
     if pooling is None:
@@ -245,7 +245,7 @@ def _measure(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
 
 
 def _matched(path: Path, tensors: dict[str, Tensor], model: CopernicusFM) -> dict[str, Tensor]:
-    """Match a file's tensors to a model's, one to one but for the documented exceptions."""
+    """Match a file's tensors to a model's, one to one except as documented."""
     wanted = model.state_dict()
     norm = [name for name in wanted if name.startswith(_NORMS)]
     # The published checkpoint for pretraining lacks the last norm, which then is a plain one.
@@ -259,7 +259,7 @@ def _matched(path: Path, tensors: dict[str, Tensor], model: CopernicusFM) -> dic
         if name in tensors and not _fits(tensors[name], tensor.shape)
     ]
     if missing or unknown or misshapen:
-        kinds = {"missing": missing, "unknown": unknown, "of another shape or kind": misshapen}
+        kinds = {"missing": missing, "unknown": unknown, "of the wrong shape or kind": misshapen}
         found = "; ".join(f"{len(n)} {kind}: {few(n)}" for kind, n in kinds.items() if n)
         raise WeightsError(
             f"{path}: not the tensors of {_title(model.embed_dim, len(model.blocks))}: {found}; "
@@ -350,8 +350,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise
     except OtherObjectError as error:
         raise WeightsError(
-            f"{path}: refused: it holds something else than plain tensors, {error}, and nothing "
-            "of it was executed; expected the published file, or torch.save(model.state_dict(), "
+            f"{path}: refused: it holds something other than plain tensors, {error}, and nothing "
+            "in it was executed; expected the published file, or torch.save(model.state_dict(), "
             "...)"
         ) from error
     except (TorchFileError, OSError, RuntimeError) as error:
@@ -374,12 +374,12 @@ def _torch_tensors(file: TorchFile, value: Any, raw: Any) -> Any:
     if not numbers.dtype.isnative:
         numbers = numbers.astype(numbers.dtype.newbyteorder("="))
     tensor = torch.from_numpy(numbers)
-    # NumPy has no bfloat16, so that its bits came as whole numbers.
+    # NumPy has no bfloat16, so its bits come as whole numbers.
     return tensor.view(torch.bfloat16) if value.dtype == "bfloat16" else tensor
 
 
 _WEIGHTS = "'hub', 'large', the path of a file, or 'untrained:SEED'"
-_WORDS = "a file of language embeddings, which `copcube fetch weights` brings"
+_WORDS = "a file of language embeddings, which `copcube fetch weights` downloads"
 
 
 def checksum(path: Path, expected: str = _WEIGHTS) -> str:

@@ -21,14 +21,14 @@ from copcube.cube.latlon import LatLon
 from copcube.grid import Floats, Integers
 
 _SLIVER = 1e-4
-"""Degrees below which an overlap comes from rounded coordinates and is none."""
+"""Degrees below which an overlap is only rounding of coordinates."""
 _SLAB = 64
 """Values of a vector that are in float64 at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Overlaps:
-    """Which part of every coarse cell each fine cell covers.
+    """Overlap of each fine cell with every coarse cell.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Overlaps:
         east = np.minimum(coarse.dx / 2, away + grid.STEP / 2)
         west = np.maximum(-coarse.dx / 2, away - grid.STEP / 2)
         along = np.where(east - west > _SLIVER, east - west, 0)  # cells are at most 180° wide
-        # A coarse cell overlaps few fine ones: sparse products pass over all others.
+        # A coarse cell overlaps few fine ones: sparse products skip all others.
         return cls(
             csr_array(down),
             csr_array(np.radians(along)),

@@ -1,4 +1,4 @@
-"""Merging embeddings with ERA5: the fields come to the dataset, which stays as it is.
+"""Merging embeddings with ERA5: the fields are added to the dataset, which stays unchanged.
 
 `merge` puts the fields of a cube or a reduction on the coordinates of an ERA5 dataset, in
 its order, names and turn of longitude. On the 0.25° lattice values are joined by index, on
@@ -41,7 +41,7 @@ _CRS = ("crs", "spatial_ref")
 _CHUNK = 1 << 27
 """Bytes up to which a chunk of the fields may grow to match the chunks of ERA5."""
 _CUBES_ONLY = (*OF_CUBES_ONLY, "Conventions")
-"""Beginnings of the names of attributes that are true of a whole cube only."""
+"""Prefixes of the names of attributes that apply only to a whole cube."""
 
 
 @naming_damage()
@@ -67,8 +67,8 @@ def merge(
     fill : float, optional
         Value of missing cells in floating-point fields; NaN by default.
     mask : bool
-        Also add ``embedding_mask``, (…, lat, lon) float32: the share of each cell's area
-        that holds vectors, as ERA5's ``lsm`` is one of land. On the lattice 0 or 1.
+        Also add ``embedding_mask``, (…, lat, lon) float32: the share of each cell's area that holds
+        vectors, like ERA5's ``lsm`` for land. On the lattice 0 or 1.
 
     Returns
     -------
@@ -84,14 +84,14 @@ def merge(
     Raises
     ------
     CubeError
-        If `fields` is no cube or reduction or has zeros for what is missing, `era5` is no
-        dataset, the two have no place in common, a name is in both, or a field of whole
-        numbers other than counts would have to be averaged.
+        If `fields` is not a cube or reduction or has zeros for missing cells, `era5` is not a
+        dataset, the two have no place in common, a name is in both, or a field of whole numbers
+        other than counts would have to be averaged.
     GridError
         If `era5` is on a finer, Gaussian, curvilinear or irregular grid, or `fields` is not
         on the lattice.
     OptionError
-        If `fill` is no number.
+        If `fill` is not a number.
 
     Examples
     --------
@@ -157,7 +157,7 @@ def merge(
 def _leading(
     result: "xr.Dataset", new: Mapping[Hashable, "xr.Variable"], target: LatLon
 ) -> str | None:
-    """Which variable the others take their chunks from, along latitude and longitude."""
+    """Return the variable whose chunks the others take, along latitude and longitude."""
     spatial = {target.lat, target.lon}
     lazy = {str(n): v for n, v in result.variables.items() if v.chunks and spatial <= {*v.dims}}
     ours = [name for name in lazy if name in new]
@@ -166,8 +166,8 @@ def _leading(
     largest = max(ours or theirs, key=lambda name: (lazy[name].size, name), default=None)
     if not (ours and theirs):
         return largest
-    # Years of ERA5, a map a chunk, would fall into millions of pieces. Reductions can follow
-    # its chunks, but one of whole vectors could be more than there is memory for.
+    # Years of ERA5 in chunks of one map would be divided into millions of pieces. Reductions can
+    # follow its chunks, but a chunk of whole vectors could exceed memory.
     first = max(theirs, key=lambda name: lazy[name].ndim)
     cells = prod(max(lazy[first].chunksizes[dim]) for dim in spatial)
     most = max(prod([*lazy[n].shape, lazy[n].dtype.itemsize]) for n in ours)
@@ -176,7 +176,7 @@ def _leading(
 
 
 def _mask(view: CubeView) -> "xr.DataArray":
-    """Which cells hold a vector; lazy where finding out means reading all vectors."""
+    """Which cells hold a vector; lazy if finding out means reading all vectors."""
     import xarray as xr
 
     if view.counts is not None or not view.lazy:
@@ -187,7 +187,7 @@ def _mask(view: CubeView) -> "xr.DataArray":
 
 def _cells(maps: "xr.Dataset", view: CubeView) -> tuple["xr.Dataset", tuple[Integers, Integers]]:
     """Maps along rows and columns of the lattice, each once, and which these are."""
-    # `unique` drops a meridian that is there twice, as 0° and 360°, and sorts the others.
+    # `unique` drops a repeated meridian, such as 0° and 360°, and sorts the others.
     (row, down), (col, along) = (np.unique(i, return_index=True) for i in (view.row, view.col))
     maps = maps.rename({view.lat: _ROW, view.lon: _COL})
     for dim, first in ((_ROW, down), (_COL, along)):
@@ -332,7 +332,7 @@ def _further_coordinates(
 def _refuse_merged(era5: "xr.Dataset", name: Hashable) -> None:
     if name in era5.variables:
         raise CubeError(
-            f"era5 holds {name} already, as after an earlier merge; drop the fields first, "
+            f"era5 already has {name}, as after an earlier merge; drop the fields first, "
             f"era5.drop_vars([{str(name)!r}, …]), or rename them"
         )
 
@@ -372,7 +372,7 @@ def _attributes(
     for key, value in fields.items():
         if str(key).startswith(_CUBES_ONLY):
             continue
-        # Compared as texts, since arrays compare number by number.
+        # Compared as texts, since arrays compare element by element.
         speaks = key in SPEAKING or str(attrs.get(key, value)) != str(value)
         attrs[f"copcube_{key}" if speaks else key] = value
     attrs["history"] = "\n".join(filter(None, (str(era5.get("history", "")), line)))

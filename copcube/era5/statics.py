@@ -1,4 +1,4 @@
-"""ERA5's invariant fields, recognised in whatever people have and given one name each.
+"""ERA5's invariant fields, recognised in any file and given one name each.
 
 Fourteen fields of ERA5 never change. CDS, ARCO-ERA5, WeatherBench2, cfgrib and CDO each name
 them differently; parameter ids, short names and units are ECMWF's (codes.ecmwf.int/grib/param-db).
@@ -51,8 +51,7 @@ class Static:
     name : str
         ECMWF's short name, ours too.
     kind : {"categorical", "fraction", "continuous", "angle"}
-        What may be done to it: categories are neither averaged nor scaled, angles are
-        periodic.
+        Permitted operations: categories are neither averaged nor scaled, angles are periodic.
     units : str
         Its units.
     long_names : tuple of str
@@ -104,7 +103,7 @@ _BY_ID = {static.param_id: static for static in STATICS}
 _BY_NAME = {name: static for static in STATICS for name in (static.name, *static.long_names)}
 
 _SINGLE = ("time", "valid_time", "number", "expver", "step", "realization", "member", "ensemble")
-"""Dimensions that a file of ERA5 may have with length 1 and without a meaning."""
+"""Dimensions that an ERA5 file may have with length 1 and no meaning."""
 _LEVELS = ("level", "pressure_level", "isobaricinhpa", "plev", "hybrid", "model_level", "lev")
 
 
@@ -138,7 +137,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
     MissingPackageError
         If reading needs a package that is not installed.
     SourceError
-        If the file is none of these kinds or is damaged.
+        If the file is of none of these kinds or is damaged.
     StorageError
         If an object store cannot be reached or denies access.
 
@@ -155,7 +154,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
     for name, field in ((n, v) for ds in opened for n, v in squeezed(ds).data_vars.items()):
         static = recognise(name, field)
         if static is not None:
-            # Of a time or a level one map is read, of all else the whole.
+            # One map of a time or a level is read; everything else completely.
             shape = [n for d, n in field.sizes.items() if str(d).lower() not in _SINGLE]
             demand_piece(str(path_or_url), str(name), tuple(shape), field.dtype.itemsize, CubeError)
         if static is None or (reason := _not_invariant(field, static)):
@@ -177,7 +176,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
         log.info("%s: left out, not invariant: %s", path_or_url, ", ".join(left_out))
     fields = {static.name: found[static.name] for static in STATICS if static.name in found}
     try:
-        # By default xarray would extend fields of unlike grids with NaN.
+        # By default xarray would extend fields on different grids with NaN.
         result = xr.merge(fields.values(), join="exact", compat="override")
     except ValueError as error:
         raise CubeError(f"{path_or_url}: the fields are not on one grid: {error}") from error
@@ -193,7 +192,7 @@ def open_static(path_or_url: str | Path) -> "xr.Dataset":
 
 
 def recognise(name: Hashable, field: "xr.DataArray") -> Static | None:
-    """Return which invariant field a variable is, None if it is none.
+    """Return which invariant field a variable is, None if it is not one.
 
     A GRIB or CDO parameter id decides. Without one, the variable's name does, and if that
     says nothing, its long name.
@@ -212,7 +211,7 @@ def recognise(name: Hashable, field: "xr.DataArray") -> Static | None:
 
 
 def squeezed(ds: "xr.Dataset") -> "xr.Dataset":
-    """Take away dimensions of length 1 that mean nothing to a field, such as a single time."""
+    """Remove dimensions of length 1 without meaning for a field, such as a single time."""
     single = [dim for dim in ds.dims if ds.sizes[dim] == 1 and str(dim).lower() in _SINGLE]
     return ds.squeeze(single)
 
@@ -234,7 +233,7 @@ def _not_invariant(field: "xr.DataArray", static: Static) -> str | None:
 
 def _canonical(field: "xr.DataArray", static: Static) -> "xr.DataArray":
     """Return one map of a field, under our names."""
-    # What differs along such a dimension was refused before, so that the first map is any.
+    # Fields that differ along such a dimension were refused before, so any map will do.
     further = {d: 0 for d in field.dims if str(d).lower() in _SINGLE}
     field = field.isel(further)
     axes = LatLon.of(field.to_dataset(name=static.name))
@@ -278,7 +277,7 @@ def open_fields(path: str) -> list["xr.Dataset"]:
 
 def _open_address(url: str) -> list["xr.Dataset"]:
     """Open a file or a Zarr store at an address."""
-    # Tools of Python write Google's scheme in both ways.
+    # Python tools write Google's scheme in both ways.
     url = re.sub("^gcs://", "gs://", url)
     try:
         # Zarr stores are what an address usually holds; asking for a file costs a request.
@@ -289,7 +288,7 @@ def _open_address(url: str) -> list["xr.Dataset"]:
         return [_open_remote_zarr(url)]
     if _form(data[:HEAD], url) != "grib":
         return [_open_netcdf(data, url)]
-    # ecCodes reads files alone; the fields are loaded, since the file does not stay.
+    # ecCodes reads only files; the fields are loaded, since the file is temporary.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = Path(folder) / "fields.grib"
         copy.write_bytes(data)
@@ -346,10 +345,10 @@ def _open_grib(path: str, name: str) -> list["xr.Dataset"]:
 
 
 def _open_remote_zarr(url: str) -> "xr.Dataset":
-    """Open a Zarr store at an address, first as anybody may, then with the user's access.
+    """Open a Zarr store at an address, first anonymously, then with the user's credentials.
 
-    Most copies of ERA5 are public. They refuse, or take half a minute to refuse, whoever
-    comes with credentials that are missing or not theirs.
+    Most copies of ERA5 are public. They refuse requests with missing or foreign credentials, or
+    take half a minute to do so.
     """
     try:
         return _open_zarr(zarr_store(url, anonymous=True), url)
@@ -365,7 +364,7 @@ def _open_zarr(store: Any, name: str) -> "xr.Dataset":
         with warnings.catch_warnings():
             # A store without consolidated metadata only takes longer to open.
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolid")
-            # A store's refusal names the remedy; a folder's faults are named below.
+            # A store's refusal names the remedy; errors of a folder are named below.
             with contextlib.nullcontext() if isinstance(store, str) else asking(name):
                 demand_arrays(store, name, SourceError)
                 ds: xr.Dataset = xr.open_zarr(store)
@@ -373,6 +372,6 @@ def _open_zarr(store: Any, name: str) -> "xr.Dataset":
         raise
     except Exception as error:  # damaged metadata make zarr raise almost anything
         raise SourceError(
-            f"{name}: no Zarr store of variables can be read ({in_a_line(error)})"
+            f"{name}: not a readable Zarr store of variables ({in_a_line(error)})"
         ) from error
     return ds

@@ -1,1 +1,1 @@
-"""Bytes at rest: files that appear whole, folders, locks, object stores."""
+"""Stored bytes: files that appear complete, folders, locks, object stores."""

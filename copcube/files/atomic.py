@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and stay after a power cut."""
+"""Files and folders that appear complete or not at all, and survive a power cut."""
 
 import errno
 import glob
@@ -26,19 +26,19 @@ _REMEDIES = {
     errno.ENOENT: "its folder does not exist; create it first",
     errno.ENOTDIR: "a part of its path is a file, not a folder; choose another place",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-    errno.ENOTEMPTY: "something came there meanwhile; choose another name, or remove that folder",
+    errno.ENOTEMPTY: "something appeared there meanwhile; choose another name, or remove it",
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
 }
-NOT_UTF8 = "its path is not in UTF-8, as this form needs it; choose another place"
-"""Why a path of other bytes, such as names in Latin-1, is refused."""
+NOT_UTF8 = "its path is not UTF-8, which this format needs; choose another place"
+"""Why a path in other encodings, such as Latin-1, is refused."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a file system says where it has no room."""
+"""Error numbers of a file system without room."""
 
 _ROOM = 4 << 20
-"""Bytes that are written to find out whether there was room for more."""
+"""Bytes written to find out whether there is room."""
 
 _ABANDONED = 24 * 3600
-"""Seconds without a change after which a temporary file is surely that of a killed process."""
+"""Seconds without a change after which a temporary file must belong to a killed process."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def writing(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    # It is an OSError too, and names its remedy already.
+    # It is an OSError too, and already names its remedy.
     except StorageError:
         raise
     except UnicodeEncodeError as error:
@@ -74,18 +74,18 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _naming_lack_of_room(temporary: Path) -> Iterator[None]:
-    """Find out whether a writer failed for lack of room, if it gives no reason.
+    """Find out whether a writer that gives no reason failed for lack of room.
 
     Raises
     ------
     OSError
-        If there is no room, as the file system says it.
+        If there is no room, with the file system's message.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        said = isinstance(error, CopcubeError) or getattr(error, "errno", None) is not None
-        if not said and temporary.exists():
+        explained = isinstance(error, CopcubeError) or getattr(error, "errno", None) is not None
+        if not explained and temporary.exists():
             probe = temporary / ".room" if temporary.is_dir() else temporary
             try:
                 with open(probe, "ab") as file:
@@ -99,19 +99,19 @@ def _naming_lack_of_room(temporary: Path) -> Iterator[None]:
 
 
 def vacant_folder(path: str | Path) -> Path:
-    """Return a folder that holds nothing, or is not there.
+    """Return a folder that is empty or does not exist.
 
     Raises
     ------
     OptionError
-        If it is no path.
+        If it is not a path.
     WriteError
-        If it holds something, or cannot be listed.
+        If it is not empty, or cannot be listed.
     """
     folder = Path(one_path(path, "folder"))
     with writing(folder):
         if folder.exists() and any(folder.iterdir()):
-            raise WriteError(f"{folder}: not empty; give another folder or remove this one")
+            raise WriteError(f"{folder}: not empty; choose another folder or remove this one")
     return folder
 
 
@@ -119,19 +119,19 @@ def vacant_folder(path: str | Path) -> Path:
 def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -> Iterator[Path]:
     """Write a file under a temporary name and move it into place when it is complete.
 
-    The body writes the file under the name it gets. When the body ends, file and folder are
-    flushed to the disk and the file takes its final name. When the body fails, the temporary
-    file is removed and a former file stays as it was. HDF5 and GDAL do not say that a disk is
-    full; whether it is, is found out then.
+    The body writes the file under the yielded name. When the body ends, file and folder are flushed
+    to the disk and the file takes its final name. When the body fails, the temporary file is
+    removed and an existing file stays unchanged. HDF5 and GDAL do not report a full disk; that is
+    checked then.
 
     Parameters
     ----------
     path : str or Path
         Final name; its folder must exist.
     replace : bool
-        Whether a file that has the final name already is replaced.
+        Whether to replace a file that already has the final name.
     flush : bool
-        Whether to flush file and folder; without, a power cut may still take the file.
+        Whether to flush file and folder; otherwise a power cut may still lose the file.
 
     Yields
     ------
@@ -152,28 +152,29 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
             with _naming_lack_of_room(temporary):
                 yield temporary
             if flush:
-                # Before the rename, or after a power cut the name could stand for an empty file.
+                # Before the rename: otherwise, after a power cut, the name could belong to an empty
+                # file.
                 sync(temporary)
             if replace:
                 os.replace(temporary, final)
             else:
                 _move_to_free_name(temporary, final)
             if flush:
-                # The new name is an entry of the folder, which flushing the file does not flush.
+                # The new name is an entry in the folder, which flushing the file does not flush.
                 sync(final.parent)
     finally:
-        with suppress(OSError):  # what was refused before says more
+        with suppress(OSError):  # the earlier refusal says more
             _remove(temporary)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text in UTF-8, which appears whole or not at all, as with `atomic_path`."""
+    """Write a text in UTF-8, which appears complete or not at all, as with `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
 def make_folder(path: str | Path) -> None:
-    """Make a folder and those above it that are missing; failures as of `writing`."""
+    """Make a folder and its missing parents; errors as in `writing`."""
     with writing(path):
         Path(path).mkdir(parents=True, exist_ok=True)
 
@@ -187,11 +188,10 @@ def atomic_folder(path: str | Path, *, replace: bool = True, sweep: bool = True)
     path : str or Path
         Final name.
     replace : bool
-        Whether what is there at the end is replaced. Otherwise only an empty folder may be
-        there.
+        Whether to replace what exists at the end. Otherwise only an empty folder may exist.
     sweep : bool
-        Whether, without `replace`, what a killed process of this machine left of the same folder
-        is removed first.
+        Whether, without `replace`, to first remove what a killed process of this machine left of
+        the same folder.
 
     Yields
     ------
@@ -202,7 +202,7 @@ def atomic_folder(path: str | Path, *, replace: bool = True, sweep: bool = True)
     Raises
     ------
     OSError
-        Without `replace`, if something is there at the end.
+        Without `replace`, if something exists at the end.
     WriteError
         As `writing`.
     """
@@ -218,7 +218,7 @@ def atomic_folder(path: str | Path, *, replace: bool = True, sweep: bool = True)
                 with _naming_lack_of_room(temporary):
                     yield temporary
             except WriteError as error:
-                # About a file in the folder: the folder is named instead, by its final name.
+                # For a file in the folder, the final name of the folder is given instead.
                 if error.errno is None or str(temporary) not in str(error):
                     raise
                 raise OSError(error.errno, error.strerror) from error
@@ -226,15 +226,15 @@ def atomic_folder(path: str | Path, *, replace: bool = True, sweep: bool = True)
                 _replace_folder(temporary, final, former)
             else:
                 if final.is_dir():
-                    final.rmdir()  # refuses if there is something in it
+                    final.rmdir()  # fails if it is not empty
                 temporary.rename(final)
             sync(final.parent)
     finally:
-        # Wherever this stopped, at Ctrl-C between the two renames too, something has the name.
+        # Wherever this stopped, even at Ctrl-C between the two renames, something has the name.
         if os.path.exists(former) and not os.path.exists(final):
             former.rename(final)
         _discard(temporary)
-        # With what others left that were stopped just here.
+        # Including what others left that were stopped here.
         strays = final.parent.glob(f".{glob.escape(final.name)}.*.former")
         for stray in list(strays) if os.path.exists(final) else ():
             with suppress(FileNotFoundError):  # another process removes it too
@@ -242,7 +242,7 @@ def atomic_folder(path: str | Path, *, replace: bool = True, sweep: bool = True)
 
 
 def sweep_abandoned(path: str | Path) -> None:
-    """Remove what killed processes left of a file or folder of this name, a day later."""
+    """Remove what killed processes left of a file or folder of this name, after a day."""
     final = Path(path)
     for stray in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
         with suppress(OSError):
@@ -254,11 +254,11 @@ def sweep_abandoned(path: str | Path) -> None:
 def sync(path: str | Path) -> None:
     """Flush a file, or a folder's list of names, to the disk.
 
-    Where a file system cannot flush a folder, nothing is done and nothing is raised.
+    If a file system cannot flush a folder, nothing is done or raised.
     """
     flags = os.O_RDONLY
     if sys.platform == "win32":
-        if os.path.isdir(path):  # Windows opens no folders; NTFS keeps a journal of names
+        if os.path.isdir(path):  # Windows cannot open folders; NTFS keeps a journal of names
             return
         flags = os.O_RDWR  # and flushes only what is open for writing
     handle = os.open(path, flags)
@@ -273,7 +273,7 @@ def sync(path: str | Path) -> None:
 
 def _hidden(final: Path, suffix: str) -> Path:
     """Name beside a final one that no other process uses."""
-    # In the same folder, since a rename is one step only inside of one file system.
+    # In the same folder, since a rename is atomic only within one file system.
     return final.with_name(f".{final.name}.{_owner()}-{uuid.uuid4().hex[:16]}.{suffix}")
 
 
@@ -292,7 +292,7 @@ def _owner() -> str:
 
 
 def _replace_folder(temporary: Path, final: Path, former: Path) -> None:
-    """Give a folder its final name, and what has that name another one."""
+    """Give a folder its final name, renaming what had it."""
     while True:
         with suppress(FileNotFoundError):
             final.rename(former)  # a folder cannot replace another in one step
@@ -302,7 +302,7 @@ def _replace_folder(temporary: Path, final: Path, former: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-        # Between the two renames another process gave its own folder the name.
+        # Between the two renames another process gave the name to its own folder.
         _remove_all(former)
 
 
@@ -311,15 +311,17 @@ def _move_to_free_name(temporary: Path, final: Path) -> None:
         os.link(temporary, final)  # unlike a rename, a link never replaces a file
     except FileExistsError:
         raise
-    except OSError as error:  # no hard links here: between the next two lines is a short gap
+    except (
+        OSError
+    ) as error:  # no hard links here, so there is a short gap between the next two lines
         if final.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from error
         os.replace(temporary, final)
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder in which threads of a writer that failed may still be writing."""
-    # dask raises the first error while its other threads finish what they are at.
+    """Remove a folder in which threads of a failed writer may still be writing."""
+    # dask raises the first error while its other threads finish their work.
     for pause in (0.05, 0.2, 1.0):
         if not os.path.exists(folder):
             return
@@ -328,7 +330,7 @@ def _discard(folder: Path) -> None:
 
 
 def _remove_all(path: Path) -> None:
-    """Remove a file, or a folder with all that lies in it."""
+    """Remove a file, or a folder with its content."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -336,6 +338,6 @@ def _remove_all(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file if it is there, also where a part of its path is no folder."""
+    """Remove a file if it exists, even if a part of its path is not a folder."""
     with suppress(FileNotFoundError, NotADirectoryError):
         path.unlink()

@@ -1,9 +1,8 @@
-"""What a file holds, by its first bytes: for the messages about files that hold something else.
+"""Recognising files by their first bytes, for messages about unexpected content.
 
-Downloads end in error pages, repositories hold pointers instead of files, archives hide what
-was expected. Whoever opens a file of one form asks here first, so that the message names what
-lies there and not what a reader of the form stumbled over. Signatures are those of the formats'
-own specifications.
+Downloads may be error pages, repositories hold pointers instead of files, archives hide what was
+expected. Code that opens a file of one format checks here first, so that the message names what the
+file is and not where a reader failed. Signatures are those of the formats' specifications.
 """
 
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from copcube.errors import CopcubeError
 
 HEAD = 512
-"""First bytes that tell all forms apart: those of a tar's first header."""
+"""Number of first bytes that distinguish all formats: a tar's first header."""
 
 _PACKED = "unpack it first"
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -51,17 +50,17 @@ _ANNEX = b"/annex/objects/"
 def refuse_other(
     path: str | Path, forms: tuple[str, ...], expected: str, error: type[CopcubeError]
 ) -> None:
-    """Refuse a file whose first bytes are those of another form than the expected ones.
+    """Refuse a file whose first bytes are those of an unexpected format.
 
-    A file that cannot be opened passes, and one whose first bytes say nothing: the reader of
-    the form knows better what is wrong with it.
+    A file that cannot be opened passes, as does one with unknown first bytes: the format's reader
+    knows better what is wrong.
 
     Parameters
     ----------
     path : str or Path
         A file on disk.
     forms : tuple of str
-        What it may hold, as `form` calls it.
+        What it may hold, in the terms of `form`.
     expected : str
         The same in a message, such as "a GeoTIFF".
     error : type
@@ -77,7 +76,7 @@ def refuse_other(
 
 
 def first_bytes(path: str | Path) -> bytes | None:
-    """Return the first bytes of a regular file; None where there is none that can be read."""
+    """Return the first bytes of a regular file; None if there is no readable one."""
     try:
         # A pipe would wait for somebody to write into it.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -89,19 +88,19 @@ def first_bytes(path: str | Path) -> bytes | None:
 
 
 def other_than(forms: tuple[str, ...], head: bytes | None) -> str | None:
-    r"""Say what first bytes are those of, if that is known and none of some forms; else None.
+    r"""Name the format of first bytes, if it is known and not an accepted one; else None.
 
     Parameters
     ----------
     forms : tuple of str
-        Forms that are welcome.
+        Accepted formats.
     head : bytes or None
         The first `HEAD` bytes of a file, or all of them.
 
     Examples
     --------
     >>> other_than(("tiff",), b"<!DOCTYPE html><title>404</title>")
-    "an HTML page, such as a server's error or login page; get the file anew"
+    "an HTML page, such as a server's error or login page; get a new copy"
     >>> other_than(("tiff",), b"II*\0") is None
     True
     """
@@ -112,7 +111,7 @@ def other_than(forms: tuple[str, ...], head: bytes | None) -> str | None:
 
 
 def form(head: bytes) -> tuple[str, str]:
-    """Name the form of a file by its first bytes, and say it in words; empty where unknown.
+    """Name the format of a file by its first bytes, and describe it; empty if unknown.
 
     Returns
     -------
@@ -121,10 +120,10 @@ def form(head: bytes) -> tuple[str, str]:
         ``tar``, ``npz``, ``torch``, ``zip``, ``pickle``, ``safetensors`` and those of formats
         with a signature, such as ``tiff``, ``parquet``, ``hdf5``, ``netcdf``, ``grib``, ``gzip``.
     words : str
-        The same for a message, with what to do where that is known.
+        The same for a message, with a remedy if known.
     """
     if not head:
-        return "empty", "an empty file; get it anew"
+        return "empty", "an empty file; get a new copy"
     for signature, name, words in _SIGNATURES:
         if head.startswith(signature):
             return name, words
@@ -135,7 +134,7 @@ def form(head: bytes) -> tuple[str, str]:
     if head[257:262] == b"ustar":
         return "tar", "a tar archive"
     if not any(head):
-        return "zeros", "nothing but zero bytes, as a broken download leaves them; get it anew"
+        return "zeros", "only zero bytes, as left by a broken download; get a new copy"
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return "pickle", "a Python pickle"
     # Such a file begins with the length of a JSON text, in 8 bytes, and the text itself.
@@ -145,7 +144,7 @@ def form(head: bytes) -> tuple[str, str]:
 
 
 def _zip(head: bytes) -> tuple[str, str]:
-    """Tell zip archives apart by the name of their first member."""
+    """Identify a zip archive by the name of its first member."""
     # The name follows the 30 bytes of the local header, which holds its length at 26.
     name = head[30 : 30 + int.from_bytes(head[26:28], "little")].decode("utf-8", "replace")
     suffix = os.path.splitext(name)[1].lower()
@@ -165,22 +164,22 @@ def _zip(head: bytes) -> tuple[str, str]:
 
 
 def _text(head: bytes) -> tuple[str, str]:
-    """Tell texts apart; what is no text stays unknown."""
-    # Some editors put a byte order mark before a text in UTF-8.
+    """Identify a text; what is not text stays unknown."""
+    # Some editors put a byte order mark before UTF-8 text.
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(_LFS) or _ANNEX in head[:200]:
         tool, remedy = (
             ("Git LFS", "git lfs pull") if head.startswith(_LFS) else ("git-annex", "git annex get")
         )
-        return "pointer", f"a {tool} pointer, which only stands for the file; bring it: {remedy}"
+        return "pointer", f"a {tool} pointer, not the file itself; download it: {remedy}"
     lower = text.lower()
     if lower.startswith((b"<!doctype html", b"<html", b"<head", b"<!doctype xhtml")) or (
         lower.startswith((b"<?xml", b"<!--")) and b"<html" in lower
     ):
-        return "html", "an HTML page, such as a server's error or login page; get the file anew"
+        return "html", "an HTML page, such as a server's error or login page; get a new copy"
     if lower.startswith((b"<?xml", b"<error")):
         return "xml", "an XML document, such as the error message of an object store"
-    # At the end of what was read, a character of several bytes may be cut.
+    # At the end of the bytes, a character of several bytes may be cut.
     clear = text.decode("utf-8", "ignore").encode()
     if len(text) - len(clear) > 3 or not text or any(c < 32 and c not in b"\t\n\r\f" for c in text):
         return "", ""

@@ -1,7 +1,7 @@
 """Damaged chunks of Zarr arrays: what reading one raises, and which chunk it was.
 
-The chunks that copcube writes carry a checksum, which is compared whenever one is unpacked. What
-the codecs raise says neither file nor remedy.
+The chunks that copcube writes carry a checksum, which is compared at each decompression. The
+codecs' exceptions name neither file nor remedy.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from copcube.errors import CopcubeError, CubeError
 from copcube.files.limits import rule_out_shortage
 
 UNDECODABLE = (ValueError, RuntimeError, MemoryError)
-"""What the codecs raise at a damaged chunk: they have no error of their own in common."""
+"""Exceptions of the codecs for a damaged chunk: they have no common class."""
 
 
 @contextmanager
 def naming_damage() -> Iterator[None]:
-    """Turn what a damaged chunk raises into an error that names the chunk and the remedy.
+    """Turn the exception of a damaged chunk into an error that names the chunk and the remedy.
 
     Raises
     ------
     CubeError
-        If a chunk that is read in the body, lazily or not, cannot be decoded; other errors pass.
+        If a chunk read in the body, lazily or not, cannot be decoded; other errors pass.
     MemoryError
         If there is too little memory to decode one.
     """
@@ -39,42 +39,42 @@ def naming_damage() -> Iterator[None]:
         frame = _innermost(error, "read_batch")
         if frame is None:
             raise
-        # zarr passes chunks in small groups, by default of one; of several it is not known which.
+        # zarr passes chunks in groups, by default of one; with several, the damaged one is unknown.
         batch = [str(item[0]) for item in frame.f_locals.get("batch_info", ())]
         chunk = batch[0].removeprefix("file://") if len(batch) == 1 else "a chunk of the data"
         raise CubeError(
             f"{chunk}: a damaged chunk ({reason(error)}); `copcube validate` of the cube it "
-            "belongs to lists all that are damaged and says how to mend them"
+            "belongs to lists all that are damaged and says how to repair it"
         ) from error
 
 
 def reason(error: BaseException) -> str:
-    """Say in a few words why a chunk could not be decoded."""
+    """Describe in a few words why a chunk could not be decoded."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "checksum" in text:
-        return "its checksum does not fit"
+        return "its checksum does not match"
     return f"not decodable: {text.removeprefix('Zstd decompression error: '):.80}"
 
 
 def let_zarr_finish(error: BaseException, *, cancel: bool = False) -> None:
-    """Wait until zarr has read what else it was asked for, a minute at most.
+    """Wait, at most a minute, until zarr has read everything else requested.
 
-    When reading one chunk fails, or is interrupted, it leaves the others to its thread. Of each
-    that is still to be read when Python ends, lines are printed: thousands after an error of one.
+    If reading one chunk fails or is interrupted, zarr leaves the others to its thread. For each one
+    still unread when Python ends, lines are printed: thousands after a single error.
 
     Parameters
     ----------
     error : BaseException
-        What came up while zarr read; anything else has nothing to wait for.
+        Error raised while zarr read; for others there is nothing to wait for.
     cancel : bool
-        Read nothing more, whoever waits for it.
+        Cancel all further reading.
     """
     frame = _innermost(error, "sync")
     loop = None if frame is None else frame.f_locals.get("loop")
     if loop is None or not loop.is_running():
         return
 
-    import asyncio  # which zarr has imported; `copcube --help` does without
+    import asyncio  # zarr has imported it; `copcube --help` does not need it
 
     async def others_end() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -1,7 +1,7 @@
 """Folders of files, on a file system or in an object store, behind one protocol.
 
-A file in such a folder is there whole or not at all, and what was written stays after a
-power cut: that is all a build needs to be killed at any moment.
+A file in such a folder is complete or absent, and what was written survives a power cut: that is
+all a build needs to be killed at any moment.
 """
 
 import os
@@ -20,15 +20,15 @@ from copcube.files.objects import ObjectFolder, is_remote
 from copcube.files.states import FileState, Written
 
 _SYNCS = 16
-"""How many files or folders are flushed at once: a disk takes many together nearly as fast as one,
-since the journal of the file system is written once for all that wait."""
+"""How many files or folders are flushed at once: many take little longer than one, since the
+file system writes its journal once for all that wait."""
 
 _MAKING = threading.Lock()
 """Held while a folder is made and flushed."""
 
 
 class Folder(Protocol):
-    """Files by their names below one folder, parts of a name divided by ``/``."""
+    """Files by their names below one folder, parts of a name separated by ``/``."""
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file.
@@ -36,17 +36,17 @@ class Folder(Protocol):
         Raises
         ------
         FileNotFoundError
-            If there is none of that name.
+            If there is no file of that name.
         """
 
     def open(self, name: str) -> Any:
-        """Return what `pyarrow.parquet.ParquetFile` reads a file through."""
+        """Open a file for `pyarrow.parquet.ParquetFile`."""
 
     def write(self, name: str, data: Any, *, flush: bool = True) -> Written:
-        """Write a file, whole or not at all, from anything with the buffer protocol.
+        """Write a file, completely or not at all, from anything with the buffer protocol.
 
-        Without `flush` it stays after a power cut only once `flush` was called for it, which
-        is cheaper for many files at once.
+        Without `flush=True` it survives a power cut only after a call of `flush`, which is cheaper
+        for many files at once.
 
         Returns
         -------
@@ -60,24 +60,24 @@ class Folder(Protocol):
         """
 
     def create(self, name: str, data: Any) -> bool:
-        """Write a file if there is none of that name; return whether it was written."""
+        """Write a file if none has that name; return whether it was written."""
 
     def names(self, prefix: str = "") -> list[str]:
         """Sorted names of all files that begin with a prefix."""
 
     def states(self, names: Iterable[str]) -> dict[str, FileState]:
-        """Size and stamp of files, by name; what is not there is left out. No file is opened."""
+        """Size and stamp of files, by name, without opening them; absent files are left out."""
 
     def remove(self, name: str) -> None:
-        """Remove a file, or all files below a folder, if they are there."""
+        """Remove a file, or all files below a folder, if they exist."""
 
     def flush(self, names: Iterable[str]) -> None:
-        """Make files that others wrote here stay after a power cut."""
+        """Make files that others wrote here survive a power cut."""
 
     def lock(
         self, *, shared: bool = False, beat: float = BEAT, dead: float = DEAD
     ) -> AbstractContextManager[Lock]:
-        """Own the folder, against all others or only against those who want it alone.
+        """Own the folder, exclusively or shared with others that share it.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ def open_folder(path: str | Path) -> Folder:
 
 
 def absolute(path: str | Path) -> str:
-    """Path that means the same in every process that sees the file system; URLs as they are."""
+    """Path valid in every process that sees the file system; URLs unchanged."""
     text = one_path(path, "output")
     return text.rstrip("/") if is_remote(text) else os.path.abspath(text)
 
@@ -105,7 +105,7 @@ class LocalFolder:
     Parameters
     ----------
     path : str or Path
-        Made when the first file is written.
+        Path of the folder, made when the first file is written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -123,8 +123,8 @@ class LocalFolder:
         """See `Folder`."""
         with atomic_path(self._made(name, flush=flush), flush=flush) as temporary:
             temporary.write_bytes(data)
-            # The stamp is taken before the file gets its name: after that, another process
-            # that does the same task may replace it, and the stamp would be of other bytes.
+            # The stamp is taken before the file gets its name: after that, another process doing
+            # the same task may replace it, and the stamp would belong to other bytes.
             stamp = _state(os.stat(temporary)).stamp
         return Written.of(data, stamp)
 
@@ -154,7 +154,7 @@ class LocalFolder:
         top = str(self._path)
         for name in names:
             try:
-                # Builds ask for many thousands; joining paths of pathlib takes as long as asking.
+                # Builds request many thousands; joining pathlib paths takes as long as a request.
                 found[name] = _state(os.stat(os.path.join(top, name)))
             except (FileNotFoundError, NotADirectoryError):
                 continue
@@ -173,7 +173,7 @@ class LocalFolder:
         files = list(names)
         if not files:
             return
-        # With the folder above, in which this one may be new.
+        # With the parent folder, in which this one may be new.
         folders = {self._path.parent, self._path}
         for inside in {*map(os.path.dirname, files)}:
             folders |= {self._path / above for above in (Path(inside), *Path(inside).parents)}
@@ -183,7 +183,7 @@ class LocalFolder:
             list(pool.map(sync, sorted(folders)))
 
     def sweep(self) -> None:
-        """Remove what killed writers left half written."""
+        """Remove half-written files of killed writers."""
         for stray in self._path.rglob(".*.partial"):
             stray.unlink(missing_ok=True)
 
@@ -195,14 +195,14 @@ class LocalFolder:
         return hold(files, str(self._path), shared=shared, beat=beat, dead=dead)
 
     def _made(self, name: str, *, flush: bool = True) -> Path:
-        """Path of a file whose folder is there, and stays after a power cut with `flush`."""
+        """Path of a file, after making its folder, which with `flush` survives a power cut."""
         path = self._path / name
-        # A thread that finds the folder of another one waits until that one has flushed it.
+        # A thread that finds another's folder waits until that one has flushed it.
         with writing(self._path), _MAKING:
             if not path.parent.is_dir():
                 new = [above for above in path.parents if not above.exists()]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # A new folder is an entry of the one above, which is flushed for it to stay.
+                # A new folder is an entry in its parent, which must be flushed to keep it.
                 for folder in new if flush else ():
                     sync(folder.parent)
         return path

@@ -1,11 +1,11 @@
-"""How much of a file may be unfolded at once, in one place.
+"""Limits on how much of a file may be expanded at once.
 
-A few bytes of a file can stand for more numbers than any memory holds. What would unfold
-beyond a limit is refused by name before it is unfolded: sizes are taken from headers, and
-where a header can lie, the content is unfolded in pieces that are small themselves.
+A few bytes of a file can expand to more numbers than any memory holds. What would exceed a limit is
+refused by name before it is expanded: sizes are taken from headers, and where a header can be
+false, the content is expanded in small pieces.
 
-Every limit comes from the largest form that is published, with room above. The environment
-variable ``COPCUBE_LIMITS`` multiplies all of them: 4 allows four times as much, 0.5 half.
+Every limit is derived from the largest published file, with a margin. The environment variable
+``COPCUBE_LIMITS`` multiplies all of them: 4 allows four times as much, 0.5 half.
 """
 
 import errno
@@ -25,14 +25,14 @@ VARIABLE = "COPCUBE_LIMITS"
 
 @dataclass
 class Limit:
-    """What a part of a file may unfold to.
+    """Size to which a part of a file may expand.
 
     Parameters
     ----------
     count : int
         Bytes, before they are multiplied.
     published : str
-        What that is derived from.
+        What the limit is derived from.
     """
 
     count: int
@@ -40,12 +40,12 @@ class Limit:
 
     @property
     def allowed(self) -> int:
-        """Bytes that are allowed now.
+        """Bytes currently allowed.
 
         Raises
         ------
         OptionError
-            If the environment variable is no positive number.
+            If the environment variable is not a positive number.
         """
         return math.floor(self.count * _factor())
 
@@ -54,7 +54,7 @@ PIECE = Limit(1 << 30, "five times a tile of embed_map_310k.tif: 256 × 256 × 7
 """Bytes of what is decoded at once: a tile, a band of a map, a page, a chunk."""
 
 PAGE = Limit(1 << 28, "256 times a page of pyarrow, 1 MiB")
-"""Bytes of a page of a parquet file, of which one of every column is unfolded at a time."""
+"""Bytes of a page of a parquet file; one page per column is expanded at a time."""
 
 RASTER = Limit(1 << 28, "an image of S3 as wide as any: 21 × 96 × 20,000 float32, 161 MB")
 """Bytes of an image, of which several are decoded at once."""
@@ -72,33 +72,33 @@ CELL = Limit(4 << 20, "a cell with 100 times the 92 images of Copernicus-Pretrai
 def demand(
     limit: Limit, needed: float, what: str, error: type[CopcubeError], *, least: bool = False
 ) -> None:
-    """Refuse what would unfold beyond a limit.
+    """Refuse what would expand beyond a limit.
 
     Parameters
     ----------
     limit : Limit
         Which one.
     needed : float
-        Bytes that it would unfold to.
+        Bytes that it would expand to.
     what : str
         The file, and what in it; the message begins with it.
     error : type
-        What is raised.
+        Type of the error to raise.
     least : bool
-        Whether it unfolds to even more, since reading stopped there.
+        Whether it expands to even more, since reading stopped there.
 
     Raises
     ------
     CopcubeError
         The `error`, if it is more than is allowed.
     OptionError
-        If the environment variable is no positive number.
+        If the environment variable is not a positive number.
     """
     allowed = limit.allowed
     if needed > allowed:
         factor = f"{VARIABLE}={math.ceil(needed / limit.count)}"
         raise error(
-            f"{what} would unfold to {'more than ' * least}{in_words(needed)}; expected at most "
+            f"{what} would expand to {'more than ' * least}{in_words(needed)}; expected at most "
             f"{in_words(allowed)} ({limit.published}). If you trust the file and have the "
             f"memory, set the environment variable {factor}{' or more' * least}, which "
             "multiplies all such limits"
@@ -106,26 +106,26 @@ def demand(
 
 
 def rule_out_shortage(error: Exception, needed: float = 0) -> None:
-    """Check that reading did not fail for what this process may not have, and not for damage.
+    """Raise an error if reading failed for lack of resources rather than damage.
 
-    GDAL mostly says no more than that a block could not be read, and codecs raise the same error
-    where a damaged header claims more than any memory holds.
+    GDAL usually reports only that a block could not be read, and codecs raise the same error if a
+    damaged header claims more than any memory holds.
 
     Parameters
     ----------
     error : Exception
         What reading raised.
     needed : float
-        Bytes that reading takes, beside some that any reading takes.
+        Bytes that reading needs, beyond what any reading needs.
 
     Raises
     ------
     MemoryError
-        If there is not so much memory, as where a batch system limits it.
+        If there is less memory, for example limited by a batch system.
     Exception
-        The error itself, if it says that no further file can be opened or thread started.
+        The error itself, if it says that no more files can be opened or threads started.
     """
-    if "launch worker thread" in str(error):  # arrow's words for what Python says below
+    if "launch worker thread" in str(error):  # arrow's wording of Python's message below
         raise RuntimeError("can't start new thread") from error
     if getattr(error, "errno", None) in _SHORTAGES or "can't start new thread" in str(error):
         raise error
@@ -138,38 +138,38 @@ def rule_out_shortage(error: Exception, needed: float = 0) -> None:
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _ANY_READING = 1 << 26
-"""Bytes that readers may take for themselves."""
+"""Bytes that readers may need for themselves."""
 
 
 def demand_piece(
     path: str, what: str, shape: tuple[int, ...], itemsize: int, error: type[CopcubeError]
 ) -> None:
-    """Refuse to read an array of a shape at once, if it has more bytes than that."""
+    """Refuse to read an array at once if it is larger than `PIECE`."""
     needed = math.prod(shape) * itemsize
     demand(PIECE, needed, f"{path}: {what}, {' × '.join(map(str, shape))} values,", error)
 
 
 def load_json(raw: bytes, limit: Limit, what: str, error: type[CopcubeError]) -> Any:
-    """Parse a JSON text whose values take no more memory than is allowed.
+    """Parse a JSON text if its values take no more memory than allowed.
 
     Parameters
     ----------
     raw : bytes
         The text in UTF-8.
     limit, what, error
-        As `demand`; the message about a text that is no JSON begins with `what` too.
+        As `demand`; the message about a text that is not JSON begins with `what` too.
 
     Raises
     ------
     CopcubeError
-        The `error`, if it would unfold to more, or is no JSON.
+        The `error`, if it would expand to more, or is not JSON.
     """
-    # A value takes two bytes of text at least, and an empty list 56 bytes of memory.
+    # A value takes at least two bytes of text, and an empty list 56 bytes of memory.
     values = raw.count(b",") + raw.count(b"[") + raw.count(b"{") + raw.count(b":")
     demand(limit, len(raw) + _BYTES_OF_A_VALUE * values, what, error)
     try:
         return json.loads(raw)
-    # The parser calls itself for every level, which a deeply nested text exhausts.
+    # The parser recurses at every level, which a deeply nested text exhausts.
     except (ValueError, RecursionError) as failure:
         raise error(f"{what} is not JSON: {failure}") from failure
 
@@ -178,12 +178,12 @@ _BYTES_OF_A_VALUE = 64
 
 
 def demand_text(size: int, what: str, error: type[CopcubeError]) -> None:
-    """Refuse a JSON text of a size in bytes, parsed elsewhere, that may unfold beyond `PIECE`.
+    """Refuse a JSON text, parsed elsewhere, whose size in bytes may expand beyond `PIECE`.
 
     Raises
     ------
     CopcubeError
-        The `error`, if values of two bytes each would unfold to more than is allowed.
+        The `error`, if values of two bytes each would expand to more than allowed.
     """
     demand(PIECE, size * (1 + _BYTES_OF_A_VALUE / 2), what, error)
 
@@ -194,10 +194,10 @@ def _factor() -> float:
         factor = float(text)
     except ValueError:
         factor = math.nan
-    # No comparison with NaN holds, so that it is refused here too.
+    # Comparisons with NaN are false, so NaN is refused here too.
     if not 0 < factor < 1e9:
         raise OptionError(
-            f"the environment variable {VARIABLE} is {text!r}; expected how many times the "
-            "default limits are allowed, such as 4"
+            f"the environment variable {VARIABLE} is {text!r}; expected a factor for the default "
+            "limits, such as 4"
         )
     return factor

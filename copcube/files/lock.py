@@ -1,16 +1,16 @@
 """One owner of a folder at a time, on file systems that machines share and in object stores.
 
-A process that wants a folder writes a **lock file** of a name of its own into it, and then
-looks for those of others. It owns the folder if it finds none, or only some that share with
-it, or that belong to dead processes. Of two that come at once, each finds the other's file,
-because both write before they look: never do both own the folder.
+A process that wants a folder writes a **lock file** with a unique name into it, and then looks for
+those of others. It owns the folder if it finds none, or only files that share with it or belong to
+dead processes. If two come at once, each finds the other's file, because both write before they
+look: they never both own the folder.
 
-An owner renews its file every `BEAT` seconds. An owner whose file is `DEAD` seconds old, or
-whose process is gone from this machine, counts as dead. Ages are differences of two times
-that the file system or the store has set, so that the clocks of the machines do not matter.
-A successor writes its name into the file of a dead owner, which may only sleep: when that
-owner wakes up, it renews its file, finds the name in it and stops. Renewing cannot undo a
-takeover: on a file system it changes no content, and a store refuses it.
+An owner renews its file every `BEAT` seconds. An owner whose file is `DEAD` seconds old, or whose
+process is gone from this machine, counts as dead. Ages are differences of two times set by the file
+system or the store, so the machines' clocks do not matter. A successor writes its name into the
+file of a dead owner, which may only be asleep: when that owner wakes up, it renews its file, finds
+the name in it and stops. Renewing cannot undo a takeover: on a file system it changes no content,
+and a store refuses it.
 """
 
 import errno
@@ -40,10 +40,10 @@ DEAD = 120.0
 """Age of a lock file, in seconds, at which its owner counts as dead."""
 
 PREFIX = ".lock-"
-"""What names of lock files begin with."""
+"""Prefix of the names of lock files."""
 
 SHARED = f"{PREFIX}shared-"
-"""What they begin with if their owner shares the folder."""
+"""Their prefix if the owner shares the folder."""
 
 _SETTLE, _PAUSE, _TRIES = 2.0, 0.05, 10
 _DAY = 86400.0
@@ -51,7 +51,7 @@ _DAY = 86400.0
 
 @dataclass(frozen=True)
 class LockFile:
-    """What a lock file holds, and when it was written.
+    """Content of a lock file, and when it was written.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class LockFile:
     modified : float
         When it was written or renewed, in seconds, by the clock of the file system or the store.
     version : Any
-        Differs between any two writings of the file.
+        Differs each time the file is written.
     """
 
     data: bytes
@@ -69,37 +69,37 @@ class LockFile:
 
 
 class LockFiles(Protocol):
-    """What a lock needs of a folder."""
+    """Operations that a lock needs in a folder."""
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a file of a name that nobody else uses."""
+        """Write a file whose name nobody else uses."""
 
     def names(self) -> list[str]:
-        """Names that begin with `PREFIX`; all whose creation has ended are among them."""
+        """Names that begin with `PREFIX`, including all files whose creation has finished."""
 
     def read(self, name: str) -> LockFile | None:
-        """Return a file as it is now, not as some cache remembers it; None if it is gone."""
+        """Return the current file, not a cached one; None if it is gone."""
 
     def renew(self, name: str, data: bytes, version: Any) -> None:
-        """Make a file younger if it is of this version; never bring it back if it is gone."""
+        """Renew the time of a file of this version; never recreate it if it is gone."""
 
     def replace(self, name: str, data: bytes, version: Any) -> bool:
-        """Write a file in place of this version; return whether that was possible."""
+        """Replace this version of a file; return whether that was possible."""
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
 
 
 class LocalLockFiles:
     """Lock files in a folder of a file system; see `LockFiles`.
 
-    Only creating, renaming, opening and touching files is asked of the file system, which all
-    of them do alike on all machines; locks of its own and hard links are not.
+    This needs only creating, renaming, opening and touching files, which all file systems do alike
+    on all machines, and no locks or hard links of the file system.
 
     Parameters
     ----------
     path : Path
-        The folder, which is made if need be.
+        The folder, made if needed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,13 +110,13 @@ class LocalLockFiles:
         for tries in reversed(range(_TRIES)):
             try:
                 make_folder(self._path)
-                # Small and in one go: whoever reads it half written cannot know its owner.
+                # Small and in one write: a reader of half a file could not know its owner.
                 with writing(self._path), open(self._path / name, "xb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
                 return
-            # A run that is refused removes the folder in which nothing lies yet.
+            # A refused run removes the folder if it is still empty.
             except OSError as error:
                 if not tries or error.errno not in (errno.EEXIST, errno.ENOENT):
                     raise
@@ -138,7 +138,7 @@ class LocalLockFiles:
     def renew(self, name: str, data: bytes, version: Any) -> None:
         """See `LockFiles`."""
         with writing(self._path), suppress(FileNotFoundError):
-            os.utime(self._path / name)  # without times: the server sets them by its clock
+            os.utime(self._path / name)  # without times: the server sets them by its own clock
 
     def replace(self, name: str, data: bytes, version: Any) -> bool:
         """See `LockFiles`."""
@@ -156,9 +156,9 @@ class LocalLockFiles:
 
 @dataclass(frozen=True)
 class _Owner:
-    """What a lock file says; the defaults stand for one that cannot be read."""
+    """Content of a lock file; the defaults are for one that cannot be read."""
 
-    host: str = "a machine of unknown name"
+    host: str = "an unknown machine"
     machine: str = ""
     pid: int = 0
     token: str = ""
@@ -167,8 +167,8 @@ class _Owner:
     @classmethod
     def of(cls, file: LockFile) -> "_Owner":
         try:
-            said = json.loads(file.data)
-            known = {f.name: said[f.name] for f in fields(cls) if type(said[f.name]) is f.type}
+            stated = json.loads(file.data)
+            known = {f.name: stated[f.name] for f in fields(cls) if type(stated[f.name]) is f.type}
             return cls(**known)
         except (ValueError, TypeError, KeyError):
             return cls()
@@ -181,7 +181,7 @@ class _Owner:
         if self.machine != machine():
             return False
         if self.pid == os.getpid():
-            return self.token not in _OWNED  # of an earlier process that had the same number
+            return self.token not in _OWNED  # from an earlier process with the same number
         return not runs(self.pid)
 
 
@@ -190,14 +190,14 @@ _OWNED: set[str] = set()
 
 
 class Lock:
-    """A folder's lock in the hands of this process; see `hold`.
+    """A folder's lock held by this process; see `hold`.
 
     Parameters
     ----------
     files : LockFiles
-        Of the folder.
+        Those of the folder.
     name : str
-        Of the folder, for messages.
+        Name of the folder, for messages.
     shared : bool
         Whether others that share it may hold it too.
     beat, dead : float
@@ -216,10 +216,10 @@ class Lock:
         self._version: Any = None
         self._proven = _clock()
         self.lost = ""
-        """Why this process is not the owner any more."""
+        """Why this process is no longer the owner."""
 
     def prove(self) -> None:
-        """Renew the lock file, and make sure that it is still this process's.
+        """Renew the lock file, and check that this process still owns it.
 
         Raises
         ------
@@ -229,11 +229,11 @@ class Lock:
             If the folder cannot be reached.
         """
         with self._proving:
-            # Taken first: however slow the answer is, the proof must not look younger than it is.
+            # Taken first: however slow the answer, the proof must not look more recent than it is.
             begin = _clock()
             if not self.lost:
                 self._beats += 1
-                # The count makes the content new: an entity tag is mostly a hash of it.
+                # The count changes the content: an entity tag is usually a hash of it.
                 self._files.renew(self._file, self._data(beats=self._beats), self._version)
                 found = self._files.read(self._file)
                 owner = _Owner() if found is None else _Owner.of(found)
@@ -241,15 +241,15 @@ class Lock:
                     self._version, self._proven = found.version, begin
                     return
                 self.lost = (
-                    f"{self._name}: {owner.successor or 'another process'} took this build over, "
-                    f"because this process had given no sign of life for {self._dead:.0f} s, or "
-                    "its lock file was removed; this process stops and leaves everything to it. "
-                    "Once it has ended, the same command goes on from there"
+                    f"{self._name}: {owner.successor or 'another process'} took over this build, "
+                    f"because this process gave no sign of life for {self._dead:.0f} s, or its "
+                    "lock file was removed; this process stops. Once the other has ended, the same "
+                    "command continues from there"
                 )
             raise BuildError(self.lost)
 
     def check(self) -> None:
-        """Do as `prove`, but read and write nothing as long as nobody can have taken over.
+        """Do as `prove`, but read and write nothing while nobody can have taken over.
 
         Raises
         ------
@@ -265,14 +265,14 @@ class Lock:
         Raises
         ------
         BuildError
-            If another process is.
+            If another process is the owner.
         """
         _OWNED.add(self._owner.token)
         self._files.create(self._file, self._data())
         begin = time.monotonic()
         while (found := self._look()) is not None:
             rival, is_older = found
-            # Of several that come at once the oldest waits for the others to withdraw.
+            # If several come at once, the oldest waits for the others to withdraw.
             if is_older or time.monotonic() - begin > _SETTLE:
                 raise BuildError(
                     f"{self._name}: another process is working on this build ({rival}); wait for "
@@ -288,25 +288,25 @@ class Lock:
             self._files.remove(self._file)
         except OSError as error:
             log.warning(
-                "%s: its lock could not be removed (%s); other machines take this build for one "
-                "under way for %.0f s",
+                "%s: its lock could not be removed (%s); to other machines this build looks active "
+                "for %.0f s",
                 *(self._name, error, self._dead),
             )
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Renew the lock file again and again while the body runs."""
+        """Renew the lock file regularly while the body runs."""
         ended = Event()
 
         def beat() -> None:
             while not ended.wait(self._beat):
                 try:
                     self.prove()
-                # Nobody would see an error of this thread; the body learns of it when it asks.
+                # Nobody would see an error in this thread; the body learns of it when it checks.
                 except BuildError as error:
                     log.warning("%s", error)
                     break
-                except OSError as error:  # it stays ours until somebody else takes it
+                except OSError as error:  # it stays ours until another process takes it
                     log.warning("the lock of this build could not be renewed: %s", error)
 
         thread = Thread(target=beat, name="lock", daemon=True)
@@ -318,7 +318,7 @@ class Lock:
             thread.join()
 
     def _look(self) -> tuple[_Owner, bool] | None:
-        """Look for a living owner in the way, and whether it came first; succeed the dead."""
+        """Find a live owner in the way, and whether it came first; take over from dead ones."""
         mine = self._files.read(self._file)
         if mine is None:
             raise BuildError(f"{self._name}: its files were removed meanwhile; start again")
@@ -327,7 +327,7 @@ class Lock:
         dead: list[tuple[str, LockFile, _Owner]] = []
         living: list[tuple[_Owner, bool]] = []
         for name in self._files.names():
-            # Hundreds of jobs may share a build: they need not read each other's files.
+            # Hundreds of jobs may share a build; they need not read each other's files.
             if name == self._file or (self._shared and name.startswith(SHARED)):
                 continue
             file = self._files.read(name)
@@ -335,7 +335,7 @@ class Lock:
                 continue
             owner, age = _Owner.of(file), mine.modified - file.modified
             if owner.successor:
-                # The note stays for a day, so that an owner which sleeps long still finds it.
+                # The note stays for a day, so that an owner that sleeps long still finds it.
                 gone += [name] if age > _DAY else []
             elif owner.is_gone():
                 gone.append(name)
@@ -365,9 +365,9 @@ def hold(files: LockFiles, name: str, *, shared: bool, beat: float, dead: float)
     Parameters
     ----------
     files : LockFiles
-        Of the folder.
+        Those of the folder.
     name : str
-        Of the folder, for messages.
+        Name of the folder, for messages.
     shared : bool
         Whether others that share it may hold it too.
     beat, dead : float
@@ -376,7 +376,7 @@ def hold(files: LockFiles, name: str, *, shared: bool, beat: float, dead: float)
     Yields
     ------
     Lock
-        To be asked before anything is published or removed.
+        To be checked before anything is published or removed.
 
     Raises
     ------
@@ -392,7 +392,8 @@ def hold(files: LockFiles, name: str, *, shared: bool, beat: float, dead: float)
             try:
                 yield lock
             except Exception as error:
-                # A successor may have removed what the body missed: then say that.
+                # A successor may have removed what the body failed to find: then report that
+                # instead.
                 if str(error) != lock.lost:
                     with suppress(OSError):
                         lock.prove()
@@ -404,6 +405,6 @@ def hold(files: LockFiles, name: str, *, shared: bool, beat: float, dead: float)
 
 
 def _clock() -> float:
-    """Seconds that go on while the machine sleeps, where the system counts them."""
+    """Seconds that include sleep of the machine, if the system counts them."""
     clock = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
     return time.monotonic() if clock is None else time.clock_gettime(clock)

@@ -1,4 +1,4 @@
-"""Sizes of the variables of a netCDF file, before any is unfolded.
+"""Sizes of the variables of a netCDF file, before any is expanded.
 
 A file of some kilobytes may hold a variable of terabytes, of which nothing was ever written,
 or a chunk that decompresses to gigabytes.
@@ -11,7 +11,7 @@ from copcube.files.limits import demand_piece
 
 
 def demand_variables(path: str, error: type[CopcubeError], content: bytes | None = None) -> None:
-    """Refuse a file with a chunk, or with coordinates, larger than what may be read at once.
+    """Refuse a file with a chunk, or with coordinates, too large to be read at once.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def demand_variables(path: str, error: type[CopcubeError], content: bytes | None
     CopcubeError
         The `error`.
     OSError
-        If it is no netCDF.
+        If it is not netCDF.
     """
     import netCDF4
 
@@ -43,5 +43,5 @@ def demand_variables(path: str, error: type[CopcubeError], content: bytes | None
 
 
 def _itemsize(variable: Any) -> int:
-    # Texts and lists have any length; what points to them has at least that.
+    # Texts and lists have any length; their pointers have at least this size.
     return int(getattr(variable.dtype, "itemsize", 16))

@@ -1,8 +1,8 @@
-"""Sizes of the pages of a parquet file, before a page is unfolded.
+"""Sizes of the pages of a parquet file, before a page is expanded.
 
-A column lies in pages, each of which is decompressed as a whole. What a page unfolds to stands
-in its own header, which the footer of the file does not vouch for: a kilobyte may stand for
-two gigabytes. Headers are those of parquet.thrift (PageHeader) in Thrift's compact protocol.
+A column consists of pages, each decompressed at once. A page's expanded size is only in its own
+header, not in the file's footer: a kilobyte may expand to two gigabytes. Headers are those of
+parquet.thrift (PageHeader) in Thrift's compact protocol.
 """
 
 from collections.abc import Collection, Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _HEADER = 512
-"""Bytes that are read of a header first; statistics of long texts make it longer."""
+"""Bytes of a header to read first; statistics of long texts make it longer."""
 _LONGEST_HEADER = 1 << 20
 _MOST_DEPTH = 8
 _RLE = 3
@@ -34,17 +34,17 @@ def demand_pages(
     path: str,
     error: type[CopcubeError],
 ) -> None:
-    """Refuse a file with a page that is too large, or that holds other pages than it says.
+    """Refuse a file with a page that is too large, or with pages that contradict its footer.
 
     Parameters
     ----------
     read : callable or None
-        Reads the file, given a position and a length in bytes. None where a request for
-        every page would cost too much: the footer is believed then.
+        Reads the file, given a position and a length in bytes. None if a request for every page
+        would cost too much: the footer is then trusted.
     metadata : pyarrow.parquet.FileMetaData
         Its footer.
     columns : collection of str
-        Names of the columns that are to be read.
+        Names of the columns to be read.
     path : str
         Its name, for messages.
     error : type
@@ -70,13 +70,13 @@ def demand_pages(
             except (IndexError, ValueError, RecursionError) as failure:
                 if isinstance(failure, CopcubeError):
                     raise
-                raise error(f"{what}: damaged, {failure}; get it anew") from failure
+                raise error(f"{what}: damaged, {failure}; get a new copy") from failure
             if values != column.num_values:
                 raise error(
-                    f"{what}: its pages hold {values} values, the footer says "
-                    f"{column.num_values}; get it anew"
+                    f"{what}: its pages hold {values} values, but its footer says "
+                    f"{column.num_values}; get a new copy"
                 )
-            # Lists of numbers are read some rows at a time; whatever else as a whole.
+            # Lists of numbers are read some rows at a time; everything else at once.
             if "." not in column.path_in_schema:
                 demand(limits.PIECE, unfolded + _BYTES_OF_A_TEXT * values, what, error)
 
@@ -87,12 +87,12 @@ def demand_local_pages(
     path: str,
     error: type[CopcubeError],
 ) -> None:
-    """Refuse a local file with pages that are too large; of all columns if None are named.
+    """Refuse a local file with pages that are too large, in all columns if None are named.
 
     Raises
     ------
     CopcubeError
-        The `error`, as `demand_pages`; if the file is none that can be read from any offset.
+        The `error`, as `demand_pages`, or if the file is not seekable.
     """
     if columns is None:
         paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
@@ -102,22 +102,22 @@ def demand_local_pages(
 
 
 _BYTES_OF_A_TEXT = 64
-"""Bytes that a row takes for each text, whose letters are held once for all of them."""
+"""Bytes per row for each text, whose characters are held once for all rows."""
 
 
 def _measure(read: Read, column: Any, what: str, error: type[CopcubeError]) -> tuple[int, int]:
-    """Number of values of a column chunk, and bytes that its pages unfold to."""
+    """Number of values of a column chunk, and bytes that its pages expand to."""
     pages = list(pages_of(read, column))
     demand(limits.PAGE, max((page.unfolded for page in pages), default=0), f"{what}: a page", error)
     most = max((page.values for page in pages), default=0)
     demand(limits.PAGE, 4 * most, f"{what}: a page of {most} values", error)
-    # The values of a dictionary are no rows.
+    # The values of a dictionary are not rows.
     values = sum(page.values for page in pages if not page.is_dictionary)
     return values, sum(page.unfolded for page in pages)
 
 
 class Page(NamedTuple):
-    """What the header of a page says.
+    """Header of a page.
 
     Parameters
     ----------
@@ -176,11 +176,11 @@ def _page(read: Read, at: int) -> Page:
             break
         except IndexError:
             if len(raw) < size or size >= _LONGEST_HEADER:
-                raise ValueError("a header of a page is cut off") from None
-            # Statistics of long texts stand in the header: it is read again, larger.
+                raise ValueError("a header of a page is truncated") from None
+            # Statistics of long texts are in the header: more of it is read.
             size *= 16
-    # Data pages, dictionaries and data pages of version 2 each have a header of their own, which
-    # begins with the number of values.
+    # Data pages, dictionaries and data pages of version 2 each have their own header, which begins
+    # with the number of values.
     of_kind = next((fields[n] for n in (5, 7, 8) if isinstance(fields.get(n), dict)), {1: 0})
     kind = _natural(fields, 1)
     is_known = kind == 0 and of_kind.get(3) == of_kind.get(4) == _RLE
@@ -195,7 +195,7 @@ def _page(read: Read, at: int) -> Page:
 
 
 def _natural(fields: dict[int, Any], number: int) -> int:
-    """Field that must be a number that is not negative."""
+    """Field that must be a non-negative number."""
     value = fields.get(number)
     if not isinstance(value, int) or value < 0:
         raise ValueError("a page of negative size")
@@ -208,8 +208,8 @@ def _struct(raw: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
         raise ValueError("a header of a page is nested too deeply")
     fields: dict[int, Any] = {}
     number = 0
-    # A zero ends a struct. The upper half of a byte is how far the number of the field lies from
-    # the one before; where that is 0, the number follows. The lower half is the type.
+    # A zero ends a struct. The upper half of a byte is the difference of the field's number from
+    # the previous one; if it is 0, the number follows. The lower half is the type.
     while byte := raw[at]:
         at += 1
         if byte >> 4:
@@ -238,13 +238,13 @@ def _struct(raw: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
 
 
 def _integer(raw: bytes, at: int) -> tuple[int, int]:
-    # Numbers of either sign alternate, so that small negative ones are short too.
+    # Positive and negative numbers alternate, so that small negative ones are short too.
     zigzag, at = varint(raw, at)
     return (zigzag >> 1) ^ -(zigzag & 1), at
 
 
 def varint(raw: bytes, at: int) -> tuple[int, int]:
-    """Number of seven bits a byte at a position, and where it ends."""
+    """Number with seven bits per byte at a position, and where it ends."""
     value = shift = 0
     while (byte := raw[at]) > 127:
         value |= (byte & 127) << shift

@@ -1,4 +1,4 @@
-"""Which process of which machine something is of, and whether it still runs."""
+"""Identifying a process and its machine, and whether it still runs."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @cache
 def machine() -> str:
-    """Identity of the machine, and of the container, in which a number means one process."""
+    """Identity of the machine and container in which a number means one process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -18,7 +18,7 @@ def machine() -> str:
 
 
 def runs(pid: int) -> bool:
-    """Whether this machine has a process of a number; True where that is not known."""
+    """Whether this machine has a process of a number; True if unknown."""
     if os.name != "posix":  # elsewhere `os.kill` would end the process instead of looking
         return True
     try:
@@ -28,5 +28,5 @@ def runs(pid: int) -> bool:
         return state not in ("Z", "X")
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # it is somebody else's, or there is no /proc
+    except OSError:  # it belongs to another user, or there is no /proc
         return True

@@ -1,4 +1,4 @@
-"""How many processors there are for this process."""
+"""Processors available to this process."""
 
 import os
 
@@ -15,4 +15,4 @@ def available_processors() -> int:
 
 
 THREADS = min(available_processors(), 8)
-"""Threads that read or compute beside each other where nothing else bounds them."""
+"""Threads that read or compute in parallel unless something else limits them."""

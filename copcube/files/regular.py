@@ -1,6 +1,6 @@
-"""Opening files that may be anything: what is no file is refused, and never waited for.
+"""Opening paths that may be anything: what is not a file is refused, and never waited for.
 
-A pipe blocks its reader until somebody writes, and a device may give bytes without end.
+A pipe blocks its reader until somebody writes, and a device may yield endless bytes.
 """
 
 import errno
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def open_regular(path: str | Path, error: type[CopcubeError]) -> BufferedReader:
-    """Open a file to be read, and nothing that is no file.
+    """Open a regular file for reading, and nothing else.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def open_regular(path: str | Path, error: type[CopcubeError]) -> BufferedReader:
     """
     require_file(path, error)
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (the caller closes it)
-    # What lies there may have been exchanged since.
+    # The path may have been replaced since.
     if reason := _kind(os.fstat(file.fileno()).st_mode):
         file.close()
         raise error(f"{path}: {reason}; expected a file")
@@ -44,12 +44,12 @@ def open_regular(path: str | Path, error: type[CopcubeError]) -> BufferedReader:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    # Opening a pipe waits for its writer, before anything can be asked of what was opened.
+    # Opening a pipe waits for its writer before anything can be checked.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def require_file(path: str | Path, error: type[CopcubeError]) -> None:
-    """Refuse what is no file, before a library opens it; what is not there passes.
+    """Refuse what is not a file before a library opens it; absent paths pass.
 
     Raises
     ------
@@ -63,8 +63,8 @@ def require_file(path: str | Path, error: type[CopcubeError]) -> None:
 def matches(pattern: str) -> list[str]:
     """Sorted paths that a glob matches, as `glob.glob` with ``**`` finds them.
 
-    Links are followed, but not by ``**``, which would go round in loops of them for ever.
-    Hidden files and folders are matched only by name.
+    Links are followed, but not by ``**``, which could loop forever. Hidden files and folders are
+    matched only by name.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def matches(pattern: str) -> list[str]:
 
 
 def walk(top: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk through a folder as `os.walk`, which passes over what may not be read.
+    """Walk through a folder as `os.walk`, which silently skips what may not be read.
 
     Raises
     ------
@@ -109,9 +109,9 @@ def bytes_below(top: str | Path) -> int:
 
 
 def version_of(path: str | Path) -> str:
-    """Text that differs if another file takes the name, or a Zarr folder with other metadata.
+    """Text that changes if another file takes the name, or a Zarr folder with other metadata.
 
-    It is empty where no such file is, as at an address.
+    It is empty if there is no such file, as for an address.
     """
     names = [str(path)]
     if os.path.isdir(path):
@@ -121,8 +121,8 @@ def version_of(path: str | Path) -> str:
     for name in names:
         with suppress(OSError):
             about = os.stat(name)
-            # A folder changes with each file that comes into it. File systems that speak to a store
-            # may give a file another inode at any time.
+            # A folder changes with each new file in it. File systems backed by a store may give a
+            # file another inode at any time.
             folder = stat.S_ISDIR(about.st_mode)
             found += (about.st_ino,) if folder else (about.st_size, about.st_mtime_ns)
     return " ".join(map(str, found))
@@ -134,7 +134,7 @@ def require_open(folder: str) -> None:
     Raises
     ------
     PermissionError
-        If not, as after ``chmod -R 644``: whatever is asked of them, they seem not to be there.
+        If not, as after ``chmod -R 644``: such files seem not to exist.
     """
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
@@ -146,7 +146,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _require_open_parents(pattern: str) -> None:
-    """Check that the folders of a glob may be read, which `glob.glob` passes over if not."""
+    """Check that the folders of a glob may be read; `glob.glob` skips those that may not."""
     parent = os.path.dirname(pattern)
     if parent in ("", pattern) or not glob.has_magic(pattern) or "**" in parent:
         return
@@ -156,7 +156,7 @@ def _require_open_parents(pattern: str) -> None:
 
 
 def not_a_file(path: str | Path) -> str | None:
-    """Say why something that lies at a path is no file; None if it is one, or nothing is there."""
+    """Say why a path is not a file; None if it is one, or does not exist."""
     try:
         return _kind(os.stat(path).st_mode)
     except OSError as error:

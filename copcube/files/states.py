@@ -1,4 +1,4 @@
-"""What is known of a file: from asking for its state, and from having written it."""
+"""Facts about a file, from querying its state or from writing it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FileState:
-    """What a file system or a store says of a file without opening it.
+    """What a file system or a store reports about a file without opening it.
 
     Parameters
     ----------
     size : int
         Bytes.
     stamp : str or None
-        Changes whenever the file is written again: the time of its last change and its inode,
-        or the entity tag of an object. None where a store gives none.
+        Changes whenever the file is written again: the time of its last change and its inode, or
+        the entity tag of an object. None if a store gives none.
     """
 
     size: int
@@ -24,7 +24,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class Written(FileState):
-    """What is known of a file that was just written, without reading it back.
+    """Facts about a file just written, without reading it back.
 
     Parameters
     ----------

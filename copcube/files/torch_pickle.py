@@ -1,12 +1,12 @@
-"""The pickles of ``torch.save``, run by an interpreter that knows descriptions of tensors alone.
+"""The pickles of ``torch.save``, run by an interpreter that knows only descriptions of tensors.
 
-A pickle is a program, and can do anything. Here only the operations that torch writes are
-done, and nothing is imported or called:
+A pickle is a program, and can do anything. Here only the operations that torch writes are executed,
+and nothing is imported or called:
 
 - Only the names of `_NAMES` are resolved, to functions and words of this module.
-- What an operation builds is no larger than the operation, and nothing that it builds is
-  compared, hashed or printed: a few bytes of nested tuples can take years to hash. Keys of
-  dictionaries are texts or small numbers.
+- The result of an operation is no larger than the operation, and is never compared, hashed or
+  printed: a few bytes of nested tuples can take years to hash. Keys of dictionaries are texts or
+  small numbers.
 """
 
 import io
@@ -21,11 +21,11 @@ _MAX_COUNT = 1 << 48
 
 
 class TorchFileError(ValueError):
-    """A file is no whole file of ``torch.save``."""
+    """A file is not a complete file of ``torch.save``."""
 
 
 class OtherObjectError(TorchFileError):
-    """A file of ``torch.save`` holds something else than tensors; the message names it."""
+    """A file of ``torch.save`` holds something other than tensors; the message names it."""
 
 
 class Tensor(NamedTuple):
@@ -77,7 +77,7 @@ ITEMSIZES = {
     **dict.fromkeys(("uint32", "int32", "float32"), 4),
     **dict.fromkeys(("uint64", "int64", "float64"), 8),
 }
-"""Bytes of a number of every data type that is understood."""
+"""Bytes per number of every supported data type."""
 
 
 class _Storage(NamedTuple):
@@ -95,7 +95,7 @@ def _tensor(
     _hooks: Any,
     dtype: Any = None,
 ) -> Tensor:
-    """Make a tensor of what a pickle hands to torch's function, all of any type."""
+    """Make a tensor from a pickle's arguments of torch's function, which may have any type."""
     if not isinstance(storage, _Storage):
         raise OtherObjectError("a tensor without a storage")
     kind, key, count = storage
@@ -104,10 +104,10 @@ def _tensor(
         raise OtherObjectError("a tensor of unknown type")
     axes = shape, steps
     if not all(isinstance(axis, tuple) and len(axis) <= _MAX_AXES for axis in axes):
-        raise OtherObjectError("a tensor of no shape")
+        raise OtherObjectError("a tensor without a shape")
     # `isinstance` would take True and False for numbers.
     if not all(type(number) is int for number in (offset, *shape, *steps)):
-        raise OtherObjectError("a tensor whose shape is no numbers")
+        raise OtherObjectError("a tensor whose shape is not numbers")
     if len(shape) != len(steps):
         raise OtherObjectError(f"a tensor of {len(shape)} axes and {len(steps)} strides")
     nbytes = count * (1 if kind == "bytes" else ITEMSIZES[dtype])
@@ -116,12 +116,12 @@ def _tensor(
 
 def _parameter(tensor: Any, _gradient: Any, _hooks: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
-        raise OtherObjectError("a parameter that is no tensor")
+        raise OtherObjectError("a parameter that is not a tensor")
     return Parameter(*tensor)
 
 
 def _ordered(*items: Any) -> dict[str, Any]:
-    # torch makes it empty and sets its items by further operations.
+    # torch makes it empty and sets its items with further operations.
     if items:
         raise OtherObjectError("an ordered dictionary of items")
     return {}
@@ -144,9 +144,9 @@ _NAMES: dict[str, Any] = {
 
 
 def _persistent(pid: Any) -> _Storage:
-    """Understand what torch puts in place of a storage; where it was before means nothing."""
+    """Interpret torch's placeholder for a storage; its former device is ignored."""
     if not (isinstance(pid, tuple) and len(pid) in (5, 6) and (len(pid) == 5 or pid[5] is None)):
-        raise OtherObjectError("an object that is no storage")
+        raise OtherObjectError("an object that is not a storage")
     _, kind, key, _, count = pid[:5]
     if not (isinstance(kind, str) and isinstance(key, str) and type(count) is int):
         raise OtherObjectError("a storage of unknown type")
@@ -212,7 +212,7 @@ class _Interpreter:
         raise TorchFileError("its pickle has no end")
 
     def _top(self) -> list[Any]:
-        """Take off what lies above the last mark."""
+        """Pop everything above the last mark."""
         at = self.marks.pop()
         taken = self.stack[at:]
         del self.stack[at:]
@@ -228,7 +228,7 @@ class _Interpreter:
         """Make a tuple of the last values."""
         values = tuple(self.stack[-count:])
         if len(values) < count:
-            raise TorchFileError("its pickle takes more than there is")
+            raise TorchFileError("its pickle pops more than there is")
         self.stack[-count:] = [values]
 
     def _append(self) -> None:
@@ -239,7 +239,7 @@ class _Interpreter:
 
     def _extend(self, values: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise OtherObjectError("items of no list")
+            raise OtherObjectError("items without a list")
         self.stack[-1].extend(values)
 
     def _setitem(self) -> None:
@@ -252,11 +252,11 @@ class _Interpreter:
     def _update(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise OtherObjectError("items of no dictionary")
+            raise OtherObjectError("items without a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Numbers beyond that can be chosen so that all of them have one hash.
+            # Larger numbers can be chosen so that all have the same hash.
             if not isinstance(key, str) and not (type(key) is int and abs(key) < _MAX_KEY):
-                raise OtherObjectError("a dictionary whose keys are no names")
+                raise OtherObjectError("a dictionary whose keys are not names")
             target[key] = value
 
     def _global(self, name: str) -> None:
@@ -267,11 +267,11 @@ class _Interpreter:
     def _reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not callable(function) or not isinstance(arguments, tuple):
-            raise OtherObjectError("a call of no function")
+            raise OtherObjectError("a call without a function")
         self.stack.append(function(*arguments))
 
     def _build(self) -> None:
-        # Attributes that torch gives to dictionaries of tensors mean nothing here.
+        # Attributes that torch gives to dictionaries of tensors are ignored.
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
             raise OtherObjectError("an object with attributes")
@@ -284,7 +284,7 @@ _VALUES: dict[str, Any] = {
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1")),
     **{"BINFLOAT": None, "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()},
 }
-"""Operations that put a value on the stack: their own, or that of their argument."""
+"""Operations that push a value: their own, or that of their argument."""
 
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
-"""Operations that put something new and empty there."""
+"""Operations that push a new, empty container."""

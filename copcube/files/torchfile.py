@@ -1,10 +1,9 @@
 """Files of ``torch.save``, read without torch and without running anything in them.
 
 Such a file is a zip archive of stored members: the pickle ``data.pkl`` describes tensors,
-``data/0`` holds the numbers of the first. Versions before 1.6 wrote pickles one after another
-and the numbers behind them. Pickles are run by `copcube.files.torch_pickle`, and numbers are
-used where they lie: no file can run code, take endless time or ask for more memory than it
-has bytes itself.
+``data/0`` holds the numbers of the first. Versions before 1.6 wrote pickles one after another,
+followed by the numbers. `copcube.files.torch_pickle` runs the pickles, and numbers are used in
+place: no file can run code, take endless time or need more memory than its own size.
 """
 
 import io
@@ -29,12 +28,12 @@ from copcube.files.zip_directory import Read, ZipDirectory, reader_of
 MAX_PICKLE = 1 << 20
 """Bytes of a pickle. That of the published weights, of 200 tensors, has 30 kB."""
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""First bytes of a file of a version before 1.6: a pickled number that means nothing else."""
+"""First bytes of a file of a version before 1.6: a pickled magic number."""
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What a file of ``torch.save`` holds.
+    """Content of a file of ``torch.save``.
 
     Parameters
     ----------
@@ -45,8 +44,8 @@ class TorchFile:
     byte_order : {"<", ">"}
         Whether the least or the most significant byte of a number comes first.
     beside : callable
-        Content of another member by the end of its name, given a limit too; None if there is
-        none of that name.
+        Returns the content of another member, given the end of its name and a limit; None if there
+        is none.
     """
 
     content: Any
@@ -60,9 +59,9 @@ class TorchFile:
         Raises
         ------
         TorchFileError
-            If its storage is not there, has another length, or does not hold all of it.
+            If its storage is absent, has a wrong length, or does not hold all of it.
         """
-        # Strides may be any numbers, so that the farthest one decides and not how many there are.
+        # Strides may be any numbers, so the farthest number decides, not their count.
         last = tensor.offset + sum(
             (n - 1) * step for n, step in zip(tensor.shape, tensor.steps, strict=True)
         )
@@ -92,21 +91,21 @@ class TorchFile:
 
 @contextmanager
 def open_torch_file(path: str | Path, error: type[CopcubeError]) -> Iterator[TorchFile]:
-    """Find out what a file at a path holds, as `read_torch_file`, as long as the body runs.
+    """Open a file at a path, as `read_torch_file`, while the body runs.
 
     Raises
     ------
     CopcubeError
-        The `error`, if it is no file, as `copcube.files.regular.open_regular` says.
+        The `error`, if it is not a file, as in `copcube.files.regular.open_regular`.
     OSError
-        If it is not there or cannot be read.
+        If it does not exist or cannot be read.
     """
     with open_regular(path, error) as file:
         yield read_torch_file(reader_of(file), file.seek(0, os.SEEK_END))
 
 
 def read_torch_file(read: Read, size: int) -> TorchFile:
-    """Find out what a file of ``torch.save`` of any version holds, reading no tensor.
+    """Read the description of a file of ``torch.save`` of any version, without its tensors.
 
     Parameters
     ----------
@@ -118,7 +117,7 @@ def read_torch_file(read: Read, size: int) -> TorchFile:
     Raises
     ------
     TorchFileError
-        If it is damaged or no such file; `OtherObjectError` if it holds other objects.
+        If it is damaged or not such a file; `OtherObjectError` if it holds other objects.
     """
     if read(0, len(_LEGACY)) == _LEGACY:
         return _legacy(read, size)
@@ -130,23 +129,23 @@ def read_torch_file(read: Read, size: int) -> TorchFile:
 def read_torch_archive(
     read: Read, size: int, describe: Callable[[bytes], Any], max_pickle: int
 ) -> TorchFile:
-    """Find out what a file of ``torch.save`` since version 1.6 holds, reading no tensor.
+    """Read the description of a file of ``torch.save`` since version 1.6, without its tensors.
 
     Parameters
     ----------
     read, size
-        As `read_torch_file`, which says what is raised.
+        As `read_torch_file`, which lists the errors too.
     describe : callable
-        `described`, or the same with a memory.
+        `described`, or the same with a cache.
     max_pickle : int
-        Bytes that its pickle may have.
+        Maximum bytes of its pickle.
     """
     try:
         directory = ZipDirectory.of(read, size)
-        # torch names the folder inside of the archive after the file.
+        # torch names the folder inside the archive after the file.
         folder = next(iter(directory.entries), "").partition("/")[0]
         content = describe(directory.content(f"{folder}/data.pkl", max_pickle))
-        order = b"little"  # versions before 2.1 of torch do not say it
+        order = b"little"  # torch before 2.1 does not record it
         if f"{folder}/byteorder" in directory.entries:
             order = directory.content(f"{folder}/byteorder", len(order))
     except zipfile.BadZipFile as error:
@@ -171,7 +170,7 @@ def read_torch_archive(
 
 
 def _legacy(read: Read, size: int) -> TorchFile:
-    """Read a file of a version before 1.6: four pickles, and the storages behind them."""
+    """Read a file of a version before 1.6: four pickles, followed by the storages."""
     head = read(0, min(size, 2 * MAX_PICKLE))
     at = len(_LEGACY)
     found = []
@@ -189,13 +188,13 @@ def _legacy(read: Read, size: int) -> TorchFile:
             raise TorchFileError("it lists a storage that no tensor uses")
         tensor = storages[key]
         stored = tensor.nbytes // tensor.itemsize
-        # Each storage is preceded by how many numbers it has.
+        # Each storage is preceded by its count of numbers.
         if read(at, 8) != struct.pack("<q", stored):
             raise TorchFileError(f"a storage of {stored} numbers is not where it should be")
         begins[key] = at + 8
         at += 8 + tensor.nbytes
     if at != size:
-        raise TorchFileError(f"its storages end at byte {at}, it has {size}")
+        raise TorchFileError(f"its storages end at byte {at}, but it has {size}")
 
     def starts(tensor: Tensor) -> int:
         if tensor.key not in begins or storages[tensor.key].nbytes != tensor.nbytes:
@@ -206,7 +205,7 @@ def _legacy(read: Read, size: int) -> TorchFile:
 
 
 def _tensors(content: Any) -> list[Tensor]:
-    """All tensors of a content; whatever it holds several times is visited once."""
+    """All tensors in a content; repeated objects are visited once."""
     found, seen, pending = [], set(), [content]
     while pending:
         value = pending.pop()

@@ -1,10 +1,10 @@
-"""Where the members of a zip archive lie, for archives whose data are read in place.
+"""Positions of the members of a zip archive whose data are read in place.
 
-``torch.save`` and ``numpy.savez`` store members without compression, so that their numbers
-can be read or mapped where they lie. Readers of zip archives disagree about archives that
-contradict themselves: one believes the end record, another searches for a directory. Such
-archives are refused here. An accepted one consists of its members, one central directory
-right behind them, and the end records. Sections in comments are those of PKWARE's APPNOTE.TXT.
+``torch.save`` and ``numpy.savez`` store members without compression, so their numbers can be read
+or mapped in place. Readers of zip archives disagree about archives that contradict themselves: one
+believes the end record, another searches for a directory. Such archives are refused here. An
+accepted archive consists of its members, one central directory directly after them, and the end
+records. Sections in comments refer to PKWARE's APPNOTE.TXT.
 """
 
 import os
@@ -20,7 +20,7 @@ Read = Callable[[int, int], bytes]
 
 
 def reader_of(file: BinaryIO) -> Read:
-    """Return what reads an open file at any position, for one thread."""
+    """Return a function that reads an open file at any position, for one thread."""
 
     def read(start: int, length: int) -> bytes:
         file.seek(start)
@@ -30,7 +30,7 @@ def reader_of(file: BinaryIO) -> Read:
 
 
 _TAIL = 2048
-"""Bytes at the end of an archive that mostly hold the whole directory."""
+"""Bytes at the end of an archive that usually hold the whole directory."""
 _MAX_DIRECTORY = 1 << 20
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
@@ -45,7 +45,7 @@ _ELSEWHERE_16, _ELSEWHERE_32 = 0xFFFF, 0xFFFFFFFF  # the value stands in a zip64
 
 
 class Entry(NamedTuple):
-    """What the directory says of a member: `header` is the position of its local header."""
+    """Directory entry of a member; `header` is the position of its local header."""
 
     name: bytes
     header: int
@@ -81,8 +81,8 @@ class ZipDirectory:
         Raises
         ------
         zipfile.BadZipFile
-            If it is no zip archive, is damaged, contradicts itself, or its directory is
-            larger than 1 MiB.
+            If it is not a zip archive, is damaged, contradicts itself, or its directory is larger
+            than 1 MiB.
         """
         tail_start = max(0, size - _TAIL)
         tail = read(tail_start, size - tail_start)
@@ -100,8 +100,8 @@ class ZipDirectory:
         Raises
         ------
         zipfile.BadZipFile
-            If there is no such member, if it is compressed, encrypted or a folder, or if
-            its local header says otherwise or puts it outside of the archive.
+            If there is no such member, if it is compressed, encrypted or a folder, or if its local
+            header disagrees or puts it outside the archive.
         """
         if name not in self.entries:
             raise BadZipFile(f"it has no member {name!r}")
@@ -109,20 +109,20 @@ class ZipDirectory:
         if flags & _ENCRYPTED:
             raise BadZipFile(f"{name!r} is encrypted")
         if method != ZIP_STORED or packed != size:
-            raise BadZipFile(f"{name!r} is compressed; expected it as it is")
-        # torch returns memory that it never filled for a member that claims to be a folder.
+            raise BadZipFile(f"{name!r} is compressed; expected it uncompressed")
+        # torch returns uninitialised memory for a member that claims to be a folder.
         if attributes & _FOLDER or name.endswith("/"):
             raise BadZipFile(f"{name!r} is a folder; expected a file")
         length = _LOCAL.size + len(raw)
         header = self.read(at, length)
         if len(header) < length:
-            raise BadZipFile(f"{name!r} lies outside of the archive")
+            raise BadZipFile(f"{name!r} lies outside the archive")
         *found, extra_length = _LOCAL.unpack_from(header)
         if found != [b"PK\3\4", flags, method, len(raw)] or not header.endswith(raw):
-            raise BadZipFile(f"the header of {name!r} is not what the directory says")
+            raise BadZipFile(f"the header of {name!r} contradicts the directory")
         start: int = at + length + extra_length
         if start + size > self.start:
-            raise BadZipFile(f"{name!r} of {size} bytes at {start} ends too late")
+            raise BadZipFile(f"{name!r} of {size} bytes at {start} extends beyond the members")
         return start, size
 
     def content(self, name: str, limit: int) -> bytes:
@@ -141,7 +141,7 @@ class ZipDirectory:
 
 @contextmanager
 def open_directory(path: str) -> Iterator[ZipDirectory]:
-    """Open the directory of an archive; members can be found as long as the body runs.
+    """Open the directory of an archive; members can be found while the body runs.
 
     Raises
     ------
@@ -155,10 +155,10 @@ def open_directory(path: str) -> Iterator[ZipDirectory]:
 
 
 def _find_directory(tail: bytes, size: int) -> tuple[int, int, int]:
-    """Position, length and number of entries of the directory, by the end records in the tail."""
+    """Position, length and number of entries of the directory, from the end records in the tail."""
     at = len(tail) - _END.size
     if at < 0 or not tail.startswith(b"PK\5\6", at):
-        raise BadZipFile("it does not end as a zip archive does; it may be cut off")
+        raise BadZipFile("it does not end like a zip archive; it may be truncated")
     _, *found, comment = _END.unpack_from(tail, at)
     if tail.startswith(b"PK\6\7", max(0, at - _LOCATOR_64.size)):
         _, *locator = _LOCATOR_64.unpack_from(tail, at - _LOCATOR_64.size)
@@ -174,8 +174,8 @@ def _find_directory(tail: bytes, size: int) -> tuple[int, int, int]:
     # A comment could itself look like an end record, which some readers would take for the last.
     disk, first_disk, number_here, number, length, start = found
     if disk or first_disk or number_here != number or comment:
-        raise BadZipFile("it is one part of several, or ends with a comment")
-    # Readers that search for the directory would find another one than readers that do not.
+        raise BadZipFile("it is one of several parts, or ends with a comment")
+    # Readers that search for the directory would find a different one.
     end = size - len(tail) + at
     if start + length != end:
         raise BadZipFile(f"its directory ends at {start + length}, its end record begins at {end}")
@@ -183,7 +183,7 @@ def _find_directory(tail: bytes, size: int) -> tuple[int, int, int]:
 
 
 def _entries(listing: bytes, number: int) -> dict[str, Entry]:
-    """Parse a directory, which has to consist of a number of entries exactly."""
+    """Parse a directory that must consist of exactly a number of entries."""
     found: dict[str, Entry] = {}
     at = 0
     try:
@@ -204,12 +204,12 @@ def _entries(listing: bytes, number: int) -> dict[str, Entry]:
     except (struct.error, UnicodeDecodeError) as error:
         raise BadZipFile(f"its directory is damaged: {error}") from error
     if at != len(listing):
-        raise BadZipFile(f"its directory of {number} entries is longer or shorter")
+        raise BadZipFile(f"its directory does not have exactly {number} entries")
     return found
 
 
 def _large(extra: bytes, *values: int) -> Iterator[int]:
-    """Those values of an entry that it has no room for, from its extra field (4.5.3)."""
+    """Values too large for an entry, from its extra field (4.5.3)."""
     at = 0
     while at < len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)

@@ -1,1 +1,1 @@
-"""What is published where, and bringing it."""
+"""Published files, and downloading them."""

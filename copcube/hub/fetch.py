@@ -1,11 +1,10 @@
-"""Bring published files from the Hugging Face hub, once, and verify their checksums.
+"""Download published files from the Hugging Face hub, once, and verify their checksums.
 
-`huggingface_hub` downloads: it keeps the cache, resumes a connection that breaks, shows bars,
-and knows ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE``. It compares sizes, not
-contents. So this module hashes what arrived, and a hidden mark beside the file records that
-its SHA-256 was right: the file is not hashed, nor the hub asked for it, again. Of weights that
-are known by a branch alone, commit and SHA-256 are noted when they are first fetched; from then
-on no other file is taken for them.
+`huggingface_hub` downloads: it keeps the cache, resumes a connection that breaks, shows bars, and
+knows ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE``. It compares sizes, not contents. So this
+module hashes what arrived, and a hidden mark beside the file records that its SHA-256 was right:
+the file is not hashed or requested again. For weights known only by a branch, commit and SHA-256
+are noted when they are first fetched; from then on no other file is accepted.
 """
 
 import fnmatch
@@ -41,10 +40,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _PATHS = 500
-"""Paths that the hub is asked about at once."""
+"""Paths requested from the hub at once."""
 
 _TRIES = 5
-"""How often a download whose connection breaks is asked for."""
+"""How often a download with a broken connection is tried."""
 
 _BROKEN = {"ChunkedEncodingError", "RemoteProtocolError"}
 """Errors of requests and of httpx when a connection breaks within a file."""
@@ -78,7 +77,7 @@ def fetch(
     which: str | Sequence[str] | None = None,
     encoder: str | None = None,
 ) -> tuple[Fetched, ...]:
-    """Bring a product: weights into the hub's cache, all else into a folder.
+    """Download a product: weights into the hub's cache, everything else into a folder.
 
     The archives of the example and of tasks are unpacked beside themselves.
 
@@ -87,7 +86,7 @@ def fetch(
     what, which, encoder
         As in `published`.
     folder : str or Path
-        Folder for all but the weights; published paths continue in it.
+        Folder for everything except weights; published paths continue in it.
 
     Raises
     ------
@@ -105,12 +104,12 @@ def fetch(
 def fetch_files(
     files: Sequence[Published], folder: str | Path | None = None
 ) -> tuple[Fetched, ...]:
-    """Bring published files to this machine, unless they are there, and verify them.
+    """Download published files unless they are here, and verify them.
 
     Parameters
     ----------
     files : sequence of Published
-        What to bring.
+        Files to download.
     folder : str or Path, optional
         Where to; the hub's cache by default.
 
@@ -187,7 +186,7 @@ def _pin(file: Published, found: Fetched) -> None:
     pin = _pin_path(file)
     try:
         write_text(pin, json.dumps({"commit": found.commit, "sha256": found.sha256}))
-        noted = f"noted in {pin}: from now on only this file is taken"
+        noted = f"noted in {pin}: from now on only this file is accepted"
     except OSError as error:  # for instance a cache that belongs to another user
         noted = f"which cannot be noted ({error}): compare them the next time"
     log.warning(
@@ -197,7 +196,7 @@ def _pin(file: Published, found: Fetched) -> None:
 
 
 def _of_pin(file: Published) -> str:
-    """Say how to take another file than the first of a branch; empty where none was noted."""
+    """Say how to accept a file other than the first of a branch; empty if none was noted."""
     pin = _pin_path(file)
     return f"; to take what is published now instead, remove {pin}" if pin.is_file() else ""
 
@@ -240,8 +239,8 @@ def _listed(files: Iterable[Published]) -> dict[Published, list[Published]]:
             # Paths come from the hub, and one such as ../x would be written outside of the folder.
             if not paths or not all(map(is_inside, paths)):
                 raise FetchError(
-                    f"{file.repo} holds no file {file.path} at revision {commit}; see {file.page} "
-                    f"for what it holds{_ways_out(file)}"
+                    f"{file.repo} has no file {file.path} at revision {commit}; see {file.page} "
+                    f"for its files{_ways_out(file)}"
                 )
             listed[file] = [_resolved(file, commit, found[path]) for path in paths]
     return listed
@@ -266,7 +265,9 @@ def _commit(file: Published) -> str:
         return file.revision
     info = _api().repo_info(file.repo, repo_type=file.kind, revision=file.revision)
     if info.sha is None:
-        raise FetchError(f"{file}: the hub names no commit of {file.revision}; try again later")
+        raise FetchError(
+            f"{file}: the hub does not return a commit for {file.revision}; try again later"
+        )
     log.info("%s: %s is commit %s", file.repo, file.revision, info.sha)
     return info.sha
 
@@ -276,7 +277,7 @@ def _resolved(file: Published, commit: str, entry: "RepoFile") -> Published:
     declared = (entry.lfs.sha256,) if entry.lfs else ()
     if file.sha256 and declared and declared[0] not in file.sha256:
         raise FetchError(
-            f"{file}: the hub now holds another file: expected SHA-256 "
+            f"{file}: the hub now has a different file: expected SHA-256 "
             f"{' or '.join(file.sha256)}, found {declared[0]}; if you trust it, download it by "
             f"hand from {file.page} and give its path{_of_pin(file)}"
         )
@@ -406,7 +407,7 @@ def _cache() -> Path:
 
 @contextmanager
 def _explained(file: Published) -> Iterator[None]:
-    """Turn whatever goes wrong with the hub into an error that says what to do."""
+    """Turn any error of the hub into one that says what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -419,9 +420,9 @@ def _explained(file: Published) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
         code = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         if constants.HF_HUB_OFFLINE:
-            reason = "not here, and HF_HUB_OFFLINE forbids asking for it; unset it and try again"
+            reason = "not here, and HF_HUB_OFFLINE forbids downloading it; unset it and try again"
         elif code == 404:
-            reason = f"not there (404): no such repository, revision or file; see {file.page}"
+            reason = f"not found (404): no such repository, revision or file; see {file.page}"
             reason += _of_pin(file)
         elif code in (401, 403):
             reason = (
@@ -432,19 +433,21 @@ def _explained(file: Published) -> Iterator[None]:
             reason = f"the hub answered {code}; try again later"
         elif isinstance(cause, OSError) and cause.filename is not None:
             # Such as the token, which lies beside the cache.
-            reason = f"could not be fetched ({cause}); see to that file, or set HF_HOME elsewhere"
+            reason = (
+                f"could not be fetched ({cause}); check that file, or set HF_HOME to another folder"
+            )
         else:
             hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
             what = str(cause or error).strip().partition("\n")[0] or type(error).__name__
-            reason = f"could not be fetched from {hub} ({what}); check the connection, try again"
+            reason = f"could not be fetched from {hub} ({what}); check the connection and try again"
         raise FetchError(f"{file}: {reason}{_ways_out(file)}") from error
 
 
 def _ways_out(file: Published) -> str:
-    """Say how to do without the published weights; empty for other files."""
+    """Describe alternatives to the published weights; empty for other files."""
     if file.repo not in {CHECKPOINT.repo, *(weights.repo for weights in ENCODERS.values())}:
         return ""
     return (
-        "; or do without: `--weights PATH` takes a local copy, `--weights untrained:SEED` "
-        "gives meaningless vectors to try things with"
+        "; alternatively, `--weights PATH` uses a local copy, and `--weights untrained:SEED` gives "
+        "meaningless vectors for trials"
     )

@@ -1,7 +1,7 @@
-"""The published files as data: what they are, where they lie, under which licence.
+"""The published files as data: names, locations and licences.
 
-Repositories, revisions, sizes and checksums as published on the Hugging Face hub by the
-authors of Copernicus-FM (arXiv:2503.11849). `copcube.hub.fetch` brings them.
+Repositories, revisions, sizes and checksums as published on the Hugging Face hub by the authors of
+Copernicus-FM (arXiv:2503.11849). `copcube.hub.fetch` downloads them.
 """
 
 import re
@@ -294,7 +294,7 @@ def _archives(tasks: Sequence[str]) -> tuple[Published, ...]:
 
 
 def sizes_and_licences(files: Sequence[Published]) -> str:
-    """Say how many files these are, how large, under which licence, from where.
+    """Describe these files: count, size, licence, source.
 
     Examples
     --------

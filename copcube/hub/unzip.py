@@ -1,4 +1,4 @@
-"""Unpack a zip archive that somebody else made, without trusting anything in it.
+"""Unpack a zip archive from elsewhere without trusting anything in it.
 
 Archives come from the internet: their names may lead out of the folder, their members may be
 links, repeat each other, or unpack to more than any disk holds.
@@ -30,7 +30,7 @@ _BROKEN = (
 def unpack(archive: str | Path) -> Path:
     """Unpack a zip archive of rasters into a folder of its name beside it.
 
-    The folder appears when it is complete. If it is there already, nothing is done.
+    The folder appears when it is complete. If it already exists, nothing is done.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def unpack(archive: str | Path) -> Path:
             raise
         # Another process that unpacked the same archive was faster.
     except _BROKEN as error:
-        # A place before the begin of the file, to which it cannot go, is no fault of the disk.
+        # A seek before the start of the file is not a fault of the disk.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise FetchError(
@@ -79,7 +79,7 @@ def unpack(archive: str | Path) -> Path:
 
 
 def _members(file: zipfile.ZipFile, archive: Path) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """Return the files of an archive by their paths, all of which are safe."""
+    """Return the files of an archive by their paths, after checking that all are safe."""
     infos = [info for info in file.infolist() if not info.filename.endswith("/")]
     # The sizes are the archive's own claims; `zipfile` stops a member that goes beyond its own.
     total = sum(info.file_size for info in infos)
@@ -99,17 +99,18 @@ def _members(file: zipfile.ZipFile, archive: Path) -> dict[PurePosixPath, zipfil
                 f"{archive}: refused: member {info.filename!r} is a link, repeats a name or "
                 f"leaves its folder; expected plain files"
             )
-        # What `zipfile` unfolds of other compressions at a time has no bound.
+        # For other compressions, `zipfile` expands without a bound.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise FetchError(
                 f"{archive}: refused: member {info.filename!r} is compressed by method "
-                f"{info.compress_type}; expected it stored or deflated: unpack it by hand into "
+                f"{info.compress_type}; expected stored or deflated: unpack it by hand into "
                 f"{archive.with_suffix('')}"
             )
         members[path] = info
     if both := members.keys() & {folder for path in members for folder in path.parents}:
         raise FetchError(
-            f"{archive}: refused: {str(min(both))!r} is a file and a folder in it; expected one"
+            f"{archive}: refused: {str(min(both))!r} is both a file and a folder in it; expected "
+            "one"
         )
     if not members:
         raise FetchError(f"{archive}: holds no files; remove it and fetch it again")
@@ -126,7 +127,7 @@ def is_inside(name: str) -> bool:
 
 
 def demand_room(needed: int, folder: Path) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to start if the disk has too little room.
 
     Raises
     ------
@@ -138,6 +139,6 @@ def demand_room(needed: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise WriteError(
-            f"{folder} has {in_words(free)} free and {in_words(needed)} are needed; free some "
-            f"space or choose another folder"
+            f"{folder} has {in_words(free)} free, but {in_words(needed)} are needed; free some "
+            "space or choose another folder"
         )

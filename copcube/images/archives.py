@@ -9,11 +9,11 @@ from copcube.files.objects import ReadAhead, is_remote
 from copcube.files.regular import open_regular
 
 _HEADER_BYTES = 64 << 10
-"""Bytes fetched at once from an object store where only headers are read."""
+"""Bytes fetched at once from an object store if only headers are read."""
 
 
 class Archive(Protocol):
-    """Bytes that can be read at any position, by any thread."""
+    """Bytes that any thread can read at any position."""
 
     size: int
     """Number of bytes."""
@@ -44,7 +44,7 @@ class LocalArchive:
 
     def read(self, start: int, length: int) -> bytes:
         """See `Archive`."""
-        # A single call may return less than asked for, 2 GiB at most on Linux.
+        # A single call may return less than requested, at most 2 GiB on Linux.
         parts = []
         while length > 0 and (part := os.pread(self._descriptor, length, start)):
             parts.append(part)
@@ -66,7 +66,7 @@ def open_archive(path: str, *, whole: bool) -> Archive:
     Raises
     ------
     SourceError
-        If it is a pipe or anything else that is no file.
+        If it is a pipe or anything else that is not a file.
     OSError
         If it does not exist or cannot be read.
     """

@@ -1,9 +1,9 @@
-"""Which band of an image is which, by the names that come with it.
+"""Finding the bands of an image by their names.
 
-Archives and readers name the same band differently: B02, B2, ``blue``, ``B02_10m``, "B2,
-central wavelength 490 nm"; some number bands, some give wavelengths. `order` finds the bands of
-a modality among such labels. Labels that it does not understand it refuses: bands in another
-order than the weights were trained with would give vectors that look like any others.
+Archives and readers name the same band differently: B02, B2, ``blue``, ``B02_10m``, "B2, central
+wavelength 490 nm"; some number bands, some give wavelengths. `order` finds the bands of a modality
+among such labels, and refuses labels it does not understand: bands in a wrong order would give
+vectors that look like any others.
 """
 
 import re
@@ -15,7 +15,8 @@ from copcube.errors import OptionError
 from copcube.modalities import MODALITIES, Modality
 
 # Common names of the STAC extension eo (v2.0.0) and the keys of assets in Earth Search and the
-# Planetary Computer. The plain "rededge" of older catalogues means three bands, and is none here.
+# Planetary Computer. The plain "rededge" of older catalogues means three bands, so it is not used
+# here.
 _S2_NAMES = {
     "B1": ("coastal", "aerosol", "coastal aerosol", "coastalaerosol", "ultra blue"),
     "B2": ("blue",),
@@ -31,7 +32,7 @@ _S2_NAMES = {
     "B11": ("swir16", "swir1", "swir 1"),
     "B12": ("swir22", "swir2", "swir 2"),
 }
-# Ranges of the same extension in nm, each wide enough for its sensors.
+# Ranges in nm from the same extension, each wide enough for its sensors.
 _RANGES = {
     **{"coastal": (400, 460), "blue": (440, 540), "green": (500, 605), "yellow": (575, 630)},
     **{"red": (600, 710), "rededge": (680, 800), "nir": (740, 1000), "nir08": (740, 1000)},
@@ -51,10 +52,10 @@ _VARIABLES = {
     "dem": ("dem", "dsm", "dtm", "height", "altitude", "topography", "orography"),
 }
 _NOTHING = re.compile(r"(band|layer|channel|data|image)?( ?data| array)?", re.ASCII)
-"""Names that readers give to a band of whose meaning they know nothing."""
+"""Names that readers give to a band of unknown meaning."""
 _NUMBER = re.compile(r"(?:band|layer|channel|b)? ?0*(\d+)", re.ASCII)
 _NEAR = 0.05
-"""Share of its wavelength by which a band may be off: sensors of one kind differ by less."""
+"""Relative tolerance of a band's wavelength: sensors of one kind differ by less."""
 
 
 def order(
@@ -70,20 +71,20 @@ def order(
     modality : Modality
         What the image shows.
     described : bool
-        Whether the labels are descriptions, which may say anything of a band alone but that it
-        is one of another modality.
+        Whether the labels are descriptions; that of a single band may say anything except that it
+        belongs to another modality.
 
     Returns
     -------
     list of int or None
-        Where in the image each band of the modality is; None if the labels say nothing, so
-        that the bands are those of the modality, in its order.
+        Position in the image of each band of the modality; None if the labels say nothing, so that
+        the bands are in the modality's order.
 
     Raises
     ------
     OptionError
-        If the labels are not understood, name a band twice, or lack one. Mere numbers of
-        another count of bands are left to the caller.
+        If the labels are not understood, name a band twice, or lack one. Plain numbers for a
+        different count of bands are left to the caller.
 
     Examples
     --------
@@ -98,7 +99,7 @@ def order(
         if twice := [band for band in modality.bands if named.count(band) > 1]:
             raise _refusal(labels, modality, f"{', '.join(twice)} more than once")
         return [named.index(band) for band in modality.bands]
-    # Of a band alone there is no order to mistake.
+    # A single band has no order.
     if (
         len(modality.bands) == len(labels) == 1
         and (described or _NUMBER.fullmatch(texts[0]))
@@ -107,7 +108,7 @@ def order(
         return None
     found = _by_number(texts) or _by_wavelength(labels, modality)
     if found is not None:
-        # Numbers alone cannot tell which bands of more or fewer are meant.
+        # With more or fewer bands, numbers alone do not identify them.
         return found if len(found) == len(modality.bands) else None
     missing = [band for band in modality.bands if band not in named]
     why = f"no {', '.join(missing)}"
@@ -117,7 +118,7 @@ def order(
 
 
 def refuse_contradiction(labels: Sequence[Any], sensor: Modality) -> None:
-    """Refuse wavelengths that are not those of the common names of their bands.
+    """Refuse wavelengths that contradict the common names of their bands.
 
     Raises
     ------
@@ -141,20 +142,20 @@ def refuse_contradiction(labels: Sequence[Any], sensor: Modality) -> None:
 def _refusal(labels: Sequence[Any], modality: Modality, why: str) -> OptionError:
     given = ", ".join(str(label) for label in labels)
     return OptionError(
-        f"{len(labels)} bands are labelled {given[:400]}, among which is {why}; expected the "
+        f"{len(labels)} bands are labelled {given[:400]}, with {why}; expected the "
         f"{len(modality.bands)} of {modality.title}: {', '.join(modality.bands)}; "
         "rename them, or select the bands of the modality in this order and drop the names"
     )
 
 
 def _words(label: Hashable) -> str:
-    """Label in lower case, with single spaces for all other signs but points of numbers."""
+    """Label in lower case, with single spaces for all other characters except decimal points."""
     text = f"{label:.9g}" if isinstance(label, float) else str(label)
     return re.sub(r"[^a-z0-9.]+|(?<!\d)\.|\.(?!\d)", " ", text.lower()).strip()
 
 
 def _named(text: str, modality: Modality) -> str | None:
-    """Band of a modality that a text names, as a whole or in one of its words."""
+    """Band of a modality that a text names, whole or in one of its words."""
     names = _names(modality)
     if text in names:
         return names[text]
@@ -182,14 +183,16 @@ def _names(modality: Modality) -> dict[str, str]:
         if modality.key == "s3_olci":  # as Sentinel Hub and openEO name them
             names |= {f"b{number}": band, f"b{number:02d}": band}
         names |= dict.fromkeys(_S2_NAMES.get(band, ()) if modality.key == "s2_toa" else (), band)
-    if modality.key == "s1_grd":  # polar images, whose HH and HV pretraining had in these places
+    if (
+        modality.key == "s1_grd"
+    ):  # polar images, whose HH and HV were in these positions in pretraining
         names |= {"hh": "VV", "hv": "VH"}
     names |= dict.fromkeys(_VARIABLES.get(modality.key, ()), modality.bands[0])
     return names
 
 
 def _by_number(texts: Sequence[str]) -> list[int] | None:
-    """Positions by numbers of bands, if these are 1 … n or 0 … n - 1."""
+    """Positions from numbers of bands, if these are 1 … n or 0 … n - 1."""
     matches = [_NUMBER.fullmatch(text) for text in texts]
     numbers = [int(match[1]) for match in matches if match]
     if len(numbers) == len(texts):
@@ -200,7 +203,7 @@ def _by_number(texts: Sequence[str]) -> list[int] | None:
 
 
 def _by_wavelength(labels: Sequence[Any], modality: Modality) -> list[int] | None:
-    """Positions by wavelengths in nm or µm, if each is near that of its band."""
+    """Positions from wavelengths in nm or µm, if each is near that of its band."""
     wanted = modality.wavelengths
     try:
         given = [float(re.sub(r"\s*(nm|µm|um)$", "", str(label).strip())) for label in labels]

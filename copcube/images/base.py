@@ -1,9 +1,9 @@
 """Where images come from: a source lists partitions, a partition yields images.
 
 A **source** is a GeoTIFF tree or a set of WebDataset shards of Copernicus-Pretrain. Its
-**partitions** hold whole cells, so a cell's images never span two. Reading a partition
-gives **jobs**: small callables, in a fixed order, each of which decodes one file or
-member when called, on any thread, and returns its images and what it had to reject.
+**partitions** hold whole cells, so a cell's images never span two. Reading a partition gives
+**jobs**: small callables, in a fixed order, each of which decodes one file or member when called,
+on any thread, and returns its images and what it rejected.
 """
 
 from collections import Counter
@@ -33,12 +33,12 @@ class Image:
     lon, lat : float
         Centre in degrees, longitude in [-180, 180): the local patch's, else the cell's.
     pixels : numpy.ndarray
-        (bands, rows, columns) in its stored dtype, perhaps read-only; NaN or, for integers,
-        0 in every band where there is no data.
+        (bands, rows, columns) in its stored dtype, possibly read-only; NaN or, for integers, 0 in
+        every band where there is no data.
     origin : str
-        File, and member, that it was read from.
+        File, and member, it was read from.
     rescaled : bool
-        Whether bands Oa01 and Oa10 came 1e9 too large and were corrected.
+        Whether bands Oa01 and Oa10 were 1e9 times too large and were corrected.
     """
 
     grid_id: int
@@ -54,21 +54,21 @@ class Image:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Something that was left out, and why.
+    """Something left out, and why.
 
     Parameters
     ----------
     file, member : str
-        File, relative to the source's root, and member inside it ("" where there is none).
+        File, relative to the source's root, and member inside it ("" if there is none).
     kind : str
-        ``broken``: cannot be read as what it should be; ``stale``: it lies with another
-        cell than its name says; ``duplicate``: an image of the same cell, modality, patch
-        and date came before; ``empty``: no valid pixel; ``killer``: its partition killed
-        the process that embedded it.
+        ``broken``: cannot be read as what it should be; ``stale``: it is stored with a cell other
+        than the one it names; ``duplicate``: an image of the same cell, modality, patch and date
+        came before; ``empty``: no valid pixel; ``killer``: its partition killed the process that
+        embedded it.
     reason : str
         What was expected and what was found.
     images : int
-        How many images that concerns, as far as known.
+        Number of images left out, as far as known.
     """
 
     file: str
@@ -83,18 +83,18 @@ Job = Callable[[], list[Image | Rejected]]
 
 @dataclass(frozen=True)
 class Partition:
-    """A run of whole cells: the unit of embedding.
+    """Consecutive whole cells: the unit of embedding.
 
     Parameters
     ----------
     name : str
-        Unique within its source, fit for a file name.
+        Unique within its source, valid in a file name.
     paths : tuple of str
         Files of this partition, relative to the source's root.
     images : int or None
-        How many images it holds; None where only reading can tell.
+        How many images it holds; None if that is known only after reading.
     cells : int or None
-        How many cells it holds; None where only reading can tell.
+        How many cells it holds; None if that is known only after reading.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Source(Protocol):
 
     @property
     def root(self) -> str:
-        """Path or address that every `Partition.paths` is relative to."""
+        """Path or address to which every `Partition.paths` is relative."""
 
     @property
     def layout(self) -> Literal["geotiff", "webdataset"]:
@@ -116,7 +116,7 @@ class Source(Protocol):
 
     @property
     def reader(self) -> "Source":
-        """The same source without its list of files, which is small enough to send to workers."""
+        """The same source without its list of files, small enough to send to workers."""
 
     def partitions(self) -> list[Partition]:
         """List the partitions, in a fixed order."""
@@ -130,6 +130,6 @@ class Source(Protocol):
     def jobs(self, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
         """Yield the decoding jobs of a partition, grouped by cell or by modality.
 
-        The images of one modality always come in the same order. What is rejected without
-        being decoded is yielded as `Rejected`, in place of a job.
+        The images of one modality always come in the same order. For what is rejected without being
+        decoded, a `Rejected` is yielded instead of a job.
         """

@@ -1,7 +1,7 @@
 """Images from a GeoTIFF tree of Copernicus-Pretrain, with or without its JSON listing.
 
-Cell, modality and date of a file follow from its path, so a partition is nothing but
-paths, and a path is checked whenever it is used.
+Cell, modality and date of a file follow from its path, so a partition only holds paths, and a path
+is checked at each use.
 """
 
 import errno
@@ -54,16 +54,16 @@ def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "GeoTiffSource |
     Parameters
     ----------
     path : str
-        A folder that holds folders such as ``s2_toa_mix/images`` or ``Sentinel-2/images``,
-        itself or one level below, or a listing ``fnames_*.json.gz`` in such a folder.
-        A folder with exactly one listing in it is read by that listing.
+        A folder that holds folders such as ``s2_toa_mix/images`` or ``Sentinel-2/images``, directly
+        or one level below, or a listing ``fnames_*.json.gz`` in such a folder. In a folder with
+        exactly one listing, the listing decides.
     sensors : tuple of Modality
-        Sensors of one's own, whose folders count too.
+        Users' own sensors, whose folders count too.
 
     Raises
     ------
     SourceError
-        If several trees or listings are there, or a listing without its tree.
+        If there are several trees or listings, or a listing without its tree.
     """
     where = os.path.abspath(path)
     if os.path.isfile(where) and where.endswith((".json", ".json.gz")):
@@ -71,7 +71,7 @@ def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "GeoTiffSource |
         if root is None:
             raise SourceError(
                 f"{path}: found no GeoTIFF tree beside this listing; unpack the images so that "
-                "folders such as 's2_toa_mix' lie in the same folder"
+                "folders such as 's2_toa_mix' are in the same folder"
             )
         return GeoTiffSource(root, where, sensors)
     if not os.path.isdir(where):
@@ -116,10 +116,10 @@ class GeoTiffSource:
     root : str
         Folder that holds the folders of the modalities.
     fnames : str or None
-        Path of the JSON listing that says which files to read; None reads all.
+        Path of the JSON listing of files to read; None reads all.
     sensors : tuple of Modality
-        Sensors of one's own, whose folders lie in the tree too. All of their images are read,
-        if the listing names none.
+        Users' own sensors, whose folders are in the tree too. All their images are read, if the
+        listing names none.
     """
 
     root: str
@@ -139,8 +139,8 @@ class GeoTiffSource:
     def partitions(self) -> list[Partition]:
         """List runs of whole cells of one block, of about 1000 images each.
 
-        Files whose path names no cell, or that are listed under another cell, come last,
-        in partitions of their own, where reading rejects them.
+        Files whose path names no cell, or that are listed under a different cell, come last, in
+        separate partitions, where reading rejects them.
 
         Raises
         ------
@@ -202,7 +202,7 @@ class GeoTiffSource:
     def jobs(self, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
         """Reading jobs, one a file, ordered by modality, cell, local patch and date.
 
-        Files that need no reading to be rejected come first, as `Rejected`.
+        Files rejected without reading come first, as `Rejected`.
         """
         from rasterio.errors import NotGeoreferencedWarning
 
@@ -214,10 +214,10 @@ class GeoTiffSource:
     def _chosen(
         self, partition: Partition, selection: Selection
     ) -> Iterator[tuple[str, Identity, Modality] | Rejected]:
-        """Yield what its path alone rejects, then the selected files in fixed order."""
+        """Yield files rejected by their path alone, then the selected files in fixed order."""
         placed: list[tuple[Order, int, str, Identity]] = []
         folders = folders_of(self.sensors)
-        # Of an image in several folders the file in the first one is read.
+        # If an image is in several folders, the file in the first is read.
         preference = {folder: number for number, folder in enumerate(folders)}
         for path in partition.paths:
             folder = folder_of(path, folders)
@@ -232,7 +232,7 @@ class GeoTiffSource:
                 continue
             if partition.name.startswith(_STALE):
                 listing = os.path.basename(self.fnames or "the listing")
-                reason = f"{listing} lists it under another cell than its path names"
+                reason = f"{listing} lists it under a cell other than the one in its path"
                 yield Rejected(path, "", "stale", reason)
             else:
                 placed.append((file.order, preference[folder or ""], path, file))
@@ -261,18 +261,18 @@ class GeoTiffSource:
         return [file.image(pixels, modality, path)]
 
     def _is_there(self) -> bool:
-        """Whether the tree is where it was; moved or unmounted, it has not lost single files."""
+        """Whether the tree is still there: if it was moved or unmounted, no single file is lost."""
         if self.fnames is not None:
             return os.path.exists(self.fnames)
         return os.path.isdir(self.root) and bool(os.listdir(self.root))
 
     def _files(self) -> Iterator[tuple[str, bool]]:
-        """Yield the relative paths of all files, and whether each is listed under another cell.
+        """Yield the relative paths of all files, and whether each is listed under a different cell.
 
         Names that are not UTF-8 get backslashes, which no accepted path has.
         """
         folders = folders_of(self.sensors)
-        # Published listings know nothing of sensors of one's own.
+        # Published listings do not contain users' own sensors.
         unlisted = dict.fromkeys(folder for one in self.sensors for folder in one.folders)
         if self.fnames is None:
             unlisted = dict.fromkeys(folders)
@@ -300,19 +300,19 @@ def _as_text(path: str) -> str:
 def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
     """Yield relative paths of the GeoTIFF files below a folder, except for hidden ones."""
     try:
-        # A file system lists names in any order, and the plan must not depend on it.
+        # File systems list names in any order, which must not affect the plan.
         entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
     except OSError as error:
         if error.errno in _NO_FILE:
             return
         raise
-    # Otherwise nothing in it would seem to be a file, and its images would be lost unnoticed.
+    # Otherwise the folder would seem empty, and its images would be lost unnoticed.
     require_open(os.path.join(root, folder))
     for entry in entries:
         path = f"{folder}/{entry.name}"
         if entry.name.startswith("."):
             continue
-        # What is no file is yielded too, and rejected when it is read.
+        # What is not a file is yielded too, and rejected when read.
         if entry.name.lower().endswith((".tif", ".tiff")) and not os.path.isdir(entry):
             yield path
         elif depth > 1 and os.path.isdir(entry):
@@ -320,7 +320,7 @@ def _walk(root: str, folder: str, depth: int) -> Iterator[str]:
 
 
 def _runs(cells: list[int], files: dict[int, list[tuple[Order, str]]]) -> Iterator[list[int]]:
-    """Cut a list of cells into runs of at most about 1000 images."""
+    """Divide a list of cells into runs of at most about 1000 images."""
     run: list[int] = []
     images = 0
     for cell in cells:
@@ -337,19 +337,19 @@ def _runs(cells: list[int], files: dict[int, list[tuple[Order, str]]]) -> Iterat
 
 
 def _raw(path: str) -> bytes:
-    """Bytes of a file, which are no more than any image has.
+    """Bytes of a file, after checking that it is not larger than any image.
 
     Raises
     ------
     ImageError
-        If it is larger, or no file.
+        If it is larger, or not a file.
     OSError
         If it is not there or cannot be read.
     """
     with open_regular(path, ImageError) as handle:
         size = os.fstat(handle.fileno()).st_size
         demand(limits.RASTER, size, "its bytes", ImageError)
-        # Room for all that is asked for is taken before anything is read.
+        # Memory for the whole request is allocated before anything is read.
         raw = handle.read(size + 1)
         if len(raw) > size:  # it grows
             raw += handle.read(limits.RASTER.allowed + 1 - len(raw))
@@ -375,7 +375,7 @@ def _decode(raw: bytes, modality: Modality, mask: bytes | None = None) -> NDArra
     Raises
     ------
     ImageError
-        If it is no GeoTIFF of that modality.
+        If it is not a GeoTIFF of that modality.
     MemoryError
         If there is too little memory to find that out.
     """
@@ -403,7 +403,7 @@ def _check_size(raster: Any, modality: Modality) -> None:
     for rows, cols in {raster.shape, *raster.block_shapes}:
         size = rows * cols * sum(np.dtype(dtype).itemsize for dtype in raster.dtypes)
         demand(limits.RASTER, size, f"{rows} × {cols} pixels in {raster.count} bands", ImageError)
-    # The shortest side is resized to that of the tensor form, and the other in proportion.
+    # The shorter side is resized to that of the tensor form, and the other in proportion.
     side = modality.shape[-1]
     long, short = max(raster.shape), max(1, min(raster.shape))
     what = f"{raster.height} × {raster.width} pixels in {raster.count} bands, resized to {side},"

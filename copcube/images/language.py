@@ -1,6 +1,6 @@
-"""The language embedding of a variable: 2048 numbers, from a file of anybody's or from memory.
+"""The language embedding of a variable: 2048 numbers, from any file or from memory.
 
-Nothing in a file is run, and no more is read of it than these numbers take.
+No code in a file runs, and no more is read than these numbers need.
 """
 
 import math
@@ -31,9 +31,9 @@ def language_embedding(given: Any, folder: Path, name: str | None = None) -> byt
     given : str, Path or sequence of float
         A ``.npy`` file, a file of ``torch.save``, or the numbers.
     folder : Path
-        Where a relative path begins.
+        Folder of a relative path.
     name : str, optional
-        Of the tensor, in a file that holds several.
+        Name of the tensor, in a file that holds several.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def _as_bytes(values: NDArray[Any], what: str) -> bytes:
 
 
 def _require(shape: tuple[int, ...], dtype: Any, what: str) -> None:
-    """Refuse another number of numbers, and what are none; axes of length 1 may be there."""
+    """Refuse a wrong count of numbers, or other types; axes of length 1 are allowed."""
     if math.prod(shape) != LANGUAGE_DIM or LANGUAGE_DIM not in shape or "float" not in str(dtype):
         raise OptionError(f"{what} is {shape!s:.60} {dtype!s:.20}; {_EXPECTED}")
 
@@ -84,7 +84,7 @@ def _npy(path: Path) -> NDArray[Any]:
         if version != (1, 0):
             raise ValueError(f"version {version} of the format")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        # The header alone says how much would be read.
+        # The header alone shows how much would be read.
         _require(shape, dtype, f"language {path}")
         return np.frombuffer(file.read(LANGUAGE_DIM * dtype.itemsize), dtype).reshape(shape)
 
@@ -99,12 +99,12 @@ def _pt(path: Path, name: str | None) -> NDArray[Any]:
         _require(tuple(tensor.shape), tensor.dtype, f"language {path}")
         if tensor.dtype == "bfloat16":
             raise OptionError(f"its tensor is {tensor.dtype}; {_EXPECTED}, as float32")
-        # A copy, since the file is closed behind it.
+        # A copy, since the file is closed afterwards.
         return np.array(file.numbers(tensor, raw))
 
 
 def _named(content: Any, name: str | None) -> Tensor:
-    """Take the tensor of a name out of a file's content, or its only one."""
+    """Take the named tensor, or the only one, from a file's content."""
     if isinstance(content, Mapping):
         if name not in content and len(content) != 1:
             names = ", ".join(map(repr, list(content)[:20]))

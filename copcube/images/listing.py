@@ -1,7 +1,7 @@
 """The JSON listing of a GeoTIFF tree, ``fnames_*.json.gz``, read one cell at a time.
 
-The published ones name up to 18.7 million paths, two gigabytes of text. Only the text of one
-cell is parsed at a time, and a text that is longer than any listing is refused before that.
+The published ones name up to 18.7 million paths in two gigabytes of text. Only one cell's text is
+parsed at a time, and a text longer than any listing is refused beforehand.
 """
 
 import codecs
@@ -26,25 +26,25 @@ from copcube.modalities import Modality
 _PART = 1 << 22
 """Bytes of text that are read at a time."""
 _MOST_DEFLATED = 1032
-"""Bytes that a byte of deflate can stand for at most: 258 for two bits (zlib's manual)."""
+"""Most bytes that a byte of deflate can expand to: 258 for two bits (zlib's manual)."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _AFTER = re.compile(r"[ \t\n\r,:}\]]")
 _LONGEST = 5000
-"""Digits that Python reads of a number are fewer."""
+"""More digits than Python reads in a number."""
 
 
 def listed(
     root: str, fnames: str, folders: Mapping[str, Modality] = FOLDERS
 ) -> Iterator[tuple[str, bool]]:
-    """Yield the paths of a listing, and whether each is under another cell than its own.
+    """Yield the paths of a listing, and whether each is listed under a cell other than its own.
 
-    A listing may say ``s3_olci_utm`` where the files lie in ``s3_olci_wgs``: a path takes
-    the folder of its modality that exists.
+    A listing may say ``s3_olci_utm`` for files in ``s3_olci_wgs``: a path gets the existing folder
+    of its modality.
 
     Raises
     ------
     SourceError
-        If it is no such listing, or unfolds to more than any published one.
+        If it is not such a listing, or expands to more than any published one.
     """
     existing = [folder for folder in folders if os.path.isdir(os.path.join(root, folder))]
     home = {
@@ -54,7 +54,7 @@ def listed(
     keys = dict.fromkeys(modality.key for modality in folders.values())
     for key, entry in _cells(fnames):
         if not isinstance(entry, dict):
-            raise SourceError(f"{fnames}: cell {key!r} is no JSON object")
+            raise SourceError(f"{fnames}: cell {key!r} is not a JSON object")
         cell = entry.get("grid_id_coord")
         try:
             own = isinstance(cell, str) and key.isdecimal() and grid.parse_cell(cell) == int(key)
@@ -68,7 +68,7 @@ def listed(
 
 
 def _paths(fnames: str, key: str, value: Any) -> Iterator[str]:
-    """Yield the paths of a list, or of the lists of an object."""
+    """Yield the paths of a list, or of the lists in an object."""
     for paths in value.values() if isinstance(value, dict) else [value]:
         if not (isinstance(paths, list) and all(isinstance(path, str) for path in paths)):
             raise SourceError(f"{fnames}: cell {key!r} lists {paths!r:.80}; expected paths")
@@ -88,7 +88,7 @@ def _cells(fnames: str) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def _opened(fnames: str) -> Iterator[BinaryIO]:
-    """Open a text whose length is allowed."""
+    """Open a text, after checking its length."""
     zipped = fnames.endswith(".gz")
     form = "gzip" if zipped else "json"
     expected = f"a listing of files in {'gzipped ' if zipped else ''}JSON"
@@ -100,7 +100,7 @@ def _opened(fnames: str) -> Iterator[BinaryIO]:
             yield raw
             return
         with gzip.open(raw) as text:
-            # What could be too long is measured first, and nothing is kept of it.
+            # A text that may be too long is measured first, without keeping it.
             if size * _MOST_DEFLATED > limits.LISTING.allowed:
                 while text.read(_PART):
                     demand(limits.LISTING, text.tell(), fnames, SourceError, least=True)
@@ -109,16 +109,16 @@ def _opened(fnames: str) -> Iterator[BinaryIO]:
 
 
 class _Text:
-    """A text of which only what is being parsed is held, `rest` from position `at` on."""
+    """A text of which only the part being parsed is held, `rest` from position `at` on."""
 
     def __init__(self, text: BinaryIO, fnames: str) -> None:
         self.text, self.fnames = text, fnames
-        # As `json.loads` decodes bytes: a byte order mark and single surrogates pass.
+        # Decoded like `json.loads` does: a byte order mark and single surrogates are accepted.
         self.decode = codecs.getincrementaldecoder("utf-8-sig")("surrogatepass").decode
         self.rest, self.at, self.ended = "", 0, False
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Keys and values of the JSON object that the text is."""
+        """Keys and values of the text's JSON object."""
         self._mark("{")
         mark = self._mark('"}', take=False)
         while mark != "}":
@@ -133,7 +133,7 @@ class _Text:
             raise ValueError(f"{end!r} follows its end")
 
     def _mark(self, expected: str, *, take: bool = True) -> str:
-        """Return the next character, which is one of those expected."""
+        """Return the next character, which must be one of those expected."""
         found = self._next()
         if not found or found not in expected:
             raise ValueError(f"expected {' or '.join(expected)}, found {found or 'its end'!r}")
@@ -141,7 +141,7 @@ class _Text:
         return found
 
     def _next(self) -> str:
-        """Return the next character behind white space, none at the end."""
+        """Return the next character after white space, empty at the end."""
         while True:
             self.at = _SPACE.match(self.rest, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.rest) or self.ended:
@@ -149,12 +149,12 @@ class _Text:
             self._read()
 
     def _value(self) -> Any:
-        """Parse the next value as soon as all of it is there."""
+        """Parse the next value once all of it is read."""
         self._next()
         while True:
             try:
                 value, end = _SCAN(self.rest, self.at)
-                # A number at the end may go on.
+                # A number at the end may continue.
                 if self.ended or _AFTER.match(self.rest, end) or end + _LONGEST < len(self.rest):
                     self.at = end
                     return value

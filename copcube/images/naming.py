@@ -1,4 +1,4 @@
-"""Which image a file or a part of a tensor is, by its path or by its name beside the tensor.
+"""Identifying the image in a file or part of a tensor by its path, or its name beside the tensor.
 
 A file of a GeoTIFF tree lies at ``<folder>/<cell>[/<local patch>]/<name with date>``; an
 image of a tensor is called ``<cell>[/<local patch>][/<date>]``. Both give an `Identity`,
@@ -39,7 +39,7 @@ class Identity:
     grid_id : int
         Published id of its cell.
     local_id : str or None
-        Published text form of its local patch; None for modalities without.
+        Published text form of its local patch; None for modalities without patches.
     date : str or None
         YYYYMMDD; None for the DEM.
     """
@@ -65,7 +65,7 @@ class Identity:
         Raises
         ------
         ImageError, GridError
-            If a text has not the published form, or contradicts itself.
+            If a text does not have the published form, or contradicts itself.
         """
         local_id = texts[1] if modality.local else None
         if local_id is not None:
@@ -74,7 +74,7 @@ class Identity:
 
     @property
     def order(self) -> Order:
-        """Key of the fixed order of images: modality, cell, local patch, date."""
+        """Sort key of images: modality, cell, local patch, date."""
         return rank(self.modality), self.grid_id, self.local_id or "", self.date or ""
 
     def image(
@@ -124,12 +124,12 @@ def _check_date(text: str) -> str:
         if text != yyyymmdd(text):  # which reads other forms too
             raise OptionError
     except OptionError:
-        raise ImageError(f"{text!r} is no date; expected a day such as 20210301") from None
+        raise ImageError(f"{text!r} is not a date; expected a day such as 20210301") from None
     return text
 
 
 def to_stored(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
-    """Convert pixels to the dtype that images of a modality have.
+    """Convert pixels to the dtype of a modality's images.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def to_stored(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
     Raises
     ------
     ImageError
-        If the dtype cannot be that of the modality.
+        If the dtype is not possible for the modality.
     """
     dtype = pixels.dtype
     if dtype == np.float32 and modality.tensor_dtype == "float32":
@@ -172,11 +172,11 @@ FOLDERS: dict[str, Modality] = {
     "Copernicus-DEM/images": MODALITIES["dem"],
     "dem/images": MODALITIES["dem"],
 }
-"""Modality by folder; of an image in several folders the file in the first one is read."""
+"""Modality by folder; if an image is in several folders, the file in the first is read."""
 
 
 def folders_of(sensors: Iterable[Modality]) -> dict[str, Modality]:
-    """Modality, or sensor of one's own, by folder."""
+    """Modality or user's own sensor, by folder."""
     return FOLDERS | {folder: sensor for sensor in sensors for folder in sensor.folders}
 
 
@@ -188,7 +188,7 @@ def is_inside(path: str) -> bool:
 
 
 def folder_of(path: str, folders: Mapping[str, Modality] = FOLDERS) -> str | None:
-    """Folder of a modality in which a relative path lies; None if it lies in none."""
+    """Folder of a modality that contains a relative path; None if there is none."""
     parts = path.split("/")
     return next((f for n in (3, 2, 1) if (f := "/".join(parts[:n])) in folders), None)
 
@@ -201,7 +201,7 @@ def from_path(path: str, folders: Mapping[str, Modality] = FOLDERS) -> Identity:
     path : str
         Path in the tree.
     folders : mapping of str to Modality
-        What lies in which folder; by default the published ones.
+        Modality of each folder; by default the published ones.
 
     Raises
     ------
@@ -210,9 +210,11 @@ def from_path(path: str, folders: Mapping[str, Modality] = FOLDERS) -> Identity:
     """
     folder = folder_of(path, folders)
     if not is_inside(path):
-        raise ImageError(f"{path!r} is no path inside the tree")
+        raise ImageError(f"{path!r} is not a path inside the tree")
     if folder is None:
-        raise ImageError(f"{path!r} lies in no folder of a modality, such as 's2_toa_mix/images'")
+        raise ImageError(
+            f"{path!r} is not in the folder of a modality, such as 's2_toa_mix/images'"
+        )
     modality = folders[folder]
     *texts, name = path[len(folder) + 1 :].split("/")
     if len(texts) != 1 + modality.local:
@@ -234,7 +236,7 @@ def _date(name: str, modality: Modality) -> str | None:
         return None
     published = "s5p" if modality.key.startswith("s5p") else "published"
     pattern, expected = _DATES[published if modality.key in MODALITIES else "own"]
-    # `\d` matches the digits of every script unless it is told not to.
+    # `\d` matches the digits of every script without re.ASCII.
     match = re.search(pattern, name, re.ASCII)
     if match is None:
         raise ImageError(f"found no date in the name {name!r}; expected one such as {expected}")
@@ -264,7 +266,7 @@ def from_names(names: Any, modality: Modality) -> tuple[Index, list[tuple[Identi
     Raises
     ------
     ImageError, GridError
-        If the names are not nested as the tensor is, or have not the published form.
+        If the names are not nested like the tensor, or do not have the published form.
     """
     if names is None:
         raise ImageError(
@@ -293,7 +295,7 @@ def from_names(names: Any, modality: Modality) -> tuple[Index, list[tuple[Identi
 
 
 def _leaf(name: Any) -> str:
-    """Take a name out of the lists of length one that collating puts around it."""
+    """Take a name out of the lists of length one that collation adds around it."""
     for _ in range(2):
         if isinstance(name, list) and len(name) == 1:
             name = name[0]

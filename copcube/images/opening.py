@@ -30,14 +30,14 @@ def open_source(path: str | Path, sensors: tuple[Modality, ...] = ()) -> Source:
     StorageError
         If an object store cannot be reached or denies access.
     """
-    # Imported late: `copcube.images` alone loads neither module.
+    # Imported late, so that `copcube.images` alone loads neither module.
     from copcube.images import geotiff, webdataset
 
     path = one_path(
         path, "source", "; a glob or a brace pattern names several shards: 'a-{000000..000009}.tar'"
     )
     for layout in (webdataset, geotiff):
-        # Addresses never reach the second layout: the first one opens them or refuses them.
+        # Addresses never reach the second layout: the first opens or refuses them.
         source: Source | None = layout.recognise(path, sensors)
         if source is not None:
             return source

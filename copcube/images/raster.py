@@ -1,4 +1,4 @@
-"""The pixels of a GeoTIFF, by one rule for builds and for searches by an image.
+"""The pixels of a GeoTIFF, read in one way for builds and for searches by an image.
 
 Bands are found by their descriptions, rows and columns by the transform. What the nodata value or
 a mask excludes is no data: a mask inside, an alpha band, or the file ``.msk`` beside the image.
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from affine import Affine
 
 MASK = ".msk"
-"""Ending that GDAL adds to the name of an image for the file of its mask."""
+"""Suffix that GDAL adds to an image's name for its mask."""
 
 _IN_MEMORY = re.compile(r"(?:/vsimem/[0-9a-f-]{36}/)?[0-9a-f-]{36}\.tif(?:\.msk)?")
 
 _places = lru_cache(maxsize=256)(order)
-"""Where the bands of a modality are; the files of a tree are mostly described alike."""
+"""Positions of a modality's bands; most files of a tree have the same descriptions."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Stored:
     Parameters
     ----------
     pixels : numpy.ndarray
-        (bands, rows, columns), bands of the modality in its order, as they are stored.
+        (bands, rows, columns), stored bands of the modality in its order.
     missing : numpy.ndarray or None
         Which of them are no data, (bands or 1, rows, columns); None if all are data.
     scales, offsets : numpy.ndarray
@@ -74,10 +74,10 @@ class Stored:
     crs: Any
 
     def of(self, modality: Modality) -> NDArray[Any]:
-        """Pixels in the stored dtype of a modality, scaled as the file declares it.
+        """Pixels in the stored dtype of a modality, scaled as the file declares.
 
-        What is no data is NaN, in counts of Sentinel-2 0 in every band; where only some bands of
-        a pixel are none, the counts are float32.
+        No data is NaN, or in Sentinel-2 counts 0 in every band; if only some bands of a pixel have
+        no data, the counts are float32.
 
         Raises
         ------
@@ -95,12 +95,12 @@ class Stored:
 
 @contextmanager
 def opened_bytes(raw: bytes, mask: bytes | None = None) -> Iterator[Any]:
-    """Open the bytes of a GeoTIFF, and of the mask beside it, as a rasterio dataset.
+    """Open the bytes of a GeoTIFF and of the mask beside it as a rasterio dataset.
 
     Raises
     ------
     ImageError
-        If they are of another form, or the mask is of another size.
+        If they have another format, or the mask has another size.
     rasterio.errors.RasterioError
         If they cannot be read.
     """
@@ -110,8 +110,8 @@ def opened_bytes(raw: bytes, mask: bytes | None = None) -> Iterator[Any]:
 
     if (other := other_than(("tiff",), raw[:HEAD])) is not None:
         raise ImageError(f"expected a GeoTIFF, found {other}")
-    # From memory GDAL can address uncompressed files directly, twice as fast for
-    # interleaved bands, and finds no neighbouring file but the one that it is given.
+    # In memory GDAL can address uncompressed files directly, twice as fast for interleaved bands,
+    # and finds no neighbouring file except the one it is given.
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GTIFF_VIRTUAL_MEM_IO="YES"))
         if mask is None:
@@ -119,7 +119,7 @@ def opened_bytes(raw: bytes, mask: bytes | None = None) -> Iterator[Any]:
         else:
             if (other := other_than(("tiff",), mask[:HEAD])) is not None:
                 raise ImageError(f"{MASK}: expected a GeoTIFF, found {other}")
-            # Masks have no place. Threads share one list of filters, so this is not undone.
+            # Masks have no georeference. Threads share one list of filters, so this is not undone.
             warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
             folder = str(uuid.uuid4())
             name = f"{folder}.tif"
@@ -134,12 +134,12 @@ def opened_bytes(raw: bytes, mask: bytes | None = None) -> Iterator[Any]:
 
 @contextmanager
 def opened_file(path: str | Path) -> Iterator[Any]:
-    """Open a GeoTIFF from anywhere, of which no more is read than is asked for.
+    """Open a GeoTIFF from anywhere; only what is requested is read.
 
     Raises
     ------
     ImageError
-        If it, or the mask beside it, is not there or is something else.
+        If it does not exist, or it or the mask beside it is something else.
     rasterio.errors.RasterioError
         If it cannot be read.
     """
@@ -151,7 +151,7 @@ def opened_file(path: str | Path) -> Iterator[Any]:
         refuse_other(file, ("tiff",), "a GeoTIFF", ImageError)
     if not os.path.exists(path):
         raise ImageError(f"{path}: no such file")
-    # GDAL's other drivers are kept out: some of them open what a file names.
+    # GDAL's other drivers are excluded: some open what a file names.
     with (
         rasterio.Env(GDAL_PAM_ENABLED="NO"),
         rasterio.open(path, driver="GTiff", GEOREF_SOURCES="INTERNAL") as raster,
@@ -163,7 +163,7 @@ def opened_file(path: str | Path) -> Iterator[Any]:
 
 
 def _check_mask(mask: Any, raster: Any, name: str) -> None:
-    """Refuse a mask of another size, of which GDAL would read the corner."""
+    """Refuse a mask of another size, since GDAL would read its corner."""
     if mask.shape != raster.shape or mask.count not in (1, raster.count):
         raise ImageError(
             f"{name}: the mask has {mask.height} × {mask.width} pixels in {mask.count} bands, and "
@@ -174,7 +174,7 @@ def _check_mask(mask: Any, raster: Any, name: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """GDAL's own message, the same every time: of a file in memory it says a random name."""
+    """GDAL's own message, made reproducible: it contains a random name for a file in memory."""
     return _IN_MEMORY.sub("the file", str(error.__cause__ or error))
 
 
@@ -205,7 +205,7 @@ def read(raster: Any, places: list[int], modality: Modality, side: int | None = 
     raster : rasterio.DatasetReader
         From `opened_bytes` or `opened_file`.
     places : list of int
-        Which bands, see `places_of`.
+        Positions of the bands, see `places_of`.
     modality : Modality
         What they show.
     side : int, optional
@@ -214,9 +214,9 @@ def read(raster: Any, places: list[int], modality: Modality, side: int | None = 
     Raises
     ------
     ImageError
-        If the raster is rotated by an angle that is no multiple of 90°.
+        If the raster is rotated by an angle that is not a multiple of 90°.
     OptionError
-        If it is smaller than the square, or declares scales or units of pixels that cannot be.
+        If it is smaller than the square, or declares impossible scales or units.
     """
     scales, offsets = (
         np.array(values, np.float64)[places, None, None]
@@ -227,7 +227,7 @@ def read(raster: Any, places: list[int], modality: Modality, side: int | None = 
     refuse_units(raster.units[places[0]], modality)
     turns = _turns(raster.transform)
     window = None if side is None else _middle(raster.shape, turns, side)
-    # All of them at once are read faster than the same one after the other.
+    # Reading all at once is faster than one after the other.
     bands = None if places == list(range(raster.count)) else [place + 1 for place in places]
     pixels = raster.read(bands, window=window)
     missing = _missing(raster, places, pixels, modality, window)
@@ -247,7 +247,7 @@ def read(raster: Any, places: list[int], modality: Modality, side: int | None = 
 
 @dataclass(frozen=True)
 class _Turns:
-    """How a raster is turned to be seen north up: transposed, then rows and columns reversed."""
+    """How to turn a raster north up: transpose it, then reverse rows and columns."""
 
     across: bool = False
     rows: int = 1
@@ -260,12 +260,12 @@ class _Turns:
 
 
 def _turns(transform: "Affine") -> _Turns:
-    """How rows come to run southwards and columns eastwards.
+    """Find how to turn rows southwards and columns eastwards.
 
     Raises
     ------
     ImageError
-        If the raster is rotated by an angle that is no multiple of 90°.
+        If the raster is rotated by an angle that is not a multiple of 90°.
     """
     if transform.is_identity:  # no georeference
         return _Turns()
@@ -280,16 +280,16 @@ def _turns(transform: "Affine") -> _Turns:
 
 
 def _middle(shape: tuple[int, int], turns: _Turns, side: int) -> Any:
-    """Window of a raster that is the middle of the image as it is seen north up."""
+    """Window of a raster in the middle of the image, seen north up."""
     from rasterio.windows import Window
 
     if min(shape) < side:
         raise OptionError(
-            f"{shape[0]} × {shape[1]} pixels; expected one image of {side} × {side} at least, "
-            "which the encoder sees"
+            f"{shape[0]} × {shape[1]} pixels; expected at least {side} × {side}, which the encoder "
+            "sees"
         )
     steps = (turns.cols, turns.rows) if turns.across else (turns.rows, turns.cols)
-    # From the other end where the line is reversed.
+    # From the other end if the line is reversed.
     top, left = (
         (length - side) // 2 if step > 0 else length - side - (length - side) // 2
         for length, step in zip(shape, steps, strict=True)
@@ -316,7 +316,7 @@ def _centres(
 def _missing(
     raster: Any, places: list[int], pixels: NDArray[Any], modality: Modality, window: Any
 ) -> NDArray[np.bool_] | None:
-    """Which pixels of an open raster, as they are stored, hold no data; None if all do."""
+    """Which stored pixels of an open raster hold no data; None if all hold data."""
     nodata = raster.nodata
     missing = None if nodata is None else declared_missing(pixels, nodata, modality)
     return either(missing, masked_out(raster, places, window))
@@ -332,11 +332,11 @@ def either(
 
 
 def masked_out(raster: Any, places: list[int], window: Any = None) -> NDArray[np.bool_] | None:
-    """Which pixels, (1 or bands, rows, columns), the masks of bands exclude; None without one."""
+    """Which pixels, (1 or bands, rows, columns), the masks of bands exclude; None without masks."""
     from rasterio.enums import ColorInterp, MaskFlags
 
-    # A mask of the nodata value alone would exclude single bands that are 0, and GDAL takes an
-    # alpha band for a mask only of one or three others, without a nodata value.
+    # A mask of the nodata value alone would exclude single bands that are 0, and GDAL treats an
+    # alpha band as a mask only for one or three other bands without a nodata value.
     others = {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}
     kinds = [set(raster.mask_flag_enums[place]) for place in places]
     if all(MaskFlags.per_dataset in kind and MaskFlags.alpha not in kind for kind in kinds):
@@ -346,7 +346,7 @@ def masked_out(raster: Any, places: list[int], window: Any = None) -> NDArray[np
         return np.asarray((masks == 0) & np.array(own)[:, None, None])
     if ColorInterp.alpha in raster.colorinterp:
         alpha = raster.colorinterp.index(ColorInterp.alpha)
-        # A band that is itself asked for is no mask of the others.
+        # A band that is itself requested is not a mask of the others.
         if alpha not in places:
             return np.asarray(raster.read([alpha + 1], window=window) == 0)
     return None

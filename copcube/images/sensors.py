@@ -1,9 +1,9 @@
-"""Sensors of one's own: their descriptions, and what is refused of them.
+"""Users' own sensors: their descriptions and checks.
 
-A sensor is a `Modality` that is none of the eight. It is described in TOML, or by the same fields
-in Python, and always given as a whole: to `copcube.build` as `sensors=`, to `copcube.embed` as
-`modality=`. There is no list of sensors that a process would have to know: sources and tasks carry
-them, and the files of a build say what they were.
+A sensor is a `Modality` other than the eight. It is described in TOML, or by the same fields in
+Python, and always passed whole: to `copcube.build` as `sensors=`, to `copcube.embed` as
+`modality=`. There is no global list of sensors: sources and tasks carry them, and the files of a
+build record them.
 """
 
 import difflib
@@ -49,22 +49,22 @@ _NUMBERS = ("wavelengths", "bandwidths", "scale", "mean", "std", "typical")
 """Fields of `Modality` that are sequences."""
 
 _NM = (100.0, 1e9)
-"""Wavelengths in nm that the model's code takes; bandwidths begin at 1 nm."""
+"""Wavelengths in nm that the model's code accepts; bandwidths start at 1 nm."""
 _MOST_BYTES = 1 << 20
-"""Bytes of a description, which has some 1000."""
+"""Maximum bytes of a description, which usually has about 1000."""
 _MOST_PIXELS = 8192
 
 Given = Modality | Mapping[str, Any] | str | os.PathLike[str]
 
 
 def sensor(description: Given) -> Modality:
-    """Describe a sensor that is none of the eight modalities.
+    """Describe a sensor other than the eight modalities.
 
     Parameters
     ----------
     description : str or Path, mapping, or Modality
-        A TOML file, the same fields by name, or a `copcube.modalities.Modality` that was made
-        otherwise, such as by `dataclasses.replace`. The fields are:
+        A TOML file, the same fields by name, or a `copcube.modalities.Modality` made in another
+        way, such as by `dataclasses.replace`. The fields are:
 
         ``key``
             Its name in files, cubes and messages: small letters, digits and
@@ -74,15 +74,15 @@ def sensor(description: Given) -> Modality:
         ``wavelengths``, ``bandwidths``
             Centre and width of every band in nm; or, for a variable of one band,
         ``language``, ``language_key``
-            a file of its language embedding, 2048 numbers in ``.npy`` or ``.pt`` (there by the
-            name `language_key`), or the name alone of one that comes with the weights.
+            a file of its language embedding, 2048 numbers in ``.npy`` or ``.pt`` (there under the
+            name `language_key`), or only the name of one that comes with the weights.
         ``mean``, ``std``, ``scale``
             Normalisation ``(pixel * scale - mean) / std`` by band; `scale` is 1 by default.
         ``gsd``
             Size of a pixel of the stored images in metres.
         ``stored_size``, ``input_size``, ``kernel``
-            Side of the stored images, of what is embedded of their middle (default: all), and
-            of a token (default: 16), in pixels. Rasters of another size are resized to
+            Side in pixels of the stored images, of the part in their middle that is embedded
+            (default: all), and of a token (default: 16). Rasters of another size are resized to
             `stored_size`.
         ``folder``
             Folder of the images in a GeoTIFF tree (default: ``KEY/images``).
@@ -93,7 +93,7 @@ def sensor(description: Given) -> Modality:
         ``zero_is_missing``
             Whether 0 in every band means that there is no data (default: false).
         ``title``, ``units``, ``typical``
-            Name and units for people, and the range in which the median of an image surely lies.
+            Name and units for display, and a range that certainly contains an image's median.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def sensor(description: Given) -> Modality:
     Raises
     ------
     OptionError
-        If a field is unknown or missing, values do not fit each other, or the key is taken.
+        If a field is unknown or missing, values do not fit together, or the key is taken.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def sensor(description: Given) -> Modality:
             )
         return _checked(_modality(description, folder))
     except OptionError as error:
-        # Named once, here: what is refused below knows neither file nor key.
+        # Added only here: the checks below know neither file nor key.
         reason = str(error).removeprefix(f"{where}: ")
         raise OptionError(f"{where}: {reason}") from error.__cause__
 
@@ -157,12 +157,12 @@ def sensors(given: Iterable[Given] | Given | None) -> tuple[Modality, ...]:
         found[one.key] = one
     if len(found) > MOST_SENSORS:
         raise OptionError(f"{len(found)} sensors given; expected at most {MOST_SENSORS}")
-    # Sorted: the order in which they were given must make no other plan.
+    # Sorted, so that the order given does not affect the plan.
     return tuple(found[key] for key in sorted(found))
 
 
 def modality_of(given: Given) -> Modality:
-    """Return one of the eight modalities by its key, or a sensor of one's own as described.
+    """Return one of the eight modalities by its key, or a user's own sensor as described.
 
     Texts that end in ``.toml`` are files.
 
@@ -179,7 +179,7 @@ def modality_of(given: Given) -> Modality:
 
 
 def described(kind: Modality) -> dict[str, Any]:
-    """What decides the vectors of a sensor, as JSON values; of a language embedding its hash."""
+    """What decides a sensor's vectors, as JSON values; for a language embedding its hash."""
     values = {name: getattr(kind, name) for name in _DECISIVE} | {"dated": kind.dates > 1}
     if kind.language is not None:
         values["language"] = f"sha256:{hashlib.sha256(kind.language).hexdigest()}"
@@ -197,7 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
             raw = file.read(_MOST_BYTES + 1)
         if len(raw) > _MOST_BYTES:
             raise OptionError(f"larger than {_MOST_BYTES} bytes; expected a description in TOML")
-        # Some editors put a byte order mark before a text in UTF-8.
+        # Some editors put a byte order mark before UTF-8 text.
         return tomllib.loads(raw.decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise OptionError("no such file; expected a sensor's description in TOML") from error
@@ -206,7 +206,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _modality(given: Mapping[str, Any], folder: Path) -> Modality:
-    """Make a modality of fields; paths are below a folder."""
+    """Make a modality from fields; paths are relative to a folder."""
     for name in given:
         if name not in FIELDS:
             near = difflib.get_close_matches(str(name), FIELDS, n=1)
@@ -225,7 +225,7 @@ def _modality(given: Mapping[str, Any], folder: Path) -> Modality:
         bands = [f"{wavelength:g} nm" for wavelength in wavelengths]
     elif bands is None:
         bands = [key]
-    # The order of a set is another in every process.
+    # The order of a set differs in every process.
     if isinstance(bands, set | frozenset) or not is_several(bands):
         raise OptionError(f"bands is {bands!r:.60}; expected a list of names")
     bands = tuple(_text(band, "bands") for band in bands)
@@ -244,7 +244,7 @@ def _modality(given: Mapping[str, Any], folder: Path) -> Modality:
         stored_size=stored_size,
         input_size=whole_number(given.get("input_size", stored_size), "input_size", 1),
         kernel=whole_number(given.get("kernel", 16), "kernel", 1),
-        # Published tensors alone have another: those of Sentinel-2 are whole numbers.
+        # Only published tensors have another: those of Sentinel-2 are whole numbers.
         tensor_dtype="float32",
         dates=2 if flag(given.get("dated", True), "dated") else 1,
         local=flag(given.get("local", False), "local"),
@@ -264,14 +264,14 @@ def _modality(given: Mapping[str, Any], folder: Path) -> Modality:
 
 
 def _plain(kind: Modality) -> Modality:
-    """Return a modality of tuples, as keys of dictionaries, and of numbers that JSON knows."""
+    """Return a modality with tuples, to be hashable, and with numbers that JSON can hold."""
     plain: dict[str, Any] = {name: tuple(getattr(kind, name)) for name in _TEXTS}
     for name in _NUMBERS:
         if (value := getattr(kind, name)) is not None:
             plain[name] = numbers(value, name)
     for name in ("stored_size", "input_size", "kernel"):
         plain[name] = whole_number(getattr(kind, name), name, 1)
-    if not isinstance(kind.gsd, int):  # as those of published ones are, in plans too
+    if not isinstance(kind.gsd, int):  # as for published ones, in plans too
         plain["gsd"] = number(kind.gsd, "gsd", ", the side of a pixel in metres")
     # Only published tensors of Sentinel-2 are read as whole numbers.
     return replace(kind, tensor_dtype="float32", **plain)
@@ -284,7 +284,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _checked(kind: Modality) -> Modality:
-    """Return a sensor whose values fit each other and the model."""
+    """Return a sensor after checking that its values fit together and fit the model."""
     if not (isinstance(kind.key, str) and KEY.fullmatch(kind.key)):
         raise OptionError(
             f"key is {kind.key!r:.60}; expected small letters, digits and _, a letter "
@@ -292,8 +292,7 @@ def _checked(kind: Modality) -> Modality:
         )
     if kind.key in MODALITIES or kind.key == "general":
         raise OptionError(
-            f"key {kind.key!r} is taken, as those of all published modalities; give the sensor one "
-            "of its own"
+            f"key {kind.key!r} is that of a published modality; give the sensor its own key"
         )
     if len(set(kind.bands)) < len(kind.bands) or not kind.bands:
         raise OptionError(f"bands are {', '.join(kind.bands)}; expected each once")
@@ -303,7 +302,7 @@ def _checked(kind: Modality) -> Modality:
         values = getattr(kind, name)
         if not all(map(math.isfinite, values)) or (name != "mean" and 0 in values):
             raise OptionError(f"{name} is {_listed(values)}; expected finite numbers, and no 0")
-    # Unlike a scale, which may turn the sign of a band.
+    # Unlike a scale, which may change a band's sign.
     if min(kind.std) < 0:
         raise OptionError(f"std is {_listed(kind.std)}; expected positive numbers")
     if not 0 < kind.gsd < math.inf:
@@ -315,7 +314,9 @@ def _checked(kind: Modality) -> Modality:
             f"stored_size, such as {kind.stored_size // kind.kernel * kind.kernel}"
         )
     if not kind.typical[0] < kind.typical[1]:
-        raise OptionError("typical is no range; expected its lower and upper end, as in [0, 10000]")
+        raise OptionError(
+            "typical is not a range; expected its lower and upper end, as in [0, 10000]"
+        )
     _check_folders(kind)
     return kind
 
@@ -333,7 +334,7 @@ def _check_lengths(kind: Modality) -> None:
 
 
 def _check_kernel(kind: Modality) -> None:
-    """Refuse bands that the model can make no kernel of."""
+    """Refuse bands for which the model cannot make a kernel."""
     spectral = kind.wavelengths is not None
     if spectral == (kind.language_key is not None) or spectral != (kind.bandwidths is not None):
         raise OptionError(
@@ -342,15 +343,15 @@ def _check_kernel(kind: Modality) -> None:
         )
     if not spectral and len(kind.bands) != 1:
         raise OptionError(
-            f"{len(kind.bands)} bands, and a language embedding; expected one band, as a variable "
-            "has: describe several variables as several sensors"
+            f"{len(kind.bands)} bands and a language embedding; expected one band, the variable: "
+            "describe several variables as several sensors"
         )
     if kind.language is not None and len(kind.language) != 4 * LANGUAGE_DIM:
         raise OptionError(f"language has {len(kind.language)} bytes; expected 4 × {LANGUAGE_DIM}")
     for name, least in (("wavelengths", _NM[0]), ("bandwidths", 1.0)):
         wrong = [v for v in getattr(kind, name) or () if not least <= v <= _NM[1]]
         if wrong:
-            # Wavelengths of optical sensors in µm are below 100, so that the unit can be guessed.
+            # Wavelengths of optical sensors in µm are below 100, so the unit can be guessed.
             hint = ": µm times 1000" if 0 < wrong[0] < least else ""
             raise OptionError(
                 f"{name} has {wrong[0]:g}; expected nm, {least:g} to {_NM[1]:g}{hint}"
@@ -358,7 +359,7 @@ def _check_kernel(kind: Modality) -> None:
 
 
 def _check_folders(kind: Modality) -> None:
-    """Refuse folders that are outside of a tree, or those of other modalities."""
+    """Refuse folders outside the tree, or those of other modalities."""
     for folder in kind.folders:
         parts = folder.split("/")
         if not is_inside(folder) or len(parts) > 3:
@@ -370,19 +371,19 @@ def _check_folders(kind: Modality) -> None:
             theirs = other.split("/")
             if parts == theirs[: len(parts)] or theirs == parts[: len(theirs)]:
                 raise OptionError(
-                    f"folder {folder!r} is, or holds, that of a published modality, {other!r}; "
-                    "give the sensor one of its own"
+                    f"folder {folder!r} is, or contains, that of a published modality, {other!r}; "
+                    "give the sensor its own folder"
                 )
 
 
 def small_tokens(kind: Modality) -> str | None:
-    """Say that the tokens of a sensor are embedded without their area; None if they are not."""
+    """Return a note if a sensor's tokens are embedded without their area, else None."""
     if not math.isnan(kind.token_area):
         return None
     area = (kind.kernel * kind.gsd / 1000) ** 2
     return (
-        f"{kind.title}: a token of {kind.kernel} pixels of {kind.gsd:g} m has {area:.2g} km², and "
-        f"the model takes {AREA[0]:g} to {AREA[1]:g} km²: it is not told the area"
+        f"{kind.title}: a token of {kind.kernel} pixels of {kind.gsd:g} m has {area:.2g} km², but "
+        f"the model accepts {AREA[0]:g} to {AREA[1]:g} km²: the area is not given to it"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a WebDataset shard holds: samples, which are the members of one cell.
+"""Samples of a WebDataset shard: the members of one cell each.
 
 A sample is the tensors ``<cell id>.<modality>.pth`` that lie together, and ``<cell id>.json``,
 which names the images in them.
@@ -20,7 +20,7 @@ from copcube.images.tar import Member, members
 
 @dataclass
 class Sample:
-    """Members that lie together under one key, by the part of their names after the key."""
+    """Adjacent members with one key, by the part of their names after the key."""
 
     key: str
     parts: dict[str, Member] = field(default_factory=dict)
@@ -29,9 +29,9 @@ class Sample:
 def samples(archive: Archive, known: Iterable[str]) -> Iterator[Sample | ImageError]:
     """Yield the samples of a shard in order, and its error, if it has one, last.
 
-    A sample ends where the key changes or a part comes again. In a shard that was packed in
-    another order, such as all tensors of a modality together, tensors lie apart from the JSON
-    that names them: they are joined with it when the whole shard is known, and come last.
+    A sample ends where the key changes or a part is repeated. In a shard packed in another order,
+    such as all tensors of a modality together, tensors are apart from the JSON that names them:
+    they are joined with it when the whole shard is known, and come last.
     """
     apart: dict[str, list[Sample]] = {}
     listings: dict[str, list[Member]] = {}
@@ -53,7 +53,7 @@ def samples(archive: Archive, known: Iterable[str]) -> Iterator[Sample | ImageEr
 
 
 def _runs(archive: Archive, known: Iterable[str]) -> Iterator[Sample]:
-    """Yield members that lie together under one key; an error of the archive comes after them."""
+    """Yield adjacent members with one key; an error of the archive comes after them."""
     parts = {"json", *(f"{key}.pth" for key in known)}
     sample = Sample("")
     try:
@@ -72,10 +72,9 @@ def _runs(archive: Archive, known: Iterable[str]) -> Iterator[Sample]:
 
 
 def _joined(key: str, pieces: list[Sample], listings: list[Member]) -> Iterator[Sample]:
-    """Join pieces of one key that lie apart, each tensor with the JSON of that key.
+    """Join separate pieces of one key, each tensor with the JSON of that key.
 
-    Where several JSONs have that key, it is not known whose tensors these are: they are left
-    without one.
+    If several JSONs have that key, it is unknown whose tensors these are: they get none.
     """
     sample = Sample(key)
     for piece in pieces:
@@ -94,7 +93,7 @@ def _named(sample: Sample, listings: list[Member]) -> Sample:
 
 
 def require_cell(key: str) -> None:
-    """Refuse a sample whose key is no cell id.
+    """Refuse a sample whose key is not a cell id.
 
     Raises
     ------
@@ -102,7 +101,7 @@ def require_cell(key: str) -> None:
         If it is not the id of a cell.
     """
     if not re.fullmatch(r"\d{7}", key, re.ASCII):
-        raise ImageError(f"the key {key!r} is no cell id; expected seven digits")
+        raise ImageError(f"the key {key!r} is not a cell id; expected seven digits")
     grid.row_col(int(key))
 
 
@@ -112,13 +111,13 @@ def image_names(archive: Archive, sample: Sample) -> dict[str, Any]:
     Raises
     ------
     ImageError
-        If it is absent or no JSON object.
+        If it is absent or not a JSON object.
     """
     member = sample.parts.get("json")
     if member is None:
         raise ImageError(
-            f"found no {sample.key}.json, which names its images; the members of a cell lie "
-            "together in a shard, or its JSON is there once"
+            f"found no {sample.key}.json, which names its images; the members of a cell must be "
+            "adjacent in a shard, or its JSON must occur once"
         )
     demand(limits.CELL, member.size, member.name, ImageError)
     data = member.read(archive, 0, member.size)

@@ -1,7 +1,7 @@
 """The regular members of a tar archive, found by its headers alone.
 
-Nothing is extracted and no member's name ever becomes a path. Unlike `tarfile`, which
-ends quietly where an archive is cut or damaged, this says where.
+Nothing is extracted and no member's name ever becomes a path. `tarfile` stops silently where an
+archive is truncated or damaged; this module reports where.
 """
 
 import tarfile
@@ -57,19 +57,19 @@ class Member:
 
 
 def members(archive: Archive) -> Iterator[Member]:
-    """Regular files of an uncompressed tar, in order; links, folders and devices left out.
+    """Regular files of an uncompressed tar, in order; links, folders and devices are left out.
 
     Parameters
     ----------
     archive : Archive
-        What holds the bytes.
+        The archive's bytes.
 
     Raises
     ------
     ImageError
-        After the last whole member, if the archive is cut, damaged or endless.
+        After the last complete member, if the archive is truncated, damaged or endless.
     """
-    pending = Member("", 0, -1)  # what extension headers say of the next member
+    pending = Member("", 0, -1)  # fields of extension headers about the next member
     offset = 0
     for _ in range(_MAX_MEMBERS):
         block = archive.read(offset, _BLOCK)
@@ -78,15 +78,15 @@ def members(archive: Archive) -> Iterator[Member]:
         if len(block) == _BLOCK and not any(block):
             return
         if len(block) < _BLOCK:
-            raise ImageError(f"the archive is cut off at byte {offset}: it has no end mark")
+            raise ImageError(f"the archive is truncated at byte {offset}: it has no end mark")
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except tarfile.TarError as error:
             raise ImageError(f"damaged at byte {offset}: {error}") from error
         extension = header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
-        # A header has room for sizes below 8 GiB; a larger one stands in the extension before it.
+        # A header has room for sizes below 8 GiB; a larger one is in the extension before it.
         size = header.size if extension or pending.size < 0 else pending.size
-        # A hard link may state the size of its target, and yet no data follow.
+        # A hard link may state the size of its target although no data follow.
         if header.type in _WITHOUT_DATA:
             size = 0
         if size < 0:
@@ -95,7 +95,7 @@ def members(archive: Archive) -> Iterator[Member]:
         offset = start + -(-size // _BLOCK) * _BLOCK
         if start + size > archive.size:
             raise ImageError(
-                f"the archive is cut off at byte {archive.size}: "
+                f"the archive is truncated at byte {archive.size}: "
                 f"{pending.name or header.name!r} of {size} bytes begins at {start}"
             )
         if extension:

@@ -6,11 +6,11 @@ The tensors of Copernicus-Pretrain were made from its rasters by kornia's
 1. the shorter side becomes S, the other ``int(S · longer/shorter)``, truncated
    (``kornia.geometry.transform.affwarp``);
 2. both axes are resized bilinearly by the rule of ``torch.nn.functional.interpolate``
-   with ``align_corners=True``, kornia's default, and no antialiasing: of m pixels made
-   of n, pixel o samples ``o·(n - 1)/(m - 1)``;
+   with ``align_corners=True``, kornia's default, without antialiasing: of m pixels made from n,
+   pixel o samples ``o·(n - 1)/(m - 1)``;
 3. the window that starts at ``int((m - S) / 2)`` is kept
    (``kornia.augmentation.random_generator``);
-4. integers, which were resized as floats, lose what follows the decimal point.
+4. integers, resized as floats, lose their fraction.
 """
 
 import math
@@ -23,7 +23,7 @@ from copcube.errors import ImageError, OptionError
 from copcube.modalities import MODALITIES, Modality
 
 RESAMPLING = "bilinear, corners aligned"
-"""How `to_tensor_form` resizes, as plans, rows and cubes say it."""
+"""How `to_tensor_form` resizes, as recorded in plans, rows and cubes."""
 
 _RESCALED_BANDS = (0, 9)
 _TOO_LARGE = 1e6
@@ -32,21 +32,21 @@ _TOO_LARGE = 1e6
 def to_tensor_form(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
     """Bring a raster to the side S at which its modality is published.
 
-    Only the pixels of the final window are computed. A raster that needs no resizing
-    comes back as a view.
+    Only the pixels of the final window are computed. A raster that needs no resizing is returned as
+    a view.
 
     Parameters
     ----------
     pixels : numpy.ndarray
         (bands, rows, columns), any size, any integer or float dtype.
     modality : Modality
-        Says S, its ``stored_size``.
+        Its ``stored_size`` is S.
 
     Returns
     -------
     numpy.ndarray
-        (bands, S, S) in the dtype of ``pixels``. Integers are truncated. A pixel of a
-        resized raster is NaN if one that it is interpolated from is NaN.
+        (bands, S, S) in the dtype of ``pixels``. Integers are truncated. A pixel of a resized
+        raster is NaN if one of its source pixels is NaN.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def to_tensor_form(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
     """
     if pixels.ndim != 3 or not pixels.size:
         raise ImageError(
-            f"an array of shape {pixels.shape} is no image; expected (bands, rows, columns), "
+            f"an array of shape {pixels.shape} is not an image; expected (bands, rows, columns), "
             "none of them 0"
         )
     size = modality.stored_size
@@ -68,21 +68,21 @@ def to_tensor_form(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
 
 
 def mend(pixels: NDArray[Any], modality: Modality) -> tuple[NDArray[Any], bool]:
-    """Undo what publishing did to pixels, by the one rule for images from everywhere.
+    """Undo what publishing did to pixels, in the same way for all images.
 
-    What is mended stays as it is when it is mended again.
+    Repeating it changes nothing.
 
     Parameters
     ----------
     pixels : numpy.ndarray
         (bands, rows, columns), any real dtype; NaN where there is no data.
     modality : Modality
-        What they show. Pixels of other sensors than the published ones are left alone.
+        What they show. Pixels of sensors other than the published ones are left unchanged.
 
     Returns
     -------
     pixels : numpy.ndarray
-        `unwrapped`, and of Sentinel-3 in float32 and corrected by `rescale_s3`.
+        `unwrapped`; for Sentinel-3 in float32 and corrected by `rescale_s3`.
     rescaled : bool
         Whether bands of Sentinel-3 were corrected.
     """
@@ -93,18 +93,18 @@ def mend(pixels: NDArray[Any], modality: Modality) -> tuple[NDArray[Any], bool]:
 
 
 def unwrapped(pixels: NDArray[Any], modality: Modality) -> NDArray[Any]:
-    """View counts of Sentinel-2 that are int16 as the uint16 that wrapped above 32767.
+    """View int16 counts of Sentinel-2 as the uint16 that wrapped above 32767.
 
-    All others are returned as they are, and so is imagery of other sensors.
+    Other counts and imagery of other sensors are returned unchanged.
     """
     wrapped = modality == MODALITIES["s2_toa"] and pixels.dtype.newbyteorder("=") == np.int16
     return pixels.view(pixels.dtype.str.replace("i", "u")) if wrapped else pixels
 
 
 def rescale_s3(pixels: NDArray[Any]) -> tuple[NDArray[Any], bool]:
-    """Undo the factor of 1e9 that bands Oa01 and Oa10 of some Sentinel-3 tensors carry.
+    """Undo the factor of 1e9 in bands Oa01 and Oa10 of some Sentinel-3 tensors.
 
-    The pretraining code multiplies these two bands by 1e-9 without looking. Here a band is
+    The pretraining code multiplies these two bands by 1e-9 unconditionally. Here a band is
     corrected only if its median magnitude exceeds 1e6: radiances stay below 1e5.
 
     Parameters
@@ -130,13 +130,13 @@ def rescale_s3(pixels: NDArray[Any]) -> tuple[NDArray[Any], bool]:
 def has_valid_pixel(pixels: NDArray[Any], modality: Modality) -> bool:
     """Whether any pixel of an image (bands, rows, columns) holds data.
 
-    NaN and infinities are no data, and 0 in every band is none where the modality says so
-    (`Modality.zero_is_missing`); an elevation model of nothing but 0 is the sea.
+    NaN and infinities are no data, as is 0 in every band if the modality says so
+    (`Modality.zero_is_missing`); an elevation model of only 0 is the sea.
     """
     if not pixels.size:
         return False
     _, rows, columns = pixels.shape
-    # Nearly all images have data in the middle, and one pixel is found faster than all.
+    # Nearly all images have data in the middle, and one pixel is checked faster than all.
     middle = pixels.item(0, rows // 2, columns // 2)
     if math.isfinite(middle) and (middle != 0 or not modality.zero_is_missing):
         return True
@@ -152,8 +152,8 @@ def has_valid_pixel(pixels: NDArray[Any], modality: Modality) -> bool:
 def declared_missing(pixels: NDArray[Any], nodata: float, modality: Modality) -> NDArray[np.bool_]:
     """Which pixels of an image (bands, rows, columns), as it is stored, equal its nodata value.
 
-    A nodata value of 0 means pixels that are 0 in every band, since a single dark band may well
-    be 0, in whole numbers and where 0 in every band means no data anyhow.
+    For whole numbers, and modalities where 0 in every band means no data, a nodata value of 0 means
+    pixels that are 0 in every band, since a single dark band may be 0.
     """
     with np.errstate(over="ignore"):
         equal = pixels == (pixels.dtype.type(nodata) if pixels.dtype.kind == "f" else nodata)
@@ -178,8 +178,8 @@ def scaled(
 ) -> NDArray[Any]:
     """Apply the scales and offsets that a file declares for its bands.
 
-    Counts of Sentinel-2 are wanted as they are stored, and so are the pixels of a sensor of
-    one's own, whose statistics are those of stored pixels (`takes_scales`).
+    Counts of Sentinel-2 are used as stored, and so are the pixels of users' own sensors, whose
+    statistics describe stored pixels (`takes_scales`).
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def scaled(
 
 
 def refuse_unusable_scales(scales: NDArray[Any], offsets: NDArray[Any]) -> None:
-    """Refuse scales of 0, which would make all pixels alike, and what is not finite.
+    """Refuse scales of 0, which would make all pixels equal, and values that are not finite.
 
     Raises
     ------
@@ -211,19 +211,19 @@ def refuse_unusable_scales(scales: NDArray[Any], offsets: NDArray[Any]) -> None:
         if not good.all():
             raise OptionError(
                 f"a {name} of {values[~good][0]:g} is declared for pixels; expected a finite "
-                "number, and no scale of 0: correct it in the file, or remove it"
+                "number, and for a scale not 0: correct it in the file, or remove it"
             )
 
 
 def takes_scales(modality: Modality) -> bool:
-    """Whether scales and offsets that are declared for the pixels of a modality are applied."""
+    """Whether declared scales and offsets are applied to a modality's pixels."""
     return modality.is_published and modality.key != "s2_toa"
 
 
 def _resized(rows: int, cols: int, size: int) -> tuple[int, int]:
     """Rows and columns once the shorter side is ``size``; the longer one is truncated.
 
-    In kornia's own order of operations, so that 960 × 965 becomes 960 × 964 as it did there.
+    In kornia's order of operations, so that 960 × 965 becomes 960 × 964 as there.
     """
     aspect = cols / rows
     return (int(size / aspect), size) if aspect < 1 else (size, int(size * aspect))
@@ -241,8 +241,8 @@ def _resize_axis(pixels: NDArray[Any], axis: int, length: int, size: int) -> NDA
     weight = weight.reshape(-1, *(1,) * (pixels.ndim - 1 - axis))
     before, after = np.take(pixels, lower, axis), np.take(pixels, upper, axis)
     with np.errstate(invalid="ignore"):  # infinities become NaN
-        # torch adds the first product before it is rounded to float32; a sum that is rounded
-        # otherwise would now and then truncate to another integer.
+        # torch adds the first product before rounding it to float32; a sum rounded differently
+        # would sometimes truncate to another integer.
         exact = before * (1 - weight).astype(np.float64)
         return np.asarray((exact + after * weight).astype(work))
 
@@ -250,7 +250,7 @@ def _resize_axis(pixels: NDArray[Any], axis: int, length: int, size: int) -> NDA
 def _is_too_large(band: NDArray[Any]) -> bool:
     """Whether the median of the finite absolute values of a band exceeds 1e6."""
     sizes = np.abs(band)
-    # The maximum is found much faster than the median, which it bounds.
+    # The maximum bounds the median and is found much faster.
     if not np.fmax.reduce(sizes, axis=None, initial=0) > _TOO_LARGE:
         return False
     finite = sizes[np.isfinite(sizes)]

@@ -1,9 +1,9 @@
 """The tensor of a member of a shard, found in its file without torch.
 
-`torch.load` copies the numbers and holds the interpreter meanwhile, so that further decoding
-threads gain nothing. Here any part of the numbers is read where it lies, by the reader of
-`copcube.files.torchfile`, with which no file can run code, take endless time or ask for more
-memory than it has bytes itself.
+`torch.load` copies the numbers and blocks the interpreter meanwhile, so that further decoding
+threads gain nothing. Here any part of the numbers is read in place, by the reader of
+`copcube.files.torchfile`, with which no file can run code, take endless time or need more memory
+than its own size.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ from copcube.files.torchfile import read_torch_archive
 from copcube.files.zip_directory import Read
 
 _HEAD = 2048
-"""First bytes of a file, which hold its pickle and the headers of its members."""
+"""Bytes at the start of a file, with its pickle and the headers of its members."""
 _MAX_PICKLE = 2048
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where the numbers of a contiguous tensor lie in a file.
+    """Position of the numbers of a contiguous tensor in a file.
 
     Parameters
     ----------
@@ -56,9 +56,9 @@ class StoredTensor:
         return ITEMSIZES[self.dtype]
 
     def decode(self, raw: bytes) -> NDArray[Any]:
-        """Numbers (n,) of some bytes of the tensor, in its dtype; bfloat16 as float32.
+        """Decode bytes of the tensor to numbers (n,) in its dtype; bfloat16 becomes float32.
 
-        They share the memory of the bytes, and are read-only, where nothing is converted.
+        Without conversion, they share the memory of the bytes and are read-only.
         """
         if self.dtype == "bfloat16":
             # The upper half of a float32; NumPy has no such type.
@@ -83,8 +83,8 @@ def locate_tensor(read: Read, size: int, shapes: Sequence[Shape]) -> StoredTenso
     Raises
     ------
     ImageError
-        If it holds anything else: code, other objects, a tensor larger than its storage, one
-        of another shape or that is not contiguous; or if the file is damaged.
+        If it holds anything else: code, other objects, a tensor larger than its storage, of another
+        shape or not contiguous; or if the file is damaged.
     """
     head = read(0, min(size, _HEAD))
 
@@ -109,11 +109,11 @@ def locate_tensor(read: Read, size: int, shapes: Sequence[Shape]) -> StoredTenso
         if (other := other_than(("torch", "zip", "pickle"), head)) is not None:
             raise ImageError(f"expected a file of torch.save, found {other}") from error
         raise ImageError(
-            f"not a whole file of torch.save: {error}; get it anew, or save the tensor again"
+            f"not a complete file of torch.save: {error}; get a new copy, or save the tensor again"
         ) from error
 
 
-# Tensors of one shape and dtype have the same pickle, so few are read of a whole build.
+# Tensors of one shape and dtype have the same pickle, so a build reads few of them.
 @lru_cache(maxsize=256)
 def _described(pickled: bytes) -> Tensor:
     """Read the pickle of one tensor; errors are those of `described`."""

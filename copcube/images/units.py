@@ -1,7 +1,7 @@
-"""Whether pixels are in the units that the encoder was trained with.
+"""Checks that pixels are in the units that the encoder was trained with.
 
-Units cannot be read off numbers, but the usual mistakes are far outside: linear power where
-decibels are expected, reflectances of 0 to 1 where counts are, -9999 that nobody declared.
+Units cannot be inferred from numbers, but the usual mistakes give values far outside the range:
+linear power instead of decibels, reflectances of 0 to 1 instead of counts, an undeclared -9999.
 """
 
 import math
@@ -16,28 +16,28 @@ from copcube.errors import OptionError
 from copcube.modalities import Modality
 
 _SAMPLES = 8
-"""Pixels a side that are looked at in every band."""
+"""Pixels per side that are examined in every band."""
 _FAR = 5
 """Standard deviations from the mean within which values of any sensor are possible."""
 _FEET = re.compile(r"\b(ft|foot|feet)\b", re.IGNORECASE)
 _IMPOSSIBLE = (-9000.0, 1e6)
-"""What lies beyond is in no unit of any modality, but is how files mark what is missing."""
+"""Values beyond this are in no unit of any modality; files use them to mark missing pixels."""
 
 
 def strange(pixels: NDArray[Any], modality: Modality) -> str | None:
-    """Say what of an image's values lies far outside of its modality's.
+    """Describe values of an image that are far outside its modality's range.
 
     Parameters
     ----------
     pixels : numpy.ndarray
-        (bands, rows, columns); NaN, infinities and, where the modality says so, 0 are no data.
+        (bands, rows, columns); NaN, infinities and, if the modality says so, 0 are no data.
     modality : Modality
-        Says its units, and in which range the median of an image lies.
+        Has the units, and the range of an image's median.
 
     Returns
     -------
     str or None
-        Such as "a median of 0.04"; None if nothing is strange. Some pixels are looked at.
+        Such as "a median of 0.04"; None if nothing is unusual. Only some pixels are examined.
     """
     rows, columns = (max(1, length // _SAMPLES) for length in pixels.shape[1:])
     some = pixels[:, rows // 2 :: rows, columns // 2 :: columns]
@@ -56,24 +56,24 @@ def strange(pixels: NDArray[Any], modality: Modality) -> str | None:
 
 
 def remedy(modality: Modality) -> str:
-    """Say what an image should be like, and what to do if it is not."""
+    """Describe what an image should be like, and what to do if it is not."""
     low, high = modality.typical
     median = ""
     if math.isfinite(high - low):
         median = f", with a median between {low:g} and {high:g}: {modality.remedy}"
     return (
-        f"{modality.title} is expected in {modality.units}{median}, and declare as nodata what "
-        "marks missing pixels"
+        f"{modality.title} is expected in {modality.units}{median}, with the value of missing "
+        "pixels declared as nodata"
     )
 
 
 def refuse_units(given: object, modality: Modality) -> None:
-    """Refuse heights that are in feet, by what a file says: they look like any others.
+    """Refuse heights that a file says are in feet: they look like any others.
 
     Parameters
     ----------
     given : object
-        What the file says of the units of pixels; anything but a text says nothing.
+        The file's units of pixels; ignored unless a text.
     modality : Modality
         What they show.
 
@@ -83,11 +83,11 @@ def refuse_units(given: object, modality: Modality) -> None:
         If they are heights in feet.
     """
     if modality.key == "dem" and isinstance(given, str) and _FEET.search(given):
-        raise OptionError(f"heights are said to be in {given}; expected metres: 0.3048 of a foot")
+        raise OptionError(f"heights are in {given}; expected metres (1 ft = 0.3048 m)")
 
 
 def _possible(modality: Modality) -> tuple[float, float]:
-    """Range in which pixels may mean something; that of other sensors holds their statistics."""
+    """Range of possible pixel values; for other sensors, it contains their statistics."""
     lowest, highest = _IMPOSSIBLE
     if modality.is_published:
         return lowest, highest
@@ -97,22 +97,24 @@ def _possible(modality: Modality) -> tuple[float, float]:
 
 
 def require_offset(offset: Any, modality: Modality | None = None) -> int:
-    """Return what is to be subtracted from counts.
+    """Check and return the offset to subtract from counts.
 
     Raises
     ------
     OptionError
-        If it is no whole number from 0 to 10,000, or for another modality than Sentinel-2.
+        If it is not a whole number from 0 to 10,000, or not for Sentinel-2.
     """
     counts = " counts to subtract, 1000 for Sentinel-2 of processing baseline 04.00 or later"
     number = whole_number(offset, "s2_offset", 0, 10_000, counts)
     if number and modality is not None and modality.key != "s2_toa":
-        raise OptionError(f"s2_offset= is of Sentinel-2 counts; images is of {modality.title}")
+        raise OptionError(
+            f"s2_offset= is for Sentinel-2 counts; these images are of {modality.title}"
+        )
     return number
 
 
 def without_offset(pixels: NDArray[Any], offset: int) -> NDArray[Any]:
-    """Subtract from Sentinel-2 counts what they have been higher by since baseline 04.00.
+    """Subtract from Sentinel-2 counts the offset added since baseline 04.00.
 
     Parameters
     ----------
@@ -124,13 +126,13 @@ def without_offset(pixels: NDArray[Any], offset: int) -> NDArray[Any]:
     Returns
     -------
     numpy.ndarray
-        In the dtype of `pixels`. Zeros stay zeros, and no other count becomes one, since 0
-        means no data.
+        In the dtype of `pixels`. Zeros stay zeros, and no other count becomes 0, since 0 means no
+        data.
     """
     if not offset:
         return pixels
     if pixels.dtype.kind in "iu" and np.iinfo(pixels.dtype).max < offset:
-        # All are below it, and NumPy 2.0 crashes where they are compared with it.
+        # All counts are below it, and NumPy 2.0 crashes when comparing them with it.
         return np.asarray(np.minimum(pixels, pixels.dtype.type(1)))
     # Not np.maximum(pixels - offset, 1): unsigned counts below the offset would wrap.
     lowered = np.where(pixels > offset, pixels - pixels.dtype.type(offset), pixels.dtype.type(1))

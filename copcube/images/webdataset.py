@@ -1,11 +1,11 @@
 """Images from WebDataset shards of Copernicus-Pretrain.
 
-A shard is a tar of samples, one a cell: ``<cell id>.<modality>.pth``, tensors, and
-``<cell id>.json``, which names every image in them, ``<cell>/<local patch>/<date>`` nested
-as the tensor is. The names say which images these are, and are checked before a tensor is
-read: the script that wrote the shards pads dates by repeating some, and where a cell lacks a
-modality it wrote the tensor and the names of the cell before once more. Where that modality
-is the elevation model, even the key is that of the cell before.
+A shard is a tar of samples, one per cell: ``<cell id>.<modality>.pth``, tensors, and ``<cell
+id>.json``, which names every image in them, ``<cell>/<local patch>/<date>`` nested as the tensor
+is. The names identify the images, and are checked before a tensor is read: the script that wrote
+the shards pads dates by repeating some, and if a cell lacks a modality, it repeats the tensor and
+the names of the previous cell. If that modality is the elevation model, even the key is the
+previous cell's.
 """
 
 import glob
@@ -41,7 +41,7 @@ _MAX_PATTERN = 100_000
 _SPAN = re.compile(r"(\d{1,9})\.\.(\d{1,9})", re.ASCII)
 _BRACES = re.compile(r"\{(\d{1,9}\.\.\d{1,9}|[^{}]*,[^{}]*)\}", re.ASCII)
 _READ_WHOLE = 1 << 20
-"""Bytes up to which a tensor is read as a whole."""
+"""Bytes up to which a tensor is read at once."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
@@ -55,7 +55,7 @@ def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "WebDatasetSourc
         ``example-{000000..000009}.tar``, each part a range or a list with commas; or the
         address of a shard or of a folder of shards, or a brace pattern of addresses.
     sensors : tuple of Modality
-        Sensors of one's own, whose tensors may be in the shards.
+        Users' own sensors, whose tensors may be in the shards.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "WebDatasetSourc
         names = _expand(whole)
         by_name = {name: matches(name) for name in names}
         missing = [name for name, match in by_name.items() if not match]
-        # A single name that matches nothing may still be of another kind of source.
+        # A single name that matches nothing may still be another kind of source.
         if missing and len(names) > 1 and whole.endswith(".tar"):
             raise _lacking(path, names, missing)
         found = sorted(set(itertools.chain.from_iterable(by_name.values())))
@@ -108,7 +108,7 @@ def _at_address(url: str) -> "WebDatasetSource":
             raise _lacking(url, names, missing)
     elif url.startswith("http"):
         raise SourceError(
-            f"{url}: web servers list no folders; name the shards, as in "
+            f"{url}: web servers do not list folders; name the shards, as in "
             "https://host/shards/example-{000000..000009}.tar"
         )
     else:
@@ -125,12 +125,12 @@ def _at_address(url: str) -> "WebDatasetSource":
     while not all(name.startswith(f"{root}/") for name, _ in shards):
         root = root.rpartition("/")[0]
     if "://" not in root:
-        raise SourceError(f"{url}: shards of several buckets or hosts; build from one at a time")
+        raise SourceError(f"{url}: shards in several buckets or hosts; build from one at a time")
     return WebDatasetSource(root, tuple((n.removeprefix(f"{root}/"), size) for n, size in shards))
 
 
 def _by_name(path: str) -> tuple[str, str]:
-    """Order of shards: by their names, which number them, then by their folders."""
+    """Sort key of shards: their names, which number them, then their folders."""
     return path.rpartition("/")[2], path
 
 
@@ -153,11 +153,11 @@ def _refuse_compressed(names: Iterable[str]) -> None:
 def _expand(pattern: str) -> list[str]:
     """Expand a pattern with ``{a..b}`` and ``{x,y}`` to all texts, in order.
 
-    As in a shell, braces around anything else stand for themselves.
+    As in a shell, braces around anything else are literal.
     """
     parts: list[list[str]] = []
     count = 1
-    # Texts, and after each, but for the last, what stands in the braces behind it.
+    # Texts, each except the last followed by the content of its braces.
     for i, text in enumerate(_BRACES.split(pattern)):
         choices = text.split(",") if i % 2 else [text]
         if i % 2 and (span := _SPAN.fullmatch(text)):
@@ -186,7 +186,7 @@ class _Tensor:
 
     @property
     def cell(self) -> int:
-        """Cell of all its images, of which there is one at least."""
+        """Cell of all its images, of which there is at least one."""
         return self.images[0][0].grid_id
 
 
@@ -201,7 +201,7 @@ class WebDatasetSource:
     shards : tuple of (str, int)
         Path in it and size in bytes of every shard.
     sensors : tuple of Modality
-        Sensors of one's own, whose tensors are called after their keys: ``0772176.KEY.pth``.
+        Users' own sensors, whose tensors are named after their keys: ``0772176.KEY.pth``.
     """
 
     root: str
@@ -219,10 +219,10 @@ class WebDatasetSource:
         return replace(self, shards=())
 
     def partitions(self) -> list[Partition]:
-        """List the shards, one a partition, by their names wherever they lie."""
+        """List the shards, one per partition, by name wherever they are."""
         paths = [path for path, _ in self.shards]
         names = [path.removesuffix(".tar").replace("/", "-") for path in paths]
-        if len(set(names)) < len(names):  # as of a/b.tar and a-b.tar
+        if len(set(names)) < len(names):  # as for a/b.tar and a-b.tar
             names = [f"{number:06d}-{name}" for number, name in enumerate(names)]
         return [Partition(name, (path,)) for name, path in zip(names, paths, strict=True)]
 
@@ -242,10 +242,10 @@ class WebDatasetSource:
         return counts
 
     def jobs(self, partition: Partition, selection: Selection) -> Iterator[Job | Rejected]:
-        """Reading jobs, one a member, sample by sample as they lie in the shard.
+        """Reading jobs, one per member, sample by sample in the shard's order.
 
-        Within a sample they are ordered by modality. What the names alone reject comes
-        between them, as `Rejected`.
+        Within a sample they are ordered by modality. What is rejected by name alone comes between
+        them, as `Rejected`.
         """
         for path in partition.paths:
             archive = open_archive(self._at(path), whole=True)
@@ -259,9 +259,9 @@ class WebDatasetSource:
 def _chosen(
     archive: Archive, path: str, selection: Selection, known: Mapping[str, Modality]
 ) -> Iterator[_Tensor | Rejected]:
-    """Yield the tensors of a shard in its order, each image in one, and what is rejected.
+    """Yield the tensors of a shard in order, each image only once, and what is rejected.
 
-    A tensor is stale if it brings nothing new and names another cell than those that do.
+    A tensor is stale if it has no new image and names a cell other than those that do.
     """
     seen: set[Identity] = set()
     nothing = True
@@ -280,7 +280,7 @@ def _chosen(
         if not tensors:
             continue
         new = [_once(tensor, seen) for tensor in tensors]
-        # The cell of the new images decides, since the key may be that of the sample before.
+        # The cell of the new images decides, since the key may be the previous sample's.
         own = {tensor.cell for tensor in new if tensor.images} or {int(sample.key)}
         for tensor, rest in zip(tensors, new, strict=True):
             again = len(tensor.images) - len(rest.images)
@@ -288,7 +288,7 @@ def _chosen(
                 reason = f"its images are those of cell {tensor.cell:07d}, which come before it"
                 yield Rejected(path, tensor.member.name, "stale", reason, again)
             elif again:
-                reason = f"{again} of {len(tensor.images)} images are repeated ones of this shard"
+                reason = f"{again} of {len(tensor.images)} images repeat earlier ones of this shard"
                 yield Rejected(path, tensor.member.name, "duplicate", reason, again)
             if rest.images:
                 yield rest
@@ -310,7 +310,7 @@ def _tensors(
         return
     try:
         require_cell(sample.key)
-        # Without its names no tensor of the sample can be placed, so that all of them are left out.
+        # Without its names no tensor of the sample can be located, so all of them are left out.
         names = image_names(archive, sample)
     except CopcubeError as error:
         for key in wanted:
@@ -346,7 +346,7 @@ def _read(archive: Archive, path: str, tensor: _Tensor) -> list[Image | Rejected
 
 
 def _once(tensor: _Tensor, seen: set[Identity]) -> _Tensor:
-    """Keep the images that were not seen before, in fixed order."""
+    """Keep the images not seen before, in fixed order."""
     first: dict[Identity, Index] = {}
     for image, index in tensor.images:
         if image not in seen:
@@ -362,8 +362,7 @@ def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
     Raises
     ------
     ImageError
-        If it holds no tensor, or one of another shape or data type than the modality and
-        its names say.
+        If it holds no tensor, or its shape or data type does not match the modality and its names.
     """
     member, modality = tensor.member, tensor.modality
     shape = tensor.lead + modality.shape
@@ -383,8 +382,8 @@ def _pixels(archive: Archive, tensor: _Tensor) -> list[NDArray[Any]]:
         stack = everything.reshape(-1, *modality.shape)
         images = [stack[number] for number in numbers]
     else:
-        # Repeated and unselected images are not read. One buffer an image is also smaller than
-        # one for all, so that the allocator reuses it instead of asking the system for pages.
+        # Repeated and unselected images are not read. One buffer per image is also smaller than one
+        # for all, so the allocator reuses it instead of requesting pages from the system.
         starts = [stored.start + number * size for number in numbers]
         images = [stored.decode(read(at, size)).reshape(modality.shape) for at in starts]
     return [to_stored(image, modality) for image in images]

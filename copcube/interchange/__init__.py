@@ -1,7 +1,7 @@
-"""Published forms in and out.
+"""Reading and writing the published formats.
 
-`copcube.interchange.engine` is the xarray engine ``copembed``, which opens published maps and
-our exports as cubes; `convert` makes Zarr cubes of them; ``to_…`` and `export` write them.
+`copcube.interchange.engine` is the xarray engine ``copembed``, which opens published maps and our
+exports as cubes; `convert` makes Zarr cubes from them; ``to_…`` and `export` write them.
 """
 
 from copcube.interchange.convert import convert

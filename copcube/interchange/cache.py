@@ -1,16 +1,15 @@
 """Decoded maps in the user's cache folder, as Zarr.
 
-Some forms cannot be read in part: a deflated npz, a table of averages in any order, a GeoTIFF
-whose tiles hold all bands. Such a map is decoded once, when its vectors are first read, into
-a Zarr array of 45 × 45 cells a chunk, and is read from there, by this process and by others.
+Some formats cannot be read in part: a deflated npz, a table of averages in any order, a GeoTIFF
+whose tiles hold all bands. Such a map is decoded once, when its vectors are first read, into a Zarr
+array of 45 × 45 cells a chunk, and is read from there, by this process and by others.
 
     COPCUBE_CACHE/HASH.zarr      (721, 1440, D) float32, NaN where missing, rows and columns as
                                  in the file
 
-Its chunks are not compressed: they are read and written here, past zarr.
-HASH is made of path, size and time of modification of the map's files, wherever they lie, so that
-a file that changed is decoded anew, and of `_DECODER`. The entries that were used last are kept,
-`KEEP` of them.
+Its chunks are not compressed; they are read and written here, without zarr. HASH depends on path,
+size and modification time of the map's files, so that a changed file is decoded again, and on
+`_DECODER`. The `KEEP` most recently used entries are kept.
 """
 
 import hashlib
@@ -39,23 +38,23 @@ from copcube.grid import Integers
 log = logging.getLogger("copcube")
 
 FilledCells = tuple[Integers, Integers, NDArray[np.float32]]
-"""Rows and columns of some cells that hold a vector, (n,), and their vectors, (n, D)."""
+"""Rows and columns of cells that hold a vector, (n,), and their vectors, (n, D)."""
 
 KEEP = 8
 """Entries kept. The published map takes 1 to 2 GB."""
 
 _CHUNKS = "copcube_chunks"
 _DECODER = "2 "
-"""Changes with what a cell that is missing looks like in a file."""
+"""Version of the decoder; changes if missing cells are recognised differently."""
 _TRIES = 3
 _DECODING = threading.Lock()
-"""Held while a map is decoded, so that the threads of a process do not all do it."""
+"""Held while a map is decoded, so that only one thread of a process does it."""
 
 
 def cache_folder() -> Path:
     """Folder of the decoded maps: ``COPCUBE_CACHE``, or the platform's folder for caches."""
     if named := os.environ.get("COPCUBE_CACHE"):
-        return Path(named).expanduser()  # a shell does not do so everywhere
+        return Path(named).expanduser()  # a shell does not always expand ~
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
@@ -76,11 +75,11 @@ class DecodedMap:
     Parameters
     ----------
     files, versions : sequence of str
-        Files that the map is read from, and what `versions` said of them when it was opened.
+        Files that the map is read from, and their `versions` when it was opened.
     dim : int
         Length of its vectors.
     cells : callable
-        Decodes the files: gives all filled cells, each once, in any order.
+        Decodes the files: yields all filled cells, each once, in any order.
     """
 
     def __init__(
@@ -108,12 +107,12 @@ class DecodedMap:
             with suppress(FileNotFoundError, NotADirectoryError):
                 number = _number_of_chunks(str(entry))
                 values = _read(entry, self._dim, rows, cols, dims)
-                # A chunk that is not there stands for missing cells, and cleaners of caches remove
-                # files, so that a reader looks whether all were there.
+                # An absent chunk stands for missing cells, and cache cleaners remove files, so a
+                # reader checks that all exist.
                 if number == _stored(entry):
                     return values
             self._decode(entry)
-        raise WriteError(f"{entry} is removed as often as it is made; {_REMEDY}")
+        raise WriteError(f"{entry} is removed each time it is made; {_REMEDY}")
 
     def _entry(self) -> Path:
         text = _DECODER + "\n".join(self._versions)
@@ -147,7 +146,7 @@ class DecodedMap:
                     finally:
                         require_unchanged(self._files, self._versions)
                     array.attrs[_CHUNKS] = _stored(temporary)
-                with suppress(OSError):  # another process was faster; its entry is the same
+                with suppress(OSError):  # another process was faster, with the same entry
                     temporary.rename(entry)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -157,8 +156,8 @@ class DecodedMap:
 def _write(
     folder: Path, dim: int, rows: Integers, cols: Integers, vectors: NDArray[np.float32]
 ) -> None:
-    """Write cells, block by block: chunks that are there already are completed."""
-    # Not through zarr, whose way to each of some hundred chunks takes longer than their bytes.
+    """Write cells block by block; existing chunks are completed."""
+    # Not through zarr, whose overhead for hundreds of chunks exceeds the writing itself.
     block = rows // grid.BLOCK * grid.N_LON + cols // grid.BLOCK
     order = np.argsort(block, kind="stable")
     for part in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
@@ -174,7 +173,7 @@ def _write(
 
 
 def _read(folder: Path, dim: int, rows: Integers, cols: Integers, dims: Any) -> NDArray[np.float32]:
-    """Read the cells where rows and columns cross; those of chunks that are not there are NaN."""
+    """Read the cells where rows and columns cross; those of absent chunks are NaN."""
     shape = len(rows), len(cols), len(np.arange(dim)[dims])
     values = np.full(shape, np.nan, np.float32)
     for i in np.unique(rows // grid.BLOCK).tolist():
@@ -193,19 +192,19 @@ def _chunk(folder: Path, i: int, j: int, dim: int) -> NDArray[np.float32] | None
     except FileNotFoundError:
         return None
     if values.size != grid.BLOCK**2 * dim:
-        _remove(folder)  # it was cut off; what is not there is decoded again
+        _remove(folder)  # it was truncated; what is absent is decoded again
         raise FileNotFoundError(folder)
     return values.reshape(grid.BLOCK, grid.BLOCK, dim)
 
 
 def versions(files: Iterable[str]) -> tuple[str, ...]:
-    """Names of files or objects, each with what changes when its content does."""
+    """Names of files or objects, each with a version that changes with its content."""
     names = ((file, file if is_remote(file) else os.path.abspath(file)) for file in files)
     return tuple(f"{name} {version(file)}" for file, name in names)
 
 
 def require_unchanged(files: Sequence[str], known: Sequence[str]) -> None:
-    """Check that files are those of which a map was opened.
+    """Check that files are those from which a map was opened.
 
     Raises
     ------
@@ -214,7 +213,7 @@ def require_unchanged(files: Sequence[str], known: Sequence[str]) -> None:
     """
     for file, then, now in zip(files, known, versions(files), strict=True):
         if then != now:
-            raise CubeError(f"{file}: changed or removed since it was opened; open it anew")
+            raise CubeError(f"{file}: changed or removed since it was opened; open it again")
 
 
 def _stored(folder: Path) -> int:
@@ -223,8 +222,8 @@ def _stored(folder: Path) -> int:
 
 
 def _whole(entry: Path) -> bool:
-    """Whether an entry is there with all its chunks."""
-    # The entry that was opened last may have been removed since.
+    """Whether an entry exists with all its chunks."""
+    # The entry opened last may have been removed since.
     _number_of_chunks.cache_clear()
     try:
         return _number_of_chunks(str(entry)) == _stored(entry)
@@ -235,22 +234,22 @@ def _whole(entry: Path) -> bool:
 @lru_cache(maxsize=64)
 def _number_of_chunks(entry: str) -> int:
     attributes = json.loads(Path(entry, "zarr.json").read_bytes())["attributes"]
-    os.utime(entry)  # `_remove_oldest` goes by it
+    os.utime(entry)  # `_remove_oldest` uses it
     return int(attributes[_CHUNKS])
 
 
 def _remove_oldest(folder: Path) -> None:
-    """Remove what was not used for longest, beyond `KEEP` entries."""
+    """Remove the least recently used entries beyond `KEEP`."""
     used = {}
     for entry in folder.glob("*.zarr"):
-        with suppress(OSError):  # another process may remove one at this moment
+        with suppress(OSError):  # another process may be removing one
             used[entry] = entry.stat().st_mtime
     for entry in sorted(used, key=lambda entry: used[entry], reverse=True)[KEEP:]:
         _remove(entry)
 
 
 def _remove(entry: Path) -> None:
-    """Remove an entry: its name first, so that no reader finds a part of it."""
+    """Remove an entry, renaming it first so that no reader finds part of it."""
     trash = entry.with_name(f".{uuid.uuid4().hex}")
     with suppress(OSError):
         entry.rename(trash)

@@ -1,7 +1,7 @@
-"""What the Climate and Forecast conventions (CF) ask of a dataset that is written for others.
+"""The Climate and Forecast conventions (CF), applied to datasets written for other software.
 
-GDAL, QGIS, CDO and anemoi find their way in a file by attributes alone: which dimension is a
-latitude, which reference system a field lies in, what is a field and what only describes one.
+GDAL, QGIS, CDO and anemoi understand a file by its attributes alone: which dimension is latitude,
+which reference system a field has, what is a field and what only describes one.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -31,18 +31,18 @@ _LATLON = (("latitude", "degrees_north", "Y"), ("longitude", "degrees_east", "X"
 _TIME = {
     "standard_name": "time",
     "long_name": "time",
-    "units_metadata": "leap_seconds: none",  # as numpy counts
+    "units_metadata": "leap_seconds: none",  # as NumPy counts
 }
 _GRID_MAPPINGS = ("crs", "spatial_ref")
 _TITLES = {"embedding": "{} embeddings", "pc": "Principal components of {} embeddings"}
 
 
 def numbered_names(view: CubeView) -> list[str]:
-    """Names of the components of vectors one by one: ``pc_00`` and so on, or ``dim_000``."""
+    """Names of the single components of vectors: ``pc_00`` and so on, or ``dim_000``."""
     count = view.field.shape[-1]
     stem, digits = ("pc", 2) if view.name == "pc" else ("dim", 3)
     numbers = np.arange(count)
-    # A selection keeps its numbers, if these can be told apart.
+    # A selection keeps its numbers if they are distinct.
     if view.dim in view.field.coords:
         given = view.field[view.dim].values
         if given.dtype.kind in "iu" and len(np.unique(given)) == count and given.min() >= 0:
@@ -51,7 +51,7 @@ def numbered_names(view: CubeView) -> list[str]:
 
 
 def _title(name: str | None, attrs: Mapping[Any, Any]) -> str:
-    """Title of a dataset by its variable of vectors, and by the product that they are of."""
+    """Title of a dataset, from its variable of vectors and their product."""
     of = attrs.get("product")
     if "synthetic" in attrs:
         of = f"SYNTHETIC {of}" if of else "SYNTHETIC"
@@ -60,13 +60,13 @@ def _title(name: str | None, attrs: Mapping[Any, Any]) -> str:
 
 
 def numbered_attributes(view: CubeView, name: str) -> dict[Hashable, Any]:
-    """Attributes of a variable that is one of many."""
+    """Attributes of a variable that is one of a numbered series."""
     long_name = view.field.attrs.get("long_name", _title(view.name, view.dataset.attrs))
     return view.field.attrs | {"long_name": f"{long_name}: {name}"}
 
 
 def laid_out(ds: "xr.Dataset", layout: str) -> "xr.Dataset":
-    """Lay the vectors of a cube or a reduction out, lazily.
+    """Arrange the vectors of a cube or a reduction in a layout, lazily.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def laid_out(ds: "xr.Dataset", layout: str) -> "xr.Dataset":
     Raises
     ------
     CubeError
-        If the dataset has no vectors to be laid out.
+        If the dataset has no vectors.
     OptionError
         If there is no such layout.
     """
@@ -105,24 +105,24 @@ def laid_out(ds: "xr.Dataset", layout: str) -> "xr.Dataset":
 
 
 def latlon_last(ds: "xr.Dataset") -> "xr.Dataset":
-    """Turn all fields so that latitude and longitude are their last dimensions."""
+    """Transpose all fields so that latitude and longitude are their last dimensions."""
     lat, lon = spatial_dims(ds)
     turned = {n: v.transpose(..., lat, lon) for n, v in ds.items() if {lat, lon} <= {*v.dims}}
     return ds.assign(turned)
 
 
 def conforming(ds: "xr.Dataset") -> "xr.Dataset":
-    """Give a dataset the attributes by which readers of CF understand it; values stay.
+    """Give a dataset the attributes that CF readers need; values are unchanged.
 
-    Latitude and longitude say what they are, every field names its grid mapping, which is made
-    if there is none; grid mappings, bounds and scalar coordinates are named by the attribute
-    ``coordinates`` of the dataset, as in cubes, and not by those of fields, where CDO stumbles
-    over them; attributes that name what is not there are dropped; title and history are there.
+    Latitude and longitude are described, and every field names its grid mapping, which is made if
+    there is none. Grid mappings, bounds and scalar coordinates are named in the attribute
+    ``coordinates`` of the dataset, as in cubes, and not in those of fields, which CDO cannot
+    handle. Attributes that name missing variables are dropped; title and history are added.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        Any. One without latitude and longitude is given title, history and conventions alone.
+        Any dataset. Without latitude and longitude it gets only title, history and conventions.
 
     Returns
     -------
@@ -132,13 +132,13 @@ def conforming(ds: "xr.Dataset") -> "xr.Dataset":
     Raises
     ------
     CubeError
-        If labels are of a type that pandas alone knows.
+        If labels have a type that only pandas knows.
     """
     _refuse_labels_of_pandas(ds)
     held = next((name for name in _TITLES if name in ds), None)
     result = without_encoding(ds)
     for name, variable in result.variables.items():
-        # xarray keeps the name of a grid mapping that it decoded among the encoding.
+        # xarray keeps the name of a decoded grid mapping in the encoding.
         decoded = {k: v for k, v in ds[name].encoding.items() if k == "grid_mapping"}
         result[name].attrs = _present(decoded | variable.attrs, ds)
     with suppress(CubeError):
@@ -169,20 +169,20 @@ def _refuse_labels_of_pandas(ds: "xr.Dataset") -> None:
         if isinstance(index, PandasMultiIndex):
             raise CubeError(
                 f"the labels along {index.dim} have several levels, which netCDF and Zarr cannot "
-                f"hold; make coordinates of them, ds.reset_index({str(index.dim)!r})"
+                f"hold; turn them into coordinates with ds.reset_index({str(index.dim)!r})"
             )
         if not isinstance(kind := ds.variables[name].dtype, np.dtype):
             raise CubeError(
-                f"the labels along {name} are {kind}, which netCDF and Zarr cannot hold; make "
-                f"texts of them, ds.assign_coords({name}=ds.{name}.values.astype(str))"
+                f"the labels along {name} are {kind}, which netCDF and Zarr cannot hold; turn them "
+                f"into texts with ds.assign_coords({name}=ds.{name}.values.astype(str))"
             )
 
 
 def _present(attrs: dict[Hashable, Any], ds: "xr.Dataset") -> dict[Hashable, Any]:
-    """Attributes without what names variables that are not there."""
+    """Attributes without references to missing variables."""
     kept = dict(attrs)
     if "cell_methods" in kept and "time" not in ds.variables:
-        # Cubes say that they average over time too; checkers ask for a coordinate of that name.
+        # Cubes state that they average over time too; checkers require a coordinate of that name.
         methods = str(kept["cell_methods"]).replace("area: time: ", "area: ")
         kept["cell_methods"] = methods.replace("(comment: ", "(")
     for key in ("bounds", "grid_mapping"):
@@ -197,17 +197,17 @@ def _present(attrs: dict[Hashable, Any], ds: "xr.Dataset") -> dict[Hashable, Any
 def _located(ds: "xr.Dataset", lat: str, lon: str) -> "xr.Dataset":
     """Describe latitude, longitude and the grid mapping of all fields."""
     for dim, (name, units, axis) in zip((lat, lon), _LATLON, strict=True):
-        told = {"standard_name": name, "long_name": name, "units": units, "axis": axis}
+        attributes = {"standard_name": name, "long_name": name, "units": units, "axis": axis}
         if (bounds := f"{dim}_bnds") in ds.variables and dim in ds[bounds].dims:
-            told["bounds"] = bounds
-        ds[dim].attrs = told | ds[dim].attrs
+            attributes["bounds"] = bounds
+        ds[dim].attrs = attributes | ds[dim].attrs
     mapping = next((name for name in _GRID_MAPPINGS if name in ds.variables), None)
     if mapping is None:
         made = schema.variables(1, None, ())["crs"]
         mapping, ds = made.name, ds.assign_coords({made.name: ((), made.values, made.attrs)})
     attrs = dict(ds[mapping].attrs)
     attrs.setdefault("long_name", "coordinate reference system")
-    # The transform is that of the whole lattice; readers find another one in the coordinates.
+    # The transform is that of the whole lattice; readers derive another from the coordinates.
     if not covers_lattice(ds):
         attrs.pop("GeoTransform", None)
     ds[mapping].attrs = attrs
@@ -218,10 +218,10 @@ def _located(ds: "xr.Dataset", lat: str, lon: str) -> "xr.Dataset":
 
 
 def _beside_fields(ds: "xr.Dataset") -> Sequence[str]:
-    """Names of what describes fields and is neither a field nor an axis of one.
+    """Names of variables that describe fields and are neither a field nor an axis of one.
 
-    Scalar coordinates, such as the time of ERA5's fields, are among them: CDO cannot assign
-    them, and those of a merged dataset are true of some of its fields only.
+    Scalar coordinates, such as the time of ERA5's fields, are among them: CDO cannot assign them,
+    and those of a merged dataset apply to some of its fields only.
     """
     keys = ("bounds", "grid_mapping")
     named = {v.attrs[key] for v in ds.variables.values() for key in keys if key in v.attrs}

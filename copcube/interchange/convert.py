@@ -70,7 +70,7 @@ def _cells(source: MapSource, filled: FilledCells) -> Cells:
     row, col, vectors = filled
     if source.metadata.order == "published":
         col = grid.published_column(col)
-    # In a cube such a vector would be missing although its cell counts images.
+    # In a cube, such a vector would be missing although its cell counts images.
     if not np.isfinite(vectors).all():
         broken = int(np.argmin(np.isfinite(vectors).all(axis=1)))
         cell = grid.format_cell(grid.grid_id(int(row[broken]), int(col[broken])))

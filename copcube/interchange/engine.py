@@ -70,8 +70,8 @@ class CopembedBackend(BackendEntrypoint):
             Variables to leave out.
         mask_and_scale, decode_times, concat_characters, use_cftime, decode_timedelta, \
         decode_coords : optional
-            Taken as every engine of xarray takes them, and without effect: a map is always
-            opened as the cube that it stands for.
+            Accepted as by every xarray engine, but without effect: a map is always opened as the
+            cube that it stands for.
 
         Returns
         -------
@@ -88,8 +88,8 @@ class CopembedBackend(BackendEntrypoint):
         """
         ds = open_map(filename_or_obj)
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
-        # The one part of an encoding that speaks to xarray here, and to no writer later; all
-        # variables say the same, so that `chunks={}` divides them alike.
+        # The only part of an encoding that xarray uses here and no writer uses later. It is the
+        # same for all variables, so that `chunks={}` divides them alike.
         preferred = _preferred(ds)
         result = as_result(ds.drop_vars(list(dropped), errors="ignore"))
         for name, v in result.variables.items():
@@ -98,31 +98,31 @@ class CopembedBackend(BackendEntrypoint):
         return result
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether a name is that of such a file; looks at nothing but the name."""
+        """Whether a name is that of such a file; only the name is examined."""
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
         name = os.path.basename(os.fsdecode(filename_or_obj))
         suffix = os.path.splitext(name)[1].lower()
-        # xarray asks each engine for any file, and a TIFF may be any picture: only the published
-        # name is taken without being asked for. NetCDF is left to xarray's own engines.
+        # xarray asks each engine about any file, and a TIFF may be any picture: only the published
+        # name is claimed without engine=. NetCDF is left to xarray's own engines.
         return suffix in (".npz", ".pt", ".parquet") or (
             suffix in (".tif", ".tiff") and name.startswith("embed_map_")
         )
 
 
 def open_map(path: Any) -> xr.Dataset:
-    """Open a map of any form, lazily; errors are those of the engine."""
+    """Open a map of any format, lazily; errors are those of the engine."""
     text = _local(path)
     return open_netcdf(text) if text.lower().endswith(".nc") else dataset(find_map(path))
 
 
 def find_map(path: Any) -> MapSource:
-    """Find the map in a file of any form, and how to read it.
+    """Find the map in a file of any format, and how to read it.
 
     Raises
     ------
     CubeError
-        If there is no such file or form, or no map in it.
+        If there is no such file or format, or no map in it.
     """
     text = _local(path)
     suffix = os.path.splitext(text)[1].lower()
@@ -134,10 +134,12 @@ def find_map(path: Any) -> MapSource:
             f"{text}: expected a map as {', '.join(_OPENERS)}; found "
             f"{suffix or 'a name without suffix'} ({other})"
         )
-    if suffix != ".parquet":  # of which a folder or a glob may be given
+    if suffix != ".parquet":  # for which a folder or a glob may be given
         require_file(text, CubeError)
         if not os.path.isfile(text):
-            raise CubeError(f"{text}: no such file; `copcube fetch map` brings the published one")
+            raise CubeError(
+                f"{text}: no such file; `copcube fetch map` downloads the published one"
+            )
     found = _OPENERS[suffix](text)
     return replace(found, versions=versions(found.files))
 
@@ -148,14 +150,14 @@ def _local(path: Any) -> str:
     Raises
     ------
     CubeError
-        If it is no path, or an address from which such a file cannot be read.
+        If it is not a path, or is an address from which such a file cannot be read.
     """
     if not isinstance(path, str | os.PathLike):
         raise CubeError(f"expected a path, found {type(path).__name__}; save it to a file first")
     given = os.fsdecode(path)
     if (text := without_scheme(given)) != given:
         return text
-    # `pathlib` makes one slash of two.
+    # `pathlib` turns two slashes into one.
     address = is_remote(text) or re.match(r"(https?|s3|gs|hf):/|/vsi\w+/", text) is not None
     if not address or text.lower().endswith(".zarr"):
         return text
@@ -164,11 +166,11 @@ def _local(path: Any) -> str:
             return text
         remedy = "download it, or convert it once to a Zarr cube, which is read in place"
     elif text.startswith("hf:/"):
-        remedy = "bring it with `copcube fetch map`, or with huggingface_hub.hf_hub_download"
+        remedy = "download it with `copcube fetch map`, or with huggingface_hub.hf_hub_download"
     else:
         remedy = "download it"
     raise CubeError(
-        f"{text} is an address, and maps are read from files: {remedy}, and give the path of "
+        f"{text} is an address, but maps are read from files: {remedy}, and give the path of "
         "the file"
     )
 
@@ -183,7 +185,7 @@ _OPENERS: dict[str, Callable[[str], MapSource]] = {
 
 
 def dataset(source: MapSource) -> xr.Dataset:
-    """Make the dataset of a map, with the parts of the schema of cubes that the map has."""
+    """Make the dataset of a map, with the parts of a cube's schema that the map has."""
     metadata = source.metadata
     parts = schema.variables(source.dim, None, ())
     along = LENGTHWISE[metadata.variable]
@@ -198,7 +200,7 @@ def dataset(source: MapSource) -> xr.Dataset:
         )
         for name, o in metadata.others.items()
     }
-    # A published map has no coordinate along its vectors; a cube has.
+    # A published map has no coordinate along its vectors, but a cube has.
     if along not in others and along == "dim":
         dim = parts["dim"]
         others["dim"] = xr.Variable(dim.dims, dim.values, dim.attrs), True
@@ -221,7 +223,7 @@ def dataset(source: MapSource) -> xr.Dataset:
 
 
 def _preferred(ds: xr.Dataset) -> dict[Hashable, int]:
-    """Sizes of chunks along the dimensions of the vectors that read nothing twice."""
+    """Chunk sizes along the dimensions of the vectors that read nothing twice."""
     vectors = next(ds[name].variable for name in LENGTHWISE if name in ds)
     if vectors.chunks is not None:
         return {dim: max(sizes) for dim, sizes in vectors.chunksizes.items()}
@@ -229,7 +231,7 @@ def _preferred(ds: xr.Dataset) -> dict[Hashable, int]:
 
 
 def _unknown(source: MapSource) -> dict[str, Any]:
-    """Attributes of a map that says nothing of itself."""
+    """Attributes of a map without a description."""
     attrs = schema.group_attributes({})
     for name in ("copcube_schema", "coordinates"):
         del attrs[name]
@@ -265,5 +267,6 @@ class MapArray(BackendArray):
             cols = grid.published_column(cols)
         dims = key[2] if isinstance(key[2], slice) else np.atleast_1d(key[2])
         values = self.source.read(np.atleast_1d(rows), np.atleast_1d(cols), dims)
-        # The source gives all dimensions; xarray expects none for an index that is one number.
+        # The source returns all dimensions; xarray expects none for an index that is a single
+        # number.
         return values[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]

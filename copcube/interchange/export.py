@@ -1,4 +1,4 @@
-"""Exports by the suffix of the file, and Zarr."""
+"""Exports chosen by the suffix of the file, and Zarr."""
 
 import inspect
 import warnings
@@ -35,7 +35,7 @@ WRITERS: dict[str, Callable[..., Exported]] = {
     ".nc": to_netcdf,
     ".parquet": to_parquet,
 }
-"""What writes which suffix."""
+"""Writers by suffix."""
 
 
 def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
@@ -58,9 +58,9 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
     Raises
     ------
     OptionError
-        If the suffix is unknown or the form has no such option.
+        If the suffix is unknown or the format has no such option.
     CopcubeError
-        As the function that writes the form.
+        As the function that writes the format.
     """
     suffix = Path(one_path(path, "output")).suffix.lower()
     if suffix not in WRITERS:
@@ -69,7 +69,7 @@ def export(ds: "xr.Dataset", path: str | Path, **options: Any) -> Exported:
             + ("; write Zarr with .to_zarr" if suffix == ".zarr" else "")
         )
     writer = WRITERS[suffix]
-    # The signature of the writer says which options it has.
+    # The writer's signature lists its options.
     known = [name for name in inspect.signature(writer).parameters if name not in ("ds", "path")]
     unknown = [name for name in options if name not in known]
     if unknown:
@@ -99,7 +99,7 @@ def to_zarr(
     layout : {"first", "separate", "last"}
         Where the components of vectors lie, as in `to_netcdf`; last, as in cubes, by default.
     zarr_format : {3, 2}
-        Version of the format; 2 for readers that know no other, such as anemoi-datasets.
+        Version of the format; 2 for readers that know only that, such as anemoi-datasets.
     overwrite : bool
         Replace what is there.
 
@@ -108,7 +108,7 @@ def to_zarr(
     OptionError
         If there is no such layout or version.
     WriteError
-        If something is there already, or it cannot be written.
+        If something is already there, or it cannot be written.
     """
     require_dataset(ds, "what is to be written")
     if as_whole(zarr_format) not in (2, 3):
@@ -127,8 +127,8 @@ def to_zarr(
         if variable.chunks is not None:
             encoding[name]["chunks"] = chunk_lengths(variable)
     with appearing(path, overwrite, ds, folder=True) as temporary, warnings.catch_warnings():
-        # zarr warns that consolidated metadata is not in the specification of v3; all readers
-        # that do not know it pass over it.
+        # zarr warns that consolidated metadata is not in the specification of v3; readers that do
+        # not know it ignore it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         in_pieces(written).to_zarr(
             temporary, zarr_format=zarr_format, consolidated=True, encoding=encoding

@@ -1,4 +1,4 @@
-"""GeoTIFFs: the map as torchgeo redistributes it (``embed_map_310k.tif``), a band a dimension.
+"""GeoTIFFs: the map as torchgeo redistributes it (``embed_map_310k.tif``), one band per dimension.
 
 Layout of the published file: EPSG:4326, 721 × 1440 pixels of 0.25° whose upper left corner
 is (180.125°W, 90.125°N), so that pixel centres are ERA5's nodes; float32, 0 where missing and
@@ -40,11 +40,11 @@ TILE = 256
 _WEST = {"published": -180 - grid.STEP / 2, "era5": -grid.STEP / 2}
 """Western edge of the raster in degrees."""
 _CACHE = 512
-"""Megabytes that GDAL may hold back while it writes: two tiles of 768 bands."""
+"""Megabytes that GDAL may cache while it writes: two tiles of 768 bands."""
 
 _RS_EMBED_BYTES = 700 * 1024 * 1024
 _TORCHGEO_NAME = "embed_map_"
-"""Beginning of the names of files that torchgeo reads, as they are: it applies no scales."""
+"""Prefix of the names of files that torchgeo reads; it applies no scales."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def open_geotiff(path: str) -> MapSource:
     Raises
     ------
     CubeError
-        If it is no GeoTIFF, or lies on another grid.
+        If it is not a GeoTIFF, or lies on another grid.
     """
     with _without_warning(), _opened(path) as file:
         dtypes = sorted(set(file.dtypes))
@@ -82,7 +82,8 @@ def open_geotiff(path: str) -> MapSource:
             )
         scaled = np.array(file.scales, float), np.array(file.offsets, float)
         packing = packing_of(path, np.dtype(dtypes[0]), file.count, *scaled)
-        # The published file declares none, and its zeros mean missing whatever is declared.
+        # The published file declares no nodata value, and its zeros mean missing whatever is
+        # declared.
         if packing.scale is None and file.nodata is not None:
             packing = replace(packing, missing=file.nodata)
         demand_band(path, file.count, np.dtype(dtypes[0]).itemsize)
@@ -108,7 +109,7 @@ def to_geotiff(
     compat: Literal["rs-embed"] | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write a cube or a reduction as the GeoTIFF that is published: a band a dimension.
+    """Write a cube or a reduction as the published GeoTIFF, one band per dimension.
 
     Bands are named ``dim_000``… or ``pc_00``…; torchgeo finds the file if its name begins
     with ``embed_map_``.
@@ -126,8 +127,8 @@ def to_geotiff(
     compress : bool
         Deflate, as the published file.
     compat : {"rs-embed"}, optional
-        Refuse what rs-embed would refuse to read: other names than ``embed_map_*.tif`` and
-        files under 700 MiB.
+        Refuse what rs-embed would refuse to read: names other than ``embed_map_*.tif`` and files
+        under 700 MiB.
     overwrite : bool
         Replace what is there.
 
@@ -139,9 +140,9 @@ def to_geotiff(
     Raises
     ------
     CubeError, GridError
-        If the dataset is no cube or reduction on the lattice.
+        If the dataset is not a cube or reduction on the lattice.
     OptionError
-        If an option has no such value, or the file would not do for `compat`.
+        If an option has no such value, or the file would not suit `compat`.
     WriteError
         If the file exists already or cannot be written.
     """
@@ -166,7 +167,7 @@ def to_geotiff(
             packing = writer.packing
             if packing.scale is not None and packing.offset is not None:
                 file.scales, file.offsets = packing.scale.tolist(), packing.offset.tolist()
-            # Tile by tile, since GDAL would have to read back a tile that is written in parts.
+            # Tile by tile, since GDAL would read back a tile that is written in parts.
             for _, tile in file.block_windows(1):
                 file.write(np.moveaxis(writer.window(*tile.toslices()), -1, 0), window=tile)
         _require_whole(writer.file)
@@ -186,14 +187,14 @@ def to_geotiff(
 
 
 def _require_whole(path: Path) -> None:
-    """Check that each tile has its bytes in the file, and shares none with another.
+    """Check that all tiles are in the file, without overlap.
 
-    GDAL keeps tiles back until the file is closed, which raises nothing where they find no room.
+    GDAL holds back tiles until the file is closed, which raises nothing if the disk is full.
 
     Raises
     ------
     OSError
-        If one has not.
+        If one is missing.
     """
     import rasterio
     from rasterio.errors import RasterioError
@@ -217,7 +218,7 @@ def _require_whole(path: Path) -> None:
 
 
 def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
-    """Creation options of rasterio, as those of the published file."""
+    """Creation options of rasterio, as for the published file."""
     import rasterio
 
     integers = writer.packing.scale is not None
@@ -230,7 +231,7 @@ def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
         "crs": rasterio.CRS.from_wkt(grid.WGS84),
         "transform": rasterio.Affine(grid.STEP, 0, _WEST[order], 0, -grid.STEP, 90 + grid.STEP / 2),
         "nodata": writer.packing.missing if integers else None,
-        # A plain TIFF ends at 4 GiB, and how large a compressed one gets shows only at the end.
+        # A plain TIFF is limited to 4 GiB, and a compressed one's size is known only at the end.
         "BIGTIFF": "YES",
         "TILED": "YES",
         "BLOCKXSIZE": TILE,
@@ -239,14 +240,14 @@ def _profile(writer: MapWriter, order: str, compress: bool) -> dict[str, Any]:
         "NUM_THREADS": "ALL_CPUS",
     }
     if flag(compress, "compress"):
-        # Neighbours are alike, and differences compress better: 2 takes those of integers, 3 those
-        # of floats.
+        # Neighbours are similar, and differences compress better: predictor 2 is for integers, 3
+        # for floats.
         profile |= {"COMPRESS": "DEFLATE", "PREDICTOR": 2 if integers else 3}
     return profile
 
 
 def _order(path: str, file: "rasterio.DatasetReader") -> str:
-    """Where the columns of a raster start.
+    """Find where the columns of a raster start.
 
     Raises
     ------
@@ -257,7 +258,7 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
     for order, west in _WEST.items():
         wanted = (grid.STEP, 0, west, 0, -grid.STEP, 90 + grid.STEP / 2)
         if file.shape == (grid.N_LAT, grid.N_LON) and np.allclose(transform, wanted, atol=1e-6):
-            # Axes of another system could have the same numbers and mean other places.
+            # Another system could have the same numbers and mean other places.
             if not _is_wgs84(file.crs):
                 raise CubeError(f"{path}: its reference system is {file.crs}; expected EPSG:4326")
             return order
@@ -266,41 +267,42 @@ def _order(path: str, file: "rasterio.DatasetReader") -> str:
     raise CubeError(
         f"{path}: {file.height} × {file.width} pixels of {transform[0]:g}{unit} × "
         f"{-transform[4]:g}{unit} from ({transform[2]:g}, {transform[5]:g}){where}; expected "
-        "721 × 1440 of 0.25° from "
-        "(-180.125, 90.125) or (-0.125, 90.125), centred on ERA5's nodes: warp it there first, "
-        "with gdalwarp"
+        "721 × 1440 of 0.25° from (-180.125, 90.125) or (-0.125, 90.125), centred on ERA5's nodes: "
+        "warp it first, with gdalwarp"
     )
 
 
 def _require_order(path: str, names: Sequence[str | None], metadata: MapMetadata) -> None:
-    """Refuse bands that other software left in another order than `to_geotiff` wrote them in.
+    """Refuse bands that other software left in a different order from that of `to_geotiff`.
 
     Raises
     ------
     CubeError
-        If the numbers that they are named by are not those that the description tells.
+        If the numbers in their names are not those in the description.
     """
     numbers = [int(str(name).rpartition("_")[2]) for name in names if is_numbered(name)]
     written = metadata.others.get(LENGTHWISE[metadata.variable], {}).get("data", [])
-    told = [f"{number}" for number in written]
-    # A selection keeps its numbers in its own order; other labels are counted from 0.
-    wanted = written if all(map(str.isdecimal, told)) and len({*told}) == len(told) > 0 else []
+    labels = [f"{number}" for number in written]
+    # A selection keeps its numbers in its order; other labels are counted from 0.
+    wanted = (
+        written if all(map(str.isdecimal, labels)) and len({*labels}) == len(labels) > 0 else []
+    )
     if numbers and numbers != (wanted or sorted({*numbers})):
         raise CubeError(
             f"{path}: its bands are named {', '.join(map(str, names)):.400}; expected those that "
-            f"were written, {', '.join(told or ['each once, as they are numbered']):.400}: leave "
+            f"were written, {', '.join(labels or ['each once, as they are numbered']):.400}: leave "
             "them in place, and select from the dataset"
         )
 
 
 def _is_wgs84(crs: "rasterio.CRS | None") -> bool:
-    """Whether degrees are meant, on WGS 84."""
+    """Whether the reference system is degrees on WGS 84."""
     import rasterio
 
     if crs is None or not crs.is_geographic:
         return False
-    # EPSG:4326 has its own axes, latitude first, and GDAL's rasters have the same with x first;
-    # and the code that a file names needs a database to be understood.
+    # EPSG:4326 has latitude first, and GDAL's rasters have the same with x first; and understanding
+    # a file's code needs a database.
     wgs84 = rasterio.CRS.from_wkt(grid.WGS84)
     return bool(crs == wgs84 or crs.to_epsg() == 4326)
 
@@ -322,8 +324,8 @@ def _opened(path: str) -> Iterator["rasterio.DatasetReader"]:
 
     refuse_other(path, ("tiff",), "a GeoTIFF", CubeError)
     try:
-        # Other drivers of GDAL may follow what a file names, to other files and addresses.
+        # Other GDAL drivers may follow names in a file, to other files and addresses.
         with rasterio.open(path, driver="GTiff") as file:
             yield file
     except (RasterioError, OSError, UnicodeEncodeError) as error:
-        raise CubeError(f"{path}: not a readable GeoTIFF ({error}); get it anew") from error
+        raise CubeError(f"{path}: not a readable GeoTIFF ({error}); get a new copy") from error

@@ -1,9 +1,9 @@
 """Metadata of a map of bare numbers, as a JSON text beside it.
 
-The published forms hold one array. What we export carries more: whether it is a cube or a
-reduction, attributes, the basis of a reduction. It travels as a key of the npz, a member of
-the ``.pt``, a tag of the GeoTIFF or metadata of the parquet file, where readers of the
-published forms do not trip over it. A file without one is a published map.
+The published formats hold one array. Our exports carry more: whether it is a cube or a reduction,
+attributes, the basis of a reduction. These metadata are a key of the npz, a member of the ``.pt``,
+a tag of the GeoTIFF or metadata of the parquet file, where readers of the published formats ignore
+them. A file without them is a published map.
 """
 
 import json
@@ -37,8 +37,8 @@ class MapMetadata:
     attrs, variable_attrs : dict
         Attributes of dataset and variable.
     others : dict
-        Variables that do not lie on the map, such as the basis of a reduction: name to
-        ``{"dims", "dtype", "data", "attrs", "coordinate"}``.
+        Variables that are not on the map, such as the basis of a reduction: ``{"dims", "dtype",
+        "data", "attrs", "coordinate"}`` by name.
     """
 
     variable: str = "embedding"
@@ -49,7 +49,7 @@ class MapMetadata:
 
     @classmethod
     def of(cls, view: CubeView, order: str) -> "MapMetadata":
-        """Describe a cube or a reduction that is written in an order of columns."""
+        """Describe a cube or a reduction written in an order of columns."""
         ds, lat, lon, along = view.dataset, view.lat, view.lon, view.dim
         bases = [v for v in ds.data_vars.values() if not {lat, lon} & set(v.dims)]
         dims = {along}.union(*(v.dims for v in bases))
@@ -62,7 +62,7 @@ class MapMetadata:
                 "coordinate": key in ds.coords,
             }
             for key, value in ds.variables.items()
-            # The reference system is that of all maps; readers add it by themselves.
+            # The reference system is the same for all maps; readers add it.
             if set(value.dims) <= dims and value.dtype.kind in "biuf" and key != "crs"
         }
         attrs = _of_maps(_plain(of_vectors(ds.attrs)))
@@ -70,17 +70,17 @@ class MapMetadata:
         return cls(view.name, order, attrs, own, others)
 
     def dumps(self) -> str:
-        """JSON text; the same metadata give the same text."""
+        """Write the metadata as JSON; the same metadata give the same text."""
         return json.dumps(self.__dict__, sort_keys=True, default=known_to_json)
 
     @classmethod
     def loads(cls, text: str | None, path: str) -> "MapMetadata":
-        """Read a text of `dumps`; no text stands for the published map.
+        """Read a text from `dumps`; None means the published map.
 
         Raises
         ------
         CubeError
-            If it is no such text.
+            If it is not such a text.
         """
         if text is None:
             return cls()
@@ -103,8 +103,8 @@ class MapMetadata:
         if self.variable not in LENGTHWISE or self.order not in ORDERS:
             raise ValueError(f"variable {self.variable!r} in order {self.order!r}")
         if not all(isinstance(a, dict) for a in (self.attrs, self.variable_attrs, self.others)):
-            raise TypeError("attributes are no mappings")
-        # The text may come from anywhere: nothing of it is used that the schema does not expect.
+            raise TypeError("attributes are not mappings")
+        # The text may come from anywhere: only what the schema expects is used.
         for name, entry in self.others.items():
             if name in ("lat", "lon", self.variable) or {"lat", "lon"} & set(entry["dims"]):
                 raise ValueError(f"a variable {name!r} along {entry['dims']!r}")
@@ -119,7 +119,7 @@ def _of_maps(attrs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(attrs: Any) -> dict[str, Any]:
-    """Attributes with numpy's values as Python's."""
+    """Attributes with NumPy values turned into Python's."""
     return {
         str(key): value.tolist() if isinstance(value, np.ndarray | np.generic) else value
         for key, value in attrs.items()

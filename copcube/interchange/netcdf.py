@@ -1,8 +1,8 @@
 """netCDF: the whole dataset, for readers that know CF.
 
-Unlike the published forms it keeps coordinates, counts and leading dimensions, and a region
-stays a region. Components come before latitude and longitude, or are a variable each, so that
-GDAL, QGIS, CDO and anemoi read them; ``xarray.open_dataset`` reads any of it without copcube.
+Unlike the published forms it keeps coordinates, counts and leading dimensions, and a region stays a
+region. Components come before latitude and longitude, or are one variable each, so that GDAL, QGIS,
+CDO and anemoi can read them; ``xarray.open_dataset`` reads all of it without copcube.
 """
 
 import logging
@@ -53,9 +53,9 @@ log = logging.getLogger("copcube")
 _FLOATS = Packing(missing=np.nan, zero_is_missing=False)
 _SMALL: dict[str, Any] = {"zlib": True, "complevel": 1, "shuffle": True}
 _DEEP = 16
-"""Components in a chunk: one of them, and the vector of one cell, are both read in little."""
+"""Components in a chunk: few enough to read one component, or one cell's vector, cheaply."""
 _COLON = re.compile("^(geoemb|spatial|proj)_")
-"""Beginnings of attributes whose names have a colon in Zarr, which CF does not allow."""
+"""Prefixes of attributes whose names have a colon in Zarr, which CF does not allow."""
 
 
 @naming_damage()
@@ -75,8 +75,8 @@ def to_netcdf(
     Parameters
     ----------
     ds : xarray.Dataset
-        Cube or reduction, of any region, with leading dimensions or without, alone or merged
-        with other fields.
+        Cube or reduction of any region, with or without leading dimensions, alone or merged with
+        other fields.
     path : str or Path
         File to write, atomically.
     layout : {"first", "separate", "last"}, optional
@@ -86,8 +86,8 @@ def to_netcdf(
         component) as in a cube. Unless ``last``, latitude and longitude are the last
         dimensions of all other fields too.
     dtype : {"float32", "int8"}
-        Of the vectors. Int8 comes with CF's ``scale_factor`` and ``add_offset`` for each
-        component, so that readers see its values in float32.
+        Data type of the vectors. Int8 comes with CF's ``scale_factor`` and ``add_offset`` for each
+        component, so that readers see float32 values.
     compress : bool
         Deflate.
     overwrite : bool
@@ -101,9 +101,9 @@ def to_netcdf(
     Raises
     ------
     CubeError
-        If the dataset is no cube or reduction.
+        If the dataset is not a cube or reduction.
     OptionError
-        If netCDF has no such data type or layout, or int8 is asked for with one scale for all.
+        If netCDF has no such data type or layout, or int8 would need one scale for all components.
     WriteError
         If the file exists already or cannot be written.
     """
@@ -117,7 +117,7 @@ def to_netcdf(
     one_of(chosen, "layout", LAYOUTS)
     if dtype == "int8" and chosen != "separate":
         raise OptionError(
-            f"layout={layout!r}: CF has one scale a variable and int8 needs one a component; "
+            f"layout={layout!r}: CF has one scale per variable and int8 needs one per component; "
             "choose layout='separate', or dtype='float32'"
         )
     view = CubeView.of(conforming(ds))
@@ -129,21 +129,21 @@ def to_netcdf(
         packing = replace(packing, scale=scale, offset=offset)
     rest = view.dataset.drop_vars(view.name)
     rest = rest if chosen == "last" else latlon_last(rest)
-    # xarray names coordinates by the fields along them; of those that lie along none but the
-    # vectors, these say it themselves.
+    # xarray names coordinates in the fields along them; the vectors name those along no other
+    # field.
     covered = [{*v.dims} for v in rest.data_vars.values()]
     others = [key for key in rest.coords if key not in rest.dims]
     rest = rest.reset_coords([k for k in others if not any({*rest[k].dims} <= c for c in covered)])
     rest.attrs = _storable(rest.attrs)
     for key, variable in rest.variables.items():
         rest[key].attrs = _storable(variable.attrs, variable.dtype)
-    # Of lazy maps the file's bytes would depend on which of dask's threads writes first.
+    # With lazy maps, the file's bytes would depend on which dask thread writes first.
     rest = with_maps(rest, map(str, rest.data_vars))
     packer, compression = Packer(packing), _SMALL if flag(compress, "compress") else {}
     with appearing(path, overwrite, ds) as temporary:
         encoding = {key: _encoding(v, view, compression) for key, v in rest.variables.items()}
         write_by_xarray(in_pieces(rest), temporary, encoding)
-        # The vectors are written by bands, beside what xarray wrote, so that memory stays bounded.
+        # The vectors are written band by band, beside what xarray wrote, to bound memory.
         with netCDF4.Dataset(temporary, "a") as file:
             write = _variables(file, view, chosen, packing, compression)
             for band, filled, values in _bands(view):
@@ -174,7 +174,7 @@ def write_by_xarray(
 def _encoding(
     variable: "xr.Variable", view: CubeView, compression: dict[str, Any]
 ) -> dict[str, Any]:
-    """How xarray writes a variable beside the vectors."""
+    """Encoding with which xarray writes a variable beside the vectors."""
     if {view.lat, view.lon} <= {*variable.dims}:
         return compression
     return {"_FillValue": None}  # CF allows no missing values in coordinates and bounds
@@ -187,7 +187,7 @@ def _variables(
     packing: Packing,
     compression: dict[str, Any],
 ) -> Callable[[tuple[Any, ...], NDArray[Any]], None]:
-    """Make the variables of the vectors; gives what writes a band (…, lat, lon, dim) to them."""
+    """Make the variables of the vectors; return a writer of bands (…, lat, lon, dim)."""
     field, sizes = view.field, {str(dim): size for dim, size in view.field.sizes.items()}
     *lead, lat, lon, dim = sizes
     chunk = dict.fromkeys(lead, 1) | {lat: grid.BLOCK, lon: grid.BLOCK, dim: _DEEP}
@@ -204,10 +204,10 @@ def _variables(
             chunksizes=[min(chunk[label], sizes[label]) for label in dims],
             fill_value=packing.missing,
         )
-        # Attributes where xarray did not decode; what is missing here, this file says itself.
+        # Attributes remain if xarray did not decode; this file states its own missing values.
         attrs = {k: v for k, v in attrs.items() if k not in ("_FillValue", "missing_value")}
         made.setncatts(_storable(attrs) | _other_coordinates(field, view.dataset))
-        # The numbers are packed already; netCDF4 would scale them once more.
+        # The numbers are already packed; netCDF4 would scale them again.
         made.set_auto_maskandscale(False)
         return made
 
@@ -242,7 +242,7 @@ def open_netcdf(path: str) -> "xr.Dataset":
     Raises
     ------
     CubeError
-        If there is no such file, it is no netCDF, or holds no cube or reduction.
+        If there is no such file, or it is not netCDF, or holds no cube or reduction.
     """
     import xarray as xr
 
@@ -257,7 +257,7 @@ def open_netcdf(path: str) -> "xr.Dataset":
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         rule_out_shortage(error)
-        raise CubeError(f"{path}: not a readable netCDF file ({error}); get it anew") from error
+        raise CubeError(f"{path}: not a readable netCDF file ({error}); get a new copy") from error
     ds.attrs = {_COLON.sub(r"\1:", str(key)): value for key, value in ds.attrs.items()}
     ds = _joined(ds)
     view = CubeView.of(ds)
@@ -268,14 +268,14 @@ def open_netcdf(path: str) -> "xr.Dataset":
     scale, offset = f"{name}_scale", f"{name}_offset"
     if scale not in ds or offset not in ds:
         return ds
-    # Decoded band by band when computed; all at once would take four times the file's memory.
+    # Decoded band by band when computed; all at once would need four times the file's memory.
     lazy = field.chunk({field.dims[-3]: grid.BLOCK})
     values = (lazy * ds[scale].load() + ds[offset].load()).astype(np.float32)
     return ds.drop_vars([scale, offset]).assign({name: values.assign_attrs(field.attrs)})
 
 
 def _joined(ds: "xr.Dataset") -> "xr.Dataset":
-    """Join components that are a variable each, in their order in the file."""
+    """Join components that are one variable each, in their order in the file."""
     names = [name for name in ds.data_vars if is_numbered(name)]
     if not names or "pc" in ds or "embedding" in ds:
         return ds
@@ -290,7 +290,7 @@ def _joined(ds: "xr.Dataset") -> "xr.Dataset":
 
 
 def _vectors(parts: "list[xr.Variable]", dims: tuple[Hashable, ...]) -> "xr.Variable":
-    """Lazy vectors along the last dimension, of one variable or of a variable each."""
+    """Lazy vectors along the last dimension, from one variable or from one per component."""
     import xarray as xr
 
     data = indexing.LazilyIndexedArray(_Vectors(parts, dims))
@@ -304,7 +304,7 @@ class _Vectors(BackendArray):
     Parameters
     ----------
     parts : list of xarray.Variable
-        One variable with all `dims` in any order, or one without the last for each entry of it.
+        One variable with all `dims` in any order, or one per entry of the last, without it.
     dims : tuple
         Names of the dimensions.
     """
@@ -330,7 +330,7 @@ class _Vectors(BackendArray):
 
 
 def _bands(view: CubeView) -> Iterator[tuple[Any, NDArray[np.bool_], NDArray[Any]]]:
-    """Where 45 rows of cells are, which of them are filled, and all their vectors."""
+    """Positions of 45 rows of cells, which of the cells are filled, and all their vectors."""
     for lead in np.ndindex(view.field.shape[:-3]):
         for start in range(0, view.field.shape[-3], grid.BLOCK):
             band = (*lead, slice(start, start + grid.BLOCK), slice(None))
@@ -338,14 +338,14 @@ def _bands(view: CubeView) -> Iterator[tuple[Any, NDArray[np.bool_], NDArray[Any
 
 
 def _other_coordinates(field: "xr.DataArray", rest: "xr.Dataset") -> dict[str, str]:
-    """CF attribute that names the coordinates which are no dimensions."""
+    """CF attribute that names the coordinates that are not dimensions."""
     names = sorted(str(key) for key in field.coords if key not in rest.dims)
     return {"coordinates": " ".join(names)} if names else {}
 
 
 def _storable(attrs: Any, dtype: Any = None) -> dict[str, Any]:
-    """Attributes as netCDF holds them, of a variable of this type."""
+    """Attributes in the form netCDF holds them, for a variable of this type."""
     found = {key.replace(":", "_"): v for key, v in plain_attributes(attrs).items()}
-    if "flag_values" in found:  # CF wants them in the type of their variable
+    if "flag_values" in found:  # CF requires the type of their variable
         found["flag_values"] = np.asarray(attrs["flag_values"], dtype)
     return found

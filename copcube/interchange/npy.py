@@ -1,7 +1,7 @@
 """A bare NumPy array, as weather models read their static fields.
 
-Makani reads (rows, 1440, D) in ERA5's order, with 721 rows or the first 720 of them; others
-want components first. Nothing in the file says what it is, so that copcube opens none.
+Makani reads (rows, 1440, D) in ERA5's order, with 721 rows or the first 720; others need components
+first. Nothing in the file says what it is, so copcube does not open it.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ def to_npy(
     order : {"era5", "published"}
         Whether columns run from 0°E or from 180°W.
     rows : {721, 720}
-        All rows from 90°N, or all but the south pole's, as models with an even number have.
+        All rows from 90°N, or all but the south pole's, as in models with an even number.
     layout : {"last", "first"}
         (rows, 1440, D), or (D, rows, 1440).
     dtype : {"float32", "float16"}
@@ -55,7 +55,7 @@ def to_npy(
     Raises
     ------
     CubeError, GridError
-        If the dataset is no cube or reduction on the lattice.
+        If the dataset is not a cube or reduction on the lattice.
     OptionError
         If an option has no such value.
     WriteError
@@ -82,7 +82,7 @@ def to_npy(
             if layout == "last":
                 stream.write(window.data)
                 continue
-            # Written in place rather than mapped: a full disk shall be an error, not a signal.
+            # Written, not mapped: a full disk must raise an error, not a signal.
             for number in range(dim):
                 stream.seek(start + (number * rows + part.start) * row)
                 stream.write(np.ascontiguousarray(window[..., number]).data)

@@ -1,7 +1,7 @@
-"""NumPy archives: the form in which the map is published, and exports of the same kind.
+"""NumPy archives: the format in which the map is published, and exports in it.
 
-``embed_map_310k.npz`` holds one array, ``arr_0`` (721, 1440, 768). Stored members are read where
-they lie in the archive; deflated ones have to be read through.
+``embed_map_310k.npz`` holds one array, ``arr_0`` (721, 1440, 768). Stored members are read in
+place; deflated ones must be read completely.
 """
 
 import tokenize
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 _BESIDE = (KEY, "scale", "offset")
 SMALL = 1 << 26
-"""Bytes that what lies beside a map may have."""
+"""Maximum bytes of a member beside a map."""
 
 _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
-    *(SyntaxError, tokenize.TokenError),  # of NumPy's headers, which are Python's literals
+    *(SyntaxError, tokenize.TokenError),  # for NumPy's headers, which are Python literals
 )
 _READABLE = ("float16", "float32", "float64", "int8")
 
@@ -68,7 +68,7 @@ class Deflated(Decoded):
                 numbers = np.empty((rows.stop - rows.start, grid.N_LON, self.dim), dtype)
                 _fill(stream, numbers)
                 yield filled_cells(numbers, rows.start, 0, self.packing)
-            stream.read(1)  # the end, where the checksum is compared
+            stream.read(1)  # read to the end, where the checksum is compared
 
 
 def open_npz(path: str) -> MapSource:
@@ -77,17 +77,17 @@ def open_npz(path: str) -> MapSource:
     Raises
     ------
     CubeError
-        If the file is no archive, or holds no array of (721, 1440, D) numbers.
+        If the file is not an archive, or holds no array of (721, 1440, D) numbers.
     """
     refuse_other(path, ("npz", "zip"), "an npz archive", CubeError)
     with _reading(path), open_directory(path) as directory, zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in directory.entries]
         maps = [name for name in names if name not in _BESIDE]
-        # numpy.savez names what comes without a name arr_0; people name a map as they like.
+        # numpy.savez names an unnamed array arr_0; users may choose any name.
         name = "arr_0" if "arr_0" in maps else maps[0] if len(maps) == 1 else None
         if name is None:
             raise CubeError(
-                f"{path}: expected the array arr_0, or a single one; found "
+                f"{path}: expected the array arr_0, or a single array; found "
                 f"{', '.join(maps)[:400] or 'none'}"
             )
         info = archive.getinfo(f"{name}.npy")
@@ -105,7 +105,9 @@ def open_npz(path: str) -> MapSource:
         )
     # `object` for the product: int64 could overflow on a shape that a broken file claims.
     if info.file_size != skip + int(np.prod(shape, dtype=object)) * dtype.itemsize:
-        raise CubeError(f"{path}: {name} is shorter or longer than its shape {shape}; get it anew")
+        raise CubeError(
+            f"{path}: {name} does not have the length of its shape {shape}; get a new copy"
+        )
     if info.compress_type != zipfile.ZIP_STORED:
         return Deflated(path, "npz, deflated", shape[-1], packing, metadata, info.filename, skip)
     with _reading(path), open_directory(path) as directory:
@@ -136,10 +138,10 @@ def to_npz(
     order : {"published", "era5"}
         Whether columns run from 180°W or from 0°E.
     dtype : {"float32", "float16", "int8"}
-        Int8 has the key ``codes`` in place of ``arr_0``, and ``scale`` and ``offset`` beside it:
-        value = code · scale + offset.
+        Int8 has the key ``codes`` instead of ``arr_0``, with ``scale`` and ``offset``: value = code
+        · scale + offset.
     compress : bool
-        Deflate, as the published file is; stored archives are read where they lie.
+        Deflate, as in the published file; stored archives are read in place.
     overwrite : bool
         Replace what is there.
 
@@ -151,7 +153,7 @@ def to_npz(
     Raises
     ------
     CubeError, GridError
-        If the dataset is no cube or reduction on the lattice.
+        If the dataset is not a cube or reduction on the lattice.
     OptionError
         If an option has no such value.
     WriteError
@@ -165,7 +167,7 @@ def to_npz(
         zipfile.ZipFile(writer.file, "w", kind, True) as archive,
     ):
         packing = writer.packing
-        # Whoever looks for the published array shall not find codes in its place.
+        # A reader of the published array must not find codes in its place.
         name = "arr_0" if packing.scale is None else "codes"
         with _member(archive, name, kind) as stream:
             shape = grid.N_LAT, grid.N_LON, writer.dim
@@ -189,7 +191,7 @@ def require_map(path: str, name: str, shape: tuple[int, ...], dtype: str) -> Non
     Raises
     ------
     CubeError
-        If its shape or data type is another, or its vectors are too long.
+        If its shape or data type is wrong, or its vectors are too long.
     """
     if len(shape) != 3 or shape[:2] != (grid.N_LAT, grid.N_LON) or shape[2] < 1:
         raise CubeError(
@@ -202,7 +204,7 @@ def require_map(path: str, name: str, shape: tuple[int, ...], dtype: str) -> Non
 
 
 def packing_of(path: str, dtype: np.dtype[Any], dim: int, scale: Any, offset: Any) -> Packing:
-    """How the numbers of an array stand for vectors.
+    """Packing of an array's numbers.
 
     Raises
     ------
@@ -214,7 +216,7 @@ def packing_of(path: str, dtype: np.dtype[Any], dim: int, scale: Any, offset: An
     parts = [None if part is None else np.asarray(part) for part in (scale, offset)]
     if any(p is None or p.shape != (dim,) or p.dtype.kind != "f" for p in parts):
         raise CubeError(
-            f"{path}: int8 numbers come with scale and offset, {dim} floats each; found "
+            f"{path}: int8 numbers need scale and offset, {dim} floats each; found "
             f"{' and '.join('none' if p is None else f'{p.dtype} {p.shape}' for p in parts)}"
         )
     scales, offsets = (np.asarray(part, np.float64) for part in parts)
@@ -238,7 +240,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Read what lies beside a map, if it has the size that its header says."""
+    """Read a member beside a map, if it has the size that its header states."""
     info = archive.getinfo(name)
     if info.file_size > SMALL:
         raise CubeError(f"{archive.filename}: {name} is larger than such a member can be")
@@ -252,12 +254,12 @@ def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 @contextmanager
 def _member_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
-    """Open a member that numpy may have written."""
-    # What `zipfile` unfolds of other compressions at a time has no bound.
+    """Open a member that NumPy may have written."""
+    # For other compressions, `zipfile` expands without a bound.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise CubeError(
             f"{archive.filename}: {info.filename} is compressed by method {info.compress_type}; "
-            "expected it stored or deflated: save it again with numpy.savez_compressed"
+            "expected stored or deflated: save it again with numpy.savez_compressed"
         )
     with archive.open(info) as stream:
         yield stream
@@ -276,14 +278,14 @@ def _fill(stream: IO[bytes], numbers: NDArray[Any]) -> None:
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Turn what a broken archive raises into an error that names it."""
+    """Turn the exceptions of a broken archive into an error that names it."""
     try:
         yield
     except _BROKEN as error:
         raise CubeError(
-            f"{path}: not a whole npz archive ({error}); it may be truncated: get it anew"
+            f"{path}: not a complete npz archive ({error}); it may be truncated: get a new copy"
         ) from error
     except ValueError as error:
         if isinstance(error, CubeError):
             raise
-        raise CubeError(f"{path}: its array cannot be read ({error}); get it anew") from error
+        raise CubeError(f"{path}: its array cannot be read ({error}); get a new copy") from error

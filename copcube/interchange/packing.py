@@ -1,4 +1,4 @@
-"""How the numbers of a file stand for vectors: their precision, and what means missing."""
+"""How a file's numbers encode vectors: their precision, and what means missing."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ DTYPES = ("float32", "float16", "int8")
 MISSING_CODE = -128
 _TOP = 127
 _HUGE = 1e38
-"""Above, a number is float32's largest or lowest, as many tools mark what is missing."""
+"""Above this, a number is float32's largest or lowest, as many tools mark missing values."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Packing:
     Parameters
     ----------
     dtype : str
-        Data type stored, one of `DTYPES` in what we write.
+        Stored data type, one of `DTYPES` in exports.
     scale, offset : numpy.ndarray, optional
         For integers: ``value = code · scale + offset``, (D,) float64 each, or float32.
     missing : float
-        Value of a missing cell in all its dimensions. Where numbers are the values themselves,
-        NaN and numbers beyond 1e38 mean missing besides.
+        Value of a missing cell in all its dimensions. If numbers are the values themselves, NaN and
+        numbers beyond 1e38 mean missing too.
     zero_is_missing : bool
-        Whether 0 does so too, whatever a file declares: published maps have zeros, and tools
-        that change the declared value leave the numbers as they are.
+        Whether 0 means missing too, whatever a file declares: published maps have zeros, and tools
+        that change the declared value leave the numbers unchanged.
     """
 
     dtype: str = "float32"
@@ -41,7 +41,7 @@ class Packing:
     zero_is_missing: bool = True
 
     def pack(self, vectors: NDArray[np.float32]) -> NDArray[np.generic]:
-        """Stored numbers of vectors (n, D).
+        """Encode vectors (n, D) as stored numbers.
 
         Raises
         ------
@@ -56,16 +56,16 @@ class Packing:
         if self.dtype == "float16" and not np.isfinite(packed).all():
             worst = float(np.abs(vectors).max())
             raise OptionError(
-                f"a value of size {worst:.6g} does not fit float16, which ends at 65504; "
-                "choose dtype='float32' or 'int8'"
+                f"a value of size {worst:.6g} exceeds float16's maximum of 65504; choose "
+                "dtype='float32' or 'int8'"
             )
         return packed
 
     def unpack(self, numbers: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Vectors (n, D) of stored numbers of filled cells."""
+        """Decode vectors (n, D) from stored numbers of filled cells."""
         if self.scale is None or self.offset is None:
             return numbers.astype(np.float32, copy=False)
-        codes = numbers.astype(self.scale.dtype)  # in whose precision readers of CF decode
+        codes = numbers.astype(self.scale.dtype)  # the precision in which CF readers decode
         return np.asarray(codes * self.scale + self.offset, np.float32)
 
     def filled(self, numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
@@ -75,21 +75,21 @@ class Packing:
         found: NDArray[np.bool_] = np.ones(numbers.shape[:-1], bool)
         if self.zero_is_missing:
             found = (numbers != 0).any(axis=-1)
-        # Only where both ends of a vector mean missing, the whole of it is looked at.
+        # Only if both ends of a vector mean missing is all of it examined.
         unsure = found & self._means_missing(numbers[..., [0, -1]]).all(axis=-1)
         if unsure.any():
             found[unsure] = ~self._means_missing(numbers[unsure]).all(axis=-1)
         return found
 
     def _means_missing(self, numbers: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which of some numbers, which are the values themselves, mean missing."""
+        """Which numbers, if they are the values themselves, mean missing."""
         with np.errstate(over="ignore"):
             missing = (numbers == self.missing) | ~(np.abs(numbers) < _HUGE)
         return np.asarray(missing | (numbers == 0) if self.zero_is_missing else missing)
 
 
 def int8_packing(dim: int, parts: Iterable[NDArray[np.float32]]) -> Packing:
-    """Int8 with the codes -127…127 spread over the range of every dimension.
+    """Packing as int8, with codes -127…127 spread over the range of every dimension.
 
     Parameters
     ----------
@@ -108,16 +108,16 @@ def int8_packing(dim: int, parts: Iterable[NDArray[np.float32]]) -> Packing:
         low = np.minimum(low, part.min(axis=0, initial=np.inf))
         high = np.maximum(high, part.max(axis=0, initial=-np.inf))
     if not np.isfinite(low).all():
-        raise CubeError("no cell holds a vector: there is no range for int8 to span")
+        raise CubeError("no cell holds a vector: int8 has no range to span")
     # -128 is left for missing cells, so that the codes are symmetric.
     scale = (high - low) / (2 * _TOP)
-    # A dimension of one value has no range; any scale does, for all of its codes are 0.
+    # A dimension with a single value has no range; any scale will do, as all its codes are 0.
     return Packing("int8", np.where(scale > 0, scale, 1.0), (high + low) / 2, MISSING_CODE)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote, and what its precision cost.
+    """What an export wrote, and the error of its precision.
 
     Parameters
     ----------
@@ -134,8 +134,8 @@ class Exported:
     max_error : float
         Largest difference between a value and what is read back, in the vectors' units.
     rms_error : float
-        Root of the mean squared difference over that of the deviations from the mean of
-        every dimension: the share of the signal that is lost.
+        Root mean squared difference divided by the root mean squared deviation from each
+        dimension's mean: the share of the signal that is lost.
     """
 
     path: str
@@ -159,7 +159,7 @@ class Exported:
 
 
 class Packer:
-    """Packs vectors, and sums up what that costs.
+    """Pack vectors, and sum up the error.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ class Packer:
         if lost := int((~self._packing.filled(packed)).sum()):
             raise CubeError(
                 f"{lost} cells hold vectors that are all {self._packing.missing:g} in "
-                f"{self._packing.dtype}, which in this file means missing; set them to NaN, or "
+                f"{self._packing.dtype}, which means missing in this file; set them to NaN, or "
                 "write netCDF or Zarr in float32"
             )
         self.cells += len(vectors)
@@ -202,7 +202,7 @@ class Packer:
         self._max = max(self._max, float(np.abs(error).max()))
         self._squares += float(np.square(error).sum())
         if self._shift is None:
-            # Sums of squares around a value near the mean keep their digits.
+            # Sums of squares about a value near the mean keep their digits.
             self._shift = exact[0].copy()
             self._sum = self._sum2 = np.zeros(len(exact[0]))
         exact -= self._shift
@@ -211,7 +211,7 @@ class Packer:
         return packed
 
     def result(self, path: str, dim: int, size: int) -> Exported:
-        """Sum up."""
+        """Return the result."""
         n = max(self.cells, 1)
         deviations = float((self._sum2 - self._sum**2 / n).sum())
         rms = float(np.sqrt(self._squares / deviations)) if deviations > 0 else 0.0
@@ -219,12 +219,12 @@ class Packer:
 
 
 def required_dtype(dtype: Any, possible: tuple[str, ...], form: str) -> str:
-    """Return the name of a data type asked for, if it is one of those that a form can hold.
+    """Return the name of a requested data type if the format can hold it.
 
     Raises
     ------
     OptionError
-        If the form cannot hold it.
+        If the format cannot hold it.
     """
     name = dtype.name if isinstance(dtype, np.dtype) else dtype
     if not isinstance(name, str) or name not in possible:

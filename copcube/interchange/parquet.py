@@ -1,7 +1,7 @@
-"""Parquet tables of averages: a row a cell, ``grid_id_coord`` and ``embedding``.
+"""Parquet tables of averages: one row per cell, ``grid_id_coord`` and ``embedding``.
 
-As ``embeddings_avg_310k.parquet``. Ids count from the south pole; a table has no order that
-could be relied on, so it is read through once.
+As in ``embeddings_avg_310k.parquet``. Ids count from the south pole; a table has no reliable order,
+so all of it is read once.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("grid_id_coord", "embedding")
 _BATCH = 16 * ROW_GROUP
-"""Rows read at a time: about those of 45 rows of cells, so that few chunks are written twice."""
+"""Rows read at a time: about those in 45 rows of cells, so that few chunks are written twice."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Averages(Decoded):
                     twice = [*ids[seen[row, col]], *in_order[repeated(in_order[np.newaxis])]]
                     if twice:
                         raise RowsError(
-                            f"{name}: cell {grid.format_cell(int(twice[0]))} comes twice; expected "
-                            "each cell once: name one table of averages, or parts that do not "
-                            "overlap"
+                            f"{name}: cell {grid.format_cell(int(twice[0]))} occurs twice; "
+                            "expected each cell once: give one table of averages, or parts that do "
+                            "not overlap"
                         )
                     seen[row, col] = True
                     number = start + np.arange(len(ids))
@@ -78,7 +78,7 @@ def open_averages(path: str) -> MapSource:
     Raises
     ------
     RowsError
-        If there are none, or they are tables of something else, or of different vectors.
+        If there are none, or they are other tables, or their vectors differ.
     """
     files = tuple(str(file) for file in rows_files(path))
     dims, texts = set(), set()
@@ -90,8 +90,8 @@ def open_averages(path: str) -> MapSource:
             texts.add((file.schema_arrow.metadata or {}).get(KEY.encode()))
     if len(dims) > 1 or len(texts) > 1:
         raise RowsError(
-            f"{path}: tables of vectors of length {', '.join(map(str, sorted(dims)))} that do not "
-            "belong together; open them one by one"
+            f"{path}: the tables hold vectors of lengths {', '.join(map(str, sorted(dims)))}, "
+            "which do not belong together; open them one by one"
         )
     text = texts.pop()
     metadata = MapMetadata.loads(None if text is None else text.decode("utf-8", "replace"), path)
@@ -127,7 +127,7 @@ def to_parquet(
     Raises
     ------
     CubeError, GridError
-        If the dataset is no cube or reduction on the lattice.
+        If the dataset is not a cube or reduction on the lattice.
     OptionError
         If an option has no such value.
     WriteError
@@ -157,7 +157,7 @@ def to_parquet(
             # Published ids count from the south pole, and the table is sorted by them.
             for rows in reversed(list(grid.bands())):
                 y, x, vectors = writer.cells(rows)
-                # The writer's columns run from 180°W, those of `grid_id` from 0°E.
+                # The writer's columns start at 180°W, those of `grid_id` at 0°E.
                 ids = grid.grid_id(y + rows.start, grid.published_column(x))
                 south_first = np.argsort(ids)
                 numbers = writer.packer.pack(vectors[south_first])
@@ -185,10 +185,11 @@ def _length(file: "pq.ParquetFile", name: str) -> int:
             f"{name}: expected the columns {' and '.join(COLUMNS)} of a table of averages; "
             f"{' and '.join(missing)} missing (found {', '.join(found) or 'none'})"
         )
-    # Rows of images have the same two columns; averaging them here would be a guess.
+    # Tables of images have the same two columns; averaging them here would be a guess.
     if "modality" in found:
         raise RowsError(
-            f"{name}: holds a row an image, not averages; make a cube of it with copcube aggregate"
+            f"{name}: holds one row per image, not averages; make a cube of it with copcube "
+            "aggregate"
         )
     kind = file.schema_arrow.field("embedding").type
     if getattr(kind, "list_size", 0) > 0:
@@ -196,4 +197,4 @@ def _length(file: "pq.ParquetFile", name: str) -> int:
     for batch in file.iter_batches(1, columns=["embedding"]):
         if length := len(batch.column(0)[0].as_py() or ()):
             return length
-    raise RowsError(f"{name}: has no rows with vectors; get it anew")
+    raise RowsError(f"{name}: has no rows with vectors; get a new copy")

@@ -1,7 +1,7 @@
-"""Lazy variables in pieces of many chunks, each of which is written at once.
+"""Lazy variables in pieces of many chunks, each written at once.
 
-A dask task, and a call of zarr or netCDF, takes some milliseconds for each chunk, whatever is in
-it: the maps of a cube, in 512 chunks of a few kilobytes, would take seconds.
+A dask task, or a call to zarr or netCDF, takes some milliseconds per chunk of any size: the maps of
+a cube, in 512 chunks of a few kilobytes, would take seconds.
 """
 
 import math
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _BYTES = 1 << 25
-"""Of a piece; a chunk that is larger is one."""
+"""Bytes of a piece; a larger chunk is a piece by itself."""
 
 
 def in_pieces(ds: "xr.Dataset") -> "xr.Dataset":
-    """Join chunks that lie beside each other, of all variables that are lazy.
+    """Join neighbouring chunks of all lazy variables.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        With chunks of any lengths.
+        Dataset with chunks of any lengths.
 
     Returns
     -------
@@ -32,7 +32,7 @@ def in_pieces(ds: "xr.Dataset") -> "xr.Dataset":
 
 
 def chunk_lengths(variable: "xr.Variable") -> tuple[int, ...]:
-    """Lengths of the chunks of a lazy variable: those of the largest along each dimension."""
+    """Chunk lengths of a lazy variable: the largest along each dimension."""
     return tuple(max(along) for along in variable.chunks or ())
 
 
@@ -40,7 +40,7 @@ def _pieces(variable: "xr.Variable") -> dict[Any, int]:
     lengths = chunk_lengths(variable)
     room = _BYTES // max(1, math.prod(lengths) * variable.dtype.itemsize)
     pieces = {}
-    # Along the last dimension first, whose chunks lie beside each other in files.
+    # The last dimension comes first: its chunks are adjacent in files.
     for dim, length in reversed([*zip(variable.dims, lengths, strict=True)]):
         number = max(1, min(room, -(-variable.sizes[dim] // max(1, length))))
         pieces[dim] = number * length

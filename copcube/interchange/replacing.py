@@ -1,4 +1,4 @@
-"""Whether an output may be written where it is asked for; see `copcube.cube.replacing`."""
+"""Checks that an output may be written at a path; see `copcube.cube.replacing`."""
 
 import csv
 import errno
@@ -30,7 +30,7 @@ from copcube.interchange.metadata import KEY
 def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
     """Check that an output may be written, before any work.
 
-    What killed processes left of an output of this name, hidden beside it, goes after a day.
+    Hidden remains of this output that killed processes left beside it are removed after a day.
 
     Parameters
     ----------
@@ -39,18 +39,18 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
     overwrite : bool
         Whether to replace what copcube wrote there.
     *inputs
-        What the output is made of: paths, or datasets that may have been opened from some.
+        Inputs of the output: paths, or datasets that may have been opened from some.
 
     Raises
     ------
     OptionError
-        If `path` is no path, or `overwrite` is neither true nor false.
+        If `path` is not a path, or `overwrite` is neither true nor false.
     WriteError
-        If something is there already that must stay, or is an input; if the folder is missing.
+        If something there must stay or is an input; if the folder is missing.
     """
     out = Path(one_path(path, "output"))
     overwrite = flag(overwrite, "overwrite")
-    # A link that leads nowhere is in the way too.
+    # A broken link is in the way too.
     if os.path.lexists(out):
         _require_replaceable(out, path, overwrite)
     for source in (place for item in inputs for place in _places(item)):
@@ -70,13 +70,13 @@ def require_free_store(path: str | Path, overwrite: bool, *inputs: object) -> Pa
     Raises
     ------
     OptionError
-        As `require_free`; if the name ends as those of files do.
+        As `require_free`; if the name has the ending of a file.
     WriteError
         As `require_free`; if a file is there.
     """
     out = require_free(path, overwrite, *inputs)
     if os.path.isfile(out):  # also False for too long a name, which is refused later
-        raise WriteError(f"{path} is a file, no Zarr store to be replaced; choose another name")
+        raise WriteError(f"{path} is a file, not a Zarr store; choose another name")
     require_store_name(path)
     return out
 
@@ -85,36 +85,36 @@ def require_free_store(path: str | Path, overwrite: bool, *inputs: object) -> Pa
 def appearing(
     path: str | Path, overwrite: bool, *inputs: object, folder: bool = False
 ) -> Iterator[Path]:
-    """Write an output that appears when it is whole, unless something came there meanwhile.
+    """Write an output that appears when complete, unless something else appeared there meanwhile.
 
     Parameters
     ----------
     path, overwrite, *inputs
-        As `require_free`, which was asked before any work and is asked again at the end.
+        As `require_free`, which is called before any work and again at the end.
     folder : bool
         Whether a folder is written.
 
     Yields
     ------
     Path
-        Temporary name, as of `atomic_path` or `atomic_folder`.
+        Temporary name, from `atomic_path` or `atomic_folder`.
 
     Raises
     ------
     WriteError
         As `require_free` and `atomic_path`.
     CubeError
-        If what a command reads for it was replaced meanwhile.
+        If an input of the command was replaced meanwhile.
     """
     try:
-        # What killed processes left is removed by `require_free`.
+        # `require_free` removes what killed processes left.
         write = partial(atomic_folder, sweep=False) if folder else atomic_path
         with write(path, replace=overwrite) as temporary:
             yield temporary
             require_inputs_unchanged()
             require_free(path, overwrite, *inputs)
     except OSError as error:
-        # Of two processes that write one name at the same moment, the second comes to this.
+        # Of two processes that write to one name at once, the second gets here.
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise _taken(path) from error
         raise
@@ -145,7 +145,7 @@ def _require_replaceable(out: Path, path: str | Path, overwrite: bool) -> None:
 
 
 def _places(item: object) -> set[str]:
-    """Paths that an input may be read from: itself, or what a dataset was opened from."""
+    """Paths that an input may be read from: its own, or those a dataset was opened from."""
     import xarray as xr
 
     if not isinstance(item, xr.Dataset):
@@ -156,7 +156,7 @@ def _places(item: object) -> set[str]:
 
 
 def _is_own_file(path: Path) -> bool:
-    """Whether a file holds what only copcube writes into such a file: its description."""
+    """Whether a file holds copcube's description."""
     try:
         match form(first_bytes(path) or b"")[0]:
             case "npz" | "torch" | "zip" | "packed":
@@ -181,7 +181,7 @@ def _is_own_file(path: Path) -> bool:
                 return b'<meta name="generator" content="copcube ' in (first_bytes(path) or b"")
             case "json":
                 return _described(path) is not None
-            case "pickle":  # which is not loaded: it could run code
+            case "pickle":  # not loaded, since it could run code
                 return _is_described_beside(path)
             case "npy":
                 if _is_described_beside(path):
@@ -206,7 +206,7 @@ _TABLES = tuple(
     for begin, between in ((r"\| ", r" \| "), (r"\\begin\{tabular\}\{lr+\}\n\\toprule\n", " & "))
     for head in (_OF_PROBES, _OF_BENCH)
 )
-"""How the tables of `copcube.probes` begin in Markdown and LaTeX."""
+"""Beginnings of the tables of `copcube.probes` in Markdown and LaTeX."""
 
 _COLUMNS = (
     {"input", "components", "target", "unit", "rmse", "rmse_std", "r2", "published_rmse"},
@@ -216,12 +216,11 @@ _BESIDE_VECTORS = (
     {"status", "cell_lat", "cell_lon", "distance_km"},
     {"cells", "cells_missing", "coverage", "area"},
 )
-"""Columns of the tables of `copcube.probes` in CSV; those that `copcube.lookup` writes before
-vectors, at points and of regions."""
+"""Columns of CSV tables: of `copcube.probes`, and before vectors in those of `copcube.lookup`."""
 
 
 def _is_own_table(path: Path) -> bool:
-    """Whether a text begins as the tables that copcube writes, which have no room for more."""
+    """Whether a text begins like copcube's tables, which have no room for a description."""
     with open(path, encoding="utf-8", newline="") as file:
         start = file.read(1 << 20)
     if any(table.match(start) for table in _TABLES):
@@ -243,7 +242,7 @@ def _is_described_beside(path: Path) -> bool:
 
 
 def _described(path: Path) -> dict[str, Any] | None:
-    """Description of a file that has no room for one, as it lies beside; None if it is none."""
+    """Description beside a file that has no room for one; None if there is none."""
     if form(first_bytes(path) or b"")[0] != "json":
         return None
     demand(limits.PIECE, path.stat().st_size, str(path), WriteError)

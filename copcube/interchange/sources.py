@@ -1,7 +1,7 @@
-"""Maps in files: where the numbers lie and how to get at them.
+"""Maps in files: where the numbers lie and how to read them.
 
-Rows and columns are those of the file: rows from 90°N, columns from 180°W or from 0°E as its
-metadata say. A source is a small value: it holds paths, not handles or arrays, and pickles.
+Rows and columns are those of the file: rows from 90°N, columns from 180°W or 0°E according to its
+metadata. A source is a small value: it holds paths, not handles or arrays, and pickles.
 """
 
 import itertools
@@ -35,17 +35,17 @@ class MapSource(ABC):
     Parameters
     ----------
     path : str
-        Where it comes from.
+        Path of the file.
     form : str
-        What kind of file that is.
+        Format of the file.
     dim : int
         Length of the vectors.
     packing : Packing
-        How its numbers stand for vectors.
+        How its numbers encode vectors.
     metadata : MapMetadata
-        What it says of itself.
+        Its description of itself.
     versions : tuple of str
-        What `versions` says of its files when it was found.
+        Result of `versions` for its files when it was found.
     """
 
     path: str
@@ -76,25 +76,25 @@ class MapSource(ABC):
 
 @dataclass(frozen=True)
 class InPlace(MapSource):
-    """Numbers that lie plainly in a file, row after row, and are read where they lie.
+    """Numbers stored contiguously, row after row, and read in place.
 
     Parameters
     ----------
     offset : int
-        Byte of the file where they start.
+        Position in bytes where they start.
     """
 
     offset: int = 0
 
     def read(self, rows: Integers, cols: Integers, dims: Dims) -> NDArray[np.float32]:  # noqa: D102
-        # Some rows at a time, since unpacking and masking copy what is read.
+        # A few rows at a time, since unpacking and masking copy what is read.
         step = max(1, _BYTES // (4 * self.dim * max(1, len(cols))))
         width = len(np.arange(self.dim)[dims])
         out = np.full((len(rows), len(cols), width), np.nan, np.float32)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             numbers = self._numbers(rows[part], cols)
-            # Only the whole of a vector shows whether it is missing, hence `dims` afterwards.
+            # Only a whole vector shows whether it is missing, so `dims` are selected afterwards.
             filled = self.packing.filled(numbers)
             out[part][filled] = self.packing.unpack(numbers[filled])[:, dims]
         return out
@@ -102,7 +102,8 @@ class InPlace(MapSource):
     def bands(self) -> Iterator[FilledCells]:  # noqa: D102
         every = np.arange(grid.N_LON)
         for rows in grid.bands():
-            # A row has 4 MB, which processors keep at hand; a band 200 MB, mostly of missing cells.
+            # A row has 4 MB, which fits in a processor's cache; a band 200 MB, mostly of missing
+            # cells.
             read = ((n, self._numbers(np.array([n]), every)) for n in range(rows.start, rows.stop))
             found = [filled_cells(numbers, row, 0, self.packing) for row, numbers in read]
             y, x, vectors = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -114,7 +115,7 @@ class InPlace(MapSource):
         vector = self.dim * numbers.itemsize
         ends = np.flatnonzero(np.diff(cols) != 1) + 1
         starts = [0, *ends.tolist(), len(cols)] if len(cols) else []
-        # Read rather than mapped: of a file that is cut meanwhile a mapping kills the process.
+        # Read, not mapped: if the file is truncated meanwhile, a mapping kills the process.
         try:
             with open(self.path, "rb") as file:
                 for i, row in enumerate(rows.tolist()):
@@ -122,7 +123,7 @@ class InPlace(MapSource):
                         cell = row * grid.N_LON + int(cols[begin])
                         file.seek(self.offset + cell * vector)
                         if file.readinto(numbers[i, begin:end].data) != (end - begin) * vector:
-                            raise CubeError(f"{self.path}: cut off; get it anew")
+                            raise CubeError(f"{self.path}: cut off; get a new copy")
         finally:
             require_unchanged(self.files, self.versions)
         return numbers
@@ -130,11 +131,11 @@ class InPlace(MapSource):
 
 @dataclass(frozen=True)
 class Decoded(MapSource):
-    """Numbers that must be decoded to be read: once, into a Zarr array in the cache."""
+    """Numbers that must be decoded: once, into a Zarr array in the cache."""
 
     @abstractmethod
     def cells(self) -> Iterator[FilledCells]:
-        """Decode the file: all filled cells, each once, in any order."""
+        """Decode the file: yield all filled cells, each once, in any order."""
 
     def read(self, rows: Integers, cols: Integers, dims: Dims) -> NDArray[np.float32]:  # noqa: D102
         decoded = DecodedMap(self.files, self.versions, self.dim, self.cells)
@@ -151,7 +152,7 @@ class Decoded(MapSource):
 
 
 def demand_band(path: str, dim: int, itemsize: int) -> None:
-    """Refuse vectors so long that a band of 45 rows of cells is too much to be decoded at once.
+    """Refuse vectors so long that a band of 45 rows is too large to decode at once.
 
     Parameters
     ----------
@@ -160,14 +161,14 @@ def demand_band(path: str, dim: int, itemsize: int) -> None:
     dim : int
         Length of its vectors.
     itemsize : int
-        Bytes of a number in it.
+        Bytes per number in it.
 
     Raises
     ------
     CubeError
-        If they are.
+        If they are too long.
     """
-    # Vectors become float32, whatever they are stored as.
+    # Vectors become float32, whatever their stored type.
     needed = grid.BLOCK * grid.N_LON * dim * max(itemsize, 4)
     what = f"{path}: 45 rows of cells with vectors of length {dim}"
     demand(limits.PIECE, needed, what, CubeError)

@@ -1,7 +1,7 @@
 """Torch files: a map as a bare tensor (721, 1440, D), as ``embed_map_310k.pt``.
 
-A ``.pt`` is a zip archive whose storages lie in it uncompressed. The numbers are read where they
-lie, so that reading takes neither torch nor much memory, and nothing in a file is run.
+A ``.pt`` is a zip archive with uncompressed storages. The numbers are read in place, so reading
+needs neither torch nor much memory, and no code in a file runs.
 """
 
 import mmap
@@ -53,10 +53,10 @@ def open_pt(path: str) -> MapSource:
             )
         ((name, tensor),) = maps.items()
         require_map(path, name, tensor.shape, tensor.dtype)
-        # Only a tensor that lies in the file as it is in memory can be read there.
+        # Only a tensor stored as it is in memory can be read in place.
         if not tensor.is_contiguous or file.byte_order != "<":
             raise CubeError(
-                f"{path}: {name} does not lie plainly in the file; save it again with "
+                f"{path}: {name} is not stored contiguously; save it again with "
                 "torch.save(tensor.contiguous(), path)"
             )
         start, dim = file.start(tensor), tensor.shape[-1]
@@ -81,22 +81,22 @@ def _named(path: str) -> Iterator[tuple[TorchFile, dict[str, Tensor]]]:
             yield file, {str(name): tensor for name, tensor in named.items()}
     except OtherObjectError as error:
         raise CubeError(
-            f"{path}: holds more than tensors ({error}) and was not loaded, since such "
-            "a file can run code; get it anew, or save the tensor alone"
+            f"{path}: holds more than tensors ({error}) and was not loaded, since such a file can "
+            "run code; get a new copy, or save the tensor alone"
         ) from error
     except (TorchFileError, OSError) as error:
         raise CubeError(
-            f"{path}: not a whole torch file ({error}); save it again with "
-            "torch.save(tensor.contiguous(), path), or get it anew"
+            f"{path}: not a complete torch file ({error}); save it again with "
+            "torch.save(tensor.contiguous(), path), or get a new copy"
         ) from error
 
 
 def _small(path: str, file: TorchFile, tensor: Tensor | None, dim: int) -> NDArray[Any] | None:
-    """Numbers (dim,) of a tensor beside a map; None if there is none of that shape."""
+    """Numbers (dim,) of a tensor beside a map; None if none has that shape."""
     if tensor is None or tensor.shape != (dim,):
         return None
     with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-        # In the machine's byte order, apart from the file.
+        # In the machine's byte order, as a copy.
         return file.numbers(tensor, raw).astype(tensor.dtype)
 
 
@@ -110,8 +110,8 @@ def to_pt(
 ) -> Exported:
     """Write a cube or a reduction as a torch tensor (721, 1440, D), as published.
 
-    ``torch.load(path, weights_only=True, mmap=True)`` gives the bare tensor; for int8 a dict
-    of it and of ``scale`` and ``offset``. Parameters, result and errors are those of
+    ``torch.load(path, weights_only=True, mmap=True)`` returns the bare tensor; for int8 a dict with
+    ``scale`` and ``offset`` too. Parameters, result and errors are those of
     `copcube.interchange.to_npz`.
 
     Raises
@@ -138,7 +138,7 @@ def to_pt(
 
 
 def save_tensor(file: Path, values: NDArray[np.float32], description: str) -> None:
-    """Write a bare tensor as `torch.save` would, the same bytes each time.
+    """Write a bare tensor as `torch.save` would, always with the same bytes.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def save_tensor(file: Path, values: NDArray[np.float32], description: str) -> No
     values : numpy.ndarray
         Numbers, float32.
     description : str
-        JSON text that lies in the file beside the tensor, where torch does not look.
+        JSON text stored beside the tensor, where torch does not look.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def _save(
     small: Sequence[NDArray[Any]],
     description: str,
 ) -> None:
-    """Write the records of an archive of tensors: the first in parts, small ones whole."""
+    """Write the records of an archive of tensors: the first in parts, small ones at once."""
     with _record(archive, "data.pkl") as stream:
         # torch itself writes protocol 2, and its safe loader knows few later operations.
         _Pickler(stream, protocol=2).dump(content)
@@ -187,9 +187,9 @@ def _save(
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Stands for a tensor in a pickle, whose numbers are written as a record apart.
+    """Placeholder in a pickle for a tensor whose numbers are written as a separate record.
 
-    So `torch.save` lays out its archives, but it would need all numbers in memory.
+    `torch.save` lays out archives like this, but would need all numbers in memory.
     """
 
     key: str
@@ -220,11 +220,11 @@ class _Pickler(pickle.Pickler):
 
 @contextmanager
 def _record(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
-    """Write a record whose data start at a multiple of 64 bytes, as torch's do."""
-    info = zipfile.ZipInfo(f"archive/{name}")  # of 1980: the same cube gives the same bytes
-    start = archive.start_dir + 30 + len(info.filename) + 20  # 20 of zip64, which comes after
+    """Write a record whose data start at a multiple of 64 bytes, as torch does."""
+    info = zipfile.ZipInfo(f"archive/{name}")  # dated 1980: the same cube gives the same bytes
+    start = archive.start_dir + 30 + len(info.filename) + 20  # 20 for zip64, which follows
     padding = -(start + 4) % _ALIGNMENT
-    # torch pads with a field of the same number, FB; readers pass over it.
+    # torch pads with a field of the same number, FB; readers ignore it.
     info.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
     with archive.open(info, "w", force_zip64=True) as stream:
         yield stream
@@ -235,6 +235,6 @@ def _torch() -> Any:
         import torch
     except ImportError as error:
         raise MissingPackageError(
-            "torch files need torch; install copcube[build], or use the npz"
+            "torch files need torch: pip install 'copcube[build]', or use .npz"
         ) from error
     return torch

@@ -1,8 +1,8 @@
-"""What all exports do: lay out a dataset on the lattice, pack it, write it whole or not at all.
+"""Steps common to all exports: lay out a dataset on the lattice, pack it, write all or nothing.
 
-A dataset that is sliced, turned, flipped or renamed is written where its coordinates say; cells
-outside are missing. Vectors are loaded window by window, so that memory stays bounded however
-large the cube.
+A dataset that is sliced, rotated, flipped or renamed is written where its coordinates say; cells
+outside are missing. Vectors are loaded window by window, so that memory stays bounded however large
+the cube.
 """
 
 import logging
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _RUNS = 16
-"""Runs of a window, from which on they are read at once."""
+"""Number of runs in a window from which they are read at once."""
 
 
 class LaidOut:
@@ -41,7 +41,7 @@ class LaidOut:
     Parameters
     ----------
     view : CubeView
-        What is laid out, without leading dimensions.
+        The dataset, without leading dimensions.
     order : {"published", "era5"}
         Whether columns run from 180°W or from 0°E.
     """
@@ -65,8 +65,8 @@ class LaidOut:
         return tuple(numbered_names(self._view))
 
     def cells(self, rows: slice, cols: slice = slice(None)) -> FilledCells:
-        """Row and column within a window of all filled cells there, and their vectors."""
-        # An empty part first: a window may hold nothing of the dataset.
+        """Rows and columns, within a window, of all its filled cells, and their vectors."""
+        # An empty part comes first: a window may hold nothing of the dataset.
         parts = [(np.empty(0, np.int64),) * 2 + (np.empty((0, self.dim), np.float32),)]
         for y, to_y in _runs(self._rows[rows]):
             for x, to_x in _runs(self._cols[cols]):
@@ -83,11 +83,11 @@ class MapWriter(LaidOut):
     Parameters
     ----------
     view : CubeView
-        What is written, without leading dimensions.
+        The dataset to write, without leading dimensions.
     order : {"published", "era5"}
         Whether the file's columns run from 180°W or from 0°E.
     dtype : str
-        Data type stored; int8 reads all vectors once to know their range.
+        Stored data type; int8 reads all vectors once to find their range.
     file : Path
         Temporary name of the file.
     """
@@ -111,7 +111,7 @@ class MapWriter(LaidOut):
         return out
 
     def result(self, path: str | Path) -> Exported:
-        """Sum up what was written, once the file is in its place."""
+        """Sum up what was written, once the file is in place."""
         exported = self.packer.result(str(path), self.dim, Path(path).stat().st_size)
         log.info("%s", exported)
         return exported
@@ -128,7 +128,7 @@ def writing_map(
     order: str = "published",
     overwrite: bool = False,
 ) -> Iterator[MapWriter]:
-    """Check a dataset and a name, and give a writer whose file appears when the body ends.
+    """Check a dataset and a name; yield a writer whose file appears when the body ends.
 
     Parameters
     ----------
@@ -137,17 +137,17 @@ def writing_map(
     path : str or Path
         Final name of the file.
     form : str
-        Name of the form, for messages.
+        Name of the format, for messages.
     dtypes : tuple of str
-        Data types that the form can hold.
+        Data types that the format can hold.
     dtype, order, overwrite
-        As the functions that write a form take them.
+        As for the functions that write a format.
 
     Raises
     ------
     CubeError
-        If the dataset is no cube or reduction, has a leading dimension, several bases, or no
-        vector to know the range of int8 by.
+        If the dataset is not a cube or reduction, has a leading dimension or several bases, or no
+        vector from which to find the range of int8.
     GridError
         If it does not lie on the lattice, or has cells twice.
     OptionError
@@ -161,7 +161,8 @@ def writing_map(
     if view.lead:
         lead = view.lead[0]
         raise CubeError(
-            f"this form holds one vector a cell, the cube has {view.field.sizes[lead]} along "
+            f"this format holds one vector per cell, but the cube has {view.field.sizes[lead]} "
+            "along "
             f"{lead}; select one, {how_to_select(lead)}, or write netCDF or Zarr"
         )
     require_one_basis(ds)
@@ -171,10 +172,10 @@ def writing_map(
 
 
 def _runs(positions: Integers) -> Iterator[tuple[slice | Integers, Integers]]:
-    """Cut positions into unbroken runs: the slice to load, and where its items belong.
+    """Divide positions into unbroken runs: the slice to load, and where its items belong.
 
-    Slices are loaded rather than lists, at which lazy arrays are slow, unless they are many, as
-    of a shuffled dataset, which would be read row by row; -1 is nowhere.
+    Slices are loaded, since lazy arrays are slow with lists; but if runs are many, as in a shuffled
+    dataset, it would be read row by row. -1 means nowhere.
     """
     order = np.argsort(positions)
     order = order[positions[order] >= 0]

@@ -1,4 +1,4 @@
-"""Questions to cubes: what is at places, which look alike, belong together, have changed."""
+"""Queries of cubes: vectors at places, similar places, classes of places, and change."""
 
 from copcube.lookup.boxes import box, polygon
 from copcube.lookup.change import change

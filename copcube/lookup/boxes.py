@@ -35,39 +35,39 @@ def box(
     *,
     pooling: Pooling | None = "mean",
 ) -> "xr.Dataset":
-    """Pool the vectors of a box, or give its cells.
+    """Pool the vectors of a box, or return its cells.
 
     Parameters
     ----------
     cube : xarray.Dataset
         A cube or a reduction, lazy or not, on the lattice or a grid that `merge` averaged onto.
     west, south, east, north : float
-        Degrees. With an `east` that lies west of `west` the box reaches across the
-        antimeridian, as in GeoJSON (RFC 7946, section 5.2): 170, -20, -170, -10. A box from
-        -180 to 180 with `north` 90 holds the pole.
+        Degrees. With an `east` that lies west of `west` the box crosses the antimeridian, as in
+        GeoJSON (RFC 7946, section 5.2): 170, -20, -170, -10. A box from -180 to 180 with `north` 90
+        contains the pole.
     pooling : {"mean", "max"} or None
         The mean of the vectors weighted by the area of their cells inside the region, or the
-        largest of each value; None gives the cells.
+        largest of each value; None returns the cells.
 
     Returns
     -------
     xarray.Dataset
         The pooled vector (…, dim) over the cells that have one, in memory, with ``cells`` and
-        ``cells_missing``, how many the region touches and how many of them have no vector;
+        ``cells_missing``, how many cells the region touches and how many of those have no vector;
         ``coverage``, the share of the region's area under cells with a vector; ``area``, that of
         the region in km². A region smaller than a cell has the vector of its cell. With
-        ``pooling=None`` the cells themselves, lazy if they were, from north to south and
-        west to east with steady longitudes, and ``fraction`` (lat, lon), the share of each
-        cell's area inside the region.
+        ``pooling=None`` the cells themselves, lazy if they were, from north to south and west to
+        east with steady longitudes, and ``fraction`` (lat, lon), the share of each cell's area
+        inside the region.
 
     Raises
     ------
     CubeError
-        If the dataset is no cube, or no cell of the region has a vector.
+        If the dataset is not a cube, or no cell of the region has a vector.
     GridError
         If the dataset does not reach the region.
     OptionError
-        If the corners are swapped or no place, the region is empty, or `pooling` is unknown.
+        If the corners are swapped or not places, the region is empty, or `pooling` is unknown.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def box(
 
 
 def polygon(cube: "xr.Dataset", geometry: Any, *, pooling: Pooling | None = "mean") -> "xr.Dataset":
-    """Pool the vectors of a polygon, or give its cells.
+    """Pool the vectors of a polygon, or return its cells.
 
     Parameters
     ----------
@@ -85,10 +85,9 @@ def polygon(cube: "xr.Dataset", geometry: Any, *, pooling: Pooling | None = "mea
         As for `box`.
     geometry : mapping, str or object
         A Polygon, a MultiPolygon or a Feature, as GeoJSON or as anything with
-        ``__geo_interface__``, such as a geometry of shapely, in degrees of longitude and
-        latitude. Edges are straight in degrees. One of more than 180° is taken across the
-        antimeridian, and a ring around a pole holds the pole, whether or not it closes with a
-        corner at -180 and one at 180.
+        ``__geo_interface__``, such as a geometry of shapely, in degrees of longitude and latitude.
+        Edges are straight in degrees. An edge of more than 180° is taken to cross the antimeridian,
+        and a ring around a pole contains it, whether or not it closes with corners at -180 and 180.
     pooling : {"mean", "max"} or None
         As for `box`.
 
@@ -102,7 +101,7 @@ def polygon(cube: "xr.Dataset", geometry: Any, *, pooling: Pooling | None = "mea
     CubeError, GridError
         As `box`.
     OptionError
-        If the geometry is none, is empty or crosses itself, or `pooling` is unknown.
+        If the geometry is not a polygon, is empty or crosses itself, or `pooling` is unknown.
     """
     return _with_vector(_of(cube, polygon_rings(geometry), pooling))
 
@@ -110,7 +109,7 @@ def polygon(cube: "xr.Dataset", geometry: Any, *, pooling: Pooling | None = "mea
 def polygons(
     cube: "xr.Dataset", geometries: Iterable[Any], *, pooling: Pooling = "mean"
 ) -> "xr.Dataset":
-    """Pool the vectors of many polygons; one that has no answer does not spoil the others.
+    """Pool the vectors of many polygons; one without an answer does not affect the others.
 
     Parameters
     ----------
@@ -125,20 +124,20 @@ def polygons(
     -------
     xarray.Dataset
         As of `polygon`, along ``region`` in the order given, with ``status`` (region): "present",
-        or why there is no vector, which is NaN then.
+        or the reason why the vector is missing (NaN).
 
     Raises
     ------
     CubeError
-        If the dataset is no cube.
+        If the dataset is not a cube.
     OptionError
-        If `pooling` is unknown, or there are no geometries, or no list of them.
+        If `pooling` is unknown, there are no geometries, or they are not a list.
     """
     import xarray as xr
 
     view = CubeView.of(cube)
     one_of(pooling, "pooling", get_args(Pooling))
-    # A frame, a mapping or a text is a sequence of names or letters.
+    # Iterating a frame, a mapping or a text would give names or letters.
     named = isinstance(geometries, str | Mapping) or hasattr(geometries, "columns")
     if named or not isinstance(geometries, Iterable):
         raise OptionError(
@@ -161,7 +160,7 @@ def polygons(
 
 
 def _without_vector(pooled: "xr.Dataset") -> str | None:
-    """Say why a region has no vector, None if it has one."""
+    """Return why a region has no vector, None if it has one."""
     cells = int(pooled.cells)
     if (pooled.cells_missing < cells).any():
         return None
@@ -172,7 +171,7 @@ def _without_vector(pooled: "xr.Dataset") -> str | None:
 
 
 def _with_vector(found: "xr.Dataset") -> "xr.Dataset":
-    """Refuse a pooled region without a vector; the cells of one are given as they are."""
+    """Refuse a pooled region without a vector; return anything else unchanged."""
     if "cells" in found and (reason := _without_vector(found)):
         raise CubeError(reason)
     return found
@@ -262,7 +261,7 @@ def _parts(view: CubeView, i: Integers, j: Integers) -> list[Integers]:
     size = view.field.dtype.itemsize * int(np.prod(view.field.shape[:-3])) * view.field.shape[-1]
     cuts = np.flatnonzero(np.diff(np.sort(key))) + 1
     parts = np.split(inside, cuts)
-    # Small ones are read together.
+    # Small parts are read together.
     merged: list[Integers] = []
     for part in parts:
         if merged and (len(merged[-1]) + len(part)) * size <= _READ:
@@ -273,7 +272,7 @@ def _parts(view: CubeView, i: Integers, j: Integers) -> list[Integers]:
 
 
 def _read(view: CubeView, i: Integers, j: Integers) -> tuple[Floats, NDArray[np.bool_]]:
-    """Vectors of cells as float64, 0 where there is none, (n, …, dim), and where there is one."""
+    """Vectors of cells as float64, (n, …, dim), 0 where there is none, and where there is one."""
     x, there = gathered_vectors(view, i, j, zeros_allowed=view.zeros_allowed)
     x = x.astype(np.float64)
     x[~there] = 0
@@ -291,17 +290,17 @@ def _cells(view: CubeView, found: Region) -> "xr.Dataset":
     j = found.j[inside][first]
     fraction = np.zeros((len(i), len(j)))
     order = np.argsort(i, kind="stable")
-    # `searchsorted` needs ascending positions; `order` leads back to those from the north.
+    # `searchsorted` needs ascending positions; `order` restores those from the north.
     row = order[np.searchsorted(i[order], rows)]
     fraction[row, np.searchsorted(col, cols)] = found.fraction[inside]
     lon = view.latlon.origin[1] + view.latlon.dx * col
-    # Turned as a whole: the first lies from -180 to 180, and the others go on from there.
+    # Shifted as a whole: the first lies between -180 and 180, and the others follow.
     lon = lon - 360 * np.floor((lon[0] + 180) / 360)
     attrs = {"long_name": "share of the cell inside the region", "units": "1"}
     cells = view.select({view.lat: i, view.lon: j})
     longitude = cells[view.lon].copy(data=lon.astype(cells[view.lon].dtype))
     cells = cells.assign_coords({view.lon: longitude.variable})
     if "lon_bnds" in cells.variables:
-        cells = cells.drop_vars("lon_bnds")  # of the longitudes as they were
+        cells = cells.drop_vars("lon_bnds")  # of the original longitudes
     cells = cells.assign(fraction=((view.lat, view.lon), fraction, attrs))
     return as_result(cells, view.name)

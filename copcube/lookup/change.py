@@ -1,17 +1,16 @@
 """What changed between two cubes of one encoder: the distance of the two vectors of every cell.
 
-The vector of a cell is a weighted mean of n vectors of images, with weights wᵢ that sum to 1, so
-that it would come out differently if other images of the same place had been taken. How much, its
-spread s and the weights tell: with q = Σ wᵢ², the mean squared deviation of such a mean is
+The vector of a cell is a weighted mean of n vectors of images, with weights wᵢ that sum to 1. It
+would be different if other images of the same place had been taken. Its spread s and the weights
+show by how much: with q = Σ wᵢ², the mean squared deviation of such a mean is
 
     noise² = s² q / (1 - q),
 
-which is s² / (n - 1) where all images count alike. That is the usual unbiased estimate, and it
-assumes that a cell's images are drawn independently from all that could have been taken of it:
-where they are more alike than that, noise is underestimated.
-Spread also holds how far modalities lie apart, which is the same in every draw, so that noise is
-overestimated in cells of several modalities; it is not in cubes of one, or with
-``by="modality"``. Where a cell has one image in all, nothing is known.
+which is s² / (n - 1) if all images count equally. That is the usual unbiased estimate. It assumes
+that a cell's images are drawn independently from all that could have been taken of it: if they are
+more alike than that, noise is underestimated. Spread also includes the distance between modalities,
+which is the same in every draw. So noise is overestimated in cells of several modalities, but not
+in cubes of one, or with ``by="modality"``. If a cell has a single image, nothing is known.
 
 Two cubes of a place that did not change differ by chance alone: the expected square of the
 Euclidean distance of their vectors a and b is ``noise_a² + noise_b²``, and that of
@@ -45,10 +44,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _RECIPE = ("preprocessing", "aggregation", "aggregation_scales", "modalities")
-"""Attributes that make vectors differ where the place is the same."""
+"""Attributes that make vectors differ although the place is the same."""
 
 _MAPS = ("n_images", "n_images_by_modality", "spread")
-"""Variables from which the noise is computed, and which say what vectors are made of."""
+"""Variables that give the noise, and what vectors are made of."""
 
 _BATCH = 8192
 """Vectors compared at once, so that their copies in float64 stay in the cache."""
@@ -81,37 +80,37 @@ def change(
         ``years.isel(year=0)`` and ``years.isel(year=1)``, or two reductions on one basis; in any
         order, whole or in part, lazy or not. Leading dimensions must be the same in both.
     n : int
-        How many of the most changed places to list; fewer if there are not so many.
+        How many of the most changed places to list, if there are that many.
     metric : {"cosine", "euclidean"}
         Which distance decides what has changed most.
     exclude_km : float
-        Listed places lie farther than this from each other, along great circles.
+        Listed places are farther than this from each other, along great circles.
 
     Returns
     -------
     xarray.Dataset
         On the cells that both span, (…, lat, lon) float32 and NaN where one has no vector:
-        ``distance``, ``cosine_distance`` and, for cubes that know spread and counts, ``noise`` and
-        ``cosine_noise``, what these would be if nothing had changed (the formulas and what they
-        assume stand at the head of this module; NaN where a cell is a single image). Neither is
-        there if fragments were shared between cells by area, as counts do not give the shares.
+        ``distance``, ``cosine_distance`` and, for cubes with spread and counts, ``noise`` and
+        ``cosine_noise``, what these would be if nothing had changed (formulas and assumptions are
+        at the head of this module; NaN where a cell has a single image). Both are absent if
+        fragments were shared between cells by area, as counts do not give the shares.
         ``same_modalities`` int8, 1 where both vectors are means over the same modalities, 0 where
-        not and -1 where one is missing, if both cubes count them. Along ``place``, the most
-        changed first: ``place_lat``, ``place_lon``, their values, and of leading dimensions the
-        group with the largest change. Places are ranked by what is beyond noise: by distance² -
-        noise², or by 1 - cosine less its noise. Where noise is known at all, cells without it are
-        not listed, and neither are cells that are made of other modalities in `b` than in `a`.
+        not and -1 where one is missing, if both cubes count them. Along ``place``, the most changed
+        first: ``place_lat``, ``place_lon``, their values, and of leading dimensions the group with
+        the largest change. Places are ranked by what exceeds noise: by distance² - noise², or by 1
+        - cosine minus its noise. If noise is known at all, cells without it are not listed, nor are
+        cells made of different modalities in `a` and `b`.
 
     Raises
     ------
     CubeError
-        If a dataset is no cube; the encoders, their weights or poolings differ, the lengths of
-        the vectors, or the bases of two reductions; leading dimensions differ, or no cell is in
-        the extent of both.
+        If a dataset is not a cube; if encoders, their weights or poolings, lengths of vectors,
+        bases of two reductions or leading dimensions differ; or if no cell is in the extent of
+        both.
     GridError
         If coordinates are not nodes of the 0.25° lattice.
     OptionError
-        If `n`, `metric` or `exclude_km` is no such value.
+        If `n`, `metric` or `exclude_km` is not valid.
 
     Examples
     --------
@@ -145,7 +144,7 @@ def change(
             "flag_meanings": "missing no yes",
         }
     result = sides[0].on_coordinates(attrs, **fields)
-    # Of two selected groups, each has its own label; the result belongs to neither.
+    # Two selected groups each have their own label; the result belongs to neither.
     own = [
         name
         for name, c in result.coords.items()
@@ -162,13 +161,13 @@ def change(
 
 
 def _require_comparable(a: CubeView, b: CubeView) -> None:
-    """Check that vectors of two datasets have common axes; warn of what else differs."""
+    """Check that vectors of two datasets have common axes; warn about other differences."""
     if unlike := unlike_encoders(a.dataset.attrs, b.dataset.attrs):
         name, ours, theirs = unlike
         raise CubeError(
-            f"{name} is {ours!r} in the first cube and {theirs!r} in the second: the distance of "
-            "vectors of different encoders says nothing about places; `compare` measures their "
-            "agreement"
+            f"{name} is {ours!r} in the first cube and {theirs!r} in the second: the distance "
+            "between vectors of different encoders says nothing about places; `compare` measures "
+            "their agreement"
         )
     if a.name != b.name or a.field.shape[-1] != b.field.shape[-1]:
         raise CubeError(
@@ -178,8 +177,8 @@ def _require_comparable(a: CubeView, b: CubeView) -> None:
         )
     if a.name == "pc" and not _same_basis(a.dataset, b.dataset):
         raise CubeError(
-            "the two reductions have different bases, or none beside pc, so that their components "
-            "may mean different things; project both cubes on one basis, as `project` does"
+            "the two reductions have different bases, or none beside pc, so their components may "
+            "mean different things; project both cubes on one basis with `project`"
         )
     for name in _RECIPE:
         ours, theirs = a.dataset.attrs.get(name), b.dataset.attrs.get(name)
@@ -192,7 +191,7 @@ def _require_comparable(a: CubeView, b: CubeView) -> None:
 
 
 def _same_basis(a: "xr.Dataset", b: "xr.Dataset") -> bool:
-    """Whether two reductions say that they have one basis."""
+    """Whether two reductions record the same basis."""
     whole = all(name in ds for ds in (a, b) for name in ("components", "mean"))
     same = whole and all(np.array_equal(a[n].values, b[n].values) for n in ("components", "mean"))
     return same and a.attrs.get("reduction_whiten") == b.attrs.get("reduction_whiten")
@@ -216,11 +215,11 @@ def _distances(a: Side, b: Side) -> tuple[dict[str, Floats], tuple[Floats, Float
 
 
 def _of_pairs(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Distances and lengths of pairs of vectors, (n, dim); of zeros there is no cosine."""
+    """Distances and lengths of pairs of vectors, (n, dim); zeros have no cosine."""
     of_x, of_y = np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1)
     distance = np.linalg.norm(x - y, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # 1 - cos as half a square of differences: near 1, the cosine has lost the digits.
+        # 1 - cos as half a square of differences: near 1, the cosine itself has lost digits.
         between = x / of_x[:, np.newaxis] - y / of_y[:, np.newaxis]
     return distance, np.square(between).sum(axis=1) / 2, of_x, of_y
 
@@ -231,7 +230,7 @@ def _noise_squared(side: Side) -> Floats | None:
     known = side.view.name == "embedding" and all(
         name in ds and set(ds[name].dims) == set(dims) for name in ("spread", "n_images")
     )
-    # A sliver of a fragment counts as one: such counts do not give the weights.
+    # A sliver of a fragment counts as 1: such counts do not give the weights.
     if not known or "weighted by the share" in str(ds.attrs.get("aggregation_assign")):
         return None
     how = str(ds.attrs.get("aggregation", ""))
@@ -246,7 +245,7 @@ def _noise_squared(side: Side) -> Floats | None:
         return None
     spread = _values(side, ds["spread"], dims).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # 1 is a single image, which has no spread to judge by.
+        # 1 means a single image, which has no spread to judge by.
         return np.where(squares < 1, spread**2 * squares / (1 - squares), np.nan)
 
 
@@ -265,11 +264,11 @@ def _same_modalities(a: Side, b: Side) -> NDArray[np.bool_] | None:
         ds = side.view.dataset
         if "modality" in side.view.lead or name not in ds or set(ds[name].dims) != set(dims):
             return None
-        # Sensors of one key that are described in two ways are two.
+        # Sensors with one key but two descriptions are different.
         keys = [(key, ds.attrs.get(SENSOR + key)) for key in group_labels(ds["modality"])]
         numbered.add(all(key.isdigit() for key, _ in keys))
         there.append(dict(zip(keys, _values(side, ds[name], dims) > 0, strict=True)))
-    if len(numbered) > 1:  # the flags of one were lost, and numbers name no modality
+    if len(numbered) > 1:  # the flags of one were lost, and numbers do not name modalities
         return None
     nothing = np.zeros(a.shape, bool)
     pairs = [[images.get(key, nothing) for images in there] for key in there[0] | there[1]]
@@ -277,7 +276,7 @@ def _same_modalities(a: Side, b: Side) -> NDArray[np.bool_] | None:
 
 
 def _values(side: Side, field: "xr.DataArray", dims: tuple[Any, ...]) -> NDArray[Any]:
-    """Values of a variable beside the vectors, of the cells that both have."""
+    """Values of a variable beside the vectors, for the cells that both have."""
     return np.asarray(side.select(field.transpose(*dims)).values)
 
 
@@ -286,14 +285,14 @@ def _with_places(
 ) -> "xr.Dataset":
     """Add the most changed places."""
     value, noise = _NAMES[metric]
-    # 1 - cos is half of a square already, so that squares are compared in both metrics.
+    # 1 - cos is already half a square, so squares are compared in both metrics.
     power = 2 if metric == "euclidean" else 1
     beyond = result[value].values.astype(np.float64) ** power
     if noise in result:
         beyond -= result[noise].values.astype(np.float64) ** power
     beyond[~np.isfinite(beyond)] = -np.inf
     if "same_modalities" in result:
-        # Other modalities move a vector although the place may have stayed the same.
+        # Different modalities move a vector although the place may not have changed.
         beyond[result["same_modalities"].values == 0] = -np.inf
     lat, lon = result[view.lat], result[view.lon]
     groups = beyond.reshape(-1, len(lat), len(lon))

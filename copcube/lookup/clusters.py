@@ -50,7 +50,7 @@ def cluster(
     Raises
     ------
     CubeError
-        If the dataset is no cube, has leading dimensions or fewer vectors than classes.
+        If the dataset is not a cube, has leading dimensions or fewer vectors than classes.
     MissingPackageError
         If scikit-learn is not installed.
     OptionError
@@ -69,7 +69,7 @@ def cluster(
         ) from None
     weight = cell_weights(view, weights)
     lat, lon = view.field[view.lat], view.field[view.lon]
-    # k-means draws its first centres by position, which the order of the dataset must not change.
+    # k-means draws its first centres by position, so the order of the cells must be fixed.
     down = np.argsort(-lat.values, kind="stable")
     along = np.argsort(lon.values % 360, kind="stable")
     weight = weight[np.ix_(down, along)]
@@ -79,17 +79,17 @@ def cluster(
     if len(x) < n:
         raise CubeError(f"{len(x):,} cells hold a vector: too few for {n} classes")
     w = weight.ravel()[place]
-    # Of weights whose mean is 1 the inertia is that of the cells. Until nothing moves any more:
-    # stopped earlier, centres are not the means of their classes.
+    # With weights of mean 1 the inertia is that of the cells. Iterate until nothing moves: stopped
+    # earlier, centres are not the means of their classes.
     model = KMeans(n, n_init=1, random_state=seed, tol=0).fit(x, sample_weight=w / w.mean())
     share = np.bincount(model.labels_, w, minlength=n) / w.sum()
     order = np.argsort(-share, kind="stable")
-    # k-means numbers its classes by chance. The order of the order is the rank of each by size.
+    # k-means numbers its classes at random. The argsort of the argsort is the rank of each by size.
     result = np.full(weight.size, -1, np.int16)
     result[place] = np.argsort(order)[model.labels_]
     classified = np.empty(weight.shape, np.int16)
     classified[np.ix_(down, along)] = result.reshape(weight.shape)
-    # Of places that are there twice, as 360° beside 0°, the first alone was classified.
+    # Of repeated places, such as 360° beside 0°, only the first was classified.
     classified = classified[np.ix_(first_alike(lat.values), first_alike(lon.values))]
     mean = np.average(x, axis=0, weights=w)
     whole = float(np.average(((x - mean) ** 2).sum(axis=1), weights=w))
@@ -124,7 +124,7 @@ def cluster(
 
 
 def _vectors(view: CubeView, weight: Floats) -> tuple[NDArray[Any], Integers]:
-    """Vectors of the cells that have a weight, block by block, and the flat position of each."""
+    """Vectors of the cells with a weight, block by block, and their flat positions."""
     position = np.arange(weight.size).reshape(weight.shape)
     vectors = [np.empty((0, view.field.shape[-1]), view.field.dtype)]
     places = [np.empty(0, np.int64)]

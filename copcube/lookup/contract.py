@@ -1,10 +1,10 @@
 """The contract of rs-embed (github.com/cybergis/rs-embed, 0.2.1) over any cube.
 
 Requests, keys of the metadata and names of errors are those of its model ``copernicus``, which
-reads the published GeoTIFF. By default the answers are those of `copcube.lookup.boxes`: by share
-of each cell, over cells that have a vector, also below a cell, across the antimeridian and over
-poles. With ``compat=True`` the numbers are those of rs-embed itself: a window of whole cells, in
-which what is missing counts as zeros, and all cells alike.
+reads the published GeoTIFF. By default the answers are those of `copcube.lookup.boxes`: weighted by
+the share of each cell, over cells that have a vector, for regions smaller than a cell, across the
+antimeridian and over poles too. With ``compat=True`` the numbers are rs-embed's own: a window of
+whole cells of equal weight, in which missing vectors count as zeros.
 """
 
 import os
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _YEAR = 2021
-"""The year of the published map, and of cubes that say nothing of years."""
+"""The year of the published map, and of cubes that do not state their years."""
 _FOLDER = "data/copernicus_embed"
 _WEST, _NORTH = -180 - grid.STEP / 2, 90 + grid.STEP / 2
 _EAST, _SOUTH = _WEST + 360, _NORTH - grid.STEP * grid.N_LAT
@@ -57,14 +57,14 @@ _NOTE = (
 
 @dataclass
 class Embedding:
-    """What rs-embed returns of a place.
+    """What rs-embed returns for a place.
 
     Parameters
     ----------
     data : numpy.ndarray or xarray.DataArray
-        (d,) float32, or (d, y, x) of the cells.
+        (d,) float32, or (d, y, x) for the cells.
     meta : dict
-        Metadata by rs-embed's keys.
+        Metadata under rs-embed's keys.
     """
 
     data: "NDArray[np.float32] | xr.DataArray"
@@ -88,8 +88,8 @@ def get_embedding(
     Parameters
     ----------
     cube : xarray.Dataset, str, Path or None
-        A cube or a reduction, or where one lies: a Zarr cube, a published map, or a folder with
-        an ``embed_map_*.tif``. By default the folder that `sensor` names as rs-embed has it
+        A cube or a reduction, or the path of one: a Zarr cube, a published map, or a folder with an
+        ``embed_map_*.tif``. By default the folder that `sensor` names in rs-embed's way
         (``collection="dir:…"``), else that of RS_EMBED_COP_DIR, else data/copernicus_embed.
     spatial : object, mapping or sequence
         rs-embed's BBox or PointBuffer, a mapping with their fields, (minlon, minlat, maxlon,
@@ -97,8 +97,8 @@ def get_embedding(
         antimeridian.
     temporal : object, mapping, int, tuple or None
         rs-embed's TemporalSpec, a year, or two days of which the second is not included. A cube
-        with a dimension ``year``, or one year selected of it, answers by that; others hold the
-        years that their attributes say, or 2021.
+        with a dimension ``year``, or one year selected from it, answers by that; others hold the
+        years stated in their attributes, or 2021.
     output : object, mapping, str or None
         rs-embed's OutputSpec, "mean", "max" or "grid"; by default the mean.
     sensor : object, optional
@@ -106,7 +106,7 @@ def get_embedding(
     modality : str, optional
         Group of a cube by modality.
     backend, device : str
-        "auto" or "local", and anything: nothing is computed on a device.
+        "auto" or "local"; any device, since nothing is computed on one.
     compat : bool
         Give rs-embed's own numbers, and refuse what it refuses.
 
@@ -119,9 +119,9 @@ def get_embedding(
     Raises
     ------
     SpecError
-        If place, time or output are not described right.
+        If place, time or output are not described correctly.
     ModelError
-        If there is no cube, or it has no answer: no vector there, another year.
+        If there is no cube, or it has no answer: no vector there, or not that year.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def get_embeddings_batch(
     cube, temporal, output, sensor, modality, backend, device, compat
         As of `get_embedding`.
     spatials : sequence
-        Places, each as `get_embedding` takes it. RS_EMBED_COPERNICUS_BATCH_WORKERS says how many
+        Places, each as `get_embedding` takes it. RS_EMBED_COPERNICUS_BATCH_WORKERS sets how many
         are looked up at once, by default 4.
 
     Returns
@@ -163,7 +163,7 @@ def get_embeddings_batch(
     Raises
     ------
     SpecError, ModelError
-        As `get_embedding`, at the first place in order without an answer, which is named.
+        As `get_embedding`, for the first place without an answer, which is named.
     """
     _demand_local(backend)
     if not is_list(spatials):
@@ -183,12 +183,12 @@ def get_embeddings_batch(
 
 
 def describe(cube: "xr.Dataset | None" = None) -> dict[str, Any]:
-    """Say what can be asked for, by the keys of rs-embed's ``describe_model``.
+    """Describe what can be requested, under the keys of rs-embed's ``describe_model``.
 
     Parameters
     ----------
     cube : xarray.Dataset, optional
-        Its years are listed; without one those of the published map.
+        Its years are listed; without a cube, those of the published map.
     """
     years = [_YEAR] if cube is None else sorted(_years(CubeView.of(cube)))
     said = None if cube is None else caution(cube.attrs)
@@ -229,7 +229,7 @@ def _workers() -> int:
 
 
 def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
-    """Open a cube, and say where it lies."""
+    """Open a cube, and return its path too."""
     import xarray as xr
 
     from copcube.cube.store import is_group, open_stored
@@ -248,7 +248,7 @@ def _opened(cube: Any, sensor: Any) -> tuple["xr.Dataset", str | None]:
             maps = sorted(path.glob("embed_map_*.tif"))
             if not maps:
                 raise ModelError(
-                    f"{path}: no cube, and no embed_map_*.tif in it; put the map there"
+                    f"{path}: not a cube, and no embed_map_*.tif in it; put the map there"
                 )
             path = maps[0]
         if path.is_file():
@@ -284,7 +284,7 @@ def _answer(
     except CopcubeError as error:
         raise ModelError(str(error)) from error
     meta: dict[str, Any] = {
-        # With compat rs-embed's own words, which programs may look at.
+        # With compat, rs-embed's own words, which programs may read.
         "model": "copernicus" if compat else "copcube",
         "type": "precomputed",
         "backend": "vendored_geotiff" if compat else "copcube",
@@ -302,7 +302,7 @@ def _answer(
         "projection_note": _NOTE,
         "product_resolution_deg": (view.latlon.dy, view.latlon.dx),
         **found,
-        # Numbers that mean nothing are not to be taken for rs-embed's.
+        # Meaningless numbers must not be mistaken for rs-embed's.
         **({} if (said := caution(ds.attrs)) is None else {"caution": said}),
     }
     if output.mode == "pooled":
@@ -311,19 +311,19 @@ def _answer(
 
 
 def _years(view: CubeView) -> set[int]:
-    """Years that a cube holds, as far as it says."""
+    """Years that a cube states to hold."""
     if years := _years_of_groups(view):
         return {*years}
     listed, named = (
         {int(year) for year in re.findall(r"\b(?:19|20)\d\d", str(view.dataset.attrs.get(key)))}
         for key in ("product_years", "dates")
     )
-    # Of a span of dates the first and the last are named.
+    # For a span of dates, the first and last years are given.
     return listed or ({*range(min(named), max(named) + 1)} if named else {_YEAR})
 
 
 def _labels(view: CubeView, dim: str) -> tuple[str, ...]:
-    """Labels of the groups along a dimension, or that of the group selected of it, if any."""
+    """Labels of the groups along a dimension, or that of the selected group, if any."""
     coordinate = view.field.coords.get(dim)
     if dim in view.lead or coordinate is None or coordinate.ndim:
         return view.groups.get(dim, ())
@@ -331,19 +331,19 @@ def _labels(view: CubeView, dim: str) -> tuple[str, ...]:
 
 
 def _years_of_groups(view: CubeView) -> list[int]:
-    """Years along a dimension ``year``, or the one selected of it; none without either.
+    """Years along a dimension ``year``, or the one selected from it; none without either.
 
     Raises
     ------
     ModelError
-        If its labels are none.
+        If its labels are not years.
     """
     labels = _labels(view, "year")
     try:
         return [int(label) for label in labels]
     except ValueError:
         raise ModelError(
-            f"year holds {', '.join(labels)}; expected calendar years: of dates, "
+            f"year holds {', '.join(labels)}; expected calendar years: for dates, use "
             "ds.assign_coords(year=ds.year.dt.year)"
         ) from None
 
@@ -354,18 +354,20 @@ def _served(time: Temporal | None, view: CubeView, compat: bool) -> Temporal | N
     Raises
     ------
     ModelError
-        If the cube has it not, or it is not one.
+        If the cube does not have it, or it is not a single year.
     """
     years = {_YEAR} if compat else _years(view)
     listed = ", ".join(map(str, sorted(years)))
     if time is None:
         if compat or ("year" in view.lead and len(years) > 1):
-            raise ModelError(f"the request has no time; name one of the years {listed}")
+            raise ModelError(f"the request has no time; give one of the years {listed}")
         return Temporal(year=next(iter(years))) if _years_of_groups(view) else None
     asked = time.years
     if compat and time.year is None:
-        # Four frames up is the line of the user that asked.
-        warnings.warn(f"only years are held: {asked[0]} is used", UserWarning, stacklevel=4)
+        # Four frames up is the user's line.
+        warnings.warn(
+            f"the cube holds whole years only: {asked[0]} is used", UserWarning, stacklevel=4
+        )
         asked = asked[:1]
     if missing := sorted({*asked} - years):
         raise ModelError(
@@ -380,7 +382,7 @@ def _served(time: Temporal | None, view: CubeView, compat: bool) -> Temporal | N
 
 
 def _by_keys(time: Temporal | None) -> dict[str, Any]:
-    """Time by rs-embed's keys."""
+    """Time under rs-embed's keys."""
     if time is None:
         return {"mode": None}
     if time.year is None:
@@ -390,14 +392,14 @@ def _by_keys(time: Temporal | None) -> dict[str, Any]:
 
 
 def _group(view: CubeView, time: Temporal | None, modality: str | None) -> CubeView:
-    """Select the year and the modality that are asked for."""
+    """Select the requested year and modality."""
     ds = view.dataset
     held = _years_of_groups(view)
     if held and time is not None:
         if time.year not in held:
             raise ModelError(
                 f"the cube has no {time.year}; it holds {', '.join(map(str, held))}: rs-embed "
-                "knows no other year, compat=False does"
+                "knows no other year, but compat=False does"
             )
         ds = ds.isel(year=held.index(time.year), missing_dims="ignore")
     if modality is not None:
@@ -442,20 +444,20 @@ def _region(view: CubeView, corners: Corners, output: Output) -> tuple[Any, dict
 
 
 def _window(view: CubeView, corners: Corners, output: Output) -> tuple[Any, dict[str, Any]]:
-    """Answer as rs-embed does: all cells of a window alike, zeros for missing ones."""
+    """Answer as rs-embed does: all cells of a window weigh the same, missing ones are zeros."""
     import xarray as xr
 
     west, south, east, north = corners
     if east - west < grid.STEP or north - south < grid.STEP:
         raise ModelError(
             f"the box of {east - west:g}° × {north - south:g}° is smaller than a cell of 0.25°; "
-            "compat=False answers by its cell"
+            "compat=False answers with its cell"
         )
     left, right = max(west, _WEST), min(east, _EAST)
     bottom, top = max(south, _SOUTH), min(north, _NORTH)
     if right <= left or top <= bottom:
         raise ModelError(f"the box {corners} lies outside of the map")
-    # The same floor, ceil and order of operations decide alike about boxes on edges of cells.
+    # The same floor, ceil and order of operations give the same result on edges of cells.
     cols = np.arange(
         max(0, min(grid.N_LON - 1, floor((left - _WEST) / grid.STEP))),
         min(grid.N_LON, ceil((right - _WEST) / grid.STEP)),
@@ -468,11 +470,11 @@ def _window(view: CubeView, corners: Corners, output: Output) -> tuple[Any, dict
     i, j = np.meshgrid(at_row[rows], at_col[grid.published_column(cols)], indexing="ij")
     inside = ((i >= 0) & (j >= 0)).ravel()
     i, j = np.where(inside, i.ravel(), -1), np.where(inside, j.ravel(), -1)
-    # To rs-embed zeros are a vector like any other, since what is missing is zeros there.
+    # To rs-embed, zeros are a vector like any other, since missing ones are zeros there.
     x, there = gathered_vectors(view, i, j, zeros_allowed=True)
     x = x.astype(np.float32)
     x[~there] = 0
-    # In the memory's order of the published file, in which the sums of float32 are rounded.
+    # In the published file's memory order, which decides how float32 sums are rounded.
     chw = np.moveaxis(x.reshape(len(rows), len(cols), -1), -1, 0)
     said = {"chw_shape": chw.shape}
     if output.mode == "pooled":

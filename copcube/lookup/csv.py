@@ -1,4 +1,4 @@
-"""CSV files as people have them: their separators, their encodings, their columns of numbers."""
+"""CSV files of all kinds: their separators, encodings and columns of numbers."""
 
 import logging
 import re
@@ -15,12 +15,12 @@ log = logging.getLogger("copcube")
 
 
 def read_csv(path: str) -> "pd.DataFrame":
-    """Read a table of texts, and turn into numbers the columns that hold nothing else.
+    """Read a table of texts; columns of numbers only become numbers.
 
     Parameters
     ----------
     path : str
-        A file whose separator is a comma, a semicolon or a tab, or is named in a first line.
+        A file whose separator is a comma, a semicolon or a tab, or is named in its first line.
 
     Returns
     -------
@@ -30,16 +30,16 @@ def read_csv(path: str) -> "pd.DataFrame":
     Raises
     ------
     OptionError
-        If it cannot be read, or is no table of texts.
+        If it cannot be read, or is not a table of texts.
     """
     import pandas as pd
 
     with open_regular(path, OptionError) as file:
-        # pandas passes over what is empty before the names.
+        # pandas skips empty lines before the names.
         while (head := file.readline(1 << 20)) and not head.strip():
             pass
         start = 0
-        # Excel understands, and others write for it, a first line that says the separator.
+        # Excel understands a first line that names the separator, and other programs write one.
         if said := re.fullmatch(rb'(?:\xef\xbb\xbf)?"?sep=(.)"?\s*', head.rstrip(b"\r\n")):
             start, head = file.tell(), file.readline(1 << 20)
         file.seek(start)
@@ -55,22 +55,21 @@ def read_csv(path: str) -> "pd.DataFrame":
             "skipinitialspace": True,
             # pandas takes NA for a missing value, which may be Namibia's code.
             "keep_default_na": False,
-            # With a separator at the end of each row, pandas would take the first column for names
-            # of rows.
+            # With a separator at the end of each row, pandas would take the first column for row
+            # names.
             "index_col": False,
         }
         try:
             with warnings.catch_warnings():
-                # pandas warns of some of the fields that are too many, which are cut.
+                # pandas warns about some surplus fields, which are cut.
                 warnings.simplefilter("ignore", pd.errors.ParserWarning)
                 try:
                     frame = pd.read_csv(file, **options)
                 except pd.errors.ParserError as error:
-                    # The slow reader passes over all that follows a quote that nothing closes.
+                    # The slow reader ignores everything after an unclosed quote.
                     if "EOF inside string" in str(error):
                         raise
-                    # A row with too many fields: the slow reader can cut it, so that the others
-                    # count.
+                    # A row has too many fields: the slow reader can cut it and keep the others.
                     file.seek(start)
                     width = head.count(bytes([separator])) + 1
                     frame = pd.read_csv(
@@ -83,7 +82,7 @@ def read_csv(path: str) -> "pd.DataFrame":
 
 
 def _encoding(file: IO[bytes], path: str) -> str:
-    """Say how a file of texts is encoded: in UTF-8, or as spreadsheets of Windows write it."""
+    """Find the encoding of a text file: UTF-8, or that of Windows spreadsheets."""
     start = file.tell()
     try:
         for line in file:
@@ -91,8 +90,8 @@ def _encoding(file: IO[bytes], path: str) -> str:
         return "utf-8"
     except UnicodeDecodeError:
         log.warning(
-            f"{path} is not UTF-8 and is taken for Windows-1252; save it as UTF-8 if letters "
-            "come out wrong"
+            f"{path} is not UTF-8 and is read as Windows-1252; save it as UTF-8 if letters come "
+            "out wrong"
         )
         return "cp1252"
     finally:
@@ -100,14 +99,14 @@ def _encoding(file: IO[bytes], path: str) -> str:
 
 
 def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Turn texts into numbers if all are some; codes such as 06610 and long ones stay."""
+    """Turn texts into numbers if all are numbers; codes such as 06610 and long ones stay."""
     import pandas as pd
 
     if column.str.fullmatch(r"\s*[+-]?0\d.*").any():
         return column
-    # What is empty is missing, and makes a column of numbers one of floats.
+    # Empty fields are missing, and make a column of numbers one of floats.
     empty = column.fillna("").str.strip() == ""
     numbers = pd.to_numeric(column.where(~empty), errors="coerce")
-    # As floats the longest would lose digits.
+    # As floats, the longest would lose digits.
     lossy = numbers.dtype.kind == "f" and column.str.fullmatch(r"\s*[+-]?\d{16,}\s*").any()
     return column if lossy or (numbers.isna() & ~empty).any() or empty.all() else numbers

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _WAITING = 16384
-"""Vectors whose products are made at once; fewer cost more in merging them."""
+"""Vectors multiplied at once; with fewer, merging costs more."""
 
 
 def fit_fragments(fragments: Fragments, k: int | float = 3, *, every: int = 1) -> "xr.Dataset":
@@ -34,7 +34,7 @@ def fit_fragments(fragments: Fragments, k: int | float = 3, *, every: int = 1) -
     k : int or float
         Number of components; or, between 0 and 1, the share of variance that they must explain.
     every : int
-        Take every n-th fragment only: three components of a million are those of fifty million.
+        Use only every n-th fragment: three components of a million match those of fifty million.
 
     Returns
     -------
@@ -55,12 +55,12 @@ def fit_fragments(fragments: Fragments, k: int | float = 3, *, every: int = 1) -
 
     blocks = fragments.blocks(_WAITING, every)
     with one_thread():
-        # In the order of the rows, so that the sums have the same bits every time.
+        # In the order of the rows, so that the sums are always bitwise equal.
         for found in map_ahead(of, (x for _, x in blocks), 2):
             moments.merge(found)
     if moments.cells < 2:
-        raise OptionError(f"{moments.cells} fragments have no components; take more of them")
-    # These are of cubes on ERA5's grid, which fragments are brought to by aggregation.
+        raise OptionError(f"{moments.cells} fragments have no components; use more of them")
+    # These apply to cubes on ERA5's grid, to which aggregation brings fragments.
     of_cubes = ("title", "aggregation_assign")
     about: dict[str, Any] = {k: v for k, v in fragments.about.items() if k not in of_cubes}
     about["reduction_weights"] = "none"
@@ -73,24 +73,24 @@ def project_fragments(fragments: Fragments, basis: "xr.Dataset") -> NDArray[np.f
     Raises
     ------
     OptionError
-        If it is not a basis, is one of vectors of another length or encoder, or was fitted to the
+        If it is not a basis, belongs to vectors of another length or encoder, or was fitted to the
         residual of given fields.
     """
     components, deviations = read_components(basis)
     if components.shape[1] != fragments.dim:
         raise OptionError(
             f"the fragments' vectors have length {fragments.dim}, those of the basis "
-            f"{components.shape[1]}; take a basis of the same encoder"
+            f"{components.shape[1]}; use a basis of the same encoder"
         )
     if names := predictor_names(basis):
         raise OptionError(
-            f"the basis is of what {', '.join(names)} leave over, which fragments do not have; "
-            "take one that was fitted without given fields"
+            f"the basis is of the residual of {', '.join(names)}, fields that fragments do not "
+            "have; use one fitted without given fields"
         )
     if unlike := unlike_encoders(fragments.about, basis.attrs):
         name, ours, theirs = unlike
         raise OptionError(
-            f"the fragments have {name} {ours!r}, the basis was fitted on {theirs!r}; take one of "
+            f"the fragments have {name} {ours!r}, the basis was fitted on {theirs!r}; use one of "
             "the same encoder"
         )
     shift, axes = basis["mean"].values.astype(np.float64), components / deviations[:, np.newaxis]

@@ -1,4 +1,4 @@
-"""What files of rows and fragments say of each: where it lies, and what it was made of."""
+"""Metadata of each row or fragment in files: where it lies, and what it was made of."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _SAID = {
     "modality": "modality",
     "date": "date",
 }
-"""Columns that name what a vector was made of, and how a list of them names those."""
+"""Columns that name what a vector was made of, and their names in a list of results."""
 
 
 def holds_fragments(path: str) -> bool:
@@ -64,7 +64,7 @@ def centres(file: str, footprints: Position) -> tuple[Floats, Floats]:
 
 
 def said_of_row(file: str, number: int) -> dict[str, str]:
-    """What a file says of one row, but for its vector and what is made of it."""
+    """Metadata of one row in a file, without its vector and what is derived from it."""
     with rows.reading_parquet(file) as opened:
         sizes = rows.sizes_of_groups(opened.metadata)
         ends = np.cumsum(sizes)

@@ -44,16 +44,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _VALUES = 1 << 22
-"""Numbers of the vectors of a task, in memory."""
+"""Values per task, for vectors in memory."""
 _PLACES = 1 << 17
 """Places whose distances are computed at once."""
 _FIRST = 4096
-"""Candidates that are looked at first where listed fragments shall lie apart."""
+"""Candidates examined first if listed fragments must lie apart."""
 _FAR = 50.0
-"""Kilometres beyond which no fragment counts as that of a place."""
+"""Distance in km beyond which a fragment does not belong to a place."""
 
 Best = Callable[[int], tuple[Integers, NDArray[np.float32]]]
-"""Gives the numbers and scores of the n best, the best first; of equal ones the first."""
+"""Returns the numbers and scores of the n best, best first; of equal ones the first."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Fragments:
     vectors : numpy.ndarray, optional
         (n, dim) float32, once they are in memory.
     lengths : numpy.ndarray, optional
-        Of these vectors, (n,) float32, as `copcube.lookup.similar.lengths_of` gives them.
+        Lengths of these vectors, (n,) float32, from `copcube.lookup.similar.lengths_of`.
     made : mapping
-        What each file says of how its vectors were made.
+        How each file says its vectors were made.
     """
 
     files: tuple[str, ...]
@@ -100,12 +100,12 @@ class Fragments:
             A parquet file, a folder of them or a glob: rows of a build, the published
             ``full_chunks``, or embeddings of Major TOM.
         footprints : {"auto", "given", "swap"}
-            What is done about transposed footprints, as in `copcube.aggregate`.
+            How to treat transposed footprints, as in `copcube.aggregate`.
 
         Raises
         ------
         RowsError
-            If there are no files, one cannot be read, or vectors are those of several encoders.
+            If there are no files, one cannot be read, or the vectors come from several encoders.
         OptionError
             If `footprints` is unknown, or given for rows of images, which have none.
         """
@@ -122,17 +122,17 @@ class Fragments:
 
     @property
     def about(self) -> dict[str, str]:
-        """What made the vectors, as far as all files agree on it; see `copcube.provenance`."""
+        """What made the vectors, as far as all files agree; see `copcube.provenance`."""
         return shared(self.made)
 
     def load(self) -> Self:
-        """Return the same with all vectors in memory, for many searches: 3 GB a million of 768."""
+        """Return a copy with all vectors in memory, for many searches: 3 GB per million of 768."""
         vectors = np.empty((len(self), self.dim), np.float32)
         lengths = np.empty(len(self), np.float32)
 
         def keep(start: int, block: NDArray[np.float32]) -> None:
             vectors[start : start + len(block)] = block
-            # Kept, so that a search reads each vector once, for one product.
+            # Kept, so that a search reads each vector only once.
             lengths[start : start + len(block)] = lengths_of(block)
 
         self._from_files(keep)
@@ -156,10 +156,10 @@ class Fragments:
         return np.asarray(found[0])
 
     def _row(self, given: object) -> int:
-        """Return the number of a fragment of any type, after checking it."""
+        """Check the number of a fragment, of any type, and return it as int."""
         row = as_whole(given)
         if row is None or not 0 <= row < len(self):
-            raise OptionError(f"row {given!r:.60}; there are rows 0 to {len(self) - 1}")
+            raise OptionError(f"row {given!r:.60}; expected one from 0 to {len(self) - 1}")
         return row
 
     def at(self, lat: float, lon: float) -> int:
@@ -168,11 +168,11 @@ class Fragments:
         Raises
         ------
         OptionError
-            If the place is none, or none is within 50 km.
+            If it is not a place, or no fragment is within 50 km.
         """
         lat, lon = number(lat, "lat"), number(lon, "lon")
         if not (-90 <= lat <= 90 and np.isfinite(lon)):
-            raise OptionError(f"latitude {lat!r}, longitude {lon!r}: no place on the globe")
+            raise OptionError(f"latitude {lat!r}, longitude {lon!r}: not a place on the globe")
         best, least = -1, np.inf
         here = on_sphere(lat, lon)
         for start in range(0, len(self), _PLACES):
@@ -206,7 +206,7 @@ class Fragments:
         return rank
 
     def _ranks(self, wanted: Floats, metric: Metric) -> NDArray[np.float32]:
-        """Distances, or cosines with the opposite vector, so that the least is the best.
+        """Distances, or cosines with the opposite vector, so that the smallest is the best.
 
         Infinite where a vector has no direction.
         """
@@ -229,7 +229,7 @@ class Fragments:
             with np.errstate(over="ignore", invalid="ignore"):
                 np.matmul(loaded[some], opposite, out=result[some])
                 result[some] /= lengths[some]
-            if not np.isfinite(result[some]).all():  # of zeros, and of products beyond float32
+            if not np.isfinite(result[some]).all():  # for zeros, and products beyond float32
                 score(some.start, loaded[some])
             return None
 
@@ -257,29 +257,29 @@ class Fragments:
         Parameters
         ----------
         lat, lon : float, optional
-            A place; its fragment is the one whose centre is nearest.
+            A place; its fragment is the one with the nearest centre.
         row : int, optional
             Number of a fragment among all.
         vector : array_like, optional
             (dim,), such as `copcube.embed` makes of an image with the same encoder.
         text : str, optional
-            In English; of embeddings by SigLIP only, and where open_clip is installed.
+            In English; only for embeddings by SigLIP, and if open_clip is installed.
         image : str, Path or xarray.DataArray, optional
             A GeoTIFF, or one image as `copcube.embed` takes it, embedded by the encoder that the
-            files name; the middle of it, if it is larger than what that sees. See
+            files name; if it is larger than the encoder's input, its middle is used. See
             `copcube.lookup.queries.image_vector`.
         modality, date : optional
-            What the image is of, and when it was taken, if its path does not say so.
+            What the image shows and when it was taken, if its path does not say so.
         encoder : Encoder, Spec, str or Path, optional
             The encoder that made the vectors, or a file of its weights, if the files do not name
             published ones.
         n : int
-            How many of the best to list; fewer if there are not so many.
+            How many of the best to list, if there are that many.
         metric : {"cosine", "euclidean"}
             Cosine of the angle between vectors, largest first, or distance of vectors, least first.
         exclude_km : float
-            Those listed lie farther than this from the example and from each other: neighbours
-            look alike, and would fill the list.
+            Those listed are farther than this from the example and each other: neighbours look
+            alike, and would fill the list.
 
         Returns
         -------
@@ -292,15 +292,14 @@ class Fragments:
         Raises
         ------
         OptionError
-            If not exactly one of place, row, vector, text and image is given, or a value means
-            nothing; if the files do not say which encoder to embed the image by, or another one
-            is given.
+            If not exactly one of place, row, vector, text and image is given, or a value is not
+            valid; if the files do not name the encoder for the image, or a different one is given.
         RowsError
             If a file cannot be read.
         ImageError
             If the image cannot be read.
         FetchError, WeightsError
-            If the encoder's weights cannot be had.
+            If the encoder's weights cannot be obtained.
         MissingPackageError
             If a text is given and open_clip is not installed.
         """
@@ -312,7 +311,7 @@ class Fragments:
                 "give one of a place (lat and lon), a row, a vector, a text and an image"
             )
         if image is None and not (modality is None and date is None and encoder is None):
-            raise OptionError("modality, date and encoder describe an image; give an image, too")
+            raise OptionError("modality, date and encoder describe an image; give an image too")
         if lat is not None and lon is not None:
             row = self.at(lat, lon)
         elif row is not None:
@@ -327,7 +326,7 @@ class Fragments:
         return self._listed(*self._apart(best, n, exclude_km, row), metric)
 
     def _ranked(self, wanted: Floats, metric: Metric, here: int | None = None) -> Best:
-        """Compare a vector with all; return what lists the best, but for one of them."""
+        """Compare a vector with all; return a function that lists the best, except one of them."""
         if metric == "euclidean" and self.vectors is not None and self.lengths is not None:
             return self._by_estimates(self.vectors, self.lengths, wanted, here)
         rank = self._ranks(wanted, metric)
@@ -347,10 +346,10 @@ class Fragments:
         wanted: Floats,
         here: int | None,
     ) -> Best:
-        """As `_ranked` by Euclidean distance: differences are made of the nearest alone.
+        """Rank as `_ranked` by Euclidean distance; compute differences only for the nearest.
 
-        A difference takes three times as long as a product, which shows what may be near. What
-        is listed, and its distances, are those of differences with all vectors.
+        A difference takes three times as long as a product, which shows what may be near. The
+        result is the same as from differences with all vectors.
         """
         values = np.empty(len(self), np.float32)
         slack = np.empty(-(-len(self) // ranking.STEP))
@@ -388,8 +387,8 @@ class Fragments:
             found, values = best(looked)
             if exclude_km == 0:
                 return found, values
-            # A fragment keeps out others of worse rank only, so that a longer list of candidates
-            # begins with the same choice.
+            # A fragment excludes only others of worse rank, so a longer list of candidates begins
+            # with the same choice.
             points = on_sphere(self.lat[found], self.lon[found])
             chosen = first_apart(points, n, exclude_km, start)
             if len(chosen) == n or len(found) < looked:
@@ -401,13 +400,13 @@ class Fragments:
 
         name, attrs = named(metric)
         i = np.searchsorted(self.starts, best, side="right") - 1
-        said = [
+        metadata = [
             said_of_row(self.files[a], int(b))
             for a, b in zip(i, best - self.starts[i], strict=True)
         ]
-        names = sorted({key for one in said for key in one})
+        names = sorted({key for one in metadata for key in one})
         texts = {
-            f"place_{key}": ("place", np.array([one.get(key, "") for one in said], object))
+            f"place_{key}": ("place", np.array([one.get(key, "") for one in metadata], object))
             for key in names
         }
         degrees = {"units": "degrees_north"}, {"units": "degrees_east"}
@@ -430,9 +429,9 @@ class Fragments:
         return as_result(found)
 
     def blocks(self, n: int, every: int = 1) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Number of the first and vectors of blocks, in order; of n vectors but where files end.
+        """Yield blocks of n vectors in order, fewer at ends of files, each after its first number.
 
-        With `every`, of every so many rows one is taken, and numbers count what is taken.
+        Of every `every` rows one is taken, and numbers count the rows taken.
         """
         n, every = whole_number(n, "n", 1), whole_number(every, "every", 1)
         if self.vectors is not None:
@@ -449,17 +448,18 @@ class Fragments:
                     number += len(block)
 
     def _in_memory(self, function: Callable[[slice], None], number: int | None = None) -> None:
-        """Call a function with slices of all vectors in memory, or of so many, on threads."""
+        """Call a function on threads with slices of all vectors in memory, or of the first ones."""
         step, end = ranking.STEP, len(self) if number is None else number
         step *= max(1, _VALUES // (self.dim * step))
         parts = (slice(start, min(start + step, end)) for start in range(0, end, step))
-        # Each on a thread of its own: BLAS would divide every product between all threads.
+        # BLAS runs on one thread in each: otherwise it would split every product between all
+        # threads.
         with one_thread():
             for _ in map_ahead(function, parts, THREADS):
                 pass
 
     def _from_files(self, function: Callable[[int, NDArray[np.float32]], None]) -> None:
-        """Call a function with number and vectors of blocks of all files, on threads."""
+        """Call a function on threads with number and vectors of blocks of all files."""
         for file, start, stop in zip(self.files, self.starts, self.starts[1:], strict=False):
             groups = range(len(rows.row_group_sizes(file)))
             every = np.ones(int(stop - start), bool)

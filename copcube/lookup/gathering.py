@@ -1,4 +1,4 @@
-"""Reading single cells out of a chunked field."""
+"""Reading single cells of a chunked field."""
 
 from collections.abc import Hashable
 from functools import partial
@@ -23,7 +23,7 @@ Wanted = dict[tuple[int, int], tuple[Integers, Integers]]
 
 
 def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) -> NDArray[Any]:
-    """Read values of cells; each chunk that holds some is read once, and no other.
+    """Read values of cells; read each chunk that holds some once, and no others.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) ->
         for m, n, of_chunk in zip(b[cuts].tolist(), c[cuts].tolist(), asked, strict=True)
     }
     here = array.chunks is None or scheduled_here(array)
-    # What lies in a file is read past dask, whose tasks cost half as much as small chunks do.
+    # Values in a file are read without dask, whose tasks cost half as much as small chunks.
     source = array.variable if array.chunks is None else opened(array)
     if source is None or not here:
         _by_dask(array, wanted, asked, found, here)
@@ -76,7 +76,7 @@ def gathered(view: CubeView, array: "xr.DataArray", i: Integers, j: Integers) ->
 
 
 def placeless(view: CubeView) -> "dict[Hashable, xr.DataArray]":
-    """Coordinates of a cube that are not along latitude or longitude, which a result keeps."""
+    """Coordinates of a cube not along latitude or longitude, which a result keeps."""
     across = {view.lat, view.lon}
     return {key: c for key, c in view.dataset.coords.items() if not across & {*c.dims}}
 
@@ -96,7 +96,7 @@ def gathered_vectors(
 
 
 def _chunks(array: "xr.DataArray") -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes of chunks along latitude and longitude: of dask, or in the file."""
+    """Sizes of chunks along latitude and longitude, in dask or in the file."""
     if array.chunks is not None:
         return array.chunks[0], array.chunks[1]
     stored = array.encoding.get("preferred_chunks", {})
@@ -114,15 +114,15 @@ def _by_dask(
     found: NDArray[Any],
     here: bool,
 ) -> None:
-    """Write values of cells to `found`: one task a chunk that holds some, none for the others."""
+    """Write values of cells to `found`, with one task per chunk that holds some."""
     from dask.base import compute_as_if_collection
     from dask.highlevelgraph import HighLevelGraph
 
-    # Vectors in one piece each: then a block of the array is a chunk of cells.
+    # Vectors are kept in one piece: then a block of the array is a chunk of cells.
     data = array.data.rechunk(dict.fromkeys(range(2, array.ndim), -1))
-    # dask takes what has the same name for the same, hence a name that nothing else has.
+    # dask treats equal names as the same array, hence a unique name.
     name, rest = f"cells-{uuid4().hex}", (0,) * (array.ndim - 2)
-    # Threads of this process write where the values belong; workers have to send them.
+    # Threads of this process write values in place; workers must send them.
     task = partial(_put, found) if here else _taken
     layer: dict[Any, Any] = {
         (name, *chunk): (task, (data.name, *chunk, *rest), *where, of_chunk)

@@ -28,7 +28,7 @@ _PRESENT, _PARTLY, _EMPTY, _OUTSIDE, _NOWHERE = range(len(STATUS))
 _SLAB = 4096
 """Points interpolated at once, so that their corners take little memory."""
 _LEAST = 1e-3
-"""Sum of weights below which no vector is near: rounding gives a node's neighbours so much."""
+"""Sum of weights below which no vector is near: rounding gives this much to a node's neighbours."""
 
 
 @naming_damage()
@@ -60,19 +60,19 @@ def points(
     Returns
     -------
     xarray.Dataset
-        In memory, with the dimensions, the index and the order of the table, and its other
-        columns as coordinates (``table_NAME`` where this dataset has a NAME of its own):
-        the vectors (…, point, dim), NaN where there is none; ``status`` (point) int8, flags of
-        `STATUS`; ``distance`` (point) float32, km from the centre of the cell along a great
-        circle; ``cell_lat``, ``cell_lon``; all other variables of the cell, such as
-        ``n_images``. Only the chunks that hold points are read.
+        In memory, with the dimensions, the index and the order of the table, and its other columns
+        as coordinates (``table_NAME`` if this dataset has its own NAME): the vectors (…, point,
+        dim), NaN where there is none; ``status`` (point) int8, flags of `STATUS`; ``distance``
+        (point) float32, km from the centre of the cell along a great circle; ``cell_lat``,
+        ``cell_lon``; all other variables of the cell, such as ``n_images``. Only the chunks that
+        hold points are read.
 
     Raises
     ------
     CubeError
-        If the dataset is no cube.
+        If the dataset is not a cube.
     OptionError
-        If the table is none, lacks the columns, or `method` is unknown. Bad rows raise nothing:
+        If it is not a table, lacks the columns, or `method` is unknown. Bad rows raise nothing:
         their status says what is wrong.
 
     Examples
@@ -107,7 +107,7 @@ def points(
     status = _status(view, filled, cells, inside, place)
 
     def of_field(values: NDArray[Any], field: "xr.DataArray") -> "xr.Variable":
-        """Values of a field at the points, (n, …): their dimensions take the place of latitude."""
+        """Values of a field at the points, (n, …): their dimensions replace latitude."""
         order = [dim for dim in field.dims if dim != view.lon]
         rest = [dim for dim in order if dim != view.lat]
         values = values.reshape(*shape, *values.shape[1:])
@@ -120,15 +120,15 @@ def points(
     }
     if method == "bilinear":
         found[view.name].attrs["long_name"] = f"{view.name}, interpolated between cells"
-    # The index of a point outside is -1, which takes the NaN at the end.
+    # The index of a point outside is -1, which selects the NaN at the end.
     centres = [
         np.append(view.field[name].values.astype(np.float64), np.nan)[where]
         for name, where in ((view.lat, i), (view.lon, j))
     ]
     found["distance"] = (dims, _distance(y, x, *centres).reshape(shape), _DISTANCE)
     for axis, name, degrees in zip(("lat", "lon"), (view.lat, view.lon), centres, strict=True):
-        said = view.field[name].attrs
-        attrs = {key: said[key] for key in ("standard_name", "units") if key in said}
+        own = view.field[name].attrs
+        attrs = {key: own[key] for key in ("standard_name", "units") if key in own}
         found[f"cell_{axis}"] = (dims, degrees.reshape(shape), attrs)
     found |= {key: of_field(values, view.dataset[key]) for key, values in cells.items()}
     kept = placeless(view)
@@ -157,7 +157,7 @@ def _status(
     inside: NDArray[np.bool_],
     place: NDArray[np.bool_],
 ) -> NDArray[np.int8]:
-    """Status of every point, from whether its groups have vectors, (n, …)."""
+    """Status of every point, given which groups have vectors, (n, …)."""
     of_groups = tuple(range(1, filled.ndim))
     whole: NDArray[np.bool_] = np.ones(len(filled), bool)
     if "modality" in view.lead:
@@ -176,7 +176,7 @@ def _status(
 
 
 def _wanted(view: CubeView) -> list[int]:
-    """Positions of the modalities that a cell can have: those that the cube was made of."""
+    """Positions of the modalities that a cell can have: those in the cube."""
     names = group_labels(view.dataset["modality"])
     of_cube = str(view.dataset.attrs.get("modalities", " ".join(names))).split()
     return [n for n, name in enumerate(names) if name in of_cube]
@@ -184,7 +184,7 @@ def _wanted(view: CubeView) -> list[int]:
 
 def _distance(y: Floats, x: Floats, lat: Floats, lon: Floats) -> NDArray[np.float32]:
     """Kilometres between points and the centres of their cells, by the haversine formula."""
-    # Points that are none may be infinite.
+    # Invalid points may be infinite.
     with np.errstate(invalid="ignore"):
         half = np.sin(np.radians(lat - y) / 2) ** 2
         half += (
@@ -214,12 +214,12 @@ def _nearest(
 def _bilinear(
     view: CubeView, y: Floats, x: Floats, inside: NDArray[np.bool_]
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Interpolate vectors between the nodes around points, over those that have one."""
+    """Interpolate vectors between the nodes around points, using those that have one."""
     corners = view.latlon.corners(y[inside], x[inside])
     rows, cols, weights = (np.stack(part) for part in zip(*corners, strict=True))
     usable = (rows >= 0) & (cols >= 0) & (weights > 0)
     width = view.field.sizes[view.lon]
-    # Each cell is read once, however many points it has to do with.
+    # Each cell is read once, however many points need it.
     cells, of_corner = np.unique((rows * width + cols)[usable], return_inverse=True)
     at = np.zeros(rows.shape, np.int64)
     at[usable] = of_corner

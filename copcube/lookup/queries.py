@@ -1,7 +1,7 @@
-"""Vectors to search for: of an image, by the encoder that made what is searched, and of a text.
+"""Vectors to search for: of an image, by the encoder of the vectors searched, or of a text.
 
-Which encoder that was, the attributes of rows and of cubes say. The image is given to it as a
-build gives it the images of its source, so that an image of that source finds itself.
+The attributes of rows and cubes name that encoder. It gets the image as in a build, so that an
+image of the build's source finds itself.
 """
 
 import json
@@ -52,11 +52,11 @@ SIGLIP = "hf-hub:timm/ViT-SO400M-14-SigLIP-384"
 """Model of open_clip whose image tower made Major TOM's SigLIP embeddings."""
 
 _SETS = {"Core-S2RGB-SigLIP": "siglip"}
-"""Encoder by the name of a released set of Major TOM, where nothing else must be known of it. The
-others depend on what `copcube.TimmSpec` calls compat, of which the released files say nothing."""
+"""Encoder by the name of a released set of Major TOM, if the name is enough. Other encoders
+depend on `copcube.TimmSpec`'s compat, which the released files do not record."""
 
 _NEAR = 0.05
-"""Share by which the pixels of an image may differ from 10 m."""
+"""Share by which the pixel size of an image may differ from 10 m."""
 
 
 def image_vector(
@@ -73,18 +73,17 @@ def image_vector(
     Parameters
     ----------
     image : str, Path or xarray.DataArray
-        A GeoTIFF, whose pixels are those that a build sees, or what `copcube.embed` takes of one
-        image. Of one that is larger than what the encoder sees, the middle. For the encoders of
-        Major TOM also the folder of a product in the downloader's tree, ``ROW/CELL/PRODUCT``,
-        with a file a band.
+        A GeoTIFF, read as in a build, or one image as `copcube.embed` takes it. If it is larger
+        than the encoder's input, its middle is used. For the encoders of Major TOM also the folder
+        of a product in the downloader's tree, ``ROW/CELL/PRODUCT``, with one file per band.
     made_by : mapping
-        How they were made, as `copcube.rows.read_provenance` returns it. Attributes of a cube
-        name the encoder alone, neither crop nor offset as such.
+        How they were made, as `copcube.rows.read_provenance` returns it. Attributes of a cube name
+        only the encoder, not crop or offset.
     dim : int
         Their length.
     modality, date : optional
-        What the image is of, and when it was taken, as of `copcube.embed`; for Copernicus-FM.
-        The path of a GeoTIFF in a tree of Copernicus-Pretrain says both.
+        What the image shows and when it was taken, as in `copcube.embed`; for Copernicus-FM. The
+        path of a GeoTIFF in a tree of Copernicus-Pretrain gives both.
     encoder : Encoder, Spec, str or Path, optional
         The encoder, or a file of its weights; by default what `made_by` names.
 
@@ -96,11 +95,11 @@ def image_vector(
     Raises
     ------
     OptionError
-        If no encoder is named or known, another one is given, or the image does not fit it.
+        If no encoder is named or known, a different one is given, or the image does not fit it.
     ImageError
         If the image cannot be read, or has no valid pixel.
     FetchError, WeightsError
-        If the weights cannot be had.
+        If the weights cannot be obtained.
     """
     model = encoder_of(made_by, dim, encoder)
     fragments = _fragments(model)
@@ -108,8 +107,8 @@ def image_vector(
         vector = _of_copernicus(image, made_by, model, modality, date)
     elif modality is not None or date is not None:
         raise OptionError(
-            f"modality and date mean nothing for {model.provenance['encoder']}, which sees pixels "
-            "alone"
+            f"modality and date have no effect on {model.provenance['encoder']}, which sees only "
+            "pixels"
         )
     else:
         vector = _of_fragment(image, made_by, model, fragments)
@@ -119,16 +118,16 @@ def image_vector(
 
 
 def encoder_of(made_by: Mapping[str, Any], dim: int, given: EncoderLike = None) -> Encoder:
-    """Encoder that made some vectors, as they say; or one that was given, if it is the same.
+    """Encoder that vectors name as theirs; or a given one, if it is the same.
 
     Parameters are those of `image_vector`.
 
     Raises
     ------
     OptionError
-        If none is named or known, or another one is given.
+        If none is named or known, or a different one is given.
     FetchError, WeightsError
-        If the weights cannot be had.
+        If the weights cannot be obtained.
     """
     if given is None or isinstance(given, str | Path):
         given = _spec(made_by, given)
@@ -140,17 +139,17 @@ def encoder_of(made_by: Mapping[str, Any], dim: int, given: EncoderLike = None) 
         )
     for key in ENCODER:
         ours, theirs = str(model.provenance.get(key, "")), str(made_by.get(key, ""))
-        # Who says nothing cannot be contradicted: names of sets, weights without language.
+        # Attributes that are not given cannot differ: names of sets, weights without language.
         if theirs and ours and ours != theirs and "encoder_sha256" in made_by:
             raise OptionError(
-                f"the vectors searched come from another encoder ({key}: {theirs}, and {ours} of "
-                "the one given); an image is found by the encoder that made them"
+                f"the vectors searched come from a different encoder ({key}: {theirs}; the one "
+                f"given has {ours}); give the encoder that made them"
             )
     return model
 
 
 def _spec(made_by: Mapping[str, Any], weights: str | Path | None) -> Any:
-    """Describe the encoder that made vectors, perhaps with a copy of its weights."""
+    """Describe the encoder that made vectors, possibly with a copy of its weights."""
     from copcube.encoder.spec import EncoderSpec
     from copcube.encoder.timm_kinds import KINDS, TimmSpec
 
@@ -174,7 +173,7 @@ def _spec(made_by: Mapping[str, Any], weights: str | Path | None) -> Any:
 
 
 def _weights(made_by: Mapping[str, Any]) -> str:
-    """Name of published or meaningless weights, as an option takes it."""
+    """Name of published or meaningless weights, in the form of an option."""
     if made_by["encoder"] in _SETS:
         return "hub"
     if not (said := str(made_by.get("encoder_weights", ""))):
@@ -203,26 +202,25 @@ def _fragments(model: Encoder) -> Fragments | None:
 
 
 def _offset(made_by: Mapping[str, Any], image: Any) -> int:
-    """What is subtracted from counts of Sentinel-2."""
-    said = _first(made_by, "s2_offset", "0", image)
+    """What was subtracted from Sentinel-2 counts."""
+    found = _first(made_by, "s2_offset", "0", image)
     try:
-        return int(said)
+        return int(found)
     except ValueError:
         raise OptionError(
-            f"{_name(image)}: the vectors searched say that {said!r:.60} was subtracted from "
-            "counts of Sentinel-2; expected a number in their s2_offset: embed the image with "
-            "copcube.embed, and search by its vector"
+            f"{_name(image)}: the s2_offset of the vectors searched is {found!r:.60}; expected a "
+            "number: embed the image with copcube.embed, and search by its vector"
         ) from None
 
 
 def _first(made_by: Mapping[str, Any], key: str, default: str, image: Any) -> str:
-    """What the vectors were made with; of several, the first, with a word that it is."""
+    """What the vectors were made with; of several values the first, with a warning."""
     said = str(made_by.get(key, default))
     first, *others = said.split(OR)
     if others:
         log.warning(
             "%s: the vectors searched were made with different values of %s (%s), the image's with "
-            "%s; to have another, search the rows that were made with it alone",
+            "%s; for another value, search only the rows made with it",
             *(_name(image), key, said, first),
         )
     return first
@@ -254,7 +252,7 @@ def _of_copernicus(
             return found
     if kind is None:
         raise OptionError(
-            f"{_name(image)}: nothing says which modality it is of; give modality=, one of "
+            f"{_name(image)}: its modality is not known; give modality=, one of "
             f"{', '.join(MODALITIES)}, or a description of another sensor"
         )
     size = kind.input_size if crop == "center" else kind.stored_size
@@ -270,11 +268,11 @@ def _of_copernicus(
 
 
 def _require_sensor(kind: Modality, said: str | None) -> None:
-    """Check that a sensor is that of the rows, if they describe one of its key."""
+    """Check that a sensor is that of the rows, if they describe one with its key."""
     if said is not None and said != json.dumps(described(kind), sort_keys=True):
         raise OptionError(
             f"the sensor {kind.key!r} is not that of the vectors searched; give the description "
-            f"that they were built with, which their metadata hold as {SENSOR}{kind.key}"
+            f"they were built with, which is in their metadata as {SENSOR}{kind.key}"
         )
 
 
@@ -295,7 +293,7 @@ def _in_tree(
     except CopcubeError:
         return None
     if kind is not None and kind.key != file.modality:
-        raise OptionError(f"{path} is of {file.modality} by its path, not of {kind.key}")
+        raise OptionError(f"{path} is of {file.modality} according to its path, not of {kind.key}")
     root = os.path.abspath(path).removesuffix(str(name)).rstrip("/")
     rows, report = embed_partition(
         GeoTiffSource(root, None, own),
@@ -318,7 +316,7 @@ def _stored(path: str | Path, sensor: Modality, size: int) -> "Stored":
     Raises
     ------
     ImageError
-        If it is not there, is no readable GeoTIFF, or none of that sensor.
+        If it does not exist, is not a readable GeoTIFF, or is not of that sensor.
     OptionError
         If it is smaller than that, or its bands are not understood.
     """
@@ -346,7 +344,7 @@ def _naming(path: str | Path) -> Iterator[None]:
 
 
 def _placed(pixels: NDArray[Any], stored: "Stored") -> "xr.DataArray":
-    """Pixels (bands, rows, columns) where they were read, as an image with coordinates."""
+    """Pixels (bands, rows, columns) as an image with coordinates."""
     import rioxarray  # noqa: F401  (registers .rio)
     import xarray as xr
 
@@ -366,8 +364,8 @@ def _middle(images: "xr.DataArray", sensor: Modality, size: int) -> "xr.DataArra
     rows, cols = whole.shape[-3:-1]
     if whole.ndim != 3 or min(rows, cols) < size:
         raise OptionError(
-            f"the image has the shape {images.shape}; expected one image of {size} × {size} pixels "
-            "at least, which the encoder sees"
+            f"the image has the shape {images.shape}; expected one image of at least {size} × "
+            f"{size} pixels, which the encoder sees"
         )
     y, x = ((side - size) // 2 for side in (rows, cols))
     return whole[y : y + size, x : x + size].compute()
@@ -389,7 +387,7 @@ def _of_fragment(
     elif fragments.by_cell:
         raise OptionError(
             "the vectors searched depend on all fragments of a cell (compat majortom): give the "
-            "folder of a product with a file a band, ROW/CELL/PRODUCT"
+            "folder of a product with one file per band, ROW/CELL/PRODUCT"
         )
     else:
         pixels, middle = [_fragment(image, fragments)], 0
@@ -401,7 +399,7 @@ def _of_fragment(
 
 
 def _of_product(folder: Path, fragments: Fragments) -> tuple[list[NDArray[Any]], int]:
-    """Fragments of a product in the downloader's tree, and which lies in the middle."""
+    """Fragments of a product in the downloader's tree, and which is in the middle."""
     folder = folder.absolute()
     source = CoreSource(str(folder.parents[2]), "tree", fragments)
     partition = Partition("image", ("/".join(folder.parts[-3:]),))
@@ -415,13 +413,13 @@ def _of_product(folder: Path, fragments: Fragments) -> tuple[list[NDArray[Any]],
         why = next(item.reason for item in found if isinstance(item, Rejected))
         raise ImageError(
             f"{folder}: {why}; expected the folder of a product of Major TOM, ROW/CELL/PRODUCT, "
-            f"with a file a band: {', '.join(fragments.bands)}"
+            f"with one file per band: {', '.join(fragments.bands)}"
         )
     raise AssertionError("a partition of one path has one job")
 
 
 def _fragment(image: "str | Path | xr.DataArray", fragments: Fragments) -> NDArray[Any]:
-    """Fragment from the middle of an image whose pixels are 10 m."""
+    """Fragment from the middle of an image with pixels of 10 m."""
     from copcube.embedding.georeference import Georeference
 
     # In Major TOM band 2 is B02, elsewhere B2.
@@ -439,33 +437,33 @@ def _fragment(image: "str | Path | xr.DataArray", fragments: Fragments) -> NDArr
     step = PIXEL if where is None else float(where.pixel_size(fragments.size)[0, 0])
     if abs(step / PIXEL - 1) > _NEAR:
         raise OptionError(
-            f"{_name(image)}: its pixels are {step:.3g} m; the encoder saw pixels of {PIXEL:g} m: "
-            "resample it first"
+            f"{_name(image)}: its pixels are {step:.3g} m; the encoder was trained on pixels of "
+            f"{PIXEL:g} m: resample it first"
         )
     return as_pixels(middle.values, missing)
 
 
 def text_vector(text: str, dim: int) -> NDArray[np.float32]:
-    """Vector of a text by SigLIP, of length 1.
+    """SigLIP's vector of a text, of length 1.
 
     Raises
     ------
     MissingPackageError
-        If open_clip, or what it divides texts by, is not installed.
+        If open_clip or its tokenizer is not installed.
     OptionError
         If vectors of this length are not SigLIP's.
     FetchError
-        If SigLIP's weights cannot be had.
+        If SigLIP's weights cannot be obtained.
     """
     if dim != 1152:
         raise OptionError(
-            f"texts are embedded by SigLIP, in 1152 values; these vectors have {dim}. Give "
-            "embeddings by SigLIP, or a place, a row or a vector"
+            f"SigLIP embeds texts in 1152 values; these vectors have {dim}. Search embeddings by "
+            "SigLIP, or give a place, a row or a vector"
         )
     try:
         import open_clip  # type: ignore[import-not-found]
 
-        # Which loads transformers, that open_clip itself does not bring.
+        # This loads transformers, which open_clip does not install.
         words = open_clip.get_tokenizer(SIGLIP)([text])
     except ImportError as error:
         raise MissingPackageError(
@@ -474,9 +472,9 @@ def text_vector(text: str, dim: int) -> NDArray[np.float32]:
         ) from None
     try:
         model = open_clip.create_model(SIGLIP).eval()
-    except (RuntimeError, OSError) as error:  # whatever keeps its files from being fetched
+    except (RuntimeError, OSError) as error:  # for any reason, its files cannot be fetched
         raise FetchError(
-            f"SigLIP, by which texts are embedded, cannot be loaded: {in_a_line(error)}"
+            f"SigLIP, which embeds texts, cannot be loaded: {in_a_line(error)}"
         ) from error
     found = model.encode_text(words, normalize=True)
     return np.asarray(found.detach().numpy()[0], np.float32)

@@ -6,31 +6,31 @@ from numpy.typing import NDArray
 from copcube.grid import Floats, Integers
 
 STEP = 4096
-"""Values of a block, of which only the least is looked at first."""
+"""Values per block, of which only the smallest is examined first."""
 _ROUNDING = 2.0**-24
-"""Most by which float32 is off, relatively."""
+"""Largest relative error of float32."""
 _UNDERFLOW = 2.0**-146
-"""More than a sum loses in each product that is too small for float32."""
+"""Bound of what a sum loses for each product too small for float32."""
 
 
 def lowest(values: NDArray[np.floating], n: int) -> Integers:
-    """Positions of the n least values, the least first; of equal ones the first position.
+    """Positions of the n smallest values, smallest first; of equal ones the first position.
 
-    Infinite values are left out, so that there may be fewer. None may be NaN.
+    Infinite values are left out, so there may be fewer. None may be NaN.
     """
     found = candidates(values, np.zeros(-(-len(values) // STEP)), n)
     return found[np.argsort(values[found], kind="stable")][:n]
 
 
 def candidates(values: NDArray[np.floating], slack: Floats, n: int) -> Integers:
-    """Positions, ascending, of all that may be among the n least of values known roughly.
+    """Positions, ascending, of all that may be among the n smallest of roughly known values.
 
     Parameters
     ----------
     values : numpy.ndarray
         (m,), none of them NaN; infinite ones are left out.
     slack : numpy.ndarray
-        By how much those of each block of `STEP` may be off at most, (blocks,).
+        Largest possible error of the values in each block of `STEP`, (blocks,).
     n : int
         How many.
     """
@@ -38,8 +38,8 @@ def candidates(values: NDArray[np.floating], slack: Floats, n: int) -> Integers:
     if n <= 0:
         return np.empty(0, np.int64)
     least = np.minimum.reduceat(values, np.arange(0, len(values), STEP)).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of infinite values in blocks of infinite slack
-        # Each of the n best blocks has a value below this, so that most need not be looked into.
+    with np.errstate(invalid="ignore"):  # for infinite values in blocks of infinite slack
+        # Each of the n best blocks has a value below this, so most need not be examined.
         bound = np.partition(least + slack, n - 1)[n - 1] if n <= len(least) else np.inf
         parts = [
             i * STEP + np.flatnonzero(values[i * STEP : (i + 1) * STEP] <= bound + slack[i])
@@ -58,21 +58,21 @@ def estimate_squares(
     values: NDArray[np.float32],
     slack: Floats,
 ) -> None:
-    """Estimate squares of distances from a vector, less a constant, at the cost of a product.
+    """Estimate squared distances from a vector, minus a constant, at the cost of a product.
 
     Parameters
     ----------
     y : numpy.ndarray
         Vectors, (n, dim).
     lengths : numpy.ndarray
-        Theirs, (n,), as `copcube.lookup.similar.lengths_of` gives them.
+        Their lengths, (n,), from `copcube.lookup.similar.lengths_of`.
     wanted : numpy.ndarray
-        What they are compared with, (dim,) float64.
+        The vector to compare with, (dim,) float64.
     values : numpy.ndarray
         Becomes |y|² - 2 y·w, (n,).
     slack : numpy.ndarray
-        Becomes, for each block of `STEP`, a bound of how far that is from the square of what
-        `copcube.lookup.similar.scores` gives, less |w|²; infinite where it leaves float32.
+        Becomes, for each block of `STEP`, a bound on its difference from the squared result of
+        `copcube.lookup.similar.scores`, minus |w|²; infinite where it exceeds float32's range.
 
     Notes
     -----

@@ -1,11 +1,11 @@
 """How much of every cell a region covers: boxes and polygons on the sphere.
 
-Edges are straight in degrees of longitude and latitude, as GeoJSON means them (RFC 7946,
-section 3.1.1), and areas are those on the sphere: the share of a cell is exact, for boxes and
-polygons alike. Every edge is cut where it crosses the edges of cells. Each piece adds, with a sign
-for its direction, the area between it and the eastern edge of its cell to that cell, and the
-whole band of latitude that it spans to all cells east of it: Green's theorem, in closed form
-since the area element cos φ dφ dλ can be integrated along a straight piece.
+Edges are straight in degrees of longitude and latitude, as GeoJSON defines them (RFC 7946, section
+3.1.1), and areas are on the sphere: the share of a cell is exact, for boxes and polygons alike.
+Every edge is cut where it crosses the edges of cells. Each piece adds, with a sign for its
+direction, the area between it and the eastern edge of its cell to that cell, and the whole band of
+latitude that it spans to all cells east of it: Green's theorem, in closed form since the area
+element cos φ dφ dλ can be integrated along a straight piece.
 """
 
 import json
@@ -22,7 +22,7 @@ from copcube.errors import OptionError
 from copcube.grid import Floats, Integers
 
 _LEAST = 1e-9
-"""Share of a cell below which it is not touched: less than the rounding of coordinates."""
+"""Share of a cell below which it does not count as touched: below the rounding of coordinates."""
 _NOISE = 1e-6
 
 
@@ -51,38 +51,38 @@ class Region:
 
 
 def box_rings(west: float, south: float, east: float, north: float) -> list[list[Floats]]:
-    """Ring of a box; one whose east lies west of its west reaches across the antimeridian.
+    """Ring of a box; if its east lies west of its west, it crosses the antimeridian.
 
     Raises
     ------
     OptionError
-        If the corners are no place, are swapped, or hold nothing between them.
+        If the corners are not places, are swapped, or enclose nothing.
     """
     given = {"west": west, "south": south, "east": east, "north": north}
     west, south, east, north = (number(value, name) for name, value in given.items())
     if not np.isfinite([west, south, east, north]).all() or max(abs(south), abs(north)) > 90:
         raise OptionError(
-            f"west {west:g}, south {south:g}, east {east:g}, north {north:g} is no box; expected "
-            "degrees, latitudes from -90 to 90"
+            f"west {west:g}, south {south:g}, east {east:g}, north {north:g} is not a box; "
+            "expected degrees, latitudes from -90 to 90"
         )
-    # Across 0° in degrees of any turn, such as 350 to 370; fill values are no such degrees.
+    # May cross 0° in degrees of any turn, such as 350 to 370; fill values are not degrees.
     if max(abs(west), abs(east)) > 540 or abs(east - west) > 360:
         raise OptionError(
-            f"west {west:g} to east {east:g} is no box; expected degrees, at most 360 of them"
+            f"west {west:g} to east {east:g} is not a box; expected degrees, spanning at most 360"
         )
     if south > north:
         raise OptionError(f"south {south:g} lies north of north {north:g}: corners are swapped")
     if south == north or west == east:
         raise OptionError(
-            f"the region from {west:g} to {east:g} and {south:g} to {north:g} is empty; ask for "
-            "single places with at or points"
+            f"the region from {west:g} to {east:g} and {south:g} to {north:g} is empty; use at or "
+            "points for single places"
         )
     east = east if east > west else east + 360
     return [[np.array([[west, south], [east, south], [east, north], [west, north]])]]
 
 
 def in_degrees(geometries: Any) -> Any:
-    """Return geometries of geopandas in degrees of WGS 84, and what else there is as it is."""
+    """Return geopandas geometries in degrees of WGS 84, and anything else unchanged."""
     crs = geometries.crs if hasattr(geometries, "to_crs") else None
     if crs is None or crs.equals(grid.WGS84, ignore_axis_order=True):
         return geometries
@@ -90,7 +90,7 @@ def in_degrees(geometries: Any) -> Any:
 
 
 def require_degrees(found: Mapping[str, Any], what: str) -> None:
-    """Check that GeoJSON names no other reference system, as before RFC 7946 it could.
+    """Check that GeoJSON names no other reference system, as it could before RFC 7946.
 
     Raises
     ------
@@ -103,24 +103,24 @@ def require_degrees(found: Mapping[str, Any], what: str) -> None:
         return
     if not named.endswith(("CRS84", ":4326")):
         raise OptionError(
-            f"{what} has coordinates of {named}; expected longitudes and latitudes of WGS 84, "
+            f"{what} has coordinates in {named}; expected longitudes and latitudes of WGS 84, "
             "as `ogr2ogr -t_srs EPSG:4326 -lco RFC7946=YES` writes them"
         )
 
 
 def polygon_rings(geometry: Any) -> list[list[Floats]]:
-    """Rings of polygons, each the outer one first, unwrapped.
+    """Rings of polygons, unwrapped, the outer one of each first.
 
     Parameters
     ----------
     geometry : mapping, str or object
-        GeoJSON of a Polygon, a MultiPolygon or a Feature of one, as mapping or text, or what
-        offers it as ``__geo_interface__``, such as a geometry of shapely.
+        GeoJSON of a Polygon, a MultiPolygon or a Feature of one, as mapping or text, or an object
+        with ``__geo_interface__``, such as a shapely geometry.
 
     Raises
     ------
     OptionError
-        If it is none, or has no area, or is in no degrees.
+        If it is none of these, has no area, or is not in degrees.
     """
     geometry = in_degrees(geometry)
     found = getattr(geometry, "__geo_interface__", geometry)
@@ -156,7 +156,7 @@ def polygon_rings(geometry: Any) -> list[list[Floats]]:
         if isinstance(error, OptionError):
             raise
         raise OptionError(
-            "the rings of the polygon are no lists of [longitude, latitude] pairs"
+            "the rings of the polygon are not lists of [longitude, latitude] pairs"
         ) from None
     if not rings:
         raise OptionError("the region is empty: the polygon has no corners")
@@ -164,24 +164,26 @@ def polygon_rings(geometry: Any) -> list[list[Floats]]:
 
 
 def _ring(points: Any) -> Floats:
-    """Corners of a ring, unwrapped; one around a pole is led over that pole."""
+    """Corners of a ring, unwrapped; a ring around a pole is continued over that pole."""
     corners = np.array([point[:2] for point in points], np.float64)
     if not np.isfinite(corners).all() or np.any(np.abs(corners[:, 1]) > 90):
-        raise OptionError("the polygon has a corner that is no place; expected degrees, lon, lat")
+        raise OptionError(
+            "the polygon has a corner that is not a place; expected degrees, lon, lat"
+        )
     if len(corners) < 3:
         raise OptionError(f"a ring of the polygon has {len(corners)} corners; expected 3 or more")
     if np.any(np.abs(corners[:, 0]) > 360):
         raise OptionError("the polygon has a longitude beyond ±360; expected degrees, lon, lat")
     corners = corners[(np.roll(corners, -1, axis=0) != corners).any(axis=1)]
     if len(corners) == 0:
-        raise OptionError("a ring of the polygon is a single place; expected 3 corners or more")
+        raise OptionError("a ring of the polygon is a single place; expected 3 or more corners")
     steps, rises = np.diff(corners, axis=0, append=corners[:1]).T
-    # An edge of more than half a turn is one across the antimeridian; a whole turn is meant.
+    # An edge of more than half a turn crosses the antimeridian; a whole turn is meant as such.
     turns = np.abs(steps) >= 360 - grid.NEAR
     across = (np.abs(steps) > 180) & ~turns
     steps[across] -= 360 * np.sign(steps[across])
-    # But where a ring around a pole closes at -180 and 180, these are one place. The side of a
-    # box or of a band is continued along the meridian.
+    # But if a ring around a pole closes at -180 and 180, these are one place. The side of a box or
+    # band continues along the meridian.
     if turns.sum() == 1:
         n = int(np.argmax(turns))
         if abs(rises[n]) < grid.NEAR and steps[n - 1] and steps[(n + 1) % len(steps)]:
@@ -197,7 +199,7 @@ def _ring(points: Any) -> Floats:
 
 
 def region(latlon: LatLon, polygons: list[list[Floats]]) -> Region:
-    """Find the cells of a grid that polygons touch, and how much of each.
+    """Find the cells of a grid that polygons touch, and the share of each.
 
     Raises
     ------
@@ -211,8 +213,8 @@ def region(latlon: LatLon, polygons: list[list[Floats]]) -> Region:
     for polygon in polygons:
         for position, ring in enumerate(polygon):
             first, areas = _areas(latlon, north, rows, ring)
-            # Rings run either way round in practice, whatever the standard asks: the first one of
-            # a polygon adds, and the others are holes.
+            # In practice rings run either way round, whatever the standard says: a polygon's first
+            # one adds area, and the others are holes.
             areas = areas if (areas.sum() > 0) == (position == 0) else -areas
             for n in np.flatnonzero(areas.any(axis=0)).tolist():
                 covered[first + n] = covered.get(first + n, 0) + areas[:, n]
@@ -224,12 +226,12 @@ def region(latlon: LatLon, polygons: list[list[Floats]]) -> Region:
     if latlon.closed:
         cols, share, table = _folded(latlon, cols, share, table)
     if share.size and (share.min() < -_NOISE or share.max() > 1 + _NOISE):
-        raise OptionError("the polygon crosses itself or its parts overlap; mend it first")
+        raise OptionError("the polygon crosses itself or its parts overlap; repair it first")
     r, c = np.nonzero(share > _LEAST)
     if len(r) == 0:
         raise OptionError("the region is empty: the polygon has no area")
     i, j = latlon.located(r - above, cols[c])
-    # Columns of a grid that does not close have no second turn.
+    # Columns of a grid that does not close do not repeat.
     inside = (i >= 0) & (j >= 0) & (latlon.closed | ((cols[c] >= 0) & (cols[c] < latlon.columns)))
     return Region(
         np.where(inside, i, -1),
@@ -243,7 +245,7 @@ def region(latlon: LatLon, polygons: list[list[Floats]]) -> Region:
 def _folded(
     latlon: LatLon, cols: Integers, share: Floats, table: Floats
 ) -> tuple[Integers, Floats, Floats]:
-    """Add up columns that are the same a turn apart, and order them from west to east."""
+    """Add up columns that coincide a turn apart, and order them from west to east."""
     turn, first = np.unique(cols % latlon.columns, return_inverse=True)
     if len(turn) < len(cols):
         sums = np.zeros((2, len(share), len(turn)))
@@ -252,7 +254,7 @@ def _folded(
         cols, (share, table) = turn, sums
     if len(cols) == 0:
         return cols, share, table
-    # They begin after the widest gap, so that a region across a meridian stays in one piece.
+    # They begin after the widest gap, to keep a region across a meridian in one piece.
     order = np.argsort(cols % latlon.columns, kind="stable")
     sorted_ = cols[order] % latlon.columns
     gaps = np.diff(sorted_, prepend=sorted_[-1] - latlon.columns)
@@ -263,7 +265,7 @@ def _folded(
 
 
 def _areas(latlon: LatLon, north: float, rows: int, ring: Floats) -> tuple[int, Floats]:
-    """Signed areas of a ring in every cell: first column, and (rows, cols), a column being 1 wide.
+    """Signed areas of a ring in every cell: first column, and (rows, cols) in columns of width 1.
 
     Rows count from `north`; the sum is positive for a ring that runs clockwise on the map.
     """
@@ -293,7 +295,7 @@ def _areas(latlon: LatLon, north: float, rows: int, ring: Floats) -> tuple[int, 
     middle = np.radians(north - latlon.dy * (va + vb) / 2)
     half = np.radians(va - vb) * latlon.dy / 2
     band = 2 * np.cos(middle) * np.sin(half)
-    # ∫ (u − middle of u) cos φ dφ; its bracket is a difference of near numbers for short pieces.
+    # ∫ (u − middle of u) cos φ dφ; for short pieces its bracket is a difference of close numbers.
     bracket = half**2 / 3 - half**4 / 30
     large = np.abs(half) > 0.05
     bracket[large] = np.sin(half[large]) / half[large] - np.cos(half[large])
@@ -308,7 +310,7 @@ def _areas(latlon: LatLon, north: float, rows: int, ring: Floats) -> tuple[int, 
 
 
 def _columns(latlon: LatLon, lon: Floats) -> Floats:
-    """Longitudes in columns from the western edge of column 0, in the turn next to the grid."""
+    """Longitudes in columns from the western edge of column 0, in the turn nearest to the grid."""
     u = (lon - latlon.origin[1] + latlon.dx / 2) / latlon.dx
     turn = 360 / latlon.dx
     return np.asarray(u - turn * np.rint((u.mean() - len(latlon.x) / 2) / turn))

@@ -1,4 +1,4 @@
-"""Cubes as models of rs-embed, which then asks them as it asks its own."""
+"""Cubes as models of rs-embed, used like its own."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,7 +53,7 @@ def register_rs_embed(
         return getattr(errors, type(error).__name__)(str(error))  # type: ignore[no-any-return]
 
     class CopcubeEmbedder(EmbedderBase):  # type: ignore[misc]
-        """Vectors of a cube of copcube."""
+        """Vectors of a copcube cube."""
 
         capabilities = types.EmbedderCapabilities(model_config_single=True, model_config_batch=True)
 

@@ -1,4 +1,4 @@
-"""Places that look alike: the similarity of every cell to a vector, and the best of them."""
+"""Similar places: the similarity of every cell to a vector, and the most similar cells."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Metric = Literal["cosine", "euclidean"]
 
 APART = 100.0
-"""How far from each other listed places lie, in km, unless another distance is asked for."""
+"""Default distance in km between listed places."""
 
 EARTH_RADIUS = 6371.0088
 """Mean radius of WGS 84 in km (Moritz, 2000, doi:10.1007/s001900050278)."""
@@ -33,7 +33,7 @@ EARTH_RADIUS = 6371.0088
 _VECTORS = 128
 """Vectors multiplied at once, so that they are read from memory once for all products."""
 _LEAST_SQUARE = 1e-30
-"""Sum of squares below which float32 has lost some of them."""
+"""Sum of squares below which float32 has lost some of its terms."""
 
 
 def similar(
@@ -51,19 +51,19 @@ def similar(
     Parameters
     ----------
     cube : xarray.Dataset
-        A cube or a reduction without leading dimensions, whole or in part, lazy or not. Also
-        a published or quantised map, opened by the engine.
+        A cube or a reduction without leading dimensions, whole or in part, lazy or not. Published
+        and quantised maps, opened by the engine, work too.
     lat, lon : float, optional
-        The place to compare with; its own cell is left out of the best places.
+        The place to compare with; its own cell is not listed.
     vector : array_like, optional
-        (dim,) what to compare with instead of a place.
+        (dim,) vector to compare with instead of a place.
     n : int
-        How many of the best places to list; fewer if there are not so many.
+        How many of the best places to list, if there are that many.
     metric : {"cosine", "euclidean"}
         Cosine of the angle between vectors, largest first, or distance of vectors, least first.
     exclude_km : float
-        Listed places lie farther than this from `lat`, `lon` and from each other, along great
-        circles: neighbours look alike, and would fill the list. With 0 they do.
+        Listed places are farther than this from `lat`, `lon` and each other, along great circles:
+        neighbours look alike, and would fill the list. With 0 they do.
 
     Returns
     -------
@@ -75,11 +75,11 @@ def similar(
     Raises
     ------
     CubeError
-        If the dataset is no cube or has leading dimensions, or the place has no vector.
+        If the dataset is not a cube or has leading dimensions, or the place has no vector.
     GridError
         If the place lies outside the dataset.
     OptionError
-        If the place and the vector are both given or both missing, or a value means nothing.
+        If the place and the vector are both given or both missing, or a value is not valid.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def similar(
 
 
 def named(metric: Metric) -> tuple[str, dict[str, str]]:
-    """Name and attributes of the scores by a metric."""
+    """Name and attributes of the scores for a metric."""
     name, how = "similarity", "cosine with"
     if metric == "euclidean":
         name, how = "distance", "distance of"
@@ -125,12 +125,12 @@ def named(metric: Metric) -> tuple[str, dict[str, str]]:
 
 
 def check_places(n: object, metric: object, exclude_km: object) -> tuple[int, float]:
-    """Return the options of a list of places, how many and how far apart, after checking them.
+    """Check and return the options of a list of places: how many, and how far apart.
 
     Raises
     ------
     OptionError
-        If one of them means nothing.
+        If one of them is not valid.
     """
     one_of(metric, "metric", get_args(Metric))
     apart = number(exclude_km, "exclude_km", ", a distance in km")
@@ -144,7 +144,7 @@ def _wanted(
 ) -> tuple[Floats, tuple[int, int] | None]:
     """Return the vector to compare with, float64, and the position of its cell."""
     if (lat is None) != (lon is None) or (lat is None) == (vector is None):
-        raise OptionError("give a place by lat and lon, or a vector by vector=")
+        raise OptionError("give a place as lat and lon, or a vector as vector=")
     if vector is not None:
         return check_vector(vector, view.field.shape[-1:], "the cube"), None
     cell = view.at(number(lat, "lat"), number(lon, "lon"))
@@ -162,7 +162,7 @@ def check_vector(vector: ArrayLike, shape: tuple[int, ...], whose: str) -> Float
     Raises
     ------
     OptionError
-        If it has another shape than those it is compared with, is zero or not finite.
+        If its shape differs from those it is compared with, or it is zero or not finite.
     """
     try:
         wanted = np.asarray(vector, np.float64)
@@ -176,7 +176,7 @@ def check_vector(vector: ArrayLike, shape: tuple[int, ...], whose: str) -> Float
 
 
 def lengths_of(y: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lengths of vectors, (n, dim) to (n,); NaN where their squares leave float32."""
+    """Lengths of vectors, (n, dim) to (n,); NaN where their squares exceed float32's range."""
     with np.errstate(over="ignore"):
         squares: NDArray[np.float32] = np.vecdot(y, y)
     squares[~((squares > _LEAST_SQUARE) & np.isfinite(squares))] = np.nan
@@ -224,9 +224,9 @@ def _score(
     step = max(1, _VECTORS // x.shape[1])
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
-        # What lies where no image is counted is no vector, and need not be read.
+        # Where no image is counted there is no vector, and nothing need be read.
         y = x[rows].reshape(-1, x.shape[2]) if counted is None else x[rows][counted[rows]]
-        # A sum of squares soon leaves the range of float16.
+        # A sum of squares soon exceeds the range of float16.
         y = y.astype(np.float32) if y.dtype == np.float16 else y
         if not zeros_allowed:
             refuse_zeros(y)
@@ -239,24 +239,24 @@ def _score(
 
 
 def _of_each(y: NDArray[Any], wanted: Floats, metric: Metric) -> NDArray[np.floating]:
-    """Score of each of some vectors, (n, dim), in their precision; NaN where one is not finite.
+    """Scores of vectors, (n, dim), in their precision; NaN where one is not finite.
 
     For the cosine, `wanted` has the length 1.
     """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        # The expansion |y|² - 2y·w + |w|² would lose what near vectors differ by.
+        # The expansion |y|² - 2y·w + |w|² would lose small differences of near vectors.
         x = y - wanted.astype(y.dtype) if metric == "euclidean" else y
         squares: NDArray[np.floating] = np.vecdot(x, x)
         scores: NDArray[np.floating] = np.sqrt(squares)
         if metric == "cosine":
             scores = (y @ wanted.astype(y.dtype)) / scores
-    # Squares of large and of tiny values leave the range of float32; such vectors are few.
+    # Squares of very large and tiny values exceed float32's range; such vectors are few.
     beyond = ~((squares > _LEAST_SQUARE) & np.isfinite(squares))
     if beyond.any():
         scores[beyond] = np.nan
         beyond[beyond] = np.isfinite(y[beyond]).all(axis=1)
         x = y[beyond].astype(np.float64)
-        # Zeros have no direction, and some distances are beyond float32.
+        # Zeros have no direction, and some distances exceed float32's range.
         with np.errstate(over="ignore", invalid="ignore"):
             if metric == "euclidean":
                 scores[beyond] = np.linalg.norm(x - wanted, axis=1)
@@ -274,7 +274,7 @@ def best_places(
     exclude_km: float,
     here: tuple[int, int] | None = None,
 ) -> NDArray[np.intp]:
-    """Find the n places of the least rank, apart from each other.
+    """Find the n places of lowest rank, apart from each other.
 
     Parameters
     ----------
@@ -285,19 +285,19 @@ def best_places(
     found : numpy.ndarray
         Flat positions among which to choose, ascending.
     n : int
-        How many places; fewer if there are not so many.
+        How many places, if there are that many.
     exclude_km : float
-        They lie farther than this from each other and from `here`.
+        They are farther than this from each other and from `here`.
     here : tuple of int, optional
-        Row and column of a place that is left out.
+        Row and column of a place to leave out.
 
     Returns
     -------
     numpy.ndarray
-        Flat positions, the least rank first; of equal ones the first position.
+        Flat positions, lowest rank first; of equal ones the first position.
     """
     width, rank = len(lon), rank.ravel()
-    # A place that is there twice, as 360° beside 0°, is listed once.
+    # A repeated place, such as 360° beside 0°, is listed once.
     rows, cols = (first_alike(degrees) == np.arange(len(degrees)) for degrees in (lat, lon))
     found = found[rows[found // width] & cols[found % width]]
     if here is not None:
@@ -312,18 +312,18 @@ def best_places(
 
 
 def first_apart(points: Floats, n: int, exclude_km: float, here: Floats | None = None) -> list[int]:
-    """First n of some points that lie farther than some kilometres from each other.
+    """First n points that lie farther than a distance from each other.
 
     Parameters
     ----------
     points : numpy.ndarray
         On the unit sphere, (m, 3), the best first.
     n : int
-        How many; fewer if there are not so many.
+        How many, if there are that many.
     exclude_km : float
         The distance.
     here : numpy.ndarray, optional
-        A point from which they lie so far too, (3,).
+        A point that they must be this far from too, (3,).
     """
     chord = float(2 * np.sin(min(exclude_km / EARTH_RADIUS, np.pi) / 2))
     left = np.ones(len(points), bool) if here is None else _chords(points, here) > chord
@@ -335,5 +335,5 @@ def first_apart(points: Floats, n: int, exclude_km: float, here: Floats | None =
 
 
 def _chords(points: Floats, point: Floats) -> Floats:
-    """Distances through the unit sphere, which grow with those along it."""
+    """Chords through the unit sphere, which grow with distances along it."""
     return np.asarray(np.linalg.norm(points - point, axis=-1))

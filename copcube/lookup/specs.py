@@ -1,6 +1,6 @@
 """Requests as rs-embed describes them: its own objects, mappings, or plain values.
 
-Nothing of rs-embed is imported: whatever has the names of its fields is understood.
+rs-embed is not imported: any object with its field names is understood.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from copcube.errors import SpecError
 
 _METRES = 111_320.0
-"""Metres in a degree of latitude, as rs-embed has it."""
+"""Metres per degree of latitude, as in rs-embed."""
 
 Corners = tuple[float, float, float, float]
 """West, south, east, north in degrees."""
@@ -30,11 +30,11 @@ class Temporal:
 
     @property
     def years(self) -> range:
-        """All calendar years of it."""
+        """All its calendar years."""
         if self.year is not None:
             return range(self.year, self.year + 1)
         first, last = (date.fromisoformat(str(day)) for day in (self.start, self.end))
-        # The end is not in the range, so that one on 1 January leaves its year out.
+        # The end is not in the range, so an end on 1 January excludes its year.
         ends_with_year = (last.month, last.day) == (1, 1)
         return range(first.year, last.year + (not ends_with_year))
 
@@ -56,8 +56,8 @@ def corners_of(spatial: Any, *, strict: bool) -> Corners:
     spatial : object, mapping or sequence
         With minlon, minlat, maxlon, maxlat, or lon, lat, buffer_m; or four numbers, or three.
     strict : bool
-        Whether a box across the antimeridian is refused, as rs-embed does, and a buffer over a
-        pole is left to reach beyond it.
+        Whether to refuse a box across the antimeridian, as rs-embed does, and to let a buffer reach
+        beyond a pole.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def corners_of(spatial: Any, *, strict: bool) -> Corners:
         if abs(lat) > 90:
             raise SpecError(f"lat={lat:g}; expected degrees, -90 to 90")
         dlat = metres / _METRES
-        # At a pole a degree of longitude has no length, by which nothing could be divided.
+        # At a pole a degree of longitude has no length to divide by.
         dlon = metres / (_METRES * max(1e-6, cos(radians(lat))))
         if not strict and (abs(lat) + dlat >= 90 or dlon >= 180):
             return -180.0, max(lat - dlat, -90), 180.0, min(lat + dlat, 90)
@@ -128,7 +128,7 @@ def temporal_of(temporal: Any) -> Temporal | None:
                 raise SpecError(f"year={year}; expected 1 to 9999")
             return Temporal(year=year)
         case "range":
-            # Of rs-embed's object only these: the attribute `year` of a range is a function.
+            # Only these fields of rs-embed's object: the attribute `year` of a range is a function.
             start, end = fields.get("start"), fields.get("end")
             try:
                 in_order = date.fromisoformat(str(start)) < date.fromisoformat(str(end))
@@ -146,7 +146,7 @@ def temporal_of(temporal: Any) -> Temporal | None:
 
 
 def output_of(output: Any) -> Output:
-    """What is asked for: None, "pooled", "mean", "max", "grid", a mapping or an OutputSpec.
+    """Requested output: None, "pooled", "mean", "max", "grid", a mapping or an OutputSpec.
 
     Raises
     ------
@@ -173,13 +173,13 @@ def output_of(output: Any) -> Output:
 
 
 def is_list(value: Any) -> bool:
-    """Whether something holds several values in order, such as the bounds of a geometry."""
+    """Whether an object holds several values in order, such as the bounds of a geometry."""
     listed = isinstance(value, Sequence) and not isinstance(value, str)
     return listed or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def _fields(spec: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """Those fields of an object or a mapping that it has."""
+    """Those of some fields that an object or a mapping has."""
     if isinstance(spec, Mapping):
         return {name: spec[name] for name in names if name in spec}
     return {name: getattr(spec, name) for name in names if hasattr(spec, name)}

@@ -1,4 +1,4 @@
-"""Tables of points as people have them: arrays, frames, datasets, CSV and parquet files."""
+"""Tables of points: arrays, frames, datasets, CSV and parquet files."""
 
 import json
 from collections.abc import Container, Hashable, Mapping, Sequence
@@ -36,9 +36,9 @@ NAMES = {
 
 
 def are_places(lat: Floats, lon: Floats) -> NDArray[np.bool_]:
-    """Which pairs of degrees are places; longitudes are those of one turn either way.
+    """Which pairs of degrees are places; longitudes may be one turn either way.
 
-    Fill values such as -999 are no longitudes of another turn.
+    Fill values such as -999 do not count as longitudes of a further turn.
     """
     return np.isfinite(lat) & np.isfinite(lon) & (np.abs(lat) <= 90) & (np.abs(lon) <= 360)
 
@@ -49,7 +49,7 @@ def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
     Parameters
     ----------
     table : tuple, mapping, frame, dataset, str or Path
-        What `copcube.lookup.points.points` takes.
+        Anything that `copcube.lookup.points.points` takes.
     lat, lon : str, optional
         Names of the columns with degrees north and east.
 
@@ -62,7 +62,7 @@ def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
     Raises
     ------
     OptionError
-        If it is no table, cannot be read, or lacks the columns.
+        If it is not a table, cannot be read, or lacks the columns.
     """
     import pandas as pd
     import xarray as xr
@@ -87,7 +87,7 @@ def read_table(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
 
 
 def _of_pair(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
-    """Take points of two arrays, latitudes and longitudes."""
+    """Take points from two arrays, latitudes and longitudes."""
     import xarray as xr
 
     if any(isinstance(part, Mapping) for part in table):
@@ -101,16 +101,16 @@ def _of_pair(table: Any, lat: str | None, lon: str | None) -> "xr.Dataset":
         )
     if (lat, lon) != (None, None):
         raise OptionError(
-            "lat= and lon= name columns, and (lat, lon) has none: leave them out, or give "
-            "columns by name, {name: values}"
+            "lat= and lon= name columns, but (lat, lon) has none: leave them out, or give columns "
+            "by name, {name: values}"
         )
     if isinstance(table, list) and all(isinstance(v, tuple) and len(v) == 2 for v in table):
         raise OptionError(
-            "the table is a list of two pairs, which may be points or latitudes and "
-            "longitudes; give a tuple of all latitudes and all longitudes, (lats, lons)"
+            "the table is a list of two pairs, which could be points or latitudes and longitudes; "
+            "give a tuple of all latitudes and all longitudes, (lats, lons)"
         )
     demand_same_labels(*table)
-    # Values without names of dimensions may hold what is no number.
+    # Values without names of dimensions may be anything, not only numbers.
     y, x = as_points(
         *(v if isinstance(v, xr.DataArray) else np.atleast_1d(_degrees(v)) for v in table)
     )
@@ -125,17 +125,19 @@ def _frame(columns: Mapping[Any, Any]) -> "pd.DataFrame":
         one = isinstance(columns, Mapping) and all(np.ndim(v) == 0 for v in columns.values())
         return pd.DataFrame([columns] if one else columns)
     except ValueError as error:
-        raise OptionError(f"the columns make no table: {in_a_line(error)}") from None
+        raise OptionError(f"the columns do not form a table: {in_a_line(error)}") from None
 
 
 def _degrees(values: Any) -> Floats:
-    """Numbers of a column, NaN for what is none; texts may have a decimal comma."""
+    """Numbers of a column, NaN for anything else; texts may have a decimal comma."""
     import pandas as pd
 
     try:
         column = pd.Series(values)
     except (ValueError, TypeError) as error:
-        raise OptionError(f"coordinates are no list of numbers: {in_a_line(error)}") from None
+        raise OptionError(
+            f"the coordinates are not a list of numbers: {in_a_line(error)}"
+        ) from None
     if column.dtype.kind not in "iuf":
         texts = column.astype("string").str.strip().str.replace(",", ".", regex=False)
         column = pd.to_numeric(texts, errors="coerce")
@@ -168,17 +170,17 @@ def _of_frame(frame: "pd.DataFrame", lat: str | None, lon: str | None) -> "xr.Da
 
 
 def beside(own: Mapping[Any, T], taken: Container[Hashable]) -> dict[Hashable, T]:
-    """Columns of a table, called ``table_NAME`` where a result has the name NAME."""
+    """Columns of a table, renamed ``table_NAME`` if a result has the name NAME."""
     return {f"table_{name}" if name in taken else name: c for name, c in own.items()}
 
 
 def _plain(column: Any) -> NDArray[Any]:
-    """Values of a column as NumPy has them; texts and categories as objects."""
+    """Values of a column as a NumPy array; texts and categories as objects."""
     import pandas as pd
 
     values = column.to_numpy()
     if pd.api.types.is_integer_dtype(column.dtype) and values.dtype.kind not in "iu":
-        # Beside missing ones whole numbers are floats, which cannot hold the longest.
+        # With missing values, whole numbers become floats, which cannot hold the longest.
         values = column.to_numpy(np.float64, na_value=np.nan)
         if (np.abs(values) > 2**53).any():
             values = column.astype(object).to_numpy()
@@ -186,7 +188,7 @@ def _plain(column: Any) -> NDArray[Any]:
 
 
 def _column(columns: Sequence[Any], axis: str, name: str | None) -> Any:
-    """Which column holds the coordinates."""
+    """Find the column that holds the coordinates."""
     if name is not None:
         if not isinstance(name, Hashable) or name not in set(columns):
             raise OptionError(
@@ -204,7 +206,7 @@ def _column(columns: Sequence[Any], axis: str, name: str | None) -> Any:
 
 
 def _of_dataset(ds: "xr.Dataset", lat: str | None, lon: str | None) -> "xr.Dataset":
-    """Take points of a dataset: two of its variables, along the same dimensions."""
+    """Take points from a dataset: two of its variables, along the same dimensions."""
     import xarray as xr
 
     names = [str(name) for name in ds.variables]
@@ -269,7 +271,7 @@ def _read_parquet(path: str) -> "pd.DataFrame":
             demand_local_pages(pq.read_metadata(file), None, path, OptionError)
             table = pq.read_table(file)
         geometric = b"geo" in (table.schema.metadata or {})
-        # Whole numbers beside missing ones would be floats, which cannot hold the longest.
+        # With missing values, whole numbers would become floats, which cannot hold the longest.
         whole = {pa.int64(): pd.Int64Dtype(), pa.uint64(): pd.UInt64Dtype()}
         frame: pd.DataFrame = table.to_pandas(types_mapper=whole.get)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -283,20 +285,20 @@ def _read_parquet(path: str) -> "pd.DataFrame":
             import geopandas
         except ImportError:
             raise MissingPackageError(
-                f"{path} holds geometries and no columns lat and lon; to read them: pip install "
-                "geopandas"
+                f"{path} holds geometries but no columns lat and lon; to read geometries: pip "
+                "install geopandas"
             ) from None
         frame = geopandas.read_parquet(path)
     return frame
 
 
 def require_table(path: str) -> Path:
-    """Check that a name is one of a table that can be written.
+    """Check that a name is that of a table that can be written.
 
     Raises
     ------
     OptionError
-        If it ends otherwise.
+        If it has another extension.
     """
     if Path(path).suffix.lower() not in (".csv", ".parquet"):
         raise OptionError(f"{path}: expected .csv or .parquet")
@@ -309,14 +311,14 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
     Returns
     -------
     geometries : list
-        One a feature.
+        One per feature.
     properties : dict
-        Name to ``("region", values)``, texts and numbers as they are.
+        ``("region", values)`` by name, texts and numbers unchanged.
 
     Raises
     ------
     OptionError
-        If it is no GeoJSON, or its coordinates are not longitudes and latitudes of WGS 84.
+        If it is not GeoJSON, or its coordinates are not longitudes and latitudes of WGS 84.
     """
     if not Path(path).exists():
         raise OptionError(f"{path}: no such file")
@@ -328,13 +330,13 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
             raise
         what = "" if isinstance(error, UnicodeError) else f" ({in_a_line(error)})"
         raise OptionError(
-            f"{path}: no GeoJSON{what}; regions are read from GeoJSON alone: "
-            "ogr2ogr -t_srs EPSG:4326 OUT.geojson IN makes it of a shapefile or GeoPackage"
+            f"{path}: not GeoJSON{what}; regions are read from GeoJSON only: ogr2ogr -t_srs "
+            "EPSG:4326 OUT.geojson IN makes it from a shapefile or GeoPackage"
         ) from error
     single = [content] if isinstance(content, dict) and "type" in content else None
     features = content.get("features", single) if isinstance(content, dict) else None
     if not isinstance(features, list) or not features:
-        raise OptionError(f"{path}: no GeoJSON with features")
+        raise OptionError(f"{path}: GeoJSON without features")
     require_degrees(content, path)
     found = [f.get("properties") or {} if isinstance(f, dict) else {} for f in features]
     properties = {}
@@ -347,17 +349,17 @@ def read_features(path: str) -> tuple[list[Any], dict[str, Any]]:
 
 
 def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
-    """Write what was found at points or in regions, a row each; the file appears whole.
+    """Write the results at points or for regions, one row each; the file appears complete.
 
     Parameters
     ----------
     found : xarray.Dataset
-        Of `copcube.lookup.points.points`, of a table with one dimension, or of
-        `copcube.lookup.boxes.polygons`; of a cube without leading dimensions.
+        From `copcube.lookup.points.points`, for a table with one dimension, or from
+        `copcube.lookup.boxes.polygons`; from a cube without leading dimensions.
     path : Path
-        Its ending is ``.csv`` or ``.parquet``. In parquet the vectors are one column of lists, in
-        CSV a column a value. What parquet has no type for, such as numbers among texts, are texts
-        there. Of vectors that mean nothing a column ``caution`` says so.
+        A ``.csv`` or ``.parquet``. In parquet the vectors are one column of lists, in CSV one
+        column per value. Values without a parquet type, such as numbers among texts, become texts.
+        A column ``caution`` marks vectors that mean nothing.
     overwrite : bool
         Replace what is there.
 
@@ -366,7 +368,7 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
     OptionError
         If the cube has groups.
     WriteError
-        If something is there that must stay, or the file cannot be written.
+        If something exists there that must stay, or the file cannot be written.
     """
     import pandas as pd
     import pyarrow as pa
@@ -378,17 +380,17 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
     dim = dims.pop(dims.index("region") if "region" in dims else -1)
     if dims:
         raise OptionError(
-            f"the cube has groups along {', '.join(dims)}, and a table has one vector a row; "
+            f"the cube has groups along {', '.join(dims)}, but a table has one vector per row; "
             f"select one of them, {how_to_select(dims[0])}"
         )
     given = {k: c.values for k, c in found.coords.items() if c.dims == (dim,)}
     rows = given.get(dim) if dim == "point" else None
     if rows is not None and np.array_equal(rows, np.arange(len(rows))):
-        del given[dim]  # only the number of the row
+        del given[dim]  # only the row number
     columns: dict[Any, Any] = {}
     for key, v in found.data_vars.items():
         if key == "n_images" and not counts_images(found.attrs):
-            continue  # 1 where there is a vector: no count of images
+            continue  # 1 where there is a vector, not a count of images
         if v.dims == (dim,):
             columns[key] = v.values
         elif key == "n_images_by_modality":
@@ -413,7 +415,7 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
     for name_of, column in frame.items():
         try:
             pa.array(column)
-        except pa.ArrowException:  # values of several types, as properties of a GeoJSON may be
+        except pa.ArrowException:  # values of several types, as in properties of GeoJSON
             frame[name_of] = column.astype("string")
     table = pa.Table.from_pandas(frame, preserve_index=False)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), found.sizes[along])

@@ -1,4 +1,4 @@
-"""Static fields in the very files that weather models read."""
+"""Static fields in exactly the files that weather models read."""
 
 from copcube.models.write import FORMS, Written, write
 

@@ -1,7 +1,7 @@
 """AIFS in earth2studio: a torch tensor of invariants (channel, 721, 1440).
 
-Earth2studio keeps it as ``invariants.pt``: lsm, sdor, slor and z, then, for AIFS 2, the
-bathymetry of the wave model, which is no field of ERA5. Channels of the cube follow them.
+Earth2studio keeps it as ``invariants.pt``: lsm, sdor, slor and z, then, for AIFS 2, the bathymetry
+of the wave model, which is not a field of ERA5. Channels of the cube follow them.
 """
 
 import json

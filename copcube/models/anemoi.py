@@ -1,7 +1,7 @@
-"""Anemoi: CF netCDF with a variable a channel and one time, for ``repeat-dates`` of a recipe.
+"""Anemoi: CF netCDF with one variable per channel and one time, for ``repeat-dates`` of a recipe.
 
-Anemoi-datasets passes over variables without a time, and demands that a source has the grid of
-the others: 90°N and 0°E first, as ERA5.
+Anemoi-datasets skips variables without a time, and requires that a source has the grid of the
+others: 90°N and 0°E first, as ERA5.
 """
 
 from pathlib import Path

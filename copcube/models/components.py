@@ -1,4 +1,4 @@
-"""What is written for models: the first components of a cube on the lattice, and ERA5's fields."""
+"""Data written for models: the first components of a cube on the lattice, and ERA5's fields."""
 
 import hashlib
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 PREFIX = "copembed"
-"""Beginning of the names of channels, apart from those of a model's own fields."""
+"""Prefix of the names of channels, except a model's own fields."""
 
 _CUBES_ONLY = (*OF_CUBES_ONLY, "Conventions")
-"""Beginnings of the names of attributes that are not true of a model's file."""
+"""Prefixes of the names of attributes that do not apply to a model's file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Components:
         Raises
         ------
         CubeError
-            If the dataset is no cube or reduction, has groups, or no cell holds a vector.
+            If the dataset is not a cube or reduction, has groups, or no cell holds a vector.
         GridError
             If it does not lie on the lattice.
         OptionError
@@ -73,7 +73,7 @@ class Components:
             view = CubeView.of(reduce(ds, k), "pc")
         elif view.field.shape[-1] < k:
             raise OptionError(
-                f"the reduction holds {view.field.shape[-1]} components, k={k} were asked for; "
+                f"the reduction holds {view.field.shape[-1]} components, but k={k} were requested; "
                 f"reduce the cube again, to {k} or more"
             )
         require_one_basis(view.dataset)
@@ -153,9 +153,9 @@ def static_fields(statics: "xr.Dataset | str | Path") -> dict[str, NDArray[np.fl
         if not np.isfinite(values).all():
             raise CubeError(
                 f"the static field {name} is missing in {int((~np.isfinite(values)).sum()):,} "
-                "cells; models take no NaN: give one that is whole, or leave it out"
+                "cells; models do not accept NaN: give a complete field, or leave it out"
             )
         found[str(name)] = values
     if not found:
-        raise CubeError("the static fields hold no variable of latitude and longitude alone")
+        raise CubeError("the static fields hold no variable along only latitude and longitude")
     return found

@@ -1,8 +1,8 @@
 """Standardised channels on the places of a model: the lattice, a Gaussian grid, or points.
 
-A component is standardised on the places that hold a vector, weighted by area, and what is
-missing is 0 afterwards. It thus sits at the mean, and no coast has a step that says nothing but
-that images end there; a further channel, the mask, says that.
+A component is standardised on the places that hold a vector, weighted by area, and missing places
+are 0 afterwards. So they have the mean, and coasts have no step that only shows where images end; a
+further channel, the mask, shows that.
 """
 
 from collections.abc import Mapping
@@ -120,7 +120,7 @@ class Fields:
         return {**self.statics, **dict(zip(self.names, self.values, strict=True)), MASK: self.mask}
 
     def description(self, **more: Any) -> dict[str, Any]:
-        """What a file says of itself, where its form has room for it, or in a JSON text beside."""
+        """Description of a file, in it if its format has room, or in a JSON text beside it."""
         return {
             **self.attrs,
             "channels": list(self.channels),
@@ -212,7 +212,7 @@ class _Gaussian(LatLon):
 
 
 def gaussian(rows: int) -> LatLon:
-    """Gaussian grid with so many latitudes, from south to north, and twice as many longitudes."""
+    """Gaussian grid of some latitudes, from south to north, and twice as many longitudes."""
     # The sines of Gaussian latitudes are the zeros of a Legendre polynomial.
     sines, _ = np.polynomial.legendre.leggauss(rows)
     y = np.degrees(np.arcsin(sines))

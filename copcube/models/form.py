@@ -1,4 +1,4 @@
-"""What the forms of files have in common: how one is described, how netCDF is written."""
+"""Common parts of file formats: their description, and writing netCDF."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ def required(statics: Maps, names: Mapping[str, str], model: str) -> Maps:
     Raises
     ------
     CubeError
-        If one is not there.
+        If one is missing.
     """
     if missing := [short for short in names.values() if short not in statics]:
         raise CubeError(
@@ -97,7 +97,7 @@ def write_netcdf(
     time: bool = False,
     units: str = "1",
 ) -> None:
-    """Write a variable a channel, as CF netCDF.
+    """Write one variable per channel, as CF netCDF.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def write_netcdf(
         attrs = {"standard_name": name, "long_name": name, "units": degrees, "axis": axis}
         coords[dim] = (dim, along, attrs)
     if time:
-        # The time says nothing; readers that expect one pass over variables without.
+        # The time has no meaning; readers that expect one skip variables without it.
         when = np.array(["2000-01-01"], "datetime64[ns]")
         coords["time"] = ("time", when, {"standard_name": "time", "axis": "T"})
     ds = xr.Dataset(data, coords, {"Conventions": "CF-1.11", **attributes(fields)})

@@ -1,4 +1,4 @@
-"""Neural-LAM: a variable a channel on the model's own grid, for mllam-data-prep.
+"""Neural-LAM: one variable per channel on the model's own grid, for mllam-data-prep.
 
 A recipe of mllam-data-prep stacks the variables to ``static_feature`` and the two dimensions of
 the grid to ``grid_index``; its coordinates must be those of the model's other inputs.

@@ -22,9 +22,9 @@ from copcube.models.form import Form
 log = logging.getLogger("copcube")
 
 _DATE = "2021-01-01"
-"""The reader takes the nearest of the store's dates; of one it always takes that."""
+"""The reader takes the store's nearest date, which is always the only one."""
 _CHUNK = 1024
-"""Stations of a chunk."""
+"""Stations per chunk."""
 
 
 def at_stations(
@@ -81,7 +81,7 @@ def _places(stations: Any) -> tuple[grid.Floats, grid.Floats]:
     if not places.any():
         raise OptionError(f"none of {len(places)} rows of the table of stations is a place")
     if not places.all():
-        log.warning("%d rows of the table are no places and are left out", (~places).sum())
+        log.warning("%d rows of the table are not places and are left out", (~places).sum())
     return lat[places], lon[places]
 
 

@@ -126,8 +126,8 @@ def write(
     Raises
     ------
     CubeError, GridError
-        If the dataset is no cube or reduction on the lattice, without groups; if a static field is
-        missing or has gaps.
+        If the dataset is not a cube or reduction on the lattice, without groups; if a static field
+        is missing or has gaps.
     OptionError
         If there is no such model, extension or option; if `k` is more than there are components, or
         than the model takes.
@@ -159,7 +159,7 @@ def write(
             else:
                 further.write_text(_description(fields, model, temporary), encoding="utf-8")
         for name in (out, *beside):
-            free(name, overwrite, ds)  # again: something may have come there meanwhile
+            free(name, overwrite, ds)  # again: something may have appeared there meanwhile
     # Of eight components and the mask, makani's switch takes the eight.
     channels = tuple(fields.channels)[: form.most]
     written = Written(out, tuple(beside), model, channels, int((fields.mask > 0).sum()))
@@ -168,15 +168,15 @@ def write(
 
 
 def _form(path: str | Path, model: str, k: int, options: dict[str, Any], statics: bool) -> Form:
-    """Check what was asked for before anything is read."""
+    """Check the arguments before anything is read."""
     forms = FORMS.get(model) if isinstance(model, str) else None
     if forms is None:
-        raise OptionError(f"no model {model!r}; expected {', '.join(FORMS)}")
+        raise OptionError(f"unknown model {model!r}; expected {', '.join(FORMS)}")
     suffix = Path(one_path(path, "output")).suffix.lower()
     if suffix not in forms:
         raise OptionError(f"{path}: {model} reads {' or '.join(forms)}; choose such a name")
     form = forms[suffix]
-    # The first two parameters are the components and the static fields, which are no options.
+    # The first two parameters are the components and the static fields, which are not options.
     known = [name for name in inspect.signature(form.place).parameters][2:]
     if unknown := [name for name in options if name not in known]:
         raise OptionError(
@@ -185,7 +185,7 @@ def _form(path: str | Path, model: str, k: int, options: dict[str, Any], statics
         )
     if statics and form.statics is None:
         raise OptionError(
-            f"{suffix} files for {model} hold no static fields of its own; leave statics out"
+            f"{suffix} files for {model} do not hold the model's static fields; leave statics out"
         )
     if form.most is not None and k not in (form.most, form.most - 1):
         raise OptionError(

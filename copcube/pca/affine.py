@@ -1,4 +1,4 @@
-"""Affine maps of vectors, cell by cell and block by block of the lattice; lazily where they are."""
+"""Affine maps of vectors by cells and blocks of the lattice, lazy if the vectors are."""
 
 from dataclasses import dataclass
 from itertools import product

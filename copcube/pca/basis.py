@@ -1,4 +1,4 @@
-"""What a basis is made of, that a dataset holds one of it, and reading it."""
+"""The parts of a basis, checking that a dataset holds one basis, and reading it."""
 
 from typing import TYPE_CHECKING
 
@@ -57,9 +57,9 @@ def read_components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
     Raises
     ------
     CubeError
-        If it is no dataset, or as `require_one_basis`.
+        If it is not a dataset, or as `require_one_basis`.
     OptionError
-        If it is no basis.
+        If it is not a basis.
     """
     require_dataset(basis, "the basis of a reduction")
     missing = [name for name in BASIS if name not in basis]
@@ -78,7 +78,7 @@ def read_components(basis: "xr.Dataset") -> tuple[Floats, Floats]:
 
 
 def read_regression(basis: "xr.Dataset") -> tuple[Floats, Floats]:
-    """Coefficients of a basis of what given fields leave over, and means of the predictors.
+    """Read the coefficients of a basis fitted on a residual, and the means of its predictors.
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""Matrix products on one thread each, where many of them run side by side.
+"""Matrix products on one thread each, when many of them run in parallel.
 
-BLAS libraries split every product over all cores. Where a pool of threads works on blocks,
-that only makes the cores wait for each other; on one thread each, products are also the same
-on machines of any number of cores.
+BLAS libraries split every product over all cores. If a pool of threads works on blocks, that only
+makes the cores wait for each other; on one thread each, products are also the same on machines with
+any number of cores.
 """
 
 import threading

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _CUBES_ONLY = (*OF_CUBES_ONLY, "title")
-"""Beginnings of the names of attributes that are not true of a reduction."""
+"""Prefixes of the names of attributes that do not apply to a reduction."""
 
 
 @naming_damage()
@@ -55,9 +55,9 @@ def fit(
     Parameters
     ----------
     cube : xarray.Dataset
-        With ``embedding``, whole or in part, in any order of dimensions, lazy or not. A
-        leading dimension such as season is no axis of the analysis: the cells of all groups
-        are fitted together.
+        With ``embedding``, whole or in part, in any order of dimensions, lazy or not. A leading
+        dimension such as season is not an axis of the analysis: the cells of all groups are fitted
+        together.
     k : int or float
         Number of components; or, between 0 and 1, the share of variance that they shall
         explain at least.
@@ -89,13 +89,12 @@ def fit(
     Raises
     ------
     CubeError
-        If the dataset is no cube or none of its cells holds a vector; if `given` holds no
-        fields of latitude and longitude.
+        If the dataset is not a cube or none of its cells holds a vector; if `given` holds no fields
+        of latitude and longitude.
     GridError
         If `given` does not lie on the lattice.
     OptionError
-        If `k` is larger than the rank of the vectors, or `k`, `weights` or `degree` is no
-        such value.
+        If `k` is larger than the rank of the vectors, or `k`, `weights` or `degree` is not valid.
 
     Examples
     --------
@@ -270,17 +269,17 @@ def project(
     Raises
     ------
     CubeError
-        If one is no dataset, the first no cube, or its vectors have another length than the
-        basis or come from another encoder.
+        If one is not a dataset, the first is not a cube, or its vectors have a different length
+        from the basis or come from a different encoder.
     OptionError
-        If `basis` is none, or `given` is given for a basis that was fitted without.
+        If `basis` is not a basis, or `given` is passed for a basis fitted without given fields.
     """
     view = CubeView.of(cube, "embedding")
     names = predictor_names(basis)
     if not names and given is not None:
         raise OptionError(
-            "the basis was fitted on the vectors themselves, so that given fields change nothing: "
-            "leave given out, or fit a basis with it"
+            "the basis was fitted on the vectors themselves, so given fields change nothing: leave "
+            "given out, or fit a basis with it"
         )
     if not names:
         return _project(view, basis, None)
@@ -337,7 +336,7 @@ def _project(view: CubeView, basis: "xr.Dataset", predictors: Predictors | None)
 
 @naming_damage()
 def restore(fields: "xr.Dataset") -> "xr.Dataset":
-    """Turn principal components back into embeddings, as far as they go.
+    """Restore embeddings from principal components, as far as possible.
 
     What given fields explained of the embeddings, where the basis was fitted on what they leave
     over, is added again.
@@ -428,7 +427,7 @@ def _axes(
     if not n:
         return Axes.of(moments), None
     regression, residuals = Regression.of(moments, n)
-    # What rounding leaves of the variance that the predictors explained is no variance.
+    # Variance left by rounding after the predictors explained it does not count.
     largest = float(np.diag(moments.covariance)[n:].max())
     return Axes.of(residuals, largest), regression
 
@@ -438,7 +437,7 @@ def _predictors(
 ) -> Predictors | None:
     if given is None:
         if whole_number(degree, "degree", 1, 3) != 1:
-            raise OptionError(f"degree={degree} applies to given fields, and none are given")
+            raise OptionError(f"degree={degree} applies to given fields, but none are given")
         return None
     return Predictors.of(given, view, expanded(given, degree))
 
@@ -475,7 +474,7 @@ def _on_grid(
 
 
 def _provenance(ds: "xr.Dataset", then: str) -> dict[str, Any]:
-    """Attributes that are true of what is made of a dataset, too, and that any format can hold."""
+    """Attributes that also apply to results of a dataset, in a form that any format can hold."""
     attrs = {
         key: value
         for key, value in of_vectors(ds.attrs).items()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _FEW = 10
-"""Cells for each coefficient of a regression, below which it follows chance."""
+"""Cells per coefficient of a regression below which it fits mostly chance."""
 
 
 def explain(
@@ -155,7 +155,7 @@ def _demand_enough(parts: list[Moments], coefficients: int) -> None:
         few = f"{fewest:,} cells, without one of the parts, for {coefficients} coefficients"
         if fewest <= coefficients:
             raise CubeError(f"too few cells for a regression: {few}; give a larger region")
-        log.warning("few cells: %s; the shares held out are mostly chance", few)
+        log.warning("few cells: %s; the held-out shares are mostly chance", few)
 
 
 def _swapped(part: Moments, n: int) -> Moments:

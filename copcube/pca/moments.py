@@ -4,8 +4,8 @@ The vectors of a block are centred on their own mean before they are multiplied,
 then merged (Chan, Golub & LeVeque, 1983, doi:10.1080/00031305.1983.10483115). So a mean m that
 is large against the standard deviation σ costs only what rounding it does, |m|/σ times 1e-16.
 
-A covariance squares the scale: a variance is exact to about 1e-15 of the largest one, and
-what is less than that counts as none.
+A covariance squares the scale: a variance is exact to about 1e-15 of the largest one, and anything
+smaller counts as none.
 
 Covariances are unbiased: ``Σ wᵢ(xᵢ-m)(xᵢ-m)ᵀ / (W - Σ wᵢ²/W)`` with ``W = Σ wᵢ``, as
 ``numpy.cov(aweights=w)`` defines them; with equal weights that divides by n - 1.
@@ -26,7 +26,7 @@ _ROWS = 512
 """Vectors centred and multiplied at once, so that their copy in float64 stays in the cache."""
 
 _LENIENT = np.errstate(over="ignore", invalid="ignore")
-"""What overflows ends as a covariance that is not finite, which `Axes.of` refuses."""
+"""Overflow gives a covariance that is not finite, which `Axes.of` refuses."""
 
 
 def mirrored(lower: Floats) -> Floats:
@@ -85,7 +85,7 @@ class Moments:
 
     @_LENIENT
     def merge(self, other: Self) -> None:
-        """Take in the moments of other vectors, in place."""
+        """Add the moments of other vectors, in place."""
         weight = self.weight + other.weight
         step = other.mean - self.mean
         self.lower += other.lower
@@ -113,7 +113,7 @@ class Axes:
     mean : numpy.ndarray
         (dim,) float64.
     components : numpy.ndarray
-        (dim, dim) float64, one axis a row, of length 1.
+        (dim, dim) float64, one axis per row, of length 1.
     variance : numpy.ndarray
         (dim,) float64, along each axis.
     cells : int

@@ -1,8 +1,8 @@
-"""What fields that a model has already say of a cube's vectors: a weighted linear regression.
+"""Regression of a cube's vectors on fields that a model already has, weighted and linear.
 
 The components of an embedding largely repeat the terrain. A regression of the vectors on the
-orography and its like takes out what these fields can say, and the principal components of
-what is left over are news to a model that reads them.
+orography and similar fields removes what these explain, and the principal components of the
+residual are new to a model that reads them.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _TIMES = "*"
-"""Between the names of the fields whose product a predictor is."""
+"""Separator of the names of fields whose product is a predictor."""
 
 _COLLINEAR = 1e-10
 """Eigenvalue of the correlations, relative to the largest, below which predictors repeat each
-other; a covariance in float64 tells no finer."""
+other, the precision of a covariance in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class Predictors:
         names = predictor_names(basis)
         if "predictors" not in basis:
             raise OptionError(
-                f"the basis was fitted on what {', '.join(names)} leave over: give these fields "
+                f"the basis was fitted on the residual of {', '.join(names)}: give these fields "
                 "for the cube's cells, project(cube, basis, given=statics)"
             )
         fields = {
@@ -147,7 +147,7 @@ class Regression:
         CubeError
             If there are not more cells than predictors.
         """
-        # As many coefficients as cells would explain whatever the vectors are.
+        # As many coefficients as cells would explain any vectors.
         if joint.cells <= n + 1:
             raise CubeError(
                 f"{joint.cells} cells hold a vector and all given fields: too few for a "
@@ -196,14 +196,14 @@ def as_fields(given: "xr.Dataset | xr.DataArray") -> "xr.Dataset":
     lat, lon = on.lat, on.lon
     others = [dim for dim, size in given.sizes.items() if size == 1 and dim not in (lat, lon)]
     given = given.isel(dict.fromkeys(others, 0), drop=True)
-    # Bounds, reference systems and the like are no fields.
+    # Bounds, reference systems and the like are not fields.
     given = given.drop_vars([n for n, v in given.data_vars.items() if not {lat, lon} <= {*v.dims}])
     for name, field in given.data_vars.items():
         if {*field.dims} != {lat, lon} or field.dtype.kind not in "fiub":
             dims = ", ".join(map(str, field.dims))
             raise CubeError(
-                f"the given field {name} holds {field.dtype} along {dims}; expected numbers "
-                f"along {lat} and {lon} alone: select one with isel"
+                f"the given field {name} holds {field.dtype} along {dims}; expected numbers along "
+                f"{lat} and {lon} only: select one with isel"
             )
         if _TIMES in str(name) or len(str(name).split()) != 1:
             raise OptionError(f"the given field {str(name)!r} needs a name of one word; rename it")

@@ -1,4 +1,4 @@
-"""How much each cell of a cube counts: by its area, alike, or by a field of weights."""
+"""Weights of a cube's cells: by area, all equal, or from a field of weights."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -19,18 +19,18 @@ Weights = Literal["area"] | None
 
 _NEGLIGIBLE = 1e-30
 """Weight, relative to the largest, below which a cell counts as having none: no sum in float64
-notices it, and what is far smaller still would underflow when it is squared."""
+notices it, and much smaller ones would underflow when squared."""
 
 
 def cell_weights(view: CubeView, weights: "Weights | xr.DataArray") -> Floats:
     """Weight of every cell, (lat, lon), at most 1; 0 where no group has images.
 
-    Of places that are there twice, as 360° beside 0°, the first alone has a weight.
+    Of repeated places, such as 360° beside 0°, only the first has a weight.
 
     Raises
     ------
     OptionError
-        If weights that were given are negative or not finite where there are vectors.
+        If given weights are negative or not finite where there are vectors.
     """
     shape = view.field.shape[-3:-1]
     used: NDArray[np.bool_] = np.ones(shape, bool)
@@ -65,7 +65,7 @@ def _areas(view: CubeView) -> Floats:
 
 
 def kind_of_weights(weights: "Weights | xr.DataArray") -> str:
-    """Say which weights were given, for the attributes of a reduction."""
+    """Name the kind of weights, for the attributes of a reduction."""
     return "none" if weights is None else weights if isinstance(weights, str) else "given"
 
 
@@ -80,11 +80,11 @@ def _aligned(view: CubeView, weights: "xr.DataArray") -> Floats:
         weights = weights.broadcast_like(every, exclude=weights.dims)
     ours, theirs = (view.lat, view.lon), spatial_dims(weights)
     if weights.ndim != 2:
-        raise OptionError(f"weights have the dimensions {weights.dims}; expected {theirs} alone")
+        raise OptionError(f"weights have the dimensions {weights.dims}; expected only {theirs}")
     for a, b in zip(ours, theirs, strict=True):
         if not np.array_equal(view.field[a].values, weights[b].values):
             raise OptionError(
-                f"weights differ from the cube in {b}: expected the same values in the same "
-                "order; bring them there with weights.reindex_like(cube)"
+                f"weights differ from the cube in {b}: expected the same values in the same order; "
+                "align them with weights.reindex_like(cube)"
             )
     return weights.transpose(*theirs).values.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Coastlines of the world, to know where one is on a map.
+"""Coastlines of the world, for orientation on maps.
 
 `coast.npy` is made of the countries of Natural Earth at 1:110 million (naturalearthdata.com,
 public domain), dissolved into land; what lies along 180° and the South Pole is left out. It

@@ -30,10 +30,10 @@ def require_matplotlib() -> None:
 def new_figure(size: tuple[float, float]) -> "Figure":
     """Make a figure of a size in inches; errors are those of `require_matplotlib`."""
     require_matplotlib()
-    # A figure of its own, not pyplot's, which would keep and show it.
+    # Not a pyplot figure, which pyplot would keep and show.
     from matplotlib.figure import Figure
 
-    # Else a scale beside a map narrower than the figure would push it to the right.
+    # Otherwise a scale beside a map narrower than the figure would push it to the right.
     return Figure(figsize=size, layout="compressed")
 
 
@@ -64,7 +64,7 @@ def titled(axes: "Axes", ds: "xr.Dataset", title: str) -> "Axes":
 
 
 def three_of(components: Any) -> list[int]:
-    """Check which components shall be red, green and blue.
+    """Check the components for red, green and blue.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def coloured(three: list[int]) -> str:
 
 
 def degrees_of(axes: "Axes") -> dict[str, Any]:
-    """Options by which axes of cartopy take what is drawn as degrees; none for other axes."""
+    """Options that make cartopy axes interpret drawn values as degrees; none for other axes."""
     if not hasattr(axes, "projection"):
         return {}
     import cartopy.crs

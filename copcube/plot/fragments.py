@@ -78,7 +78,7 @@ def fragments(
 
 
 def _window(found: Fragments, extent: Extent | None) -> Window:
-    """Part of the globe asked for, or that of all fragments with a margin."""
+    """Requested part of the globe, or that of all fragments with a margin."""
     if extent is not None:
         return Window.asked(extent)
     lon, lat = found.lon, found.lat
@@ -124,9 +124,9 @@ def _pixels(found: Fragments, colours: Floats, window: Window) -> tuple[NDArray[
 
 
 def _closed(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give pixels without a fragment the mean colour of those around, if most of these have one.
+    """Give pixels without a fragment the mean colour of their neighbours, if most have one.
 
-    Fragments lie on a grid of their own, so that now and then none has its centre in a pixel.
+    Fragments lie on their own grid, so sometimes none has its centre in a pixel.
     """
     rows, cols = pixels.shape[:2]
     framed = np.pad(pixels * pixels[..., 3:], ((1, 1), (1, 1), (0, 0)))

@@ -1,9 +1,9 @@
 """Maps: components as colours, one by one, counts, spread, coverage, similarity, change.
 
 Every function draws on the axes it is given or on new ones, and returns them; nothing global is
-changed. Colours can be told apart by people who see red and green alike. What is drawn from a
-reduction is stretched by the standard deviations in its basis, so that maps of parts of the world,
-and of other cubes on the same basis, have the same colours.
+changed. Colours can be distinguished by people with red-green colour blindness. What is drawn from
+a reduction is stretched by the standard deviations in its basis, so that maps of parts of the
+world, and of other cubes on the same basis, have the same colours.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ def rgb(
     Raises
     ------
     CubeError
-        If the dataset is no cube or reduction or has leading dimensions.
+        If the dataset is not a cube or reduction or has leading dimensions.
     OptionError
         If a component or the extent is not there, or the projection is unknown.
     MissingPackageError
@@ -178,7 +178,7 @@ def similar(
     projection: Any = None,
     extent: Extent | None = None,
 ) -> "Axes":
-    """Draw how like every place is to one, and mark the best.
+    """Draw the similarity of every place to one, and mark the most similar.
 
     Parameters and errors are those of `rgb` and of `copcube.lookup.similar.similar`.
     """
@@ -394,11 +394,11 @@ def _bar(axes: "Axes", image: Any, label: str, **options: Any) -> None:
 def _field(view: CubeView, name: str) -> NDArray[Any]:
     """Values of a map that a cube has beside its vectors, (lat, lon)."""
     if name not in view.dataset:
-        raise CubeError(f"the dataset has no {name}, as published maps have none")
+        raise CubeError(f"the dataset has no {name}, like all published maps")
     if name == "n_images" and not counts_images(view.dataset.attrs):
         raise CubeError(
-            "how many images made a cell is not known, as for every published map; draw where "
-            "there are vectors, plot.coverage() or --show coverage"
+            "the number of images per cell is not known, as for every published map; draw where "
+            "there are vectors instead, plot.coverage() or --show coverage"
         )
     return np.asarray(at_once(view.dataset[name]).transpose(view.lat, view.lon).values, np.float64)
 

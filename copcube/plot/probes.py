@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's, which people who see red and green alike tell apart."""
+"""Okabe and Ito's colours, which red-green colour-blind people can distinguish."""
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (1, 3)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 _DASHES += ((0, (5, 1)), (0, (1, 1, 4, 1)))
-"""So that level lines are told apart without colours."""
+"""Dashes that distinguish level lines without colours."""
 
 
 def errors(found: "xr.Dataset") -> "Figure":
@@ -55,7 +55,7 @@ def errors(found: "xr.Dataset") -> "Figure":
     for t in range(found.sizes["target"]):
         axes = figure.add_subplot(rows, columns, t + 1)
         for n, curve in enumerate(curves):
-            # With the colours used up, the dashes tell curves apart.
+            # Once colours are used up, dashes distinguish curves.
             turn, which = divmod(n, len(_COLOURS))
             style: dict[str, Any] = {"color": _COLOURS[which], "ls": _DASHES[turn % len(_DASHES)]}
             at = [i for i, one in enumerate(beside) if one == curve]

@@ -1,7 +1,7 @@
 """Cells of a cube as pixels of a map, in degrees or in any projection of cartopy.
 
-Every pixel shows the cell that holds its centre: nothing is interpolated, and the seam of the
-globe and the poles need no care.
+Every pixel shows the cell that holds its centre: nothing is interpolated, and the seam of the globe
+and the poles need no special care.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Window:
 
     @classmethod
     def of(cls, view: CubeView, extent: Extent | None) -> Self:
-        """Take the extent asked for, or that of the cells of a dataset.
+        """Take the requested extent, or that of the cells of a dataset.
 
         Raises
         ------
@@ -52,7 +52,7 @@ class Window:
 
     @classmethod
     def asked(cls, extent: Extent) -> Self:
-        """Take the extent asked for; errors are those of `of`."""
+        """Take the requested extent; errors are those of `of`."""
         try:
             west, east, south, north = (float(value) for value in extent)
         except (TypeError, ValueError):

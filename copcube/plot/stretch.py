@@ -20,7 +20,7 @@ def reduced(ds: "xr.Dataset", k: int, basis: "xr.Dataset | None") -> "xr.Dataset
     Raises
     ------
     CubeError
-        If the dataset is no cube or reduction or has leading dimensions.
+        If the dataset is not a cube or reduction or has leading dimensions.
     OptionError
         If there are fewer components, or a basis is given beside a reduction.
     """
@@ -30,11 +30,11 @@ def reduced(ds: "xr.Dataset", k: int, basis: "xr.Dataset | None") -> "xr.Dataset
     if "pc" not in ds:
         ds = reduce(ds, k) if basis is None else project(ds, basis)
     elif basis is not None:
-        raise OptionError("a basis is for a cube; the dataset is a reduction and has its own")
+        raise OptionError("a basis is for a cube; the dataset is a reduction, which has its own")
     if k > ds.sizes.get("component", 0) or k < 1:
         raise OptionError(
-            f"component {k - 1} was asked for; the reduction has 0 to {ds.sizes['component'] - 1}: "
-            "reduce to more, or draw one alone (plot.component, --show component)"
+            f"component {k - 1} was requested; the reduction has 0 to {ds.sizes['component'] - 1}: "
+            "reduce to more, or draw a single one (plot.component, --show component)"
         )
     return ds
 
@@ -50,7 +50,7 @@ def limit(fields: "xr.Dataset", i: int) -> float:
     if not {"explained_variance", "explained_variance_ratio"} <= {*fields}:
         raise OptionError(
             "expected the basis of the reduction beside pc; found none: draw the dataset that "
-            "reduce or project returned, rather than its pc alone"
+            "reduce or project returned, not only its pc"
         )
     # Whitened components were divided by their deviations already.
     if fields.attrs.get("reduction_whiten") == 1:

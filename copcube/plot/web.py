@@ -1,4 +1,4 @@
-"""A map as one page for a browser: it holds all it shows and asks nothing of the network.
+"""A map as one page for a browser, complete in itself and without network access.
 
 The page is `browser/page.html` with its style, its script, and the numbers of the cells packed:
 a signed byte a component and cell, deflated (RFC 1950) and in base64, in text blocks that no
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 LIMIT = 20_000_000
-"""Bytes of a page at most."""
+"""Maximum bytes of a page."""
 
 _SHELL = 150_000
 """Bytes left for the script, the style and the description of the dataset."""
 
 _ALL = 1 - 1e-9
-"""Share of variance that stands for all components that there are."""
+"""Share of variance that means all existing components."""
 
 _SCRIPTS = ("data.js", "map.js", "show.js", "page.js")
 
@@ -76,8 +76,7 @@ def page(
     path : str or Path
         File to write, ending in .html.
     k : int
-        How many components the page holds at most; fewer if there are fewer, or if so many do
-        not fit into 20 MB.
+        Most components on the page; fewer if there are fewer, or if they do not fit into 20 MB.
     basis : xarray.Dataset, optional
         The basis on which a cube is projected, by default its own; see `copcube.plot.maps.rgb`.
     overwrite : bool
@@ -91,7 +90,7 @@ def page(
     Raises
     ------
     CubeError
-        If the dataset is no cube or reduction, has leading dimensions or no vector.
+        If the dataset is not a cube or reduction, has leading dimensions or no vector.
     GridError
         If its cells are not those of the lattice.
     OptionError
@@ -266,7 +265,7 @@ def _title(ds: "xr.Dataset") -> str:
 
 
 def _lines(ds: "xr.Dataset", fields: "xr.Dataset") -> Iterator[tuple[str, str]]:
-    """What the page says of the dataset: its card, and where it comes from."""
+    """Facts about the dataset on the page: its card and origin."""
     yield from card(ds).lines
     if "pc" not in ds:
         share = float(fields["explained_variance_ratio"].sum())
@@ -280,7 +279,7 @@ def _lines(ds: "xr.Dataset", fields: "xr.Dataset") -> Iterator[tuple[str, str]]:
 
 
 def _computed(fields: "xr.Dataset", k: int) -> str:
-    """Say what likeness is computed from."""
+    """Describe how similarity is computed."""
     share = float(fields["explained_variance_ratio"].values[:k].sum())
     whose = whose_variance(fields.attrs)
     whitened = ""
@@ -299,7 +298,7 @@ def _document(
     head: dict[str, str],
     rest: dict[str, str],
 ) -> str:
-    """Put the page together; `head` is what the first picture needs."""
+    """Assemble the page; `head` is what the first picture needs."""
     folder = files("copcube.plot") / "browser"
     style = (folder / "page.css").read_text("utf-8")
     script = "\n".join((folder / name).read_text("utf-8") for name in _SCRIPTS)

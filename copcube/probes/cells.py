@@ -1,4 +1,4 @@
-"""The cells of a probe: where they are, what lies there, and their moments."""
+"""The cells of a probe: their places, values and moments."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True, eq=False)
 class ProbeCells:
-    """Cells that hold all that is asked for.
+    """Cells that hold everything requested.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 _LEAST = 100
-"""Cells below which nothing can be learnt of errors."""
+"""Fewest cells from which errors can be estimated."""
 
 
 @naming_damage()
@@ -84,13 +84,12 @@ def probe(
         ``embedding``, ``pc16`` (that many principal components), ``given``, or several with
         ``+`` between them. By default each of them, and those of the paper.
     k : int or sequence of int, optional
-        The default inputs' numbers of components; 1, 2, 4 … 512 unless said. Components are
-        those of the training cells, of which there are no more than their rank; of a reduction
-        its own.
+        The default inputs' numbers of components; 1, 2, 4 … 512 by default. Components are those of
+        the training cells, of which there are no more than their rank; of a reduction its own.
     variables : sequence of str, optional
         Which variables of `statistics`, or which statistics, such as ``tp_mean``; all by default.
     units : mapping of str to str, optional
-        Units by variable, where the file says none or says it wrong: ``{"tp": "m/day"}``.
+        Units by variable, if the file lacks them or they are wrong: ``{"tp": "m/day"}``.
     cells : int or None
         How many cells are drawn for each seed, 10,000 as in the paper; None for all.
     sampling : {"cells", "area"}
@@ -106,8 +105,8 @@ def probe(
     shares : sequence of float
         Shares of the cells that train, validate and test. The paper does not state its own.
     seeds : int or sequence of int
-        How many seeds, or which. Each draws and divides anew, so that the spread over seeds is
-        that of the experiment; the paper's is of the optimiser alone.
+        How many seeds, or which. Each draws and divides cells again, so the spread over seeds is
+        that of the experiment; the paper's is only that of the optimiser.
     solver : {"ridge", "descent", "sgd"}
         Ridge regression; gradient descent that is stopped early, in closed form; or stochastic
         gradient descent (`copcube.probes.sgd`), which the paper's spread over seeds hints at. The
@@ -131,12 +130,12 @@ def probe(
     Raises
     ------
     CubeError
-        If the dataset is no cube, fewer than 100 cells hold all that is needed, a statistic is
+        If the dataset is not a cube, fewer than 100 cells hold all that is needed, a statistic is
         constant on them, or `statistics` holds no field.
     GridError
         If the cube or `given` does not lie on the lattice, or `statistics` lies elsewhere.
     OptionError
-        If an option means nothing, or a variable or its unit is missing or unknown.
+        If an option is not valid, or a variable or its unit is missing or unknown.
 
     Notes
     -----
@@ -168,13 +167,13 @@ def probe(
     vectors = None
     if any(one.reads_vectors for one in chosen):
         vectors = known.vectors(used)
-        # Where images are counted, a user may have masked the vector all the same.
+        # A user may have masked the vector even where images are counted.
         finite = np.isfinite(vectors).all(axis=1)
         used, vectors = used[finite], vectors[finite]
     refuse_empty(part_of[:, used], split, shares)
     if solver == "sgd" and len(used) > sgd.MOST_CELLS:
         raise OptionError(
-            f"solver='sgd' keeps the inputs of its cells in memory, and {len(used)} are drawn; "
+            f"solver='sgd' keeps the inputs of its cells in memory, but {len(used)} are drawn; "
             f"expected at most {sgd.MOST_CELLS}: give cells=10000 (--cells 10000), or "
             "solver='descent'"
         )
@@ -230,8 +229,8 @@ def _checked(
     given = numbers(shares, "shares", "part")
     if len(given) != 3 or not all(0 < share < np.inf for share in given):
         raise OptionError(
-            f"shares={shares!r}; expected three numbers above 0: of the cells that train, validate "
-            "and test"
+            f"shares={shares!r}; expected three numbers above 0, for the cells that train, "
+            "validate and test"
         )
     if cells is not None:
         cells = whole_number(cells, "cells", _LEAST)
@@ -249,12 +248,14 @@ def _inputs(
     k: int | Sequence[int] | None,
     residuals: str | None,
 ) -> list[Input]:
-    """Parse the names of inputs, each once, and check that they can be had."""
+    """Parse the names of inputs, each once, and check that they are available."""
     dim = view.field.shape[-1]
     if k is None:
         k = [n for n in COMPONENTS if n <= dim]
     elif names is not None:
-        raise OptionError("k is of the default inputs; name those with components: 'pc16'")
+        raise OptionError(
+            "k applies to the default inputs; name inputs with components instead: 'pc16'"
+        )
     k = [whole_number(n, "k", 1, dim) for n in listed(k)]
     if isinstance(names, str) or not isinstance(names, Iterable | None):
         raise OptionError(f"inputs={names!r}; expected a list of names, [{names!r}]")
@@ -294,7 +295,7 @@ def _cells(
     by_modality = view.dataset.get("n_images_by_modality")
     if complete and by_modality is not None and "modality" in by_modality.dims:
         images = by_modality.transpose("modality", view.lat, view.lon).values > 0
-        # A modality that the cube has nowhere is missing in no cell.
+        # A modality that the cube lacks everywhere does not count as missing.
         whole = images[images.any(axis=(1, 2))].all(axis=0)
         there &= whole
         counts.append(
@@ -302,19 +303,19 @@ def _cells(
         )
     if there.sum() < _LEAST:
         raise CubeError(
-            f"{there.sum()} cells of the cube hold all that is needed; expected {_LEAST} or more. "
+            f"{there.sum()} cells of the cube hold everything needed; expected {_LEAST} or more. "
             f"Of its cells {', '.join(f'{n} hold {what}' for n, what in counts)}: leave out what "
-            "most of them lack, or take a larger cube"
+            "most of them lack, or use a larger cube"
         )
     given = None if predictors is None else predictors.values
     known = ProbeCells.of(view, there, given, targets.values)
     spans = np.ptp(known.targets, axis=0)
     largest = np.abs(known.targets).max(axis=0)
-    # What is below the rounding of float64 is no variation.
+    # Differences below the rounding of float64 do not count as variation.
     for n in np.flatnonzero(spans <= 1e-12 * largest).tolist():
         target = targets.targets[n]
         raise CubeError(
             f"{target.name} is {known.targets[0, n]:g} {target.unit} at all {len(known.i)} cells: "
-            "nothing can be learnt of it; name the others by variables (--variables)"
+            "it cannot be predicted; select the others with variables (--variables)"
         )
     return known

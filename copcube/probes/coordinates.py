@@ -1,4 +1,4 @@
-"""Codes of a place, from which a climate can be predicted without having seen the place."""
+"""Codes of a place, from which a climate can be predicted without any image."""
 
 import math
 from collections.abc import Callable
@@ -111,7 +111,7 @@ def _sines(degrees: Floats, waves: Floats) -> Floats:
 def _each(
     function: Callable[[Floats, Any], Floats], degrees: NDArray[np.floating], argument: Any
 ) -> Floats:
-    """Values of a function at degrees, computed once for each that is there several times."""
+    """Values of a function at degrees, computed once for each distinct value."""
     different, which = np.unique(degrees, return_inverse=True)
     return function(different.astype(np.float64), argument)[which]
 

@@ -67,7 +67,8 @@ class Fitter:
             basis = None
             if most:
                 vectors = layout.columns_of("embedding")
-                # Of the training cells alone: test cells would else have shaped their own inputs.
+                # Of the training cells only: otherwise test cells would have shaped their own
+                # inputs.
                 basis = _basis(by_part[TRAIN], vectors, most, rotated=self.rotated)
                 by_part = {part: one.extended(vectors, basis) for part, one in by_part.items()}
             for n, one in enumerate(chosen):

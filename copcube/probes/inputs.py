@@ -13,9 +13,9 @@ from copcube.grid import Floats
 from copcube.probes import coordinates
 
 _KINDS = ("embedding", "pc", "given", "lonlat", "fourier", "xyz", "harmonics")
-"""In the order in which they stand in a name and in the table."""
+"""Parts in their order in a name and in the table."""
 _DEGREE = 10
-"""Of harmonics whose degree is not said: 120 functions."""
+"""Default degree of harmonics: 120 functions."""
 
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Numbers of components that are tried by default, up to the length of the vectors."""
@@ -43,7 +43,7 @@ class Input:
         Raises
         ------
         OptionError
-            If a part is unknown or there twice.
+            If a part is unknown or repeated.
 
         Examples
         --------
@@ -63,7 +63,7 @@ class Input:
                 raise OptionError(
                     f"input {text!r}; expected embedding, pc16 (that many components), given, "
                     "lonlat, fourier, xyz or harmonics10 (up to that degree), or several of them "
-                    "with + between them, each once"
+                    "joined with +, each once"
                 )
             kinds[kind] = f"{kind}{number}"
             components = int(number) if kind == "pc" else components
@@ -88,7 +88,7 @@ def usual(*, given: bool, k: Sequence[int]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the columns of parts lie in one table, before those of the targets.
+    """Positions of the columns of parts in one table, before those of the targets.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class Layout:
         if any(one.reads_vectors for one in inputs):
             parts.add("embedding")
         places, start = {}, 0
-        # In an order of its own, so that sums are rounded alike however inputs are listed.
+        # In a fixed order, so that sums are rounded alike however inputs are listed.
         for part in sorted(parts):
             width = _width(part, given, dim)
             places[part] = slice(start, start + width)

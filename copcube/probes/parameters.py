@@ -1,4 +1,4 @@
-"""ERA5's surface variables of which the paper predicts statistics: their names and units."""
+"""ERA5's surface variables whose statistics the paper predicts: names and units."""
 
 import re
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ class Parameter:
     unit : str
         The paper's.
     units : dict
-        Units that it may come in: factor and offset to the paper's.
+        Possible units: factor and offset to the paper's.
     ids : tuple of int
         ECMWF's parameter ids.
     names : tuple of str
@@ -127,7 +127,7 @@ STATISTICS = {
 
 
 def recognise(field: "xr.DataArray") -> tuple[Parameter | None, str, str | None]:
-    """Tell which variable a field is, and whether it is a mean or a spread.
+    """Recognise the variable of a field, and whether it is a mean or a spread.
 
     Returns
     -------
@@ -136,11 +136,11 @@ def recognise(field: "xr.DataArray") -> tuple[Parameter | None, str, str | None]
     name : str
         Its short name, or the variable's own.
     statistic : "mean", "std" or None
-        What its name or its ``cell_methods`` say.
+        According to its name or its ``cell_methods``.
     """
     text = re.sub(r"[^a-z0-9]+", "_", str(field.name).lower()).strip("_")
     statistic = None
-    # Some names, such as mean_sea_level_pressure, begin like a statistic and are none.
+    # Some names, such as mean_sea_level_pressure, begin like a statistic but are not one.
     if text not in _BY_NAME:
         for kind, words in STATISTICS.items():
             ends = "|".join(words)
@@ -167,19 +167,19 @@ def conversion(
     OptionError
         If the unit is missing or unknown.
     """
-    said = unit if unit is not None else str(field.attrs.get("units", ""))
+    given = unit if unit is not None else str(field.attrs.get("units", ""))
     if parameter is None:
-        return 1.0, 0.0, said
-    spelled = unit_of(said)
+        return 1.0, 0.0, given
+    spelled = unit_of(given)
     averaged = str(field.attrs.get("GRIB_stepType", "")).startswith("avg")
     if spelled in ("m", "mm") and averaged:
         spelled += "/day"  # monthly means of ERA5 are of the sums of days
     if spelled not in parameter.units:
         name = str(field.name)
         example = "m/day" if parameter.name == "tp" else next(iter(parameter.units))
-        why = f"is in {said!r}" if said else "has no unit"
+        why = f"is in {given!r}" if given else "has no unit"
         if spelled in ("m", "mm"):
-            why += ", which does not say a sum over which time it is"
+            why += ", which does not state the time over which it is summed"
         raise OptionError(
             f"{name} {why}; expected one of {', '.join(parameter.units)}: give it as "
             f"units={{{name!r}: {example!r}}} (--units {name}={example})"

@@ -1,11 +1,11 @@
-"""What the paper of Copernicus-FM found (Wang et al., 2025, arXiv:2503.11849, table 5).
+"""Results of Copernicus-FM's paper (Wang et al., 2025, arXiv:2503.11849, table 5).
 
 Root mean squared errors of linear regressions on 10,000 cells that have all modalities, mean and
 spread over three runs; of ten years of ERA5.
 """
 
 SOURCE = "arXiv:2503.11849, table 5"
-"""Where the figures stand."""
+"""Source of the figures."""
 
 TARGETS = (
     *("t2m_mean", "t2m_std", "tp_mean", "tp_std", "sp_mean", "sp_std"),
@@ -14,7 +14,7 @@ TARGETS = (
 """Columns of the table, in °C, m a year, Pa and m/s."""
 
 SATCLIP = "SatCLIP"
-"""The row of a code of coordinates that copcube has not."""
+"""The row of a code of coordinates that copcube does not have."""
 
 ROWS = {
     "lonlat": (8.36, 3.06, 0.79, 0.50, 7305.91, 141.38, 290.68, 164.84, 1.12, 0.55, 0.95, 0.58),
@@ -25,7 +25,7 @@ ROWS = {
     ),
     SATCLIP: (3.67, 1.58, 0.48, 0.32, 3178.91, 97.74, 202.76, 110.71, 0.92, 0.43, 0.79, 0.45),
 }
-"""Errors by input. That "embed + coord" means the Fourier code is not said, but likely."""
+"""Errors by input. "embed + coord" probably means the Fourier code, which is not stated."""
 
 SPREADS = {
     "lonlat": (0, 0, 0, 0, 0.37, 0.01, 0.02, 0.01, 0, 0, 0, 0),

@@ -110,7 +110,7 @@ def _weights(nodes: Floats, cells: Floats, *, circle: bool) -> tuple[csr_array, 
     if not np.isfinite(nodes).all() or nodes.size == 0:
         raise GridError("coordinates of the statistics are missing or not finite")
     places = nodes % 360 if circle else nodes
-    # A meridian that is there twice, as 0° and 360° or a little off, counts once.
+    # A repeated meridian, such as 0° and 360° or nearly so, counts once.
     places, index = np.unique(np.round(places, 6), return_index=True)
     step = float(np.median(np.diff(places))) if len(places) > 1 else grid.STEP
     if circle:

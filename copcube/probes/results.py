@@ -30,7 +30,7 @@ def assembled(
     Parameters
     ----------
     chosen, targets, seeds
-        What was predicted from, what was predicted, and how often.
+        Inputs, targets and seeds.
     rmse, r2 : numpy.ndarray
         (seed, input, target).
     strength : mapping

@@ -76,7 +76,7 @@ class PartMoments:
         return scale
 
     def extended(self, columns: Indices, basis: Floats) -> Self:
-        """Put combinations of some columns, (columns, new), behind all others."""
+        """Append combinations of some columns, (columns, new)."""
         across = self.scatter[:, columns] @ basis
         own = basis.T @ across[columns]
         scatter = np.block([[self.scatter, across], [across.T, own]])

@@ -1,4 +1,4 @@
-"""Linear regression by stochastic gradient descent, stopped where validation is best.
+"""Linear regression by stochastic gradient descent, stopped at the best validation.
 
 The paper of Copernicus-FM (arXiv:2503.11849) gives a spread over runs for its linear regressions,
 which a closed form would not have. It states no learning rate and no number of epochs; those

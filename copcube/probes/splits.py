@@ -1,4 +1,4 @@
-"""Which cells train, validate and test: at random, or in whole squares of the globe."""
+"""Dividing cells into training, validation and test, at random or in squares of the globe."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -122,7 +122,7 @@ def divided(
 
 
 def refuse_empty(part_of: NDArray[np.int8], split: Split, shares: Sequence[float]) -> None:
-    """Refuse a division that leaves a part without cells worth the name.
+    """Refuse a division that leaves a part with too few cells.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def refuse_empty(part_of: NDArray[np.int8], split: Split, shares: Sequence[float
     if least < 5:
         remedy = "smaller blocks (block), " if split == "blocks" else ""
         raise CubeError(
-            f"a part of the cells is of {least}; expected 5 or more to train, validate and test "
-            f"each: choose {remedy}other shares than {', '.join(f'{s:.3g}' for s in shares)}, or "
+            f"a part has only {least} cells; expected 5 or more each to train, validate and test: "
+            f"choose {remedy}other shares than {', '.join(f'{s:.3g}' for s in shares)}, or "
             "more cells"
         )

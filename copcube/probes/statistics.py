@@ -92,7 +92,7 @@ class Targets:
             If there is no such variable, or one has further dimensions or steps other than months.
         OptionError
             If `units` or `variables` names a variable that is not there, or a unit is missing,
-            unknown or says nothing of time.
+            unknown or does not state a time.
         GridError
             If the statistics lie where the cube has no cell.
         """
@@ -112,7 +112,8 @@ class Targets:
                 )
         if not made_of:
             raise CubeError(
-                "the statistics hold no field along latitude and longitude; expected such as t2m, "
+                "the statistics hold no field along latitude and longitude; expected variables "
+                "such as t2m, "
                 "tp, sp, msl, u10 and v10"
             )
         chosen = set(known if asked_for is None else asked_for)
@@ -130,8 +131,8 @@ class Targets:
                 made, n = _of_variable(squeezed(ds)[name], regrid, units.get(name))
                 if twice := [target.name for target in made if target in fields]:
                     raise CubeError(
-                        f"{name}: another variable gave {' and '.join(twice)} already; choose one "
-                        "of them by variables (--variables)"
+                        f"{name}: another variable already gives {' and '.join(twice)}; select one "
+                        "of them with variables (--variables)"
                     )
                 fields |= {t: v for t, v in made.items() if chosen & {name, t.name}}
                 months = max(months, n)
@@ -158,7 +159,7 @@ def _is_field(name: Hashable, field: "xr.DataArray") -> bool:
 
 
 def _rank(target: Target) -> tuple[int, str]:
-    """Place in the paper's order; what it has not comes last."""
+    """Position in the paper's order; variables not in it come last."""
     name = target.name.rsplit("_", 1)[0]
     known = [parameter.name for parameter in PARAMETERS]
     return (known.index(name) if name in known else len(known), target.name)
@@ -179,16 +180,16 @@ def _of_variable(
     if not others:
         values = factor * regrid(_plane(field, regrid))
         statistic = statistic or "mean"
-        # Another zero of the unit moves a mean and no spread.
+        # A different zero of the unit shifts a mean, but not a spread.
         return {target(statistic): values + offset * (statistic == "mean")}, 0
     along = _months(field, others)
     if statistic is not None:
         raise CubeError(
-            f"{field.name} is called a {statistic} and yet runs along {along}; rename it, or "
+            f"{field.name} is named as a {statistic}, yet runs along {along}; rename it, or "
             f"select one of {along}"
         )
     mean, squares = np.zeros(regrid.shape), np.zeros(regrid.shape)
-    # Month by month, as files are mostly stored: a year of maps is never in memory. The sums
+    # Month by month, as most files are stored, so that a year of maps is never in memory. The sums
     # are Welford's (1962, doi:10.1080/00401706.1962.10490022).
     for i in range(field.sizes[along]):
         values = factor * regrid(_plane(field.isel({along: i}), regrid)) + offset

@@ -1,4 +1,4 @@
-"""Tables of what a probe found, with the paper's figures beside, as text of several forms."""
+"""Tables of a probe's results, beside the paper's figures, as text in several formats."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ _LABELS = {
     "embedding+fourier": "embed + coord",
     published.SATCLIP: "SatCLIP coord",
 }
-"""What the paper calls its rows."""
+"""The paper's names of its rows."""
 
 Row = tuple[str, ...]
 
@@ -149,7 +149,7 @@ def _csv(found: "xr.Dataset") -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ("input", "components", "target", "unit", "rmse", "rmse_std", "r2")
-    # A column more where there is something to say: of results there is none.
+    # One more column if there is a caution; for proper results there is none.
     said = [*filter(None, [caution(found.attrs)])]
     writer.writerow((*head, "published_rmse", "published_std", *("caution" for _ in said)))
     mean, spread = found["rmse"].mean("seed"), _spread(found)

@@ -1,1 +1,1 @@
-"""Embedding products of others, as rows on ERA5's lattice."""
+"""Other embedding products, as rows on ERA5's lattice."""

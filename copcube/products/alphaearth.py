@@ -48,8 +48,8 @@ class AlphaEarthRaster:
         if head.bands != DIM or types != ["int8"]:
             raise RowsError(
                 f"{path}: it has {head.bands} bands of {', '.join(types)}; files of AlphaEarth's "
-                f"embeddings have {DIM} of int8. What was dequantised or reduced is not taken; get "
-                "the released files. Images are embedded by `copcube build`"
+                f"embeddings have {DIM} of int8. Dequantised or reduced files are not accepted; "
+                "get the released files. Images are embedded by `copcube build`"
             )
         if head.nodata not in (None, NODATA):
             raise RowsError(
@@ -106,7 +106,7 @@ class AlphaEarth:
         return geotiff.find(path, _ENDS)
 
     def owns(self, file: str) -> bool:
-        """Tell one by its name; see `copcube.products.pixels.Reader`."""
+        """Recognise one by its name; see `copcube.products.pixels.Reader`."""
         return geotiff.ends_as(file, _ENDS)
 
     def rasters(self, file: str) -> Sequence[Raster]:

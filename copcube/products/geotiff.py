@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GeoTiff:
-    """What the head of a GeoTIFF says.
+    """Header of a GeoTIFF.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class GeoTiff:
 
 
 def head(path: str) -> GeoTiff:
-    """Read the head of a file.
+    """Read the header of a file.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def opened(path: str) -> "Iterator[DatasetReader]":
     Raises
     ------
     RowsError
-        If it is no GeoTIFF, or is damaged.
+        If it is not a GeoTIFF, or is damaged.
     ReadError
         If an object store cannot be reached or denies access.
     MissingPackageError
@@ -125,7 +125,7 @@ def opened(path: str) -> "Iterator[DatasetReader]":
 
 
 class _Remote:
-    """What opens a file at an address for GDAL.
+    """Opener of a file at an address for GDAL.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class _Remote:
     Attributes
     ----------
     name : str
-        How GDAL calls it: a name of its own each time, since files are told apart by folders.
+        How GDAL calls it: a name of its own each time, since files are distinguished by folders.
     failed : Exception or None
         The first error of reading, which GDAL would not pass on.
     """

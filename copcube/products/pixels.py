@@ -1,10 +1,10 @@
-"""Rasters of embeddings, a vector a pixel, averaged to the cells of ERA5's lattice in streams.
+"""Rasters of embeddings, one vector per pixel, averaged in streams to the cells of ERA5's lattice.
 
-A product has a reader (`Reader`), which finds its files and opens them as rasters (`Raster`). All
-else is here: a raster is divided into **tiles** of 256 pixels a side, whatever is read at a time.
-The sums of a tile are made of its pixels in the order of their lines, and the sums of a cell of its
-tiles in the order of file and place; so that the result is the same to the last bit whatever the
-size of blocks, the number of threads and the way cells are divided between tasks.
+A product has a reader (`Reader`), which finds its files and opens them as rasters (`Raster`). The
+rest is here: a raster is divided into **tiles** of 256 pixels per side, however much is read at a
+time. The sums of a tile are made of its pixels in the order of their lines, and the sums of a cell
+of its tiles in the order of file and place; so the result is the same to the last bit for any size
+of blocks, number of threads and division of cells between tasks.
 
 A pixel belongs to the cell that holds its centre, and weighs as much as its area on the ground: in
 UTM that changes by up to 0.3 % across a zone, in degrees with the cosine of latitude.
@@ -31,7 +31,7 @@ from copcube.products.place import Place
 from copcube.rows import Rows
 
 TILE = 256
-"""Pixels a side of what is summed at once; another number would change the last bits of cubes."""
+"""Pixels per side of what is summed at once; another number would change the last bits of cubes."""
 
 BLOCK = 16
 """Tiles a side of a block, which is what a task of aggregating begins with."""
@@ -48,7 +48,7 @@ _ROUNDING = 1e-13
 
 
 class Pixels(NamedTuple):
-    """Pixels of a window as they are stored.
+    """Stored pixels of a window.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Pixels(NamedTuple):
 
 
 class Raster(Protocol):
-    """Vectors of the pixels of a year: what a reader makes of a file.
+    """Vectors of the pixels of a year, which a reader makes from a file.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class Raster(Protocol):
 
 
 class Reader(Protocol):
-    """What a product is: its attributes, its files, and how they are opened.
+    """A product: its attributes, its files, and how to open them.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ class Reader(Protocol):
         """
 
     def size(self, file: str) -> int:
-        """Size of a file in bytes: what another size would be another source."""
+        """Size of a file in bytes; a different size means a different source."""
 
 
 class Block(NamedTuple):
@@ -153,12 +153,12 @@ def _tiles(rows: slice, cols: slice) -> Iterator[tuple[slice, slice]]:
 
 
 def day_of(year: int) -> str:
-    """Middle of a year, so that a year, or its half, that is asked for takes its vectors."""
+    """Middle of a year, so that requests for the year, or its half, include its vectors."""
     return f"{year:04d}0701"
 
 
 def table(chosen: Sequence[Block]) -> Rows:
-    """Rows that stand for blocks where cells are counted: one a line of a tile and cell.
+    """Rows that represent blocks when cells are counted: one per line of a tile and cell.
 
     Nothing is read: a cell that a tile may reach counts, though it may turn out to be empty.
     """
@@ -202,7 +202,7 @@ def statistics(
     chosen : sequence of (str, int, Block)
         File and group of each block, and the block.
     wanted : callable
-        Tells which cells, of some ids, are to be computed.
+        Returns which cells, given their ids, are to be computed.
     dim : int
         Length of the vectors.
 
@@ -310,7 +310,7 @@ def _cells(found: dict[tuple[int, int], list[tuple[tuple[Any, ...], _Sums]]], di
         if not np.isfinite(exact).all():
             raise RowsError(
                 f"{tiles[0][0][0]}: vectors in cell {grid.format_cell(int(keys[i, 1]))} are not "
-                "finite; get the file anew"
+                "finite; get a new copy of the file"
             )
         mean[i], pixels[i] = exact, total.pixels
         whole = total.square / total.weight

@@ -1,4 +1,4 @@
-"""Where the pixels of a raster lie: their centres, the cells that hold them, their areas."""
+"""Location of a raster's pixels: their centres, cells and areas."""
 
 import math
 from collections.abc import Sequence
@@ -48,9 +48,10 @@ class Place:
         """
         utm = epsg is not None and epsg // 100 in (326, 327) and 1 <= epsg % 100 <= 60
         if epsg is None or not (utm or epsg == 4326):
-            said = "none" if epsg is None else f"EPSG:{epsg}"
+            found = "none" if epsg is None else f"EPSG:{epsg}"
             raise RowsError(
-                f"{name}: its coordinate reference system is {said}; expected a UTM zone on WGS 84 "
+                f"{name}: its coordinate reference system is {found}; expected a UTM zone on WGS "
+                "84 "
                 "(EPSG:32601 to 32660, 32701 to 32760) or EPSG:4326"
             )
         a, b, c, d, e, f = (float(number) for number in affine[:6])

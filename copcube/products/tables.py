@@ -1,10 +1,10 @@
-"""One door to tables of embeddings: our rows, the published ones, and those of other products.
+"""The common access to tables of embeddings: our rows, published ones, and other products.
 
 To a row group of any of them belong rows on the lattice, small, and vectors, large. A product has
 a module that knows its files by their columns, and reads the former; vectors are read alike.
 
-Products with a vector a pixel (`READERS`) come in by the same door. Their row groups are blocks of
-tiles, their rows stand for the lines of a tile, and `copcube.products.pixels` makes their cells.
+Products with one vector per pixel (`READERS`) come in by the same door. Their row groups are blocks
+of tiles, their rows stand for the lines of a tile, and `copcube.products.pixels` makes their cells.
 """
 
 import os
@@ -37,7 +37,7 @@ from copcube.rows import Rows
 T = TypeVar("T")
 
 READERS: tuple[Reader, ...] = (Tessera(), AlphaEarth())
-"""Products with a vector a pixel, in the order in which they are asked if a folder is theirs."""
+"""Products with one vector per pixel, in the order in which they are tried for a folder."""
 
 _LINES = 1 << 16
 """Lines of tiles a block stands for: as many as rows make a part, so that each block is one."""
@@ -60,8 +60,8 @@ def files(path: str | Path) -> list[Path] | list[str]:
             return found
         raise RowsError(
             f"{name}: a Zarr group without zones such as utm32; expected TESSERA's store, or a "
-            "folder of parquet, GeoTIFF or .npy files. Of a cube, give the rows that it was made "
-            "of, such as world.build/rows"
+            "folder of parquet, GeoTIFF or .npy files. For a cube, give the rows it was made from, "
+            "such as world.build/rows"
         )
     if is_remote(name) and (reader := _reader(name)) and (there := reader.files(name)):
         return there
@@ -117,7 +117,7 @@ def row_group_sizes(path: str | Path) -> list[int]:
 
 
 def is_of_pixels(path: str | Path) -> bool:
-    """Whether a file holds a vector a pixel, by its name."""
+    """Whether a file has one vector per pixel, according to its name."""
     return _reader(path) is not None
 
 
@@ -216,23 +216,21 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
     RowsError
         If it cannot be read.
     OptionError
-        If rows name their cells themselves and something else is asked for.
+        If rows name their cells themselves but something else is requested.
     """
     reader = _reader(path)
     if reader is None and is_product(path):
         return about.provenance(path, assign, position)
     if (assign, position) != ("centre", "auto"):
-        why = (
-            "these rows name their cells" if reader is None else "pixels have a centre and no more"
-        )
+        why = "these rows name their cells" if reader is None else "pixels have only a centre"
         raise OptionError(
-            f"{path}: {why}, so that assign={assign!r} and footprints={position!r} mean nothing "
-            "for them; both are for embeddings of Major TOM"
+            f"{path}: {why}, so assign={assign!r} and footprints={position!r} do not apply; both "
+            "are for embeddings of Major TOM"
         )
     if reader is not None:
         years = sorted({block.raster.year for block in _blocks(str(path)) if block.raster.year})
-        said = {"product_years": " ".join(map(str, years))} if years else {}
-        return reader.about | _OF_PIXELS | said
+        of_years = {"product_years": " ".join(map(str, years))} if years else {}
+        return reader.about | _OF_PIXELS | of_years
     return rows.read_provenance(path)
 
 
@@ -244,7 +242,7 @@ _OF_PIXELS = {
 
 
 def remarks(files: Sequence[str | Path], assign: Assign, position: Position) -> Iterator[str]:
-    """Say in sentences what must be known of how rows of files come to cells.
+    """Describe what users must know about how rows of files are assigned to cells.
 
     Raises
     ------

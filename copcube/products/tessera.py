@@ -55,7 +55,7 @@ def _pixels(values: NDArray[Any], scale: NDArray[np.float32], name: str) -> Pixe
     if (negative := valid & (scale < 0)).any():
         raise RowsError(
             f"{name}: a scale is {scale[negative][0]:g}; expected positive ones. These may be the "
-            "scales of something else; get them anew"
+            "scales of something else; get new copies"
         )
     return Pixels(values, valid, np.where(valid, scale, np.float32(0)))
 
@@ -101,7 +101,7 @@ class TesseraZone(_Quantised):
             raise
         except (ValueError, RuntimeError, OSError) as error:
             rule_out_shortage(error)
-            raise RowsError(f"{self.path}: damaged ({in_a_line(error)}); get it anew") from error
+            raise RowsError(f"{self.path}: damaged ({in_a_line(error)}); get a new copy") from error
         return _pixels(values, scale, self.path)
 
     def _window(self, rows: slice, cols: slice) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -175,11 +175,11 @@ class Tessera:
         return [name for name in geotiff.find(path, [".npy"]) if self.owns(name)]
 
     def owns(self, file: str) -> bool:
-        """Tell one by its name; see `copcube.products.pixels.Reader`."""
+        """Recognise one by its name; see `copcube.products.pixels.Reader`."""
         if file.endswith(".npy"):
             return not file.endswith(_SCALES)
         zone = _ZONE.fullmatch(os.path.basename(file))
-        # Asked often: at an address the name alone must do.
+        # Called often: at an address the name alone must suffice.
         return zone is not None and (
             is_remote(file) or os.path.exists(os.path.join(file, "zarr.json"))
         )
@@ -207,8 +207,8 @@ def _addresses(url: str) -> list[str]:
     """Zones at the address of a store, or of a zone."""
     if url.endswith(".npy"):
         raise RowsError(
-            f"{url}: tiles of TESSERA are read from this machine only; bring them (geotessera "
-            "does), or give the address of the Zarr store, or of a zone of it"
+            f"{url}: tiles of TESSERA are read from this machine only; download them (with "
+            "geotessera), or give the address of the Zarr store, or of a zone of it"
         )
     if sizes([f"{url}/zarr.json"]) == [None]:
         return []
@@ -221,7 +221,7 @@ def _addresses(url: str) -> list[str]:
 
 
 def _asking(path: str, ask: Callable[[], T]) -> T:
-    """Call what reads of a store, again if it lies at an address that fails."""
+    """Call a function that reads from a store, again if it is at an address that fails."""
     return insisting(path, ask) if is_remote(path) else ask()
 
 
@@ -255,7 +255,7 @@ def _place(group: "zarr.Group", path: str) -> Place:
     if (affine := attrs.get("spatial:transform")) is None:
         x, y = (np.asarray(_array(group, axis, path)[:2], np.float64) for axis in "xy")
         if min(len(x), len(y)) < 2:
-            raise RowsError(f"{path}: neither spatial:transform nor x and y say where it lies")
+            raise RowsError(f"{path}: neither spatial:transform nor x and y give its location")
         dx, dy = float(x[1] - x[0]), float(y[1] - y[0])
         affine = [dx, 0.0, float(x[0]) - dx / 2, 0.0, dy, float(y[0]) - dy / 2]
     return Place.of(epsg, affine, path)  # type: ignore[arg-type]
@@ -281,12 +281,12 @@ def _window(path: str, rows: slice, cols: slice) -> NDArray[Any]:
     if not whole.flags.c_contiguous:
         return np.array(whole[rows, cols])
     values = np.empty_like(whole[rows, cols], subok=False)
-    # Read rather than mapped: of a file that is cut meanwhile a mapping kills the process.
+    # Read, not mapped: if the file is truncated meanwhile, a mapping kills the process.
     with open(path, "rb") as file:
         for row, line in enumerate(values, rows.start):
             file.seek(whole.offset + row * whole.strides[0] + cols.start * whole.strides[1])
             if file.readinto(line.data) != line.nbytes:
-                raise RowsError(f"{path}: cut off; get it anew")
+                raise RowsError(f"{path}: truncated; get a new copy")
     return values
 
 
@@ -300,5 +300,5 @@ def _land(path: str) -> str:
     raise RowsError(
         f"{path}: taken for a tile of TESSERA, but its location is unknown: "
         f"{_LAND}/{name}.tiff, its GeoTIFF of land and water, is in none of the folders above it; "
-        "bring it too (geotessera does)"
+        "download it too (with geotessera)"
     )

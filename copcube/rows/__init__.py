@@ -1,4 +1,4 @@
-"""The table of embeddings: one row an image, in the layout of the published parquet files.
+"""The table of embeddings: one row per image, in the layout of the published parquet files.
 
 Columns are ``grid_id_coord``, ``modality``, ``local_id_coord``, ``date`` and ``embedding``,
 as in ``full_chunks`` of Copernicus-Embed-025deg, so that our files and the published ones

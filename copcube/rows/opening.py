@@ -30,7 +30,7 @@ def row_group_sizes(path: str | Path, columns: Sequence[str] = COLUMNS) -> list[
     path : str or Path
         Of the file, or an address.
     columns : sequence of str
-        What will be read of it, whose pages are looked at.
+        Columns to be read, whose pages are checked.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def open_parquet(
         )
     except FileNotFoundError as error:
         raise RowsError(f"{path}: no such file") from error
-    # They are errors of the kinds below too, and no damage. arrow's of memory is one of its own.
+    # These are also subclasses of the errors below, but not damage; arrow has its own memory error.
     except (StorageError, MemoryError):
         raise
     except (pa.ArrowException, OSError, UnicodeEncodeError) as error:
@@ -148,13 +148,13 @@ def reading_parquet(
     metadata: "pq.FileMetaData | None" = None,
     columns: Sequence[str] = COLUMNS,
 ) -> Iterator["pq.ParquetFile"]:
-    """Open a parquet file while the body reads it; errors name it, as those of `open_parquet`.
+    """Open a parquet file while the body reads it; errors name it, as in `open_parquet`.
 
     Raises
     ------
     RowsError
-        If it is no parquet file, or what the body reads of it is damaged; errors of disks and
-        stores pass.
+        If it is not a parquet file, or what the body reads is damaged; errors of disks and stores
+        pass.
     StorageError
         As `open_parquet`.
     """
@@ -170,7 +170,7 @@ def reading_parquet(
             if getattr(error, "errno", None) is not None:
                 raise
             rule_out_shortage(error)
-            raise RowsError(f"{path}: damaged ({in_a_line(error)}); get it anew") from error
+            raise RowsError(f"{path}: damaged ({in_a_line(error)}); get a new copy") from error
 
 
 def _checked(path: str, modified: int, columns: Sequence[str]) -> "pq.FileMetaData":
@@ -198,7 +198,7 @@ def check_schema(schema: "pa.Schema", path: str | Path) -> None:
     Raises
     ------
     RowsError
-        If it has not.
+        If not.
     """
     import pyarrow as pa
 
@@ -223,7 +223,7 @@ def check_schema(schema: "pa.Schema", path: str | Path) -> None:
         kind = kind.value_type if types.is_dictionary(kind) else kind
         if name == "date" and any(test(kind) for test in dates):
             continue
-        # A column in which every value is missing has a type of its own, null.
+        # A column without any value has the type null.
         if not (types.is_string(kind) or types.is_large_string(kind) or kind == pa.null()):
             raise RowsError(f"{path}: column {name} holds {kind}; expected strings")
     check_vectors(schema, path)

@@ -1,9 +1,9 @@
 """Vectors straight from the pages of a local parquet file, a few thousand rows at a time.
 
-Arrow decodes the pages of a column chunk one after another, and looks at the levels of every
-value, which say where a list begins and whether it is missing. Where all lists are whole and
-alike, those levels repeat from page to page, so that they are looked at once; and any thread
-can begin with any page. What is encoded in other ways is left to arrow.
+Arrow decodes the pages of a column chunk one after another, and looks at the levels of every value,
+which say where a list begins and whether it is missing. If all lists are complete and alike, those
+levels repeat from page to page, so they are examined once, and any thread can begin with any page.
+Other encodings are left to arrow.
 
 Levels and encodings are those of Parquet's format: https://parquet.apache.org/docs/file-format
 """
@@ -70,7 +70,7 @@ class Pages(NamedTuple):
 
 
 class IrregularError(Exception):
-    """Vectors are not all there, or not all of one length."""
+    """Vectors are missing, or differ in length."""
 
 
 def column_index(metadata: "pq.FileMetaData", name: str) -> int:
@@ -82,7 +82,7 @@ def column_index(metadata: "pq.FileMetaData", name: str) -> int:
 def find_pages(
     file: BinaryIO, path: str | Path, metadata: "pq.FileMetaData", group: int, column: int, dim: int
 ) -> Pages | None:
-    """Pages of a row group of a local file; None if they are not of a kind that is decoded here.
+    """Pages of a row group of a local file; None if they cannot be decoded here.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def find_pages(
 
 
 def decode(pages: Pages, start: int, wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Vectors of the wanted ones of some rows that follow each other.
+    """Decode the vectors of wanted rows among consecutive rows.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def _hybrid(raw: bytes, count: int, bits: int) -> NDArray[np.uint32]:
         begin = at
         header, at = varint(raw, at)
         if header & 1:
-            # No more is unpacked than is asked for, whatever the header says. Runs of one length
+            # No more is unpacked than requested, whatever the header says. Runs of one length
             # follow each other where many numbers are packed, and are taken together.
             needed = -(-(count - filled) // 8)
             eights, times = min(header >> 1, needed), 1

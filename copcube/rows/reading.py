@@ -54,19 +54,19 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
     for file in found:
         require_file(file, RowsError)
     if not found:
-        raise RowsError(f"{path}: no parquet files there; expected a file, a folder or a glob")
+        raise RowsError(f"{path}: no parquet files found; expected a file, a folder or a glob")
     return found
 
 
 def _refuse_others(folder: Path) -> None:
-    """Name the rows that belong to a folder which holds none itself."""
+    """Raise an error that names the rows belonging to a folder without rows."""
     within = folder / "rows"
     if (folder / "plan.json").is_file() and within.is_dir():
         raise RowsError(f"{folder}: the folder of a build; give its rows, {within}")
     if (folder / "zarr.json").is_file():
         raise RowsError(
-            f"{folder}: a Zarr group, which holds no rows. Of a cube, give the rows that it was "
-            "made of, such as world.build/rows"
+            f"{folder}: a Zarr group, which holds no rows. For a cube, give the rows it was made "
+            "from, such as world.build/rows"
         )
 
 
@@ -75,7 +75,7 @@ def _addresses(url: str) -> list[str]:
         return [url]
     names = [entry.name for entry in listing(url) if entry.name.endswith(".parquet")]
     if not names:
-        raise RowsError(f"{url}: no parquet files there; expected one, or a folder of them")
+        raise RowsError(f"{url}: no parquet files found; expected one, or a folder of them")
     return [f"{url}/{name}" for name in names if "/." not in f"/{name}"]
 
 
@@ -94,7 +94,7 @@ def read_provenance(path: str | Path) -> dict[str, str]:
 
 def _provenance(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
     ours = {key: value for key, value in metadata.items() if key.startswith(PREFIX.encode())}
-    # Whatever other programs note there, and a damaged file, need not be UTF-8.
+    # Notes of other programs, or a damaged file, may not be UTF-8.
     return {
         key.decode(errors="replace").removeprefix(PREFIX): value.decode(errors="replace")
         for key, value in sorted(ours.items())
@@ -172,7 +172,7 @@ def parse_cells(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.int64
     RowsError
         If a text has another form, or its coordinates are not those of the id.
     """
-    # A cell has some ninety rows, so that its text is parsed once and not once a row.
+    # A cell has about ninety rows, so its text is parsed once, not once per row.
     texts, code = distinct(column)
     try:
         ids = [grid.parse_cell(str(text or "")) for text in texts]
@@ -218,7 +218,7 @@ def distinct(column: "pa.ChunkedArray") -> tuple[NDArray[np.object_], NDArray[np
     encoded = column.unify_dictionaries().combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):  # of no chunks
         return np.empty(0, object), np.empty(0, np.int64)
-    # The bytes themselves: to import arrow's functions, or pandas, takes longer than the reading.
+    # Uses the bytes directly: importing arrow's functions, or pandas, takes longer than reading.
     indices, n, start = encoded.indices, len(encoded), encoded.indices.offset
     valid, data = indices.buffers()
     all_valid = pa.Array.from_buffers(indices.type, n, [None, data], offset=start)

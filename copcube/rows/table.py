@@ -1,4 +1,4 @@
-"""The table of embeddings: one row an image, in memory."""
+"""The table of embeddings: one row per image, in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from copcube.modalities import MODALITIES, rank
 
 COLUMNS = ("grid_id_coord", "modality", "local_id_coord", "date", "embedding")
 PREFIX = "copcube:"
-"""Beginning of the names under which a file holds what made it."""
+"""Prefix of the metadata keys that record what made a file."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Rows:
         if {len(weights), len(identities)} - {0, len(parts)}:
             raise RowsError(
                 "rows of images and rows of another product cannot be joined; keep them in "
-                "folders of their own"
+                "separate folders"
             )
         names = {label for part in parts for label in part.labels}
         parts = [part.labelled(tuple(sorted(names, key=rank))) for part in parts]
@@ -179,6 +179,6 @@ def repeated(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
 def _ranks(texts: NDArray[np.object_]) -> NDArray[np.int64]:
     """Return the rank of every text among the distinct ones, from 1; 0 for None."""
     every = texts.tolist()
-    # None cannot be compared with texts, so that it gets its rank by itself.
+    # None cannot be compared with texts, so it gets a separate rank.
     rank = {text: i for i, text in enumerate(sorted(set(every) - {None}), 1)} | {None: 0}
     return np.array([rank[text] for text in every], np.int64)

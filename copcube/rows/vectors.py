@@ -142,7 +142,7 @@ def _read_pages(
         vectors = decode(pages, start, wanted)
         if np.isfinite(vectors).all():
             return vectors
-    # Arrow says what is wrong, if anything is.
+    # Arrow reports any error.
     mask = np.zeros(pages.rows, bool)
     mask[start : start + len(wanted)] = wanted
     return read(mask)
@@ -223,8 +223,8 @@ def to_vectors(
     if dim == 0 or np.any(lengths != dim):
         bad = int(np.argmax(lengths != dim)) if dim else 0
         raise RowsError(
-            f"{path}: row {number[bad]} has an embedding of length {lengths[bad]}; "
-            f"expected {dim or 'more'}, as the rows before"
+            f"{path}: row {number[bad]} has an embedding of length {lengths[bad]}; expected "
+            f"{dim or 'more'}, as in the rows before"
         )
     values = flattened(column)
     # A null becomes NaN. Without one the values are taken as they lie, past `to_numpy`, which
@@ -232,7 +232,7 @@ def to_vectors(
     flat: NDArray[Any] = (
         values.to_numpy(zero_copy_only=False) if values.null_count else np.from_dlpack(values)
     )
-    # What is beyond float32 becomes infinite, and is refused as that.
+    # Values beyond float32 become infinite, and are refused as such.
     with np.errstate(over="ignore"):
         vectors: NDArray[np.float32] = flat.reshape(-1, dim).astype(np.float32, copy=False)
     require_finite(vectors, path, number)

@@ -38,11 +38,11 @@ def encode_rows(rows: Rows, provenance: dict[str, str | int], name: str | Path) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Sorted here and not left to the caller: the same rows are to be the same bytes.
+    # Sorted here, not by the caller: the same rows must give the same bytes.
     rows = rows.sorted()
     require_finite(rows.embedding, name, np.arange(len(rows)))
     dim = rows.embedding.shape[1]
-    # A cell has some ninety rows, so that its text is made once.
+    # A cell has about ninety rows, so its text is made once.
     cells, cell = np.unique(rows.grid_id, return_inverse=True)
     texts = pa.array([grid.format_cell(int(c)) for c in cells], pa.string())
     keys = pa.array(rows.labels, pa.string())

@@ -1,9 +1,9 @@
-"""The one door to object stores: ``s3://``, ``gs://`` and, for reading, ``https://`` addresses.
+"""The only access to object stores: ``s3://``, ``gs://`` and, for reading, ``https://`` addresses.
 
-Everything about a store comes from the environment, as its own tools read it:
-``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``,
-``AWS_SKIP_SIGNATURE=true`` for public buckets, ``GOOGLE_APPLICATION_CREDENTIALS`` and so on.
-Keys go to the store as they are written; in ``https://`` addresses ``%20`` is a space.
+Everything about a store comes from the environment, as for its own tools: ``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, ``AWS_SKIP_SIGNATURE=true`` for
+public buckets, ``GOOGLE_APPLICATION_CREDENTIALS`` and so on. Keys are sent to the store as written;
+in ``https://`` addresses ``%20`` is a space.
 """
 
 from copcube.files.objects.access import (

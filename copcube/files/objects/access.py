@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry:
-    """What a store says of an object.
+    """A store's description of an object.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def file_size(path: str | Path) -> int:
 
 
 def sizes(urls: Iterable[str]) -> list[int | None]:
-    """Sizes in bytes of several objects, from requests made at once; None where there is none.
+    """Sizes in bytes of several objects, from simultaneous requests; None for absent ones.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def sizes(urls: Iterable[str]) -> list[int | None]:
 
 
 def version(path: str | Path) -> str:
-    """Text that differs if another file or object takes the name; empty where there is none.
+    """Text that changes if another file or object takes the name; empty if there is none.
 
     Raises
     ------
@@ -110,16 +110,16 @@ def listing(url: str, *, deep: bool = True) -> list[Entry]:
     url : str
         A bucket, or a prefix in it up to a ``/``, which may be left out.
     deep : bool
-        Whether to go on below further ``/``; else what lies deeper is left out.
+        Whether to descend below further ``/``; otherwise deeper objects are left out.
 
     Raises
     ------
     ReadError
-        If the store cannot be listed, as all of ``https://``.
+        If the store cannot be listed, which is true of all ``https://`` addresses.
     """
     store, key = locate(url)
     if split(url)[0].startswith("http"):
-        raise ReadError(f"{url}: web servers list no folders; name the files themselves")
+        raise ReadError(f"{url}: web servers do not list folders; name the files themselves")
     key = key.strip("/")
     with asking(url):
         if deep:
@@ -147,7 +147,7 @@ def read(url: str) -> bytes:
 
 
 def read_range(url: str, start: int, length: int | None) -> bytes:
-    """Some bytes of an object, fewer where it ends.
+    """Read some bytes of an object, fewer at its end.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def read_range(url: str, start: int, length: int | None) -> bytes:
 
 
 def insisting(url: str, ask: Callable[[], T]) -> T:
-    """Call what reads from a store, again if it fails; return what it returns.
+    """Call a function that reads from a store, again if it fails; return its result.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def insisting(url: str, ask: Callable[[], T]) -> T:
         As `copcube.files.objects.stores.asking`.
     """
     for _ in range(_TRIES - 1):
-        # obstore repeats failed requests, but not one whose body was cut.
+        # obstore repeats failed requests, but not one whose body was truncated.
         with suppress(ReadError), asking(url):
             return ask()
         time.sleep(_PAUSE)
@@ -200,7 +200,7 @@ def insisting(url: str, ask: Callable[[], T]) -> T:
 class _File(io.RawIOBase):
     """An object as a file that can be read from any offset.
 
-    obstore's own reader is not one that pyarrow takes: it lacks `closed`.
+    pyarrow does not accept obstore's own reader, which lacks `closed`.
     """
 
     def __init__(self, url: str) -> None:
@@ -219,7 +219,7 @@ class _File(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         length = min(len(buffer), self._size - self._at)
-        # A store answers a range behind the end with an error, where a file gives no bytes.
+        # A store answers a range beyond the end with an error, whereas a file returns no bytes.
         if length <= 0:
             return 0
         data = read_range(self._url, self._at, length)
@@ -236,5 +236,5 @@ def open_file(url: str) -> BinaryIO:
     FileNotFoundError, ReadError
         As `copcube.files.objects.stores.asking`, now and when it is read.
     """
-    # pyarrow asks for small pieces, each of which would be a request of its own.
+    # pyarrow reads small pieces, each of which would be a separate request.
     return io.BufferedReader(_File(url), _BUFFER)

@@ -15,9 +15,9 @@ KEPT = 32
 class ReadAhead:
     """An object that is read roughly from front to back, by any number of threads.
 
-    It is fetched in parts of a fixed size, some of them ahead of the foremost reader. The
-    parts used last are kept, so that other readers may lag behind; a part that was dropped is
-    fetched again.
+    It is fetched in parts of a fixed size, some of them ahead of the foremost reader. The most
+    recently used parts are kept, so that other readers may lag behind; a dropped part is fetched
+    again.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class ReadAhead:
         self._lock = Lock()
 
     def read(self, start: int, length: int) -> bytes:
-        """Return some bytes, fewer where the object ends."""
+        """Return some bytes, fewer at the object's end."""
         stop = min(start + length, self.size)
         parts = []
         while start < stop:
@@ -64,10 +64,10 @@ class ReadAhead:
         return b"".join(parts)
 
     def _fetch(self, number: int, last: int) -> "Future[bytes]":
-        """Start to fetch a part and those after it, unless they are here; return the part.
+        """Start to fetch a part and those after it, unless present; return the part.
 
-        The foremost reader gets `ahead` parts more; one that lags behind only those up to
-        part `last`, which it asked for.
+        The foremost reader gets `ahead` more parts; one that lags behind gets only those up to the
+        part `last` that it requested.
         """
         with self._lock:
             upto = min(number + self._ahead, (self.size - 1) // self._part)
@@ -80,7 +80,7 @@ class ReadAhead:
                     length = min(self._part, self.size - start)
                     self._parts[n] = pool().submit(_read_part, self._url, start, length)
                 self._parts.move_to_end(n)
-            # With fewer, parts that were just asked for could be dropped before they are read.
+            # With fewer, parts just requested could be dropped before they are read.
             while len(self._parts) > max(KEPT, self._ahead + 1):
                 self._parts.popitem(last=False)
             return self._parts[number]
@@ -91,6 +91,6 @@ def _read_part(url: str, start: int, length: int) -> bytes:
     if len(data) < length:
         raise ReadError(
             f"{url}: expected {length} bytes at {start}, found {len(data)}; it changed while it "
-            "was read, so start again"
+            "was read; start again"
         )
     return data

@@ -18,7 +18,7 @@ ONE_PUT = 32 << 20
 class ObjectFolder:
     """Objects below an address, as a `copcube.files.folders.Folder`.
 
-    Every object is there whole or not at all, and stays.
+    Every object is complete or absent, and durable.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class ObjectFolder:
         return open_file(self._at(name))
 
     def write(self, name: str, data: Any, *, flush: bool = True) -> Written:
-        """See `Folder`; what is written stays in any case."""
+        """See `Folder`; written objects are always durable."""
         store, key = locate(self._at(name))
         with asking(self._at(name), WriteError):
             put = store.put(key, memoryview(data).cast("B"), chunk_size=ONE_PUT)
@@ -53,7 +53,7 @@ class ObjectFolder:
             with asking(self._at(name), WriteError):
                 store.put(key, memoryview(data).cast("B"), mode="create")
         except AlreadyExistsError:
-            # The store decides, in one request: to look first would leave a gap.
+            # The store decides, in one request: looking first would leave a gap.
             return False
         return True
 
@@ -67,7 +67,7 @@ class ObjectFolder:
         """See `Folder`; a stamp is an entity tag."""
         wanted = set(names)
         found = {}
-        # A listing of a thousand names costs as much as asking for one of them.
+        # A listing of a thousand names costs as much as one request.
         for top in sorted({name.partition("/")[0] for name in wanted if "/" in name}):
             for entry in listing(self._at(top)):
                 found[f"{top}/{entry.name}"] = FileState(entry.size, entry.tag)
@@ -93,18 +93,18 @@ class ObjectFolder:
         Parameters
         ----------
         url : str
-            Target; what is there and has no counterpart stays.
+            Target; existing objects without a counterpart stay.
         last : str
-            File that appears when all others are there; it must not be there before.
+            File that is copied after all others; it must not exist before.
         check : callable
-            Called before every file is copied; what it raises ends the copying.
+            Called before every file is copied; an exception ends the copying.
 
         Raises
         ------
         BuildError
-            If somebody else has put the last file there meanwhile.
+            If another process wrote the last file there meanwhile.
         OptionError
-            If it is another bucket.
+            If it is in a different bucket.
         FileNotFoundError, WriteError
             As `copcube.files.objects.stores.asking`.
         """
@@ -122,9 +122,9 @@ class ObjectFolder:
         list(pool().map(copy, (name for name in names if name != last)))
         check()
         data = self.read(last)
-        # The same bytes may have come from this very copy, whose answer was lost.
+        # The same bytes may come from this copy itself, if its answer was lost.
         if not other.create(last, data) and other.read(last) != data:
-            raise BuildError(f"{url}: another process has written a cube there meanwhile")
+            raise BuildError(f"{url}: another process wrote a cube there meanwhile")
 
     def lock(
         self, *, shared: bool = False, beat: float = BEAT, dead: float = DEAD

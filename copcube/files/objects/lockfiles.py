@@ -12,8 +12,8 @@ from copcube.files.objects.stores import asking, locate
 class ObjectLockFiles:
     """Lock files below an address; see `copcube.files.lock.LockFiles`.
 
-    The store must list what was written just before, and must replace an object only if it
-    has the entity tag that is asked for, as S3, Google Cloud Storage and the usual servers do.
+    The store must list what was just written, and must replace an object only if it has the
+    requested entity tag, as S3, Google Cloud Storage and the usual servers do.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class ObjectLockFiles:
                 data = found.bytes().to_bytes()
         except FileNotFoundError:
             return None
-        # S3 compares entity tags, Google Cloud Storage the numbers of versions.
+        # S3 compares entity tags, Google Cloud Storage version numbers.
         version = {key: found.meta[key] for key in ("e_tag", "version") if found.meta[key]}
         return LockFile(data, found.meta["last_modified"].timestamp(), version)
 

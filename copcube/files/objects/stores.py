@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
 
 REQUESTS = 8
-"""Requests that are under way at once."""
+"""Simultaneous requests."""
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _RETRY: "RetryConfig" = {
@@ -46,7 +46,7 @@ _REMEDIES = {
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether a path is the address of something in an object store, such as ``s3://…``.
+    """Whether a path is an address in an object store, such as ``s3://…``.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def split(url: str) -> tuple[str, str]:
     Raises
     ------
     OptionError
-        If it is of no kind that can be read.
+        If it is of a kind that cannot be read.
 
     Examples
     --------
@@ -76,17 +76,17 @@ def split(url: str) -> tuple[str, str]:
             f"{url}: expected a local path, or an address s3://bucket/…, gs://bucket/… or "
             "https://host/…"
         )
-    # Addresses on the web are quoted; in a bucket % is a letter like any other.
+    # Web addresses are quoted; in a bucket, % is an ordinary character.
     return f"{scheme}://{bucket}", unquote(key) if scheme.startswith("http") else key
 
 
 def locate(url: str) -> tuple["ObjectStore", str]:
-    """Store of an address, and the key in it.
+    """Return the store of an address, and the key in it.
 
     Raises
     ------
     OptionError
-        If it is of no kind that can be read.
+        If it is of a kind that cannot be read.
     MissingPackageError
         If obstore is not installed.
     """
@@ -102,7 +102,7 @@ def zarr_store(url: str, *, anonymous: bool = False) -> Any:
     url : str
         The Zarr group.
     anonymous : bool
-        Whether to ask without credentials, as for a public bucket.
+        Whether to send requests without credentials, as for a public bucket.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def zarr_store(url: str, *, anonymous: bool = False) -> Any:
 def _store(
     root: str, prefix: str = "", anonymous: bool = False
 ) -> "S3Store | GCSStore | HTTPStore":
-    """Open the store of a bucket or host, once a process."""
+    """Open the store of a bucket or host, once per process."""
     try:
         from obstore.store import GCSStore, HTTPStore, S3Store
     except ImportError as error:
@@ -132,13 +132,13 @@ def _store(
     if scheme.startswith("http"):
         client["allow_http"] = scheme == "http"
         return HTTPStore.from_url(f"{root}/{prefix}", **options)
-    # Left out unless it is asked for, so that the environment may ask for it too.
+    # Left out unless requested, so that the environment may request it too.
     if anonymous:
         options["skip_signature"] = True
     if scheme == "gs":
         return GCSStore(bucket, prefix=prefix or None, **options)
     endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
-    # Local servers, such as MinIO, which obstore would otherwise refuse to call.
+    # For local servers, such as MinIO, which obstore would otherwise refuse to call.
     if endpoint.startswith("http://"):
         client["allow_http"] = True
     return S3Store(bucket, prefix=prefix or None, **options)
@@ -154,8 +154,8 @@ def pool() -> ThreadPoolExecutor:
 def asking(url: str, failure: type[StorageError] = ReadError) -> Iterator[None]:
     """Turn a store's errors into ones that name the address and the remedy.
 
-    Before an error comes here, obstore has repeated requests that failed for a reason that
-    may pass, such as a dropped connection or an overloaded server.
+    Before that, obstore has repeated requests that failed for a temporary reason, such as a dropped
+    connection or an overloaded server.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def asking(url: str, failure: type[StorageError] = ReadError) -> Iterator[None]:
     Raises
     ------
     FileNotFoundError
-        If it is not there.
+        If it does not exist.
     ReadError, WriteError
         If the store denies access, cannot be reached, or refuses.
     """
@@ -186,19 +186,19 @@ def asking(url: str, failure: type[StorageError] = ReadError) -> Iterator[None]:
 
 
 def _explained(url: str, error: Exception) -> str:
-    """Say in one line what is wrong and what to do."""
+    """Describe in one line what is wrong and what to do."""
     from obstore import exceptions
 
     text = re.sub(r"\s+", " ", str(error).partition("\n\nDebug source")[0])
     denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
-    # Without credentials obstore asks the metadata service of a cloud, at 169.254.169.254.
+    # Without credentials obstore queries a cloud's metadata service, at 169.254.169.254.
     if isinstance(error, denied) or re.search(r"169\.254\.|40[13] (Forbidden|Unauth)", text):
         return f"access denied; {_REMEDIES.get(split(url)[0][:2], 'check whether it is public')}"
     if "NoSuchBucket" in text:
         return "there is no such bucket; check its name, and AWS_ENDPOINT_URL if you set it"
     if isinstance(error, exceptions.NotSupportedError):
-        return "the server does not send parts of a file (range requests); use another one"
+        return "the server does not support range requests (parts of a file); use another one"
     return (
-        f"the store does not answer as expected ({text:.300}); check the address, the "
+        f"unexpected answer from the store ({text:.300}); check the address, the "
         "connection and, for s3, AWS_REGION and AWS_ENDPOINT_URL"
     )

@@ -19,14 +19,14 @@ def geotiff(
 ) -> bytes:
     """Return the bytes of a deflated GeoTIFF.
 
-    GDAL does not say where the end of a file that it writes finds no room; Python does.
+    GDAL does not report a disk that is full at the end of a file; Python does.
 
     Parameters
     ----------
     pixels : numpy.ndarray
-        (bands, rows, columns), or (rows, columns) of one band.
+        (bands, rows, columns), or (rows, columns) for one band.
     crs : str, optional
-        System of coordinates; without it, there is no georeference.
+        Coordinate reference system; without it, there is no georeference.
     corner : tuple of float
         Western and northern edge.
     step : float
@@ -34,7 +34,7 @@ def geotiff(
     descriptions : iterable of str
         Names of the bands.
     nodata : float, optional
-        Value of what is missing.
+        Value of missing pixels.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning

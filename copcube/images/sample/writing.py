@@ -1,13 +1,13 @@
 """A small, made-up Copernicus-Pretrain in either published layout.
 
-Names, shapes, dtypes and metadata are the published ones; the pixels are drawn (`scenes`).
-The cells lie in four regions, each hard in its own way: one beyond 60°N, where rasters
-grow wide, one south of the equator across 180°, one across Greenwich, one plain. A region
-grows by square shells, so a small sample is the beginning of a larger one.
+Names, shapes, dtypes and metadata are the published ones; the pixels are drawn (`scenes`). The
+cells lie in four regions, each difficult in its own way: one beyond 60°N, where rasters grow wide,
+one south of the equator across 180°, one across Greenwich, one plain. A region grows in square
+shells, so a small sample is the beginning of a larger one.
 
-Every image has a random stream of its own, keyed by (seed, cell, modality, patch, date).
-So the order of writing is free, files are the same bytes at every run, and both layouts
-of one seed hold the same images: the tensors are `to_tensor_form` of the rasters.
+Every image has a random stream of its own, keyed by (seed, cell, modality, patch, date). So the
+order of writing is free, files have the same bytes in every run, and both layouts of one seed hold
+the same images: the tensors are `to_tensor_form` of the rasters.
 """
 
 import gzip
@@ -59,7 +59,7 @@ REGIONS = (
     _Region(51.5, -0.25, Terrain((0.35, 0.5, 0.1, 1e-3), 70, 35)),
     _Region(44.0, -96.0, Terrain((0.45, 0.45, 0.05, 0.05), 500, 30)),
 )
-"""Where samples lie, and what the land is like there."""
+"""Regions of samples, and their landscapes."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What `write_sample` wrote.
+    """Result of `write_sample`.
 
     Parameters
     ----------
@@ -129,21 +129,21 @@ def write_sample(
     Parameters
     ----------
     folder : str or Path
-        A new or empty folder, which appears when the sample is whole.
+        A new or empty folder, which appears when the sample is complete.
     layout : {"geotiff", "webdataset"}
         A GeoTIFF tree with its ``fnames_*.json.gz``, or shards ``example-*.tar``.
     seed : int
         Not negative. The same seed gives the same images in both layouts.
     cells : int
-        How many cells, 1 to 10,000, dealt in turn to the four regions.
+        How many cells, 1 to 10,000, assigned in turn to the four regions.
     local_patches : int
         Most local patches a cell may have, 1 to 9; few have many, as published.
     dates : int
         Most dates a modality may have at one place, 1 to 12 (Sentinel-1 and -2 have at
         most 4, Sentinel-3 at most 8).
     modalities : iterable of str, optional
-        Keys of what is written; all by default. The others are left out and change nothing
-        in those that are written.
+        Keys of the modalities to write; all by default. Leaving some out does not change the
+        others.
     cells_per_shard : int
         Most cells in one shard of the WebDataset layout.
 
@@ -177,8 +177,8 @@ def write_sample(
     root = vacant_folder(folder)
     with atomic_folder(root, replace=False) as partial:
         partial.mkdir(parents=True)
-        # Products of matrices as small as these take several times as long on several threads,
-        # and on one they are the same on machines of any number of cores.
+        # Products of such small matrices are several times slower on several threads, and on one
+        # thread they are the same on machines with any number of cores.
         with (
             progress.show("writing sample", cells, "cells") as bar,
             threadpool_limits(limits=1, user_api="blas"),
@@ -289,7 +289,7 @@ def _write_geotiffs(root: Path, world: list[_Cell], seed: int) -> Iterator[None]
         listing[str(cell.grid_id)] = entry
         yield
     text = json.dumps(listing).encode()
-    # gzip would write the time into the file, and no two samples would be the same.
+    # gzip would write the time into the file, so no two samples would be the same.
     (root / f"fnames_{len(world)}_union.json.gz").write_bytes(gzip.compress(text, mtime=0))
 
 
@@ -302,7 +302,7 @@ def _file_name(seed: int, cell: _Cell, place: _Place, key: str, date: str | None
         end = Date(2021, day.month + 1, 1) if day.month < 12 else Date(2021, 12, 31)
         return f"{day}_{end}.tif"
     rng = _rng(seed, _NAME, ORDER[key], cell.grid_id, place.number, int(date))
-    # Less than a day has, so that the end of an image is on the same day.
+    # Less than a day, so that an image ends on the same day.
     second = int(rng.integers(86_000))
 
     def time(later: int) -> str:
@@ -335,8 +335,8 @@ def _mgrs_tile(place: _Place) -> str:
     epsg, east, north = _utm(place.lon, place.lat)
     zone = epsg % 100
     band = "CDEFGHJKLMNPQRSTUVWX"[int(place.lat + 80) // 8]
-    # Letters of columns begin anew after three zones. Rows of even zones are five letters ahead. I
-    # and O are left out, which look like digits.
+    # Letters of columns restart after three zones. Rows of even zones are five letters ahead. I and
+    # O are left out, since they look like digits.
     column = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")[zone % 3][int(east // 1e5) - 1]
     row = "ABCDEFGHJKLMNPQRSTUV"[(int(north // 1e5) + 5 * (zone % 2 == 0)) % 20]
     return f"{zone:02d}{band}{column}{row}"

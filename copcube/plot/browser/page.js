@@ -296,6 +296,6 @@ start().catch((error) => {
   element("status").className = "failed";
   element("status").textContent = old
     ? "This browser is too old to unpack the map: it needs DecompressionStream, as browsers have since 2023."
-    : `The map cannot be shown: ${error.message}. The file may be damaged; get it anew.`;
+    : `The map cannot be shown: ${error.message}. The file may be damaged; get a new copy.`;
   document.documentElement.dataset.state = "failed";
 });

@@ -1,4 +1,4 @@
-"""Copernicus-Bench: fifteen tasks that say what a frozen encoder's vectors are worth."""
+"""Copernicus-Bench: fifteen tasks that measure the value of a frozen encoder's vectors."""
 
 from copcube.probes.bench.cells import bench_cells
 from copcube.probes.bench.results import Result, Score, bench_table, read_results, write_results

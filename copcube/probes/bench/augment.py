@@ -1,4 +1,4 @@
-"""Random rotations and flips of images and what is to be predicted of them, sample by sample.
+"""Random rotations and flips of images and their targets, sample by sample.
 
 As in the official evaluation, which uses kornia: each sample is rotated with probability 0.5 by
 an angle that is uniform from -90 to 90 degrees, then flipped along each axis with probability
@@ -21,7 +21,7 @@ _LIKELY = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Augmentation:
-    """What is done to each sample of a batch.
+    """Rotation and flips of each sample of a batch.
 
     Parameters
     ----------

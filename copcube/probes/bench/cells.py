@@ -1,9 +1,9 @@
 """What a cube's own vectors are worth: land cover, biomass and air quality of whole cells.
 
-Three data sets of Copernicus-Bench say something of places as large as a cell. LC100's are cells of
+Three data sets of Copernicus-Bench have labels of places as large as a cell. LC100's are cells of
 the lattice; those of biomass and air quality are squares of 28 and 62 km, whose vector is the mean
-of the cells under them, weighted by area. Labels are the classes of the whole place, or the mean
-of its pixels. No image is read. The published splits are kept, but not the published question, so
+of the cells under them, weighted by area. Labels are the classes of the whole place, or the mean of
+its pixels. No image is read. The published splits are kept, but not the published question, so
 scores are not comparable with published ones; those of coordinates alone, and of a constant, stand
 beside them instead.
 """
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("copcube")
 
 CELL_TASKS = ("lc100cls-s3", "biomass-s3", "aq-no2-s5p", "aq-o3-s5p")
-"""Tasks that say something of whole cells."""
+"""Tasks with labels of whole cells."""
 
 _INPUTS = {"cells": "vectors", "cells-coordinates": "codes", "cells-constant": None}
 """Probes, and what they predict from."""
@@ -101,17 +101,17 @@ def bench_cells(
     Raises
     ------
     CubeError
-        If the dataset is no cube, or has groups.
+        If the dataset is not a cube, or has groups.
     OptionError
         If there is no such task, or an option has a value that it cannot have.
     """
     names = CELL_TASKS if tasks is None else [tasks] if isinstance(tasks, str) else tasks
     chosen, root = [find(name) for name in names], one_path(root, "root")
     resamples = whole_number(resamples, "resamples", 0)
-    CubeView.of(cube).ungrouped()  # what cannot be asked fails at once, not once a task
+    CubeView.of(cube).ungrouped()  # invalid arguments fail at once, not once per task
 
     def work(task: Task) -> Iterator[Result]:
-        one_of(task.name, "task", CELL_TASKS)  # before its data are asked for
+        one_of(task.name, "task", CELL_TASKS)  # before its data are required
         yield from score_cells(open_dataset(task, root), cube, resamples=resamples)
 
     return each(chosen, work)
@@ -133,7 +133,7 @@ def score_cells(
     cube : xarray.Dataset
         A cube or a reduction without leading dimensions, whole or in part.
     resamples : int
-        How often the test split is drawn anew for the interval.
+        How often the test split is resampled for the interval.
 
     Returns
     -------
@@ -146,9 +146,9 @@ def score_cells(
     Raises
     ------
     CubeError
-        If the dataset is no cube, has vectors at fewer than 100 places, or a target is constant.
+        If the dataset is not a cube, has vectors at fewer than 100 places, or a target is constant.
     OptionError
-        If the task says nothing of whole cells.
+        If the task has no labels of whole cells.
     MissingFileError, SourceError, GridError
         If a list of a split is not there, or is not of the published form.
     """
@@ -180,7 +180,7 @@ def score_cells(
 
 
 def provenance(dataset: Dataset, cube: "xr.Dataset") -> dict[str, Any]:
-    """Say all that decides the scores: the cube by its attributes, and the data set."""
+    """Record everything that decides the scores: the cube's attributes, and the data set."""
     return {
         "cube": {str(name): str(value) for name, value in sorted(cube.attrs.items())},
         "sizes": {str(name): size for name, size in cube.sizes.items()},
@@ -189,7 +189,7 @@ def provenance(dataset: Dataset, cube: "xr.Dataset") -> dict[str, Any]:
 
 
 class _Predicted(NamedTuple):
-    """What a model says of the test places, its score in validation, and its strength."""
+    """A model's predictions for the test places, its validation score, and its strength."""
 
     test: NDArray[Any]
     validation: float
@@ -277,7 +277,7 @@ def _require(
     without: Mapping[Split, int],
     target: NDArray[Any],
 ) -> None:
-    """Refuse what nothing can be learnt of.
+    """Refuse data from which nothing can be learnt.
 
     Raises
     ------
@@ -288,12 +288,12 @@ def _require(
     if total < _LEAST or least < _LEAST_OF_A_SPLIT:
         numbers = ", ".join(f"{n} of {split}" for split, n in counts.items())
         places = {split: n + without[split] for split, n in counts.items()}
-        # No cube helps where the data set has too few.
+        # No cube helps if the data set has too few.
         small = sum(places.values()) < _LEAST or min(places.values()) < _LEAST_OF_A_SPLIT
         remedy = (
-            f"bring the whole data set (`copcube fetch bench {task.name}`)"
+            f"download the whole data set (`copcube fetch bench {task.name}`)"
             if small
-            else f"take a cube with more of them; its grid is {view.extent()}"
+            else f"use a cube with more of them; its grid is {view.extent()}"
         )
         raise CubeError(
             f"{task.title}: the cube has vectors at {total} of {sum(places.values())} "
@@ -302,6 +302,6 @@ def _require(
         )
     if (target == target[0]).all():
         raise CubeError(
-            f"{task.title}: the labels of all {len(target)} training places are alike; nothing "
-            "can be learnt of them. Take a cube that holds more of the places"
+            f"{task.title}: the labels of all {len(target)} training places are equal; nothing can "
+            "be learnt from them. Use a cube that holds more of the places"
         )

@@ -57,17 +57,17 @@ def score(
     dataset : Dataset
         Of a task of segmentation, change or regression.
     encoder : FrozenEncoder
-        What gives the levels; the head is trained on its device.
+        Encoder of the levels; the head is trained on its device.
     folder : str or path-like
-        Where the state after each epoch is kept, from which a run that was stopped goes on.
+        Where the state after each epoch is kept, from which a stopped run continues.
     head : {"linear", "upernet"}
         The fast tier, or the published head.
     which : {"four", "last"}
         Levels that the linear head sees.
     levels : str or path-like, optional
-        Folder where the linear head's levels are computed once and kept, of this data set,
-        encoder and selection alone: 2 bytes a number, which is 6 KB a token of a ViT-B. Without,
-        every epoch embeds the images anew.
+        Folder where the linear head's levels are computed once and kept, of this data set, encoder
+        and selection alone: 2 bytes a number, which is 6 KB a token of a ViT-B. Without, every
+        epoch embeds the images again.
     epochs : int
         How often each image is seen.
     seed : int
@@ -155,7 +155,7 @@ class Training:
     def start(self, dim: int, device: torch.device, **options: int) -> None:
         """Make the head, for tokens of a length, whose initial values the seed decides."""
         outputs = len(self.task.classes)
-        # The caller's own random numbers go on as if nothing had been drawn here.
+        # The caller's own random numbers continue as if nothing had been drawn here.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.head: nn.Module = (
@@ -269,7 +269,7 @@ class Training:
             torch.save(state, temporary)
 
     def _load(self, checkpoint: Path, plan: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Raises
         ------
@@ -288,21 +288,21 @@ class Training:
             ) from error
         if found != plan:
             differ = [k for k in {**found, **plan} if found.get(k) != plan.get(k)]
-            told = "; ".join(f"{k} {found.get(k)} there, {plan.get(k)} here" for k in differ)
+            differences = "; ".join(f"{k} {found.get(k)} there, {plan.get(k)} here" for k in differ)
             raise OptionError(
-                f"{checkpoint} is of a run with other options: {told}. Give the same options, or "
-                "another folder"
+                f"{checkpoint} belongs to a run with other options: {differences}. Give the same "
+                "options, or another folder"
             )
         self.done, self.best, self.best_epoch = state["done"], state["best"], state["best_epoch"]
         self.best_state = {k: v.cpu() for k, v in state["best_state"].items()}
         if self.done < self.epochs:
             self.head.load_state_dict(state["head"])
             self.optimiser.load_state_dict(state["optimiser"])
-        log.info("%s: going on after epoch %d", checkpoint, self.done)
+        log.info("%s: continuing after epoch %d", checkpoint, self.done)
 
 
 def _enlarged(output: Tensor, target: Tensor) -> Tensor:
-    """Bring what a head says to the size of the target."""
+    """Resize a head's output to the size of the target."""
     size = tuple(target.shape[1:])
     return F.interpolate(output, size=size, mode="bilinear", align_corners=False)
 
@@ -318,7 +318,9 @@ def _check(
     for name, value, allowed in (("head", head, Head), ("which", which, Which)):
         one_of(value, name, get_args(allowed))
     if head == "upernet" and which != "four":
-        raise OptionError("which='last' is of the linear head; the published one needs four levels")
+        raise OptionError(
+            "which='last' is for the linear head; the published one needs four levels"
+        )
     if not isinstance(encoder, FrozenEncoder):
         raise OptionError(
             f"encoder={encoder!r:.80} gives no levels, which heads of {task.kind} need; expected "
@@ -329,7 +331,7 @@ def _check(
 
 
 def _sizes(dataset: Dataset) -> dict[Split, int]:
-    """Numbers of samples, and whether they suffice.
+    """Numbers of samples, after checking that they suffice.
 
     Raises
     ------

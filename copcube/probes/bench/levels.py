@@ -1,10 +1,10 @@
-"""Levels of the encoder at the images of a dense task, and what is to be predicted of them.
+"""Levels of the encoder for the images of a dense task, and their targets.
 
 Either images are embedded whenever they are asked for, augmented or not; or levels are computed
 once, kept as float16, and read in any order:
 
     FOLDER/SPLIT-000000-levels.npy     (64, levels, dim, h, w) float16, in the order of the split
-    FOLDER/SPLIT-000000-target.npy     what is to be predicted, as heads get it
+    FOLDER/SPLIT-000000-target.npy     targets, as heads get them
     FOLDER/SPLIT-000000-skipped.json   why samples were left out, by their index; if there are any
 """
 
@@ -64,12 +64,12 @@ class Batch(NamedTuple):
 
 
 class Levels(Protocol):
-    """Where the levels of a task come from."""
+    """Source of a task's levels."""
 
     width: int
     """Number of levels."""
     skipped: dict[tuple[Split, int], str]
-    """Samples that cannot be read and are left out, and why."""
+    """Samples left out because they cannot be read, with reasons."""
 
     def batches(
         self,
@@ -100,7 +100,7 @@ def numbers(depth: int, which: Which = "four") -> tuple[int, ...]:
 
 
 class Streamed:
-    """Levels of images that are read and embedded whenever they are asked for.
+    """Levels of images that are read and embedded at each request.
 
     Parameters
     ----------
@@ -150,14 +150,14 @@ class Streamed:
                     yield Batch(indices, *self._embedded(samples, generator))
 
     def _require(self, split: Split) -> None:
-        """Refuse a split of which too much cannot be read."""
+        """Refuse a split with too many unreadable samples."""
         names = self.dataset.names(split)
         # A copy: the threads that read ahead may add to it meanwhile.
         lost = [index for of, index in [*self.skipped] if of == split]
         if len(lost) > MOST_SKIPPED * len(names):
             raise SourceError(
                 f"{self.dataset.task.title}, {split}: {len(lost)} or more of {len(names)} samples "
-                f"cannot be used, which is more than a tenth, such as {names[lost[0]]}: "
+                f"cannot be used, more than a tenth, such as {names[lost[0]]}: "
                 f"{self.skipped[split, lost[0]]}"
             )
 
@@ -308,7 +308,7 @@ def targets(samples: Sequence[Sample], task: Task) -> Tensor:
     Raises
     ------
     SourceError
-        If there is a class that the task has not.
+        If there is a class that the task does not have.
     """
     stacked = torch.from_numpy(np.stack([sample.target for sample in samples]))
     stacked = resized_labels(stacked, task.size)

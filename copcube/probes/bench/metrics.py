@@ -180,7 +180,7 @@ def average_precision(scores: NDArray[Any], target: NDArray[Any]) -> float:
         return np.nan
     order = np.argsort(-score, kind="stable")
     score, found = score[order], np.cumsum(truth[order])
-    # Equal scores cannot be told apart: they count together, at the last of them.
+    # Equal scores cannot be distinguished: they count together, at the last of them.
     last = np.append(np.nonzero(np.diff(score))[0], score.size - 1)
     precision = found[last] / (last + 1)
     return float(100 * (precision * np.diff(found[last], prepend=0)).sum() / found[-1])
@@ -271,6 +271,6 @@ def interval(
     rng = np.random.default_rng(0)
     draws = rng.integers(0, len(target), (resamples, len(target)))
     found = [score(predicted[drawn], target[drawn]) for drawn in draws]
-    # A draw of a rare class may hold none of it, and has no score then.
+    # A draw may lack a rare class, and then has no score.
     low, high = np.nanpercentile(found, [2.5, 97.5])
     return float(low), float(high)

@@ -31,7 +31,7 @@ Array = NDArray[np.float32]
 
 
 class Head(NamedTuple):
-    """What is trained, and what the batch norm has seen.
+    """The trained parameters, and the statistics of the batch norm.
 
     Attributes
     ----------
@@ -149,8 +149,8 @@ def train(
     steps = epochs * (samples // task.batch)
     if not steps or not len(validation.target):
         raise SourceError(
-            f"{task.title}: {samples} samples train and {len(validation.target)} validate; "
-            f"expected a batch of {task.batch} at least, and some"
+            f"{task.title}: {samples} training and {len(validation.target)} validation samples; "
+            f"expected at least {task.batch} (a batch) and 1"
         )
     rng = np.random.default_rng(seed)
     head = initial(dim, len(task.classes), rng)

@@ -32,7 +32,7 @@ LAYOUTS: dict[str, tuple[type[Layout], str]] = {
     "aq-no2-s5p": (AirQuality, "l3_airquality_s5p/airquality_s5p/no2"),
     "aq-o3-s5p": (AirQuality, "l3_airquality_s5p/airquality_s5p/o3"),
 }
-"""Reader of each task, and where its data lie: the hub's folder, the archive's, one inside."""
+"""Reader of each task, and where its data are: the hub's folder, the archive's, one inside."""
 
 # Folders of the same archives under other names: the archive's own, and that of a configuration.
 _ALSO = {"bigearthnet_s1s2": "bigearthnetv2", "dfc2020_s1s2": "dfc2020", "lcz_s2": "lcz_s1s2"}
@@ -75,14 +75,14 @@ def open_dataset(
             return found
     missing = found.list_file("train").name
     raise MissingFileError(
-        f"{given}: no data of {task.title}: {missing} lies neither there nor in "
-        f"{folder.partition('/')[2]} or {folder} below it; bring it by "
-        f"`copcube fetch bench {task.name} --to {given}`"
+        f"{given}: no data of {task.title}: {missing} is neither there nor in "
+        f"{folder.partition('/')[2]} or {folder} below it; download it with `copcube fetch bench "
+        f"{task.name} --to {given}`"
     )
 
 
 def _places(folder: str) -> Iterator[Path]:
-    """Yield where, below a folder, the data of a task may lie."""
+    """Yield where the data of a task may be below a folder."""
     hub, name, *inner = folder.split("/")
     names = [name, _ALSO[name]] if name in _ALSO else [name]
     yield Path()

@@ -1,4 +1,4 @@
-"""How images and labels come to the size that the encoder gets, where readers leave their own.
+"""Resizing images and labels to the encoder's size, if readers have not done so.
 
 As the official code does it by kornia: images linearly, with the centres of corners on each other,
 labels by the nearest centre, as kornia from 0.9 on does; before, it took the pixel that the upper

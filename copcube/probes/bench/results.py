@@ -1,4 +1,4 @@
-"""What a run of Copernicus-Bench found: one file for all tasks, and one table."""
+"""Results of Copernicus-Bench: one file for all tasks, and one table."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ Which = Literal["four", "last"]
 
 @dataclass(frozen=True)
 class Score:
-    """What one run of a protocol found, in the task's metric.
+    """Result of one run of a protocol, in the task's metric.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """What a protocol found on a task.
+    """Result of a protocol on a task.
 
     Parameters
     ----------
@@ -91,13 +91,13 @@ class Result:
 
     @property
     def title(self) -> str:
-        """Name of the task in tables, and whether its scores are none of a trained encoder."""
+        """Name of the task in tables, with a note if the encoder was not trained."""
         name = TASKS[self.task].title if self.task in TASKS else self.task
         return name if self.caution is None else f"{name}, {self.caution.partition(':')[0]}"
 
     @property
     def caution(self) -> str | None:
-        """What must be said of the scores; None of a trained encoder's."""
+        """Caution about the scores; None for a trained encoder."""
         # Of whole cells the cube says it, of images their encoder.
         return caution(self.provenance.get("cube", self.provenance))
 
@@ -108,7 +108,7 @@ class Result:
 
     @property
     def units(self) -> str:
-        """Units of the score: % but of a regression, and empty where they are not known."""
+        """Units of the score: %, or those of a regression, empty if unknown."""
         if self.metric != "RMSE":
             return "%"
         known = TASKS[self.task].units if self.task in TASKS else self.provenance.get("units")
@@ -116,13 +116,13 @@ class Result:
 
     @property
     def published(self) -> tuple[float, float]:
-        """Published scores of a random ViT-B and of Copernicus-FM; NaN of a task of one's own."""
+        """Published scores of a random ViT-B and of Copernicus-FM; NaN for a user's own task."""
         task = TASKS.get(self.task)
         return (task.random, task.published) if task else (np.nan, np.nan)
 
     @property
     def comparable(self) -> bool:
-        """Whether it was found as the published scores were, but for draws and encoder."""
+        """Whether the protocol is that of the published scores, apart from draws and encoder."""
         task, said = TASKS.get(self.task), self.provenance
         if task is None or self.probe not in PUBLISHED:
             return False
@@ -130,7 +130,7 @@ class Result:
         told |= {"sensor": task.described}
         if self.probe == "official":  # heads of pixels take tokens, whatever the pooling
             told |= {"encoder_pooling": "mean"}
-        # What a result does not state is not held against it.
+        # What a result does not state is not counted against it.
         return all(str(said.get(name, value)) == str(value) for name, value in told.items())
 
     @property
@@ -145,7 +145,7 @@ class Result:
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> None:
-    """Write results as JSON, whole or not at all.
+    """Write results as JSON, completely or not at all.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def read_results(path: str | Path) -> list[Result]:
     OptionError
         If the file holds something else.
     """
-    expected = "expected results that `copcube bench` wrote; name another file"
+    expected = "expected results that `copcube bench` wrote; choose another file"
     try:
         with open_regular(path, OptionError) as file:
             content = json.load(file)
@@ -210,7 +210,7 @@ _NEEDED = ("bench", "dataset", "validation")
 
 
 def _plain(value: Any) -> Any:
-    """Bring a value to what JSON has, so that what was read equals what is computed."""
+    """Convert a value to JSON types, so that stored and computed values are equal."""
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -243,7 +243,7 @@ def bench_table(results: Sequence[Result], form: Form = "markdown") -> str:
 
 
 def grid_of(results: Sequence[Result]) -> tuple[Row, list[Row]]:
-    """Heads and rows of the table, for people."""
+    """Heads and rows of the table, for display."""
     head: Row = ("task", "metric", "probe", "bench", "dataset", "95 %")
     head += ("random ViT-B", "Copernicus-FM")
     rows: list[Row] = []
@@ -275,7 +275,7 @@ def _csv(results: Sequence[Result]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("bench", "dataset", "validation", "low", "high")
     head = ("task", "metric", "units", "probe", "seeds", *numbers)
-    # A column more where there is something to say: of trained encoders there is none.
+    # One more column if there is a caution; for trained encoders there is none.
     more = ("caution",) if any(one.caution for one in results) else ()
     writer.writerow((*head, "random_vit_b", "copernicus_fm", "comparable", "seconds", *more))
     for one in results:

@@ -1,4 +1,4 @@
-"""Running tasks of Copernicus-Bench, one after the other, whatever becomes of each."""
+"""Running tasks of Copernicus-Bench one after the other, even if some fail."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ class Benched:
     Parameters
     ----------
     results : list of Result
-        By task and protocol, in the order that was asked for.
+        By task and protocol, in the requested order.
     failures : dict
         Why tasks failed, by their names.
     """
@@ -62,7 +62,7 @@ class Benched:
 
 @dataclass(frozen=True)
 class _Options:
-    """What decides how heads are trained and judged."""
+    """Options that decide how heads are trained and scored."""
 
     seeds: tuple[int, ...]
     epochs: int
@@ -91,14 +91,14 @@ def bench(
 ) -> Benched:
     """Run tasks of Copernicus-Bench with a frozen encoder.
 
-    A task that fails is recorded, and the others go on. Vectors and results are kept in the
-    cache: what is there is not computed again, and a run that was killed goes on.
+    A task that fails is recorded, and the others continue. Vectors and results are kept in the
+    cache and not computed again, and a killed run continues.
 
     Parameters
     ----------
     tasks : str, Dataset, or sequence of them
-        Names of tasks, see `copcube.probes.bench.tasks.TASKS`; or data of one's own, whose
-        `Task` says what they are and which sensor they show.
+        Names of tasks, see `copcube.probes.bench.tasks.TASKS`; or your own data, whose `Task`
+        describes them and their sensor.
     root : str or path-like
         Folder of the data of tasks that are named, as ``copcube fetch bench`` and the official
         script leave it.
@@ -106,14 +106,14 @@ def bench(
         The published protocol; or nearest neighbours and logistic regression on vectors, a
         linear head on tokens, and ridge regression of the mean of each image.
     encoder : Encoder or copcube.EncoderSpec, optional
-        What gives the vectors; by default `weights` with the mean of the patch tokens, as in
-        the official code, on `device` in `dtype`.
+        The encoder; by default `weights` with the mean of the patch tokens, as in the official
+        code, on `device` in `dtype`.
     weights, language : str
         As for `copcube.encoder.load_weights`.
     device, dtype : str
         As for `copcube.EncoderSpec`; published scores are of float32.
     area : {"official", "true"}
-        Area of a token that the encoder is told: as the official code states it, or as it is.
+        Area of a token given to the encoder: as the official code states it, or the true one.
     seeds : int or sequence of int
         How many runs of what is trained at random, or their seeds; three as published.
     epochs : int
@@ -124,8 +124,8 @@ def bench(
         Blocks whose tokens the linear head of the fast tier sees: at a third, half, two thirds
         and the end of the encoder, side by side, or the last alone.
     keep : bool
-        Whether these tokens are computed once and kept in the cache, as float16: 6 KB a token of
-        a ViT-B, so 6 MB an image of Cloud-S2. Otherwise each epoch embeds the images anew.
+        Whether these tokens are computed once and kept in the cache, as float16: 6 KB a token of a
+        ViT-B, so 6 MB an image of Cloud-S2. Otherwise each epoch embeds the images again.
     cache : str or path-like, optional
         Folder of vectors and results; by default ``bench`` in that of the decoded maps.
 
@@ -175,14 +175,14 @@ def bench(
 
 
 def each(chosen: Sequence[Task], work: Callable[[Task], Iterable[Result]]) -> Benched:
-    """Work on task after task; one that fails is recorded, and the others go on."""
+    """Run one task after another; a failure is recorded, and the others continue."""
     results: list[Result] = []
     failures = {}
     for task in chosen:
         try:
             for result in work(task):  # so that those before an error count
                 results.append(result)
-        except Exception as error:  # whatever became of this one, the others are to run
+        except Exception as error:  # whatever happened to this one, the others must run
             known = isinstance(error, CopcubeError)
             failures[task.name] = str(error) if known else f"unexpected error, {in_a_line(error)}"
             log.error("%s failed: %s", task.title, failures[task.name])
@@ -193,12 +193,12 @@ def each(chosen: Sequence[Task], work: Callable[[Task], Iterable[Result]]) -> Be
 def run(
     dataset: Dataset, encoder: Encoder, folder: Path, probe: Probe, options: _Options
 ) -> Iterator[Result]:
-    """Run one task, but for results of the same provenance in the folder; yield what is found."""
+    """Run one task, reusing results of the same provenance in the folder; yield the results."""
     task = dataset.task
     about = describe(dataset, encoder)
     here = folder / f"{task.name}-{_key(about)}"
     make_folder(here)
-    # For people who look into the cache; its names are hashes.
+    # For readers of the cache, whose names are hashes.
     write_text(here / "about.json", json.dumps(about, indent=1) + "\n")
     vectors: dict[Split, Vectors] = {}
     for name, function, deciding in _protocols(task, probe, options):
@@ -233,7 +233,7 @@ def run(
 
 
 def _mended(dataset: Dataset, result: Result) -> bool:
-    """Whether a sample that the result left out can be used by now."""
+    """Whether a sample that the result left out can now be used."""
     return any(
         can_be_used(dataset, split, index, why)
         for split in SPLITS

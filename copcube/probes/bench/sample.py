@@ -1,8 +1,8 @@
 """A small, made-up Copernicus-Bench: the published names, shapes and codes, drawn pixels.
 
-Every class has levels of its own in every band, so that an encoder, even one without training,
-gives vectors that tell the classes apart; targets of a regression follow the level. Files are
-the same bytes at every run.
+Every class has its own levels in every band, so that even an untrained encoder gives vectors that
+separate the classes; targets of a regression follow the level. Files have the same bytes in every
+run.
 """
 
 import json
@@ -35,7 +35,7 @@ _NUMBERS = dict(zip(SPLITS, range(len(SPLITS)), strict=True))
 
 @dataclass(frozen=True)
 class BenchSample:
-    """What `write_bench_sample` wrote.
+    """Result of `write_bench_sample`.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def write_bench_sample(
     images : int
         Samples to train with, 2 or more; half as many each to validate and test.
     seed : int
-        Not negative; another seed gives other images.
+        Not negative; different seeds give different images.
 
     Raises
     ------
@@ -286,7 +286,7 @@ def _lc100(root: Path, split: Split, streams: _Streams) -> None:
         rows.append(",".join((name, *map(str, flags))))
         files.append(f"{name},{file}")
     _list(root / f"multilabel-{split}.csv", rows)
-    # Another order than that of the labels, so that only a join by name is right.
+    # In a different order from the labels, so that only a join by name is right.
     _list(root / f"static_fnames-{split}.csv", files[::-1])
 
 
@@ -314,7 +314,7 @@ def _flood(root: Path, split: Split, streams: _Streams) -> None:
         key = f"{_NUMBERS[split] * 10_000 + i:032x}"
         folder = f"1111013/01/{key}"
         kind, corner = rng.integers(3, size=(7, 7)), _utm(rng)
-        # Water is dark: what is permanent in all images, a flood in the last alone.
+        # Water is dark: permanent water in all images, a flood only in the last.
         for image, wet, day in (
             ("SL2", kind == 1, "20190301"),
             ("SL1", kind == 1, "20190325"),

@@ -1,4 +1,4 @@
-"""What a task's data set gives: samples, whatever the form in which it was published."""
+"""Samples of a task's data set, whatever its published format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 BROKEN = (ImageError, MissingFileError)
-"""What reading a sample raises that must be left out."""
+"""Exceptions after which a sample is left out."""
 MOST_SKIPPED = 0.1
-"""Share of a split that may be left out at most."""
+"""Largest share of a split that may be left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,8 @@ class Sample:
         (images, 4) float64: lon (-180 to 180) and lat in degrees, days since 1970-01-01, area of
         a token in km²; NaN where unknown.
     target : numpy.ndarray
-        () int64, the class; (classes,) uint8, several; (rows, columns) uint8, a class a pixel,
-        `Task.ignore` where it does not count; or (rows, columns) float32, a number a pixel, NaN
+        () int64, the class; (classes,) uint8, several; (rows, columns) uint8, a class per pixel,
+        `Task.ignore` where it does not count; or (rows, columns) float32, a number per pixel, NaN
         where unknown.
     """
 
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """What is to be predicted of a place, from whatever is known of it but an image.
+    """Target of a place, to be predicted from anything but an image.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class Dataset(Protocol):
         """Read one sample."""
 
     def place(self, split: Split, index: int) -> Place:
-        """Read what is to be predicted of a sample's place, where the data set knows it."""
+        """Read the target of a sample's place, if the data set has it."""
 
 
 def ranges(count: int, size: int) -> list[range]:

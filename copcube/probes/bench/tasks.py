@@ -34,7 +34,7 @@ METRICS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What is fixed about one task.
+    """The fixed properties of one task.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ class Task:
     title : str
         Name in the published tables.
     kind : str
-        What is predicted: one class or several an image, a class a pixel (of one image, or of
-        what changed between two), or a number a pixel.
+        What is predicted: one class or several an image, a class per pixel (of one image, or of
+        what changed between two), or a number per pixel.
     sensor : Modality
         What the encoder receives about the images: bands in the order in which it gets them, and
         the task's own statistics.
@@ -96,12 +96,12 @@ class Task:
 
     @property
     def sensors(self) -> tuple[Modality, Modality]:
-        """What the encoder is told of the first and, of a change, of the later image."""
+        """Sensors given to the encoder for the first and, for a change, the later image."""
         return self.sensor, self.later or self.sensor
 
     @property
     def described(self) -> str:
-        """All that the encoder is told, as results and the cache name it."""
+        """Everything given to the encoder, as named in results and the cache."""
         return repr(self.sensor if self.later is None else self.sensors)
 
     @property
@@ -297,7 +297,8 @@ TASKS: dict[str, Task] = {
             ignore=255,
         ),
         Task(
-            # The images of lc100cls-s3, 96 pixels a side, which the official reader enlarges here.
+            # The images of lc100cls-s3, 96 pixels per side, which the official reader enlarges
+            # here.
             name="lc100seg-s3",
             title="LC100Seg-S3",
             kind="segmentation",

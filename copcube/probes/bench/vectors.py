@@ -2,8 +2,8 @@
 
     FOLDER/SPLIT-000000.npz      those of 256 samples: vectors, target, what was skipped
 
-Files appear whole, so that a run that was killed goes on where it was. `describe` says all that
-decides the vectors; another folder is needed where that differs.
+Files appear complete, so that a killed run continues where it was. `describe` records everything
+that decides the vectors; a different description needs a different folder.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ _PART = 256
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """Vectors of a split's samples and what is to be predicted of them.
+    """Vectors of a split's samples, and their targets.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Vectors:
         (samples,) int64, the class; (samples, classes) uint8, several; or (samples,) float64,
         the mean of what a regression's pixels hold.
     skipped : dict
-        Names of the samples that are left out, and why.
+        Names of the samples left out, with reasons.
     """
 
     vectors: NDArray[np.float32]
@@ -85,7 +85,7 @@ class _Embedded(NamedTuple):
 
 
 def describe(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:
-    """Say all that decides the vectors of a data set.
+    """Record everything that decides the vectors of a data set.
 
     Where the encoder ran does not count: vectors agree to rounding.
     """
@@ -121,7 +121,7 @@ def _of_sample(sample: Sample) -> str:
 
 
 def embedded(dataset: Dataset, encoder: Encoder, folder: str | Path) -> dict[Split, Vectors]:
-    """Embed the images of a data set, but for those whose vectors lie in the folder.
+    """Embed the images of a data set, except those whose vectors are in the folder.
 
     Images are resized to the task's size as they are stored and normalised afterwards: the
     weights of neighbours sum to 1, so the order does not matter.
@@ -160,7 +160,7 @@ def embedded(dataset: Dataset, encoder: Encoder, folder: str | Path) -> dict[Spl
 
 
 def can_be_used(dataset: Dataset, split: Split, index: int, why: str) -> bool:
-    """Whether a sample that was left out can be read by now.
+    """Whether a sample that was left out can now be read.
 
     One that could be read before, and whose vector was not finite, will be left out again.
     """
@@ -183,7 +183,7 @@ def _is_done(dataset: Dataset, split: Split, part: range, here: Path) -> bool:
         return False
     with np.load(path, allow_pickle=False) as file:
         skipped = json.loads(str(file["skipped"]))
-    # What could not be read may be whole by now, after the archive was fetched again.
+    # An unreadable file may be complete now, if the archive was fetched again.
     return all(_read(dataset, split, int(index)).image is None for index in skipped)
 
 
@@ -272,8 +272,8 @@ def _load(dataset: Dataset, split: Split, here: Path) -> Vectors:
     if not vectors or len(skipped) > MOST_SKIPPED * len(names):
         name, why = next(iter(skipped.items()), ("", "the split is empty"))
         raise SourceError(
-            f"{title}: {len(skipped)} of {len(names)} samples cannot be used, which is more than "
-            f"a tenth, such as {name}: {why}"
+            f"{title}: {len(skipped)} of {len(names)} samples cannot be used, more than a tenth, "
+            f"such as {name}: {why}"
         )
     if skipped:
         name, why = next(iter(skipped.items()))
@@ -293,12 +293,12 @@ def _read(dataset: Dataset, split: Split, index: int) -> _Read:
 
 
 def _target(sample: Sample, task: Task) -> NDArray[Any]:
-    """Return what is to be predicted of a whole image.
+    """Return the target of a whole image.
 
     Raises
     ------
     SourceError
-        If it is none of the task's classes.
+        If it is not one of the task's classes.
     """
     target = sample.target
     if task.kind == "regression":

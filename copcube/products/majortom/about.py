@@ -1,4 +1,4 @@
-"""What is said of Major TOM's files of embeddings: in the attributes of cubes, and in the log."""
+"""Texts about Major TOM's files of embeddings: attributes of cubes, and log messages."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ _FOUND = {
     "unknown": "taken as given: the order of the rows does not tell if they are transposed",
 }
 _ASKED = {"given": "taken as given", "swap": "rows and columns exchanged, as asked"}
-"""What is said of footprints as they were found, and of those with which something was asked."""
+"""Texts about footprints as found, and about those treated as requested."""
 
 
 def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str, str]:
@@ -43,7 +43,7 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
         "references": _REFERENCE,
         "encoder_page": _PAGE,
     }
-    # Released files say nothing of their model but by the name of their set.
+    # Released files identify their model only by the name of their set.
     if names := [m[0] for m in map(_SET.search, reversed(Path(path).parts)) if m]:
         name = names[0].removesuffix(".parquet")
         found |= {"encoder": name, "source": f"Major TOM, {name}"}
@@ -52,13 +52,13 @@ def provenance(path: str | Path, assign: Assign, position: Position) -> dict[str
     found["aggregation_assign"] = _ASSIGNED[assign]
     if assign != "cell":
         order = order or order_of(path)
-        said = _FOUND[order] if position == "auto" else f"{_ASKED[position]} ({order})"
-        found["footprints"] = said
+        footprints = _FOUND[order] if position == "auto" else f"{_ASKED[position]} ({order})"
+        found["footprints"] = footprints
     return found
 
 
 def remarks(files: Sequence[str | Path], assign: Assign, position: Position) -> Iterator[str]:
-    """Say in sentences what is done about the footprints of files, if that must be known.
+    """Describe how the footprints of files are treated, if users need to know.
 
     Raises
     ------
@@ -70,12 +70,12 @@ def remarks(files: Sequence[str | Path], assign: Assign, position: Position) -> 
     orders = [order_of(file) for file in files]
     if transposed := orders.count("transposed"):
         yield (
-            f"{transposed} of {len(files)} files have transposed footprints, as those that were "
-            "released; their fragments are put back in place (--footprints given leaves them)"
+            f"{transposed} of {len(files)} files have transposed footprints, as the released ones "
+            "do; they are corrected (--footprints given leaves them)"
         )
     if "unknown" in orders:
         yield (
-            f"{files[orders.index('unknown')]}: the order of its rows does not tell whether "
-            f"footprints are transposed, nor in {orders.count('unknown') - 1} files more; they are "
-            "taken as given (--footprints swap puts them back, --assign cell makes no use of them)"
+            f"{files[orders.index('unknown')]}: the order of its rows does not show whether "
+            f"footprints are transposed, nor in {orders.count('unknown') - 1} more files; they are "
+            "taken as given (--footprints swap corrects them, --assign cell does not use them)"
         )

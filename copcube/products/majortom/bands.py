@@ -37,7 +37,7 @@ class Band:
 
     @property
     def side(self) -> int:
-        """Pixels a side."""
+        """Pixels per side."""
         return len(self.pixels)
 
 

@@ -61,11 +61,11 @@ def write_core(
     folder : str or Path
         A new or empty folder, which appears when the sample is whole.
     seed : int
-        Not negative; other seeds, other images.
+        Not negative; different seeds give different images.
     cells : int
         How many cells, 1 to 1000, dealt in turn to four regions.
     side : int
-        Pixels a side of the images at 10 m, a multiple of 6; 1068 as published.
+        Pixels per side of the images at 10 m, a multiple of 6; 1068 as published.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def _product(name: str, place: _Place, stamp: str) -> str:
 
 
 def _known(row: dict[str, Any], time: str, place: _Place, number: int) -> dict[str, Any]:
-    """What the set's table says of a sample."""
+    """Row of the set's table about a sample."""
     half = PIXEL * SIDE / 2
     left, top = squares([place.row], [place.col], [place.epsg])
     lat, lon = unproject(left + half, top - half, np.array([place.epsg]))

@@ -31,9 +31,9 @@ class Fragmentation:
     Parameters
     ----------
     size : int
-        Pixels a side of a fragment, such as 224 or 384.
+        Pixels per side of a fragment, such as 224 or 384.
     image : int
-        Pixels a side of the image.
+        Pixels per side of the image.
 
     Raises
     ------
@@ -99,7 +99,7 @@ class Footprints:
         again at the end, as in the released files.
     corners : numpy.ndarray
         The same as (longitude, latitude) in degrees, (n, 5, 2). Longitudes of one footprint are
-        continuous: across 180° they go on beyond it.
+        continuous: across 180° they continue beyond it.
     lat, lon : numpy.ndarray
         Centroid in the plane of longitude and latitude, (n,); longitudes -180 to 180.
     """
@@ -152,7 +152,7 @@ def _in_degrees(x: Floats, y: Floats, epsg: Integers) -> Floats:
 
 
 def continuous(corners: Floats) -> Floats:
-    """Polygons as `Footprints.corners`, in place: their longitudes go on across 180°."""
+    """Polygons as `Footprints.corners`, in place: their longitudes continue across 180°."""
     lon = corners[..., 0]
     east = lon - lon[:, :1] + 180
     # The remainder of what lies within is itself, and slow to find.

@@ -39,7 +39,7 @@ PIXEL = 10.0
 """Side of a pixel in metres, of the finest bands."""
 
 SIDE = 1068
-"""Pixels a side of a cell's image."""
+"""Pixels per side of a cell's image."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,8 @@ class Grid:
                 found.append((rows[row], cols[col]))
             except KeyError:
                 raise GridError(
-                    f"{name!r:.60} is no id of Major TOM's grid of {self.spacing:g} km; expected "
+                    f"{name!r:.60} is not an id of Major TOM's grid of {self.spacing:g} km; "
+                    "expected "
                     "row and column such as '922D_249L' (U north, D south, R east, L west)"
                 ) from None
         table = np.array(found, np.int64).reshape(-1, 2)
@@ -370,7 +371,7 @@ def project(lat: Floats, lon: Floats, epsg: Integers) -> tuple[Floats, Floats]:
     Raises
     ------
     GridError
-        If a code is that of no UTM zone.
+        If a code is not that of a UTM zone.
     """
     return _by_zone(lon, lat, epsg, inverse=False)
 
@@ -397,7 +398,7 @@ def _zone(code: int) -> "Proj":
     south, zone = divmod(code - 32600, 100)
     if south not in (0, 1) or not 1 <= zone <= 60:
         raise GridError(
-            f"EPSG:{code} is no UTM zone; expected EPSG:32601 to 32660 or EPSG:32701 to 32760"
+            f"EPSG:{code} is not a UTM zone; expected EPSG:32601 to 32660 or EPSG:32701 to 32760"
         )
     # By parameters and not by code, which is looked up in a database that may be of another PROJ.
     return Proj(proj="utm", zone=zone, ellps="WGS84", south=bool(south))

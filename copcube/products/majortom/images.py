@@ -1,13 +1,13 @@
 """Images of Major TOM's Core sets, fragment by fragment: where they lie, and how they are read.
 
 There are two forms of a set. In **parquet**, as published, a row group is a sample: identity, and
-for each band the bytes of a GeoTIFF of one band in its own resolution. Of it only the bands that
-are asked for are read. The **tree** of the downloader has a file a band,
+for each band the bytes of a GeoTIFF of one band in its own resolution. Only the requested bands are
+read. The **tree** of the downloader has a file a band,
 ``<row>/<grid_cell>/<product_id>/<band>.tif``.
 
-Bands of 20 and 60 m are brought to 10 m by repeating pixels, as Major TOM does. A sample gives
-5 × 5 fragments of 224 pixels or 3 × 3 of 384; what cannot be read is recorded and skipped as a
-whole, so that the fragments of a cell are all there or none.
+Bands of 20 and 60 m are brought to 10 m by repeating pixels, as Major TOM does. A sample gives 5 ×
+5 fragments of 224 pixels or 3 × 3 of 384; an unreadable sample is recorded and skipped entirely, so
+that a cell has all its fragments or none.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ _TIME = re.compile(r"[0-9]{8}T[0-9]{6}")
 
 @dataclass(frozen=True)
 class Fragments:
-    """What of the images of a set is embedded.
+    """What to embed of a set's images.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ class Fragments:
     size : int
         Pixels of 10 m a side of a fragment.
     compat : bool
-        Whether to do as Major TOM's embedder does where it differs from what is right: boxes are
-        transposed, and fragments without a valid pixel are embedded too.
+        Whether to reproduce errors of Major TOM's embedder: boxes are transposed, and fragments
+        without a valid pixel are embedded too.
     by_cell : bool
         Whether the fragments of a cell must be in one batch, and no others.
     preprocessing : str
@@ -120,7 +120,7 @@ def open_core(path: str | Path, fragments: Fragments) -> "CoreSource":
     path : str or Path
         A parquet file of images, a folder of them or a glob, also at an address; the folder of a
         set, with ``images`` in it; a tree of the downloader; or a folder that holds one set with
-        the bands asked for.
+        the requested bands.
     fragments : Fragments
         What is embedded of it.
 
@@ -144,7 +144,7 @@ def open_core(path: str | Path, fragments: Fragments) -> "CoreSource":
                     fitting.append(_opened(p, fragments))
             if len(fitting) != 1:
                 names = ", ".join(Path(found.root).name for found in fitting)
-                which = f"{names} have these bands: name one" if fitting else "no set there does"
+                which = f"{names} have these bands: choose one" if fitting else "no set there does"
                 raise SourceError(f"{path}: {_expected(fragments)}; {which}")
             return fitting[0]
     return _opened(path, fragments)
@@ -156,7 +156,7 @@ def _opened(path: str | Path, fragments: Fragments) -> "CoreSource":
     Raises
     ------
     SourceError
-        If it is none, or has not the bands.
+        If it is not one, or lacks the bands.
     """
     local, of_set = Path(path), None
     if not is_remote(path) and local.is_dir():
@@ -308,7 +308,7 @@ class CoreSource:
         return f"{self.root}/{name}"
 
     def _require_there(self, name: str) -> None:
-        """Check that a file which was found is there: else it is moved or unmounted, not broken.
+        """Check that a file that was found still exists: if not, it was moved or unmounted.
 
         Raises
         ------
@@ -393,8 +393,8 @@ class CoreSource:
             stamp = _timestamp(time)
             if (found := modality_of(product)) != (wanted := self.fragments.modality):
                 raise ImageError(
-                    f"product {product!r:.80} is of {found or 'no known sensor'}, by the beginning "
-                    f"of its name; expected one of {wanted}"
+                    f"product {product!r:.80} is of {found or 'an unknown sensor'}, according to "
+                    f"its name; expected one of {wanted}"
                 )
             if not selection.admits(stamp[:8]):
                 return []
@@ -406,7 +406,7 @@ class CoreSource:
             if (away := _away(row, col, finest)) > ASTRAY:
                 reason = (
                     f"its cell is {cell}, but the image lies {away:.1f} km from there; expected "
-                    "the image of that cell: get it anew"
+                    "the image of that cell: get a new copy"
                 )
                 return [Rejected(file, member, "stale", reason, self._count)]
             return self._divided(file, member, str(product), stamp, row, col, bands, finest)
@@ -428,7 +428,7 @@ class CoreSource:
         if abs(finest.step - PIXEL) > 1e-6:
             raise ImageError(f"its finest pixels are of {finest.step:g} m; expected {PIXEL:g} m")
         if side < size:
-            raise ImageError(f"{side} × {side} pixels; expected at least {size}, as of a cell")
+            raise ImageError(f"{side} × {side} pixels; expected at least {size}")
         parts = Fragmentation(size, side)
         whole = stacked([band.pixels for band in bands], side)
         boxes = parts.boxes()
@@ -461,7 +461,7 @@ def _folders(path: str) -> list[str]:
 
 def _decoded(name: str, raw: list[Any]) -> Band:
     if raw in ([], [None]):
-        raise ImageError(f"there is no band {name}")
+        raise ImageError(f"band {name} is missing")
     try:
         return decode(*raw)
     except ImageError as error:
@@ -474,7 +474,7 @@ def _timestamp(time: Any) -> str:
     Raises
     ------
     ImageError
-        If it is none, or its day is in no calendar.
+        If it is not one, or its day does not exist.
     """
     text = time.strftime("%Y%m%dT%H%M%S") if hasattr(time, "strftime") else str(time)
     plain = re.sub(r"[-:]|\.[0-9]+|Z$|\+00:?00$", "", text.strip()).replace(" ", "T")

@@ -1,7 +1,7 @@
 """Whole sets of embeddings in memory, and the fragments that several sets have in common.
 
-``unique_id`` joins nothing: it is made of the vector too, and so differs between models. What
-names a fragment is its cell, its product and its box.
+``unique_id`` cannot join them: it depends on the vector too, and so differs between models. A
+fragment is identified by its cell, product and box.
 """
 
 from collections.abc import Sequence
@@ -120,6 +120,6 @@ def _keys(rows: Embeddings) -> dict[_Key, int]:
         name = GRID.names(rows.grid_row[[row]], rows.grid_col[[row]])[0]
         raise RowsError(
             f"row {row} has the fragment {rows.box[row].tolist()} of cell {name} and product "
-            f"{rows.product_id[row]} a second time; give the files of one model alone"
+            f"{rows.product_id[row]} a second time; give the files of one model only"
         )
     return keys

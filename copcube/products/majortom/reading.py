@@ -1,7 +1,7 @@
 """Files of embeddings in Major TOM's columns, released or our own, as rows on ERA5's lattice.
 
-Fragments that are found to be transposed (`copcube.products.majortom.transposed`) are put back: x
-and y of the box change places, and the centre is that of the box in the cell's image.
+Fragments found to be transposed (`copcube.products.majortom.transposed`) are corrected: x and y of
+the box are exchanged, and the centre is that of the box in the cell's image.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
         To which cells of the lattice a fragment belongs: that of its centre; all that it overlaps,
         with the share of its footprint as weight; or that of the centre of its Major TOM cell.
     position : {"auto", "given", "swap"}
-        What is done about transposed fragments: those that are found to be are put back; none; all.
+        How to treat transposed fragments: correct those found, none, or all.
 
     Returns
     -------
@@ -85,12 +85,12 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
     Raises
     ------
     RowsError
-        If the file cannot be read, lacks columns, an id is none or contradicts its centre, a
-        centre lies outside the globe, or a product is of no known sensor.
+        If the file cannot be read or lacks columns, an id is invalid or contradicts its centre, a
+        centre lies outside the globe, or a product's sensor is unknown.
     """
     swap = is_swapped(path, position)
     columns = (*NEEDED, *["geometry"] * (assign == "area"))
-    # Pages of the columns are looked at here, once, and not by each thread that begins.
+    # Pages of the columns are checked here, once, and not by each thread.
     sizes = row_group_sizes(path, columns)
     ends = np.cumsum([sizes[group] for group in row_groups])
     # Runs of row groups, each read by a thread.
@@ -196,7 +196,7 @@ class _Part:
         """Check that centres lie on the globe and near their cells.
 
         Across 180° the released centroids are means of longitudes on both sides, thus near 0; such
-        centres are made anew.
+        centres are recomputed.
         """
         on_globe = (np.abs(self._lat) <= 90) & (np.abs(self._lon) <= 180)
         if not on_globe.all():
@@ -204,7 +204,7 @@ class _Part:
             raise RowsError(
                 f"{self._path}: the footprint of row {self._number[i]} lies outside the globe: its "
                 f"centre is at latitude {self._lat[i]:g}, longitude {self._lon[i]:g}; expected "
-                "degrees from -90 to 90 and from -180 to 180; make that row anew, or drop it"
+                "degrees from -90 to 90 and from -180 to 180; make that row again, or drop it"
             )
         lat, lon = self.cell_centres()
         cosine = np.cos(np.radians(lat))
@@ -212,7 +212,7 @@ class _Part:
         north = (self._lat - lat) * _KM
         far = np.hypot(north, east * _KM * cosine) > FAR
         near_180 = 180 - np.abs(lon) < 2 * FAR / _KM / np.maximum(cosine, 0.01)
-        # The mean of latitudes is right all the same; where it is not, the id is wrong.
+        # The mean of latitudes is right nevertheless; if it is not, the id is wrong.
         across = far & near_180 & (np.abs(north) <= FAR)
         if across.any():
             self._place(across)
@@ -226,11 +226,11 @@ class _Part:
             f"{self._cell_text[self._cell[i]]} lies at latitude {lat:.3f}, longitude {lon:.3f}, "
             f"the centre of the row at {self._lat[i]:.3f}, {self._lon[i]:.3f}, which is in cell "
             f"{GRID.names(*(np.atleast_1d(a) for a in GRID.at(self._lat[i], self._lon[i])))[0]}; "
-            "drop such rows, or get the file anew"
+            "drop such rows, or get a new copy of the file"
         )
 
     def _place(self, mask: NDArray[np.bool_]) -> None:
-        """Make the centres of some fragments anew, from their boxes in the images of cells."""
+        """Recompute the centres of some fragments from their boxes in the images of cells."""
         chosen = np.flatnonzero(mask)
         epsg, box = self.epsg[chosen], self.box[chosen]
         left, top = self._squares(chosen)
@@ -323,8 +323,8 @@ class _Part:
         if unknown := [i for i, key in enumerate(keys) if key is None]:
             row = self._number[int(np.argmax(self._product == unknown[0]))]
             raise RowsError(
-                f"{self._path}: row {row}: product {self._product_text[unknown[0]]!r:.80} is of no "
-                "known sensor; expected names that begin with S1, S2 or DEM"
+                f"{self._path}: row {row}: product {self._product_text[unknown[0]]!r:.80} has an "
+                "unknown sensor; expected names that begin with S1, S2 or DEM"
             )
         modality = np.array([ORDER[key] for key in keys if key], np.int8)
         hashes = [hashlib.blake2b(str(t).encode(), digest_size=8) for t in self._product_text]

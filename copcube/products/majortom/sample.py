@@ -1,9 +1,9 @@
 """Small sets of embeddings in the form of Major TOM's 249k family, to try things on.
 
 Six sets of the same cells: one vector a cell, of the central 384 × 384 pixels of its image, from
-six models. The vectors are synthetic: every model sees the same smooth fields over the globe,
-through a mixing of its own, and some noise; so the sets agree as those of models that see the same
-do. Names, columns, types and footprints are those of the released sets.
+six models. The vectors are synthetic: every model sees the same smooth fields over the globe, with
+its own mixing and some noise; so the sets agree like those of models that see the same. Names,
+columns, types and footprints are those of the released sets.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def write_embeddings(folder: str | Path, *, seed: int = 0, cells: int = 400) -> 
     folder : str or Path
         A new or empty folder, which appears when the sets are whole.
     seed : int
-        Not negative; other seeds, other vectors.
+        Not negative; different seeds give different vectors.
     cells : int
         How many cells, 1 to 8000.
 

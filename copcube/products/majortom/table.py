@@ -99,7 +99,7 @@ class Embeddings:
             columns = [getattr(part, name) for part in parts]
             given = [column for column in columns if column is not None]
             if 0 < len(given) < len(columns):
-                raise RowsError(f"some tables have {name} and some have not; give all of them it")
+                raise RowsError(f"some tables have {name} and some do not; add it to all of them")
             joined[name] = np.concatenate(given) if given else None
         return cls(**joined)
 

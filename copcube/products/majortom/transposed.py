@@ -1,9 +1,9 @@
 """Whether the fragments of a file of embeddings are transposed.
 
 In the released files they are (`copcube.products.majortom.fragments`), so that boxes, footprints
-and centres are up to 8.4 km off. The order of the rows of a cell shows it: fragments are embedded
-row by row, so that from one to the next x must advance; where y does, and the latitude of the
-centre, rows and columns were exchanged.
+and centres are up to 8.4 km off. The order of a cell's rows shows it: fragments are embedded row by
+row, so x must advance from one to the next; if y and the centre's latitude do, rows and columns
+were exchanged.
 """
 
 from functools import lru_cache
@@ -22,7 +22,7 @@ Position = Literal["auto", "given", "swap"]
 Order = Literal["right", "transposed", "unknown"]
 
 _LOOK = 4096
-"""Rows that are looked at to find how boxes are meant."""
+"""Rows examined to find the meaning of boxes."""
 
 
 def is_swapped(path: str | Path, position: Position) -> bool:
@@ -33,7 +33,7 @@ def is_swapped(path: str | Path, position: Position) -> bool:
     path : str or Path
         Parquet file, or the address of one.
     position : {"auto", "given", "swap"}
-        What is done about transposed fragments: those that are found to be are put back; none; all.
+        How to treat transposed fragments: correct those found, none, or all.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def is_swapped(path: str | Path, position: Position) -> bool:
 
 
 def order_of(path: str | Path) -> Order:
-    """Whether the boxes of a file's fragments are right or transposed, or cannot be told.
+    """Whether the boxes of a file's fragments are right or transposed, or this is unknown.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Writing embeddings of fragments in Major TOM's columns, as GeoParquet 1.1.
 
-Rows are written in a stream: what has gathered for a row group is ordered along Hilbert's curve
-and written, so that memory stays near two row groups. Whoever hands over whole regions one after
-another, in the order of `hilbert`, gets a file that is in order as a whole.
+Rows are written in a stream: what has gathered for a row group is ordered along Hilbert's curve and
+written, so that memory stays near two row groups. If whole regions are written one after another,
+in the order of `hilbert`, the whole file is in order.
 
 Besides the columns of the released files there is ``bbox``, the covering box of the geometry, by
 which readers skip what they need not read (geoparquet.org/releases/v1.1.0).
@@ -84,7 +84,7 @@ class EmbeddingsWriter:
             # The bytes of floats compress only where those of equal weight lie together.
             column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
             write_statistics=[*measured, *(f"bbox.{key}" for key in _BOX)],
-            # Arrow's own schema would hide what is noted at the end from who reads a schema.
+            # Arrow's own schema would hide notes added at the end from readers of the schema.
             store_schema=False,
         )
 
@@ -176,7 +176,7 @@ def writing_embeddings(
     about: Mapping[str, str | int] | None = None,
     row_group: int = ROW_GROUP,
 ) -> Iterator[EmbeddingsWriter]:
-    """Write embeddings of fragments while the body runs; the file appears whole or not at all.
+    """Write embeddings of fragments while the body runs; the file appears complete or not at all.
 
     Parameters
     ----------

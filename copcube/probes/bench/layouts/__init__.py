@@ -1,1 +1,1 @@
-"""The published layouts of Copernicus-Bench's data, one reader a family."""
+"""The published layouts of Copernicus-Bench's data, one reader per family."""

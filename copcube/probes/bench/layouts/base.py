@@ -1,4 +1,4 @@
-"""What the layouts share: lists of samples, dates in names, the metadata of an image."""
+"""Common parts of the layouts: lists of samples, dates in names, metadata of images."""
 
 import csv
 import datetime
@@ -36,7 +36,7 @@ class Layout:
     root : Path
         Folder of the data set.
     area : {"official", "true"}
-        Area of a token as the official code states it, or as it is.
+        Area of a token as the official code states it, or the true one.
     codes : {"raw", "shifted"}
         Which codes the labels of Cloud-S3 have.
     """
@@ -66,22 +66,22 @@ class Layout:
         Raises
         ------
         MissingFileError, SourceError, ImageError
-            If a file is not there, or is not of the published form.
+            If a file does not exist, or is not of the published form.
         """
         return self._sample(split, *self._list(split)[index])
 
     def place(self, split: Split, index: int) -> Place:
-        """Read what is to be predicted of a sample's place, without its image.
+        """Read the target of a sample's place, without its image.
 
         Raises
         ------
         OptionError
             If places of this task are far smaller than a cell, or unknown.
         MissingFileError, SourceError, ImageError, GridError
-            If a file is not there, or is not of the published form.
+            If a file does not exist, or is not of the published form.
         """
         raise OptionError(
-            f"{self.task.title} says nothing of whole cells; expected lc100cls-s3, biomass-s3, "
+            f"{self.task.title} has no labels of whole cells; expected lc100cls-s3, biomass-s3, "
             "aq-no2-s5p or aq-o3-s5p"
         )
 
@@ -157,7 +157,7 @@ def lines(path: Path) -> list[str]:
     Raises
     ------
     MissingFileError, SourceError
-        If it is not there, is no text, or names paths outside.
+        If it does not exist, is not text, or names paths outside.
     """
     found = []
     for number, line in enumerate(text_of(path).splitlines(), 1):
@@ -172,7 +172,7 @@ def rows(path: Path, columns: int, *, header: bool) -> list[list[str]]:
     Raises
     ------
     MissingFileError, SourceError
-        If it is not there, is no text, or has other columns.
+        If it does not exist, is not text, or has other columns.
     """
     # A blank line, such as the last one, is a row without columns.
     table = [row for row in csv.reader(text_of(path).splitlines()) if row]
@@ -198,7 +198,7 @@ def by_name(path: Path, columns: int, *, header: bool) -> dict[str, list[str]]:
     for name, *values in rows(path, columns, header=header):
         # The same line twice does no harm.
         if found.setdefault(name, values) != values:
-            raise SourceError(f"{path}: {name} is there twice, with different values; expected one")
+            raise SourceError(f"{path}: {name} occurs twice, with different values; expected once")
     return found
 
 
@@ -238,13 +238,14 @@ def days(text: str, path: str) -> float:
     Raises
     ------
     ImageError
-        If it is no date.
+        If it is not a date.
     """
     try:
         return float((datetime.date.fromisoformat(text) - _EPOCH).days)
     except ValueError as error:
         raise ImageError(
-            f"{path}: found {text!r:.40} where its name has the date; expected such as 20200422"
+            f"{path}: found {text!r:.40} in place of a date in its name; expected one such as "
+            "20200422"
         ) from error
 
 
@@ -260,7 +261,7 @@ def text_of(path: Path) -> str:
     Raises
     ------
     MissingFileError, SourceError
-        If it is not there, or no text.
+        If it does not exist, or is not text.
     """
     try:
         with open_regular(path, SourceError) as file:
@@ -268,10 +269,9 @@ def text_of(path: Path) -> str:
             return file.read().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise MissingFileError(
-            f"{path}: not there; it lists the samples of a split: unpack the archive again, all "
-            "of it"
+            f"{path}: missing; it lists the samples of a split: unpack the whole archive again"
         ) from error
     except UnicodeDecodeError as error:
         raise SourceError(
-            f"{path}: no text in UTF-8 ({error}); unpack the archive again"
+            f"{path}: not text in UTF-8 ({error}); unpack the archive again"
         ) from error

@@ -1,4 +1,4 @@
-"""LCZ-S2: one HDF5 file a split, with neither places nor dates."""
+"""LCZ-S2: one HDF5 file per split, with neither places nor dates."""
 
 import threading
 from pathlib import Path
@@ -53,7 +53,8 @@ class LCZ(Layout):
         right = ((ones == 1).sum(axis=1) == 1) & ((ones == 0) | (ones == 1)).all(axis=1)
         if (wrong := np.flatnonzero(~right)).size:
             raise SourceError(
-                f"{path}: the label of sample {wrong[0]} is not one 1 among 0; fetch it again"
+                f"{path}: the label of sample {wrong[0]} is not a single 1 among zeros; fetch it "
+                "again"
             )
         return ones.argmax(axis=1), images
 
@@ -79,7 +80,7 @@ def _open(path: Path) -> "netCDF4.Dataset":
 
     require_file(path, SourceError)
     if not path.exists():
-        raise MissingFileError(f"{path}: not there; bring it by `copcube fetch bench lcz-s2`")
+        raise MissingFileError(f"{path}: missing; download it with `copcube fetch bench lcz-s2`")
     try:
         file = netCDF4.Dataset(str(path))
     except OSError as error:

@@ -40,8 +40,8 @@ class CloudS3(Layout):
         raster = self._raster(split, f"s3_olci/{name}")
         path = f"cloud_multi/{name}"
         codes = self._band(split, path, raster).pixels[0]
-        # The official code takes 1 off. Files from which it was taken off already hold 255,
-        # which is no code otherwise.
+        # The official code subtracts 1. Files from which it was already subtracted hold 255, which
+        # is not a code otherwise.
         shifted = self.codes == "shifted"
         target = to_classes(
             codes,
@@ -70,6 +70,6 @@ class DFC2020Patches(Layout):
         if pixels.dtype == np.float64:  # more digits than any sensor has
             pixels = pixels.astype(np.float32)
         metadata = self._metadata(raster, np.nan)
-        # Whatever georeference a copy may have got, the official reader gives none.
+        # Even if a copy has a georeference, the official reader gives none.
         metadata[:, :2] = np.nan
         return Sample(name, (pixels,), metadata, target)

@@ -57,7 +57,7 @@ def read(path: Path, bands: int, named_in: Path) -> Raster:
     MissingFileError
         If it is not there.
     ImageError
-        If it is no GeoTIFF, or has other bands.
+        If it is not a GeoTIFF, or has other bands.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
@@ -96,7 +96,7 @@ def _bytes(path: Path, named_in: Path) -> bytes:
             return file.read()
     except FileNotFoundError as error:
         raise MissingFileError(
-            f"{path}: not there, but {named_in} names it; unpack the archive again"
+            f"{path}: missing, but {named_in} names it; unpack the archive again"
         ) from error
 
 
@@ -118,6 +118,6 @@ def _places(raster: Any) -> tuple[float, float, NDArray[np.float64]]:
             x, y = transform(raster.crs, WGS84, x, y)
         except CPLE_BaseError as error:  # GDAL's own, which rasterio does not wrap here
             raise ValueError(error) from error
-    # Files across 180° go on counting; the encoder takes -180 to 180.
+    # Files across 180° continue beyond it; the encoder takes -180 to 180.
     lon = x[0] - 360 * (x[0] > 180) + 360 * (x[0] < -180)
     return lon, y[0], np.array([x[1:], y[1:]], np.float64).T
