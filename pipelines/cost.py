@@ -99,7 +99,7 @@ def report() -> str:
     lines.append(f"| cube, 721 × 1440 × {DIM} float32 | {721 * 1440 * DIM * 4 / 1e9:.2f} |")
     lines.append(f"| of it in cells with images, {CELLS:,} | {CELLS * DIM * 4 / 1e9:.2f} |")
 
-    lines += ["", "| machine | encoding h | decoding h | reading h | what binds |"]
+    lines += ["", "| machine | encoding h | decoding h | reading h | bottleneck |"]
     lines += ["|---|---|---|---|---|"]
     for machine in MACHINES:
         seconds = {
@@ -112,7 +112,7 @@ def report() -> str:
         hours = " | ".join(f"{each / 3600:.2f}" for each in seconds.values())
         binding = max(seconds, key=lambda stage: seconds[stage])
         lines.append(f"| {machine.name} | {hours} | {binding} |")
-    lines.append(f"| bringing the shards here at 1 Gbit/s | | | {volume / 125e6 / 3600:.0f} | |")
+    lines.append(f"| downloading the shards at 1 Gbit/s | | | {volume / 125e6 / 3600:.0f} | |")
     return "\n".join(lines)
 
 

@@ -294,7 +294,7 @@ def _bring(file: Published, root: Path | None) -> Fetched:
 
 
 def _downloaded(file: Published, root: Path | None) -> Path:
-    """Download a file; one whose connection breaks goes on where it broke."""
+    """Download a file; if the connection breaks, it continues from there."""
     tries = 0
     while True:
         try:
