@@ -247,7 +247,7 @@ def test_cubes_of_other_encoders_are_refused_by_name(name):
 def test_what_cannot_be_compared():
     a = cube()
     cases = [
-        (GridError, "no node", cube(lat=LAT + 0.1), {}),
+        (GridError, "not a node", cube(lat=LAT + 0.1), {}),
         (CubeError, "no cell of the lattice in common", cube(lat=LAT - 40), {}),
         (CubeError, "length 8, the second embedding of length 5", a.isel(dim=slice(5)), {}),
         (CubeError, "expected an embedding cube", xr.Dataset(), {}),

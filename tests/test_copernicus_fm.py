@@ -337,8 +337,8 @@ tiny_for_errors = tiny()
     ("change", "message"),
     [
         ({"wavelengths": (5e7,)}, "images of 2 bands came with 1 wavelengths and 2 bandwidths"),
-        ({"wavelengths": None}, "came with another combination"),
-        ({"language_embedding": torch.zeros(2048)}, "came with another combination"),
+        ({"wavelengths": None}, "came with a different combination"),
+        ({"language_embedding": torch.zeros(2048)}, "came with a different combination"),
         (
             {"wavelengths": None, "bandwidths": None, "language_embedding": torch.zeros(2048)},
             r"images of 2 bands came with a language embedding of shape \(2048,\)",

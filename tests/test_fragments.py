@@ -232,7 +232,7 @@ def test_rows_of_patches_without_a_place_are_named(tmp_path):
 
 def test_footprints_are_of_fragments_alone(tmp_path):
     write_rows(tmp_path / "rows.parquet", random_rows(5), {})
-    with pytest.raises(OptionError, match=r"rows\.parquet: .*footprints='swap' mean nothing"):
+    with pytest.raises(OptionError, match=r"rows\.parquet: .*footprints='swap' do not apply"):
         Fragments.open(tmp_path, footprints="swap")
     with pytest.raises(OptionError, match="footprints='swop'; expected auto or given or swap"):
         Fragments.open(tmp_path, footprints="swop")

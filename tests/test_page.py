@@ -357,7 +357,7 @@ def test_pages_that_cannot_be_written(europe, fields, tmp_path):
         ),
         (
             GridError,
-            "no node",
+            "not a node",
             lambda: plot.page(fields.assign_coords(lat=fields.lat + 0.1), tmp_path / "a.html"),
         ),
         (WriteError, "exists already", lambda: plot.page(fields, tmp_path / "mine.html")),

@@ -459,7 +459,7 @@ def test_unknown_layout(tmp_path):
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(StorageError, match="not empty; give another folder or remove"):
+    with pytest.raises(StorageError, match="not empty; choose another folder or remove"):
         write_sample(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
