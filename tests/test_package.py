@@ -91,6 +91,16 @@ def imported(code, *names):
 
 
 @pytest.mark.slow
+def test_xarray_writes_netcdf_in_one_module_where_an_interruption_ends_it():
+    writing = {
+        name
+        for name, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "to_netcdf"
+    }
+    assert writing == {"interchange.netcdf"}
+
+
 def test_importing_copcube_imports_xarray_and_little_else():
     """Nor does describing an encoder, which is all that a driver of workers does with it."""
     heavy = HEAVY - {"xarray", "pandas", "pyarrow"}

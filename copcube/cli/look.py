@@ -339,6 +339,7 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
     """Draw fragments on a given basis, or on their own, which may be saved."""
     from copcube import plot
     from copcube.era5.statics import open_fields
+    from copcube.interchange.netcdf import write_by_xarray
     from copcube.interchange.replacing import require_free
     from copcube.lookup import Fragments, fit_fragments
 
@@ -357,7 +358,7 @@ def _fragments(arguments: Arguments, options: dict[str, Any]) -> Any:
     basis = fit_fragments(found) if arguments.basis is None else open_fields(arguments.basis)[0]
     if arguments.save_basis is not None:
         with appears(arguments.save_basis, arguments) as temporary:
-            basis.to_netcdf(temporary)
+            write_by_xarray(basis, temporary, {})
     return plot.fragments(found, basis=basis, **options)
 
 

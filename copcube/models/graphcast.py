@@ -8,6 +8,7 @@ inputs. Two further files hold a number a variable, to be merged with the model'
 from functools import partial
 from pathlib import Path
 
+from copcube.interchange.netcdf import write_by_xarray
 from copcube.models.fields import Fields, Maps
 from copcube.models.form import Form, required, write_netcdf
 
@@ -31,7 +32,7 @@ def _write_numbers(value: float, fields: Fields, path: Path) -> None:
     names = [name for name in fields.channels if name not in fields.statics]
     fingerprint = {"copcube_fingerprint": fields.attrs["copcube_fingerprint"]}
     ds = xr.Dataset({name: ((), value) for name in names}, attrs=fingerprint)
-    ds.to_netcdf(path, engine="netcdf4", encoding={name: {"dtype": "f4"} for name in names})
+    write_by_xarray(ds, path, {name: {"dtype": "f4"} for name in names})
 
 
 FORMS = {
