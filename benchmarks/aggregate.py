@@ -91,6 +91,7 @@ def run(*arguments):
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
     )
+    assert process.stderr is not None
     with process.stderr as stderr:
         said = stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -130,7 +131,7 @@ def measure(layout, folder, files, out, repeats):
     }
     for file in files:
         file.read_bytes()  # to the page cache
-    taken = {name: [] for name in trials}
+    taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in trials}
     for _ in range(repeats):
         for name, trial in trials.items():
             taken[name].append(trial())

@@ -49,12 +49,13 @@ def images(samples, repeat, device, dtype):
             for split in ("train", "val", "test")
             for i in range(len(dataset.names(split)))
         ]
+        images = [one.image for one in read if one.image is not None]
         pixels = [
-            np.ascontiguousarray(np.flip(one.image, axes))
+            np.ascontiguousarray(np.flip(image, axes))
             for axes in FLIPS
-            for one in read[:samples]
+            for image in images[:samples]
         ]
-        pixels += [one.image for one in read[samples:]]
+        pixels += images[samples:]
         metadata = np.array([one.metadata for one in [*read[:samples] * 4, *read[samples:]]])
 
         def bare():

@@ -24,7 +24,7 @@ from copcube.selection import Selection
 
 
 def batches(source, partition, selection, sizes):
-    images = {}
+    images: dict[str, list[Image]] = {}
     for job in source.jobs(partition, selection):
         for item in job() if callable(job) else ():
             if isinstance(item, Image):

@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +61,12 @@ def faiss_searches(x):
         import faiss
     except ImportError:
         return {}
+
+    def search(metric, vector):
+        return faiss.knn(vector[np.newaxis], x, BEST, metric=metric)[1][0]
+
     metrics = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
-    return {
-        f"FAISS, {name}": lambda vector, metric=metric: faiss.knn(
-            vector[np.newaxis], x, BEST, metric=metric
-        )[1][0]
-        for name, metric in metrics.items()
-    }
+    return {f"FAISS, {name}": partial(search, metric) for name, metric in metrics.items()}
 
 
 def seconds(function):
@@ -105,13 +105,13 @@ def main():
     for name, search in faiss_searches(x).items():
         same = sorted(search(vector).tolist()) == sorted(best("cosine").tolist())
         print(f"{name} lists {'the same' if same else 'OTHERS'}")
-        ways[name] = lambda search=search: search(vector)
+        ways[name] = partial(search, vector)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.files:
             files = in_files(found, folder)
             ways["cosine, from files"] = lambda: best("cosine", files)
             ways["euclidean, from files"] = lambda: best("euclidean", files)
-        times = {name: [] for name in ways}
+        times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(arguments.repeat):
             for name, way in ways.items():
                 times[name].append(seconds(way))

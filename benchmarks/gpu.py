@@ -207,7 +207,8 @@ def agreement(chosen, keys):
             for dtype in ("float32", "bfloat16")
         )
         sizes = {key: exact.batch_size(key, MODALITIES[key].input_size) for key in keys}
-        least, number = defaultdict(lambda: 1.0), defaultdict(int)
+        least: dict[str, float] = defaultdict(lambda: 1.0)
+        number: dict[str, int] = defaultdict(int)
         for partition in source.partitions():
             for batch in batches(source, partition, selection, sizes):
                 key = batch.modality.key

@@ -14,13 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import reduce
 
 from copcube.progress import size
 
-FORMS = {
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "npz stored": ("stored.npz", {}),
     "npz deflated": ("deflated.npz", {"compress": True}),
     "npz int8": ("int8.npz", {"dtype": "int8"}),
@@ -56,7 +58,7 @@ def first_vector(folder, form, row, col):
     else:
         ds = xr.open_dataset(folder / FORMS[form][0], engine=CopembedBackend)
     print(f"opened in {time.perf_counter() - begin:.3f} s", file=sys.stderr)
-    return float(ds.embedding[row, col].sum())
+    return float(ds.embedding.isel(lat=row, lon=col).sum())
 
 
 def to_zarr(folder, form):
@@ -95,9 +97,10 @@ def main():
         xr.backends.list_engines()
         if form == "pt":
             import torch  # noqa: F401
-        run = {"write": write_form, "convert": to_zarr, "vector": first_vector}[what]
+        steps: dict[str, Callable[..., Any]]
+        steps = {"write": write_form, "convert": to_zarr, "vector": first_vector}
         begin = time.perf_counter()
-        value = run(chosen.folder, form, *map(int, place))
+        value = steps[what](chosen.folder, form, *map(int, place))
         seconds = time.perf_counter() - begin
         status = Path("/proc/self/status").read_text()  # ru_maxrss counts the parent's, too
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024

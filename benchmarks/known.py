@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 from copcube import grid
-from copcube.embedding.partition import days_since_1970
+from copcube.dates import since_1970
 from copcube.modalities import ORDER
 
 DATES = tuple(f"2021{month:02d}01" for month in range(1, 6))
@@ -177,7 +177,7 @@ def expected(ids, dim):
     for key, n in count.items():
         for date in range(int(n.max(initial=0))):
             x = _table(dim)[numbers(ids, key, date) % _NUMBERS].astype(float)
-            x[:, :3] = np.stack([lon, lat, np.full(len(ids), days_since_1970(DATES[date]))], 1)
+            x[:, :3] = np.stack([lon, lat, np.full(len(ids), since_1970(DATES[date]))], 1)
             weight = (date < n) / (n * len(count))
             mean += weight[:, None] * x
             square += weight * (x**2).sum(1)

@@ -152,7 +152,7 @@ def main():
             command = ("-m", "copcube", "aggregate", folder, out, "-q", "--overwrite")
             runs |= {name: (*command, "--assign", name) for name in ("centre", "area", "cell")}
             seconds(*runs["cell"])  # not "centre": its cells would not be combined again
-            times = {key: [] for key in runs}
+            times: dict[str, list[tuple[float, float]]] = {key: [] for key in runs}
             for _ in range(options.repeats):
                 for key, run in runs.items():
                     times[key].append(seconds(*run))

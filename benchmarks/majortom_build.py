@@ -17,6 +17,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -35,10 +36,10 @@ from copcube.selection import Selection
 def bare(kind, device, dtype, layout=torch.contiguous_format):
     """The model that timm makes, as a function of images on the CPU."""
     sides = {} if kind.architecture.startswith("resnet") else {"img_size": kind.size}
-    model = timm.create_model(
+    model: Any = timm.create_model(
         kind.architecture, num_classes=0, in_chans=len(kind.bands), **sides
     ).eval()
-    model = model.to(device, dtype, memory_format=layout)
+    model = model.to(device, dtype).to(memory_format=layout)
 
     def embed(images):
         with torch.inference_mode():
@@ -100,7 +101,7 @@ def main():
         alone = {name: np.zeros(2) for name in models}
         for i, partition in enumerate(partitions):
             jobs = source.jobs(partition, Selection.of())
-            (sample,) = (s for job in jobs for s in job() if isinstance(s, Sample))
+            (sample,) = (s for job in jobs if callable(job) for s in job() if isinstance(s, Sample))
             x = prepared(sample)
             for name, embed in models.items():
                 if i == 0:

@@ -20,7 +20,7 @@ def build(source, out):
     begin = time.perf_counter()
     report = copcube.build(source, out, encoder=copcube.EncoderSpec("untrained:0"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    rows = len(list(report.rows.iterdir()))
+    rows = len(list(Path(report.rows).iterdir()))
     images = sum(report.images.values())
     seconds = time.perf_counter() - begin
     print(f"{images} images, {rows} partitions: peak {peak:.2f} GB, {seconds:.0f} s", flush=True)

@@ -9,6 +9,7 @@ nearest node on a coarse grid too, where `merge` averages by area.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -35,8 +36,8 @@ def main() -> None:
         onto = xr.Dataset(
             {"z": (("latitude", "longitude"), z)}, coords={"latitude": lat, "longitude": lon}
         )
-        ours = best(lambda onto=onto: era5.merge(fields, onto, mask=True))
-        theirs = best(lambda onto=onto: nearest(fields, onto))
+        ours = best(partial(era5.merge, fields, onto, mask=True))
+        theirs = best(partial(nearest, fields, onto))
         print(f"{name:34}{ours:>8.3f} s{theirs:>8.3f} s")
 
 

@@ -52,7 +52,7 @@ def read(path, lat, lon):
 
     def one(chunk):
         i, j = (slice(45 * n, 45 * n + 45) for n in chunk)
-        return sum(array[i, j].nbytes for array in arrays)
+        return sum(np.asarray(array[i, j]).nbytes for array in arrays)
 
     with ThreadPoolExecutor(4) as pool:
         return sum(pool.map(one, chunks))

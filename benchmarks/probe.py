@@ -113,7 +113,7 @@ def scikit_learn(folder, n):
                 model.fit(x[part == 0], target[part == 0])
                 off = (model.predict(x) - target) ** 2
                 errors.append([off[part == p].mean(axis=0) for p in (1, 2)])
-            validation, test = np.moveaxis(errors, 1, 0)
+            validation, test = np.moveaxis(np.array(errors), 1, 0)
             best = validation.argmin(axis=0)
             rmse[seed, k] = np.sqrt(test[best, np.arange(y.shape[1])])
     return rmse

@@ -75,7 +75,7 @@ def write(folder, cells):
             cube.write_band(folder / "world.zarr", band, part)
             plane = np.zeros((rows.stop - rows.start, grid.N_LON, DIM), np.float32)
             plane[row[inside] - rows.start, (col[inside] + grid.N_LON // 2) % grid.N_LON] = x
-            npz.write(plane)
+            npz.write(plane.data)
     cube.finish(folder / "world.zarr")
 
 
@@ -218,7 +218,8 @@ def main():
     options.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.child:
-        child(*chosen.child, chosen.k)
+        name, folder = chosen.child
+        child(name, folder, chosen.k)
         return
     cells = 20_000 if chosen.quick else chosen.cells
     with tempfile.TemporaryDirectory() as scratch:

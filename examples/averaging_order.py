@@ -22,14 +22,14 @@ from copcube.rows import Rows, encode_rows
 def images(cells: int = 40, dim: int = 8) -> Rows:
     """Embeddings such as the published ones: Sentinel-1 and -2 of local patches, and a DEM."""
     rng = np.random.default_rng(0)
-    keys = []
-    for cell in rng.choice(grid.N_LAT * grid.N_LON, cells, replace=False):
-        keys.append((cell, ORDER["dem"], None, None))
-        for modality in (ORDER["s1_grd"], ORDER["s2_toa"]):
+    keys: list[tuple[int, int, str | None, str | None]] = []
+    for number in rng.choice(grid.N_LAT * grid.N_LON, cells, replace=False):
+        keys.append((number, ORDER["dem"], None, None))
+        for code in (ORDER["s1_grd"], ORDER["s2_toa"]):
             for patch in range(rng.integers(1, 4)):
                 for month in rng.choice(12, rng.integers(1, 5), replace=False) + 1:
-                    keys.append((cell, modality, f"{patch:07d}_0.00_0.00", f"2021{month:02d}01"))
-    cell, modality, local, date = (np.array(c, object) for c in zip(*keys, strict=True))
+                    keys.append((number, code, f"{patch:07d}_0.00_0.00", f"2021{month:02d}01"))
+    cell, modality, local, date = np.array(keys, object).T
     vectors = rng.normal(size=(len(keys), dim)).astype("f4")
     return Rows(cell.astype("i8"), modality.astype("i1"), local, date, vectors)
 

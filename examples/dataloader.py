@@ -3,8 +3,8 @@
 python examples/dataloader.py [CUBE.zarr]
 
 Zarr and dask keep threads that a forked process does not have, so that a forked worker may wait
-for them for ever. These workers start afresh, and each opens the cube for itself, without dask.
-What fits in memory (the published map has 1 GB of vectors) needs no workers: load it once.
+for them for ever. These workers start afresh (on Windows by "spawn"); each opens the cube without
+dask. What fits in memory (the published map has 1 GB) needs no workers: load it once.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from copcube.interchange import to_zarr  # and ds.copembed
 
 
-class Blocks(Dataset):
+class Blocks(Dataset[torch.Tensor]):
     """Vectors of the filled cells, (n, dim), chunk by chunk of a cube: 45 × 45 cells."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.ds = path, None  # a path travels to the workers, an open store may not
+        self.path = path  # travels to the workers, which an open store may not
+        self.ds: xr.Dataset | None = None
 
     def __len__(self) -> int:
         return 17 * 32
@@ -46,8 +47,7 @@ def main() -> None:
 
 
 def read(path: str) -> None:
-    afresh = {"num_workers": 2, "multiprocessing_context": "forkserver"}  # on Windows "spawn"
-    blocks = DataLoader(Blocks(path), batch_size=None, **afresh)
+    blocks = DataLoader(Blocks(path), None, num_workers=2, multiprocessing_context="forkserver")
     print(f"{len(torch.cat(list(blocks))):,} cells, read by 2 workers")
 
     ds = xr.open_zarr(path)

@@ -21,7 +21,8 @@ def synthetic(size: int) -> xr.DataArray:
         "x": 690_000 + 10 * (np.arange(size) + 0.5),
     }
     images = xr.DataArray(pixels.astype("uint16"), dims=("band", "y", "x"), coords=coords)
-    return images.rio.write_crs("EPSG:32632").chunk(y=224, x=224)
+    georeferenced: xr.DataArray = images.rio.write_crs("EPSG:32632")
+    return georeferenced.chunk(y=224, x=224)
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
     images = (
         rioxarray.open_rasterio(args.image, chunks=True) if args.image else synthetic(args.size)
     )
+    assert isinstance(images, xr.DataArray)  # some formats have several images in a file
     lazy = embed(images, "s2_toa", weights=args.weights, date=args.date)
     print(f"{dict(images.sizes)} pixels -> {dict(lazy.sizes)} vectors, nothing computed yet")
     vectors = lazy.compute()

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["CopernicusFM", "EncoderSpec", "FrozenEncoder", "TimmSpec", "Weights", "load_weights"]
 
-# Describing an encoder needs no torch, which takes seconds to import.
-__getattr__ = importer(
-    __name__,
-    {
-        "CopernicusFM": "copcube.encoder.copernicus_fm",
-        "FrozenEncoder": "copcube.encoder.frozen",
-        "Weights": "copcube.encoder.weights",
-        "load_weights": "copcube.encoder.weights",
-    },
-)
+if not TYPE_CHECKING:  # to type checkers it would define any name
+    # Describing an encoder needs no torch, which takes seconds to import.
+    __getattr__ = importer(
+        __name__,
+        {
+            "CopernicusFM": "copcube.encoder.copernicus_fm",
+            "FrozenEncoder": "copcube.encoder.frozen",
+            "Weights": "copcube.encoder.weights",
+            "load_weights": "copcube.encoder.weights",
+        },
+    )

@@ -27,6 +27,7 @@ from copcube.encoder.weights import checksum, read_tensors, seed_of, uniform
 from copcube.errors import OptionError, WeightsError, few
 from copcube.files import limits
 from copcube.files.limits import demand
+from copcube.modalities import Modality
 
 _HEADS = ("fc.", "head.", "mask_token", "text.", "logit_")
 """Prefixes of names of tensors that no vector depends on."""
@@ -98,7 +99,7 @@ class TimmEncoder(Streaming):
         """Length of a vector."""
         return self.kind.dim
 
-    def batch_size(self, modality: str, size: int) -> int:
+    def batch_size(self, modality: str | Modality, size: int) -> int:
         """Images of `size` pixels per side to embed at once, for speed within memory."""
         patch = 14 if "patch14" in self.kind.architecture else 16
         return devices.batch_size(
@@ -112,7 +113,7 @@ class TimmEncoder(Streaming):
     @devices.undisturbed()
     def __call__(
         self,
-        modality: str,
+        modality: str | Modality,
         pixels: Sequence[NDArray[Any]] | NDArray[Any],
         metadata: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float32]:
