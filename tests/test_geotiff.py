@@ -14,6 +14,7 @@ import rasterio
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import reproject
 
@@ -355,6 +356,18 @@ def test_a_rotated_raster_is_rejected(tmp_path):
     images, (rejected,) = read(open_source(tmp_path))
     assert not images
     assert "its rows and columns are rotated" in rejected.reason
+
+
+def test_a_raster_placed_by_ground_control_points_is_rejected(tmp_path):
+    """Its rows may run in any direction: here they run north."""
+    gcps = [
+        GroundControlPoint(row, col, 11.59 + col / 1e4, 48.08 + row / 1e4)
+        for row, col in ((0, 0), (0, 264), (264, 0), (264, 264))
+    ]
+    write(tmp_path / place("s1_grd"), drawn("s1_grd"), crs="EPSG:4326", gcps=gcps)
+    images, (rejected,) = read(open_source(tmp_path))
+    assert not images
+    assert "placed by ground control points" in rejected.reason
 
 
 def test_scales_and_offsets_are_applied_but_to_counts(tmp_path):

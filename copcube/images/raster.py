@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,6 @@ from copcube.images.tensor_form import (
 )
 from copcube.images.units import refuse_units
 from copcube.modalities import Modality
-
-if TYPE_CHECKING:
-    from affine import Affine
 
 MASK = ".msk"
 """Suffix that GDAL adds to an image's name for its mask."""
@@ -214,7 +211,8 @@ def read(raster: Any, places: list[int], modality: Modality, side: int | None = 
     Raises
     ------
     ImageError
-        If the raster is rotated by an angle that is not a multiple of 90°.
+        If the raster is rotated by an angle that is not a multiple of 90°, or if only ground
+        control points place it.
     OptionError
         If it is smaller than the square, or declares impossible scales or units.
     """
@@ -225,7 +223,7 @@ def read(raster: Any, places: list[int], modality: Modality, side: int | None = 
     if takes_scales(modality):
         refuse_unusable_scales(scales, offsets)
     refuse_units(raster.units[places[0]], modality)
-    turns = _turns(raster.transform)
+    turns = _turns(raster)
     window = None if side is None else _middle(raster.shape, turns, side)
     # Reading all at once is faster than one after the other.
     bands = None if places == list(range(raster.count)) else [place + 1 for place in places]
@@ -259,16 +257,23 @@ class _Turns:
         return turned[:, :: self.rows, :: self.cols]
 
 
-def _turns(transform: "Affine") -> _Turns:
+def _turns(raster: Any) -> _Turns:
     """Find how to turn rows southwards and columns eastwards.
 
     Raises
     ------
     ImageError
-        If the raster is rotated by an angle that is not a multiple of 90°.
+        If the raster is rotated by an angle that is not a multiple of 90°, or if only ground
+        control points place it.
     """
-    if transform.is_identity:  # no georeference
-        return _Turns()
+    transform = raster.transform
+    if transform.is_identity:
+        if raster.gcps[0]:
+            raise ImageError(
+                "its pixels are placed by ground control points, so its rows may run in any "
+                "direction; expected a north-up raster: warp it with gdalwarp"
+            )
+        return _Turns()  # no georeference
     across = bool(transform.b or transform.d)
     if across and (transform.a or transform.e):
         raise ImageError(
