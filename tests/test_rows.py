@@ -151,6 +151,16 @@ def test_strings_of_any_kind_empty_ones_and_further_columns_are_read(tmp_path):
     assert same(read_rows(path), table(KEYS, [[1.0, 2.5], [3.0, -4.0]]))
 
 
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_texts_of_any_encoding_are_read(tmp_path, encoding):
+    """DuckDB and other writers of Parquet's second version use these."""
+    foreign(path := tmp_path / "a.parquet", LISTS["list of float"])
+    texts = dict.fromkeys(["grid_id_coord", "modality"], encoding)
+    written = pq.read_table(path)
+    pq.write_table(written, path, use_dictionary=False, column_encoding=texts)
+    assert same(read_rows(path), table(KEYS, [[1.0, 2.5], [3.0, -4.0]]))
+
+
 def test_a_column_of_nothing_but_nulls_is_read(tmp_path):
     path = tmp_path / "a.parquet"
     foreign(path, LISTS["list of float"], local_id_coord=pa.nulls(2), date=pa.nulls(2))

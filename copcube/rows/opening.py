@@ -121,9 +121,7 @@ def open_parquet(
             if metadata is None:
                 metadata = _checked(str(path), os.stat(path).st_mtime_ns, columns)
         # Texts stay in dictionaries: one long text repeated in a million rows is held once.
-        found = (metadata.schema.column(i) for i in range(metadata.num_columns))
-        flat = {column.path for column in found if column.physical_type == "BYTE_ARRAY"}
-        texts = [name for name in columns if name in flat and name != "geometry"]
+        texts = _texts(metadata, columns)
         return pq.ParquetFile(
             source, metadata=metadata, pre_buffer=False, buffer_size=size, read_dictionary=texts
         )
@@ -140,6 +138,24 @@ def open_parquet(
         if not is_remote(path):
             refuse_other(path, ("parquet",), "a parquet file", RowsError)
         raise RowsError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _texts(metadata: "pq.FileMetaData", columns: Sequence[str]) -> list[str]:
+    """Columns of texts among those to be read that arrow can read into dictionaries."""
+    found = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+    texts = {
+        name: found[name]
+        for name in columns
+        if name in found and metadata.schema.column(found[name]).physical_type == "BYTE_ARRAY"
+    }
+    texts.pop("geometry", None)
+    for group in range(metadata.num_row_groups if texts else 0):
+        chunks = metadata.row_group(group)
+        for name, i in [*texts.items()]:
+            # Arrow cannot read DELTA_BYTE_ARRAY and DELTA_LENGTH_BYTE_ARRAY so.
+            if any(encoding.startswith("DELTA") for encoding in chunks.column(i).encodings):
+                del texts[name]
+    return list(texts)
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def _read_group(
     wanted: NDArray[np.bool_],
 ) -> NDArray[np.float32]:
     vectors = np.empty((int(wanted.sum()), dim), np.float32)
-    with reading_parquet(path, metadata) as file:
+    with reading_parquet(path, metadata, ()) as file:
         # Batches that stay in the processor's cache until they are copied.
         for start, some in _batches(file, path, group, wanted, first, dim, _BATCH // 8):
             vectors[start : start + len(some)] = some
