@@ -18,7 +18,15 @@ from copcube.interchange.metadata import KEY, MapMetadata
 from copcube.interchange.packing import Exported, Packing
 from copcube.interchange.sources import Decoded, MapSource, demand_band
 from copcube.interchange.writer import writing_map
-from copcube.rows import ROW_GROUP, parse_cells, reading_parquet, repeated, rows_files, to_vectors
+from copcube.rows import (
+    ROW_GROUP,
+    check_vectors,
+    parse_cells,
+    reading_parquet,
+    repeated,
+    rows_files,
+    to_vectors,
+)
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -191,6 +199,8 @@ def _length(file: "pq.ParquetFile", name: str) -> int:
             f"{name}: holds one row per image, not averages; make a cube of it with copcube "
             "aggregate"
         )
+    if file.metadata.num_rows:
+        check_vectors(file.schema_arrow, name)
     kind = file.schema_arrow.field("embedding").type
     if getattr(kind, "list_size", 0) > 0:
         return int(kind.list_size)
