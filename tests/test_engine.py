@@ -404,6 +404,12 @@ def test_float16_float64_and_nan_are_understood(tmp_path, truth):
     assert np.array_equal(opened(tmp_path / "e.pt").embedding, truth, equal_nan=True)
 
 
+def test_coordinates_beside_a_map_may_say_the_same(tmp_path, truth):
+    lon = np.arange(1440, dtype="f4") / 4 - 180
+    np.savez(tmp_path / "a.npz", published_map(), lon=lon % 360, lat=90 - np.arange(721) / 4)
+    assert np.array_equal(opened(tmp_path / "a.npz").embedding, truth, equal_nan=True)
+
+
 @pytest.mark.parametrize("value", ["f8", "f2"])
 def test_averages_of_any_precision_and_in_parts(tmp_path, truth, value):
     ids, values = vectors()
@@ -528,6 +534,15 @@ def broken(folder, kind):
             text = str({"others": {"lat": bad}}).replace("'", '"')
             np.savez(path, arr_0=image, copcube=text)
             return path, "description under 'copcube' is broken"
+        case "npz from Greenwich":
+            np.savez(path, image, lat=90 - np.arange(721) / 4, lon=np.arange(1440) / 4)
+            return path, "lon runs from 0 to 359.75; expected -180 to 179.75"
+        case "npz from the south":
+            np.savez(path, image, latitude=np.arange(721) / 4 - 90)
+            return path, "latitude runs from -90 to 90; expected 90 to -90"
+        case "pt from Greenwich":
+            torch.save({"map": torch.from_numpy(image), "lon": torch.arange(1440) / 4}, path)
+            return path, "lon runs from 0 to 359.75; expected -180 to 179.75"
         case "malicious pt":
             torch.save({"map": torch.from_numpy(image[:1]), "more": Evil()}, path)
             return path, "more than tensors .[a-z]+.mkdir. and was not loaded.*can run code"
@@ -604,6 +619,8 @@ V = [1.0, 2.0]
         ({"grid_id_coord": [name_of(3)], "embedding": [[np.nan, 1.0]]}, "not finite"),
         ({"grid_id_coord": [], "embedding": []}, "no rows with vectors"),
         ({"grid_id_coord": [3], "embedding": [V]}, "column grid_id_coord: .*'3'"),
+        ({"grid_id_coord": [name_of(3)], "embedding": [["1", "2"]]}, "string>; expected lists of"),
+        ({"grid_id_coord": [name_of(3)], "embedding": [[1, 2]]}, "int64>; expected lists of"),
     ],
 )
 def test_tables_of_something_else_are_refused(tmp_path, columns, message):

@@ -7,7 +7,7 @@ place; deflated ones must be read completely.
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _BESIDE = (KEY, "scale", "offset")
+PLACES = {"lat": grid.N_LAT, "latitude": grid.N_LAT, "lon": grid.N_LON, "longitude": grid.N_LON}
+"""Names of coordinates that may lie beside a map, and how many there are."""
 SMALL = 1 << 26
 """Maximum bytes of a member beside a map."""
 
@@ -94,9 +96,11 @@ def open_npz(path: str) -> MapSource:
         with _member_of(archive, info) as stream:
             shape, in_columns, dtype = _header(stream)
             skip = stream.tell()
-        small = {key: _small(archive, f"{key}.npy") for key in _BESIDE if key in names}
+        beside = (*_BESIDE, *PLACES)
+        small = {key: _small(archive, f"{key}.npy") for key in beside if key in names}
     metadata = MapMetadata.loads(str(small[KEY]) if KEY in small else None, path)
     require_map(path, name, shape, dtype.name)
+    refuse_other_places(path, small, metadata)
     packing = packing_of(path, dtype, shape[-1], small.get("scale"), small.get("offset"))
     if in_columns or not dtype.isnative:
         raise CubeError(
@@ -201,6 +205,30 @@ def require_map(path: str, name: str, shape: tuple[int, ...], dtype: str) -> Non
     if dtype not in _READABLE:
         raise CubeError(f"{path}: {name} holds {dtype}; expected {', '.join(_READABLE)}")
     demand_band(path, shape[2], np.dtype(dtype).itemsize)
+
+
+def refuse_other_places(
+    path: str, beside: Mapping[str, NDArray[Any] | None], metadata: MapMetadata
+) -> None:
+    """Refuse a map beside which coordinates lie that are not those of its layout.
+
+    Raises
+    ------
+    CubeError
+        If its rows or columns then lie elsewhere.
+    """
+    west = 180 if metadata.order == "published" else 0
+    layout = {"lat": grid.latitudes(), "lon": grid.longitudes() - west}
+    for name in PLACES:
+        wanted, given = layout[name[:3]], beside.get(name)
+        if given is None or given.shape != wanted.shape or given.dtype.kind not in "iuf":
+            continue
+        if (np.abs((given - wanted + 180) % 360 - 180) > grid.NEAR).any():
+            raise CubeError(
+                f"{path}: {name} runs from {given[0]:g} to {given[-1]:g}; expected "
+                f"{wanted[0]:g} to {wanted[-1]:g}, as in a published map: bring the map into this "
+                "order with numpy.flip or numpy.roll, and correct the coordinates"
+            )
 
 
 def packing_of(path: str, dtype: np.dtype[Any], dim: int, scale: Any, offset: Any) -> Packing:

@@ -24,7 +24,7 @@ from copcube.files.contents import refuse_other
 from copcube.files.torch_pickle import OtherObjectError, Tensor, TorchFileError
 from copcube.files.torchfile import TorchFile, open_torch_file
 from copcube.interchange.metadata import KEY, MapMetadata
-from copcube.interchange.npz import SMALL, packing_of, require_map
+from copcube.interchange.npz import PLACES, SMALL, packing_of, refuse_other_places, require_map
 from copcube.interchange.packing import DTYPES, Exported
 from copcube.interchange.sources import InPlace, MapSource
 from copcube.interchange.writer import writing_map
@@ -61,10 +61,13 @@ def open_pt(path: str) -> MapSource:
             )
         start, dim = file.start(tensor), tensor.shape[-1]
         small = [_small(path, file, tensors.get(key), dim) for key in ("scale", "offset")]
+        places = {key: _small(path, file, tensors.get(key), n) for key, n in PLACES.items()}
         described = file.beside(f"{KEY}.json", SMALL)
     packing = packing_of(path, np.dtype(tensor.dtype), dim, *small)
     text = None if described is None else described.decode("utf-8", "replace")
-    return InPlace(path, "pt", dim, packing, MapMetadata.loads(text, path), start)
+    metadata = MapMetadata.loads(text, path)
+    refuse_other_places(path, places, metadata)
+    return InPlace(path, "pt", dim, packing, metadata, start)
 
 
 @contextmanager
