@@ -376,6 +376,25 @@ def test_files(tmp_path, form):
         assert float(found.lat[4]) == 50
 
 
+@pytest.mark.parametrize(
+    ("rows", "row"),
+    [
+        (["45,5,7,25", "46,0,8,25"], "45,5,7,25"),  # decimal commas
+        (["45,7", "45,5,7,25"], "45,5,7,25"),
+        (["45,7,", "46,8,"], None),  # a separator at the end says nothing
+        (["45,7", "46,8,,"], None),
+    ],
+)
+def test_fields_that_are_left_out_are_named(tmp_path, caplog, rows, row):
+    (tmp_path / "t.csv").write_text("\n".join(["lat,lon", *rows]))
+    found = points(CUBE, tmp_path / "t.csv")
+    assert found.lat.values.tolist() == [float(line.split(",")[0]) for line in rows]
+    said = [record.message for record in caplog.records]
+    assert len(said) == (row is not None)
+    if row is not None:
+        assert f"the row {row} has 4 fields for 2 names" in said[0]
+
+
 @pytest.mark.parametrize("form", ["csv", "frame", "parquet"])
 def test_long_numbers_beside_a_missing_one_keep_their_digits(tmp_path, form):
     # As floats both would be 1.152921504606847e+18.

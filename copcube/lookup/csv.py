@@ -1,5 +1,7 @@
 """CSV files of all kinds: their separators, encodings and columns of numbers."""
 
+import csv
+import io
 import logging
 import re
 import warnings
@@ -59,10 +61,11 @@ def read_csv(path: str) -> "pd.DataFrame":
             # names.
             "index_col": False,
         }
+        width, slow = head.count(bytes([separator])) + 1, False
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(record=True) as cut:
                 # pandas warns about some surplus fields, which are cut.
-                warnings.simplefilter("ignore", pd.errors.ParserWarning)
+                warnings.simplefilter("always", pd.errors.ParserWarning)
                 try:
                     frame = pd.read_csv(file, **options)
                 except pd.errors.ParserError as error:
@@ -71,14 +74,31 @@ def read_csv(path: str) -> "pd.DataFrame":
                         raise
                     # A row has too many fields: the slow reader can cut it and keep the others.
                     file.seek(start)
-                    width = head.count(bytes([separator])) + 1
+                    slow = True
                     frame = pd.read_csv(
                         file, engine="python", on_bad_lines=lambda row: row[:width], **options
                     )
         except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError, OSError) as error:
             raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
+        if cut or slow:
+            file.seek(start)
+            _name_surplus(file, options, width, path)
     numbers: pd.DataFrame = frame.apply(_numbers)
     return numbers
+
+
+def _name_surplus(file: IO[bytes], options: dict[str, Any], width: int, path: str) -> None:
+    """Log the first row that holds something beyond the last name, which is left out."""
+    texts = io.TextIOWrapper(file, options["encoding"], options["encoding_errors"], newline="")
+    for row in csv.reader(texts, delimiter=options["sep"]):
+        if any(field.strip() for field in row[width:]):
+            log.warning(
+                f"{path}: the row {options['sep'].join(row):.80} has {len(row)} fields for {width} "
+                "names, and what is beyond is left out; where commas are decimal marks, separate "
+                "fields by semicolons"
+            )
+            break
+    texts.detach()
 
 
 def _encoding(file: IO[bytes], path: str) -> str:
