@@ -565,6 +565,16 @@ def test_a_bad_row_is_refused_with_file_and_row(tmp_path, change, message):
     assert "part.parquet" in str(caught.value)
 
 
+def test_boxes_of_fractions_are_refused_by_file(tmp_path):
+    path = released(tmp_path / "part.parquet", some(near(45.05, 7.1, 2)))
+    table = pq.read_table(path)
+    halves = pa.array([[0.5, 0.0, 224.5, 224.0]] * len(table))
+    table = table.set_column(table.schema.get_field_index("pixel_bbox"), "pixel_bbox", halves)
+    pq.write_table(table, path)
+    with pytest.raises(RowsError, match=r"part\.parquet: pixel_bbox does not hold whole numbers"):
+        cells_of(path, footprints="given")
+
+
 def test_a_file_without_rows(tmp_path):
     rows = some(near(45, 7, 1))
     write(tmp_path / "a.parquet", rows)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copcube.errors import RowsError
+from copcube.errors import RowsError, in_a_line
 from copcube.grid import Floats, Integers
 from copcube.rows import check_vectors, flattened, sizes_of_groups
 
@@ -112,7 +112,12 @@ def boxes(column: "pa.ChunkedArray", path: str | Path, number: Integers) -> Inte
             raise RowsError(
                 f"{path}: pixel_bbox of row {here[bad]} is not four numbers [x0, y0, x1, y1]"
             )
-        values = values if values.type == pa.int64() else values.cast(pa.int64())
+        try:
+            values = values if values.type == pa.int64() else values.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise RowsError(
+                f"{path}: pixel_bbox does not hold whole numbers ({in_a_line(error)})"
+            ) from error
         found.append(_plain(values).reshape(-1, 4))
     box = np.concatenate(found)
     wrong = (box[:, :2] < 0) | (box[:, 2:] <= box[:, :2]) | (box[:, 2:] >= _MOST)
