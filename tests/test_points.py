@@ -376,6 +376,15 @@ def test_files(tmp_path, form):
         assert float(found.lat[4]) == 50
 
 
+def test_counts_of_modalities_are_written_alike_from_a_transposed_cube(tmp_path):
+    """As many points as modalities: nothing but names tells the two axes apart."""
+    cubes = {"one": CUBE, "other": CUBE.transpose("lon", "lat", "dim", "modality")}
+    for name, ds in cubes.items():
+        write_table(points(ds, (Y[:3], X[:3])), tmp_path / f"{name}.csv", False)
+    one, other = (pd.read_csv(tmp_path / f"{name}.csv") for name in cubes)
+    pd.testing.assert_frame_equal(other, one)
+
+
 @pytest.mark.parametrize(
     ("rows", "row"),
     [

@@ -394,7 +394,8 @@ def write_table(found: "xr.Dataset", path: Path, overwrite: bool) -> None:
         if v.dims == (dim,):
             columns[key] = v.values
         elif key == "n_images_by_modality":
-            for label, counts in zip(group_labels(found["modality"]), v.values, strict=True):
+            by_modality = v.transpose("modality", dim).values
+            for label, counts in zip(group_labels(found["modality"]), by_modality, strict=True):
                 columns[f"n_images_{label}"] = counts
     if "distance" in columns:
         meanings = np.array(str(found.status.attrs["flag_meanings"]).split())
