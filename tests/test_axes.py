@@ -89,6 +89,10 @@ def test_descriptions_of_a_file_are_read_by_rioxarray(tmp_path):
         (lambda i: i.assign_coords(band=["left", "right"]), "labelled left, right.*VV, VH"),
         (lambda i: i.assign_coords(band=[3, 4]), "labelled 3, 4"),
         (lambda i: i.assign_attrs(long_name=("left", "right")), "labelled left, right"),
+        (  # rioxarray numbers the bands too
+            lambda i: i.assign_coords(band=[1, 2]).assign_attrs(long_name=("VV", "angle")),
+            "labelled VV, angle, with no VH",
+        ),
         (
             lambda i: i.assign_attrs(long_name=("VV", "VH", "angle")),
             "2 bands, .* names 3: VV, VH, angle",

@@ -710,6 +710,18 @@ def test_a_general_sensor_is_described_to_the_encoder():
     np.testing.assert_allclose(stub.metadata[:, 3], 0.048**2, rtol=2e-3)
 
 
+def test_wavelengths_are_in_the_order_of_the_image_s_bands():
+    """However a file numbers them; names that contradict the wavelengths are refused."""
+    images = utm(32, 32, bands=3).assign_coords(band=[1, 2, 3])
+    given = {"wavelengths": [665, 560, 490], "bandwidths": [30, 36, 50], "tile": 32}
+    given |= {"date": "2021-06-01", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    turned, plain = images.isel(band=[2, 1, 0]), images.drop_vars("band").isel(band=[2, 1, 0])
+    vectors = [embed(one, encoder=Stub(), **given) for one in (turned, plain)]
+    np.testing.assert_array_equal(*vectors)
+    with pytest.raises(OptionError, match=r"labelled blue, green, red, .* in the order of"):
+        embed(images.assign_attrs(long_name=("blue", "green", "red")), encoder=Stub(), **given)
+
+
 def test_own_statistics_of_a_published_modality():
     stub = Stub()
     embed(utm(), "s1_grd", mean=[1, 2], std=[3, 4], encoder=stub, date="2021-06-01")

@@ -107,6 +107,10 @@ def _in_published_order(images: xr.DataArray, band: Hashable, sensor: Modality) 
     """Pick the sensor's bands by their labels; without labels leave them as they are."""
     refused: OptionError | None = None
     for labels, kind in _labels(images, band):
+        # rioxarray numbers the bands of every file: that says nothing of descriptions that are not
+        # understood, nor of wavelengths, which are given in the order of the image's bands.
+        if kind == "number" and (refused is not None or sensor.key == GENERAL):
+            continue
         try:
             places = order(labels, sensor, described=kind == "description")
         except OptionError as error:
@@ -212,7 +216,7 @@ def _of_each(
 def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], str]]:
     """Yield labels of the bands, the ones to prefer first, and their kind.
 
-    Kinds are "name" and "description", which must be understood, and "other".
+    Kinds are "name" and "description", which must be understood, "number" and "other".
     """
     own = images.coords[band].values.tolist() if band in images.coords else []
     is_text = any(isinstance(label, str) for label in own)
@@ -230,7 +234,8 @@ def _labels(images: xr.DataArray, band: Hashable) -> Iterator[tuple[list[Any], s
         if coordinate.dims == (band,) and name != band and coordinate.dtype.kind in "UO":
             yield coordinate.values.tolist(), "other"
     if own and not is_text:
-        yield own, "name"
+        counting = sorted(own) in (list(range(len(own))), list(range(1, len(own) + 1)))
+        yield own, "number" if counting else "name"
 
 
 def _north_up(images: xr.DataArray, y: Hashable, x: Hashable) -> xr.DataArray:

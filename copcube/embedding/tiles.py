@@ -107,8 +107,8 @@ def embed(
     batch_size : int, optional
         Tiles to embed at once. Default: the encoder decides.
     wavelengths, bandwidths : sequence of float, optional
-        Centre and width of every band in nm, for a sensor that is no modality and needs no
-        description of its own.
+        Centre and width of every band in nm, in the image's order, for a sensor that is no modality
+        and needs no description of its own.
     kernel_size : int
         Side of a token of a general sensor, in pixels.
     gsd : float, optional
