@@ -50,6 +50,13 @@ def table(ds, given, degree=1):
     return x, g, np.isfinite(x).all(-1) & np.isfinite(g).all(-1)
 
 
+def test_fields_that_were_not_decoded_are_refused():
+    given = statics()
+    given["z"] = given.z.assign_attrs(missing_value=-9999)
+    with pytest.raises(CubeError, match="z declares missing_value -9999"):
+        pca.reduce(cube(statics()), 2, given=given)
+
+
 def test_what_is_shared_is_what_the_fields_leave_over():
     given = statics()
     whole, rest = (pca.reduce(cube(given), 2, given=g) for g in (None, given))

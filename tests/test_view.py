@@ -82,6 +82,17 @@ def test_what_is_no_dataset_is_refused():
             CubeView.of(other).filled()
 
 
+@pytest.mark.parametrize("name", ["_FillValue", "missing_value"])
+def test_what_was_opened_without_decoding_is_refused(name, tmp_path):
+    """Missing vectors would be numbers: -9999 in every value."""
+    ds, mask = small(counts=False)
+    ds.to_netcdf(tmp_path / "a.nc", encoding={"embedding": {name: -9999.0}})
+    with xr.open_dataset(tmp_path / "a.nc", mask_and_scale=False) as raw:
+        with pytest.raises(CubeError, match=rf"embedding declares {name} -9999.*decode_cf"):
+            CubeView.of(raw)
+        assert np.array_equal(CubeView.of(xr.decode_cf(raw)).filled(), mask)
+
+
 def test_zeros_without_counts_are_refused_and_with_counts_are_vectors():
     ds, mask = small()
     zeros = ds.assign(embedding=ds.embedding * 0)

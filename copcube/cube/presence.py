@@ -50,7 +50,7 @@ def refuse_zeros(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def refuse_unusable(field: "xr.DataArray") -> None:
-    """Refuse an empty selection, and vectors that are not floating-point numbers.
+    """Refuse an empty selection, and vectors that are no decoded floating-point numbers.
 
     Raises
     ------
@@ -70,3 +70,21 @@ def refuse_unusable(field: "xr.DataArray") -> None:
             "where there is no vector: let xarray decode packed values, or convert others with "
             f"ds.assign({field.name}=ds.{field.name}.astype('float32'))"
         )
+    refuse_undecoded(field)
+
+
+def refuse_undecoded(field: "xr.DataArray") -> None:
+    """Refuse values among which missing ones are numbers.
+
+    Raises
+    ------
+    CubeError
+        If an attribute declares such a number, which xarray removes when it decodes a file.
+    """
+    for name in ("_FillValue", "missing_value"):
+        value = np.asarray(field.attrs.get(name, np.nan))
+        if value.dtype.kind in "iuf" and np.isfinite(value).any():
+            raise CubeError(
+                f"{field.name} declares {name} {field.attrs[name]} and was not decoded, so missing "
+                "values may be that number: xarray.decode_cf(ds) makes them NaN"
+            )

@@ -12,6 +12,7 @@ from copcube import grid
 from copcube.arguments import whole_number
 from copcube.cube.caution import of_vectors
 from copcube.cube.latlon import LatLon
+from copcube.cube.presence import refuse_undecoded
 from copcube.cube.results import plain_attributes
 from copcube.cube.schema import OF_CUBES_ONLY
 from copcube.cube.view import CubeView, require_dataset
@@ -147,6 +148,7 @@ def static_fields(statics: "xr.Dataset | str | Path") -> dict[str, NDArray[np.fl
     for name, field in statics.data_vars.items():
         if {*field.dims} != {axes.lat, axes.lon}:
             continue
+        refuse_undecoded(field)
         values = np.empty((grid.N_LAT, grid.N_LON), np.float32)
         # Each row and column to its place, in whatever order and turn of longitude they came.
         values[np.ix_(rows, cols)] = field.transpose(axes.lat, axes.lon).values

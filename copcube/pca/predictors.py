@@ -17,6 +17,7 @@ from scipy.linalg import pinvh
 from copcube import grid
 from copcube.arguments import whole_number
 from copcube.cube.latlon import LatLon, first_positions
+from copcube.cube.presence import refuse_undecoded
 from copcube.cube.schema import labels
 from copcube.cube.view import CubeView, require_dataset
 from copcube.errors import CubeError, GridError, OptionError
@@ -183,7 +184,8 @@ def as_fields(given: "xr.Dataset | xr.DataArray") -> "xr.Dataset":
     Raises
     ------
     CubeError
-        If a variable has other dimensions of more than one entry, or there is none.
+        If a variable has other dimensions of more than one entry or was not decoded, or there is
+        none.
     OptionError
         If a name cannot be listed with others.
     """
@@ -205,6 +207,7 @@ def as_fields(given: "xr.Dataset | xr.DataArray") -> "xr.Dataset":
                 f"the given field {name} holds {field.dtype} along {dims}; expected numbers along "
                 f"{lat} and {lon} only: select one with isel"
             )
+        refuse_undecoded(field)
         if _TIMES in str(name) or len(str(name).split()) != 1:
             raise OptionError(f"the given field {str(name)!r} needs a name of one word; rename it")
     if not given.data_vars:

@@ -8,6 +8,7 @@ import numpy as np
 
 from copcube.arguments import is_several
 from copcube.cube.latlon import spatial_dims
+from copcube.cube.presence import refuse_undecoded
 from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.statics import squeezed
 from copcube.errors import CubeError, OptionError
@@ -169,6 +170,7 @@ def _of_variable(
     field: "xr.DataArray", regrid: Regrid, unit: str | None
 ) -> tuple[dict[Target, Floats], int]:
     """Mean and spread of a variable, or the one of the two that it is; and of how many months."""
+    refuse_undecoded(field)
     parameter, name, statistic = recognise(field)
     others = [str(dim) for dim in field.dims if dim not in (regrid.lat, regrid.lon)]
     factor, offset, unit = conversion(field, parameter, unit)
