@@ -1,5 +1,7 @@
 """Which image a path names; names beside tensors are tested with the shards."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,16 @@ def test_a_published_path_names_its_image(folder, cell, patch, day):
         local if modality.local else None,
         None if modality.key == "dem" else plain,
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["20210301.tif", "x_2021-03-01_2021-04-01.tif", "00030512_20210301.tif", "99887766-20210301T1"],
+)
+def test_the_first_day_in_a_name_is_the_date_of_another_sensor(name):
+    """00030512 would be a day in the year 3."""
+    sensor = replace(MODALITIES["s3_olci"], key="mine")
+    assert from_path(f"mine/images/{CELL}/{name}", {"mine/images": sensor}).date == "20210301"
 
 
 def test_the_order_is_modality_cell_patch_date():

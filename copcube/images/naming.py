@@ -226,7 +226,11 @@ def from_path(path: str, folders: Mapping[str, Modality] = FOLDERS) -> Identity:
 _DATES = {
     "s5p": (r"(\d{4})-(\d{2})-(\d{2})", "2021-03-01_2021-04-01.tif"),
     "published": (r"(\d{8})T", "…20210301T…"),
-    "own": (r"(?<!\d)(\d{4})-?(\d{2})-?(\d{2})(?!\d)", "2021-03-01.tif or …_20210301_….tif"),
+    # Eight digits may be a number of anything else, such as of a scene.
+    "own": (
+        r"(?<!\d)((?:19|20)\d{2})-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)",
+        "2021-03-01.tif or …_20210301_….tif",
+    ),
 }
 """Pattern of the date in the name of a file, and an example."""
 
