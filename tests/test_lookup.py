@@ -282,6 +282,9 @@ def test_distances_and_vectors_are_numbers(wrong):
         ds.copembed.similar(vector=np.ones(DIM), exclude_km=wrong)
     with pytest.raises(OptionError, match="exclude_km"):
         ds.copembed.change(ds, exclude_km=wrong)
-    for vector in ("a vector", ds, ["a"] * DIM):
+    for vector in ("a vector", ds, ["a"] * DIM, np.ones(DIM, complex), np.ones(DIM, "m8[s]")):
         with pytest.raises(OptionError, match=r"vector is .*; expected an array of numbers"):
             similar(ds, vector=vector)
+    masked = np.ma.masked_greater(np.arange(DIM), 1)  # over numbers that look like any others
+    with pytest.raises(OptionError, match="zero or not finite"):
+        similar(ds, vector=masked)

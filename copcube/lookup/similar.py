@@ -165,12 +165,16 @@ def check_vector(vector: ArrayLike, shape: tuple[int, ...], whose: str) -> Float
         If its shape differs from those it is compared with, or it is zero or not finite.
     """
     try:
-        wanted = np.asarray(vector, np.float64)
+        given = np.asarray(vector)
+        if given.dtype.kind in "cmM":
+            raise TypeError
+        wanted = given.astype(np.float64)
     except (TypeError, ValueError):
         raise OptionError(f"vector is {as_given(vector)}; expected an array of numbers") from None
     if wanted.shape != shape:
         raise OptionError(f"the vector has the shape {wanted.shape}; those of {whose} have {shape}")
-    if not np.isfinite(wanted).all() or not wanted.any():
+    # What is masked may be any number underneath.
+    if np.ma.is_masked(vector) or not np.isfinite(wanted).all() or not wanted.any():
         raise OptionError("the vector to compare with is zero or not finite: nothing is like it")
     return wanted
 
