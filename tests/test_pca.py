@@ -786,3 +786,8 @@ def test_several_bases_in_one_dataset_are_refused_by_name(tmp_path):
     assert pca.restore(one).embedding.sizes["year"] == 2
     with pytest.raises(CubeError, match=r"components lacks the dimension component.*\[0\]"):
         pca.project(drawn(), fields.isel(component=0))
+    renamed = fields.rename(component="k")
+    with pytest.raises(CubeError, match=r"expected component and dim: .*'k': 'component'"):
+        pca.restore(renamed)
+    with pytest.raises(CubeError, match=r"expected component and dim: .*'k': 'component'"):
+        pca.project(drawn(), renamed)

@@ -35,7 +35,14 @@ def require_one_basis(ds: "xr.Dataset") -> None:
         if name not in ds:
             continue
         found = tuple(map(str, ds[name].dims))
-        if further := [dim for dim in found if dim not in dims]:
+        further = [dim for dim in found if dim not in dims]
+        missing = [dim for dim in dims if dim not in found]
+        if further and missing:
+            raise CubeError(
+                f"{name} has the dimensions {', '.join(found)}; expected {' and '.join(dims)}: "
+                f"ds.rename({{{further[0]!r}: {missing[0]!r}}})"
+            )
+        if further:
             first = further[0]
             raise CubeError(
                 f"{name} has the dimension {first} beside {' and '.join(dims)}: the dataset holds "
@@ -43,7 +50,7 @@ def require_one_basis(ds: "xr.Dataset") -> None:
                 f"choose one with .isel({first}=0), or, if they are all the same, combine the "
                 "datasets with data_vars='minimal'"
             )
-        if missing := [dim for dim in dims if dim not in found]:
+        if missing:
             first = missing[0]
             raise CubeError(
                 f"{name} lacks the dimension {first}, as after a selection by one number; select "
