@@ -306,6 +306,13 @@ def test_files_of_a_name_a_folder_and_a_glob(tmp_path):
         rows_files(tmp_path / "none")
 
 
+def test_capitals_of_an_extension_hide_no_rows(tmp_path):
+    files = [tmp_path / "1.PARQUET", tmp_path / "2.parquet"]
+    for file in files:
+        write_rows(file, random_rows(5, dim=3), {})
+    assert rows_files(tmp_path) == files
+
+
 def test_what_is_encoded_is_what_is_written(tmp_path):
     path = tmp_path / "a.parquet"
     write_rows(path, random_rows(50, dim=3), {"encoder": "x"})

@@ -133,6 +133,12 @@ def test_shards_by_file_folder_glob_and_pattern(tmp_path):
     assert open_source(paths[1]) == WebDatasetSource(str(tmp_path), everything[1:2])
 
 
+def test_capitals_of_an_extension_hide_no_shard(tmp_path):
+    for name in ("a.TAR", "b.tar"):
+        shard(tmp_path / name, sample())
+    assert [name for name, _ in open_source(tmp_path).shards] == ["a.TAR", "b.tar"]
+
+
 def test_shards_of_two_folders_have_names_of_their_own(tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()

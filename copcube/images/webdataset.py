@@ -71,7 +71,7 @@ def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "WebDatasetSourc
     if os.path.isdir(whole):
         inside = matches(os.path.join(glob.escape(whole), "*"))
         # Without shards, a folder of folders is a GeoTIFF tree.
-        shards = sorted(name for name in inside if name.endswith(".tar"))
+        shards = sorted(name for name in inside if name.lower().endswith(".tar"))
         found = shards or ([] if any(map(os.path.isdir, inside)) else inside)
     elif os.path.exists(whole):
         found = [whole]
@@ -84,7 +84,7 @@ def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "WebDatasetSourc
             raise _lacking(path, names, missing)
         found = sorted(set(itertools.chain.from_iterable(by_name.values())))
     _refuse_compressed(found)
-    tars = [name for name in found if name.endswith(".tar") and not os.path.isdir(name)]
+    tars = [name for name in found if name.lower().endswith(".tar") and not os.path.isdir(name)]
     for name in tars:
         require_file(name, SourceError)
     shards = sorted(filter(os.path.isfile, tars), key=_by_name)
@@ -101,7 +101,7 @@ def _at_address(url: str) -> "WebDatasetSource":
     """Open shards in an object store or on a web server."""
     _refuse_compressed([url])
     names = sorted(set(_expand(url)), key=_by_name)
-    if url.endswith(".tar"):
+    if url.lower().endswith(".tar"):
         found = dict(zip(names, sizes(names), strict=True))
         missing = [name for name, size in found.items() if size is None]
         if missing and len(names) > 1:
@@ -115,7 +115,9 @@ def _at_address(url: str) -> "WebDatasetSource":
         folder = url.rstrip("/")
         found = {f"{folder}/{e.name}": e.size for e in listing(folder, deep=False)}
         _refuse_compressed(found)
-    shards = [(n, size) for n, size in found.items() if n.endswith(".tar") and size is not None]
+    shards = [
+        (n, size) for n, size in found.items() if n.lower().endswith(".tar") and size is not None
+    ]
     if not shards:
         raise SourceError(
             f"{url}: expected WebDataset shards there ('*.tar'), found none; a GeoTIFF tree "

@@ -28,7 +28,7 @@ def holds_fragments(path: str) -> bool:
     local = Path(path)
     if is_remote(path) or (local.is_dir() and (local / "zarr.json").exists()):
         return False
-    if local.is_file() and local.suffix != ".parquet":
+    if local.is_file() and local.suffix.lower() != ".parquet":
         return False
     try:
         first = rows.rows_files(path)[0]

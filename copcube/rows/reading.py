@@ -47,7 +47,7 @@ def rows_files(path: str | Path) -> list[Path] | list[str]:
         _refuse_others(local)
         # A build writes its files under hidden names first.
         below = map(Path, files_below(local))
-        found = [p for p in below if p.suffix == ".parquet" and not p.name.startswith(".")]
+        found = [p for p in below if p.suffix.lower() == ".parquet" and not p.name.startswith(".")]
     else:
         found = [Path(name) for name in matches(str(path))]
     found = sorted(p for p in found if not p.is_dir())
@@ -71,9 +71,9 @@ def _refuse_others(folder: Path) -> None:
 
 
 def _addresses(url: str) -> list[str]:
-    if url.endswith(".parquet") and sizes([url]) != [None]:
+    if url.lower().endswith(".parquet") and sizes([url]) != [None]:
         return [url]
-    names = [entry.name for entry in listing(url) if entry.name.endswith(".parquet")]
+    names = [entry.name for entry in listing(url) if entry.name.lower().endswith(".parquet")]
     if not names:
         raise RowsError(f"{url}: no parquet files found; expected one, or a folder of them")
     return [f"{url}/{name}" for name in names if "/." not in f"/{name}"]
