@@ -392,6 +392,7 @@ def test_counts_of_modalities_are_written_alike_from_a_transposed_cube(tmp_path)
         (["45,7", "45,5,7,25"], "45,5,7,25"),
         (["45,7,", "46,8,"], None),  # a separator at the end says nothing
         (["45,7", "46,8,,"], None),
+        (["45,7", f"46,8,{'9' * 200_000}"], None),  # longer than the csv module's limit
     ],
 )
 def test_fields_that_are_left_out_are_named(tmp_path, caplog, rows, row):

@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import warnings
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from copcube.errors import OptionError, in_a_line
@@ -90,14 +91,15 @@ def read_csv(path: str) -> "pd.DataFrame":
 def _name_surplus(file: IO[bytes], options: dict[str, Any], width: int, path: str) -> None:
     """Log the first row that holds something beyond the last name, which is left out."""
     texts = io.TextIOWrapper(file, options["encoding"], options["encoding_errors"], newline="")
-    for row in csv.reader(texts, delimiter=options["sep"]):
-        if any(field.strip() for field in row[width:]):
-            log.warning(
-                f"{path}: the row {options['sep'].join(row):.80} has {len(row)} fields for {width} "
-                "names, and what is beyond is left out; where commas are decimal marks, separate "
-                "fields by semicolons"
-            )
-            break
+    with suppress(csv.Error):  # a field of more characters than the module takes
+        for row in csv.reader(texts, delimiter=options["sep"]):
+            if any(field.strip() for field in row[width:]):
+                log.warning(
+                    f"{path}: the row {options['sep'].join(row):.80} has {len(row)} fields for "
+                    f"{width} names, and what is beyond is left out; where commas are decimal "
+                    "marks, separate fields by semicolons"
+                )
+                break
     texts.detach()
 
 
