@@ -52,7 +52,7 @@ def test_what_was_computed_or_is_large_is_left_to_dask(path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scheduler", "tasks"), [("threads", 0), ("sync", 1)])
+@pytest.mark.parametrize(("scheduler", "tasks"), [("threads", 0), ("processes", 0), ("sync", 1)])
 def test_vectors_are_read_past_dask_unless_it_computes_elsewhere(path, scheduler, tasks):
     """As on workers, which read at the same time; any other scheduler may be one of theirs."""
     part, computed = (slice(0, 720), slice(0, 90)), []
@@ -65,3 +65,20 @@ def test_vectors_are_read_past_dask_unless_it_computes_elsewhere(path, scheduler
     assert len(computed) == tasks
     assert np.array_equal(filled, plain.n_images > 0)
     assert np.array_equal(vectors[filled], plain.embedding.values[filled])
+
+
+@pytest.mark.slow
+def test_no_pool_of_processes_is_started_for_each_part(path, monkeypatch):
+    """Not even where something was computed from the vectors, so that dask must read them."""
+
+    def started(*arguments, **options):
+        raise AssertionError("a pool of processes was started")
+
+    plain = xr.open_zarr(path, chunks=None).isel(lat=slice(0, 90)).load()
+    lazy = plain.assign(embedding=plain.embedding.chunk(lat=45, lon=45) * 1)
+    where = {dim: plain[dim].values[[40, 70]] for dim in ("lat", "lon")}
+    monkeypatch.setattr("dask.multiprocessing.ProcessPoolExecutor", started)
+    with dask.config.set(scheduler="processes"):
+        fitted, found = lazy.copembed.fit(k=1), lazy.copembed.points(where)
+    xr.testing.assert_identical(fitted, plain.copembed.fit(k=1))
+    xr.testing.assert_identical(found, plain.copembed.points(where))

@@ -21,7 +21,7 @@ from copcube.cube.pointwise import as_points, refuse_shared
 from copcube.cube.presence import present, refuse_unusable, refuse_zeros
 from copcube.cube.results import as_result, described
 from copcube.cube.schema import group_labels, is_numbered
-from copcube.cube.whole import at_once, opened, scheduled_here
+from copcube.cube.whole import at_once, opened, part_of, scheduled_here
 from copcube.errors import CubeError, GridError
 from copcube.files.damage import naming_damage
 from copcube.grid import Integers, lattice_index
@@ -264,7 +264,7 @@ class CubeView:
     def _values(self, part: Part) -> NDArray[Any]:
         """All vectors of a part; if possible without dask, which needs a task per chunk."""
         if self._source is None or not all(isinstance(k, int | slice) for k in part):
-            return np.asarray(self.field.variable[part].values)
+            return part_of(self.field, part)
         return np.asarray(self._source[part])
 
     @cached_property

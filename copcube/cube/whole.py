@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -89,9 +90,22 @@ def opened(array: "xr.DataArray") -> Any:
 
 
 def scheduled_here(array: "xr.DataArray") -> bool:
-    """Whether threads of this process, not workers, compute a lazy array."""
+    """Whether threads of this process, not workers, compute a lazy array.
+
+    With ``scheduler="processes"`` they do too: dask would start a pool of processes for each of
+    many parts.
+    """
+    import dask.multiprocessing
     import dask.threaded
     from dask.base import get_scheduler
 
     scheduler = get_scheduler(cls=type(array.data))  # type: ignore[no-untyped-call]
-    return scheduler is dask.threaded.get
+    return scheduler in (dask.threaded.get, dask.multiprocessing.get)
+
+
+def part_of(array: "xr.DataArray", part: tuple[Any, ...]) -> NDArray[Any]:
+    """Compute one of many parts of an array, where `scheduled_here` says."""
+    if array.chunks is None:
+        return np.asarray(array.variable[part].values)
+    scheduler = "threads" if scheduled_here(array) else None
+    return np.asarray(array.variable[part].compute(scheduler=scheduler).values)

@@ -129,7 +129,10 @@ def _by_dask(
         for (chunk, where), of_chunk in zip(wanted.items(), asked, strict=True)
     }
     graph = HighLevelGraph.from_collections(name, layer, dependencies=[data])
-    values = compute_as_if_collection(type(data), graph, [*layer])  # type: ignore[no-untyped-call]
+    scheduler = "threads" if here else None
+    values = compute_as_if_collection(  # type: ignore[no-untyped-call]
+        type(data), graph, [*layer], scheduler=scheduler
+    )
     if not here:
         for of_chunk, of_each in zip(asked, values, strict=True):
             found[of_chunk] = of_each

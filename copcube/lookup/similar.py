@@ -13,6 +13,7 @@ from copcube.cube.ordered import ordered
 from copcube.cube.presence import refuse_zeros
 from copcube.cube.results import as_result
 from copcube.cube.view import CubeView, Part
+from copcube.cube.whole import part_of
 from copcube.errors import OptionError
 from copcube.files.processors import THREADS
 from copcube.grid import Floats, on_sphere
@@ -205,7 +206,7 @@ def _scores(view: CubeView, wanted: Floats, metric: Metric) -> NDArray[np.float3
 
     def score(piece: CubeView, part: Part) -> NDArray[np.float32]:
         counts = None if piece.counts is None else piece.counts.variable[part].values
-        x = piece.field.variable[part].values
+        x = part_of(piece.field, part)
         return _score(x, counts, wanted, metric, piece.zeros_allowed)
 
     for piece, rows, cols in ordered(view):
