@@ -20,6 +20,7 @@ import textwrap
 import zipfile
 from pathlib import Path
 
+import netCDF4
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,6 +62,7 @@ from copcube.lookup.tables import read_table
 from copcube.modalities import MODALITIES
 from copcube.models.neural_lam import on_grid
 from copcube.probes.bench import read_results
+from copcube.products import tessera
 from copcube.products.geotiff import find
 from copcube.rows import COLUMNS, read_rows, rows_files
 from copcube.rows.opening import open_parquet, reading_parquet
@@ -248,6 +250,24 @@ def expanded(path):
     return path / "w.pth"
 
 
+def long_vectors_of_netcdf(path):
+    """A cube of small chunks, of which nothing was written, with vectors of a billion numbers."""
+    with netCDF4.Dataset(path / "cube.nc", "w") as file:
+        for name, size in {"lat": 721, "lon": 1440, "dim": 10**9}.items():
+            file.createDimension(name, size)
+        file.createVariable("embedding", "f4", ("lat", "lon", "dim"), chunksizes=(45, 45, 64))
+    return path / "cube.nc"
+
+
+def long_vectors_of_zarr(path):
+    group = zarr.create_group(path / "cube.zarr")
+    shape, dims = (721, 1440, 10**9), ("lat", "lon", "dim")
+    group.create_array(
+        "embedding", shape=shape, chunks=(45, 45, 64), dtype="f4", dimension_names=dims
+    )
+    return path / "cube.zarr"
+
+
 def nested_keys(path):
     """A dictionary by tuples of tuples, which would take years to hash."""
     pairs = (b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
@@ -270,6 +290,7 @@ OPEN = {
     "found = [i if hasattr(i, 'reason') else i() for p in q for i in s.jobs(p, Selection.of())]\n"
     "raise SystemExit(str(found))",
     "map": "from copcube.interchange.engine import open_map\nopen_map(p)",
+    "store": "from copcube.cube.store import open_stored\nopen_stored(p)",
     "rows": "from copcube.rows import read_rows\nread_rows(p)",
     "static": "from copcube import era5\nera5.open_static(p)",
     "weights": "from copcube.encoder.weights import load_weights\nload_weights(p)",
@@ -290,6 +311,8 @@ BOMBS = {
     unwritten_coordinate: ("static", r"longitude, 17179869184 values, would expand to 137 GB"),
     one_chunk: ("static", r"a chunk of lsm, 500 × 721 × 1440 values, would expand to 2.1 GB"),
     unwritten_array: ("static", r"l\w+itude, 1099511627776 values, would expand to 8.8 TB"),
+    long_vectors_of_netcdf: ("map", r"a block of embedding, 45 × 45 × 1000000000 values, would"),
+    long_vectors_of_zarr: ("store", r"a block of embedding, 45 × 45 × 1000000000 values, would"),
     nested_keys: ("map", r"a dictionary whose keys are not names"),
     expanded: ("weights", r"its \d+ tensors would expand to 5\d GB"),
     sparse: ("map", r"holds more than tensors .torch._utils._rebuild_sparse_tensor."),
@@ -491,6 +514,19 @@ DOORS = {
     "sensor.toml": (copcube.sensor, OptionError),
     "vector.npy": (_vector, OptionError),
 }
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (10**30,)])
+def test_an_array_of_terabytes_is_refused_before_it_is_read(shape, tmp_path):
+    header = {"shape": shape, "fortran_order": False, "descr": "<f4"}
+    with open(tmp_path / "vector.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(
+        OptionError, match=r"--vector .*vector.npy: its array, \d+.* would expand to"
+    ):
+        _vector(str(tmp_path / "vector.npy"))
+    with pytest.raises(RowsError, match=r"vector\.npy: not a readable \.npy file"):
+        tessera._load(str(tmp_path / "vector.npy"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders")

@@ -23,6 +23,7 @@ from copcube.cli.cubes import (
     warn_of,
 )
 from copcube.errors import OptionError
+from copcube.files.limits import demand_piece
 from copcube.files.regular import open_regular
 from copcube.version import __version__
 
@@ -267,10 +268,15 @@ def _vector(path: str | None) -> "NDArray[Any] | None":
     """Read a vector from a NumPy file; objects, which could run code, are refused."""
     import numpy as np
 
+    from copcube.interchange.npz import array_header
+
     if path is None:
         return None
     try:
         with open_regular(path, OptionError) as file:
+            shape, _, dtype = array_header(file)
+            demand_piece(f"--vector {path}", "its array", shape, dtype.itemsize, OptionError)
+            file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
     except OptionError:
         raise

@@ -19,7 +19,7 @@ from copcube.files.atomic import FULL
 from copcube.files.contents import first_bytes, form, other_than
 from copcube.files.damage import naming_damage
 from copcube.files.folders import open_folder
-from copcube.files.limits import demand_piece, demand_text, rule_out_shortage
+from copcube.files.limits import demand_piece, demand_text, demand_vectors, rule_out_shortage
 from copcube.files.objects import is_remote, stat, zarr_store
 from copcube.files.regular import version_of
 
@@ -343,7 +343,9 @@ def _demand_group(group: "zarr.Group", name: str, error: type[CopcubeError]) -> 
         # Coordinates of dimensions are read as soon as a store is opened.
         whole = found.ndim == 1
         shape, what = (found.shape, key) if whole else (found.chunks, f"a chunk of {key}")
-        demand_piece(name, what, shape, getattr(found.dtype, "itemsize", 16), error)
+        size = getattr(found.dtype, "itemsize", 16)
+        demand_piece(name, what, shape, size, error)
+        demand_vectors(name, key, found.shape, size, error)
 
 
 def _found(path: str, otherwise: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from copcube import grid
 from copcube.errors import CopcubeError, OptionError
 from copcube.progress import size as in_words
 
@@ -147,6 +148,16 @@ def demand_piece(
     """Refuse to read an array at once if it is larger than `PIECE`."""
     needed = math.prod(shape) * itemsize
     demand(PIECE, needed, f"{path}: {what}, {' × '.join(map(str, shape))} values,", error)
+
+
+def demand_vectors(
+    path: str, name: str, shape: tuple[int, ...], itemsize: int, error: type[CopcubeError]
+) -> None:
+    """Refuse vectors of a cube so long that a block of cells is larger than `PIECE`."""
+    if name in ("embedding", "pc"):
+        # The dimension along the vectors may stand anywhere, and is the longest if it is too long.
+        block = (grid.BLOCK, grid.BLOCK, max(shape, default=0))
+        demand_piece(path, f"a block of {name}", block, itemsize, error)
 
 
 def load_json(raw: bytes, limit: Limit, what: str, error: type[CopcubeError]) -> Any:

@@ -7,7 +7,7 @@ or a chunk that decompresses to gigabytes.
 from typing import Any
 
 from copcube.errors import CopcubeError
-from copcube.files.limits import demand_piece
+from copcube.files.limits import demand_piece, demand_vectors
 
 
 def demand_variables(path: str, error: type[CopcubeError], content: bytes | None = None) -> None:
@@ -35,11 +35,13 @@ def demand_variables(path: str, error: type[CopcubeError], content: bytes | None
     with netCDF4.Dataset(name, memory=content) as file:
         for variable in file.variables.values():
             # Coordinates of dimensions are read as soon as a file is opened.
+            size = _itemsize(variable)
+            demand_vectors(path, variable.name, variable.shape, size, error)
             whole = variable.dimensions == (variable.name,)
             read = variable.shape if whole else variable.chunking()
             if read != "contiguous" and read is not None:
                 what = f"{'' if whole else 'a chunk of '}{variable.name}"
-                demand_piece(path, what, tuple(read), _itemsize(variable), error)
+                demand_piece(path, what, tuple(read), size, error)
 
 
 def _itemsize(variable: Any) -> int:

@@ -94,7 +94,7 @@ def open_npz(path: str) -> MapSource:
             )
         info = archive.getinfo(f"{name}.npy")
         with _member_of(archive, info) as stream:
-            shape, in_columns, dtype = _header(stream)
+            shape, in_columns, dtype = array_header(stream)
             skip = stream.tell()
         beside = (*_BESIDE, *PLACES)
         small = {key: _small(archive, f"{key}.npy") for key in beside if key in names}
@@ -260,7 +260,8 @@ def _member(archive: zipfile.ZipFile, name: str, kind: int) -> Iterator[IO[bytes
         yield stream
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read what the header of an array states: shape, whether in column order, data type."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
@@ -273,7 +274,7 @@ def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     if info.file_size > SMALL:
         raise CubeError(f"{archive.filename}: {name} is larger than such a member can be")
     with _member_of(archive, info) as stream:
-        shape, _, dtype = _header(stream)
+        shape, _, dtype = array_header(stream)
         if stream.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize != info.file_size:
             raise CubeError(f"{archive.filename}: {name} does not have the size that it states")
         stream.seek(0)

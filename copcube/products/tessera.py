@@ -270,7 +270,7 @@ def _load(path: str) -> "np.memmap[Any, Any]":
             f"{path}: no such file; a tile of TESSERA has its vectors in NAME.npy and one scale a "
             "pixel in NAME_scales.npy"
         ) from error
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OverflowError, OSError, EOFError) as error:
         rule_out_shortage(error)
         raise RowsError(f"{path}: not a readable .npy file ({in_a_line(error)})") from error
 
