@@ -35,6 +35,7 @@ from copcube.builds import aggregate, api, build, estimate, stages, status, task
 from copcube.builds.dask import local_cluster
 from copcube.builds.executors import LocalExecutor
 from copcube.builds.folder import BuildFolder
+from copcube.builds.partitions import chosen_partitions
 from copcube.builds.plan import BuildOptions, EncoderFacts, plan_aggregate, plan_build
 from copcube.cube import read_attributes, validate
 from copcube.cube.averaging import averaging_order
@@ -192,6 +193,22 @@ def test_rows_that_are_not_finite_are_mended_by_the_same_command(
     assert report.seconds["embedding"] > 0
     assert sum(shape[0] for _, shape in encoder.calls) == len(vectors)
     assert contents(out) == contents(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "why"),
+    {
+        "3-1": "the range ends before it begins; expected 1-3",
+        "1-999999": "this source has 4, numbered from 0 to 3",
+        **dict.fromkeys(
+            ["", "-1", "2-", "x", "1..2", "1-2-3", " 1"],
+            "expected a number from 0, or a range such as 0-99",
+        ),
+    }.items(),
+)
+def test_what_is_wrong_with_a_choice_of_partitions_is_said(partitions, why):
+    with pytest.raises(OptionError, match=f"^partitions '{partitions}': {why}$"):
+        chosen_partitions(partitions, 4)
 
 
 def test_a_source_without_images_has_an_estimate_and_no_partitions(tmp_path):

@@ -30,9 +30,15 @@ def chosen_partitions(partitions: str | int | None, count: int) -> range:
         partitions = str(whole_number(partitions, "partitions", 0))
     first, dash, last = partitions.partition("-")
     if not first.isdecimal() or not (last.isdecimal() or not dash):
-        raise OptionError(f"partitions {partitions!r}: expected a number or a range such as 0-99")
+        raise OptionError(
+            f"partitions {partitions!r}: expected a number from 0, or a range such as 0-99"
+        )
     chosen = range(int(first), int(last or first) + 1)
-    if not chosen or chosen[-1] >= count:
+    if not chosen:
+        raise OptionError(
+            f"partitions {partitions!r}: the range ends before it begins; expected {last}-{first}"
+        )
+    if chosen[-1] >= count:
         has = f"{count}, numbered from 0 to {count - 1}" if count else "none"
         raise OptionError(f"partitions {partitions!r}: this source has {has}")
     return chosen
