@@ -25,6 +25,7 @@ from copcube.builds.plan import BuildOptions
 from copcube.cube.view import CubeView
 from copcube.embedding import SharedEncoder
 from copcube.errors import CopcubeError, OptionError, WriteError
+from copcube.hub.fetch import fetch
 from copcube.images import open_source
 from copcube.images.sample.writing import write_sample
 from copcube.interchange import export, to_geotiff, to_zarr
@@ -120,6 +121,7 @@ def test_what_is_no_path_is_refused(path, tmp_path):
         copcube.era5.open_static,
         lambda p: export(xr.Dataset(), p),
         lambda p: write_sample(p, cells=1),
+        lambda p: fetch("example", p) if p is not None else open_source(p),
     ):
         with pytest.raises((OptionError, copcube.CopcubeError)):
             opened(path)

@@ -544,3 +544,25 @@ def test_a_demo_of_few_cells_reduces_nothing(images, stubbed, tmp_path, capsys):
     assert main(["demo", str(tmp_path)]) == 0
     assert "2 cells are too few for 3 components: nothing is reduced" in capsys.readouterr().out
     assert (tmp_path / "world.zarr").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["demo", ""], "folder"),
+        (["fetch", "example", "--to", ""], "to"),
+        (["fetch", "example", "--to="], "to"),
+        (["export", "", "a.npz"], "cube"),
+        (["reduce", "a.zarr", "b.zarr", "--given", ""], "given"),
+        (["build", "images", "b.zarr", "--scheduler-file", ""], "scheduler-file"),
+        (["compare", "a.zarr", "b.zarr", "--groups", "", "JJA"], "groups"),
+    ],
+)
+def test_empty_texts_are_refused_and_not_taken_for_the_current_folder(
+    command, name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert said == f"copcube: the argument {name} is an empty text; give a value, or leave it out\n"
+    assert not any(tmp_path.iterdir())

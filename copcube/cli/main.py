@@ -20,7 +20,7 @@ from types import FrameType
 
 from copcube.arguments import without_scheme
 from copcube.cli import bench, build, data, look, lookup, probe, use
-from copcube.errors import CopcubeError, printable
+from copcube.errors import CopcubeError, OptionError, printable
 from copcube.files.damage import let_zarr_finish, naming_damage
 from copcube.version import __version__
 
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args([without_scheme(text) for text in given])
     _log_to_stderr(quiet=arguments.quiet)
     try:
+        _refuse_empty(arguments)
         with _stopped_in_good_order(), naming_damage():
             code: int | None = arguments.run(arguments)
         sys.stdout.flush()
@@ -69,6 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"copcube: {printable(_line(error))}", file=sys.stderr)
         return 1
     return code or 0
+
+
+def _refuse_empty(arguments: argparse.Namespace) -> None:
+    """Refuse empty texts, such as a shell's variables that are not set.
+
+    `pathlib.Path` takes them for the current folder.
+    """
+    for name, value in vars(arguments).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            shown = name.replace("_", "-")
+            raise OptionError(
+                f"the argument {shown} is an empty text; give a value, or leave it out"
+            )
 
 
 class _Stopped(KeyboardInterrupt):

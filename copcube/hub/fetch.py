@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from copcube.arguments import one_path
 from copcube.errors import CopcubeError, FetchError, MissingPackageError
 from copcube.files.atomic import write_text, writing
 from copcube.hub.published import (
@@ -126,7 +127,7 @@ def fetch_files(
     StorageError
         If there is no room, or no permission.
     """
-    cache, root = _cache(), None if folder is None else Path(folder)
+    cache, root = _cache(), None if folder is None else Path(one_path(folder, "folder"))
     files = [_pinned(file) for file in files] if root is None else files
     known = {file: _known(file, root) for file in files}
     unknown = [file for file, found in known.items() if found is None]
