@@ -17,6 +17,7 @@ from stub import StubEncoder
 import copcube
 import copcube.encoder
 from copcube.cli import main, parser
+from copcube.cli.common import columns, table
 from copcube.images.sample.writing import write_sample
 
 
@@ -566,3 +567,14 @@ def test_empty_texts_are_refused_and_not_taken_for_the_current_folder(
     said = capsys.readouterr().err
     assert said == f"copcube: the argument {name} is an empty text; give a value, or leave it out\n"
     assert not any(tmp_path.iterdir())
+
+
+def test_tables_are_whole_where_there_is_no_terminal(monkeypatch, capsys):
+    """A hash that was cut, or wrapped, cannot be searched for."""
+    monkeypatch.setenv("COLUMNS", "40")
+    long = "0123456789abcdef" * 12
+    table("world.zarr", [("weights", long), ("source", "a word " * 30)])
+    columns(("number", "name"), [("1", long)])
+    said = capsys.readouterr().out.splitlines()
+    assert sum(long in line for line in said) == 2
+    assert sum("a word " * 29 in line for line in said) == 1

@@ -69,6 +69,8 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 _WIDE = 120
 """Width in characters that a table of numbers may have on any terminal."""
+_WHOLE = 1 << 16
+"""Width of a table in a file or a pipe, in which no line is wrapped."""
 
 
 def say(text: object) -> None:
@@ -101,7 +103,7 @@ def columns(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _fill(table: "Table", rows: Iterable[Sequence[str]], most: int = 0) -> None:
-    """Print a table; one no wider than `most` characters is never cut."""
+    """Print a table; one no wider than `most` characters, or not on a terminal, is never cut."""
     from rich.console import Console
     from rich.text import Text
 
@@ -109,6 +111,7 @@ def _fill(table: "Table", rows: Iterable[Sequence[str]], most: int = 0) -> None:
         # As plain text: content of files may look like rich's markup.
         table.add_row(*(Text(printable(text, lines=True)) for text in row))
     console = Console()
+    most = most if console.is_terminal else _WHOLE
     # A line that the terminal wraps can still be read, but a name that was cut cannot.
     needed = console.measure(table, options=console.options.update(width=most)).maximum
     if console.width < needed <= most:
