@@ -643,6 +643,20 @@ def test_an_input_is_not_replaced_by_what_is_made_of_it(fields, tmp_path, form):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("where", ["world.zarr", "world.zarr/n_images", "link"])
+def test_nothing_is_written_into_a_cube(world, images, fields, where, capsys):
+    (world.parent / "link").symlink_to(world)
+    folder, before = world.parent / where, snapshot(world.parent)
+    for form in FORMS:
+        with pytest.raises(StorageError, match=r"x\.\w+ lies in .*world\.zarr, which holds a cube"):
+            write(fields, folder / f"x.{form}")
+    with pytest.raises(StorageError, match=r"lies in .*world\.zarr, which"):
+        build(images, folder / "x.zarr", encoder=StubEncoder(), **OPTIONS)
+    assert main(["map", str(world), str(folder / "x.png")]) == 1
+    assert "x.png lies in " in capsys.readouterr().err
+    assert snapshot(world.parent) == before
+
+
 @pytest.mark.slow
 def test_no_command_replaces_its_input(world, fields, tmp_path, capsys):
     here = tmp_path / "here"

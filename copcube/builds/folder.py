@@ -34,7 +34,7 @@ from copcube.builds.partitions import encode_partitions, read_digest, read_parti
 from copcube.builds.plan import Plan
 from copcube.builds.receipts import Receipts
 from copcube.cube import foreign, overlap, read_attributes
-from copcube.cube.replacing import added, require_store_name, unusual
+from copcube.cube.replacing import added, require_outside, require_store_name, unusual
 from copcube.cube.store import lacks_root
 from copcube.errors import BuildError, CopcubeError, OptionError, StorageError, WriteError, few
 from copcube.files.atomic import NOT_UTF8, sync
@@ -256,6 +256,8 @@ class BuildFolder:
             ending of a file.
         BuildError
             As `require_own`.
+        WriteError
+            If the cube would lie in another.
         """
         flag(overwrite, "overwrite")
         require_store_name(self.out)
@@ -267,6 +269,7 @@ class BuildFolder:
                     f"{place} {how} {source}, which is read: --overwrite would replace what the "
                     "cube is made of; choose another output name"
                 )
+        require_outside(self.out)
         self.require_own()
 
     def clear(self) -> None:

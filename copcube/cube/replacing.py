@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from copcube.cube import schema
-from copcube.cube.store import METADATA, NODE, address, refuse_chain
-from copcube.errors import OptionError
+from copcube.cube.store import METADATA, NODE, address, is_group, refuse_chain
+from copcube.errors import OptionError, WriteError
 from copcube.files.objects import is_remote, listing
 
 # Chunks are named c/0/0 in Zarr 3, and 0.0 or 0/0 in Zarr 2.
@@ -40,6 +40,25 @@ def require_store_name(path: str | Path) -> None:
             f"{path}: Zarr is a folder, but {ending} is a file extension; choose a name such as "
             f"{os.path.basename(name)}.zarr (`copcube export` writes other formats)"
         )
+
+
+def require_outside(path: str | Path) -> None:
+    """Check that an output lies in no local cube, with whose files it would be mixed.
+
+    Raises
+    ------
+    WriteError
+        If it does.
+    """
+    if is_remote(path):
+        return
+    folder = Path(os.path.realpath(os.path.dirname(os.path.abspath(path))))
+    for place in (folder, *folder.parents):
+        if is_group(place) and says_copcube(os.listdir(place), _attributes(place)):
+            raise WriteError(
+                f"{path} lies in {place}, which holds a cube or what was made of one; choose a "
+                "name outside of it"
+            )
 
 
 def foreign(path: str | Path, *, half: bool = False) -> str | None:

@@ -16,7 +16,14 @@ import numpy as np
 
 from copcube import grid
 from copcube.arguments import flag, one_path
-from copcube.cube.replacing import foreign, overlap, require_store_name, says_copcube, unusual
+from copcube.cube.replacing import (
+    foreign,
+    overlap,
+    require_outside,
+    require_store_name,
+    says_copcube,
+    unusual,
+)
 from copcube.cube.store import is_group, require_inputs_unchanged
 from copcube.errors import WriteError
 from copcube.files import limits
@@ -46,7 +53,7 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
     OptionError
         If `path` is not a path, or `overwrite` is neither true nor false.
     WriteError
-        If something there must stay or is an input; if the folder is missing.
+        If something there must stay or is an input; if the folder is missing, or lies in a cube.
     """
     out = Path(one_path(path, "output"))
     overwrite = flag(overwrite, "overwrite")
@@ -60,6 +67,7 @@ def require_free(path: str | Path, overwrite: bool, *inputs: object) -> Path:
             )
     if not out.parent.is_dir():
         raise WriteError(f"{path} cannot be written: its folder does not exist; create it first")
+    require_outside(out)
     sweep_abandoned(out)
     return out
 
