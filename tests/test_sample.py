@@ -113,6 +113,7 @@ def test_rasters_are_as_published(samples):
         with rasterio.open(path) as raster:
             assert raster.descriptions == modality.bands
             assert raster.compression.value == "DEFLATE"
+            assert raster.tags()["TIFFTAG_IMAGEDESCRIPTION"].startswith("SYNTHETIC: ")
             assert set(raster.dtypes) == {"uint16" if key == "s2_toa" else "float32"}
             assert raster.nodata == (0 if key == "s2_toa" else None)
             lat, lon = parse_local(local or format_cell(cell))

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_DESCRIPTION = "SYNTHETIC: drawn at random by copcube sample; no satellite image"
+
 
 def geotiff(
     pixels: NDArray[Any],
@@ -17,7 +19,7 @@ def geotiff(
     descriptions: Iterable[str] = (),
     nodata: float | None = None,
 ) -> bytes:
-    """Return the bytes of a deflated GeoTIFF.
+    """Return the bytes of a deflated GeoTIFF, whose description says that it is synthetic.
 
     GDAL does not report a disk that is full at the end of a file; Python does.
 
@@ -59,6 +61,7 @@ def geotiff(
             zlevel=1,
             **place,
         ) as raster:
+            raster.update_tags(TIFFTAG_IMAGEDESCRIPTION=_DESCRIPTION)
             raster.write(pixels)
             if descriptions:
                 raster.descriptions = tuple(descriptions)
