@@ -623,7 +623,8 @@ def listing(root, content, name="fnames_3_union.json.gz"):
     return root / name
 
 
-def test_a_listing_says_what_to_read(tree):
+def test_a_listing_says_what_to_read(tree, caplog):
+    caplog.set_level("INFO", logger="copcube")
     s1, s3 = place("s1_grd"), place("s3_olci")
     other = place("s3_olci", NEXT)
     root = tree({p: drawn("s1_grd" if p == s1 else "s3_olci") for p in (s1, s3, other)})
@@ -636,6 +637,9 @@ def test_a_listing_says_what_to_read(tree):
         assert [i.origin for i in images] == [s1, s3]
         assert not rejected
         assert source.fingerprint() != without
+    assert caplog.messages == [
+        f"reading the files listed in {file}, and no others; move it away to read all images"
+    ]
     plain = listing(root, {"772177": entry({"s3_olci": [other]}, NEXT)}, "fnames_plain.json")
     assert [i.origin for i in read(open_source(plain))[0]] == [other]
     with pytest.raises(SourceError, match=r"2 listings, fnames_3_union.json.gz, fnames_plain.json"):

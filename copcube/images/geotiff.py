@@ -86,7 +86,10 @@ def recognise(path: str, sensors: tuple[Modality, ...] = ()) -> "GeoTiffSource |
             "give the path of the one to use"
         )
     if listings:
-        _log.info("reading the files listed in %s", listings[0])
+        _log.info(
+            "reading the files listed in %s, and no others; move it away to read all images",
+            listings[0],
+        )
         return GeoTiffSource(root, str(listings[0]), sensors)
     return GeoTiffSource(root, None, sensors)
 
