@@ -71,12 +71,14 @@ class Bar:
         """State of the work in one line."""
         seen = self.done + self.skipped
         total = "" if self.total is None else f"/{self.total}"
-        parts = [f"{self.title}: {seen}{total} {self.unit}"]
-        if self.done:
-            parts.append(f"{self.rate:.1f} {self.unit}/s")
+        return ", ".join([f"{self.title}: {seen}{total} {self.unit}", *self.pace()])
+
+    def pace(self) -> list[str]:
+        """Rate, time left and note, as far as there are any."""
+        parts = [f"{self.rate:.1f} {self.unit}/s"] if self.done else []
         if (left := self.seconds_left) is not None and left >= 1:
             parts.append(f"{duration(left)} left")
-        return ", ".join([*parts, *([self.note] if self.note else [])])
+        return [*parts, self.note] if self.note else parts
 
     def _show(self) -> None:
         """Show the state; a bar that is not shown does nothing."""
@@ -99,13 +101,8 @@ class _RichBar(Bar):
 
     def _show(self) -> None:
         done = self.done + self.skipped
-        self.bars.update(self.task, total=self.total, completed=done, state=self._state())
-
-    def _state(self) -> str:
-        left = self.seconds_left
-        parts = [f"{self.rate:.1f} {self.unit}/s"] if self.done else []
-        parts += [f"{duration(left)} left"] if left is not None else []
-        return ", ".join([*parts, *([self.note] if self.note else [])])
+        state = ", ".join(self.pace())
+        self.bars.update(self.task, total=self.total, completed=done, state=state)
 
 
 @contextmanager
