@@ -363,6 +363,12 @@ def test_validation_chooses_the_strength_and_both_splits_are_fitted(task):
     np.testing.assert_allclose(model.logits(x), again.logits(x))
 
 
+def test_validation_without_any_class_chooses_nothing():
+    train, (x, y) = split(SEVERAL, 100, 0), split(SEVERAL, 60, 1)
+    with pytest.raises(SourceError, match="none of the 60 validation samples has any class"):
+        fast.logistic(SEVERAL, train, (x, np.zeros_like(y)), (1e-3, 1.0))
+
+
 def test_fewer_samples_than_dimensions_and_constant_dimensions_are_fitted():
     x, y = split(CLASSES, 12, 0)
     x = np.concatenate([x, np.full((12, 3), 7, np.float32), x[:, :2]], axis=1)

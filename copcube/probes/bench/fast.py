@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from copcube.errors import SourceError
 from copcube.grid import Floats
 from copcube.probes.bench.metrics import SCORES, guess
 from copcube.probes.bench.tasks import Task
@@ -207,6 +208,11 @@ def logistic(
         The chosen C, the smallest of equals.
     score : float
         Accuracy, or micro average precision, in %, of the validation split before.
+
+    Raises
+    ------
+    SourceError
+        If no validation sample has a class.
     """
     problem = _Problem(task, *train)
     best = (-np.inf, strengths[0])
@@ -215,6 +221,12 @@ def logistic(
         score = SCORES[task.kind](guess(task, logits), validation[1])
         # Of equal scores `max` keeps the first, which has the stronger penalty.
         best = max(best, (score, strength), key=lambda pair: pair[0])
+    if not np.isfinite(best[0]):
+        raise SourceError(
+            f"{task.title}: none of the {len(validation[1])} validation samples has any class, so "
+            f"that no strength can be chosen; use the whole data set (`copcube fetch bench "
+            f"{task.name}`)"
+        )
     both = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
     return _Problem(task, *both).solve(best[1]), best[1], best[0]
 
