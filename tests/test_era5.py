@@ -292,6 +292,26 @@ def test_averaged_fields_say_that_they_are_averaged():
     assert fine.spread.cell_methods == "area: standard_deviation"
 
 
+@pytest.mark.parametrize(
+    ("step", "said"), [(1.0, "number of 0.25 degree cells"), (0.25, "1 where")]
+)
+def test_sums_of_ones_do_not_say_that_they_are_ones(step, said):
+    """As of a published map that was converted, of which no images are counted."""
+    ones = np.ones((40, 40), "i4"), {"long_name": "1 where there is a vector"}
+    fields = xr.Dataset(
+        {
+            "pc": (("lat", "lon", "component"), np.ones((40, 40, 1), "f4")),
+            "n_images": (("lat", "lon"), *ones),
+        },
+        {"lat": LAT[:40], "lon": LON[:40]},
+        {"n_images_known": 0},
+    )
+    merged = era5.merge(fields, dataset(np.arange(90, 82, -step), np.arange(0, 8, step)))
+    assert float(merged.n_images[3, 3]) == pytest.approx((step / 0.25) ** 2, rel=1e-3)
+    assert merged.n_images.long_name.startswith(said)
+    assert fields.n_images.long_name == "1 where there is a vector"
+
+
 def test_orography_on_a_coarse_grid_is_that_of_the_real_field_averaged(real):
     fields = xr.Dataset(
         {"pc": (("lat", "lon", "component"), real.z.values[..., None])},

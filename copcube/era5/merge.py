@@ -18,7 +18,7 @@ from copcube.arguments import as_given, flag, number
 from copcube.cube.caution import SPEAKING
 from copcube.cube.latlon import CELL, LatLon, reach
 from copcube.cube.results import as_result, described
-from copcube.cube.schema import OF_CUBES_ONLY
+from copcube.cube.schema import OF_CUBES_ONLY, counts_images
 from copcube.cube.view import CubeView, require_dataset
 from copcube.era5.conservative import Overlaps
 from copcube.era5.statics import squeezed
@@ -138,6 +138,8 @@ def merge(
             methods = variable.attrs.get("cell_methods")
             if methods is not None and not _counts(name, placed[name]):
                 variable.attrs["cell_methods"] = f"{methods} area: mean"
+        if "n_images" in new and not counts_images(fields.attrs):
+            new["n_images"].attrs["long_name"] = "number of 0.25 degree cells with a vector"
     new |= {name: v.copy(deep=False) for name, v in basis.items()}
     result = squeezed(era5)
     _refuse_clashes(result, new)
