@@ -5,7 +5,8 @@ import io
 import logging
 import re
 import warnings
-from contextlib import suppress
+from collections import deque
+from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
 from copcube.errors import OptionError, in_a_line
@@ -79,27 +80,36 @@ def read_csv(path: str) -> "pd.DataFrame":
                     frame = pd.read_csv(
                         file, engine="python", on_bad_lines=lambda row: row[:width], **options
                     )
-        except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError, OSError) as error:
+            if cut or slow:
+                file.seek(start)
+                _name_surplus(file, options, width, path)
+        except (csv.Error, ValueError, OSError) as error:
             raise OptionError(f"{path}: not a readable table ({in_a_line(error)})") from error
-        if cut or slow:
-            file.seek(start)
-            _name_surplus(file, options, width, path)
     numbers: pd.DataFrame = frame.apply(_numbers)
     return numbers
 
 
 def _name_surplus(file: IO[bytes], options: dict[str, Any], width: int, path: str) -> None:
-    """Log the first row that holds something beyond the last name, which is left out."""
+    """Log the first row that holds something beyond the last name, which is left out.
+
+    Raises
+    ------
+    csv.Error
+        At a field with which the slow reader ended the table.
+    """
     texts = io.TextIOWrapper(file, options["encoding"], options["encoding_errors"], newline="")
-    with suppress(csv.Error):  # a field of more characters than the module takes
-        for row in csv.reader(texts, delimiter=options["sep"]):
-            if any(field.strip() for field in row[width:]):
-                log.warning(
-                    f"{path}: the row {options['sep'].join(row):.80} has {len(row)} fields for "
-                    f"{width} names, and what is beyond is left out; where commas are decimal "
-                    "marks, separate fields by semicolons"
-                )
-                break
+    surplus = (
+        row
+        for row in csv.reader(texts, delimiter=options["sep"])
+        if any(field.strip() for field in row[width:])
+    )
+    for row in islice(surplus, 1):
+        log.warning(
+            f"{path}: the row {options['sep'].join(row):.80} has {len(row)} fields for {width} "
+            "names, and what is beyond is left out; where commas are decimal marks, separate "
+            "fields by semicolons"
+        )
+    deque(surplus, 0)  # to the end
     texts.detach()
 
 
