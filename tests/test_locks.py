@@ -211,6 +211,17 @@ def test_a_lock_file_that_cannot_be_read_counts_until_it_is_old(folder, garbage)
 # Takeovers.
 
 
+def test_a_lock_file_of_the_future_is_old_when_it_is_said_to_be(tmp_path):
+    """The clock was set back after its owner had died, so that its time comes in a year."""
+    write_lock_file(LocalFolder(tmp_path))
+    os.utime(tmp_path / f"{PREFIX}t", (time.time() + 3e7,) * 2)
+    options = {"beat": 0.02, "dead": 0.1}
+    assert_refused(LocalFolder(tmp_path), r"If it has died, start again in 0 s", **options)
+    time.sleep(0.2)
+    with LocalFolder(tmp_path).lock(**options):
+        pass
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_sleeper_is_succeeded_and_finds_out(folder, shared, finished):

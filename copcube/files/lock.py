@@ -342,6 +342,8 @@ class Lock:
             elif age > self._dead:
                 dead.append((name, file, owner))
             else:
+                if age < -self._dead:  # written before the clock was set back: its age starts now
+                    self._files.renew(name, file.data, file.version)
                 living.append((owner, (file.modified, name) < (mine.modified, self._file)))
         if living:
             return next((rival for rival in living if rival[1]), living[0])
