@@ -338,6 +338,12 @@ def test_era5_fields_that_are_not_there(world, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_of_two_inputs_the_one_without_vectors_is_named(part, statics, capsys):
+    for both in ([part, statics], [statics, part]):
+        assert main(["compare", *map(str, both)]) == 1
+        assert f"copcube: {statics}: expected an embedding cube" in capsys.readouterr().err
+
+
 def test_what_users_saved_themselves_is_opened(part, statics, tmp_path, capsys):
     ds = xr.open_zarr(part, consolidated=False)[["embedding"]]
     ds = ds.rename(lat="latitude", lon="longitude").drop_encoding()

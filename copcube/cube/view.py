@@ -82,7 +82,8 @@ class CubeView:
         require_dataset(ds, "an embedding cube or its reduction")
         name: str | None = holds or next((name for name in LENGTHWISE if name in ds), None)
         if name is None or name not in ds:
-            raise CubeError(_not_there(ds, holds))
+            message, path = _not_there(ds, holds), ds.encoding.get("source")
+            raise CubeError(message if path is None else f"{path}: {message}")
         lat, lon = spatial_dims(ds[name])
         others = [dim for dim in ds[name].dims if dim not in (lat, lon)]
         usual = LENGTHWISE[name]
