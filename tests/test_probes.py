@@ -782,6 +782,7 @@ def test_the_command_writes_tables_and_pictures(tmp_path, monkeypatch, capsys):
     assert main([*begin, *chosen, "--out", "t.nc", "--shares", "2,1,1"]) == 0
     with xr.open_dataset("t.nc") as read:
         assert read.rmse.shape == (3, 2, 1)
+    assert main([*begin, *chosen, "--out", "t.nc", "--overwrite"]) == 0
     assert main([*begin, *chosen, "--out", "t.html"]) == 1
     assert ".csv, .md, .tex, .nc" in capsys.readouterr().err
     # A file of statistics whose numbers are damaged is named.

@@ -31,6 +31,7 @@ from copcube.probes.splits import (
     refuse_empty,
 )
 from copcube.probes.statistics import Targets
+from copcube.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -204,6 +205,7 @@ def probe(
         "statistics": targets.how,
         **({"block_degrees": block} if split == "blocks" else {}),
         **({"given": list(predictors.names)} if predictors else {}),
+        "history": f"copcube {__version__} probe",
         **of_encoder(cube.attrs),
     }
     return as_result(result)
