@@ -13,6 +13,7 @@ import pytest
 
 from copcube.errors import WriteError
 from copcube.files import folders
+from copcube.files.atomic import atomic_folder
 from copcube.files.folders import LocalFolder, absolute, open_folder
 from copcube.files.states import FileState
 
@@ -153,6 +154,26 @@ def test_what_killed_writers_left_is_swept(tmp_path):
     assert folder.names() == ["rows/a"]
     folder.sweep()
     assert os.listdir(tmp_path / "rows") == ["a"]
+
+
+@pytest.mark.slow
+def test_a_folder_that_threads_of_a_failed_writer_make_again_is_removed(tmp_path):
+    """They pause, as on a busy machine, while the folder is removed."""
+    folder = tmp_path / "w.zarr"
+
+    def write_once_more():
+        while temporary.exists():
+            time.sleep(0.001)
+        time.sleep(0.1)
+        (temporary / "c").mkdir(parents=True)
+
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder, replace=False) as temporary:
+        temporary.mkdir()
+        thread = threading.Thread(target=write_once_more)
+        thread.start()
+        raise KeyboardInterrupt
+    thread.join()
+    assert os.listdir(tmp_path) == []
 
 
 def test_absolute(tmp_path, monkeypatch):

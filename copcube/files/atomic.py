@@ -321,10 +321,11 @@ def _move_to_free_name(temporary: Path, final: Path) -> None:
 
 def _discard(folder: Path) -> None:
     """Remove a folder in which threads of a failed writer may still be writing."""
-    # dask raises the first error while its other threads finish their work.
-    for pause in (0.05, 0.2, 1.0):
-        if not os.path.exists(folder):
-            return
+    if not os.path.exists(folder):
+        return
+    # dask raises the first error while its other threads finish their work, for which zarr makes
+    # the folder again.
+    for pause in (0.05, 0.2, 1.0, 0.0):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(pause)
 
