@@ -123,7 +123,7 @@ def test_whoever_reads_the_output_may_go_away(part, monkeypatch, capsys):
 def test_a_full_disk_under_the_output_is_no_damage(part, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", NoRoom(OSError(errno.ENOSPC, "No space left on device")))
     assert main(["compare", str(part), str(part)]) == 1
-    assert "No space left on device" in (said := capsys.readouterr().err)
+    assert "the output cannot be written: No space left" in (said := capsys.readouterr().err)
     assert "damaged" not in said
 
 
@@ -543,6 +543,17 @@ def test_a_refusal_of_the_file_system_is_not_unexpected(capsys, monkeypatch, tmp
     monkeypatch.setattr(os, "scandir", refuse)
     assert main(["build", str(tmp_path), str(tmp_path / "world.zarr")]) == 1
     assert capsys.readouterr().err == "copcube: /data/images: Permission denied\n"
+
+
+def test_a_library_that_does_not_fit_into_memory_is_said(capsys, monkeypatch, tmp_path):
+    """As under `ulimit -v`, by which some batch systems limit memory."""
+
+    def refuse(*_):
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("copcube.cube.store.read_attributes", refuse)
+    assert main(["info", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("copcube: there is too little memory (libtorch_cpu")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 
 from copcube.errors import WriteError
 from copcube.files import folders
-from copcube.files.atomic import atomic_folder
+from copcube.files.atomic import atomic_folder, atomic_path
 from copcube.files.folders import LocalFolder, absolute, open_folder
 from copcube.files.states import FileState
 
@@ -134,6 +134,11 @@ def test_a_file_system_that_turns_read_only_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "unlink", refuse)
     with pytest.raises(WriteError, match="the file system is read-only; choose another place"):
         LocalFolder(tmp_path).write("a", b"new")
+
+
+def test_a_name_that_is_too_long_is_refused_before_it_is_written(tmp_path):
+    with pytest.raises(WriteError, match="too long"), atomic_path(tmp_path / f"{'w' * 240}.nc"):
+        pytest.fail("HDF5 would say that permission is denied")
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):

@@ -385,6 +385,9 @@ def test_lack_of_memory_is_no_damage(tmp_path, capsys):
             read()
         with little_memory(), pytest.raises(MemoryError, match="no memory is left to read more"):
             read()
+    with little_memory(), pytest.raises(MemoryError) as raised, naming_damage():
+        read_chunk()
+    assert str(raised.value).count("no memory is left") == 1
     for shortage in (OSError(errno.EMFILE, "Too many"), RuntimeError("can't start new thread")):
         with pytest.raises(type(shortage)), naming_damage():
             raise shortage

@@ -21,6 +21,7 @@ from types import FrameType
 from copcube.arguments import without_scheme
 from copcube.cli import bench, build, data, look, lookup, probe, use
 from copcube.errors import CopcubeError, OptionError, printable
+from copcube.files.atomic import FULL
 from copcube.files.damage import let_zarr_finish, naming_damage
 from copcube.version import __version__
 
@@ -126,11 +127,14 @@ def _line(error: Exception) -> str:
     """Put an error in one line, with its type if it is unexpected."""
     if isinstance(error, CopcubeError):
         return str(error)
-    if isinstance(error, MemoryError):
+    # The dynamic loader's words for a library that does not fit.
+    if isinstance(error, MemoryError) or "failed to map segment" in str(error):
         why = f" ({' '.join(str(error).split())})" if str(error) else ""
         return f"there is too little memory{why}; free some, or process one part at a time"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"the output cannot be written: {error.strerror}; choose another place for it"
     if isinstance(error, FileNotFoundError) and not _stands_somewhere():
         return "the working directory no longer exists; change to another one"
     if "can't start new thread" in str(error):

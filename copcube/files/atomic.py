@@ -149,6 +149,8 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
     temporary = _hidden(final, "partial")
     try:
         with writing(final):
+            with suppress(FileNotFoundError):
+                temporary.lstat()  # HDF5 takes too long a name for a lack of permission
             with _naming_lack_of_room(temporary):
                 yield temporary
             if flush:

@@ -128,15 +128,18 @@ def rule_out_shortage(error: Exception, needed: float = 0) -> None:
     """
     if "launch worker thread" in str(error):  # arrow's wording of Python's message below
         raise RuntimeError("can't start new thread") from error
-    if getattr(error, "errno", None) in _SHORTAGES or "can't start new thread" in str(error):
+    known = any(words in str(error) for words in ("can't start new thread", _NO_MEMORY))
+    if known or getattr(error, "errno", None) in _SHORTAGES:
         raise error
     try:
         np.empty(_ANY_READING + math.ceil(needed), np.uint8)
     except MemoryError:
-        raise MemoryError(f"no memory is left to read more ({error!s:.200})") from error
+        why = str(error)[:200] or type(error).__name__
+        raise MemoryError(f"{_NO_MEMORY} ({why})") from error
 
 
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_NO_MEMORY = "no memory is left to read more"
 
 _ANY_READING = 1 << 26
 """Bytes that readers may need for themselves."""
