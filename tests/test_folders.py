@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -172,9 +173,9 @@ def test_a_folder_that_threads_of_a_failed_writer_make_again_is_removed(tmp_path
         time.sleep(0.1)
         (temporary / "c").mkdir(parents=True)
 
-    with pytest.raises(KeyboardInterrupt), atomic_folder(folder, replace=False) as temporary:
+    thread = threading.Thread(target=write_once_more)
+    with suppress(KeyboardInterrupt), atomic_folder(folder, replace=False) as temporary:
         temporary.mkdir()
-        thread = threading.Thread(target=write_once_more)
         thread.start()
         raise KeyboardInterrupt
     thread.join()
