@@ -556,6 +556,13 @@ def test_a_library_that_does_not_fit_into_memory_is_said(capsys, monkeypatch, tm
     assert capsys.readouterr().err.startswith("copcube: there is too little memory (libtorch_cpu")
 
 
+def test_a_demo_replaces_nothing_of_somebody_else(tmp_path, capsys):
+    (tmp_path / "fields.png").write_bytes(b"a photograph")
+    assert main(["demo", str(tmp_path)]) == 1
+    assert "fields.png exists already; choose another folder" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"a photograph"]
+
+
 @pytest.mark.slow
 def test_a_demo_of_few_cells_reduces_nothing(images, stubbed, tmp_path, capsys):
     shutil.copytree(images, tmp_path / "images")

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from copcube.cli.common import (
     show,
 )
 from copcube.cli.data import ENCODERS, add_modalities
-from copcube.errors import CubeError, FetchError, MissingPackageError, OptionError
+from copcube.errors import CubeError, FetchError, MissingPackageError, OptionError, WriteError
 
 if TYPE_CHECKING:
     from copcube.builds import Report
@@ -28,6 +29,12 @@ log = logging.getLogger("copcube")
 
 _COMPONENTS = 3
 """Number of components of the demo, which its maps need for colours."""
+
+_RESULTS = (
+    *("fields.zarr", "merged.nc", "fields.npz", "fields.pt", "fields.tif", "fields.png"),
+    "world.html",
+)
+"""Names that the demo gives to what it makes of its cube."""
 
 
 def add(commands: Commands) -> None:
@@ -372,6 +379,10 @@ def _demo(arguments: Arguments) -> None:
 
     folder = Path(arguments.folder)
     images, cube = folder / "images", folder / "world.zarr"
+    # Later runs replace them; in the first they would be somebody else's.
+    taken = [name for name in _RESULTS if os.path.lexists(folder / name)]
+    if taken and not cube.exists():
+        raise WriteError(f"{folder / taken[0]} exists already; choose another folder for the demo")
     # The same command continues in a folder where it was stopped, as a build does.
     if not images.exists():
         write_sample(images, "geotiff")
@@ -401,6 +412,7 @@ def _use(cube: Path, folder: Path) -> None:
     from copcube.cube import open_cube
     from copcube.cube.view import CubeView
     from copcube.era5.merge import merge
+    from copcube.files.atomic import atomic_path
     from copcube.interchange import export, to_zarr
     from copcube.pca.components import reduce
     from copcube.plot import page, rgb
@@ -418,7 +430,9 @@ def _use(cube: Path, folder: Path) -> None:
         export(fields, folder / f"fields.{suffix}", overwrite=True)
     # matplotlib and cartopy are optional; the rest of the demo works without them.
     with contextlib.suppress(MissingPackageError):
-        rgb(fields).get_figure().savefig(folder / "fields.png", dpi=150)  # type: ignore[union-attr]
+        drawn = rgb(fields)
+        with atomic_path(folder / "fields.png") as temporary:
+            drawn.figure.savefig(temporary, format="png", dpi=150)
     page(world, folder / "world.html", basis=fields, overwrite=True)
     print(f"Its 3 principal components, merged, exported and drawn: {folder}/fields.*, merged.nc")
     print(f"To explore them, open {folder}/world.html in a browser")
