@@ -740,6 +740,9 @@ def test_the_command_refuses_what_would_change_nothing(tmp_path, capsys):
         assert "--residuals chooses what is mapped; add --maps FILE" in capsys.readouterr().err
     assert main([*words, "--block", "20"]) == 1
     assert "--block is the side of the squares of --split blocks" in capsys.readouterr().err
+    twice = ["--plot", str(tmp_path / "p.png"), "--maps", f"{tmp_path}/./p.png"]
+    assert main([*words, *twice, "--overwrite"]) == 1
+    assert "--out, --plot and --maps name one file twice" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -122,6 +122,9 @@ def _probe(arguments: Arguments) -> None:
     for path, forms in outputs:
         if path:
             require_form(path, forms, arguments)
+    named = [Path(path) for path, _ in outputs if path]
+    if len({*named}) < len(named):
+        raise OptionError("--out, --plot and --maps name one file twice; choose different names")
     if arguments.names and not arguments.given:
         raise OptionError("--fields chooses among the fields of --given; add --given")
     if arguments.block is not None and arguments.split != "blocks":
