@@ -101,7 +101,7 @@ class _Handler(Handler):
         self, words: list[str], query: dict[str, list[str]], form: dict[str, list[str]]
     ) -> None:
         if len(words) < 5:
-            return self._send(404, b"")
+            return self._send(404, b"", {})
         _, owner, name, verb, revision, *rest = words
         repo = self._repo(f"{owner}/{name}", revision)
         if repo is None:

@@ -182,6 +182,18 @@ def test_a_folder_that_threads_of_a_failed_writer_make_again_is_removed(tmp_path
     assert os.listdir(tmp_path) == []
 
 
+def test_a_second_interrupt_leaves_no_half_written_folder(tmp_path, monkeypatch):
+    def interrupt(_):
+        temporary.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    with suppress(KeyboardInterrupt), atomic_folder(tmp_path / "w", replace=False) as temporary:
+        temporary.mkdir()
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
 def test_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute("world.zarr") == f"{tmp_path}/world.zarr"

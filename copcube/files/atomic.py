@@ -325,11 +325,14 @@ def _discard(folder: Path) -> None:
     """Remove a folder in which threads of a failed writer may still be writing."""
     if not os.path.exists(folder):
         return
-    # dask raises the first error while its other threads finish their work, for which zarr makes
-    # the folder again.
-    for pause in (0.05, 0.2, 1.0, 0.0):
+    try:
+        # dask raises the first error while its other threads finish their work, for which zarr
+        # makes the folder again.
+        for pause in (0.05, 0.2, 1.0):
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(pause)
+    finally:  # also at a second Ctrl-C
         shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(pause)
 
 
 def _remove_all(path: Path) -> None:
