@@ -432,7 +432,7 @@ def _use(cube: Path, folder: Path) -> None:
     with contextlib.suppress(MissingPackageError):
         drawn = rgb(fields)
         with atomic_path(folder / "fields.png") as temporary:
-            drawn.figure.savefig(temporary, format="png", dpi=150)
+            drawn.figure.savefig(temporary, format="png", dpi=150)  # type: ignore[union-attr]
     page(world, folder / "world.html", basis=fields, overwrite=True)
     print(f"Its 3 principal components, merged, exported and drawn: {folder}/fields.*, merged.nc")
     print(f"To explore them, open {folder}/world.html in a browser")
