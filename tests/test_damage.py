@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from builds_helpers import run_code
 from strategies import random_rows
 from zarr.core.sync import _get_loop, sync
 
@@ -278,3 +279,38 @@ def test_reductions_carry_checksums_too(world, tmp_path):
             zarr.open_array(path / chunk.partition("/")[0], mode="r")[...]
         flip(path / chunk, 0.9)
     assert chunks.keys() > {"pc", "components", "mean", "lat"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["future", "event"])
+def test_an_interruption_that_leaves_a_lock_behind_ends_the_command(left, tmp_path):
+    """Ctrl-C may come just as the main thread has locked what zarr's thread needs to answer."""
+    zarr.create_group(tmp_path / "a.zarr")
+    said = run_code(
+        f"""
+import sys, threading
+from concurrent.futures import _base
+from copcube.cli import main
+
+leave, wait = _base._AcquireFutures.__exit__, threading.Event.wait
+
+def holding_future(self, *arguments):
+    _base._AcquireFutures.__exit__ = leave
+    raise KeyboardInterrupt
+
+def holding_event(self, timeout=None):
+    if sys._getframe(1).f_globals is not vars(_base):
+        return wait(self, timeout)
+    threading.Event.wait = wait
+    self._cond.acquire()
+    raise KeyboardInterrupt
+
+if {left == "future"}:
+    _base._AcquireFutures.__exit__ = holding_future
+else:
+    threading.Event.wait = holding_event
+print("ended with", main(["info", {str(tmp_path / "a.zarr")!r}]))
+""",
+        tmp_path / "said.txt",
+    )
+    assert "ended with 130" in said

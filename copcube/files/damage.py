@@ -5,7 +5,7 @@ codecs' exceptions name neither file nor remedy.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from copcube.errors import CopcubeError, CubeError
@@ -71,19 +71,28 @@ def let_zarr_finish(error: BaseException, *, cancel: bool = False) -> None:
     """
     frame = _innermost(error, "sync")
     loop = None if frame is None else frame.f_locals.get("loop")
-    if loop is None or not loop.is_running():
+    if frame is None or loop is None or not loop.is_running():
         return
 
+    # An interruption just as this thread has locked the result that it waits for leaves it locked,
+    # and zarr's thread waiting for it forever.
+    with suppress(KeyError, AttributeError, RuntimeError):  # not locked, or not by this thread
+        frame.f_locals["future"]._condition.release()
+
     import asyncio  # zarr has imported it; `copcube --help` does not need it
+
+    patience = 5 if cancel else 60
 
     async def others_end() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others if cancel else ():
             task.cancel()
         if others:
-            await asyncio.wait(others, timeout=60)
+            await asyncio.wait(others, timeout=patience)
 
-    asyncio.run_coroutine_threadsafe(others_end(), loop).result()
+    # Other locks can be left in the same way; then zarr's thread never answers.
+    with suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(others_end(), loop).result(timeout=patience + 1)
 
 
 def _innermost(error: BaseException, function: str) -> FrameType | None:
