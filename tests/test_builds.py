@@ -635,6 +635,9 @@ def test_the_state_of_a_build_that_has_only_its_plan(undisturbed, tmp_path):
     (tmp_path / "world.build").mkdir()
     shutil.copy(undisturbed.with_name("world.build") / "plan.json", tmp_path / "world.build")
     assert str(status(tmp_path / "world.build")) == f"{tmp_path / 'world.build'}: embedding"
+    (tmp_path / "world.build").rename(tmp_path / "moved")
+    with pytest.raises(BuildError, match=f"found none in {tmp_path}/moved.build"):
+        status(tmp_path / "moved")
 
 
 @pytest.mark.slow

@@ -328,7 +328,7 @@ def status(path: str | Path) -> Status:
     if plan is None:
         raise BuildError(
             f"{path}: expected the folder of a build, such as world.build, with a plan.json in it; "
-            "found none"
+            f"found none in {folder.path}"
         )
     names = [partition.name for partition in folder.partitions()]
     receipts = dict(folder.receipts.readable("embed"))
