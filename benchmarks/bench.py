@@ -22,9 +22,9 @@ import torch
 
 from copcube.encoder import EncoderSpec
 from copcube.probes.bench import fast, official
+from copcube.probes.bench.catalogue import find
 from copcube.probes.bench.opening import open_dataset
 from copcube.probes.bench.sample import write_bench_sample
-from copcube.probes.bench.tasks import find
 from copcube.probes.bench.vectors import FLIPS, Vectors, _read, embedded
 
 TASK = find("eurosat-s2")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from copcube.cube.compare import Comparison
     from copcube.interchange import Exported
     from copcube.models import Written
-    from copcube.pca.weights import Weights
+    from copcube.pca.weighting import Weights
     from copcube.probes.bench import Benched
 
 

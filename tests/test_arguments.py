@@ -30,7 +30,7 @@ from copcube.images import open_source
 from copcube.images.sample.writing import write_sample
 from copcube.interchange import export, to_geotiff, to_zarr
 from copcube.interchange.engine import open_map
-from copcube.probes.bench.tasks import find
+from copcube.probes.bench.catalogue import find
 from copcube.selection import Selection
 
 SPEC = copcube.EncoderSpec(weights="untrained:0")

@@ -34,10 +34,10 @@ from copcube.probes.bench import (
     vectors,
     write_results,
 )
+from copcube.probes.bench.catalogue import find
 from copcube.probes.bench.metrics import Jaccard, Pooled, RootMeanSquare, fed
 from copcube.probes.bench.sample import write_bench_sample
 from copcube.probes.bench.samples import Sample
-from copcube.probes.bench.tasks import find
 from copcube.probes.bench.vectors import Vectors, embedded
 
 CLASSES = replace(find("eurosat-s1"), size=32, batch=4, classes=("a", "b", "c"), counts=(20, 8, 8))

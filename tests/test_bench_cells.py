@@ -16,10 +16,10 @@ from copcube.cli import main
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.probes.bench import cells
+from copcube.probes.bench.catalogue import find
 from copcube.probes.bench.cells import score_cells
 from copcube.probes.bench.opening import open_dataset
 from copcube.probes.bench.samples import SPLITS, Place
-from copcube.probes.bench.tasks import find
 
 LAT = np.arange(52.0, 39.9, -0.25)
 LON = np.arange(0.0, 20.1, 0.25)

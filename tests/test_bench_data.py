@@ -30,13 +30,13 @@ from copcube.errors import (
     WriteError,
 )
 from copcube.hub.published import BENCH
+from copcube.probes.bench.catalogue import TASKS, find
 from copcube.probes.bench.layouts.base import true_area
 from copcube.probes.bench.layouts.codes import CLOUD_S3, DFC2020, LC100, to_classes
 from copcube.probes.bench.layouts.opencv import cubic, nearest
 from copcube.probes.bench.opening import LAYOUTS, open_dataset
 from copcube.probes.bench.sample import write_bench_sample
 from copcube.probes.bench.samples import SPLITS
-from copcube.probes.bench.tasks import TASKS, find
 
 EPOCH = date(1970, 1, 1).toordinal()
 

@@ -18,12 +18,12 @@ from copcube.errors import ImageError, OptionError, SourceError
 from copcube.modalities import MODALITIES
 from copcube.probes.bench import bench, levels
 from copcube.probes.bench.augment import Augmentation, rotated
+from copcube.probes.bench.catalogue import Task, find
 from copcube.probes.bench.dense import Training, score
 from copcube.probes.bench.levels import Cached, Streamed, numbers
 from copcube.probes.bench.resizing import resized, resized_labels
 from copcube.probes.bench.sample import write_bench_sample
 from copcube.probes.bench.samples import SPLITS, Sample, Split
-from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.upernet import LinearHead, UPerNet
 
 

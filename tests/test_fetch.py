@@ -39,8 +39,8 @@ from copcube.hub.published import (
     sizes_and_licences,
 )
 from copcube.hub.unzip import is_inside, unpack
+from copcube.probes.bench.catalogue import find
 from copcube.probes.bench.opening import open_dataset
-from copcube.probes.bench.tasks import find
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BODY = bytes(range(256)) * 2000

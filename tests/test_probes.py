@@ -20,7 +20,7 @@ from copcube.cube.view import CubeView
 from copcube.encoder import copernicus_fm, kernels
 from copcube.errors import CubeError, GridError, OptionError
 from copcube.pca.moments import Moments
-from copcube.probes import probe, published, sgd, table
+from copcube.probes import probe, reference, sgd, table
 from copcube.probes.coordinates import fourier, harmonics, lonlat, xyz
 from copcube.probes.inputs import Input
 from copcube.probes.parameters import unit_of
@@ -28,7 +28,7 @@ from copcube.probes.ridge import PENALTIES, PartMoments
 from copcube.probes.ridge import Ridge as Ours
 from copcube.probes.splits import parted, sampled
 from copcube.probes.statistics import Targets
-from copcube.probes.tables import as_text
+from copcube.probes.text import as_text
 
 LAT, LON = np.arange(60, 40, -0.25), np.arange(-10, 15, 0.25) % 360
 DIM = 12
@@ -696,12 +696,12 @@ def test_tables_have_the_paper_beside(found):
 
 
 def test_the_published_table_is_whole():
-    assert all(len(row) == len(published.TARGETS) for row in published.ROWS.values())
-    assert all(len(row) == len(published.TARGETS) for row in published.SPREADS.values())
-    assert all(str(Input.parse(name)) == name for name in published.ROWS if name != "SatCLIP")
-    assert published.error("fourier", "msl_std") == (108.12, 0.01)
-    assert published.error("xyz", "msl_std") is None
-    assert published.error("fourier", "swvl1_mean") is None
+    assert all(len(row) == len(reference.TARGETS) for row in reference.ROWS.values())
+    assert all(len(row) == len(reference.TARGETS) for row in reference.SPREADS.values())
+    assert all(str(Input.parse(name)) == name for name in reference.ROWS if name != "SatCLIP")
+    assert reference.error("fourier", "msl_std") == (108.12, 0.01)
+    assert reference.error("xyz", "msl_std") is None
+    assert reference.error("fourier", "swvl1_mean") is None
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import xarray as xr
 
 from copcube import grid
 from copcube.cube.view import CubeView
-from copcube.probes import probe, published, table
+from copcube.probes import probe, reference, table
 from copcube.probes.statistics import Targets
 
 WHEELS = {"itur": "0.4.0", "ecmean4": "0.1.17"}
@@ -58,7 +58,7 @@ def months(wheel, number, fields, axes, unit, name):
     return ds.sortby("lat")
 
 
-def reference(wheel, kind, name):
+def climatology(wheel, kind, name):
     """One of the climatologies of ERA5 or CRU, from 1990 to 2019."""
     path = f"ecmean/climatology/EC23/r360x180/{kind}_{name}_r360x180_1990-2019.nc"
     return xr.load_dataset(wheel.read(path))
@@ -74,9 +74,9 @@ def statistics(wheels):
     itur, ecmean4 = wheels["itur"], wheels["ecmean4"]
     warmth = months(itur, 1510, "v1_t_month", ("v1_lat", "v1_lon"), "K", "t2m")
     rain = months(itur, 837, "v7_mt_month", ("v7_lat_mt", "v7_lon_mt"), "mm/month", "tp")
-    average = squeezed(reference(ecmean4, "climate_average", "psl_ERA5"), "psl")
-    by_season = squeezed(reference(ecmean4, "seasons_average", "psl_ERA5"), "psl")
-    within = squeezed(reference(ecmean4, "seasons_variance", "psl_ERA5"), "psl")
+    average = squeezed(climatology(ecmean4, "climate_average", "psl_ERA5"), "psl")
+    by_season = squeezed(climatology(ecmean4, "seasons_average", "psl_ERA5"), "psl")
+    within = squeezed(climatology(ecmean4, "seasons_variance", "psl_ERA5"), "psl")
     # Between seasons, and between the years of each.
     lead = by_season.dims[0]
     variance = ((by_season - by_season.mean(lead)) ** 2 + within).mean(lead)
@@ -92,7 +92,7 @@ def statistics(wheels):
 @pytest.fixture(scope="module")
 def land(wheels):
     """A cube whose cells are those of land, by CRU; what its vectors are does not matter."""
-    tas = squeezed(reference(wheels["ecmean4"], "climate_average", "tas_CRU"), "tas")
+    tas = squeezed(climatology(wheels["ecmean4"], "climate_average", "tas_CRU"), "tas")
     lat, lon = grid.latitudes(), grid.longitudes()
     there = tas.notnull().sel(lat=lat, lon=lon, method="nearest").values
     there &= ((lat > -56) & (lat < 84))[:, None]
@@ -112,12 +112,12 @@ def test_the_coordinate_rows_of_the_paper(statistics, land):
     errors = found.rmse.mean("seed").to_series().to_dict()
     for target in ("t2m_mean", "t2m_std", "msl_mean", "msl_std"):
         for name in ("lonlat", "fourier"):
-            paper, _ = published.error(name, target)
+            paper, _ = reference.error(name, target)
             assert errors[name, target] == pytest.approx(paper, rel=0.15), (name, target)
     # Rain is that of gauges here, which is smoother; in metres a year it is near all the same.
     for name in ("lonlat", "fourier"):
         for target in ("tp_mean", "tp_std"):
-            paper, _ = published.error(name, target)
+            paper, _ = reference.error(name, target)
             assert errors[name, target] == pytest.approx(paper, rel=0.25)
     assert all(errors["fourier", t] < errors["lonlat", t] for t in found["target"].values)
 

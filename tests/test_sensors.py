@@ -36,7 +36,7 @@ from copcube.images.tensor_form import has_valid_pixel, mend
 from copcube.images.units import remedy, strange
 from copcube.modalities import MODALITIES, labels, modality, select
 from copcube.pca.components import reduce
-from copcube.probes.bench.tasks import TASKS
+from copcube.probes.bench.catalogue import TASKS
 from copcube.rows import Rows, read_provenance, read_rows
 
 TOML = """

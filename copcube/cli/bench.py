@@ -112,8 +112,8 @@ def add(commands: Commands) -> None:
 def _bench(arguments: Arguments) -> int:
     from copcube.cube.store import reading
     from copcube.probes.bench import bench, bench_cells
+    from copcube.probes.bench.catalogue import TASKS
     from copcube.probes.bench.results import read_results
-    from copcube.probes.bench.tasks import TASKS
 
     for path in arguments.out:
         if Path(path).suffix.lower() == ".json" and Path(path).exists():

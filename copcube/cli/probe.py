@@ -167,7 +167,7 @@ def _probe(arguments: Arguments) -> None:
 
 def _print(found: "xr.Dataset") -> None:
     """Print spreads below means: side by side they are wider than a terminal."""
-    from copcube.probes.tables import grid_of
+    from copcube.probes.text import grid_of
 
     for statistic in ("mean", "std"):
         head, rows = grid_of(found, statistic)

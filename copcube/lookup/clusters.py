@@ -12,7 +12,7 @@ from copcube.cube.results import as_result
 from copcube.cube.view import CubeView
 from copcube.errors import CubeError, MissingPackageError
 from copcube.grid import Floats, Integers
-from copcube.pca.weights import Weights, cell_weights
+from copcube.pca.weighting import Weights, cell_weights
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -30,7 +30,7 @@ from copcube.pca.basis import BASIS, REGRESSION, read_components, read_regressio
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Axes, Moments
 from copcube.pca.predictors import Predictors, Regression, expanded, predictor_names
-from copcube.pca.weights import Weights, cell_weights, kind_of_weights
+from copcube.pca.weighting import Weights, cell_weights, kind_of_weights
 from copcube.version import __version__
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from copcube.grid import Floats, require_block, squares
 from copcube.pca.blas import one_thread
 from copcube.pca.moments import Moments, mirrored
 from copcube.pca.predictors import Predictors, expanded, slopes
-from copcube.pca.weights import Weights, cell_weights
+from copcube.pca.weighting import Weights, cell_weights
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -11,8 +11,8 @@ from copcube.lookup.fragment_components import fit_fragments, project_fragments
 from copcube.lookup.fragments import Fragments
 from copcube.plot.figures import axes_of, coloured, degrees_of, three_of, titled
 from copcube.plot.maps import frame
-from copcube.plot.raster import Extent, Window, cartopy_projection
 from copcube.plot.stretch import limit
+from copcube.plot.window import Extent, Window, cartopy_projection
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -26,8 +26,8 @@ from copcube.plot.figures import (
     three_of,
     titled,
 )
-from copcube.plot.raster import Extent, Window, cartopy_projection, draw
 from copcube.plot.stretch import limit, reduced
+from copcube.plot.window import Extent, Window, cartopy_projection, draw
 
 if TYPE_CHECKING:
     import xarray as xr

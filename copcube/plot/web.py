@@ -33,8 +33,8 @@ from copcube.errors import CubeError, OptionError, printable
 from copcube.grid import STEP
 from copcube.interchange.packing import Exported, Packer, int8_packing
 from copcube.interchange.replacing import appearing, require_free
-from copcube.plot.raster import Window
 from copcube.plot.stretch import limit, reduced
+from copcube.plot.window import Window
 from copcube.version import __version__
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """What vectors are worth: climate predicted from embeddings, coordinates and static fields."""
 
 from copcube.probes.climate import probe
-from copcube.probes.tables import table
+from copcube.probes.text import table
 
 __all__ = ["probe", "table"]

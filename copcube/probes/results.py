@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from copcube.cube.view import CubeView
 from copcube.grid import Floats, Integers
-from copcube.probes import published
+from copcube.probes import reference
 from copcube.probes.inputs import Input
 from copcube.probes.statistics import Targets
 
@@ -44,13 +44,13 @@ def assembled(
     names = [str(one) for one in chosen]
     wanted = [target.name for target in targets.targets]
     paper = np.array(
-        [[published.error(one, t) or (np.nan, np.nan) for t in wanted] for one in names]
+        [[reference.error(one, t) or (np.nan, np.nan) for t in wanted] for one in names]
     )
     data: dict[str, Any] = {
         "rmse": (dims, rmse, {"long_name": "root mean squared error on the test cells"}),
         "r2": (dims, r2, {"units": "1", "long_name": "share of variance of the test cells"}),
-        "published_rmse": (dims[1:], paper[..., 0], {"comment": published.SOURCE}),
-        "published_spread": (dims[1:], paper[..., 1], {"comment": published.SOURCE}),
+        "published_rmse": (dims[1:], paper[..., 0], {"comment": reference.SOURCE}),
+        "published_spread": (dims[1:], paper[..., 1], {"comment": reference.SOURCE}),
     }
     over = [
         (names.index(without), n, without)

@@ -32,7 +32,7 @@ from copcube.errors import MissingPackageError
 from copcube.files.atomic import atomic_folder, vacant_folder
 from copcube.files.regular import bytes_below
 from copcube.grid import cell_at, centre, format_cell, grid_id
-from copcube.images.sample.raster import geotiff
+from copcube.images.sample.geotiff import geotiff
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.tensor_form import to_tensor_form
 from copcube.modalities import MODALITIES, ORDER, Modality, select

@@ -27,13 +27,13 @@ from copcube.grid import Floats, Integers
 from copcube.lookahead import map_ahead
 from copcube.lookup.gathering import gathered_vectors
 from copcube.lookup.regions import region
+from copcube.probes.bench.catalogue import Task, find
 from copcube.probes.bench.fast import logistic, ridge
 from copcube.probes.bench.metrics import SCORES
 from copcube.probes.bench.opening import open_dataset
 from copcube.probes.bench.results import Result
 from copcube.probes.bench.running import RESAMPLES, Benched, each, judged
 from copcube.probes.bench.samples import BROKEN, SPLITS, Dataset, Place, Split
-from copcube.probes.bench.tasks import Task, find
 from copcube.probes.coordinates import harmonics
 from copcube.version import __version__
 

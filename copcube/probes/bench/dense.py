@@ -20,12 +20,12 @@ from copcube.arguments import one_of, whole_number
 from copcube.encoder import FrozenEncoder
 from copcube.errors import OptionError, SourceError, in_a_line
 from copcube.files.atomic import atomic_path, make_folder
+from copcube.probes.bench.catalogue import Task
 from copcube.probes.bench.levels import Batch, Cached, Levels, Streamed
 from copcube.probes.bench.metrics import metric_of
 from copcube.probes.bench.official import one_cycle
 from copcube.probes.bench.results import EPOCHS, Which
 from copcube.probes.bench.samples import SPLITS, Dataset, Split, ranges
-from copcube.probes.bench.tasks import Task
 from copcube.probes.bench.upernet import LinearHead, UPerNet
 from copcube.progress import show
 

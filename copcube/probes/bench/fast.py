@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from copcube.errors import SourceError
 from copcube.grid import Floats
+from copcube.probes.bench.catalogue import Task
 from copcube.probes.bench.metrics import SCORES, guess
-from copcube.probes.bench.tasks import Task
 from copcube.probes.ridge import PartMoments, Ridge
 
 NEIGHBOURS = 5

@@ -26,6 +26,7 @@ from copcube.files.atomic import atomic_path, make_folder, write_text
 from copcube.files.processors import THREADS
 from copcube.lookahead import map_ahead
 from copcube.probes.bench.augment import Augmentation, Mode
+from copcube.probes.bench.catalogue import Task
 from copcube.probes.bench.resizing import resized, resized_labels
 from copcube.probes.bench.results import Which
 from copcube.probes.bench.samples import (
@@ -37,7 +38,6 @@ from copcube.probes.bench.samples import (
     Split,
     ranges,
 )
-from copcube.probes.bench.tasks import Task
 from copcube.progress import show
 
 _PART = 64

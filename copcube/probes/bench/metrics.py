@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import OptionError
-from copcube.probes.bench.tasks import Task
+from copcube.probes.bench.catalogue import Task
 
 
 class Metric(Protocol):

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from copcube.errors import SourceError
 from copcube.grid import Floats
+from copcube.probes.bench.catalogue import Task
 from copcube.probes.bench.metrics import fed, guess, metric_of
 from copcube.probes.bench.results import EPOCHS
-from copcube.probes.bench.tasks import Task
 from copcube.probes.bench.vectors import Vectors
 
 _WEIGHT_DECAY = np.float32(1e-4)

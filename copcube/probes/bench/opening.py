@@ -6,6 +6,7 @@ from typing import get_args
 
 from copcube.arguments import one_of, one_path
 from copcube.errors import MissingFileError
+from copcube.probes.bench.catalogue import Task
 from copcube.probes.bench.layouts.base import Area, Codes, Layout
 from copcube.probes.bench.layouts.lcz import LCZ
 from copcube.probes.bench.layouts.masks import CloudS2, CloudS3, DFC2020Patches
@@ -13,7 +14,6 @@ from copcube.probes.bench.layouts.pairs import Flood
 from copcube.probes.bench.layouts.patches import BigEarthNet, EuroSAT
 from copcube.probes.bench.layouts.places import AirQuality, Biomass, LC100Cls, LC100Seg
 from copcube.probes.bench.samples import SPLITS, Dataset
-from copcube.probes.bench.tasks import Task
 
 LAYOUTS: dict[str, tuple[type[Layout], str]] = {
     "cloud-s2": (CloudS2, "l1_cloud_s2/cloud_s2"),

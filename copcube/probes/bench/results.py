@@ -17,8 +17,8 @@ from copcube.errors import CopcubeError, OptionError, in_a_line
 from copcube.files.atomic import write_text
 from copcube.files.regular import open_regular
 from copcube.interchange.metadata import KEY
-from copcube.probes.bench.tasks import METRICS, TASKS
-from copcube.probes.tables import Form, Row, as_text
+from copcube.probes.bench.catalogue import METRICS, TASKS
+from copcube.probes.text import Form, Row, as_text
 from copcube.version import __version__
 
 FORMAT = 1

@@ -18,6 +18,7 @@ from copcube.errors import CopcubeError, in_a_line
 from copcube.files.atomic import make_folder, write_text
 from copcube.interchange.cache import cache_folder
 from copcube.probes.bench import fast, official
+from copcube.probes.bench.catalogue import Task, find
 from copcube.probes.bench.metrics import SCORES, f1, fed, guess, interval, metric_of
 from copcube.probes.bench.results import (
     EPOCHS,
@@ -28,7 +29,6 @@ from copcube.probes.bench.results import (
     write_results,
 )
 from copcube.probes.bench.samples import SPLITS, Dataset, Split
-from copcube.probes.bench.tasks import Task, find
 from copcube.probes.bench.vectors import Vectors, can_be_used, describe, embedded
 from copcube.version import __version__
 
@@ -97,7 +97,7 @@ def bench(
     Parameters
     ----------
     tasks : str, Dataset, or sequence of them
-        Names of tasks, see `copcube.probes.bench.tasks.TASKS`; or your own data, whose `Task`
+        Names of tasks, see `copcube.probes.bench.catalogue.TASKS`; or your own data, whose `Task`
         describes them and their sensor.
     root : str or path-like
         Folder of the data of tasks that are named, as ``copcube fetch bench`` and the official

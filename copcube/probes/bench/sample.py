@@ -20,11 +20,11 @@ from copcube.errors import OptionError
 from copcube.files.atomic import atomic_folder, vacant_folder
 from copcube.files.regular import bytes_below
 from copcube.grid import WGS84, format_cell
-from copcube.images.sample.raster import geotiff
+from copcube.images.sample.geotiff import geotiff
+from copcube.probes.bench.catalogue import TASKS, Task, find
 from copcube.probes.bench.classes import LC100_CODES
 from copcube.probes.bench.opening import LAYOUTS
 from copcube.probes.bench.samples import SPLITS, Split
-from copcube.probes.bench.tasks import TASKS, Task, find
 
 _MAX_IMAGES = 10_000
 # Levels of Sentinel-3 in radiances and of the gases in mol/m², which the tasks do not scale.

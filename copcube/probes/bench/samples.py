@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copcube.errors import ImageError, MissingFileError
-from copcube.probes.bench.tasks import Task
+from copcube.probes.bench.catalogue import Task
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

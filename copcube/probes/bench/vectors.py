@@ -26,6 +26,7 @@ from copcube.errors import SourceError, in_a_line
 from copcube.files.atomic import atomic_path, make_folder
 from copcube.files.processors import THREADS
 from copcube.lookahead import map_ahead
+from copcube.probes.bench.catalogue import Task
 from copcube.probes.bench.samples import (
     BROKEN,
     MOST_SKIPPED,
@@ -35,7 +36,6 @@ from copcube.probes.bench.samples import (
     Split,
     ranges,
 )
-from copcube.probes.bench.tasks import Task
 from copcube.progress import Bar, show
 
 log = logging.getLogger("copcube")

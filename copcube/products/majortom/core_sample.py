@@ -19,7 +19,7 @@ from copcube.arguments import whole_number
 from copcube.encoder.timm_kinds import RGB, S2L1C
 from copcube.errors import OptionError
 from copcube.files.atomic import atomic_folder, vacant_folder
-from copcube.images.sample.raster import geotiff
+from copcube.images.sample.geotiff import geotiff
 from copcube.images.sample.scenes import Terrain, draw
 from copcube.images.sample.writing import REGIONS
 from copcube.modalities import MODALITIES

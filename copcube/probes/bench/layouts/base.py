@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from copcube.errors import ImageError, MissingFileError, OptionError, SourceError
 from copcube.files.regular import open_regular
 from copcube.images.naming import is_inside
+from copcube.probes.bench.catalogue import Task
 from copcube.probes.bench.layouts import rasters
 from copcube.probes.bench.layouts.rasters import Raster
 from copcube.probes.bench.samples import Place, Sample, Split
-from copcube.probes.bench.tasks import Task
 
 Area = Literal["official", "true"]
 Codes = Literal["raw", "shifted"]
@@ -142,7 +142,7 @@ def true_area(task: Task, shape: tuple[int, ...], gsd: float | None = None) -> f
 
     Examples
     --------
-    >>> from copcube.probes.bench.tasks import find
+    >>> from copcube.probes.bench.catalogue import find
     >>> round(true_area(find("eurosat-s2"), (64, 64)), 5)
     0.00209
     """

@@ -10,7 +10,7 @@ import numpy as np
 from copcube.arguments import one_of
 from copcube.cube.caution import caution
 from copcube.errors import CubeError
-from copcube.probes import published
+from copcube.probes import reference
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,7 +23,7 @@ _LABELS = {
     "fourier": "coord FE",
     "embedding": "embed",
     "embedding+fourier": "embed + coord",
-    published.SATCLIP: "SatCLIP coord",
+    reference.SATCLIP: "SatCLIP coord",
 }
 """The paper's names of its rows."""
 
@@ -78,7 +78,7 @@ def grid_of(found: "xr.Dataset", statistic: str | None = None) -> tuple[Row, lis
     for i, name in enumerate(map(str, found["input"].values)):
         rows.append((name, *map(_cell, mean[i], spread[i], units)))
         rows += _of_paper(name, names, units)
-    rows += _of_paper(published.SATCLIP, names, units)
+    rows += _of_paper(reference.SATCLIP, names, units)
     if said := caution(found.attrs):
         rows.append((said, *("" for _ in names)))
     if "embedding_adds" in found:
@@ -91,7 +91,7 @@ def grid_of(found: "xr.Dataset", statistic: str | None = None) -> tuple[Row, lis
 
 def _of_paper(name: str, targets: list[str], units: list[str]) -> list[Row]:
     """The paper's row of an input, if it has one, with a dash where it has no figure."""
-    figures = [published.error(name, target) for target in targets]
+    figures = [reference.error(name, target) for target in targets]
     if not any(figures):
         return []
     cells = [
