@@ -126,7 +126,7 @@ def test_aggregating_imports_nothing_that_takes_longer_than_the_reading(tmp_path
     write_rows(tmp_path / "rows.parquet", random_rows(50, 5, 6, 0), {})
     command = ["aggregate", str(tmp_path / "rows.parquet"), str(tmp_path / "world.zarr")]
     code = f"sys.argv = ['copcube']\nfrom copcube.cli import main\nassert not main({command})\n"
-    assert imported(code, "pandas", "scipy", "xarray", "dask", "torch", "rasterio") == []
+    assert imported(code, "pandas", "scipy", "xarray", "zarr", "dask", "torch", "rasterio") == []
 
 
 def requirements(lines):

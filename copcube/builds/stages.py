@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from importlib import import_module
 from typing import Any, Generic
 
 from copcube import cube, progress
@@ -382,10 +381,7 @@ def assemble(
         If files that are not the build's own changed while they were read.
     """
     known = _versions(plan, files)
-    with ThreadPoolExecutor(1) as thread:
-        # It takes as long as surveying many rows, and is needed next.
-        thread.submit(import_module, "zarr")
-        found = Surveyed.of(files, aggregation)
+    found = Surveyed.of(files, aggregation)
     if not found.survey.images:
         rejected = f", or all were rejected ({folder.path}/quarantine.parquet says why)"
         raise BuildError(

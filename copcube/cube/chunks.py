@@ -1,8 +1,8 @@
 """How an array of a cube is divided into chunks, and the bytes of a chunk.
 
-zarr reads and creates cubes. Chunks are encoded here, to the same bytes as zarr's, and decoded when
-a cube is examined: it has many thousands of them, and zarr's event loop and stores take as long as
-the compression.
+zarr reads cubes. Chunks are encoded here, to the same bytes as zarr's, and decoded when a cube is
+examined: it has many thousands of them, and zarr's event loop and stores take as long as the
+compression.
 """
 
 import json
@@ -85,7 +85,19 @@ class Chunks:
 
     def file(self, index: tuple[int, ...]) -> str:
         """Name of a chunk's file in the cube."""
-        return f"{self.name}/c/{'/'.join(map(str, index))}"
+        return "/".join((self.name, "c", *map(str, index)))
+
+    def encode_all(self, values: NDArray[Any]) -> dict[str, bytes]:
+        """Bytes of all chunks that are stored, by their files, from the values of the array."""
+        counts = (-(-n // size) for n, size in zip(self.shape, self.chunks, strict=True))
+        files = {}
+        for index in np.ndindex(*counts):
+            starts = (i * size for i, size in zip(index, self.chunks, strict=True))
+            inside = (slice(a, a + size) for a, size in zip(starts, self.chunks, strict=True))
+            data = self.encode(values[tuple(inside)])
+            if data is not None:
+                files[self.file(index)] = data
+        return files
 
     def encode(self, values: NDArray[Any]) -> bytes | None:
         """Bytes of a chunk; None if it holds only missing values and is not stored.
@@ -111,7 +123,7 @@ class Chunks:
 
     def pack(self, whole: NDArray[Any]) -> bytes:
         """Bytes of a chunk of full size, whatever it holds."""
-        from numcodecs import Zstd  # type: ignore[import-untyped]
+        from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
         packed = Zstd(level=self.level, checksum=self.checksum).encode(
             np.ascontiguousarray(whole, self.dtype)
@@ -126,7 +138,7 @@ class Chunks:
         ValueError, RuntimeError
             If they cannot be decoded to exactly that many values, or their checksum does not match.
         """
-        from numcodecs import Zstd
+        from numcodecs.zstd import Zstd
 
         whole = np.empty(self.chunks, self.dtype)
         Zstd().decode(data, whole)

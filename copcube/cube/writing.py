@@ -10,40 +10,36 @@ size and SHA-256 of every file are known without reading it back, and leftovers 
 write are never decoded.
 """
 
+import json
 import math
+import os
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copcube import grid
 from copcube.cells import Cells
-from copcube.cube import schema
+from copcube.cube import nodes, schema
 from copcube.cube.chunks import Chunks
-from copcube.cube.store import address, compressors, open_group
+from copcube.cube.store import open_group, parsing
 from copcube.errors import CubeError
 from copcube.files.atomic import writing
 from copcube.files.folders import Folder, LocalFolder, open_folder
-from copcube.files.processors import available_processors
+from copcube.files.processors import computing_threads
 from copcube.files.states import Written
 from copcube.lookahead import map_ahead
-
-if TYPE_CHECKING:
-    from zarr.core.buffer import Buffer
 
 _OF_CELLS = ("embedding", "spread", "n_images", "n_images_by_modality")
 """Variables that `write_band` fills; all others are coordinates."""
 
 _THREADS = 4
 """Most blocks encoded at once; each takes about 20 MB."""
-
-_SETTING = threading.Lock()
 
 _Encode = Callable[[], bytes | None]
 _Chunk = tuple[str, _Encode | None]
@@ -92,46 +88,29 @@ def create(
     StorageError
         If the folder cannot be written.
     """
-    import zarr
-    from zarr.storage import MemoryStore
-
     folder = open_folder(path)
     modalities = schema.modalities_of(attrs or ())
     parts = schema.variables(dim, by, groups, counted=counted, modalities=modalities)
     known = {} if counted else {"n_images_known": 0}
     if folder.names():
         raise CubeError(f"{path} exists already; remove it or choose another name")
-    memory: dict[str, Buffer] = {}
-    with _settings():
-        group = zarr.create_group(
-            MemoryStore(memory),
-            zarr_format=3,
-            attributes=schema.group_attributes(known | dict(attrs or {})),
-        )
-        about = attrs or {}
-        # Without a page, vectors would pass for those of Copernicus-FM, which other products are
-        # not.
-        page = about.get("encoder_page", about.get("references") if "product" in about else None)
-        group.create_group(schema.CONVENTIONS, attributes=schema.conventions(dim, page))
-        for v in parts.values():
-            created = group.create_array(
-                v.name,
-                shape=v.shape,
-                chunks=v.chunks,
-                dtype=v.dtype,
-                fill_value=v.fill,
-                compressors=compressors(),
-                dimension_names=v.dims,
-                attributes=v.attrs,
-            )
-            if v.values is not None:
-                created[...] = v.values
+    about = attrs or {}
+    # Without a page, vectors would pass for those of Copernicus-FM, which other products are not.
+    page = about.get("encoder_page", about.get("references") if "product" in about else None)
+    root = nodes.of_group(schema.group_attributes(known | dict(about)))
+    conventions = nodes.of_group(schema.conventions(dim, page))
+    files = {
+        nodes.DOCUMENT: nodes.encoded(root),
+        f"{schema.CONVENTIONS}/{nodes.DOCUMENT}": nodes.encoded(conventions),
+    }
+    for variable in parts.values():
+        document = nodes.encoded(nodes.of_array(variable))
+        files[f"{variable.name}/{nodes.DOCUMENT}"] = document
+        if variable.values is not None:
+            files |= Chunks.of(variable.name, document).encode_all(variable.values)
     with writing(path):
         # The group's own metadata comes last: before it, there is no cube.
-        written = {
-            name: folder.write(name, memory[name].as_numpy_array(), flush=False)
-            for name in sorted(memory)
-        }
+        written = {name: folder.write(name, files[name], flush=False) for name in sorted(files)}
         folder.flush(written)
     return written
 
@@ -190,8 +169,7 @@ def write_band(path: str | Path, band: int, cells: Cells) -> dict[str, Written]:
                 else:
                     yield name, encode
 
-        threads = min(available_processors(), _THREADS)
-        with closing(map_ahead(write, filled(), threads)) as done:
+        with closing(map_ahead(write, filled(), computing_threads(_THREADS))) as done:
             for name, known in done:
                 if known is None:
                     empty.append(name)
@@ -220,19 +198,25 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
     StorageError
         If the metadata cannot be written.
     """
-    import zarr
-
-    with writing(path), _settings():
-        folder, group = open_folder(path), open_group(path, "r+")
-        group.attrs.put(dict(sorted((dict(group.attrs) | dict(attrs or {})).items())))
+    folder = open_folder(path)
+    with writing(path):
         if isinstance(folder, LocalFolder):  # a store has no half-written objects
             folder.sweep()
-        for stray in (name for name in folder.names() if name.endswith(".partial")):
+        found = folder.names()
+        for stray in (name for name in found if name.endswith(".partial")):
             folder.remove(stray)  # from zarr's own writer, which earlier releases used
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Consolidated metadata", module="zarr")
-            zarr.consolidate_metadata(address(path), zarr_format=3)
-        folder.flush(["zarr.json"])  # everything else was flushed when written
+        with parsing(path):
+            documents = {
+                os.path.dirname(name): json.loads(folder.read(name))
+                for name in found
+                if os.path.basename(name) == nodes.DOCUMENT
+            }
+            root = documents.pop("", {"attributes": {}})["attributes"]
+            if "copcube_schema" not in root or not documents.keys() >= set(schema.ESSENTIAL):
+                open_group(path)  # says what is there instead
+            attributes = dict(sorted((root | dict(attrs or {})).items()))
+        # Everything else was flushed when written.
+        folder.write(nodes.DOCUMENT, nodes.encoded(nodes.of_group(attributes, documents)))
 
 
 def _arrays(path: str | Path, folder: Folder) -> dict[str, Chunks]:
@@ -350,16 +334,3 @@ def _fields(
     by_modality = np.zeros((cells.n_by_modality.shape[1], *shape), np.int32)
     by_modality[:, y, x] = cells.n_by_modality[inside].T
     yield "n_images_by_modality", by_modality
-
-
-@contextmanager
-def _settings() -> Iterator[None]:
-    """Fix the one zarr setting that decides what is stored, whatever the user's own.
-
-    An array keeps the setting with which it was opened or created.
-    """
-    import zarr
-
-    # All threads share the setting.
-    with _SETTING, zarr.config.set({"array.write_empty_chunks": False}):
-        yield
