@@ -22,7 +22,7 @@ from copcube.arguments import one_of
 from copcube.balance import Variances, equalised
 from copcube.cells import Cells
 from copcube.errors import OptionError, RepeatedError, RowsError, few
-from copcube.files.processors import available_processors
+from copcube.files.processors import computing_threads
 from copcube.grouping import By, group_names, groups_of
 from copcube.lookahead import map_ahead
 from copcube.means import Means
@@ -153,7 +153,7 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
     nothing = np.empty(0, np.int64)
     seen = [(nothing, nothing, nothing)]
     read = partial(read_part, assign=aggregation.assign, position=aggregation.footprints)
-    for number, rows in enumerate(map_ahead(read, parts, min(available_processors(), _THREADS))):
+    for number, rows in enumerate(map_ahead(read, parts, computing_threads(_THREADS))):
         total += len(rows)
         rows = rows.labelled(names)
         rows = rows.take(_selected(rows, aggregation.selection))
@@ -347,7 +347,7 @@ def _combined(
     rows = Rows.concatenate(chosen)
     sums = _Sums(rows, aggregation, survey.groups, files)
     means = sums.means(len(rows), survey.dim)
-    threads, before = min(available_processors(), _THREADS), 0
+    threads, before = computing_threads(_THREADS), 0
     for part, table, mask in zip(parts, read, wanted, strict=True):
         # A block's complete cells are computed on threads as soon as it is decoded.
         left = tables.map_vectors(

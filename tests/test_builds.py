@@ -49,7 +49,7 @@ from copcube.errors import (
     SourceError,
     StorageError,
 )
-from copcube.files.processors import available_processors
+from copcube.files.processors import available_processors, computing_threads
 from copcube.images import Partition, open_source
 from copcube.images.sample.writing import write_sample
 from copcube.lookup import Fragments, points
@@ -944,6 +944,28 @@ def test_processors_are_counted_everywhere(monkeypatch, affinity):
     if affinity:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 3}, raising=False)
     assert available_processors() == (3 if affinity else 5)
+
+
+@pytest.mark.parametrize(
+    ("processors", "alone", "with_another"),
+    [(1, 0, 0), (2, 2, 0), (3, 3, 0), (5, 4, 2), (16, 4, 4)],
+)
+def test_tasks_that_run_at_once_share_the_processors(monkeypatch, processors, alone, with_another):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+
+    def threads(task, advance):
+        return computing_threads(4)
+
+    def mapped(tasks, **options):
+        return {found for _, found in LocalExecutor().map(threads, tasks, **options)}
+
+    assert computing_threads(4) == alone
+    assert mapped("ab", at_once=2) == {with_another}
+    assert mapped("a", at_once=2) == {alone}
+    assert mapped("ab") == {alone}
+    assert mapped([]) == set()
+    assert computing_threads(4) == alone
 
 
 @pytest.fixture

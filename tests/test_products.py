@@ -209,10 +209,10 @@ def test_bits_depend_neither_on_what_is_read_at_a_time_nor_on_blocks(
     root, expected = alphaearth
     monkeypatch.setattr(pixels, "TILE", 64)
     cubes = []
-    for block, most, threads in ((16, 1 << 26, 1), (1, 1 << 18, 3), (3, 1 << 20, 2)):
+    for block, most, threads in ((16, 1 << 26, 0), (1, 1 << 18, 3), (3, 1 << 20, 2)):
         monkeypatch.setattr(pixels, "BLOCK", block)
         monkeypatch.setattr(pixels, "_BYTES", most)
-        monkeypatch.setattr(pixels, "available_processors", lambda threads=threads: threads)
+        monkeypatch.setattr(pixels, "computing_threads", lambda most, threads=threads: threads)
         tables._blocks_of.cache_clear()
         out = tmp_path / f"{block}.zarr"
         aggregate(root, out)

@@ -16,12 +16,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from copcube.builds.tasks import Advance, ignore
 from copcube.errors import BuildError, CopcubeError, ReadError
-from copcube.files.processors import available_processors
+from copcube.files.processors import available_processors, sharing
 from copcube.lookahead import map_ahead
 
 if TYPE_CHECKING:
@@ -105,7 +104,12 @@ class LocalExecutor:
         todo: list[Any] = list(tasks)
         on_gpu = embeds and bool(todo) and todo[0].options.encoder.streams > 1
         threads = PARTITIONS_PER_GPU if on_gpu else min(at_once, available_processors(), len(todo))
-        call = partial(_attempt, function, advance)
+
+        def call(task: Task) -> tuple[Task, Outcome]:
+            # Partitions wait for their files and the GPU, and share nothing else.
+            with sharing(1 if embeds else max(1, threads)):
+                return _attempt(function, advance, task)
+
         with closing(map_ahead(call, todo, threads if threads > 1 else 0)) as outcomes:
             yield from outcomes
 

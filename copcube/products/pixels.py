@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from copcube import grid
 from copcube.cells import Cells
 from copcube.errors import RowsError
-from copcube.files.processors import available_processors
+from copcube.files.processors import computing_threads
 from copcube.grid import Floats, Integers
 from copcube.lookahead import map_ahead
 from copcube.modalities import ORDER
@@ -232,8 +232,7 @@ def statistics(
         ]
 
     found: defaultdict[tuple[int, int], list[tuple[tuple[Any, ...], _Sums]]] = defaultdict(list)
-    threads = min(available_processors(), _THREADS)
-    with closing(map_ahead(call, windows, threads if threads > 1 else 0)) as results:
+    with closing(map_ahead(call, windows, computing_threads(_THREADS))) as results:
         for result in results:
             for key, order, sums in result:
                 found[key].append((order, sums))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from copcube import grid as lattice
 from copcube.dates import yyyymmdd
 from copcube.errors import GridError, OptionError, RowsError
-from copcube.files.processors import available_processors
+from copcube.files.processors import computing_threads
 from copcube.grid import Floats, Integers
 from copcube.lookahead import map_ahead
 from copcube.modalities import ORDER
@@ -97,7 +97,7 @@ def read(path: str | Path, row_groups: Sequence[int], assign: Assign, position: 
     found = np.split(np.array(row_groups), np.flatnonzero(np.diff(ends // _AT_ONCE)) + 1)
     runs: list[list[int]] = [run.tolist() for run in found]
     read_run = partial(_read_run, path, columns=columns, assign=assign, swap=swap)
-    with closing(map_ahead(read_run, runs, min(available_processors(), _THREADS))) as read_runs:
+    with closing(map_ahead(read_run, runs, computing_threads(_THREADS))) as read_runs:
         tables = list(read_runs)
     table = Rows.concatenate(tables)
     if assign != "area" or len(tables) == 1:
