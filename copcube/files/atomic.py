@@ -4,12 +4,13 @@ import errno
 import glob
 import hashlib
 import os
+import random
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from copcube.arguments import is_in_utf8, one_path
@@ -36,6 +37,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _ROOM = 4 << 20
 """Bytes written to find out whether there is room."""
+
+_RANDOM = random.Random()
+"""For names that no other process of any machine takes; not the one that users may seed."""
 
 _ABANDONED = 24 * 3600
 """Seconds without a change after which a temporary file must belong to a killed process."""
@@ -146,7 +150,7 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
         As `writing`.
     """
     final = Path(path)
-    temporary = _hidden(final, "partial")
+    temporary, placed = _hidden(final, "partial"), False
     try:
         with writing(final):
             with suppress(FileNotFoundError):
@@ -159,14 +163,16 @@ def atomic_path(path: str | Path, *, replace: bool = True, flush: bool = True) -
                 sync(temporary)
             if replace:
                 os.replace(temporary, final)
+                placed = True
             else:
                 _move_to_free_name(temporary, final)
             if flush:
                 # The new name is an entry in the folder, which flushing the file does not flush.
                 sync(final.parent)
     finally:
-        with suppress(OSError):  # the earlier refusal says more
-            _remove(temporary)
+        if not placed:
+            with suppress(OSError):  # the earlier refusal says more
+                _remove(temporary)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -276,7 +282,7 @@ def sync(path: str | Path) -> None:
 def _hidden(final: Path, suffix: str) -> Path:
     """Name beside a final one that no other process uses."""
     # In the same folder, since a rename is atomic only within one file system.
-    return final.with_name(f".{final.name}.{_owner()}-{uuid.uuid4().hex[:16]}.{suffix}")
+    return final.with_name(f".{final.name}.{_owner()}-{_RANDOM.getrandbits(64):016x}.{suffix}")
 
 
 def _may_be_at_work(hidden: Path) -> bool:
@@ -290,7 +296,12 @@ def _may_be_at_work(hidden: Path) -> bool:
 
 def _owner() -> str:
     """Machine and number of this process, for names of files."""
-    return f"{hashlib.sha256(machine().encode()).hexdigest()[:8]}-{os.getpid()}"
+    return f"{_machine()}-{os.getpid()}"
+
+
+@cache
+def _machine() -> str:
+    return hashlib.sha256(machine().encode()).hexdigest()[:8]
 
 
 def _replace_folder(temporary: Path, final: Path, former: Path) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from copcube.files.lock import BEAT, DEAD, LocalLockFiles, Lock, hold
 from copcube.files.objects import ObjectFolder, is_remote
 from copcube.files.states import FileState, Written
 
-_SYNCS = 16
+_SYNCS = 8
 """How many files or folders are flushed at once: many take little longer than one, since the
 file system writes its journal once for all that wait."""
 
@@ -177,10 +178,10 @@ class LocalFolder:
         folders = {self._path.parent, self._path}
         for inside in {*map(os.path.dirname, files)}:
             folders |= {self._path / above for above in (Path(inside), *Path(inside).parents)}
-        with ThreadPoolExecutor(_SYNCS) as pool:
+        for paths in ([self._path / name for name in files], sorted(folders)):
+            runs = (paths[i::_SYNCS] for i in range(min(_SYNCS, len(paths))))
             # A failure is raised here, when its result is taken.
-            list(pool.map(sync, [self._path / name for name in files]))
-            list(pool.map(sync, sorted(folders)))
+            list(_pool(os.getpid()).map(_sync_all, runs))
 
     def sweep(self) -> None:
         """Remove half-written files of killed writers."""
@@ -197,15 +198,30 @@ class LocalFolder:
     def _made(self, name: str, *, flush: bool = True) -> Path:
         """Path of a file, after making its folder, which with `flush` survives a power cut."""
         path = self._path / name
-        # A thread that finds another's folder waits until that one has flushed it.
-        with writing(self._path), _MAKING:
-            if not path.parent.is_dir():
-                new = [above for above in path.parents if not above.exists()]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # A new folder is an entry in its parent, which must be flushed to keep it.
-                for folder in new if flush else ():
-                    sync(folder.parent)
+        with writing(self._path):
+            if not flush:
+                os.makedirs(path.parent, exist_ok=True)
+                return path
+            # A thread that finds another's folder waits until that one has flushed it.
+            with _MAKING:
+                if not path.parent.is_dir():
+                    new = [above for above in path.parents if not above.exists()]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    # A new folder is an entry in its parent, which must be flushed to keep it.
+                    for folder in new:
+                        sync(folder.parent)
         return path
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads that flush files, kept by the process: starting them takes as long as their work."""
+    return ThreadPoolExecutor(_SYNCS, thread_name_prefix="copcube-sync")
+
+
+def _sync_all(paths: Iterable[Path]) -> None:
+    for path in paths:
+        sync(path)
 
 
 def _state(status: os.stat_result) -> FileState:

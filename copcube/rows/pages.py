@@ -160,7 +160,7 @@ def decode(pages: Pages, start: int, wanted: NDArray[np.bool_]) -> NDArray[np.fl
                 values[:] = data.view("<f4")[some]
             else:  # the first bytes of all values, then their second ones, and so on
                 for number, plane in enumerate(data.reshape(4, page.values)):
-                    values.view(np.uint8).reshape(-1, 4)[:, number] = plane[some]
+                    values.view(np.uint8)[number::4] = plane[some]
     return vectors if wanted.all() else vectors[wanted]
 
 
