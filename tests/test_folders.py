@@ -200,6 +200,28 @@ def test_absolute(tmp_path, monkeypatch):
     assert absolute("s3://bucket/world.zarr/") == "s3://bucket/world.zarr"
 
 
+@pytest.mark.parametrize("flush", [True, False])
+@pytest.mark.parametrize("error", [TypeError, KeyboardInterrupt])
+def test_a_file_whose_writing_fails_is_as_it_was(tmp_path, monkeypatch, flush, error):
+    folder = LocalFolder(tmp_path)
+    folder.write("cells/a", b"old", flush=flush)
+
+    def interrupted(*names):
+        raise KeyboardInterrupt
+
+    data = b"new"
+    if error is TypeError:
+        data = "not bytes"
+    else:
+        monkeypatch.setattr(os, "replace", interrupted)
+    for name in ("cells/a", "others/a"):
+        with pytest.raises(error):
+            folder.write(name, data, flush=flush)
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    assert sorted(found) == ["cells", "cells/a", "others"]
+    assert folder.read("cells/a") == b"old"
+
+
 def test_a_new_folder_stays_for_all_who_write_into_it(tmp_path, monkeypatch):
     """A second thread, which finds it there, would else be done before it is flushed."""
     flushed, begun = [], threading.Event()

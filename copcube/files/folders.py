@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from copcube.arguments import one_path
-from copcube.files.atomic import atomic_path, sync, writing
+from copcube.files.atomic import atomic_path, sync, write_bytes, writing
 from copcube.files.lock import BEAT, DEAD, LocalLockFiles, Lock, hold
 from copcube.files.objects import ObjectFolder, is_remote
 from copcube.files.states import FileState, Written
@@ -122,12 +122,8 @@ class LocalFolder:
 
     def write(self, name: str, data: Any, *, flush: bool = True) -> Written:
         """See `Folder`."""
-        with atomic_path(self._made(name, flush=flush), flush=flush) as temporary:
-            temporary.write_bytes(data)
-            # The stamp is taken before the file gets its name: after that, another process doing
-            # the same task may replace it, and the stamp would belong to other bytes.
-            stamp = _state(os.stat(temporary)).stamp
-        return Written.of(data, stamp)
+        state = write_bytes(self._made(name, flush=flush), data, flush=flush)
+        return Written.of(data, _state(state).stamp)
 
     def create(self, name: str, data: Any) -> bool:
         """See `Folder`."""
@@ -175,10 +171,13 @@ class LocalFolder:
         if not files:
             return
         # With the parent folder, in which this one may be new.
-        folders = {self._path.parent, self._path}
+        folders = {"..", "."}
         for inside in {*map(os.path.dirname, files)}:
-            folders |= {self._path / above for above in (Path(inside), *Path(inside).parents)}
-        for paths in ([self._path / name for name in files], sorted(folders)):
+            while inside:
+                folders.add(inside)
+                inside = os.path.dirname(inside)
+        for names in (files, sorted(folders)):
+            paths = [os.path.join(self._path, name) for name in names]
             runs = (paths[i::_SYNCS] for i in range(min(_SYNCS, len(paths))))
             # A failure is raised here, when its result is taken.
             list(_pool(os.getpid()).map(_sync_all, runs))
@@ -195,21 +194,20 @@ class LocalFolder:
         files = LocalLockFiles(self._path)
         return hold(files, str(self._path), shared=shared, beat=beat, dead=dead)
 
-    def _made(self, name: str, *, flush: bool = True) -> Path:
+    def _made(self, name: str, *, flush: bool = True) -> str:
         """Path of a file, after making its folder, which with `flush` survives a power cut."""
-        path = self._path / name
-        with writing(self._path):
-            if not flush:
-                os.makedirs(path.parent, exist_ok=True)
-                return path
-            # A thread that finds another's folder waits until that one has flushed it.
-            with _MAKING:
-                if not path.parent.is_dir():
-                    new = [above for above in path.parents if not above.exists()]
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    # A new folder is an entry in its parent, which must be flushed to keep it.
-                    for folder in new:
-                        sync(folder.parent)
+        path = os.path.join(self._path, name)
+        inside = os.path.dirname(path)
+        if not flush and os.path.isdir(inside):
+            return path
+        # A thread that finds another's folder waits until that one has flushed it.
+        with writing(self._path), _MAKING:
+            if not os.path.isdir(inside):
+                new = [above for above in Path(path).parents if not above.exists()]
+                os.makedirs(inside, exist_ok=True)
+                # A new folder is an entry in its parent, which must be flushed to keep it.
+                for folder in new if flush else ():
+                    sync(folder.parent)
         return path
 
 
@@ -219,7 +217,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_SYNCS, thread_name_prefix="copcube-sync")
 
 
-def _sync_all(paths: Iterable[Path]) -> None:
+def _sync_all(paths: Iterable[str]) -> None:
     for path in paths:
         sync(path)
 
