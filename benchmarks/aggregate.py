@@ -5,10 +5,11 @@
 The rows are written in the published layout to a temporary folder, some ninety a cell. With
 `clustered` cells a file holds one region, as those of a build do; with `scattered` ones every
 file has cells of the whole globe; `pandas` is one file of scattered cells as pyarrow writes it
-by default, in one row group. Reading is `pyarrow.parquet.read_table` of all columns of one
-file after another, or, as `scan`, batch by batch on all threads. Each runs in a process of its
-own, one after the other in turn, with the files in the page cache; of each the median is
-shown; `start` is what a process needs to import what aggregating does.
+by default, in one row group; `small` files have 300 rows of one region each. Reading is
+`pyarrow.parquet.read_table` of all columns of one file after another, or, as `scan`, batch by
+batch on all threads. Each runs in a process of its own, one after the other in turn, with the
+files in the page cache; of each the median is shown; `start` is what a process needs to import
+numpy, pyarrow and zarr.
 """
 
 import argparse
@@ -30,8 +31,8 @@ from copcube import grid
 from copcube.modalities import MODALITIES
 from copcube.rows import Rows, encode_rows
 
-DIM, ROWS_A_CELL, ROWS_A_FILE = 768, 90, 30_000
-LAYOUTS = ("clustered", "scattered", "pandas")
+DIM, ROWS_A_CELL, ROWS_A_FILE, ROWS_A_SMALL_FILE = 768, 90, 30_000, 300
+LAYOUTS = ("clustered", "scattered", "pandas", "small")
 
 READ = """
 import sys, pyarrow.parquet as pq
@@ -57,13 +58,14 @@ def write(folder, layout, number):
     """Write rows in the published layout."""
     folder.mkdir()
     rng = np.random.default_rng(1)
-    ids = cells(-(-number // ROWS_A_CELL), layout != "clustered")
+    ids = cells(-(-number // ROWS_A_CELL), layout in ("scattered", "pandas"))
     cell = np.repeat(ids, ROWS_A_CELL)[:number]
     image = np.arange(number) % ROWS_A_CELL
     keys = np.array([f"{1 + i // 12:02d}{1 + i % 12:02d}" for i in range(ROWS_A_CELL)], object)
     tables = []
-    for start in range(0, number, ROWS_A_FILE):
-        part = slice(start, start + ROWS_A_FILE)
+    size = ROWS_A_SMALL_FILE if layout == "small" else ROWS_A_FILE
+    for start in range(0, number, size):
+        part = slice(start, start + size)
         some = image[part]
         vectors = rng.standard_normal((len(some), DIM), np.float32)
         rows = Rows(

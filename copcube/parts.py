@@ -7,6 +7,7 @@ combine them. In between they are kept, for as many rows as fit comfortably in m
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from copcube.products import tables
@@ -14,6 +15,8 @@ from copcube.products.tables import Assign, Position
 from copcube.rows import Rows
 
 _ROWS, _ROWS_OF_PRODUCT = 1 << 16, 1 << 20
+_RUN = 1 << 14
+"""Most rows of a run of several parts."""
 _KEPT = 1 << 21
 """Most rows kept: about 70 MB without their vectors."""
 
@@ -71,6 +74,20 @@ def parts(files: Sequence[str | Path], max_rows: int | None = None) -> list[Part
         if groups:
             found.append(Part(file, tuple(groups), rows))
     return found
+
+
+def runs(parts: Sequence[Part]) -> list[slice]:
+    """Divide parts into runs for one task each, which combines the parts of several small files.
+
+    Each task writes and flushes some files, which takes as long as combining a thousand rows.
+    """
+    starts, rows = [], _RUN
+    for number, part in enumerate(parts):
+        rows += part.rows
+        if rows > _RUN or tables.is_of_pixels(part.file):
+            starts.append(number)
+            rows = part.rows
+    return [slice(a, b) for a, b in pairwise([*starts, len(parts)])]
 
 
 def read_part(part: Part, assign: Assign, position: Position) -> Rows:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import random_rows, rows, table, write_rows
 
 import copcube.means
+import copcube.parts
 from copcube import aggregate, grid
 from copcube.aggregate import (
     Aggregation,
@@ -21,13 +22,13 @@ from copcube.aggregate import (
     survey,
 )
 from copcube.builds import aggregate as build_of
-from copcube.builds import stages
+from copcube.builds import stages, tasks
 from copcube.cube import open_cube
 from copcube.errors import OptionError, RowsError
 from copcube.grouping import MONTHS, SEASONS
 from copcube.lookup.points import STATUS
 from copcube.modalities import MODALITIES
-from copcube.parts import Part, parts, read_part
+from copcube.parts import Part, parts, read_part, runs
 from copcube.products import tables
 from copcube.rows import Rows, rows_files
 from copcube.selection import Selection
@@ -119,6 +120,46 @@ def test_files_parts_and_passes_do_not_change_a_bit(tmp_path_factory, rows, data
         split = everything(rows_files(folder), aggregation, data.draw(st.integers(1, 12)))
     groups = survey(parts(rows_files(folder)), aggregation).groups
     assert same(split, cell_statistics(rows, aggregation, groups))
+
+
+@given(sizes=st.lists(st.integers(1, 40_000), max_size=20))
+def test_a_task_takes_parts_of_small_files_together(sizes):
+    some = [Part(f"{i}.parquet", (0,), size) for i, size in enumerate(sizes)]
+    found = runs(some)
+    assert [part for run in found for part in some[run]] == some
+    for run in found:
+        rows = sum(sizes[run])
+        assert rows <= 1 << 14 or run.stop - run.start == 1
+        assert run.stop == len(sizes) or rows + sizes[run.stop] > 1 << 14
+
+
+def test_blocks_of_pixels_are_tasks_of_their_own():
+    some = [Part("2021/a.tif", (i,), 10) for i in range(3)]
+    assert runs(some) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+@pytest.mark.slow
+def test_many_small_files_make_the_cube_of_a_large_one(tmp_path, monkeypatch):
+    rows = random_rows(400, 30, 6, 1)
+    (tmp_path / "many").mkdir()
+    for i in range(0, 400, 10):
+        write_rows(tmp_path / "many" / f"{i:03d}.parquet", rows.take(np.arange(i, i + 10)), {})
+    write_rows(tmp_path / "one.parquet", rows, {})
+    monkeypatch.setattr(copcube.parts, "_RUN", 75)
+    combined = []
+    combine = tasks.run_combine_task
+
+    def spy(task, advance=tasks.ignore):
+        combined.append(combine(task, advance))
+        return combined[-1]
+
+    monkeypatch.setattr(stages, "run_combine_task", spy)
+    build_of(tmp_path / "many", tmp_path / "many.zarr")
+    # Six runs of seven files or fewer, and a pass over the cells that lie in several files.
+    assert len(combined) == 7
+    build_of(tmp_path / "one.parquet", tmp_path / "one.zarr")
+    many, one = (open_cube(tmp_path / f"{name}.zarr").load() for name in ("many", "one"))
+    assert all(many[name].identical(one[name]) for name in many.data_vars)
 
 
 @pytest.mark.parametrize("spread", [0, 1e-7, 1e-3, 1e-2, 0.3, 10])

@@ -114,7 +114,8 @@ def test_an_undisturbed_build_reads_nothing_back(source, tmp_path, opened, monke
     assert reads(opened, "/rows/") == {f"{p.name}.parquet": 3 for p in source.partitions()}
     assert reads(opened, "/c/") == {}, "chunks were read"
     assert reads(opened, "/cells/") == {}
-    assert len(decoded) == len(set(decoded)) == source.number
+    assert len(decoded) == len(set(decoded))
+    assert len({name for name, _ in decoded}) == 1  # partitions this small are combined together
 
 
 @pytest.mark.slow

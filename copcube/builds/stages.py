@@ -398,7 +398,7 @@ def assemble(
         folder.files.write("survey.json", data)
     task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
     about = {**cube_attributes(plan, aggregation, found.survey), **attributes}
-    combining = len(found.parts) + len(found.passes)
+    combining = len(found.runs) + len(found.passes)
     with ThreadPoolExecutor(1) as thread:
         # While rows are combined: the template consists of many small files.
         template = thread.submit(_create, folder, task, found, about)

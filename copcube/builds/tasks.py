@@ -35,7 +35,7 @@ from copcube.files.processors import available_processors
 from copcube.grid import N_BANDS
 from copcube.images import Partition, Rejected, Source
 from copcube.modalities import SENSOR, kinds
-from copcube.parts import Part, parts
+from copcube.parts import Part, parts, runs
 from copcube.products.majortom import CoreSource, encode_embeddings
 from copcube.rows import encode_rows
 from copcube.selection import Selection
@@ -286,17 +286,18 @@ class AssembleTask:
 
 
 def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
-    """Combine one part of the rows into statistics of whole cells, then write the receipt.
+    """Combine some parts of the rows into statistics of whole cells, then write the receipt.
 
     The parts come first, then the passes over cells that lie in several parts.
     """
     folder, found = _surveyed(task)
-    # Tasks are numbered continuously: parts first, then the passes over divided cells.
-    if task.number < len(found.parts):
-        part = found.parts[task.number]
-        cells = aggregate.combine(part, found.aggregation, found.survey)
+    # Tasks are numbered continuously: runs of parts first, then the passes over divided cells.
+    if task.number < len(found.runs):
+        parts = found.parts[found.runs[task.number]]
+        combined = [aggregate.combine(part, found.aggregation, found.survey) for part in parts]
+        cells = Cells.concatenate(combined)
     else:
-        entries = found.passes[task.number - len(found.parts)]
+        entries = found.passes[task.number - len(found.runs)]
         cells = aggregate.combine_pass(found.parts, found.aggregation, found.survey, entries)
     files = {}
     if bands := [band for band, _ in cells.by_band()]:
@@ -372,7 +373,7 @@ class Surveyed:
     aggregation : Aggregation
         How cells are aggregated.
     parts : list of Part
-        Runs of rows, one for each of the first tasks of combining.
+        Runs of row groups; the first tasks of combining take one or several each.
     survey : Survey
         What the rows hold.
     """
@@ -384,13 +385,18 @@ class Surveyed:
     @classmethod
     def of(cls, files: Sequence[str], aggregation: Aggregation) -> "Surveyed":
         """Survey files of rows."""
-        runs = parts(files)
-        return cls(aggregation, runs, aggregate.survey(runs, aggregation))
+        found = parts(files)
+        return cls(aggregation, found, aggregate.survey(found, aggregation))
 
     @property
     def labels(self) -> tuple[str, ...]:
         """What cells count: the eight modalities, and other sensors that were selected."""
         return self.aggregation.selection.labels
+
+    @cached_property
+    def runs(self) -> list[slice]:
+        """Runs of parts, one for each of the first tasks of combining."""
+        return runs(self.parts)
 
     @cached_property
     def passes(self) -> list[slice]:
@@ -420,12 +426,12 @@ class Surveyed:
         tuples = {key: tuple(known[key]) for key in ("groups", "images_by_modality")}
         arrays = {key: np.array(known[key], np.int64) for key in _ARRAYS}
         survey = Survey(**known | tuples | arrays)
-        runs = [Part(p["file"], tuple(p["row_groups"]), p["rows"]) for p in found["parts"]]
+        known_parts = [Part(p["file"], tuple(p["row_groups"]), p["rows"]) for p in found["parts"]]
         aggregation = Aggregation(**chosen | {"selection": selection})
-        return cls(aggregation, runs, survey)
+        return cls(aggregation, known_parts, survey)
 
 
-_FORM = 3
+_FORM = 4
 """Version of the files in ``cells/``; those of an earlier copcube are combined again."""
 
 _ARRAYS = ("split_cell", "split_part", "split_rows")
