@@ -191,7 +191,7 @@ def reading_parquet(
 
 def _checked(path: str, modified: int, columns: Sequence[str]) -> "pq.FileMetaData":
     """Footer of a file; pages of each column are looked at once while the file does not change."""
-    metadata, seen = _footer(path, modified)
+    metadata, seen = _footer(path, modified), _seen(path, modified)
     # Vectors are called either, see `vectors_column`.
     named = {*columns, "embeddings"} if "embedding" in columns else set(columns)
     if new := named - seen:
@@ -201,11 +201,17 @@ def _checked(path: str, modified: int, columns: Sequence[str]) -> "pq.FileMetaDa
 
 
 @lru_cache(maxsize=64)
-def _footer(path: str, _modified: int) -> tuple["pq.FileMetaData", set[str]]:
-    """Footer of a file, and names of the columns whose pages were looked at."""
+def _footer(path: str, _modified: int) -> "pq.FileMetaData":
+    """Footer of a file, of which a large one takes a megabyte."""
     import pyarrow.parquet as pq
 
-    return pq.read_metadata(path), set()
+    return pq.read_metadata(path)
+
+
+@lru_cache(maxsize=1 << 16)
+def _seen(_path: str, _modified: int) -> set[str]:
+    """Names of the columns of a file whose pages were looked at, which takes longer."""
+    return set()
 
 
 def check_schema(schema: "pa.Schema", path: str | Path) -> None:

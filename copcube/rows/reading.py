@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,10 +198,16 @@ def _modalities(
 def _dates(column: "pa.ChunkedArray", path: str | Path) -> NDArray[np.object_]:
     values, code = distinct(column)
     try:
-        texts = [None if is_missing(value) else yyyymmdd(value) for value in values]
+        texts = [None if is_missing(value) else _yyyymmdd(value) for value in values]
     except OptionError as error:
         raise RowsError(f"{path}: column date: {error!s:.200}") from error
     return np.array(texts, object)[code]
+
+
+@lru_cache(maxsize=4096)
+def _yyyymmdd(value: Any) -> str:
+    """See `yyyymmdd`; the days of a year recur in each of thousands of files."""
+    return yyyymmdd(value)
 
 
 def _texts(column: "pa.ChunkedArray") -> NDArray[np.object_]:
