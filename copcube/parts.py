@@ -1,4 +1,4 @@
-"""Files of rows in parts: runs of row groups, each aggregated by a separate task.
+"""Files of rows in parts: runs of row groups, which tasks combine, several of small files at once.
 
 The small columns of a part, all except its vectors, are read twice: to find its cells, and to
 combine them. In between they are kept, for as many rows as fit comfortably in memory.
@@ -23,7 +23,7 @@ _KEPT = 1 << 21
 
 @dataclass(frozen=True)
 class Part:
-    """A run of row groups of one file: the unit of aggregation.
+    """A run of row groups of one file, which are combined by one task.
 
     Parameters
     ----------
