@@ -4,8 +4,8 @@ The mean is a weighted sum over images in float64, whose order is fixed by cell,
 patch and date; and a cell is always computed from all its rows together. So the result is the same
 to the last bit for any order of files, number of workers and division of rows into parts.
 
-`copcube.parts` divides files into parts. `survey` finds which cells lie in several parts; `combine`
-computes the cells that are complete in a part, `combine_pass` the others.
+`copcube.parts` divides files into parts, and these into runs. `survey` finds which cells lie in
+several runs; `combine` computes the cells that are complete in a run, `combine_pass` the others.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from copcube.grouping import By, group_names, groups_of
 from copcube.lookahead import map_ahead
 from copcube.means import Means
 from copcube.modalities import MODALITIES
-from copcube.parts import Part, read_part
+from copcube.parts import Part, read_part, runs
 from copcube.products import tables
 from copcube.products.pixels import day_of
 from copcube.products.tables import Assign, Position
@@ -113,9 +113,9 @@ class Survey:
     provenance : dict
         What made the vectors, as far as all files agree on it.
     split_cell, split_part, split_rows : numpy.ndarray
-        Cells with selected images in several parts, ordered from north to south; in which
-        part, by its number, and in how many rows of it. (m,) int64, one entry a cell and
-        part.
+        Cells with selected images in several runs of parts, ordered from north to south; in
+        which part, by its number, and in how many rows of it. (m,) int64, one entry a cell
+        and part.
     """
 
     groups: tuple[str, ...]
@@ -131,7 +131,7 @@ class Survey:
 
 
 def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
-    """Read the small columns of all parts: groups, totals and cells in several parts.
+    """Read the small columns of all parts: groups, totals and cells in several runs of parts.
 
     Raises
     ------
@@ -172,8 +172,12 @@ def survey(parts: Sequence[Part], aggregation: Aggregation) -> Survey:
             f"{aggregation.by}; select other modalities or another grouping"
         )
     cell, part_number, count = (np.concatenate(arrays) for arrays in zip(*seen, strict=True))
-    distinct, inverse, times = np.unique(cell, return_inverse=True, return_counts=True)
-    # A cell in two parts is averaged from all its rows, after the parts, since means of means would
+    distinct, inverse = np.unique(cell, return_inverse=True)
+    together = runs(parts)
+    run = np.repeat(np.arange(len(together)), [run.stop - run.start for run in together])
+    pairs = np.unique(inverse * len(parts) + run[part_number])
+    times = np.bincount(pairs // max(1, len(parts)), minlength=len(distinct))
+    # A cell in two runs is averaged from all its rows, after the runs, since means of means would
     # not be exact.
     split = np.flatnonzero(times[inverse] > 1)
     split = split[np.lexsort((part_number[split], *grid.row_col(cell[split])[::-1]))]
@@ -308,8 +312,8 @@ def _shares(
     return shares
 
 
-def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
-    """Statistics of the cells that are complete in one part.
+def combine(parts: Sequence[Part], aggregation: Aggregation, survey: Survey) -> Cells:
+    """Statistics of the cells that are complete in one run of parts.
 
     With the balance "variance" they are those of single modalities, which
     `copcube.balance.equalised` joins.
@@ -319,8 +323,8 @@ def combine(part: Part, aggregation: Aggregation, survey: Survey) -> Cells:
     RowsError
         As `read_rows` and `cell_statistics`.
     """
-    # Cells that other parts hold rows of too are left to `combine_pass`.
-    return _combined([part], aggregation, survey, survey.split_cell, leave_out=True)
+    # Cells that other runs hold rows of too are left to `combine_pass`.
+    return _combined(parts, aggregation, survey, survey.split_cell, leave_out=True)
 
 
 def _combined(
@@ -332,6 +336,8 @@ def _combined(
     leave_out: bool = False,
 ) -> Cells:
     """Statistics of cells, or of all but those, whose rows are all in some parts."""
+    # By name, so that the sums have the same order whatever the order of the files given.
+    parts = sorted(parts, key=lambda part: (part.file, part.row_groups))
     read = [read_part(part, aggregation.assign, aggregation.footprints) for part in parts]
     if any(tables.is_of_pixels(part.file) for part in parts):
         groups = [_group_of_all(rows, aggregation, survey.groups) for rows in read]
@@ -360,7 +366,7 @@ def _combined(
 
 
 def passes(survey: Survey) -> list[slice]:
-    """Divide the cells that lie in several parts into passes, from north to south.
+    """Divide the cells that lie in several runs into passes, from north to south.
 
     Returns
     -------
@@ -380,7 +386,7 @@ def passes(survey: Survey) -> list[slice]:
 def combine_pass(
     parts: Sequence[Part], aggregation: Aggregation, survey: Survey, entries: slice
 ) -> Cells:
-    """Statistics of the cells of one pass, each of which lies in several parts.
+    """Statistics of the cells of one pass, each of which lies in several runs of parts.
 
     Reads only the row groups that hold its cells. It is quick where files keep neighbouring cells
     together, whatever else they are divided by; rows in random order cost one reading of everything
@@ -403,11 +409,7 @@ def combine_pass(
         As `read_rows` and `cell_statistics`.
     """
     cells = np.unique(survey.split_cell[entries])
-    # By name, so that the sums have the same order whatever the order of the files given.
-    holders = sorted(
-        (parts[i] for i in np.unique(survey.split_part[entries])),
-        key=lambda part: (part.file, part.row_groups),
-    )
+    holders = [parts[i] for i in np.unique(survey.split_part[entries])]
     return _combined(holders, aggregation, survey, cells)
 
 

@@ -46,7 +46,7 @@ def everything(files, aggregation, max_rows=65536, step=1) -> Cells:
     """All cells of some files, as a build makes them."""
     all_parts = parts(files, max_rows)[::step]
     found = survey(all_parts, aggregation)
-    pieces = [combine(part, aggregation, found) for part in all_parts]
+    pieces = [combine(all_parts[run], aggregation, found) for run in runs(all_parts)]
     pieces += [combine_pass(all_parts, aggregation, found, entries) for entries in passes(found)]
     return Cells.concatenate(pieces)
 
@@ -116,6 +116,7 @@ def test_files_parts_and_passes_do_not_change_a_bit(tmp_path_factory, rows, data
     aggregation = Aggregation(data.draw(st.sampled_from(("image", "modality"))), by)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aggregate, "_PASS", data.draw(st.integers(1, 20)))
+        patch.setattr(copcube.parts, "_RUN", data.draw(st.integers(1, 20)))
         patch.setattr(copcube.means, "_WAITING", data.draw(st.integers(1, 20)))
         split = everything(rows_files(folder), aggregation, data.draw(st.integers(1, 12)))
     groups = survey(parts(rows_files(folder)), aggregation).groups
@@ -155,7 +156,7 @@ def test_many_small_files_make_the_cube_of_a_large_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stages, "run_combine_task", spy)
     build_of(tmp_path / "many", tmp_path / "many.zarr")
-    # Six runs of seven files or fewer, and a pass over the cells that lie in several files.
+    # Six runs of seven files or fewer, and a pass over the cells that lie in several runs.
     assert len(combined) == 7
     build_of(tmp_path / "one.parquet", tmp_path / "one.zarr")
     many, one = (open_cube(tmp_path / f"{name}.zarr").load() for name in ("many", "one"))
@@ -307,11 +308,13 @@ def test_an_image_twice_in_one_file(tmp_path):
     assert (cells.embedding.tolist(), cells.n_images.tolist(), cells.duplicates) == ([[1]], [1], 1)
 
 
-def test_the_survey_counts_and_finds_split_cells(tmp_path):
+def test_the_survey_counts_and_finds_split_cells(tmp_path, monkeypatch):
     rows = random_rows(500, cells=30)
     for i in range(3):
         write_rows(tmp_path / f"{i}.parquet", rows.take(np.arange(500) // 200 == i), {})
     some = parts(rows_files(tmp_path))
+    assert not len(survey(some, Aggregation()).split_cell)  # so few rows are combined together
+    monkeypatch.setattr(copcube.parts, "_RUN", 0)
     found = survey(some, Aggregation(selection=Selection(("s1_grd", "dem"))))
     chosen = np.isin(rows.modality, (0, 7))
     assert (found.rows, found.images, found.dim) == (500, chosen.sum(), 6)

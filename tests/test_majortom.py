@@ -24,7 +24,7 @@ from copcube.cli import main
 from copcube.cube import validate
 from copcube.errors import BuildError, OptionError, RowsError
 from copcube.files.objects import ObjectFolder
-from copcube.parts import parts
+from copcube.parts import parts, runs
 from copcube.products.majortom import (
     COLUMNS,
     Embeddings,
@@ -110,11 +110,11 @@ def released(path, rows, *, column="embedding", kind=None, drop=(), noted=False)
 def cells_of(path, **options):
     """Statistics of cells as a cube gets them, and what the survey knows, without a cube."""
     asked = Aggregation(**options)
-    runs = parts(rows_files(path))
-    survey = aggregation.survey(runs, asked)
-    found = [aggregation.combine(part, asked, survey) for part in runs]
+    all_parts = parts(rows_files(path))
+    survey = aggregation.survey(all_parts, asked)
+    found = [aggregation.combine(all_parts[run], asked, survey) for run in runs(all_parts)]
     for entries in aggregation.passes(survey):
-        found.append(aggregation.combine_pass(runs, asked, survey, entries))
+        found.append(aggregation.combine_pass(all_parts, asked, survey, entries))
     return Cells.concatenate(found), survey.provenance
 
 

@@ -286,16 +286,15 @@ class AssembleTask:
 
 
 def run_combine_task(task: AssembleTask, advance: Advance = ignore) -> Receipt:
-    """Combine some parts of the rows into statistics of whole cells, then write the receipt.
+    """Combine a run of parts into statistics of whole cells, then write the receipt.
 
-    The parts come first, then the passes over cells that lie in several parts.
+    The runs come first, then the passes over cells that lie in several runs.
     """
     folder, found = _surveyed(task)
     # Tasks are numbered continuously: runs of parts first, then the passes over divided cells.
     if task.number < len(found.runs):
-        parts = found.parts[found.runs[task.number]]
-        combined = [aggregate.combine(part, found.aggregation, found.survey) for part in parts]
-        cells = Cells.concatenate(combined)
+        run = found.parts[found.runs[task.number]]
+        cells = aggregate.combine(run, found.aggregation, found.survey)
     else:
         entries = found.passes[task.number - len(found.runs)]
         cells = aggregate.combine_pass(found.parts, found.aggregation, found.survey, entries)
@@ -400,7 +399,7 @@ class Surveyed:
 
     @cached_property
     def passes(self) -> list[slice]:
-        """Passes over the cells that lie in several parts, one for each further task."""
+        """Passes over the cells that lie in several runs, one for each further task."""
         return aggregate.passes(self.survey)
 
     def to_json(self, rows: str) -> bytes:
