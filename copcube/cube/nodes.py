@@ -1,9 +1,9 @@
 """Metadata of a cube's arrays and groups, as Zarr stores them: a ``zarr.json`` each.
 
-The documents are those that zarr-python writes, to the byte. They are made here because importing
-zarr takes as long as aggregating a hundred thousand rows. Format: Zarr core specification, version
-3.1 (https://zarr-specs.readthedocs.io); consolidated metadata, in which a group repeats what lies
-below it, as zarr-python has them.
+The documents are those that zarr-python 3.1 writes, to the byte. They are made here since importing
+zarr takes as long as aggregating tens of thousands of rows. Format: Zarr core specification,
+version 3.1 (https://zarr-specs.readthedocs.io); consolidated metadata, in which a group repeats
+what lies below it, as zarr-python has them.
 """
 
 import json
