@@ -11,6 +11,7 @@ from zarr.storage import MemoryStore
 from copcube import cube
 from copcube.cube import schema
 from copcube.cube.store import compressors
+from copcube.errors import CubeError
 
 GROUPS = {
     None: (),
@@ -98,3 +99,15 @@ def test_values_that_zarr_reads_are_those_of_the_schema(tmp_path):
         if variable.values is not None:
             assert group[name].dtype == variable.dtype
             np.testing.assert_array_equal(group[name][...], variable.values)
+
+
+@pytest.mark.parametrize("version", [None, schema.VERSION + 1])
+def test_nothing_is_removed_where_there_is_no_cube_to_finish(tmp_path, version):
+    attributes = {} if version is None else {"copcube_schema": version}
+    zarr.create_group(tmp_path, zarr_format=3, attributes=attributes)
+    for name in ("mine.partial", ".mine.partial"):
+        (tmp_path / name).write_text("mine")
+    before = files(tmp_path)
+    with pytest.raises(CubeError, match=r"expected an embedding cube|knows only up to"):
+        cube.finish(tmp_path)
+    assert files(tmp_path) == before

@@ -92,8 +92,9 @@ class Chunks:
         counts = (-(-n // size) for n, size in zip(self.shape, self.chunks, strict=True))
         files = {}
         for index in np.ndindex(*counts):
-            starts = (i * size for i, size in zip(index, self.chunks, strict=True))
-            inside = (slice(a, a + size) for a, size in zip(starts, self.chunks, strict=True))
+            inside = (
+                slice(i * size, (i + 1) * size) for i, size in zip(index, self.chunks, strict=True)
+            )
             data = self.encode(values[tuple(inside)])
             if data is not None:
                 files[self.file(index)] = data

@@ -200,11 +200,7 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
     """
     folder = open_folder(path)
     with writing(path):
-        if isinstance(folder, LocalFolder):  # a store has no half-written objects
-            folder.sweep()
         found = folder.names()
-        for stray in (name for name in found if name.endswith(".partial")):
-            folder.remove(stray)  # from zarr's own writer, which earlier releases used
         with parsing(path):
             documents = {
                 os.path.dirname(name): json.loads(folder.read(name))
@@ -212,9 +208,14 @@ def finish(path: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
                 if os.path.basename(name) == nodes.DOCUMENT
             }
             root = documents.pop("", {"attributes": {}})["attributes"]
-            if "copcube_schema" not in root or not documents.keys() >= set(schema.ESSENTIAL):
+            whole = documents.keys() >= set(schema.ESSENTIAL)
+            if root.get("copcube_schema") != schema.VERSION or not whole:
                 open_group(path)  # says what is there instead
             attributes = dict(sorted((root | dict(attrs or {})).items()))
+        if isinstance(folder, LocalFolder):  # a store has no half-written objects
+            folder.sweep()
+        for stray in (name for name in found if name.endswith(".partial")):
+            folder.remove(stray)  # from zarr's own writer, which earlier releases used
         # Everything else was flushed when written.
         folder.write(nodes.DOCUMENT, nodes.encoded(nodes.of_group(attributes, documents)))
 
