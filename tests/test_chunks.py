@@ -12,7 +12,7 @@ from copcube.cube.store import compressors
 from copcube.errors import CubeError
 
 
-def stored(values, chunks, fill):
+def stored(values, chunks, fill, separator="."):
     """What zarr stores of an array, by the names of its chunks, and the array's metadata."""
     memory = {}
     with zarr.config.set({"array.write_empty_chunks": False}):
@@ -24,10 +24,12 @@ def stored(values, chunks, fill):
             dtype=values.dtype,
             fill_value=fill,
             compressors=compressors(),
+            chunk_key_encoding={"name": "default", "separator": separator},
         )
         array[...] = values
     metadata = memory.pop("field/zarr.json").to_bytes()
-    return {name: data.to_bytes() for name, data in memory.items() if "/c/" in name}, metadata
+    chunks = (name for name in memory if name.startswith(f"field/c{separator}"))
+    return {name: memory[name].to_bytes() for name in chunks}, metadata
 
 
 @pytest.mark.slow
@@ -40,7 +42,8 @@ def test_chunks_are_those_of_zarr(data):
         values, fill = np.where(values > 0, values, np.nan).astype(np.float32), np.nan
     else:
         values, fill = values.astype(np.int32), 0
-    expected, metadata = stored(values, chunks, fill)
+    expected, metadata = stored(values, chunks, fill, data.draw(st.sampled_from("./")))
+    assert expected or (values == 0).all() or np.isnan(values).all()
     assert Chunks.of("field", metadata).encode_all(values) == expected
 
 
@@ -49,6 +52,7 @@ def test_chunks_are_those_of_zarr(data):
     [
         {"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}]},
         {"chunk_key_encoding": {"name": "v2", "configuration": {"separator": "."}}},
+        {"chunk_key_encoding": {"name": "default", "configuration": {"separator": "/../"}}},
         {"codecs": None},
     ],
 )

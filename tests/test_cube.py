@@ -440,13 +440,10 @@ def test_what_an_interrupted_write_left_is_replaced(world, cells, tmp_path):
     others = cells_of(seed=1)
     for band in range(grid.N_BANDS):
         cube.write_band(path, band, others.take(band_of(others) == band))
-    (path / "embedding/c/3/1").mkdir(parents=True, exist_ok=True)
-    (path / "embedding/c/3/1/0.0123.partial").write_bytes(b"half a chunk")
-    (path / "embedding/c/3/1/.0.0123.partial").write_bytes(b"half a chunk")
-    for name in ("embedding/c/16/0/0", "n_images/c/16/0", "n_images/c/3/0"):
-        file = path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"a torn chunk")
+    (path / "embedding/c.3.1.0.0123.partial").write_bytes(b"half a chunk")
+    (path / "embedding/.c.3.1.0.0123.partial").write_bytes(b"half a chunk")
+    for name in ("embedding/c.16.0.0", "n_images/c.16.0", "n_images/c.3.0"):
+        (path / name).write_bytes(b"a torn chunk")
     for band in range(grid.N_BANDS):
         cube.write_band(path, band, cells.take(band_of(cells) == band))
     cube.finish(path, {"history": "made in a test"})
@@ -542,10 +539,9 @@ def damage(path, cells, kind):
         case "infinite":
             spoil(path, "embedding", (row, col, 2), np.inf)
         case "chunk lost":
-            shutil.rmtree(path / "embedding" / "c" / str(row // 45) / str(col // 45))
+            (path / "embedding" / f"c.{row // 45}.{col // 45}.0").unlink()
         case "chunk broken":
-            file = path / "embedding" / "c" / str(row // 45) / str(col // 45) / "0"
-            file.write_bytes(b"\x00" * 20)
+            (path / "embedding" / f"c.{row // 45}.{col // 45}.0").write_bytes(b"\x00" * 20)
         case "stray vector":
             spoil(path, "embedding", (0, 0), np.ones(DIM))
         case "count":
@@ -575,8 +571,8 @@ def damage(path, cells, kind):
 DAMAGES = {
     "one value missing": r"images, but no complete, finite vector: 1 cells, the first at lat",
     "infinite": r"images, but no complete, finite vector: 1 cells",
-    "chunk lost": r"embedding/c/\d+/\d+/0: missing; embedding of cells of lat",
-    "chunk broken": r"embedding/c/\d+/\d+/0: damaged \(not decodable: .*; embedding of",
+    "chunk lost": r"embedding/c\.\d+\.\d+\.0: missing; embedding of cells of lat",
+    "chunk broken": r"embedding/c\.\d+\.\d+\.0: damaged \(not decodable: .*; embedding of",
     "stray vector": r"vector without images: 1 cells, the first at lat 90.0, lon 0.0",
     "count": r"counts of the modalities do not add up: 1 cells",
     "negative spread": r"images, but no finite spread: 1 cells",
@@ -649,7 +645,7 @@ def test_the_summary_looks_for_no_chunk_that_is_not_stored(world, monkeypatch):
     monkeypatch.setattr(LocalStore, "get", noted)
     cube.summary(world)
     assert "n_images/zarr.json" in asked
-    assert all((world / key).is_file() for key in asked if "/c/" in key)
+    assert all((world / key).is_file() for key in asked if "/c." in key)
 
 
 @pytest.mark.parametrize(

@@ -110,20 +110,24 @@ def test_a_missing_map_is_told_from_cells_without_images(world, tmp_path, name):
 
 @pytest.mark.slow
 def test_an_array_that_somebody_stored_otherwise_is_examined_too(world, tmp_path):
-    """All of its chunks in one folder, which every reader of Zarr understands."""
+    """Its chunks in a folder each, which is Zarr's default."""
     path = shutil.copytree(world, tmp_path / "world.zarr")
     about = json.loads((path / "spread" / "zarr.json").read_bytes())
-    about["chunk_key_encoding"]["configuration"]["separator"] = "."
+    about["chunk_key_encoding"]["configuration"]["separator"] = "/"
     (path / "spread" / "zarr.json").write_text(json.dumps(about))
     root = json.loads((path / "zarr.json").read_bytes())
     root["consolidated_metadata"]["metadata"]["spread"] = about
     (path / "zarr.json").write_text(json.dumps(root))
-    for chunk in [chunk for chunk in chunks_of(path) if chunk.startswith("spread/c/")]:
-        (path / chunk).rename(path / "spread" / ".".join(chunk.split("/")[1:]))
+    for chunk in [chunk for chunk in chunks_of(path) if chunk.startswith("spread/c.")]:
+        new = path / "spread" / chunk.partition("/")[2].replace(".", "/")
+        new.parent.mkdir(parents=True, exist_ok=True)
+        (path / chunk).rename(new)
     assert cube.validate(path) == []
-    flip(damaged := min((path / "spread").glob("c.*")))
+    flip(damaged := min((path / "spread").glob("c/*/*")))
     problem, _ = cube.validate(path)
-    assert problem.startswith(f"spread/{damaged.name}: damaged (its checksum does not match); ")
+    assert problem.startswith(
+        f"{damaged.relative_to(path).as_posix()}: damaged (its checksum does not match); "
+    )
 
 
 @pytest.mark.slow
@@ -154,11 +158,11 @@ def test_the_cells_of_a_chunk_are_named(world, tmp_path):
     chunk = next(chunk for chunk in chunks_of(path) if chunk.startswith("embedding"))
     flip(path / chunk)
     problem, _ = cube.validate(path)
-    i, j = map(int, chunk.split("/")[2:4])
+    i, j = map(int, chunk.split(".")[1:3])
     block = xr.open_zarr(path).embedding.isel(
         lat=slice(45 * i, 45 * i + 45), lon=slice(45 * j, 45 * j + 45)
     )
-    south, north, west, east = re.findall(r"-?\d+\.\d+", problem)
+    south, north, west, east = re.findall(r"-?\d+\.\d+", problem.removeprefix(chunk))
     assert (float(south), float(north)) == (block.lat.min(), block.lat.max())
     assert (float(west), float(east)) == (block.lon.min(), block.lon.max())
 
@@ -167,7 +171,7 @@ def test_the_cells_of_a_chunk_are_named(world, tmp_path):
 def test_no_bit_of_a_chunk_can_be_flipped_unnoticed(world, tmp_path):
     """Either reading fails, or the numbers are the same: some bits of a header mean nothing."""
     path = shutil.copytree(world, tmp_path / "world.zarr")
-    array, file = zarr.open_array(path / "dim", mode="r"), path / "dim" / "c" / "0"
+    array, file = zarr.open_array(path / "dim", mode="r"), path / "dim" / "c.0"
     whole, found = file.read_bytes(), 0
     values = array[:]
     for bit in range(8 * len(whole)):
@@ -209,7 +213,7 @@ def test_readers_name_the_chunk_in_one_line(sick, tmp_path, reader):
     path, chunk = sick
     ds = xr.open_zarr(path, chunks={} if "lazily" in reader else None)
     if "lazily" in reader:  # in the band of the chunk, for dask takes seconds for all of them
-        ds = ds.isel(lat=grid.Block(int(chunk.split("/")[2]), 0).rows)
+        ds = ds.isel(lat=grid.Block(int(chunk.split(".")[1]), 0).rows)
     with pytest.raises(CubeError) as caught:
         READERS[reader](ds, tmp_path)
     assert str(caught.value).startswith(f"{path}/{chunk}: a damaged chunk (its checksum does not")

@@ -37,6 +37,7 @@ def by_zarr(dim, by, attrs, counted):
                 dtype=v.dtype,
                 fill_value=v.fill,
                 compressors=compressors(),
+                chunk_key_encoding={"name": "default", "separator": "."},
                 dimension_names=v.dims,
                 attributes=v.attrs,
             )

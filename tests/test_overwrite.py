@@ -446,7 +446,7 @@ def test_a_damaged_cube_to_which_somebody_added_is_not_replaced_unasked(images, 
     assert validate(world) == []  # what was added is no damage
     group.create_array("mine", shape=(3,), dtype="f4")[:] = 1
     name, damage = DAMAGES[kind]
-    chunk = next(path for path in (world / "embedding" / "c").rglob("*") if path.is_file())
+    chunk = next((world / "embedding").glob("c.*"))
     damage(chunk if name == "chunk" else world / name)
     with pytest.raises(BuildError, match="would remove mine, which copcube did not write"):
         build(images, world, encoder=StubEncoder(), **OPTIONS)
@@ -477,8 +477,8 @@ def test_an_aggregated_cube_is_mended_too(finished, tmp_path):
     aggregate(rows, out)
     before = contents(out)
     (out / "spread" / "zarr.json").unlink()
-    for chunk in (out / "n_images" / "c").iterdir():
-        shutil.rmtree(chunk)
+    for chunk in (out / "n_images").glob("c.*"):
+        chunk.unlink()
     aggregate(rows, out)
     assert contents(out) == before
     (out / "zarr.json").unlink()

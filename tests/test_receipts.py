@@ -108,11 +108,11 @@ def test_an_undisturbed_build_reads_nothing_back(source, tmp_path, opened, monke
     build("fake", tmp_path / "world.zarr", encoder=StubEncoder())
     written = [path for path, mode in opened if "w" in mode and ".partial" in path]
     assert len([path for path in written if "/rows/" in path]) == source.number
-    chunks = [path for path in written if "/cube.zarr/" in path and "/embedding/c/" in path]
+    chunks = [path for path in written if "/cube.zarr/" in path and "/embedding/.c." in path]
     assert len(chunks) == source.number
     # Beside what pyarrow reads: headers of pages, to check them and to find vectors, and these.
     assert reads(opened, "/rows/") == {f"{p.name}.parquet": 3 for p in source.partitions()}
-    assert reads(opened, "/c/") == {}, "chunks were read"
+    assert reads(opened, "/c.") == {}, "chunks were read"
     assert reads(opened, "/cells/") == {}
     assert len(decoded) == len(set(decoded))
     assert len({name for name, _ in decoded}) == 1  # partitions this small are combined together
@@ -386,7 +386,7 @@ def test_a_cube_of_rows_that_are_embedded_again_is_made_again(source, tmp_path, 
     build("fake", out, encoder=StubEncoder())
     build("fake", other, encoder=Other())
     whole = contents(out)
-    shutil.copytree(other / "embedding" / "c", out / "embedding" / "c", dirs_exist_ok=True)
+    shutil.copytree(other / "embedding", out / "embedding", dirs_exist_ok=True)
     (tmp_path / "world.build" / "rows" / "p00002.parquet").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(BuildFolder, "publish", lambda *arguments, **options: 1 / 0)
@@ -439,7 +439,7 @@ def test_in_a_bucket_a_resume_lists_the_rows_and_reads_none(source, bucket, monk
         monkeypatch.setattr(f"copcube.files.objects.{module}.read", lambda url: spy(url, 0, None))
     out, encoder = f"{bucket}/world.zarr", StubEncoder()
     build("fake", out, encoder=encoder)
-    assert not [url for url in fetched if "/rows/" in url or "/c/" in url]
+    assert not [url for url in fetched if "/rows/" in url or "/c." in url]
     calls = len(encoder.calls)
     receipt = json.loads(BuildFolder(out).files.read("receipts/embed/p00000.json"))
     assert receipt["stamps"]["rows/p00000.parquet"]
@@ -448,7 +448,7 @@ def test_in_a_bucket_a_resume_lists_the_rows_and_reads_none(source, bucket, monk
     assert (report.resumed, len(encoder.calls)) == (source.number, calls)
     assert not [url for url in fetched if "/rows/" in url]
     # To see that the cube is whole, each chunk that is there is asked for once, and no other.
-    names = [f"{out}/{entry.name}" for entry in access.listing(out) if "/c/" in entry.name]
-    assert sorted(url for url in fetched if "/c/" in url) == names
+    names = [f"{out}/{entry.name}" for entry in access.listing(out) if "/c." in entry.name]
+    assert sorted(url for url in fetched if "/c." in url) == names
     assert validate_rows(out) == []
     assert len([url for url in fetched if "/rows/" in url]) == source.number

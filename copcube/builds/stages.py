@@ -7,7 +7,6 @@ finished ones and retries failed ones.
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any, Generic
 
@@ -399,11 +398,8 @@ def assemble(
     task = AssembleTask(folder.out, plan.id, digest_of(data), 0)
     about = {**cube_attributes(plan, aggregation, found.survey), **attributes}
     combining = len(found.runs) + len(found.passes)
-    with ThreadPoolExecutor(1) as thread:
-        # While rows are combined: the template consists of many small files.
-        template = thread.submit(_create, folder, task, found, about)
-        run_stage(executor, AssembleStage(folder, "combine", task, combining))
-        template.result()
+    _create(folder, task, found, about)
+    run_stage(executor, AssembleStage(folder, "combine", task, combining))
     # Lines of pixels were counted, whether or not they hold data.
     if not folder.files.names(f"cells/{task.place}/"):
         raise BuildError(

@@ -7,7 +7,9 @@ COPCUBE_DEBUG in the environment, shows the traceback instead.
 """
 
 import argparse
+import atexit
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -41,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
+    # As Python ends, it would look through all objects for cycles, which takes a tenth of the time
+    # of a short command.
+    atexit.register(gc.freeze)
     for name in ("stdout", "stderr"):
         if (stream := getattr(sys, name)) is None:  # it was closed, as `>&-` does
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

@@ -27,6 +27,8 @@ class Chunks:
         Shape of the array and of a chunk.
     dtype : numpy.dtype
         Little-endian type of the values.
+    separator : str
+        What separates the parts of a chunk's name; in cubes of the first release "/".
     fill : float or int
         Value where nothing is stored.
     level : int
@@ -39,6 +41,7 @@ class Chunks:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dtype: np.dtype[Any]
+    separator: str
     fill: float
     level: int
     checksum: bool
@@ -55,6 +58,7 @@ class Chunks:
         try:
             about = json.loads(metadata)
             order, packed = about["codecs"]
+            names = about["chunk_key_encoding"]
             dtype = np.dtype(about["data_type"]).newbyteorder("<")
             # Numbers of one byte have no byte order.
             plain = {"name": "bytes"}
@@ -63,8 +67,8 @@ class Chunks:
                 and (dtype.itemsize == 1 or order != plain)
                 and packed["name"] == "zstd"
                 and about["chunk_grid"]["name"] == "regular"
-                and about["chunk_key_encoding"]
-                == {"name": "default", "configuration": {"separator": "/"}}
+                and names["name"] == "default"
+                and names["configuration"]["separator"] in (".", "/")
             )
             if not known:
                 raise ValueError(name)
@@ -73,6 +77,7 @@ class Chunks:
                 tuple(about["shape"]),
                 tuple(about["chunk_grid"]["configuration"]["chunk_shape"]),
                 dtype,
+                names["configuration"]["separator"],
                 float(about["fill_value"]),
                 packed["configuration"]["level"],
                 packed["configuration"]["checksum"],
@@ -85,7 +90,7 @@ class Chunks:
 
     def file(self, index: tuple[int, ...]) -> str:
         """Name of a chunk's file in the cube."""
-        return "/".join((self.name, "c", *map(str, index)))
+        return f"{self.name}/{self.separator.join(('c', *map(str, index)))}"
 
     def encode_all(self, values: NDArray[Any]) -> dict[str, bytes]:
         """Bytes of all chunks that are stored, by their files, from the values of the array."""

@@ -203,10 +203,11 @@ class LocalFolder:
         # A thread that finds another's folder waits until that one has flushed it.
         with writing(self._path), _MAKING:
             if not os.path.isdir(inside):
-                new = [above for above in Path(path).parents if not above.exists()]
-                os.makedirs(inside, exist_ok=True)
                 # A new folder is an entry in its parent, which must be flushed to keep it.
-                for folder in new if flush else ():
+                above = Path(path).parents if flush else ()
+                new = [folder for folder in above if not folder.exists()]
+                os.makedirs(inside, exist_ok=True)
+                for folder in new:
                     sync(folder.parent)
         return path
 
