@@ -70,7 +70,12 @@ def source(monkeypatch):
 def opened(monkeypatch):
     """Path and mode of every file that Python opens; pyarrow opens rows past it."""
     seen = []
-    real = io.open
+    real, create = io.open, os.open
+
+    def spy_on_new(file, flags, *arguments, **options):
+        if flags & os.O_CREAT:  # others are opened to be flushed
+            seen.append((str(file), "w"))
+        return create(file, flags, *arguments, **options)
 
     def spy(file, mode="r", *arguments, **options):
         seen.append((str(file), mode))
@@ -78,6 +83,7 @@ def opened(monkeypatch):
 
     monkeypatch.setattr(io, "open", spy)
     monkeypatch.setattr(builtins, "open", spy)
+    monkeypatch.setattr(os, "open", spy_on_new)
     return seen
 
 
