@@ -28,8 +28,8 @@ def stored(values, chunks, fill, separator="."):
         )
         array[...] = values
     metadata = memory.pop("field/zarr.json").to_bytes()
-    chunks = (name for name in memory if name.startswith(f"field/c{separator}"))
-    return {name: memory[name].to_bytes() for name in chunks}, metadata
+    names = [name for name in memory if name.startswith(f"field/c{separator}")]
+    return {name: memory[name].to_bytes() for name in names}, metadata
 
 
 @pytest.mark.slow

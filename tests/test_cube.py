@@ -21,7 +21,7 @@ from zarr.storage import LocalStore
 from copcube import cube, grid
 from copcube.aggregate import Aggregation, cell_statistics
 from copcube.cells import Cells
-from copcube.cube import schema
+from copcube.cube import nodes, schema
 from copcube.errors import CubeError, OptionError, StorageError
 from copcube.files.folders import LocalFolder
 from copcube.files.states import FileState
@@ -403,17 +403,24 @@ def test_the_affine_transform_of_the_conventions_is_that_of_the_coordinates(worl
 
 @pytest.mark.slow
 def test_a_cube_that_the_first_release_began_is_finished_as_it_is(world, cells, tmp_path):
-    """Its maps have one chunk all around the globe."""
-    variables = schema.variables
+    """Its maps have one chunk all around the globe, and each chunk lies in folders of its own."""
+    variables, of_array = schema.variables, nodes.of_array
 
     def earlier(*arguments, **options):
         parts = variables(*arguments, **options)
         return {n: replace(v, chunks=schema.earlier_chunks(v)) for n, v in parts.items()}
 
+    def in_folders(variable):
+        names = {"name": "default", "configuration": {"separator": "/"}}
+        return of_array(variable) | {"chunk_key_encoding": names}
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "variables", earlier)
+        patch.setattr(nodes, "of_array", in_folders)
         path = build(tmp_path / "a.zarr", cells)
     assert zarr.open_array(path / "n_images", mode="r").chunks == (45, 1440)
+    assert [*path.glob("embedding/c/*/*/0")]
+    assert not [*path.glob("*/c.*")]
     assert cube.validate(path) == []
     opened = [cube.open_cube(p).isel(lat=slice(45, 135)).compute() for p in (path, world)]
     xr.testing.assert_identical(*opened)
