@@ -298,6 +298,20 @@ def test_what_fails_because_of_a_takeover_says_so(folder, beat):
     assert isinstance(caught.value.__context__, FileNotFoundError)
 
 
+def test_who_sleeps_until_its_work_ends_finds_out(folder):
+    """No heartbeat comes between its waking and its end."""
+
+    def sleep():
+        with folder.lock(beat=60, dead=0.2):
+            time.sleep(0.25)
+            with folder.lock(dead=0.2):
+                pass
+
+    with pytest.raises(BuildError, match="took over this build"):
+        sleep()
+    assert lock_files(folder) == []
+
+
 def test_an_owner_that_wakes_up_while_it_is_succeeded_stays(folder, monkeypatch):
     with folder.lock(beat=60, dead=0.2) as sleeper:
         time.sleep(0.25)
